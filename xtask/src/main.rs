@@ -1,2 +1,59 @@
-//! Placeholder.
-fn main() {}
+//! The project's own commands, run as `cargo xtask <command>`.
+//!
+//! This file holds the flags and the dispatch; each command is a module. Dependencies are few on purpose: a fresh clone
+//! builds this crate before it can do anything else.
+
+mod bench_precompile;
+mod cargo_steps;
+mod precompile;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Precompile(precompile::PrecompileArgs),
+    Bench {
+        #[command(subcommand)]
+        bench: Bench,
+    },
+    Test(cargo_steps::TestArgs),
+    Ci(cargo_steps::CiArgs),
+}
+
+/// Measurements of the project's own performance promises.
+#[derive(Debug, Subcommand)]
+enum Bench {
+    Precompile(bench_precompile::BenchPrecompileArgs),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Precompile(args) => precompile::run(&args),
+        Command::Bench {
+            bench: Bench::Precompile(args),
+        } => bench_precompile::run(&args),
+        Command::Test(args) => cargo_steps::test(&args),
+        Command::Ci(args) => cargo_steps::ci(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
