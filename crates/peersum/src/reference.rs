@@ -1,0 +1,226 @@
+//! The numeric contract as plain Rust: the bits that every all-reduce of this crate must return.
+//!
+//! `out = round(((x[0] + x[1]) + x[2]) + ... + x[W-1])`: float32 accumulation in rank order and one rounding to nearest,
+//! ties to even. Signed zeros, infinities and subnormals come out as that expression says. A NaN, given or produced
+//! (`inf - inf`), is the canonical NaN of the hardware: `0x7FFF` for f16 and bf16, `0x7FFF_FFFF` for f32.
+//!
+//! A group of one rank does not add: its output is its input, bit for bit, NaN payloads included.
+
+use half::{bf16, f16};
+
+/// Elements summed at a time: a float32 accumulator of this length stays in the first-level cache.
+const CHUNK: usize = 2048;
+
+mod sealed {
+    /// Keeps [`super::ReferenceElement`] to the types whose rounding is proven here.
+    pub trait Sealed {}
+    impl Sealed for half::f16 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for f32 {}
+}
+
+/// An element type of the numeric contract: [`f16`], [`bf16`] or `f32`. Sealed.
+pub trait ReferenceElement: sealed::Sealed + Copy + Send + Sync + 'static {
+    /// The unsigned integer that holds the element's bits; results are compared as such.
+    type Bits: Copy + Eq + std::fmt::Debug + std::fmt::LowerHex + Send + Sync + 'static;
+
+    /// The NaN that every NaN result has.
+    const CANONICAL_NAN: Self;
+
+    /// The element with these bits.
+    fn from_raw(bits: Self::Bits) -> Self;
+
+    /// The element's bits.
+    fn raw(self) -> Self::Bits;
+
+    /// The element's exact value.
+    fn widen(self) -> f32;
+
+    /// The element nearest to `value`, ties to even; [`Self::CANONICAL_NAN`] for any NaN.
+    fn round(value: f32) -> Self;
+}
+
+impl ReferenceElement for f32 {
+    type Bits = u32;
+    const CANONICAL_NAN: f32 = f32::from_bits(0x7FFF_FFFF);
+
+    #[inline]
+    fn from_raw(bits: u32) -> f32 {
+        f32::from_bits(bits)
+    }
+
+    #[inline]
+    fn raw(self) -> u32 {
+        self.to_bits()
+    }
+
+    #[inline]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline]
+    fn round(value: f32) -> f32 {
+        // x86 keeps payloads and sets the sign of a produced NaN; GPUs return this one.
+        if value.is_nan() {
+            Self::CANONICAL_NAN
+        } else {
+            value
+        }
+    }
+}
+
+impl ReferenceElement for bf16 {
+    type Bits = u16;
+    const CANONICAL_NAN: bf16 = bf16::from_bits(0x7FFF);
+
+    #[inline]
+    fn from_raw(bits: u16) -> bf16 {
+        bf16::from_bits(bits)
+    }
+
+    #[inline]
+    fn raw(self) -> u16 {
+        self.to_bits()
+    }
+
+    #[inline]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline]
+    fn round(value: f32) -> bf16 {
+        bf16::from_bits(f32_to_bf16_bits(value))
+    }
+}
+
+impl ReferenceElement for f16 {
+    type Bits = u16;
+    const CANONICAL_NAN: f16 = f16::from_bits(0x7FFF);
+
+    #[inline]
+    fn from_raw(bits: u16) -> f16 {
+        f16::from_bits(bits)
+    }
+
+    #[inline]
+    fn raw(self) -> u16 {
+        self.to_bits()
+    }
+
+    #[inline]
+    fn widen(self) -> f32 {
+        f16_bits_to_f32(self.to_bits())
+    }
+
+    #[inline]
+    fn round(value: f32) -> f16 {
+        f16::from_bits(f32_to_f16_bits(value))
+    }
+}
+
+/// The all-reduce of `inputs`, one slice a rank in rank order, as every rank must receive it.
+///
+/// A single input is copied unchanged, since a group of one rank computes nothing. No inputs give an empty result.
+///
+/// # Panics
+///
+/// If the inputs differ in length: there is no such call to be a reference for.
+pub fn all_reduce<T: ReferenceElement>(inputs: &[&[T]]) -> Vec<T> {
+    let Some((first, rest)) = inputs.split_first() else {
+        return Vec::new();
+    };
+    for (rank, input) in inputs.iter().enumerate() {
+        assert_eq!(
+            input.len(),
+            first.len(),
+            "rank {rank} has another element count than rank 0"
+        );
+    }
+    if rest.is_empty() {
+        return first.to_vec();
+    }
+    let mut output = Vec::with_capacity(first.len());
+    let mut sums = [0.0_f32; CHUNK];
+    for (index, chunk) in first.chunks(CHUNK).enumerate() {
+        let start = index * CHUNK;
+        let sums = &mut sums[..chunk.len()];
+        for (sum, element) in sums.iter_mut().zip(chunk) {
+            *sum = element.widen();
+        }
+        for input in rest {
+            for (sum, element) in sums.iter_mut().zip(&input[start..]) {
+                *sum += element.widen();
+            }
+        }
+        output.extend(sums.iter().map(|&sum| T::round(sum)));
+    }
+    output
+}
+
+/// Rounds to bfloat16, ties to even; NaN becomes `0x7FFF`.
+#[inline]
+fn f32_to_bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    // The kept half grows by one when the dropped half is above the tie, or at it and the kept half is odd. The carry may
+    // run into the exponent: that is the next binade, and above the largest finite value infinity, as it should be.
+    let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
+    if value.is_nan() { 0x7FFF } else { rounded }
+}
+
+/// Rounds to binary16, ties to even, subnormals kept; NaN becomes `0x7FFF`.
+#[inline]
+fn f32_to_f16_bits(value: f32) -> u16 {
+    /// 2^-14, the smallest normal binary16 value.
+    const SMALLEST_NORMAL: u32 = 0x3880_0000;
+    /// 2^16, from which on everything is infinity; the values just below round to it by their carry.
+    const OVERFLOW: u32 = 0x4780_0000;
+    /// The difference of the exponent biases (127 and 15), in place.
+    const REBIAS: u32 = (127 - 15) << 23;
+
+    let bits = value.to_bits();
+    let sign = ((bits >> 16) & 0x8000) as u16;
+    let magnitude = bits & 0x7FFF_FFFF;
+    let normal = magnitude
+        .wrapping_sub(REBIAS)
+        .wrapping_add(0xFFF + ((magnitude >> 13) & 1))
+        >> 13;
+    // Between 0.5 and 1 a float32 has steps of 2^-24, the step of binary16's subnormals: the addition rounds.
+    let subnormal = (f32::from_bits(magnitude) + 0.5)
+        .to_bits()
+        .wrapping_sub(0.5_f32.to_bits());
+    let finite = if magnitude < SMALLEST_NORMAL {
+        subnormal
+    } else {
+        normal
+    };
+    let finite = if magnitude >= OVERFLOW {
+        0x7C00
+    } else {
+        finite
+    };
+    if value.is_nan() {
+        0x7FFF
+    } else {
+        sign | finite as u16
+    }
+}
+
+/// The exact value of a binary16 number.
+#[inline]
+fn f16_bits_to_f32(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let magnitude = u32::from(bits & 0x7FFF) << 13;
+    let exponent = magnitude & 0x0F80_0000;
+    let widened = if exponent == 0x0F80_0000 {
+        // Infinity and NaN: the largest exponent of either format.
+        magnitude + ((255 - 31) << 23)
+    } else if exponent == 0 {
+        // 2^-14 with the fraction of the subnormal, less 2^-14: exact, and no float32 subnormal is touched on the way.
+        (f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23)).to_bits()
+    } else {
+        magnitude + ((127 - 15) << 23)
+    };
+    f32::from_bits(sign | widened)
+}
