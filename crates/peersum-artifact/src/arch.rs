@@ -1,0 +1,233 @@
+//! Architectures, compilation targets, and which target serves which device.
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::key::ModuleKey;
+use crate::vocabulary::{ParseNameError, name_traits};
+
+/// How far code for an architecture may use what only that architecture has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ArchVariant {
+    /// Compatible within the major version, from its own minor version on.
+    Plain,
+    /// `f`: features of the architecture's family.
+    F,
+    /// `a`: features of exactly this architecture.
+    A,
+}
+
+/// A compute capability, e.g. `90`, `90a` or `100f`. Sorts by number, then plain, `f`, `a`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Arch {
+    /// The major version: 9 of `90`.
+    pub major: u8,
+    /// The minor version, 0 to 9: 0 of `90`.
+    pub minor: u8,
+    /// The suffix.
+    pub variant: ArchVariant,
+}
+
+impl Arch {
+    /// A plain architecture, as a device reports its compute capability.
+    #[must_use]
+    pub const fn plain(major: u8, minor: u8) -> Arch {
+        Arch {
+            major,
+            minor,
+            variant: ArchVariant::Plain,
+        }
+    }
+
+    /// The architecture as one number: 90 of `90a`.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.major as u16 * 10 + self.minor as u16
+    }
+
+    /// Whether a cubin made for this architecture runs on `device`, whose variant is ignored.
+    ///
+    /// A plain or `f` cubin serves the same major version and an equal or higher minor one, an `a` cubin its own
+    /// number alone. This is the rule for discrete GPUs; NVIDIA promises nothing of it between those and Tegra.
+    #[must_use]
+    pub fn cubin_serves(self, device: Arch) -> bool {
+        match self.variant {
+            ArchVariant::Plain | ArchVariant::F => {
+                self.major == device.major && self.minor <= device.minor
+            }
+            ArchVariant::A => self.number() == device.number(),
+        }
+    }
+
+    /// Whether PTX made for this architecture can be compiled for `device`, whose variant is ignored.
+    ///
+    /// Plain PTX serves its own number and every higher one; `f` and `a` serve what their cubins serve.
+    #[must_use]
+    pub fn ptx_serves(self, device: Arch) -> bool {
+        match self.variant {
+            ArchVariant::Plain => self.number() <= device.number(),
+            ArchVariant::F | ArchVariant::A => self.cubin_serves(device),
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let suffix = match self.variant {
+            ArchVariant::Plain => "",
+            ArchVariant::F => "f",
+            ArchVariant::A => "a",
+        };
+        f.pad(&format!("{}{}{suffix}", self.major, self.minor))
+    }
+}
+
+impl FromStr for Arch {
+    type Err = ParseNameError;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        parse_arch(given).ok_or_else(|| ParseNameError {
+            what: "architecture",
+            given: given.to_owned(),
+            valid: "a compute capability without its dot, such as 80, 90, 90a, 100f or 120"
+                .to_owned(),
+        })
+    }
+}
+
+fn parse_arch(given: &str) -> Option<Arch> {
+    let (number, variant) = match given.strip_suffix('a') {
+        Some(number) => (number, ArchVariant::A),
+        None => match given.strip_suffix('f') {
+            Some(number) => (number, ArchVariant::F),
+            None => (given, ArchVariant::Plain),
+        },
+    };
+    let all_digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    if !all_digits || !(2..=3).contains(&number.len()) || number.starts_with('0') {
+        return None;
+    }
+    let number: u16 = number.parse().ok()?;
+    Some(Arch {
+        major: u8::try_from(number / 10).ok()?,
+        minor: u8::try_from(number % 10).ok()?,
+        variant,
+    })
+}
+
+name_traits!(Arch);
+
+/// What one compilation produces: a cubin for one architecture, or PTX that a driver compiles later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// `sm_90`: machine code.
+    Cubin(Arch),
+    /// `compute_80`: PTX.
+    Ptx(Arch),
+}
+
+/// What a release holds: cubins for every data-centre and workstation generation since Ampere, and PTX for the rest.
+pub const RELEASE_SET: [Target; 5] = [
+    Target::Ptx(Arch::plain(8, 0)),
+    Target::Cubin(Arch::plain(8, 0)),
+    Target::Cubin(Arch::plain(9, 0)),
+    Target::Cubin(Arch::plain(10, 0)),
+    Target::Cubin(Arch::plain(12, 0)),
+];
+
+impl Target {
+    /// The architecture it is compiled for.
+    #[must_use]
+    pub const fn arch(self) -> Arch {
+        match self {
+            Target::Cubin(arch) | Target::Ptx(arch) => arch,
+        }
+    }
+
+    /// `cubin` or `ptx`: the kind in a manifest, and the file extension.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Target::Cubin(_) => "cubin",
+            Target::Ptx(_) => "ptx",
+        }
+    }
+
+    /// The file name of a module, e.g. `peersum_push_bf16_ws8.sm_90.cubin`.
+    #[must_use]
+    pub fn file_name(&self, key: &ModuleKey) -> String {
+        format!("{}.{self}.{}", key.name(), self.kind())
+    }
+
+    /// Whether a file made for this target can run on `device`, given a driver that is new enough.
+    #[must_use]
+    pub fn serves(self, device: Arch) -> bool {
+        match self {
+            Target::Cubin(arch) => arch.cubin_serves(device),
+            Target::Ptx(arch) => arch.ptx_serves(device),
+        }
+    }
+}
+
+/// The best of several targets for `device`, or `None` when none serves it.
+///
+/// Any cubin is better than PTX, whose compilation costs time at load. Among equals the highest architecture wins:
+/// it is the nearest to the device, since none above it serves. Of one number, `a` beats `f` beats plain.
+#[must_use]
+pub fn best_target(targets: impl IntoIterator<Item = Target>, device: Arch) -> Option<Target> {
+    targets
+        .into_iter()
+        .filter(|target| target.serves(device))
+        .max_by_key(|target| (matches!(target, Target::Cubin(_)), target.arch()))
+}
+
+impl Ord for Target {
+    /// By number, then cubins before PTX, then variant: the order of a manifest.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let order = |target: &Target| {
+            (
+                target.arch().number(),
+                Reverse(matches!(target, Target::Cubin(_))),
+                target.arch().variant,
+            )
+        };
+        order(self).cmp(&order(other))
+    }
+}
+
+impl PartialOrd for Target {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (prefix, arch) = match self {
+            Target::Cubin(arch) => ("sm", arch),
+            Target::Ptx(arch) => ("compute", arch),
+        };
+        f.pad(&format!("{prefix}_{arch}"))
+    }
+}
+
+impl FromStr for Target {
+    type Err = ParseNameError;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        let target = match given.split_once('_') {
+            Some(("sm", arch)) => parse_arch(arch).map(Target::Cubin),
+            Some(("compute", arch)) => parse_arch(arch).map(Target::Ptx),
+            _ => None,
+        };
+        target.ok_or_else(|| ParseNameError {
+            what: "architecture",
+            given: given.to_owned(),
+            valid: "sm_80, sm_90, sm_100, sm_120, compute_80 and others of the form sm_N (a cubin) or compute_N (PTX)"
+                .to_owned(),
+        })
+    }
+}
+
+name_traits!(Target);

@@ -1,0 +1,307 @@
+//! What a cubin's ELF says of itself.
+//!
+//! The driver's `cuModuleLoadData` takes no length and trusts what it reads, so a file is checked here first: every
+//! table, section and segment must lie within it.
+
+use object::LittleEndian;
+use object::elf::{
+    EM_CUDA, FileHeader64, PT_NULL, SHF_EXECINSTR, SHT_NOBITS, SHT_NULL, STB_GLOBAL, STT_FUNC,
+};
+use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+use thiserror::Error;
+
+use crate::arch::{Arch, ArchVariant};
+
+type Header = FileHeader64<LittleEndian>;
+const ENDIAN: LittleEndian = LittleEndian;
+
+const TEXT_PREFIX: &str = ".text.";
+
+/// What a cubin's ELF says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CubinInfo {
+    /// The architecture that the code needs. `f` and `a` are seen only where the file marks them; see
+    /// [`CubinInfo::is_for`].
+    pub arch: Arch,
+    /// The ELF's ABI version: 7 up to CUDA 12, 8 from CUDA 13.
+    pub abi_version: u8,
+    /// The names of the kernels, sorted.
+    pub entry_points: Vec<String>,
+}
+
+impl CubinInfo {
+    /// Whether the file can be what a compilation for `target` produced.
+    ///
+    /// Code built for `100f` that uses nothing of the family is marked like plain code, so `f` also accepts that.
+    #[must_use]
+    pub fn is_for(&self, target: Arch) -> bool {
+        let same_variant = self.arch.variant == target.variant
+            || (target.variant == ArchVariant::F && self.arch.variant == ArchVariant::Plain);
+        self.arch.number() == target.number() && same_variant
+    }
+}
+
+/// Why bytes are not a usable cubin.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ElfError {
+    /// Not an ELF file at all, or not of 64 bits and little-endian.
+    #[error("not a 64-bit little-endian ELF file")]
+    NotElf,
+    /// An ELF file for something else.
+    #[error("an ELF file for machine {machine}, not for CUDA ({})", EM_CUDA.0)]
+    NotCuda {
+        /// The machine number.
+        machine: u16,
+    },
+    /// An ABI version whose flags this crate cannot read.
+    #[error(
+        "a cubin of ABI version {abi_version}, whose architecture this version of peersum cannot read (it knows 7 and 8)"
+    )]
+    UnknownAbi {
+        /// The ABI version.
+        abi_version: u8,
+    },
+    /// The flags hold no architecture.
+    #[error("a cubin whose flags {flags:#010x} name no architecture")]
+    NoArchitecture {
+        /// The flags.
+        flags: u32,
+    },
+    /// A part of the file is said to lie beyond its end.
+    #[error("truncated: {part} lies beyond the file's end")]
+    Truncated {
+        /// Which part.
+        part: String,
+    },
+    /// The tables contradict each other.
+    #[error("malformed ELF: {problem}")]
+    Malformed {
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// Reads what a cubin says of itself, and checks that all it refers to lies within it.
+///
+/// # Errors
+///
+/// The bytes are not a whole cubin of a known ABI version. No input panics.
+pub fn inspect_cubin(bytes: &[u8]) -> Result<CubinInfo, ElfError> {
+    let (header, sections) = parse(bytes)?;
+    Ok(CubinInfo {
+        arch: arch(header, &sections, bytes)?,
+        abi_version: header.e_ident.abi_version,
+        entry_points: entry_points(&sections, bytes)?,
+    })
+}
+
+/// The machine code of a cubin: each `.text.*` section's name and contents, sorted by name.
+///
+/// Two builds of the same code by different tools of one toolkit version agree here even where their notes differ.
+///
+/// # Errors
+///
+/// As [`inspect_cubin`].
+pub fn text_sections(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ElfError> {
+    let (_, sections) = parse(bytes)?;
+    let mut texts = Vec::new();
+    for section in sections.iter() {
+        let name = section_name(&sections, section)?;
+        if name.starts_with(TEXT_PREFIX) && is_code(section) {
+            let data = section
+                .data(ENDIAN, bytes)
+                .map_err(|_| truncated(format!("section {name}")))?;
+            texts.push((name.to_owned(), data.to_vec()));
+        }
+    }
+    texts.sort();
+    Ok(texts)
+}
+
+type SectionHeader64 = <Header as FileHeader>::SectionHeader;
+type Sections<'data> = SectionTable<'data, Header>;
+
+fn truncated(part: impl Into<String>) -> ElfError {
+    ElfError::Truncated { part: part.into() }
+}
+
+fn malformed(problem: impl Into<String>) -> ElfError {
+    ElfError::Malformed {
+        problem: problem.into(),
+    }
+}
+
+/// Whether `offset..offset + size` lies within a file of `length` bytes.
+fn within(offset: u64, size: u64, length: usize) -> bool {
+    offset
+        .checked_add(size)
+        .is_some_and(|end| end <= length as u64)
+}
+
+fn parse(bytes: &[u8]) -> Result<(&Header, Sections<'_>), ElfError> {
+    let header = Header::parse(bytes).map_err(|_| ElfError::NotElf)?;
+    if !header.is_little_endian() {
+        return Err(ElfError::NotElf);
+    }
+    let machine = header.e_machine(ENDIAN);
+    if machine != EM_CUDA {
+        return Err(ElfError::NotCuda { machine: machine.0 });
+    }
+
+    let segments = header
+        .program_headers(ENDIAN, bytes)
+        .map_err(|_| truncated("the program header table"))?;
+    for (index, segment) in segments.iter().enumerate() {
+        let (offset, size) = (segment.p_offset(ENDIAN), segment.p_filesz(ENDIAN));
+        if segment.p_type(ENDIAN) != PT_NULL && !within(offset, size, bytes.len()) {
+            return Err(truncated(format!("segment {index}")));
+        }
+    }
+
+    // Bounds come before names: the names' own section may be the one cut off.
+    let headers = header
+        .section_headers(ENDIAN, bytes)
+        .map_err(|_| truncated("the section header table"))?;
+    for (index, section) in headers.iter().enumerate() {
+        let kind = section.sh_type(ENDIAN);
+        let (offset, size) = (section.sh_offset(ENDIAN), section.sh_size(ENDIAN));
+        if kind != SHT_NULL && kind != SHT_NOBITS && !within(offset, size, bytes.len()) {
+            return Err(truncated(format!("section {index}")));
+        }
+    }
+    let sections = header
+        .sections(ENDIAN, bytes)
+        .map_err(|error| malformed(error.to_string()))?;
+    if sections.is_empty() {
+        return Err(malformed("it has no sections"));
+    }
+    Ok((header, sections))
+}
+
+fn section_name<'data>(
+    sections: &Sections<'data>,
+    section: &SectionHeader64,
+) -> Result<&'data str, ElfError> {
+    let name = sections
+        .section_name(ENDIAN, section)
+        .map_err(|error| malformed(error.to_string()))?;
+    std::str::from_utf8(name).map_err(|_| malformed("a section's name is not UTF-8"))
+}
+
+fn is_code(section: &SectionHeader64) -> bool {
+    section.sh_type(ENDIAN) != SHT_NOBITS && section.sh_flags(ENDIAN).contains(SHF_EXECINSTR)
+}
+
+/// Where each ABI version keeps the architecture in the header's flags, and its bit for the `a` variant.
+const ABI_LAYOUTS: &[(u8, u32, u32)] = &[(7, 0, 0x800), (8, 8, 0x8)];
+
+fn arch(header: &Header, sections: &Sections<'_>, bytes: &[u8]) -> Result<Arch, ElfError> {
+    let abi_version = header.e_ident.abi_version;
+    let flags = header.e_flags(ENDIAN).0;
+    let &(_, shift, accelerator_bit) = ABI_LAYOUTS
+        .iter()
+        .find(|(version, _, _)| *version == abi_version)
+        .ok_or(ElfError::UnknownAbi { abi_version })?;
+    let number = (flags >> shift & 0xff) as u8;
+    let (major, minor) = (number / 10, number % 10);
+    if major == 0 {
+        return Err(ElfError::NoArchitecture { flags });
+    }
+    let compatibility = compatibility(sections, bytes)?;
+    let variant = if flags & accelerator_bit != 0 || compatibility.accelerator_target {
+        ArchVariant::A
+    } else if compatibility.family_code {
+        ArchVariant::F
+    } else {
+        ArchVariant::Plain
+    };
+    Ok(Arch {
+        major,
+        minor,
+        variant,
+    })
+}
+
+/// What `.nv.compat` says of the code. ptxas of CUDA 13.0 marks `a` targets there and not in the header's flags.
+#[derive(Debug, Default)]
+struct Compatibility {
+    accelerator_target: bool,
+    family_code: bool,
+}
+
+const COMPAT_SECTION: &str = ".nv.compat";
+/// The class of instructions used: 1 plain, 2 the family's, 3 the architecture's own.
+const COMPAT_ISA_CLASS: u8 = 2;
+const COMPAT_ACCELERATOR_TARGET: u8 = 9;
+
+fn compatibility(sections: &Sections<'_>, bytes: &[u8]) -> Result<Compatibility, ElfError> {
+    let mut compatibility = Compatibility::default();
+    let named = |section: &&SectionHeader64| {
+        section_name(sections, section).is_ok_and(|name| name == COMPAT_SECTION)
+    };
+    let Some(section) = sections.iter().find(named) else {
+        return Ok(compatibility);
+    };
+    let mut rest = section
+        .data(ENDIAN, bytes)
+        .map_err(|_| truncated(COMPAT_SECTION))?;
+    // Each attribute: a format, a number, and two bytes, which are its value or (format 4) the length of what follows.
+    while let [format, attribute, low, high, tail @ ..] = rest {
+        let value = u16::from_le_bytes([*low, *high]);
+        rest = tail;
+        match (*format, *attribute) {
+            (4, _) => {
+                rest = tail
+                    .get(usize::from(value)..)
+                    .ok_or_else(|| truncated(format!("an attribute of {COMPAT_SECTION}")))?;
+            }
+            (1..=3, COMPAT_ISA_CLASS) => compatibility.family_code = *low == 2,
+            (1..=3, COMPAT_ACCELERATOR_TARGET) => compatibility.accelerator_target = *low != 0,
+            (1..=3, _) => {}
+            (format, _) => {
+                return Err(malformed(format!(
+                    "an attribute of {COMPAT_SECTION} has the unknown format {format}"
+                )));
+            }
+        }
+    }
+    Ok(compatibility)
+}
+
+/// Kernels are global functions, each with a `.text` section of its own name.
+fn entry_points(sections: &Sections<'_>, bytes: &[u8]) -> Result<Vec<String>, ElfError> {
+    let symbols = sections
+        .symbols(ENDIAN, bytes, object::elf::SHT_SYMTAB)
+        .map_err(|error| malformed(error.to_string()))?;
+    let mut names = Vec::new();
+    for symbol in symbols.iter() {
+        if symbol.st_type() != STT_FUNC
+            || symbol.st_bind() != STB_GLOBAL
+            || symbol.is_undefined(ENDIAN)
+        {
+            continue;
+        }
+        let name = symbol
+            .name(ENDIAN, symbols.strings())
+            .map_err(|error| malformed(error.to_string()))?;
+        let name =
+            std::str::from_utf8(name).map_err(|_| malformed("a function's name is not UTF-8"))?;
+        let section = sections
+            .section(object::SectionIndex(usize::from(symbol.st_shndx(ENDIAN).0)))
+            .map_err(|_| malformed(format!("the function {name} lies in no section")))?;
+        if is_code(section)
+            && section_name(sections, section)?.strip_prefix(TEXT_PREFIX) == Some(name)
+        {
+            let end = object::read::elf::Sym::st_value(symbol, ENDIAN)
+                .checked_add(symbol.st_size(ENDIAN));
+            if symbol.st_size(ENDIAN) == 0 || end.is_none_or(|end| end > section.sh_size(ENDIAN)) {
+                return Err(malformed(format!(
+                    "the code of {name} does not fill its section"
+                )));
+            }
+            names.push(name.to_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}

@@ -1,0 +1,217 @@
+//! Module keys: which kernels there are, and every name that follows from a key.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::vocabulary::{ParseNameError, name_traits, vocabulary};
+
+/// How data travels between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// Ranks store into their peers' slots.
+    Push,
+    /// Ranks load from their peers' buffers.
+    Pull,
+}
+
+vocabulary!(Family, "family", { Push => "push", Pull => "pull" });
+
+/// How the sum is divided between ranks. Both are entry points of the same module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Algorithm {
+    /// Every rank reduces everything.
+    OneShot,
+    /// Every rank reduces one chunk, and the chunks are gathered.
+    TwoShot,
+}
+
+vocabulary!(Algorithm, "algorithm", { OneShot => "one_shot", TwoShot => "two_shot" });
+
+/// The element type. Sums are formed in float32 whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Dtype {
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// IEEE 754 binary32.
+    F32,
+}
+
+vocabulary!(Dtype, "dtype", { F16 => "f16", Bf16 => "bf16", F32 => "f32" });
+
+impl Dtype {
+    /// The size of one element in bytes.
+    #[must_use]
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::F32 => 4,
+        }
+    }
+}
+
+/// The number of ranks a module is compiled for, 2 to 8. A group of one rank needs no module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorldSize(u8);
+
+impl WorldSize {
+    /// The smallest group that has a module.
+    pub const MIN: WorldSize = WorldSize(2);
+    /// The largest group.
+    pub const MAX: WorldSize = WorldSize(8);
+    /// Every value, in order.
+    pub const ALL: &'static [WorldSize] = &[
+        WorldSize(2),
+        WorldSize(3),
+        WorldSize(4),
+        WorldSize(5),
+        WorldSize(6),
+        WorldSize(7),
+        WorldSize(8),
+    ];
+
+    /// The number of ranks.
+    #[must_use]
+    pub const fn get(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn error(given: impl fmt::Display) -> ParseNameError {
+        ParseNameError {
+            what: "world size",
+            given: given.to_string(),
+            valid: "2 to 8".to_owned(),
+        }
+    }
+}
+
+impl TryFrom<u32> for WorldSize {
+    type Error = ParseNameError;
+
+    fn try_from(ranks: u32) -> Result<Self, Self::Error> {
+        match u8::try_from(ranks) {
+            Ok(small @ 2..=8) => Ok(WorldSize(small)),
+            _ => Err(WorldSize::error(ranks)),
+        }
+    }
+}
+
+impl FromStr for WorldSize {
+    type Err = ParseNameError;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        // One digit exactly: names must have one spelling, so neither `+8` nor `08`.
+        match given.as_bytes() {
+            [digit @ b'2'..=b'8'] => Ok(WorldSize(digit - b'0')),
+            _ => Err(WorldSize::error(given)),
+        }
+    }
+}
+
+impl fmt::Display for WorldSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// One module of the matrix. Keys sort by family, dtype and world size, as a manifest lists them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleKey {
+    /// How data travels.
+    pub family: Family,
+    /// The element type.
+    pub dtype: Dtype,
+    /// The number of ranks.
+    pub world_size: WorldSize,
+}
+
+impl ModuleKey {
+    /// The whole matrix in order: 42 keys.
+    pub fn all() -> impl Iterator<Item = ModuleKey> {
+        Family::ALL.iter().flat_map(|&family| {
+            Dtype::ALL.iter().flat_map(move |&dtype| {
+                WorldSize::ALL.iter().map(move |&world_size| ModuleKey {
+                    family,
+                    dtype,
+                    world_size,
+                })
+            })
+        })
+    }
+
+    /// The module's name, e.g. `peersum_push_bf16_ws8`. No two keys share one.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!(
+            "peersum_{}_{}_ws{}",
+            self.family, self.dtype, self.world_size
+        )
+    }
+
+    /// The name of one entry point, e.g. `peersum_push_one_shot_bf16_ws8`. No other module has it.
+    #[must_use]
+    pub fn entry_point(&self, algorithm: Algorithm) -> String {
+        format!(
+            "peersum_{}_{algorithm}_{}_ws{}",
+            self.family, self.dtype, self.world_size
+        )
+    }
+
+    /// The names of all entry points, in the order of [`Algorithm::ALL`].
+    #[must_use]
+    pub fn entry_points(&self) -> [String; 2] {
+        [
+            self.entry_point(Algorithm::OneShot),
+            self.entry_point(Algorithm::TwoShot),
+        ]
+    }
+
+    /// The source file that the module is compiled from, relative to the kernels' directory.
+    #[must_use]
+    pub fn source_root(&self) -> &'static str {
+        match self.family {
+            Family::Push => "push.cu",
+            Family::Pull => "pull.cu",
+        }
+    }
+
+    /// The preprocessor definitions of the module as `NAME=value`, in the order in which they are passed.
+    #[must_use]
+    pub fn defines(&self) -> Vec<String> {
+        vec![
+            format!("PEERSUM_DTYPE={}", self.dtype),
+            format!("PEERSUM_WORLD_SIZE={}", self.world_size),
+        ]
+    }
+}
+
+impl fmt::Display for ModuleKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.name())
+    }
+}
+
+impl FromStr for ModuleKey {
+    type Err = ParseNameError;
+
+    /// Reads a module's name back.
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        let parts = || {
+            let (family, rest) = given.strip_prefix("peersum_")?.split_once('_')?;
+            let (dtype, world_size) = rest.split_once("_ws")?;
+            Some(ModuleKey {
+                family: family.parse().ok()?,
+                dtype: dtype.parse().ok()?,
+                world_size: world_size.parse().ok()?,
+            })
+        };
+        parts().ok_or_else(|| ParseNameError {
+            what: "module",
+            given: given.to_owned(),
+            valid: "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}".to_owned(),
+        })
+    }
+}
+
+name_traits!(ModuleKey);
