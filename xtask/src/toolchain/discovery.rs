@@ -1,0 +1,154 @@
+//! Where to look for an nvcc and for a host compiler.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+/// A program that may be an nvcc.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Candidate {
+    /// What led to it, as in "nvcc of {origin}": `$CUDA_HOME`, `PATH`.
+    pub(crate) origin: String,
+    pub(crate) program: PathBuf,
+    /// Whether somebody asked for this one, so that no other may take its place.
+    pub(crate) explicit: bool,
+}
+
+/// The nvcc that `--toolkit` names: the program itself, or a toolkit with `bin/nvcc` in it.
+pub(crate) fn of_path(path: &Path) -> Candidate {
+    let program = if path.is_dir() {
+        path.join("bin").join("nvcc")
+    } else {
+        path.to_owned()
+    };
+    Candidate {
+        origin: "--toolkit".to_owned(),
+        program: real_nvcc(program),
+        explicit: true,
+    }
+}
+
+/// The nvccs that the environment names or that lie in the usual places, the first choice first, none twice.
+pub(crate) fn candidates() -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    if let Some(program) = variable("NVCC") {
+        // A bare name is looked up as a shell would; where that fails it is kept, for the message.
+        candidates.push(Candidate {
+            origin: "$NVCC".to_owned(),
+            program: find_program(&program).unwrap_or_else(|| program.into()),
+            explicit: true,
+        });
+    }
+    let mut discovered = |origin: String, program| {
+        candidates.push(Candidate {
+            origin,
+            program,
+            explicit: false,
+        });
+    };
+    for name in ["CUDA_HOME", "CUDA_PATH"] {
+        if let Some(dir) = variable(name) {
+            discovered(format!("${name}"), Path::new(&dir).join("bin").join("nvcc"));
+        }
+    }
+    for program in programs_on_path(OsStr::new("nvcc")) {
+        discovered("PATH".to_owned(), program);
+    }
+    let usual = Path::new("/usr/local/cuda/bin/nvcc");
+    if is_executable(usual) {
+        discovered("/usr/local/cuda".to_owned(), usual.to_owned());
+    }
+
+    let mut distinct: Vec<Candidate> = Vec::new();
+    for mut candidate in candidates {
+        candidate.program = real_nvcc(candidate.program);
+        if distinct
+            .iter()
+            .all(|known| known.program != candidate.program)
+        {
+            distinct.push(candidate);
+        }
+    }
+    distinct
+}
+
+/// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was called by. A link to a
+/// program of another name, such as a compiler cache, means that name and stays.
+fn real_nvcc(program: PathBuf) -> PathBuf {
+    match fs::canonicalize(&program) {
+        Ok(real) if real.file_name() == Some(OsStr::new("nvcc")) => real,
+        _ => std::path::absolute(&program).unwrap_or(program),
+    }
+}
+
+/// Why there is no host compiler.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoHostCompiler {
+    /// `$NVCC_CCBIN` names nothing that could be run.
+    #[error("$NVCC_CCBIN is {0:?}, which is no program; unset it or name a C++ compiler")]
+    Named(String),
+
+    /// There is no C++ compiler at all.
+    #[error(
+        "nvcc needs a C++ compiler of the host, and none of $CXX, c++, g++, clang++ and cc is on PATH. Install one \
+         (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or name it in NVCC_CCBIN"
+    )]
+    Absent,
+}
+
+/// The host compiler for `-ccbin`: `$NVCC_CCBIN`, `$CXX`, else the first of the usual names on `PATH`.
+///
+/// # Errors
+/// `$NVCC_CCBIN` names no program, or there is none.
+pub(crate) fn host_compiler() -> Result<PathBuf, NoHostCompiler> {
+    if let Some(name) = variable("NVCC_CCBIN") {
+        // nvcc takes a directory too and looks for its usual compiler there.
+        if Path::new(&name).is_dir() {
+            return Ok(name.into());
+        }
+        return find_program(&name)
+            .ok_or_else(|| NoHostCompiler::Named(name.to_string_lossy().into_owned()));
+    }
+    // $CXX may be a command line ("ccache g++"), which -ccbin cannot take; the usual names serve as well then.
+    variable("CXX")
+        .and_then(|name| find_program(&name))
+        .or_else(|| {
+            ["c++", "g++", "clang++", "cc"]
+                .iter()
+                .find_map(|name| find_program(OsStr::new(name)))
+        })
+        .ok_or(NoHostCompiler::Absent)
+}
+
+/// A variable that is set to something.
+fn variable(name: &str) -> Option<std::ffi::OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The program that a shell would run for `name`, as an absolute path.
+fn find_program(name: &OsStr) -> Option<PathBuf> {
+    if name.as_encoded_bytes().contains(&b'/') {
+        let path = std::path::absolute(name).ok()?;
+        return is_executable(&path).then_some(path);
+    }
+    programs_on_path(name).next()
+}
+
+/// Every executable file called `name` in the directories of `PATH`, in their order.
+fn programs_on_path(name: &OsStr) -> impl Iterator<Item = PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = env::split_paths(&path)
+        // An empty or relative entry means the current directory, which must not decide which compiler is used.
+        .filter(|dir| dir.is_absolute())
+        .collect();
+    let name = name.to_owned();
+    dirs.into_iter()
+        .map(move |dir| dir.join(&name))
+        .filter(|program| is_executable(program))
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
+}

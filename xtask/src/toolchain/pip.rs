@@ -1,0 +1,303 @@
+//! The program that fetches wheels: `python3 -m pip`, else `uv pip`.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::thread;
+
+/// The first pip that knows the manylinux2014 tag of NVIDIA's wheels.
+const OLDEST_PIP: (u32, u32) = (19, 3);
+
+/// Settings that would have pip do something else than fill the target directory: install elsewhere, for another
+/// platform or from source, read further requirements, or end early. Which index to use, through which proxy and with
+/// which certificates stays the user's choice, here and in pip's configuration files.
+const PIP_VARIABLES_REMOVED: &[&str] = &[
+    "PIP_ABI",
+    "PIP_CONSTRAINT",
+    "PIP_EDITABLE",
+    "PIP_GROUP",
+    "PIP_HELP",
+    "PIP_IMPLEMENTATION",
+    "PIP_NO_BINARY",
+    "PIP_ONLY_BINARY",
+    "PIP_PLATFORM",
+    "PIP_PREFIX",
+    "PIP_PYTHON",
+    "PIP_PYTHON_VERSION",
+    "PIP_REPORT",
+    "PIP_REQUIREMENT",
+    "PIP_ROOT",
+    "PIP_SRC",
+    "PIP_TARGET",
+    "PIP_VERSION",
+];
+
+/// Switches that a configuration file may have set too, which only a variable with the opposite value overrides.
+const PIP_VARIABLES_OFF: &[&str] = &["PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "PIP_USER"];
+
+/// The same for uv.
+const UV_VARIABLES_REMOVED: &[&str] = &[
+    "UV_BUILD_CONSTRAINT",
+    "UV_CONSTRAINT",
+    "UV_EXCLUDE_NEWER",
+    "UV_NO_BINARY",
+    "UV_NO_BINARY_PACKAGE",
+    "UV_NO_VERIFY_HASHES",
+    "UV_OVERRIDE",
+    "UV_PROJECT",
+    "UV_PYTHON_PLATFORM",
+    "UV_REQUIRE_HASHES",
+    "UV_WORKING_DIR",
+];
+
+/// A usable installer of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Installer {
+    /// `python3 -m pip`, 19.3 or newer.
+    Pip,
+    /// `uv pip`.
+    Uv,
+}
+
+/// Why neither installer is usable.
+#[derive(Debug)]
+pub(crate) struct NoInstaller {
+    pip: String,
+    uv: String,
+}
+
+impl fmt::Display for NoInstaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, and {}", self.pip, self.uv)
+    }
+}
+
+/// An installer that ended with a failure.
+#[derive(Debug)]
+pub(crate) struct InstallerFailed {
+    /// The command line, environment changes included.
+    pub(crate) command: String,
+    pub(crate) status: ExitStatus,
+    /// All that it printed, standard output first.
+    pub(crate) output: String,
+}
+
+/// Why an installer did not do its work.
+#[derive(Debug)]
+pub(crate) enum RunError {
+    /// It could not be started or listened to.
+    Io(String, io::Error),
+    Failed(InstallerFailed),
+}
+
+impl Installer {
+    /// Finds pip, else uv.
+    ///
+    /// # Errors
+    /// What is wrong with each of them.
+    pub(crate) fn find() -> Result<Self, NoInstaller> {
+        let pip = match pip_fault() {
+            None => return Ok(Self::Pip),
+            Some(fault) => fault,
+        };
+        match Command::new("uv")
+            .arg("--version")
+            .stdin(Stdio::null())
+            .output()
+        {
+            Ok(output) if output.status.success() => Ok(Self::Uv),
+            Ok(output) => Err(NoInstaller {
+                pip,
+                uv: format!("`uv --version` ended with {}", output.status),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NoInstaller {
+                pip,
+                uv: "uv is not on PATH".to_owned(),
+            }),
+            Err(error) => Err(NoInstaller {
+                pip,
+                uv: format!("uv cannot be started ({error})"),
+            }),
+        }
+    }
+
+    /// Installs the wheels that `requirements` names into the directory `target`, every hash checked.
+    ///
+    /// The child's standard input is `lock`: an empty file, and so the end of file at once, but an installer that
+    /// outlives a killed xtask goes on holding the lock that way, and nobody cleans up under it.
+    ///
+    /// # Errors
+    /// The installer could not be run, or it failed; then all that it printed is in the error.
+    pub(crate) fn run(
+        self,
+        requirements: &Path,
+        target: &Path,
+        lock: File,
+        notes: &mut dyn FnMut(String),
+    ) -> Result<(), RunError> {
+        let mut command = self.command();
+        command
+            .args(["--require-hashes", "--no-deps", "--only-binary=:all:"])
+            .arg("--target")
+            .arg(target)
+            .arg("--requirement")
+            .arg(requirements)
+            .stdin(lock)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let described = format!("{command:?}");
+        let io_error = |error| RunError::Io(described.clone(), error);
+
+        let mut child = command.spawn().map_err(io_error)?;
+        let (status, output) = thread::scope(|scope| {
+            let stderr = child.stderr.take();
+            let stderr = scope.spawn(move || {
+                let mut bytes = Vec::new();
+                stderr.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes))?;
+                io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
+            });
+            let mut stdout = String::new();
+            if let Some(pipe) = child.stdout.take() {
+                for line in BufReader::new(pipe).split(b'\n') {
+                    let line = String::from_utf8_lossy(&line?).into_owned();
+                    if is_progress(&line) {
+                        notes(line.trim().to_owned());
+                    }
+                    stdout.push_str(&line);
+                    stdout.push('\n');
+                }
+            }
+            let stderr = stderr
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            let status = child.wait()?;
+            io::Result::Ok((status, stdout + &stderr))
+        })
+        .map_err(io_error)?;
+
+        if status.success() {
+            Ok(())
+        } else {
+            Err(RunError::Failed(InstallerFailed {
+                command: described,
+                status,
+                output,
+            }))
+        }
+    }
+
+    /// The command without what says what to install and where.
+    fn command(self) -> Command {
+        match self {
+            Self::Pip => {
+                let mut command = pip();
+                command.args(["install", "--progress-bar=off"]);
+                command
+            }
+            Self::Uv => {
+                let mut command = Command::new("uv");
+                command.args(["pip", "install", "--no-progress"]);
+                for variable in UV_VARIABLES_REMOVED {
+                    command.env_remove(variable);
+                }
+                command
+            }
+        }
+    }
+}
+
+/// `python3 -m pip` with what must not be inherited taken out.
+fn pip() -> Command {
+    let mut command = Command::new("python3");
+    for variable in PIP_VARIABLES_REMOVED {
+        command.env_remove(variable);
+    }
+    for variable in PIP_VARIABLES_OFF {
+        command.env(variable, "0");
+    }
+    command.args(["-m", "pip", "--no-input", "--disable-pip-version-check"]);
+    command
+}
+
+/// Why `python3 -m pip` cannot be used; `None` if it can.
+fn pip_fault() -> Option<String> {
+    let output = match pip().arg("--version").stdin(Stdio::null()).output() {
+        Ok(output) => output,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Some("python3 is not on PATH".to_owned());
+        }
+        Err(error) => return Some(format!("python3 cannot be started ({error})")),
+    };
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let last_line = stderr.trim().lines().next_back().unwrap_or_default();
+        return Some(format!(
+            "`python3 -m pip` ended with {} ({last_line})",
+            output.status
+        ));
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    match parse_pip_version(&stdout) {
+        Some(version) if version >= OLDEST_PIP => None,
+        Some((major, minor)) => Some(format!(
+            "`python3 -m pip` is {major}.{minor}, older than {}.{}",
+            OLDEST_PIP.0, OLDEST_PIP.1
+        )),
+        None => Some(format!(
+            "`python3 -m pip --version` printed {:?}",
+            stdout.trim()
+        )),
+    }
+}
+
+/// Reads `pip 23.2.1 from /usr/lib/python3/dist-packages/pip (python 3.11)`.
+fn parse_pip_version(text: &str) -> Option<(u32, u32)> {
+    let version = text.trim().strip_prefix("pip ")?.split(' ').next()?;
+    let mut parts = version.split('.');
+    let major = parts.next()?.parse().ok()?;
+    // "24.1b2" is a pre-release of 24.1.
+    let minor = parts.next().map_or("0", |part| {
+        part.split(|c: char| !c.is_ascii_digit())
+            .next()
+            .unwrap_or_default()
+    });
+    Some((major, minor.parse().ok()?))
+}
+
+/// Whether a line of pip's or uv's output is worth showing while it works.
+fn is_progress(line: &str) -> bool {
+    ["Downloading ", "Using cached ", "Installing collected "]
+        .iter()
+        .any(|start| line.trim_start().starts_with(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_every_form_of_pip_is_read() {
+        let from = "from /usr/lib/python3/dist-packages/pip (python 3.11)";
+        assert_eq!(
+            parse_pip_version(&format!("pip 23.2.1 {from}\n")),
+            Some((23, 2))
+        );
+        assert_eq!(parse_pip_version(&format!("pip 19.3 {from}")), Some((19, 3)));
+        assert_eq!(
+            parse_pip_version(&format!("pip 24.1b2 {from}")),
+            Some((24, 1))
+        );
+        assert_eq!(parse_pip_version(&format!("pip 26 {from}")), Some((26, 0)));
+        assert_eq!(parse_pip_version("Python 3.11.7"), None);
+        assert_eq!(parse_pip_version("pip seven"), None);
+        assert_eq!(parse_pip_version(""), None);
+    }
+
+    #[test]
+    fn a_pip_older_than_the_wheels_tag_is_too_old() {
+        assert!((9, 0) < OLDEST_PIP && (19, 2) < OLDEST_PIP);
+        assert!((19, 3) >= OLDEST_PIP && (20, 0) >= OLDEST_PIP);
+    }
+}

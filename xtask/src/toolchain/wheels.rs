@@ -1,0 +1,347 @@
+//! Sets of pinned wheels, each installed once for a user and never used half.
+//!
+//! A set goes into a directory named after its requirements. It is filled beside its place, checked, stamped and moved there
+//! by one rename, under a lock beside it. The stamp lists every file with its length, so an install that lost
+//! a file is found by a few hundred `stat` calls and made anew.
+
+use super::pip::{Installer, NoInstaller, RunError};
+use super::sealed;
+use peersum_artifact::Digest;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::env;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+/// Names the directory that holds the sets, in place of the user's cache directory.
+pub(crate) const DIRECTORY_VARIABLE: &str = "PEERSUM_TOOLCHAIN_DIR";
+
+/// The stamp's name within an install.
+const STAMP: &str = "peersum-stamp.json";
+
+/// The form of the stamp.
+const STAMP_SCHEMA: u32 = 1;
+
+/// A set of wheels, all of whose hashes are pinned.
+#[derive(Debug, Clone)]
+pub(crate) struct WheelSet<'a> {
+    /// What it is, as in "installing {name}".
+    pub(crate) name: &'a str,
+    /// The text of a pip requirements file: exact versions with their hashes.
+    pub(crate) requirements: &'a str,
+    /// How much is to be fetched, as in "about 100 MB".
+    pub(crate) download: &'a str,
+    /// The licence that whoever installs it accepts, if it is not a free one.
+    pub(crate) licence: Option<&'a str>,
+    /// What somebody can do who has neither pip nor uv, as items of a list.
+    pub(crate) ways_out: &'a [&'a str],
+}
+
+/// An installed set.
+#[derive(Debug, Clone)]
+pub(crate) struct Installed<T> {
+    /// The directory that the wheels were unpacked into (their `site-packages`).
+    pub(crate) dir: PathBuf,
+    /// What the check found out when the set was installed.
+    pub(crate) facts: T,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stamp<T> {
+    schema: u32,
+    requirements: String,
+    /// Path within the directory and length in bytes of every file but the stamp.
+    files: Vec<(String, u64)>,
+    facts: T,
+}
+
+/// Why a set of wheels is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WheelsError {
+    /// Neither the override nor a home directory is set.
+    #[error(
+        "no place to install {name}: set {DIRECTORY_VARIABLE}, XDG_CACHE_HOME or HOME to a directory"
+    )]
+    NoDirectory { name: String },
+
+    /// Neither pip nor uv is usable.
+    #[error("cannot install {name}: {reason}. Ways out:\n{}", list(.ways_out))]
+    NoInstaller {
+        name: String,
+        reason: NoInstaller,
+        ways_out: Vec<String>,
+    },
+
+    /// pip or uv failed.
+    #[error(
+        "cannot install {name}: the installer ended with {status}. The command was\n  {command}\nand it printed\n{output}\n\
+         If no package index can be reached from here, configure pip's (PIP_INDEX_URL, PIP_PROXY, pip.conf). Other ways out:\n{}",
+        list(.ways_out)
+    )]
+    InstallerFailed {
+        name: String,
+        command: String,
+        status: ExitStatus,
+        output: String,
+        ways_out: Vec<String>,
+    },
+
+    /// The wheels were unpacked and do not work.
+    #[error("{name} was fetched but does not work on this machine, so it is not installed: {reason}")]
+    CheckFailed { name: String, reason: String },
+
+    /// A file or directory could not be made, read or moved.
+    #[error("cannot {action} {}: {source}. {DIRECTORY_VARIABLE} names another place for it", .path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+}
+
+fn list(items: &[String]) -> String {
+    let items: Vec<String> = items.iter().map(|item| format!("  - {item}")).collect();
+    items.join("\n")
+}
+
+/// Makes a [`WheelsError::Io`] of an `io::Error`.
+fn cannot<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> WheelsError + 'a {
+    move |source| WheelsError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the user's cache directory.
+///
+/// `None` if the environment names neither.
+pub(crate) fn root() -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(dir) = variable(DIRECTORY_VARIABLE) {
+        return std::path::absolute(dir).ok();
+    }
+    // A relative path in either is invalid and to be ignored, says the XDG specification.
+    let absolute = |name| variable(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(cache.join("peersum").join("toolchain"))
+}
+
+impl WheelSet<'_> {
+    /// Where this set is or would be.
+    ///
+    /// # Errors
+    /// The environment names no place.
+    pub(crate) fn dir(&self) -> Result<PathBuf, WheelsError> {
+        let root = root().ok_or_else(|| WheelsError::NoDirectory {
+            name: self.name.to_owned(),
+        })?;
+        Ok(root.join(self.digest()))
+    }
+
+    /// The set, if it is installed and whole.
+    ///
+    /// # Errors
+    /// The environment names no place where it could be.
+    pub(crate) fn installed<T: DeserializeOwned>(
+        &self,
+    ) -> Result<Option<Installed<T>>, WheelsError> {
+        let dir = self.dir()?;
+        let Some(stamp) = sealed::read::<Stamp<T>>(&dir.join(STAMP)) else {
+            return Ok(None);
+        };
+        let whole = stamp.schema == STAMP_SCHEMA
+            && stamp.requirements == self.digest()
+            && stamp.files.iter().all(|(path, bytes)| {
+                fs::metadata(dir.join(path)).is_ok_and(|file| file.is_file() && file.len() == *bytes)
+            });
+        Ok(whole.then_some(Installed {
+            dir,
+            facts: stamp.facts,
+        }))
+    }
+
+    /// Installs the set unless it is there and whole.
+    ///
+    /// `check` is given the directory of the unpacked wheels before anybody else can see it and returns what is to be kept
+    /// about them, or why they do not work. `notes` is told what is waited for, fetched and accepted, a line at a time.
+    ///
+    /// # Errors
+    /// No installer, a failed one, wheels that do not pass the check, or a failure of the file system. What was installed
+    /// before is left as it was.
+    pub(crate) fn install<T: Serialize + DeserializeOwned>(
+        &self,
+        check: impl FnOnce(&Path) -> Result<T, String>,
+        notes: &mut dyn FnMut(String),
+    ) -> Result<Installed<T>, WheelsError> {
+        if let Some(installed) = self.installed()? {
+            return Ok(installed);
+        }
+        let dir = self.dir()?;
+        let root = dir.parent().unwrap_or(&dir);
+        fs::create_dir_all(root).map_err(cannot("make the directory", root))?;
+        let lock = self.lock(&root.join(format!("{}.lock", self.digest())), notes)?;
+        if let Some(installed) = self.installed()? {
+            return Ok(installed);
+        }
+        self.remove_leftovers(root)?;
+
+        let ways_out = || self.ways_out.iter().map(|&item| item.to_owned()).collect();
+        let installer = Installer::find().map_err(|reason| WheelsError::NoInstaller {
+            name: self.name.to_owned(),
+            reason,
+            ways_out: ways_out(),
+        })?;
+        notes(format!(
+            "installing {} into {} ({} to fetch, once)",
+            self.name,
+            dir.display(),
+            self.download
+        ));
+        if let Some(licence) = self.licence {
+            notes(licence.to_owned());
+        }
+
+        let staging = tempfile::Builder::new()
+            .prefix(&self.staging_prefix())
+            .tempdir_in(root)
+            .map_err(cannot("make a directory in", root))?;
+        let requirements = staging.path().join("requirements.txt");
+        fs::write(&requirements, self.requirements).map_err(cannot("write", &requirements))?;
+        // Within the staging directory, which only its owner may enter: this one gets the usual permissions.
+        let site = staging.path().join("site");
+        fs::create_dir(&site).map_err(cannot("make the directory", &site))?;
+        let inherited = lock.try_clone().map_err(cannot("share the lock of", &dir))?;
+        installer
+            .run(&requirements, &site, inherited, notes)
+            .map_err(|error| match error {
+                RunError::Io(command, source) => WheelsError::Io {
+                    action: "run",
+                    path: command.into(),
+                    source,
+                },
+                RunError::Failed(failed) => WheelsError::InstallerFailed {
+                    name: self.name.to_owned(),
+                    command: failed.command,
+                    status: failed.status,
+                    output: failed.output,
+                    ways_out: ways_out(),
+                },
+            })?;
+
+        let facts = check(&site).map_err(|reason| WheelsError::CheckFailed {
+            name: self.name.to_owned(),
+            reason,
+        })?;
+        let mut files = Vec::new();
+        sync_and_list(&site, &site, &mut files)?;
+        files.sort();
+        let stamp = Stamp {
+            schema: STAMP_SCHEMA,
+            requirements: self.digest(),
+            files,
+            facts,
+        };
+        sealed::write(&site.join(STAMP), &stamp).map_err(cannot("write the stamp in", &site))?;
+        self.put_in_place(&site, staging.path(), &dir)?;
+        Ok(Installed {
+            dir,
+            facts: stamp.facts,
+        })
+    }
+
+    /// SHA-256 over the requirements that are not comments and the architecture, since a home directory may be shared by
+    /// machines of two.
+    fn digest(&self) -> String {
+        let lines = self.requirements.lines().map(str::trim);
+        let mut text = String::from(env::consts::ARCH);
+        for line in lines.filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            text.push('\n');
+            text.push_str(line);
+        }
+        Digest::of(text.as_bytes()).to_string()
+    }
+
+    fn staging_prefix(&self) -> String {
+        format!("{}.partial-", self.digest())
+    }
+
+    /// Takes the lock, and says so if that takes waiting. It ends with the file, and so with the process, however that ends.
+    fn lock(&self, path: &Path, notes: &mut dyn FnMut(String)) -> Result<File, WheelsError> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(cannot("open the lock", path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                notes(format!(
+                    "waiting for another process that installs {} (it holds the lock {})",
+                    self.name,
+                    path.display()
+                ));
+                file.lock().map_err(cannot("lock", path))?;
+            }
+            Err(TryLockError::Error(error)) => return Err(cannot("lock", path)(error)),
+        }
+        Ok(file)
+    }
+
+    /// Removes what killed installs of this set left. Only under the lock.
+    fn remove_leftovers(&self, root: &Path) -> Result<(), WheelsError> {
+        let prefix = self.staging_prefix();
+        for entry in fs::read_dir(root).map_err(cannot("list", root))? {
+            let entry = entry.map_err(cannot("list", root))?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                let path = entry.path();
+                fs::remove_dir_all(&path).map_err(cannot("remove the leftover", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the checked and stamped `site` to `dir`; a damaged install that lies there goes into `staging`, which is removed.
+    fn put_in_place(&self, site: &Path, staging: &Path, dir: &Path) -> Result<(), WheelsError> {
+        if fs::symlink_metadata(dir).is_ok() {
+            fs::rename(dir, staging.join("damaged"))
+                .map_err(cannot("move aside the damaged install", dir))?;
+        }
+        fs::rename(site, dir).map_err(cannot("move the finished install to", dir))?;
+        if let Some(root) = dir.parent() {
+            File::open(root)
+                .and_then(|root| root.sync_all())
+                .map_err(cannot("sync", root))?;
+        }
+        Ok(())
+    }
+}
+
+/// Lists the files under `dir` by their path within `site`, and has each of them on the disk before the stamp says so.
+fn sync_and_list(
+    dir: &Path,
+    site: &Path,
+    files: &mut Vec<(String, u64)>,
+) -> Result<(), WheelsError> {
+    for entry in fs::read_dir(dir).map_err(cannot("list", dir))? {
+        let path = entry.map_err(cannot("list", dir))?.path();
+        let metadata = fs::metadata(&path).map_err(cannot("read", &path))?;
+        if metadata.is_dir() {
+            sync_and_list(&path, site, files)?;
+            continue;
+        }
+        let file = File::open(&path).map_err(cannot("open", &path))?;
+        file.sync_all().map_err(cannot("sync", &path))?;
+        // A name that is not UTF-8 cannot be listed; none of the wheels has one.
+        if let Some(name) = path.strip_prefix(site).ok().and_then(Path::to_str) {
+            files.push((name.to_owned(), metadata.len()));
+        }
+    }
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(cannot("sync", dir))
+}
