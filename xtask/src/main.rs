@@ -6,6 +6,7 @@
 mod bench_precompile;
 mod cargo_steps;
 mod precompile;
+mod toolchain;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -30,6 +31,7 @@ enum Command {
         #[command(subcommand)]
         bench: Bench,
     },
+    Toolchain(toolchain::ToolchainArgs),
     Test(cargo_steps::TestArgs),
     Ci(cargo_steps::CiArgs),
 }
@@ -43,6 +45,7 @@ enum Bench {
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Precompile(args) => precompile::run(&args),
+        Command::Toolchain(args) => toolchain::run(&args),
         Command::Bench {
             bench: Bench::Precompile(args),
         } => bench_precompile::run(&args),

@@ -1,0 +1,365 @@
+//! One nvcc process: its command, its failures, and what is read out of its results.
+
+use super::inputs::Inputs;
+use super::matrix::Artifact;
+use super::ptxas_report::{PtxFacts, PtxasReport};
+use super::publish::Staging;
+use crate::toolchain::Nvcc;
+use anyhow::Context as _;
+use peersum_artifact::{
+    Arch, Digest, EntryPoint, KernelResources, ManifestModule, ModuleKey, Target, verify_bytes,
+};
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use xshell::{Shell, cmd};
+
+/// Variables by which nvcc takes flags that no command shows. They would change code behind the cache key's back.
+const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+
+/// The files that one compiler process makes: a cubin, the PTX on the way to it, or both.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    module: ModuleKey,
+    arch: Arch,
+    artifacts: Vec<(Artifact, Digest)>,
+}
+
+/// Why a module was not built.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What happened, in one line.
+    pub(crate) message: String,
+    /// The command as it can be pasted into a shell.
+    pub(crate) command: String,
+    /// All that the compiler wrote to stdout and stderr.
+    pub(crate) output: String,
+}
+
+/// What a process that ended well gave.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    /// The manifest entries of the files, which lie in the staging area.
+    pub(crate) modules: Vec<ManifestModule>,
+    /// The compiler's warnings.
+    pub(crate) remarks: Vec<String>,
+}
+
+impl Job {
+    /// A job without files.
+    pub(crate) fn new(module: ModuleKey, arch: Arch) -> Self {
+        Self {
+            module,
+            arch,
+            artifacts: Vec::new(),
+        }
+    }
+
+    /// Adds a file of this module and architecture, and the key that it is stored under.
+    pub(crate) fn push(&mut self, artifact: Artifact, key: Digest) {
+        self.artifacts.push((artifact, key));
+    }
+
+    /// The module.
+    pub(crate) fn module(&self) -> ModuleKey {
+        self.module
+    }
+
+    /// The files.
+    pub(crate) fn artifacts(&self) -> Vec<Artifact> {
+        self.artifacts
+            .iter()
+            .map(|(artifact, _)| *artifact)
+            .collect()
+    }
+
+    /// Module and architecture, for messages and directories.
+    pub(crate) fn label(&self) -> String {
+        self.artifacts
+            .first()
+            .map(|(artifact, _)| artifact.label())
+            .unwrap_or_default()
+    }
+
+    /// The target handed to nvcc: the cubin where one is asked for, since its PTX is kept.
+    fn compiled_target(&self) -> Target {
+        let wants_cubin = self
+            .artifacts
+            .iter()
+            .any(|(artifact, _)| matches!(artifact.target, Target::Cubin(_)));
+        if wants_cubin {
+            Target::Cubin(self.arch)
+        } else {
+            Target::Ptx(self.arch)
+        }
+    }
+
+    /// Runs the compiler in a directory of its own and puts the files, verified, into the staging area.
+    ///
+    /// # Errors
+    /// The compiler's failure, spilled registers, or a file that cannot be written.
+    pub(crate) fn run(
+        &self,
+        nvcc: &Nvcc,
+        inputs: &Inputs,
+        staging: &Staging,
+    ) -> Result<Compiled, Failure> {
+        let failure = |message: String, command: &str, output: &str| Failure {
+            message,
+            command: command.to_owned(),
+            output: output.to_owned(),
+        };
+        let scratch = staging.scratch(&self.label()).map_err(|error| {
+            failure(format!("cannot make a scratch directory: {error}"), "", "")
+        })?;
+        let target = self.compiled_target();
+        let mut command = nvcc_command(nvcc, inputs, self.module, target, &scratch)
+            .map_err(|error| failure(format!("{error:#}"), "", ""))?;
+        let shown = shown(&command);
+
+        let output = command.output().map_err(|error| {
+            failure(
+                format!("cannot start `{}`: {error}", nvcc.program.display()),
+                &shown,
+                "",
+            )
+        })?;
+        // Nothing else writes between the two, and neither is ever dropped.
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        if !output.status.success() {
+            return Err(failure(
+                format!("nvcc failed: {}", ending(output.status)),
+                &shown,
+                &text,
+            ));
+        }
+        let report = PtxasReport::parse(&text);
+        let spills: Vec<String> = report
+            .spills()
+            .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
+            .collect();
+        if !spills.is_empty() {
+            let message = format!(
+                "registers spill to memory in {}; lower the launch bounds of this world size or hold less in registers",
+                spills.join(", ")
+            );
+            return Err(failure(message, &shown, &text));
+        }
+        let modules = self
+            .collect(target, &scratch, &report, inputs, staging)
+            .map_err(|error| failure(format!("{error:#}"), &shown, &text))?;
+        // The disk space is wanted for the rest of the matrix; what cannot be removed goes with the staging area.
+        let _ = fs::remove_dir_all(&scratch);
+        Ok(Compiled {
+            modules,
+            remarks: report.remarks,
+        })
+    }
+
+    /// Reads what the compiler wrote, checks it as a loader would, and stages it.
+    fn collect(
+        &self,
+        target: Target,
+        scratch: &Path,
+        report: &PtxasReport,
+        inputs: &Inputs,
+        staging: &Staging,
+    ) -> anyhow::Result<Vec<ManifestModule>> {
+        let ptx = match target {
+            Target::Ptx(_) => fs::read_to_string(scratch.join(target.file_name(&self.module)))
+                .context("cannot read the PTX")?,
+            Target::Cubin(_) => kept_ptx(scratch)?,
+        };
+        let facts = PtxFacts::parse(&ptx).context("the compiler wrote PTX without a version")?;
+        let closure = inputs
+            .closure(&self.module)
+            .context("a module whose sources were not read")?;
+        let mut modules = Vec::new();
+        for (artifact, key) in &self.artifacts {
+            let bytes = match artifact.target {
+                Target::Ptx(_) => ptx.clone().into_bytes(),
+                Target::Cubin(_) => {
+                    fs::read(scratch.join(artifact.file_name())).context("cannot read the cubin")?
+                }
+            };
+            let module = ManifestModule {
+                key: self.module,
+                target: artifact.target,
+                ptx_version: match artifact.target {
+                    Target::Ptx(_) => Some(facts.version.parse()?),
+                    Target::Cubin(_) => None,
+                },
+                bytes: bytes.len() as u64,
+                sha256: Digest::of(&bytes),
+                closure_digest: closure.digest,
+                cache_key: *key,
+                entry_points: self.entry_points(artifact.target, report, &facts)?,
+            };
+            verify_bytes(&bytes, &module)
+                .context("the compiler's output is not what was asked for")?;
+            staging.write(&artifact.file_name(), &bytes)?;
+            modules.push(module);
+        }
+        Ok(modules)
+    }
+
+    fn entry_points(
+        &self,
+        target: Target,
+        report: &PtxasReport,
+        facts: &PtxFacts,
+    ) -> anyhow::Result<Vec<EntryPoint>> {
+        self.module
+            .entry_points()
+            .into_iter()
+            .map(|name| {
+                let ptx = facts.entries.get(&name).with_context(|| {
+                    format!(
+                        "`{}` has no entry point `{name}`",
+                        self.module.source_root()
+                    )
+                })?;
+                let resources = match target {
+                    Target::Ptx(_) => None,
+                    Target::Cubin(_) => {
+                        let used = report
+                            .functions
+                            .get(&name)
+                            .with_context(|| format!("ptxas reported nothing on `{name}`"))?;
+                        Some(KernelResources {
+                            registers: used.registers,
+                            spill_bytes: used.spill_bytes,
+                            shared_bytes: used.shared_bytes,
+                        })
+                    }
+                };
+                Ok(EntryPoint {
+                    name,
+                    resources,
+                    max_threads: ptx.max_threads,
+                    pdl: ptx.waits_for_predecessor,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The one command that makes a target of a module, to be run in `directory`.
+///
+/// # Errors
+/// When the present directory is gone.
+pub(crate) fn nvcc_command(
+    nvcc: &Nvcc,
+    inputs: &Inputs,
+    module: ModuleKey,
+    target: Target,
+    directory: &Path,
+) -> anyhow::Result<Command> {
+    let shell = Shell::new()?;
+    shell.change_dir(directory);
+    let program = &nvcc.program;
+    let kind = format!("-{}", target.kind());
+    let arch = format!("-arch={target}");
+    let flags = &inputs.flags;
+    let host_compiler = &nvcc.host_compiler;
+    let defines = module
+        .defines()
+        .into_iter()
+        .map(|define| format!("-D{define}"));
+    // First on the path, so that it answers nvcc's implicit include.
+    let prelude = inputs
+        .prelude
+        .iter()
+        .flat_map(|prelude| ["-I".into(), prelude.dir.clone().into_os_string()]);
+    let file = target.file_name(&module);
+    let source = inputs.kernels_dir.join(module.source_root());
+    // `--keep` writes the PTX, which goes through a file anyway, where it can be read afterwards.
+    let command = cmd!(
+        shell,
+        "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...} --keep -o {file} {source}"
+    );
+    let mut command = Command::from(command);
+    command.env("TMPDIR", directory).stdin(Stdio::null());
+    for variable in HIDDEN_FLAG_VARIABLES {
+        command.env_remove(variable);
+    }
+    Ok(command)
+}
+
+/// The command as it can be pasted into a shell.
+fn shown(command: &Command) -> String {
+    let mut words = Vec::new();
+    for variable in HIDDEN_FLAG_VARIABLES
+        .iter()
+        .filter(|variable| std::env::var_os(variable).is_some())
+    {
+        words.extend(["env".to_owned(), "-u".to_owned(), (*variable).to_owned()]);
+    }
+    words.push(quoted(&command.get_program().to_string_lossy()));
+    words.extend(command.get_args().map(|arg| quoted(&arg.to_string_lossy())));
+    words.join(" ")
+}
+
+/// A word as a POSIX shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=./+:,@%".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn ending(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(9)) => {
+            "killed by signal 9 (is the machine out of memory? try fewer --jobs)".to_owned()
+        }
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its kind.
+fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
+    for entry in fs::read_dir(scratch).context("cannot read the scratch directory")? {
+        let path = entry.context("cannot read the scratch directory")?.path();
+        if path.extension().is_some_and(|extension| extension == "ptx") {
+            return fs::read_to_string(&path)
+                .with_context(|| format!("cannot read `{}`", path.display()));
+        }
+    }
+    anyhow::bail!("nvcc kept no PTX of the module")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_command_survives_being_pasted_into_a_shell() {
+        let words = [
+            "nvcc",
+            "-DX=a b",
+            "it's",
+            "$HOME",
+            "",
+            "-I/plain/path",
+            "\"q\"",
+        ];
+        let line = words.map(quoted).join(" ");
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(format!("printf '%s\\n' {line}"))
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .lines()
+                .collect::<Vec<_>>(),
+            words
+        );
+    }
+}

@@ -1,0 +1,128 @@
+//! What modules are compiled from: the kernels' sources, the prelude and the flags.
+
+use anyhow::Context as _;
+use peersum_artifact::{Closure, Digest, ModuleKey, SourceEntry, include_closure};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is absent because it
+/// writes the directory and the file's time into the cubin.
+const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-Xptxas", "-v"];
+
+/// The file that nvcc includes of its own accord and that the prelude answers.
+const PRELUDE_FILE: &str = "cuda_runtime.h";
+
+/// The prelude that spares nvcc its own implicit header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Prelude {
+    /// Its directory, first on the include path.
+    pub(crate) dir: PathBuf,
+    digest: Digest,
+}
+
+/// Everything that modules are compiled from, as it was when it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Inputs {
+    /// The directory of the kernels.
+    pub(crate) kernels_dir: PathBuf,
+    /// The prelude, unless the stock headers were asked for.
+    pub(crate) prelude: Option<Prelude>,
+    /// The flags common to all modules, in order.
+    pub(crate) flags: Vec<String>,
+    /// Every source file with its digest, sorted by path.
+    pub(crate) sources: Vec<SourceEntry>,
+    closures: BTreeMap<&'static str, Closure>,
+}
+
+impl Inputs {
+    /// Reads the sources that `modules` need. A `prelude_dir` of `None` means nvcc's stock headers.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or includes something that is not among the sources.
+    pub(crate) fn read(
+        kernels_dir: &Path,
+        prelude_dir: Option<&Path>,
+        modules: &[ModuleKey],
+    ) -> anyhow::Result<Self> {
+        let texts = read_sources(kernels_dir)?;
+        let sources = texts
+            .iter()
+            .map(|(path, text)| SourceEntry {
+                path: path.clone(),
+                sha256: Digest::of(text.as_bytes()),
+            })
+            .collect();
+        let borrowed: Vec<(&str, &str)> = texts
+            .iter()
+            .map(|(path, text)| (&**path, &**text))
+            .collect();
+        let mut closures = BTreeMap::new();
+        for root in modules.iter().map(ModuleKey::source_root) {
+            if !closures.contains_key(root) {
+                let closure = include_closure(root, &borrowed).with_context(|| {
+                    format!(
+                        "the kernels in `{}` cannot be compiled",
+                        kernels_dir.display()
+                    )
+                })?;
+                closures.insert(root, closure);
+            }
+        }
+        let prelude = match prelude_dir {
+            Some(dir) => {
+                let path = dir.join(PRELUDE_FILE);
+                let text = fs::read(&path).with_context(|| {
+                    format!(
+                        "cannot read the prelude `{}` (--stock-headers does without)",
+                        path.display()
+                    )
+                })?;
+                Some(Prelude {
+                    dir: dir.to_path_buf(),
+                    digest: Digest::of(&text),
+                })
+            }
+            None => None,
+        };
+        Ok(Self {
+            kernels_dir: kernels_dir.to_path_buf(),
+            prelude,
+            flags: FLAGS.map(str::to_owned).to_vec(),
+            sources,
+            closures,
+        })
+    }
+
+    /// The include closure of one of the modules given to [`Inputs::read`].
+    pub(crate) fn closure(&self, module: &ModuleKey) -> Option<&Closure> {
+        self.closures.get(module.source_root())
+    }
+
+    /// The digest of the prelude, if it is used.
+    pub(crate) fn prelude_digest(&self) -> Option<Digest> {
+        self.prelude.as_ref().map(|prelude| prelude.digest)
+    }
+}
+
+/// Reads every CUDA source of a directory, sorted by name.
+fn read_sources(dir: &Path) -> anyhow::Result<Vec<(String, String)>> {
+    let mut texts = Vec::new();
+    let entries = fs::read_dir(dir)
+        .with_context(|| format!("cannot read the kernels' directory `{}`", dir.display()))?;
+    for entry in entries {
+        let path = entry
+            .with_context(|| format!("cannot read `{}`", dir.display()))?
+            .path();
+        let is_source = path
+            .extension()
+            .is_some_and(|extension| extension == "h" || extension == "cuh" || extension == "cu");
+        if let (true, Some(name)) = (is_source, path.file_name().and_then(|name| name.to_str())) {
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read `{}`", path.display()))?;
+            texts.push((name.to_owned(), text));
+        }
+    }
+    texts.sort();
+    Ok(texts)
+}

@@ -1,0 +1,122 @@
+//! What has to be compiled and what is there already.
+
+use super::compile::Job;
+use super::inputs::Inputs;
+use super::matrix::Artifact;
+use anyhow::{Context as _, bail};
+use peersum_artifact::{
+    CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule,
+    SchemaError, cache_key,
+};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+/// The state that a run is to reach, and what of it exists.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// Entries of the present manifest whose key and file still hold.
+    pub(crate) reused: Vec<ManifestModule>,
+    /// One compiler process each, those that take longest first.
+    pub(crate) jobs: Vec<Job>,
+}
+
+impl Plan {
+    /// Compares what is asked for with what `present` says of the files in `directory`.
+    pub(crate) fn new(
+        artifacts: &[Artifact],
+        inputs: &Inputs,
+        compiler: &CompilerId,
+        present: Option<&Manifest>,
+        directory: &Path,
+    ) -> anyhow::Result<Self> {
+        let present: BTreeMap<_, _> = present
+            .into_iter()
+            .flat_map(|manifest| &manifest.modules)
+            .map(|module| (module.sort_key(), module))
+            .collect();
+        let planned: Vec<(Artifact, Digest, Option<ManifestModule>)> = artifacts
+            .par_iter()
+            .map(|artifact| {
+                let key = artifact_key(artifact, inputs, compiler)?;
+                let entry = present
+                    .get(&(artifact.module, artifact.target))
+                    .filter(|entry| entry.cache_key == key && holds(directory, entry));
+                Ok((*artifact, key, entry.map(|&entry| entry.clone())))
+            })
+            .collect::<anyhow::Result<_>>()?;
+
+        let mut reused = Vec::new();
+        let mut jobs: BTreeMap<_, Job> = BTreeMap::new();
+        for (artifact, key, entry) in planned {
+            match entry {
+                Some(entry) => reused.push(entry),
+                // A cubin and the PTX of the same architecture come out of one process: the PTX is on its way anyway.
+                None => jobs
+                    .entry((artifact.module, artifact.target.arch()))
+                    .or_insert_with(|| Job::new(artifact.module, artifact.target.arch()))
+                    .push(artifact, key),
+            }
+        }
+        let mut jobs: Vec<Job> = jobs.into_values().collect();
+        jobs.sort_by_key(|job| std::cmp::Reverse(job.module().world_size));
+        Ok(Self { reused, jobs })
+    }
+}
+
+/// The key of one file: everything that decides its bytes.
+fn artifact_key(
+    artifact: &Artifact,
+    inputs: &Inputs,
+    compiler: &CompilerId,
+) -> anyhow::Result<Digest> {
+    let closure = inputs
+        .closure(&artifact.module)
+        .context("a module whose sources were not read")?;
+    Ok(cache_key(&CacheKeyInputs {
+        module: artifact.module,
+        target: artifact.target,
+        closure,
+        prelude: inputs.prelude_digest(),
+        flags: &inputs.flags,
+        defines: &artifact.module.defines(),
+        compiler,
+        entry_points: &artifact.module.entry_points(),
+    }))
+}
+
+/// Whether the file of an entry is there with the length and the digest that the entry says.
+fn holds(directory: &Path, entry: &ManifestModule) -> bool {
+    let path = directory.join(entry.file_name());
+    let regular = fs::symlink_metadata(&path).is_ok_and(|metadata| {
+        metadata.is_file() && metadata.len() == entry.bytes && metadata.len() <= MAX_MODULE_BYTES
+    });
+    regular && fs::read(&path).is_ok_and(|bytes| Digest::of(&bytes) == entry.sha256)
+}
+
+/// Reads the manifest of the output as it is. A damaged one counts as none, with a note: what it lists is rebuilt.
+///
+/// # Errors
+/// When a newer peersum wrote it: this one must not replace what it does not understand.
+pub(crate) fn present_manifest(
+    directory: &Path,
+    note: impl FnOnce(&str),
+) -> anyhow::Result<Option<Manifest>> {
+    match Manifest::read_dir(directory) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(ManifestError::NotFound { .. }) => Ok(None),
+        Err(ManifestError::Schema {
+            error: SchemaError::NewerSchema { found },
+            ..
+        }) => bail!(
+            "`{}` was written by a newer peersum (manifest schema {found}) and is left as it is; update this checkout, \
+             remove the directory, or give another place with --out",
+            directory.display()
+        ),
+        Err(error) => {
+            note(&format!("everything is rebuilt: {error}"));
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! `--timings`: when each compiler process ran, as JSON and as one self-contained page.
+
+use super::progress::{Status, Summary};
+use anyhow::Context as _;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+/// One compiler process.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Span {
+    /// The module and its target.
+    pub(crate) name: String,
+    /// How it ended.
+    pub(crate) status: Status,
+    /// Which of the parallel jobs ran it, from 0.
+    pub(crate) worker: usize,
+    /// When it began, in seconds from the start of the run.
+    pub(crate) start_seconds: f64,
+    /// How long it took, in seconds.
+    pub(crate) seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Timings<'a> {
+    jobs: usize,
+    #[serde(flatten)]
+    summary: &'a Summary,
+    processes: &'a [Span],
+}
+
+/// Writes both forms.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn write(
+    json: &Path,
+    html: &Path,
+    jobs: usize,
+    summary: &Summary,
+    spans: &[Span],
+) -> anyhow::Result<()> {
+    let timings = Timings {
+        jobs,
+        summary,
+        processes: spans,
+    };
+    let mut text = serde_json::to_string_pretty(&timings)?;
+    text.push('\n');
+    fs::write(json, text).with_context(|| format!("cannot write `{}`", json.display()))?;
+    fs::write(html, page(jobs, summary, spans))
+        .with_context(|| format!("cannot write `{}`", html.display()))
+}
+
+/// The page: a row for each job, a bar for each process, and the processes by their time.
+fn page(jobs: usize, summary: &Summary, spans: &[Span]) -> String {
+    const WIDTH: f64 = 1200.0;
+    const ROW: f64 = 26.0;
+    const LEFT: f64 = 60.0;
+    let end = spans
+        .iter()
+        .map(|span| span.start_seconds + span.seconds)
+        .fold(0.001, f64::max);
+    let scale = WIDTH / end;
+    let height = ROW * jobs as f64 + 30.0;
+    let busy: f64 = spans.iter().map(|span| span.seconds).sum();
+
+    let mut svg = String::new();
+    for worker in 0..jobs {
+        let y = ROW * worker as f64 + 17.0;
+        let _ = writeln!(svg, r#"<text x="0" y="{y}">job {worker}</text>"#);
+    }
+    // About ten ticks, at a round number of seconds.
+    let step = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]
+        .into_iter()
+        .find(|step| end / step <= 12.0)
+        .unwrap_or(100.0);
+    for tick in 0..=(end / step) as usize {
+        let seconds = tick as f64 * step;
+        let x = LEFT + seconds * scale;
+        let bottom = ROW * jobs as f64;
+        let _ = writeln!(
+            svg,
+            r#"<line x1="{x:.1}" y1="0" x2="{x:.1}" y2="{bottom}"/><text x="{x:.1}" y="{}">{seconds:.1} s</text>"#,
+            bottom + 18.0
+        );
+    }
+    for span in spans {
+        let class = match span.status {
+            Status::Failed => "failed",
+            _ if span.name.starts_with("peersum_push") => "push",
+            _ => "pull",
+        };
+        let _ = writeln!(
+            svg,
+            r#"<rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{}"><title>{}: {:.2} s</title></rect>"#,
+            LEFT + span.start_seconds * scale,
+            ROW * span.worker as f64 + 2.0,
+            (span.seconds * scale).max(1.0),
+            ROW - 4.0,
+            escaped(&span.name),
+            span.seconds
+        );
+    }
+
+    let mut rows = String::new();
+    let mut slowest: Vec<&Span> = spans.iter().collect();
+    slowest.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    for span in slowest {
+        let name = escaped(&span.name);
+        let _ = writeln!(
+            rows,
+            "<tr><td>{name}</td><td>{:.3}</td><td>{:.3}</td><td>{}</td></tr>",
+            span.seconds, span.start_seconds, span.worker
+        );
+    }
+
+    format!(
+        r#"<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>peersum precompile timings</title>
+<style>
+body {{ font: 14px sans-serif; margin: 2em; }}
+svg text {{ font-size: 12px; fill: #555; }} svg line {{ stroke: #ddd; }}
+rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .failed {{ fill: #d62728; }}
+td, th {{ text-align: left; padding: 2px 16px 2px 0; }}
+</style>
+<h1>precompile</h1>
+<p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU); the jobs were busy for {share:.0} % of the compile time.
+Blue: push, orange: pull, red: failed. Hover over a bar for its module.</p>
+<svg width="{width}" height="{height}" role="img" aria-label="timeline of the compiler processes">
+{svg}</svg>
+<table><tr><th>module</th><th>seconds</th><th>start</th><th>job</th></tr>
+{rows}</table>
+</html>
+"#,
+        built = summary.built,
+        reused = summary.reused,
+        failed = summary.failed,
+        wall = summary.wall_seconds,
+        cpu = summary.cpu_seconds,
+        share = 100.0 * busy / (end * jobs.max(1) as f64),
+        width = WIDTH + LEFT + 40.0,
+    )
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}
