@@ -1,7 +1,8 @@
 //! `cargo xtask toolchain`: the pinned toolchain by itself, and which compiler would be used.
 
 use super::{
-    COMPILER, Identity, Nvcc, NVRTC, ToolkitChoice, WheelSet, discovery, find, install_compiler, install_nvrtc, pinned,
+    COMPILER, Identity, NVRTC, Nvcc, ToolkitChoice, WheelSet, discovery, find, install_compiler,
+    install_nvrtc, pinned,
 };
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -70,9 +71,16 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<ExitCode> {
                 } else {
                     set.installed::<Identity>()?.map(|installed| installed.dir)
                 };
-                let command = if args.nvrtc { "install --nvrtc" } else { "install" };
+                let command = if args.nvrtc {
+                    "install --nvrtc"
+                } else {
+                    "install"
+                };
                 dir.with_context(|| {
-                    format!("{} is not installed; run `cargo xtask toolchain {command}`", set.name)
+                    format!(
+                        "{} is not installed; run `cargo xtask toolchain {command}`",
+                        set.name
+                    )
                 })
             })?;
             println!("{}", dir.display());
@@ -84,7 +92,9 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<ExitCode> {
                 None => match COMPILER.installed()? {
                     Some(installed) => pinned(installed, discovery::host_compiler()?),
                     None => {
-                        println!("the pinned toolchain, which is not installed yet: `cargo xtask toolchain install`");
+                        println!(
+                            "the pinned toolchain, which is not installed yet: `cargo xtask toolchain install`"
+                        );
                         return Ok(ExitCode::SUCCESS);
                     }
                 },
@@ -118,10 +128,17 @@ fn read(file: &Path) -> anyhow::Result<String> {
 }
 
 fn print_nvcc(nvcc: &Nvcc) {
-    println!("nvcc           {} (of {})", nvcc.program.display(), nvcc.origin);
+    println!(
+        "nvcc           {} (of {})",
+        nvcc.program.display(),
+        nvcc.origin
+    );
     println!("version        {}", nvcc.compiler.version);
     println!("build          {}", nvcc.compiler.build);
     println!("host compiler  {}", nvcc.host_compiler.display());
     println!("targets        {}", nvcc.gpu_codes.join(" "));
-    println!("stock headers  {}", if nvcc.stock_headers { "yes" } else { "no" });
+    println!(
+        "stock headers  {}",
+        if nvcc.stock_headers { "yes" } else { "no" }
+    );
 }

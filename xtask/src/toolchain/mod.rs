@@ -105,8 +105,6 @@ const COMPILER: WheelSet<'static> = WheelSet {
     download: "about 100 MB",
     licence: Some(LICENCE),
     ways_out: &[
-        "install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install python3-pip)",
-        "install uv",
         "use a CUDA toolkit that the machine has, 12.4 to 13.x: --toolkit PATH, or set NVCC to its nvcc",
     ],
 };
@@ -117,10 +115,7 @@ const NVRTC: WheelSet<'static> = WheelSet {
     requirements: include_str!("../../../ci/nvrtc.txt"),
     download: "about 90 MB",
     licence: Some(LICENCE),
-    ways_out: &[
-        "install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install python3-pip)",
-        "install uv",
-    ],
+    ways_out: &[],
 };
 
 /// Finds the nvcc to compile with; installs the pinned one if it comes to that.

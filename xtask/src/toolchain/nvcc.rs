@@ -249,7 +249,11 @@ fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
     let text = String::from_utf8_lossy(&output.stderr);
     let value = |name: &str| {
         text.lines()
-            .find_map(|line| line.strip_prefix("#$ ")?.strip_prefix(name)?.strip_prefix('='))
+            .find_map(|line| {
+                line.strip_prefix("#$ ")?
+                    .strip_prefix(name)?
+                    .strip_prefix('=')
+            })
             .map(str::trim)
             .filter(|value| !value.is_empty())
     };
@@ -353,7 +357,10 @@ fn recall(file: &Path, program: &Path) -> Option<Probed> {
 /// Writes down what `probed` says. That it cannot be written costs the next run a few questions and nothing else.
 fn remember(file: &Path, nvcc: Fingerprint, probed: &Probed) {
     let parts = [&probed.layout.cicc, &probed.layout.ptxas];
-    let parts = parts.into_iter().flatten().map(|part| Fingerprint::of(part));
+    let parts = parts
+        .into_iter()
+        .flatten()
+        .map(|part| Fingerprint::of(part));
     let Some(parts) = parts.collect() else { return };
     let memory = Memory {
         schema: MEMORY_SCHEMA,

@@ -1,10 +1,12 @@
 //! The program that fetches wheels: `python3 -m pip`, else `uv pip`.
 
+use std::env;
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 
 /// The first pip that knows the manylinux2014 tag of NVIDIA's wheels.
@@ -80,7 +82,7 @@ pub(crate) struct InstallerFailed {
     /// The command line, environment changes included.
     pub(crate) command: String,
     pub(crate) status: ExitStatus,
-    /// All that it printed, standard output first.
+    /// All that it printed, on either stream.
     pub(crate) output: String,
 }
 
@@ -151,31 +153,25 @@ impl Installer {
         let io_error = |error| RunError::Io(described.clone(), error);
 
         let mut child = command.spawn().map_err(io_error)?;
-        let (status, output) = thread::scope(|scope| {
-            let stderr = child.stderr.take();
-            let stderr = scope.spawn(move || {
-                let mut bytes = Vec::new();
-                stderr.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut bytes))?;
-                io::Result::Ok(String::from_utf8_lossy(&bytes).into_owned())
-            });
-            let mut stdout = String::new();
+        let (sender, lines) = mpsc::channel();
+        let mut output = String::new();
+        thread::scope(|scope| {
             if let Some(pipe) = child.stdout.take() {
-                for line in BufReader::new(pipe).split(b'\n') {
-                    let line = String::from_utf8_lossy(&line?).into_owned();
-                    if is_progress(&line) {
-                        notes(line.trim().to_owned());
-                    }
-                    stdout.push_str(&line);
-                    stdout.push('\n');
-                }
+                let sender = sender.clone();
+                scope.spawn(move || send_lines(pipe, &sender));
             }
-            let stderr = stderr
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            let status = child.wait()?;
-            io::Result::Ok((status, stdout + &stderr))
-        })
-        .map_err(io_error)?;
+            if let Some(pipe) = child.stderr.take() {
+                scope.spawn(move || send_lines(pipe, &sender));
+            }
+            // Ends when both pipes have, which is when both senders are gone.
+            for line in lines {
+                if is_progress(&line) {
+                    notes(line.trim().to_owned());
+                }
+                output.push_str(&line);
+            }
+        });
+        let status = child.wait().map_err(io_error)?;
 
         if status.success() {
             Ok(())
@@ -194,14 +190,15 @@ impl Installer {
             Self::Pip => {
                 let mut command = pip();
                 command.args(["install", "--progress-bar=off"]);
+                // A configuration file may name a prefix, which pip refuses together with a target, or a root to put in front
+                // of every path; these are neither.
+                command.args(["--prefix=", "--root=/"]);
                 command
             }
             Self::Uv => {
                 let mut command = Command::new("uv");
                 command.args(["pip", "install", "--no-progress"]);
-                for variable in UV_VARIABLES_REMOVED {
-                    command.env_remove(variable);
-                }
+                remove_variables(&mut command, UV_VARIABLES_REMOVED);
                 command
             }
         }
@@ -211,14 +208,22 @@ impl Installer {
 /// `python3 -m pip` with what must not be inherited taken out.
 fn pip() -> Command {
     let mut command = Command::new("python3");
-    for variable in PIP_VARIABLES_REMOVED {
-        command.env_remove(variable);
-    }
+    remove_variables(&mut command, PIP_VARIABLES_REMOVED);
     for variable in PIP_VARIABLES_OFF {
         command.env(variable, "0");
     }
     command.args(["-m", "pip", "--no-input", "--disable-pip-version-check"]);
     command
+}
+
+/// Takes those of `variables` that are set out of the environment of `command`, and leaves the others unmentioned, so that
+/// the command reads short where it is shown.
+fn remove_variables(command: &mut Command, variables: &[&str]) {
+    for variable in variables {
+        if env::var_os(variable).is_some() {
+            command.env_remove(variable);
+        }
+    }
 }
 
 /// Why `python3 -m pip` cannot be used; `None` if it can.
@@ -266,6 +271,20 @@ fn parse_pip_version(text: &str) -> Option<(u32, u32)> {
     Some((major, minor.parse().ok()?))
 }
 
+/// Sends what comes out of `pipe` line by line, until it ends.
+fn send_lines(pipe: impl Read, lines: &mpsc::Sender<String>) {
+    let mut pipe = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while pipe
+        .read_until(b'\n', &mut line)
+        .is_ok_and(|bytes| bytes > 0)
+    {
+        // The receiver outlives the senders; should it be gone, there is nobody to tell.
+        let _ = lines.send(String::from_utf8_lossy(&line).into_owned());
+        line.clear();
+    }
+}
+
 /// Whether a line of pip's or uv's output is worth showing while it works.
 fn is_progress(line: &str) -> bool {
     ["Downloading ", "Using cached ", "Installing collected "]
@@ -284,7 +303,10 @@ mod tests {
             parse_pip_version(&format!("pip 23.2.1 {from}\n")),
             Some((23, 2))
         );
-        assert_eq!(parse_pip_version(&format!("pip 19.3 {from}")), Some((19, 3)));
+        assert_eq!(
+            parse_pip_version(&format!("pip 19.3 {from}")),
+            Some((19, 3))
+        );
         assert_eq!(
             parse_pip_version(&format!("pip 24.1b2 {from}")),
             Some((24, 1))

@@ -34,7 +34,7 @@ pub(crate) struct WheelSet<'a> {
     pub(crate) download: &'a str,
     /// The licence that whoever installs it accepts, if it is not a free one.
     pub(crate) licence: Option<&'a str>,
-    /// What somebody can do who has neither pip nor uv, as items of a list.
+    /// What somebody can do, other than installing pip or uv, who cannot have the set installed: items of a list.
     pub(crate) ways_out: &'a [&'a str],
 }
 
@@ -67,7 +67,12 @@ pub(crate) enum WheelsError {
     NoDirectory { name: String },
 
     /// Neither pip nor uv is usable.
-    #[error("cannot install {name}: {reason}. Ways out:\n{}", list(.ways_out))]
+    #[error(
+        "cannot install {name}: {reason}. Ways out:\n\
+         \x20 - install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install python3-pip)\n\
+         \x20 - install uv\n{}",
+        list(.ways_out)
+    )]
     NoInstaller {
         name: String,
         reason: NoInstaller,
@@ -76,9 +81,10 @@ pub(crate) enum WheelsError {
 
     /// pip or uv failed.
     #[error(
-        "cannot install {name}: the installer ended with {status}. The command was\n  {command}\nand it printed\n{output}\n\
-         If no package index can be reached from here, configure pip's (PIP_INDEX_URL, PIP_PROXY, pip.conf). Other ways out:\n{}",
-        list(.ways_out)
+        "cannot install {name}: the installer ended with {status}. The command was\n  {command}\nand it printed\n{}\n\
+         Ways out:\n\
+         \x20 - if the package index could not be reached, configure another or a proxy for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)\n{}",
+        .output.trim_end(), list(.ways_out)
     )]
     InstallerFailed {
         name: String,
@@ -89,7 +95,9 @@ pub(crate) enum WheelsError {
     },
 
     /// The wheels were unpacked and do not work.
-    #[error("{name} was fetched but does not work on this machine, so it is not installed: {reason}")]
+    #[error(
+        "{name} was fetched but does not work on this machine, so it is not installed: {reason}"
+    )]
     CheckFailed { name: String, reason: String },
 
     /// A file or directory could not be made, read or moved.
@@ -124,7 +132,11 @@ pub(crate) fn root() -> Option<PathBuf> {
         return std::path::absolute(dir).ok();
     }
     // A relative path in either is invalid and to be ignored, says the XDG specification.
-    let absolute = |name| variable(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let absolute = |name| {
+        variable(name)
+            .map(PathBuf::from)
+            .filter(|dir| dir.is_absolute())
+    };
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
     Some(cache.join("peersum").join("toolchain"))
 }
@@ -155,7 +167,8 @@ impl WheelSet<'_> {
         let whole = stamp.schema == STAMP_SCHEMA
             && stamp.requirements == self.digest()
             && stamp.files.iter().all(|(path, bytes)| {
-                fs::metadata(dir.join(path)).is_ok_and(|file| file.is_file() && file.len() == *bytes)
+                fs::metadata(dir.join(path))
+                    .is_ok_and(|file| file.is_file() && file.len() == *bytes)
             });
         Ok(whole.then_some(Installed {
             dir,
@@ -213,7 +226,9 @@ impl WheelSet<'_> {
         // Within the staging directory, which only its owner may enter: this one gets the usual permissions.
         let site = staging.path().join("site");
         fs::create_dir(&site).map_err(cannot("make the directory", &site))?;
-        let inherited = lock.try_clone().map_err(cannot("share the lock of", &dir))?;
+        let inherited = lock
+            .try_clone()
+            .map_err(cannot("share the lock of", &dir))?;
         installer
             .run(&requirements, &site, inherited, notes)
             .map_err(|error| match error {
