@@ -1,3 +1,4 @@
 //! A low-latency all-reduce for the GPUs of one machine, with kernels compiled ahead of time.
 
+pub mod loader;
 pub mod reference;

@@ -1,0 +1,229 @@
+//! The pack: a directory of compiled modules as one byte string, which `peersum-kernels` embeds.
+//!
+//! | bytes | field |
+//! | --- | --- |
+//! | 8 | the magic [`MAGIC`] |
+//! | 4 | the version of this format, little-endian as all numbers here: [`PACK_VERSION`] |
+//! | 1 | the compression of the payload: 0 is none, the only one so far |
+//! | 3 | zero |
+//! | 8 | the manifest's length |
+//! | 8 | the payload's length, uncompressed |
+//!
+//! The payload is the manifest followed by the modules' files, one after the other in the manifest's order. The manifest has
+//! their lengths, so it is the index as well. No bytes at all are no pack.
+
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::manifest::{
+    MAX_MANIFEST_BYTES, Manifest, ManifestError, ManifestModule, SchemaError, VerifyError,
+    verify_bytes, verify_file,
+};
+
+/// The first bytes of a pack. The last one is no text, so that a pack is not mistaken for any.
+pub const MAGIC: [u8; 8] = *b"peersum\xff";
+
+/// The version of the format that this crate writes, and the only one that it reads.
+pub const PACK_VERSION: u32 = 1;
+
+const HEADER_BYTES: usize = 32;
+
+/// Why bytes are not a usable pack, or why none can be made.
+#[derive(Debug, Error)]
+pub enum PackError {
+    /// Something else.
+    #[error("not a pack of cubins: it does not begin with the pack's magic")]
+    NotAPack,
+    /// A format that this crate does not know.
+    #[error(
+        "the pack has format version {found}, and this version of peersum reads {PACK_VERSION}: build both from one release"
+    )]
+    Version {
+        /// The pack's version.
+        found: u32,
+    },
+    /// A compression that this crate does not know.
+    #[error("the pack is compressed by method {method}, which this version of peersum cannot read")]
+    Compression {
+        /// The method's number.
+        method: u8,
+    },
+    /// Its parts do not add up to its length.
+    #[error("the pack is damaged: {part} takes {expected} bytes where {found} are there")]
+    Length {
+        /// The part.
+        part: &'static str,
+        /// What the header or the manifest says.
+        expected: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// Its manifest is not one.
+    #[error("the pack's manifest cannot be used: {0}")]
+    Manifest(#[from] SchemaError),
+    /// The directory to pack has no manifest.
+    #[error(transparent)]
+    Directory(#[from] ManifestError),
+    /// A file to pack is not what its manifest entry says.
+    #[error(transparent)]
+    File(#[from] VerifyError),
+}
+
+/// A pack, taken apart. The files are not verified yet; see [`verify_bytes`].
+#[derive(Debug)]
+pub struct Pack<'a> {
+    manifest: Manifest,
+    files: Vec<&'a [u8]>,
+}
+
+impl<'a> Pack<'a> {
+    /// Takes a pack apart, or returns `None` when there are no bytes.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not a whole pack of this version. No input panics or allocates more than its own size suggests.
+    pub fn parse(bytes: &'a [u8]) -> Result<Option<Pack<'a>>, PackError> {
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if !bytes.starts_with(&MAGIC) {
+            return Err(PackError::NotAPack);
+        }
+        let Some((header, payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+            return Err(length("the header", HEADER_BYTES as u64, bytes.len()));
+        };
+        let [
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            v0,
+            v1,
+            v2,
+            v3,
+            method,
+            _,
+            _,
+            _,
+            lengths @ ..,
+        ] = *header;
+        let version = u32::from_le_bytes([v0, v1, v2, v3]);
+        if version != PACK_VERSION {
+            return Err(PackError::Version { found: version });
+        }
+        if method != 0 {
+            return Err(PackError::Compression { method });
+        }
+        let [
+            m0,
+            m1,
+            m2,
+            m3,
+            m4,
+            m5,
+            m6,
+            m7,
+            p0,
+            p1,
+            p2,
+            p3,
+            p4,
+            p5,
+            p6,
+            p7,
+        ] = lengths;
+        let manifest_bytes = u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7]);
+        let payload_bytes = u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]);
+        if payload_bytes != payload.len() as u64 {
+            return Err(length("the payload", payload_bytes, payload.len()));
+        }
+        if manifest_bytes > MAX_MANIFEST_BYTES {
+            return Err(length("the manifest", manifest_bytes, payload.len()));
+        }
+        let (manifest, mut rest) = split(payload, manifest_bytes, "the manifest")?;
+        let manifest =
+            Manifest::parse(std::str::from_utf8(manifest).map_err(|_| SchemaError::NotText)?)?;
+        let mut files = Vec::with_capacity(manifest.modules.len());
+        for module in &manifest.modules {
+            let (file, tail) = split(rest, module.bytes, "a module")?;
+            files.push(file);
+            rest = tail;
+        }
+        if !rest.is_empty() {
+            return Err(length("what follows the last module", 0, rest.len()));
+        }
+        Ok(Some(Pack { manifest, files }))
+    }
+
+    /// The pack's manifest.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The bytes of a module of this pack, verified.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are not what the entry says; a module that the pack does not list has none.
+    pub fn verified(&self, module: &ManifestModule) -> Result<&'a [u8], VerifyError> {
+        let index = self
+            .manifest
+            .modules
+            .iter()
+            .position(|listed| listed.sort_key() == module.sort_key());
+        let bytes = index.map_or(&[][..], |index| self.files[index]);
+        verify_bytes(bytes, module)?;
+        Ok(bytes)
+    }
+}
+
+/// Packs a directory of compiled modules, every file verified.
+///
+/// The same directory gives the same bytes.
+///
+/// # Errors
+///
+/// The directory has no usable manifest, or a file is not what its entry says.
+pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
+    let mut manifest = Manifest::read_dir(directory)?;
+    // The order in which the manifest is written, which the files follow.
+    manifest.modules.sort_by_key(ManifestModule::sort_key);
+    let text = manifest.to_json_string();
+    let mut payload = text.clone().into_bytes();
+    for module in &manifest.modules {
+        payload.extend(verify_file(directory, module)?);
+    }
+    let mut pack = Vec::with_capacity(HEADER_BYTES + payload.len());
+    pack.extend(MAGIC);
+    pack.extend(PACK_VERSION.to_le_bytes());
+    pack.extend([0_u8; 4]);
+    pack.extend((text.len() as u64).to_le_bytes());
+    pack.extend((payload.len() as u64).to_le_bytes());
+    pack.extend(payload);
+    Ok(pack)
+}
+
+fn length(part: &'static str, expected: u64, found: usize) -> PackError {
+    PackError::Length {
+        part,
+        expected,
+        found: found as u64,
+    }
+}
+
+fn split<'a>(
+    bytes: &'a [u8],
+    at: u64,
+    part: &'static str,
+) -> Result<(&'a [u8], &'a [u8]), PackError> {
+    usize::try_from(at)
+        .ok()
+        .and_then(|at| bytes.split_at_checked(at))
+        .ok_or_else(|| length(part, at, bytes.len()))
+}

@@ -1,0 +1,329 @@
+//! The JIT cache: what NVRTC compiled once on this machine, for the next process.
+//!
+//! An entry is a directory named after its cache key. It has the form of any directory of cubins, a manifest and one file,
+//! and is read with the same checks. It is written beside its place, synchronised and renamed there, under a lock of its
+//! own: processes that want different modules never wait for each other, and those that want the same one wait until the
+//! first has compiled it. The lock is `flock`'s, which the system releases when its holder dies.
+//!
+//! Digests find corruption, not malice, so the directory must belong to the user and be closed to others.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use peersum_artifact::{
+    Arch, CompilerId, Digest, MANIFEST_FILE, Manifest, ManifestError, ManifestModule, ModuleKey,
+    VerifyError, verify_file,
+};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+/// How often a held lock is tried again. A compilation takes a hundred milliseconds or so.
+const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// Why the JIT cache, or one entry of it, cannot be used. None of these is fatal: the module is compiled all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The directory is missing and cannot be made, or cannot be looked at.
+    #[error("cannot use {}: {source}", directory.display())]
+    Directory {
+        /// The cache's directory.
+        directory: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The path is something else.
+    #[error("{} is not a directory", directory.display())]
+    NotADirectory {
+        /// The cache's directory.
+        directory: PathBuf,
+    },
+    /// Somebody else owns the directory.
+    #[error(
+        "{} belongs to user {owner}, and this process runs as user {user}: code is not taken from there; name another \
+         directory with PEERSUM_CACHE_DIR",
+        directory.display()
+    )]
+    NotOurs {
+        /// The cache's directory.
+        directory: PathBuf,
+        /// The owner's uid.
+        owner: u32,
+        /// The effective uid of this process.
+        user: u32,
+    },
+    /// Others may enter the directory.
+    #[error("{} has mode {mode:04o} and must be closed to others: run `chmod 700` on it", directory.display())]
+    OpenToOthers {
+        /// The cache's directory.
+        directory: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The entry's manifest is missing or damaged.
+    #[error("the entry is damaged and will be replaced: {source}")]
+    EntryManifest {
+        /// What is wrong.
+        source: ManifestError,
+    },
+    /// The entry's file is not what its manifest says.
+    #[error("the entry is damaged and will be replaced: {source}")]
+    EntryFile {
+        /// What is wrong.
+        source: VerifyError,
+    },
+    /// The entry is whole, but for something else than its place says.
+    #[error("the entry {} holds something else and will be replaced: {found}", entry.display())]
+    EntrySwapped {
+        /// The entry.
+        entry: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// The entry's lock cannot be taken.
+    #[error("cannot lock {}, so what is compiled now is not stored: {source}", lock.display())]
+    Lock {
+        /// The lock file.
+        lock: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another process holds the entry's lock and does not come to an end.
+    #[error(
+        "another process has held {} for {:.0} s without finishing, so the module is compiled here and not stored",
+        lock.display(), waited.as_secs_f64()
+    )]
+    LockTimeout {
+        /// The lock file.
+        lock: PathBuf,
+        /// How long this process waited.
+        waited: Duration,
+    },
+    /// The entry cannot be written.
+    #[error("cannot store the entry {}: {source}", entry.display())]
+    Write {
+        /// The entry.
+        entry: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A module found in the cache.
+#[derive(Debug)]
+pub(super) struct CachedModule {
+    pub(super) bytes: Vec<u8>,
+    pub(super) entry: ManifestModule,
+    pub(super) file: PathBuf,
+}
+
+/// The right to write one entry. Released when dropped, or when the process dies.
+#[derive(Debug)]
+pub(super) struct EntryLock {
+    key: Digest,
+    _file: File,
+}
+
+/// The cache's directory, found fit for use.
+#[derive(Debug)]
+pub(super) struct JitCache {
+    directory: PathBuf,
+}
+
+impl JitCache {
+    /// Makes the directory if it is missing, and checks that it is the user's own and closed to others.
+    pub(super) fn open(directory: &Path) -> Result<Self, CacheError> {
+        let io_error = |source| CacheError::Directory {
+            directory: directory.to_owned(),
+            source,
+        };
+        // Relative to the working directory now, not at each later use.
+        let directory = std::path::absolute(directory).map_err(io_error)?;
+        let mut metadata = fs::metadata(&directory);
+        if metadata
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&directory)
+                .map_err(io_error)?;
+            metadata = fs::metadata(&directory);
+        }
+        let metadata = metadata.map_err(io_error)?;
+        if !metadata.is_dir() {
+            return Err(CacheError::NotADirectory { directory });
+        }
+        let user = rustix::process::geteuid().as_raw();
+        if metadata.uid() != user {
+            return Err(CacheError::NotOurs {
+                directory,
+                owner: metadata.uid(),
+                user,
+            });
+        }
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(CacheError::OpenToOthers { directory, mode });
+        }
+        Ok(Self { directory })
+    }
+
+    /// The directory of the entry for `key`.
+    pub(super) fn entry(&self, key: Digest) -> PathBuf {
+        self.directory.join(key.to_string())
+    }
+
+    /// Looks the entry up and verifies it. `Ok(None)` when there is none.
+    pub(super) fn lookup(
+        &self,
+        key: Digest,
+        module: ModuleKey,
+        device: Arch,
+    ) -> Result<Option<CachedModule>, CacheError> {
+        let directory = self.entry(key);
+        let mut manifest = match Manifest::read_dir(&directory) {
+            Ok(manifest) => manifest,
+            Err(ManifestError::NotFound { .. }) if fs::symlink_metadata(&directory).is_err() => {
+                return Ok(None);
+            }
+            Err(source) => return Err(CacheError::EntryManifest { source }),
+        };
+        let swapped = |found: String| CacheError::EntrySwapped {
+            entry: directory.clone(),
+            found,
+        };
+        let entry = match (manifest.modules.pop(), manifest.modules.is_empty()) {
+            (Some(entry), true) => entry,
+            _ => return Err(swapped("not exactly one module".to_owned())),
+        };
+        if entry.cache_key != key || entry.key != module || !entry.target.serves(device) {
+            return Err(swapped(format!(
+                "{} with key {}",
+                entry.file_name(),
+                entry.cache_key
+            )));
+        }
+        let bytes =
+            verify_file(&directory, &entry).map_err(|source| CacheError::EntryFile { source })?;
+        let file = directory.join(entry.file_name());
+        Ok(Some(CachedModule { bytes, entry, file }))
+    }
+
+    /// Takes the entry's lock, waiting for at most `patience`.
+    pub(super) fn lock(&self, key: Digest, patience: Duration) -> Result<EntryLock, CacheError> {
+        let lock = self.directory.join(format!("{key}.lock"));
+        let io_error = |source| CacheError::Lock {
+            lock: lock.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&lock)
+            .map_err(io_error)?;
+        let start = Instant::now();
+        let mut told = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(EntryLock { key, _file: file }),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(source)) => return Err(io_error(source)),
+            }
+            let waited = start.elapsed();
+            if waited >= patience {
+                return Err(CacheError::LockTimeout { lock, waited });
+            }
+            if !told {
+                tracing::info!(lock = %lock.display(), "waiting for another process that compiles the same module");
+                told = true;
+            }
+            std::thread::sleep(LOCK_POLL);
+        }
+    }
+
+    /// Stores a module as the entry whose lock is held, in place of whatever is there.
+    pub(super) fn store(
+        &self,
+        lock: &EntryLock,
+        compiler: &CompilerId,
+        module: &ManifestModule,
+        bytes: &[u8],
+    ) -> Result<PathBuf, CacheError> {
+        let entry = self.entry(lock.key);
+        self.write_entry(&entry, compiler, module, bytes)
+            .map_err(|source| CacheError::Write {
+                entry: entry.clone(),
+                source,
+            })?;
+        Ok(entry)
+    }
+
+    fn write_entry(
+        &self,
+        entry: &Path,
+        compiler: &CompilerId,
+        module: &ManifestModule,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        let manifest = Manifest {
+            peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
+            toolkit: compiler.clone(),
+            flags: Vec::new(),
+            sources: Vec::new(),
+            modules: vec![module.clone()],
+        };
+        // One name suffices, since only the lock's holder writes here; a killed predecessor's remains are removed.
+        let staged = entry.with_extension("tmp");
+        remove(&staged)?;
+        DirBuilder::new().mode(0o700).create(&staged)?;
+        write_synchronised(&staged.join(module.file_name()), bytes)?;
+        write_synchronised(
+            &staged.join(MANIFEST_FILE),
+            manifest.to_json_string().as_bytes(),
+        )?;
+        File::open(&staged)?.sync_all()?;
+        if let Err(error) = fs::rename(&staged, entry) {
+            // A rename replaces no directory that holds something, and no file.
+            if fs::symlink_metadata(entry).is_err() {
+                return Err(error);
+            }
+            if renameat_with(CWD, &staged, CWD, entry, RenameFlags::EXCHANGE).is_err() {
+                // Not every file system exchanges. Whoever looks in between finds nothing and waits for the lock.
+                remove(entry)?;
+                fs::rename(&staged, entry)?;
+            }
+            remove(&staged)?;
+        }
+        File::open(&self.directory)?.sync_all()
+    }
+}
+
+fn write_synchronised(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// Removes a directory with its contents, or a file. Nothing there is success.
+fn remove(path: &Path) -> io::Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,285 @@
+//! What the loader may use, and where it looks.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::nvrtc::NvrtcSearch;
+
+/// Names the directory of cubins.
+pub const CUBIN_DIR_VARIABLE: &str = "PEERSUM_CUBIN_DIR";
+/// Names the directory of the JIT cache.
+pub const CACHE_DIR_VARIABLE: &str = "PEERSUM_CACHE_DIR";
+/// Says whether modules may be compiled at run time.
+pub const JIT_VARIABLE: &str = "PEERSUM_JIT";
+
+/// Whether modules may be compiled at run time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum JitMode {
+    /// A module that no directory and no pack has is taken from the JIT cache, compiled with NVRTC, or loaded as PTX.
+    #[default]
+    Allow,
+    /// Only what was compiled ahead of time is used: no JIT cache, no NVRTC, no PTX (which the driver would compile). A
+    /// miss is an error, on a developer's warm machine as on a fresh one.
+    Deny,
+    /// Directories, pack and PTX are passed over: the module comes from NVRTC, by way of the JIT cache. For testing the
+    /// JIT path where compiled modules are installed.
+    Force,
+}
+
+impl fmt::Display for JitMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            JitMode::Allow => "allow",
+            JitMode::Deny => "deny",
+            JitMode::Force => "force",
+        })
+    }
+}
+
+/// A value of [`JIT_VARIABLE`] that has no meaning.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("PEERSUM_JIT is {given:?}; it must be allow, deny or force")]
+pub struct ParseJitModeError {
+    given: String,
+}
+
+impl FromStr for JitMode {
+    type Err = ParseJitModeError;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        match given {
+            "allow" => Ok(JitMode::Allow),
+            "deny" => Ok(JitMode::Deny),
+            "force" => Ok(JitMode::Force),
+            _ => Err(ParseJitModeError {
+                given: given.to_owned(),
+            }),
+        }
+    }
+}
+
+/// What the environment said, as far as it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Environment {
+    /// [`LoadPolicy::default`]: never read.
+    #[default]
+    NotRead,
+    /// Set-uid or set-gid: the caller's environment is not the program's to follow.
+    Ignored,
+    /// Read, with the value of [`CUBIN_DIR_VARIABLE`].
+    Read { cubin_dir: Option<PathBuf> },
+}
+
+/// What the loader may use, and where it looks.
+///
+/// [`LoadPolicy::default`] reads no environment variable and has no JIT cache; [`LoadPolicy::from_env`] is what most
+/// programs want. The methods override either.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadPolicy {
+    pub(super) cubin_dir: Option<PathBuf>,
+    pub(super) environment: Environment,
+    pub(super) cache_dir: Option<PathBuf>,
+    pub(super) jit: JitMode,
+    pub(super) nvrtc: NvrtcSearch,
+    pub(super) lock_patience: Duration,
+}
+
+/// Some hundred times what a compilation takes.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+
+impl Default for LoadPolicy {
+    fn default() -> Self {
+        Self {
+            cubin_dir: None,
+            environment: Environment::default(),
+            cache_dir: None,
+            jit: JitMode::default(),
+            nvrtc: NvrtcSearch::default(),
+            lock_patience: LOCK_PATIENCE,
+        }
+    }
+}
+
+impl LoadPolicy {
+    /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT` (`allow`, `deny`, `force`);
+    /// for the cache's default place `XDG_CACHE_HOME` or `HOME` (the cache is then `peersum/jit` in the user's cache
+    /// directory); to find NVRTC `LD_LIBRARY_PATH`, `CUDA_HOME` and `CUDA_PATH`. A variable that is empty counts as unset.
+    ///
+    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities) the environment belongs to
+    /// somebody else: there this is [`LoadPolicy::default`].
+    ///
+    /// # Errors
+    ///
+    /// [`ParseJitModeError`] when `PEERSUM_JIT` has a value without a meaning: a misspelt `deny` must not allow.
+    pub fn from_env() -> Result<Self, ParseJitModeError> {
+        if runs_with_gained_rights() {
+            return Ok(Self {
+                environment: Environment::Ignored,
+                ..Self::default()
+            });
+        }
+        Self::from_variables(|name| env::var_os(name))
+    }
+
+    fn from_variables(read: impl Fn(&str) -> Option<OsString>) -> Result<Self, ParseJitModeError> {
+        let value = |name: &str| read(name).filter(|value| !value.is_empty());
+        let path = |name: &str| value(name).map(PathBuf::from);
+        // As the XDG specification says, a relative cache home is as good as none.
+        let user_cache = path("XDG_CACHE_HOME")
+            .filter(|path| path.is_absolute())
+            .or_else(|| {
+                path("HOME")
+                    .filter(|path| path.is_absolute())
+                    .map(|home| home.join(".cache"))
+            });
+        let jit = match value(JIT_VARIABLE) {
+            Some(value) => value.to_string_lossy().parse()?,
+            None => JitMode::default(),
+        };
+        Ok(Self {
+            environment: Environment::Read {
+                cubin_dir: path(CUBIN_DIR_VARIABLE),
+            },
+            cache_dir: path(CACHE_DIR_VARIABLE)
+                .or_else(|| user_cache.map(|cache| cache.join("peersum").join("jit"))),
+            jit,
+            nvrtc: NvrtcSearch {
+                library: None,
+                library_dirs: value("LD_LIBRARY_PATH")
+                    .map(|value| {
+                        env::split_paths(&value)
+                            .filter(|path| path.is_absolute())
+                            .collect()
+                    })
+                    .unwrap_or_default(),
+                toolkit_dirs: ["CUDA_HOME", "CUDA_PATH"]
+                    .into_iter()
+                    .filter_map(path)
+                    .collect(),
+            },
+            ..Self::default()
+        })
+    }
+
+    /// A directory of cubins with their manifest, as `cargo xtask precompile` writes it. It is looked at before
+    /// every other place.
+    #[must_use]
+    pub fn cubin_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cubin_dir = Some(directory.into());
+        self
+    }
+
+    /// The directory of the JIT cache. It is made with mode 0700 when it is missing; one that belongs to somebody else or
+    /// lets others in is not used.
+    #[must_use]
+    pub fn cache_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cache_dir = Some(directory.into());
+        self
+    }
+
+    /// Uses no JIT cache: what NVRTC compiles is compiled again by the next process.
+    #[must_use]
+    pub fn without_cache(mut self) -> Self {
+        self.cache_dir = None;
+        self
+    }
+
+    /// Whether modules may be compiled at run time.
+    #[must_use]
+    pub fn jit(mut self, mode: JitMode) -> Self {
+        self.jit = mode;
+        self
+    }
+
+    /// The NVRTC library to use. No other is then looked for.
+    #[must_use]
+    pub fn nvrtc_library(mut self, path: impl Into<PathBuf>) -> Self {
+        self.nvrtc.library = Some(path.into());
+        self
+    }
+
+    /// How long to wait for another process that compiles the same module, 60 seconds by default. After that the module is
+    /// compiled here as well, and not stored.
+    #[must_use]
+    pub fn lock_patience(mut self, patience: Duration) -> Self {
+        self.lock_patience = patience;
+        self
+    }
+
+    /// The directory of the JIT cache, if there is one.
+    pub fn cache_directory(&self) -> Option<&std::path::Path> {
+        self.cache_dir.as_deref()
+    }
+
+    /// Where NVRTC is looked for.
+    pub fn nvrtc_search(&self) -> &NvrtcSearch {
+        &self.nvrtc
+    }
+}
+
+/// Whether the kernel marked this process as one whose environment is not its user's.
+fn runs_with_gained_rights() -> bool {
+    // SAFETY: getauxval reads the process's auxiliary vector and has no precondition.
+    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    secure
+        || rustix::process::getuid() != rustix::process::geteuid()
+        || rustix::process::getgid() != rustix::process::getegid()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    fn from(variables: &[(&str, &str)]) -> Result<LoadPolicy, ParseJitModeError> {
+        let variables: HashMap<&str, &str> = variables.iter().copied().collect();
+        LoadPolicy::from_variables(|name| variables.get(name).map(OsString::from))
+    }
+
+    #[test]
+    fn the_cache_is_the_named_directory_or_lies_in_the_users_cache_directory() {
+        let cache = |variables: &[(&str, &str)]| from(variables).unwrap().cache_dir;
+        assert_eq!(
+            cache(&[("HOME", "/home/a")]),
+            Some("/home/a/.cache/peersum/jit".into())
+        );
+        assert_eq!(
+            cache(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/fast")]),
+            Some("/fast/peersum/jit".into())
+        );
+        assert_eq!(
+            cache(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "rel")]),
+            Some("/home/a/.cache/peersum/jit".into())
+        );
+        assert_eq!(
+            cache(&[("HOME", "/home/a"), (CACHE_DIR_VARIABLE, "/mine")]),
+            Some("/mine".into())
+        );
+        assert_eq!(cache(&[]), None);
+    }
+
+    #[test]
+    fn a_misspelt_jit_mode_is_an_error_and_an_empty_one_is_none() {
+        assert_eq!(from(&[(JIT_VARIABLE, "deny")]).unwrap().jit, JitMode::Deny);
+        assert_eq!(from(&[(JIT_VARIABLE, "")]).unwrap().jit, JitMode::Allow);
+        let error = from(&[(JIT_VARIABLE, "denied")]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "PEERSUM_JIT is \"denied\"; it must be allow, deny or force"
+        );
+    }
+
+    #[test]
+    fn relative_library_directories_are_not_searched() {
+        let policy = from(&[("LD_LIBRARY_PATH", "/a::rel:/b"), ("CUDA_HOME", "/cuda")]).unwrap();
+        assert_eq!(
+            policy.nvrtc.library_dirs,
+            [PathBuf::from("/a"), PathBuf::from("/b")]
+        );
+        assert_eq!(policy.nvrtc.toolkit_dirs, [PathBuf::from("/cuda")]);
+    }
+}

@@ -1,0 +1,122 @@
+//! Looking for a module among those that were compiled ahead of time.
+
+use std::path::Path;
+
+use peersum_artifact::pack::Pack;
+use peersum_artifact::{
+    Closure, Manifest, ManifestModule, ModuleKey, Target, VerifyError, verify_file,
+};
+
+use super::DeviceTarget;
+use super::report::Reason;
+
+/// What is looked for.
+pub(super) struct Wanted<'a> {
+    pub(super) key: ModuleKey,
+    pub(super) device: &'a DeviceTarget,
+    /// The closure of this build's sources: a module made from others is stale.
+    pub(super) closure: &'a Closure,
+    /// PTX instead of a cubin.
+    pub(super) ptx: bool,
+}
+
+/// A module that was found and verified.
+pub(super) struct Found {
+    pub(super) entry: ManifestModule,
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Wanted<'_> {
+    /// Looks in a directory of compiled modules.
+    pub(super) fn in_directory(&self, directory: &Path) -> Result<Found, Vec<Reason>> {
+        let manifest =
+            Manifest::read_dir(directory).map_err(|error| vec![Reason::Manifest(error)])?;
+        self.in_manifest(&manifest, |entry| verify_file(directory, entry))
+    }
+
+    /// Looks in an embedded pack.
+    pub(super) fn in_pack(&self, pack: &[u8]) -> Result<Found, Vec<Reason>> {
+        let pack = Pack::parse(pack).map_err(|error| vec![Reason::Pack(error)])?;
+        let pack = pack.ok_or_else(|| vec![Reason::EmptyPack])?;
+        self.in_manifest(pack.manifest(), |entry| {
+            pack.verified(entry).map(<[u8]>::to_vec)
+        })
+    }
+
+    /// Takes the best entry that holds: the nearest architecture first, a lower one that serves as well after it.
+    fn in_manifest(
+        &self,
+        manifest: &Manifest,
+        read: impl Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError>,
+    ) -> Result<Found, Vec<Reason>> {
+        let of_module = || {
+            manifest
+                .modules
+                .iter()
+                .filter(|entry| entry.key == self.key)
+        };
+        let mut candidates: Vec<&ManifestModule> = of_module()
+            .filter(|entry| {
+                matches!(entry.target, Target::Ptx(_)) == self.ptx
+                    && entry.target.serves(self.device.arch)
+            })
+            .collect();
+        candidates.sort_by_key(|entry| std::cmp::Reverse(entry.target));
+        let mut reasons = Vec::new();
+        for entry in candidates {
+            match self
+                .check(manifest, entry)
+                .and_then(|()| read(entry).map_err(Reason::File))
+            {
+                Ok(bytes) => {
+                    return Ok(Found {
+                        entry: entry.clone(),
+                        bytes,
+                    });
+                }
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        if reasons.is_empty() {
+            reasons.push(Reason::NoEntry {
+                module: self.key,
+                device: self.device.arch,
+                ptx: self.ptx,
+                listed: of_module().map(|entry| entry.target.to_string()).collect(),
+            });
+        }
+        Err(reasons)
+    }
+
+    /// What can be said without the file: whether it is of these sources, and whether the driver would take it.
+    fn check(&self, manifest: &Manifest, entry: &ManifestModule) -> Result<(), Reason> {
+        let file = || entry.file_name();
+        if entry.closure_digest != self.closure.digest {
+            return Err(Reason::StaleSources {
+                file: file(),
+                expected: self.closure.digest,
+                found: entry.closure_digest,
+            });
+        }
+        // A driver whose version is not known is believed to be new enough: it says so itself when it is not.
+        let Some(driver) = self.device.driver_version else {
+            return Ok(());
+        };
+        match entry.ptx_version {
+            Some(ptx) if !driver.compiles_ptx(ptx) => Err(Reason::PtxTooNew {
+                file: file(),
+                ptx,
+                driver,
+            }),
+            Some(_) => Ok(()),
+            None => match manifest.toolkit.toolkit() {
+                Some(toolkit) if !driver.loads_cubins_of(toolkit) => Err(Reason::DriverTooOld {
+                    file: file(),
+                    toolkit,
+                    driver,
+                }),
+                _ => Ok(()),
+            },
+        }
+    }
+}
