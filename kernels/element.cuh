@@ -1,1 +1,120 @@
-// Written next.
+// element.cuh - the three element types: how a unit unpacks to float32 and packs again, how units are read from and
+// written to a caller's buffer of any element alignment.
+//
+// The numeric contract: float32 accumulation in rank order, one rounding to nearest even, canonical NaN.
+#pragma once
+
+#include "platform.cuh"
+
+struct element_f16 {
+    static constexpr peersum_u32 DTYPE = PEERSUM_DTYPE_F16;
+    static constexpr int BYTES = 2;
+    static constexpr int PER_WORD = 2;
+    static constexpr peersum_u32 NAN_WORD = 0x7FFF7FFFu;
+
+    PEERSUM_DEVICE void unpack(peersum_u32 word, float* value) {
+        value[0] = cvt_f32_f16_low(word);
+        value[1] = cvt_f32_f16_high(word);
+    }
+    PEERSUM_DEVICE peersum_u32 pack(const float* value) { return cvt_rn_f16x2_f32(value[1], value[0]); }
+};
+
+struct element_bf16 {
+    static constexpr peersum_u32 DTYPE = PEERSUM_DTYPE_BF16;
+    static constexpr int BYTES = 2;
+    static constexpr int PER_WORD = 2;
+    static constexpr peersum_u32 NAN_WORD = 0x7FFF7FFFu;
+
+    // A bf16 is the upper half of the float32 of the same value.
+    PEERSUM_DEVICE void unpack(peersum_u32 word, float* value) {
+        value[0] = mov_b32_f32(word << 16);
+        value[1] = mov_b32_f32(word & 0xFFFF0000u);
+    }
+    PEERSUM_DEVICE peersum_u32 pack(const float* value) { return cvt_rn_bf16x2_f32(value[1], value[0]); }
+};
+
+struct element_f32 {
+    static constexpr peersum_u32 DTYPE = PEERSUM_DTYPE_F32;
+    static constexpr int BYTES = 4;
+    static constexpr int PER_WORD = 1;
+    static constexpr peersum_u32 NAN_WORD = 0x7FFFFFFFu;
+
+    PEERSUM_DEVICE void unpack(peersum_u32 word, float* value) { value[0] = mov_b32_f32(word); }
+    PEERSUM_DEVICE peersum_u32 pack(const float* value) { return mov_b32_u32(value[0]); }
+};
+
+#define PEERSUM_PASTE_2(a, b) a##b
+#define PEERSUM_PASTE(a, b) PEERSUM_PASTE_2(a, b)
+
+// The element type and world size of this module.
+using Element = PEERSUM_PASTE(element_, PEERSUM_DTYPE);
+constexpr int WORLD_SIZE = PEERSUM_WORLD_SIZE;
+static_assert(WORLD_SIZE >= 2 && WORLD_SIZE <= PEERSUM_MAX_WORLD_SIZE, "a module serves world sizes 2 to 8");
+
+// Elements in a unit.
+constexpr int PER_UNIT = PEERSUM_UNIT_BYTES / Element::BYTES;
+
+// The running float32 sum of one unit.
+struct Sum {
+    float value[PER_UNIT];
+};
+
+PEERSUM_DEVICE Sum unpack(Unit v) {
+    Sum sum;
+    Element::unpack(v.x, sum.value);
+    Element::unpack(v.y, sum.value + Element::PER_WORD);
+    Element::unpack(v.z, sum.value + 2 * Element::PER_WORD);
+    Element::unpack(v.w, sum.value + 3 * Element::PER_WORD);
+    return sum;
+}
+
+// The first rank's unit starts the sum (it is not added to +0, which would turn -0 into +0).
+PEERSUM_DEVICE void add(Sum& sum, Unit v) {
+    const Sum term = unpack(v);
+#pragma unroll
+    for (int e = 0; e < PER_UNIT; ++e) sum.value[e] = add_rn_f32(sum.value[e], term.value[e]);
+}
+
+PEERSUM_DEVICE Unit round(const Sum& sum) {
+    return Unit{Element::pack(sum.value), Element::pack(sum.value + Element::PER_WORD),
+                Element::pack(sum.value + 2 * Element::PER_WORD), Element::pack(sum.value + 3 * Element::PER_WORD)};
+}
+
+PEERSUM_DEVICE Unit nan_unit() {
+    return Unit{Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD};
+}
+
+// Units of an array, the last one perhaps partial. A call has fewer than 2^31 (PeersumParams::elements), so that indices fit 32 bits.
+PEERSUM_DEVICE peersum_u32 units_of(peersum_u64 elements) {
+    return static_cast<peersum_u32>((elements + PER_UNIT - 1) / PER_UNIT);
+}
+
+PEERSUM_DEVICE bool is_wide(peersum_u64 address) { return address % PEERSUM_UNIT_BYTES == 0; }
+
+// The leading units of an array at `address` that are one aligned 16-byte access each: all but a partial tail, or none.
+PEERSUM_DEVICE peersum_u32 wide_units(peersum_u64 address, peersum_u64 elements) {
+    return is_wide(address) ? static_cast<peersum_u32>(elements / PER_UNIT) : 0;
+}
+
+PEERSUM_DEVICE void* unit_address(peersum_u64 base, peersum_u32 unit) {
+    return reinterpret_cast<void*>(base + static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES);
+}
+
+// Relaxed at system scope, since the array may be a peer's.
+PEERSUM_DEVICE peersum_u32 load_element(peersum_u64 address) {
+    const void* at = reinterpret_cast<const void*>(address);
+    if constexpr (Element::BYTES == 2) {
+        return ld_relaxed_sys_u16(at);
+    } else {
+        return ld_relaxed_sys_u32(at);
+    }
+}
+
+PEERSUM_DEVICE void store_element(peersum_u64 address, peersum_u32 value) {
+    void* at = reinterpret_cast<void*>(address);
+    if constexpr (Element::BYTES == 2) {
+        st_relaxed_sys_u16(at, value);
+    } else {
+        st_relaxed_sys_u32(at, value);
+    }
+}

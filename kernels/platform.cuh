@@ -1,1 +1,264 @@
-// Written next.
+// platform.cuh - every PTX instruction that the kernels use, wrapped once under its mnemonic's name.
+//
+// No CUDA header is included: a module compiles under nvcc or NVRTC with no include path. A build that defines
+// PEERSUM_PLATFORM_PROVIDED has declared the same functions before this file (the CPU emulator does).
+//
+// Scope is .sys wherever a peer may write or read: a peer is another GPU, possibly another process. On NVLink .sys costs
+// nothing over a plain access.
+#pragma once
+
+#include "abi.h"
+
+// One unit: 16 bytes as four words. The PTX model promises nothing about the four together.
+struct alignas(16) Unit {
+    peersum_u32 x, y, z, w;
+};
+
+#ifndef PEERSUM_PLATFORM_PROVIDED
+
+#define PEERSUM_DEVICE static __device__ __forceinline__
+
+// How many fruitless polls pass between two looks at the clock, the abort word and the poison word. A poll takes about
+// a microsecond, so a deadline or an abort is seen within about a millisecond.
+constexpr peersum_u32 POLLS_BETWEEN_LOOKS = 1024;
+
+PEERSUM_DEVICE peersum_u32 tid_x() {
+    peersum_u32 value;
+    asm("mov.u32 %0, %%tid.x;" : "=r"(value));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 ntid_x() {
+    peersum_u32 value;
+    asm("mov.u32 %0, %%ntid.x;" : "=r"(value));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 ctaid_x() {
+    peersum_u32 value;
+    asm("mov.u32 %0, %%ctaid.x;" : "=r"(value));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 nctaid_x() {
+    peersum_u32 value;
+    asm("mov.u32 %0, %%nctaid.x;" : "=r"(value));
+    return value;
+}
+
+// Nanoseconds; one clock for the whole device.
+PEERSUM_DEVICE peersum_u64 globaltimer() {
+    peersum_u64 value;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value));
+    return value;
+}
+
+// Orders all accesses of the block's threads before it ahead of all behind it.
+PEERSUM_DEVICE void bar_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
+
+// bar_sync, and true on every thread if `value` is true on any.
+PEERSUM_DEVICE bool bar_red_or(bool value) {
+    peersum_u32 any;
+    asm volatile("{\n\t.reg .pred in, out;\n\tsetp.ne.u32 in, %1, 0;\n\tbar.red.or.pred out, 0, in;\n\t"
+                 "selp.u32 %0, 1, 0, out;\n\t}"
+                 : "=r"(any)
+                 : "r"(static_cast<peersum_u32>(value))
+                 : "memory");
+    return any != 0;
+}
+
+// Nothing that an earlier kernel wrote may be read, and nothing stored, before it. A no-op below sm_90, where the launch
+// attribute is never set either.
+PEERSUM_DEVICE void griddepcontrol_wait() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The first thread that issues it counts for its whole block: only after a block barrier.
+PEERSUM_DEVICE void griddepcontrol_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// On a GPU a spinning thread just polls again.
+PEERSUM_DEVICE void spin_pause() {}
+
+// --- Plain accesses: the caller's own buffers, which no peer touches during the call.
+
+PEERSUM_DEVICE Unit ld_global_v4(const void* address) {
+    Unit v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+    return v;
+}
+
+PEERSUM_DEVICE void st_global_v4(void* address, Unit v) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+}
+
+PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) {
+    peersum_u32 value;
+    asm volatile("{\n\t.reg .u16 half;\n\tld.global.u16 half, [%1];\n\tcvt.u32.u16 %0, half;\n\t}"
+                 : "=r"(value)
+                 : "l"(address));
+    return value;
+}
+
+// The low 16 bits of `value`.
+PEERSUM_DEVICE void st_global_u16(void* address, peersum_u32 value) {
+    asm volatile("{\n\t.reg .u16 half;\n\tcvt.u16.u32 half, %1;\n\tst.global.u16 [%0], half;\n\t}" ::"l"(address),
+                 "r"(value));
+}
+
+PEERSUM_DEVICE peersum_u32 ld_global_u32(const void* address) {
+    peersum_u32 value;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(value) : "l"(address));
+    return value;
+}
+
+PEERSUM_DEVICE void st_global_u32(void* address, peersum_u32 value) {
+    asm volatile("st.global.u32 [%0], %1;" ::"l"(address), "r"(value));
+}
+
+PEERSUM_DEVICE peersum_u64 ld_global_u64(const void* address) {
+    peersum_u64 value;
+    asm volatile("ld.global.u64 %0, [%1];" : "=l"(value) : "l"(address));
+    return value;
+}
+
+PEERSUM_DEVICE void st_global_u64(void* address, peersum_u64 value) {
+    asm volatile("st.global.u64 [%0], %1;" ::"l"(address), "l"(value));
+}
+
+// --- Relaxed accesses at system scope: memory that a peer reads or writes during the call. They never come from or stay in
+// L1, and each word is single-copy atomic; a scalar 64-bit one is as a whole.
+
+PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) {
+    Unit v;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
+    return v;
+}
+
+// Loads into `v` if `condition`, else leaves it: predicated rather than branched, so that a batch of loads stays one.
+PEERSUM_DEVICE void ld_relaxed_sys_v4_if(bool condition, const void* address, Unit& v) {
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+                 "@p ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+                 : "l"(address), "r"(static_cast<peersum_u32>(condition)));
+}
+
+PEERSUM_DEVICE void st_relaxed_sys_v4(void* address, Unit v) {
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z),
+                 "r"(v.w));
+}
+
+PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u16(const void* address) {
+    peersum_u32 value;
+    asm volatile("{\n\t.reg .u16 half;\n\tld.relaxed.sys.global.u16 half, [%1];\n\tcvt.u32.u16 %0, half;\n\t}"
+                 : "=r"(value)
+                 : "l"(address));
+    return value;
+}
+
+PEERSUM_DEVICE void st_relaxed_sys_u16(void* address, peersum_u32 value) {
+    asm volatile("{\n\t.reg .u16 half;\n\tcvt.u16.u32 half, %1;\n\tst.relaxed.sys.global.u16 [%0], half;\n\t}" ::"l"(address),
+                 "r"(value));
+}
+
+PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u32(const void* address) {
+    peersum_u32 value;
+    asm volatile("ld.relaxed.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address));
+    return value;
+}
+
+PEERSUM_DEVICE void st_relaxed_sys_u32(void* address, peersum_u32 value) {
+    asm volatile("st.relaxed.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value));
+}
+
+PEERSUM_DEVICE peersum_u64 ld_relaxed_sys_u64(const void* address) {
+    peersum_u64 value;
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address));
+    return value;
+}
+
+PEERSUM_DEVICE void st_relaxed_sys_u64(void* address, peersum_u64 value) {
+    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value));
+}
+
+// --- Ordering accesses at system scope.
+
+PEERSUM_DEVICE peersum_u64 ld_acquire_sys_u64(const void* address) {
+    peersum_u64 value;
+    asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
+    return value;
+}
+
+PEERSUM_DEVICE void st_release_sys_u64(void* address, peersum_u64 value) {
+    asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
+PEERSUM_DEVICE void st_release_sys_u32(void* address, peersum_u32 value) {
+    asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+
+PEERSUM_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
+
+// The old value; only threads of this device compete for the word.
+PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected, peersum_u32 desired) {
+    peersum_u32 old;
+    asm volatile("atom.relaxed.gpu.global.cas.b32 %0, [%1], %2, %3;"
+                 : "=r"(old)
+                 : "l"(address), "r"(expected), "r"(desired)
+                 : "memory");
+    return old;
+}
+
+// --- Arithmetic. Without .ftz subnormals are kept; a NaN result is the canonical one whatever NaN went in.
+
+PEERSUM_DEVICE float add_rn_f32(float a, float b) {
+    float sum;
+    asm("add.rn.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
+    return sum;
+}
+
+PEERSUM_DEVICE float mov_b32_f32(peersum_u32 bits) {
+    float value;
+    asm("mov.b32 %0, %1;" : "=f"(value) : "r"(bits));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 mov_b32_u32(float value) {
+    peersum_u32 bits;
+    asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
+
+// The low (high) half of `pair` as f16.
+PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) {
+    float value;
+    asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}" : "=f"(value) : "r"(pair));
+    return value;
+}
+
+PEERSUM_DEVICE float cvt_f32_f16_high(peersum_u32 pair) {
+    float value;
+    asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, high;\n\t}" : "=f"(value) : "r"(pair));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 cvt_rn_f16x2_f32(float high, float low) {
+    peersum_u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+PEERSUM_DEVICE peersum_u32 cvt_rn_bf16x2_f32(float high, float low) {
+    peersum_u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+#endif

@@ -1,1 +1,338 @@
-// Written next.
+// protocol.cuh - what both families share: entering and leaving a call, the per-call header, bounded waiting, failure.
+// The argument for each ordering stands in README.md beside this file; the comments here name the step.
+#pragma once
+
+#include "element.cuh"
+
+// Build switches of the harness; a shipped module is built with none of them.
+//
+// PEERSUM_BREAK: a protocol broken on purpose, to prove that the tests see it.
+#define PEERSUM_BREAK_NOTHING 0
+#define PEERSUM_BREAK_NO_REARM 1
+#define PEERSUM_BREAK_NO_CLOSING_BARRIER 2
+#define PEERSUM_BREAK_LANE_UNCHECKED 3
+#define PEERSUM_BREAK_EPOCH_NOT_ADVANCED 4
+#define PEERSUM_BREAK_NO_OPENING_BARRIER 5
+#define PEERSUM_BREAK_RANK_ORDER_REVERSED 6
+#ifndef PEERSUM_BREAK
+#define PEERSUM_BREAK PEERSUM_BREAK_NOTHING
+#endif
+
+// PEERSUM_UNSAFE_BASELINE: no header, no bound, no poison; what safety costs is measured against it.
+#ifdef PEERSUM_UNSAFE_BASELINE
+constexpr bool GUARDED = false;
+#else
+constexpr bool GUARDED = true;
+#endif
+
+// PEERSUM_STRICT_ORDER: the formal chain from a re-arm to the peer's next store into the slot (README.md, "Re-arming").
+#ifdef PEERSUM_STRICT_ORDER
+constexpr bool STRICT_ORDER = true;
+#else
+constexpr bool STRICT_ORDER = false;
+#endif
+
+// One call as one thread sees it.
+struct Call {
+    const PeersumParams& params;
+    PeersumControl* control;
+    peersum_u32 thread, threads, block, blocks;
+    // Epochs before this call. The families count apart; all calls of the communicator are their sum.
+    peersum_u64 pull_epoch;
+    peersum_u32 push_epoch;
+    // The poison word as it was on entry.
+    peersum_u32 poison;
+    // Units of the array, the last one perhaps partial.
+    peersum_u32 units;
+    // This rank's header of this call.
+    peersum_u64 header;
+
+    PEERSUM_DEVICE PeersumControl* control_of(const PeersumParams& params, peersum_u32 rank) {
+        return reinterpret_cast<PeersumControl*>(params.arena[rank]);
+    }
+    __device__ __forceinline__ PeersumControl* control_of(peersum_u32 rank) const { return control_of(params, rank); }
+    __device__ __forceinline__ peersum_u32 first_unit() const { return block * threads + thread; }
+    __device__ __forceinline__ peersum_u32 unit_stride() const { return blocks * threads; }
+    // The `step`-th peer in rotated order, so that ranks do not all store to the same peer first.
+    __device__ __forceinline__ peersum_u32 peer(int step) const {
+        const peersum_u32 rank = params.rank + step;
+        return rank >= WORLD_SIZE ? rank - WORLD_SIZE : rank;
+    }
+    // Whether this thread exchanges this rank's header with peer `thread`.
+    __device__ __forceinline__ bool carries_header() const {
+        return GUARDED && block == 0 && thread < WORLD_SIZE && thread != params.rank;
+    }
+};
+
+PEERSUM_DEVICE peersum_u64 header_word(const PeersumParams& params, peersum_u32 family, peersum_u32 algorithm,
+                                       peersum_u64 sequence) {
+    return sequence << PEERSUM_HEADER_SEQUENCE_SHIFT |
+           static_cast<peersum_u64>(params.buffer) << PEERSUM_HEADER_BUFFER_SHIFT |
+           static_cast<peersum_u64>(params.source) << PEERSUM_HEADER_SOURCE_SHIFT |
+           static_cast<peersum_u64>(family) << PEERSUM_HEADER_FAMILY_SHIFT |
+           static_cast<peersum_u64>(algorithm) << PEERSUM_HEADER_ALGORITHM_SHIFT |
+           static_cast<peersum_u64>(Element::DTYPE) << PEERSUM_HEADER_DTYPE_SHIFT | params.elements * Element::BYTES;
+}
+
+PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
+    return static_cast<peersum_u32>(header >> PEERSUM_HEADER_SEQUENCE_SHIFT);
+}
+
+// The first act of every call: wait for the kernels before it, then read this block's epochs and poison in one access.
+// Relaxed suffices: the epochs were stored by an earlier kernel of this stream; the poison word carries no data.
+PEERSUM_DEVICE Call enter(const PeersumParams& params, peersum_u32 family, peersum_u32 algorithm) {
+    griddepcontrol_wait();
+    PeersumControl* control = Call::control_of(params, params.rank);
+    const peersum_u32 block = ctaid_x();
+    const Unit state = ld_relaxed_sys_v4(&control->blocks[block]);
+    const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
+    return Call{params,
+                control,
+                tid_x(),
+                ntid_x(),
+                block,
+                nctaid_x(),
+                pull_epoch,
+                state.z,
+                GUARDED ? state.w : 0,
+                units_of(params.elements),
+                header_word(params, family, algorithm, (pull_epoch + state.z) & 0xFFFFu)};
+}
+
+// Records why this rank leaves and poisons itself and every peer; the rank's first thread to come does it for all. All of it
+// is performed before this kernel ends, so no later call of this rank can store data that a late peer would take for its own.
+// Not inlined, like everything that only a waiting or failing call runs: one copy of it instead of one a wait. (extern "C", because the
+// compiler puts a hash of the path into the names of local functions, and two builds must give the same bytes.)
+extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params, peersum_u32 cause, peersum_u32 peer, peersum_u32 poison,
+                                          peersum_u64 waited_ns, peersum_u64 own_header, peersum_u64 peer_header) {
+    PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[params.rank]);
+    if (atom_cas_relaxed_gpu_u32(&control->leave_claim, 0, 1) != 0) return;
+#pragma unroll 1
+    for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&control->blocks[b].poison, poison);
+
+    PeersumStatus* status = reinterpret_cast<PeersumStatus*>(params.status);
+    // This block advances its epochs only once none of its threads waits any more.
+    const PeersumBlockState* state = &control->blocks[ctaid_x()];
+    const peersum_u32 family = static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
+    st_relaxed_sys_u32(&status->cause, cause);
+    st_relaxed_sys_u32(&status->rank, params.rank);
+    st_relaxed_sys_u32(&status->peer, peer);
+    st_relaxed_sys_u32(&status->family, family);
+    st_relaxed_sys_u32(&status->algorithm, static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_ALGORITHM_SHIFT & 1));
+    st_relaxed_sys_u32(&status->block, ctaid_x());
+    st_relaxed_sys_u64(&status->epoch, family == PEERSUM_FAMILY_PULL ? ld_global_u64(&state->pull_epoch)
+                                                                     : ld_global_u32(&state->push_epoch));
+    st_relaxed_sys_u64(&status->waited_ns, waited_ns);
+    st_relaxed_sys_u64(&status->own_header, own_header);
+    st_relaxed_sys_u64(&status->peer_header, peer_header);
+    // Release: the host that sees `valid` must see the fields above.
+    st_release_sys_u32(&status->valid, 1);
+
+#pragma unroll 1
+    for (peersum_u32 rank = 0; rank < WORLD_SIZE; ++rank) {
+        PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[rank]);
+#pragma unroll 1
+        for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
+    }
+    // The peers' words are performed before anything that this rank does after this kernel.
+    fence_acq_rel_sys();
+}
+
+// A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays.
+PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
+    if (call.poison != 0 && call.thread == 0) {
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.poison - 1, call.poison, 0, call.header, 0);
+    }
+}
+
+// One look at whether the wait for `peer` is over: 0 if so, and then the rank has left; else when the wait began, by the device's
+// clock. `own_header` is what this rank called in the call whose arrival is awaited; `start_ns` is 0 at the first look.
+extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams& params, peersum_u64 own_header, peersum_u32 peer,
+                                                peersum_u64 start_ns) {
+    const peersum_u64 now_ns = globaltimer();
+    if (start_ns == 0) start_ns = now_ns;
+    const peersum_u64 waited_ns = now_ns - start_ns;
+    const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[params.rank]);
+    const PeersumStatus* status = reinterpret_cast<const PeersumStatus*>(params.status);
+    const peersum_u32 poison = ld_relaxed_sys_u32(&control->blocks[ctaid_x()].poison);
+    // The peer's header of the same call, if it has come: a disagreement explains the wait, and no more waiting helps.
+    const peersum_u64 peer_header =
+        ld_relaxed_sys_u64(&control->headers[sequence_of(own_header) % PEERSUM_HEADER_RING][peer]);
+
+    peersum_u32 cause = PEERSUM_CAUSE_NONE;
+    if (sequence_of(peer_header) == sequence_of(own_header) && peer_header != own_header) {
+        cause = PEERSUM_CAUSE_DISAGREEMENT;
+    } else if (poison != 0) {
+        cause = PEERSUM_CAUSE_POISON;
+    } else if (ld_relaxed_sys_u32(&status->abort) != 0) {
+        cause = PEERSUM_CAUSE_ABORT;
+    } else if (waited_ns > params.timeout_ns) {
+        cause = PEERSUM_CAUSE_TIMEOUT;
+    }
+    if (cause == PEERSUM_CAUSE_NONE) return start_ns;
+    peersum_leave(params, cause, cause == PEERSUM_CAUSE_POISON ? poison - 1 : peer, poison != 0 ? poison : params.rank + 1, waited_ns,
+          own_header, peer_header);
+    return 0;
+}
+
+// The bound of one wait. The clock starts at the first look, POLLS_BETWEEN_LOOKS fruitless polls after the wait began.
+struct Wait {
+    peersum_u32 polls = 0;
+    peersum_u64 start_ns = 0;
+};
+
+// Counts a fruitless poll.
+PEERSUM_DEVICE bool is_time_to_look(Wait& wait) { return GUARDED && ++wait.polls % POLLS_BETWEEN_LOOKS == 0; }
+
+// At a look: whether to stop waiting for `peer`.
+PEERSUM_DEVICE bool gives_up(const Call& call, Wait& wait, peersum_u32 peer, peersum_u64 own_header) {
+    wait.start_ns = peersum_look(call.params, own_header, peer, wait.start_ns);
+    return wait.start_ns == 0;
+}
+
+// Polls a word until it `arrived`. False if the wait for `peer` was given up.
+template <typename Load, typename Arrived>
+PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, peersum_u64 own_header, Load load, Arrived arrived) {
+    Wait wait;
+    while (!arrived(load())) {
+        spin_pause();
+        if (is_time_to_look(wait) && gives_up(call, wait, peer, own_header)) return false;
+    }
+    return true;
+}
+
+// Tells every peer what this rank calls. Relaxed: one word that is compared as a whole and orders nothing.
+PEERSUM_DEVICE void send_header(const Call& call) {
+    if (!GUARDED || call.block != 0 || call.thread >= WORLD_SIZE) return;
+    const peersum_u32 ring = sequence_of(call.header) % PEERSUM_HEADER_RING;
+    if (call.thread == call.params.rank) {
+        st_global_u64(&call.control->own_headers[ring], call.header);
+    } else if (STRICT_ORDER) {
+        st_release_sys_u64(&call.control_of(call.thread)->headers[ring][call.params.rank], call.header);
+    } else {
+        st_relaxed_sys_u64(&call.control_of(call.thread)->headers[ring][call.params.rank], call.header);
+    }
+}
+
+// Waits for peer `thread`'s header of the call before this one and compares it with this rank's own. Placed behind the data stores of
+// this call, so that the wait for the peers' data hides it. A difference in anything but the sequence ends the wait at its next look.
+PEERSUM_DEVICE bool previous_headers_agree(const Call& call) {
+    if (!call.carries_header()) return true;
+    const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
+    const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
+    const peersum_u64* awaited = &call.control->headers[ring][call.thread];
+    return await_word(
+        call, call.thread, own, [&] { return ld_relaxed_sys_u64(awaited); }, [&](peersum_u64 word) { return word == own; });
+}
+
+// PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this block's first store to a slot.
+PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
+    bool arrived = true;
+    if (call.thread < WORLD_SIZE && call.thread != call.params.rank) {
+        const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
+        const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
+        const peersum_u64* awaited = &call.control->headers[ring][call.thread];
+        arrived = await_word(
+            call, call.thread, own, [&] { return ld_acquire_sys_u64(awaited); },
+            [&](peersum_u64 word) { return word == own; });
+    }
+    return !bar_red_or(!arrived);
+}
+
+// Counts this call in the block's own state and in those of the blocks that this call did not launch (block b has b + blocks,
+// b + 2 blocks, ...). All threads of the block have read the state before a block barrier that precedes this.
+template <peersum_u32 FAMILY>
+PEERSUM_DEVICE void advance_epoch(const Call& call) {
+    if (PEERSUM_BREAK == PEERSUM_BREAK_EPOCH_NOT_ADVANCED) return;
+#pragma unroll 1
+    for (peersum_u32 b = call.block + call.blocks * call.thread; b < PEERSUM_MAX_BLOCKS; b += call.blocks * call.threads) {
+        PeersumBlockState* state = &call.control->blocks[b];
+        if constexpr (FAMILY == PEERSUM_FAMILY_PUSH) {
+            st_global_u32(&state->push_epoch, call.push_epoch + 1);
+        } else {
+            st_global_u64(&state->pull_epoch, call.pull_epoch + 1);
+        }
+    }
+}
+
+// Adds up the units of all ranks in rank order.
+PEERSUM_DEVICE Unit reduce(const Unit (&v)[WORLD_SIZE]) {
+    constexpr bool REVERSED = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED;
+    Sum sum = unpack(v[REVERSED ? WORLD_SIZE - 1 : 0]);
+#pragma unroll
+    for (int rank = 1; rank < WORLD_SIZE; ++rank) add(sum, v[REVERSED ? WORLD_SIZE - 1 - rank : rank]);
+    return round(sum);
+}
+
+// The units of a call that one thread handles from end to end: first, first + stride, ... below `end`, and of each of these every `period`-th.
+// One-shot: end = period = all units. Two-shot: end = period = the chunk, so that a thread has the same place in every chunk.
+struct Share {
+    peersum_u32 end;
+    peersum_u32 period;
+};
+
+// The caller's input or output as whole units. Units that are not one aligned access (all of a misaligned array; a partial tail) are copied
+// element by element from or to scratch memory of this rank, by the thread that handles them: the protocols know 16-byte accesses only.
+struct Buffer {
+    peersum_u64 address;
+    peersum_u64 scratch;
+    peersum_u32 wide;
+
+    __device__ __forceinline__ void* at(peersum_u32 unit) const {
+        return unit_address(unit < wide ? address : scratch, unit);
+    }
+};
+
+PEERSUM_DEVICE Buffer buffer_at(peersum_u64 address, peersum_u64 scratch, peersum_u64 elements) {
+    return Buffer{address, scratch, wide_units(address, elements)};
+}
+
+// Copies this thread's units in [begin, end) element by element: `readable` elements of the source exist, behind them are zeros;
+// `writable` elements of the destination exist, nothing behind them is touched. Without a source (0) every element becomes NaN.
+extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destination, peersum_u64 writable, peersum_u64 source,
+                                                            peersum_u64 readable, peersum_u32 begin, peersum_u32 end, Share share) {
+    const peersum_u32 stride = nctaid_x() * ntid_x();
+#pragma unroll 1
+    for (peersum_u32 i = ctaid_x() * ntid_x() + tid_x(); i < share.end; i += stride) {
+#pragma unroll 1
+        for (peersum_u32 unit = i; unit < end; unit += share.period) {
+            if (unit < begin) continue;
+            const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
+#pragma unroll 1
+            for (peersum_u64 element = first; element < first + PER_UNIT && element < writable; ++element) {
+                const peersum_u64 offset = element * Element::BYTES;
+                peersum_u32 value = 0;
+                if (source == 0) {
+                    value = Element::NAN_WORD;
+                } else if (element < readable) {
+                    value = load_element(source + offset);
+                }
+                store_element(destination + offset, value);
+            }
+        }
+    }
+}
+
+// Before the first `at` of an input.
+PEERSUM_DEVICE void load_narrow_units(const Call& call, const Buffer& input, Share share) {
+    if (input.wide == call.units) return;
+    peersum_copy_narrow(input.scratch, static_cast<peersum_u64>(call.units) * PER_UNIT, input.address, call.params.elements,
+                        input.wide, call.units, share);
+}
+
+// After the last store through `at` of an output, of which units below `end` were stored so. A call that is lost leaves NaN in all of this
+// thread's part of it.
+PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, peersum_u32 end, Share share, bool lost) {
+    if (output.wide >= end && !lost) return;
+    peersum_copy_narrow(output.address, call.params.elements, lost ? 0 : output.scratch, call.params.elements,
+                        lost ? 0 : output.wide, lost ? call.units : end, share);
+}
+
+// peersum_push_one_shot_bf16_ws8 and the like.
+#define PEERSUM_PASTE_6(a, b, c, d, e, f) a##b##c##d##e##f
+#define PEERSUM_ENTRY_NAME(family_algorithm, dtype, world_size) \
+    PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
+// The 1: one block a multiprocessor may take all registers; without it ptxas aims for two on some architectures, and spills.
+#define PEERSUM_ENTRY(family_algorithm)                                                     \
+    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS, 1) PEERSUM_ENTRY_NAME( \
+        family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)(const __grid_constant__ PeersumParams params)
