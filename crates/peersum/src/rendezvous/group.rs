@@ -1,0 +1,183 @@
+//! A formed group and its exchanges.
+
+use super::error::RendezvousError;
+use super::hub::Hub;
+use super::peer::Peer;
+use super::spoke::Spoke;
+use super::{Exchange, MAX_DESCRIPTORS, MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, Part};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// The longest reason that [`Group::abandon`] passes on, in bytes.
+const MAX_REASON_BYTES: usize = 4096;
+
+/// One rank's message and the file descriptors that came with it.
+pub type MessageWithFds = (Vec<u8>, Vec<OwnedFd>);
+
+#[derive(Debug)]
+pub(super) enum Role {
+    Alone,
+    Hub(Hub),
+    Spoke(Spoke),
+}
+
+/// The ranks that have found each other, as one of them sees it.
+///
+/// Exchanges are collective: every rank makes the same calls in the same order, each with a label that names it. A label
+/// that differs is an error on every rank. The first error ends the group: every rank is told the cause, and every later call
+/// returns that error again. Dropping a group while others are in an exchange, or enter one, is to them the loss of this
+/// rank; [`Group::abandon`] also tells them why.
+#[derive(Debug)]
+pub struct Group {
+    rank: u32,
+    peers: Vec<Peer>,
+    role: Role,
+    failure: Option<RendezvousError>,
+}
+
+impl Group {
+    pub(super) fn new(rank: u32, peers: Vec<Peer>, role: Role) -> Self {
+        Self {
+            rank,
+            peers,
+            role,
+            failure: None,
+        }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// The number of ranks.
+    pub fn world_size(&self) -> u32 {
+        self.peers.len() as u32
+    }
+
+    /// The members in rank order, this rank among them.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// Whether `rank` is a thread of this very process. False for a rank that does not exist.
+    pub fn is_same_process(&self, rank: u32) -> bool {
+        let process = |rank: u32| self.peers.get(rank as usize).map(|peer| peer.process);
+        process(rank).is_some_and(|other| Some(other) == process(self.rank))
+    }
+
+    /// Gives every rank's message to every rank, in rank order. Messages may differ in length and be empty.
+    ///
+    /// `label` is at most [`MAX_LABEL_BYTES`] long, `message` at most [`MAX_MESSAGE_BYTES`].
+    ///
+    /// # Errors
+    ///
+    /// [`RendezvousError::MessageTooLong`], which leaves the group as it was. Otherwise, on every rank:
+    /// [`RendezvousError::Timeout`] with the ranks that were missing after the shortest `timeout` among the ranks,
+    /// [`RendezvousError::PeerLost`] with the rank that died or left, [`RendezvousError::PeerFailed`] with the reason of a
+    /// rank that gave up, [`RendezvousError::LabelMismatch`], [`RendezvousError::Protocol`], [`RendezvousError::Io`].
+    pub fn all_gather(
+        &mut self,
+        label: &str,
+        message: &[u8],
+        timeout: Duration,
+    ) -> Result<Vec<Vec<u8>>, RendezvousError> {
+        let parts = self.exchange(label, message, &[], timeout)?;
+        Ok(parts.into_iter().map(|part| part.message).collect())
+    }
+
+    /// As [`Self::all_gather`], with file descriptors beside each message.
+    ///
+    /// Every rank receives descriptors of its own, close-on-exec, for the same open files; its own entry holds
+    /// duplicates of `descriptors`, of which there are at most [`MAX_DESCRIPTORS`]. The ranks' numbers may differ.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`], and [`RendezvousError::TooManyDescriptors`], which leaves the group as it was.
+    pub fn all_gather_fds(
+        &mut self,
+        label: &str,
+        message: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        timeout: Duration,
+    ) -> Result<Vec<MessageWithFds>, RendezvousError> {
+        let parts = self.exchange(label, message, descriptors, timeout)?;
+        Ok(parts
+            .into_iter()
+            .map(|part| (part.message, part.descriptors))
+            .collect())
+    }
+
+    /// Returns once every rank has called it: an [`Self::all_gather`] of nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`].
+    pub fn barrier(&mut self, label: &str, timeout: Duration) -> Result<(), RendezvousError> {
+        self.exchange(label, &[], &[], timeout).map(drop)
+    }
+
+    /// Leaves the group and tells the others why: their exchange, or the next one that they enter, ends with
+    /// [`RendezvousError::PeerFailed`]. A reason longer than 4 KiB is cut. Takes at most a few tenths of a second.
+    pub fn abandon(mut self, reason: &str) {
+        let reason = super::truncated(reason, MAX_REASON_BYTES).to_owned();
+        let rank = self.rank;
+        self.fail(RendezvousError::PeerFailed { rank, reason });
+    }
+
+    fn exchange(
+        &mut self,
+        label: &str,
+        message: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        timeout: Duration,
+    ) -> Result<Vec<Part>, RendezvousError> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        for (what, length, limit) in [
+            ("label", label.len(), MAX_LABEL_BYTES),
+            ("message", message.len(), MAX_MESSAGE_BYTES),
+        ] {
+            if length > limit {
+                return Err(RendezvousError::MessageTooLong {
+                    what,
+                    length,
+                    limit,
+                });
+            }
+        }
+        if descriptors.len() > MAX_DESCRIPTORS {
+            return Err(RendezvousError::TooManyDescriptors {
+                count: descriptors.len(),
+                limit: MAX_DESCRIPTORS,
+            });
+        }
+        let own = Part {
+            message: message.to_vec(),
+            descriptors: super::duplicate(descriptors)?,
+        };
+        let started = Instant::now();
+        let exchange = Exchange {
+            label,
+            started,
+            deadline: super::deadline(started, timeout),
+        };
+        let world_size = self.world_size();
+        let result = match &mut self.role {
+            Role::Alone => Ok(vec![own]),
+            Role::Hub(hub) => hub.exchange(exchange, own),
+            Role::Spoke(spoke) => spoke.exchange(exchange, own, world_size),
+        };
+        result.inspect_err(|error| self.fail(error.clone()))
+    }
+
+    fn fail(&mut self, error: RendezvousError) {
+        match std::mem::replace(&mut self.role, Role::Alone) {
+            Role::Alone => {}
+            Role::Hub(mut hub) => hub.fail(&error),
+            Role::Spoke(mut spoke) => spoke.fail(&error),
+        }
+        self.failure = Some(error);
+    }
+}
