@@ -5,7 +5,8 @@
 
 use object::LittleEndian;
 use object::elf::{
-    EM_CUDA, FileHeader64, PT_NULL, SHF_EXECINSTR, SHT_NOBITS, SHT_NULL, STB_GLOBAL, STT_FUNC,
+    EM_CUDA, ET_EXEC, FileHeader64, PT_NULL, SHF_EXECINSTR, SHT_NOBITS, SHT_NULL, SHT_PROGBITS,
+    STB_GLOBAL, STT_FUNC,
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
 use thiserror::Error;
@@ -23,7 +24,7 @@ pub struct CubinInfo {
     /// The architecture that the code needs. `f` and `a` are seen only where the file marks them; see
     /// [`CubinInfo::is_for`].
     pub arch: Arch,
-    /// The ELF's ABI version: 7 up to CUDA 12, 8 from CUDA 13.
+    /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8 throughout.
     pub abi_version: u8,
     /// The names of the kernels, sorted.
     pub entry_points: Vec<String>,
@@ -53,6 +54,9 @@ pub enum ElfError {
         /// The machine number.
         machine: u16,
     },
+    /// An object file that still has to be linked, which no driver loads.
+    #[error("a relocatable CUDA object, not a linked cubin")]
+    Relocatable,
     /// An ABI version whose flags this crate cannot read.
     #[error(
         "a cubin of ABI version {abi_version}, whose architecture this version of peersum cannot read (it knows 7 and 8)"
@@ -147,6 +151,9 @@ fn parse(bytes: &[u8]) -> Result<(&Header, Sections<'_>), ElfError> {
     if machine != EM_CUDA {
         return Err(ElfError::NotCuda { machine: machine.0 });
     }
+    if header.e_type(ENDIAN) != ET_EXEC {
+        return Err(ElfError::Relocatable);
+    }
 
     let segments = header
         .program_headers(ENDIAN, bytes)
@@ -175,6 +182,9 @@ fn parse(bytes: &[u8]) -> Result<(&Header, Sections<'_>), ElfError> {
     if sections.is_empty() {
         return Err(malformed("it has no sections"));
     }
+    for section in sections.iter() {
+        section_name(&sections, section)?;
+    }
     Ok((header, sections))
 }
 
@@ -189,7 +199,7 @@ fn section_name<'data>(
 }
 
 fn is_code(section: &SectionHeader64) -> bool {
-    section.sh_type(ENDIAN) != SHT_NOBITS && section.sh_flags(ENDIAN).contains(SHF_EXECINSTR)
+    section.sh_type(ENDIAN) == SHT_PROGBITS && section.sh_flags(ENDIAN).contains(SHF_EXECINSTR)
 }
 
 /// Where each ABI version keeps the architecture in the header's flags, and its bit for the `a` variant.
@@ -268,17 +278,20 @@ fn compatibility(sections: &Sections<'_>, bytes: &[u8]) -> Result<Compatibility,
     Ok(compatibility)
 }
 
-/// Kernels are global functions, each with a `.text` section of its own name.
+/// The bit of a symbol's `st_other` that tells kernels from device functions.
+const STO_CUDA_ENTRY: u8 = 0x10;
+
+/// Kernels are global functions with the entry bit, each with a `.text` section of its own name.
 fn entry_points(sections: &Sections<'_>, bytes: &[u8]) -> Result<Vec<String>, ElfError> {
     let symbols = sections
         .symbols(ENDIAN, bytes, object::elf::SHT_SYMTAB)
         .map_err(|error| malformed(error.to_string()))?;
     let mut names = Vec::new();
     for symbol in symbols.iter() {
-        if symbol.st_type() != STT_FUNC
-            || symbol.st_bind() != STB_GLOBAL
-            || symbol.is_undefined(ENDIAN)
-        {
+        let is_global = symbol.st_type() == STT_FUNC
+            && symbol.st_bind() == STB_GLOBAL
+            && !symbol.is_undefined(ENDIAN);
+        if !is_global || symbol.st_other().0 & STO_CUDA_ENTRY == 0 {
             continue;
         }
         let name = symbol
@@ -288,19 +301,21 @@ fn entry_points(sections: &Sections<'_>, bytes: &[u8]) -> Result<Vec<String>, El
             std::str::from_utf8(name).map_err(|_| malformed("a function's name is not UTF-8"))?;
         let section = sections
             .section(object::SectionIndex(usize::from(symbol.st_shndx(ENDIAN).0)))
-            .map_err(|_| malformed(format!("the function {name} lies in no section")))?;
-        if is_code(section)
-            && section_name(sections, section)?.strip_prefix(TEXT_PREFIX) == Some(name)
-        {
-            let end = object::read::elf::Sym::st_value(symbol, ENDIAN)
-                .checked_add(symbol.st_size(ENDIAN));
-            if symbol.st_size(ENDIAN) == 0 || end.is_none_or(|end| end > section.sh_size(ENDIAN)) {
-                return Err(malformed(format!(
-                    "the code of {name} does not fill its section"
-                )));
-            }
-            names.push(name.to_owned());
+            .map_err(|_| malformed(format!("the kernel {name} lies in no section")))?;
+        let own_section = section_name(sections, section)?.strip_prefix(TEXT_PREFIX) == Some(name);
+        if !own_section || !is_code(section) {
+            return Err(malformed(format!(
+                "the kernel {name} lacks its section {TEXT_PREFIX}{name}"
+            )));
         }
+        let size = symbol.st_size(ENDIAN);
+        let end = symbol.st_value(ENDIAN).checked_add(size);
+        if size == 0 || end.is_none_or(|end| end > section.sh_size(ENDIAN)) {
+            return Err(malformed(format!(
+                "the code of {name} does not lie within its section"
+            )));
+        }
+        names.push(name.to_owned());
     }
     names.sort();
     Ok(names)
