@@ -3,6 +3,9 @@
 //! This crate compiles nothing: `cargo xtask precompile` turns [`SOURCES`] into cubins ahead of time, the runtime's
 //! NVRTC fallback compiles the same text in memory, and the emulator compiles it for the CPU.
 
+#[rustfmt::skip]
+pub mod abi;
+
 /// One source file of the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
