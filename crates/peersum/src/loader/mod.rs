@@ -40,7 +40,7 @@ pub use policy::{
 pub use report::{LoadError, LoadReport, Origin, PassedOver, Place, Reason};
 
 use policy::Environment;
-use search::{Found, Wanted};
+use search::{Found, Outcome, Wanted};
 
 /// What a module must run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -281,21 +281,17 @@ impl Search<'_> {
     fn look(
         &mut self,
         place: Place,
-        find: impl FnOnce(&KernelSet<'_>) -> Result<Found, Vec<Reason>>,
+        find: impl FnOnce(&KernelSet<'_>) -> Outcome,
     ) -> Option<Found> {
         if self.policy.jit == JitMode::Force {
             self.pass_over(place, Reason::JitMode(JitMode::Force));
             return None;
         }
-        match find(self.kernels) {
-            Ok(found) => Some(found),
-            Err(reasons) => {
-                for reason in reasons {
-                    self.pass_over(place.clone(), reason);
-                }
-                None
-            }
+        let Outcome { found, passed_over } = find(self.kernels);
+        for reason in passed_over {
+            self.pass_over(place.clone(), reason);
         }
+        found
     }
 
     fn pass_over(&mut self, place: Place, reason: Reason) {

@@ -358,30 +358,43 @@ const UNREPORTED: KernelResources = KernelResources {
     shared_bytes: 0,
 };
 
-/// Reads the resource lines that ptxas prints for each kernel under `-v`. Lines it does not know are passed over: the
-/// report informs, nothing depends on it.
+/// Reads the resource lines that ptxas prints under `-v`, for kernels and for functions that they call. Lines it does not
+/// know are passed over: the report informs, nothing depends on it.
 fn parse_ptxas_report(log: &str) -> Vec<(String, KernelResources)> {
-    let mut kernels = Vec::new();
+    let mut functions: Vec<(String, KernelResources)> = Vec::new();
+    let index_of = |functions: &mut Vec<(String, KernelResources)>, name: &str| {
+        functions
+            .iter()
+            .position(|(known, _)| known == name)
+            .unwrap_or_else(|| {
+                functions.push((name.to_owned(), UNREPORTED));
+                functions.len() - 1
+            })
+    };
+    // The kernel being compiled owns the line of registers; "Function properties" names whom the spill line is about.
+    let (mut kernel, mut function) = (None, None);
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {
-            kernels.push((
-                rest.split('\'').next().unwrap_or_default().to_owned(),
-                UNREPORTED,
+            kernel = Some(index_of(
+                &mut functions,
+                rest.split('\'').next().unwrap_or_default(),
             ));
-        }
-        let Some((_, kernel)) = kernels.last_mut() else {
-            continue;
-        };
-        if line.contains("spill stores") {
-            kernel.spill_bytes = number_before(line, " bytes spill stores")
+        } else if let Some((_, name)) = line.split_once("Function properties for ") {
+            function = Some(index_of(&mut functions, name.trim().trim_matches('\'')));
+        } else if line.contains("spill stores")
+            && let Some(index) = function
+        {
+            functions[index].1.spill_bytes = number_before(line, " bytes spill stores")
                 + number_before(line, " bytes spill loads");
-        }
-        if line.contains("Used ") && line.contains(" registers") {
-            kernel.registers = number_before(line, " registers");
-            kernel.shared_bytes = number_before(line, " bytes smem");
+        } else if line.contains("Used ")
+            && line.contains(" registers")
+            && let Some(index) = kernel
+        {
+            functions[index].1.registers = number_before(line, " registers");
+            functions[index].1.shared_bytes = number_before(line, " bytes smem");
         }
     }
-    kernels
+    functions
 }
 
 /// The decimal number that stands right before `unit` in `line`, or 0.
@@ -408,6 +421,8 @@ ptxas info    : Compiling entry function 'second' for 'sm_90'
 ptxas info    : Function properties for second
     16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 1024 bytes smem, 480 bytes cmem[0]
+ptxas info    : Function properties for called
+ptxas         .     0 bytes stack frame, 4 bytes spill stores, 0 bytes spill loads
 ";
         let first = KernelResources {
             registers: 14,
@@ -419,9 +434,18 @@ ptxas info    : Used 255 registers, used 1 barriers, 1024 bytes smem, 480 bytes 
             spill_bytes: 20,
             shared_bytes: 1024,
         };
+        let called = KernelResources {
+            registers: 0,
+            spill_bytes: 4,
+            shared_bytes: 0,
+        };
         assert_eq!(
             parse_ptxas_report(log),
-            [("first".to_owned(), first), ("second".to_owned(), second)]
+            [
+                ("first".to_owned(), first),
+                ("second".to_owned(), second),
+                ("called".to_owned(), called)
+            ]
         );
     }
 }

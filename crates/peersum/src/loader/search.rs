@@ -26,21 +26,39 @@ pub(super) struct Found {
     pub(super) bytes: Vec<u8>,
 }
 
+/// What came of looking at one place: the module, and what was passed over there before or instead.
+pub(super) struct Outcome {
+    pub(super) found: Option<Found>,
+    pub(super) passed_over: Vec<Reason>,
+}
+
+impl From<Reason> for Outcome {
+    fn from(reason: Reason) -> Self {
+        Self {
+            found: None,
+            passed_over: vec![reason],
+        }
+    }
+}
+
 impl Wanted<'_> {
     /// Looks in a directory of compiled modules.
-    pub(super) fn in_directory(&self, directory: &Path) -> Result<Found, Vec<Reason>> {
-        let manifest =
-            Manifest::read_dir(directory).map_err(|error| vec![Reason::Manifest(error)])?;
-        self.in_manifest(&manifest, |entry| verify_file(directory, entry))
+    pub(super) fn in_directory(&self, directory: &Path) -> Outcome {
+        match Manifest::read_dir(directory) {
+            Ok(manifest) => self.in_manifest(&manifest, |entry| verify_file(directory, entry)),
+            Err(error) => Reason::Manifest(error).into(),
+        }
     }
 
     /// Looks in an embedded pack.
-    pub(super) fn in_pack(&self, pack: &[u8]) -> Result<Found, Vec<Reason>> {
-        let pack = Pack::parse(pack).map_err(|error| vec![Reason::Pack(error)])?;
-        let pack = pack.ok_or_else(|| vec![Reason::EmptyPack])?;
-        self.in_manifest(pack.manifest(), |entry| {
-            pack.verified(entry).map(<[u8]>::to_vec)
-        })
+    pub(super) fn in_pack(&self, pack: &[u8]) -> Outcome {
+        match Pack::parse(pack) {
+            Ok(Some(pack)) => self.in_manifest(pack.manifest(), |entry| {
+                pack.verified(entry).map(<[u8]>::to_vec)
+            }),
+            Ok(None) => Reason::EmptyPack.into(),
+            Err(error) => Reason::Pack(error).into(),
+        }
     }
 
     /// Takes the best entry that holds: the nearest architecture first, a lower one that serves as well after it.
@@ -48,7 +66,7 @@ impl Wanted<'_> {
         &self,
         manifest: &Manifest,
         read: impl Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError>,
-    ) -> Result<Found, Vec<Reason>> {
+    ) -> Outcome {
         let of_module = || {
             manifest
                 .modules
@@ -62,30 +80,36 @@ impl Wanted<'_> {
             })
             .collect();
         candidates.sort_by_key(|entry| std::cmp::Reverse(entry.target));
-        let mut reasons = Vec::new();
+        let mut passed_over = Vec::new();
         for entry in candidates {
             match self
                 .check(manifest, entry)
                 .and_then(|()| read(entry).map_err(Reason::File))
             {
                 Ok(bytes) => {
-                    return Ok(Found {
-                        entry: entry.clone(),
-                        bytes,
-                    });
+                    return Outcome {
+                        found: Some(Found {
+                            entry: entry.clone(),
+                            bytes,
+                        }),
+                        passed_over,
+                    };
                 }
-                Err(reason) => reasons.push(reason),
+                Err(reason) => passed_over.push(reason),
             }
         }
-        if reasons.is_empty() {
-            reasons.push(Reason::NoEntry {
+        if passed_over.is_empty() {
+            passed_over.push(Reason::NoEntry {
                 module: self.key,
                 device: self.device.arch,
                 ptx: self.ptx,
                 listed: of_module().map(|entry| entry.target.to_string()).collect(),
             });
         }
-        Err(reasons)
+        Outcome {
+            found: None,
+            passed_over,
+        }
     }
 
     /// What can be said without the file: whether it is of these sources, and whether the driver would take it.

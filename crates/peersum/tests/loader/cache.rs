@@ -1,0 +1,278 @@
+//! The JIT cache within one process.
+
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use peersum::loader::{CacheError, LoadPolicy, LoadedImage, Origin, Reason, load_from};
+use peersum_artifact::MANIFEST_FILE;
+use tempfile::{TempDir, tempdir};
+
+use crate::support::{
+    Module, SM_90, device, faults, flip_bit, jit_policy, kernels, load_push, policy, private_dir,
+    pull, push, write_directory,
+};
+
+fn with_cache() -> (TempDir, LoadPolicy) {
+    let cache = private_dir();
+    let policy = jit_policy().cache_dir(cache.path());
+    (cache, policy)
+}
+
+/// Where a compiled module was stored.
+fn stored(image: &LoadedImage) -> Option<&Path> {
+    match &image.report.origin {
+        Origin::Nvrtc { stored, .. } => stored.as_deref(),
+        other => panic!("not compiled but from {other}"),
+    }
+}
+
+/// The file of a module that came from the cache.
+fn cached(image: &LoadedImage) -> &Path {
+    match &image.report.origin {
+        Origin::JitCache(file) => file,
+        _ => panic!("not from the cache: {}", image.report),
+    }
+}
+
+#[test]
+fn what_was_compiled_once_is_taken_from_the_cache_the_next_time() {
+    let (cache, policy) = with_cache();
+    let first = load_push(&policy).unwrap();
+    let entry = stored(&first).unwrap();
+    assert!(entry.starts_with(cache.path()));
+    let second = load_push(&policy).unwrap();
+    assert!(cached(&second).starts_with(entry));
+    assert_eq!(first.bytes, second.bytes);
+    assert_eq!(first.entry_points, second.entry_points);
+}
+
+#[test]
+fn the_cache_is_made_closed_to_others() {
+    let parent = tempdir().unwrap();
+    let directory = parent.path().join("user/cache");
+    let image = load_push(&jit_policy().cache_dir(&directory)).unwrap();
+    assert!(stored(&image).is_some());
+    let mode = fs::metadata(&directory).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
+fn a_damaged_entry_is_reported_and_replaced() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    type Damage<'a> = &'a dyn Fn(&Path);
+    let damages: [(&str, Damage<'_>); 5] = [
+        ("a flipped bit", &|cubin| flip_bit(cubin, seed)),
+        ("a truncated file", &|cubin| {
+            File::options()
+                .write(true)
+                .open(cubin)
+                .unwrap()
+                .set_len(100)
+                .unwrap();
+        }),
+        ("a missing file", &|cubin| fs::remove_file(cubin).unwrap()),
+        ("a missing manifest", &|cubin| {
+            fs::remove_file(cubin.with_file_name(MANIFEST_FILE)).unwrap();
+        }),
+        ("an empty manifest", &|cubin| {
+            fs::write(cubin.with_file_name(MANIFEST_FILE), "").unwrap();
+        }),
+    ];
+    for (what, damage) in damages {
+        let (_cache, policy) = with_cache();
+        let first = load_push(&policy).unwrap();
+        let cubin = cached(&load_push(&policy).unwrap()).to_owned();
+        damage(&cubin);
+        let second = load_push(&policy).unwrap();
+        assert!(
+            matches!(
+                faults(&second.report.passed_over)[..],
+                [Reason::Cache(
+                    CacheError::EntryFile { .. } | CacheError::EntryManifest { .. }
+                )]
+            ),
+            "{what}: {}",
+            second.report
+        );
+        assert!(stored(&second).is_some(), "{what}: {}", second.report);
+        assert_eq!(second.bytes, first.bytes, "{what}");
+        cached(&load_push(&policy).unwrap());
+    }
+}
+
+#[test]
+fn an_entry_of_another_module_is_reported_and_replaced() {
+    let (_cache, policy) = with_cache();
+    let push_entry = stored(&load_push(&policy).unwrap()).unwrap().to_owned();
+    let load_pull = || load_from(&policy, &kernels(), pull(), &device(SM_90)).unwrap();
+    let pull_entry = stored(&load_pull()).unwrap().to_owned();
+    fs::remove_dir_all(&push_entry).unwrap();
+    fs::rename(&pull_entry, &push_entry).unwrap();
+
+    let image = load_push(&policy).unwrap();
+    assert!(
+        matches!(
+            faults(&image.report.passed_over)[..],
+            [Reason::Cache(CacheError::EntrySwapped { .. })]
+        ),
+        "{}",
+        image.report
+    );
+    assert_eq!(image.bytes[..], Module::compile(push(), SM_90).bytes);
+    cached(&load_push(&policy).unwrap());
+}
+
+#[test]
+fn changed_sources_are_compiled_anew() {
+    let (_cache, policy) = with_cache();
+    stored(&load_push(&policy).unwrap()).unwrap();
+    let mut changed = kernels();
+    let header = changed
+        .sources
+        .iter_mut()
+        .find(|(path, _)| *path == "stand_in.cuh")
+        .unwrap();
+    let text = format!("{}// One line more.\n", header.1);
+    header.1 = &text;
+    let image = load_from(&policy, &changed, push(), &device(SM_90)).unwrap();
+    assert!(stored(&image).is_some());
+}
+
+#[test]
+fn a_cache_that_others_can_enter_is_skipped_and_reported() {
+    let (cache, policy) = with_cache();
+    stored(&load_push(&policy).unwrap()).unwrap();
+    fs::set_permissions(cache.path(), Permissions::from_mode(0o755)).unwrap();
+    let image = load_push(&policy).unwrap();
+    assert_eq!(stored(&image), None);
+    assert!(
+        matches!(
+            faults(&image.report.passed_over)[..],
+            [Reason::Cache(CacheError::OpenToOthers { mode: 0o755, .. })]
+        ),
+        "{}",
+        image.report
+    );
+}
+
+#[test]
+fn a_cache_of_another_user_is_skipped_and_reported() {
+    let (cache, policy) = with_cache();
+    let root = rustix::process::geteuid().is_root();
+    // Only root can give a directory away; everybody else finds one of root's.
+    let policy = if root {
+        chown(cache.path(), Some(65534), None).unwrap();
+        policy
+    } else {
+        policy.cache_dir("/usr")
+    };
+    let image = load_push(&policy).unwrap();
+    assert_eq!(stored(&image), None);
+    assert!(
+        matches!(
+            faults(&image.report.passed_over)[..],
+            [Reason::Cache(CacheError::NotOurs { .. })]
+        ),
+        "{}",
+        image.report
+    );
+}
+
+#[test]
+fn a_file_where_the_cache_should_be_is_skipped_and_reported() {
+    let parent = tempdir().unwrap();
+    let file = parent.path().join("cache");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let image = load_push(&jit_policy().cache_dir(path)).unwrap();
+        assert_eq!(stored(&image), None);
+        assert!(
+            matches!(
+                faults(&image.report.passed_over)[..],
+                [Reason::Cache(
+                    CacheError::NotADirectory { .. } | CacheError::Directory { .. }
+                )]
+            ),
+            "{}",
+            image.report
+        );
+    }
+}
+
+#[test]
+fn a_lock_that_is_never_released_is_waited_for_only_so_long() {
+    let (_cache, policy) = with_cache();
+    let entry = stored(&load_push(&policy).unwrap()).unwrap().to_owned();
+    fs::remove_dir_all(&entry).unwrap();
+    let holder = File::open(lock_of(&entry)).unwrap();
+    holder.lock().unwrap();
+
+    let impatient = policy.clone().lock_patience(Duration::from_millis(50));
+    let image = load_push(&impatient).unwrap();
+    assert_eq!(stored(&image), None);
+    assert!(
+        matches!(
+            faults(&image.report.passed_over)[..],
+            [Reason::Cache(CacheError::LockTimeout { .. })]
+        ),
+        "{}",
+        image.report
+    );
+
+    holder.unlock().unwrap();
+    assert!(stored(&load_push(&policy).unwrap()).is_some());
+}
+
+#[test]
+fn what_a_killed_process_left_half_written_is_cleared_away() {
+    let (_cache, policy) = with_cache();
+    let entry = stored(&load_push(&policy).unwrap()).unwrap().to_owned();
+    fs::remove_dir_all(&entry).unwrap();
+    let staged = entry.with_extension("tmp");
+    fs::create_dir(&staged).unwrap();
+    fs::write(staged.join(MANIFEST_FILE), "half").unwrap();
+    assert!(stored(&load_push(&policy).unwrap()).is_some());
+    assert!(!staged.exists());
+    cached(&load_push(&policy).unwrap());
+}
+
+#[test]
+fn force_passes_compiled_modules_over_and_uses_the_cache() {
+    let (_cache, jit) = with_cache();
+    let directory = tempdir().unwrap();
+    write_directory(directory.path(), &[Module::compile(push(), SM_90)]);
+    assert!(matches!(
+        load_push(&policy().cubin_dir(directory.path()))
+            .unwrap()
+            .report
+            .origin,
+        Origin::Directory(_)
+    ));
+    let force = jit
+        .cubin_dir(directory.path())
+        .jit(peersum::loader::JitMode::Force);
+    assert!(stored(&load_push(&force).unwrap()).is_some());
+    cached(&load_push(&force).unwrap());
+}
+
+#[test]
+fn threads_that_miss_together_compile_once() {
+    let (_cache, policy) = with_cache();
+    let compiled = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| scope.spawn(|| load_push(&policy).unwrap()))
+            .collect();
+        let images = threads.into_iter().map(|thread| thread.join().unwrap());
+        images
+            .filter(|image| matches!(image.report.origin, Origin::Nvrtc { .. }))
+            .count()
+    });
+    assert_eq!(compiled, 1);
+}
+
+fn lock_of(entry: &Path) -> PathBuf {
+    entry.with_extension("lock")
+}

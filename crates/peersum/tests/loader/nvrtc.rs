@@ -1,0 +1,135 @@
+//! NVRTC itself: what it is asked, what it answers, and what happens without it.
+
+use std::fs;
+use std::path::Path;
+
+use peersum::loader::nvrtc::{NvrtcError, NvrtcLibrary, build_id, compile};
+use peersum::loader::{LoadPolicy, Reason};
+use peersum_artifact::{Arch, inspect_cubin};
+use tempfile::tempdir;
+
+use crate::support::{
+    SM_80, SM_90, compiled, faults, kernels, library, load_push, not_found, push,
+};
+use crate::toolchain;
+
+#[test]
+fn a_module_is_compiled_from_sources_in_memory_to_a_cubin_for_the_architecture_asked_for() {
+    for arch in [SM_80, SM_90] {
+        let module = compiled(push(), arch);
+        let cubin = inspect_cubin(&module.cubin).unwrap();
+        assert_eq!(cubin.arch, arch);
+        assert_eq!(cubin.entry_points, push().entry_points());
+        for entry_point in &module.entry_points {
+            assert_eq!(entry_point.max_threads, 384);
+            assert_eq!(entry_point.pdl, arch == SM_90);
+            assert!(entry_point.resources.unwrap().registers > 0);
+        }
+    }
+}
+
+#[test]
+fn a_compile_error_carries_the_whole_log() {
+    let mut sources = kernels().sources;
+    sources.retain(|(path, _)| *path != "push.cu");
+    sources.push((
+        "push.cu",
+        "#include \"stand_in.cuh\"\n__global__ void f() { first_mistake(); }\nint g = second_mistake;\n",
+    ));
+    let error = compile(library(), push(), SM_90, &sources).unwrap_err();
+    let NvrtcError::Compile { log, module, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(module, "peersum_push_bf16_ws8");
+    assert!(
+        log.contains("push.cu(2)") && log.contains("first_mistake"),
+        "{log}"
+    );
+    assert!(
+        log.contains("push.cu(3)") && log.contains("second_mistake"),
+        "{log}"
+    );
+    assert!(error.to_string().contains(log));
+}
+
+#[test]
+fn an_architecture_that_nvrtc_does_not_know_is_an_error_with_its_list() {
+    let error = compile(library(), push(), Arch::plain(5, 0), &kernels().sources).unwrap_err();
+    let NvrtcError::ArchUnsupported { supported, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(supported.contains(&90) && !supported.contains(&50));
+    assert!(
+        error.to_string().contains("sm_80, ") && error.to_string().contains("sm_50"),
+        "{error}"
+    );
+}
+
+#[test]
+fn without_nvrtc_the_error_says_what_was_looked_for_and_where_and_what_to_install() {
+    let policy = LoadPolicy::default().nvrtc_library("/nowhere/libnvrtc.so.13");
+    let (passed_over, text) = not_found(load_push(&policy));
+    assert!(
+        matches!(
+            faults(&passed_over)[..],
+            [
+                Reason::Nvrtc(NvrtcError::NotFound { .. }),
+                Reason::NoEntry { .. }
+            ] | [Reason::Nvrtc(NvrtcError::NotFound { .. })]
+        ),
+        "{text}"
+    );
+    assert!(
+        text.contains("looked at: /nowhere/libnvrtc.so.13") && text.contains("nvidia-cuda-nvrtc"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_library_is_a_typed_error() {
+    let directory = tempdir().unwrap();
+    let text_file = directory.path().join("libnvrtc.so.13");
+    fs::write(&text_file, "not a library").unwrap();
+    let error = NvrtcLibrary::open(&text_file).unwrap_err();
+    assert!(matches!(error, NvrtcError::Open { .. }), "{error}");
+    assert_eq!(build_id(&text_file).unwrap(), None);
+
+    let (passed_over, text) =
+        not_found(load_push(&LoadPolicy::default().nvrtc_library(&text_file)));
+    assert!(
+        matches!(
+            faults(&passed_over)[..],
+            [Reason::Nvrtc(NvrtcError::Open { .. })]
+        ),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_library_that_is_not_nvrtc_is_a_typed_error() {
+    // The C library, which is loaded already, whatever its path.
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let libc = maps
+        .lines()
+        .filter_map(|line| line.split_whitespace().last())
+        .find(|path| path.contains("libc.so") || path.contains("libc-"))
+        .unwrap();
+    let error = NvrtcLibrary::open(Path::new(libc)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            NvrtcError::MissingSymbol {
+                symbol: "nvrtcVersion",
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_build_id_is_the_sha1_that_the_linker_noted() {
+    let id = build_id(&toolchain::nvrtc()).unwrap().unwrap();
+    assert_eq!(id.len(), 40);
+    assert!(id.bytes().all(|digit| digit.is_ascii_hexdigit()));
+}
