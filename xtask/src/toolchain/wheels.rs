@@ -189,17 +189,26 @@ impl WheelSet<'_> {
         check: impl FnOnce(&Path) -> Result<T, String>,
         notes: &mut dyn FnMut(String),
     ) -> Result<Installed<T>, WheelsError> {
-        if let Some(installed) = self.installed()? {
-            return Ok(installed);
-        }
         let dir = self.dir()?;
         let root = dir.parent().unwrap_or(&dir);
+        let lock_path = root.join(format!("{}.lock", self.digest()));
+        if let Some(installed) = self.installed()? {
+            // An install that was killed after its last step has left something too, and this may be the only chance to
+            // remove it, unless somebody else is at it.
+            if !self.leftovers(root).is_empty()
+                && let Ok(lock) = File::open(&lock_path)
+                && lock.try_lock().is_ok()
+            {
+                self.remove_leftovers(root, notes);
+            }
+            return Ok(installed);
+        }
         fs::create_dir_all(root).map_err(cannot("make the directory", root))?;
-        let lock = self.lock(&root.join(format!("{}.lock", self.digest())), notes)?;
+        let lock = self.lock(&lock_path, notes)?;
         if let Some(installed) = self.installed()? {
             return Ok(installed);
         }
-        self.remove_leftovers(root)?;
+        self.remove_leftovers(root, notes);
 
         let ways_out = || self.ways_out.iter().map(|&item| item.to_owned()).collect();
         let installer = Installer::find().map_err(|reason| WheelsError::NoInstaller {
@@ -307,17 +316,27 @@ impl WheelSet<'_> {
         Ok(file)
     }
 
-    /// Removes what killed installs of this set left. Only under the lock.
-    fn remove_leftovers(&self, root: &Path) -> Result<(), WheelsError> {
+    /// What killed installs of this set left.
+    fn leftovers(&self, root: &Path) -> Vec<PathBuf> {
         let prefix = self.staging_prefix();
-        for entry in fs::read_dir(root).map_err(cannot("list", root))? {
-            let entry = entry.map_err(cannot("list", root))?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                let path = entry.path();
-                fs::remove_dir_all(&path).map_err(cannot("remove the leftover", &path))?;
+        let entries = fs::read_dir(root).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed costs disk space and no
+    /// more, so it is a note.
+    fn remove_leftovers(&self, root: &Path, notes: &mut dyn FnMut(String)) {
+        for path in self.leftovers(root) {
+            if let Err(error) = fs::remove_dir_all(&path) {
+                notes(format!(
+                    "cannot remove {}, which a killed install left: {error}",
+                    path.display()
+                ));
             }
         }
-        Ok(())
     }
 
     /// Moves the checked and stamped `site` to `dir`; a damaged install that lies there goes into `staging`, which is removed.

@@ -1,9 +1,8 @@
 #!/bin/sh
-# An nvcc as far as questions go. The file `release` of its toolkit says which version it is, its questions go to `log`.
+# An nvcc as far as questions go. The file `release` of its toolkit says which version it is.
 toolkit=${0%/bin/nvcc}
 read -r version < "$toolkit/release"
 release=${version%.*}
-echo "$1" >> "$toolkit/log"
 case $1 in
 --version)
     echo "nvcc: NVIDIA (R) Cuda compiler driver"

@@ -123,6 +123,14 @@ impl Machine {
         fs::write(self.path("gate"), "").unwrap();
     }
 
+    /// Puts a fake uv on the `PATH`, which installs a toolkit in no time whatever it is asked for.
+    pub(crate) fn has_uv(&self) {
+        self.has("uv", &fake("uv.sh"));
+        let toolkit = self.toolkit("uv-toolkit", "13.0.1");
+        fs::write(toolkit.join("bin/ptxas"), "ptxas").unwrap();
+        fs::write(toolkit.join("nvvm/bin/cicc"), "cicc").unwrap();
+    }
+
     /// A toolkit `name` with a fake nvcc of the given version, and its directory.
     pub(crate) fn toolkit(&self, name: &str, version: &str) -> PathBuf {
         let toolkit = self.broken_toolkit(name, "nvcc.sh");
@@ -155,6 +163,7 @@ impl Machine {
             .env("REAL_PYTHON", real_python())
             .env("INSTALLS", self.path("installs"))
             .env("GATE", self.path("gate"))
+            .env("TOOLKIT", self.path("uv-toolkit"))
             .current_dir(self.dir.path());
         command
     }
@@ -202,7 +211,7 @@ impl Machine {
         requirements
     }
 
-    /// How many installs pip has been asked for.
+    /// How many installs pip or uv has been asked for.
     pub(crate) fn installs(&self) -> usize {
         fs::read_to_string(self.path("installs")).map_or(0, |text| text.lines().count())
     }
