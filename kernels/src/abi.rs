@@ -1,5 +1,7 @@
-//! Bindings of `abi.h`.
-#![allow(missing_docs, non_snake_case, clippy::unreadable_literal)]
+//! What the host and the kernels agree on. Its documentation is `kernels/abi.h`.
+//!
+//! Generated from that file by `cargo xtask bindings`; do not edit.
+#![allow(missing_docs, non_camel_case_types)]
 
 pub const PEERSUM_ABI_VERSION: u32 = 1;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
@@ -7,8 +9,8 @@ pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
 pub const PEERSUM_MIN_THREADS: u32 = 8;
 pub const PEERSUM_UNIT_BYTES: u32 = 16;
-pub const PEERSUM_SLOT_EMPTY: u32 = 0xFFFFFFFF;
-pub const PEERSUM_SLOT_EMPTY_SUBSTITUTE: u32 = 0x7FFFFFFF;
+pub const PEERSUM_SLOT_EMPTY: u32 = 4294967295;
+pub const PEERSUM_SLOT_EMPTY_SUBSTITUTE: u32 = 2147483647;
 pub const PEERSUM_HEADER_RING: u32 = 4;
 pub const PEERSUM_HEADER_SEQUENCE_SHIFT: u32 = 48;
 pub const PEERSUM_HEADER_BUFFER_SHIFT: u32 = 45;
@@ -35,58 +37,222 @@ pub const PEERSUM_CAUSE_TIMEOUT: u32 = 1;
 pub const PEERSUM_CAUSE_ABORT: u32 = 2;
 pub const PEERSUM_CAUSE_POISON: u32 = 3;
 pub const PEERSUM_CAUSE_DISAGREEMENT: u32 = 4;
+pub type peersum_u32 = ::core::ffi::c_uint;
+pub type peersum_u64 = ::core::ffi::c_ulonglong;
+/// What one block keeps from call to call, in device memory, so that a replayed graph counts as an eager call does. All blocks hold equal epochs between calls: a block also advances the words of blocks that a call did not launch.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumBlockState {
-    pub pull_epoch: u64,
-    pub push_epoch: u32,
-    pub poison: u32,
+    /// Calls of the pull family so far, plus the start value. 64 bits: a flag is compared with >=.
+    pub pull_epoch: peersum_u64,
+    /// Calls of the push family so far, plus the start value. Its lowest bit selects the half.
+    pub push_epoch: peersum_u32,
+    /// 0, or 1 + the rank that left first. Written by this rank and by every peer that leaves; never reset.
+    pub poison: peersum_u32,
 }
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeersumBlockState"][::core::mem::size_of::<PeersumBlockState>() - 16usize];
+    [
+        "Alignment of PeersumBlockState",
+    ][::core::mem::align_of::<PeersumBlockState>() - 8usize];
+    [
+        "Offset of field: PeersumBlockState::pull_epoch",
+    ][::core::mem::offset_of!(PeersumBlockState, pull_epoch) - 0usize];
+    [
+        "Offset of field: PeersumBlockState::push_epoch",
+    ][::core::mem::offset_of!(PeersumBlockState, push_epoch) - 8usize];
+    [
+        "Offset of field: PeersumBlockState::poison",
+    ][::core::mem::offset_of!(PeersumBlockState, poison) - 12usize];
+};
+/// The head of every arena.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Copy, Clone)]
 pub struct PeersumControl {
-    pub blocks: [PeersumBlockState; 256],
-    pub headers: [[u64; 8]; 4],
-    pub own_headers: [u64; 4],
-    pub leave_claim: u32,
-    pub reserved: [u32; 55],
-    pub pull_flags: [[u64; 8]; 256],
+    pub blocks: [PeersumBlockState; 256usize],
+    /// headers\[sequence % ring\]\[source\], stored by each source.
+    pub headers: [[peersum_u64; 8usize]; 4usize],
+    /// What this rank itself called; read and written by this rank alone.
+    pub own_headers: [peersum_u64; 4usize],
+    /// 0, or 1 once a thread of this rank has undertaken to record the failure and to poison all.
+    pub leave_claim: peersum_u32,
+    pub reserved: [peersum_u32; 55usize],
+    /// pull_flags\[block\]\[source\], stored by each source.
+    pub pull_flags: [[peersum_u64; 8usize]; 256usize],
 }
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeersumControl"][::core::mem::size_of::<PeersumControl>() - 20992usize];
+    ["Alignment of PeersumControl"][::core::mem::align_of::<PeersumControl>() - 8usize];
+    [
+        "Offset of field: PeersumControl::blocks",
+    ][::core::mem::offset_of!(PeersumControl, blocks) - 0usize];
+    [
+        "Offset of field: PeersumControl::headers",
+    ][::core::mem::offset_of!(PeersumControl, headers) - 4096usize];
+    [
+        "Offset of field: PeersumControl::own_headers",
+    ][::core::mem::offset_of!(PeersumControl, own_headers) - 4352usize];
+    [
+        "Offset of field: PeersumControl::leave_claim",
+    ][::core::mem::offset_of!(PeersumControl, leave_claim) - 4384usize];
+    [
+        "Offset of field: PeersumControl::reserved",
+    ][::core::mem::offset_of!(PeersumControl, reserved) - 4388usize];
+    [
+        "Offset of field: PeersumControl::pull_flags",
+    ][::core::mem::offset_of!(PeersumControl, pull_flags) - 4608usize];
+};
+/// One rank's record in host memory that its device maps. The host writes `abort`; the device writes the rest once.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumStatus {
-    pub abort: u32,
-    pub padding: [u32; 31],
-    pub valid: u32,
-    pub cause: u32,
-    pub rank: u32,
-    pub peer: u32,
-    pub family: u32,
-    pub algorithm: u32,
-    pub block: u32,
-    pub reserved: u32,
-    pub epoch: u64,
-    pub waited_ns: u64,
-    pub own_header: u64,
-    pub peer_header: u64,
-    pub padding_end: [u32; 16],
+    pub abort: peersum_u32,
+    pub padding: [peersum_u32; 31usize],
+    /// Released as 1 after every field below.
+    pub valid: peersum_u32,
+    pub cause: peersum_u32,
+    pub rank: peersum_u32,
+    /// Whom this rank waited for; for PEERSUM_CAUSE_POISON the rank that left first.
+    pub peer: peersum_u32,
+    pub family: peersum_u32,
+    pub algorithm: peersum_u32,
+    pub block: peersum_u32,
+    pub reserved: peersum_u32,
+    pub epoch: peersum_u64,
+    pub waited_ns: peersum_u64,
+    /// This rank's header and the peer's, as last seen, of the call in which the two differ or the wait ended.
+    pub own_header: peersum_u64,
+    pub peer_header: peersum_u64,
+    pub padding_end: [peersum_u32; 16usize],
 }
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeersumStatus"][::core::mem::size_of::<PeersumStatus>() - 256usize];
+    ["Alignment of PeersumStatus"][::core::mem::align_of::<PeersumStatus>() - 8usize];
+    [
+        "Offset of field: PeersumStatus::abort",
+    ][::core::mem::offset_of!(PeersumStatus, abort) - 0usize];
+    [
+        "Offset of field: PeersumStatus::padding",
+    ][::core::mem::offset_of!(PeersumStatus, padding) - 4usize];
+    [
+        "Offset of field: PeersumStatus::valid",
+    ][::core::mem::offset_of!(PeersumStatus, valid) - 128usize];
+    [
+        "Offset of field: PeersumStatus::cause",
+    ][::core::mem::offset_of!(PeersumStatus, cause) - 132usize];
+    [
+        "Offset of field: PeersumStatus::rank",
+    ][::core::mem::offset_of!(PeersumStatus, rank) - 136usize];
+    [
+        "Offset of field: PeersumStatus::peer",
+    ][::core::mem::offset_of!(PeersumStatus, peer) - 140usize];
+    [
+        "Offset of field: PeersumStatus::family",
+    ][::core::mem::offset_of!(PeersumStatus, family) - 144usize];
+    [
+        "Offset of field: PeersumStatus::algorithm",
+    ][::core::mem::offset_of!(PeersumStatus, algorithm) - 148usize];
+    [
+        "Offset of field: PeersumStatus::block",
+    ][::core::mem::offset_of!(PeersumStatus, block) - 152usize];
+    [
+        "Offset of field: PeersumStatus::reserved",
+    ][::core::mem::offset_of!(PeersumStatus, reserved) - 156usize];
+    [
+        "Offset of field: PeersumStatus::epoch",
+    ][::core::mem::offset_of!(PeersumStatus, epoch) - 160usize];
+    [
+        "Offset of field: PeersumStatus::waited_ns",
+    ][::core::mem::offset_of!(PeersumStatus, waited_ns) - 168usize];
+    [
+        "Offset of field: PeersumStatus::own_header",
+    ][::core::mem::offset_of!(PeersumStatus, own_header) - 176usize];
+    [
+        "Offset of field: PeersumStatus::peer_header",
+    ][::core::mem::offset_of!(PeersumStatus, peer_header) - 184usize];
+    [
+        "Offset of field: PeersumStatus::padding_end",
+    ][::core::mem::offset_of!(PeersumStatus, padding_end) - 192usize];
+};
+/// The one argument of every entry point. Addresses are those of this rank's address space.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumParams {
-    pub arena: [u64; 8],
-    pub symmetric: [u64; 8],
-    pub input: u64,
-    pub output: u64,
-    pub elements: u64,
-    pub push_offset: u64,
-    pub push_half_bytes: u64,
-    pub staging_offset: u64,
-    pub staging_half_bytes: u64,
-    pub status: u64,
-    pub timeout_ns: u64,
-    pub rank: u32,
-    pub source: u32,
-    pub buffer: u32,
-    pub reserved: u32,
+    /// Each rank's arena.
+    pub arena: [peersum_u64; 8usize],
+    /// PEERSUM_SOURCE_SYMMETRIC: each rank's buffer, element-aligned. Otherwise unused.
+    pub symmetric: [peersum_u64; 8usize],
+    /// Element-aligned; may equal `output`, may not overlap it otherwise. Unused for a symmetric source.
+    pub input: peersum_u64,
+    /// Element-aligned. A symmetric two-shot call ignores it: its result replaces the symmetric buffer.
+    pub output: peersum_u64,
+    /// From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units.
+    pub elements: peersum_u64,
+    /// Offsets and sizes within an arena, in bytes, multiples of 128.
+    pub push_offset: peersum_u64,
+    pub push_half_bytes: peersum_u64,
+    pub staging_offset: peersum_u64,
+    pub staging_half_bytes: peersum_u64,
+    /// The PeersumStatus of this rank, as its device addresses it.
+    pub status: peersum_u64,
+    /// How long a wait for a peer may take, in nanoseconds.
+    pub timeout_ns: peersum_u64,
+    pub rank: peersum_u32,
+    pub source: peersum_u32,
+    /// Which symmetric buffer, modulo 8; 0 for an ordinary source. Ranks must agree.
+    pub buffer: peersum_u32,
+    pub reserved: peersum_u32,
 }
+#[allow(clippy::unnecessary_operation, clippy::identity_op)]
+const _: () = {
+    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 216usize];
+    ["Alignment of PeersumParams"][::core::mem::align_of::<PeersumParams>() - 8usize];
+    [
+        "Offset of field: PeersumParams::arena",
+    ][::core::mem::offset_of!(PeersumParams, arena) - 0usize];
+    [
+        "Offset of field: PeersumParams::symmetric",
+    ][::core::mem::offset_of!(PeersumParams, symmetric) - 64usize];
+    [
+        "Offset of field: PeersumParams::input",
+    ][::core::mem::offset_of!(PeersumParams, input) - 128usize];
+    [
+        "Offset of field: PeersumParams::output",
+    ][::core::mem::offset_of!(PeersumParams, output) - 136usize];
+    [
+        "Offset of field: PeersumParams::elements",
+    ][::core::mem::offset_of!(PeersumParams, elements) - 144usize];
+    [
+        "Offset of field: PeersumParams::push_offset",
+    ][::core::mem::offset_of!(PeersumParams, push_offset) - 152usize];
+    [
+        "Offset of field: PeersumParams::push_half_bytes",
+    ][::core::mem::offset_of!(PeersumParams, push_half_bytes) - 160usize];
+    [
+        "Offset of field: PeersumParams::staging_offset",
+    ][::core::mem::offset_of!(PeersumParams, staging_offset) - 168usize];
+    [
+        "Offset of field: PeersumParams::staging_half_bytes",
+    ][::core::mem::offset_of!(PeersumParams, staging_half_bytes) - 176usize];
+    [
+        "Offset of field: PeersumParams::status",
+    ][::core::mem::offset_of!(PeersumParams, status) - 184usize];
+    [
+        "Offset of field: PeersumParams::timeout_ns",
+    ][::core::mem::offset_of!(PeersumParams, timeout_ns) - 192usize];
+    [
+        "Offset of field: PeersumParams::rank",
+    ][::core::mem::offset_of!(PeersumParams, rank) - 200usize];
+    [
+        "Offset of field: PeersumParams::source",
+    ][::core::mem::offset_of!(PeersumParams, source) - 204usize];
+    [
+        "Offset of field: PeersumParams::buffer",
+    ][::core::mem::offset_of!(PeersumParams, buffer) - 208usize];
+    [
+        "Offset of field: PeersumParams::reserved",
+    ][::core::mem::offset_of!(PeersumParams, reserved) - 212usize];
+};

@@ -1,0 +1,233 @@
+//! The bindings describe the memory that a C and a C++ compiler lay out from the same header.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::mem::{align_of, offset_of, size_of};
+use std::path::Path;
+use std::process::Command;
+
+use peersum_kernels::abi::*;
+
+/// What a compiler or the bindings say: expressions of C, and their values.
+type Facts = BTreeMap<String, u64>;
+
+fn header() -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("abi.h")
+}
+
+/// Adds size, alignment, offsets and the sizes of the fields of a structure. Fails to compile if a field is left out.
+macro_rules! structure {
+    ($facts:ident, $type:ident { $($field:ident),+ $(,)? }) => {
+        let name = stringify!($type);
+        $facts.insert(format!("sizeof({name})"), size_of::<$type>() as u64);
+        $facts.insert(format!("__alignof__({name})"), align_of::<$type>() as u64);
+        $(
+            let field = stringify!($field);
+            $facts.insert(format!("__builtin_offsetof({name}, {field})"), offset_of!($type, $field) as u64);
+        )+
+        let sizes = |$type { $($field),+ }: &$type| {
+            [$((stringify!($field), size_of_val($field) as u64)),+]
+        };
+        for (field, size) in sizes(&zeroed()) {
+            $facts.insert(format!("sizeof((({name} *)0)->{field})"), size);
+        }
+    };
+}
+
+/// A value whose contents are not looked at.
+fn zeroed<T: Copy>() -> T {
+    // SAFETY: the bindings are plain integers and arrays of them, for which all bits zero is a value.
+    unsafe { std::mem::zeroed() }
+}
+
+macro_rules! constants {
+    ($facts:ident, $($name:ident),+ $(,)?) => {
+        $($facts.insert(stringify!($name).to_owned(), u64::from($name));)+
+    };
+}
+
+fn bindings() -> Facts {
+    let mut facts = Facts::new();
+    structure!(
+        facts,
+        PeersumBlockState {
+            pull_epoch,
+            push_epoch,
+            poison
+        }
+    );
+    structure!(
+        facts,
+        PeersumControl {
+            blocks,
+            headers,
+            own_headers,
+            leave_claim,
+            reserved,
+            pull_flags
+        }
+    );
+    structure!(
+        facts,
+        PeersumStatus {
+            abort,
+            padding,
+            valid,
+            cause,
+            rank,
+            peer,
+            family,
+            algorithm,
+            block,
+            reserved,
+            epoch,
+            waited_ns,
+            own_header,
+            peer_header,
+            padding_end,
+        }
+    );
+    structure!(
+        facts,
+        PeersumParams {
+            arena,
+            symmetric,
+            input,
+            output,
+            elements,
+            push_offset,
+            push_half_bytes,
+            staging_offset,
+            staging_half_bytes,
+            status,
+            timeout_ns,
+            rank,
+            source,
+            buffer,
+            reserved,
+        }
+    );
+    constants!(
+        facts,
+        PEERSUM_ABI_VERSION,
+        PEERSUM_MAX_WORLD_SIZE,
+        PEERSUM_MAX_BLOCKS,
+        PEERSUM_MAX_THREADS,
+        PEERSUM_MIN_THREADS,
+        PEERSUM_UNIT_BYTES,
+        PEERSUM_SLOT_EMPTY,
+        PEERSUM_SLOT_EMPTY_SUBSTITUTE,
+        PEERSUM_HEADER_RING,
+        PEERSUM_HEADER_SEQUENCE_SHIFT,
+        PEERSUM_HEADER_BUFFER_SHIFT,
+        PEERSUM_HEADER_SOURCE_SHIFT,
+        PEERSUM_HEADER_FAMILY_SHIFT,
+        PEERSUM_HEADER_ALGORITHM_SHIFT,
+        PEERSUM_HEADER_DTYPE_SHIFT,
+        PEERSUM_HEADER_BYTES_BITS,
+        PEERSUM_HEADER_BUFFER_BITS,
+        PEERSUM_FAMILY_PUSH,
+        PEERSUM_FAMILY_PULL,
+        PEERSUM_ALGORITHM_ONE_SHOT,
+        PEERSUM_ALGORITHM_TWO_SHOT,
+        PEERSUM_DTYPE_F16,
+        PEERSUM_DTYPE_BF16,
+        PEERSUM_DTYPE_F32,
+        PEERSUM_SOURCE_ORDINARY,
+        PEERSUM_SOURCE_SYMMETRIC,
+        PEERSUM_PULL_PHASES,
+        PEERSUM_PULL_PHASE_OPEN,
+        PEERSUM_PULL_PHASE_SECOND,
+        PEERSUM_CAUSE_NONE,
+        PEERSUM_CAUSE_TIMEOUT,
+        PEERSUM_CAUSE_ABORT,
+        PEERSUM_CAUSE_POISON,
+        PEERSUM_CAUSE_DISAGREEMENT,
+    );
+    facts
+}
+
+/// The values that the machine's compiler gives the same expressions, the header read as `language`.
+fn compiled(language: &str, expressions: impl Iterator<Item = String>) -> Facts {
+    let mut program = format!(
+        "#include {:?}\n#include <stdio.h>\nint main(void) {{\n",
+        header()
+    );
+    for expression in expressions {
+        writeln!(
+            program,
+            "printf(\"%llu %s\\n\", (unsigned long long)({expression}), \"{expression}\");"
+        )
+        .unwrap();
+    }
+    program.push_str("return 0;\n}\n");
+
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let source = directory.join(format!("abi_layout.{language}.txt"));
+    let executable = directory.join(format!("abi_layout.{language}"));
+    std::fs::write(&source, program).unwrap();
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let output = Command::new(&compiler)
+        .args(["-x", language, "-o"])
+        .args([&executable, &source])
+        .output()
+        .unwrap_or_else(|error| panic!("cannot start {compiler}: {error}"));
+    assert!(
+        output.status.success(),
+        "{compiler}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+
+    let output = Command::new(&executable).output().unwrap();
+    let fact = |line: &str| {
+        let (value, expression) = line.split_once(' ').unwrap();
+        (expression.to_owned(), value.parse().unwrap())
+    };
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(fact)
+        .collect()
+}
+
+#[test]
+fn sizes_offsets_and_constants_are_those_of_the_compilers() {
+    let bindings = bindings();
+    for language in ["c", "c++"] {
+        assert_eq!(
+            compiled(language, bindings.keys().cloned()),
+            bindings,
+            "{language}"
+        );
+    }
+}
+
+#[test]
+fn no_constant_and_no_structure_of_the_header_is_left_out() {
+    let text = std::fs::read_to_string(header()).unwrap();
+    let defined: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("#define ")?.split_once(' '))
+        .map(|(name, _)| name)
+        .collect();
+    let structures: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("typedef struct ")?.strip_suffix(" {"))
+        .collect();
+    assert!(
+        defined.len() > 30 && structures.len() >= 4,
+        "{defined:?} {structures:?}"
+    );
+    let bindings = bindings();
+    for name in defined {
+        assert!(bindings.contains_key(name), "{name} is not compared above");
+    }
+    for name in structures {
+        assert!(
+            bindings.contains_key(&format!("sizeof({name})")),
+            "{name} is not compared above"
+        );
+    }
+}
