@@ -9,7 +9,9 @@ use anyhow::Context as _;
 use peersum_artifact::{
     Arch, Digest, EntryPoint, KernelResources, ManifestModule, ModuleKey, Target, verify_bytes,
 };
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
@@ -146,9 +148,10 @@ impl Job {
             );
             return Err(failure(message, &shown, &text));
         }
+        // The compiler is content, so its report explains nothing; its warnings might.
         let modules = self
             .collect(target, &scratch, &report, inputs, staging)
-            .map_err(|error| failure(format!("{error:#}"), &shown, &text))?;
+            .map_err(|error| failure(format!("{error:#}"), &shown, &report.remarks.join("\n")))?;
         // The disk space is wanted for the rest of the matrix; what cannot be removed goes with the staging area.
         let _ = fs::remove_dir_all(&scratch);
         Ok(Compiled {
@@ -262,7 +265,7 @@ pub(crate) fn nvcc_command(
     let kind = format!("-{}", target.kind());
     let arch = format!("-arch={target}");
     let flags = &inputs.flags;
-    let host_compiler = &nvcc.host_compiler;
+    let host_compiler = escaped(&nvcc.host_compiler);
     let defines = module
         .defines()
         .into_iter()
@@ -271,9 +274,9 @@ pub(crate) fn nvcc_command(
     let prelude = inputs
         .prelude
         .iter()
-        .flat_map(|prelude| ["-I".into(), prelude.dir.clone().into_os_string()]);
+        .flat_map(|prelude| ["-I".into(), escaped(&prelude.dir)]);
     let file = target.file_name(&module);
-    let source = inputs.kernels_dir.join(module.source_root());
+    let source = escaped(&inputs.kernels_dir.join(module.source_root()));
     // `--keep` writes the PTX, which goes through a file anyway, where it can be read afterwards.
     let command = cmd!(
         shell,
@@ -287,14 +290,27 @@ pub(crate) fn nvcc_command(
     Ok(command)
 }
 
+/// A path as nvcc wants it. It hands its arguments to a shell between double quotes and escapes nothing but quotes.
+fn escaped(path: &Path) -> OsString {
+    let mut escaped = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if b"$`\\".contains(&byte) {
+            escaped.push(b'\\');
+        }
+        escaped.push(byte);
+    }
+    OsString::from_vec(escaped)
+}
+
 /// The command as it can be pasted into a shell.
 fn shown(command: &Command) -> String {
     let mut words = Vec::new();
-    for variable in HIDDEN_FLAG_VARIABLES
-        .iter()
-        .filter(|variable| std::env::var_os(variable).is_some())
-    {
-        words.extend(["env".to_owned(), "-u".to_owned(), (*variable).to_owned()]);
+    let set = |variable: &&&str| std::env::var_os(variable).is_some();
+    for variable in HIDDEN_FLAG_VARIABLES.iter().filter(set) {
+        if words.is_empty() {
+            words.push("env".to_owned());
+        }
+        words.extend(["-u".to_owned(), (*variable).to_owned()]);
     }
     words.push(quoted(&command.get_program().to_string_lossy()));
     words.extend(command.get_args().map(|arg| quoted(&arg.to_string_lossy())));

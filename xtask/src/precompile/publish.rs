@@ -36,8 +36,12 @@ impl OutputDir {
             Ok(path) => path,
             Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path)?,
             Err(error) => {
-                return Err(error)
-                    .with_context(|| format!("cannot use `{}` as the output", path.display()));
+                return Err(error).with_context(|| {
+                    format!(
+                        "cannot use `{}` as the output; give another place with --out",
+                        path.display()
+                    )
+                });
             }
         };
         match (path.parent(), path.file_name()) {

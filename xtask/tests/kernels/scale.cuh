@@ -1,0 +1,3 @@
+#pragma once
+
+#define PEERSUM_SCALE 2.0f

@@ -1,0 +1,292 @@
+use crate::checkout::{Answer, Checkout, pinned_nvcc, snapshot, test_file};
+use std::fs;
+use std::process::Command;
+
+#[test]
+fn an_unknown_value_is_one_error_that_lists_the_valid_ones() {
+    for (arguments, words) in [
+        (
+            ["--arch", "sm90"],
+            &["sm90", "sm_90", "compute_80", "native"][..],
+        ),
+        (["--dtype", "f64"], &["f64", "f16, bf16, f32"]),
+        (["--world-size", "9"], &["9", "2 to 8"]),
+        (
+            ["--world-size", "1"],
+            &["one rank needs no module", "2 to 8"],
+        ),
+        (["--family", "ring"], &["ring", "push, pull"]),
+    ] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        let answer = Answer::of(command.arg("precompile").args(arguments)).failed_saying(words);
+        assert_eq!(answer.stderr.matches("error: ").count(), 1, "{answer:#?}");
+    }
+}
+
+#[test]
+fn an_architecture_that_the_compiler_does_not_know_is_an_error_with_its_list() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile_with("pinned", "sm_52", &[])).failed_saying(&[
+        "sm_52",
+        "it lists: ",
+        "sm_90",
+        "--arch",
+    ]);
+    assert!(!checkout.out().exists());
+}
+
+#[test]
+fn native_without_a_gpu_is_an_error_that_says_what_to_do() {
+    let checkout = Checkout::new();
+    let bin = checkout.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(test_file("fakes/nvidia-smi.sh"), bin.join("nvidia-smi")).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    // A compiler in a directory of its own: the real one may have a device query beside it that finds a real GPU.
+    let nvcc = bin.join("nvcc");
+    std::os::unix::fs::symlink(test_file("fakes/nvcc-failing.sh"), &nvcc).unwrap();
+    let mut command = checkout.precompile_with(nvcc.to_str().unwrap(), "native", &[]);
+    command
+        .env("REAL_NVCC", pinned_nvcc())
+        .env("PATH", path)
+        .env("SMI_CAPABILITIES", "");
+    Answer::of(&mut command).failed_saying(&["no NVIDIA GPU", "--arch sm_90"]);
+}
+
+#[test]
+fn a_compile_error_is_shown_with_its_module_and_command_and_leaves_the_earlier_output() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile(&[])).succeeded();
+    let earlier = checkout.whole_output();
+    checkout.edit("pull.cu", "out[0]", "nonsense[0]");
+    let answer = Answer::of(&mut checkout.precompile(&[])).failed_saying(&[
+        "error: peersum_pull_bf16_ws2.sm_90",
+        "error: peersum_pull_bf16_ws3.sm_90",
+        "pull.cu(6)",
+        "nonsense",
+        "0 built, 2 reused, 2 failed",
+    ]);
+    assert_eq!(checkout.whole_output(), earlier);
+
+    // The command can be pasted and says the same.
+    let command = answer
+        .stderr
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("command: "))
+        .unwrap();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut pasted = Command::new("sh");
+    pasted
+        .arg("-c")
+        .arg(command)
+        .current_dir(elsewhere.path())
+        .env("CXX_LOG", elsewhere.path().join("log"));
+    let pasted = Answer::of(&mut pasted);
+    assert_ne!(pasted.code, Some(0));
+    assert!(pasted.stderr.contains("nonsense"), "{pasted:#?}");
+
+    // And once it is mended, the next run makes what was missing.
+    checkout.edit("pull.cu", "nonsense[0]", "out[0]");
+    Answer::of(&mut checkout.precompile(&[])).succeeded();
+    assert_eq!(checkout.whole_output(), earlier);
+}
+
+#[test]
+fn everything_a_failing_nvcc_says_is_shown_and_the_rest_still_runs() {
+    let checkout = Checkout::new();
+    let nvcc = test_file("fakes/nvcc-failing.sh");
+    let mut command = checkout.precompile_with(nvcc.to_str().unwrap(), "sm_90", &[]);
+    let answer = Answer::of(command.env("REAL_NVCC", pinned_nvcc())).failed_saying(&[
+        "error: peersum_push_bf16_ws3.sm_90: nvcc failed: exit status 42",
+        "1 built, 0 reused, 3 failed",
+    ]);
+    let said: Vec<&str> = answer
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("  | "))
+        .collect();
+    let mut expected = vec!["line 1 on stdout".to_owned()];
+    expected.extend(
+        (1..=20).map(|line| format!("line {line} on stderr: $HOME 'quoted' \"twice\" \\n")),
+    );
+    expected.push("no newline at the end".to_owned());
+    assert_eq!(said, [&expected[..], &expected[..], &expected[..]].concat());
+    assert!(!checkout.out().exists(), "nothing was published");
+}
+
+#[test]
+fn a_kernel_that_spills_registers_is_refused() {
+    let checkout = Checkout::new();
+    // 64 values that must stay alive, at the 32 registers that two blocks of 1024 threads leave a thread.
+    let mut body =
+        String::from("float v[64];\n#pragma unroll\nfor (int i = 0; i < 64; ++i) v[i] = out[i];\n");
+    body.push_str("asm volatile(\"bar.sync 0;\" ::: \"memory\");\n#pragma unroll\nfor (int i = 0; i < 64; ++i) out[63 - i] = v[i];\n");
+    checkout.edit(
+        "push.cu",
+        "__launch_bounds__(512)",
+        "__launch_bounds__(1024, 2)",
+    );
+    checkout.edit("push.cu", "out[0] += PEERSUM_WORLD_SIZE;", &body);
+    Answer::of(&mut checkout.precompile(&[])).failed_saying(&[
+        "registers spill to memory in `peersum_push_one_shot_bf16_ws2`",
+        "launch bounds",
+        "2 built, 0 reused, 2 failed",
+    ]);
+}
+
+#[test]
+fn a_kernel_without_its_entry_point_is_refused() {
+    let checkout = Checkout::new();
+    checkout.edit(
+        "push.cu",
+        "PEERSUM_ENTRY(push, two_shot)",
+        "PEERSUM_ENTRY(pull, two_shot)",
+    );
+    Answer::of(&mut checkout.precompile(&[]))
+        .failed_saying(&["no entry point `peersum_push_two_shot_bf16_ws2`"]);
+}
+
+#[test]
+fn an_include_of_anything_but_the_kernels_is_refused_before_a_compiler_starts() {
+    let checkout = Checkout::new();
+    checkout.edit(
+        "push.cu",
+        "#include \"names.cuh\"",
+        "#include \"names.cuh\"\n#include <cuda_fp16.h>",
+    );
+    Answer::of(&mut checkout.precompile(&[])).failed_saying(&["push.cu:2", "cuda_fp16.h"]);
+    assert_eq!(checkout.compiled(), 0);
+}
+
+#[test]
+fn sources_edited_while_they_are_compiled_are_not_published() {
+    let checkout = Checkout::new();
+    let mut command = checkout.precompile(&[]);
+    command.env(
+        "CXX_BEFORE",
+        format!(
+            "echo '// edited' >> {}",
+            checkout.kernels().join("scale.cuh").display()
+        ),
+    );
+    Answer::of(&mut command).failed_saying(&["changed while they were compiled", "run it again"]);
+    assert!(!checkout.out().exists());
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_one_error() {
+    let checkout = Checkout::new();
+    let file = checkout.path().join("file");
+    fs::write(&file, "mine").unwrap();
+    // Not a directory's permissions: the superuser, who may run this, is not bound by them.
+    for out in [
+        "/proc/peersum/cubins",
+        file.join("cubins").to_str().unwrap(),
+        file.to_str().unwrap(),
+    ] {
+        Answer::of(&mut checkout.precompile(&["--out", out])).failed_saying(&["--out"]);
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    assert_eq!(checkout.compiled(), 0);
+}
+
+#[test]
+fn a_directory_with_files_of_somebody_else_is_not_replaced() {
+    let checkout = Checkout::new();
+    fs::create_dir(checkout.out()).unwrap();
+    fs::write(checkout.out().join("thesis.txt"), "years of work").unwrap();
+    Answer::of(&mut checkout.precompile(&[])).failed_saying(&["thesis.txt", "--out"]);
+    assert_eq!(
+        fs::read(checkout.out().join("thesis.txt")).unwrap(),
+        b"years of work"
+    );
+    assert_eq!(checkout.compiled(), 0);
+}
+
+#[test]
+fn the_output_of_a_newer_peersum_is_left_alone() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile(&[])).succeeded();
+    let manifest = checkout.out().join("manifest.json");
+    let newer = fs::read_to_string(&manifest)
+        .unwrap()
+        .replace("\"schema\": 1", "\"schema\": 2");
+    fs::write(&manifest, newer).unwrap();
+    let before = snapshot(&checkout.out());
+    Answer::of(&mut checkout.precompile(&[])).failed_saying(&[
+        "newer peersum",
+        "schema 2",
+        "--out",
+    ]);
+    Answer::of(&mut checkout.check()).failed_saying(&["schema 2"]);
+    assert_eq!(snapshot(&checkout.out()), before);
+}
+
+/// Runs precompile in a shell after `limit`, which keeps files from being written.
+fn with_limit(checkout: &Checkout, wrapper: &[&str], limit: &str) -> Answer {
+    let command = checkout.precompile(&[]);
+    let mut limited = Command::new(wrapper[0]);
+    limited
+        .args(&wrapper[1..])
+        .args(["-c", &format!("{limit}; exec \"$@\"")])
+        .arg("sh");
+    limited.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)))
+    {
+        limited.env(name, value);
+    }
+    Answer::of(&mut limited)
+}
+
+#[test]
+fn a_file_that_cannot_grow_leaves_the_earlier_output_and_an_error_that_names_it() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile(&["--family", "push"])).succeeded();
+    let earlier = checkout.whole_output();
+    // Blocks of 512 bytes: too few for a module. The signal is ignored, so that the write fails instead.
+    with_limit(&checkout, &["sh"], "trap '' XFSZ; ulimit -f 4")
+        .failed_saying(&["error: peersum_pull_bf16_ws2.sm_90", "2 failed"]);
+    assert_eq!(checkout.whole_output(), earlier);
+}
+
+#[test]
+fn a_full_disk_leaves_the_earlier_output() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile(&["--family", "push"])).succeeded();
+    let earlier = checkout.whole_output();
+    let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
+    let allowed = Command::new(namespace[0])
+        .args(&namespace[1..])
+        .arg("true")
+        .output()
+        .is_ok_and(|output| output.status.success());
+    assert!(
+        allowed,
+        "this test needs `unshare --user --mount` to make a tiny file system"
+    );
+    // The output moves to a file system that holds it with next to nothing to spare.
+    let root = checkout.path().display();
+    let limit = format!(
+        "mkdir {root}/small && mount -t tmpfs -o size=56k tmpfs {root}/small && cp -a {root}/cubins {root}/small/cubins && \
+         rm -r {root}/cubins && mkdir {root}/cubins && mount --bind {root}/small {root}/cubins; \
+         trap 'cp -a {root}/small/cubins {root}/after' EXIT"
+    );
+    let out = format!("{root}/small/cubins");
+    let command = checkout.precompile(&["--out", &out]);
+    let mut limited = Command::new(namespace[0]);
+    limited
+        .args(&namespace[1..])
+        .args(["sh", "-c", &format!("{limit}; \"$@\"")])
+        .arg("sh");
+    limited.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name, value?)))
+    {
+        limited.env(name, value);
+    }
+    Answer::of(&mut limited).failed_saying(&["No space left on device"]);
+    assert_eq!(snapshot(&checkout.path().join("after")), earlier);
+}
