@@ -21,8 +21,7 @@ const TEXT_PREFIX: &str = ".text.";
 /// What a cubin's ELF says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CubinInfo {
-    /// The architecture that the code needs. `f` and `a` are seen only where the file marks them; see
-    /// [`CubinInfo::is_for`].
+    /// The architecture that the code needs. Never `f`, which leaves no mark in the file; see [`CubinInfo::is_for`].
     pub arch: Arch,
     /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8 throughout.
     pub abi_version: u8,
@@ -33,12 +32,11 @@ pub struct CubinInfo {
 impl CubinInfo {
     /// Whether the file can be what a compilation for `target` produced.
     ///
-    /// Code built for `100f` that uses nothing of the family is marked like plain code, so `f` also accepts that.
+    /// A family target such as `100f` leaves the marks of the plain one, so either passes for the other.
     #[must_use]
     pub fn is_for(&self, target: Arch) -> bool {
-        let same_variant = self.arch.variant == target.variant
-            || (target.variant == ArchVariant::F && self.arch.variant == ArchVariant::Plain);
-        self.arch.number() == target.number() && same_variant
+        let is_specific = |arch: Arch| arch.variant == ArchVariant::A;
+        self.arch.number() == target.number() && is_specific(self.arch) == is_specific(target)
     }
 }
 
@@ -217,11 +215,9 @@ fn arch(header: &Header, sections: &Sections<'_>, bytes: &[u8]) -> Result<Arch, 
     if major == 0 {
         return Err(ElfError::NoArchitecture { flags });
     }
-    let compatibility = compatibility(sections, bytes)?;
-    let variant = if flags & accelerator_bit != 0 || compatibility.accelerator_target {
+    let is_specific = flags & accelerator_bit != 0 || compat_says_specific(sections, bytes)?;
+    let variant = if is_specific {
         ArchVariant::A
-    } else if compatibility.family_code {
-        ArchVariant::F
     } else {
         ArchVariant::Plain
     };
@@ -232,50 +228,39 @@ fn arch(header: &Header, sections: &Sections<'_>, bytes: &[u8]) -> Result<Arch, 
     })
 }
 
-/// What `.nv.compat` says of the code. ptxas of CUDA 13.0 marks `a` targets there and not in the header's flags.
-#[derive(Debug, Default)]
-struct Compatibility {
-    accelerator_target: bool,
-    family_code: bool,
-}
-
 const COMPAT_SECTION: &str = ".nv.compat";
-/// The class of instructions used: 1 plain, 2 the family's, 3 the architecture's own.
-const COMPAT_ISA_CLASS: u8 = 2;
 const COMPAT_ACCELERATOR_TARGET: u8 = 9;
 
-fn compatibility(sections: &Sections<'_>, bytes: &[u8]) -> Result<Compatibility, ElfError> {
-    let mut compatibility = Compatibility::default();
+/// Whether `.nv.compat` says that the code is for exactly one architecture. ptxas of CUDA 13.0 marks `a` targets there and
+/// not in the header's flags.
+fn compat_says_specific(sections: &Sections<'_>, bytes: &[u8]) -> Result<bool, ElfError> {
     let named = |section: &&SectionHeader64| {
         section_name(sections, section).is_ok_and(|name| name == COMPAT_SECTION)
     };
     let Some(section) = sections.iter().find(named) else {
-        return Ok(compatibility);
+        return Ok(false);
     };
     let mut rest = section
         .data(ENDIAN, bytes)
         .map_err(|_| truncated(COMPAT_SECTION))?;
     // Each attribute: a format, a number, and two bytes, which are its value or (format 4) the length of what follows.
     while let [format, attribute, low, high, tail @ ..] = rest {
-        let value = u16::from_le_bytes([*low, *high]);
-        rest = tail;
-        match (*format, *attribute) {
+        rest = match (*format, *attribute) {
+            (1..=3, COMPAT_ACCELERATOR_TARGET) if *low != 0 => return Ok(true),
+            (1..=3, _) => tail,
             (4, _) => {
-                rest = tail
-                    .get(usize::from(value)..)
-                    .ok_or_else(|| truncated(format!("an attribute of {COMPAT_SECTION}")))?;
+                let length = usize::from(u16::from_le_bytes([*low, *high]));
+                tail.get(length..)
+                    .ok_or_else(|| truncated(format!("an attribute of {COMPAT_SECTION}")))?
             }
-            (1..=3, COMPAT_ISA_CLASS) => compatibility.family_code = *low == 2,
-            (1..=3, COMPAT_ACCELERATOR_TARGET) => compatibility.accelerator_target = *low != 0,
-            (1..=3, _) => {}
             (format, _) => {
                 return Err(malformed(format!(
                     "an attribute of {COMPAT_SECTION} has the unknown format {format}"
                 )));
             }
-        }
+        };
     }
-    Ok(compatibility)
+    Ok(false)
 }
 
 /// The bit of a symbol's `st_other` that tells kernels from device functions.

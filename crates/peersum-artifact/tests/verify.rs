@@ -87,7 +87,7 @@ fn a_cubin_of_another_architecture_is_refused_even_with_a_manifest_to_match() {
         ("sm_90a", "push.sm_90.cubin"),
         ("sm_90", "push.sm_90a.cubin"),
         ("sm_90", "push.cuda12.sm_90a.cubin"),
-        ("sm_100", "push.sm_100f.cubin"),
+        ("sm_100a", "push.sm_100f.cubin"),
         ("compute_90", "push.compute_80.ptx"),
     ] {
         let (directory, module) = module(Family::Push, name, &data(file));
