@@ -10,6 +10,8 @@ use std::sync::atomic::AtomicU32;
 use peersum_artifact::{Algorithm, Arch, ModuleKey};
 use peersum_kernels::abi::{PeersumParams, PeersumStatus};
 
+use crate::buffer::{Input, Output};
+use crate::element::Element;
 use crate::loader::{LoadError, LoadPolicy, LoadReport};
 
 /// Why the device could not do what was asked.
@@ -160,6 +162,12 @@ impl StatusRecord {
     }
 }
 
+/// A stream that says which device it belongs to: what [`CommunicatorBuilder::build`](crate::CommunicatorBuilder::build) is given.
+pub trait DeviceStream {
+    /// The device's type.
+    type Device: Device<Stream = Self>;
+}
+
 /// A machine that runs the kernels: one device, one stream.
 pub trait Device: Send + Sized + 'static {
     /// An ordered queue of launches; cheap to clone.
@@ -172,6 +180,8 @@ pub trait Device: Send + Sized + 'static {
     type Mapping: Send;
     /// A recorded sequence of launches.
     type Graph: Send;
+    /// The program's kind of buffer on this device.
+    type Buffer<T: Element>: Input<T, Self> + Output<T, Self> + Send;
 
     /// Opens the device behind a stream. Refuses streams that cannot carry a communicator (the legacy default stream).
     fn open(stream: &Self::Stream) -> Result<Self, DeviceError>;
@@ -186,25 +196,52 @@ pub trait Device: Send + Sized + 'static {
     fn identity(&self) -> Result<DeviceIdentity, DeviceError>;
 
     /// Loads a module, both entry points, by name.
-    fn load(&self, policy: &LoadPolicy, key: ModuleKey) -> Result<(Self::Module, LoadReport), DeviceError>;
+    fn load(
+        &self,
+        policy: &LoadPolicy,
+        key: ModuleKey,
+    ) -> Result<(Self::Module, LoadReport), DeviceError>;
 
     /// How many blocks of `threads` threads of this entry point fit one multiprocessor at once.
-    fn blocks_per_multiprocessor(&self, module: &Self::Module, algorithm: Algorithm, threads: u32) -> Result<u32, DeviceError>;
+    fn blocks_per_multiprocessor(
+        &self,
+        module: &Self::Module,
+        algorithm: Algorithm,
+        threads: u32,
+    ) -> Result<u32, DeviceError>;
 
     /// Allocates memory that can be exported, aligned to at least 256 bytes. Contents are undefined.
-    fn allocate_shared(&self, bytes: usize, sharing: MemorySharing) -> Result<Self::Allocation, DeviceError>;
+    fn allocate_shared(
+        &self,
+        bytes: usize,
+        sharing: MemorySharing,
+    ) -> Result<Self::Allocation, DeviceError>;
 
     /// Where this rank sees its own allocation.
     fn allocation_address(&self, allocation: &Self::Allocation) -> u64;
 
     /// Prepares an allocation for a rank of another process (`same_process` false) or of this one.
-    fn export(&self, allocation: &Self::Allocation, same_process: bool) -> Result<Export, DeviceError>;
+    fn export(
+        &self,
+        allocation: &Self::Allocation,
+        same_process: bool,
+    ) -> Result<Export, DeviceError>;
 
     /// Maps a peer's memory of `bytes` bytes.
     fn import(&self, import: Import<'_>, bytes: usize) -> Result<Self::Mapping, DeviceError>;
 
     /// Where this rank sees a peer's memory.
     fn mapping_address(&self, mapping: &Self::Mapping) -> u64;
+
+    /// Makes a buffer of memory that this rank has allocated otherwise.
+    ///
+    /// # Safety
+    /// `address` must be aligned to `T`, and hold `len` elements until the buffer is given to [`Device::disown`], which must happen
+    /// instead of dropping it.
+    unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> Self::Buffer<T>;
+
+    /// Ends an adopted buffer without freeing its memory.
+    fn disown<T: Element>(buffer: Self::Buffer<T>);
 
     /// Allocates a zeroed status record in host memory that the device maps.
     fn allocate_status(&self) -> Result<StatusRecord, DeviceError>;

@@ -142,6 +142,15 @@ impl Door {
         Ok(callers)
     }
 
+    /// Tells those who may be ranks, and have not been heard yet, why there will be no group.
+    pub(super) fn fail(&mut self, error: &RendezvousError) {
+        let packet = Packet::new(Kind::Failure, 0, "", &wire::encode_failure(error, 0));
+        for stranger in &mut self.strangers {
+            stranger.connection.queue(packet.clone());
+            stranger.connection.linger(Instant::now());
+        }
+    }
+
     fn accept(&mut self) -> Result<(), RendezvousError> {
         let Some(listener) = &self.listener else {
             return Ok(());

@@ -7,18 +7,21 @@ use super::peer::Peer;
 use super::wire::{self, Kind, Limits};
 use super::{Exchange, JOIN, PENDING_INTERVAL, Part};
 use rustix::event::PollFd;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a failed group tries to tell its members why.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+/// How long rank 0 of a group that failed to form tells ranks that come later.
+const LATECOMER_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 struct Member {
     peer: Peer,
     connection: Connection,
-    /// The part of the next exchange, from a rank that has ended this one.
+    /// What a rank that has ended this exchange has sent: its part of the next one, or that it leaves.
     early: Option<Frame>,
 }
 
@@ -27,29 +30,28 @@ impl Member {
         self.peer.rank
     }
 
-    /// The next frame that is not the news of a failure.
+    /// The next frame, if one has come.
     fn receive(&mut self) -> Result<Option<Frame>, RendezvousError> {
         let rank = self.rank();
         self.connection
             .pump()
             .map_err(|error| error.by_rank(rank))?;
-        match self.connection.next_frame() {
-            Some(frame) if frame.kind == Kind::Failure => Err(wire::decode_failure(&frame.body)
-                .unwrap_or_else(|error| RendezvousError::Protocol {
-                    rank,
-                    detail: error.to_string(),
-                })),
-            frame => Ok(frame),
-        }
+        Ok(self.early.take().or_else(|| self.connection.next_frame()))
     }
 
+    /// What a frame that was not expected in `during` says.
     fn unexpected(&self, frame: &Frame, during: &str) -> RendezvousError {
-        RendezvousError::Protocol {
+        let broken = |detail| RendezvousError::Protocol {
             rank: self.rank(),
-            detail: format!(
-                "a {:?} frame in {during:?} that has no place there",
-                frame.kind
-            ),
+            detail,
+        };
+        match frame.kind {
+            Kind::Failure => {
+                wire::decode_failure(&frame.body).unwrap_or_else(|error| broken(error.to_string()))
+            }
+            kind => broken(format!(
+                "a {kind:?} frame in {during:?} that has no place there"
+            )),
         }
     }
 }
@@ -99,7 +101,10 @@ impl Hub {
                 Ok((hub, peers))
             }
             Err(error) => {
+                door.fail(&error);
+                let told = hub.members.iter().map(Member::rank).collect();
                 hub.fail(&error);
+                tell_latecomers(&mut door, &error, told, deadline);
                 Err(error)
             }
         }
@@ -241,11 +246,7 @@ impl Hub {
         let mut heartbeat = Heartbeat::new();
         loop {
             for (member, part) in self.members.iter_mut().zip(&mut parts) {
-                let frame = match member.early.take() {
-                    Some(frame) => Some(frame),
-                    None => member.receive()?,
-                };
-                match frame {
+                match member.receive()? {
                     None => {}
                     Some(frame) if frame.kind != Kind::Contribution || part.is_some() => {
                         return Err(member.unexpected(&frame, label));
@@ -307,11 +308,12 @@ impl Hub {
     ) -> Result<(), RendezvousError> {
         loop {
             for member in &mut self.members {
-                if let Some(frame) = member.receive()? {
-                    if frame.kind != Kind::Contribution || member.early.is_some() {
+                match member.receive()? {
+                    Some(frame) if member.connection.has_unsent() => {
                         return Err(member.unexpected(&frame, during));
                     }
-                    member.early = Some(frame);
+                    // For a rank that has everything this exchange is over.
+                    frame => member.early = frame,
                 }
                 if member.connection.is_lost() && member.connection.has_unsent() {
                     return Err(RendezvousError::PeerLost {
@@ -338,12 +340,7 @@ impl Hub {
 
     /// Tells every member why the group ends, and ends it.
     pub(super) fn fail(&mut self, error: &RendezvousError) {
-        self.broadcast(&Packet::new(
-            Kind::Failure,
-            0,
-            "",
-            &wire::encode_failure(error, 0),
-        ));
+        self.broadcast(&failure(error));
         let deadline = Instant::now() + LAST_WORDS;
         for mut member in self.members.drain(..) {
             member.connection.linger(deadline);
@@ -392,6 +389,40 @@ impl Hub {
             .map_err(|error| RendezvousError::io("wait for the other ranks", error))?;
         Ok(())
     }
+}
+
+/// Stays at the door of a group that has failed, for ranks that are just being started: they would look for rank 0 until
+/// their deadline, and blame it.
+fn tell_latecomers(
+    door: &mut Door,
+    error: &RendezvousError,
+    mut told: BTreeSet<u32>,
+    deadline: Instant,
+) {
+    let deadline = deadline.min(Instant::now() + LATECOMER_PATIENCE);
+    while door.is_listening()
+        && told.len() + 1 < door.world_size() as usize
+        && Instant::now() < deadline
+    {
+        let Ok(callers) = door.step() else { return };
+        for (peer, mut connection) in callers.candidates {
+            connection.queue(failure(error));
+            connection.linger(Instant::now());
+            told.insert(peer.rank);
+        }
+        let mut fds = Vec::new();
+        door.interest(&mut fds);
+        let wake_at = door
+            .wake_at()
+            .map_or(deadline, |moment| moment.min(deadline));
+        if wait(&mut fds, wake_at).is_err() {
+            return;
+        }
+    }
+}
+
+fn failure(error: &RendezvousError) -> Arc<Packet> {
+    Packet::new(Kind::Failure, 0, "", &wire::encode_failure(error, 0))
 }
 
 /// When rank 0 next tells the waiting ranks that it is there and for whom it waits.

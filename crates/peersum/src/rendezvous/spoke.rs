@@ -78,7 +78,7 @@ impl Spoke {
             match spoke.await_welcome(identity.world_size, started, deadline) {
                 Ok(peers) => return Ok((spoke, peers)),
                 // A rank 0 that went before it granted the rank was not this group's: the next one may be.
-                Err(RendezvousError::PeerLost { .. })
+                Err(RendezvousError::PeerLost { rank: 0, .. })
                     if spoke.pending.is_none() && spoke.home.is_some() =>
                 {
                     home = spoke.home.take();

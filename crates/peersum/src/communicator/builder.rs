@@ -1,0 +1,188 @@
+//! The settings of a communicator.
+
+use std::any::TypeId;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Communicator;
+use super::layout::StartEpochs;
+use super::setup;
+use crate::device::{DeviceStream, MemorySharing};
+use crate::error::Error;
+use crate::loader::LoadPolicy;
+use crate::rendezvous::Rendezvous;
+
+/// The largest call that is not split, unless set otherwise: 64 MiB.
+const DEFAULT_MAX_BYTES: u64 = 64 << 20;
+
+/// One half of the push slots, unless set otherwise: 16 MiB, or 16 times `max_bytes` if that is less.
+const DEFAULT_PUSH_HALF_BYTES: u64 = 16 << 20;
+
+/// How long a call waits for a peer, unless set otherwise.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long the ranks wait for each other during set-up, unless set otherwise. Engines load weights at very different speeds.
+const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Settings of a [`Communicator`]. All ranks must use the same, except for where modules are loaded from and for the timeouts.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct CommunicatorBuilder {
+    pub(super) rendezvous: Option<Rendezvous>,
+    pub(super) load_policy: Option<LoadPolicy>,
+    pub(super) max_bytes: u64,
+    pub(super) push_half_bytes: Option<u64>,
+    pub(super) max_blocks: Option<u32>,
+    pub(super) timeout: Duration,
+    pub(super) setup_timeout: Duration,
+    pub(super) pdl: bool,
+    pub(super) sharing: MemorySharing,
+    pub(super) tables: Option<String>,
+    pub(super) start: StartEpochs,
+}
+
+impl CommunicatorBuilder {
+    pub(super) fn new() -> Self {
+        CommunicatorBuilder {
+            rendezvous: None,
+            load_policy: None,
+            max_bytes: DEFAULT_MAX_BYTES,
+            push_half_bytes: None,
+            max_blocks: None,
+            timeout: DEFAULT_TIMEOUT,
+            setup_timeout: DEFAULT_SETUP_TIMEOUT,
+            pdl: true,
+            sharing: MemorySharing::Auto,
+            tables: None,
+            start: StartEpochs::default(),
+        }
+    }
+
+    /// How the ranks find each other. Required.
+    pub fn rendezvous(mut self, rendezvous: Rendezvous) -> Self {
+        self.rendezvous = Some(rendezvous);
+        self
+    }
+
+    /// Where modules are loaded from. Default: [`LoadPolicy::from_env`].
+    pub fn load_policy(mut self, policy: LoadPolicy) -> Self {
+        self.load_policy = Some(policy);
+        self
+    }
+
+    /// The largest call that is not split, in bytes. Two staging halves of this size are allocated. Default: 64 MiB.
+    pub fn max_bytes(mut self, bytes: usize) -> Self {
+        self.max_bytes = bytes as u64;
+        self
+    }
+
+    /// The size of one half of the push slots, in bytes; two are allocated. A one-shot push of up to this over the world size, and a two-shot
+    /// push of up to half of it, fit. Default: 16 MiB, or less where `max_bytes` cannot use it.
+    pub fn push_half_bytes(mut self, bytes: usize) -> Self {
+        self.push_half_bytes = Some(bytes as u64);
+        self
+    }
+
+    /// The largest grid of this communicator. Needed where several communicators of a process share a device; otherwise the dispatch table and
+    /// the device decide.
+    pub fn max_blocks(mut self, blocks: u32) -> Self {
+        self.max_blocks = Some(blocks);
+        self
+    }
+
+    /// How long a call waits for a peer before it fails. Default: 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How long the ranks wait for each other during set-up and in collective allocations. Default: 5 minutes.
+    pub fn setup_timeout(mut self, timeout: Duration) -> Self {
+        self.setup_timeout = timeout;
+        self
+    }
+
+    /// Programmatic dependent launch on GPUs of compute capability 9.0 and up. Default: on.
+    ///
+    /// With it a kernel that follows a call in the stream may start before the call has ended, if it is itself launched with the attribute;
+    /// such a kernel must wait (`griddepcontrol.wait`) before it touches the call's buffers. Kernels launched without the
+    /// attribute are not affected.
+    pub fn pdl(mut self, on: bool) -> Self {
+        self.pdl = on;
+        self
+    }
+
+    /// How memory is shared between the ranks. Default: file descriptors where the driver can, else legacy CUDA IPC.
+    pub fn memory_sharing(mut self, sharing: MemorySharing) -> Self {
+        self.sharing = sharing;
+        self
+    }
+
+    /// The text of a file of dispatch tables, as `cargo xtask tune` writes it, instead of the shipped ones.
+    pub fn dispatch_tables(mut self, json: impl Into<String>) -> Self {
+        self.tables = Some(json.into());
+        self
+    }
+
+    /// Lets the epochs start elsewhere than at 0 calls, to test their wrap-around within reach. `pull` is at least 1.
+    #[doc(hidden)]
+    pub fn start_epochs(mut self, push: u32, pull: u64) -> Self {
+        self.start = StartEpochs {
+            push,
+            pull: pull.max(1),
+        };
+        self
+    }
+
+    /// Meets the other ranks, loads every module, allocates and shares all memory. Collective: every rank calls it.
+    ///
+    /// `stream` is this communicator's alone among communicators, and not the legacy default stream; other work of the program may use it.
+    /// Every later call is enqueued on it. Nothing is allocated after this but by
+    /// [`Communicator::symmetric_alloc`].
+    ///
+    /// # Errors
+    /// [`Error::Rendezvous`] if a rank does not come or is lost, [`Error::SetupMismatch`] on every rank if settings differ,
+    /// [`Error::Device`] for a library, module or memory that cannot be had, [`Error::NotCoResident`] and [`Error::DeviceFull`] for ranks that
+    /// share a device, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
+    pub fn build<S: DeviceStream>(self, stream: &S) -> Result<Communicator<S::Device>, Error> {
+        setup::build(self, stream)
+    }
+
+    pub(super) fn push_half_bytes_or_default(&self) -> u64 {
+        self.push_half_bytes
+            .unwrap_or_else(|| DEFAULT_PUSH_HALF_BYTES.min(self.max_bytes.saturating_mul(16)))
+    }
+}
+
+/// Streams that carry a communicator in this process.
+static CLAIMED_STREAMS: Mutex<Option<HashSet<(TypeId, u64)>>> = Mutex::new(None);
+
+/// A stream's claim by one communicator, given back when dropped.
+#[derive(Debug)]
+pub(super) struct StreamClaim(TypeId, u64);
+
+impl StreamClaim {
+    pub(super) fn new<D: 'static>(stream_id: u64) -> Result<StreamClaim, Error> {
+        let claim = (TypeId::of::<D>(), stream_id);
+        let mut claimed = CLAIMED_STREAMS
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if claimed.get_or_insert_default().insert(claim) {
+            Ok(StreamClaim(claim.0, claim.1))
+        } else {
+            Err(Error::StreamTaken)
+        }
+    }
+}
+
+impl Drop for StreamClaim {
+    fn drop(&mut self) {
+        let mut claimed = CLAIMED_STREAMS
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(claimed) = claimed.as_mut() {
+            claimed.remove(&(self.0, self.1));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Capturing calls into a graph and replaying them.
+
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use super::Communicator;
+use crate::buffer::{Input, Output};
+use crate::device::Device;
+use crate::element::Element;
+use crate::error::Error;
+
+/// A buffer that a graph uses: borrowed for as long as the graph lives, and still the program's to fill and read between launches.
+///
+/// Work on the buffer is ordered with the graph's launches as with any call: in the stream.
+pub struct Held<'a, B: ?Sized> {
+    buffer: &'a mut B,
+}
+
+impl<'a, B: ?Sized> Held<'a, B> {
+    /// Lends a buffer to captures.
+    pub fn new(buffer: &'a mut B) -> Self {
+        Held { buffer }
+    }
+}
+
+impl<B: ?Sized> Deref for Held<'_, B> {
+    type Target = B;
+
+    fn deref(&self) -> &B {
+        self.buffer
+    }
+}
+
+impl<B: ?Sized> DerefMut for Held<'_, B> {
+    fn deref_mut(&mut self) -> &mut B {
+        self.buffer
+    }
+}
+
+/// Recorded calls of one communicator. Launched through that communicator only, so that one communicator cannot run on two streams.
+pub struct Graph<'a, D: Device> {
+    graph: D::Graph,
+    communicator: u64,
+    buffers: PhantomData<&'a mut ()>,
+}
+
+impl<D: Device> Graph<'_, D> {
+    /// Enqueues every recorded call on the communicator's stream. All ranks must launch graphs of the same calls.
+    ///
+    /// # Errors
+    /// [`Error::ForeignGraph`] for another communicator than the one that it was captured on; [`Error::Failed`] if the communicator is known to
+    /// have failed, and then no data moves.
+    pub fn launch(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        if communicator.id != self.communicator {
+            return Err(Error::ForeignGraph);
+        }
+        if communicator.capturing {
+            return Err(Error::Capture(
+                "a graph cannot be launched while a capture is open",
+            ));
+        }
+        communicator.status()?;
+        // SAFETY: the communicator is the one that the graph was captured on, so its arenas are mapped; the buffers are borrowed for `'a`, or the
+        // caller of `capture_end` has promised that they live.
+        unsafe { communicator.device.launch_graph(&self.graph)? };
+        Ok(())
+    }
+}
+
+/// An open capture: calls are recorded instead of launched.
+pub struct Capture<'a, 'c, D: Device> {
+    communicator: &'c mut Communicator<D>,
+    buffers: PhantomData<&'a mut ()>,
+}
+
+impl<'a, D: Device> Capture<'a, '_, D> {
+    /// Records [`Communicator::all_reduce`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce`].
+    pub fn all_reduce<T: Element, I: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        input: &Held<'a, I>,
+        output: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator
+            .all_reduce::<T, I, O>(&*input.buffer, output.buffer)
+    }
+
+    /// Records [`Communicator::all_reduce_in_place`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce`].
+    pub fn all_reduce_in_place<T: Element, O: Output<T, D>>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator.all_reduce_in_place::<T, O>(buffer.buffer)
+    }
+
+    /// The stream under capture, for kernels of the program between the calls.
+    pub fn stream(&self) -> &D::Stream {
+        self.communicator.stream()
+    }
+}
+
+impl<D: Device> Communicator<D> {
+    /// Records the calls that `record` makes into a graph.
+    ///
+    /// cudarc's event tracking must be off while slices are captured (`CudaContext::disable_event_tracking`): a wait on an event from
+    /// outside cannot be captured.
+    ///
+    /// # Errors
+    /// Whatever `record` returns; [`Error::Device`] if the driver refuses the capture.
+    pub fn capture<'a>(
+        &mut self,
+        record: impl FnOnce(&mut Capture<'a, '_, D>) -> Result<(), Error>,
+    ) -> Result<Graph<'a, D>, Error> {
+        self.capture_begin()?;
+        let recorded = record(&mut Capture {
+            communicator: &mut *self,
+            buffers: PhantomData,
+        });
+        // The capture is ended whatever happened, so that the stream is usable again.
+        let graph = self.end_capture();
+        recorded?;
+        graph
+    }
+
+    /// Starts recording on the communicator's stream: its calls, and whatever else the program enqueues there, until
+    /// [`Communicator::capture_end`].
+    ///
+    /// # Errors
+    /// [`Error::Capture`] if a capture is open; [`Error::Failed`] if the communicator has failed.
+    pub fn capture_begin(&mut self) -> Result<(), Error> {
+        if self.capturing {
+            return Err(Error::Capture("a capture is open already"));
+        }
+        self.status()?;
+        self.device.capture_begin()?;
+        self.capturing = true;
+        Ok(())
+    }
+
+    /// Ends a recording that [`Communicator::capture_begin`] started.
+    ///
+    /// # Safety
+    /// Every buffer that was passed to a call since then must stay allocated, at its address, as long as the graph is launched.
+    ///
+    /// # Errors
+    /// [`Error::Capture`] if no capture is open; [`Error::Device`] if what was recorded cannot be captured.
+    pub unsafe fn capture_end(&mut self) -> Result<Graph<'static, D>, Error> {
+        self.end_capture()
+    }
+
+    fn end_capture<'a>(&mut self) -> Result<Graph<'a, D>, Error> {
+        if !std::mem::replace(&mut self.capturing, false) {
+            return Err(Error::Capture("no capture is open"));
+        }
+        let graph = self.device.capture_end()?;
+        Ok(Graph {
+            graph,
+            communicator: self.id,
+            buffers: PhantomData,
+        })
+    }
+}

@@ -1,0 +1,178 @@
+//! Where things lie in an arena, and what it holds before the first call. The counterpart of `abi.h`.
+
+use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl};
+
+/// Offsets and sizes within an arena, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ArenaLayout {
+    pub(crate) push_offset: u64,
+    pub(crate) push_half_bytes: u64,
+    pub(crate) staging_offset: u64,
+    pub(crate) staging_half_bytes: u64,
+    /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty where no probe is run.
+    pub(crate) probe_offset: u64,
+    pub(crate) total_bytes: u64,
+}
+
+/// Every part starts at a multiple of a cache line.
+const ALIGNMENT: u64 = 128;
+
+impl ArenaLayout {
+    pub(crate) fn new(max_bytes: u64, push_half_bytes: u64, probe_bytes: u64) -> ArenaLayout {
+        let align = |bytes: u64| bytes.next_multiple_of(ALIGNMENT);
+        let push_offset = align(size_of::<PeersumControl>() as u64);
+        let push_half_bytes = align(push_half_bytes);
+        let staging_offset = push_offset + 2 * push_half_bytes;
+        let staging_half_bytes = align(max_bytes);
+        let probe_offset = staging_offset + 2 * staging_half_bytes;
+        ArenaLayout {
+            push_offset,
+            push_half_bytes,
+            staging_offset,
+            staging_half_bytes,
+            probe_offset,
+            total_bytes: probe_offset + align(probe_bytes),
+        }
+    }
+}
+
+/// The epochs that a communicator starts from. Tests start them near their wrap-around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StartEpochs {
+    pub(crate) push: u32,
+    /// At least 1: a flag that was never written is 0, and is compared with `>=`.
+    pub(crate) pull: u64,
+}
+
+impl Default for StartEpochs {
+    fn default() -> Self {
+        StartEpochs { push: 0, pull: 1 }
+    }
+}
+
+/// The place of a call among all calls, as the header carries it.
+pub(crate) fn sequence(push_epoch: u32, pull_epoch: u64) -> u16 {
+    (pull_epoch.wrapping_add(u64::from(push_epoch)) & 0xFFFF) as u16
+}
+
+/// The header that stands in the ring for a call before the first: every rank's is the same, so it agrees with itself.
+pub(crate) fn initial_header(sequence: u16) -> u64 {
+    u64::from(sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
+}
+
+/// The control block before the first call.
+pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
+    let ring = abi::PEERSUM_HEADER_RING as u16;
+    let state = PeersumBlockState {
+        pull_epoch: start.pull,
+        push_epoch: start.push,
+        poison: 0,
+    };
+    let mut control = Box::new(PeersumControl {
+        blocks: [state; abi::PEERSUM_MAX_BLOCKS as usize],
+        headers: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
+        own_headers: [0; abi::PEERSUM_HEADER_RING as usize],
+        leave_claim: 0,
+        reserved: [0; 55],
+        pull_flags: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_MAX_BLOCKS as usize],
+    });
+    for back in 1..=ring {
+        let sequence = sequence(start.push, start.pull).wrapping_sub(back);
+        let slot = usize::from(sequence % ring);
+        control.headers[slot] = [initial_header(sequence); abi::PEERSUM_MAX_WORLD_SIZE as usize];
+        control.own_headers[slot] = initial_header(sequence);
+    }
+    control
+}
+
+/// A control block's bytes.
+pub(crate) fn control_bytes(control: &PeersumControl) -> &[u8] {
+    // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding (asserted below), so each of its bytes is
+    // initialised.
+    unsafe { std::slice::from_raw_parts((&raw const *control).cast(), size_of::<PeersumControl>()) }
+}
+
+/// The part of a control block that `synchronize` reads back: block states, headers, own headers.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct ControlHead {
+    pub(crate) blocks: [PeersumBlockState; abi::PEERSUM_MAX_BLOCKS as usize],
+    pub(crate) headers:
+        [[u64; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
+    pub(crate) own_headers: [u64; abi::PEERSUM_HEADER_RING as usize],
+}
+
+const _: () = {
+    assert!(
+        std::mem::offset_of!(PeersumControl, blocks) == std::mem::offset_of!(ControlHead, blocks)
+    );
+    assert!(
+        std::mem::offset_of!(PeersumControl, headers) == std::mem::offset_of!(ControlHead, headers)
+    );
+    assert!(
+        std::mem::offset_of!(PeersumControl, own_headers)
+            == std::mem::offset_of!(ControlHead, own_headers)
+    );
+    let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
+    let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
+    let ring = abi::PEERSUM_HEADER_RING as usize;
+    // Blocks of 16 bytes, headers, own headers, claim and reserved words, flags: no padding between them.
+    assert!(
+        size_of::<PeersumControl>()
+            == blocks * 16 + ring * ranks * 8 + ring * 8 + 56 * 4 + blocks * ranks * 8
+    );
+};
+
+impl ControlHead {
+    pub(crate) fn zeroed() -> Box<ControlHead> {
+        Box::new(ControlHead {
+            blocks: [PeersumBlockState::default(); abi::PEERSUM_MAX_BLOCKS as usize],
+            headers: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
+            own_headers: [0; abi::PEERSUM_HEADER_RING as usize],
+        })
+    }
+
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `control_bytes`; any bytes are a valid ControlHead.
+        unsafe { std::slice::from_raw_parts_mut((&raw mut *self).cast(), size_of::<ControlHead>()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_starts_with_the_four_calls_before_the_first_also_across_the_wrap() {
+        for (push, pull) in [(0, 1), (0, 65535), (u32::MAX, 2), (7, 65533)] {
+            let control = initial_control(StartEpochs { push, pull });
+            let first = sequence(push, pull);
+            for back in 1..=4 {
+                let sequence = first.wrapping_sub(back);
+                let slot = usize::from(sequence) % 4;
+                assert_eq!(control.own_headers[slot], u64::from(sequence) << 48);
+                assert!(
+                    control.headers[slot]
+                        .iter()
+                        .all(|&header| header == control.own_headers[slot])
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_parts_of_an_arena_do_not_overlap() {
+        let layout = ArenaLayout::new(1000, 333, 77);
+        assert!(layout.push_offset >= size_of::<PeersumControl>() as u64);
+        assert_eq!(
+            layout.staging_offset,
+            layout.push_offset + 2 * layout.push_half_bytes
+        );
+        assert_eq!(
+            layout.probe_offset,
+            layout.staging_offset + 2 * layout.staging_half_bytes
+        );
+        assert!(layout.total_bytes >= layout.probe_offset + 77);
+        assert!(layout.push_half_bytes >= 333 && layout.staging_half_bytes >= 1000);
+    }
+}

@@ -1,0 +1,170 @@
+//! What a rank of a group of two or more holds: modules, its arena, its peers' arenas.
+
+use std::sync::Arc;
+
+use peersum_artifact::{Dtype, Family};
+use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
+
+use super::layout::ArenaLayout;
+use super::seats::Seats;
+use super::symmetric::SymmetricRegion;
+use crate::device::{Device, MemorySharing, StatusRecord};
+use crate::dispatch::{Placement, Route};
+use crate::loader::LoadReport;
+
+const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
+
+/// The two families' modules of every element type.
+pub(super) struct Modules<D: Device> {
+    modules: Vec<D::Module>,
+}
+
+impl<D: Device> Modules<D> {
+    /// In the order of [`Modules::keys`].
+    pub(super) fn new(modules: Vec<D::Module>) -> Self {
+        Modules { modules }
+    }
+
+    pub(super) fn keys() -> impl Iterator<Item = (Family, Dtype)> {
+        Family::ALL
+            .iter()
+            .flat_map(|&family| Dtype::ALL.iter().map(move |&dtype| (family, dtype)))
+    }
+
+    pub(super) fn get(&self, family: Family, dtype: Dtype) -> &D::Module {
+        let dtypes = Dtype::ALL.len();
+        // `keys` enumerates families first, both in the order of their declaration.
+        &self.modules[family as usize * dtypes + dtype as usize]
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &D::Module> {
+        self.modules.iter()
+    }
+}
+
+/// A symmetric buffer on every rank.
+pub(super) struct SymmetricLink<D: Device> {
+    /// By rank, as this rank maps them.
+    pub(super) addresses: [u64; RANKS],
+    /// Kept until teardown: a late owner may still write into it.
+    pub(super) _region: Arc<SymmetricRegion<D>>,
+    pub(super) mappings: Vec<D::Mapping>,
+    pub(super) bytes: u64,
+}
+
+/// A part of a symmetric buffer.
+pub(super) struct SymmetricRange {
+    index: usize,
+    offset: u64,
+    /// By rank, as this rank maps them.
+    pub(super) addresses: [u64; RANKS],
+}
+
+impl SymmetricRange {
+    /// What the header says of the part, so that ranks that use different ones find out.
+    pub(super) fn tag(&self) -> u32 {
+        let part = (self.index as u64 + 1) << 40 | self.offset;
+        // Fibonacci hashing: the top bits of the product depend on all bits of the part.
+        (part.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - abi::PEERSUM_HEADER_BUFFER_BITS)) as u32
+    }
+}
+
+pub(super) struct Links<D: Device> {
+    pub(super) modules: Modules<D>,
+    pub(super) reports: Vec<LoadReport>,
+    pub(super) layout: ArenaLayout,
+    /// Everything that does not change from call to call.
+    pub(super) params: PeersumParams,
+    pub(super) status: StatusRecord,
+    pub(super) max_blocks: u32,
+    /// Whether any two ranks of the group use the same device.
+    pub(super) shares_device: bool,
+    pub(super) sharing: MemorySharing,
+    pub(super) symmetric: Vec<SymmetricLink<D>>,
+    pub(super) mappings: Vec<D::Mapping>,
+    /// Held for its memory, which `params` addresses.
+    pub(super) _arena: D::Allocation,
+    /// Held so that other communicators of this process leave this one's blocks their places.
+    pub(super) _seats: Seats,
+}
+
+impl<D: Device> Links<D> {
+    /// Unmaps the peers' memory, which ends what keeps them from freeing it.
+    pub(super) fn close_mappings(&mut self) {
+        self.mappings.clear();
+        for buffer in &mut self.symmetric {
+            buffer.mappings.clear();
+        }
+    }
+
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.layout.total_bytes
+            + self
+                .symmetric
+                .iter()
+                .map(|buffer| buffer.bytes)
+                .sum::<u64>()
+    }
+
+    /// Where this rank's control block lies.
+    pub(super) fn own_control(&self) -> u64 {
+        self.params.arena[self.params.rank as usize]
+    }
+
+    /// The part of a symmetric buffer that `bytes` bytes at an address of this rank are. A handful of buffers at most: a scan will do.
+    pub(super) fn find_symmetric(&self, address: u64, bytes: u64) -> Option<SymmetricRange> {
+        let own = self.params.rank as usize;
+        self.symmetric
+            .iter()
+            .enumerate()
+            .find_map(|(index, buffer)| {
+                let offset = address.checked_sub(buffer.addresses[own])?;
+                (offset < buffer.bytes && bytes <= buffer.bytes - offset).then(|| SymmetricRange {
+                    index,
+                    offset,
+                    addresses: buffer.addresses.map(|base| base.wrapping_add(offset)),
+                })
+            })
+    }
+
+    pub(super) fn placement(&self, input: u64, output: u64, bytes: u64) -> Placement {
+        match self.find_symmetric(input, bytes) {
+            None => Placement::Ordinary,
+            Some(_) if input == output => Placement::SymmetricInPlace,
+            Some(_) => Placement::Symmetric,
+        }
+    }
+
+    /// The addresses of every rank's poison words, one a block.
+    pub(super) fn poison_words(&self, world_size: u32) -> impl Iterator<Item = u64> {
+        let blocks = std::mem::offset_of!(PeersumControl, blocks) as u64;
+        let poison = std::mem::offset_of!(abi::PeersumBlockState, poison) as u64;
+        let stride = size_of::<abi::PeersumBlockState>() as u64;
+        let arenas = self.params.arena;
+        (0..world_size as usize).flat_map(move |rank| {
+            (0..u64::from(abi::PEERSUM_MAX_BLOCKS))
+                .map(move |block| arenas[rank] + blocks + block * stride + poison)
+        })
+    }
+}
+
+impl ArenaLayout {
+    /// The largest call of a route, in units. The counterpart of what the kernels compute from the same sizes.
+    pub(super) fn capacity_units(&self, route: Route, world_size: u32) -> u64 {
+        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
+        let world_size = u64::from(world_size);
+        let staging = self.staging_half_bytes / unit;
+        // Indices of units fit 31 bits on the device.
+        let most = (1 << 31) - 1;
+        let capacity = match route {
+            // A push call may keep narrow units in a staging half.
+            Route::PushOneShot => (self.push_half_bytes / (world_size * unit)).min(staging),
+            Route::PushTwoShot => {
+                (self.push_half_bytes / (2 * world_size * unit) * world_size).min(staging)
+            }
+            Route::PullOneShot | Route::PullTwoShot => staging,
+            Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
+        };
+        capacity.min(most)
+    }
+}

@@ -1,0 +1,372 @@
+//! The communicator: one rank of a group, on one stream of one device.
+
+mod builder;
+mod check;
+mod graph;
+mod layout;
+mod links;
+mod probe;
+mod seats;
+mod setup;
+mod shared;
+mod symmetric;
+
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use peersum_artifact::Dtype;
+use peersum_kernels::abi::{self, PeersumParams};
+
+pub use builder::CommunicatorBuilder;
+pub use graph::{Capture, Graph, Held};
+pub use shared::SharedCommunicator;
+pub use symmetric::SymmetricBuffer;
+
+use crate::buffer::{Input, Output};
+use crate::cuda::Cuda;
+use crate::device::{Device, DeviceIdentity, LaunchShape, StatusRecord};
+use crate::dispatch::{DispatchTable, Plan, Route};
+use crate::element::Element;
+use crate::error::{Error, Failure};
+use crate::loader::LoadReport;
+use crate::rendezvous::Group;
+use links::Links;
+
+/// How long a rank that is dropped waits for its peers to be dropped too, before it frees what they map.
+const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One rank of a group that reduces over its peers' GPUs.
+///
+/// `Send`, not `Sync`: it belongs to one stream and one thread at a time. All ranks make the same calls in the same order, as with every
+/// collective library; a call in which they differ is an error on every rank, not a hang.
+///
+/// Every call is asynchronous: `Ok` means launched. [`Communicator::synchronize`] is the only proof that results are valid.
+pub struct Communicator<D: Device = Cuda> {
+    // Fields are dropped in this order: mappings of peers' memory and modules before the device, the group after a barrier (see Drop).
+    links: Option<Links<D>>,
+    device: D,
+    group: Option<Group>,
+    rank: u32,
+    world_size: u32,
+    id: u64,
+    identity: DeviceIdentity,
+    table: DispatchTable,
+    forced: Option<Plan>,
+    pdl: bool,
+    timeout: Duration,
+    setup_timeout: Duration,
+    failure: Option<Failure>,
+    capturing: bool,
+    _stream_claim: builder::StreamClaim,
+    not_sync: PhantomData<Cell<()>>,
+}
+
+/// One launch, or several pieces of one call.
+#[derive(Clone, Copy)]
+struct Call {
+    dtype: Dtype,
+    input: u64,
+    output: u64,
+    elements: u64,
+}
+
+impl Communicator<Cuda> {
+    /// Starts the settings of a communicator. The device is that of the stream that [`CommunicatorBuilder::build`] is given.
+    pub fn builder() -> CommunicatorBuilder {
+        CommunicatorBuilder::new()
+    }
+}
+
+impl<D: Device> Communicator<D> {
+    /// Sums `input` over all ranks into `output`, in rank order in float32 with one rounding (see [`crate::reference`]).
+    ///
+    /// Launched, nothing more, when this returns `Ok`: the output is valid once [`Communicator::synchronize`] has returned `Ok`. All ranks
+    /// must call with the same length and type, and with buffers of the same kind (ordinary, or the same symmetric buffer). Alignment, the
+    /// choice of output, and addresses may differ. A length of 0 does nothing and does not count.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`]; [`Error::Failed`] at once if an earlier call is known to have failed; [`Error::Device`] if the launch
+    /// was refused.
+    pub fn all_reduce<T: Element, I: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<(), Error> {
+        if input.len() != output.len() {
+            return Err(Error::LengthMismatch {
+                input: input.len(),
+                output: output.len(),
+            });
+        }
+        let stream = self.device.stream().clone();
+        let elements = input.len() as u64;
+        input.with_input(&stream, |input| {
+            output.with_output(&stream, |output| {
+                self.enqueue(Call {
+                    dtype: T::DTYPE,
+                    input,
+                    output,
+                    elements,
+                })
+            })
+        })
+    }
+
+    /// Sums `buffer` over all ranks in place. As [`Communicator::all_reduce`] otherwise.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce`].
+    pub fn all_reduce_in_place<T: Element, O: Output<T, D>>(
+        &mut self,
+        buffer: &mut O,
+    ) -> Result<(), Error> {
+        let stream = self.device.stream().clone();
+        let elements = buffer.len() as u64;
+        buffer.with_output(&stream, |address| {
+            self.enqueue(Call {
+                dtype: T::DTYPE,
+                input: address,
+                output: address,
+                elements,
+            })
+        })
+    }
+
+    /// Launches one call, in pieces if it is larger than what its route holds.
+    fn enqueue(&mut self, call: Call) -> Result<(), Error> {
+        self.status()?;
+        let element_bytes = call.dtype.size_bytes() as u64;
+        let Some(links) = &self.links else {
+            // One rank: the sum is the input.
+            if call.input != call.output && call.elements != 0 {
+                // SAFETY: `Input` and `Output` vouch for both ranges; distinct buffers do not overlap.
+                unsafe {
+                    self.device.copy(
+                        call.output,
+                        call.input,
+                        (call.elements * element_bytes) as usize,
+                    )?
+                };
+            }
+            return Ok(());
+        };
+        if call.elements == 0 {
+            return Ok(());
+        }
+        let bytes = call.elements * element_bytes;
+        let placement = links.placement(call.input, call.output, bytes);
+        let mut plan = self
+            .forced
+            .unwrap_or_else(|| self.table.plan(placement, bytes));
+        if !plan.route.serves(placement) {
+            return Err(Error::InvalidSetting {
+                setting: "plan",
+                reason: format!(
+                    "{:?} needs a symmetric buffer as its input, the one-shot another buffer as its output, the \
+                     two-shot the same",
+                    plan.route
+                ),
+            });
+        }
+        let capacity = |route| links.layout.capacity_units(route, self.world_size);
+        let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
+        if self.forced.is_none()
+            && bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES)) > capacity(plan.route)
+        {
+            plan.route = Route::PullTwoShot;
+        }
+        let piece = capacity(plan.route) * unit_elements;
+        let mut done = 0;
+        while done < call.elements {
+            let elements = piece.min(call.elements - done);
+            let offset = done * element_bytes;
+            let piece = Call {
+                input: call.input + offset,
+                output: call.output + offset,
+                elements,
+                ..call
+            };
+            self.launch(links, plan, piece)?;
+            done += elements;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, links: &Links<D>, plan: Plan, call: Call) -> Result<(), Error> {
+        let mut params = PeersumParams {
+            input: call.input,
+            output: call.output,
+            elements: call.elements,
+            ..links.params
+        };
+        let bytes = call.elements * call.dtype.size_bytes() as u64;
+        if plan.route.is_symmetric() {
+            params.source = abi::PEERSUM_SOURCE_SYMMETRIC;
+            // `enqueue` has made sure that the whole input is symmetric, so every piece of it is.
+            if let Some(range) = links.find_symmetric(call.input, bytes) {
+                params.buffer = range.tag();
+                params.symmetric = range.addresses;
+            }
+        }
+        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
+        let places = match plan.route.algorithm() {
+            peersum_artifact::Algorithm::OneShot => units,
+            peersum_artifact::Algorithm::TwoShot => units.div_ceil(u64::from(self.world_size)),
+        };
+        // Blocks without a unit would only lengthen the launch. A function of the bytes, as the grid must be.
+        let useful = places
+            .div_ceil(u64::from(plan.threads))
+            .min(u64::from(plan.blocks)) as u32;
+        let shape = LaunchShape {
+            blocks: useful.min(links.max_blocks).max(1),
+            threads: plan.threads,
+            pdl: self.pdl,
+        };
+        let module = links.modules.get(plan.route.family(), call.dtype);
+        // SAFETY: `params` holds this rank's view of the group's arenas and symmetric buffers, mapped as long as `links` lives, and the caller's
+        // input and output, which `Input` and `Output` keep valid for what is enqueued here; the status record is held by `links`. The shape is
+        // within the table's checked bounds. Teardown waits for the stream before any of it is unmapped.
+        unsafe {
+            self.device
+                .launch(module, plan.route.algorithm(), shape, &params)?
+        };
+        Ok(())
+    }
+
+    /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never waits; `Ok` proves nothing yet.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the reason.
+    pub fn status(&self) -> Result<(), Error> {
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone().into());
+        }
+        let Some(links) = &self.links else {
+            return Ok(());
+        };
+        if let Some(status) = links.status.failure() {
+            return Err(Failure::from_status(&status).into());
+        }
+        // Relaxed: the word carries nothing but itself.
+        if links.status.abort_word().load(Ordering::Relaxed) != 0 {
+            return Err(Failure::AbortedIdle { rank: self.rank }.into());
+        }
+        Ok(())
+    }
+
+    /// A handle with which any thread can end every wait of this rank.
+    pub fn abort_handle(&self) -> AbortHandle {
+        AbortHandle {
+            status: self.links.as_ref().map(|links| links.status.clone()),
+        }
+    }
+
+    /// This rank, from 0.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// The number of ranks.
+    pub fn world_size(&self) -> u32 {
+        self.world_size
+    }
+
+    /// The stream that every call is enqueued on.
+    pub fn stream(&self) -> &D::Stream {
+        self.device.stream()
+    }
+
+    /// The device that the stream belongs to.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// The device's name, identity and size.
+    pub fn identity(&self) -> &DeviceIdentity {
+        &self.identity
+    }
+
+    /// Where each module came from and how long it took. Empty for a group of one.
+    pub fn load_reports(&self) -> &[LoadReport] {
+        self.links.as_ref().map_or(&[], |links| &links.reports)
+    }
+
+    /// The table that decides how calls are carried out.
+    pub fn dispatch_table(&self) -> &DispatchTable {
+        &self.table
+    }
+
+    /// The largest grid that any call launches: the least of all ranks' seats.
+    pub fn max_blocks(&self) -> u32 {
+        self.links.as_ref().map_or(0, |links| links.max_blocks)
+    }
+
+    /// Device memory that this rank holds, in bytes: control block + 2 x push half + 2 x staging half (`max_bytes`), and its symmetric
+    /// buffers.
+    pub fn memory_bytes(&self) -> u64 {
+        self.links.as_ref().map_or(0, Links::memory_bytes)
+    }
+
+    /// Carries out every later call by this plan instead of the table's; `None` goes back to the table. For tests and tuning: all ranks
+    /// must set the same plan before the same call.
+    ///
+    /// # Errors
+    /// [`Error::InvalidSetting`] if the plan's shape is outside what the kernels allow.
+    pub fn force_plan(&mut self, plan: Option<Plan>) -> Result<(), Error> {
+        if let Some(Plan {
+            blocks, threads, ..
+        }) = plan
+            && (!(1..=abi::PEERSUM_MAX_BLOCKS).contains(&blocks)
+                || !(abi::PEERSUM_MIN_THREADS..=abi::PEERSUM_MAX_THREADS).contains(&threads))
+        {
+            return Err(Error::InvalidSetting {
+                setting: "plan",
+                reason: format!(
+                    "{blocks} blocks of {threads} threads are outside what the kernels allow"
+                ),
+            });
+        }
+        self.forced = plan;
+        Ok(())
+    }
+
+    /// Wraps the communicator in a mutex, for callers that need `&self` and `Sync`.
+    pub fn into_shared(self) -> SharedCommunicator<D> {
+        SharedCommunicator::new(self)
+    }
+}
+
+impl<D: Device> Drop for Communicator<D> {
+    fn drop(&mut self) {
+        let Some(mut links) = self.links.take() else {
+            return;
+        };
+        // Every wait of a kernel is bounded, so this returns; an error leaves nothing to wait for.
+        let _ = self.device.synchronize();
+        links.close_mappings();
+        if let (None, Some(group)) = (&self.failure, &mut self.group) {
+            // Peers may still have kernels that write into this rank's memory. Past the bound they are gone or stuck, and what they map stays
+            // theirs until they unmap it.
+            let _ = group.barrier("teardown", TEARDOWN_PATIENCE);
+        }
+        drop(links);
+    }
+}
+
+/// Ends every wait of one rank from any thread; the rank's calls then fail with [`Failure::Aborted`], and so do its peers'.
+#[derive(Clone)]
+pub struct AbortHandle {
+    status: Option<StatusRecord>,
+}
+
+impl AbortHandle {
+    /// Ends the waits of this rank within milliseconds. The communicator is poisoned for good.
+    pub fn abort(&self) {
+        if let Some(status) = &self.status {
+            // Relaxed: the word carries nothing but itself.
+            status.abort_word().store(1, Ordering::Relaxed);
+        }
+    }
+}

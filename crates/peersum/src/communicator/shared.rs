@@ -1,0 +1,69 @@
+//! A communicator behind a mutex.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Communicator;
+use crate::buffer::{Input, Output};
+use crate::device::Device;
+use crate::element::Element;
+use crate::error::Error;
+
+/// A [`Communicator`] that can be shared between threads: each call locks a mutex.
+///
+/// The order of calls must still be the same on every rank; threads that race for the mutex do not give one.
+pub struct SharedCommunicator<D: Device> {
+    communicator: Mutex<Communicator<D>>,
+}
+
+impl<D: Device> SharedCommunicator<D> {
+    pub(super) fn new(communicator: Communicator<D>) -> Self {
+        SharedCommunicator {
+            communicator: Mutex::new(communicator),
+        }
+    }
+
+    /// The communicator, locked. A panic of another thread that held it does not spread: a communicator keeps its own state of failure.
+    pub fn lock(&self) -> MutexGuard<'_, Communicator<D>> {
+        self.communicator
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Communicator::all_reduce`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce<T: Element, I: Input<T, D>, O: Output<T, D>>(
+        &self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().all_reduce(input, output)
+    }
+
+    /// See [`Communicator::all_reduce_in_place`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_in_place<T: Element, O: Output<T, D>>(
+        &self,
+        buffer: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().all_reduce_in_place(buffer)
+    }
+
+    /// See [`Communicator::synchronize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.lock().synchronize()
+    }
+
+    /// The communicator, alone again.
+    pub fn into_inner(self) -> Communicator<D> {
+        self.communicator
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,220 @@
+//! Calls into libcuda: their errors as [`DeviceError`], the current context, attributes.
+//!
+//! `cudarc` panics at the first call of a function that the installed driver lacks. Every function called here is in
+//! the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers older than [`MIN_DRIVER`]; the one newer
+//! function that is used, `cuFuncLoad`, is looked up by hand.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult};
+use cudarc::driver::{CudaContext, DriverError};
+use libloading::Library;
+use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
+
+use crate::device::DeviceError;
+
+/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and newer).
+pub(super) const MIN_DRIVER: CudaVersion = CudaVersion {
+    major: 12,
+    minor: 0,
+};
+
+/// The names of the driver's library: as the driver installs it, then the link of a development package.
+const LIBRARY_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
+
+/// The driver's library, kept open for the life of the process: it does not take being unloaded.
+fn library() -> Result<&'static Library, DeviceError> {
+    static LIBRARY: OnceLock<Library> = OnceLock::new();
+    if let Some(library) = LIBRARY.get() {
+        return Ok(library);
+    }
+    let mut failures = Vec::new();
+    for name in LIBRARY_NAMES {
+        // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which expects to be
+        // opened at any time and by any thread; there are no termination routines to fear, as it is never closed.
+        match unsafe { Library::new(name) } {
+            // Where another thread was faster, its handle stays and ours is closed: the library's use count stays above
+            // zero.
+            Ok(library) => return Ok(LIBRARY.get_or_init(|| library)),
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    Err(DeviceError::LibraryMissing {
+        library: LIBRARY_NAMES[0].to_owned(),
+        help: format!(
+            "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a container with the GPUs \
+             passed in, for instance `--gpus all`; tried: {}",
+            failures.join("; ")
+        ),
+    })
+}
+
+/// Whether the CUDA driver's library can be opened, without any call into it.
+///
+/// `cudarc` panics in its first call where the library is missing, `CudaContext::new` included: a program that must
+/// run on machines without a GPU asks here first. It says nothing of whether there is a device.
+///
+/// # Errors
+///
+/// [`DeviceError::LibraryMissing`], which says what to install.
+pub fn driver_present() -> Result<(), DeviceError> {
+    library().map(|_| ())
+}
+
+/// The outcome of the driver function `call`.
+pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
+    match result {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        failure => Err(DeviceError::Driver {
+            call,
+            message: describe(failure),
+        }),
+    }
+}
+
+/// The driver's name and description of an error.
+pub(super) fn describe(failure: CUresult) -> String {
+    let error = DriverError(failure);
+    let text = |result: Result<&CStr, DriverError>| {
+        result.map_or_else(
+            |_| format!("CUDA error {}", failure as u32),
+            |text| text.to_string_lossy().into_owned(),
+        )
+    };
+    format!(
+        "{} ({})",
+        text(error.error_name()),
+        text(error.error_string())
+    )
+}
+
+/// Notes a failure to give something back, which nobody can act on.
+pub(super) fn note(result: Result<(), DeviceError>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "a resource of the device was not given back");
+    }
+}
+
+/// Makes `context` the calling thread's current context.
+///
+/// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the context left behind
+/// when they were dropped, and a rank that fails a call for such a reason would leave its peers waiting.
+pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
+    let wanted = context.cu_ctx();
+    let mut current = std::ptr::null_mut();
+    // SAFETY: `current` is a place for one context handle.
+    check("cuCtxGetCurrent", unsafe {
+        sys::cuCtxGetCurrent(&raw mut current)
+    })?;
+    if current == wanted {
+        return Ok(());
+    }
+    // SAFETY: the context lives as long as `context`, which owns it; a thread that keeps it as its current context
+    // after that gets errors and no undefined behaviour, as with every use of cudarc.
+    check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(wanted) })
+}
+
+/// An attribute of a device.
+pub(super) fn attribute(
+    device: CUdevice,
+    attribute: CUdevice_attribute,
+) -> Result<i32, DeviceError> {
+    let mut value = 0;
+    // SAFETY: `value` is a place for one int; an unknown device or attribute is an error that is returned.
+    check("cuDeviceGetAttribute", unsafe {
+        sys::cuDeviceGetAttribute(&raw mut value, attribute, device)
+    })?;
+    Ok(value)
+}
+
+/// A device's compute capability.
+pub(super) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
+    let part = |which| {
+        let value = attribute(device, which)?;
+        u8::try_from(value).map_err(|_| DeviceError::Driver {
+            call: "cuDeviceGetAttribute",
+            message: format!("{which:?} is {value}, which no architecture has"),
+        })
+    };
+    Ok(Arch::plain(
+        part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ))
+}
+
+/// The newest CUDA that the driver supports, if that is new enough.
+pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
+    let mut version = 0;
+    // SAFETY: `version` is a place for one int.
+    check("cuDriverGetVersion", unsafe {
+        sys::cuDriverGetVersion(&raw mut version)
+    })?;
+    let version = CudaVersion::from_driver_api(version);
+    if version < MIN_DRIVER {
+        let branch = driver_branch_floor(MIN_DRIVER.major)
+            .map(|branch| format!(" (branch {branch} or newer)"))
+            .unwrap_or_default();
+        return Err(DeviceError::Driver {
+            call: "cuDriverGetVersion",
+            message: format!(
+                "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's driver{branch}"
+            ),
+        });
+    }
+    Ok(version)
+}
+
+/// Whether `device` can address memory of `peer`.
+pub(super) fn can_access_peer(device: CUdevice, peer: CUdevice) -> Result<bool, DeviceError> {
+    let mut can = 0;
+    // SAFETY: `can` is a place for one int; devices that do not exist are an error that is returned.
+    check("cuDeviceCanAccessPeer", unsafe {
+        sys::cuDeviceCanAccessPeer(&raw mut can, device, peer)
+    })?;
+    Ok(can != 0)
+}
+
+/// Loads a function onto the device now. Under lazy loading the driver would do it at the first launch, which waits
+/// until the device is idle: never, while a peer's kernel spins for this very launch.
+pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
+    // The result is declared as a number: cudarc's enumeration may lack an error of a newer driver.
+    type FuncLoad = unsafe extern "C" fn(CUfunction) -> c_int;
+    // SAFETY: this is the signature in cuda.h since CUDA 12.4, where the function came. Before it, there is no such
+    // symbol, and the query of the function's attributes by the caller loads it.
+    let Ok(func_load) = (unsafe { library()?.get::<FuncLoad>(b"cuFuncLoad\0") }) else {
+        return Ok(());
+    };
+    // SAFETY: `function` is a live function of the current context's module.
+    match unsafe { func_load(function) } {
+        0 => Ok(()),
+        failure => Err(DeviceError::Driver {
+            call: "cuFuncLoad",
+            message: describe_number(failure),
+        }),
+    }
+}
+
+/// As [`describe`], for a number that cudarc's enumeration may not have.
+fn describe_number(failure: c_int) -> String {
+    type GetErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
+    let text = |function: &[u8]| {
+        // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this signature.
+        let get = unsafe { library().ok()?.get::<GetErrorText>(function) }.ok()?;
+        let mut text = std::ptr::null();
+        // SAFETY: `text` is a place for one pointer; a number that is unknown leaves null in it.
+        if unsafe { get(failure, &raw mut text) } != 0 || text.is_null() {
+            return None;
+        }
+        // SAFETY: the driver returns a string that ends in NUL and lies in its constant data.
+        Some(
+            unsafe { CStr::from_ptr(text) }
+                .to_string_lossy()
+                .into_owned(),
+        )
+    };
+    match (text(b"cuGetErrorName\0"), text(b"cuGetErrorString\0")) {
+        (Some(name), Some(text)) => format!("{name} ({text})"),
+        _ => format!("CUDA error {failure}"),
+    }
+}

@@ -1,0 +1,106 @@
+//! Recording the launches of a stream, and running the recording.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
+
+use super::driver::{bind, check, note};
+use crate::device::DeviceError;
+
+/// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends first.
+pub struct Graph {
+    stream: Arc<CudaStream>,
+    executable: CUgraphExec,
+}
+
+// SAFETY: the handle names an object of the driver, which may be used by any thread, one at a time; there is no `Sync`.
+unsafe impl Send for Graph {}
+
+/// Starts recording on a stream of the current context.
+///
+/// In the thread-local mode, only calls of this thread that a recording cannot hold are refused meanwhile: other ranks
+/// of the process go on allocating.
+pub(super) fn begin(stream: &CudaStream) -> Result<(), DeviceError> {
+    // SAFETY: the stream is live.
+    check("cuStreamBeginCapture", unsafe {
+        sys::cuStreamBeginCapture_v2(
+            stream.cu_stream(),
+            CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+        )
+    })
+}
+
+/// Whether a stream of the current context is being recorded, by whomever.
+pub(super) fn is_capturing(stream: &CudaStream) -> Result<bool, DeviceError> {
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the stream is live, and `status` is a place for the status, whose three values cudarc knows.
+    check("cuStreamIsCapturing", unsafe {
+        sys::cuStreamIsCapturing(stream.cu_stream(), &raw mut status)
+    })?;
+    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+}
+
+impl Graph {
+    /// Ends recording on a stream of the current context, and uploads what was recorded.
+    pub(super) fn end(stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
+        let mut template = Template(std::ptr::null_mut());
+        // SAFETY: the stream is live, and `template` is a place for one handle. A recording that something spoilt
+        // leaves null in it and is an error that is returned.
+        check("cuStreamEndCapture", unsafe {
+            sys::cuStreamEndCapture(stream.cu_stream(), &raw mut template.0)
+        })?;
+        let mut executable = std::ptr::null_mut();
+        // SAFETY: `executable` is a place for one handle; the template is live and not needed after the call.
+        check("cuGraphInstantiate", unsafe {
+            sys::cuGraphInstantiateWithFlags(&raw mut executable, template.0, 0)
+        })?;
+        let graph = Self {
+            stream: Arc::clone(stream),
+            executable,
+        };
+        // The first run would otherwise bear this, at different times on each rank.
+        // SAFETY: both are live and of the same context.
+        check("cuGraphUpload", unsafe {
+            sys::cuGraphUpload(graph.executable, stream.cu_stream())
+        })?;
+        Ok(graph)
+    }
+
+    /// Enqueues the recording on a stream of the current context.
+    ///
+    /// # Safety
+    ///
+    /// Every address that the recorded launches use is valid until they have ended.
+    pub(super) unsafe fn launch(&self, stream: &CudaStream) -> Result<(), DeviceError> {
+        // SAFETY: both handles are live; the rest is the caller's promise.
+        check("cuGraphLaunch", unsafe {
+            sys::cuGraphLaunch(self.executable, stream.cu_stream())
+        })
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        note(bind(self.stream.context()).and_then(|()| {
+            // SAFETY: the handle is live and destroyed once, here. The driver puts it off while a run is in flight.
+            check("cuGraphExecDestroy", unsafe {
+                sys::cuGraphExecDestroy(self.executable)
+            })
+        }));
+    }
+}
+
+/// What was recorded, until it is instantiated.
+struct Template(CUgraph);
+
+impl Drop for Template {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: the handle is live and destroyed once, here; an instance does not need it.
+            note(check("cuGraphDestroy", unsafe {
+                sys::cuGraphDestroy(self.0)
+            }));
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! A peer's memory as this rank maps it.
+
+use std::ffi::{c_char, c_void};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdeviceptr, CUipcMem_flags, CUipcMemHandle, CUpointer_attribute,
+    CUresult,
+};
+
+use super::driver::{bind, can_access_peer, check, note};
+use super::vmm::{MappedRange, Physical, Properties};
+use crate::device::{DeviceError, Import};
+
+/// A peer's memory as this rank maps it. Unmapped when dropped, at which time no launch of this rank may use it.
+pub struct Mapping(Kind);
+
+enum Kind {
+    Vmm(MappedRange),
+    LegacyIpc(IpcMemory),
+    /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely on it.
+    SameProcess(u64),
+}
+
+impl Mapping {
+    /// Maps `bytes` bytes of a peer in the current context, which is `context`.
+    pub(super) fn new(
+        context: &Arc<CudaContext>,
+        import: &Import<'_>,
+        bytes: usize,
+    ) -> Result<Self, DeviceError> {
+        Ok(Self(match *import {
+            Import::Fd(fd) => Kind::Vmm(map_descriptor(context, fd, bytes)?),
+            Import::LegacyIpc(handle) => Kind::LegacyIpc(IpcMemory::open(context, &handle)?),
+            Import::SameProcess(address) => {
+                reach(context, address)?;
+                Kind::SameProcess(address)
+            }
+        }))
+    }
+
+    pub(super) fn address(&self) -> u64 {
+        match &self.0 {
+            Kind::Vmm(range) => range.address(),
+            Kind::LegacyIpc(memory) => memory.address,
+            Kind::SameProcess(address) => *address,
+        }
+    }
+}
+
+/// How this rank's device stands to the device that holds a peer's memory.
+#[derive(Clone, Copy)]
+enum Reach {
+    SameDevice,
+    /// The driver says that peer access is possible.
+    Peer {
+        own: CUdevice,
+        owner: CUdevice,
+    },
+    /// The driver does not say, for instance because the other device is hidden from this process.
+    Unknown,
+}
+
+impl Reach {
+    /// Fails where the driver says that `own` cannot address memory of `owner`.
+    fn of(own: CUdevice, owner: Option<CUdevice>) -> Result<Self, DeviceError> {
+        let Some(owner) = owner else {
+            return Ok(Self::Unknown);
+        };
+        if owner == own {
+            return Ok(Self::SameDevice);
+        }
+        match can_access_peer(own, owner) {
+            Ok(true) => Ok(Self::Peer { own, owner }),
+            Ok(false) => Err(DeviceError::CannotShare {
+                reason: format!(
+                    "device {own} cannot address the memory of device {owner}, where a peer's memory is \
+                     (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices can; in a virtual \
+                     machine peer access may be off, and on some hosts the IOMMU or PCIe access control forbids it"
+                ),
+            }),
+            Err(_) => Ok(Self::Unknown),
+        }
+    }
+
+    /// The error for a mapping that failed although nothing spoke against it.
+    fn refused(self, failure: &DeviceError) -> DeviceError {
+        let promise = match self {
+            Self::SameDevice => "a peer's memory is on this rank's own device".to_owned(),
+            Self::Peer { own, owner } => format!(
+                "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says yes)"
+            ),
+            Self::Unknown => "a peer's memory was received".to_owned(),
+        };
+        DeviceError::CannotShare {
+            reason: format!(
+                "{promise}, but mapping it failed: {failure}. The ranks of a group need one view of the machine: where \
+                 they run in different containers, those must share the IPC and PID namespaces (`--ipc=host --pid=host`) \
+                 and see the same devices"
+            ),
+        }
+    }
+}
+
+fn map_descriptor(
+    context: &Arc<CudaContext>,
+    fd: BorrowedFd<'_>,
+    bytes: usize,
+) -> Result<MappedRange, DeviceError> {
+    let own = context.cu_device();
+    let physical =
+        Physical::import(context, fd).map_err(|failure| Reach::Unknown.refused(&failure))?;
+    let properties = physical.properties().ok();
+    let reach = Reach::of(own, properties.as_ref().and_then(Properties::device))?;
+    // The owner rounded by its own device's granularity.
+    let bytes = properties
+        .unwrap_or_else(|| Properties::shareable(own))
+        .mapped_bytes(bytes)
+        .or_else(|_| Properties::shareable(own).mapped_bytes(bytes))?;
+    // The mapping keeps the memory; the handle is not needed after it.
+    MappedRange::map(context, &physical, bytes).map_err(|failure| reach.refused(&failure))
+}
+
+/// Makes memory at `address`, of a thread of this process, addressable from `context`.
+fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
+    let mut owner_context: CUcontext = std::ptr::null_mut();
+    // SAFETY: the attribute is one context handle, for which the place is; an address that the driver does not know is
+    // an error that is returned.
+    check("cuPointerGetAttribute", unsafe {
+        sys::cuPointerGetAttribute(
+            (&raw mut owner_context).cast::<c_void>(),
+            CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT,
+            address,
+        )
+    })
+    .map_err(|failure| Reach::Unknown.refused(&failure))?;
+    if owner_context == context.cu_ctx() {
+        return Ok(());
+    }
+    let mut ordinal: i32 = -1;
+    // SAFETY: the attribute is one int, for which the place is.
+    let known = check("cuPointerGetAttribute", unsafe {
+        sys::cuPointerGetAttribute(
+            (&raw mut ordinal).cast::<c_void>(),
+            CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+            address,
+        )
+    });
+    let reach = Reach::of(context.cu_device(), known.ok().map(|()| ordinal))?;
+    // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes part in. Access is
+    // granted to the current context, which is `context`.
+    match unsafe { sys::cuCtxEnablePeerAccess(owner_context, 0) } {
+        CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
+        result => check("cuCtxEnablePeerAccess", result).map_err(|failure| reach.refused(&failure)),
+    }
+}
+
+/// Memory of another process, opened through its legacy IPC handle.
+struct IpcMemory {
+    context: Arc<CudaContext>,
+    address: CUdeviceptr,
+}
+
+impl IpcMemory {
+    fn open(context: &Arc<CudaContext>, handle: &[u8; 64]) -> Result<Self, DeviceError> {
+        let handle = CUipcMemHandle {
+            reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
+        };
+        let mut address = 0;
+        // SAFETY: `address` is a place for one address; bytes that are no handle are an error that is returned.
+        check("cuIpcOpenMemHandle", unsafe {
+            sys::cuIpcOpenMemHandle_v2(
+                &raw mut address,
+                handle,
+                CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32,
+            )
+        })
+        .map_err(|failure| Reach::Unknown.refused(&failure))?;
+        Ok(Self {
+            context: Arc::clone(context),
+            address,
+        })
+    }
+}
+
+impl Drop for IpcMemory {
+    fn drop(&mut self) {
+        note(bind(&self.context).and_then(|()| {
+            // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
+            check("cuIpcCloseMemHandle", unsafe {
+                sys::cuIpcCloseMemHandle(self.address)
+            })
+        }));
+    }
+}

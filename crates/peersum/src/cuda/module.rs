@@ -1,0 +1,203 @@
+//! A loaded module and its two kernels.
+
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys::{
+    self, CUfunction, CUfunction_attribute, CUjit_option, CUmodule, CUresult,
+};
+use peersum_artifact::{Algorithm, ModuleKey};
+
+use super::driver::{bind, check, describe, load_function, note};
+use crate::device::DeviceError;
+use crate::loader::LoadedImage;
+
+/// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time no launch of it
+/// may be in flight.
+pub struct Module {
+    context: Arc<CudaContext>,
+    module: CUmodule,
+    one_shot: Kernel,
+    two_shot: Kernel,
+}
+
+// SAFETY: the handles name objects of the driver, which may be used by any thread whose current context is theirs;
+// every use binds it first. They are null or live for as long as `self`.
+unsafe impl Send for Module {}
+
+/// One entry point.
+#[derive(Clone, Copy)]
+pub(super) struct Kernel {
+    pub(super) function: CUfunction,
+    /// Whether it waits for the kernel before it, so that it may be launched with the programmatic attribute.
+    pub(super) pdl: bool,
+    /// The largest block.
+    max_threads: u32,
+}
+
+impl Kernel {
+    /// Stands in until the real one is there.
+    const ABSENT: Self = Self {
+        function: std::ptr::null_mut(),
+        pdl: false,
+        max_threads: 0,
+    };
+}
+
+impl Module {
+    /// Loads the image's kernels into the current context, which is `context`.
+    pub(super) fn load(
+        context: &Arc<CudaContext>,
+        image: &LoadedImage,
+        key: ModuleKey,
+    ) -> Result<Self, DeviceError> {
+        let mut loaded = Self {
+            context: Arc::clone(context),
+            module: load_image(image, key)?,
+            one_shot: Kernel::ABSENT,
+            two_shot: Kernel::ABSENT,
+        };
+        loaded.one_shot = loaded.kernel(image, key, Algorithm::OneShot)?;
+        loaded.two_shot = loaded.kernel(image, key, Algorithm::TwoShot)?;
+        Ok(loaded)
+    }
+
+    fn kernel(
+        &self,
+        image: &LoadedImage,
+        key: ModuleKey,
+        algorithm: Algorithm,
+    ) -> Result<Kernel, DeviceError> {
+        let name = key.entry_point(algorithm);
+        let missing = |message: &str| DeviceError::Driver {
+            call: "cuModuleGetFunction",
+            message: format!("{name} of {key}, from {}: {message}", image.report.origin),
+        };
+        let entry_point = image
+            .entry_point(algorithm)
+            .ok_or_else(|| missing("the image's description does not list it"))?;
+        let symbol =
+            CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
+        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) } {
+            CUresult::CUDA_SUCCESS => {}
+            failure => return Err(missing(&describe(failure))),
+        }
+        load_function(function)?;
+        let mut bound = 0;
+        // SAFETY: `bound` is a place for one int, the function is live.
+        check("cuFuncGetAttribute", unsafe {
+            sys::cuFuncGetAttribute(
+                &raw mut bound,
+                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
+                function,
+            )
+        })?;
+        Ok(Kernel {
+            function,
+            pdl: entry_point.pdl,
+            // PTX is compiled here, and may need more registers than its manifest could know.
+            max_threads: entry_point
+                .max_threads
+                .min(u32::try_from(bound).unwrap_or(0)),
+        })
+    }
+
+    pub(super) fn entry_point(&self, algorithm: Algorithm) -> &Kernel {
+        match algorithm {
+            Algorithm::OneShot => &self.one_shot,
+            Algorithm::TwoShot => &self.two_shot,
+        }
+    }
+
+    /// The largest block that this algorithm's kernel may be launched with, in threads.
+    #[must_use]
+    pub fn max_threads(&self, algorithm: Algorithm) -> u32 {
+        self.entry_point(algorithm).max_threads
+    }
+
+    /// Whether this algorithm's kernel may be launched with the programmatic attribute.
+    #[must_use]
+    pub fn pdl(&self, algorithm: Algorithm) -> bool {
+        self.entry_point(algorithm).pdl
+    }
+
+    /// How many blocks of `threads` threads fit one multiprocessor at once.
+    pub(super) fn blocks_per_multiprocessor(
+        &self,
+        algorithm: Algorithm,
+        threads: u32,
+    ) -> Result<u32, DeviceError> {
+        let kernel = self.entry_point(algorithm);
+        // The driver answers for blocks beyond the launch bound as well; a launch of one fails.
+        if threads > kernel.max_threads {
+            return Ok(0);
+        }
+        let mut blocks = 0;
+        // SAFETY: `blocks` is a place for one int, the function is live.
+        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &raw mut blocks,
+                kernel.function,
+                threads.cast_signed(),
+                0,
+            )
+        })?;
+        Ok(u32::try_from(blocks).unwrap_or(0))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        note(bind(&self.context).and_then(|()| {
+            // SAFETY: the module was loaded in this context and is unloaded once, here.
+            check("cuModuleUnload", unsafe {
+                sys::cuModuleUnload(self.module)
+            })
+        }));
+    }
+}
+
+/// Hands the image to the driver, with a place for what its compiler has to say.
+fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceError> {
+    let mut log = vec![0u8; 4096];
+    let mut options = [
+        CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+        CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+    ];
+    let mut values: [*mut c_void; 2] = [
+        log.as_mut_ptr().cast(),
+        std::ptr::without_provenance_mut(log.len()),
+    ];
+    let mut module = std::ptr::null_mut();
+    // SAFETY: the loader has verified the bytes: a cubin whose ELF it has read, or PTX that ends in NUL. That is how the
+    // driver finds the end. `options` and `values` are two each; the values are the log's place and its size, and all
+    // outlive the call.
+    let result = unsafe {
+        sys::cuModuleLoadDataEx(
+            &raw mut module,
+            image.bytes.as_ptr().cast(),
+            2,
+            options.as_mut_ptr(),
+            values.as_mut_ptr(),
+        )
+    };
+    if result == CUresult::CUDA_SUCCESS {
+        return Ok(module);
+    }
+    let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
+    let log = String::from_utf8_lossy(&log[..end]);
+    let log = log.trim();
+    Err(DeviceError::Driver {
+        call: "cuModuleLoadData",
+        message: format!(
+            "{}, for {key} ({}) from {}{}{log}",
+            describe(result),
+            image.target,
+            image.report.origin,
+            if log.is_empty() { "" } else { ": " },
+        ),
+    })
+}

@@ -1,0 +1,75 @@
+//! The status record in host memory that the device maps.
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use cudarc::driver::CudaContext;
+use cudarc::driver::sys;
+use peersum_kernels::abi::PeersumStatus;
+
+use super::driver::{bind, check, note};
+use crate::device::{DeviceError, StatusMemory, StatusRecord};
+
+/// Page-locked host memory that holds one record.
+struct HostStatus {
+    context: Arc<CudaContext>,
+    record: NonNull<PeersumStatus>,
+}
+
+// SAFETY: the memory belongs to no thread. It is handed out as a raw pointer only, whose users access it atomically.
+unsafe impl Send for HostStatus {}
+// SAFETY: as for `Send`; `as_ptr` only copies the pointer.
+unsafe impl Sync for HostStatus {}
+
+impl StatusMemory for HostStatus {
+    fn as_ptr(&self) -> *mut PeersumStatus {
+        self.record.as_ptr()
+    }
+}
+
+impl Drop for HostStatus {
+    fn drop(&mut self) {
+        note(bind(&self.context).and_then(|()| {
+            // SAFETY: the memory came from `cuMemHostAlloc` and is freed once, here: the last clone of the record is
+            // gone, and with it every pointer on the host. The device's last launch has ended before the communicator
+            // gives up its clone.
+            check("cuMemFreeHost", unsafe {
+                sys::cuMemFreeHost(self.record.as_ptr().cast())
+            })
+        }));
+    }
+}
+
+/// Allocates a zeroed record in the current context, which is `context`.
+pub(super) fn allocate(context: &Arc<CudaContext>) -> Result<StatusRecord, DeviceError> {
+    let mut memory = std::ptr::null_mut();
+    // SAFETY: `memory` is a place for one pointer.
+    check("cuMemHostAlloc", unsafe {
+        sys::cuMemHostAlloc(
+            &raw mut memory,
+            size_of::<PeersumStatus>(),
+            sys::CU_MEMHOSTALLOC_PORTABLE | sys::CU_MEMHOSTALLOC_DEVICEMAP,
+        )
+    })?;
+    let record =
+        NonNull::new(memory.cast::<PeersumStatus>()).ok_or_else(|| DeviceError::Driver {
+            call: "cuMemHostAlloc",
+            message: "it returned null".to_owned(),
+        })?;
+    let host = HostStatus {
+        context: Arc::clone(context),
+        record,
+    };
+    // SAFETY: the memory is as large as one record, page-aligned, and nobody else has it yet. Zero is a valid value of
+    // every field.
+    unsafe { record.write_bytes(0, 1) };
+    let mut device_address = 0;
+    // SAFETY: `device_address` is a place for one address; the memory was allocated as mapped.
+    check("cuMemHostGetDevicePointer", unsafe {
+        sys::cuMemHostGetDevicePointer_v2(&raw mut device_address, memory, 0)
+    })?;
+    Ok(StatusRecord {
+        device_address,
+        host: Arc::new(host),
+    })
+}
