@@ -4,6 +4,7 @@
 //! builds this crate before it can do anything else.
 
 mod bench_precompile;
+mod bindings;
 mod cargo_steps;
 mod precompile;
 mod toolchain;
@@ -32,6 +33,7 @@ enum Command {
         bench: Bench,
     },
     Toolchain(toolchain::ToolchainArgs),
+    Bindings(bindings::BindingsArgs),
     Test(cargo_steps::TestArgs),
     Ci(cargo_steps::CiArgs),
 }
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Precompile(args) => precompile::run(&args),
         Command::Toolchain(args) => toolchain::run(&args),
+        Command::Bindings(args) => bindings::run(&args),
         Command::Bench {
             bench: Bench::Precompile(args),
         } => bench_precompile::run(&args),
