@@ -316,10 +316,4 @@ mod tests {
         assert_eq!(parse_pip_version("pip seven"), None);
         assert_eq!(parse_pip_version(""), None);
     }
-
-    #[test]
-    fn a_pip_older_than_the_wheels_tag_is_too_old() {
-        assert!((9, 0) < OLDEST_PIP && (19, 2) < OLDEST_PIP);
-        assert!((19, 3) >= OLDEST_PIP && (20, 0) >= OLDEST_PIP);
-    }
 }

@@ -242,7 +242,8 @@ fn wheels_that_do_not_work_are_not_installed() {
 
 #[test]
 fn an_install_that_lost_something_is_not_used_and_is_made_anew() {
-    let damages: [(&str, fn(&Path)); 6] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 6] = [
         ("no stamp", |dir| {
             fs::remove_file(dir.join("peersum-stamp.json")).unwrap();
         }),
