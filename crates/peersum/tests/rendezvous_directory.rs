@@ -1,0 +1,178 @@
+//! Where the sockets may lie, and what is left there.
+
+mod rendezvous_stage;
+
+use peersum::rendezvous::{DirectoryProblem, Rendezvous, RendezvousError};
+use rendezvous_stage::{chmod, gather, open_descriptors};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+const AMPLE: Duration = Duration::from_secs(30);
+
+fn problem(directory: &Path) -> DirectoryProblem {
+    let errors: Vec<RendezvousError> = (0..2)
+        .map(|rank| {
+            Rendezvous::unix(directory, "group", rank, 2)
+                .join(AMPLE)
+                .unwrap_err()
+        })
+        .collect();
+    let problems: Vec<DirectoryProblem> = errors
+        .into_iter()
+        .map(|error| match error {
+            RendezvousError::Directory { path, problem } => {
+                assert_eq!(path, directory.components().collect::<std::path::PathBuf>());
+                problem
+            }
+            other => panic!("{other}"),
+        })
+        .collect();
+    assert_eq!(problems[0], problems[1], "whatever the rank");
+    problems[0].clone()
+}
+
+/// Forms a group of two in `directory`, whose ranks are threads that know nothing of it.
+fn meet(directory: &Path, group: &str) {
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            scope.spawn(move || {
+                let mut group = Rendezvous::unix(directory, group, rank, 2)
+                    .join(AMPLE)
+                    .unwrap();
+                gather(&mut group, "work", 1, AMPLE).unwrap();
+                group.barrier("end", AMPLE).unwrap();
+            });
+        }
+    });
+}
+
+#[test]
+fn a_directory_that_others_may_enter_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    for mode in [0o755, 0o750, 0o701, 0o777, 0o600, 0o500] {
+        chmod(home.path(), mode);
+        let found = problem(home.path());
+        assert_eq!(found, DirectoryProblem::WrongMode { mode });
+        assert!(
+            found.to_string().contains(&format!("{mode:04o}"))
+                && found.to_string().contains("chmod 700")
+        );
+    }
+    chmod(home.path(), 0o700);
+    meet(home.path(), "group");
+}
+
+#[test]
+fn a_link_is_refused_with_and_without_a_slash() {
+    let home = tempfile::tempdir().unwrap();
+    let (target, link) = (home.path().join("target"), home.path().join("link"));
+    std::fs::create_dir(&target).unwrap();
+    chmod(&target, 0o700);
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    assert_eq!(problem(&link), DirectoryProblem::Symlink);
+    assert_eq!(
+        problem(&home.path().join("link/")),
+        DirectoryProblem::Symlink
+    );
+    std::fs::remove_dir(&target).unwrap();
+    assert_eq!(problem(&link), DirectoryProblem::Symlink);
+}
+
+#[test]
+fn a_file_in_the_place_of_the_directory_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert_eq!(problem(&file), DirectoryProblem::NotADirectory);
+}
+
+#[test]
+fn a_directory_of_another_user_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let ours = rustix::process::geteuid().as_raw();
+    // Root can give a directory away; anybody else finds one that is not theirs.
+    let (directory, owner) = if ours == 0 {
+        std::os::unix::fs::chown(home.path(), Some(65534), None).unwrap();
+        (home.path(), 65534)
+    } else {
+        (Path::new("/proc"), 0)
+    };
+    assert_eq!(
+        problem(directory),
+        DirectoryProblem::WrongOwner { owner, ours }
+    );
+    if ours == 0 {
+        std::os::unix::fs::chown(home.path(), Some(0), None).unwrap();
+    }
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_made_for_this_user_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("one/two");
+    meet(&directory, "group");
+    assert_eq!(
+        std::fs::metadata(&directory).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    let error = Rendezvous::unix("/proc/peersum", "group", 0, 2)
+        .join(AMPLE)
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("create the rendezvous directory /proc/peersum"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_path_longer_than_a_socket_address_serves() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("d".repeat(120)).join("e".repeat(120));
+    meet(&directory, &"g".repeat(64));
+}
+
+#[test]
+fn something_else_under_the_sockets_name_is_replaced_or_named() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("sockets");
+    meet(&directory, "other");
+    std::fs::write(directory.join("group.sock"), "not a socket").unwrap();
+    std::fs::write(directory.join("group.lock"), "not a pid").unwrap();
+    meet(&directory, "group");
+    std::fs::create_dir(directory.join("group.sock")).unwrap();
+    let error = Rendezvous::unix(&directory, "group", 0, 2)
+        .join(AMPLE)
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("bind ") && error.to_string().ends_with("group.sock"),
+        "{error}"
+    );
+}
+
+#[test]
+fn groups_made_and_dropped_leave_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path().join("sockets");
+    meet(&directory, "group");
+    // The other tests of this process open and close descriptors of their own: a leak of one a group stands out.
+    const GROUPS: usize = 200;
+    let before = open_descriptors();
+    for _ in 0..GROUPS {
+        meet(&directory, "group");
+    }
+    let after = open_descriptors();
+    assert!(
+        after < before + GROUPS / 2,
+        "{before} descriptors before, {after} after"
+    );
+    assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0);
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+    assert!(threads < GROUPS / 2, "{threads} threads");
+}
