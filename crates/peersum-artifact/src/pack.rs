@@ -227,3 +227,84 @@ fn split<'a>(
         .and_then(|at| bytes.split_at_checked(at))
         .ok_or_else(|| length(part, at, bytes.len()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A pack of no modules: header and manifest alone.
+    fn empty_pack() -> Vec<u8> {
+        let manifest = r#"{"schema": 1, "peersum_version": "0.1.0",
+            "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"}, "flags": [], "sources": [], "modules": []}"#;
+        let mut pack = MAGIC.to_vec();
+        pack.extend(PACK_VERSION.to_le_bytes());
+        pack.extend([0; 4]);
+        pack.extend((manifest.len() as u64).to_le_bytes());
+        pack.extend((manifest.len() as u64).to_le_bytes());
+        pack.extend(manifest.as_bytes());
+        pack
+    }
+
+    fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
+        let mut pack = empty_pack();
+        pack[at..at + bytes.len()].copy_from_slice(bytes);
+        pack
+    }
+
+    #[test]
+    fn no_bytes_are_no_pack_and_a_pack_of_nothing_is_one() {
+        assert!(Pack::parse(&[]).unwrap().is_none());
+        assert_eq!(
+            Pack::parse(&empty_pack())
+                .unwrap()
+                .unwrap()
+                .manifest()
+                .modules
+                .len(),
+            0
+        );
+    }
+
+    #[test]
+    fn what_this_version_cannot_read_is_refused_by_name() {
+        let parse = |pack: Vec<u8>| Pack::parse(&pack).unwrap_err();
+        assert!(matches!(parse(with(0, b"PEER")), PackError::NotAPack));
+        assert!(matches!(
+            parse(with(8, &[2])),
+            PackError::Version { found: 2 }
+        ));
+        assert!(matches!(
+            parse(with(12, &[1])),
+            PackError::Compression { method: 1 }
+        ));
+    }
+
+    #[test]
+    fn huge_and_contradictory_lengths_are_refused() {
+        for length in [
+            u64::MAX,
+            u64::MAX / 2,
+            1 << 40,
+            1 + empty_pack().len() as u64,
+            0,
+        ] {
+            for at in [16, 24] {
+                let pack = with(at, &length.to_le_bytes());
+                let error = Pack::parse(&pack).unwrap_err();
+                assert!(
+                    matches!(error, PackError::Length { .. } | PackError::Manifest(_)),
+                    "{length} at {at}: {error}"
+                );
+            }
+        }
+        let mut longer = empty_pack();
+        longer.push(0);
+        assert!(matches!(
+            Pack::parse(&longer),
+            Err(PackError::Length {
+                part: "the payload",
+                ..
+            })
+        ));
+    }
+}
