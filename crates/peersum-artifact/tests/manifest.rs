@@ -8,7 +8,7 @@ use peersum_artifact::{
 use serde_json::{Value, json};
 
 mod support;
-use support::{data, directory, entry, key, manifest, sample_manifest, target};
+use support::{data, directory, entry, key, manifest, sample_manifest, seed, target};
 
 fn sample() -> Value {
     serde_json::from_str(&sample_manifest().to_json_string()).unwrap()
@@ -448,4 +448,28 @@ fn a_module_is_found_by_exact_target_or_by_the_best_for_a_device() {
     assert_eq!(best(9, 0), Some(target("sm_90")));
     assert_eq!(best(8, 6), Some(target("compute_80")));
     assert_eq!(best(7, 5), None);
+}
+
+#[test]
+fn no_edit_makes_the_reader_panic_and_what_it_accepts_it_writes_back() {
+    let mut random = fastrand::Rng::with_seed(seed());
+    let whole = sample_manifest().to_json_string().into_bytes();
+    let mut accepted = 0_u32;
+    for _ in 0..5000 {
+        let mut bytes = whole.clone();
+        for _ in 0..random.usize(1..4) {
+            let at = random.usize(0..bytes.len());
+            match random.u8(0..3) {
+                0 => bytes[at] = random.u8(0x20..0x7f),
+                1 => drop(bytes.remove(at)),
+                _ => bytes.insert(at, b"0123456789\"{}[],:-./\\"[random.usize(0..21)]),
+            }
+        }
+        if let Ok(read) = Manifest::parse(&String::from_utf8(bytes).unwrap()) {
+            accepted += 1;
+            assert_eq!(Manifest::parse(&read.to_json_string()).unwrap(), read);
+        }
+    }
+    // Some edits hit white space, free text or the name of an ignored field.
+    assert!(accepted > 0);
 }

@@ -1,10 +1,11 @@
 //! Whether a file is what its manifest entry says.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use thiserror::Error;
 
 use super::{MAX_MODULE_BYTES, ManifestModule};
@@ -34,9 +35,6 @@ pub enum FileError {
         /// The limit.
         limit: u64,
     },
-    /// Another process put another file in its place meanwhile.
-    #[error("it was replaced while it was being opened; try again")]
-    Replaced,
 }
 
 /// Why a file is not what its manifest entry says.
@@ -217,18 +215,16 @@ pub fn verify_bytes(bytes: &[u8], module: &ManifestModule) -> Result<(), VerifyE
 
 /// Reads a regular file of at most `limit` bytes that is no symbolic link.
 pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    // Looked at before it is opened, since opening a pipe blocks; compared after, since it may have been exchanged.
-    let named = fs::symlink_metadata(path)?;
-    if named.is_symlink() {
-        return Err(FileError::SymbolicLink);
-    }
-    if !named.is_file() {
-        return Err(FileError::NotRegular);
-    }
-    let file = File::open(path)?;
+    // Not to wait where it is a pipe, and not to follow where it is a link: what was checked is what is read.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        Err(Errno::LOOP) => return Err(FileError::SymbolicLink),
+        Err(error) => return Err(FileError::Io(error.into())),
+    };
     let opened = file.metadata()?;
-    if (named.dev(), named.ino()) != (opened.dev(), opened.ino()) {
-        return Err(FileError::Replaced);
+    if !opened.is_file() {
+        return Err(FileError::NotRegular);
     }
     let too_large = |bytes| FileError::TooLarge { bytes, limit };
     if opened.len() > limit {
