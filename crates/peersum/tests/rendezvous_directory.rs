@@ -1,5 +1,7 @@
 //! Where the sockets may lie, and what is left there.
 
+#![allow(clippy::unwrap_used)]
+
 mod rendezvous_stage;
 
 use peersum::rendezvous::{DirectoryProblem, Rendezvous, RendezvousError};

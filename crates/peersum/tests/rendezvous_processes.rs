@@ -1,10 +1,13 @@
 //! The rendezvous between real processes: what works, who may join, and what the others are told when one dies.
 
+#![allow(clippy::unwrap_used)]
+
 mod rendezvous_stage;
 
 use rendezvous_stage::{Rank, Stage, chmod};
 use rustix::process::Signal;
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -16,6 +19,11 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Waits until rank 0 and the others have connected, which nothing but their silence shows.
 fn settle() {
     std::thread::sleep(Duration::from_millis(200));
+}
+
+/// Lets rank 0 read what was sent before more is sent.
+fn settle_briefly() {
+    std::thread::sleep(Duration::from_millis(5));
 }
 
 #[test]
@@ -64,7 +72,11 @@ fn two_groups_share_a_directory() {
     let ranks: Vec<Rank> = (0..6)
         .map(|number: u32| {
             let script = stage.script(number / 2, 3, AMPLE, "join, gather same 1, gather labels 2");
-            let script = script.group(if number % 2 == 0 { "left" } else { "right" });
+            let script = script.group(if number.is_multiple_of(2) {
+                "left"
+            } else {
+                "right"
+            });
             Rank::start(stage.command(&script))
         })
         .collect();
@@ -481,6 +493,56 @@ fn a_member_that_breaks_the_protocol_is_named_to_all() {
             );
         }
     }
+}
+
+/// Sends `bytes` with `count` descriptors attached.
+fn send_with_descriptors(stream: &UnixStream, bytes: &[u8], count: usize) {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+    let descriptors = vec![stream.as_fd(); count];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(200))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    let sent = rustix::net::sendmsg(
+        stream,
+        &[std::io::IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    );
+    assert_eq!(sent, Ok(bytes.len()));
+}
+
+#[test]
+fn descriptors_that_nobody_asked_for_are_closed() {
+    let stage = Stage::enter("descriptors_that_nobody_asked_for_are_closed");
+    let count = |noise: bool| {
+        let zero = stage.rank(0, 2, AMPLE, "join, descriptors, barrier work");
+        stage.await_socket();
+        for number in 0..if noise { 60 } else { 0 } {
+            let stream = UnixStream::connect(stage.directory().join("run.sock")).unwrap();
+            // Within the limit of a member, above it, and in the body of a hello.
+            match number % 3 {
+                0 => send_with_descriptors(&stream, &frame(1, 1, "", 0, &[]), 10),
+                1 => send_with_descriptors(&stream, &frame(1, 1, "", 0, &[]), 200),
+                _ => {
+                    (&stream).write_all(&frame(1, 1, "", 100, &[])).unwrap();
+                    settle_briefly();
+                    send_with_descriptors(&stream, &[1; 50], 10);
+                }
+            }
+            // Until rank 0 has closed it.
+            let _ = (&stream).read(&mut [0]);
+        }
+        let one = stage.rank(1, 2, AMPLE, "join, barrier work");
+        one.succeed();
+        let heard = zero.succeed();
+        heard
+            .iter()
+            .find_map(|line| line.strip_prefix("descriptors "))
+            .unwrap()
+            .to_owned()
+    };
+    let quiet = count(false);
+    assert_eq!(count(true), quiet);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The rendezvous between threads of one process, which runs the same protocol over pairs of sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod rendezvous_stage;
 
 use peersum::rendezvous::{
@@ -51,6 +53,13 @@ fn threads_pass_memory_to_each_other() {
     as_ranks(1, |mut group| {
         exchange_memory(&mut group, "memory", AMPLE).unwrap()
     });
+}
+
+#[test]
+fn a_group_may_move_to_another_thread() {
+    let group = Rendezvous::threads(1).remove(0).join(AMPLE).unwrap();
+    let mut group = std::thread::spawn(move || group).join().unwrap();
+    gather(&mut group, "alone", 1, AMPLE).unwrap();
 }
 
 #[test]

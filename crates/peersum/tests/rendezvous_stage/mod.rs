@@ -1,7 +1,7 @@
 //! Ranks as real processes: a test starts its own binary again, once a rank, with a list of steps to take.
 
-// Each test binary uses its own part of this module.
-#![allow(dead_code, unreachable_pub)]
+// Each test binary uses its own part of this module; what fails here fails the test.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
 use peersum::rendezvous::{Group, Rendezvous, RendezvousError};
 use std::io::{BufRead, BufReader, Write};
