@@ -5,6 +5,14 @@
 
 use clap::Args;
 use std::process::ExitCode;
+#[cfg(any(feature = "bindings", test))]
+use {
+    anyhow::Context as _,
+    std::fs,
+    std::io::{self, Write as _},
+    std::os::unix::fs::PermissionsExt as _,
+    std::path::Path,
+};
 
 /// Regenerate kernels/src/abi.rs from kernels/abi.h.
 ///
@@ -23,6 +31,41 @@ pub(crate) struct BindingsArgs {
 /// No libclang can be had, the header does not parse, the bindings cannot be written, or with `--check` they are stale.
 pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<ExitCode> {
     implementation::run(args)
+}
+
+/// Brings the committed bindings in line with `generated`, or with `check` only says whether they are. Returns what was
+/// done, as the rest of a sentence that begins with the path.
+#[cfg(any(feature = "bindings", test))]
+fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static str> {
+    let committed = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    if committed == generated.as_bytes() {
+        return Ok("is up to date");
+    }
+    anyhow::ensure!(
+        !check,
+        "{} is not what kernels/abi.h gives: run `cargo xtask bindings` and commit the result",
+        path.display()
+    );
+    write(path, generated).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok("was regenerated")
+}
+
+/// Replaces the file by one rename, so that a build never sees half of it.
+#[cfg(any(feature = "bindings", test))]
+fn write(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = tempfile::Builder::new()
+        .prefix(".abi.rs.")
+        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
+    file.write_all(text.as_bytes())?;
+    // A temporary file is its owner's alone; a source file is everybody's to read.
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.persist(path)?;
+    Ok(())
 }
 
 #[cfg(not(feature = "bindings"))]
@@ -66,9 +109,6 @@ mod implementation {
     use anyhow::{Context as _, bail};
     use bindgen::callbacks::ParseCallbacks;
     use bindgen::{Formatter, MacroTypeVariation, RustEdition, RustTarget};
-    use std::ffi::OsStr;
-    use std::fs;
-    use std::io::Write as _;
     use std::os::unix::process::CommandExt as _;
     use std::path::{Path, PathBuf};
     use std::process::{Command, ExitCode};
@@ -103,24 +143,8 @@ mod implementation {
         let kernels = workspace::root().join("kernels");
         let path = kernels.join("src/abi.rs");
         let generated = generate(&kernels.join("abi.h"))?;
-        let committed = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read {}", path.display()));
-            }
-        };
-        if generated == committed {
-            eprintln!("{} is up to date", path.display());
-        } else if args.check {
-            bail!(
-                "{} is not what kernels/abi.h gives: run `cargo xtask bindings` and commit the result",
-                path.display()
-            );
-        } else {
-            write(&path, &generated).with_context(|| format!("cannot write {}", path.display()))?;
-            eprintln!("wrote {}", path.display());
-        }
+        let outcome = super::settle(&path, &generated, args.check)?;
+        eprintln!("{} {}", path.display(), outcome);
         Ok(ExitCode::SUCCESS)
     }
 
@@ -192,17 +216,55 @@ mod implementation {
             Some(format!(" {text}"))
         }
     }
+}
 
-    /// Replaces the file by one rename, so that a build never sees half of it.
-    fn write(path: &Path, text: &str) -> std::io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::Builder::new()
-            .prefix(path.file_name().unwrap_or(OsStr::new("abi.rs")))
-            .tempfile_in(directory)?;
-        file.write_all(text.as_bytes())?;
-        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file().set_permissions(permissions)?;
-        file.persist(path)?;
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_names_the_command_that_mends_stale_bindings_and_writes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("abi.rs");
+        for committed in [None, Some("// edited\n"), Some("")] {
+            if let Some(text) = committed {
+                fs::write(&path, text).unwrap();
+            }
+            let error = settle(&path, "// generated\n", true)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("cargo xtask bindings"), "{error}");
+            assert!(error.contains(&path.display().to_string()), "{error}");
+            assert_eq!(fs::read_to_string(&path).ok().as_deref(), committed);
+        }
+    }
+
+    #[test]
+    fn stale_bindings_are_replaced_whole_and_others_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("abi.rs");
+        assert_eq!(
+            settle(&path, "// generated\n", false).unwrap(),
+            "was regenerated"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), "// generated\n");
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o644
+        );
+
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        for check in [false, true] {
+            assert_eq!(
+                settle(&path, "// generated\n", check).unwrap(),
+                "is up to date"
+            );
+        }
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
+        assert_eq!(
+            fs::read_dir(directory.path()).unwrap().count(),
+            1,
+            "something was left behind"
+        );
     }
 }
