@@ -180,9 +180,13 @@ pub(super) fn can_access_peer(device: CUdevice, peer: CUdevice) -> Result<bool, 
 pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
     // The result is declared as a number: cudarc's enumeration may lack an error of a newer driver.
     type FuncLoad = unsafe extern "C" fn(CUfunction) -> c_int;
-    // SAFETY: this is the signature in cuda.h since CUDA 12.4, where the function came. Before it, there is no such
-    // symbol, and the query of the function's attributes by the caller loads it.
-    let Ok(func_load) = (unsafe { library()?.get::<FuncLoad>(b"cuFuncLoad\0") }) else {
+    // Where cudarc has found the driver under another name than ours, or the driver is older than CUDA 12.4, the query of
+    // the function's attributes by the caller has to do.
+    let Ok(library) = library() else {
+        return Ok(());
+    };
+    // SAFETY: this is the signature in cuda.h since CUDA 12.4, where the function came.
+    let Ok(func_load) = (unsafe { library.get::<FuncLoad>(b"cuFuncLoad\0") }) else {
         return Ok(());
     };
     // SAFETY: `function` is a live function of the current context's module.
