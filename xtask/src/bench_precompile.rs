@@ -1,13 +1,291 @@
 //! `cargo xtask bench precompile`: the compile times of this project against the floor that the compiler sets.
+//!
+//! The floor is cicc and ptxas alone, called directly for the same modules with as many jobs: what no driver of them can
+//! beat with one process a module. nvcc itself says how it calls the two (`--dryrun`); the preprocessing before them
+//! is done ahead of the clock. Floor and precompile take turns, so that what else the machine does meets both.
 
+use crate::precompile::compile::nvcc_command;
+use crate::precompile::inputs::Inputs;
+use crate::toolchain::{self, Nvcc, ToolkitChoice};
+use crate::workspace;
+use anyhow::{Context as _, ensure};
 use clap::Args;
-use std::process::ExitCode;
+use peersum_artifact::{ModuleKey, Target};
+use std::fs;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-/// Time precompile against cicc and ptxas called directly.
+/// How often the run with nothing to do is timed; it takes milliseconds.
+const IDLE_RUNS: usize = 21;
+
+/// Time precompile against cicc and ptxas called directly
+///
+/// Prints the cold build of the 42 modules for sm_90 beside the floor that the compiler itself sets, the cold build of
+/// the release set, and a run with nothing to do.
 #[derive(Debug, Args)]
-pub(crate) struct BenchPrecompileArgs {}
+pub(crate) struct BenchPrecompileArgs {
+    /// Compiler processes at a time [default: the number of cores]
+    #[arg(long, short, value_name = "N")]
+    jobs: Option<NonZeroUsize>,
+
+    /// How often each cold build for sm_90 and the floor are run; the median counts
+    #[arg(long, value_name = "N", default_value = "3")]
+    runs: NonZeroUsize,
+
+    /// The CUDA toolkit, as for precompile [default: pinned]
+    #[arg(long, value_name = "pinned|PATH")]
+    toolkit: Option<ToolkitChoice>,
+
+    /// Time a cold build of xtask itself, too; its dependencies must have been fetched
+    #[arg(long)]
+    xtask_build: bool,
+}
 
 /// Runs the command.
-pub(crate) fn run(_args: &BenchPrecompileArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("bench precompile is being written")
+///
+/// # Errors
+/// When there is no compiler, or anything that is timed fails.
+pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<ExitCode> {
+    let jobs = args
+        .jobs
+        .or_else(|| std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get);
+    let toolkit = args.toolkit.clone().unwrap_or(ToolkitChoice::Pinned);
+    let nvcc = toolchain::resolve(&toolkit, &mut |note| eprintln!("note: {note}"))?;
+    let directory = tempfile::tempdir().context("cannot make a directory for the builds")?;
+    println!("{}, {jobs} jobs, median of {}", nvcc.compiler, args.runs);
+
+    let floor = Floor::prepare(&nvcc, &directory.path().join("floor"))?;
+    let mut floors = Vec::new();
+    let mut colds = Vec::new();
+    for round in 0..args.runs.get() {
+        floors.push(floor.run(jobs)?);
+        let out = directory.path().join(format!("cold-{round}"));
+        colds.push(precompile(&nvcc, jobs, Some("sm_90"), &out)?);
+    }
+    let (floor, cold) = (median(floors), median(colds));
+    let ratio = cold.as_secs_f64() / floor.as_secs_f64();
+    println!(
+        "floor, sm_90: cicc and ptxas alone      {:8.2} s",
+        floor.as_secs_f64()
+    );
+    println!(
+        "cold, sm_90, 42 modules                 {:8.2} s   {ratio:.2} x the floor (goal: at most 1.20)",
+        cold.as_secs_f64()
+    );
+
+    let full = directory.path().join("full");
+    let cold = precompile(&nvcc, jobs, None, &full)?;
+    println!(
+        "cold, the release set                   {:8.2} s   (goal: at most 14 on 2 cores)",
+        cold.as_secs_f64()
+    );
+    let idle: Result<Vec<_>, _> = (0..IDLE_RUNS)
+        .map(|_| precompile(&nvcc, jobs, None, &full))
+        .collect();
+    println!(
+        "nothing changed, the release set        {:8.1} ms  (goal: at most 30)",
+        median(idle?).as_secs_f64() * 1e3
+    );
+
+    if args.xtask_build {
+        let built = build_xtask(jobs, &directory.path().join("target"))?;
+        println!(
+            "cold build of xtask                     {:8.1} s   (goal: at most 30 on 2 cores)",
+            built.as_secs_f64()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The compiler's own calls, preprocessing done.
+struct Floor {
+    modules: Vec<Calls>,
+}
+
+/// What compiles one preprocessed module.
+struct Calls {
+    directory: PathBuf,
+    environment: Vec<(String, String)>,
+    /// cicc, then ptxas, each as a line of shell.
+    commands: Vec<String>,
+}
+
+impl Floor {
+    /// Learns the calls from nvcc and runs those before cicc.
+    fn prepare(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Self> {
+        let root = workspace::root();
+        let modules: Vec<ModuleKey> = ModuleKey::all().collect();
+        let inputs = Inputs::read(
+            &root.join("kernels"),
+            Some(&root.join("xtask/prelude")),
+            &modules,
+        )?;
+        let target: Target = "sm_90".parse()?;
+        let mut calls = Vec::new();
+        for module in modules {
+            let directory = directory.join(module.name());
+            fs::create_dir_all(&directory)
+                .with_context(|| format!("cannot make `{}`", directory.display()))?;
+            let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
+            let output = command
+                .arg("--dryrun")
+                .output()
+                .context("cannot start nvcc")?;
+            ensure!(
+                output.status.success(),
+                "nvcc --dryrun: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+            calls.push(Calls::parse(
+                &String::from_utf8_lossy(&output.stderr),
+                directory,
+            )?);
+        }
+        Ok(Self { modules: calls })
+    }
+
+    /// Runs cicc and ptxas for every module, `jobs` at a time.
+    fn run(&self, jobs: usize) -> anyhow::Result<Duration> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build()?;
+        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+        let begun = Instant::now();
+        pool.broadcast(|_| {
+            while let Some(calls) = self.modules.get(next.fetch_add(1, Ordering::Relaxed)) {
+                for command in &calls.commands {
+                    if let Err(error) = calls.shell(command) {
+                        *failure
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                    }
+                }
+            }
+        });
+        let took = begun.elapsed();
+        match failure
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        {
+            Some(error) => Err(error),
+            None => Ok(took),
+        }
+    }
+}
+
+impl Calls {
+    /// Takes the lines of `nvcc --dryrun` apart: variables first, then the commands in order.
+    fn parse(dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
+        let mut calls = Self {
+            directory,
+            environment: Vec::new(),
+            commands: Vec::new(),
+        };
+        let mut before_cicc = Vec::new();
+        for line in dryrun.lines().filter_map(|line| line.strip_prefix("#$ ")) {
+            let variable = line
+                .split_once('=')
+                .filter(|(name, _)| !name.contains([' ', '"', '/', '-']));
+            if let Some((name, value)) = variable {
+                calls.environment.push((name.to_owned(), value.to_owned()));
+                continue;
+            }
+            let program = line
+                .split_whitespace()
+                .next()
+                .unwrap_or_default()
+                .trim_matches('"');
+            if program.ends_with("cicc") || program.ends_with("ptxas") {
+                calls.commands.push(line.to_owned());
+            } else if calls.commands.is_empty() {
+                before_cicc.push(line.to_owned());
+            }
+        }
+        ensure!(
+            calls.commands.len() == 2,
+            "nvcc --dryrun shows no call of cicc and one of ptxas:\n{dryrun}"
+        );
+        for command in &before_cicc {
+            calls.shell(command)?;
+        }
+        Ok(calls)
+    }
+
+    fn shell(&self, command: &str) -> anyhow::Result<()> {
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", &format!("exec {command}")])
+            .current_dir(&self.directory)
+            .stdin(Stdio::null());
+        let output = shell
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{command}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+}
+
+/// Times this very binary.
+fn precompile(
+    nvcc: &Nvcc,
+    jobs: usize,
+    arch: Option<&str>,
+    out: &Path,
+) -> anyhow::Result<Duration> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command
+        .args([
+            "precompile",
+            "--quiet",
+            "--jobs",
+            &jobs.to_string(),
+            "--toolkit",
+        ])
+        .arg(&nvcc.program);
+    command
+        .arg("--out")
+        .arg(out)
+        .args(arch.map(|arch| format!("--arch={arch}")));
+    timed(&mut command)
+}
+
+fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args([
+        "build",
+        "--locked",
+        "--offline",
+        "--quiet",
+        "--package=xtask",
+        "--jobs",
+        &jobs.to_string(),
+    ]);
+    timed(
+        cargo
+            .current_dir(workspace::root())
+            .env("CARGO_TARGET_DIR", target),
+    )
+}
+
+fn timed(command: &mut Command) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    let took = begun.elapsed();
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(took)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }

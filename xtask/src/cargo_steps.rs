@@ -1,33 +1,66 @@
 //! `cargo xtask test` and `cargo xtask ci`: thin sequences of cargo and xtask steps.
 
+use crate::toolchain;
 use crate::workspace;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use clap::Args;
+use peersum_artifact::Manifest;
+use std::fs;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// Run the tests of the whole workspace.
+/// Precompile, then run the tests of the whole workspace
+///
+/// The tests that need compiled modules or NVRTC get the ones of this checkout; both are installed or made on first use.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// Arguments for `cargo test`, such as `-p peersum-artifact` or `-- --nocapture`
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    /// Arguments for `cargo test`, such as `-p peersum-artifact` or `-- --nocapture` [default: --workspace]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "ARGS"
+    )]
     cargo_test_args: Vec<String>,
 }
 
-/// Run everything that a change must pass: format, lints, bindings, precompile, tests.
+/// Run everything that a change must pass
+///
+/// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the same with nvcc's stock headers
+/// (the bytes must agree), and the tests.
 #[derive(Debug, Args)]
 pub(crate) struct CiArgs {}
 
 /// Runs `cargo test` over the workspace.
+///
+/// # Errors
+/// A step cannot be started or fails.
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
+    step(xtask()?.args(["precompile", "--toolkit", "pinned"]))?;
+    let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
     let mut cargo = cargo();
+    cargo.args(["test", "--locked"]);
+    if !args
+        .cargo_test_args
+        .iter()
+        .any(|argument| argument == "-p" || argument.starts_with("--package"))
+    {
+        cargo.arg("--workspace");
+    }
+    cargo.args(&args.cargo_test_args);
     cargo
-        .args(["test", "--locked", "--workspace"])
-        .args(&args.cargo_test_args);
+        .env(
+            "PEERSUM_TEST_CUBINS",
+            workspace::root().join("target/cubins"),
+        )
+        .env("PEERSUM_TEST_NVRTC", nvrtc);
     step(&mut cargo)?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Runs every check of CI in turn and stops at the first that fails.
+///
+/// # Errors
+/// A step cannot be started or fails.
 pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<ExitCode> {
     step(cargo().args(["fmt", "--all", "--check"]))?;
     step(cargo().args([
@@ -39,8 +72,53 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<ExitCode> {
         "-D",
         "warnings",
     ]))?;
-    step(cargo().args(["test", "--locked", "--workspace"]))?;
-    Ok(ExitCode::SUCCESS)
+    step(xtask()?.args(["bindings", "--check"]))?;
+    step(xtask()?.args(["precompile", "--toolkit", "pinned"]))?;
+    prelude_matches_stock_headers()?;
+    test(&TestArgs {
+        cargo_test_args: Vec::new(),
+    })
+}
+
+/// Compiles the whole matrix again without the prelude and compares the files: the prelude must not be able to change code.
+fn prelude_matches_stock_headers() -> anyhow::Result<()> {
+    let target = workspace::root().join("target");
+    let (with_prelude, stock) = (target.join("cubins"), target.join("cubins-stock-headers"));
+    step(
+        xtask()?
+            .args([
+                "precompile",
+                "--toolkit",
+                "pinned",
+                "--stock-headers",
+                "--out",
+            ])
+            .arg(&stock),
+    )?;
+    let modules = Manifest::read_dir(&stock)?.modules;
+    for module in &modules {
+        let read = |directory: &Path| {
+            let path = directory.join(module.file_name());
+            fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))
+        };
+        ensure!(
+            read(&stock)? == read(&with_prelude)?,
+            "{} is not the same with xtask/prelude/cuda_runtime.h as with nvcc's own headers; mend the prelude",
+            module.file_name()
+        );
+    }
+    eprintln!(
+        "{} files are the same with the prelude and with nvcc's own headers",
+        modules.len()
+    );
+    Ok(())
+}
+
+/// This very program, which need not be built again.
+fn xtask() -> anyhow::Result<Command> {
+    Ok(Command::new(
+        std::env::current_exe().context("cannot find this program")?,
+    ))
 }
 
 /// The cargo that runs us, in the workspace's root.
@@ -56,6 +134,6 @@ fn step(command: &mut Command) -> anyhow::Result<()> {
     let status = command
         .status()
         .with_context(|| format!("cannot start {command:?}"))?;
-    anyhow::ensure!(status.success(), "{command:?} ended with {status}");
+    ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
 }

@@ -1,35 +1,31 @@
 //! `cargo xtask precompile`: the whole kernel matrix to cubins and a manifest.
 
 mod check;
-mod compile;
-mod inputs;
+pub(crate) mod compile;
+pub(crate) mod inputs;
 mod matrix;
 mod plan;
 mod progress;
 mod ptxas_report;
 mod publish;
+mod run;
 mod timeline;
 
-use crate::toolchain::{self, Nvcc, ToolkitChoice};
+use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use compile::{Compiled, Failure, Job};
 use inputs::Inputs;
-use matrix::{Artifact, Selection};
-use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
+use matrix::Selection;
 use plan::Plan;
-use progress::{MessageFormat, Reporter, Status, Summary};
-use publish::{LockedOutput, Method, OutputDir, Staging};
-use std::collections::BTreeSet;
+use progress::{MessageFormat, Reporter};
+use publish::OutputDir;
+use run::Run;
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use timeline::Span;
 
 /// Compile the kernel matrix to cubins and a manifest
 ///
@@ -107,6 +103,16 @@ pub(crate) struct CompilerArgs {
     /// Read the kernels from another directory
     #[arg(long, value_name = "DIR", hide = true)]
     kernels: Option<PathBuf>,
+}
+
+impl CompilerArgs {
+    /// How many compiler processes may run at a time.
+    fn jobs(&self) -> usize {
+        let given = self
+            .jobs
+            .or_else(|| std::thread::available_parallelism().ok());
+        given.map_or(1, NonZeroUsize::get)
+    }
 }
 
 const AFTER_HELP: &str = "\
@@ -211,8 +217,8 @@ pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
         reporter: &mut reporter,
         started,
     };
-    let (summary, spans, jobs) =
-        run.carry_out(&plan, &locked, &present_files, present.as_ref(), args)?;
+    let jobs = args.compiler.jobs().min(plan.jobs.len().max(1));
+    let (summary, spans) = run.carry_out(&plan, &locked, &present_files, present.as_ref(), jobs)?;
     if args.timings {
         let (json, html) = (
             output.beside("-timings.json"),
@@ -227,204 +233,4 @@ pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
-}
-
-/// What a run works with.
-struct Run<'a> {
-    nvcc: &'a Nvcc,
-    inputs: &'a Inputs,
-    output: &'a OutputDir,
-    reporter: &'a mut Reporter,
-    started: Instant,
-}
-
-impl Run<'_> {
-    /// Compiles what the plan asks for and publishes the whole, or nothing at all.
-    fn carry_out(
-        &mut self,
-        plan: &Plan,
-        locked: &LockedOutput<'_>,
-        present_files: &BTreeSet<String>,
-        present: Option<&Manifest>,
-        args: &PrecompileArgs,
-    ) -> anyhow::Result<(Summary, Vec<Span>, usize)> {
-        for entry in &plan.reused {
-            self.reporter.reused(&Artifact {
-                module: entry.key,
-                target: entry.target,
-            });
-        }
-        let jobs = args
-            .compiler
-            .jobs
-            .or_else(|| std::thread::available_parallelism().ok())
-            .map_or(1, NonZeroUsize::get);
-        let jobs = jobs.min(plan.jobs.len().max(1));
-        let mut summary = Summary {
-            reused: plan.reused.len(),
-            out: self.output.path().display().to_string(),
-            ..Summary::default()
-        };
-
-        if plan.jobs.is_empty() && self.is_published(plan, present_files, present) {
-            self.finish(&mut summary, &[]);
-            return Ok((summary, Vec::new(), jobs));
-        }
-        let staging = locked.stage()?;
-        let (built, spans) = self.compile(plan, &staging, jobs)?;
-        summary.failed = spans
-            .iter()
-            .filter(|(job, span)| span.status == Status::Failed && !job.is_empty())
-            .map(|(job, _)| job.len())
-            .sum();
-        summary.built = built.len();
-        let spans: Vec<Span> = spans.into_iter().map(|(_, span)| span).collect();
-        if summary.failed == 0 {
-            self.ensure_sources_unchanged(&plan.jobs)?;
-            for entry in &plan.reused {
-                staging.keep(self.output, &entry.file_name())?;
-            }
-            let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
-            staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
-            locked.publish(&staging, Method::Exchange)?;
-        }
-        drop(staging);
-        self.finish(&mut summary, &spans);
-        Ok((summary, spans, jobs))
-    }
-
-    /// Whether the output is already exactly what the plan, which compiles nothing, would publish.
-    fn is_published(
-        &self,
-        plan: &Plan,
-        present_files: &BTreeSet<String>,
-        present: Option<&Manifest>,
-    ) -> bool {
-        let mut wanted: BTreeSet<String> =
-            plan.reused.iter().map(ManifestModule::file_name).collect();
-        wanted.insert(MANIFEST_FILE.to_owned());
-        wanted == *present_files
-            && present.is_some_and(|present| *present == self.manifest(plan.reused.clone()))
-    }
-
-    fn manifest(&self, mut modules: Vec<ManifestModule>) -> Manifest {
-        modules.sort_by_key(ManifestModule::sort_key);
-        Manifest {
-            peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
-            toolkit: self.nvcc.compiler.clone(),
-            flags: self.inputs.flags.clone(),
-            sources: self.inputs.sources.clone(),
-            modules,
-        }
-    }
-
-    /// Runs every job, `jobs` at a time, whatever becomes of the others.
-    fn compile(
-        &mut self,
-        plan: &Plan,
-        staging: &Staging,
-        jobs: usize,
-    ) -> anyhow::Result<(Vec<ManifestModule>, Vec<(Vec<Artifact>, Span)>)> {
-        if plan.jobs.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        self.reporter.begin(
-            plan.jobs.len(),
-            &format!(
-                "compiling with {} ({}), {jobs} at a time",
-                self.nvcc.program.display(),
-                self.nvcc.compiler
-            ),
-        );
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(jobs)
-            .build()
-            .context("cannot start the compile threads")?;
-        let results = Mutex::new((Vec::new(), Vec::new()));
-        let next = AtomicUsize::new(0);
-        let (reporter, started) = (&*self.reporter, self.started);
-        // Not a parallel iterator: those halve the list, and the slow modules at its front are to start first.
-        pool.broadcast(|worker| {
-            while let Some(job) = plan.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let begun = Instant::now();
-                let outcome = job.run(self.nvcc, self.inputs, staging);
-                let seconds = begun.elapsed().as_secs_f64();
-                let artifacts = job.artifacts();
-                report(reporter, &artifacts, seconds, &outcome);
-                let span = Span {
-                    name: job.label(),
-                    status: if outcome.is_ok() {
-                        Status::Built
-                    } else {
-                        Status::Failed
-                    },
-                    worker: worker.index(),
-                    start_seconds: begun.duration_since(started).as_secs_f64(),
-                    seconds,
-                };
-                let mut results = results
-                    .lock()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner);
-                results
-                    .0
-                    .extend(outcome.into_iter().flat_map(|compiled| compiled.modules));
-                results.1.push((artifacts, span));
-            }
-        });
-        Ok(results
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner))
-    }
-
-    /// Refuses to publish modules whose sources were edited while they were compiled: their keys would lie.
-    fn ensure_sources_unchanged(&self, jobs: &[Job]) -> anyhow::Result<()> {
-        let modules: Vec<_> = jobs.iter().map(Job::module).collect();
-        let prelude_dir = self.inputs.prelude.as_ref().map(|prelude| &*prelude.dir);
-        let now = Inputs::read(&self.inputs.kernels_dir, prelude_dir, &modules)?;
-        let same = now.prelude == self.inputs.prelude
-            && modules
-                .iter()
-                .all(|module| now.closure(module) == self.inputs.closure(module));
-        ensure!(
-            same,
-            "the sources in `{}` changed while they were compiled; nothing was published, run it again",
-            self.inputs.kernels_dir.display()
-        );
-        Ok(())
-    }
-
-    fn finish(&self, summary: &mut Summary, spans: &[Span]) {
-        summary.slowest = spans
-            .iter()
-            .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
-            .map(|span| (span.name.clone(), span.seconds));
-        summary.wall_seconds = self.started.elapsed().as_secs_f64();
-        summary.cpu_seconds = cpu_seconds().unwrap_or(0.0);
-    }
-}
-
-fn report(
-    reporter: &Reporter,
-    artifacts: &[Artifact],
-    seconds: f64,
-    outcome: &Result<Compiled, Failure>,
-) {
-    match outcome {
-        Ok(compiled) => reporter.built(artifacts, seconds, &compiled.remarks),
-        Err(failure) => reporter.failed(artifacts, failure),
-    }
-}
-
-/// CPU time of this process and of the children it has waited for, in seconds.
-fn cpu_seconds() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // Field 2 is the program's name in parentheses and may hold spaces; utime, stime, cutime, cstime are 14 to 17.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let ticks: u64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(4)
-        .map(|field| field.parse::<u64>().unwrap_or(0))
-        .sum();
-    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }

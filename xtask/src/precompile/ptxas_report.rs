@@ -42,12 +42,10 @@ impl PtxasReport {
                     function = entry.clone();
                 } else if let Some(name) = info.strip_prefix("Function properties for ") {
                     function = Some(name.trim().trim_matches('\'').to_owned());
-                } else if let Some(used) = info.strip_prefix("Used ") {
-                    if let Some(name) = entry.clone() {
-                        let function = report.functions.entry(name).or_default();
-                        function.registers = count_before(used, "registers").unwrap_or(0);
-                        function.shared_bytes = count_before(used, "bytes smem").unwrap_or(0);
-                    }
+                } else if let (Some(used), Some(name)) = (info.strip_prefix("Used "), &entry) {
+                    let function = report.functions.entry(name.clone()).or_default();
+                    function.registers = count_before(used, "registers").unwrap_or(0);
+                    function.shared_bytes = count_before(used, "bytes smem").unwrap_or(0);
                 }
             } else if line.contains("bytes spill stores") {
                 if let Some(name) = function.clone() {

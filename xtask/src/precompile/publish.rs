@@ -199,32 +199,10 @@ impl LockedOutput<'_> {
     /// # Errors
     /// When the file system refuses; the old state stays, or, where no exchange exists, a mixture that the digests of
     /// the manifest expose.
-    pub(crate) fn publish(&self, staging: &Staging, method: Method) -> anyhow::Result<()> {
-        let path = &self.dir.path;
+    pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
         sync_dir(&staging.next)?;
-        let exchanged = match method {
-            Method::Exchange => {
-                match renameat_with(CWD, &staging.next, CWD, path, RenameFlags::EXCHANGE) {
-                    Ok(()) => true,
-                    Err(Errno::NOENT) => {
-                        fs::rename(&staging.next, path)
-                            .with_context(|| format!("cannot create `{}`", path.display()))?;
-                        true
-                    }
-                    // The file system has no exchange, or the directory is a mount point of its own.
-                    Err(
-                        Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY | Errno::XDEV,
-                    ) => false,
-                    Err(error) => {
-                        return Err(error)
-                            .with_context(|| format!("cannot replace `{}`", path.display()));
-                    }
-                }
-            }
-            Method::FileByFile => false,
-        };
-        if !exchanged {
-            replace_file_by_file(&staging.next, path)?;
+        if !exchange(&staging.next, &self.dir.path)? {
+            replace_file_by_file(&staging.next, &self.dir.path)?;
         }
         sync_dir(&self.dir.parent)
     }
@@ -246,15 +224,6 @@ impl LockedOutput<'_> {
             }
         }
     }
-}
-
-/// How the staged state gets into the directory's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Method {
-    /// One rename that exchanges the two directories, where the file system can.
-    Exchange,
-    /// Each file by its own rename, the manifest last.
-    FileByFile,
 }
 
 /// The next state of the output directory, on the way.
@@ -321,6 +290,23 @@ fn is_output_name(name: &str) -> bool {
                 || (name.contains(".compute_") && name.ends_with(".ptx")))
 }
 
+/// Exchanges two directories by one rename; `false` if these two cannot be, and nothing happened.
+fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
+    match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => Ok(true),
+        Err(Errno::NOENT) => {
+            fs::rename(next, path)
+                .with_context(|| format!("cannot create `{}`", path.display()))?;
+            Ok(true)
+        }
+        // The file system has no exchange, or the directory is a mount point.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY | Errno::XDEV) => {
+            Ok(false)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot replace `{}`", path.display())),
+    }
+}
+
 /// Moves each file of `next` into `path`, the manifest last, then removes what the new state does not have.
 fn replace_file_by_file(next: &Path, path: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create `{}`", path.display()))?;
@@ -378,7 +364,7 @@ mod tests {
         names
     }
 
-    fn publish_second_state(method: Method) {
+    fn publish_second_state(publish: impl Fn(&LockedOutput<'_>, &Staging)) {
         let root = tempfile::tempdir().unwrap();
         let output = OutputDir::new(&root.path().join("cubins")).unwrap();
         let locked = output.lock(|_| {}).unwrap();
@@ -386,14 +372,14 @@ mod tests {
         first.write("peersum_a.sm_80.cubin", b"old a").unwrap();
         first.write("peersum_b.sm_80.cubin", b"old b").unwrap();
         first.write(MANIFEST_FILE, b"first").unwrap();
-        locked.publish(&first, method).unwrap();
+        publish(&locked, &first);
         drop(first);
 
         let second = locked.stage().unwrap();
         second.keep(&output, "peersum_b.sm_80.cubin").unwrap();
         second.write("peersum_c.sm_80.cubin", b"new c").unwrap();
         second.write(MANIFEST_FILE, b"second").unwrap();
-        locked.publish(&second, method).unwrap();
+        publish(&locked, &second);
         drop(second);
 
         assert_eq!(
@@ -417,12 +403,14 @@ mod tests {
 
     #[test]
     fn an_exchange_replaces_the_directory_by_exactly_the_staged_files() {
-        publish_second_state(Method::Exchange);
+        publish_second_state(|locked, staging| locked.publish(staging).unwrap());
     }
 
     #[test]
     fn without_an_exchange_the_directory_still_ends_with_exactly_the_staged_files() {
-        publish_second_state(Method::FileByFile);
+        publish_second_state(|locked, staging| {
+            replace_file_by_file(&staging.next, &locked.dir.path).unwrap()
+        });
     }
 
     #[test]
@@ -463,7 +451,7 @@ mod tests {
         let locked = output.lock(|_| {}).unwrap();
         let staging = locked.stage().unwrap();
         staging.write(MANIFEST_FILE, b"state").unwrap();
-        locked.publish(&staging, Method::Exchange).unwrap();
+        locked.publish(&staging).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(names(&root.path().join("real")), [MANIFEST_FILE]);
     }

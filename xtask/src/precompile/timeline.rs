@@ -12,6 +12,8 @@ use std::path::Path;
 pub(crate) struct Span {
     /// The module and its target.
     pub(crate) name: String,
+    /// How many files it made or was to make.
+    pub(crate) files: usize,
     /// How it ended.
     pub(crate) status: Status,
     /// Which of the parallel jobs ran it, from 0.

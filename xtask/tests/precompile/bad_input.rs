@@ -222,32 +222,44 @@ fn the_output_of_a_newer_peersum_is_left_alone() {
     assert_eq!(snapshot(&checkout.out()), before);
 }
 
-/// Runs precompile in a shell after `limit`, which keeps files from being written.
-fn with_limit(checkout: &Checkout, wrapper: &[&str], limit: &str) -> Answer {
-    let command = checkout.precompile(&[]);
-    let mut limited = Command::new(wrapper[0]);
-    limited
-        .args(&wrapper[1..])
-        .args(["-c", &format!("{limit}; exec \"$@\"")])
-        .arg("sh");
-    limited.arg(command.get_program()).args(command.get_args());
+/// Runs precompile under a shell that `prefix` starts, by way of `script`, in which "$@" is the command.
+fn in_shell(checkout: &Checkout, arguments: &[&str], prefix: &[&str], script: &str) -> Answer {
+    let command = checkout.precompile(arguments);
+    let words: Vec<&str> = prefix
+        .iter()
+        .copied()
+        .chain(["sh", "-c", script, "sh"])
+        .collect();
+    let mut shell = Command::new(words[0]);
+    shell
+        .args(&words[1..])
+        .arg(command.get_program())
+        .args(command.get_args());
     for (name, value) in command
         .get_envs()
         .filter_map(|(name, value)| Some((name, value?)))
     {
-        limited.env(name, value);
+        shell.env(name, value);
     }
-    Answer::of(&mut limited)
+    Answer::of(shell.current_dir(checkout.path()))
 }
+
+/// A mount namespace, in which a test may make file systems of its own.
+const NAMESPACE: [&str; 4] = ["unshare", "--user", "--map-root-user", "--mount"];
 
 #[test]
 fn a_file_that_cannot_grow_leaves_the_earlier_output_and_an_error_that_names_it() {
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile(&["--family", "push"])).succeeded();
     let earlier = checkout.whole_output();
-    // Blocks of 512 bytes: too few for a module. The signal is ignored, so that the write fails instead.
-    with_limit(&checkout, &["sh"], "trap '' XFSZ; ulimit -f 4")
-        .failed_saying(&["error: peersum_pull_bf16_ws2.sm_90", "2 failed"]);
+    // In blocks of 512 bytes: too few for a module. The signal is ignored, so that the write fails instead.
+    in_shell(
+        &checkout,
+        &[],
+        &[],
+        "trap '' XFSZ; ulimit -f 4; exec \"$@\"",
+    )
+    .failed_saying(&["error: peersum_pull_bf16_ws2.sm_90", "2 failed"]);
     assert_eq!(checkout.whole_output(), earlier);
 }
 
@@ -256,37 +268,27 @@ fn a_full_disk_leaves_the_earlier_output() {
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile(&["--family", "push"])).succeeded();
     let earlier = checkout.whole_output();
-    let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
-    let allowed = Command::new(namespace[0])
-        .args(&namespace[1..])
-        .arg("true")
-        .output()
-        .is_ok_and(|output| output.status.success());
-    assert!(
-        allowed,
-        "this test needs `unshare --user --mount` to make a tiny file system"
-    );
-    // The output moves to a file system that holds it with next to nothing to spare.
-    let root = checkout.path().display();
-    let limit = format!(
-        "mkdir {root}/small && mount -t tmpfs -o size=56k tmpfs {root}/small && cp -a {root}/cubins {root}/small/cubins && \
-         rm -r {root}/cubins && mkdir {root}/cubins && mount --bind {root}/small {root}/cubins; \
-         trap 'cp -a {root}/small/cubins {root}/after' EXIT"
-    );
-    let out = format!("{root}/small/cubins");
-    let command = checkout.precompile(&["--out", &out]);
-    let mut limited = Command::new(namespace[0]);
-    limited
-        .args(&namespace[1..])
-        .args(["sh", "-c", &format!("{limit}; \"$@\"")])
-        .arg("sh");
-    limited.arg(command.get_program()).args(command.get_args());
-    for (name, value) in command
-        .get_envs()
-        .filter_map(|(name, value)| Some((name, value?)))
-    {
-        limited.env(name, value);
-    }
-    Answer::of(&mut limited).failed_saying(&["No space left on device"]);
+    // A file system that holds the output with next to nothing to spare.
+    let script = "mkdir small && mount -t tmpfs -o size=56k tmpfs small && cp -a cubins small && \
+                  { \"$@\"; code=$?; cp -a small/cubins after; exit $code; }";
+    let out = checkout.path().join("small/cubins");
+    in_shell(
+        &checkout,
+        &["--out", out.to_str().unwrap()],
+        &NAMESPACE,
+        script,
+    )
+    .failed_saying(&["No space left on device"]);
     assert_eq!(snapshot(&checkout.path().join("after")), earlier);
+}
+
+#[test]
+fn an_output_that_is_a_mount_point_is_replaced_file_by_file() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile(&["--family", "push"])).succeeded();
+    // A directory under a mount cannot be renamed, and its files lie beyond a file system's border.
+    let script = "mount --bind cubins cubins && exec \"$@\"";
+    let answer = in_shell(&checkout, &["--family", "pull"], &NAMESPACE, script);
+    assert_eq!(answer.code, Some(0), "{answer:#?}");
+    assert_eq!(checkout.whole_output().len(), 2 + 1);
 }

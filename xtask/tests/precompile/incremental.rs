@@ -86,27 +86,19 @@ fn a_damaged_file_is_listed_by_check_and_made_anew_by_the_next_run() {
         "peersum_push_bf16_ws2.sm_90.cubin",
         "peersum_pull_bf16_ws2.sm_90.cubin",
     );
-    let damages: [(&str, Box<dyn Fn() -> Vec<u8>>); 4] = [
-        (
-            "truncated",
-            Box::new(|| good[push][..good[push].len() / 2].to_vec()),
-        ),
-        ("empty", Box::new(Vec::new)),
-        (
-            "edited",
-            Box::new(|| {
-                let mut bytes = good[push].clone();
-                let middle = bytes.len() / 2;
-                bytes[middle] ^= 1;
-                bytes
-            }),
-        ),
-        ("swapped", Box::new(|| good[pull].clone())),
+    let mut edited = good[push].clone();
+    let middle = edited.len() / 2;
+    edited[middle] ^= 1;
+    let damages = [
+        ("truncated", &good[push][..middle]),
+        ("empty", &[]),
+        ("edited", &edited),
+        ("swapped", &good[pull]),
     ];
     for (what, damage) in damages {
         // Never through the hard link: the file is replaced as an editor or a bad copy would.
         fs::remove_file(checkout.out().join(push)).unwrap();
-        fs::write(checkout.out().join(push), damage()).unwrap();
+        fs::write(checkout.out().join(push), damage).unwrap();
         let answer = crate::checkout::Answer::of(&mut checkout.check())
             .failed_saying(&[push, "cargo xtask precompile"]);
         assert!(!answer.stdout.contains(pull), "{what}: {answer:#?}");
