@@ -142,6 +142,7 @@ impl Floor {
                 String::from_utf8_lossy(&output.stderr)
             );
             calls.push(Calls::parse(
+                nvcc,
                 &String::from_utf8_lossy(&output.stderr),
                 directory,
             )?);
@@ -178,7 +179,7 @@ impl Floor {
 
 impl Calls {
     /// Takes the lines of `nvcc --dryrun` apart: variables first, then the commands in order.
-    fn parse(dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
+    fn parse(nvcc: &Nvcc, dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
         let mut calls = Self {
             directory,
             environment: Vec::new(),
@@ -198,7 +199,8 @@ impl Calls {
                 .next()
                 .unwrap_or_default()
                 .trim_matches('"');
-            if program.ends_with("cicc") || program.ends_with("ptxas") {
+            let is_tool = |tool: &PathBuf| tool.file_name() == Path::new(program).file_name();
+            if [&nvcc.cicc, &nvcc.ptxas].into_iter().flatten().any(is_tool) {
                 calls.commands.push(line.to_owned());
             } else if calls.commands.is_empty() {
                 before_cicc.push(line.to_owned());
