@@ -197,7 +197,7 @@ impl Search<'_> {
         let closure = match include_closure(self.key.source_root(), &self.kernels.sources) {
             Ok(closure) => closure,
             Err(error) => {
-                self.pass_over(Place::Pack, Reason::Sources(error));
+                self.pass_over(Place::Sources, Reason::Sources(error));
                 return None;
             }
         };

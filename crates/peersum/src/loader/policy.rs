@@ -116,13 +116,20 @@ impl LoadPolicy {
     ///
     /// [`ParseJitModeError`] when `PEERSUM_JIT` has a value without a meaning: a misspelt `deny` must not allow.
     pub fn from_env() -> Result<Self, ParseJitModeError> {
-        if runs_with_gained_rights() {
+        Self::from_process(runs_with_gained_rights(), |name| env::var_os(name))
+    }
+
+    fn from_process(
+        gained_rights: bool,
+        read: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ParseJitModeError> {
+        if gained_rights {
             return Ok(Self {
                 environment: Environment::Ignored,
                 ..Self::default()
             });
         }
-        Self::from_variables(|name| env::var_os(name))
+        Self::from_variables(read)
     }
 
     fn from_variables(read: impl Fn(&str) -> Option<OsString>) -> Result<Self, ParseJitModeError> {
@@ -260,6 +267,18 @@ mod tests {
             Some("/mine".into())
         );
         assert_eq!(cache(&[]), None);
+    }
+
+    #[test]
+    fn a_set_uid_process_does_not_even_read_the_environment() {
+        let policy = LoadPolicy::from_process(true, |name| panic!("{name} was read")).unwrap();
+        assert_eq!(policy.environment, Environment::Ignored);
+        let default = LoadPolicy {
+            environment: Environment::Ignored,
+            ..LoadPolicy::default()
+        };
+        assert_eq!(policy, default);
+        assert_eq!(policy.cache_directory(), None);
     }
 
     #[test]

@@ -103,6 +103,8 @@ impl fmt::Display for PassedOver {
 /// A place that the loader looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
+    /// The kernels' sources, which say what a module must have been compiled from.
+    Sources,
     /// The directory that the policy names.
     Directory(PathBuf),
     /// The directory that `PEERSUM_CUBIN_DIR` names, if it names one.
@@ -120,6 +122,7 @@ pub enum Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Place::Sources => f.write_str("the kernels' sources"),
             Place::Directory(path) => write!(f, "directory {}", path.display()),
             Place::EnvDirectory(Some(path)) => write!(f, "{CUBIN_DIR_VARIABLE}={}", path.display()),
             Place::EnvDirectory(None) => f.write_str(CUBIN_DIR_VARIABLE),

@@ -98,20 +98,16 @@ impl NvrtcSearch {
                 }
             }
         }
-        for (major, soname) in SONAMES {
+        if found.files.is_empty() {
             // What is left are the linker's built-in directories and the program's own run path: only it knows them.
-            if found.files.iter().all(|file| file.major != Some(major))
-                && let Some(path) = open_by_name(soname)
-            {
-                found.files.push(NvrtcFile {
-                    path,
-                    major: Some(major),
-                });
-            }
+            let by_name = SONAMES
+                .iter()
+                .find_map(|&(major, soname)| Some((major, open_by_name(soname)?)));
+            found.files.extend(by_name.map(|(major, path)| NvrtcFile {
+                path,
+                major: Some(major),
+            }));
         }
-        found
-            .files
-            .sort_by_key(|file| std::cmp::Reverse(file.major));
         let names: Vec<&str> = SONAMES.iter().map(|(_, soname)| *soname).collect();
         found.looked_at.push(format!(
             "{} among the libraries already loaded",
