@@ -1,2 +1,40 @@
-//! Placeholder.
-fn main() {}
+//! peersum's harness: everything that runs ranks. `cargo xtask` builds and starts it.
+
+mod data;
+mod memory;
+mod proof;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use peersum::cudarc::driver::CudaContext;
+
+#[derive(Debug, Parser)]
+#[command(
+    about = "Runs ranks of peersum: proofs, test grids, benchmarks",
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Every module, route, type and world size on one GPU, bits against the reference.
+    Proof(proof::ProofArgs),
+}
+
+fn main() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    match Cli::parse().command {
+        Command::Proof(args) => {
+            peersum::cuda::driver_present()?;
+            let context = CudaContext::new(0).context("opening GPU 0")?;
+            println!("GPU 0: {}", context.name()?);
+            proof::run(&args, |_rank| Ok(context.new_stream()?))
+        }
+    }
+}
