@@ -1,0 +1,159 @@
+//! Compiles the kernels for the CPU: one C++ file a module, made of the module's definitions and the kernel file itself, and a table from
+//! entry point names to functions.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+use peersum_artifact::ModuleKey;
+
+/// Names that the protocols broken on purpose are compiled under: see `PEERSUM_BREAK` in `protocol.cuh`.
+const BREAKS: u32 = 6;
+
+fn main() -> io::Result<()> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/cpp");
+
+    let out = PathBuf::from(
+        env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo sets OUT_DIR"))?,
+    );
+    // The very text that the runtime crate embeds, not whatever lies beside this package.
+    let kernels = out.join("kernels");
+    fs::create_dir_all(&kernels)?;
+    for source in peersum_kernels::SOURCES {
+        fs::write(kernels.join(source.path), source.text)?;
+    }
+
+    let modules: Vec<Module> = ModuleKey::all()
+        .map(|key| Module { key, broken: None })
+        .chain(broken_modules())
+        .collect();
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        // No exception, no allocation: the C++ library is not needed.
+        .cpp_link_stdlib(None)
+        .flag("-fno-exceptions")
+        .flag("-fno-rtti")
+        // The kernels address memory as words and units whatever it holds.
+        .flag("-fno-strict-aliasing")
+        // A sum is rounded once for each addition.
+        .flag("-ffp-contract=off")
+        .flag("-Wno-unknown-pragmas")
+        .flag("-Wno-sign-compare")
+        // A debug build polls as a release build does: what is slow here is waiting, and it should be waiting that is tested.
+        .opt_level(2)
+        .debug(false)
+        .include(&kernels)
+        .include("src/cpp")
+        .file("src/cpp/runtime.cpp");
+    for module in &modules {
+        build.file(module.write_translation_unit(&out)?);
+    }
+    build
+        .try_compile("peersum_emulated_kernels")
+        .map_err(io::Error::other)?;
+
+    fs::write(out.join("entry_points.rs"), entry_point_table(&modules))
+}
+
+/// One module to compile.
+struct Module {
+    key: ModuleKey,
+    broken: Option<u32>,
+}
+
+impl Module {
+    /// What is appended to every name that would be the same in another variant of the module.
+    fn suffix(&self) -> String {
+        self.broken
+            .map(|number| format!("_break_{number}"))
+            .unwrap_or_default()
+    }
+
+    /// Writes the file that is compiled: `#define`s and two `#include`s.
+    fn write_translation_unit(&self, directory: &Path) -> io::Result<PathBuf> {
+        let mut text = String::new();
+        let mut define = |name: &str, value: &str| {
+            text.push_str(&format!("#define {name} {value}\n"));
+        };
+        for definition in self.key.defines() {
+            if let Some((name, value)) = definition.split_once('=') {
+                define(name, value);
+            }
+        }
+        let module = format!("{}{}", self.key.name(), self.suffix());
+        // On a GPU each module is a program of its own; here all are linked into one.
+        for function in exported_device_functions() {
+            define(function, &format!("{module}_{function}"));
+        }
+        if let Some(number) = self.broken {
+            define("PEERSUM_BREAK", &number.to_string());
+            for entry_point in self.key.entry_points() {
+                define(&entry_point, &format!("{entry_point}{}", self.suffix()));
+            }
+        }
+        text.push_str("#include \"platform_emulator.hpp\"\n");
+        text.push_str(&format!("#include \"{}\"\n", self.key.source_root()));
+
+        let path = directory.join(format!("{module}.cpp"));
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+}
+
+/// The names of all `extern "C" __device__` functions of the kernels.
+fn exported_device_functions() -> impl Iterator<Item = &'static str> {
+    peersum_kernels::SOURCES.iter().flat_map(|source| {
+        source
+            .text
+            .split("extern \"C\" __device__")
+            .skip(1)
+            .filter_map(|rest| rest.split('(').next()?.split_whitespace().last())
+    })
+}
+
+/// The negative controls, of the smallest even and odd group, of a type that rounds and of one that does not.
+fn broken_modules() -> Vec<Module> {
+    if env::var_os("CARGO_FEATURE_BROKEN_KERNELS").is_none() {
+        return Vec::new();
+    }
+    let names = ["bf16_ws2", "bf16_ws3", "f32_ws2", "f32_ws3"];
+    ModuleKey::all()
+        .filter(|key| names.iter().any(|name| key.name().ends_with(name)))
+        .flat_map(|key| {
+            (1..=BREAKS).map(move |number| Module {
+                key,
+                broken: Some(number),
+            })
+        })
+        .collect()
+}
+
+fn entry_point_table(modules: &[Module]) -> String {
+    let names: Vec<String> = modules
+        .iter()
+        .flat_map(|module| {
+            let suffix = module.suffix();
+            module
+                .key
+                .entry_points()
+                .map(|name| format!("{name}{suffix}"))
+        })
+        .collect();
+    let mut text = String::from("unsafe extern \"C\" {\n");
+    for name in &names {
+        let _ = writeln!(text, "    fn {name}(params: PeersumParams);");
+    }
+    let _ = writeln!(
+        text,
+        "}}\n\n/// Every entry point by its name.\npub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [",
+        names.len()
+    );
+    for name in &names {
+        let _ = writeln!(text, "    (\"{name}\", {name} as EntryPoint),");
+    }
+    text.push_str("];\n");
+    text
+}

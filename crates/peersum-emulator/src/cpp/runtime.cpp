@@ -1,0 +1,73 @@
+#include "runtime.hpp"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "conversions.hpp"
+
+namespace emulator {
+
+__thread Thread current;
+
+// Yields before a waiting thread sleeps: most barriers are met within a few turns, and a sleep costs two system calls.
+constexpr int YIELDS_BEFORE_SLEEP = 4;
+
+bool block_barrier(bool value) {
+    BlockBarrier& barrier = *current.barrier;
+    const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
+    peersum_u32& any = barrier.any[generation & 1];
+    if (value) __atomic_store_n(&any, 1, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == current.ntid) {
+        // All have arrived, so all have read the other word: it is free for the next use.
+        __atomic_store_n(&barrier.any[(generation + 1) & 1], 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_RELEASE);
+        syscall(SYS_futex, &barrier.generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    } else {
+        for (int turn = 0; __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE) == generation; ++turn) {
+            if (turn < YIELDS_BEFORE_SLEEP) {
+                yield();
+            } else {
+                syscall(SYS_futex, &barrier.generation, FUTEX_WAIT_PRIVATE, generation, nullptr, nullptr, 0);
+            }
+        }
+    }
+    return __atomic_load_n(&any, __ATOMIC_RELAXED) != 0;
+}
+
+peersum_u64 clock_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<peersum_u64>(now.tv_sec) * 1000000000u + static_cast<peersum_u64>(now.tv_nsec);
+}
+
+void yield() { sched_yield(); }
+
+}  // namespace emulator
+
+extern "C" void peersum_emulator_run(void (*entry)(PeersumParams), const PeersumParams* params,
+                                     const emulator::Thread* thread) {
+    emulator::current = *thread;
+    entry(*params);
+}
+
+// For the tests of the conversions.
+extern "C" peersum_u32 peersum_emulator_f32_from_f16(peersum_u32 half) {
+    return emulator::to_bits(emulator::f32_from_f16(half));
+}
+
+extern "C" peersum_u32 peersum_emulator_f16_from_f32(peersum_u32 bits) {
+    return emulator::f16_from_f32(emulator::from_bits(bits));
+}
+
+extern "C" peersum_u32 peersum_emulator_bf16_from_f32(peersum_u32 bits) {
+    return emulator::bf16_from_f32(emulator::from_bits(bits));
+}
+
+extern "C" peersum_u32 peersum_emulator_add_f32(peersum_u32 a, peersum_u32 b) {
+    return emulator::to_bits(emulator::add(emulator::from_bits(a), emulator::from_bits(b)));
+}

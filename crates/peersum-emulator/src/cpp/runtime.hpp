@@ -1,0 +1,47 @@
+// runtime.hpp - what runs below the emulated instructions: a thread's identity, the block barrier, the clock.
+#pragma once
+
+#include "abi.h"
+
+namespace emulator {
+
+// The barrier of one block; zeroed at first. One cache line, so that blocks do not slow each other down.
+struct alignas(64) BlockBarrier {
+    peersum_u32 arrived;
+    // Counts the barrier's uses; waiting threads sleep on it.
+    peersum_u32 generation;
+    // The disjunction of the values given, by the lowest bit of the generation.
+    peersum_u32 any[2];
+};
+
+// An emulated thread: who it is, and its source of disorder.
+struct Thread {
+    peersum_u32 tid, ntid, ctaid, nctaid;
+    BlockBarrier* barrier;
+    peersum_u32 random;
+};
+
+// The emulated thread that this host thread is. `__thread`: no initialisation, so no wrapper function a module.
+extern __thread Thread current;
+
+// A pseudo-random number (xorshift).
+static inline peersum_u32 next_random() {
+    peersum_u32 x = current.random;
+    x ^= x << 13;
+    x ^= x >> 17;
+    x ^= x << 5;
+    return current.random = x;
+}
+
+// Waits for all threads of the block; true on each if `value` is true on any.
+bool block_barrier(bool value);
+
+peersum_u64 clock_ns();
+
+void yield();
+
+}  // namespace emulator
+
+// One emulated thread from entry to exit.
+extern "C" void peersum_emulator_run(void (*entry)(PeersumParams), const PeersumParams* params,
+                                     const emulator::Thread* thread);

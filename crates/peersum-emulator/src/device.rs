@@ -1,0 +1,115 @@
+//! Emulated devices: what a stream runs on.
+
+use std::sync::Arc;
+
+use peersum::device::{DeviceError, DeviceIdentity};
+
+use crate::stream::EmulatorStream;
+
+/// What an emulated device is like.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EmulatorOptions {
+    /// Multiprocessors that the device claims to have. All blocks of a launch run at once however many there are: the number only
+    /// bounds the grids that a communicator chooses.
+    pub multiprocessors: u32,
+    /// A protocol broken on purpose, for tests that must fail.
+    #[cfg(feature = "broken-kernels")]
+    pub broken: Option<Break>,
+}
+
+impl Default for EmulatorOptions {
+    fn default() -> Self {
+        Self {
+            multiprocessors: 8,
+            #[cfg(feature = "broken-kernels")]
+            broken: None,
+        }
+    }
+}
+
+/// What is broken, as `PEERSUM_BREAK` in `kernels/protocol.cuh` numbers it. Compiled for bf16 and f32 in groups of 2 and 3.
+#[cfg(feature = "broken-kernels")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Break {
+    /// Slots that were taken are not emptied again.
+    NoRearm = 1,
+    /// The second barrier of the pull family is left out.
+    NoClosingBarrier = 2,
+    /// The last word of a slot is not looked at.
+    LaneUnchecked = 3,
+    /// Calls are not counted.
+    EpochNotAdvanced = 4,
+    /// The first barrier of the pull family is left out.
+    NoOpeningBarrier = 5,
+    /// Terms are added in reversed rank order.
+    RankOrderReversed = 6,
+}
+
+#[cfg(feature = "broken-kernels")]
+impl Break {
+    /// Every one, in order.
+    pub const ALL: [Break; 6] = [
+        Break::NoRearm,
+        Break::NoClosingBarrier,
+        Break::LaneUnchecked,
+        Break::EpochNotAdvanced,
+        Break::NoOpeningBarrier,
+        Break::RankOrderReversed,
+    ];
+}
+
+/// One emulated device. Ranks that use the same index share a device, across processes too, as ranks can share a GPU.
+#[derive(Debug, Clone)]
+pub struct EmulatorDevice {
+    identity: DeviceIdentity,
+    #[cfg(feature = "broken-kernels")]
+    broken: Option<Break>,
+}
+
+impl EmulatorDevice {
+    /// Device number `index`.
+    #[must_use]
+    pub fn new(index: u32) -> Self {
+        Self::with_options(index, &EmulatorOptions::default())
+    }
+
+    /// Device number `index`, made to measure.
+    #[must_use]
+    pub fn with_options(index: u32, options: &EmulatorOptions) -> Self {
+        let mut uuid = *b"peersum emu:\0\0\0\0";
+        uuid[12..].copy_from_slice(&index.to_be_bytes());
+        Self {
+            identity: DeviceIdentity {
+                name: format!("emulated device {index}"),
+                uuid,
+                arch: None,
+                multiprocessors: options.multiprocessors,
+            },
+            #[cfg(feature = "broken-kernels")]
+            broken: options.broken,
+        }
+    }
+
+    /// A new stream on this device.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses another thread.
+    pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
+        EmulatorStream::new(Arc::new(self.clone()))
+    }
+
+    pub(crate) fn identity(&self) -> &DeviceIdentity {
+        &self.identity
+    }
+
+    /// What the names of this device's entry points end in, beyond those of the release.
+    pub(crate) fn entry_point_suffix(&self) -> String {
+        #[cfg(feature = "broken-kernels")]
+        if let Some(broken) = self.broken {
+            return format!("_break_{}", broken as u32);
+        }
+        String::new()
+    }
+}

@@ -1,0 +1,266 @@
+//! The device seam on the CPU.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use peersum::Element;
+use peersum::device::{
+    Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, MemorySharing,
+    StatusRecord,
+};
+use peersum::loader::{LoadPolicy, LoadReport, Origin};
+use peersum_artifact::{Algorithm, ModuleKey};
+use peersum_kernels::abi::{
+    PEERSUM_MAX_BLOCKS, PEERSUM_MAX_THREADS, PEERSUM_MIN_THREADS, PeersumParams,
+};
+
+use crate::buffer::EmulatorBuffer;
+use crate::entry_points::{self, EntryPoint};
+use crate::memory::{self, EmulatorAllocation, EmulatorMapping};
+use crate::stream::{Command, EmulatorStream, misuse};
+use crate::thread_pool::Launch;
+
+/// Runs the kernels on the CPU. See the crate's documentation.
+#[derive(Debug)]
+pub struct Emulator {
+    stream: EmulatorStream,
+}
+
+/// Both entry points of one module.
+#[derive(Debug, Clone, Copy)]
+pub struct EmulatorModule {
+    one_shot: EntryPoint,
+    two_shot: EntryPoint,
+}
+
+impl EmulatorModule {
+    fn entry(&self, algorithm: Algorithm) -> EntryPoint {
+        match algorithm {
+            Algorithm::OneShot => self.one_shot,
+            Algorithm::TwoShot => self.two_shot,
+        }
+    }
+}
+
+/// A recorded sequence of launches, fills and copies.
+#[derive(Clone)]
+pub struct EmulatorGraph {
+    commands: Arc<[Command]>,
+}
+
+impl DeviceStream for EmulatorStream {
+    type Device = Emulator;
+}
+
+impl Device for Emulator {
+    type Stream = EmulatorStream;
+    type Module = EmulatorModule;
+    type Allocation = EmulatorAllocation;
+    type Mapping = EmulatorMapping;
+    type Graph = EmulatorGraph;
+    type Buffer<T: Element> = EmulatorBuffer<T>;
+
+    fn open(stream: &EmulatorStream) -> Result<Self, DeviceError> {
+        Ok(Self {
+            stream: stream.clone(),
+        })
+    }
+
+    fn stream(&self) -> &EmulatorStream {
+        &self.stream
+    }
+
+    fn stream_id(&self) -> u64 {
+        self.stream.id()
+    }
+
+    fn identity(&self) -> Result<DeviceIdentity, DeviceError> {
+        Ok(self.stream.device().identity().clone())
+    }
+
+    /// The kernels are linked into the program, so `policy` is not consulted.
+    fn load(
+        &self,
+        _policy: &LoadPolicy,
+        key: ModuleKey,
+    ) -> Result<(EmulatorModule, LoadReport), DeviceError> {
+        let began = Instant::now();
+        let suffix = self.stream.device().entry_point_suffix();
+        let find = |algorithm| {
+            let name = format!("{}{suffix}", key.entry_point(algorithm));
+            entry_points::find(&name).ok_or_else(|| {
+                misuse(
+                    "load",
+                    &format!("{name} is not among the kernels compiled for the CPU"),
+                )
+            })
+        };
+        let module = EmulatorModule {
+            one_shot: find(Algorithm::OneShot)?,
+            two_shot: find(Algorithm::TwoShot)?,
+        };
+        let report = LoadReport {
+            module: key,
+            origin: Origin::Pack,
+            passed_over: Vec::new(),
+            took: began.elapsed(),
+        };
+        Ok((module, report))
+    }
+
+    /// Nominal: all blocks of a launch run at once whatever their number.
+    fn blocks_per_multiprocessor(
+        &self,
+        _module: &EmulatorModule,
+        _algorithm: Algorithm,
+        threads: u32,
+    ) -> Result<u32, DeviceError> {
+        Ok(PEERSUM_MAX_THREADS / threads.clamp(PEERSUM_MIN_THREADS, PEERSUM_MAX_THREADS))
+    }
+
+    /// A memfd whatever `sharing` prefers; only a demand for CUDA IPC cannot be met.
+    fn allocate_shared(
+        &self,
+        bytes: usize,
+        sharing: MemorySharing,
+    ) -> Result<EmulatorAllocation, DeviceError> {
+        match sharing {
+            MemorySharing::Auto | MemorySharing::FileDescriptor => EmulatorAllocation::new(bytes),
+            MemorySharing::LegacyIpc => Err(DeviceError::CannotShare {
+                reason: "the emulator has file descriptors only, no CUDA IPC".to_owned(),
+            }),
+        }
+    }
+
+    fn allocation_address(&self, allocation: &EmulatorAllocation) -> u64 {
+        allocation.address()
+    }
+
+    fn export(
+        &self,
+        allocation: &EmulatorAllocation,
+        same_process: bool,
+    ) -> Result<Export, DeviceError> {
+        allocation.export(same_process)
+    }
+
+    fn import(&self, import: Import<'_>, bytes: usize) -> Result<EmulatorMapping, DeviceError> {
+        EmulatorMapping::new(import, bytes)
+    }
+
+    fn mapping_address(&self, mapping: &EmulatorMapping) -> u64 {
+        mapping.address()
+    }
+
+    unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
+        // SAFETY: the caller answers for the memory until it disowns the buffer.
+        unsafe { EmulatorBuffer::adopt(address, len) }
+    }
+
+    fn disown<T: Element>(buffer: EmulatorBuffer<T>) {
+        // An adopted buffer does not own its memory.
+        drop(buffer);
+    }
+
+    fn allocate_status(&self) -> Result<StatusRecord, DeviceError> {
+        Ok(memory::allocate_status())
+    }
+
+    unsafe fn fill(&self, address: u64, word: u32, words: usize) -> Result<(), DeviceError> {
+        self.stream.enqueue(Command::Fill {
+            address,
+            word,
+            words,
+        })
+    }
+
+    unsafe fn copy(&self, destination: u64, source: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.stream.enqueue(Command::Copy {
+            destination,
+            source,
+            bytes,
+        })
+    }
+
+    unsafe fn write(&self, destination: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.refuse_while_capturing("write")?;
+        self.stream.enqueue(Command::Write {
+            destination,
+            bytes: bytes.into(),
+        })
+    }
+
+    unsafe fn read(&self, source: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        self.synchronize()?;
+        // SAFETY: the caller answers for the source, and the stream has passed what it enqueued before; `bytes` is borrowed mutably, so
+        // the two do not overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(source as *const u8, bytes.as_mut_ptr(), bytes.len())
+        };
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        module: &EmulatorModule,
+        algorithm: Algorithm,
+        shape: LaunchShape,
+        params: &PeersumParams,
+    ) -> Result<(), DeviceError> {
+        let LaunchShape {
+            blocks, threads, ..
+        } = shape;
+        if !(1..=PEERSUM_MAX_BLOCKS).contains(&blocks)
+            || !(PEERSUM_MIN_THREADS..=PEERSUM_MAX_THREADS).contains(&threads)
+        {
+            return Err(misuse(
+                "launch",
+                &format!("{blocks} blocks of {threads} threads are beyond the kernels' bounds"),
+            ));
+        }
+        let entry = module.entry(algorithm);
+        self.stream.enqueue(Command::Launch(Box::new(Launch {
+            entry,
+            blocks,
+            threads,
+            params: *params,
+        })))
+    }
+
+    fn is_idle(&self) -> Result<bool, DeviceError> {
+        Ok(self.stream.is_idle())
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
+        self.refuse_while_capturing("synchronize")?;
+        self.stream.synchronize();
+        Ok(())
+    }
+
+    fn capture_begin(&self) -> Result<(), DeviceError> {
+        self.stream.capture_begin()
+    }
+
+    fn capture_end(&self) -> Result<EmulatorGraph, DeviceError> {
+        Ok(EmulatorGraph {
+            commands: self.stream.capture_end()?,
+        })
+    }
+
+    unsafe fn launch_graph(&self, graph: &EmulatorGraph) -> Result<(), DeviceError> {
+        self.stream
+            .enqueue(Command::Graph(Arc::clone(&graph.commands)))
+    }
+}
+
+impl Emulator {
+    fn refuse_while_capturing(&self, call: &'static str) -> Result<(), DeviceError> {
+        if self.stream.is_capturing() {
+            return Err(misuse(
+                call,
+                "not allowed while the stream is being captured",
+            ));
+        }
+        Ok(())
+    }
+}

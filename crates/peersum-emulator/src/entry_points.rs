@@ -1,0 +1,71 @@
+//! The compiled kernels by name.
+
+use std::sync::atomic::AtomicU32;
+
+use peersum_kernels::abi::PeersumParams;
+
+/// One entry point. It runs as one emulated thread, within [`peersum_emulator_run`] only.
+pub(crate) type EntryPoint = unsafe extern "C" fn(PeersumParams);
+
+/// `emulator::BlockBarrier` of `cpp/runtime.hpp`.
+#[repr(C, align(64))]
+#[derive(Default)]
+pub(crate) struct BlockBarrier {
+    arrived: AtomicU32,
+    generation: AtomicU32,
+    any: [AtomicU32; 2],
+}
+
+/// `emulator::Thread` of `cpp/runtime.hpp`.
+#[repr(C)]
+pub(crate) struct ThreadIdentity {
+    pub(crate) thread: u32,
+    pub(crate) threads: u32,
+    pub(crate) block: u32,
+    pub(crate) blocks: u32,
+    pub(crate) barrier: *const BlockBarrier,
+    /// Not 0, which the generator never leaves.
+    pub(crate) random_seed: u32,
+}
+
+unsafe extern "C" {
+    /// Runs `entry` as one emulated thread on the calling host thread.
+    pub(crate) fn peersum_emulator_run(
+        entry: EntryPoint,
+        params: *const PeersumParams,
+        thread: *const ThreadIdentity,
+    );
+}
+
+include!(concat!(env!("OUT_DIR"), "/entry_points.rs"));
+
+/// The entry point of this name.
+pub(crate) fn find(name: &str) -> Option<EntryPoint> {
+    ENTRY_POINTS
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|&(_, entry)| entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use peersum_artifact::ModuleKey;
+
+    use super::*;
+
+    #[test]
+    fn every_entry_point_of_the_matrix_is_a_function_of_its_own() {
+        let functions: HashSet<usize> = ModuleKey::all()
+            .flat_map(|key| key.entry_points())
+            .map(|name| find(&name).unwrap_or_else(|| panic!("{name} is missing")) as usize)
+            .collect();
+        assert_eq!(functions.len(), 84);
+    }
+
+    #[test]
+    fn an_unknown_name_is_not_found() {
+        assert!(find("peersum_push_one_shot_bf16_ws9").is_none());
+    }
+}

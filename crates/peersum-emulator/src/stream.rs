@@ -1,0 +1,300 @@
+//! Streams: ordered queues of work, asynchronous to their callers.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use peersum::device::DeviceError;
+
+use crate::device::EmulatorDevice;
+use crate::thread_pool::{Launch, ThreadPool};
+
+/// One piece of work. Addresses are answered for by whoever enqueued it (`unsafe fn`s of `Device`).
+pub(crate) enum Command {
+    Launch(Box<Launch>),
+    Fill {
+        address: u64,
+        word: u32,
+        words: usize,
+    },
+    Copy {
+        destination: u64,
+        source: u64,
+        bytes: usize,
+    },
+    Write {
+        destination: u64,
+        bytes: Box<[u8]>,
+    },
+    Graph(Arc<[Command]>),
+}
+
+impl Command {
+    /// Host threads that it needs at once.
+    fn thread_count(&self) -> usize {
+        match self {
+            Command::Launch(launch) => launch.thread_count(),
+            Command::Graph(commands) => commands
+                .iter()
+                .map(Command::thread_count)
+                .max()
+                .unwrap_or(0),
+            Command::Fill { .. } | Command::Copy { .. } | Command::Write { .. } => 0,
+        }
+    }
+
+    fn execute(&self, pool: &ThreadPool, seed: &mut u32) {
+        match *self {
+            Command::Launch(ref launch) => {
+                *seed = seed.wrapping_mul(0x915F_77F5).wrapping_add(1);
+                pool.run(launch, *seed);
+            }
+            Command::Fill {
+                address,
+                word,
+                words,
+            } => {
+                let address = address as *mut u32;
+                for index in 0..words {
+                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any multiple of an element from alignment.
+                    unsafe { address.add(index).write_unaligned(word) };
+                }
+            }
+            Command::Copy {
+                destination,
+                source,
+                bytes,
+            } => {
+                // SAFETY: the caller of `Device::copy` answers for both ranges, and that they do not overlap.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(
+                        source as *const u8,
+                        destination as *mut u8,
+                        bytes,
+                    )
+                };
+            }
+            Command::Write {
+                destination,
+                ref bytes,
+            } => {
+                // SAFETY: the caller of `Device::write` answers for the destination; the source is owned here.
+                unsafe {
+                    std::ptr::copy_nonoverlapping(
+                        bytes.as_ptr(),
+                        destination as *mut u8,
+                        bytes.len(),
+                    )
+                };
+            }
+            Command::Graph(ref commands) => {
+                for command in &**commands {
+                    command.execute(pool, seed);
+                }
+            }
+        }
+    }
+}
+
+/// How far a stream has come.
+#[derive(Default)]
+struct Progress {
+    counts: Mutex<Counts>,
+    advanced: Condvar,
+}
+
+#[derive(Default, Clone, Copy)]
+struct Counts {
+    enqueued: u64,
+    done: u64,
+}
+
+impl Progress {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and the threads that run them.
+/// Cheap to clone. Dropping the last clone waits for what was enqueued.
+#[derive(Clone)]
+pub struct EmulatorStream {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: u64,
+    device: Arc<EmulatorDevice>,
+    pool: Arc<ThreadPool>,
+    progress: Arc<Progress>,
+    /// `None` only while the stream is dropped.
+    commands: Option<Sender<Command>>,
+    executor: Option<JoinHandle<()>>,
+    /// What was recorded since a capture began.
+    recording: Mutex<Option<Vec<Command>>>,
+}
+
+impl fmt::Debug for EmulatorStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "EmulatorStream({} on {})",
+            self.inner.id,
+            self.inner.device.identity().name
+        )
+    }
+}
+
+impl EmulatorStream {
+    pub(crate) fn new(device: Arc<EmulatorDevice>) -> Result<Self, DeviceError> {
+        static STREAMS: AtomicU64 = AtomicU64::new(1);
+        let id = STREAMS.fetch_add(1, Ordering::Relaxed);
+        let pool = Arc::new(ThreadPool::default());
+        let progress = Arc::new(Progress::default());
+        let (commands, received) = channel::<Command>();
+        let executor = thread::Builder::new()
+            .name(format!("emulated stream {id}"))
+            .spawn({
+                let (pool, progress) = (Arc::clone(&pool), Arc::clone(&progress));
+                move || {
+                    let mut seed = id as u32;
+                    for command in received {
+                        command.execute(&pool, &mut seed);
+                        progress.counts().done += 1;
+                        progress.advanced.notify_all();
+                    }
+                }
+            })
+            .map_err(thread_refused)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                id,
+                device,
+                pool,
+                progress,
+                commands: Some(commands),
+                executor: Some(executor),
+                recording: Mutex::new(None),
+            }),
+        })
+    }
+
+    /// The device that the stream belongs to.
+    #[must_use]
+    pub fn device(&self) -> &EmulatorDevice {
+        &self.inner.device
+    }
+
+    /// Unlike any other stream's of this process.
+    pub(crate) fn id(&self) -> u64 {
+        self.inner.id
+    }
+
+    /// Waits until everything enqueued so far is done.
+    pub fn synchronize(&self) {
+        let mut counts = self.inner.progress.counts();
+        let awaited = counts.enqueued;
+        while counts.done < awaited {
+            counts = self
+                .inner
+                .progress
+                .advanced
+                .wait(counts)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Whether everything enqueued so far is done.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let counts = *self.inner.progress.counts();
+        counts.done == counts.enqueued
+    }
+
+    /// Whether commands are recorded rather than run.
+    pub(crate) fn is_capturing(&self) -> bool {
+        self.recording().is_some()
+    }
+
+    /// Enqueues a command, or records it during a capture.
+    pub(crate) fn enqueue(&self, command: Command) -> Result<(), DeviceError> {
+        // Here and not in the executor, so that whoever launches learns of it.
+        self.inner
+            .pool
+            .reserve(command.thread_count())
+            .map_err(thread_refused)?;
+        if let Some(recorded) = &mut *self.recording() {
+            recorded.push(command);
+            return Ok(());
+        }
+        // Counted under the lock that orders the queue, so that `done` never passes `enqueued`.
+        let mut counts = self.inner.progress.counts();
+        let sent = self
+            .inner
+            .commands
+            .as_ref()
+            .is_some_and(|commands| commands.send(command).is_ok());
+        if !sent {
+            return Err(misuse("enqueue", "the stream's thread has ended"));
+        }
+        counts.enqueued += 1;
+        Ok(())
+    }
+
+    pub(crate) fn capture_begin(&self) -> Result<(), DeviceError> {
+        let mut recording = self.recording();
+        if recording.is_some() {
+            return Err(misuse(
+                "capture_begin",
+                "a capture is in progress on this stream",
+            ));
+        }
+        *recording = Some(Vec::new());
+        Ok(())
+    }
+
+    pub(crate) fn capture_end(&self) -> Result<Arc<[Command]>, DeviceError> {
+        match self.recording().take() {
+            Some(commands) => Ok(commands.into()),
+            None => Err(misuse(
+                "capture_end",
+                "no capture is in progress on this stream",
+            )),
+        }
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
+        self.inner
+            .recording
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.commands.take());
+        if let Some(executor) = self.executor.take() {
+            // Kernels bound every wait, so it ends.
+            let _ = executor.join();
+        }
+    }
+}
+
+fn thread_refused(source: io::Error) -> DeviceError {
+    DeviceError::System {
+        call: "pthread_create",
+        source,
+    }
+}
+
+/// An error that a driver would report.
+pub(crate) fn misuse(call: &'static str, message: &str) -> DeviceError {
+    DeviceError::Driver {
+        call,
+        message: message.to_owned(),
+    }
+}

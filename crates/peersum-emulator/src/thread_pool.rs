@@ -1,0 +1,147 @@
+//! The host threads that are the CUDA threads of one stream.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle, Thread};
+
+use peersum_kernels::abi::PeersumParams;
+
+use crate::entry_points::{BlockBarrier, EntryPoint, ThreadIdentity, peersum_emulator_run};
+
+/// Enough for the deepest call of a kernel many times over; a thousand threads then cost no memory worth the name.
+const STACK_BYTES: usize = 256 * 1024;
+
+/// One launch: what to run and on how many threads.
+#[derive(Clone)]
+pub(crate) struct Launch {
+    pub(crate) entry: EntryPoint,
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+    pub(crate) params: PeersumParams,
+}
+
+impl Launch {
+    /// Host threads that run at once.
+    pub(crate) fn thread_count(&self) -> usize {
+        self.blocks as usize * self.threads as usize
+    }
+}
+
+/// A launch in progress.
+struct Running {
+    launch: Launch,
+    barriers: Box<[BlockBarrier]>,
+    /// Threads that have not ended yet.
+    remaining: AtomicUsize,
+    /// Whom the last thread wakes.
+    waiter: Thread,
+    seed: u32,
+}
+
+impl Running {
+    fn run_thread(&self, index: u32) {
+        let Launch {
+            entry,
+            blocks,
+            threads,
+            ref params,
+        } = self.launch;
+        let block = index / threads;
+        let identity = ThreadIdentity {
+            thread: index % threads,
+            threads,
+            block,
+            blocks,
+            barrier: &self.barriers[block as usize],
+            // Odd multipliers spread the seeds; the lowest bit keeps them from being 0.
+            random_seed: (self.seed ^ index.wrapping_mul(0x9E37_79B9)) | 1,
+        };
+        // SAFETY: `Device::launch` makes its caller answer for the addresses in `params`; the barrier lives as long as `self`, and
+        // all threads of its block run, since the pool has a thread for each.
+        unsafe { peersum_emulator_run(entry, params, &identity) };
+        // Release and acquire: what this thread did happens before the next launch of the stream, and before whoever synchronises.
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.waiter.unpark();
+        }
+    }
+}
+
+struct Worker {
+    jobs: Sender<(Arc<Running>, u32)>,
+    handle: JoinHandle<()>,
+}
+
+/// Threads that grow to the largest launch and end with the pool.
+#[derive(Default)]
+pub(crate) struct ThreadPool {
+    workers: Mutex<Vec<Worker>>,
+}
+
+impl ThreadPool {
+    /// Makes sure that a launch of `threads` threads can run.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses another thread.
+    pub(crate) fn reserve(&self, threads: usize) -> io::Result<()> {
+        let mut workers = self.workers();
+        while workers.len() < threads {
+            let (jobs, received) = channel::<(Arc<Running>, u32)>();
+            let handle = thread::Builder::new()
+                .name(format!("emulated {}", workers.len()))
+                .stack_size(STACK_BYTES)
+                .spawn(move || {
+                    for (running, index) in received {
+                        running.run_thread(index);
+                    }
+                })?;
+            workers.push(Worker { jobs, handle });
+        }
+        Ok(())
+    }
+
+    /// Runs one launch and returns when all its threads have ended. The pool has been made large enough by [`Self::reserve`].
+    pub(crate) fn run(&self, launch: &Launch, seed: u32) {
+        let running = Arc::new(Running {
+            launch: launch.clone(),
+            barriers: (0..launch.blocks)
+                .map(|_| BlockBarrier::default())
+                .collect(),
+            remaining: AtomicUsize::new(launch.thread_count()),
+            waiter: thread::current(),
+            seed,
+        });
+        {
+            let workers = self.workers();
+            assert!(
+                workers.len() >= launch.thread_count(),
+                "the pool was not reserved for this launch"
+            );
+            for (index, worker) in (0..).zip(workers.iter().take(launch.thread_count())) {
+                // A worker receives until its sender, which is held here, is dropped.
+                let _ = worker.jobs.send((Arc::clone(&running), index));
+            }
+        }
+        while running.remaining.load(Ordering::Acquire) != 0 {
+            thread::park();
+        }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for ThreadPool {
+    fn drop(&mut self) {
+        let workers = std::mem::take(&mut *self.workers());
+        let handles: Vec<JoinHandle<()>> =
+            workers.into_iter().map(|worker| worker.handle).collect();
+        for handle in handles {
+            // A worker runs kernels only, which do not unwind.
+            let _ = handle.join();
+        }
+    }
+}

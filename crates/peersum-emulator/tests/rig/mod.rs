@@ -1,0 +1,515 @@
+//! Ranks that are set up by hand as `abi.h` says, and driven through the device seam alone: each is a stream of this process.
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+use std::time::{Duration, Instant};
+
+use half::{bf16, f16};
+use peersum::Element;
+use peersum::device::{Device, LaunchShape, MemorySharing, StatusRecord};
+use peersum::loader::LoadPolicy;
+use peersum::reference::{ReferenceElement, all_reduce};
+use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
+use peersum_emulator::{
+    Emulator, EmulatorAllocation, EmulatorBuffer, EmulatorDevice, EmulatorOptions,
+};
+use peersum_kernels::abi::{
+    PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY,
+    PEERSUM_SOURCE_ORDINARY, PEERSUM_SOURCE_SYMMETRIC, PEERSUM_UNIT_BYTES, PeersumControl,
+    PeersumParams, PeersumStatus,
+};
+
+/// Elements on either side of every output that must not change.
+const GUARD: usize = 24;
+
+/// One call that all ranks make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) family: Family,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) symmetric: bool,
+    pub(crate) in_place: bool,
+    /// Whether the ranks' buffers begin at elements that are aligned differently.
+    pub(crate) misaligned: bool,
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+}
+
+impl Call {
+    /// An aligned call out of place.
+    pub(crate) fn new(family: Family, algorithm: Algorithm, blocks: u32, threads: u32) -> Self {
+        Self {
+            family,
+            algorithm,
+            symmetric: false,
+            in_place: false,
+            misaligned: false,
+            blocks,
+            threads,
+        }
+    }
+}
+
+/// Every algorithm with every source that it can have.
+pub(crate) fn kinds() -> Vec<Call> {
+    let mut calls = Vec::new();
+    for &family in Family::ALL {
+        for &algorithm in Algorithm::ALL {
+            calls.push(Call::new(family, algorithm, 2, 8));
+            if family == Family::Pull {
+                calls.push(Call {
+                    symmetric: true,
+                    ..Call::new(family, algorithm, 2, 8)
+                });
+            }
+        }
+    }
+    calls
+}
+
+/// How a world is set up.
+pub(crate) struct Setup {
+    pub(crate) units: usize,
+    pub(crate) push_epoch: u32,
+    pub(crate) pull_epoch: u64,
+    pub(crate) timeout: Duration,
+    pub(crate) options: EmulatorOptions,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            units: 1100,
+            push_epoch: 0,
+            pull_epoch: 1,
+            timeout: Duration::from_secs(60),
+            options: EmulatorOptions::default(),
+        }
+    }
+}
+
+struct Layout {
+    push_offset: u64,
+    push_half_bytes: u64,
+    staging_offset: u64,
+    staging_half_bytes: u64,
+    bytes: usize,
+}
+
+impl Layout {
+    fn new(world_size: usize, units: usize) -> Self {
+        let up = |bytes: usize| bytes.next_multiple_of(128) as u64;
+        let unit = PEERSUM_UNIT_BYTES as usize;
+        let push_offset = up(size_of::<PeersumControl>());
+        let push_half_bytes =
+            up(2 * world_size * units.div_ceil(world_size).max(units.div_ceil(2)) * unit);
+        let staging_offset = push_offset + 2 * push_half_bytes;
+        let staging_half_bytes = up(units * unit);
+        let bytes = (staging_offset + 2 * staging_half_bytes) as usize;
+        Self {
+            push_offset,
+            push_half_bytes,
+            staging_offset,
+            staging_half_bytes,
+            bytes,
+        }
+    }
+}
+
+pub(crate) struct Rank {
+    pub(crate) emulator: Emulator,
+    pub(crate) status: StatusRecord,
+    pub(crate) arena: EmulatorAllocation,
+    symmetric: EmulatorAllocation,
+}
+
+/// A group of ranks.
+pub(crate) struct World {
+    pub(crate) ranks: Vec<Rank>,
+    layout: Layout,
+    timeout: Duration,
+}
+
+/// What one rank gives to and gets from a call.
+pub(crate) struct Arrays<T: Element> {
+    input: EmulatorBuffer<T>,
+    output: EmulatorBuffer<T>,
+    offset: usize,
+    len: usize,
+}
+
+impl World {
+    pub(crate) fn new(world_size: u32, setup: &Setup) -> Self {
+        let layout = Layout::new(world_size as usize, setup.units);
+        let ranks = (0..world_size)
+            .map(|rank| {
+                let stream = EmulatorDevice::with_options(rank, &setup.options)
+                    .stream()
+                    .unwrap();
+                let emulator = Emulator::open(&stream).unwrap();
+                let arena = emulator
+                    .allocate_shared(layout.bytes, MemorySharing::Auto)
+                    .unwrap();
+                let symmetric_bytes = (setup.units + 16) * PEERSUM_UNIT_BYTES as usize;
+                let symmetric = emulator
+                    .allocate_shared(symmetric_bytes, MemorySharing::Auto)
+                    .unwrap();
+                let status = emulator.allocate_status().unwrap();
+                initialise(
+                    &emulator,
+                    emulator.allocation_address(&arena),
+                    &layout,
+                    setup,
+                );
+                Rank {
+                    emulator,
+                    status,
+                    arena,
+                    symmetric,
+                }
+            })
+            .collect();
+        let world = Self {
+            ranks,
+            layout,
+            timeout: setup.timeout,
+        };
+        world.synchronize();
+        world
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.ranks.len()
+    }
+
+    pub(crate) fn synchronize(&self) {
+        for rank in &self.ranks {
+            rank.emulator.synchronize().unwrap();
+        }
+    }
+
+    pub(crate) fn failure(&self, rank: usize) -> Option<PeersumStatus> {
+        self.ranks[rank].status.failure()
+    }
+
+    pub(crate) fn key<T: Element>(&self, family: Family) -> ModuleKey {
+        let world_size = WorldSize::try_from(self.size() as u32).unwrap();
+        ModuleKey {
+            family,
+            dtype: T::DTYPE,
+            world_size,
+        }
+    }
+
+    fn symmetric_address<T>(&self, call: &Call, rank: usize) -> u64 {
+        let rank_data = &self.ranks[rank];
+        let base = rank_data.emulator.allocation_address(&rank_data.symmetric);
+        let offset = GUARD + usize::from(call.misaligned) * (rank * 3 + 1) % 8;
+        base + (offset * size_of::<T>()) as u64
+    }
+
+    /// The parameters of `rank`'s call.
+    pub(crate) fn params<T: Element>(
+        &self,
+        call: &Call,
+        rank: usize,
+        arrays: &Arrays<T>,
+    ) -> PeersumParams {
+        let mut arena = [0; PEERSUM_MAX_WORLD_SIZE as usize];
+        let mut symmetric = [0; PEERSUM_MAX_WORLD_SIZE as usize];
+        for (index, peer) in self.ranks.iter().enumerate() {
+            arena[index] = peer.emulator.allocation_address(&peer.arena);
+            if call.symmetric {
+                symmetric[index] = self.symmetric_address::<T>(call, index);
+            }
+        }
+        let at =
+            |buffer: &EmulatorBuffer<T>| buffer.address() + (arrays.offset * size_of::<T>()) as u64;
+        let output = at(&arrays.output);
+        PeersumParams {
+            arena,
+            symmetric,
+            input: if call.in_place {
+                output
+            } else {
+                at(&arrays.input)
+            },
+            output,
+            elements: arrays.len as u64,
+            push_offset: self.layout.push_offset,
+            push_half_bytes: self.layout.push_half_bytes,
+            staging_offset: self.layout.staging_offset,
+            staging_half_bytes: self.layout.staging_half_bytes,
+            status: self.ranks[rank].status.device_address,
+            timeout_ns: self.timeout.as_nanos() as u64,
+            rank: rank as u32,
+            source: if call.symmetric {
+                PEERSUM_SOURCE_SYMMETRIC
+            } else {
+                PEERSUM_SOURCE_ORDINARY
+            },
+            buffer: 0,
+            reserved: 0,
+        }
+    }
+
+    /// Where `rank`'s input and output of a call lie: filled with `input`, and with a pattern that no result has.
+    pub(crate) fn arrays<T: Element>(&self, call: &Call, rank: usize, input: &[T]) -> Arrays<T> {
+        let len = input.len();
+        let offset = GUARD
+            + if call.misaligned {
+                (rank * 5 + 1) % 8
+            } else {
+                GUARD.next_multiple_of(8) - GUARD
+            };
+        let mut with_guards = vec![guard::<T>(); offset + len + GUARD];
+        let empty = EmulatorBuffer::from_slice(&with_guards);
+        with_guards[offset..offset + len].copy_from_slice(input);
+        let filled = EmulatorBuffer::from_slice(&with_guards);
+        let (input, output) = if call.in_place {
+            (empty, filled)
+        } else {
+            (filled, empty)
+        };
+        Arrays {
+            input,
+            output,
+            offset,
+            len,
+        }
+    }
+
+    /// Enqueues `rank`'s part of a call. A symmetric input is written by the stream beforehand.
+    pub(crate) fn launch<T: Element>(&self, call: &Call, rank: usize, arrays: &Arrays<T>) {
+        let emulator = &self.ranks[rank].emulator;
+        let (module, _) = emulator
+            .load(&LoadPolicy::default(), self.key::<T>(call.family))
+            .unwrap();
+        let params = self.params(call, rank, arrays);
+        let shape = LaunchShape {
+            blocks: call.blocks,
+            threads: call.threads,
+            pdl: true,
+        };
+        // SAFETY: the addresses are those of this world and of `arrays`, which their owner keeps until the stream is done.
+        unsafe {
+            if call.symmetric {
+                let bytes = arrays.len * size_of::<T>();
+                emulator
+                    .copy(params.symmetric[rank], params.input, bytes)
+                    .unwrap();
+            }
+            emulator
+                .launch(&module, call.algorithm, shape, &params)
+                .unwrap();
+            if call.symmetric && call.algorithm == Algorithm::TwoShot {
+                let bytes = arrays.len * size_of::<T>();
+                emulator
+                    .copy(params.output, params.symmetric[rank], bytes)
+                    .unwrap();
+            }
+        }
+    }
+
+    /// Enqueues a call on every rank.
+    pub(crate) fn start<T: Element>(&self, call: &Call, inputs: &[Vec<T>]) -> Vec<Arrays<T>> {
+        (0..self.size())
+            .map(|rank| {
+                let arrays = self.arrays(call, rank, &inputs[rank]);
+                self.launch(call, rank, &arrays);
+                arrays
+            })
+            .collect()
+    }
+
+    /// Waits for all ranks and checks that none failed and that each has the reference's bits.
+    pub(crate) fn assert_reduced<T: Element>(
+        &self,
+        call: &Call,
+        inputs: &[Vec<T>],
+        arrays: &[Arrays<T>],
+    ) {
+        self.synchronize();
+        for rank in 0..self.size() {
+            if let Some(failure) = self.failure(rank) {
+                panic!(
+                    "rank {rank} failed in {call:?} ({} elements): {failure:?}",
+                    inputs[0].len()
+                );
+            }
+        }
+        let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
+        let expected = bits(&all_reduce(&slices));
+        for (rank, arrays) in arrays.iter().enumerate() {
+            let found = bits(&arrays.result());
+            if found != expected {
+                let at = (0..expected.len())
+                    .find(|&i| found[i] != expected[i])
+                    .unwrap();
+                panic!(
+                    "rank {rank}, {} {} elements, {call:?}: element {at} is {:#x}, not {:#x}",
+                    expected.len(),
+                    T::DTYPE,
+                    found[at],
+                    expected[at]
+                );
+            }
+            arrays.assert_guards();
+        }
+    }
+}
+
+impl<T: Element> Arrays<T> {
+    pub(crate) fn result(&self) -> Vec<T> {
+        self.output.to_vec()[self.offset..self.offset + self.len].to_vec()
+    }
+
+    pub(crate) fn assert_guards(&self) {
+        for buffer in [&self.input, &self.output] {
+            let all = bits(&buffer.to_vec());
+            let outside = all[..self.offset]
+                .iter()
+                .chain(&all[self.offset + self.len..]);
+            let untouched = bits(&[guard::<T>()])[0];
+            assert!(
+                outside.into_iter().all(|&element| element == untouched),
+                "written beside the array"
+            );
+        }
+    }
+
+    pub(crate) fn assert_all_nan(&self) {
+        let nan = bits(&[T::CANONICAL_NAN])[0];
+        for (index, element) in bits(&self.result()).into_iter().enumerate() {
+            assert_eq!(element, nan, "element {index} of {} is not NaN", self.len);
+        }
+        self.assert_guards();
+    }
+}
+
+fn guard<T: Element>() -> T {
+    from_bits(0x5A5A_5A5A)
+}
+
+/// The element whose bits are the low bits of `word`.
+pub(crate) fn from_bits<T: Element>(word: u32) -> T {
+    let bytes = word.to_le_bytes();
+    // SAFETY: an element is 2 or 4 bytes of any pattern.
+    unsafe { bytes.as_ptr().cast::<T>().read_unaligned() }
+}
+
+pub(crate) fn bits<T: Element>(elements: &[T]) -> Vec<u32> {
+    elements
+        .iter()
+        .map(|element| {
+            let mut bytes = [0; 4];
+            // SAFETY: an element is at most 4 bytes.
+            unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(*element) };
+            u32::from_le_bytes(bytes)
+        })
+        .collect()
+}
+
+fn initialise(emulator: &Emulator, arena: u64, layout: &Layout, setup: &Setup) {
+    // SAFETY: a control block is integers only.
+    let mut control: Box<PeersumControl> = Box::new(unsafe { std::mem::zeroed() });
+    for block in &mut control.blocks {
+        block.push_epoch = setup.push_epoch;
+        block.pull_epoch = setup.pull_epoch;
+    }
+    let next = u64::from(setup.push_epoch).wrapping_add(setup.pull_epoch);
+    for back in 1..=u64::from(PEERSUM_HEADER_RING) {
+        let sequence = next.wrapping_sub(back) & 0xFFFF;
+        let slot = (sequence % u64::from(PEERSUM_HEADER_RING)) as usize;
+        let word = sequence << PEERSUM_HEADER_SEQUENCE_SHIFT;
+        control.own_headers[slot] = word;
+        control.headers[slot] = [word; PEERSUM_MAX_WORLD_SIZE as usize];
+    }
+    // SAFETY: as above; the arena is as large as the layout says.
+    unsafe {
+        let bytes = std::slice::from_raw_parts(
+            (&raw const *control).cast::<u8>(),
+            size_of::<PeersumControl>(),
+        );
+        emulator.write(arena, bytes).unwrap();
+        let words = 2 * layout.push_half_bytes as usize / 4;
+        emulator
+            .fill(arena + layout.push_offset, PEERSUM_SLOT_EMPTY, words)
+            .unwrap();
+    }
+}
+
+/// Random elements: any bit pattern, numbers of like magnitude, and the patterns that break such protocols.
+pub(crate) fn random<T: Element>(generator: &mut fastrand::Rng, len: usize) -> Vec<T> {
+    let special: [u32; 16] = [
+        0xFFFF_FFFF,
+        0x7FFF_FFFF,
+        0x7FFF_7FFF,
+        0,
+        0x8000_8000,
+        0x8000_0000,
+        0x0001_0001,
+        0x8001_8001,
+        0x7F80_7F80,
+        0xFF80_FF80,
+        0x7C00_7C00,
+        0xFC00_FC00,
+        0x7BFF_7BFF,
+        0x0000_FFFF,
+        0x7F7F_7F7F,
+        0x0080_0080,
+    ];
+    (0..len)
+        .map(|_| match generator.u32(0..4) {
+            0 => from_bits(generator.u32(..)),
+            1 => from_bits(special[generator.usize(..special.len())]),
+            _ => T::round((generator.f32() - 0.5) * 8.0),
+        })
+        .collect()
+}
+
+/// One random input a rank.
+pub(crate) fn random_inputs<T: Element>(
+    generator: &mut fastrand::Rng,
+    ranks: usize,
+    len: usize,
+) -> Vec<Vec<T>> {
+    (0..ranks).map(|_| random(generator, len)).collect()
+}
+
+/// A generator whose seed is printed: `PEERSUM_TEST_SEED` repeats a run.
+pub(crate) fn seeded() -> fastrand::Rng {
+    let seed = std::env::var("PEERSUM_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or_else(|| fastrand::u64(..));
+    println!("PEERSUM_TEST_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
+/// Runs `$body` with `$T` as each element type.
+#[macro_export]
+macro_rules! for_each_dtype {
+    ($T:ident => $body:expr) => {{
+        {
+            type $T = half::f16;
+            $body;
+        }
+        {
+            type $T = half::bf16;
+            $body;
+        }
+        {
+            type $T = f32;
+            $body;
+        }
+    }};
+}
+
+/// How long `work` takes.
+pub(crate) fn timed(work: impl FnOnce()) -> Duration {
+    let began = Instant::now();
+    work();
+    began.elapsed()
+}
+
+const _: () = assert!(size_of::<f16>() == 2 && size_of::<bf16>() == 2);
