@@ -1,16 +1,17 @@
 //! Ranks that are set up by hand as `abi.h` says, and driven through the device seam alone: each is a stream of this process.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use half::{bf16, f16};
 use peersum::Element;
-use peersum::device::{Device, LaunchShape, MemorySharing, StatusRecord};
+use peersum::device::{Device, Export, Import, LaunchShape, MemorySharing, StatusRecord};
 use peersum::loader::LoadPolicy;
-use peersum::reference::{ReferenceElement, all_reduce};
+use peersum::reference::all_reduce;
 use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
 use peersum_emulator::{
-    Emulator, EmulatorAllocation, EmulatorBuffer, EmulatorDevice, EmulatorOptions,
+    Emulator, EmulatorAllocation, EmulatorBuffer, EmulatorDevice, EmulatorMapping, EmulatorOptions,
 };
 use peersum_kernels::abi::{
     PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY,
@@ -118,8 +119,33 @@ impl Layout {
 pub(crate) struct Rank {
     pub(crate) emulator: Emulator,
     pub(crate) status: StatusRecord,
-    pub(crate) arena: EmulatorAllocation,
-    symmetric: EmulatorAllocation,
+    arena: Memory,
+    symmetric: Memory,
+}
+
+/// Memory of a rank, or of a rank in another process.
+enum Memory {
+    Own(EmulatorAllocation),
+    Mapped(EmulatorMapping),
+}
+
+impl Memory {
+    fn address(&self, emulator: &Emulator) -> u64 {
+        match self {
+            Memory::Own(allocation) => emulator.allocation_address(allocation),
+            Memory::Mapped(mapping) => emulator.mapping_address(mapping),
+        }
+    }
+
+    fn export(&self, emulator: &Emulator) -> OwnedFd {
+        let Memory::Own(allocation) = self else {
+            panic!("only a rank's owner exports its memory")
+        };
+        match emulator.export(allocation, false).unwrap() {
+            Export::Fd(fd) => fd,
+            other => panic!("not a descriptor: {other:?}"),
+        }
+    }
 }
 
 /// A group of ranks.
@@ -138,7 +164,53 @@ pub(crate) struct Arrays<T: Element> {
 }
 
 impl World {
+    /// Ranks of this process.
     pub(crate) fn new(world_size: u32, setup: &Setup) -> Self {
+        Self::build(world_size, setup, |emulator, layout, _| {
+            let allocate = |bytes| {
+                emulator
+                    .allocate_shared(bytes, MemorySharing::Auto)
+                    .unwrap()
+            };
+            let arena = allocate(layout.bytes);
+            initialise(emulator, emulator.allocation_address(&arena), layout, setup);
+            (
+                Memory::Own(arena),
+                Memory::Own(allocate(symmetric_bytes(setup))),
+            )
+        })
+    }
+
+    /// The same ranks as another process sees them, through the descriptors of [`World::export`].
+    pub(crate) fn import(setup: &Setup, descriptors: &[(OwnedFd, OwnedFd)]) -> Self {
+        Self::build(descriptors.len() as u32, setup, |emulator, layout, rank| {
+            let map = |fd: &OwnedFd, bytes| {
+                Memory::Mapped(emulator.import(Import::Fd(fd.as_fd()), bytes).unwrap())
+            };
+            let (arena, symmetric) = &descriptors[rank];
+            (
+                map(arena, layout.bytes),
+                map(symmetric, symmetric_bytes(setup)),
+            )
+        })
+    }
+
+    /// Each rank's arena and symmetric buffer.
+    pub(crate) fn export(&self) -> Vec<(OwnedFd, OwnedFd)> {
+        let export = |rank: &Rank| {
+            (
+                rank.arena.export(&rank.emulator),
+                rank.symmetric.export(&rank.emulator),
+            )
+        };
+        self.ranks.iter().map(export).collect()
+    }
+
+    fn build(
+        world_size: u32,
+        setup: &Setup,
+        memory: impl Fn(&Emulator, &Layout, usize) -> (Memory, Memory),
+    ) -> Self {
         let layout = Layout::new(world_size as usize, setup.units);
         let ranks = (0..world_size)
             .map(|rank| {
@@ -146,20 +218,8 @@ impl World {
                     .stream()
                     .unwrap();
                 let emulator = Emulator::open(&stream).unwrap();
-                let arena = emulator
-                    .allocate_shared(layout.bytes, MemorySharing::Auto)
-                    .unwrap();
-                let symmetric_bytes = (setup.units + 16) * PEERSUM_UNIT_BYTES as usize;
-                let symmetric = emulator
-                    .allocate_shared(symmetric_bytes, MemorySharing::Auto)
-                    .unwrap();
+                let (arena, symmetric) = memory(&emulator, &layout, rank as usize);
                 let status = emulator.allocate_status().unwrap();
-                initialise(
-                    &emulator,
-                    emulator.allocation_address(&arena),
-                    &layout,
-                    setup,
-                );
                 Rank {
                     emulator,
                     status,
@@ -202,7 +262,7 @@ impl World {
 
     fn symmetric_address<T>(&self, call: &Call, rank: usize) -> u64 {
         let rank_data = &self.ranks[rank];
-        let base = rank_data.emulator.allocation_address(&rank_data.symmetric);
+        let base = rank_data.symmetric.address(&rank_data.emulator);
         let offset = GUARD + usize::from(call.misaligned) * (rank * 3 + 1) % 8;
         base + (offset * size_of::<T>()) as u64
     }
@@ -217,7 +277,7 @@ impl World {
         let mut arena = [0; PEERSUM_MAX_WORLD_SIZE as usize];
         let mut symmetric = [0; PEERSUM_MAX_WORLD_SIZE as usize];
         for (index, peer) in self.ranks.iter().enumerate() {
-            arena[index] = peer.emulator.allocation_address(&peer.arena);
+            arena[index] = peer.arena.address(&peer.emulator);
             if call.symmetric {
                 symmetric[index] = self.symmetric_address::<T>(call, index);
             }
@@ -329,38 +389,52 @@ impl World {
         arrays: &[Arrays<T>],
     ) {
         self.synchronize();
-        for rank in 0..self.size() {
-            if let Some(failure) = self.failure(rank) {
+        for (rank, arrays) in arrays.iter().enumerate() {
+            if let Err(found) = self.check(rank, inputs, arrays) {
                 panic!(
-                    "rank {rank} failed in {call:?} ({} elements): {failure:?}",
-                    inputs[0].len()
+                    "rank {rank}, {} {} elements, {call:?}: {found}",
+                    inputs[0].len(),
+                    T::DTYPE
                 );
             }
+        }
+    }
+
+    /// Whether `rank` did not fail, has the reference's bits and wrote nothing else, once its stream is done.
+    pub(crate) fn check<T: Element>(
+        &self,
+        rank: usize,
+        inputs: &[Vec<T>],
+        arrays: &Arrays<T>,
+    ) -> Result<(), String> {
+        self.ranks[rank].emulator.synchronize().unwrap();
+        if let Some(failure) = self.failure(rank) {
+            return Err(format!("{failure:?}"));
         }
         let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
         let expected = bits(&all_reduce(&slices));
-        for (rank, arrays) in arrays.iter().enumerate() {
-            let found = bits(&arrays.result());
-            if found != expected {
-                let at = (0..expected.len())
-                    .find(|&i| found[i] != expected[i])
-                    .unwrap();
-                panic!(
-                    "rank {rank}, {} {} elements, {call:?}: element {at} is {:#x}, not {:#x}",
-                    expected.len(),
-                    T::DTYPE,
-                    found[at],
-                    expected[at]
-                );
-            }
-            arrays.assert_guards();
+        let found = bits(&arrays.result());
+        if let Some(at) = (0..expected.len()).find(|&index| found[index] != expected[index]) {
+            return Err(format!(
+                "element {at} is {:#x}, not {:#x}",
+                found[at], expected[at]
+            ));
         }
+        arrays.assert_guards();
+        Ok(())
     }
 }
 
 impl<T: Element> Arrays<T> {
     pub(crate) fn result(&self) -> Vec<T> {
         self.output.to_vec()[self.offset..self.offset + self.len].to_vec()
+    }
+
+    /// Gives the next launch of a recorded call another input.
+    pub(crate) fn replace_input(&mut self, input: &[T]) {
+        let mut with_guards = self.input.to_vec();
+        with_guards[self.offset..self.offset + self.len].copy_from_slice(input);
+        self.input.copy_from_slice(&with_guards);
     }
 
     pub(crate) fn assert_guards(&self) {
@@ -407,6 +481,10 @@ pub(crate) fn bits<T: Element>(elements: &[T]) -> Vec<u32> {
             u32::from_le_bytes(bytes)
         })
         .collect()
+}
+
+fn symmetric_bytes(setup: &Setup) -> usize {
+    (setup.units + 16) * PEERSUM_UNIT_BYTES as usize
 }
 
 fn initialise(emulator: &Emulator, arena: u64, layout: &Layout, setup: &Setup) {
@@ -511,5 +589,3 @@ pub(crate) fn timed(work: impl FnOnce()) -> Duration {
     work();
     began.elapsed()
 }
-
-const _: () = assert!(size_of::<f16>() == 2 && size_of::<bf16>() == 2);
