@@ -1,5 +1,6 @@
 //! peersum's harness: everything that runs ranks. `cargo xtask` builds and starts it.
 
+mod bench;
 mod data;
 mod memory;
 mod proof;
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Every module, route, type and world size on one GPU, bits against the reference.
     Proof(proof::ProofArgs),
+    /// Microseconds a call, in a replayed graph.
+    BenchAllreduce(bench::allreduce::BenchArgs),
 }
 
 fn main() -> Result<()> {
@@ -30,6 +33,7 @@ fn main() -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().command {
+        Command::BenchAllreduce(args) => bench::allreduce::run(&args),
         Command::Proof(args) => {
             peersum::cuda::driver_present()?;
             let context = CudaContext::new(0).context("opening GPU 0")?;

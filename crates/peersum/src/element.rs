@@ -6,7 +6,9 @@ use peersum_artifact::Dtype;
 use crate::reference::ReferenceElement;
 
 /// An element type: [`f16`], [`bf16`] or `f32`. Sealed.
-pub trait Element: ReferenceElement + cudarc::driver::DeviceRepr + Unpin {
+pub trait Element:
+    ReferenceElement + cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin
+{
     /// Its name in modules, headers and manifests.
     const DTYPE: Dtype;
 }

@@ -103,7 +103,7 @@ impl Route {
 }
 
 /// Route and shape of a call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Plan {
     /// The route.
     pub route: Route,

@@ -1,0 +1,4 @@
+//! Benchmarks. Commands, never assertions: they print medians and what they were measured on.
+
+pub(crate) mod allreduce;
+mod timing;
