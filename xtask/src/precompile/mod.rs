@@ -202,13 +202,17 @@ pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
 
     let locked = output.lock(|waiting| reporter.note(&waiting))?;
     let present_files = locked.file_names()?;
-    let present = plan::present_manifest(output.path(), |note| reporter.note(note))?;
+    let (present, files) = rayon::join(
+        || plan::present_manifest(output.path(), |note| reporter.note(note)),
+        || plan::file_states(output.path(), &present_files),
+    );
+    let present = present?;
     let plan = Plan::new(
         &artifacts,
         &inputs,
         &nvcc.compiler,
         present.as_ref(),
-        output.path(),
+        &files,
     )?;
     let mut run = Run {
         nvcc: &nvcc,

@@ -9,7 +9,7 @@ use peersum_artifact::{
     SchemaError, cache_key,
 };
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -23,13 +23,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Compares what is asked for with what `present` says of the files in `directory`.
+    /// Compares what is asked for with what `present` says of the files and what they are.
     pub(crate) fn new(
         artifacts: &[Artifact],
         inputs: &Inputs,
         compiler: &CompilerId,
         present: Option<&Manifest>,
-        directory: &Path,
+        files: &FileStates,
     ) -> anyhow::Result<Self> {
         let present: BTreeMap<_, _> = present
             .into_iter()
@@ -42,7 +42,7 @@ impl Plan {
                 let key = artifact_key(artifact, inputs, compiler)?;
                 let entry = present
                     .get(&(artifact.module, artifact.target))
-                    .filter(|entry| entry.cache_key == key && holds(directory, entry));
+                    .filter(|entry| entry.cache_key == key && holds(files, entry));
                 Ok((*artifact, key, entry.map(|&entry| entry.clone())))
             })
             .collect::<anyhow::Result<_>>()?;
@@ -86,13 +86,30 @@ fn artifact_key(
     }))
 }
 
+/// The length and the digest of files by name.
+pub(crate) type FileStates = HashMap<String, (u64, Digest)>;
+
+/// Reads the files of the output. What is no regular file or too long to be a module is left out.
+///
+/// All of them, without asking the manifest which: the two are read at the same time.
+pub(crate) fn file_states(directory: &Path, names: &BTreeSet<String>) -> FileStates {
+    names
+        .par_iter()
+        .filter_map(|name| {
+            let path = directory.join(name);
+            let metadata = fs::symlink_metadata(&path).ok()?;
+            if !metadata.is_file() || metadata.len() > MAX_MODULE_BYTES {
+                return None;
+            }
+            let bytes = fs::read(&path).ok()?;
+            Some((name.clone(), (bytes.len() as u64, Digest::of(&bytes))))
+        })
+        .collect()
+}
+
 /// Whether the file of an entry is there with the length and the digest that the entry says.
-fn holds(directory: &Path, entry: &ManifestModule) -> bool {
-    let path = directory.join(entry.file_name());
-    let regular = fs::symlink_metadata(&path).is_ok_and(|metadata| {
-        metadata.is_file() && metadata.len() == entry.bytes && metadata.len() <= MAX_MODULE_BYTES
-    });
-    regular && fs::read(&path).is_ok_and(|bytes| Digest::of(&bytes) == entry.sha256)
+fn holds(files: &FileStates, entry: &ManifestModule) -> bool {
+    files.get(&entry.file_name()) == Some(&(entry.bytes, entry.sha256))
 }
 
 /// Reads the manifest of the output as it is. A damaged one counts as none, with a note: what it lists is rebuilt.
@@ -101,7 +118,7 @@ fn holds(directory: &Path, entry: &ManifestModule) -> bool {
 /// When a newer peersum wrote it: this one must not replace what it does not understand.
 pub(crate) fn present_manifest(
     directory: &Path,
-    note: impl FnOnce(&str),
+    note: impl FnOnce(&str) + Send,
 ) -> anyhow::Result<Option<Manifest>> {
     match Manifest::read_dir(directory) {
         Ok(manifest) => Ok(Some(manifest)),
