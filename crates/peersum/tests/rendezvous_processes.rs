@@ -105,6 +105,19 @@ fn a_rank_killed_while_the_group_forms_is_named() {
 }
 
 #[test]
+fn a_rank_that_comes_after_another_was_killed_learns_of_it() {
+    let stage = Stage::enter("a_rank_that_comes_after_another_was_killed_learns_of_it");
+    let zero = stage.rank(0, 3, AMPLE, "join");
+    stage.await_socket();
+    let mut one = stage.rank(1, 3, AMPLE, "join");
+    one.hear("joining");
+    settle();
+    one.kill();
+    let two = stage.rank(2, 3, AMPLE, "join");
+    assert_all_name_the_dead(vec![zero, two], 1, "join");
+}
+
+#[test]
 fn a_rank_killed_between_exchanges_is_named() {
     let stage = Stage::enter("a_rank_killed_between_exchanges_is_named");
     for victim in 0..3 {
@@ -400,7 +413,7 @@ fn silent_and_senseless_connections_keep_nobody_waiting() {
     // Held open until the group is done. More than rank 0 bears at a time.
     let mut noise = Vec::new();
     for number in 0..300 {
-        let mut stream = UnixStream::connect(stage.directory().join("run.sock")).unwrap();
+        let mut stream = stage.connect();
         let bytes: Vec<u8> = match number % 4 {
             0 => Vec::new(),
             1 => {
@@ -446,8 +459,7 @@ fn join_by_hand(stage: &Stage, rank: u32) -> UnixStream {
     hello.extend(3_u32.to_le_bytes());
     hello.extend(b"run");
     hello.extend(0_u32.to_le_bytes());
-    stage.await_socket();
-    let mut stream = UnixStream::connect(stage.directory().join("run.sock")).unwrap();
+    let mut stream = stage.connect();
     stream
         .write_all(&frame(1, rank, "", hello.len() as u32, &hello))
         .unwrap();
@@ -518,7 +530,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
         let zero = stage.rank(0, 2, AMPLE, "join, descriptors, barrier work");
         stage.await_socket();
         for number in 0..if noise { 60 } else { 0 } {
-            let stream = UnixStream::connect(stage.directory().join("run.sock")).unwrap();
+            let stream = stage.connect();
             // Within the limit of a member, above it, and in the body of a hello.
             match number % 3 {
                 0 => send_with_descriptors(&stream, &frame(1, 1, "", 0, &[]), 10),

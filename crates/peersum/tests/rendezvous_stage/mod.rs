@@ -6,6 +6,7 @@
 use peersum::rendezvous::{Group, Rendezvous, RendezvousError};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -95,9 +96,18 @@ impl Stage {
 
     /// Waits until rank 0 listens.
     pub fn await_socket(&self) {
+        drop(self.connect());
+    }
+
+    /// A connection to rank 0, as soon as it listens.
+    pub fn connect(&self) -> UnixStream {
         let started = Instant::now();
-        while !self.directory().join("run.sock").exists() {
-            assert!(started.elapsed() < HANG, "rank 0 does not listen");
+        loop {
+            // Between its binding and its listening the socket is there and refuses.
+            match UnixStream::connect(self.directory().join("run.sock")) {
+                Ok(stream) => return stream,
+                Err(error) => assert!(started.elapsed() < HANG, "rank 0 does not listen: {error}"),
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -363,7 +373,7 @@ fn step(
         }
         "knock" => {
             use std::io::Read;
-            match std::os::unix::net::UnixStream::connect(directory.join("run.sock")) {
+            match UnixStream::connect(directory.join("run.sock")) {
                 Ok(mut stream) => {
                     let mut answer = Vec::new();
                     let _ = stream.read_to_end(&mut answer);
