@@ -76,8 +76,8 @@ fn a_poisoned_rank_gives_nan_at_once_whatever_it_calls_next() {
     let world = World::new(3, &setup(Duration::from_millis(50)));
     let inputs = random_inputs::<f32>(&mut generator, 3, 100);
     let first = Call::new(Family::Push, Algorithm::OneShot, 2, 8);
-    for rank in 0..2 {
-        let arrays = world.arrays(&first, rank, &inputs[rank]);
+    for (rank, input) in inputs.iter().enumerate().take(2) {
+        let arrays = world.arrays(&first, rank, input);
         world.launch(&first, rank, &arrays);
         world.synchronize();
     }
