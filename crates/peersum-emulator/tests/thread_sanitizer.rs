@@ -6,6 +6,7 @@
 //! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry elements are made ordinary ones
 //! (`PEERSUM_EMULATOR_PLAIN_DATA`): there the barriers alone keep them apart. In the push family the data is the flag, and remains atomic;
 //! what is checked there is everything else (epochs, own headers, scratch memory, outputs).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

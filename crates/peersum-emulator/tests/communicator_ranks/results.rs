@@ -1,0 +1,548 @@
+//! Bits equal to the reference, whatever the route, shape, type, placement and content.
+
+use half::{bf16, f16};
+use peersum::dispatch::{Placement, Route};
+use peersum::{Communicator, SymmetricBuffer};
+use peersum_artifact::Dtype;
+use peersum_emulator::{Emulator, EmulatorBuffer};
+
+use crate::stage::{
+    Comm, Content, Framed, PATIENCE, TestElement, assert_bits, expected, input, on_ranks, plan,
+    settings,
+};
+
+/// The most elements of a symmetric buffer here.
+const SYMMETRIC_LEN: usize = 6000;
+
+/// One call as all ranks know it.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    /// `None`: by the table.
+    route: Option<Route>,
+    dtype: Dtype,
+    len: usize,
+    blocks: u32,
+    threads: u32,
+    content: Content,
+    in_place: bool,
+    symmetric: bool,
+    seed: u64,
+}
+
+impl Case {
+    fn random(random: &mut fastrand::Rng) -> Case {
+        let route = random.choice(Route::ALL).filter(|_| random.u8(..4) != 0);
+        let content = [
+            Content::Ordinary,
+            Content::Ordinary,
+            Content::Special,
+            Content::Sentinel,
+            Content::NegativeZero,
+        ];
+        let in_place = match route {
+            Some(Route::SymmetricOneShot) => false,
+            Some(Route::SymmetricTwoShot) => true,
+            _ => random.bool(),
+        };
+        Case {
+            route,
+            dtype: Dtype::ALL[random.usize(..3)],
+            len: match random.u8(..4) {
+                0 => random.usize(1..16),
+                1 => random.usize(16..300),
+                2 => 8 * random.usize(1..64),
+                _ => random.usize(300..3000),
+            },
+            blocks: random.u32(1..=3),
+            threads: random.u32(8..=17),
+            content: content[random.usize(..content.len())],
+            in_place,
+            symmetric: route.map_or_else(|| random.u8(..3) == 0, Route::is_symmetric),
+            seed: random.u64(..),
+        }
+    }
+}
+
+/// A call that has been launched, and what its output must become.
+struct Launched<T: TestElement> {
+    case: Case,
+    input: Option<Framed<T>>,
+    output: Framed<T>,
+}
+
+impl<T: TestElement> Launched<T> {
+    /// Calls with views whose offsets differ from rank to rank.
+    fn ordinary(comm: &mut Comm, case: Case) -> Self {
+        let own = input::<T>(case.seed, comm.rank(), case.len, case.content);
+        // 16-byte units start at every possible element somewhere.
+        let offset = |salt: u32| (case.seed as u32 + 3 * comm.rank() + salt) as usize % 9;
+        let (begin, output_begin) = (offset(0), offset(5));
+        if case.in_place {
+            let mut output = Framed::new(begin, &own);
+            let range = output.range();
+            comm.all_reduce_in_place(&mut output.buffer.slice_mut(range))
+                .unwrap();
+            return Launched {
+                case,
+                input: None,
+                output,
+            };
+        }
+        let input = Framed::new(begin, &own);
+        let mut output = Framed::new(output_begin, &vec![T::from_raw(T::SPECIAL[6]); case.len]);
+        let range = output.range();
+        comm.all_reduce(
+            &input.buffer.slice(input.range()),
+            &mut output.buffer.slice_mut(range),
+        )
+        .unwrap();
+        Launched {
+            case,
+            input: Some(input),
+            output,
+        }
+    }
+
+    fn check(self, rank: u32, world_size: u32) {
+        let Case {
+            seed, len, content, ..
+        } = self.case;
+        let found = self.output.take(&self.case);
+        assert_bits(
+            &found,
+            &expected::<T>(seed, world_size, len, content),
+            &self.case,
+        );
+        if let Some(kept) = self.input {
+            let own = input::<T>(seed, rank, len, content);
+            assert_bits(&kept.take(&self.case), &own, &self.case);
+        }
+    }
+}
+
+/// Calls with a part of a symmetric buffer and compares at once, since the buffer is used again.
+fn symmetric_call<T: TestElement>(
+    comm: &mut Comm,
+    buffer: &mut SymmetricBuffer<T, Emulator>,
+    case: Case,
+) {
+    let own = input::<T>(case.seed, comm.rank(), case.len, case.content);
+    // The same part on every rank, misaligned now and then.
+    let begin = (case.seed % 11) as usize;
+    let range = begin..begin + case.len;
+    let mut all = vec![T::CANONICAL_NAN; SYMMETRIC_LEN];
+    all[range.clone()].copy_from_slice(&own);
+    // A peer may still read what the last call left here: only a call orders the ranks, and the last one has been waited for on this
+    // rank alone. Its closing barrier is what makes this write safe.
+    buffer.copy_from_slice(&all);
+    let expected = expected::<T>(case.seed, comm.world_size(), case.len, case.content);
+    let mut output = Framed::new((case.seed % 5) as usize, &own);
+    if case.in_place {
+        comm.all_reduce_in_place(&mut buffer.slice_mut(range.clone()))
+            .unwrap();
+        comm.synchronize().unwrap();
+        assert_bits(&buffer.to_vec()[range], &expected, &case);
+    } else {
+        let output_range = output.range();
+        comm.all_reduce(
+            &buffer.slice(range.clone()),
+            &mut output.buffer.slice_mut(output_range),
+        )
+        .unwrap();
+        comm.synchronize().unwrap();
+        assert_bits(&output.take(&case), &expected, &case);
+        assert_bits(&buffer.to_vec(), &all, &case);
+    }
+}
+
+/// The symmetric buffers of one rank, one a type.
+struct Symmetric {
+    f16: SymmetricBuffer<f16, Emulator>,
+    bf16: SymmetricBuffer<bf16, Emulator>,
+    f32: SymmetricBuffer<f32, Emulator>,
+}
+
+impl Symmetric {
+    fn new(comm: &mut Comm) -> Self {
+        Symmetric {
+            f16: comm.symmetric_alloc(SYMMETRIC_LEN).unwrap(),
+            bf16: comm.symmetric_alloc(SYMMETRIC_LEN).unwrap(),
+            f32: comm.symmetric_alloc(SYMMETRIC_LEN).unwrap(),
+        }
+    }
+}
+
+/// Runs cases in order. Ordinary calls follow each other without a wait for up to `depth` calls.
+fn run_cases(comm: &mut Comm, symmetric: &mut Symmetric, cases: &[Case], depth: usize) {
+    let (rank, world_size) = (comm.rank(), comm.world_size());
+    let mut pending: Vec<Box<dyn FnOnce()>> = Vec::new();
+    for &case in cases {
+        comm.force_plan(
+            case.route
+                .and_then(|route| plan(route, case.blocks, case.threads)),
+        )
+        .unwrap();
+        match (case.symmetric, case.dtype) {
+            (true, Dtype::F16) => symmetric_call(comm, &mut symmetric.f16, case),
+            (true, Dtype::Bf16) => symmetric_call(comm, &mut symmetric.bf16, case),
+            (true, Dtype::F32) => symmetric_call(comm, &mut symmetric.f32, case),
+            (false, Dtype::F16) => {
+                let launched = Launched::<f16>::ordinary(comm, case);
+                pending.push(Box::new(move || launched.check(rank, world_size)));
+            }
+            (false, Dtype::Bf16) => {
+                let launched = Launched::<bf16>::ordinary(comm, case);
+                pending.push(Box::new(move || launched.check(rank, world_size)));
+            }
+            (false, Dtype::F32) => {
+                let launched = Launched::<f32>::ordinary(comm, case);
+                pending.push(Box::new(move || launched.check(rank, world_size)));
+            }
+        }
+        if pending.len() >= depth {
+            comm.synchronize().unwrap();
+            pending.drain(..).for_each(|check| check());
+        }
+    }
+    comm.force_plan(None).unwrap();
+    comm.synchronize().unwrap();
+    pending.drain(..).for_each(|check| check());
+}
+
+#[test]
+fn every_route_type_and_world_size_gives_the_references_bits_for_every_content() {
+    for world_size in 2..=8 {
+        let mut cases = Vec::new();
+        for route in Route::ALL {
+            for &dtype in Dtype::ALL {
+                for (len, content) in [
+                    (1, Content::Special),
+                    (world_size as usize * 8 + 3, Content::Sentinel),
+                    (97, Content::NegativeZero),
+                    (701, Content::Special),
+                    (640, Content::Ordinary),
+                ] {
+                    let seed = cases.len() as u64 * 7919;
+                    cases.push(Case {
+                        route: Some(route),
+                        dtype,
+                        len,
+                        blocks: 2,
+                        threads: 8,
+                        content,
+                        in_place: route == Route::SymmetricTwoShot
+                            || (!route.is_symmetric() && len % 2 == 0),
+                        symmetric: route.is_symmetric(),
+                        seed,
+                    });
+                }
+            }
+        }
+        on_ranks(world_size, settings, |comm| {
+            let mut symmetric = Symmetric::new(comm);
+            run_cases(comm, &mut symmetric, &cases, 8);
+        });
+    }
+}
+
+#[test]
+fn calls_whose_size_type_grid_route_and_placement_change_need_no_wait_between_them() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for world_size in [2, 3, 5, 8] {
+        let cases: Vec<Case> = (0..80).map(|_| Case::random(&mut random)).collect();
+        on_ranks(world_size, settings, |comm| {
+            let mut symmetric = Symmetric::new(comm);
+            run_cases(comm, &mut symmetric, &cases, 10);
+        });
+    }
+}
+
+#[test]
+fn epochs_that_pass_their_wrap_around_change_nothing() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    for (push, pull) in [
+        // The header's 16 bits; the push epoch's 32; the pull epoch beyond 32 bits.
+        (65_525, 1),
+        (u32::MAX - 6, 65_530),
+        (3, u64::from(u32::MAX) - 5),
+    ] {
+        let cases: Vec<Case> = (0..40).map(|_| Case::random(&mut random)).collect();
+        let settings = || settings().start_epochs(push, pull);
+        on_ranks(3, settings, |comm| {
+            let mut symmetric = Symmetric::new(comm);
+            run_cases(comm, &mut symmetric, &cases, 10);
+        });
+    }
+}
+
+fn ordinary(dtype: Dtype, len: usize, seed: u64) -> Case {
+    Case {
+        route: None,
+        dtype,
+        len,
+        blocks: 1,
+        threads: 8,
+        content: Content::Special,
+        in_place: false,
+        symmetric: false,
+        seed,
+    }
+}
+
+#[test]
+fn the_table_takes_each_of_its_routes_and_never_changes_the_bits() {
+    let lens = [1, 1024, 1025, 16 << 10, (16 << 10) + 1, 70_001];
+    on_ranks(
+        2,
+        || settings().max_bytes(1 << 20),
+        |comm| {
+            let routes: std::collections::HashSet<Route> = lens
+                .iter()
+                .map(|len| {
+                    let bytes = 4 * *len as u64;
+                    comm.dispatch_table().plan(Placement::Ordinary, bytes).route
+                })
+                .collect();
+            assert_eq!(routes.len(), 4, "{routes:?}");
+            for (seed, len) in (0..).zip(lens) {
+                let launched = Launched::<f32>::ordinary(comm, ordinary(Dtype::F32, len, seed));
+                comm.synchronize().unwrap();
+                launched.check(comm.rank(), comm.world_size());
+            }
+        },
+    );
+}
+
+#[test]
+fn a_call_larger_than_max_bytes_is_split() {
+    let settings = || settings().max_bytes(1000).push_half_bytes(2048);
+    on_ranks(3, settings, |comm| {
+        for (seed, route) in (0..).zip([
+            None,
+            Some(Route::PushOneShot),
+            Some(Route::PushTwoShot),
+            Some(Route::PullOneShot),
+            Some(Route::PullTwoShot),
+        ]) {
+            comm.force_plan(route.and_then(|route| plan(route, 2, 8)))
+                .unwrap();
+            for len in [257, 1999] {
+                let case = Case {
+                    in_place: len == 1999,
+                    ..ordinary(Dtype::F32, len, seed)
+                };
+                let launched = Launched::<f32>::ordinary(comm, case);
+                let half = Launched::<f16>::ordinary(
+                    comm,
+                    Case {
+                        dtype: Dtype::F16,
+                        ..case
+                    },
+                );
+                comm.synchronize().unwrap();
+                launched.check(comm.rank(), comm.world_size());
+                half.check(comm.rank(), comm.world_size());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_call_that_its_push_slots_cannot_hold_takes_another_route() {
+    // One half of 128 bytes: two ranks' slots of four units, and a message of 5 units.
+    let settings = || settings().push_half_bytes(1);
+    on_ranks(2, settings, |comm| {
+        for (seed, len) in (0..).zip([1, 16, 17, 80, 1000]) {
+            let launched = Launched::<f32>::ordinary(comm, ordinary(Dtype::F32, len, seed));
+            comm.synchronize().unwrap();
+            launched.check(comm.rank(), comm.world_size());
+        }
+    });
+}
+
+#[test]
+fn a_call_of_no_elements_does_nothing_and_does_not_count() {
+    on_ranks(2, settings, |comm| {
+        let mut nothing = EmulatorBuffer::<f32>::zeroed(0);
+        // Only one rank makes these calls. If they counted, the ranks' sequences would differ from here on.
+        if comm.rank() == 0 {
+            for _ in 0..5 {
+                comm.all_reduce_in_place(&mut nothing).unwrap();
+                comm.all_reduce(
+                    &EmulatorBuffer::<bf16>::zeroed(0),
+                    &mut EmulatorBuffer::zeroed(0),
+                )
+                .unwrap();
+            }
+        }
+        for seed in 0..3 {
+            let launched = Launched::<f32>::ordinary(comm, ordinary(Dtype::F32, 33, seed));
+            comm.synchronize().unwrap();
+            launched.check(comm.rank(), comm.world_size());
+        }
+    });
+}
+
+#[test]
+fn lengths_that_differ_between_input_and_output_are_refused_before_anything_is_launched() {
+    on_ranks(2, settings, |comm| {
+        let (input, mut output) = (EmulatorBuffer::<f32>::zeroed(8), EmulatorBuffer::zeroed(9));
+        if comm.rank() == 1 {
+            let error = comm.all_reduce(&input, &mut output).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    peersum::Error::LengthMismatch {
+                        input: 8,
+                        output: 9
+                    }
+                ),
+                "{error}"
+            );
+        }
+        comm.all_reduce_in_place(&mut output).unwrap();
+        comm.synchronize().unwrap();
+    });
+}
+
+#[test]
+fn a_symmetric_route_without_a_symmetric_buffer_and_a_plan_out_of_bounds_are_refused() {
+    on_ranks(2, settings, |comm| {
+        comm.force_plan(plan(Route::SymmetricTwoShot, 1, 8))
+            .unwrap();
+        let mut buffer = EmulatorBuffer::<f32>::zeroed(8);
+        let error = comm.all_reduce_in_place(&mut buffer).unwrap_err();
+        assert!(error.to_string().contains("symmetric"), "{error}");
+        for (blocks, threads) in [(0, 8), (257, 8), (1, 7), (1, 513)] {
+            let plan = plan(Route::PushOneShot, blocks, threads);
+            assert!(comm.force_plan(plan).is_err(), "{blocks} x {threads}");
+        }
+        comm.force_plan(None).unwrap();
+        comm.all_reduce_in_place(&mut buffer).unwrap();
+        comm.synchronize().unwrap();
+    });
+}
+
+#[test]
+fn a_group_of_one_copies_bits_and_needs_no_module() {
+    on_ranks(1, settings, |comm| {
+        let content = Content::Special;
+        let own = input::<f32>(1, 0, 100, content);
+        let source = Framed::new(3, &own);
+        let mut output = Framed::new(1, &vec![0.0; 100]);
+        let range = output.range();
+        comm.all_reduce(
+            &source.buffer.slice(source.range()),
+            &mut output.buffer.slice_mut(range.clone()),
+        )
+        .unwrap();
+        comm.all_reduce_in_place(&mut output.buffer.slice_mut(range))
+            .unwrap();
+        let mut symmetric = comm.symmetric_alloc::<f32>(100).unwrap();
+        comm.all_reduce(&source.buffer.slice(source.range()), &mut *symmetric)
+            .unwrap();
+        comm.synchronize().unwrap();
+        // NaN payloads too: nothing is added.
+        assert_bits(&output.take(&"one"), &own, &"one");
+        assert_bits(&symmetric.to_vec(), &own, &"symmetric");
+        assert!(comm.load_reports().is_empty());
+        assert_eq!(comm.memory_bytes(), 0);
+    });
+}
+
+#[test]
+fn a_symmetric_buffer_outlives_its_communicator_and_may_die_before_its_calls() {
+    let kept = on_ranks(3, settings, |comm| {
+        let first = {
+            let mut short_lived = comm.symmetric_alloc::<f32>(1024).unwrap();
+            short_lived.copy_from_slice(&input(9, comm.rank(), 1024, Content::Ordinary));
+            comm.force_plan(plan(Route::SymmetricTwoShot, 2, 8))
+                .unwrap();
+            comm.all_reduce_in_place(&mut *short_lived).unwrap();
+            let mut copy = EmulatorBuffer::<f32>::zeroed(1024);
+            comm.force_plan(plan(Route::SymmetricOneShot, 2, 8))
+                .unwrap();
+            comm.all_reduce(&*short_lived, &mut copy).unwrap();
+            copy
+        };
+        let mut kept = comm.symmetric_alloc::<f32>(64).unwrap();
+        kept.copy_from_slice(&input(10, comm.rank(), 64, Content::Ordinary));
+        comm.force_plan(plan(Route::SymmetricTwoShot, 1, 8))
+            .unwrap();
+        comm.all_reduce_in_place(&mut *kept).unwrap();
+        comm.synchronize().unwrap();
+        let once = expected::<f32>(9, 3, 1024, Content::Ordinary);
+        let twice = peersum::reference::all_reduce(&[&once[..], &once, &once]);
+        assert_bits(&first.to_vec(), &twice, &"reduced twice");
+        assert!(comm.memory_bytes() > 1024 * 4);
+        kept
+    });
+    for kept in kept {
+        assert_bits(
+            &kept.to_vec(),
+            &expected::<f32>(10, 3, 64, Content::Ordinary),
+            &"kept",
+        );
+    }
+}
+
+#[test]
+fn a_shared_communicator_takes_calls_from_several_threads_and_comes_back_alone() {
+    on_ranks(2, settings, |_| ());
+    let ranks = on_shared_ranks();
+    for (rank, comm) in ranks.into_iter().enumerate() {
+        assert_eq!(comm.rank() as usize, rank);
+        drop_in_background(comm);
+    }
+}
+
+/// Each rank's calls come from two threads in turn; the order is the same on both ranks.
+fn on_shared_ranks() -> Vec<Comm> {
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = peersum::Rendezvous::threads(2)
+            .into_iter()
+            .map(|rendezvous| {
+                scope.spawn(move || {
+                    let shared = crate::stage::build(settings(), rendezvous).into_shared();
+                    let turn = std::sync::Barrier::new(2);
+                    std::thread::scope(|scope| {
+                        for parity in 0..2 {
+                            let (shared, turn) = (&shared, &turn);
+                            scope.spawn(move || {
+                                for step in 0..6 {
+                                    if step % 2 == parity {
+                                        let rank = shared.lock().rank();
+                                        let own = input::<bf16>(step, rank, 65, Content::Special);
+                                        let mut buffer = EmulatorBuffer::from_slice(&own);
+                                        if step < 3 {
+                                            shared.all_reduce_in_place(&mut buffer).unwrap();
+                                        } else {
+                                            let source = EmulatorBuffer::from_slice(&own);
+                                            shared.all_reduce(&source, &mut buffer).unwrap();
+                                        }
+                                        shared.synchronize().unwrap();
+                                        let expected = expected(step, 2, 65, Content::Special);
+                                        assert_bits(&buffer.to_vec(), &expected, &step);
+                                    }
+                                    turn.wait();
+                                }
+                            });
+                        }
+                    });
+                    shared.into_inner()
+                })
+            })
+            .collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+fn drop_in_background(comm: Communicator<Emulator>) {
+    // Ranks wait for each other when they are dropped.
+    std::thread::spawn(move || drop(comm));
+    assert!(PATIENCE.as_secs() > 0);
+}
