@@ -8,31 +8,83 @@
 // in every phase and on every rank: a flag of block b speaks for what block b alone wrote.
 #include "protocol.cuh"
 
+// The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank. Element by element in the same order; the sums of
+// the units i, i + stride, ... in [begin, end) go to every rank's buffer, or to `output` if there is one.
+extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params, peersum_u64 output, peersum_u32 begin,
+                                                           peersum_u32 end) {
+    const peersum_u64 limit = static_cast<peersum_u64>(end) * PER_UNIT < params.elements ? static_cast<peersum_u64>(end) * PER_UNIT
+                                                                                         : params.elements;
+#pragma unroll 1
+    for (peersum_u32 unit = begin; unit < end; unit += nctaid_x() * ntid_x()) {
+        const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
+#pragma unroll 1
+        for (peersum_u64 element = first; element < first + PER_UNIT && element < limit; ++element) {
+            const peersum_u64 offset = element * Element::BYTES;
+            float sum = 0;
+#pragma unroll 1
+            for (int term = 0; term < WORLD_SIZE; ++term) {
+                const int rank = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED ? WORLD_SIZE - 1 - term : term;
+                float value[Element::PER_WORD];
+                Element::unpack(load_element(params.symmetric[rank] + offset), value);
+                sum = term == 0 ? value[0] : add_rn_f32(sum, value[0]);
+            }
+            const float rounded[2] = {sum, 0};
+            const peersum_u32 result = Element::pack(rounded);
+            if (output != 0) {
+                store_element(output + offset, result);
+                continue;
+            }
+#pragma unroll 1
+            for (int rank = 0; rank < WORLD_SIZE; ++rank) store_element(params.symmetric[rank] + offset, result);
+        }
+    }
+}
+
 namespace {
 
-// Meets the same block of every rank: what each block stored before is visible to all of them behind it. False if this block is lost;
-// then it has announced nothing that it did not do, and `lost` of any thread becomes the whole block's.
+// What a block's flag has to order.
+enum class Announce {
+    // Stores of this kernel, which the peer loads behind the flag: a release.
+    Stores,
+    // What an earlier kernel stored, or loads of this one that have returned: performed before the flag's store is issued. A release would add
+    // nothing but the wait for stores that no peer reads (README.md, "Pull").
+    Nothing,
+};
+
+// Meets the same block of every rank. False if this block is lost; then it has announced nothing that it did not do, and `lost` of any thread
+// becomes the whole block's.
 template <peersum_u32 PHASE>
-PEERSUM_DEVICE bool meet(const Call& call, bool lost) {
+PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
     constexpr bool BROKEN =
         (PHASE == PEERSUM_PULL_PHASE_OPEN && PEERSUM_BREAK == PEERSUM_BREAK_NO_OPENING_BARRIER) ||
         (PHASE == PEERSUM_PULL_PHASE_SECOND && PEERSUM_BREAK == PEERSUM_BREAK_NO_CLOSING_BARRIER);
     const peersum_u64 flag = call.pull_epoch * PEERSUM_PULL_PHASES + PHASE;
-    // The block barrier makes the stores of all threads happen before the flag's release, which is cumulative.
+    const bool carries_flag = !BROKEN && call.thread < WORLD_SIZE && call.thread != call.params.rank;
+    // The block barrier makes the accesses of all threads happen before the flag's store; a release is cumulative over it.
     lost = bar_red_or(lost);
-    if (!lost && !BROKEN && call.thread < WORLD_SIZE && call.thread != call.params.rank) {
-        st_release_sys_u64(&call.control_of(call.thread)->pull_flags[call.block][call.params.rank], flag);
+    if (carries_flag && !lost) {
+        peersum_u64* flags = &call.control_of(call.thread)->pull_flags[call.block][call.params.rank];
+        if (announce == Announce::Stores) {
+            st_release_sys_u64(flags, flag);
+        } else {
+            st_relaxed_sys_u64(flags, flag);
+        }
     }
     if (PHASE == PEERSUM_PULL_PHASE_OPEN && !lost) {
         send_header(call);
         lost = !previous_headers_agree(call);
     }
-    if (!lost && !BROKEN && call.thread < WORLD_SIZE && call.thread != call.params.rank) {
+    if (carries_flag && !lost) {
         // Acquire: what the peer's block stored before its release is visible after it, and through the block barrier to every thread here.
         const peersum_u64* awaited = &call.control->pull_flags[call.block][call.thread];
         lost = !await_word(
             call, call.thread, call.header, [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
+        // A symmetric call's last look at poison, behind its last wait: a peer that left may have gone on to overwrite its buffer while this rank
+        // read it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.)
+        if (PHASE == PEERSUM_PULL_PHASE_SECOND && GUARDED && call.params.source == PEERSUM_SOURCE_SYMMETRIC) {
+            lost |= ld_relaxed_sys_u32(&call.control->blocks[call.block].poison) != 0;
+        }
     }
     return !bar_red_or(lost);
 }
@@ -77,38 +129,6 @@ PEERSUM_DEVICE Unit sum_of_all(const Copies& copies, peersum_u32 unit) {
     return reduce(v);
 }
 
-// The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank. Element by element in the same order; the sums of
-// the units i, i + stride, ... in [begin, end) go to every rank's buffer, or to `output` if there is one.
-extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params, peersum_u64 output, peersum_u32 begin,
-                                                           peersum_u32 end) {
-    const peersum_u64 limit = static_cast<peersum_u64>(end) * PER_UNIT < params.elements ? static_cast<peersum_u64>(end) * PER_UNIT
-                                                                                         : params.elements;
-#pragma unroll 1
-    for (peersum_u32 unit = begin; unit < end; unit += nctaid_x() * ntid_x()) {
-        const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
-#pragma unroll 1
-        for (peersum_u64 element = first; element < first + PER_UNIT && element < limit; ++element) {
-            const peersum_u64 offset = element * Element::BYTES;
-            float sum = 0;
-#pragma unroll 1
-            for (int term = 0; term < WORLD_SIZE; ++term) {
-                const int rank = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED ? WORLD_SIZE - 1 - term : term;
-                float value[Element::PER_WORD];
-                Element::unpack(load_element(params.symmetric[rank] + offset), value);
-                sum = term == 0 ? value[0] : add_rn_f32(sum, value[0]);
-            }
-            const float rounded[2] = {sum, 0};
-            const peersum_u32 result = Element::pack(rounded);
-            if (output != 0) {
-                store_element(output + offset, result);
-                continue;
-            }
-#pragma unroll 1
-            for (int rank = 0; rank < WORLD_SIZE; ++rank) store_element(params.symmetric[rank] + offset, result);
-        }
-    }
-}
-
 // Copies this thread's units of the input into this rank's staging half, which serves its narrow ones as scratch as well.
 PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
     const PeersumParams& params = call.params;
@@ -121,12 +141,6 @@ PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
         }
     }
     load_narrow_units(call, input, share);
-}
-
-// The last look at poison, behind a symmetric call's last wait: a peer that left may have gone on to overwrite its buffer while this rank read
-// it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.)
-PEERSUM_DEVICE bool poisoned_by_now(const Call& call, const Copies& copies) {
-    return GUARDED && !copies.staged && ld_relaxed_sys_u32(&call.control->blocks[call.block].poison) != 0;
 }
 
 // Once all waits of a block are over and a block barrier has passed: let the next kernel come, count the call.
@@ -147,7 +161,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 
     bool lost = call.poison != 0;
     if (!lost && copies.staged) stage(call, copies, share);
-    lost = !meet<PEERSUM_PULL_PHASE_OPEN>(call, lost);
+    lost = !meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::Nothing, lost);
     if (!lost) {
         peersum_u32 unit = call.first_unit();
 #pragma unroll 1
@@ -155,7 +169,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
         // These go to the output itself, so the output's scratch holds units below copies.wide only.
         if (unit < call.units) peersum_sum_narrow(params, params.output, unit, call.units);
     }
-    if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, lost) || poisoned_by_now(call, copies);
+    if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Nothing, lost);
     store_narrow_units(call, output, copies.wide, share, lost);
     finish(call);
 }
@@ -191,7 +205,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
     bool lost = call.poison != 0;
     if (!lost && copies.staged) stage(call, copies, share);
-    lost = !meet<PEERSUM_PULL_PHASE_OPEN>(call, lost);
+    lost = !meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::Nothing, lost);
     if (!lost) {
         const peersum_u32 begin = params.rank * chunk;
         const peersum_u32 end = begin + chunk < call.units ? begin + chunk : call.units;
@@ -211,7 +225,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
         }
         if (unit < end) peersum_sum_narrow(params, 0, unit, end);
     }
-    lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, lost) || poisoned_by_now(call, copies);
+    lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Stores, lost);
     if (copies.staged && !lost) {
 #pragma unroll 1
         for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride()) gather(call, copies, output, chunk, i);

@@ -124,15 +124,17 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Buffer output = buffer_at(params.output, scratch(call), params.elements);
     const peersum_u32 first = call.first_unit();
 
-    bool lost = begin(call);
-    // A thread's first unit stays in registers: at small sizes it is the only one.
+    // A thread's first unit stays in registers: at small sizes it is the only one. Its load is on its way together with that of the block's state;
+    // a poisoned call may read its own input, it may only not store.
     Unit first_own = EMPTY_UNIT;
+    if (first < input.wide) first_own = sendable(ld_global_v4(unit_address(input.address, first)));
+    bool lost = begin(call);
     if (!lost) {
         load_narrow_units(call, input, share);
+        if (first >= input.wide && first < units) first_own = sendable(ld_global_v4(input.at(first)));
 #pragma unroll 1
         for (peersum_u32 unit = first; unit < units; unit += call.unit_stride()) {
-            const Unit own = sendable(ld_global_v4(input.at(unit)));
-            if (unit == first) first_own = own;
+            const Unit own = unit == first ? first_own : sendable(ld_global_v4(input.at(unit)));
 #pragma unroll
             for (int step = 1; step < WORLD_SIZE; ++step) store_to_slot(call, slots, call.peer(step), unit, own);
         }

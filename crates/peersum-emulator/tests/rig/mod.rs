@@ -308,7 +308,7 @@ impl World {
                 PEERSUM_SOURCE_ORDINARY
             },
             buffer: 0,
-            reserved: 0,
+            ..PeersumParams::default()
         }
     }
 
