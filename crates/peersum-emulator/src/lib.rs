@@ -6,7 +6,8 @@
 //! for tests: results and failures are those of a GPU, times are not.
 //!
 //! What it cannot show: reorderings that the host's memory model forbids and a GPU's allows (x86 keeps stores in order, and loads), and
-//! kernels of one stream that overlap (programmatic dependent launch).
+//! kernels of one stream that overlap (programmatic dependent launch). How to run the protocols under ThreadSanitizer is told in
+//! `tests/thread_sanitizer.rs`.
 //!
 //! ```
 //! use peersum::device::{Device, MemorySharing};

@@ -2,12 +2,12 @@
 
 use half::{bf16, f16};
 use peersum::dispatch::{Placement, Route};
-use peersum::{Communicator, SymmetricBuffer};
+use peersum::{Rendezvous, SharedCommunicator, SymmetricBuffer};
 use peersum_artifact::Dtype;
 use peersum_emulator::{Emulator, EmulatorBuffer};
 
 use crate::stage::{
-    Comm, Content, Framed, PATIENCE, TestElement, assert_bits, expected, input, on_ranks, plan,
+    Comm, Content, Framed, TestElement, assert_bits, build, expected, input, on_ranks, plan,
     settings,
 };
 
@@ -492,57 +492,44 @@ fn a_symmetric_buffer_outlives_its_communicator_and_may_die_before_its_calls() {
 
 #[test]
 fn a_shared_communicator_takes_calls_from_several_threads_and_comes_back_alone() {
-    on_ranks(2, settings, |_| ());
-    let ranks = on_shared_ranks();
-    for (rank, comm) in ranks.into_iter().enumerate() {
-        assert_eq!(comm.rank() as usize, rank);
-        drop_in_background(comm);
-    }
-}
-
-/// Each rank's calls come from two threads in turn; the order is the same on both ranks.
-fn on_shared_ranks() -> Vec<Comm> {
     std::thread::scope(|scope| {
-        let ranks: Vec<_> = peersum::Rendezvous::threads(2)
-            .into_iter()
-            .map(|rendezvous| {
-                scope.spawn(move || {
-                    let shared = crate::stage::build(settings(), rendezvous).into_shared();
-                    let turn = std::sync::Barrier::new(2);
-                    std::thread::scope(|scope| {
-                        for parity in 0..2 {
-                            let (shared, turn) = (&shared, &turn);
-                            scope.spawn(move || {
-                                for step in 0..6 {
-                                    if step % 2 == parity {
-                                        let rank = shared.lock().rank();
-                                        let own = input::<bf16>(step, rank, 65, Content::Special);
-                                        let mut buffer = EmulatorBuffer::from_slice(&own);
-                                        if step < 3 {
-                                            shared.all_reduce_in_place(&mut buffer).unwrap();
-                                        } else {
-                                            let source = EmulatorBuffer::from_slice(&own);
-                                            shared.all_reduce(&source, &mut buffer).unwrap();
-                                        }
-                                        shared.synchronize().unwrap();
-                                        let expected = expected(step, 2, 65, Content::Special);
-                                        assert_bits(&buffer.to_vec(), &expected, &step);
-                                    }
-                                    turn.wait();
-                                }
-                            });
-                        }
-                    });
-                    shared.into_inner()
-                })
-            })
-            .collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+        for (rank, rendezvous) in (0..).zip(Rendezvous::threads(2)) {
+            scope.spawn(move || {
+                let shared = build(settings(), rendezvous).into_shared();
+                take_turns(&shared, rank);
+                assert_eq!(shared.into_inner().rank(), rank);
+            });
+        }
+    });
 }
 
-fn drop_in_background(comm: Communicator<Emulator>) {
-    // Ranks wait for each other when they are dropped.
-    std::thread::spawn(move || drop(comm));
-    assert!(PATIENCE.as_secs() > 0);
+/// Calls from two threads in turn, so that the order is the same on all ranks.
+fn take_turns(shared: &SharedCommunicator<Emulator>, rank: u32) {
+    let turn = std::sync::Barrier::new(2);
+    let call = |step: u64| {
+        let own = input::<bf16>(step, rank, 65, Content::Special);
+        let mut buffer = EmulatorBuffer::from_slice(&own);
+        if step < 3 {
+            shared.all_reduce_in_place(&mut buffer).unwrap();
+        } else {
+            let source = EmulatorBuffer::from_slice(&own);
+            shared.all_reduce(&source, &mut buffer).unwrap();
+        }
+        shared.synchronize().unwrap();
+        let expected = expected(step, 2, 65, Content::Special);
+        assert_bits(&buffer.to_vec(), &expected, &step);
+    };
+    std::thread::scope(|scope| {
+        for parity in 0..2 {
+            let (call, turn) = (&call, &turn);
+            scope.spawn(move || {
+                for step in 0..6 {
+                    if step % 2 == parity {
+                        call(step);
+                    }
+                    turn.wait();
+                }
+            });
+        }
+    });
 }
