@@ -5,7 +5,9 @@
 //!
 //! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry elements are made ordinary ones
 //! (`PEERSUM_EMULATOR_PLAIN_DATA`): there the barriers alone keep them apart. In the push family the data is the flag, and remains atomic;
-//! what is checked there is everything else (epochs, own headers, scratch memory, outputs).
+//! what is checked there is everything else (epochs, own headers, scratch memory, outputs). A relaxed flag of the pull family counts as a
+//! release here, since what it announces rests on the end of an earlier kernel or on loads that have returned; one that is relaxed by
+//! mistake is not seen.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};
