@@ -59,7 +59,7 @@ impl<D: Device> Graph<'_, D> {
                 "a graph cannot be launched while a capture is open",
             ));
         }
-        communicator.status()?;
+        communicator.refuse_if_failed()?;
         // SAFETY: the communicator is the one that the graph was captured on, so its arenas are mapped; the buffers are borrowed for `'a`, or the
         // caller of `capture_end` has promised that they live.
         unsafe { communicator.device.launch_graph(&self.graph)? };
@@ -136,7 +136,7 @@ impl<D: Device> Communicator<D> {
         if self.capturing {
             return Err(Error::Capture("a capture is open already"));
         }
-        self.status()?;
+        self.refuse_if_failed()?;
         self.device.capture_begin()?;
         self.capturing = true;
         Ok(())

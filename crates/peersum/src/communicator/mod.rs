@@ -136,7 +136,7 @@ impl<D: Device> Communicator<D> {
 
     /// Launches one call, in pieces if it is larger than what its route holds.
     fn enqueue(&mut self, call: Call) -> Result<(), Error> {
-        self.status()?;
+        self.refuse_if_failed()?;
         let element_bytes = call.dtype.size_bytes() as u64;
         let Some(links) = &self.links else {
             // One rank: the sum is the input.
@@ -238,7 +238,8 @@ impl<D: Device> Communicator<D> {
     /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never waits; `Ok` proves nothing yet.
     ///
     /// # Errors
-    /// [`Error::Failed`] with the reason.
+    /// [`Error::Failed`] with the reason, as far as it is known without asking the device: where this says [`Failure::PeerFailed`],
+    /// [`Communicator::synchronize`] may find the [`Failure::Disagreement`] behind it.
     pub fn status(&self) -> Result<(), Error> {
         if let Some(failure) = &self.failure {
             return Err(failure.clone().into());
