@@ -47,7 +47,7 @@ pub(super) struct SymmetricLink<D: Device> {
     /// By rank, as this rank maps them.
     pub(super) addresses: [u64; RANKS],
     /// Kept until teardown: a late owner may still write into it.
-    pub(super) _region: Arc<SymmetricRegion<D>>,
+    pub(super) region: Arc<SymmetricRegion<D>>,
     pub(super) mappings: Vec<D::Mapping>,
     pub(super) bytes: u64,
 }
@@ -82,8 +82,11 @@ pub(super) struct Links<D: Device> {
     pub(super) sharing: MemorySharing,
     pub(super) symmetric: Vec<SymmetricLink<D>>,
     pub(super) mappings: Vec<D::Mapping>,
+    /// Whether a peer uses this rank's memory by a bare address or a legacy IPC handle, neither of which keeps the memory alive. What travelled as
+    /// a file descriptor stays the peer's until it unmaps it.
+    pub(super) lent_by_address: bool,
     /// Held for its memory, which `params` addresses.
-    pub(super) _arena: D::Allocation,
+    pub(super) arena: D::Allocation,
     /// Held so that other communicators of this process leave this one's blocks their places.
     pub(super) _seats: Seats,
 }
@@ -94,6 +97,14 @@ impl<D: Device> Links<D> {
         self.mappings.clear();
         for buffer in &mut self.symmetric {
             buffer.mappings.clear();
+        }
+    }
+
+    /// Gives the memory up without freeing it, for good.
+    pub(super) fn leak_memory(self) {
+        std::mem::forget(self.arena);
+        for buffer in self.symmetric {
+            std::mem::forget(buffer.region);
         }
     }
 

@@ -347,12 +347,22 @@ impl<D: Device> Drop for Communicator<D> {
         // Every wait of a kernel is bounded, so this returns; an error leaves nothing to wait for.
         let _ = self.device.synchronize();
         links.close_mappings();
-        if let (None, Some(group)) = (&self.failure, &mut self.group) {
-            // Peers may still have kernels that write into this rank's memory. Past the bound they are gone or stuck, and what they map stays
-            // theirs until they unmap it.
-            let _ = group.barrier("teardown", TEARDOWN_PATIENCE);
+        // Peers may still have kernels that use this rank's memory. What they mapped from a file descriptor stays theirs until they unmap it,
+        // so the wait is a courtesy, which a failed group goes without; what they know by its address must outlive their use of it.
+        let peers_are_done = match &mut self.group {
+            Some(group) if self.failure.is_none() || links.lent_by_address => {
+                group.barrier("teardown", TEARDOWN_PATIENCE).is_ok()
+            }
+            _ => false,
+        };
+        if links.lent_by_address && !peers_are_done {
+            tracing::warn!(
+                rank = self.rank,
+                bytes = links.memory_bytes(),
+                "device memory is leaked: peers that use it by its address have not let go of it"
+            );
+            links.leak_memory();
         }
-        drop(links);
     }
 }
 

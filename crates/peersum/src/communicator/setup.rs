@@ -196,7 +196,11 @@ fn connect<D: Device>(
         &layout,
         builder.start,
     )?;
-    let (addresses, mappings) = share(
+    let Shared {
+        addresses,
+        mappings,
+        lent_by_address,
+    } = share(
         device,
         group,
         &arena,
@@ -204,10 +208,11 @@ fn connect<D: Device>(
         "arena",
         builder.setup_timeout,
     )?;
+    // The last thing that can fail on this rank alone: behind the barrier the peers use the arena.
+    let status = device.allocate_status()?;
     // Slots are armed before the first peer stores to them.
     group.barrier("armed", builder.setup_timeout)?;
 
-    let status = device.allocate_status()?;
     let params = PeersumParams {
         arena: addresses,
         push_offset: layout.push_offset,
@@ -231,7 +236,8 @@ fn connect<D: Device>(
         sharing: builder.sharing,
         symmetric: Vec::new(),
         mappings,
-        _arena: arena,
+        lent_by_address,
+        arena,
         _seats: seats,
     };
     Ok((Some(links), table))
@@ -451,7 +457,14 @@ fn arm<D: Device>(
     Ok(())
 }
 
-type Shared<D> = ([u64; RANKS], Vec<<D as Device>::Mapping>);
+/// This rank's memory and its peers', shared.
+struct Shared<D: Device> {
+    /// By rank, as this rank sees them.
+    addresses: [u64; RANKS],
+    mappings: Vec<D::Mapping>,
+    /// Whether a peer uses this rank's memory without holding it: see [`Links::lent_by_address`].
+    lent_by_address: bool,
+}
 
 /// Gives this rank's memory to all ranks and maps theirs. Returns every rank's address as this rank sees it.
 fn share<D: Device>(
@@ -496,6 +509,7 @@ fn share<D: Device>(
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let message = serde_json::to_vec(&own).unwrap_or_default();
     let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
+    let lent_by_address = own.address.is_some() || own.legacy_ipc.is_some();
 
     let mut addresses = [0; RANKS];
     let mut mappings = Vec::new();
@@ -535,7 +549,11 @@ fn share<D: Device>(
         addresses[rank] = device.mapping_address(&mapping);
         mappings.push(mapping);
     }
-    Ok((addresses, mappings))
+    Ok(Shared {
+        addresses,
+        mappings,
+        lent_by_address,
+    })
 }
 
 impl<D: Device> Communicator<D> {
@@ -564,17 +582,22 @@ impl<D: Device> Communicator<D> {
             allocation,
         });
         if let (Some(links), Some(group)) = (&mut self.links, &mut self.group) {
-            let (addresses, mappings) = share(
+            let Shared {
+                addresses,
+                mappings,
+                lent_by_address,
+            } = share(
                 &self.device,
                 group,
                 &region.allocation,
                 bytes as u64,
                 "symmetric buffer",
                 self.setup_timeout,
+            links.lent_by_address |= lent_by_address;
             )?;
             links.symmetric.push(SymmetricLink {
                 addresses,
-                _region: Arc::clone(&region),
+                region: Arc::clone(&region),
                 mappings,
                 bytes: bytes as u64,
             });
