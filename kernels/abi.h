@@ -142,18 +142,13 @@ typedef struct PeersumParams {
     peersum_u64 staging_half_bytes;
     /* The PeersumStatus of this rank, as its device addresses it. */
     peersum_u64 status;
-    /* The 32-bit fields stand apart: NVRTC 13.0 merges loads of adjacent ones or not, as heap addresses happen to fall, and a module must
-     * come out the same every time. */
-    peersum_u32 rank;
-    peersum_u32 reserved_behind_rank;
     /* How long a wait for a peer may take, in nanoseconds. */
     peersum_u64 timeout_ns;
-    /* PEERSUM_SOURCE_... */
-    peersum_u32 source;
-    peersum_u32 reserved_behind_source;
-    /* A tag of which part of which symmetric buffer; 0 for an ordinary source. Ranks must agree. */
-    peersum_u32 buffer;
-    peersum_u32 reserved_behind_buffer;
+    /* This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and
+     * type must be those of the entry point. */
+    peersum_u64 header;
+    peersum_u32 rank;
+    peersum_u32 reserved;
 } PeersumParams;
 
 #endif

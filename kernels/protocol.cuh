@@ -58,21 +58,15 @@ struct Call {
         const peersum_u32 rank = params.rank + step;
         return rank >= WORLD_SIZE ? rank - WORLD_SIZE : rank;
     }
+    // Whether peers read the caller's symmetric buffer.
+    __device__ __forceinline__ bool is_symmetric() const {
+        return (header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
+    }
     // Whether this thread exchanges this rank's header with peer `thread`.
     __device__ __forceinline__ bool carries_header() const {
         return GUARDED && block == 0 && thread < WORLD_SIZE && thread != params.rank;
     }
 };
-
-PEERSUM_DEVICE peersum_u64 header_word(const PeersumParams& params, peersum_u32 family, peersum_u32 algorithm,
-                                       peersum_u64 sequence) {
-    return sequence << PEERSUM_HEADER_SEQUENCE_SHIFT |
-           static_cast<peersum_u64>(params.buffer) << PEERSUM_HEADER_BUFFER_SHIFT |
-           static_cast<peersum_u64>(params.source) << PEERSUM_HEADER_SOURCE_SHIFT |
-           static_cast<peersum_u64>(family) << PEERSUM_HEADER_FAMILY_SHIFT |
-           static_cast<peersum_u64>(algorithm) << PEERSUM_HEADER_ALGORITHM_SHIFT |
-           static_cast<peersum_u64>(Element::DTYPE) << PEERSUM_HEADER_DTYPE_SHIFT | params.elements * Element::BYTES;
-}
 
 PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
     return static_cast<peersum_u32>(header >> PEERSUM_HEADER_SEQUENCE_SHIFT);
@@ -80,7 +74,7 @@ PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
 
 // The first act of every call: wait for the kernels before it, then read this block's epochs and poison in one access.
 // Relaxed suffices: the epochs were stored by an earlier kernel of this stream; the poison word carries no data.
-PEERSUM_DEVICE Call enter(const PeersumParams& params, peersum_u32 family, peersum_u32 algorithm) {
+PEERSUM_DEVICE Call enter(const PeersumParams& params) {
     griddepcontrol_wait();
     PeersumControl* control = Call::control_of(params, params.rank);
     const peersum_u32 block = ctaid_x();
@@ -96,7 +90,8 @@ PEERSUM_DEVICE Call enter(const PeersumParams& params, peersum_u32 family, peers
                 state.z,
                 GUARDED ? state.w : 0,
                 units_of(params.elements),
-                header_word(params, family, algorithm, (pull_epoch + state.z) & 0xFFFFu)};
+                // The sequence modulo 2^16: the shift drops the rest.
+                (pull_epoch + state.z) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
 }
 
 // Records why this rank leaves and poisons itself and every peer; the rank's first thread to come does it for all. All of it
@@ -128,9 +123,13 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     // Release: the host that sees `valid` must see the fields above.
     st_release_sys_u32(&status->valid, 1);
 
+    const peersum_u32 ring = sequence_of(own_header) % PEERSUM_HEADER_RING;
 #pragma unroll 1
     for (peersum_u32 rank = 0; rank < WORLD_SIZE; ++rank) {
         PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[rank]);
+        // The threads that send this call's headers may find the poison on entry and not send them; without them a peer could not tell a
+        // disagreement from another failure. The very word that they would send.
+        st_relaxed_sys_u64(&peer_control->headers[ring][params.rank], own_header);
 #pragma unroll 1
         for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
     }

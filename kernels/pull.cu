@@ -82,7 +82,7 @@ PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
             [&](peersum_u64 word) { return word >= flag; });
         // A symmetric call's last look at poison, behind its last wait: a peer that left may have gone on to overwrite its buffer while this rank
         // read it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.)
-        if (PHASE == PEERSUM_PULL_PHASE_SECOND && GUARDED && call.params.source == PEERSUM_SOURCE_SYMMETRIC) {
+        if (PHASE == PEERSUM_PULL_PHASE_SECOND && GUARDED && call.is_symmetric()) {
             lost |= ld_relaxed_sys_u32(&call.control->blocks[call.block].poison) != 0;
         }
     }
@@ -107,7 +107,7 @@ PEERSUM_DEVICE Copies copies_of(const Call& call) {
     const peersum_u64 half = params.staging_offset + parity * params.staging_half_bytes;
     const peersum_u64 other = params.staging_offset + (parity ^ 1) * params.staging_half_bytes;
     Copies copies;
-    copies.staged = params.source == PEERSUM_SOURCE_ORDINARY;
+    copies.staged = !call.is_symmetric();
     copies.own = params.arena[params.rank] + half;
     copies.scratch = params.arena[params.rank] + other;
     peersum_u64 bits = 0;
@@ -153,7 +153,7 @@ PEERSUM_DEVICE void finish(const Call& call) {
 // enters only in a later kernel than its reads here. So a staged call needs no closing barrier.
 // Symmetric: the closing barrier keeps a buffer from being overwritten by its owner while a peer still reads it.
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
-    const Call call = enter(params, PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_ONE_SHOT);
+    const Call call = enter(params);
     const Share share{call.units, call.units};
     const Copies copies = copies_of(call);
     const Buffer output = buffer_at(params.output, copies.scratch, params.elements);
@@ -196,7 +196,7 @@ PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer&
 // Symmetric: the owner writes the result into every rank's buffer; a chunk is read and written by its owner alone, so that no barrier is needed
 // between the two.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
-    const Call call = enter(params, PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_TWO_SHOT);
+    const Call call = enter(params);
     const peersum_u32 chunk = (call.units + WORLD_SIZE - 1) / WORLD_SIZE;
     const Share share{chunk, chunk};
     const Copies copies = copies_of(call);

@@ -116,7 +116,7 @@ PEERSUM_DEVICE void finish(const Call& call, bool lost, const Buffer& output, Sh
 }
 
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
-    const Call call = enter(params, PEERSUM_FAMILY_PUSH, PEERSUM_ALGORITHM_ONE_SHOT);
+    const Call call = enter(params);
     const peersum_u32 units = call.units;
     const Share share{units, units};
     const Slots slots = slots_of(call, WORLD_SIZE);
@@ -154,7 +154,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 // Chunk c of the array belongs to rank c, who reduces it and sends the result to all. A thread handles the same place of every chunk from end
 // to end (sends it, reduces it where this rank owns it, stores the result), so no barrier is needed between the steps.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
-    const Call call = enter(params, PEERSUM_FAMILY_PUSH, PEERSUM_ALGORITHM_TWO_SHOT);
+    const Call call = enter(params);
     const peersum_u32 units = call.units;
     const peersum_u32 chunk = (units + WORLD_SIZE - 1) / WORLD_SIZE;
     const Share share{chunk, chunk};

@@ -198,21 +198,16 @@ pub struct PeersumParams {
     pub staging_half_bytes: peersum_u64,
     /// The PeersumStatus of this rank, as its device addresses it.
     pub status: peersum_u64,
-    /// The 32-bit fields stand apart: NVRTC 13.0 merges loads of adjacent ones or not, as heap addresses happen to fall, and a module must come out the same every time.
-    pub rank: peersum_u32,
-    pub reserved_behind_rank: peersum_u32,
     /// How long a wait for a peer may take, in nanoseconds.
     pub timeout_ns: peersum_u64,
-    /// PEERSUM_SOURCE_...
-    pub source: peersum_u32,
-    pub reserved_behind_source: peersum_u32,
-    /// A tag of which part of which symmetric buffer; 0 for an ordinary source. Ranks must agree.
-    pub buffer: peersum_u32,
-    pub reserved_behind_buffer: peersum_u32,
+    /// This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and type must be those of the entry point.
+    pub header: peersum_u64,
+    pub rank: peersum_u32,
+    pub reserved: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 224usize];
+    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 216usize];
     ["Alignment of PeersumParams"][::core::mem::align_of::<PeersumParams>() - 8usize];
     [
         "Offset of field: PeersumParams::arena",
@@ -245,24 +240,15 @@ const _: () = {
         "Offset of field: PeersumParams::status",
     ][::core::mem::offset_of!(PeersumParams, status) - 184usize];
     [
-        "Offset of field: PeersumParams::rank",
-    ][::core::mem::offset_of!(PeersumParams, rank) - 192usize];
-    [
-        "Offset of field: PeersumParams::reserved_behind_rank",
-    ][::core::mem::offset_of!(PeersumParams, reserved_behind_rank) - 196usize];
-    [
         "Offset of field: PeersumParams::timeout_ns",
-    ][::core::mem::offset_of!(PeersumParams, timeout_ns) - 200usize];
+    ][::core::mem::offset_of!(PeersumParams, timeout_ns) - 192usize];
     [
-        "Offset of field: PeersumParams::source",
-    ][::core::mem::offset_of!(PeersumParams, source) - 208usize];
+        "Offset of field: PeersumParams::header",
+    ][::core::mem::offset_of!(PeersumParams, header) - 200usize];
     [
-        "Offset of field: PeersumParams::reserved_behind_source",
-    ][::core::mem::offset_of!(PeersumParams, reserved_behind_source) - 212usize];
+        "Offset of field: PeersumParams::rank",
+    ][::core::mem::offset_of!(PeersumParams, rank) - 208usize];
     [
-        "Offset of field: PeersumParams::buffer",
-    ][::core::mem::offset_of!(PeersumParams, buffer) - 216usize];
-    [
-        "Offset of field: PeersumParams::reserved_behind_buffer",
-    ][::core::mem::offset_of!(PeersumParams, reserved_behind_buffer) - 220usize];
+        "Offset of field: PeersumParams::reserved",
+    ][::core::mem::offset_of!(PeersumParams, reserved) - 212usize];
 };

@@ -103,10 +103,9 @@ fn bindings() -> Facts {
             staging_half_bytes,
             status,
             timeout_ns,
+            header,
             rank,
-            source,
-            buffer,
-            reserved,
+            reserved
         }
     );
     constants!(

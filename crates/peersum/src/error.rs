@@ -240,6 +240,33 @@ impl CallSignature {
     }
 }
 
+impl CallSignature {
+    /// The word that a call sends. The device adds the sequence; a signature to be launched has sequence 0.
+    pub(crate) fn header(&self) -> u64 {
+        let family = match self.kind.family {
+            Family::Push => abi::PEERSUM_FAMILY_PUSH,
+            Family::Pull => abi::PEERSUM_FAMILY_PULL,
+        };
+        let algorithm = match self.kind.algorithm {
+            Algorithm::OneShot => abi::PEERSUM_ALGORITHM_ONE_SHOT,
+            Algorithm::TwoShot => abi::PEERSUM_ALGORITHM_TWO_SHOT,
+        };
+        let dtype = match self.dtype {
+            Some(Dtype::F16) => abi::PEERSUM_DTYPE_F16,
+            Some(Dtype::Bf16) => abi::PEERSUM_DTYPE_BF16,
+            Some(Dtype::F32) => abi::PEERSUM_DTYPE_F32,
+            None => 3,
+        };
+        u64::from(self.sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
+            | u64::from(self.buffer) << abi::PEERSUM_HEADER_BUFFER_SHIFT
+            | u64::from(self.symmetric) << abi::PEERSUM_HEADER_SOURCE_SHIFT
+            | u64::from(family) << abi::PEERSUM_HEADER_FAMILY_SHIFT
+            | u64::from(algorithm) << abi::PEERSUM_HEADER_ALGORITHM_SHIFT
+            | u64::from(dtype) << abi::PEERSUM_HEADER_DTYPE_SHIFT
+            | self.bytes
+    }
+}
+
 impl fmt::Display for CallSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of {} bytes of ", self.kind, self.bytes)?;
@@ -282,6 +309,30 @@ impl Failure {
                 block: status.block,
                 waited: Duration::from_nanos(status.waited_ns),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_says_all_of_its_call() {
+        let mut rng = fastrand::Rng::with_seed(11);
+        for _ in 0..1000 {
+            let signature = CallSignature {
+                sequence: rng.u16(..),
+                kind: CallKind {
+                    family: Family::ALL[rng.usize(..2)],
+                    algorithm: Algorithm::ALL[rng.usize(..2)],
+                },
+                symmetric: rng.bool(),
+                buffer: rng.u8(..8),
+                dtype: Some(Dtype::ALL[rng.usize(..3)]),
+                bytes: rng.u64(..1 << abi::PEERSUM_HEADER_BYTES_BITS),
+            };
+            assert_eq!(CallSignature::from_header(signature.header()), signature);
         }
     }
 }

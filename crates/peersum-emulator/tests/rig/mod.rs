@@ -15,7 +15,8 @@ use peersum_emulator::{
 };
 use peersum_kernels::abi::{
     PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY,
-    PEERSUM_SOURCE_ORDINARY, PEERSUM_SOURCE_SYMMETRIC, PEERSUM_UNIT_BYTES, PeersumControl,
+    PEERSUM_HEADER_ALGORITHM_SHIFT, PEERSUM_HEADER_DTYPE_SHIFT, PEERSUM_HEADER_FAMILY_SHIFT,
+    PEERSUM_HEADER_SOURCE_SHIFT, PEERSUM_UNIT_BYTES, PeersumControl,
     PeersumParams, PeersumStatus,
 };
 
@@ -48,6 +49,19 @@ impl Call {
             threads,
         }
     }
+}
+
+/// A call's header but for the sequence.
+fn header<T: Element>(call: &Call, elements: usize) -> u64 {
+    let bit = |set: bool, shift: u32| u64::from(set) << shift;
+    bit(call.symmetric, PEERSUM_HEADER_SOURCE_SHIFT)
+        | bit(call.family == Family::Pull, PEERSUM_HEADER_FAMILY_SHIFT)
+        | bit(
+            call.algorithm == Algorithm::TwoShot,
+            PEERSUM_HEADER_ALGORITHM_SHIFT,
+        )
+        | (T::DTYPE as u64) << PEERSUM_HEADER_DTYPE_SHIFT
+        | (elements * size_of::<T>()) as u64
 }
 
 /// Every algorithm with every source that it can have.
@@ -302,12 +316,7 @@ impl World {
             status: self.ranks[rank].status.device_address,
             timeout_ns: self.timeout.as_nanos() as u64,
             rank: rank as u32,
-            source: if call.symmetric {
-                PEERSUM_SOURCE_SYMMETRIC
-            } else {
-                PEERSUM_SOURCE_ORDINARY
-            },
-            buffer: 0,
+            header: header::<T>(call, arrays.len),
             ..PeersumParams::default()
         }
     }

@@ -83,7 +83,11 @@ void* run_rank(void* argument) {
         params.status = reinterpret_cast<peersum_u64>(&statuses[rank]);
         params.timeout_ns = 20000000000;
         params.rank = rank;
-        params.source = is_symmetric ? PEERSUM_SOURCE_SYMMETRIC : PEERSUM_SOURCE_ORDINARY;
+        // Only the pull family is built with symmetric sources.
+        params.header = static_cast<peersum_u64>(is_symmetric) << PEERSUM_HEADER_SOURCE_SHIFT |
+                        static_cast<peersum_u64>(FROM_SYMMETRIC) << PEERSUM_HEADER_FAMILY_SHIFT |
+                        static_cast<peersum_u64>(two_shot) << PEERSUM_HEADER_ALGORITHM_SHIFT |
+                        static_cast<peersum_u64>(PEERSUM_DTYPE_F32) << PEERSUM_HEADER_DTYPE_SHIFT | ELEMENTS * sizeof(float);
         launch(two_shot ? ENTRY(_two_shot) : ENTRY(_one_shot), params, 1 + static_cast<peersum_u32>(call) % 2, rank * CALLS + call);
 
         const float* result = two_shot && is_symmetric ? source : output + offset;
