@@ -1,9 +1,9 @@
 //! One process a rank, without a GPU:
 //!
 //! ```sh
-//! cargo build -p peersum-emulator --example all_reduce
+//! cargo build -p peersum-emulator --example emulated_all_reduce
 //! for r in 0 1; do
-//!     RANK=$r WORLD_SIZE=2 target/debug/examples/all_reduce &
+//!     RANK=$r WORLD_SIZE=2 target/debug/examples/emulated_all_reduce &
 //! done; wait
 //! ```
 

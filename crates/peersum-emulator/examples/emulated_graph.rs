@@ -1,9 +1,9 @@
 //! Calls captured into a graph and replayed, one process a rank, without a GPU:
 //!
 //! ```sh
-//! cargo build -p peersum-emulator --example graph
+//! cargo build -p peersum-emulator --example emulated_graph
 //! for r in 0 1; do
-//!     RANK=$r WORLD_SIZE=2 target/debug/examples/graph &
+//!     RANK=$r WORLD_SIZE=2 target/debug/examples/emulated_graph &
 //! done; wait
 //! ```
 
