@@ -62,10 +62,10 @@ pub(super) struct SymmetricRange {
 
 impl SymmetricRange {
     /// What the header says of the part, so that ranks that use different ones find out.
-    pub(super) fn tag(&self) -> u32 {
+    pub(super) fn tag(&self) -> u8 {
         let part = (self.index as u64 + 1) << 40 | self.offset;
         // Fibonacci hashing: the top bits of the product depend on all bits of the part.
-        (part.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - abi::PEERSUM_HEADER_BUFFER_BITS)) as u32
+        (part.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - abi::PEERSUM_HEADER_BUFFER_BITS)) as u8
     }
 }
 

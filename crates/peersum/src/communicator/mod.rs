@@ -29,7 +29,7 @@ use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity, LaunchShape, StatusRecord};
 use crate::dispatch::{DispatchTable, Plan, Route};
 use crate::element::Element;
-use crate::error::{Error, Failure};
+use crate::error::{CallKind, CallSignature, Error, Failure};
 use crate::loader::LoadReport;
 use crate::rendezvous::Group;
 use links::Links;
@@ -202,14 +202,25 @@ impl<D: Device> Communicator<D> {
             ..links.params
         };
         let bytes = call.elements * call.dtype.size_bytes() as u64;
-        if plan.route.is_symmetric() {
-            params.source = abi::PEERSUM_SOURCE_SYMMETRIC;
+        let mut signature = CallSignature {
+            sequence: 0,
+            kind: CallKind {
+                family: plan.route.family(),
+                algorithm: plan.route.algorithm(),
+            },
+            symmetric: plan.route.is_symmetric(),
+            buffer: 0,
+            dtype: Some(call.dtype),
+            bytes,
+        };
+        if signature.symmetric
             // `enqueue` has made sure that the whole input is symmetric, so every piece of it is.
-            if let Some(range) = links.find_symmetric(call.input, bytes) {
-                params.buffer = range.tag();
-                params.symmetric = range.addresses;
-            }
+            && let Some(range) = links.find_symmetric(call.input, bytes)
+        {
+            signature.buffer = range.tag();
+            params.symmetric = range.addresses;
         }
+        params.header = signature.header();
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
         let places = match plan.route.algorithm() {
             peersum_artifact::Algorithm::OneShot => units,

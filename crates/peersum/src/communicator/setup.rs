@@ -222,7 +222,6 @@ fn connect<D: Device>(
         status: status.device_address,
         timeout_ns: nanoseconds(builder.timeout),
         rank: group.rank(),
-        source: abi::PEERSUM_SOURCE_ORDINARY,
         ..PeersumParams::default()
     };
     let links = Links {
@@ -509,8 +508,8 @@ fn share<D: Device>(
     let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
     let message = serde_json::to_vec(&own).unwrap_or_default();
     let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
-    let lent_by_address = own.address.is_some() || own.legacy_ipc.is_some();
 
+    let lent_by_address = own.address.is_some() || own.legacy_ipc.is_some();
     let mut addresses = [0; RANKS];
     let mut mappings = Vec::new();
     for (rank, (message, descriptors)) in received.into_iter().enumerate() {
@@ -593,8 +592,8 @@ impl<D: Device> Communicator<D> {
                 bytes as u64,
                 "symmetric buffer",
                 self.setup_timeout,
-            links.lent_by_address |= lent_by_address;
             )?;
+            links.lent_by_address |= lent_by_address;
             links.symmetric.push(SymmetricLink {
                 addresses,
                 region: Arc::clone(&region),
