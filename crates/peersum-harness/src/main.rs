@@ -2,8 +2,11 @@
 
 mod bench;
 mod data;
+mod grid;
 mod memory;
 mod proof;
+
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -25,20 +28,37 @@ enum Command {
     Proof(proof::ProofArgs),
     /// Microseconds a call, in a replayed graph.
     BenchAllreduce(bench::allreduce::BenchArgs),
+    /// The test grid: every configuration, bits against the reference.
+    Grid(grid::GridArgs),
+    /// What `grid --device` comes to on this machine.
+    #[command(hide = true)]
+    Device(grid::DeviceArgs),
+    /// One rank of `grid --ranks processes`.
+    #[command(hide = true)]
+    Rank(grid::RankArgs),
+    /// The grid on protocols that are broken on purpose, each of which it must see.
+    #[cfg(feature = "negative-controls")]
+    NegativeControls,
 }
 
-fn main() -> Result<()> {
+fn main() -> Result<ExitCode> {
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
     match Cli::parse().command {
-        Command::BenchAllreduce(args) => bench::allreduce::run(&args),
+        Command::BenchAllreduce(args) => bench::allreduce::run(&args)?,
+        Command::Grid(args) => return grid::run(&args),
+        Command::Device(args) => grid::print_device(&args)?,
+        Command::Rank(args) => grid::run_process(&args)?,
+        #[cfg(feature = "negative-controls")]
+        Command::NegativeControls => return grid::negative_controls::run(),
         Command::Proof(args) => {
             peersum::cuda::driver_present()?;
             let context = CudaContext::new(0).context("opening GPU 0")?;
             println!("GPU 0: {}", context.name()?);
-            proof::run(&args, |_rank| Ok(context.new_stream()?))
+            proof::run(&args, |_rank| Ok(context.new_stream()?))?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }

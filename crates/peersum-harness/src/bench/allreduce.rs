@@ -358,7 +358,11 @@ where
                 // What the communicator makes of it, so that equal shapes are measured once.
                 // A shape that leaves a thread with more than this is no candidate where a larger one exists.
                 let per_thread = places / u64::from(blocks * threads);
-                let largest = args.shapes.iter().map(|(blocks, threads)| blocks * threads).max();
+                let largest = args
+                    .shapes
+                    .iter()
+                    .map(|(blocks, threads)| blocks * threads)
+                    .max();
                 if per_thread > MAX_UNITS_PER_THREAD && largest != Some(blocks * threads) {
                     continue;
                 }

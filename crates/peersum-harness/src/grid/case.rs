@@ -1,0 +1,258 @@
+//! One configuration of the grid: what it is, its name, and what a filter selects.
+
+use std::fmt;
+use std::str::FromStr;
+
+use peersum::dispatch::Route;
+use peersum_artifact::Dtype;
+
+/// How the calls of a round are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Mode {
+    /// One launch a call.
+    Eager,
+    /// Captured once, replayed in every round.
+    Graph,
+}
+
+/// Where the arrays of a call lie and what they hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Variant {
+    /// Aligned, out of place (the symmetric two-shot, which knows no other, in place).
+    Aligned,
+    /// Views that begin at another element on every rank; of a symmetric buffer, at an odd one.
+    Unaligned,
+    /// Aligned, in place.
+    InPlace,
+    /// In place, at another element on every rank.
+    UnalignedInPlace,
+    /// NaN, infinities, zeros of both signs, subnormals and the words that the slots use, aligned.
+    Special,
+    /// The same, at another element on every rank.
+    SpecialUnaligned,
+}
+
+impl Variant {
+    /// Whether a route knows the variant.
+    pub(crate) fn serves(self, route: Route) -> bool {
+        !route.is_symmetric() || !matches!(self, Variant::InPlace | Variant::UnalignedInPlace)
+    }
+
+    pub(crate) fn is_unaligned(self) -> bool {
+        matches!(
+            self,
+            Variant::Unaligned | Variant::UnalignedInPlace | Variant::SpecialUnaligned
+        )
+    }
+
+    pub(crate) fn is_in_place(self) -> bool {
+        matches!(self, Variant::InPlace | Variant::UnalignedInPlace)
+    }
+
+    pub(crate) fn is_special(self) -> bool {
+        matches!(self, Variant::Special | Variant::SpecialUnaligned)
+    }
+}
+
+/// Cases that try to catch the protocols at what they are bad at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Adversarial {
+    /// Each rank sleeps for a time of its own before every call.
+    Delays,
+    /// The ranks start at different times.
+    LateStart,
+    /// Another size in every call, carried out as the dispatch table says.
+    Sizes,
+    /// Another algorithm in every call.
+    Mixed,
+    /// Another grid in every call.
+    Grids,
+    /// Two communicators on two streams, their calls in turn.
+    TwoCommunicators,
+}
+
+impl Adversarial {
+    pub(crate) const ALL: [Adversarial; 6] = [
+        Adversarial::Delays,
+        Adversarial::LateStart,
+        Adversarial::Sizes,
+        Adversarial::Mixed,
+        Adversarial::Grids,
+        Adversarial::TwoCommunicators,
+    ];
+}
+
+/// What the ranks do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Work {
+    /// The same call, `LAYERS` times a round.
+    Uniform {
+        route: Route,
+        elements: usize,
+        mode: Mode,
+        variant: Variant,
+    },
+    /// Calls that differ.
+    Adversarial(Adversarial),
+}
+
+/// One configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Case {
+    pub(crate) world_size: u32,
+    pub(crate) dtype: Dtype,
+    pub(crate) work: Work,
+    /// Rounds of fresh data, each `LAYERS` calls.
+    pub(crate) rounds: u32,
+}
+
+impl Case {
+    /// What it is reported with.
+    pub(crate) fn group(&self) -> String {
+        let kind = match self.work {
+            Work::Uniform { route, .. } => route_name(route),
+            Work::Adversarial(_) => "adversarial",
+        };
+        format!("ws{}/{}/{kind}", self.world_size, self.dtype)
+    }
+
+    /// The elements of its largest call, given the largest that an adversarial case may choose.
+    pub(crate) fn largest_elements(&self, adversarial: usize) -> usize {
+        match self.work {
+            Work::Uniform { elements, .. } => elements,
+            Work::Adversarial(_) => adversarial,
+        }
+    }
+}
+
+/// A route's name in flags and reports.
+pub(crate) fn route_name(route: Route) -> &'static str {
+    match route {
+        Route::PushOneShot => "push_one_shot",
+        Route::PushTwoShot => "push_two_shot",
+        Route::PullOneShot => "pull_one_shot",
+        Route::PullTwoShot => "pull_two_shot",
+        Route::SymmetricOneShot => "symmetric_one_shot",
+        Route::SymmetricTwoShot => "symmetric_two_shot",
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mode::Eager => "eager",
+            Mode::Graph => "graph",
+        })
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Variant::Aligned => "aligned",
+            Variant::Unaligned => "unaligned",
+            Variant::InPlace => "in_place",
+            Variant::UnalignedInPlace => "unaligned_in_place",
+            Variant::Special => "special",
+            Variant::SpecialUnaligned => "special_unaligned",
+        })
+    }
+}
+
+impl fmt::Display for Adversarial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Adversarial::Delays => "delays",
+            Adversarial::LateStart => "late_start",
+            Adversarial::Sizes => "sizes",
+            Adversarial::Mixed => "mixed",
+            Adversarial::Grids => "grids",
+            Adversarial::TwoCommunicators => "two_communicators",
+        })
+    }
+}
+
+/// `ws4/bf16/push_one_shot/1040/eager/aligned`, or `ws4/bf16/adversarial/delays`.
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/", self.group())?;
+        match self.work {
+            Work::Uniform {
+                elements,
+                mode,
+                variant,
+                ..
+            } => write!(f, "{elements}/{mode}/{variant}"),
+            Work::Adversarial(kind) => write!(f, "{kind}"),
+        }
+    }
+}
+
+/// Selects configurations by their names: the parts between slashes in order, `*` for any; parts that are left out at the end may be
+/// anything. A single part without a slash selects every name that has it anywhere.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Filter(String);
+
+impl Filter {
+    pub(crate) fn selects(&self, name: &str) -> bool {
+        if !self.0.contains('/') {
+            return name.split('/').any(|part| part == self.0);
+        }
+        let mut parts = name.split('/');
+        self.0.split('/').all(|wanted| {
+            parts
+                .next()
+                .is_some_and(|part| wanted == "*" || part == wanted)
+        })
+    }
+}
+
+impl FromStr for Filter {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Filter(text.trim_end_matches('/').to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn case() -> Case {
+        Case {
+            world_size: 4,
+            dtype: Dtype::Bf16,
+            work: Work::Uniform {
+                route: Route::PushOneShot,
+                elements: 1040,
+                mode: Mode::Eager,
+                variant: Variant::Unaligned,
+            },
+            rounds: 1,
+        }
+    }
+
+    #[test]
+    fn a_name_selects_exactly_its_configuration() {
+        let name = case().to_string();
+        assert_eq!(name, "ws4/bf16/push_one_shot/1040/eager/unaligned");
+        let filter: Filter = name.parse().unwrap();
+        assert!(filter.selects(&name));
+        assert!(!filter.selects("ws4/bf16/push_one_shot/1040/eager/unaligned_in_place"));
+        assert!(!filter.selects("ws4/bf16/push_one_shot/10400/eager/unaligned"));
+    }
+
+    #[test]
+    fn a_filter_may_leave_parts_open() {
+        let name = case().to_string();
+        let selects = |filter: &str| filter.parse::<Filter>().unwrap().selects(&name);
+        assert!(selects("ws4/*/push_one_shot"));
+        assert!(selects("ws4/"));
+        assert!(selects("1040"));
+        assert!(!selects("104"));
+        assert!(!selects("ws4/f16"));
+        assert!(!selects("*/*/*/*/*/*/*"));
+    }
+}

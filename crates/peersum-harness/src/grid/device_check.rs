@@ -1,0 +1,323 @@
+//! Data and comparison on the card, by kernels that `cargo xtask test-allreduce` compiles ahead of time: where results are large, moving
+//! and comparing them on the host would take most of a run.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use half::{bf16, f16};
+use peersum::Element;
+use peersum::cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
+    PushKernelArg,
+};
+use peersum::cudarc::nvrtc::Ptx;
+use peersum::device::{Device, MemorySharing};
+use peersum_artifact::Dtype;
+
+use super::event::Wrong;
+use super::generator::{self, Content, Key, bytes_of};
+use super::memory::{GUARD_BYTES, POISON, Slot};
+
+/// Names the cubin of `check.cu` for this machine's GPU.
+pub(crate) const CUBIN_VARIABLE: &str = "PEERSUM_GRID_CHECK_CUBIN";
+
+/// The most results between two calls of [`DeviceCheck::take`].
+const PLACES: usize = 256;
+
+/// In place of an index in what `check.cu` reports.
+const OUTSIDE: u32 = 0xFFFF_FFFE;
+
+/// Makes data and compares results on a rank's stream. Everything is enqueued; only `take` waits.
+pub(crate) trait DeviceCheck: Send {
+    /// Writes one rank's array.
+    fn generate(&mut self, dtype: Dtype, content: Content, key: Key, slot: &Slot) -> Result<()>;
+
+    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under `place`.
+    fn check(
+        &mut self,
+        dtype: Dtype,
+        content: Content,
+        keys: &[Key],
+        slot: &Slot,
+        place: usize,
+    ) -> Result<()>;
+
+    /// What was found under the first `places` places since the last call.
+    fn take(&mut self, places: usize) -> Result<Vec<(usize, Found)>>;
+}
+
+/// The first difference in one slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    Element { index: u32, actual: u32 },
+    Outside { byte: i64 },
+}
+
+impl Found {
+    pub(crate) fn with_expected(self, expected: impl FnOnce(u32) -> u32) -> Wrong {
+        match self {
+            Found::Element { index, actual } => Wrong::Element {
+                index,
+                expected: expected(index),
+                actual,
+            },
+            Found::Outside { byte } => Wrong::Outside { byte },
+        }
+    }
+}
+
+/// The two kernels on one GPU.
+pub(crate) struct DeviceCheckModule {
+    generate: CudaFunction,
+    check: CudaFunction,
+}
+
+impl DeviceCheckModule {
+    /// Loads the cubin that the environment names; `None` if it names none, and results are then compared on the host.
+    pub(crate) fn load(context: &Arc<CudaContext>) -> Result<Option<DeviceCheckModule>> {
+        let Some(path) = std::env::var_os(CUBIN_VARIABLE) else {
+            return Ok(None);
+        };
+        let path = std::path::PathBuf::from(path);
+        let cubin = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let module = context
+            .load_module(Ptx::from_binary(cubin))
+            .with_context(|| format!("loading {}", path.display()))?;
+        Ok(Some(DeviceCheckModule {
+            generate: module.load_function("peersum_grid_generate")?,
+            check: module.load_function("peersum_grid_check")?,
+        }))
+    }
+
+    /// The kernels on one stream.
+    pub(crate) fn on(&self, stream: &Arc<CudaStream>) -> Result<Box<dyn DeviceCheck>> {
+        Ok(Box::new(OnStream {
+            generate: self.generate.clone(),
+            check: self.check.clone(),
+            results: stream.alloc_zeros(PLACES)?,
+            starts: [0; PLACES],
+            stream: Arc::clone(stream),
+        }))
+    }
+}
+
+struct OnStream {
+    stream: Arc<CudaStream>,
+    generate: CudaFunction,
+    check: CudaFunction,
+    results: CudaSlice<u64>,
+    /// Where the array of each checked slot began.
+    starts: [usize; PLACES],
+}
+
+/// One key a rank, as `check.cu` takes them.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Keys([u32; 8]);
+
+// SAFETY: a plain array of integers, the layout of `Keys` in check.cu.
+unsafe impl DeviceRepr for Keys {}
+
+fn number(dtype: Dtype) -> u32 {
+    match dtype {
+        Dtype::F16 => 0,
+        Dtype::Bf16 => 1,
+        Dtype::F32 => 2,
+    }
+}
+
+fn element_bytes(dtype: Dtype) -> u64 {
+    dtype.size_bytes() as u64
+}
+
+/// Few and small blocks: they must find places beside those that wait for this rank.
+fn shape(elements: u64) -> LaunchConfig {
+    const THREADS: u32 = 256;
+    let blocks = elements.div_ceil(u64::from(THREADS) * 4).clamp(1, 264) as u32;
+    LaunchConfig {
+        grid_dim: (blocks, 1, 1),
+        block_dim: (THREADS, 1, 1),
+        shared_mem_bytes: 0,
+    }
+}
+
+impl DeviceCheck for OnStream {
+    fn generate(&mut self, dtype: Dtype, content: Content, key: Key, slot: &Slot) -> Result<()> {
+        let elements = slot.bytes as u64 / element_bytes(dtype);
+        let (address, number, special) = (
+            slot.address(),
+            number(dtype),
+            u32::from(content == Content::Special),
+        );
+        let mut launch = self.stream.launch_builder(&self.generate);
+        launch
+            .arg(&address)
+            .arg(&elements)
+            .arg(&number)
+            .arg(&special)
+            .arg(&key.0);
+        // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the array's address on; the slot holds them.
+        unsafe { launch.launch(shape(elements))? };
+        Ok(())
+    }
+
+    fn check(
+        &mut self,
+        dtype: Dtype,
+        content: Content,
+        keys: &[Key],
+        slot: &Slot,
+        place: usize,
+    ) -> Result<()> {
+        ensure!(
+            place < PLACES && keys.len() <= 8,
+            "no place for result {place}"
+        );
+        self.starts[place] = slot.start;
+        let mut all = Keys([0; 8]);
+        for (to, from) in all.0.iter_mut().zip(keys) {
+            *to = from.0;
+        }
+        let elements = slot.bytes as u64 / element_bytes(dtype);
+        let (start, guarded) = (slot.start as u64, slot.guarded_bytes as u64);
+        let (number, special) = (number(dtype), u32::from(content == Content::Special));
+        let world_size = keys.len() as u32;
+        let result = {
+            let (address, _guard) = self.results.device_ptr(&self.stream);
+            address + (place * size_of::<u64>()) as u64
+        };
+        let mut launch = self.stream.launch_builder(&self.check);
+        launch
+            .arg(&slot.base)
+            .arg(&start)
+            .arg(&guarded)
+            .arg(&elements)
+            .arg(&number)
+            .arg(&special)
+            .arg(&all)
+            .arg(&world_size)
+            .arg(&result);
+        // SAFETY: the arguments are those of the kernel, which reads the slot and writes one result; this stream alone uses the results.
+        unsafe { launch.launch(shape(elements))? };
+        Ok(())
+    }
+
+    fn take(&mut self, places: usize) -> Result<Vec<(usize, Found)>> {
+        let words = self.stream.clone_dtoh(&self.results)?;
+        self.stream.memset_zeros(&mut self.results)?;
+        self.stream.synchronize()?;
+        let found = words.into_iter().take(places).enumerate();
+        Ok(found
+            .filter(|(_, word)| *word != 0)
+            .map(|(place, word)| {
+                let (index, low) = ((!word >> 32) as u32, !word as u32);
+                let found = if index == OUTSIDE {
+                    Found::Outside {
+                        byte: i64::from(low) - self.starts[place] as i64,
+                    }
+                } else {
+                    Found::Element { index, actual: low }
+                };
+                (place, found)
+            })
+            .collect())
+    }
+}
+
+/// Holds a check to `generator` and `peersum::reference`: it must make the same data, accept the reference's sums, and find one changed
+/// bit wherever it is, and one touched byte beside the array.
+pub(crate) fn prove<D: Device>(
+    check: &mut dyn DeviceCheck,
+    device: &D,
+    world_size: u32,
+) -> Result<()> {
+    for content in [Content::Ordinary, Content::Special] {
+        prove_typed::<f16, D>(check, device, world_size, content)?;
+        prove_typed::<bf16, D>(check, device, world_size, content)?;
+        prove_typed::<f32, D>(check, device, world_size, content)?;
+    }
+    Ok(())
+}
+
+fn prove_typed<T: Element, D: Device>(
+    check: &mut dyn DeviceCheck,
+    device: &D,
+    world_size: u32,
+    content: Content,
+) -> Result<()>
+where
+    T::Bits: TryFrom<u32>,
+{
+    const ELEMENTS: usize = 20_001;
+    let keys: Vec<Key> = (0..world_size)
+        .map(|rank| Key::new(7, 1, 2, rank))
+        .collect();
+    let start = GUARD_BYTES + size_of::<T>();
+    let bytes = ELEMENTS * size_of::<T>();
+    let guarded_bytes = (start + bytes + GUARD_BYTES).next_multiple_of(4);
+    let allocation = device.allocate_shared(guarded_bytes, MemorySharing::Auto)?;
+    let slot = Slot {
+        base: device.allocation_address(&allocation),
+        start,
+        bytes,
+        guarded_bytes,
+    };
+    let mut memory = vec![POISON; guarded_bytes];
+    let set = |memory: &[u8]| -> Result<()> {
+        // SAFETY: the allocation holds `guarded_bytes` bytes.
+        unsafe { device.write(slot.base, memory)? };
+        Ok(())
+    };
+    let what = || format!("{} {content:?} of {world_size} ranks", T::DTYPE);
+
+    set(&memory)?;
+    check.generate(T::DTYPE, content, keys[0], &slot)?;
+    let mut made = vec![0; guarded_bytes];
+    // SAFETY: as above.
+    unsafe { device.read(slot.base, &mut made)? };
+    memory[start..start + bytes]
+        .copy_from_slice(bytes_of(&generator::input::<T>(content, keys[0], ELEMENTS)));
+    ensure!(
+        made == memory,
+        "{}: the card makes other data than the host",
+        what()
+    );
+
+    let expected = generator::expected::<T>(content, &keys, ELEMENTS);
+    memory[start..start + bytes].copy_from_slice(bytes_of(&expected));
+    set(&memory)?;
+    check.check(T::DTYPE, content, &keys, &slot, 0)?;
+    if let Some((_, found)) = check.take(1)?.first() {
+        bail!(
+            "{}: the card's sum is not the reference's: {found:?}",
+            what()
+        );
+    }
+    for index in [0, 1, ELEMENTS / 2, ELEMENTS - 1] {
+        let at = start + index * size_of::<T>();
+        memory[at] ^= 1;
+        set(&memory)?;
+        check.check(T::DTYPE, content, &keys, &slot, 0)?;
+        let found = check.take(1)?;
+        let index_found = found.first().map(|(_, found)| *found);
+        ensure!(
+            matches!(index_found, Some(Found::Element { index: at, .. }) if at as usize == index),
+            "{}: a changed bit of element {index} was reported as {index_found:?}",
+            what()
+        );
+        memory[at] ^= 1;
+    }
+    for (at, byte) in [(start - 1, -1), (start + bytes, bytes as i64)] {
+        memory[at] = 0;
+        set(&memory)?;
+        check.check(T::DTYPE, content, &keys, &slot, 0)?;
+        let found = check.take(1)?;
+        ensure!(
+            found == [(0, Found::Outside { byte })],
+            "{}: a byte written at {byte} was reported as {found:?}",
+            what()
+        );
+        memory[at] = POISON;
+    }
+    Ok(())
+}

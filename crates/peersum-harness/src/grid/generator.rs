@@ -1,0 +1,210 @@
+//! The data of the grid: each element is a function of a key and its index, so that whoever needs it computes it, the card included
+//! (`check.cu` is the counterpart of this file).
+
+use peersum::{Element, reference};
+use peersum_artifact::Dtype;
+
+/// Special values, as the low bits of an element of any type.
+const SPECIAL_BITS: [u32; 24] = [
+    0xFFFF_FFFF, // the word of an empty slot
+    0x7FFF_FFFF, // its substitute
+    0x0000_0000,
+    0x8000_0000, // zeros of f32
+    0x7F80_0000,
+    0xFF80_0000, // infinities of f32
+    0x0000_0001,
+    0x8000_0001, // the least subnormals of f32
+    0x007F_FFFF,
+    0x7F7F_FFFF, // the greatest subnormal and finite f32
+    0x7F80_0001,
+    0xFFC0_1234, // NaN of f32: signalling, with a payload
+    0x0000_8000,
+    0x0000_7FFF, // negative zero and NaN of f16 and bf16
+    0x0000_7C00,
+    0x0000_FC00, // infinities of f16
+    0x0000_7F80,
+    0x0000_FF80, // infinities of bf16
+    0x0000_03FF,
+    0x0000_7BFF, // the greatest subnormal and finite f16
+    0x0000_007F,
+    0x0000_7F7F, // the same of bf16
+    0x0000_7C01,
+    0x0000_FFFF, // a signalling NaN of f16; half of an empty slot's word
+];
+
+/// What the elements are like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Finite values of similar size, as activations are.
+    Ordinary,
+    /// Every second element a special value, the others any bits.
+    Special,
+}
+
+/// Names one rank's array in one call of one case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Key(pub(crate) u32);
+
+/// The seed of a case: of the run's seed and the name, whatever else the run does.
+pub(crate) fn case_seed(seed: u64, name: &str) -> u64 {
+    name.bytes()
+        .fold(seed ^ 0xCBF2_9CE4_8422_2325, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+        })
+}
+
+impl Key {
+    pub(crate) fn new(case_seed: u64, round: u32, layer: u32, rank: u32) -> Key {
+        let place = u64::from(round) << 32 | u64::from(layer) << 8 | u64::from(rank);
+        // splitmix64's output function.
+        let mut word = case_seed.wrapping_add(place.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        Key((word >> 32) as u32)
+    }
+}
+
+/// A bijective hash of 32 bits.
+#[inline]
+fn mix(mut word: u32) -> u32 {
+    word = (word ^ (word >> 16)).wrapping_mul(0x7FEB_352D);
+    word = (word ^ (word >> 15)).wrapping_mul(0x846C_A68B);
+    word ^ (word >> 16)
+}
+
+/// The bits of one element, in the low bits of a word.
+#[inline]
+fn bits(dtype: Dtype, content: Content, key: Key, index: u32) -> u32 {
+    let word = mix(index.wrapping_mul(0x9E37_79B1) ^ key.0);
+    let half = word >> 16;
+    match (content, dtype) {
+        // Sign and fraction as they come, one of eight exponents around 1.
+        (Content::Ordinary, Dtype::F32) => {
+            (word & 0x807F_FFFF) | ((124 + ((word >> 23) & 7)) << 23)
+        }
+        (Content::Ordinary, Dtype::Bf16) => (half & 0x807F) | ((124 + ((half >> 7) & 7)) << 7),
+        (Content::Ordinary, Dtype::F16) => (half & 0x83FF) | ((12 + ((half >> 10) & 7)) << 10),
+        (Content::Special, _) => {
+            let any = if word & 1 == 0 {
+                mix(word)
+            } else {
+                SPECIAL_BITS[((word >> 1) % SPECIAL_BITS.len() as u32) as usize]
+            };
+            if dtype == Dtype::F32 {
+                any
+            } else {
+                any & 0xFFFF
+            }
+        }
+    }
+}
+
+/// An element of those bits.
+#[inline]
+fn element<T: Element>(bits: u32) -> T
+where
+    T::Bits: TryFrom<u32>,
+{
+    T::Bits::try_from(bits).map_or(T::CANONICAL_NAN, T::from_raw)
+}
+
+/// One rank's array.
+pub(crate) fn input<T: Element>(content: Content, key: Key, len: usize) -> Vec<T>
+where
+    T::Bits: TryFrom<u32>,
+{
+    (0..len as u32)
+        .map(|index| element(bits(T::DTYPE, content, key, index)))
+        .collect()
+}
+
+/// What every rank must receive.
+pub(crate) fn expected<T: Element>(content: Content, keys: &[Key], len: usize) -> Vec<T>
+where
+    T::Bits: TryFrom<u32>,
+{
+    let inputs: Vec<Vec<T>> = keys.iter().map(|&key| input(content, key, len)).collect();
+    let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
+    reference::all_reduce(&slices)
+}
+
+/// One element of [`expected`].
+pub(crate) fn expected_at<T: Element>(content: Content, keys: &[Key], index: u32) -> T
+where
+    T::Bits: TryFrom<u32>,
+{
+    let inputs: Vec<[T; 1]> = keys
+        .iter()
+        .map(|&key| [element(bits(T::DTYPE, content, key, index))])
+        .collect();
+    let slices: Vec<&[T]> = inputs.iter().map(<[T; 1]>::as_slice).collect();
+    reference::all_reduce(&slices)
+        .first()
+        .copied()
+        .unwrap_or(T::CANONICAL_NAN)
+}
+
+/// The bytes of elements, as memory holds them.
+pub(crate) fn bytes_of<T: Element>(elements: &[T]) -> &[u8] {
+    // SAFETY: an element is a number without padding, so each of its bytes is initialised; the length is theirs.
+    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    #[test]
+    fn ordinary_elements_are_finite_and_never_zero() {
+        let key = Key::new(1, 2, 3, 4);
+        for value in input::<f16>(Content::Ordinary, key, 4096) {
+            assert!(value.is_normal());
+        }
+        for value in input::<bf16>(Content::Ordinary, key, 4096) {
+            assert!(value.is_normal());
+        }
+        for value in input::<f32>(Content::Ordinary, key, 4096) {
+            assert!(value.is_normal());
+        }
+    }
+
+    #[test]
+    fn special_content_has_every_special_value_of_its_type() {
+        let values = input::<f32>(Content::Special, Key::new(1, 2, 3, 4), 4096);
+        for special in SPECIAL_BITS {
+            assert!(
+                values.iter().any(|value| value.to_bits() == special),
+                "{special:x}"
+            );
+        }
+        let values = input::<bf16>(Content::Special, Key::new(1, 2, 3, 4), 4096);
+        assert!(values.iter().any(|value| value.to_bits() == 0xFFFF));
+        assert!(values.iter().any(|value| value.to_bits() == 0x8000));
+    }
+
+    #[test]
+    fn calls_rounds_and_ranks_have_data_of_their_own() {
+        let mut keys: Vec<u32> = (0..16)
+            .flat_map(|round| {
+                (0..4).flat_map(move |layer| (0..8).map(move |rank| (round, layer, rank)))
+            })
+            .map(|(round, layer, rank)| Key::new(case_seed(7, "a case"), round, layer, rank).0)
+            .collect();
+        let all = keys.len();
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), all);
+        assert_ne!(case_seed(7, "a case"), case_seed(7, "another"));
+    }
+
+    #[test]
+    fn one_expected_element_is_that_of_all() {
+        let keys = [Key(1), Key(2), Key(3)];
+        let all = expected::<f16>(Content::Special, &keys, 300);
+        for (index, value) in all.iter().enumerate() {
+            let one = expected_at::<f16>(Content::Special, &keys, index as u32);
+            assert_eq!(one.to_bits(), value.to_bits());
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! The negative controls: with each protocol that is broken on purpose the grid must fail, or it proves nothing.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use peersum::dispatch::Route;
+use peersum_artifact::Dtype;
+use peersum_emulator::{Break, EmulatorOptions};
+
+use super::machine::Emulators;
+use super::settings::{DeviceKind, GridKind, RankKind, Settings};
+use super::tally::CaseStatus;
+use super::{plan, runner, workers};
+
+/// A race shows itself in one run or the next; no sound protocol fails in any.
+const ATTEMPTS: u64 = 20;
+
+/// Runs the smoke grid on every broken protocol, and on the sound one.
+pub(crate) fn run() -> Result<ExitCode> {
+    let mut unseen = Vec::new();
+    for broken in std::iter::once(None).chain(Break::ALL.map(Some)) {
+        let mut seen = None;
+        let attempts = if broken.is_some() { ATTEMPTS } else { 1 };
+        for attempt in 1..=attempts {
+            seen = fails(broken, attempt)?;
+            if let Some(how) = &seen {
+                println!("{broken:?}: seen in run {attempt}: {how}");
+                break;
+            }
+        }
+        match (broken, seen) {
+            (None, Some(how)) => bail!("the sound protocols fail: {how}"),
+            (None, None) => println!("sound protocols: pass"),
+            (Some(broken), None) => unseen.push(broken),
+            (Some(_), Some(_)) => {}
+        }
+    }
+    if unseen.is_empty() {
+        println!(
+            "every one of the {} negative controls fails, as it must",
+            Break::ALL.len()
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("the grid did not see these in {ATTEMPTS} runs: {unseen:?}");
+    Ok(ExitCode::FAILURE)
+}
+
+/// How the grid fails on one kind of kernels, if it does.
+fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
+    let mut options = EmulatorOptions::default();
+    options.broken = broken;
+    let settings = Arc::new(Settings {
+        // The rank order shows from 3 ranks on; the broken kernels are compiled for these two sizes and types.
+        world_sizes: vec![2, 3],
+        dtypes: vec![Dtype::Bf16, Dtype::F32],
+        routes: Route::ALL.to_vec(),
+        device: DeviceKind::Emulator,
+        ranks: RankKind::Threads,
+        grid: GridKind::Smoke,
+        seed,
+        filter: None,
+        timeout: Duration::from_secs(1),
+        fault: None,
+    });
+    let cases = Arc::new(plan::cases(&settings));
+    let (sender, receiver) = channel();
+    let machine = Arc::new(Emulators { options });
+    let workers = workers::start_threads(machine, &settings, &cases, &sender)?;
+    let tally = runner::watch(&settings, &cases, workers, sender, &receiver, &mut |_| {});
+    if let Some(mismatch) = tally.mismatches().first() {
+        return Ok(Some(tally.describe(mismatch)));
+    }
+    if let Some(failure) = tally.failure() {
+        return Ok(Some(failure.lines().next().unwrap_or_default().to_owned()));
+    }
+    Ok(tally
+        .statuses()
+        .into_iter()
+        .find(|status| *status != CaseStatus::Passed)
+        .map(|status| format!("{status:?}")))
+}

@@ -1,0 +1,356 @@
+//! The grids: which configurations there are, and what the calls of each round are.
+
+use std::time::Duration;
+
+use fastrand::Rng;
+use peersum::dispatch::{Plan, Route};
+use peersum_artifact::Dtype;
+
+use super::case::{Adversarial, Case, Mode, Variant, Work};
+use super::generator::{Content, case_seed};
+use super::settings::{DeviceKind, GridKind, Settings};
+
+/// Calls of a round, back to back.
+pub(crate) const LAYERS: usize = 4;
+
+/// A view begins at most so many elements behind an aligned address, less one.
+pub(crate) const OFFSETS: usize = 8;
+
+/// What a grid is made of.
+struct Grid {
+    /// Elements, each aligned, eager and in a graph.
+    sizes: &'static [usize],
+    rounds: u32,
+    /// Elements that are no multiple of a unit, in every variant.
+    odd_sizes: &'static [usize],
+    odd_variants: &'static [Variant],
+    odd_rounds: u32,
+    /// Whether each odd configuration is eager and in a graph, or one of the two in turn.
+    odd_in_both_modes: bool,
+    adversarial_rounds: u32,
+    /// Whether adversarial cases run for every type, or for one of two bytes.
+    adversarial_for_every_dtype: bool,
+    /// The largest call of an adversarial case, in elements.
+    adversarial_elements: usize,
+    /// The longest pause before a call.
+    longest_delay: Duration,
+    /// How far apart ranks start.
+    longest_late_start: Duration,
+}
+
+const SMOKE: Grid = Grid {
+    sizes: &[16, 1040],
+    rounds: 2,
+    odd_sizes: &[1037],
+    odd_variants: &[
+        Variant::Unaligned,
+        Variant::UnalignedInPlace,
+        Variant::SpecialUnaligned,
+    ],
+    odd_rounds: 2,
+    odd_in_both_modes: false,
+    adversarial_rounds: 3,
+    adversarial_for_every_dtype: false,
+    adversarial_elements: 2000,
+    longest_delay: Duration::from_millis(3),
+    longest_late_start: Duration::from_millis(300),
+};
+
+const FULL: Grid = Grid {
+    sizes: &[
+        16, 32, 512, 1024, 1040, 4096, 32_768, 262_144, 2_097_152, 4_194_304,
+    ],
+    rounds: 16,
+    odd_sizes: &[1, 7, 1037, 65_537, 300_001],
+    odd_variants: &[
+        Variant::Aligned,
+        Variant::Unaligned,
+        Variant::InPlace,
+        Variant::UnalignedInPlace,
+        Variant::Special,
+        Variant::SpecialUnaligned,
+    ],
+    odd_rounds: 4,
+    odd_in_both_modes: true,
+    adversarial_rounds: 16,
+    adversarial_for_every_dtype: true,
+    adversarial_elements: 300_001,
+    longest_delay: Duration::from_millis(1),
+    longest_late_start: Duration::from_secs(2),
+};
+
+fn grid(kind: GridKind) -> &'static Grid {
+    match kind {
+        GridKind::Smoke => &SMOKE,
+        GridKind::Full => &FULL,
+    }
+}
+
+/// The configurations that the settings select, in the order in which they run.
+pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
+    let grid = grid(settings.grid);
+    let mut cases = Vec::new();
+    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
+        for &dtype in &settings.dtypes {
+            uniform_cases(grid, settings, world_size, dtype, &mut cases);
+        }
+        for &dtype in &settings.dtypes {
+            let preferred = if settings.dtypes.contains(&Dtype::Bf16) {
+                Some(Dtype::Bf16)
+            } else {
+                settings.dtypes.first().copied()
+            };
+            if grid.adversarial_for_every_dtype || Some(dtype) == preferred {
+                cases.extend(Adversarial::ALL.map(|kind| Case {
+                    world_size,
+                    dtype,
+                    work: Work::Adversarial(kind),
+                    rounds: grid.adversarial_rounds,
+                }));
+            }
+        }
+    }
+    if let Some(filter) = &settings.filter {
+        cases.retain(|case| filter.selects(&case.to_string()));
+    }
+    cases
+}
+
+fn uniform_cases(
+    grid: &Grid,
+    settings: &Settings,
+    world_size: u32,
+    dtype: Dtype,
+    cases: &mut Vec<Case>,
+) {
+    let mut push = |route, elements, mode, variant, rounds| {
+        cases.push(Case {
+            world_size,
+            dtype,
+            work: Work::Uniform {
+                route,
+                elements,
+                mode,
+                variant,
+            },
+            rounds,
+        });
+    };
+    for &route in &settings.routes {
+        for &elements in grid.sizes {
+            for mode in [Mode::Eager, Mode::Graph] {
+                push(route, elements, mode, Variant::Aligned, grid.rounds);
+            }
+        }
+        for &elements in grid.odd_sizes {
+            let variants = grid
+                .odd_variants
+                .iter()
+                .filter(|variant| variant.serves(route));
+            for (index, &variant) in variants.enumerate() {
+                let both = grid.odd_in_both_modes;
+                for (turn, mode) in [Mode::Eager, Mode::Graph].into_iter().enumerate() {
+                    // In turn over variants and world sizes, so that each comes to both.
+                    if both || (index + world_size as usize) % 2 == turn {
+                        push(route, elements, mode, variant, grid.odd_rounds);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What the grids leave out of what a reader might expect, with the reason.
+pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
+    let mut left_out = vec![(
+        "delays injected per block".to_owned(),
+        "the kernels have no switch for it; delays are per rank, and grids differ from call to call".to_owned(),
+    )];
+    if settings.grid == GridKind::Smoke {
+        left_out.push((
+            "sizes above 2000 elements, more than 3 rounds, ranks that start seconds apart"
+                .to_owned(),
+            "the smoke grid; --grid full has them".to_owned(),
+        ));
+    }
+    if settings.world_sizes.contains(&1) {
+        left_out.push((
+            "world size 1".to_owned(),
+            "a group of one launches nothing".to_owned(),
+        ));
+    }
+    left_out
+}
+
+/// The largest array of any of the cases, in elements.
+pub(crate) fn largest_elements(settings: &Settings, cases: &[Case]) -> usize {
+    let adversarial = grid(settings.grid).adversarial_elements;
+    cases
+        .iter()
+        .map(|case| case.largest_elements(adversarial))
+        .max()
+        .unwrap_or(1)
+}
+
+/// Where an array of a call lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Memory that is only read.
+    Input,
+    /// Memory that is written.
+    Output,
+    /// The symmetric buffer.
+    Symmetric,
+}
+
+/// One call of a round. Equal on all ranks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Call {
+    /// Which communicator makes it.
+    pub(crate) lane: usize,
+    /// `None`: as the dispatch table says.
+    pub(crate) plan: Option<Plan>,
+    pub(crate) elements: usize,
+    pub(crate) source: Place,
+    pub(crate) target: Place,
+    pub(crate) unaligned: bool,
+    pub(crate) content: Content,
+}
+
+impl Call {
+    fn new(route: Route, plan: Plan, elements: usize, variant: Variant) -> Call {
+        let (source, target) = match route {
+            Route::SymmetricOneShot => (Place::Symmetric, Place::Output),
+            Route::SymmetricTwoShot => (Place::Symmetric, Place::Symmetric),
+            _ if variant.is_in_place() => (Place::Output, Place::Output),
+            _ => (Place::Input, Place::Output),
+        };
+        Call {
+            lane: 0,
+            plan: Some(plan),
+            elements,
+            source,
+            target,
+            unaligned: variant.is_unaligned(),
+            content: if variant.is_special() {
+                Content::Special
+            } else {
+                Content::Ordinary
+            },
+        }
+    }
+}
+
+/// How many elements behind an aligned address `rank`'s array of a call begins.
+pub(crate) fn offset(call: &Call, place: Place, rank: u32, layer: usize) -> usize {
+    match (call.unaligned, place) {
+        (false, _) => 0,
+        // All ranks use the same part of a symmetric buffer.
+        (true, Place::Symmetric) => (layer * 2 + 1) % OFFSETS,
+        (true, Place::Input) => (rank as usize * 3 + layer + 1) % OFFSETS,
+        (true, Place::Output) => (rank as usize * 5 + layer * 3 + 2) % OFFSETS,
+    }
+}
+
+/// Grid and block of a call whose shape does not matter.
+fn plain_shape(device: DeviceKind, elements: usize) -> (u32, u32) {
+    match device {
+        DeviceKind::Emulator => (2, 8),
+        DeviceKind::Cuda if elements <= 65_536 => (16, 256),
+        // Cut to the ranks' share of the card.
+        DeviceKind::Cuda => (132, 512),
+    }
+}
+
+fn any_shape(device: DeviceKind, rng: &mut Rng) -> (u32, u32) {
+    match device {
+        DeviceKind::Emulator => (rng.u32(1..=3), [8, 12][rng.usize(..2)]),
+        DeviceKind::Cuda => (
+            [1, 2, 3, 5, 8, 13, 16, 33, 66][rng.usize(..9)],
+            [8, 32, 64, 128, 256, 512][rng.usize(..6)],
+        ),
+    }
+}
+
+/// The calls of one round, and of every round for a uniform case.
+pub(crate) fn round_calls(settings: &Settings, case: &Case, round: u32) -> Vec<Call> {
+    let plan = |route, (blocks, threads)| Plan {
+        route,
+        blocks,
+        threads,
+    };
+    let kind = match case.work {
+        Work::Uniform {
+            route,
+            elements,
+            variant,
+            ..
+        } => {
+            let shape = plain_shape(settings.device, elements);
+            return vec![Call::new(route, plan(route, shape), elements, variant); LAYERS];
+        }
+        Work::Adversarial(kind) => kind,
+    };
+    let seed = case_seed(settings.seed, &case.to_string());
+    let mut rng = Rng::with_seed(seed.wrapping_add(u64::from(round)));
+    let most = grid(settings.grid).adversarial_elements;
+    (0..LAYERS)
+        .map(|layer| {
+            let elements = match kind {
+                Adversarial::Sizes | Adversarial::Mixed | Adversarial::TwoCommunicators => {
+                    any_size(&mut rng, most)
+                }
+                _ => 1037.min(most),
+            };
+            let route = settings.routes[rng.usize(..settings.routes.len())];
+            let variant = loop {
+                let any = FULL.odd_variants[rng.usize(..FULL.odd_variants.len())];
+                if any.serves(route) {
+                    break any;
+                }
+            };
+            let shape = match kind {
+                Adversarial::Grids | Adversarial::Mixed => any_shape(settings.device, &mut rng),
+                _ => plain_shape(settings.device, elements),
+            };
+            let mut call = Call::new(route, plan(route, shape), elements, variant);
+            match kind {
+                Adversarial::Sizes => call.plan = None,
+                Adversarial::TwoCommunicators => call.lane = layer % 2,
+                _ => {}
+            }
+            call
+        })
+        .collect()
+}
+
+/// Few elements as likely as many.
+fn any_size(rng: &mut Rng, most: usize) -> usize {
+    let bits = rng.u32(0..=most.ilog2());
+    rng.usize(1..=(2 << bits)).min(most)
+}
+
+/// How long `rank` sleeps before a call.
+pub(crate) fn delay(
+    settings: &Settings,
+    case: &Case,
+    round: u32,
+    layer: usize,
+    rank: u32,
+) -> Duration {
+    let grid = grid(settings.grid);
+    let seed = case_seed(settings.seed, &case.to_string())
+        ^ (u64::from(round) << 32 | (layer as u64) << 8 | u64::from(rank))
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut rng = Rng::with_seed(seed);
+    match case.work {
+        // Every second call is not delayed, so that a rank also catches up and runs ahead.
+        Work::Adversarial(Adversarial::Delays) if rng.bool() => {
+            grid.longest_delay.mul_f64(rng.f64())
+        }
+        Work::Adversarial(Adversarial::LateStart) if round == 0 && layer == 0 => {
+            grid.longest_late_start.mul_f64(rng.f64())
+        }
+        _ => Duration::ZERO,
+    }
+}

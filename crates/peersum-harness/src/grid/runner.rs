@@ -1,0 +1,210 @@
+//! The runner: starts the ranks, takes what they say, ends them when one fails or says nothing any more.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::case::Case;
+use super::event::Event;
+use super::machine::{Emulators, Gpus};
+use super::settings::{DeviceKind, RankKind, Settings};
+use super::tally::{GroupLine, Tally};
+use super::workers::{self, Message, Worker, ranks};
+
+/// How often the runner looks after processes that have ended.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What a silent rank is given beyond the time that a call may wait for a peer: the pauses of the cases, and a busy machine.
+const SILENCE: Duration = Duration::from_secs(15);
+
+/// How long the others are given to say what they know, once one rank has failed.
+const LAST_WORDS: Duration = Duration::from_millis(1500);
+
+/// Runs all cases. `progress` is given each group's line as it comes, and what the ranks ran into.
+pub(crate) fn run<'a>(
+    settings: &'a Arc<Settings>,
+    cases: &'a Arc<Vec<Case>>,
+    progress: &mut dyn FnMut(&GroupLine),
+) -> Result<Tally<'a>> {
+    let (sender, receiver) = channel();
+    match settings.ranks {
+        RankKind::Threads => {
+            let workers = match settings.device {
+                DeviceKind::Cuda => workers::start_threads(
+                    Arc::new(Gpus::open(ranks(settings))?),
+                    settings,
+                    cases,
+                    &sender,
+                ),
+                DeviceKind::Emulator => {
+                    workers::start_threads(Arc::new(Emulators::default()), settings, cases, &sender)
+                }
+            };
+            Ok(watch(
+                settings, cases, workers?, sender, &receiver, progress,
+            ))
+        }
+        RankKind::Processes => {
+            // Mode 0700, and removed with everything in it however the run ends.
+            let directory = tempfile::Builder::new()
+                .prefix("peersum-grid-")
+                .tempdir()
+                .context("making the directory where the ranks meet")?;
+            let workers = workers::start_processes(settings, directory.path(), &sender)?;
+            let tally = watch(settings, cases, workers, sender, &receiver, progress);
+            directory
+                .close()
+                .context("removing the directory where the ranks met")?;
+            Ok(tally)
+        }
+    }
+}
+
+/// Takes events until every rank is done, or one has failed and the others have had their last words. No process is left.
+pub(crate) fn watch<'a>(
+    settings: &'a Settings,
+    cases: &'a [Case],
+    mut workers: Vec<Worker>,
+    sender: Sender<Message>,
+    receiver: &Receiver<Message>,
+    progress: &mut dyn FnMut(&GroupLine),
+) -> Tally<'a> {
+    drop(sender);
+    let mut tally = Tally::new(settings, cases, workers.len() as u32);
+    let mut done = vec![false; workers.len()];
+    let mut closed = vec![false; workers.len()];
+    let patience = settings.timeout + SILENCE;
+    let mut last_heard = vec![Instant::now(); workers.len()];
+    let mut failed_at: Option<Instant> = None;
+    let mut errors: Vec<(u32, String)> = Vec::new();
+    loop {
+        match receiver.recv_timeout(LOOK_INTERVAL) {
+            Ok(Message::Event(rank, event)) => {
+                let at = rank as usize;
+                last_heard[at] = Instant::now();
+                if let Some(line) = tally.take(rank, &event) {
+                    progress(&line);
+                }
+                match event {
+                    Event::Done => done[at] = true,
+                    Event::Failed { error } => {
+                        done[at] = true;
+                        errors.push((rank, error));
+                        failed_at.get_or_insert_with(Instant::now);
+                    }
+                    _ => {}
+                }
+            }
+            Ok(Message::Closed(rank)) => closed[rank as usize] = true,
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        for (rank, worker) in workers.iter_mut().enumerate() {
+            // Closed: everything that it said has been taken.
+            let Some(status) = worker.ended().filter(|_| closed[rank] && !done[rank]) else {
+                continue;
+            };
+            done[rank] = true;
+            let rank = rank as u32;
+            let failure = format!(
+                "rank {rank} ended with {status} in {} before it was done{}",
+                tally.last_configuration(rank),
+                indented("its stderr", &worker.stderr())
+            );
+            tally.fail(rank, failure);
+            failed_at.get_or_insert_with(Instant::now);
+        }
+        if done.iter().all(|done| *done) {
+            break;
+        }
+        if failed_at.is_some_and(|at| at.elapsed() > LAST_WORDS) {
+            break;
+        }
+        // A rank of a large group waits while small groups run: only silence of all is a hang.
+        if failed_at.is_none() && last_heard.iter().all(|heard| heard.elapsed() > patience) {
+            break;
+        }
+    }
+    conclude(&mut tally, &mut workers, &done, errors, patience);
+    for worker in &mut workers {
+        worker.kill();
+    }
+    tally
+}
+
+/// Says why the run ended, if it ended early.
+fn conclude(
+    tally: &mut Tally<'_>,
+    workers: &mut [Worker],
+    done: &[bool],
+    errors: Vec<(u32, String)>,
+    patience: Duration,
+) {
+    let stuck: Vec<u32> = (0..workers.len() as u32)
+        .filter(|rank| !done[*rank as usize])
+        .collect();
+    let Some((first, _)) = errors
+        .first()
+        .cloned()
+        .or_else(|| stuck.first().map(|rank| (*rank, String::new())))
+    else {
+        return;
+    };
+    let mut lines = Vec::new();
+    for (rank, error) in &errors {
+        lines.push(format!(
+            "rank {rank} failed in {}: {error}",
+            tally.last_configuration(*rank)
+        ));
+        if let Some(worker) = workers.get_mut(*rank as usize) {
+            lines.push(indented("its stderr", &worker.stderr()));
+        }
+    }
+    let explained = !errors.is_empty() || tally.failure().is_some();
+    for rank in stuck {
+        if explained && !tally.is_in_a_case(rank) {
+            // It waits for a group that will never come: nothing of its own.
+            continue;
+        }
+        let worker = &mut workers[rank as usize];
+        worker.kill();
+        let what = match worker {
+            Worker::Process(_) => "was killed",
+            Worker::Thread => "was left behind",
+        };
+        let since = if explained {
+            "another rank had failed".to_owned()
+        } else {
+            format!(
+                "nothing was heard of any rank for {:.0} s",
+                patience.as_secs_f64()
+            )
+        };
+        lines.push(format!(
+            "rank {rank} {what} in {} ({since}){}",
+            tally.last_configuration(rank),
+            indented("its stderr", &worker.stderr())
+        ));
+    }
+    lines.retain(|line| !line.is_empty());
+    let mut whole = tally
+        .failure()
+        .map(str::to_owned)
+        .into_iter()
+        .collect::<Vec<_>>();
+    whole.extend(lines);
+    tally.replace_failure(first, whole.join("\n"));
+}
+
+fn indented(what: &str, text: &str) -> String {
+    if text.trim().is_empty() {
+        return String::new();
+    }
+    let lines: Vec<String> = text
+        .trim_end()
+        .lines()
+        .map(|line| format!("    {line}"))
+        .collect();
+    format!("\n  {what}:\n{}", lines.join("\n"))
+}

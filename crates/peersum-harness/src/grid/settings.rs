@@ -1,0 +1,305 @@
+//! What a run of the grid is asked to do: the flags, and the same resolved, as workers get it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use peersum::dispatch::Route;
+use peersum_artifact::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::case::{Filter, route_name};
+
+/// What the ranks run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// One GPU a rank where there are enough, else the GPUs that there are, shared, else the emulator.
+    Auto,
+    /// The machine's GPUs.
+    Cuda,
+    /// The kernels on the CPU.
+    Emulator,
+}
+
+/// The same, decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum DeviceKind {
+    Cuda,
+    Emulator,
+}
+
+/// What a rank is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RankKind {
+    /// A thread of one process.
+    Threads,
+    /// A process.
+    Processes,
+}
+
+/// Which configurations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum GridKind {
+    /// Small sizes and few rounds: every module, every kind of call.
+    Smoke,
+    /// Sizes from 16 to 4194304 elements, 16 rounds.
+    Full,
+}
+
+/// The flags of `grid`, which `cargo xtask test-allreduce` passes on.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct GridArgs {
+    /// World sizes: a number, a range such as 2..8 (8 belongs to it), or a list of these.
+    #[arg(long, value_name = "LIST", default_value = "2..8")]
+    pub(crate) world_size: String,
+    /// Element types.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "f16,bf16,f32"
+    )]
+    pub(crate) dtype: Vec<Dtype>,
+    /// Algorithms: `push_one_shot`, `push_two_shot`, `pull_one_shot`, `pull_two_shot` (each of the last two staged and symmetric),
+    /// `symmetric_one_shot`, `symmetric_two_shot`, or `all`.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "all"
+    )]
+    pub(crate) algo: Vec<String>,
+    /// What the ranks run on.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) device: DeviceChoice,
+    /// What a rank is.
+    #[arg(long, value_enum, default_value = "threads")]
+    pub(crate) ranks: RankKind,
+    /// Which configurations.
+    #[arg(long, value_enum, default_value = "smoke")]
+    pub(crate) grid: GridKind,
+    /// The seed of all data, sizes and delays; a random one unless given. Every report names it.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Only configurations with such a name: `ws4/bf16/push_one_shot/1040/eager/aligned`, `ws4/*/pull_two_shot`, `adversarial`.
+    #[arg(long, value_name = "CASE")]
+    pub(crate) filter: Option<Filter>,
+    /// Print the names of the configurations and run none.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Write a report in JSON.
+    #[arg(long, value_name = "FILE.json")]
+    pub(crate) report: Option<PathBuf>,
+    /// How long a call may wait for a peer, in seconds. A rank that says nothing for this long and 15 seconds more ends the run.
+    #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
+    pub(crate) timeout: f64,
+    /// Seconds that precompiling took, for the report.
+    #[arg(long, hide = true)]
+    pub(crate) precompile_seconds: Option<f64>,
+    /// For tests: `kill:RANK:CASE`, `hang:RANK:CASE` or `exit:RANK:CASE`, where CASE is a name.
+    #[arg(long, hide = true, value_name = "FAULT")]
+    pub(crate) inject: Option<Fault>,
+}
+
+/// What a run does, as every rank knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) world_sizes: Vec<u32>,
+    pub(crate) dtypes: Vec<Dtype>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) device: DeviceKind,
+    pub(crate) ranks: RankKind,
+    pub(crate) grid: GridKind,
+    pub(crate) seed: u64,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) timeout: Duration,
+    pub(crate) fault: Option<Fault>,
+}
+
+/// A failure that a test asks a rank for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Fault {
+    pub(crate) kind: FaultKind,
+    pub(crate) rank: u32,
+    pub(crate) case: String,
+}
+
+/// What the rank does when it comes to the case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FaultKind {
+    /// Kills itself.
+    Kill,
+    /// Sleeps for ever.
+    Hang,
+    /// Exits with status 0, as if it were done.
+    Exit,
+}
+
+impl std::str::FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let malformed =
+            || format!("`{text}` is not kill:RANK:CASE, hang:RANK:CASE or exit:RANK:CASE");
+        let mut parts = text.splitn(3, ':');
+        let kind = match parts.next() {
+            Some("kill") => FaultKind::Kill,
+            Some("hang") => FaultKind::Hang,
+            Some("exit") => FaultKind::Exit,
+            _ => return Err(malformed()),
+        };
+        let rank = parts
+            .next()
+            .and_then(|rank| rank.parse().ok())
+            .ok_or_else(malformed)?;
+        let case = parts.next().ok_or_else(malformed)?.to_owned();
+        Ok(Fault { kind, rank, case })
+    }
+}
+
+impl Settings {
+    /// Resolves the flags. `device` is what `--device` came to.
+    pub(crate) fn new(args: &GridArgs, device: DeviceKind) -> Result<Settings> {
+        if !args.timeout.is_finite() || args.timeout <= 0.0 || args.timeout > 3600.0 {
+            bail!(
+                "--timeout {}: more than 0 and at most 3600 seconds are possible",
+                args.timeout
+            );
+        }
+        let mut dtypes = args.dtype.clone();
+        dtypes.sort();
+        dtypes.dedup();
+        Ok(Settings {
+            world_sizes: parse_world_sizes(&args.world_size)?,
+            dtypes,
+            routes: parse_routes(&args.algo)?,
+            device,
+            ranks: args.ranks,
+            grid: args.grid,
+            seed: args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..))),
+            filter: args.filter.clone(),
+            timeout: Duration::from_secs_f64(args.timeout),
+            fault: args.inject.clone(),
+        })
+    }
+
+    /// The command that runs one configuration again with the same data.
+    pub(crate) fn reproduce(&self, case: &str) -> String {
+        let name = |value: &dyn ValueEnumName| value.flag_value();
+        let mut command = format!(
+            "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {}",
+            name(&self.device),
+            name(&self.ranks),
+            name(&self.grid),
+            self.seed
+        );
+        // Both decide which calls an adversarial case makes.
+        if self.routes.len() < Route::ALL.len() {
+            let routes: Vec<&str> = self.routes.iter().map(|route| route_name(*route)).collect();
+            command += &format!(" --algo {}", routes.join(","));
+        }
+        if self.dtypes.len() < Dtype::ALL.len() {
+            let dtypes: Vec<String> = self.dtypes.iter().map(Dtype::to_string).collect();
+            command += &format!(" --dtype {}", dtypes.join(","));
+        }
+        command + &format!(" --filter {case}")
+    }
+}
+
+/// The value of a flag as it is typed.
+trait ValueEnumName {
+    fn flag_value(&self) -> String;
+}
+
+impl<T: Serialize> ValueEnumName for T {
+    fn flag_value(&self) -> String {
+        serde_json::to_value(self)
+            .ok()
+            .and_then(|value| value.as_str().map(str::to_owned))
+            .unwrap_or_default()
+    }
+}
+
+/// `2..8`, `2,4,8`, `3`. World size 1 launches nothing, so it has no configurations.
+fn parse_world_sizes(text: &str) -> Result<Vec<u32>> {
+    let mut sizes = Vec::new();
+    for item in text.split(',').map(str::trim) {
+        let number = |text: &str| -> Result<u32> {
+            text.trim()
+                .parse()
+                .ok()
+                .filter(|size| (1..=8).contains(size))
+                .with_context(|| {
+                    format!("--world-size {item}: 1 to 8 are possible, or a range such as 2..8")
+                })
+        };
+        match item.split_once("..") {
+            Some((first, last)) => {
+                let (first, last) = (number(first)?, number(last.trim_start_matches('='))?);
+                if first > last {
+                    bail!("--world-size {item}: the range is empty");
+                }
+                sizes.extend(first..=last);
+            }
+            None => sizes.push(number(item)?),
+        }
+    }
+    sizes.sort_unstable();
+    sizes.dedup();
+    Ok(sizes)
+}
+
+fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
+    let mut selected = Vec::new();
+    for name in names {
+        let family = name
+            .strip_prefix("pull_")
+            .map(|algorithm| format!("symmetric_{algorithm}"));
+        let chosen: Vec<Route> = Route::ALL
+            .into_iter()
+            .filter(|route| {
+                let own = route_name(*route);
+                name == "all" || own == name || Some(own) == family.as_deref()
+            })
+            .collect();
+        if chosen.is_empty() {
+            let names: Vec<&str> = Route::ALL.into_iter().map(route_name).collect();
+            bail!(
+                "--algo {name}: no such algorithm; there are {} and all",
+                names.join(", ")
+            );
+        }
+        selected.extend(chosen);
+    }
+    Ok(Route::ALL
+        .into_iter()
+        .filter(|route| selected.contains(route))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn world_sizes_are_numbers_ranges_and_lists() {
+        assert_eq!(parse_world_sizes("2..8").unwrap(), [2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(parse_world_sizes("8,2..=3,2").unwrap(), [2, 3, 8]);
+        for bad in ["0", "9", "4..2", "", "two", "2.."] {
+            assert!(parse_world_sizes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pull_algorithm_means_staged_and_symmetric() {
+        let routes = parse_routes(&["pull_one_shot".to_owned()]).unwrap();
+        assert_eq!(routes, [Route::PullOneShot, Route::SymmetricOneShot]);
+        assert_eq!(parse_routes(&["all".to_owned()]).unwrap(), Route::ALL);
+        let error = parse_routes(&["ring".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("push_one_shot"), "{error}");
+    }
+}

@@ -1,0 +1,295 @@
+//! The ranks as the runner sees them: threads or processes that send events and end.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result};
+use peersum::Rendezvous;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+
+use super::case::Case;
+use super::event::Event;
+use super::machine::{Emulators, Gpus, Machine};
+use super::rank;
+use super::settings::{DeviceKind, Settings};
+
+/// How much of a process's stderr is kept for the report.
+const STDERR_KEPT_BYTES: usize = 64 << 10;
+
+/// Something that the runner learns.
+#[derive(Debug)]
+pub(crate) enum Message {
+    Event(u32, Event),
+    /// A process closed its stdout: it has ended or is about to.
+    Closed(u32),
+}
+
+/// One rank.
+pub(crate) enum Worker {
+    Thread,
+    Process(Box<Process>),
+}
+
+/// A rank that is a process. Killed when dropped.
+pub(crate) struct Process {
+    child: Child,
+    status: Option<ExitStatus>,
+    stderr: Arc<Mutex<VecDeque<u8>>>,
+    stderr_reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Whether it has ended by itself, and how.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        match self {
+            Worker::Thread => None,
+            Worker::Process(process) => {
+                if process.status.is_none() {
+                    process.status = process.child.try_wait().ok().flatten();
+                }
+                process.status
+            }
+        }
+    }
+
+    /// Ends a process at once and waits for it. A thread cannot be ended; it ends with the program.
+    pub(crate) fn kill(&mut self) {
+        if let Worker::Process(process) = self {
+            process.kill();
+        }
+    }
+
+    /// What the process wrote to stderr, the last of it.
+    pub(crate) fn stderr(&mut self) -> String {
+        let Worker::Process(process) = self else {
+            return String::new();
+        };
+        // Once the process has ended its pipe is closed, and the reader comes to its end.
+        if process.status.is_some()
+            && let Some(reader) = process.stderr_reader.take()
+        {
+            let _ = reader.join();
+        }
+        let kept = process
+            .stderr
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = kept.iter().copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl Process {
+    fn kill(&mut self) {
+        if self.status.is_none() {
+            let _ = self.child.kill();
+            self.status = self.child.wait().ok();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Starts one thread a rank, all on `machine`.
+pub(crate) fn start_threads<M: Machine>(
+    machine: Arc<M>,
+    settings: &Arc<Settings>,
+    cases: &Arc<Vec<Case>>,
+    messages: &Sender<Message>,
+) -> Result<Vec<Worker>> {
+    let ranks = ranks(settings);
+    // One recipe a rank for each group that will be formed.
+    let mut recipes: Vec<Vec<(u32, usize, Rendezvous)>> = (0..ranks).map(|_| Vec::new()).collect();
+    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
+        // One group for most cases, and the two communicators of the cases that have two.
+        for slot in 0..3 {
+            let all = Rendezvous::threads(world_size);
+            for (recipes, rendezvous) in recipes.iter_mut().zip(all) {
+                recipes.push((world_size, slot, rendezvous));
+            }
+        }
+    }
+    recipes
+        .into_iter()
+        .enumerate()
+        .map(|(rank, mut recipes)| {
+            let rank = rank as u32;
+            let (machine, settings, cases) = (
+                Arc::clone(&machine),
+                Arc::clone(settings),
+                Arc::clone(cases),
+            );
+            let messages = messages.clone();
+            thread::Builder::new()
+                .name(format!("rank {rank}"))
+                .spawn(move || {
+                    let emit = |event| {
+                        // The runner may have ended already.
+                        let _ = messages.send(Message::Event(rank, event));
+                    };
+                    let mut rendezvous = |world_size: u32, slot: usize| {
+                        let index = recipes
+                            .iter()
+                            .position(|(size, number, _)| (*size, *number) == (world_size, slot))
+                            .context("a group is formed once")?;
+                        Ok(recipes.swap_remove(index).2)
+                    };
+                    let outcome =
+                        rank::run(&*machine, &settings, &cases, rank, &mut rendezvous, &emit);
+                    match outcome {
+                        Ok(()) => emit(Event::Done),
+                        Err(error) => emit(Event::Failed {
+                            error: format!("{error:#}"),
+                        }),
+                    }
+                })
+                .with_context(|| format!("starting the thread of rank {rank}"))?;
+            Ok(Worker::Thread)
+        })
+        .collect()
+}
+
+/// The ranks that the largest group needs.
+pub(crate) fn ranks(settings: &Settings) -> u32 {
+    settings.world_sizes.iter().copied().max().unwrap_or(0)
+}
+
+/// Starts one process a rank. Call it from a thread that outlives them: they are killed when it ends.
+pub(crate) fn start_processes(
+    settings: &Settings,
+    directory: &Path,
+    messages: &Sender<Message>,
+) -> Result<Vec<Worker>> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let settings_json = serde_json::to_string(settings)?;
+    (0..ranks(settings))
+        .map(|rank| {
+            let mut child = Command::new(&program)
+                .arg("rank")
+                .args(["--rank", &rank.to_string()])
+                .args(["--parent", &std::process::id().to_string()])
+                .arg("--directory")
+                .arg(directory)
+                .args(["--settings", &settings_json])
+                .env("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .with_context(|| format!("starting rank {rank}"))?;
+            let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+            let messages = messages.clone();
+            thread::spawn(move || {
+                for line in stdout
+                    .into_iter()
+                    .flat_map(|out| BufReader::new(out).lines())
+                {
+                    let Ok(line) = line else { break };
+                    // Other lines are a library's talk.
+                    if let Ok(event) = serde_json::from_str(&line) {
+                        let _ = messages.send(Message::Event(rank, event));
+                    }
+                }
+                let _ = messages.send(Message::Closed(rank));
+            });
+            let kept = Arc::new(Mutex::new(VecDeque::new()));
+            let stderr_reader = thread::spawn({
+                let kept = Arc::clone(&kept);
+                move || keep_last(stderr, &kept)
+            });
+            Ok(Worker::Process(Box::new(Process {
+                child,
+                status: None,
+                stderr: kept,
+                stderr_reader: Some(stderr_reader),
+            })))
+        })
+        .collect()
+}
+
+fn keep_last(source: Option<impl Read>, kept: &Mutex<VecDeque<u8>>) {
+    let Some(mut source) = source else { return };
+    let mut buffer = [0; 4096];
+    while let Ok(count @ 1..) = source.read(&mut buffer) {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend(&buffer[..count]);
+        let excess = kept.len().saturating_sub(STDERR_KEPT_BYTES);
+        kept.drain(..excess);
+    }
+}
+
+/// The flags of `rank`, the process that the runner starts.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RankArgs {
+    #[arg(long)]
+    rank: u32,
+    /// The runner's process id.
+    #[arg(long)]
+    parent: i32,
+    /// Where the ranks meet.
+    #[arg(long)]
+    directory: std::path::PathBuf,
+    /// [`Settings`] as JSON.
+    #[arg(long)]
+    settings: String,
+}
+
+/// Runs one rank as a process.
+pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
+    // However the runner ends, no rank outlives it; the second look is for a runner that ended before the first took effect.
+    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with the runner")?;
+    anyhow::ensure!(
+        getppid().map(Pid::as_raw_pid) == Some(args.parent),
+        "the runner has ended"
+    );
+    let settings: Settings =
+        serde_json::from_str(&args.settings).context("reading the settings")?;
+    let cases = super::plan::cases(&settings);
+    let emit = |event| {
+        if let Ok(line) = serde_json::to_string(&event) {
+            let mut stdout = std::io::stdout().lock();
+            let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+        }
+    };
+    let mut rendezvous = |world_size: u32, slot: usize| {
+        let group = format!("ws{world_size}-{slot}");
+        Ok(Rendezvous::unix(
+            &args.directory,
+            group,
+            args.rank,
+            world_size,
+        ))
+    };
+    let outcome = match settings.device {
+        DeviceKind::Cuda => Gpus::open(ranks(&settings)).and_then(|gpus| {
+            rank::run(&gpus, &settings, &cases, args.rank, &mut rendezvous, &emit)
+        }),
+        DeviceKind::Emulator => rank::run(
+            &Emulators::default(),
+            &settings,
+            &cases,
+            args.rank,
+            &mut rendezvous,
+            &emit,
+        ),
+    };
+    match outcome {
+        Ok(()) => emit(Event::Done),
+        Err(error) => {
+            emit(Event::Failed {
+                error: format!("{error:#}"),
+            });
+            std::process::exit(1);
+        }
+    }
+    Ok(())
+}
