@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 /// Something that happened on a rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Event {
-    /// It joins a group of so many ranks.
-    Building { world_size: u32 },
+    /// It joins a group of so many ranks, with so many communicators.
+    Building { world_size: u32, lanes: usize },
     /// It has joined, and holds what its cases need.
     Built { seconds: f64 },
     /// It begins a case, by its place in the plan.

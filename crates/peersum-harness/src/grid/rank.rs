@@ -51,7 +51,7 @@ pub(crate) fn run<M: Machine>(
             if own.is_empty() {
                 continue;
             }
-            emit(Event::Building { world_size });
+            emit(Event::Building { world_size, lanes });
             let began = Instant::now();
             let mut session = Session::new(machine, settings, &own, rank, lanes, rendezvous)
                 .with_context(|| format!("set-up of rank {rank} of {world_size}"))?;

@@ -50,6 +50,7 @@ pub(crate) fn run<'a>(
             // Mode 0700, and removed with everything in it however the run ends.
             let directory = tempfile::Builder::new()
                 .prefix("peersum-grid-")
+                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
                 .tempdir()
                 .context("making the directory where the ranks meet")?;
             let workers = workers::start_processes(settings, directory.path(), &sender)?;

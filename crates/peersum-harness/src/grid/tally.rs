@@ -62,7 +62,7 @@ pub(crate) struct Tally<'a> {
     /// Cases of a group that not all ranks have ended.
     open_in_group: BTreeMap<String, usize>,
     set_up: BTreeMap<(u32, usize), f64>,
-    builds: Vec<usize>,
+    lanes: Vec<usize>,
     rank_world: Vec<u32>,
     current: Vec<Option<usize>>,
     mismatches: Vec<Mismatch>,
@@ -82,7 +82,7 @@ impl<'a> Tally<'a> {
             tallies: vec![CaseTally::default(); cases.len()],
             open_in_group,
             set_up: BTreeMap::new(),
-            builds: vec![0; ranks as usize],
+            lanes: vec![0; ranks as usize],
             rank_world: vec![0; ranks as usize],
             current: vec![None; ranks as usize],
             mismatches: Vec::new(),
@@ -95,18 +95,18 @@ impl<'a> Tally<'a> {
     pub(crate) fn take(&mut self, rank: u32, event: &Event) -> Option<GroupLine> {
         let at = rank as usize;
         match event {
-            Event::Building { world_size } => {
-                self.builds[at] += 1;
+            Event::Building { world_size, lanes } => {
+                self.lanes[at] = *lanes;
                 self.rank_world[at] = *world_size;
                 self.current[at] = None;
             }
             Event::Built { seconds } => {
-                // The last rank to come does not wait for the others, so the shortest is the time of set-up itself.
-                let slowest = self
+                // The last rank to come does not wait for the others: the shortest time is that of set-up itself.
+                let shortest = self
                     .set_up
-                    .entry((self.rank_world[at], self.builds[at]))
+                    .entry((self.rank_world[at], self.lanes[at]))
                     .or_insert(f64::MAX);
-                *slowest = slowest.min(*seconds);
+                *shortest = shortest.min(*seconds);
             }
             Event::Began { case } => {
                 self.current[at] = Some(*case);
@@ -275,9 +275,12 @@ impl<'a> Tally<'a> {
     pub(crate) fn seconds(&self, precompile: Option<f64>, total: Duration) -> Seconds {
         Seconds {
             precompile,
-            set_up: self.set_up.values().sum(),
-            run: self.tallies.iter().map(|tally| tally.run).sum(),
-            check: self.tallies.iter().map(|tally| tally.check).sum(),
+            set_up: self.set_up.values().fold(0.0, |sum, seconds| sum + seconds),
+            run: self.tallies.iter().fold(0.0, |sum, tally| sum + tally.run),
+            check: self
+                .tallies
+                .iter()
+                .fold(0.0, |sum, tally| sum + tally.check),
             total: total.as_secs_f64(),
         }
     }
