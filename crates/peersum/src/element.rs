@@ -5,7 +5,7 @@ use peersum_artifact::Dtype;
 
 use crate::reference::ReferenceElement;
 
-/// An element type: [`f16`], [`bf16`] or `f32`. Sealed.
+/// An element type: [`struct@f16`], [`bf16`] or `f32`. Sealed.
 pub trait Element:
     ReferenceElement + cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin
 {

@@ -1,4 +1,88 @@
 //! A low-latency all-reduce for the GPUs of one machine, with kernels compiled ahead of time.
+//!
+//! For programs that split a model over 2 to 8 GPUs of one machine and sum activations after each layer, a few kilobytes to a few megabytes at a
+//! time. A call is one kernel launch: GPUs write to and read from each other's memory directly. The CUDA kernels come as cubins, compiled when the
+//! program was packaged, so that neither a CUDA toolkit nor a compile at start-up is needed; where a cubin is missing NVRTC compiles it once.
+//!
+//! # Example
+//!
+//! One process a rank, started by torchrun, mpirun, srun, or a loop of the shell that sets `RANK` and `WORLD_SIZE`:
+//!
+//! ```no_run
+//! use half::bf16;
+//! use peersum::cudarc::driver::CudaContext;
+//! use peersum::{Communicator, Rendezvous};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! // Without the driver cudarc would panic.
+//! peersum::cuda::driver_present()?;
+//! let rendezvous = Rendezvous::from_env()?;
+//! let stream = CudaContext::new(rendezvous.local_rank() as usize)?.new_stream()?;
+//! let mut communicator = Communicator::builder().rendezvous(rendezvous).build(&stream)?;
+//!
+//! let mut hidden = stream.clone_htod(&vec![bf16::ONE; 8192])?;
+//! communicator.all_reduce_in_place(&mut hidden)?;
+//! // `Ok` above means launched. This is the only proof that the sums are valid.
+//! communicator.synchronize()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Threads of one process are ranks as well ([`Rendezvous::threads`]). Calls can be captured into a CUDA graph ([`Communicator::capture`]). Buffers
+//! of [`Communicator::symmetric_alloc`] are read by the peers without a staged copy. [`Communicator::into_shared`] gives a handle
+//! for several threads. `examples/` has a program for each.
+//!
+//! # Numbers
+//!
+//! Every element is `round(((x[0] + x[1]) + x[2]) + ... + x[W-1])` in rank order: float32 accumulation and one rounding to nearest even.
+//! All ranks get the same bits, whatever the algorithm, the alignment, in place or not, eager or in a graph, and these are the bits of
+//! [`mod@reference`], a plain Rust function. Signed zeros, infinities and subnormals come out as that expression says; every NaN is the canonical one
+//! (`0x7FFF` for f16 and bf16, `0x7FFF_FFFF` for f32). So which kernel a call takes never changes a result. A group of one copies its input.
+//!
+//! # Failures
+//!
+//! No wait is unbounded. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up, and so do all others; an [`AbortHandle`] ends
+//! the waits of its rank at once. What was not reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says why:
+//!
+//! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block: that rank died, stalls or never made the call;
+//! - [`Failure::Disagreement`], on every rank, for ranks that call with different sizes, types or algorithms, with both sides' values;
+//! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that failed first to those who were told.
+//!
+//! A communicator that failed gives the same reason at each later call and moves no data. It is not repaired: drop it and build a new one. What the
+//! ranks' headers cannot show is a skipped call whose neighbours in the sequence are of the same size, type and algorithm: then one
+//! rank's inputs of two different calls are summed, as with every collective library.
+//!
+//! Set-up compares versions, kernel sources, dispatch tables and sizes; where ranks differ, every rank gets an error with both values.
+//!
+//! # Memory
+//!
+//! A rank of a group of two or more holds `20992 + 2 x push half + 2 x max_bytes` bytes of device memory, each part rounded up to 128 bytes, and its symmetric
+//! buffers; [`Communicator::memory_bytes`] has the number. By default that is 2 x 16 MiB + 2 x 64 MiB. Ranks that share a device add 16 bytes for each thread of
+//! the largest grid. Everything is allocated by [`CommunicatorBuilder::build`] and [`Communicator::symmetric_alloc`], nothing by a call. Larger
+//! calls than [`CommunicatorBuilder::max_bytes`] are split, not refused.
+//!
+//! # Environment
+//!
+//! Each can be given in code instead; none is read after `build`.
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `RANK`, `WORLD_SIZE`, `LOCAL_RANK` | which rank this process is, of how many, and of which GPU; Open MPI's and Slurm's names too: [`Rendezvous::from_env`] |
+//! | `PEERSUM_RENDEZVOUS_DIR` | the directory of the Unix socket where ranks meet, mode 0700; default `$XDG_RUNTIME_DIR/peersum`, else `/tmp/peersum-{uid}` |
+//! | `PEERSUM_GROUP` | the name of the group, for several at once |
+//! | `PEERSUM_CUBIN_DIR` | a directory of cubins with their manifest, looked at before those in the program |
+//! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |
+//! | `PEERSUM_JIT` | `allow`, `deny` (a missing module is an error that lists every place) or `force`: [`loader::JitMode`] |
+//! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: set it to 32 where ranks share a GPU, before the context is made |
+//!
+//! # Features
+//!
+//! None so far. [`cudarc`] is re-exported with which this crate was built; its version of CUDA is the build machine's or the newest, never pinned here,
+//! so that a program may choose. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an error says what is missing.
+//!
+//! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
+
+#![deny(missing_docs)]
 
 pub mod buffer;
 mod communicator;

@@ -19,7 +19,7 @@ mod sealed {
     impl Sealed for f32 {}
 }
 
-/// An element type of the numeric contract: [`f16`], [`bf16`] or `f32`. Sealed.
+/// An element type of the numeric contract: [`struct@f16`], [`bf16`] or `f32`. Sealed.
 pub trait ReferenceElement: sealed::Sealed + Copy + Send + Sync + 'static {
     /// The unsigned integer that holds the element's bits; results are compared as such.
     type Bits: Copy + Eq + std::fmt::Debug + std::fmt::LowerHex + Send + Sync + 'static;
