@@ -16,6 +16,7 @@ fn main() -> anyhow::Result<()> {
     let stream = EmulatorDevice::new(rendezvous.local_rank()).stream()?;
     let mut communicator = Communicator::builder()
         .rendezvous(rendezvous)
+        .max_bytes(1 << 20)
         .build(&stream)?;
 
     let (rank, world_size) = (communicator.rank(), communicator.world_size());

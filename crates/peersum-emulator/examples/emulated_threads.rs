@@ -10,6 +10,7 @@ fn run_rank(rendezvous: Rendezvous) -> anyhow::Result<()> {
     let stream = EmulatorDevice::new(rank).stream()?;
     let mut communicator = Communicator::builder()
         .rendezvous(rendezvous)
+        .max_bytes(1 << 20)
         .build(&stream)?;
     let input = EmulatorBuffer::from_slice(&[1.0f32 + rank as f32; 1000]);
     let mut output = EmulatorBuffer::<f32>::zeroed(1000);

@@ -114,13 +114,10 @@ fn a_rank_that_expects_another_world_size_is_refused_with_both_numbers() {
             error(settings.rendezvous(rendezvous).build(&stream)).to_string()
         });
         let wrong = wrong.join().unwrap();
-        assert!(wrong.contains('3') && wrong.contains('2'), "{wrong}");
+        assert!(wrong.contains("world size of 3, rank 0 of 2"), "{wrong}");
         // The group that it wanted to join goes on waiting for its own rank 1.
         let first = first.join().unwrap();
-        assert!(
-            first.contains("rank 1") || first.contains("ranks 1") || first.contains('1'),
-            "{first}"
-        );
+        assert!(first.contains("for rank 1"), "{first}");
     });
 }
 
