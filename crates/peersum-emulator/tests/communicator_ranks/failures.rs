@@ -280,12 +280,15 @@ fn variants() -> Vec<Variant> {
 /// One rank makes another call than the rest; then all make `behind` good calls, and each must be told both sides of the difference.
 fn disagree(world_size: u32, base: Variant, other: Variant, odd_one: u32, behind: usize) {
     let context = (world_size, base, other, odd_one, behind);
+    // A rank that is still in its good call when the others fail in the next is told that.
+    let ready = Barrier::new(world_size as usize);
     // Beyond any wait here, so that a failure that is not found by the headers would be seen as a time-out or a hang.
     let outcomes = on_ranks(
         world_size,
         || settings().timeout(Duration::from_secs(20)),
         |comm| {
             good_call(comm);
+            ready.wait();
             let own = if comm.rank() == odd_one { other } else { base };
             let mut outcome = own.call(comm);
             for _ in 0..behind {
@@ -406,8 +409,10 @@ fn a_rank_that_skips_a_call_is_found_when_the_next_one_differs() {
 
 #[test]
 fn a_rank_that_skips_the_last_call_is_waited_for_until_the_deadline() {
+    let ready = Barrier::new(2);
     on_ranks(2, short_lived, |comm| {
         good_call(comm);
+        ready.wait();
         if comm.rank() == 0 {
             BASE.call(comm).unwrap();
             let reason = failure(comm.synchronize());
@@ -429,6 +434,7 @@ fn a_rank_that_skips_the_last_call_is_waited_for_until_the_deadline() {
 
 #[test]
 fn a_graph_is_not_launched_after_a_failure_and_a_failure_inside_one_is_found() {
+    let ready = Barrier::new(2);
     on_ranks(2, short_lived, |comm| {
         let mut buffer = EmulatorBuffer::<f32>::zeroed(LEN);
         let mut held = Held::new(&mut buffer);
@@ -437,6 +443,7 @@ fn a_graph_is_not_launched_after_a_failure_and_a_failure_inside_one_is_found() {
             .unwrap();
         graph.launch(comm).unwrap();
         comm.synchronize().unwrap();
+        ready.wait();
         if comm.rank() == 1 {
             // Makes one call of the four.
             let mut one = EmulatorBuffer::<f32>::zeroed(LEN);

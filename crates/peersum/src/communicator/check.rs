@@ -131,8 +131,8 @@ impl<D: Device> Communicator<D> {
         }
     }
 
-    /// Prefers a disagreement that this rank can see in its own headers to `failure`, which only names a rank: where any two ranks differ, every rank
-    /// differs from some other. `unsent` is the header of a call that this rank began but, being poisoned, did not make.
+    /// Prefers a disagreement that the headers show to `failure`, which only names a rank: where any two ranks differ, every rank differs from some
+    /// other. `unsent` is the header of a call that this rank began but, being poisoned, may not have made.
     fn explain(
         &self,
         links: &Links<D>,
@@ -141,24 +141,14 @@ impl<D: Device> Communicator<D> {
     ) -> Result<Failure, Error> {
         let began = Instant::now();
         loop {
-            let head = self.read_head(links)?;
-            let now = sequence(head.blocks[0].push_epoch, head.blocks[0].pull_epoch);
-            let mut calls: Vec<u64> = head.own_headers.iter().copied().chain(unsent).collect();
-            // The oldest first: what comes after a disagreement follows from it.
-            calls.sort_by_key(|&own| {
-                std::cmp::Reverse(now.wrapping_sub(CallSignature::from_header(own).sequence))
-            });
-            let disagreement = calls.iter().find_map(|&own| {
-                self.peers()
-                    .find_map(|peer| self.disagreement_with(&head, peer, own))
-            });
-            if let Some(disagreement) = disagreement {
+            let headers = Headers::read(self, links)?;
+            if let Some(disagreement) = headers.disagreement(unsent) {
                 return Ok(disagreement);
             }
             // Whoever waited out the deadline has given the headers time enough.
             let is_told = matches!(failure, Failure::PeerFailed { .. });
             if !is_told
-                || self.all_headers_came(&head, now)
+                || headers.last_call_is_known()
                 || began.elapsed() > OVERTAKEN_HEADER_PATIENCE
             {
                 return Ok(failure);
@@ -169,32 +159,8 @@ impl<D: Device> Communicator<D> {
 
     /// Whether a peer's header of the call that this rank made as `own` has come and differs.
     fn disagreement_with(&self, head: &ControlHead, peer: u32, own: u64) -> Option<Failure> {
-        let own_signature = CallSignature::from_header(own);
-        let slot = usize::from(own_signature.sequence) % abi::PEERSUM_HEADER_RING as usize;
-        let theirs = head.headers[slot][peer as usize];
-        let peer_signature = CallSignature::from_header(theirs);
-        (theirs != own && peer_signature.sequence == own_signature.sequence).then_some(
-            Failure::Disagreement {
-                rank: self.rank,
-                peer,
-                own: own_signature,
-                theirs: peer_signature,
-            },
-        )
-    }
-
-    /// Whether every peer's header of the last call that this rank made has come.
-    fn all_headers_came(&self, head: &ControlHead, now: u16) -> bool {
-        let sequence_of = |header| CallSignature::from_header(header).sequence;
-        let last = head
-            .own_headers
-            .iter()
-            .map(|&own| sequence_of(own))
-            .min_by_key(|&sequence| now.wrapping_sub(sequence))
-            .unwrap_or(now);
-        let slot = usize::from(last) % abi::PEERSUM_HEADER_RING as usize;
-        self.peers()
-            .all(|peer| sequence_of(head.headers[slot][peer as usize]) == last)
+        let slot = usize::from(sequence_of(own)) % abi::PEERSUM_HEADER_RING as usize;
+        disagreement(self.rank, own, peer, head.headers[slot][peer as usize])
     }
 
     fn read_head(&self, links: &Links<D>) -> Result<Box<ControlHead>, Error> {
@@ -218,4 +184,107 @@ impl<D: Device> Communicator<D> {
         self.device.synchronize()?;
         Ok(())
     }
+}
+
+/// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a call's headers and not others, its own copy included, so
+/// each rank's own ring and every peer's are looked at.
+struct Headers {
+    rank: u32,
+    /// Calls of this communicator so far, modulo 2^16.
+    now: u16,
+    /// By rank, in no order.
+    by_rank: Vec<Vec<u64>>,
+}
+
+impl Headers {
+    fn read<D: Device>(communicator: &Communicator<D>, links: &Links<D>) -> Result<Self, Error> {
+        let mut heads = vec![(communicator.rank, communicator.read_head(links)?)];
+        for peer in communicator.peers() {
+            let mut head = ControlHead::zeroed();
+            // SAFETY: the peer's arena begins with its control block, and is mapped as long as `links` lives.
+            let read = unsafe {
+                communicator
+                    .device
+                    .read(links.params.arena[peer as usize], head.bytes_mut())
+            };
+            // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
+            if read.is_ok() {
+                heads.push((peer, head));
+            }
+        }
+        let state = heads[0].1.blocks[0];
+        let by_rank = (0..communicator.world_size)
+            .map(|rank| {
+                heads
+                    .iter()
+                    .flat_map(|(owner, head)| {
+                        let received = head.headers.iter().map(move |slot| slot[rank as usize]);
+                        let own = head.own_headers.iter().copied();
+                        let is_own = *owner == rank;
+                        received
+                            .filter(move |_| !is_own)
+                            .chain(own.filter(move |_| is_own))
+                    })
+                    .collect()
+            })
+            .collect();
+        Ok(Headers {
+            rank: communicator.rank,
+            now: sequence(state.push_epoch, state.pull_epoch),
+            by_rank,
+        })
+    }
+
+    fn own(&self) -> &[u64] {
+        &self.by_rank[self.rank as usize]
+    }
+
+    fn peers(&self) -> impl Iterator<Item = (u32, &[u64])> {
+        let rank = self.rank;
+        (0..)
+            .zip(&self.by_rank)
+            .filter(move |(peer, _)| *peer != rank)
+            .map(|(peer, words)| (peer, words.as_slice()))
+    }
+
+    /// How many calls ago.
+    fn age(&self, header: u64) -> u16 {
+        self.now.wrapping_sub(sequence_of(header))
+    }
+
+    fn disagreement(&self, unsent: Option<u64>) -> Option<Failure> {
+        let mut calls: Vec<u64> = self.own().iter().copied().chain(unsent).collect();
+        // The oldest first: what comes after a disagreement follows from it.
+        calls.sort_by_key(|&own| std::cmp::Reverse(self.age(own)));
+        calls.iter().find_map(|&own| {
+            self.peers().find_map(|(peer, words)| {
+                words
+                    .iter()
+                    .find_map(|&theirs| disagreement(self.rank, own, peer, theirs))
+            })
+        })
+    }
+
+    /// Whether every peer's header of this rank's last call has come to some rank.
+    fn last_call_is_known(&self) -> bool {
+        let Some(last) = self.own().iter().map(|&own| self.age(own)).min() else {
+            return true;
+        };
+        self.peers()
+            .all(|(_, words)| words.iter().any(|&word| self.age(word) == last))
+    }
+}
+
+fn sequence_of(header: u64) -> u16 {
+    CallSignature::from_header(header).sequence
+}
+
+/// What two headers of the same call say if they differ.
+fn disagreement(rank: u32, own: u64, peer: u32, theirs: u64) -> Option<Failure> {
+    (theirs != own && sequence_of(theirs) == sequence_of(own)).then(|| Failure::Disagreement {
+        rank,
+        peer,
+        own: CallSignature::from_header(own),
+        theirs: CallSignature::from_header(theirs),
+    })
 }
