@@ -151,10 +151,8 @@ fn the_raw_form_captures_what_is_called_between_begin_and_end() {
         // SAFETY: `buffer` lives to the end of this closure, and the graph is not launched after it.
         let graph = unsafe { comm.capture_end() }.unwrap();
         // SAFETY: no capture is open, so this makes no graph.
-        assert!(matches!(
-            unsafe { comm.capture_end() },
-            Err(Error::Capture(_))
-        ));
+        let nothing = unsafe { comm.capture_end() };
+        assert!(matches!(nothing, Err(Error::Capture(_))));
         for seed in 0..10 {
             buffer.copy_from_slice(&input(seed, comm.rank(), LEN, Content::Ordinary));
             graph.launch(comm).unwrap();
