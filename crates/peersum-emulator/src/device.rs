@@ -28,7 +28,7 @@ impl Default for EmulatorOptions {
     }
 }
 
-/// What is broken, as `PEERSUM_BREAK` in `kernels/protocol.cuh` numbers it. Compiled for bf16 and f32 in groups of 2 and 3.
+/// What is broken, as `PEERSUM_BREAK` in `kernels/protocol.cuh` numbers it. Compiled for groups of 2 and 3.
 #[cfg(feature = "broken-kernels")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
