@@ -1,5 +1,6 @@
 //! The manifest of a directory of compiled modules, schema 1.
 
+mod json;
 mod read;
 mod verify;
 

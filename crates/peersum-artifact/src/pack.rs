@@ -13,6 +13,7 @@
 //! their lengths, so it is the index as well. No bytes at all are no pack.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use thiserror::Error;
 
@@ -73,7 +74,7 @@ pub enum PackError {
 /// A pack, taken apart. The files are not verified yet; see [`verify_bytes`].
 #[derive(Debug)]
 pub struct Pack<'a> {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     files: Vec<&'a [u8]>,
 }
 
@@ -84,6 +85,18 @@ impl<'a> Pack<'a> {
     ///
     /// The bytes are not a whole pack of this version. No input panics or allocates more than its own size suggests.
     pub fn parse(bytes: &'a [u8]) -> Result<Option<Pack<'a>>, PackError> {
+        Pack::parse_with(bytes, |text| Manifest::parse(text).map(Arc::new))
+    }
+
+    /// As [`Pack::parse`], with the manifest's text given to `parse`, which may know it already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pack::parse`].
+    pub fn parse_with(
+        bytes: &'a [u8],
+        parse: impl FnOnce(&str) -> Result<Arc<Manifest>, SchemaError>,
+    ) -> Result<Option<Pack<'a>>, PackError> {
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -146,8 +159,7 @@ impl<'a> Pack<'a> {
             return Err(length("the manifest", manifest_bytes, payload.len()));
         }
         let (manifest, mut rest) = split(payload, manifest_bytes, "the manifest")?;
-        let manifest =
-            Manifest::parse(std::str::from_utf8(manifest).map_err(|_| SchemaError::NotText)?)?;
+        let manifest = parse(std::str::from_utf8(manifest).map_err(|_| SchemaError::NotText)?)?;
         let mut files = Vec::with_capacity(manifest.modules.len());
         for module in &manifest.modules {
             let (file, tail) = split(rest, module.bytes, "a module")?;

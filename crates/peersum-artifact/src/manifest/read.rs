@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
-use std::str::FromStr;
 
-use serde_json::{Map, Value};
 use thiserror::Error;
 
+use super::json::{Node, Object};
 use super::verify::{FileError, read_regular_file};
 use super::{
     EntryPoint, KernelResources, MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES,
@@ -132,8 +131,8 @@ impl Manifest {
     ///
     /// The text is not a manifest of schema 1 that is complete and consistent in itself.
     pub fn parse(text: &str) -> Result<Manifest, SchemaError> {
-        let value: Value = serde_json::from_str(text)?;
-        let root = Object::new(String::new(), &value)?;
+        let tree: Node<'_> = serde_json::from_str(text)?;
+        let root = Object::root(&tree)?;
         match root.number("schema")? {
             MANIFEST_SCHEMA => {}
             found if found > MANIFEST_SCHEMA => return Err(SchemaError::NewerSchema { found }),
@@ -170,11 +169,15 @@ impl Manifest {
                 what: format!("the source `{}`", source.path),
             });
         }
+        // As a rule they are in their order, where duplicates would be neighbours.
         let mut files = BTreeSet::new();
-        if let Some(module) = manifest
+        if !manifest
             .modules
-            .iter()
-            .find(|module| !files.insert(module.sort_key()))
+            .is_sorted_by(|one, next| one.sort_key() < next.sort_key())
+            && let Some(module) = manifest
+                .modules
+                .iter()
+                .find(|module| !files.insert(module.sort_key()))
         {
             return Err(SchemaError::Duplicate {
                 what: format!("`{}`", module.file_name()),
@@ -189,6 +192,18 @@ impl Manifest {
     ///
     /// There is none, or it cannot be read, or it is not one of schema 1. Every message names the path.
     pub fn read_dir(directory: &Path) -> Result<Manifest, ManifestError> {
+        Manifest::read_dir_with(directory, Manifest::parse)
+    }
+
+    /// As [`Manifest::read_dir`], with the text given to `parse`, which may know it already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Manifest::read_dir`]; what `parse` returns gets the path.
+    pub fn read_dir_with<T>(
+        directory: &Path,
+        parse: impl FnOnce(&str) -> Result<T, SchemaError>,
+    ) -> Result<T, ManifestError> {
         let path = directory.join(MANIFEST_FILE);
         let bytes = match read_regular_file(&path, MAX_MANIFEST_BYTES) {
             Ok(bytes) => bytes,
@@ -198,7 +213,7 @@ impl Manifest {
             Err(error) => return Err(ManifestError::File { path, error }),
         };
         let text = std::str::from_utf8(&bytes).map_err(|_| SchemaError::NotText);
-        text.and_then(Manifest::parse)
+        text.and_then(parse)
             .map_err(|error| ManifestError::Schema { path, error })
     }
 }
@@ -291,132 +306,4 @@ fn resources(entry_point: &Object<'_>) -> Result<KernelResources, SchemaError> {
         spill_bytes: entry_point.number32("spill_bytes")?,
         shared_bytes: entry_point.number32("shared_bytes")?,
     })
-}
-
-/// A JSON object that knows its place, so that errors can name it.
-struct Object<'a> {
-    place: String,
-    fields: &'a Map<String, Value>,
-}
-
-impl<'a> Object<'a> {
-    fn new(place: String, value: &'a Value) -> Result<Object<'a>, SchemaError> {
-        match value.as_object() {
-            Some(fields) => Ok(Object { place, fields }),
-            None if place.is_empty() => Err(SchemaError::WrongType {
-                field: ".".to_owned(),
-                expected: "an object",
-            }),
-            None => Err(SchemaError::WrongType {
-                field: place,
-                expected: "an object",
-            }),
-        }
-    }
-
-    fn field(&self, name: &str) -> String {
-        if self.place.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.place)
-        }
-    }
-
-    fn value(&self, name: &str) -> Result<&'a Value, SchemaError> {
-        self.fields
-            .get(name)
-            .ok_or_else(|| SchemaError::MissingField {
-                field: self.field(name),
-            })
-    }
-
-    fn typed<T>(
-        &self,
-        name: &str,
-        expected: &'static str,
-        read: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Result<T, SchemaError> {
-        let value = self.value(name)?;
-        read(value).ok_or_else(|| SchemaError::WrongType {
-            field: self.field(name),
-            expected,
-        })
-    }
-
-    fn string(&self, name: &str) -> Result<&'a str, SchemaError> {
-        self.typed(name, "a string", Value::as_str)
-    }
-
-    fn boolean(&self, name: &str) -> Result<bool, SchemaError> {
-        self.typed(name, "true or false", Value::as_bool)
-    }
-
-    fn number(&self, name: &str) -> Result<u64, SchemaError> {
-        self.typed(name, "a whole number from 0 up", Value::as_u64)
-    }
-
-    fn number_up_to(&self, name: &str, limit: u64) -> Result<u64, SchemaError> {
-        let found = self.number(name)?;
-        if found > limit {
-            return Err(SchemaError::TooLarge {
-                field: self.field(name),
-                found,
-                limit,
-            });
-        }
-        Ok(found)
-    }
-
-    fn number32(&self, name: &str) -> Result<u32, SchemaError> {
-        let number = self.number_up_to(name, u64::from(u32::MAX))?;
-        Ok(u32::try_from(number).unwrap_or(u32::MAX))
-    }
-
-    fn name<T: FromStr<Err = ParseNameError>>(&self, name: &str) -> Result<T, SchemaError> {
-        let given = self.string(name)?;
-        given.parse().map_err(|error| SchemaError::Unknown {
-            field: self.field(name),
-            error,
-        })
-    }
-
-    fn must_be(&self, name: &str, expected: &str) -> Result<(), SchemaError> {
-        let found = self.string(name)?;
-        if found == expected {
-            return Ok(());
-        }
-        Err(SchemaError::Mismatch {
-            field: self.field(name),
-            found: found.to_owned(),
-            expected: expected.to_owned(),
-        })
-    }
-
-    fn object(&self, name: &str) -> Result<Object<'a>, SchemaError> {
-        Object::new(self.field(name), self.value(name)?)
-    }
-
-    fn array(&self, name: &str) -> Result<&'a Vec<Value>, SchemaError> {
-        self.typed(name, "a list", Value::as_array)
-    }
-
-    fn objects(&self, name: &str) -> Result<Vec<Object<'a>>, SchemaError> {
-        let place = |index| format!("{}[{index}]", self.field(name));
-        self.array(name)?
-            .iter()
-            .enumerate()
-            .map(|(index, value)| Object::new(place(index), value))
-            .collect()
-    }
-
-    fn strings(&self, name: &str) -> Result<Vec<String>, SchemaError> {
-        let string = |(index, value): (usize, &Value)| match value.as_str() {
-            Some(text) => Ok(text.to_owned()),
-            None => Err(SchemaError::WrongType {
-                field: format!("{}[{index}]", self.field(name)),
-                expected: "a string",
-            }),
-        };
-        self.array(name)?.iter().enumerate().map(string).collect()
-    }
 }

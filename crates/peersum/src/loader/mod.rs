@@ -20,6 +20,7 @@
 
 mod jit;
 mod jit_cache;
+mod known;
 pub mod nvrtc;
 mod policy;
 mod report;
@@ -29,9 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use peersum_artifact::{
-    Algorithm, Arch, CudaVersion, EntryPoint, ModuleKey, Target, include_closure,
-};
+use peersum_artifact::{Algorithm, Arch, CudaVersion, EntryPoint, ModuleKey, Target};
 
 pub use jit_cache::CacheError;
 pub use policy::{
@@ -194,7 +193,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn run(&mut self) -> Option<(Origin, Found)> {
-        let closure = match include_closure(self.key.source_root(), &self.kernels.sources) {
+        let closure = match known::closure(self.key, &self.kernels.sources) {
             Ok(closure) => closure,
             Err(error) => {
                 self.pass_over(Place::Sources, Reason::Sources(error));

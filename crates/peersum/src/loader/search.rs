@@ -8,6 +8,7 @@ use peersum_artifact::{
 };
 
 use super::DeviceTarget;
+use super::known;
 use super::report::Reason;
 
 /// What is looked for.
@@ -44,7 +45,7 @@ impl From<Reason> for Outcome {
 impl Wanted<'_> {
     /// Looks in a directory of compiled modules.
     pub(super) fn in_directory(&self, directory: &Path) -> Outcome {
-        match Manifest::read_dir(directory) {
+        match Manifest::read_dir_with(directory, known::manifest) {
             Ok(manifest) => self.in_manifest(&manifest, |entry| verify_file(directory, entry)),
             Err(error) => Reason::Manifest(error).into(),
         }
@@ -52,7 +53,7 @@ impl Wanted<'_> {
 
     /// Looks in an embedded pack.
     pub(super) fn in_pack(&self, pack: &[u8]) -> Outcome {
-        match Pack::parse(pack) {
+        match Pack::parse_with(pack, known::manifest) {
             Ok(Some(pack)) => self.in_manifest(pack.manifest(), |entry| {
                 pack.verified(entry).map(<[u8]>::to_vec)
             }),

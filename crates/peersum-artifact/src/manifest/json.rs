@@ -1,0 +1,302 @@
+//! JSON as the manifest's reader takes it apart: a tree that borrows from the text and knows where each object stands.
+//!
+//! A process reads the manifest before its first launch, and `serde_json::Value` spends most of that time on a map and a
+//! string of its own for every field.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+use super::read::SchemaError;
+use crate::vocabulary::ParseNameError;
+
+/// The fields of an object, in the order of the text.
+type Fields<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
+
+/// More fields than any object of the manifest has.
+const FIELDS: usize = 16;
+
+/// One JSON value, as far as a manifest uses it.
+pub(super) enum Node<'a> {
+    Text(Cow<'a, str>),
+    Number(u64),
+    Boolean(bool),
+    List(Vec<Node<'a>>),
+    Object(Fields<'a>),
+    /// Null, and numbers that are negative or no whole ones: no field may be that.
+    Other,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Node<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NodeVisitor;
+
+        impl<'de> Visitor<'de> for NodeVisitor {
+            type Value = Node<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a JSON value")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Node::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Node::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(Node::Number(number))
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+                Ok(Node::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Node::Other)
+            }
+
+            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(Node::Boolean(value))
+            }
+
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Node::Other)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = list.next_element()? {
+                    items.push(item);
+                }
+                Ok(Node::List(items))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::with_capacity(FIELDS);
+                while let Some(Name(name)) = object.next_key()? {
+                    fields.push((name, object.next_value()?));
+                }
+                Ok(Node::Object(fields))
+            }
+        }
+
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+/// A field's name. `Cow` itself always copies.
+struct Name<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+
+        impl<'de> Visitor<'de> for NameVisitor {
+            type Value = Name<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a field's name")
+            }
+
+            fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Borrowed(name)))
+            }
+
+            fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(Name(Cow::Owned(name.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(NameVisitor)
+    }
+}
+
+/// Where an object stands. Put into words only for an error.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    /// The object that it is a field of; `None` for the whole text.
+    parent: Option<&'a Place<'a>>,
+    field: &'a str,
+    /// Its number in that field's list.
+    index: Option<usize>,
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(parent) = self.parent else {
+            return Ok(());
+        };
+        if parent.parent.is_some() {
+            write!(f, "{parent}.")?;
+        }
+        f.write_str(self.field)?;
+        match self.index {
+            Some(index) => write!(f, "[{index}]"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A JSON object that knows its place, so that errors can name it.
+pub(super) struct Object<'a> {
+    place: Place<'a>,
+    fields: &'a [(Cow<'a, str>, Node<'a>)],
+}
+
+impl<'a> Object<'a> {
+    /// The whole text.
+    pub(super) fn root(node: &'a Node<'a>) -> Result<Self, SchemaError> {
+        let place = Place {
+            parent: None,
+            field: "",
+            index: None,
+        };
+        Self::new(place, node)
+    }
+
+    fn new(place: Place<'a>, node: &'a Node<'a>) -> Result<Self, SchemaError> {
+        match node {
+            Node::Object(fields) => Ok(Self { place, fields }),
+            _ => Err(SchemaError::WrongType {
+                field: match place.parent {
+                    Some(_) => place.to_string(),
+                    None => ".".to_owned(),
+                },
+                expected: "an object",
+            }),
+        }
+    }
+
+    fn child(&self, field: &'a str, index: Option<usize>) -> Place<'_> {
+        Place {
+            parent: Some(&self.place),
+            field,
+            index,
+        }
+    }
+
+    /// The name of a field with its place, as `modules[3].sha256`.
+    pub(super) fn field(&self, name: &str) -> String {
+        Place {
+            parent: Some(&self.place),
+            field: name,
+            index: None,
+        }
+        .to_string()
+    }
+
+    fn value(&self, name: &str) -> Result<&'a Node<'a>, SchemaError> {
+        // Of two fields with one name the last counts, as with most readers of JSON.
+        self.fields
+            .iter()
+            .rfind(|(given, _)| given == name)
+            .map(|(_, value)| value)
+            .ok_or_else(|| SchemaError::MissingField {
+                field: self.field(name),
+            })
+    }
+
+    fn wrong_type(&self, name: &str, expected: &'static str) -> SchemaError {
+        SchemaError::WrongType {
+            field: self.field(name),
+            expected,
+        }
+    }
+
+    pub(super) fn string(&self, name: &str) -> Result<&'a str, SchemaError> {
+        match self.value(name)? {
+            Node::Text(text) => Ok(text),
+            _ => Err(self.wrong_type(name, "a string")),
+        }
+    }
+
+    pub(super) fn boolean(&self, name: &str) -> Result<bool, SchemaError> {
+        match self.value(name)? {
+            Node::Boolean(value) => Ok(*value),
+            _ => Err(self.wrong_type(name, "true or false")),
+        }
+    }
+
+    pub(super) fn number(&self, name: &str) -> Result<u64, SchemaError> {
+        match self.value(name)? {
+            Node::Number(number) => Ok(*number),
+            _ => Err(self.wrong_type(name, "a whole number from 0 up")),
+        }
+    }
+
+    pub(super) fn number_up_to(&self, name: &str, limit: u64) -> Result<u64, SchemaError> {
+        let found = self.number(name)?;
+        if found > limit {
+            return Err(SchemaError::TooLarge {
+                field: self.field(name),
+                found,
+                limit,
+            });
+        }
+        Ok(found)
+    }
+
+    pub(super) fn number32(&self, name: &str) -> Result<u32, SchemaError> {
+        let number = self.number_up_to(name, u64::from(u32::MAX))?;
+        Ok(u32::try_from(number).unwrap_or(u32::MAX))
+    }
+
+    pub(super) fn name<T: FromStr<Err = ParseNameError>>(
+        &self,
+        name: &str,
+    ) -> Result<T, SchemaError> {
+        let given = self.string(name)?;
+        given.parse().map_err(|error| SchemaError::Unknown {
+            field: self.field(name),
+            error,
+        })
+    }
+
+    pub(super) fn must_be(&self, name: &str, expected: &str) -> Result<(), SchemaError> {
+        let found = self.string(name)?;
+        if found == expected {
+            return Ok(());
+        }
+        Err(SchemaError::Mismatch {
+            field: self.field(name),
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+        })
+    }
+
+    pub(super) fn object(&self, name: &'a str) -> Result<Object<'_>, SchemaError> {
+        Object::new(self.child(name, None), self.value(name)?)
+    }
+
+    fn list(&self, name: &str) -> Result<&'a [Node<'a>], SchemaError> {
+        match self.value(name)? {
+            Node::List(items) => Ok(items),
+            _ => Err(self.wrong_type(name, "a list")),
+        }
+    }
+
+    pub(super) fn objects(&self, name: &'a str) -> Result<Vec<Object<'_>>, SchemaError> {
+        let items = self.list(name)?.iter().enumerate();
+        items
+            .map(|(index, item)| Object::new(self.child(name, Some(index)), item))
+            .collect()
+    }
+
+    pub(super) fn strings(&self, name: &'a str) -> Result<Vec<String>, SchemaError> {
+        let items = self.list(name)?.iter().enumerate();
+        items
+            .map(|(index, item)| match item {
+                Node::Text(text) => Ok(text.clone().into_owned()),
+                _ => Err(SchemaError::WrongType {
+                    field: self.child(name, Some(index)).to_string(),
+                    expected: "a string",
+                }),
+            })
+            .collect()
+    }
+}
