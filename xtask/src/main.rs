@@ -7,6 +7,7 @@ mod bench_precompile;
 mod bindings;
 mod cargo_steps;
 mod precompile;
+mod test_allreduce;
 mod toolchain;
 mod workspace;
 
@@ -35,6 +36,7 @@ enum Command {
     Toolchain(toolchain::ToolchainArgs),
     Bindings(bindings::BindingsArgs),
     Test(cargo_steps::TestArgs),
+    TestAllreduce(test_allreduce::TestAllreduceArgs),
     Ci(cargo_steps::CiArgs),
 }
 
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
             bench: Bench::Precompile(args),
         } => bench_precompile::run(&args),
         Command::Test(args) => cargo_steps::test(&args),
+        Command::TestAllreduce(args) => test_allreduce::run(&args),
         Command::Ci(args) => cargo_steps::ci(&args),
     };
     match outcome {

@@ -8,7 +8,8 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-constexpr u32 DTYPE_F16 = 0, DTYPE_BF16 = 1, DTYPE_F32 = 2;
+// 0 is f16.
+constexpr u32 DTYPE_BF16 = 1, DTYPE_F32 = 2;
 constexpr u32 POISON = 0xA5;
 // In place of an index: a byte beside the array was written.
 constexpr u32 OUTSIDE = 0xFFFFFFFEu;
@@ -18,34 +19,44 @@ struct Keys {
     u32 key[8];
 };
 
+#define DEVICE __device__ __forceinline__
+
+// The instructions by name, as in kernels/platform.cuh: no header declares what CUDA calls them.
+DEVICE u32 tid_x() { u32 value; asm("mov.u32 %0, %%tid.x;" : "=r"(value)); return value; }
+DEVICE u32 ntid_x() { u32 value; asm("mov.u32 %0, %%ntid.x;" : "=r"(value)); return value; }
+DEVICE u32 ctaid_x() { u32 value; asm("mov.u32 %0, %%ctaid.x;" : "=r"(value)); return value; }
+DEVICE u32 nctaid_x() { u32 value; asm("mov.u32 %0, %%nctaid.x;" : "=r"(value)); return value; }
+DEVICE float as_float(u32 bits) { float value; asm("mov.b32 %0, %1;" : "=f"(value) : "r"(bits)); return value; }
+DEVICE u32 as_bits(float value) { u32 bits; asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value)); return bits; }
+DEVICE void red_max_global_u64(u64 address, u64 value) {
+    asm volatile("red.global.max.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
+}
+
 __device__ const u32 SPECIAL_BITS[24] = {
     0xFFFFFFFFu, 0x7FFFFFFFu, 0x00000000u, 0x80000000u, 0x7F800000u, 0xFF800000u, 0x00000001u, 0x80000001u,
     0x007FFFFFu, 0x7F7FFFFFu, 0x7F800001u, 0xFFC01234u, 0x00008000u, 0x00007FFFu, 0x00007C00u, 0x0000FC00u,
     0x00007F80u, 0x0000FF80u, 0x000003FFu, 0x00007BFFu, 0x0000007Fu, 0x00007F7Fu, 0x00007C01u, 0x0000FFFFu,
 };
 
-__device__ __forceinline__ u32 mix(u32 word) {
+DEVICE u32 mix(u32 word) {
     word = (word ^ (word >> 16)) * 0x7FEB352Du;
     word = (word ^ (word >> 15)) * 0x846CA68Bu;
     return word ^ (word >> 16);
 }
 
-__device__ __forceinline__ u32 element(u32 dtype, u32 special, u32 key, u32 index) {
+DEVICE u32 element(u32 dtype, u32 special, u32 key, u32 index) {
     u32 word = mix(index * 0x9E3779B1u ^ key);
     u32 half = word >> 16;
     if (special) {
         u32 any = (word & 1) == 0 ? mix(word) : SPECIAL_BITS[(word >> 1) % 24];
         return dtype == DTYPE_F32 ? any : any & 0xFFFFu;
     }
-    if (dtype == DTYPE_F32) return (word & 0x807FFFFFu) | ((124 + ((word >> 23) & 7)) << 23);
-    if (dtype == DTYPE_BF16) return (half & 0x807Fu) | ((124 + ((half >> 7) & 7)) << 7);
-    return (half & 0x83FFu) | ((12 + ((half >> 10) & 7)) << 10);
+    if (dtype == DTYPE_F32) return (word & 0x807FFFFFu) | ((119 + ((word >> 23) & 15)) << 23);
+    if (dtype == DTYPE_BF16) return (half & 0x807Fu) | ((119 + ((half >> 7) & 15)) << 7);
+    return (half & 0x83FFu) | ((8 + ((half >> 10) & 15)) << 10);
 }
 
-__device__ __forceinline__ float as_float(u32 bits) { return __builtin_bit_cast(float, bits); }
-__device__ __forceinline__ u32 as_bits(float value) { return __builtin_bit_cast(u32, value); }
-
-__device__ __forceinline__ float widen(u32 dtype, u32 bits) {
+DEVICE float widen(u32 dtype, u32 bits) {
     if (dtype == DTYPE_F32) return as_float(bits);
     if (dtype == DTYPE_BF16) return as_float(bits << 16);
     u32 sign = (bits & 0x8000u) << 16;
@@ -56,7 +67,7 @@ __device__ __forceinline__ float widen(u32 dtype, u32 bits) {
     return as_float(sign | (magnitude + ((127u - 15u) << 23)));
 }
 
-__device__ __forceinline__ u32 round_to(u32 dtype, float value) {
+DEVICE u32 round_to(u32 dtype, float value) {
     u32 bits = as_bits(value);
     u32 magnitude = bits & 0x7FFFFFFFu;
     bool nan = magnitude > 0x7F800000u;
@@ -71,8 +82,8 @@ __device__ __forceinline__ u32 round_to(u32 dtype, float value) {
 
 // Writes one rank's array.
 extern "C" __global__ void peersum_grid_generate(u64 array, u64 elements, u32 dtype, u32 special, u32 key) {
-    u64 step = (u64)gridDim.x * blockDim.x;
-    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < elements; i += step) {
+    u64 step = (u64)nctaid_x() * ntid_x();
+    for (u64 i = (u64)ctaid_x() * ntid_x() + tid_x(); i < elements; i += step) {
         u32 bits = element(dtype, special, key, (u32)i);
         if (dtype == DTYPE_F32) ((u32*)array)[i] = bits;
         else ((u16*)array)[i] = (u16)bits;
@@ -80,15 +91,15 @@ extern "C" __global__ void peersum_grid_generate(u64 array, u64 elements, u32 dt
 }
 
 // The least wrong index of all threads, with its bits, complemented so that 0 means none.
-__device__ __forceinline__ void found(u64 result, u32 index, u32 bits) {
-    atomicMax((u64*)result, ~((u64)index << 32 | bits));
+DEVICE void found(u64 result, u32 index, u32 bits) {
+    red_max_global_u64(result, ~((u64)index << 32 | bits));
 }
 
 // Compares a slot: `start` bytes of guard, the array, guard up to `guarded_bytes`.
 extern "C" __global__ void peersum_grid_check(u64 slot, u64 start, u64 guarded_bytes, u64 elements, u32 dtype, u32 special,
                                               Keys keys, u32 world_size, u64 result) {
-    u64 first = (u64)blockIdx.x * blockDim.x + threadIdx.x;
-    u64 step = (u64)gridDim.x * blockDim.x;
+    u64 first = (u64)ctaid_x() * ntid_x() + tid_x();
+    u64 step = (u64)nctaid_x() * ntid_x();
     u64 end = start + elements * (dtype == DTYPE_F32 ? 4 : 2);
     for (u64 i = first; i < elements; i += step) {
         float sum = widen(dtype, element(dtype, special, keys.key[0], (u32)i));

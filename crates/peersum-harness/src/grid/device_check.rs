@@ -18,8 +18,8 @@ use super::event::Wrong;
 use super::generator::{self, Content, Key, bytes_of};
 use super::memory::{GUARD_BYTES, POISON, Slot};
 
-/// Names the cubin of `check.cu` for this machine's GPU.
-pub(crate) const CUBIN_VARIABLE: &str = "PEERSUM_GRID_CHECK_CUBIN";
+/// Names the directory with the cubins of `check.cu`, `check.sm_90.cubin` and so on.
+const DIRECTORY_VARIABLE: &str = "PEERSUM_GRID_CHECK_DIR";
 
 /// The most results between two calls of [`DeviceCheck::take`].
 const PLACES: usize = 256;
@@ -73,12 +73,14 @@ pub(crate) struct DeviceCheckModule {
 }
 
 impl DeviceCheckModule {
-    /// Loads the cubin that the environment names; `None` if it names none, and results are then compared on the host.
+    /// Loads the cubin for the GPU from the directory that the environment names; `None` if it names none, and results are then compared on
+    /// the host.
     pub(crate) fn load(context: &Arc<CudaContext>) -> Result<Option<DeviceCheckModule>> {
-        let Some(path) = std::env::var_os(CUBIN_VARIABLE) else {
+        let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE) else {
             return Ok(None);
         };
-        let path = std::path::PathBuf::from(path);
+        let (major, minor) = context.compute_capability()?;
+        let path = std::path::Path::new(&directory).join(format!("check.sm_{major}{minor}.cubin"));
         let cubin = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let module = context
             .load_module(Ptx::from_binary(cubin))

@@ -78,12 +78,12 @@ fn bits(dtype: Dtype, content: Content, key: Key, index: u32) -> u32 {
     let word = mix(index.wrapping_mul(0x9E37_79B1) ^ key.0);
     let half = word >> 16;
     match (content, dtype) {
-        // Sign and fraction as they come, one of eight exponents around 1.
+        // Sign and fraction as they come, one of sixteen exponents around 1: wide enough that float32 sums round, and their order shows.
         (Content::Ordinary, Dtype::F32) => {
-            (word & 0x807F_FFFF) | ((124 + ((word >> 23) & 7)) << 23)
+            (word & 0x807F_FFFF) | ((119 + ((word >> 23) & 15)) << 23)
         }
-        (Content::Ordinary, Dtype::Bf16) => (half & 0x807F) | ((124 + ((half >> 7) & 7)) << 7),
-        (Content::Ordinary, Dtype::F16) => (half & 0x83FF) | ((12 + ((half >> 10) & 7)) << 10),
+        (Content::Ordinary, Dtype::Bf16) => (half & 0x807F) | ((119 + ((half >> 7) & 15)) << 7),
+        (Content::Ordinary, Dtype::F16) => (half & 0x83FF) | ((8 + ((half >> 10) & 15)) << 10),
         (Content::Special, _) => {
             let any = if word & 1 == 0 {
                 mix(word)
