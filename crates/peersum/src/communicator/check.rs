@@ -14,8 +14,8 @@ use crate::error::{CallSignature, Error, Failure};
 /// Pause between two looks for a header that is still on its way.
 const HEADER_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-/// How long a rank that was told of a failure waits for the peers' headers of its own last call, which may explain it: another thread of a peer
-/// sends them than the one that finds a difference and tells all.
+/// How long a rank that was told of a failure waits for the header of its own last call from the rank that failed first, which may explain it: another
+/// thread of that rank sends it than the one that finds a difference and tells all.
 const OVERTAKEN_HEADER_PATIENCE: Duration = Duration::from_millis(100);
 
 impl<D: Device> Communicator<D> {
@@ -145,12 +145,12 @@ impl<D: Device> Communicator<D> {
             if let Some(disagreement) = headers.disagreement(unsent) {
                 return Ok(disagreement);
             }
-            // Whoever waited out the deadline has given the headers time enough.
-            let is_told = matches!(failure, Failure::PeerFailed { .. });
-            if !is_told
-                || headers.last_call_is_known()
-                || began.elapsed() > OVERTAKEN_HEADER_PATIENCE
-            {
+            // Whoever waited out the deadline has given the headers time enough; and what made the first rank to fail find a difference is
+            // known there, so that only its own header can be on its way.
+            let Failure::PeerFailed { origin, .. } = failure else {
+                return Ok(failure);
+            };
+            if headers.last_call_is_known(origin) || began.elapsed() > OVERTAKEN_HEADER_PATIENCE {
                 return Ok(failure);
             }
             std::thread::sleep(HEADER_POLL_INTERVAL);
@@ -265,12 +265,13 @@ impl Headers {
         })
     }
 
-    /// Whether every peer's header of this rank's last call has come to some rank.
-    fn last_call_is_known(&self) -> bool {
+    /// Whether a peer's header of this rank's last call has come to any rank.
+    fn last_call_is_known(&self, peer: u32) -> bool {
         let Some(last) = self.own().iter().map(|&own| self.age(own)).min() else {
             return true;
         };
         self.peers()
+            .filter(|(rank, _)| *rank == peer)
             .all(|(_, words)| words.iter().any(|&word| self.age(word) == last))
     }
 }
