@@ -2,6 +2,7 @@
 
 mod bench;
 mod data;
+mod faults;
 mod grid;
 mod memory;
 mod proof;
@@ -28,6 +29,8 @@ enum Command {
     Proof(proof::ProofArgs),
     /// Microseconds a call, in a replayed graph.
     BenchAllreduce(bench::allreduce::BenchArgs),
+    /// What ranks are told when a peer is absent, killed, aborted or calls something else, on GPU 0.
+    Faults(faults::FaultsArgs),
     /// The test grid: every configuration, bits against the reference.
     Grid(grid::GridArgs),
     /// What `grid --device` comes to on this machine.
@@ -53,6 +56,11 @@ fn main() -> Result<ExitCode> {
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]
         Command::NegativeControls => return grid::negative_controls::run(),
+        Command::Faults(args) => {
+            peersum::cuda::driver_present()?;
+            let context = CudaContext::new(0).context("opening GPU 0")?;
+            faults::run(&args, &|| Ok(context.new_stream()?))?;
+        }
         Command::Proof(args) => {
             peersum::cuda::driver_present()?;
             let context = CudaContext::new(0).context("opening GPU 0")?;
