@@ -72,14 +72,20 @@ impl Arch {
     }
 }
 
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Arch {
+    fn text(&self) -> String {
         let suffix = match self.variant {
             ArchVariant::Plain => "",
             ArchVariant::F => "f",
             ArchVariant::A => "a",
         };
-        f.pad(&format!("{}{}{suffix}", self.major, self.minor))
+        format!("{}{}{suffix}", self.major, self.minor)
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text())
     }
 }
 
@@ -157,7 +163,7 @@ impl Target {
     /// The file name of a module, e.g. `peersum_push_bf16_ws8.sm_90.cubin`.
     #[must_use]
     pub fn file_name(&self, key: &ModuleKey) -> String {
-        format!("{}.{self}.{}", key.name(), self.kind())
+        [&key.name(), ".", &self.text(), ".", self.kind()].concat()
     }
 
     /// Whether a file made for this target can run on `device`, given a driver that is new enough.
@@ -202,13 +208,19 @@ impl PartialOrd for Target {
     }
 }
 
+impl Target {
+    fn text(&self) -> String {
+        let (prefix, arch) = match self {
+            Target::Cubin(arch) => ("sm_", arch),
+            Target::Ptx(arch) => ("compute_", arch),
+        };
+        [prefix, &arch.text()].concat()
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (prefix, arch) = match self {
-            Target::Cubin(arch) => ("sm", arch),
-            Target::Ptx(arch) => ("compute", arch),
-        };
-        f.pad(&format!("{prefix}_{arch}"))
+        f.pad(&self.text())
     }
 }
 

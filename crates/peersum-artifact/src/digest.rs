@@ -57,21 +57,39 @@ impl FromStr for Digest {
     }
 }
 
+/// What each byte counts for as a hexadecimal digit, [`NO_DIGIT`] where it is none.
+///
+/// Lower case only: a digest has one spelling, as manifests are compared byte for byte.
+const DIGIT_VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let digits = b"0123456789abcdef";
+    let mut value = 0;
+    while value < 16 {
+        values[digits[value as usize] as usize] = value;
+        value += 1;
+    }
+    values
+};
+
+/// Has a bit that no digit's value has.
+const NO_DIGIT: u8 = 0x80;
+
 fn parse_hex(digits: &[u8]) -> Option<[u8; 32]> {
-    // Lower case only: a digest has one spelling, as manifests are compared byte for byte.
-    let value = |digit: u8| match digit {
-        b'0'..=b'9' => Some(digit - b'0'),
-        b'a'..=b'f' => Some(digit - b'a' + 10),
-        _ => None,
-    };
     let mut bytes = [0; 32];
     if digits.len() != 2 * bytes.len() {
         return None;
     }
+    // Judged at the end, not at each digit: a manifest has tens of thousands of them.
+    let mut seen = 0;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = value(pair[0])? << 4 | value(pair[1])?;
+        let (high, low) = (
+            DIGIT_VALUES[usize::from(pair[0])],
+            DIGIT_VALUES[usize::from(pair[1])],
+        );
+        seen |= high | low;
+        *byte = high << 4 | low & 0xf;
     }
-    Some(bytes)
+    (seen & NO_DIGIT == 0).then_some(bytes)
 }
 
 name_traits!(Digest);

@@ -109,6 +109,21 @@ impl FromStr for WorldSize {
     }
 }
 
+impl WorldSize {
+    /// As [`Display`](fmt::Display) writes it. Reading a manifest puts together a thousand names, too many for formatting.
+    const fn digit(self) -> &'static str {
+        match self.0 {
+            2 => "2",
+            3 => "3",
+            4 => "4",
+            5 => "5",
+            6 => "6",
+            7 => "7",
+            _ => "8",
+        }
+    }
+}
+
 impl fmt::Display for WorldSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
@@ -143,19 +158,31 @@ impl ModuleKey {
     /// The module's name, e.g. `peersum_push_bf16_ws8`. No two keys share one.
     #[must_use]
     pub fn name(&self) -> String {
-        format!(
-            "peersum_{}_{}_ws{}",
-            self.family, self.dtype, self.world_size
-        )
+        [
+            "peersum_",
+            self.family.as_str(),
+            "_",
+            self.dtype.as_str(),
+            "_ws",
+            self.world_size.digit(),
+        ]
+        .concat()
     }
 
     /// The name of one entry point, e.g. `peersum_push_one_shot_bf16_ws8`. No other module has it.
     #[must_use]
     pub fn entry_point(&self, algorithm: Algorithm) -> String {
-        format!(
-            "peersum_{}_{algorithm}_{}_ws{}",
-            self.family, self.dtype, self.world_size
-        )
+        [
+            "peersum_",
+            self.family.as_str(),
+            "_",
+            algorithm.as_str(),
+            "_",
+            self.dtype.as_str(),
+            "_ws",
+            self.world_size.digit(),
+        ]
+        .concat()
     }
 
     /// The names of all entry points, in the order of [`Algorithm::ALL`].

@@ -15,8 +15,8 @@ use crate::vocabulary::ParseNameError;
 /// The fields of an object, in the order of the text.
 type Fields<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
 
-/// More fields than any object of the manifest has.
-const FIELDS: usize = 16;
+/// Room for the fields of most objects: a list grows from four otherwise.
+const FIELDS: usize = 8;
 
 /// One JSON value, as far as a manifest uses it.
 pub(super) enum Node<'a> {
