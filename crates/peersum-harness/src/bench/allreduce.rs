@@ -69,6 +69,9 @@ pub(crate) struct Measured {
     max_us: f64,
 }
 
+/// Every cell of one rank with the times of its replays, in microseconds a call.
+type RankTimes = Vec<(Measured, Vec<f64>)>;
+
 fn parse_bytes(text: &str) -> Result<usize, String> {
     let (digits, factor) = match text.strip_suffix(['K', 'k']) {
         Some(digits) => (digits, 1 << 10),
@@ -187,8 +190,7 @@ fn run_world(
     world_size: u32,
 ) -> Result<Vec<Measured>> {
     let barrier = Barrier::new(world_size as usize);
-    // (cell, time of each replay) of every rank.
-    let results: Mutex<Vec<Vec<(Measured, Vec<f64>)>>> = Mutex::new(Vec::new());
+    let results: Mutex<Vec<RankTimes>> = Mutex::new(Vec::new());
     let outcomes: Vec<Result<()>> = std::thread::scope(|scope| {
         let ranks: Vec<_> = Rendezvous::threads(world_size)
             .into_iter()
@@ -257,7 +259,7 @@ fn run_rank(
     routes: &[Route],
     rendezvous: Rendezvous,
     barrier: &Barrier,
-) -> Result<Vec<(Measured, Vec<f64>)>> {
+) -> Result<RankTimes> {
     let stream = context.new_stream()?;
     let largest = args.bytes.iter().copied().max().unwrap_or(0).max(1 << 20);
     let mut communicator = Communicator::builder()
@@ -315,7 +317,7 @@ fn run_type<T: Element>(
     routes: &[Route],
     communicator: &mut Communicator<Cuda>,
     barrier: &Barrier,
-    measured: &mut Vec<(Measured, Vec<f64>)>,
+    measured: &mut RankTimes,
 ) -> Result<()>
 where
     T::Bits: TryFrom<u32>,
