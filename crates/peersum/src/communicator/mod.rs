@@ -1,5 +1,6 @@
 //! The communicator: one rank of a group, on one stream of one device.
 
+mod agreement;
 mod builder;
 mod check;
 mod graph;
@@ -9,6 +10,7 @@ mod probe;
 mod seats;
 mod setup;
 mod shared;
+mod sharing;
 mod symmetric;
 
 use std::cell::Cell;
@@ -77,6 +79,55 @@ impl Communicator<Cuda> {
     pub fn builder() -> CommunicatorBuilder {
         CommunicatorBuilder::new()
     }
+
+    /// What a call with these device addresses would hand to the driver: for a benchmark that compares [`Communicator::all_reduce`] with a
+    /// bare launch of the same. `None` for a group of one and for a call of several launches.
+    #[doc(hidden)]
+    pub fn bare_launch<T: Element>(
+        &self,
+        input: u64,
+        output: u64,
+        len: usize,
+    ) -> Option<BareLaunch> {
+        let links = self.links.as_ref()?;
+        let call = Call {
+            dtype: T::DTYPE,
+            input,
+            output,
+            elements: len as u64,
+        };
+        let bytes = (len * size_of::<T>()) as u64;
+        let placement = links.placement(input, output, bytes);
+        let plan = self
+            .forced
+            .unwrap_or_else(|| self.table.plan(placement, bytes));
+        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
+        if len == 0 || units > links.layout.capacity_units(plan.route, self.world_size) {
+            return None;
+        }
+        let (shape, params) = self.prepare(links, plan, call);
+        let module = links.modules.get(plan.route.family(), call.dtype);
+        let algorithm = plan.route.algorithm();
+        Some(BareLaunch {
+            function: module.function(algorithm),
+            shape: LaunchShape {
+                pdl: shape.pdl && module.pdl(algorithm),
+                ..shape
+            },
+            params,
+        })
+    }
+}
+
+/// The parts of one launch. See [`Communicator::bare_launch`].
+#[doc(hidden)]
+pub struct BareLaunch {
+    /// The kernel, live as long as the communicator.
+    pub function: cudarc::driver::sys::CUfunction,
+    /// Its grid, and whether it is launched with the programmatic attribute.
+    pub shape: LaunchShape,
+    /// Its one parameter.
+    pub params: PeersumParams,
 }
 
 impl<D: Device> Communicator<D> {
@@ -195,6 +246,20 @@ impl<D: Device> Communicator<D> {
     }
 
     fn launch(&self, links: &Links<D>, plan: Plan, call: Call) -> Result<(), Error> {
+        let (shape, params) = self.prepare(links, plan, call);
+        let module = links.modules.get(plan.route.family(), call.dtype);
+        // SAFETY: `params` holds this rank's view of the group's arenas and symmetric buffers, mapped as long as `links` lives, and the caller's
+        // input and output, which `Input` and `Output` keep valid for what is enqueued here; the status record is held by `links`. The shape is
+        // within the table's checked bounds. Teardown waits for the stream before any of it is unmapped.
+        unsafe {
+            self.device
+                .launch(module, plan.route.algorithm(), shape, &params)?
+        };
+        Ok(())
+    }
+
+    /// The grid and the parameters of one launch.
+    fn prepare(&self, links: &Links<D>, plan: Plan, call: Call) -> (LaunchShape, PeersumParams) {
         let mut params = PeersumParams {
             input: call.input,
             output: call.output,
@@ -235,15 +300,7 @@ impl<D: Device> Communicator<D> {
             threads: plan.threads,
             pdl: self.pdl,
         };
-        let module = links.modules.get(plan.route.family(), call.dtype);
-        // SAFETY: `params` holds this rank's view of the group's arenas and symmetric buffers, mapped as long as `links` lives, and the caller's
-        // input and output, which `Input` and `Output` keep valid for what is enqueued here; the status record is held by `links`. The shape is
-        // within the table's checked bounds. Teardown waits for the stream before any of it is unmapped.
-        unsafe {
-            self.device
-                .launch(module, plan.route.algorithm(), shape, &params)?
-        };
-        Ok(())
+        (shape, params)
     }
 
     /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never waits; `Ok` proves nothing yet.

@@ -1,64 +1,25 @@
 //! From settings to a communicator: meet, compare, allocate, share, arm, meet again.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use peersum_artifact::{Algorithm, Digest, ModuleKey, WorldSize};
+use peersum_artifact::{Algorithm, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
-use serde::{Deserialize, Serialize};
 
+use super::agreement::{exchange_hellos, exchange_seating};
 use super::builder::{CommunicatorBuilder, StreamClaim};
 use super::layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
-use super::links::{Links, Modules, SymmetricLink};
+use super::links::{Links, Modules};
 use super::probe::{nanoseconds, probe_bytes};
-use super::symmetric::SymmetricRegion;
-use super::{Communicator, SymmetricBuffer, seats};
-use crate::device::{Device, DeviceIdentity, DeviceStream, Export, Import, MemorySharing};
+use super::sharing::{Shared, share};
+use super::{Communicator, seats};
+use crate::device::{Device, DeviceIdentity, DeviceStream};
 use crate::dispatch::{DispatchTable, Link};
-use crate::element::Element;
 use crate::error::Error;
 use crate::loader::{LoadPolicy, LoadReport};
 use crate::rendezvous::Group;
 
-const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
-
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-
-/// What every rank tells the others first. All but the last four fields must be equal.
-#[derive(Debug, Serialize, Deserialize)]
-struct Hello {
-    version: String,
-    abi_version: u32,
-    kernel_sources: String,
-    max_bytes: u64,
-    push_half_bytes: u64,
-    tables: String,
-    start_epochs: (u32, u64),
-    identity: DeviceIdentity,
-    is_emulated: bool,
-    /// Rank 0's tells the ranks of this group apart from those of others in the same process.
-    token: u64,
-    setup_timeout: Duration,
-}
-
-/// What every rank tells the others once it knows its modules.
-#[derive(Debug, Serialize, Deserialize)]
-struct Seating {
-    table_digest: String,
-    max_blocks: u32,
-}
-
-/// How one rank's memory is reached; a file descriptor travels beside it.
-#[derive(Debug, Serialize, Deserialize)]
-struct SharedMemory {
-    bytes: u64,
-    legacy_ipc: Option<Vec<u8>>,
-    /// Valid for ranks of the same process.
-    address: Option<u64>,
-}
 
 pub(super) fn build<S: DeviceStream>(
     mut builder: CommunicatorBuilder,
@@ -242,146 +203,6 @@ fn connect<D: Device>(
     Ok((Some(links), table))
 }
 
-fn exchange_hellos(
-    builder: &CommunicatorBuilder,
-    identity: &DeviceIdentity,
-    group: &mut Group,
-) -> Result<Vec<Hello>, Error> {
-    let StartEpochs { push, pull } = builder.start;
-    let sources: String = peersum_kernels::SOURCES
-        .iter()
-        .map(|source| format!("{}\0{}\0", source.path, source.text))
-        .collect();
-    let own = Hello {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        abi_version: abi::PEERSUM_ABI_VERSION,
-        kernel_sources: Digest::of(sources.as_bytes()).to_string(),
-        max_bytes: builder.max_bytes,
-        push_half_bytes: builder.push_half_bytes_or_default(),
-        tables: builder
-            .tables
-            .as_ref()
-            .map_or("shipped".to_owned(), |text| {
-                Digest::of(text.as_bytes()).to_string()
-            }),
-        start_epochs: (push, pull),
-        identity: identity.clone(),
-        is_emulated: identity.arch.is_none(),
-        token: unique_token(group),
-        setup_timeout: builder.setup_timeout,
-    };
-    let hellos: Vec<Hello> = gather(group, "hello", &own, builder.setup_timeout)?;
-    require_equal("version", &hellos, |hello| hello.version.clone())?;
-    require_equal("ABI version", &hellos, |hello| {
-        hello.abi_version.to_string()
-    })?;
-    require_equal("kernel sources", &hellos, |hello| {
-        hello.kernel_sources.clone()
-    })?;
-    require_equal("max_bytes", &hellos, |hello| hello.max_bytes.to_string())?;
-    require_equal("push_half_bytes", &hellos, |hello| {
-        hello.push_half_bytes.to_string()
-    })?;
-    require_equal("dispatch tables", &hellos, |hello| hello.tables.clone())?;
-    require_equal("start epochs", &hellos, |hello| {
-        format!("{:?}", hello.start_epochs)
-    })?;
-    require_equal("device kind", &hellos, |hello| {
-        if hello.is_emulated {
-            "emulator"
-        } else {
-            "CUDA"
-        }
-        .to_owned()
-    })?;
-    Ok(hellos)
-}
-
-/// Compares a value over all ranks; every rank computes the same error from the same messages.
-fn require_equal<T>(
-    what: &'static str,
-    messages: &[T],
-    value: impl Fn(&T) -> String,
-) -> Result<(), Error> {
-    let mut values = messages.iter().map(value);
-    let Some(first) = values.next() else {
-        return Ok(());
-    };
-    match values.enumerate().find(|(_, other)| *other != first) {
-        None => Ok(()),
-        Some((index, other_value)) => Err(Error::SetupMismatch {
-            what,
-            rank: 0,
-            value: first,
-            other_rank: index as u32 + 1,
-            other_value,
-        }),
-    }
-}
-
-fn exchange_seating(
-    group: &mut Group,
-    table: &DispatchTable,
-    max_blocks: u32,
-    timeout: Duration,
-) -> Result<u32, Error> {
-    let own = Seating {
-        table_digest: table.digest().to_string(),
-        max_blocks,
-    };
-    let seating: Vec<Seating> = gather(group, "seating", &own, timeout)?;
-    require_equal("dispatch table", &seating, |seating| {
-        seating.table_digest.clone()
-    })?;
-    Ok(seating
-        .iter()
-        .map(|seating| seating.max_blocks)
-        .min()
-        .unwrap_or(max_blocks))
-}
-
-/// Different for every group that this process ever takes part in.
-fn unique_token(group: &Group) -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    let text = format!(
-        "{:?} {}",
-        group.peers(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    );
-    let digest = Digest::of(text.as_bytes()).to_string();
-    u64::from_str_radix(&digest[..16], 16).unwrap_or_default()
-}
-
-fn gather<T: Serialize + serde::de::DeserializeOwned>(
-    group: &mut Group,
-    label: &'static str,
-    own: &T,
-    timeout: Duration,
-) -> Result<Vec<T>, Error> {
-    let message = serde_json::to_vec(own).unwrap_or_default();
-    let messages = group.all_gather(label, &message, timeout)?;
-    messages
-        .iter()
-        .enumerate()
-        .map(|(rank, message)| parse(label, rank, message))
-        .collect()
-}
-
-/// A message that does not parse comes from another version: that is what differs.
-fn parse<T: serde::de::DeserializeOwned>(
-    label: &'static str,
-    rank: usize,
-    message: &[u8],
-) -> Result<T, Error> {
-    serde_json::from_slice(message).map_err(|error| Error::SetupMismatch {
-        what: "the set-up protocol",
-        rank: rank as u32,
-        value: format!("a {label} message that this version cannot read ({error})"),
-        other_rank: rank as u32,
-        other_value: env!("CARGO_PKG_VERSION").to_owned(),
-    })
-}
-
 fn load_modules<D: Device>(
     builder: &CommunicatorBuilder,
     device: &D,
@@ -454,156 +275,4 @@ fn arm<D: Device>(
     }
     device.synchronize()?;
     Ok(())
-}
-
-/// This rank's memory and its peers', shared.
-struct Shared<D: Device> {
-    /// By rank, as this rank sees them.
-    addresses: [u64; RANKS],
-    mappings: Vec<D::Mapping>,
-    /// Whether a peer uses this rank's memory without holding it: see [`Links::lent_by_address`].
-    lent_by_address: bool,
-}
-
-/// Gives this rank's memory to all ranks and maps theirs. Returns every rank's address as this rank sees it.
-fn share<D: Device>(
-    device: &D,
-    group: &mut Group,
-    allocation: &D::Allocation,
-    bytes: u64,
-    label: &str,
-    timeout: Duration,
-) -> Result<Shared<D>, Error> {
-    let own_rank = group.rank();
-    let mut own = SharedMemory {
-        bytes,
-        legacy_ipc: None,
-        address: None,
-    };
-    let mut descriptors: Vec<OwnedFd> = Vec::new();
-    let ranks = 0..group.world_size();
-    let (mut others_here, mut others_elsewhere) = (false, false);
-    for rank in ranks.clone().filter(|rank| *rank != own_rank) {
-        if group.is_same_process(rank) {
-            others_here = true
-        } else {
-            others_elsewhere = true
-        }
-    }
-    for same_process in [(true, others_here), (false, others_elsewhere)]
-        .into_iter()
-        .filter(|(_, any)| *any)
-        .map(|(same, _)| same)
-    {
-        match device.export(allocation, same_process)? {
-            Export::Fd(descriptor) => {
-                descriptors.push(descriptor);
-                // One descriptor serves both kinds of peer.
-                break;
-            }
-            Export::LegacyIpc(handle) => own.legacy_ipc = Some(handle.to_vec()),
-            Export::SameProcess(address) => own.address = Some(address),
-        }
-    }
-    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let message = serde_json::to_vec(&own).unwrap_or_default();
-    let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
-
-    let lent_by_address = own.address.is_some() || own.legacy_ipc.is_some();
-    let mut addresses = [0; RANKS];
-    let mut mappings = Vec::new();
-    for (rank, (message, descriptors)) in received.into_iter().enumerate() {
-        if rank as u32 == own_rank {
-            addresses[rank] = device.allocation_address(allocation);
-            continue;
-        }
-        let theirs: SharedMemory = parse("memory", rank, &message)?;
-        if theirs.bytes != bytes {
-            return Err(Error::SetupMismatch {
-                what: "the size of shared memory",
-                rank: own_rank,
-                value: bytes.to_string(),
-                other_rank: rank as u32,
-                other_value: theirs.bytes.to_string(),
-            });
-        }
-        let same_process_address = theirs
-            .address
-            .filter(|_| group.is_same_process(rank as u32));
-        let legacy_ipc = theirs
-            .legacy_ipc
-            .and_then(|handle| <[u8; 64]>::try_from(handle).ok());
-        let import = match (descriptors.first(), same_process_address, legacy_ipc) {
-            (Some(descriptor), _, _) => Import::Fd(descriptor.as_fd()),
-            (None, Some(address), _) => Import::SameProcess(address),
-            (None, None, Some(handle)) => Import::LegacyIpc(handle),
-            (None, None, None) => {
-                return Err(crate::device::DeviceError::CannotShare {
-                    reason: format!("rank {rank} offered neither a file descriptor nor a legacy handle for its {label}"),
-                }
-                .into());
-            }
-        };
-        let mapping = device.import(import, bytes as usize)?;
-        addresses[rank] = device.mapping_address(&mapping);
-        mappings.push(mapping);
-    }
-    Ok(Shared {
-        addresses,
-        mappings,
-        lent_by_address,
-    })
-}
-
-impl<D: Device> Communicator<D> {
-    /// Allocates `len` elements on every rank that the peers' pull kernels read and write without staging. Collective: all ranks call it in the
-    /// same order with the same length.
-    ///
-    /// Waits for the stream and for the other ranks. The memory is freed once the communicator and the buffer are both gone.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if memory is short or cannot be shared, [`Error::SetupMismatch`] if lengths differ, [`Error::Rendezvous`] if a rank does
-    /// not call within the set-up timeout, [`Error::Failed`] if the communicator has failed.
-    pub fn symmetric_alloc<T: Element>(
-        &mut self,
-        len: usize,
-    ) -> Result<SymmetricBuffer<T, D>, Error> {
-        self.synchronize()?;
-        let sharing = self
-            .links
-            .as_ref()
-            .map_or(MemorySharing::Auto, |links| links.sharing);
-        // A buffer of no elements still has an address on every rank.
-        let bytes = (len * size_of::<T>()).max(1).next_multiple_of(256);
-        let allocation = self.device.allocate_shared(bytes, sharing)?;
-        let region = Arc::new(SymmetricRegion {
-            address: self.device.allocation_address(&allocation),
-            allocation,
-        });
-        if let (Some(links), Some(group)) = (&mut self.links, &mut self.group) {
-            let Shared {
-                addresses,
-                mappings,
-                lent_by_address,
-            } = share(
-                &self.device,
-                group,
-                &region.allocation,
-                bytes as u64,
-                "symmetric buffer",
-                self.setup_timeout,
-            )?;
-            links.lent_by_address |= lent_by_address;
-            links.symmetric.push(SymmetricLink {
-                addresses,
-                region: Arc::clone(&region),
-                mappings,
-                bytes: bytes as u64,
-            });
-        }
-        // SAFETY: the region holds `bytes` bytes aligned to 256 for as long as the buffer lives, and the buffer disowns it.
-        Ok(unsafe {
-            SymmetricBuffer::new(Arc::clone(&region), self.device.adopt(region.address, len))
-        })
-    }
 }
