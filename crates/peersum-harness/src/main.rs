@@ -29,6 +29,10 @@ enum Command {
     Proof(proof::ProofArgs),
     /// Microseconds a call, in a replayed graph.
     BenchAllreduce(bench::allreduce::BenchArgs),
+    /// What the first use of a module costs, from each place that modules come from.
+    BenchLoad(bench::load::LoadArgs),
+    /// Host time of one eager call against a bare launch of the same kernel.
+    BenchCall(bench::call::CallArgs),
     /// What ranks are told when a peer is absent, killed, aborted or calls something else, on GPU 0.
     Faults(faults::FaultsArgs),
     /// The test grid: every configuration, bits against the reference.
@@ -51,6 +55,8 @@ fn main() -> Result<ExitCode> {
         .init();
     match Cli::parse().command {
         Command::BenchAllreduce(args) => bench::allreduce::run(&args)?,
+        Command::BenchLoad(args) => bench::load::run(&args)?,
+        Command::BenchCall(args) => bench::call::run(&args)?,
         Command::Grid(args) => return grid::run(&args),
         Command::Device(args) => grid::print_device(&args)?,
         Command::Rank(args) => grid::run_process(&args)?,

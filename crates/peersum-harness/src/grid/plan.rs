@@ -34,7 +34,7 @@ struct Grid {
     adversarial_elements: usize,
     /// The longest pause before a call.
     longest_delay: Duration,
-    /// How far apart ranks start.
+    /// How far apart ranks start at most.
     longest_late_start: Duration,
 }
 
@@ -89,25 +89,25 @@ fn grid(kind: GridKind) -> &'static Grid {
 /// The configurations that the settings select, in the order in which they run.
 pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     let grid = grid(settings.grid);
+    let bf16 = settings.dtypes.iter().find(|dtype| **dtype == Dtype::Bf16);
+    let preferred = bf16.or(settings.dtypes.first()).copied();
     let mut cases = Vec::new();
     for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
         for &dtype in &settings.dtypes {
             uniform_cases(grid, settings, world_size, dtype, &mut cases);
         }
         for &dtype in &settings.dtypes {
-            let preferred = if settings.dtypes.contains(&Dtype::Bf16) {
-                Some(Dtype::Bf16)
-            } else {
-                settings.dtypes.first().copied()
+            // Ranks start once, whatever the type.
+            let runs = |kind: &Adversarial| {
+                Some(dtype) == preferred
+                    || (grid.adversarial_for_every_dtype && *kind != Adversarial::LateStart)
             };
-            if grid.adversarial_for_every_dtype || Some(dtype) == preferred {
-                cases.extend(Adversarial::ALL.map(|kind| Case {
-                    world_size,
-                    dtype,
-                    work: Work::Adversarial(kind),
-                    rounds: grid.adversarial_rounds,
-                }));
-            }
+            cases.extend(Adversarial::ALL.into_iter().filter(runs).map(|kind| Case {
+                world_size,
+                dtype,
+                work: Work::Adversarial(kind),
+                rounds: grid.adversarial_rounds,
+            }));
         }
     }
     if let Some(filter) = &settings.filter {
@@ -339,18 +339,127 @@ pub(crate) fn delay(
     rank: u32,
 ) -> Duration {
     let grid = grid(settings.grid);
-    let seed = case_seed(settings.seed, &case.to_string())
-        ^ (u64::from(round) << 32 | (layer as u64) << 8 | u64::from(rank))
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut rng = Rng::with_seed(seed);
+    let mut rng = delay_rng(
+        settings,
+        case,
+        u64::from(round) << 32 | (layer as u64) << 8 | u64::from(rank),
+    );
     match case.work {
         // Every second call is not delayed, so that a rank also catches up and runs ahead.
         Work::Adversarial(Adversarial::Delays) if rng.bool() => {
             grid.longest_delay.mul_f64(rng.f64())
         }
+        // The ranks meet in set-up; from there they come to their first call at different times.
         Work::Adversarial(Adversarial::LateStart) if round == 0 && layer == 0 => {
-            grid.longest_late_start.mul_f64(rng.f64())
+            (grid.longest_late_start / 4).mul_f64(rng.f64())
         }
         _ => Duration::ZERO,
+    }
+}
+
+/// How long `rank` sleeps before it joins a group whose ranks start late. One rank sleeps as long as any may.
+pub(crate) fn late_start(settings: &Settings, case: &Case, rank: u32) -> Duration {
+    let longest = grid(settings.grid).longest_late_start;
+    if delay_rng(settings, case, u64::MAX).u32(..case.world_size) == rank {
+        return longest;
+    }
+    longest.mul_f64(delay_rng(settings, case, u64::MAX - u64::from(rank) - 1).f64())
+}
+
+fn delay_rng(settings: &Settings, case: &Case, place: u64) -> Rng {
+    let seed = case_seed(settings.seed, &case.to_string());
+    Rng::with_seed(seed ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grid::settings::RankKind;
+    use std::collections::HashSet;
+
+    fn settings(grid: GridKind) -> Settings {
+        Settings {
+            world_sizes: (2..=8).collect(),
+            dtypes: Dtype::ALL.to_vec(),
+            routes: Route::ALL.to_vec(),
+            device: DeviceKind::Emulator,
+            ranks: RankKind::Threads,
+            grid,
+            seed: 1,
+            filter: None,
+            timeout: Duration::from_secs(1),
+            fault: None,
+        }
+    }
+
+    #[test]
+    fn the_full_grid_has_every_size_type_algorithm_mode_and_world_size() {
+        let cases: HashSet<Case> = cases(&settings(GridKind::Full)).into_iter().collect();
+        for world_size in 2..=8 {
+            for &dtype in Dtype::ALL {
+                for route in Route::ALL {
+                    for elements in [
+                        16, 32, 512, 1024, 1040, 4096, 32768, 262144, 2097152, 4194304,
+                    ] {
+                        for mode in [Mode::Eager, Mode::Graph] {
+                            let case = Case {
+                                world_size,
+                                dtype,
+                                work: Work::Uniform {
+                                    route,
+                                    elements,
+                                    mode,
+                                    variant: Variant::Aligned,
+                                },
+                                rounds: 16,
+                            };
+                            assert!(cases.contains(&case), "{case}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_configuration_has_a_name_of_its_own() {
+        for grid in [GridKind::Smoke, GridKind::Full] {
+            let cases = cases(&settings(grid));
+            let names: HashSet<String> = cases.iter().map(Case::to_string).collect();
+            assert_eq!(names.len(), cases.len());
+        }
+    }
+
+    #[test]
+    fn adversarial_rounds_are_the_same_for_all_who_ask_and_differ_from_each_other() {
+        let settings = settings(GridKind::Full);
+        let all = cases(&settings);
+        let mixed = all
+            .iter()
+            .find(|case| case.work == Work::Adversarial(Adversarial::Mixed))
+            .unwrap();
+        let text = |round| format!("{:?}", round_calls(&settings, mixed, round));
+        assert_eq!(text(3), text(3));
+        assert_ne!(text(3), text(4));
+        let routes: HashSet<Route> = (0..16)
+            .flat_map(|round| round_calls(&settings, mixed, round))
+            .filter_map(|call| call.plan.map(|plan| plan.route))
+            .collect();
+        assert_eq!(routes.len(), Route::ALL.len());
+    }
+
+    #[test]
+    fn unaligned_views_begin_at_another_element_on_different_ranks() {
+        let plan = Plan {
+            route: Route::PushOneShot,
+            blocks: 1,
+            threads: 8,
+        };
+        let call = Call::new(Route::PushOneShot, plan, 1037, Variant::Unaligned);
+        for place in [Place::Input, Place::Output] {
+            let offsets: HashSet<usize> =
+                (0..8).map(|rank| offset(&call, place, rank, 0)).collect();
+            assert_eq!(offsets.len(), OFFSETS);
+        }
     }
 }

@@ -60,10 +60,12 @@ pub(crate) fn run<M: Machine>(
             });
             for (index, case) in own {
                 emit(Event::Began { case: index });
-                if let Some(fault) = &settings.fault
-                    && fault.rank == rank
-                    && fault.case == case.to_string()
-                {
+                let fault = settings
+                    .fault
+                    .as_ref()
+                    .filter(|fault| fault.rank == rank && fault.case == case.to_string());
+                session.corrupts = fault.is_some_and(|fault| fault.kind == FaultKind::Corrupt);
+                if let Some(fault) = fault.filter(|fault| fault.kind != FaultKind::Corrupt) {
                     suffer(fault.kind, rank);
                 }
                 session
@@ -94,7 +96,7 @@ fn suffer(kind: FaultKind, rank: u32) {
                 rustix::process::Signal::KILL,
             );
         }
-        FaultKind::Hang => {}
+        FaultKind::Hang | FaultKind::Corrupt => {}
     }
     loop {
         std::thread::sleep(Duration::from_secs(60));
@@ -119,6 +121,8 @@ struct Session<'a, S: DeviceStream> {
     rank: u32,
     world_size: u32,
     lanes: Vec<Lane<S::Device>>,
+    /// Whether a test asked for a wrong result in this case.
+    corrupts: bool,
 }
 
 /// What a case took.
@@ -144,7 +148,7 @@ impl<'a, S: DeviceStream> Session<'a, S> {
             .iter()
             .find(|(_, case)| case.work == Work::Adversarial(Adversarial::LateStart));
         if let Some((_, case)) = late {
-            std::thread::sleep(plan::delay(settings, case, 0, 0, rank));
+            std::thread::sleep(plan::late_start(settings, case, rank));
         }
         let cases_only: Vec<Case> = cases.iter().map(|(_, case)| **case).collect();
         let elements = plan::largest_elements(settings, &cases_only);
@@ -189,6 +193,7 @@ impl<'a, S: DeviceStream> Session<'a, S> {
             rank,
             world_size,
             lanes,
+            corrupts: false,
         })
     }
 
@@ -422,6 +427,10 @@ impl<'a, S: DeviceStream> Session<'a, S> {
             let mut memory = vec![0; slot.guarded_bytes];
             // SAFETY: the slot lies within the region.
             unsafe { device.read(slot.base, &mut memory)? };
+            if self.corrupts && (round, layer) == (1, 2) {
+                // The second element, as a test asked for.
+                memory[slot.start + size_of::<T>()] ^= 1;
+            }
             wrong.extend(
                 compare(&slot, &memory, bytes_of(&expected), size_of::<T>())
                     .map(|wrong| (layer, wrong)),

@@ -100,7 +100,7 @@ pub(crate) struct GridArgs {
     /// Seconds that precompiling took, for the report.
     #[arg(long, hide = true)]
     pub(crate) precompile_seconds: Option<f64>,
-    /// For tests: `kill:RANK:CASE`, `hang:RANK:CASE` or `exit:RANK:CASE`, where CASE is a name.
+    /// For tests: `kill:RANK:CASE`, `hang:`, `exit:` or `corrupt:` likewise, where CASE is a name.
     #[arg(long, hide = true, value_name = "FAULT")]
     pub(crate) inject: Option<Fault>,
 }
@@ -137,6 +137,8 @@ pub(crate) enum FaultKind {
     Hang,
     /// Exits with status 0, as if it were done.
     Exit,
+    /// Changes one bit of a result before it is compared on the host: the second element, in round 1, layer 2.
+    Corrupt,
 }
 
 impl std::str::FromStr for Fault {
@@ -144,12 +146,13 @@ impl std::str::FromStr for Fault {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let malformed =
-            || format!("`{text}` is not kill:RANK:CASE, hang:RANK:CASE or exit:RANK:CASE");
+            || format!("`{text}` is not kill:RANK:CASE, or hang, exit or corrupt likewise");
         let mut parts = text.splitn(3, ':');
         let kind = match parts.next() {
             Some("kill") => FaultKind::Kill,
             Some("hang") => FaultKind::Hang,
             Some("exit") => FaultKind::Exit,
+            Some("corrupt") => FaultKind::Corrupt,
             _ => return Err(malformed()),
         };
         let rank = parts
