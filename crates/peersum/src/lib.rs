@@ -96,6 +96,8 @@ pub mod reference;
 pub mod rendezvous;
 
 pub use buffer::{Input, Output};
+#[doc(hidden)]
+pub use communicator::BareLaunch;
 pub use communicator::{
     AbortHandle, Capture, Communicator, CommunicatorBuilder, Graph, Held, SharedCommunicator,
     SymmetricBuffer,

@@ -140,7 +140,8 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
         arch.unwrap_or(DEFAULT_ARCH)
     );
     drop(gpu);
-    let cache = tempfile::tempdir().context("making a directory for the JIT cache")?;
+    // The loader makes the directory itself, closed to others.
+    let cache = tempfile::tempdir().context("making a place for the JIT cache")?;
     let mut loads = Vec::new();
     for source in Source::ALL {
         let runs = if source == Source::Nvrtc {
@@ -149,7 +150,7 @@ pub(crate) fn run(args: &LoadArgs) -> Result<()> {
             args.runs
         };
         for _ in 0..runs {
-            match in_own_process(args, arch, source, cache.path())? {
+            match in_own_process(args, arch, source, &cache.path().join("jit"))? {
                 Some(measured) => loads.extend(measured),
                 None => break,
             }

@@ -112,6 +112,13 @@ impl Module {
         }
     }
 
+    /// The driver's handle of this algorithm's kernel, live as long as the module.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn function(&self, algorithm: Algorithm) -> CUfunction {
+        self.entry_point(algorithm).function
+    }
+
     /// The largest block that this algorithm's kernel may be launched with, in threads.
     #[must_use]
     pub fn max_threads(&self, algorithm: Algorithm) -> u32 {
