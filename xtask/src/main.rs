@@ -3,9 +3,11 @@
 //! This file holds the flags and the dispatch; each command is a module. Dependencies are few on purpose: a fresh clone
 //! builds this crate before it can do anything else.
 
+mod bench_harness;
 mod bench_precompile;
 mod bindings;
 mod cargo_steps;
+mod harness;
 mod precompile;
 mod test_allreduce;
 mod toolchain;
@@ -44,6 +46,15 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Bench {
     Precompile(bench_precompile::BenchPrecompileArgs),
+    /// Time the first use of a module from a directory, the pack, NVRTC and the JIT cache
+    #[command(disable_help_flag = true)]
+    Load(bench_harness::HarnessBenchArgs),
+    /// Time the host's part of an eager call against a bare launch of the same kernel
+    #[command(disable_help_flag = true)]
+    Call(bench_harness::HarnessBenchArgs),
+    /// Time the all-reduce in replayed graphs, by size, world size and algorithm
+    #[command(disable_help_flag = true)]
+    Allreduce(bench_harness::HarnessBenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -51,9 +62,12 @@ fn main() -> ExitCode {
         Command::Precompile(args) => precompile::run(&args),
         Command::Toolchain(args) => toolchain::run(&args),
         Command::Bindings(args) => bindings::run(&args),
-        Command::Bench {
-            bench: Bench::Precompile(args),
-        } => bench_precompile::run(&args),
+        Command::Bench { bench } => match bench {
+            Bench::Precompile(args) => bench_precompile::run(&args),
+            Bench::Load(args) => bench_harness::run(bench_harness::Bench::Load, &args),
+            Bench::Call(args) => bench_harness::run(bench_harness::Bench::Call, &args),
+            Bench::Allreduce(args) => bench_harness::run(bench_harness::Bench::Allreduce, &args),
+        },
         Command::Test(args) => cargo_steps::test(&args),
         Command::TestAllreduce(args) => test_allreduce::run(&args),
         Command::Ci(args) => cargo_steps::ci(&args),

@@ -1,13 +1,12 @@
 //! `cargo xtask test-allreduce`: builds the harness, precompiles what its ranks need, and becomes the harness.
 
+use crate::harness::{ask_device, become_harness, build_harness};
 use crate::precompile;
 use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, Parser};
-use serde::Deserialize;
 use std::fs;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -66,13 +65,6 @@ pub(crate) struct TestAllreduceArgs {
     /// The CUDA toolkit, as for precompile
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
-}
-
-/// What the harness says of `--device`.
-#[derive(Debug, Deserialize)]
-struct Device {
-    kind: String,
-    architectures: Vec<String>,
 }
 
 /// Runs the command. Returns only if the ranks were not started.
@@ -139,48 +131,6 @@ impl TestAllreduceArgs {
         }
         flags
     }
-}
-
-/// Builds the harness in release mode and returns its path, as cargo says it.
-fn build_harness() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args([
-            "build",
-            "--locked",
-            "--release",
-            "--package=peersum-harness",
-            "--message-format=json-render-diagnostics",
-        ])
-        .current_dir(workspace::root())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    ensure!(output.status.success(), "the harness does not build");
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-    }
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .find(|path| {
-            path.file_name()
-                .is_some_and(|name| name == "peersum-harness")
-        })
-        .context("cargo names no executable of the harness")
-}
-
-fn ask_device(harness: &Path, choice: &str) -> anyhow::Result<Device> {
-    let output = Command::new(harness)
-        .args(["device", "--device", choice])
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start `{}`", harness.display()))?;
-    if !output.status.success() {
-        bail!("--device {choice} cannot be had on this machine");
-    }
-    serde_json::from_slice(&output.stdout).context("the harness does not say what device it has")
 }
 
 /// Compiles the modules of the run and the grid's own kernels. `false` if modules failed, which were reported.
@@ -264,9 +214,4 @@ fn compile_check(
     // In one step, for a run beside this one.
     fs::rename(temporary.path().join(&name), directory.join(&name))
         .context("cannot put the cubin in its place")
-}
-
-/// Replaces this process, so that signals and the exit status are the harness's own.
-fn become_harness(command: &mut Command) -> anyhow::Result<ExitCode> {
-    Err(command.exec()).with_context(|| format!("cannot start {command:?}"))
 }
