@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
-/// Precompile, then run the tests of the whole workspace
+/// Precompile, then run the tests of the whole workspace and the smoke grid on the emulator
 ///
 /// The tests that need compiled modules or NVRTC get the ones of this checkout; both are installed or made on first use.
 #[derive(Debug, Args)]
@@ -44,7 +44,12 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
         .iter()
         .any(|argument| argument == "-p" || argument.starts_with("--package"))
     {
-        cargo.arg("--workspace");
+        // With the protocols that are broken on purpose, which the tests must see.
+        cargo.args([
+            "--workspace",
+            "--features",
+            "peersum-harness/negative-controls",
+        ]);
     }
     cargo.args(&args.cargo_test_args);
     cargo
@@ -54,6 +59,19 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
         )
         .env("PEERSUM_TEST_NVRTC", nvrtc);
     step(&mut cargo)?;
+    if args.cargo_test_args.is_empty() {
+        for ranks in ["threads", "processes"] {
+            step(xtask()?.args([
+                "test-allreduce",
+                "--device",
+                "emulator",
+                "--grid",
+                "smoke",
+                "--ranks",
+                ranks,
+            ]))?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

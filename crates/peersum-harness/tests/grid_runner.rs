@@ -1,4 +1,5 @@
 //! What the runner of the grid promises, with real ranks on the emulator.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

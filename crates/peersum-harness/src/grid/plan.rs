@@ -39,9 +39,9 @@ struct Grid {
 }
 
 const SMOKE: Grid = Grid {
-    sizes: &[16, 1040],
-    rounds: 2,
-    odd_sizes: &[1037],
+    sizes: &[16, 1040, 4096],
+    rounds: 3,
+    odd_sizes: &[1, 1037],
     odd_variants: &[
         Variant::Unaligned,
         Variant::UnalignedInPlace,
@@ -168,7 +168,7 @@ pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
     )];
     if settings.grid == GridKind::Smoke {
         left_out.push((
-            "sizes above 2000 elements, more than 3 rounds, ranks that start seconds apart"
+            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart"
                 .to_owned(),
             "the smoke grid; --grid full has them".to_owned(),
         ));
