@@ -22,7 +22,14 @@ macro_rules! sources {
 }
 
 /// Every source file, in alphabetical order. They include nothing but each other.
-pub const SOURCES: &[Source] = sources!["abi.h", "element.cuh", "platform.cuh", "protocol.cuh", "pull.cu", "push.cu"];
+pub const SOURCES: &[Source] = sources![
+    "abi.h",
+    "element.cuh",
+    "platform.cuh",
+    "protocol.cuh",
+    "pull.cu",
+    "push.cu"
+];
 
 /// The packed cubins of a release. Empty in a checkout: only a packaged crate carries them.
 pub const PACK: &[u8] = include_bytes!("../pack/cubins.bin");
