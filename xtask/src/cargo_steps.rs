@@ -35,7 +35,7 @@ pub(crate) struct CiArgs {}
 /// # Errors
 /// A step cannot be started or fails.
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
-    step(xtask()?.args(["precompile", "--toolkit", "pinned"]))?;
+    step(xtask().args(["precompile", "--toolkit", "pinned"]))?;
     let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
     let mut cargo = cargo();
     cargo.args(["test", "--locked"]);
@@ -61,7 +61,7 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
     step(&mut cargo)?;
     if args.cargo_test_args.is_empty() {
         for ranks in ["threads", "processes"] {
-            step(xtask()?.args([
+            step(xtask().args([
                 "test-allreduce",
                 "--device",
                 "emulator",
@@ -90,8 +90,8 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<ExitCode> {
         "-D",
         "warnings",
     ]))?;
-    step(xtask()?.args(["bindings", "--check"]))?;
-    step(xtask()?.args(["precompile", "--toolkit", "pinned"]))?;
+    step(xtask().args(["bindings", "--check"]))?;
+    step(xtask().args(["precompile", "--toolkit", "pinned"]))?;
     prelude_matches_stock_headers()?;
     test(&TestArgs {
         cargo_test_args: Vec::new(),
@@ -103,7 +103,7 @@ fn prelude_matches_stock_headers() -> anyhow::Result<()> {
     let target = workspace::root().join("target");
     let (with_prelude, stock) = (target.join("cubins"), target.join("cubins-stock-headers"));
     step(
-        xtask()?
+        xtask()
             .args([
                 "precompile",
                 "--toolkit",
@@ -132,11 +132,12 @@ fn prelude_matches_stock_headers() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// This very program, which need not be built again.
-fn xtask() -> anyhow::Result<Command> {
-    Ok(Command::new(
-        std::env::current_exe().context("cannot find this program")?,
-    ))
+/// Another command of xtask, through cargo: `bindings` builds this program with another feature in the same place, so the
+/// file that runs here may be gone.
+fn xtask() -> Command {
+    let mut command = cargo();
+    command.arg("xtask");
+    command
 }
 
 /// The cargo that runs us, in the workspace's root.
