@@ -376,3 +376,28 @@ fn a_damaged_pack_is_named_and_never_panics() {
         }
     }
 }
+
+#[test]
+fn a_manifest_that_was_rewritten_counts_at_the_next_load() {
+    let directory = tempdir().unwrap();
+    let module = Module::compile(push(), SM_90);
+    let policy = policy().cubin_dir(directory.path());
+    write_directory(directory.path(), std::slice::from_ref(&module));
+    load_push(&policy).unwrap();
+
+    // Of the same length, and written within one tick of the file system's clock: only the text differs.
+    let mut other = module.clone();
+    other.entry.sha256 = Digest::of(b"something else");
+    write_directory(directory.path(), &[other]);
+    let (passed_over, text) = not_found(load_push(&policy));
+    assert!(
+        matches!(
+            faults(&passed_over)[..],
+            [Reason::File(VerifyError::Digest { .. }), ..]
+        ),
+        "{text}"
+    );
+
+    write_directory(directory.path(), &[module]);
+    load_push(&policy).unwrap();
+}
