@@ -76,7 +76,7 @@ const FULL: Grid = Grid {
     adversarial_for_every_dtype: true,
     adversarial_elements: 300_001,
     longest_delay: Duration::from_millis(1),
-    longest_late_start: Duration::from_secs(2),
+    longest_late_start: Duration::from_millis(1500),
 };
 
 fn grid(kind: GridKind) -> &'static Grid {
