@@ -12,6 +12,7 @@ mod plan;
 mod rank;
 mod report;
 mod runner;
+mod session;
 mod settings;
 mod tally;
 mod workers;
