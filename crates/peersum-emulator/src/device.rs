@@ -1,6 +1,7 @@
 //! Emulated devices: what a stream runs on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use peersum::device::{DeviceError, DeviceIdentity};
 
@@ -13,6 +14,9 @@ pub struct EmulatorOptions {
     /// Multiprocessors that the device claims to have. All blocks of a launch run at once however many there are: the number only
     /// bounds the grids that a communicator chooses.
     pub multiprocessors: u32,
+    /// The longest that a block of a launch is held back before its first instruction. Zero, the default, holds none back; otherwise
+    /// one block in four waits for a random part of it, each launch anew.
+    pub block_delay: Duration,
     /// A protocol broken on purpose, for tests that must fail.
     #[cfg(feature = "broken-kernels")]
     pub broken: Option<Break>,
@@ -22,6 +26,7 @@ impl Default for EmulatorOptions {
     fn default() -> Self {
         Self {
             multiprocessors: 8,
+            block_delay: Duration::ZERO,
             #[cfg(feature = "broken-kernels")]
             broken: None,
         }
@@ -63,6 +68,7 @@ impl Break {
 #[derive(Debug, Clone)]
 pub struct EmulatorDevice {
     identity: DeviceIdentity,
+    block_delay: Duration,
     #[cfg(feature = "broken-kernels")]
     broken: Option<Break>,
 }
@@ -86,6 +92,7 @@ impl EmulatorDevice {
                 arch: None,
                 multiprocessors: options.multiprocessors,
             },
+            block_delay: options.block_delay,
             #[cfg(feature = "broken-kernels")]
             broken: options.broken,
         }
@@ -102,6 +109,10 @@ impl EmulatorDevice {
 
     pub(crate) fn identity(&self) -> &DeviceIdentity {
         &self.identity
+    }
+
+    pub(crate) fn block_delay(&self) -> Duration {
+        self.block_delay
     }
 
     /// What the names of this device's entry points end in, beyond those of the release.

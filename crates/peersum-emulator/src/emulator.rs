@@ -224,6 +224,7 @@ impl Device for Emulator {
             blocks,
             threads,
             params: *params,
+            block_delay: self.stream.device().block_delay(),
         })))
     }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::Duration;
 
 use peersum_kernels::abi::PeersumParams;
 
@@ -20,6 +21,8 @@ pub(crate) struct Launch {
     pub(crate) blocks: u32,
     pub(crate) threads: u32,
     pub(crate) params: PeersumParams,
+    /// See [`EmulatorOptions::block_delay`](crate::EmulatorOptions::block_delay).
+    pub(crate) block_delay: Duration,
 }
 
 impl Launch {
@@ -41,14 +44,28 @@ struct Running {
 }
 
 impl Running {
+    /// How long `block` is held back: one in four, each by another part of the longest delay.
+    fn delay_of(&self, block: u32) -> Duration {
+        let random = (self.seed ^ block.wrapping_mul(0x85EB_CA6B)).wrapping_mul(0xC2B2_AE35);
+        if random >> 30 != 0 {
+            return Duration::ZERO;
+        }
+        self.launch.block_delay * (random >> 22 & 0xFF) / 0xFF
+    }
+
     fn run_thread(&self, index: u32) {
         let Launch {
             entry,
             blocks,
             threads,
             ref params,
+            ..
         } = self.launch;
         let block = index / threads;
+        let delay = self.delay_of(block);
+        if !delay.is_zero() {
+            thread::sleep(delay);
+        }
         let identity = ThreadIdentity {
             thread: index % threads,
             threads,

@@ -1,6 +1,7 @@
 //! What ranks run on, behind one trait: the GPUs of this machine, or the emulator.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::{CudaContext, CudaStream};
@@ -94,10 +95,20 @@ impl Machine for Gpus {
     }
 }
 
-/// The kernels on the CPU, one emulated device a rank.
-#[derive(Default)]
+/// The longest that a block is held back at random: a few times what a call takes here.
+const BLOCK_DELAY: Duration = Duration::from_micros(300);
+
+/// The kernels on the CPU, one emulated device a rank. Blocks are held back at random, so that those of one launch drift apart.
 pub(crate) struct Emulators {
     pub(crate) options: EmulatorOptions,
+}
+
+impl Default for Emulators {
+    fn default() -> Self {
+        let mut options = EmulatorOptions::default();
+        options.block_delay = BLOCK_DELAY;
+        Emulators { options }
+    }
 }
 
 impl Machine for Emulators {

@@ -162,10 +162,14 @@ fn uniform_cases(
 
 /// What the grids leave out of what a reader might expect, with the reason.
 pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
-    let mut left_out = vec![(
-        "delays injected per block".to_owned(),
-        "the kernels have no switch for it; delays are per rank, and grids differ from call to call".to_owned(),
-    )];
+    let mut left_out = Vec::new();
+    if settings.device == DeviceKind::Cuda {
+        left_out.push((
+            "delays injected per block".to_owned(),
+            "the kernels have no switch for it; the emulator holds blocks back, here ranks are"
+                .to_owned(),
+        ));
+    }
     if settings.grid == GridKind::Smoke {
         left_out.push((
             "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart"
