@@ -137,9 +137,10 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     fence_acq_rel_sys();
 }
 
-// A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays.
+// A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays. Every thread that sees it does, because the
+// word may be written between two threads' loads, and one that saw it makes its whole block lose the call in the pull family.
 PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
-    if (call.poison != 0 && call.thread == 0) {
+    if (call.poison != 0) {
         peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.poison - 1, call.poison, 0, call.header, 0);
     }
 }
