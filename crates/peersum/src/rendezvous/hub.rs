@@ -121,12 +121,6 @@ impl Hub {
         let mut heartbeat = Heartbeat::new();
         loop {
             let callers = door.step()?;
-            if let Some(&rank) = callers.lost.first() {
-                return Err(RendezvousError::PeerLost {
-                    rank,
-                    during: JOIN.into(),
-                });
-            }
             for (peer, mut connection) in callers.candidates {
                 match self
                     .members
@@ -153,6 +147,13 @@ impl Hub {
                         heartbeat.expedite();
                     }
                 }
+            }
+            // Behind the candidates: those that came in the same step must be told as well.
+            if let Some(&rank) = callers.lost.first() {
+                return Err(RendezvousError::PeerLost {
+                    rank,
+                    during: JOIN.into(),
+                });
             }
             for member in &mut self.members {
                 if let Some(frame) = member.receive()? {
