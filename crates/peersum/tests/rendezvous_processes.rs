@@ -18,7 +18,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Waits until rank 0 and the others have connected, which nothing but their silence shows.
 fn settle() {
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(Duration::from_millis(400));
 }
 
 /// Lets rank 0 read what was sent before more is sent.

@@ -15,6 +15,19 @@ const ADDRESS_BYTES: usize = 107;
 /// How long a claim waits for one that is about to be given up.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
 const CLAIM_RETRY: Duration = Duration::from_millis(10);
+/// How long a survivor waits for a dying rank 0 to let go of its lock: the system closes a killed process's connections and
+/// its lock in no promised order, so the survivors may learn of the death first.
+const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
+const SWEEP_RETRY: Duration = Duration::from_millis(2);
+
+/// What came of an attempt to lock a lock file.
+enum Attempt {
+    Locked(std::fs::File),
+    /// Another process holds it.
+    Busy,
+    /// There is no such file, and none was to be created.
+    Absent,
+}
 
 /// An open directory of mode 0700 that belongs to this user.
 #[derive(Debug)]
@@ -113,7 +126,7 @@ impl Directory {
         let deadline = deadline.min(Instant::now() + CLAIM_PATIENCE);
         let name = lock_name(group);
         loop {
-            if let Some(mut lock) = self.try_lock(&name, OFlags::CREATE)? {
+            if let Attempt::Locked(mut lock) = self.try_lock(&name, OFlags::CREATE)? {
                 let path = self.path.join(&name);
                 // For those who find the name taken; nothing depends on it.
                 lock.set_len(0)
@@ -139,25 +152,29 @@ impl Directory {
 
     /// Removes what a rank 0 that is no more has left behind.
     pub(super) fn sweep(&self, group: &str) {
-        if let Ok(Some(_lock)) = self.try_lock(&lock_name(group), OFlags::empty()) {
-            self.remove(&socket_name(group));
-            self.remove(&lock_name(group));
+        let deadline = Instant::now() + SWEEP_PATIENCE;
+        loop {
+            match self.try_lock(&lock_name(group), OFlags::empty()) {
+                Ok(Attempt::Locked(_lock)) => {
+                    self.remove(&socket_name(group));
+                    self.remove(&lock_name(group));
+                    return;
+                }
+                // The dying rank 0, another survivor at the same work, or the rank 0 of a new run that has what it needs.
+                Ok(Attempt::Busy) if Instant::now() < deadline => std::thread::sleep(SWEEP_RETRY),
+                Ok(Attempt::Busy | Attempt::Absent) | Err(_) => return,
+            }
         }
     }
 
-    /// None if another process holds the lock, or if there is no lock file and none is to be created.
-    fn try_lock(
-        &self,
-        name: &str,
-        create: OFlags,
-    ) -> Result<Option<std::fs::File>, RendezvousError> {
+    fn try_lock(&self, name: &str, create: OFlags) -> Result<Attempt, RendezvousError> {
         let path = self.path.join(name);
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | create;
         loop {
             let lock = match rustix::fs::openat(&self.handle, name, flags, Mode::RUSR | Mode::WUSR)
             {
                 Ok(lock) => lock,
-                Err(Errno::NOENT) if create.is_empty() => return Ok(None),
+                Err(Errno::NOENT) if create.is_empty() => return Ok(Attempt::Absent),
                 Err(Errno::INTR) => continue,
                 Err(errno) => {
                     return Err(RendezvousError::io_at("open the lock file", &path, errno));
@@ -165,7 +182,7 @@ impl Directory {
             };
             match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::WOULDBLOCK) => return Ok(Attempt::Busy),
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(RendezvousError::io_at("lock", &path, errno)),
             }
@@ -177,7 +194,7 @@ impl Directory {
             if named
                 .is_ok_and(|named| (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino))
             {
-                return Ok(Some(lock.into()));
+                return Ok(Attempt::Locked(lock.into()));
             }
         }
     }

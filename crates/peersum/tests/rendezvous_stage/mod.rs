@@ -121,7 +121,14 @@ impl Stage {
         // The other user must reach the executable, wherever it was built.
         let executable = self.home.path().join("rank");
         if !executable.exists() {
-            std::fs::copy(std::env::current_exe().unwrap(), &executable).unwrap();
+            // By a process of its own: a child that another test starts meanwhile would inherit a descriptor open for
+            // writing, and a file that is open for writing cannot be run.
+            let copied = Command::new("cp")
+                .arg(std::env::current_exe().unwrap())
+                .arg(&executable)
+                .status()
+                .unwrap();
+            assert!(copied.success(), "cp: {copied}");
         }
         chmod(&executable, 0o755);
         chmod(self.home.path(), 0o755);
