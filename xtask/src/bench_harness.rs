@@ -1,4 +1,5 @@
-//! `cargo xtask bench load`, `bench call` and `bench allreduce`: builds the harness, precompiles what it loads, and becomes it.
+//! The commands that are the harness's own (`bench load|call|allreduce|layer`, `tune`, `doctor`): builds the harness, precompiles what it
+//! loads, and becomes it.
 
 use crate::harness::{ask_device, become_harness, build_harness};
 use crate::precompile;
@@ -25,6 +26,9 @@ pub(crate) enum Bench {
     Load,
     Call,
     Allreduce,
+    Layer,
+    Tune,
+    Doctor,
 }
 
 /// Runs the command. Returns only if the harness was not started.
@@ -38,6 +42,9 @@ pub(crate) fn run(bench: Bench, args: &HarnessBenchArgs) -> anyhow::Result<ExitC
         Bench::Load => "bench-load",
         Bench::Call => "bench-call",
         Bench::Allreduce => "bench-allreduce",
+        Bench::Layer => "bench-layer",
+        Bench::Tune => "tune",
+        Bench::Doctor => "doctor",
     });
     let wants_help = args.has("--help") || args.has("-h");
     if !wants_help && !args.has("--cubins") {

@@ -39,6 +39,12 @@ enum Command {
     Bindings(bindings::BindingsArgs),
     Test(cargo_steps::TestArgs),
     TestAllreduce(test_allreduce::TestAllreduceArgs),
+    /// Measure which algorithm and grid is the fastest on this machine, and write the dispatch table
+    #[command(disable_help_flag = true)]
+    Tune(bench_harness::HarnessBenchArgs),
+    /// Say what of this machine works with peersum, what is slower and why, and what does not work and what to do
+    #[command(disable_help_flag = true)]
+    Doctor(bench_harness::HarnessBenchArgs),
     Ci(cargo_steps::CiArgs),
 }
 
@@ -55,6 +61,9 @@ enum Bench {
     /// Time the all-reduce in replayed graphs, by size, world size and algorithm
     #[command(disable_help_flag = true)]
     Allreduce(bench_harness::HarnessBenchArgs),
+    /// Time a row-parallel layer with peersum, with NCCL and without any all-reduce
+    #[command(disable_help_flag = true)]
+    Layer(bench_harness::HarnessBenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,10 +75,13 @@ fn main() -> ExitCode {
             Bench::Precompile(args) => bench_precompile::run(&args),
             Bench::Load(args) => bench_harness::run(bench_harness::Bench::Load, &args),
             Bench::Call(args) => bench_harness::run(bench_harness::Bench::Call, &args),
+            Bench::Layer(args) => bench_harness::run(bench_harness::Bench::Layer, &args),
             Bench::Allreduce(args) => bench_harness::run(bench_harness::Bench::Allreduce, &args),
         },
         Command::Test(args) => cargo_steps::test(&args),
         Command::TestAllreduce(args) => test_allreduce::run(&args),
+        Command::Tune(args) => bench_harness::run(bench_harness::Bench::Tune, &args),
+        Command::Doctor(args) => bench_harness::run(bench_harness::Bench::Doctor, &args),
         Command::Ci(args) => cargo_steps::ci(&args),
     };
     match outcome {
