@@ -42,7 +42,7 @@ fn table(route: &str) -> String {
     let row =
         |route: &str| format!(r#"[{{"max_bytes":null,"route":"{route}","blocks":2,"threads":8}}]"#);
     format!(
-        r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[2,3],"link":"emulator","origin":"default","ordinary":{},
+        r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[2,3],"link":"emulator","ordinary":{},
            "symmetric":{},"symmetric_in_place":{}}}]}}"#,
         row(route),
         row("symmetric_one_shot"),

@@ -3,18 +3,19 @@
 //! The choice depends on nothing but the bytes and the kind of source, and on a table that all ranks agree on at set-up: never on
 //! alignment, in-place or capture. It never changes a result's bits.
 
+mod file;
+mod merge;
+mod origin;
+
 use peersum_artifact::{Algorithm, Digest, Family};
 use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
-/// The tables that this version ships.
-const SHIPPED: &str = include_str!("tables.json");
+pub use file::DispatchTables;
+pub use merge::MeasuredRow;
+pub use origin::{Measurement, Origin};
 
-/// The schema of a table file.
-const SCHEMA: u32 = 1;
-
-/// The largest table file that is read, in bytes.
-const MAX_FILE_BYTES: usize = 4 << 20;
+use file::SCHEMA;
 
 /// Why a dispatch table cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,17 +115,20 @@ pub struct Plan {
 }
 
 /// One row: what calls of at most `max_bytes` take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// The largest message, in bytes; `None` in the last row.
     pub max_bytes: Option<u64>,
     /// What it takes.
     #[serde(flatten)]
     pub plan: Plan,
+    /// Where the row comes from. Ranks need not agree on it.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// How the ranks are connected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Link {
     /// At least two ranks share a device.
@@ -136,7 +140,7 @@ pub enum Link {
 }
 
 /// The rows for one architecture, world size and link.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DispatchTable {
     /// The architecture, for instance `sm_90`; `None` serves every one without a table of its own.
     pub arch: Option<String>,
@@ -144,8 +148,6 @@ pub struct DispatchTable {
     pub world_sizes: Vec<u32>,
     /// The link that it serves.
     pub link: Link,
-    /// `measured on ...` or `default`: where the rows come from.
-    pub origin: String,
     /// Ordinary input, in place or not.
     pub ordinary: Vec<Row>,
     /// Symmetric input, another output.
@@ -154,14 +156,9 @@ pub struct DispatchTable {
     pub symmetric_in_place: Vec<Row>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-struct TableFile {
-    schema: u32,
-    tables: Vec<DispatchTable>,
-}
-
 /// The kind of source and destination that a call has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Placement {
     /// Memory that peers do not map.
     Ordinary,
@@ -169,6 +166,24 @@ pub enum Placement {
     Symmetric,
     /// Input and output are the same symmetric memory.
     SymmetricInPlace,
+}
+
+impl Placement {
+    /// Every placement.
+    pub const ALL: [Placement; 3] = [
+        Placement::Ordinary,
+        Placement::Symmetric,
+        Placement::SymmetricInPlace,
+    ];
+
+    /// Its name in a table file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Placement::Ordinary => "ordinary",
+            Placement::Symmetric => "symmetric",
+            Placement::SymmetricInPlace => "symmetric_in_place",
+        }
+    }
 }
 
 impl DispatchTable {
@@ -181,7 +196,7 @@ impl DispatchTable {
         world_size: u32,
         link: Link,
     ) -> Result<DispatchTable, TableError> {
-        DispatchTable::choose(SHIPPED, arch, world_size, link)
+        DispatchTables::shipped()?.choose(arch, world_size, link)
     }
 
     /// As [`DispatchTable::shipped`], from the text of a table file.
@@ -194,35 +209,7 @@ impl DispatchTable {
         world_size: u32,
         link: Link,
     ) -> Result<DispatchTable, TableError> {
-        if text.len() > MAX_FILE_BYTES {
-            return Err(TableError::TooLarge(text.len()));
-        }
-        let file: TableFile = serde_json::from_str(text)?;
-        if file.schema != SCHEMA {
-            return Err(TableError::Schema { found: file.schema });
-        }
-        let serves =
-            |table: &&DispatchTable| table.link == link && table.world_sizes.contains(&world_size);
-        let table = file
-            .tables
-            .iter()
-            .filter(serves)
-            .find(|table| table.arch.is_some() && table.arch.as_deref() == arch)
-            .or_else(|| {
-                file.tables
-                    .iter()
-                    .filter(serves)
-                    .find(|table| table.arch.is_none())
-            })
-            .ok_or_else(|| TableError::Row {
-                table: format!(
-                    "{} x {world_size} over {link:?}",
-                    arch.unwrap_or("any architecture")
-                ),
-                reason: "there is no such table and none for every architecture".to_owned(),
-            })?;
-        table.check()?;
-        Ok(table.clone())
+        DispatchTables::parse(text)?.choose(arch, world_size, link)
     }
 
     fn check(&self) -> Result<(), TableError> {
@@ -235,15 +222,8 @@ impl DispatchTable {
             ),
             reason,
         };
-        for (name, placement, rows) in [
-            ("ordinary", Placement::Ordinary, &self.ordinary),
-            ("symmetric", Placement::Symmetric, &self.symmetric),
-            (
-                "symmetric_in_place",
-                Placement::SymmetricInPlace,
-                &self.symmetric_in_place,
-            ),
-        ] {
+        for placement in Placement::ALL {
+            let (name, rows) = (placement.name(), self.rows(placement));
             let Some((last, others)) = rows.split_last() else {
                 return Err(broken(format!("{name} has no row")));
             };
@@ -281,17 +261,27 @@ impl DispatchTable {
         Ok(())
     }
 
-    /// The plan for a message of `bytes` bytes.
-    pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
-        let rows = match placement {
+    /// The rows for one placement, by rising `max_bytes`.
+    pub fn rows(&self, placement: Placement) -> &[Row] {
+        match placement {
             Placement::Ordinary => &self.ordinary,
             Placement::Symmetric => &self.symmetric,
             Placement::SymmetricInPlace => &self.symmetric_in_place,
-        };
+        }
+    }
+
+    /// The row that decides for a message of `bytes` bytes: the first that it fits. `None` only for a table that was not read from a file.
+    pub fn row(&self, placement: Placement, bytes: u64) -> Option<&Row> {
+        let rows = self.rows(placement);
         let index =
             rows.partition_point(|row| row.max_bytes.is_some_and(|max_bytes| max_bytes < bytes));
+        rows.get(index).or(rows.last())
+    }
+
+    /// The plan for a message of `bytes` bytes.
+    pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
         // `check` made sure of a last row without a bound, and plans are made from checked tables only.
-        rows.get(index).or(rows.last()).map_or(
+        self.row(placement, bytes).map_or(
             Plan {
                 route: Route::PullTwoShot,
                 blocks: 1,
@@ -303,27 +293,29 @@ impl DispatchTable {
 
     /// The largest grid of any row.
     pub fn max_blocks(&self) -> u32 {
-        [&self.ordinary, &self.symmetric, &self.symmetric_in_place]
-            .into_iter()
-            .flatten()
-            .map(|row| row.plan.blocks)
-            .max()
-            .unwrap_or(1)
+        let blocks = self.all_rows().map(|row| row.plan.blocks);
+        blocks.max().unwrap_or(1)
     }
 
     /// The largest block of any row, in threads.
     pub fn max_threads(&self) -> u32 {
-        [&self.ordinary, &self.symmetric, &self.symmetric_in_place]
-            .into_iter()
-            .flatten()
-            .map(|row| row.plan.threads)
-            .max()
-            .unwrap_or(abi::PEERSUM_MIN_THREADS)
+        let threads = self.all_rows().map(|row| row.plan.threads);
+        threads.max().unwrap_or(abi::PEERSUM_MIN_THREADS)
     }
 
-    /// A digest of everything that ranks must agree on.
+    fn all_rows(&self) -> impl Iterator<Item = &Row> {
+        Placement::ALL
+            .into_iter()
+            .flat_map(|placement| self.rows(placement))
+    }
+
+    /// A digest of everything that ranks must agree on: what each size takes, not where that comes from.
     pub fn digest(&self) -> Digest {
-        let rows = [&self.ordinary, &self.symmetric, &self.symmetric_in_place];
+        let rows = Placement::ALL.map(|placement| {
+            let rows = self.rows(placement).iter();
+            rows.map(|row| (row.max_bytes, row.plan))
+                .collect::<Vec<_>>()
+        });
         Digest::of(serde_json::to_string(&rows).unwrap_or_default().as_bytes())
     }
 }
@@ -377,7 +369,7 @@ mod tests {
         let file = |schema: u32, ordinary: &str| {
             let good = row("pull_one_shot", 4, "null");
             format!(
-                r#"{{"schema":{schema},"tables":[{{"arch":null,"world_sizes":[2],"link":"peer","origin":"default",
+                r#"{{"schema":{schema},"tables":[{{"arch":null,"world_sizes":[2],"link":"peer",
                     "ordinary":[{ordinary}],"symmetric":[{good}],"symmetric_in_place":[{good}]}}]}}"#
             )
         };

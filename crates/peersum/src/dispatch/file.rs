@@ -1,0 +1,224 @@
+//! Files of dispatch tables: reading, choosing, and writing in one form only.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DispatchTable, Link, Placement, TableError};
+
+/// The tables that this version ships.
+const SHIPPED: &str = include_str!("tables.json");
+
+/// The schema of a table file.
+pub(super) const SCHEMA: u32 = 1;
+
+/// The largest table file that is read, in bytes.
+const MAX_FILE_BYTES: usize = 4 << 20;
+
+/// The tables of one file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DispatchTables {
+    tables: Vec<DispatchTable>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TableFile {
+    schema: u32,
+    tables: Vec<DispatchTable>,
+}
+
+impl DispatchTables {
+    /// The tables that this version ships.
+    ///
+    /// # Errors
+    /// [`TableError`] if the shipped text is damaged; it is parsed here and not trusted.
+    pub fn shipped() -> Result<Self, TableError> {
+        Self::parse(SHIPPED)
+    }
+
+    /// Reads a file's text. A table's rows are checked when it is chosen.
+    ///
+    /// # Errors
+    /// [`TableError`] names what is wrong with the text.
+    pub fn parse(text: &str) -> Result<Self, TableError> {
+        if text.len() > MAX_FILE_BYTES {
+            return Err(TableError::TooLarge(text.len()));
+        }
+        let file: TableFile = serde_json::from_str(text)?;
+        if file.schema != SCHEMA {
+            return Err(TableError::Schema { found: file.schema });
+        }
+        Ok(DispatchTables {
+            tables: file.tables,
+        })
+    }
+
+    /// The table that fits best: the architecture's own, else the one for every architecture.
+    ///
+    /// # Errors
+    /// [`TableError::Row`] if there is none, or if it breaks a rule.
+    pub fn choose(
+        &self,
+        arch: Option<&str>,
+        world_size: u32,
+        link: Link,
+    ) -> Result<DispatchTable, TableError> {
+        let serves =
+            |table: &&DispatchTable| table.link == link && table.world_sizes.contains(&world_size);
+        let candidates = || self.tables.iter().filter(serves);
+        let table = candidates()
+            .find(|table| table.arch.is_some() && table.arch.as_deref() == arch)
+            .or_else(|| candidates().find(|table| table.arch.is_none()))
+            .ok_or_else(|| TableError::Row {
+                table: format!(
+                    "{} x {world_size} over {link:?}",
+                    arch.unwrap_or("any architecture")
+                ),
+                reason: "there is no such table and none for every architecture".to_owned(),
+            })?;
+        table.check()?;
+        Ok(table.clone())
+    }
+
+    /// Puts a table in the place of what served its architecture, link and world sizes before.
+    pub fn insert(&mut self, table: DispatchTable) {
+        for other in &mut self.tables {
+            if (&other.arch, other.link) == (&table.arch, table.link) {
+                other
+                    .world_sizes
+                    .retain(|size| !table.world_sizes.contains(size));
+            }
+        }
+        self.tables.retain(|other| !other.world_sizes.is_empty());
+        self.tables.push(table);
+        self.sort();
+    }
+
+    /// Tables for every architecture first, then by architecture, link and world size.
+    fn sort(&mut self) {
+        for table in &mut self.tables {
+            table.world_sizes.sort_unstable();
+        }
+        self.tables.sort_by(|a, b| {
+            (&a.arch, a.link, &a.world_sizes).cmp(&(&b.arch, b.link, &b.world_sizes))
+        });
+    }
+
+    /// The text of a file: sorted, one row a line, so that equal tables are equal files and a change shows row by row.
+    ///
+    /// # Errors
+    /// [`TableError::Parse`] if a row cannot be written as JSON, which no row of numbers and names does.
+    pub fn to_json(&self) -> Result<String, TableError> {
+        let mut sorted = self.clone();
+        sorted.sort();
+        let mut text = format!("{{\n  \"schema\": {SCHEMA},\n  \"tables\": [");
+        for (index, table) in sorted.tables.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            let head = (
+                serde_json::to_string(&table.arch)?,
+                serde_json::to_string(&table.world_sizes)?,
+                serde_json::to_string(&table.link)?,
+            );
+            // Writing to a string cannot fail.
+            let _ = write!(
+                text,
+                "{comma}\n    {{\n      \"arch\": {}, \"world_sizes\": {}, \"link\": {}",
+                head.0, head.1, head.2
+            );
+            for placement in Placement::ALL {
+                let _ = write!(text, ",\n      \"{}\": [", placement.name());
+                for (index, row) in table.rows(placement).iter().enumerate() {
+                    let comma = if index == 0 { "" } else { "," };
+                    let _ = write!(text, "{comma}\n        {}", serde_json::to_string(row)?);
+                }
+                text += "\n      ]";
+            }
+            text += "\n    }";
+        }
+        text += "\n  ]\n}\n";
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::{Measurement, Origin};
+
+    #[test]
+    fn the_shipped_file_has_the_form_that_is_written() {
+        let written = DispatchTables::shipped().unwrap().to_json().unwrap();
+        assert!(
+            written == SHIPPED,
+            "tables.json is not what tune would write; it should read:\n{written}"
+        );
+    }
+
+    #[test]
+    fn a_file_that_was_written_is_read_as_it_was() {
+        let tables = DispatchTables::shipped().unwrap();
+        let read = DispatchTables::parse(&tables.to_json().unwrap()).unwrap();
+        assert_eq!(read, tables);
+    }
+
+    #[test]
+    fn every_measured_row_says_on_what() {
+        for table in DispatchTables::shipped().unwrap().tables {
+            for placement in Placement::ALL {
+                for row in table.rows(placement) {
+                    match &row.origin {
+                        Origin::Default => assert_eq!(table.arch, None, "{table:?}"),
+                        Origin::Measured(Measurement {
+                            device,
+                            dtypes,
+                            world_size,
+                            ..
+                        }) => {
+                            assert!(!device.is_empty() && !dtypes.is_empty());
+                            assert!((2..=8).contains(world_size));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_inserted_table_takes_its_world_sizes_from_the_others_and_leaves_them_the_rest() {
+        let mut tables = DispatchTables::shipped().unwrap();
+        let before = tables.choose(Some("sm_90"), 3, Link::Shared).unwrap();
+        let mut own = tables.choose(Some("sm_90"), 4, Link::Shared).unwrap();
+        own.world_sizes = vec![4];
+        own.ordinary[0].plan.threads = 32;
+        tables.insert(own.clone());
+        assert_eq!(tables.choose(Some("sm_90"), 4, Link::Shared).unwrap(), own);
+        let mut left = tables.choose(Some("sm_90"), 3, Link::Shared).unwrap();
+        assert!(!left.world_sizes.contains(&4));
+        left.world_sizes = before.world_sizes.clone();
+        assert_eq!(left, before);
+        // Other architectures and links are not touched.
+        assert_eq!(
+            tables.choose(Some("sm_80"), 4, Link::Shared).unwrap(),
+            DispatchTable::shipped(Some("sm_80"), 4, Link::Shared).unwrap()
+        );
+    }
+
+    #[test]
+    fn the_order_in_which_tables_are_inserted_does_not_show_in_the_file() {
+        let base = DispatchTables::shipped().unwrap();
+        let table = |world_size| {
+            let mut table = base.choose(Some("sm_90"), world_size, Link::Peer).unwrap();
+            table.arch = Some("sm_100".to_owned());
+            table.world_sizes = vec![world_size];
+            table
+        };
+        let written = |order: [u32; 3]| {
+            let mut tables = base.clone();
+            for world_size in order {
+                tables.insert(table(world_size));
+            }
+            tables.to_json().unwrap()
+        };
+        assert_eq!(written([2, 4, 8]), written([8, 2, 4]));
+    }
+}

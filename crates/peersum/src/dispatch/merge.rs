@@ -1,0 +1,189 @@
+//! Putting measured rows over a table.
+
+use super::{DispatchTable, Plan, Row};
+
+/// From this size up a measurement speaks for every larger message too, and up to [`SMALL_BYTES`] for every smaller one.
+const LARGE_BYTES: u64 = 16 << 20;
+/// See [`LARGE_BYTES`].
+const SMALL_BYTES: u64 = 4 << 10;
+
+/// The fastest plan for one size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeasuredRow {
+    /// The message that was measured, in bytes; at least 1.
+    pub bytes: u64,
+    /// The plan, and where it comes from. The row's own `max_bytes` does not count.
+    pub row: Row,
+}
+
+impl DispatchTable {
+    /// `base` with measured rows over it. Each serves messages from half to twice its size, and between two that were measured the geometric mean
+    /// divides; what lies outside all of them keeps the base's rows.
+    pub fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
+        let mut measured: Vec<&MeasuredRow> = measured.iter().filter(|row| row.bytes > 0).collect();
+        measured.sort_by_key(|row| row.bytes);
+        measured.dedup_by_key(|row| row.bytes);
+        // (above, up to) of each; `u64::MAX` is no bound.
+        let spans: Vec<(u64, u64)> = (0..measured.len())
+            .map(|index| {
+                let bytes = measured[index].bytes;
+                let between = |a: u64, b: u64| (a as f64 * b as f64).sqrt() as u64;
+                let above = match index.checked_sub(1).map(|index| measured[index].bytes) {
+                    None if bytes <= SMALL_BYTES => 0,
+                    None => bytes / 2,
+                    Some(previous) => (bytes / 2).max(between(previous, bytes)),
+                };
+                let up_to = match measured.get(index + 1).map(|next| next.bytes) {
+                    None if bytes >= LARGE_BYTES => u64::MAX,
+                    None => bytes.saturating_mul(2),
+                    Some(next) => bytes.saturating_mul(2).min(between(bytes, next)),
+                };
+                (above, up_to)
+            })
+            .collect();
+        let bound = |row: &Row| row.max_bytes.unwrap_or(u64::MAX);
+        let mut bounds: Vec<u64> = base.iter().map(bound).collect();
+        bounds.extend(spans.iter().flat_map(|(above, up_to)| [*above, *up_to]));
+        bounds.sort_unstable();
+        bounds.dedup();
+        let mut rows: Vec<Row> = Vec::new();
+        for up_to in bounds.into_iter().filter(|bound| *bound > 0) {
+            let span = spans
+                .iter()
+                .position(|(above, last)| *above < up_to && up_to <= *last);
+            let source = match span {
+                Some(index) => &measured[index].row,
+                None => match base.iter().find(|row| bound(row) >= up_to) {
+                    Some(row) => row,
+                    None => continue,
+                },
+            };
+            let max_bytes = (up_to != u64::MAX).then_some(up_to);
+            match rows.last_mut() {
+                // One row of the base, or one measurement, that bounds of others had divided.
+                Some(last) if (last.plan, &last.origin) == (source.plan, &source.origin) => {
+                    last.max_bytes = max_bytes;
+                }
+                _ => rows.push(Row {
+                    max_bytes,
+                    ..source.clone()
+                }),
+            }
+        }
+        rows
+    }
+}
+
+impl Row {
+    /// A row of no size yet.
+    pub fn new(plan: Plan, origin: super::Origin) -> Row {
+        Row {
+            max_bytes: None,
+            plan,
+            origin,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::{Measurement, Origin, Route};
+
+    fn plan(blocks: u32) -> Plan {
+        Plan {
+            route: Route::PushOneShot,
+            blocks,
+            threads: 64,
+        }
+    }
+
+    fn measured(bytes: u64, blocks: u32) -> MeasuredRow {
+        let origin = Origin::Measured(Measurement {
+            device: "a card".to_owned(),
+            devices: 1,
+            world_size: 2,
+            dtypes: vec![peersum_artifact::Dtype::Bf16],
+            bytes,
+            us: Some(1.5),
+            peersum: "0.1.0".to_owned(),
+            toolkit: "nvcc 13.0.88".to_owned(),
+        });
+        MeasuredRow {
+            bytes,
+            row: Row::new(plan(blocks), origin),
+        }
+    }
+
+    fn base() -> Vec<Row> {
+        [(Some(1000), 1), (Some(1 << 20), 2), (None, 3)]
+            .map(|(max_bytes, blocks)| Row {
+                max_bytes,
+                ..Row::new(plan(blocks), Origin::Default)
+            })
+            .to_vec()
+    }
+
+    fn bounds(rows: &[Row]) -> Vec<(Option<u64>, u32)> {
+        let bound = |row: &Row| (row.max_bytes, row.plan.blocks);
+        rows.iter().map(bound).collect()
+    }
+
+    #[test]
+    fn a_measurement_serves_from_half_to_twice_its_size_and_the_base_the_rest() {
+        let rows = DispatchTable::overlay(&base(), &[measured(64 << 10, 9)]);
+        assert_eq!(
+            bounds(&rows),
+            [
+                (Some(1000), 1),
+                (Some(32 << 10), 2),
+                (Some(128 << 10), 9),
+                (Some(1 << 20), 2),
+                (None, 3)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_sweep_from_4_kib_to_16_mib_replaces_every_row() {
+        let sweep: Vec<MeasuredRow> = (0..7)
+            .map(|step| measured(4096 << (2 * step), 10 + step))
+            .collect();
+        let rows = DispatchTable::overlay(&base(), &sweep);
+        let expected: Vec<(Option<u64>, u32)> = (0..7)
+            .map(|step| ((step < 6).then(|| 8192 << (2 * step)), 10 + step))
+            .collect();
+        assert_eq!(bounds(&rows), expected);
+    }
+
+    #[test]
+    fn every_size_takes_the_measurement_nearest_to_it_or_the_bases_row() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..500 {
+            let sweep: Vec<MeasuredRow> = (0..random.usize(0..5))
+                .map(|index| measured(1 << random.u32(0..30), 100 + index as u32))
+                .collect();
+            let rows = DispatchTable::overlay(&base(), &sweep);
+            assert_eq!(rows.last().unwrap().max_bytes, None);
+            assert!(rows.is_sorted_by(|a, b| {
+                a.max_bytes.unwrap_or(u64::MAX) < b.max_bytes.unwrap_or(u64::MAX)
+            }));
+            for row in &sweep {
+                // Of equal sizes the first counts.
+                let first = sweep.iter().find(|other| other.bytes == row.bytes).unwrap();
+                let serving = rows
+                    .iter()
+                    .find(|other| other.max_bytes.is_none_or(|bound| bound >= row.bytes))
+                    .unwrap();
+                assert_eq!(serving.plan, first.row.plan, "{sweep:?} gave {rows:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_measured_leaves_the_base() {
+        assert_eq!(DispatchTable::overlay(&base(), &[]), base());
+    }
+}
