@@ -93,7 +93,12 @@ impl Checkout {
 
     /// The same in a directory of a given name.
     pub(crate) fn named(name: &str) -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::within(&std::env::temp_dir(), name)
+    }
+
+    /// The same in a new directory within `parent`.
+    pub(crate) fn within(parent: &Path, name: &str) -> Self {
+        let root = tempfile::tempdir_in(parent).unwrap();
         let checkout = Self {
             path: root.path().join(name),
             _root: root,
