@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod faults;
 mod grid;
+mod kill;
 mod memory;
 mod proof;
 
@@ -37,6 +38,11 @@ enum Command {
     Faults(faults::FaultsArgs),
     /// The test grid: every configuration, bits against the reference.
     Grid(grid::GridArgs),
+    /// Real ranks, one of which is killed or stopped, at each phase of its life.
+    Kill(kill::KillArgs),
+    /// One rank of `kill`.
+    #[command(hide = true)]
+    KillRank(kill::RankArgs),
     /// What `grid --device` comes to on this machine.
     #[command(hide = true)]
     Device(grid::DeviceArgs),
@@ -58,6 +64,8 @@ fn main() -> Result<ExitCode> {
         Command::BenchLoad(args) => bench::load::run(&args)?,
         Command::BenchCall(args) => bench::call::run(&args)?,
         Command::Grid(args) => return grid::run(&args),
+        Command::Kill(args) => return kill::run(&args),
+        Command::KillRank(args) => kill::run_rank(&args)?,
         Command::Device(args) => grid::print_device(&args)?,
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]

@@ -24,14 +24,17 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 
 use case::Case;
-use settings::{DeviceKind, RankKind, Settings};
+pub(crate) use settings::DeviceKind;
+use settings::{RankKind, Settings};
 use tally::GroupLine;
 
-pub(crate) use settings::GridArgs;
+pub(crate) use case::route_name;
+pub(crate) use machine::decide;
+pub(crate) use settings::{DeviceChoice, GridArgs};
 pub(crate) use workers::{RankArgs, run_process};
 
 /// Ranks that share a card need a hardware queue each, and the driver reads this when the first context is made.
-const CONNECTIONS_VARIABLE: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
+pub(crate) const CONNECTIONS_VARIABLE: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
 
 /// Runs the grid that the flags describe. Exit status 1 unless every configuration passed.
 pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {

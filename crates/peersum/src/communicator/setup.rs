@@ -49,6 +49,7 @@ pub(super) fn build<S: DeviceStream>(
     let claim = StreamClaim::new::<S::Device>(device.stream_id())?;
     let identity = device.identity()?;
     let mut group = rendezvous.join(builder.setup_timeout)?;
+    trace_step(rank, "joined");
     match connect(&builder, &device, &identity, &mut group, world_size) {
         Ok((links, table)) => {
             let mut communicator = Communicator {
@@ -84,6 +85,11 @@ pub(super) fn build<S: DeviceStream>(
             Err(error)
         }
     }
+}
+
+/// Tells a subscriber how far set-up has come; between two steps lies a wait for the other ranks.
+fn trace_step(rank: u32, step: &'static str) {
+    tracing::debug!(rank, step, "set-up");
 }
 
 type Connected<D> = (Option<Links<D>>, DispatchTable);
@@ -124,6 +130,7 @@ fn connect<D: Device>(
     }
 
     let (modules, reports) = load_modules(builder, device, world_size)?;
+    trace_step(group.rank(), "loaded");
     let capacity = capacity_blocks(device, identity, &modules, table.max_threads())?;
     let token = hellos.first().map_or(0, |hello| hello.token);
     let largest = seats::largest_grid(
@@ -157,6 +164,7 @@ fn connect<D: Device>(
         &layout,
         builder.start,
     )?;
+    trace_step(group.rank(), "armed");
     let Shared {
         addresses,
         mappings,
@@ -171,6 +179,7 @@ fn connect<D: Device>(
     )?;
     // The last thing that can fail on this rank alone: behind the barrier the peers use the arena.
     let status = device.allocate_status()?;
+    trace_step(group.rank(), "mapped");
     // Slots are armed before the first peer stores to them.
     group.barrier("armed", builder.setup_timeout)?;
 

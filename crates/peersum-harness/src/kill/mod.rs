@@ -1,0 +1,255 @@
+//! Kill tests: real ranks in processes of their own, one of which is killed or stopped, at each phase of its life. Every survivor must be told in
+//! time who it was, hold nothing afterwards, and be able to go on without it.
+
+mod holdings;
+mod rank;
+mod referee;
+mod scenario;
+mod words;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::grid::{DeviceChoice, DeviceKind, decide};
+use referee::{Deadlines, Findings};
+use scenario::{Blow, Choices, Phase, Scenario};
+
+pub(crate) use rank::{RankArgs, run as run_rank};
+
+/// The flags of `kill`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct KillArgs {
+    /// What the ranks run on.
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceChoice,
+    /// How many runs.
+    #[arg(long, default_value_t = 200)]
+    runs: u64,
+    /// Only this run of the seed.
+    #[arg(long, conflicts_with = "runs")]
+    run: Option<u64>,
+    /// Decides everything that is left to chance [default: a new one, which is printed].
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Runs at once [default: 4 on the emulator, 1 on GPUs].
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Numbers of ranks.
+    #[arg(long, value_delimiter = ',', default_value = "2,3,4", value_parser = clap::value_parser!(u32).range(2..=8))]
+    world_size: Vec<u32>,
+    /// Where the victim is hit [default: everywhere].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    phase: Vec<Phase>,
+    /// By which signal [default: both].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    signal: Vec<Blow>,
+    /// The deadline of a call, in milliseconds [default: 500 on the emulator, 1000 on GPUs].
+    #[arg(long)]
+    timeout_ms: Option<u64>,
+    /// What a survivor may take beyond its deadline, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    grace_ms: u64,
+    /// Writes what was found as JSON.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// A fault in the survivors, which must be found.
+    #[arg(long, value_enum, hide = true)]
+    plant: Option<rank::Plant>,
+}
+
+/// Some runs of one phase and signal.
+#[derive(Debug, Default, Serialize)]
+struct Line {
+    runs: usize,
+    passed: usize,
+    /// From the blow to the last survivor's report, in milliseconds.
+    longest_ms: f64,
+    /// Survivors' errors by kind.
+    errors: BTreeMap<words::Kind, usize>,
+    /// Runs behind which the next one removed the files of a rank 0 that was killed as the last of its group.
+    swept_by_next_run: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    device: String,
+    seed: u64,
+    call_deadline_ms: u64,
+    set_up_deadline_ms: u64,
+    grace_ms: u64,
+    lines: BTreeMap<String, Line>,
+    failed: Vec<String>,
+    seconds: f64,
+}
+
+/// Runs the tests that the flags describe. Exit status 1 unless every run went as it must.
+pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
+    let began = Instant::now();
+    let ranks = args.world_size.iter().copied().max().unwrap_or(2);
+    let decision = decide(args.device, ranks)?;
+    let device = decision.kind;
+    let on_gpu = device == DeviceKind::Cuda;
+    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let milliseconds = Duration::from_millis;
+    let deadlines = Deadlines {
+        call: milliseconds(args.timeout_ms.unwrap_or(if on_gpu { 1000 } else { 500 })),
+        set_up: milliseconds(if on_gpu { 5000 } else { 1000 }),
+        grace: milliseconds(args.grace_ms),
+    };
+    let choices = Choices {
+        world_sizes: args.world_size.clone(),
+        phases: all_or(&args.phase),
+        blows: all_or(&args.signal),
+        longest_delay: milliseconds(40),
+    };
+    let scenarios: Vec<Scenario> = match args.run {
+        Some(run) => vec![choices.scenario(seed, run)],
+        None => (0..args.runs)
+            .map(|run| choices.scenario(seed, run))
+            .collect(),
+    };
+    ensure!(!scenarios.is_empty(), "--runs 0 proves nothing");
+    println!("device: {}", decision.line);
+    println!("seed {seed}, {} runs", scenarios.len());
+
+    let mut report = Report {
+        device: decision.line,
+        seed,
+        call_deadline_ms: deadlines.call.as_millis() as u64,
+        set_up_deadline_ms: deadlines.set_up.as_millis() as u64,
+        grace_ms: args.grace_ms,
+        lines: BTreeMap::new(),
+        failed: Vec::new(),
+        seconds: 0.0,
+    };
+    let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (sender, outcomes) = channel();
+        for _ in 0..jobs {
+            let sender = sender.clone();
+            let (scenarios, next, deadlines) = (&scenarios, &next, &deadlines);
+            scope.spawn(move || {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let outcome = referee::run(device, scenario, deadlines, args.plant);
+                    if sender.send((scenario, outcome)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (scenario, outcome) in outcomes {
+            if let Err(error) = &outcome {
+                println!("FAILED {scenario}: {error:#}");
+                println!("  again: {}", again(args, seed, scenario.run, device));
+                report.failed.push(format!("{scenario}: {error:#}"));
+            }
+            report.add(scenario, outcome.ok());
+        }
+    });
+    report.seconds = began.elapsed().as_secs_f64();
+    report.print();
+    if let Some(path) = &args.report {
+        let json = serde_json::to_vec_pretty(&report)?;
+        std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(match report.failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn all_or<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
+    match chosen {
+        [] => T::value_variants().to_vec(),
+        _ => chosen.to_vec(),
+    }
+}
+
+/// The command that repeats one run.
+fn again(args: &KillArgs, seed: u64, run: u64, device: DeviceKind) -> String {
+    let device = match device {
+        DeviceKind::Cuda => "cuda",
+        DeviceKind::Emulator => "emulator",
+    };
+    let sizes: Vec<String> = args.world_size.iter().map(u32::to_string).collect();
+    let mut command = format!(
+        "cargo run -p peersum-harness -- kill --device {device} --seed {seed} --run {run} --world-size {}",
+        sizes.join(",")
+    );
+    fn names<T: ValueEnum>(chosen: &[T]) -> String {
+        let names: Vec<String> = chosen
+            .iter()
+            .filter_map(ValueEnum::to_possible_value)
+            .map(|value| value.get_name().to_owned())
+            .collect();
+        names.join(",")
+    }
+    for (flag, names) in [
+        ("phase", names(&args.phase)),
+        ("signal", names(&args.signal)),
+    ] {
+        if !names.is_empty() {
+            command += &format!(" --{flag} {names}");
+        }
+    }
+    command
+}
+
+impl Report {
+    fn add(&mut self, scenario: &Scenario, findings: Option<Findings>) {
+        let key = format!("{:?}/{:?}", scenario.phase, scenario.blow);
+        let line = self.lines.entry(key).or_default();
+        line.runs += 1;
+        let Some(findings) = findings else { return };
+        line.passed += 1;
+        line.longest_ms = line.longest_ms.max(findings.longest.as_secs_f64() * 1e3);
+        for (kind, count) in findings.kinds {
+            *line.errors.entry(kind).or_insert(0) += count;
+        }
+        line.swept_by_next_run += usize::from(findings.swept_by_next_run);
+    }
+
+    fn print(&self) {
+        println!(
+            "{:<24} {:>5} {:>7} {:>11}  survivors' errors",
+            "phase/signal", "runs", "passed", "longest ms"
+        );
+        for (key, line) in &self.lines {
+            let errors: Vec<String> = line
+                .errors
+                .iter()
+                .map(|(kind, count)| format!("{count} {kind:?}"))
+                .collect();
+            let swept = match line.swept_by_next_run {
+                0 => String::new(),
+                count => format!("; the next run removed files behind {count}"),
+            };
+            println!(
+                "{key:<24} {:>5} {:>7} {:>11.0}  {}{swept}",
+                line.runs,
+                line.passed,
+                line.longest_ms,
+                errors.join(", ")
+            );
+        }
+        println!(
+            "{} of {} runs as they must, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
+            self.lines.values().map(|line| line.passed).sum::<usize>(),
+            self.lines.values().map(|line| line.runs).sum::<usize>(),
+            self.call_deadline_ms,
+            self.set_up_deadline_ms,
+            self.grace_ms,
+            self.seconds
+        );
+    }
+}

@@ -1,0 +1,191 @@
+//! What happens in one run: who is hit, when, by what. All of it follows from the seed and the run's number.
+
+use std::fmt;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use fastrand::Rng;
+use peersum::dispatch::Route;
+use serde::{Deserialize, Serialize};
+
+/// Where the victim is when it is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Phase {
+    /// It looks for the other ranks, one of which has not come yet.
+    Rendezvous,
+    /// It waits in one of set-up's exchanges, for a rank that is not there yet.
+    SetUp,
+    /// Its communicator is built; it has called nothing.
+    BeforeFirstCall,
+    /// It makes one call after the other.
+    InsideCall,
+    /// It launches a graph of calls again and again.
+    GraphReplay,
+    /// It drops its communicator, and so do the others.
+    Teardown,
+}
+
+/// What hits it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Blow {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP, and SIGCONT once every other rank has reported.
+    Stop,
+}
+
+/// A place in set-up, as `peersum` traces it: what the rank has done last. Behind each lies an exchange with the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Step {
+    Joined,
+    Loaded,
+    Armed,
+    Mapped,
+}
+
+impl Step {
+    const ALL: [Step; 4] = [Step::Joined, Step::Loaded, Step::Armed, Step::Mapped];
+
+    /// The step that an event of `peersum` names.
+    pub(crate) fn named(name: &str) -> Option<Step> {
+        Step::ALL.into_iter().find(|step| step.name() == name)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Step::Joined => "joined",
+            Step::Loaded => "loaded",
+            Step::Armed => "armed",
+            Step::Mapped => "mapped",
+        }
+    }
+}
+
+/// One run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Scenario {
+    /// Its number, from 0.
+    pub(crate) run: u64,
+    pub(crate) world_size: u32,
+    pub(crate) victim: u32,
+    pub(crate) phase: Phase,
+    pub(crate) blow: Blow,
+    /// In the phases in which the victim waits for another rank: for whom. That rank goes on once the victim has been hit.
+    pub(crate) held: u32,
+    /// In [`Phase::SetUp`]: what the victim and the held rank have done last.
+    pub(crate) step: Step,
+    pub(crate) route: Route,
+    /// From the victim's word that it is in the phase to the blow.
+    pub(crate) delay: Duration,
+    /// In [`Phase::BeforeFirstCall`]: whether the victim is hit before the others call.
+    pub(crate) victim_first: bool,
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |value: Option<clap::builder::PossibleValue>| {
+            value.map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        write!(
+            f,
+            "run {}: {} of rank {} of {} in {}",
+            self.run,
+            name(self.blow.to_possible_value()),
+            self.victim,
+            self.world_size,
+            name(self.phase.to_possible_value())
+        )?;
+        match self.phase {
+            Phase::SetUp => write!(f, " (behind {:?})", self.step.name())?,
+            Phase::Rendezvous | Phase::Teardown => {}
+            _ => write!(f, " ({})", crate::grid::route_name(self.route))?,
+        }
+        write!(f, ", {:?} after its word", self.delay)
+    }
+}
+
+/// From which runs are drawn.
+#[derive(Debug, Clone)]
+pub(crate) struct Choices {
+    pub(crate) world_sizes: Vec<u32>,
+    pub(crate) phases: Vec<Phase>,
+    pub(crate) blows: Vec<Blow>,
+    /// The longest delay, by far longer than a call.
+    pub(crate) longest_delay: Duration,
+}
+
+impl Choices {
+    /// Run number `run` of `seed`. Every combination of world size, victim, phase and blow comes once before any comes again.
+    pub(crate) fn scenario(&self, seed: u64, run: u64) -> Scenario {
+        let mut all = Vec::new();
+        for &world_size in &self.world_sizes {
+            for victim in 0..world_size {
+                for &phase in &self.phases {
+                    all.extend(
+                        self.blows
+                            .iter()
+                            .map(|&blow| (world_size, victim, phase, blow)),
+                    );
+                }
+            }
+        }
+        let round = run / all.len() as u64;
+        Rng::with_seed(seed ^ round.wrapping_mul(0x9E37_79B9_7F4A_7C15)).shuffle(&mut all);
+        let (world_size, victim, phase, blow) = all[(run % all.len() as u64) as usize];
+        let mut rng = Rng::with_seed(seed.wrapping_add(run.wrapping_mul(0xD134_2543_DE82_EF95)));
+        Scenario {
+            run,
+            world_size,
+            victim,
+            phase,
+            blow,
+            held: (victim + rng.u32(1..world_size)) % world_size,
+            step: Step::ALL[rng.usize(..Step::ALL.len())],
+            route: Route::ALL[rng.usize(..Route::ALL.len())],
+            delay: self.longest_delay.mul_f64(rng.f64()),
+            victim_first: rng.bool(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choices() -> Choices {
+        Choices {
+            world_sizes: vec![2, 3, 4],
+            phases: Phase::value_variants().to_vec(),
+            blows: Blow::value_variants().to_vec(),
+            longest_delay: Duration::from_millis(50),
+        }
+    }
+
+    #[test]
+    fn a_round_of_runs_hits_each_rank_in_each_phase_by_each_blow_once() {
+        let choices = choices();
+        let combinations = (2 + 3 + 4) * 6 * 2;
+        let mut seen = std::collections::HashSet::new();
+        for run in 0..combinations {
+            let scenario = choices.scenario(7, run);
+            assert_ne!(scenario.held, scenario.victim);
+            assert!(scenario.held < scenario.world_size);
+            seen.insert(format!(
+                "{} {} {:?} {:?}",
+                scenario.world_size, scenario.victim, scenario.phase, scenario.blow
+            ));
+        }
+        assert_eq!(seen.len() as u64, combinations);
+    }
+
+    #[test]
+    fn a_run_depends_on_nothing_but_the_seed_and_its_number() {
+        let twice = [choices().scenario(3, 150), choices().scenario(3, 150)];
+        assert_eq!(twice[0].to_string(), twice[1].to_string());
+        let others = [choices().scenario(4, 150), choices().scenario(3, 151)];
+        assert!(others.iter().all(|other| other.delay != twice[0].delay));
+    }
+}

@@ -1,0 +1,86 @@
+//! What ranks tell the referee, one JSON object a line.
+
+use peersum::rendezvous::RendezvousError;
+use peersum::{Error, Failure};
+use serde::{Deserialize, Serialize};
+
+use super::scenario::Step;
+
+/// Where a rank is; one that is held there goes on when the referee says so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Place {
+    /// It is about to look for the others.
+    Joining,
+    /// It is in set-up.
+    SetUp(Step),
+    /// Its communicator is built.
+    Built,
+    /// Some of its calls have succeeded and it goes on calling.
+    Calling,
+    /// Its calls are done and it is about to drop its communicator.
+    Leaving,
+}
+
+/// What a rank says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Word {
+    At(Place),
+    /// Its communicator has failed, or was never built.
+    Failed(Verdict),
+    /// All calls succeeded and the communicator is gone.
+    Completed,
+    /// Everything of peersum's is dropped. What the process still holds beyond what it held before.
+    Left {
+        surplus: Vec<String>,
+    },
+    /// Something that must not happen: a wrong result, an error where there must be none.
+    Broken(String),
+}
+
+/// An error as the referee judges it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Verdict {
+    pub(crate) kind: Kind,
+    /// The ranks that it gives as the cause.
+    pub(crate) names: Vec<u32>,
+    pub(crate) text: String,
+}
+
+/// The errors that a rank may get when another dies or stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Kind {
+    /// In set-up: the connection of a rank closed.
+    PeerLost,
+    /// In set-up: a rank was silent until the deadline.
+    SetUpTimeout,
+    /// In a call: a rank did not come until the deadline.
+    PeerTimeout,
+    /// In a call: another rank gave up, and said for whom it had waited.
+    PeerFailed,
+    /// Any other, which is a fault.
+    Other,
+}
+
+impl Verdict {
+    pub(crate) fn new(error: &Error) -> Verdict {
+        let (kind, names) = match error {
+            Error::Failed(Failure::PeerTimeout { peer, .. }) => (Kind::PeerTimeout, vec![*peer]),
+            Error::Failed(Failure::PeerFailed { origin, .. }) => (Kind::PeerFailed, vec![*origin]),
+            Error::Rendezvous(RendezvousError::PeerLost { rank, .. }) => {
+                (Kind::PeerLost, vec![*rank])
+            }
+            Error::Rendezvous(RendezvousError::Timeout { missing, .. }) => {
+                (Kind::SetUpTimeout, missing.clone())
+            }
+            _ => (Kind::Other, Vec::new()),
+        };
+        Verdict {
+            kind,
+            names,
+            text: error.to_string(),
+        }
+    }
+}
