@@ -7,6 +7,8 @@ mod bench_harness;
 mod bench_precompile;
 mod bindings;
 mod cargo_steps;
+mod deny;
+mod dist;
 mod harness;
 mod precompile;
 mod test_allreduce;
@@ -45,6 +47,8 @@ enum Command {
     /// Say what of this machine works with peersum, what is slower and why, and what does not work and what to do
     #[command(disable_help_flag = true)]
     Doctor(bench_harness::HarnessBenchArgs),
+    Dist(dist::DistArgs),
+    Deny(deny::DenyArgs),
     Ci(cargo_steps::CiArgs),
 }
 
@@ -82,6 +86,8 @@ fn main() -> ExitCode {
         Command::TestAllreduce(args) => test_allreduce::run(&args),
         Command::Tune(args) => bench_harness::run(bench_harness::Bench::Tune, &args),
         Command::Doctor(args) => bench_harness::run(bench_harness::Bench::Doctor, &args),
+        Command::Dist(args) => dist::run(&args),
+        Command::Deny(args) => deny::run(&args),
         Command::Ci(args) => cargo_steps::ci(&args),
     };
     match outcome {

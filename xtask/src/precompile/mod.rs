@@ -7,7 +7,7 @@ mod matrix;
 mod plan;
 mod progress;
 mod ptxas_report;
-mod publish;
+pub(crate) mod publish;
 mod run;
 mod timeline;
 
@@ -149,6 +149,7 @@ pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
             .out
             .clone()
             .unwrap_or_else(|| root.join("target/cubins")),
+        &publish::MODULES,
     )?;
     let kernels_dir = args
         .compiler

@@ -17,9 +17,28 @@ use std::path::{Path, PathBuf};
 /// The prefix of files that a file-by-file exchange across file systems leaves when it is killed.
 const PARTIAL_PREFIX: &str = ".partial-";
 
+/// What a command writes into its output directory. Nothing else may lie there, since the directory is replaced as a whole.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    /// The command, for messages.
+    pub(crate) command: &'static str,
+    /// Whether the command could have written a file of this name.
+    pub(crate) is_name: fn(&str) -> bool,
+    /// The file that vouches for the others: where files can only be replaced one by one, it comes last.
+    pub(crate) last: &'static str,
+}
+
+/// Cubins, PTX and their manifest.
+pub(crate) static MODULES: Contents = Contents {
+    command: "precompile",
+    is_name: is_module_output_name,
+    last: MANIFEST_FILE,
+};
+
 /// The output directory and the names beside it.
 #[derive(Debug)]
 pub(crate) struct OutputDir {
+    contents: &'static Contents,
     path: PathBuf,
     parent: PathBuf,
     name: OsString,
@@ -31,7 +50,7 @@ impl OutputDir {
     ///
     /// # Errors
     /// When the path names no directory that could exist.
-    pub(crate) fn new(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(path: &Path, contents: &'static Contents) -> anyhow::Result<Self> {
         let path = match fs::canonicalize(path) {
             Ok(path) => path,
             Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path)?,
@@ -46,13 +65,15 @@ impl OutputDir {
         };
         match (path.parent(), path.file_name()) {
             (Some(parent), Some(name)) => Ok(Self {
+                contents,
                 parent: parent.to_path_buf(),
                 name: name.to_os_string(),
                 path,
             }),
             _ => bail!(
-                "`{}` cannot be the output: precompile replaces the directory, and this one has no parent",
-                path.display()
+                "`{}` cannot be the output: {} replaces the directory, and this one has no parent",
+                path.display(),
+                contents.command
             ),
         }
     }
@@ -101,7 +122,8 @@ impl OutputDir {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 waiting(format!(
-                    "waiting for another precompile into `{}` (it holds `{}`)",
+                    "waiting for another {} into `{}` (it holds `{}`)",
+                    self.contents.command,
                     self.path.display(),
                     lock_path.display()
                 ));
@@ -133,8 +155,9 @@ impl LockedOutput<'_> {
     /// The names of the files in the directory; empty if it does not exist.
     ///
     /// # Errors
-    /// When the directory holds something that precompile does not write: replacing it would delete it.
+    /// When the directory holds something that the command does not write: replacing it would delete it.
     pub(crate) fn file_names(&self) -> anyhow::Result<BTreeSet<String>> {
+        let contents = self.dir.contents;
         let path = &self.dir.path;
         let entries = match fs::read_dir(path) {
             Ok(entries) => entries,
@@ -153,15 +176,18 @@ impl LockedOutput<'_> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot read `{}`", path.display()))?;
             let name = entry.file_name();
-            let ours = name.to_str().filter(|name| is_output_name(name));
+            let ours = name
+                .to_str()
+                .filter(|name| name.starts_with(PARTIAL_PREFIX) || (contents.is_name)(name));
             let is_directory = entry.file_type().is_ok_and(|file_type| file_type.is_dir());
             match ours {
                 Some(name) if !is_directory => names.insert(name.to_owned()),
                 _ => bail!(
-                    "`{}` holds `{}`, which precompile did not write; a run replaces the whole directory, so move that \
+                    "`{}` holds `{}`, which {} did not write; a run replaces the whole directory, so move that \
                      away or give another place with --out",
                     path.display(),
-                    name.display()
+                    name.display(),
+                    contents.command
                 ),
             };
         }
@@ -202,7 +228,7 @@ impl LockedOutput<'_> {
     pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
         sync_dir(&staging.next)?;
         if !exchange(&staging.next, &self.dir.path)? {
-            replace_file_by_file(&staging.next, &self.dir.path)?;
+            replace_file_by_file(&staging.next, &self.dir.path, self.dir.contents.last)?;
         }
         sync_dir(&self.dir.parent)
     }
@@ -282,9 +308,8 @@ impl Drop for Staging {
 }
 
 /// Whether precompile itself could have written a file of this name into its output.
-fn is_output_name(name: &str) -> bool {
+fn is_module_output_name(name: &str) -> bool {
     name == MANIFEST_FILE
-        || name.starts_with(PARTIAL_PREFIX)
         || name.starts_with("peersum_")
             && ((name.contains(".sm_") && name.ends_with(".cubin"))
                 || (name.contains(".compute_") && name.ends_with(".ptx")))
@@ -307,14 +332,14 @@ fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Moves each file of `next` into `path`, the manifest last, then removes what the new state does not have.
-fn replace_file_by_file(next: &Path, path: &Path) -> anyhow::Result<()> {
+/// Moves each file of `next` into `path`, the file `last` at the end, then removes what the new state does not have.
+fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyhow::Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create `{}`", path.display()))?;
     let mut names: Vec<OsString> = Vec::new();
     for entry in fs::read_dir(next)? {
         names.push(entry?.file_name());
     }
-    names.sort_by_key(|name| name == MANIFEST_FILE);
+    names.sort_by_key(|name| name == last);
     for name in &names {
         let (from, to) = (next.join(name), path.join(name));
         move_file(&from, &to, path)
@@ -366,7 +391,7 @@ mod tests {
 
     fn publish_second_state(publish: impl Fn(&LockedOutput<'_>, &Staging)) {
         let root = tempfile::tempdir().unwrap();
-        let output = OutputDir::new(&root.path().join("cubins")).unwrap();
+        let output = OutputDir::new(&root.path().join("cubins"), &MODULES).unwrap();
         let locked = output.lock(|_| {}).unwrap();
         let first = locked.stage().unwrap();
         first.write("peersum_a.sm_80.cubin", b"old a").unwrap();
@@ -409,14 +434,14 @@ mod tests {
     #[test]
     fn without_an_exchange_the_directory_still_ends_with_exactly_the_staged_files() {
         publish_second_state(|locked, staging| {
-            replace_file_by_file(&staging.next, &locked.dir.path).unwrap()
+            replace_file_by_file(&staging.next, &locked.dir.path, MANIFEST_FILE).unwrap()
         });
     }
 
     #[test]
     fn a_file_that_precompile_did_not_write_keeps_the_directory_from_being_replaced() {
         let root = tempfile::tempdir().unwrap();
-        let output = OutputDir::new(&root.path().join("mine")).unwrap();
+        let output = OutputDir::new(&root.path().join("mine"), &MODULES).unwrap();
         fs::create_dir(output.path()).unwrap();
         fs::write(output.path().join("thesis.txt"), "years of work").unwrap();
         let error = output
@@ -434,7 +459,7 @@ mod tests {
     #[test]
     fn the_staging_area_of_a_killed_run_is_removed_under_the_lock() {
         let root = tempfile::tempdir().unwrap();
-        let output = OutputDir::new(&root.path().join("cubins")).unwrap();
+        let output = OutputDir::new(&root.path().join("cubins"), &MODULES).unwrap();
         std::mem::forget(output.lock(|_| {}).unwrap().stage().unwrap());
         assert_eq!(names(root.path()).len(), 2);
         drop(output.lock(|_| {}).unwrap());
@@ -447,7 +472,7 @@ mod tests {
         fs::create_dir(root.path().join("real")).unwrap();
         let link = root.path().join("link");
         std::os::unix::fs::symlink("real", &link).unwrap();
-        let output = OutputDir::new(&link).unwrap();
+        let output = OutputDir::new(&link, &MODULES).unwrap();
         let locked = output.lock(|_| {}).unwrap();
         let staging = locked.stage().unwrap();
         staging.write(MANIFEST_FILE, b"state").unwrap();

@@ -1,0 +1,250 @@
+//! A program that depends on the release's crates, built and run with nothing else of this project in reach.
+
+use super::release::progress;
+use super::stage::{cargo, run};
+use super::verify::UnpackedCrate;
+use crate::workspace;
+use anyhow::{Context as _, ensure};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// The program, in the words of a new user of the library.
+const MAIN: &str = include_str!("consumer/main.rs");
+const MANIFEST: &str = include_str!("consumer/manifest.toml");
+
+/// What building the program may call: cargo and rustc come with an absolute path. No nvcc, by leaving it out.
+const TOOLS: [&str; 11] = [
+    "cc", "c++", "gcc", "g++", "clang", "clang++", "ar", "as", "ld", "ld.lld", "lld",
+];
+
+/// The program, built.
+pub(super) struct Consumer {
+    executable: PathBuf,
+    home: PathBuf,
+}
+
+impl Consumer {
+    /// Builds the program in `place` from `crates` alone, apart from third-party sources at the versions of Cargo.lock.
+    ///
+    /// # Errors
+    /// Something cannot be had or does not build.
+    pub(super) fn build(crates: &[UnpackedCrate], place: &Path) -> anyhow::Result<Self> {
+        let begun = Instant::now();
+        let sources = place.join("sources");
+        vendor_dependencies(crates, &place.join("seed"), &sources)?;
+        add_release(crates, &sources)?;
+        progress(
+            begun,
+            "vendored the sources of a program that depends on the crates",
+        );
+
+        let begun = Instant::now();
+        let project = place.join("consumer");
+        write_project(&project, "")?;
+        fs::create_dir(project.join(".cargo"))?;
+        fs::write(
+            project.join(".cargo/config.toml"),
+            format!(
+                "[source.crates-io]\nreplace-with = \"release\"\n[source.release]\ndirectory = {}\n",
+                toml_string(&sources)?
+            ),
+        )?;
+        let home = place.join("home");
+        fs::create_dir(&home)?;
+        let tools = place.join("tools");
+        link_tools(&tools)?;
+        let mut command = bare(&tools.join("cargo"), &home);
+        command
+            .args(["build", "--offline"])
+            .current_dir(&project)
+            .env("PATH", &tools)
+            .env("CARGO_HOME", home.join("cargo"))
+            // One small sum is run with it: compiling takes longer than running.
+            .env("CXXFLAGS", "-O0");
+        run(&mut command).context("the program cannot be built from the release alone")?;
+        progress(begun, "built it offline, without nvcc");
+        Ok(Self {
+            executable: project.join("target/debug/peersum-consumer"),
+            home,
+        })
+    }
+
+    /// Runs the program, which says what it found.
+    ///
+    /// # Errors
+    /// It fails.
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut command = bare(&self.executable, &self.home);
+        command
+            .env("PATH", "")
+            .env("PEERSUM_JIT", "deny")
+            // Ranks that share a card need a hardware queue each.
+            .env("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+            .env("LD_LIBRARY_PATH", library_path_without_nvrtc());
+        if let Some(devices) = std::env::var_os("CUDA_VISIBLE_DEVICES") {
+            command.env("CUDA_VISIBLE_DEVICES", devices);
+        }
+        let status = command
+            .stdin(Stdio::null())
+            .status()
+            .with_context(|| format!("cannot start {command:?}"))?;
+        ensure!(status.success(), "the program ended with {status}");
+        progress(begun, "ran it");
+        Ok(())
+    }
+
+    /// Copies the executable into `directory` and prints how to run it elsewhere.
+    ///
+    /// # Errors
+    /// It cannot be copied.
+    pub(super) fn keep(&self, directory: &Path) -> anyhow::Result<()> {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot make `{}`", directory.display()))?;
+        let kept = directory.join("peersum-consumer");
+        fs::copy(&self.executable, &kept)
+            .with_context(|| format!("cannot write `{}`", kept.display()))?;
+        println!(
+            "PEERSUM_JIT=deny CUDA_DEVICE_MAX_CONNECTIONS=32 {} --gpu",
+            kept.display()
+        );
+        Ok(())
+    }
+}
+
+/// Fills `sources` with everything else that the program needs, at the versions of this checkout's Cargo.lock.
+///
+/// The registry does not have the release's crates yet, so here they are patched in; the program itself has no such patch.
+fn vendor_dependencies(
+    crates: &[UnpackedCrate],
+    seed: &Path,
+    sources: &Path,
+) -> anyhow::Result<()> {
+    let mut patch = "\n[patch.crates-io]\n".to_owned();
+    for unpacked in crates {
+        let name = unpacked
+            .name()
+            .with_context(|| format!("`{}.crate` has no version in its name", unpacked.stem))?;
+        if MANIFEST.contains(&format!("\n{name} = ")) {
+            writeln!(
+                patch,
+                "{name} = {{ path = {} }}",
+                toml_string(&unpacked.path)?
+            )?;
+        }
+    }
+    write_project(seed, &patch)?;
+    fs::copy(
+        workspace::root().join("Cargo.lock"),
+        seed.join("Cargo.lock"),
+    )
+    .context("cannot copy Cargo.lock")?;
+    let vendor = |offline: Option<&str>| {
+        let mut command = cargo(seed);
+        command
+            .args(["vendor", "--versioned-dirs", "--respect-source-config"])
+            .args(offline)
+            .arg(sources);
+        run(&mut command)
+    };
+    // What another target alone needs is usually not there yet.
+    vendor(Some("--offline"))
+        .or_else(|_| vendor(None))
+        .map(|_| ())
+        .context("cannot get the sources of the program's other dependencies")
+}
+
+/// Adds the release's crates as a registry would serve them.
+fn add_release(crates: &[UnpackedCrate], sources: &Path) -> anyhow::Result<()> {
+    for unpacked in crates {
+        let place = sources.join(&unpacked.stem);
+        fs::rename(&unpacked.path, &place)
+            .with_context(|| format!("cannot move `{}`", unpacked.path.display()))?;
+        // The sum of the whole is checked already; a directory source wants to know it.
+        fs::write(
+            place.join(".cargo-checksum.json"),
+            format!("{{\"files\":{{}},\"package\":\"{}\"}}", unpacked.sha256),
+        )?;
+    }
+    Ok(())
+}
+
+fn write_project(directory: &Path, appendix: &str) -> anyhow::Result<()> {
+    fs::create_dir_all(directory.join("src"))?;
+    fs::write(
+        directory.join("Cargo.toml"),
+        format!("{MANIFEST}{appendix}"),
+    )?;
+    fs::write(directory.join("src/main.rs"), MAIN)?;
+    Ok(())
+}
+
+/// Fills a directory with links to the tools that this machine has, and to the cargo and the rustc that run us.
+fn link_tools(tools: &Path) -> anyhow::Result<()> {
+    fs::create_dir(tools)?;
+    let cargo = std::env::var_os("CARGO").map(PathBuf::from);
+    let beside_cargo = |name: &str| {
+        let path = cargo.as_ref()?.with_file_name(name);
+        path.is_file().then_some(path)
+    };
+    for name in ["cargo", "rustc"] {
+        let program = beside_cargo(name)
+            .or_else(|| on_path(name))
+            .with_context(|| format!("there is no {name} on PATH"))?;
+        symlink(program, tools.join(name))?;
+    }
+    for name in TOOLS {
+        if let Some(program) = on_path(name) {
+            symlink(program, tools.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn on_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|program| program.is_absolute() && program.is_file())
+}
+
+/// A command that inherits no variable, and whose home is empty.
+fn bare(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("HOME", home);
+    if let Some(directory) = std::env::var_os("TMPDIR") {
+        command.env("TMPDIR", directory);
+    }
+    command
+}
+
+/// `LD_LIBRARY_PATH`, where a container may have put the driver, without the directories that have NVRTC in them.
+fn library_path_without_nvrtc() -> OsString {
+    let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let has_nvrtc = |directory: &Path| {
+        fs::read_dir(directory).is_ok_and(|entries| {
+            entries.flatten().any(|entry| {
+                entry
+                    .file_name()
+                    .as_encoded_bytes()
+                    .starts_with(b"libnvrtc")
+            })
+        })
+    };
+    let kept = std::env::split_paths(&path)
+        .filter(|directory| directory.is_absolute() && !has_nvrtc(directory));
+    std::env::join_paths(kept).unwrap_or_default()
+}
+
+/// The path as a string of TOML.
+fn toml_string(path: &Path) -> anyhow::Result<String> {
+    let text = path
+        .to_str()
+        .with_context(|| format!("`{}` is not UTF-8, as cargo wants it", path.display()))?;
+    Ok(toml::Value::String(text.to_owned()).to_string())
+}

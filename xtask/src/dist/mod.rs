@@ -1,0 +1,108 @@
+//! `cargo xtask dist`: the files of a release, and the proof that a program can be built from them alone.
+//!
+//! Compression and archives are heavy dependencies, so they are behind the feature `dist` of this crate: without it, the
+//! command runs itself again with it.
+
+#[cfg(feature = "dist")]
+mod archive;
+#[cfg(feature = "dist")]
+mod consumer;
+#[cfg(feature = "dist")]
+mod notes;
+#[cfg(feature = "dist")]
+mod release;
+#[cfg(feature = "dist")]
+mod stage;
+#[cfg(feature = "dist")]
+mod sums;
+#[cfg(feature = "dist")]
+mod verify;
+
+use clap::Args;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Make the files of a release, or check them
+///
+/// Precompiles the release set with the pinned compiler and writes an archive of the cubins, the .crate files of every
+/// publishable crate (peersum-kernels with the cubins in it), release notes and SHA256SUMS. The same checkout gives the same
+/// bytes. The output is replaced as a whole, so it is complete at any moment.
+#[derive(Debug, Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct DistArgs {
+    /// Where the files go; the directory's contents are replaced [default: target/dist]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+
+    /// What to compile for, as for precompile [default: sm_80,sm_90,sm_100,sm_120,compute_80]
+    #[arg(long, value_name = "LIST")]
+    arch: Vec<String>,
+
+    /// Package the modules of this directory instead of compiling
+    #[arg(long, value_name = "DIR", conflicts_with = "arch", hide = true)]
+    cubins: Option<PathBuf>,
+
+    /// Make nothing; check the sums of DIR, build a program from its .crate files alone, offline, and run it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "arch", "cubins"])]
+    verify: Option<PathBuf>,
+
+    /// Leave the program that --verify built in this directory, to be run on another machine
+    #[arg(long, value_name = "DIR", requires = "verify")]
+    keep_consumer: Option<PathBuf>,
+}
+
+const AFTER_HELP: &str = "\
+The files:
+  peersum-cubins-{version}-cuda{major}.tar.zst   for PEERSUM_CUBIN_DIR: cubins, PTX, manifest.json, licences
+  {crate}-{version}.crate                        what crates.io serves; peersum-kernels carries the cubins
+  RELEASE-NOTES.md                               the version's section of CHANGELOG.md
+  SHA256SUMS                                     of all of these, for `sha256sum --check`
+
+What --verify does:
+  1. Every file is there, none is too many, and each has its sum.
+  2. The archive unpacks, each module holds, and peersum-kernels carries these very modules.
+  3. A program that depends on peersum builds with --offline, from the .crate files and vendored sources of the other
+     dependencies, with an empty cargo home and a PATH that holds a compiler and a linker and no nvcc.
+  4. It loads every module of the release from its own executable with PEERSUM_JIT=deny, sums over ranks on the emulator, and
+     sums on the GPUs if there are any.
+
+Examples:
+  cargo xtask dist                                       the release, into target/dist
+  cargo xtask dist --arch sm_90 --out /tmp/h100-only     a package for one kind of machine
+  cargo xtask dist --verify target/dist
+  cargo xtask dist --verify target/dist --keep-consumer target/consumer
+                                                         prints how to run it on a machine that has a GPU
+
+Exit status: 0 if all is well, else 1; an earlier output is then untouched.";
+
+/// Runs the command.
+///
+/// # Errors
+/// What is missing, does not compile, or does not hold.
+pub(crate) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
+    implementation::run(args)
+}
+
+#[cfg(not(feature = "dist"))]
+mod implementation {
+    use super::DistArgs;
+    use crate::workspace;
+    use std::process::ExitCode;
+
+    pub(super) fn run(_args: &DistArgs) -> anyhow::Result<ExitCode> {
+        workspace::run_again_with_feature("dist")
+    }
+}
+
+#[cfg(feature = "dist")]
+mod implementation {
+    use super::{DistArgs, release, verify};
+    use std::process::ExitCode;
+
+    pub(super) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
+        match &args.verify {
+            Some(directory) => verify::run(directory, args.keep_consumer.as_deref()),
+            None => release::run(args.out.as_deref(), &args.arch, args.cubins.as_deref()),
+        }
+    }
+}

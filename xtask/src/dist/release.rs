@@ -1,0 +1,153 @@
+//! Making the files of a release.
+
+use super::stage::{LICENCES, PACK_CRATE};
+use super::sums::SUMS_FILE;
+use super::{archive, notes, stage, sums};
+use crate::precompile;
+use crate::precompile::publish::{Contents, OutputDir};
+use crate::workspace;
+use anyhow::{Context as _, ensure};
+use clap::Parser;
+use peersum_artifact::MANIFEST_FILE;
+use peersum_artifact::pack::{Pack, pack_directory};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// The name of the release notes.
+pub(super) const NOTES_FILE: &str = "RELEASE-NOTES.md";
+
+/// What the archive's name begins with.
+pub(super) const ARCHIVE_PREFIX: &str = "peersum-cubins-";
+
+static RELEASE: Contents = Contents {
+    command: "dist",
+    is_name: is_release_name,
+    last: SUMS_FILE,
+};
+
+fn is_release_name(name: &str) -> bool {
+    [SUMS_FILE, NOTES_FILE].contains(&name)
+        || name.starts_with("peersum-") && (name.ends_with(".crate") || name.ends_with(".tar.zst"))
+}
+
+/// Makes the release in `out`, of the modules for `arch`, or of those that lie in `cubins`.
+///
+/// # Errors
+/// Anything that keeps a file from being made. Modules that do not compile are reported and make the exit code 1.
+pub(super) fn run(
+    out: Option<&Path>,
+    arch: &[String],
+    cubins: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let root = workspace::root();
+    let out = out.map_or_else(|| root.join("target/dist"), Path::to_path_buf);
+    // Before anything is made, all that could refuse it.
+    let output = OutputDir::new(&out, &RELEASE)?;
+    let locked = output.lock(|waiting| eprintln!("note: {waiting}"))?;
+    locked.file_names()?;
+    let packages = stage::packages()?;
+    let version = &packages
+        .iter()
+        .find(|package| package.name == PACK_CRATE)
+        .with_context(|| format!("the workspace has no {PACK_CRATE}"))?
+        .version;
+    let changelog = fs::read_to_string(root.join("CHANGELOG.md"))
+        .context("cannot read CHANGELOG.md, of which the release notes are made")?;
+    let notes = notes::of_version(&changelog, version)?;
+
+    let cubins = match cubins {
+        Some(directory) => directory.to_path_buf(),
+        None => match precompile(&root, arch)? {
+            Some(directory) => directory,
+            None => return Ok(ExitCode::FAILURE),
+        },
+    };
+    let begun = Instant::now();
+    let pack = pack_directory(&cubins)?;
+    let (archive_name, archive) = archive(&root, version, &pack)?;
+    progress(begun, &format!("packed {} bytes of modules", pack.len()));
+
+    let begun = Instant::now();
+    let mut files = stage::package(&packages, &pack)?;
+    progress(begun, &format!("packaged {} crates", files.len()));
+
+    files.insert(archive_name, archive);
+    files.insert(NOTES_FILE.to_owned(), notes.into_bytes());
+    let sums = sums::write(&files);
+    let staging = locked.stage()?;
+    for (name, bytes) in &files {
+        staging.write(name, bytes)?;
+    }
+    staging.write(SUMS_FILE, sums.as_bytes())?;
+    locked.publish(&staging)?;
+
+    files.insert(SUMS_FILE.to_owned(), sums.into_bytes());
+    print_table(&files);
+    eprintln!("the release is in {}", output.path().display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Compiles and returns the directory. `None` if modules failed, which was reported.
+///
+/// The default set lies where precompile puts it, so that nothing compiles twice; another would replace it there.
+fn precompile(root: &Path, arch: &[String]) -> anyhow::Result<Option<PathBuf>> {
+    #[derive(Parser)]
+    struct Precompile {
+        #[command(flatten)]
+        args: precompile::PrecompileArgs,
+    }
+    let directory = root.join(if arch.is_empty() {
+        "target/cubins"
+    } else {
+        "target/dist-cubins"
+    });
+    let mut flags = vec!["precompile".to_owned(), "--toolkit=pinned".to_owned()];
+    flags.extend(arch.iter().map(|list| format!("--arch={list}")));
+    flags.push(format!("--out={}", directory.display()));
+    let args = Precompile::try_parse_from(&flags)?.args;
+    Ok((precompile::run(&args)? == ExitCode::SUCCESS).then_some(directory))
+}
+
+/// The name and the bytes of the archive of the modules in `pack`.
+fn archive(root: &Path, version: &str, pack: &[u8]) -> anyhow::Result<(String, Vec<u8>)> {
+    let pack = Pack::parse(pack)?.context("there are no modules to pack")?;
+    let manifest = pack.manifest();
+    ensure!(
+        manifest.peersum_version == version,
+        "the modules are of peersum {}, and this is {version}",
+        manifest.peersum_version
+    );
+    let mut files = BTreeMap::from([(
+        MANIFEST_FILE.to_owned(),
+        manifest.to_json_string().into_bytes(),
+    )]);
+    for module in &manifest.modules {
+        files.insert(module.file_name(), pack.verified(module)?.to_vec());
+    }
+    for name in LICENCES {
+        let text = fs::read(root.join(name)).with_context(|| format!("cannot read {name}"))?;
+        files.insert(name.to_owned(), text);
+    }
+    let toolkit = manifest
+        .toolkit
+        .toolkit()
+        .with_context(|| format!("`{}` is no release of CUDA", manifest.toolkit.version))?;
+    let directory = format!("{ARCHIVE_PREFIX}{version}-cuda{}", toolkit.major);
+    let bytes = archive::write_tar_zst(&directory, &files)?;
+    Ok((format!("{directory}.tar.zst"), bytes))
+}
+
+fn print_table(files: &BTreeMap<String, Vec<u8>>) {
+    let width = files.keys().map(String::len).max().unwrap_or_default();
+    for (name, bytes) in files {
+        println!("{name:width$}  {:>9} bytes", bytes.len());
+    }
+}
+
+/// Says on stderr what was done and how long it took.
+pub(super) fn progress(begun: Instant, what: &str) {
+    eprintln!("{what} in {:.1} s", begun.elapsed().as_secs_f64());
+}

@@ -1,0 +1,201 @@
+//! The stage: a copy of the workspace outside git, in which the publishable crates get what a checkout does not hold (the
+//! packed cubins, the licences beside each manifest), and where cargo packages them.
+
+use crate::workspace;
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// What crates.io accepts.
+const MAX_CRATE_BYTES: usize = 10 << 20;
+
+/// The licence texts, which are part of everything that is released.
+pub(super) const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
+
+/// The crate that carries the cubins, and the file in it that does.
+pub(super) const PACK_CRATE: &str = "peersum-kernels";
+pub(super) const PACK_FILE: &str = "pack/cubins.bin";
+
+/// A package of the workspace, as `cargo metadata` describes it.
+#[derive(Debug, Clone, Deserialize)]
+pub(super) struct Package {
+    pub(super) name: String,
+    pub(super) version: String,
+    manifest_path: PathBuf,
+    /// The registries that it may go to; `None` is any.
+    publish: Option<Vec<String>>,
+}
+
+impl Package {
+    /// `{name}-{version}`: the name of the `.crate` file and of the directory in it.
+    fn stem(&self) -> String {
+        format!("{}-{}", self.name, self.version)
+    }
+
+    fn is_publishable(&self) -> bool {
+        self.publish.is_none()
+    }
+}
+
+/// The packages of this checkout's workspace.
+///
+/// # Errors
+/// Cargo cannot say.
+pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        packages: Vec<Package>,
+    }
+    let output = run(cargo(&workspace::root()).args([
+        "metadata",
+        "--no-deps",
+        "--offline",
+        "--locked",
+        "--format-version=1",
+    ]))?;
+    let metadata: Metadata =
+        serde_json::from_slice(&output).context("cargo metadata gives no such JSON as expected")?;
+    Ok(metadata.packages)
+}
+
+/// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the cubins.
+///
+/// # Errors
+/// A file cannot be copied, cargo refuses to package, or a crate is too large for the registry.
+pub(super) fn package(
+    packages: &[Package],
+    pack: &[u8],
+) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let root = workspace::root();
+    let stage =
+        TempDir::with_prefix("peersum-dist-").context("cannot make a directory to stage in")?;
+    let workspace = stage.path().join("workspace");
+    fill(&root, &workspace, packages, pack)?;
+
+    let target = stage.path().join("target");
+    let mut command = cargo(&workspace);
+    command
+        // Everything is in the stage already; what a crate is made of must not depend on a registry's state. No lock file:
+        // these are libraries, whose users have their own.
+        .args([
+            "package",
+            "--offline",
+            "--locked",
+            "--no-verify",
+            "--exclude-lockfile",
+        ])
+        .arg("--target-dir")
+        .arg(&target);
+    let publishable = || packages.iter().filter(|package| package.is_publishable());
+    for package in publishable() {
+        command.args(["--package", &package.name]);
+    }
+    run(&mut command)?;
+
+    let mut crates = BTreeMap::new();
+    for package in publishable() {
+        let name = format!("{}.crate", package.stem());
+        let path = target.join("package").join(&name);
+        let bytes = fs::read(&path)
+            .with_context(|| format!("cargo package left no `{}`", path.display()))?;
+        ensure!(
+            bytes.len() <= MAX_CRATE_BYTES,
+            "{name} has {} bytes, and crates.io accepts {MAX_CRATE_BYTES}: compile for fewer architectures",
+            bytes.len()
+        );
+        crates.insert(name, bytes);
+    }
+    Ok(crates)
+}
+
+fn fill(root: &Path, stage: &Path, packages: &[Package], pack: &[u8]) -> anyhow::Result<()> {
+    fs::create_dir_all(stage)?;
+    let mut names = vec!["Cargo.toml", "Cargo.lock", "README.md"];
+    names.extend(LICENCES);
+    for name in &names {
+        copy_file(&root.join(name), &stage.join(name))?;
+    }
+    for package in packages {
+        let (from, to) = place(package, root, stage)?;
+        copy_directory(&from, &to)?;
+        if package.is_publishable() {
+            for name in LICENCES {
+                copy_file(&root.join(name), &to.join(name))?;
+            }
+        }
+        if package.name == PACK_CRATE {
+            let path = to.join(PACK_FILE);
+            fs::write(&path, pack).with_context(|| format!("cannot write `{}`", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the package lies, and where in the stage its copy does.
+fn place(package: &Package, root: &Path, stage: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
+    // Cargo resolves links in the paths that it prints.
+    let root = fs::canonicalize(root)?;
+    let directory = package.manifest_path.parent();
+    let relative = directory.and_then(|directory| directory.strip_prefix(&root).ok());
+    match (directory, relative) {
+        (Some(directory), Some(relative)) if relative != Path::new("") => {
+            Ok((directory.to_path_buf(), stage.join(relative)))
+        }
+        _ => bail!(
+            "`{}` is no directory within `{}`",
+            package.manifest_path.display(),
+            root.display()
+        ),
+    }
+}
+
+/// Copies a package's directory; what of it goes into the crate is the manifest's to say (`include`).
+fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to).with_context(|| format!("cannot make `{}`", to.display()))?;
+    let unreadable = || format!("cannot read `{}`", from.display());
+    for entry in fs::read_dir(from).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        let target = to.join(entry.file_name());
+        if entry.file_type().with_context(unreadable)?.is_dir() {
+            if entry.file_name() != "target" {
+                copy_directory(&entry.path(), &target)?;
+            }
+        } else if entry.path().is_file() {
+            copy_file(&entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::copy(from, to)
+        .map(|_| ())
+        .with_context(|| format!("cannot copy `{}` to `{}`", from.display(), to.display()))
+}
+
+/// The cargo that runs us, in `directory`.
+pub(super) fn cargo(directory: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(directory);
+    cargo
+}
+
+/// Runs a command to its end and returns its standard output; what it says otherwise is shown only if it fails.
+pub(super) fn run(command: &mut Command) -> anyhow::Result<Vec<u8>> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?} ended with {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output.stdout)
+}

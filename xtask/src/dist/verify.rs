@@ -1,0 +1,134 @@
+//! The proof that a release is whole and that a program can be built from it alone.
+
+use super::consumer::Consumer;
+use super::release::{ARCHIVE_PREFIX, NOTES_FILE, progress};
+use super::stage::{LICENCES, PACK_CRATE, PACK_FILE};
+use super::{archive, sums};
+use anyhow::{Context as _, bail, ensure};
+use peersum_artifact::MANIFEST_FILE;
+use peersum_artifact::pack::pack_directory;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Checks the release in `directory`.
+///
+/// # Errors
+/// The first thing that does not hold.
+pub(super) fn run(directory: &Path, keep_consumer: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let begun = Instant::now();
+    let files = sums::read_checked(directory)
+        .with_context(|| format!("`{}` is not a whole release", directory.display()))?;
+    progress(begun, &format!("every sum of {} files holds", files.len()));
+
+    let begun = Instant::now();
+    let place = tempfile::Builder::new()
+        .prefix("peersum-verify-")
+        .tempdir()
+        .context("cannot make a directory to unpack in")?;
+    let release = Release::unpack(&files, place.path())?;
+    release.ensure_crate_carries_archive()?;
+    progress(begun, "the archive and the crate have the same modules");
+
+    let consumer = Consumer::build(&release.crates, place.path())?;
+    consumer.run()?;
+    if let Some(directory) = keep_consumer {
+        consumer.keep(directory)?;
+    }
+    eprintln!("{} is a whole release", directory.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A `.crate` file, unpacked.
+#[derive(Debug)]
+pub(super) struct UnpackedCrate {
+    /// `{name}-{version}`.
+    pub(super) stem: String,
+    pub(super) path: PathBuf,
+    /// The digest of the `.crate` file, by which a registry would name it.
+    pub(super) sha256: peersum_artifact::Digest,
+}
+
+impl UnpackedCrate {
+    /// The name, where the rest is a version.
+    pub(super) fn name(&self) -> Option<&str> {
+        let is_version = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
+        self.stem
+            .match_indices('-')
+            .find(|&(at, _)| is_version(&self.stem[at + 1..]))
+            .map(|(at, _)| &self.stem[..at])
+    }
+}
+
+/// The release, unpacked.
+struct Release {
+    archive: PathBuf,
+    crates: Vec<UnpackedCrate>,
+}
+
+impl Release {
+    fn unpack(files: &BTreeMap<String, Vec<u8>>, place: &Path) -> anyhow::Result<Self> {
+        ensure!(
+            files.contains_key(NOTES_FILE),
+            "the release has no {NOTES_FILE}"
+        );
+        let archives: Vec<_> = files
+            .iter()
+            .filter_map(|(name, bytes)| Some((name.strip_suffix(".tar.zst")?, bytes)))
+            .collect();
+        let [(directory, bytes)] = archives[..] else {
+            bail!(
+                "the release has {} archives {ARCHIVE_PREFIX}*.tar.zst; it must have one",
+                archives.len()
+            );
+        };
+        let archive = archive::unpack_tar_zst(bytes, directory, place)?;
+
+        let crates_place = place.join("crates");
+        fs::create_dir(&crates_place)?;
+        let mut crates = Vec::new();
+        for (name, bytes) in files {
+            if let Some(stem) = name.strip_suffix(".crate") {
+                crates.push(UnpackedCrate {
+                    path: archive::unpack_crate(bytes, stem, &crates_place)?,
+                    sha256: peersum_artifact::Digest::of(bytes),
+                    stem: stem.to_owned(),
+                });
+            }
+        }
+        for unpacked in &crates {
+            for licence in LICENCES {
+                ensure!(
+                    unpacked.path.join(licence).is_file(),
+                    "{}.crate has no {licence}",
+                    unpacked.stem
+                );
+            }
+        }
+        Ok(Self { archive, crates })
+    }
+
+    /// Every module of the archive holds what its manifest says, and the crate's pack is of these very files.
+    fn ensure_crate_carries_archive(&self) -> anyhow::Result<()> {
+        let expected = pack_directory(&self.archive)
+            .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;
+        let carrier = self
+            .crates
+            .iter()
+            .find(|unpacked| unpacked.name() == Some(PACK_CRATE))
+            .with_context(|| format!("the release has no crate {PACK_CRATE}"))?;
+        let path = carrier.path.join(PACK_FILE);
+        let found = fs::read(&path)
+            .with_context(|| format!("{}.crate has no {PACK_FILE}", carrier.stem))?;
+        ensure!(
+            found == expected,
+            "{}.crate does not carry the modules of the archive ({} bytes of {PACK_FILE}, not {})",
+            carrier.stem,
+            found.len(),
+            expected.len()
+        );
+        Ok(())
+    }
+}
