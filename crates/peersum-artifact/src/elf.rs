@@ -3,12 +3,15 @@
 //! The driver's `cuModuleLoadData` takes no length and trusts what it reads, so a file is checked here first: every
 //! table, section and segment must lie within it.
 
+use std::collections::BTreeSet;
+
 use object::LittleEndian;
 use object::elf::{
     EM_CUDA, ET_EXEC, FileHeader64, PT_NULL, SHF_EXECINSTR, SHT_NOBITS, SHT_NULL, SHT_PROGBITS,
     STB_GLOBAL, STT_FUNC,
 };
 use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym};
+use object::{SectionIndex, elf::SHT_SYMTAB};
 use thiserror::Error;
 
 use crate::arch::{Arch, ArchVariant};
@@ -17,6 +20,13 @@ type Header = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
 
 const TEXT_PREFIX: &str = ".text.";
+
+/// The longest name that is read. Names may overlap in their table, so without a bound many long ones would need memory and time that grow with the
+/// square of the file's size.
+const MAX_NAME_BYTES: usize = 4096;
+
+/// The most kernels of one cubin. peersum's have two.
+const MAX_KERNELS: usize = 256;
 
 /// What a cubin's ELF says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,11 +99,11 @@ pub enum ElfError {
 ///
 /// The bytes are not a whole cubin of a known ABI version. No input panics.
 pub fn inspect_cubin(bytes: &[u8]) -> Result<CubinInfo, ElfError> {
-    let (header, sections) = parse(bytes)?;
+    let cubin = Cubin::parse(bytes)?;
     Ok(CubinInfo {
-        arch: arch(header, &sections, bytes)?,
-        abi_version: header.e_ident.abi_version,
-        entry_points: entry_points(&sections, bytes)?,
+        arch: arch(&cubin)?,
+        abi_version: cubin.header.e_ident.abi_version,
+        entry_points: entry_points(&cubin)?,
     })
 }
 
@@ -104,24 +114,20 @@ pub fn inspect_cubin(bytes: &[u8]) -> Result<CubinInfo, ElfError> {
 /// # Errors
 ///
 /// As [`inspect_cubin`].
-pub fn text_sections(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ElfError> {
-    let (_, sections) = parse(bytes)?;
+pub fn text_sections(bytes: &[u8]) -> Result<Vec<(&str, &[u8])>, ElfError> {
+    let cubin = Cubin::parse(bytes)?;
     let mut texts = Vec::new();
-    for section in sections.iter() {
-        let name = section_name(&sections, section)?;
+    for section in cubin.sections.iter() {
+        let name = cubin.name(section)?;
         if name.starts_with(TEXT_PREFIX) && is_code(section) {
-            let data = section
-                .data(ENDIAN, bytes)
-                .map_err(|_| truncated(format!("section {name}")))?;
-            texts.push((name.to_owned(), data.to_vec()));
+            texts.push((name, cubin.data(section, name)?));
         }
     }
-    texts.sort();
+    texts.sort_unstable();
     Ok(texts)
 }
 
 type SectionHeader64 = <Header as FileHeader>::SectionHeader;
-type Sections<'data> = SectionTable<'data, Header>;
 
 fn truncated(part: impl Into<String>) -> ElfError {
     ElfError::Truncated { part: part.into() }
@@ -140,60 +146,106 @@ fn within(offset: u64, size: u64, length: usize) -> bool {
         .is_some_and(|end| end <= length as u64)
 }
 
-fn parse(bytes: &[u8]) -> Result<(&Header, Sections<'_>), ElfError> {
-    let header = Header::parse(bytes).map_err(|_| ElfError::NotElf)?;
-    if !header.is_little_endian() {
-        return Err(ElfError::NotElf);
-    }
-    let machine = header.e_machine(ENDIAN);
-    if machine != EM_CUDA {
-        return Err(ElfError::NotCuda { machine: machine.0 });
-    }
-    if header.e_type(ENDIAN) != ET_EXEC {
-        return Err(ElfError::Relocatable);
-    }
-
-    let segments = header
-        .program_headers(ENDIAN, bytes)
-        .map_err(|_| truncated("the program header table"))?;
-    for (index, segment) in segments.iter().enumerate() {
-        let (offset, size) = (segment.p_offset(ENDIAN), segment.p_filesz(ENDIAN));
-        if segment.p_type(ENDIAN) != PT_NULL && !within(offset, size, bytes.len()) {
-            return Err(truncated(format!("segment {index}")));
-        }
-    }
-
-    // Bounds come before names: the names' own section may be the one cut off.
-    let headers = header
-        .section_headers(ENDIAN, bytes)
-        .map_err(|_| truncated("the section header table"))?;
-    for (index, section) in headers.iter().enumerate() {
-        let kind = section.sh_type(ENDIAN);
-        let (offset, size) = (section.sh_offset(ENDIAN), section.sh_size(ENDIAN));
-        if kind != SHT_NULL && kind != SHT_NOBITS && !within(offset, size, bytes.len()) {
-            return Err(truncated(format!("section {index}")));
-        }
-    }
-    let sections = header
-        .sections(ENDIAN, bytes)
-        .map_err(|error| malformed(error.to_string()))?;
-    if sections.is_empty() {
-        return Err(malformed("it has no sections"));
-    }
-    for section in sections.iter() {
-        section_name(&sections, section)?;
-    }
-    Ok((header, sections))
+/// A file whose tables, sections and segments lie within it, and whose sections have readable names.
+struct Cubin<'data> {
+    bytes: &'data [u8],
+    header: &'data Header,
+    sections: SectionTable<'data, Header>,
+    section_names: &'data [u8],
 }
 
-fn section_name<'data>(
-    sections: &Sections<'data>,
-    section: &SectionHeader64,
-) -> Result<&'data str, ElfError> {
-    let name = sections
-        .section_name(ENDIAN, section)
-        .map_err(|error| malformed(error.to_string()))?;
-    std::str::from_utf8(name).map_err(|_| malformed("a section's name is not UTF-8"))
+impl<'data> Cubin<'data> {
+    fn parse(bytes: &'data [u8]) -> Result<Self, ElfError> {
+        let header = Header::parse(bytes).map_err(|_| ElfError::NotElf)?;
+        if !header.is_little_endian() {
+            return Err(ElfError::NotElf);
+        }
+        let machine = header.e_machine(ENDIAN);
+        if machine != EM_CUDA {
+            return Err(ElfError::NotCuda { machine: machine.0 });
+        }
+        if header.e_type(ENDIAN) != ET_EXEC {
+            return Err(ElfError::Relocatable);
+        }
+
+        let segments = header
+            .program_headers(ENDIAN, bytes)
+            .map_err(|_| truncated("the program header table"))?;
+        for (index, segment) in segments.iter().enumerate() {
+            let (offset, size) = (segment.p_offset(ENDIAN), segment.p_filesz(ENDIAN));
+            if segment.p_type(ENDIAN) != PT_NULL && !within(offset, size, bytes.len()) {
+                return Err(truncated(format!("segment {index}")));
+            }
+        }
+
+        // Bounds come before names: the names' own section may be the one cut off.
+        let headers = header
+            .section_headers(ENDIAN, bytes)
+            .map_err(|_| truncated("the section header table"))?;
+        for (index, section) in headers.iter().enumerate() {
+            let kind = section.sh_type(ENDIAN);
+            let (offset, size) = (section.sh_offset(ENDIAN), section.sh_size(ENDIAN));
+            if kind != SHT_NULL && kind != SHT_NOBITS && !within(offset, size, bytes.len()) {
+                return Err(truncated(format!("section {index}")));
+            }
+        }
+        let sections = header
+            .sections(ENDIAN, bytes)
+            .map_err(|error| malformed(error.to_string()))?;
+        if sections.is_empty() {
+            return Err(malformed("it has no sections"));
+        }
+        let names = header
+            .section_strings_index(ENDIAN, bytes)
+            .map_err(|error| malformed(error.to_string()))?;
+        let mut cubin = Self {
+            bytes,
+            header,
+            sections,
+            section_names: &[],
+        };
+        cubin.section_names = cubin.strings(names)?;
+        for section in cubin.sections.iter() {
+            cubin.name(section)?;
+        }
+        Ok(cubin)
+    }
+
+    fn data(&self, section: &SectionHeader64, name: &str) -> Result<&'data [u8], ElfError> {
+        section
+            .data(ENDIAN, self.bytes)
+            .map_err(|_| truncated(format!("section {name}")))
+    }
+
+    fn strings(&self, section: SectionIndex) -> Result<&'data [u8], ElfError> {
+        let section = self
+            .sections
+            .section(section)
+            .map_err(|error| malformed(error.to_string()))?;
+        self.data(section, "of names")
+    }
+
+    fn name(&self, section: &SectionHeader64) -> Result<&'data str, ElfError> {
+        name_at(self.section_names, section.sh_name(ENDIAN))
+    }
+}
+
+/// The name that begins at `offset` of a table of names.
+fn name_at(names: &[u8], offset: u32) -> Result<&str, ElfError> {
+    let rest = usize::try_from(offset)
+        .ok()
+        .and_then(|offset| names.get(offset..))
+        .ok_or_else(|| malformed("a name lies outside the table of names"))?;
+    let end = rest
+        .iter()
+        .take(MAX_NAME_BYTES + 1)
+        .position(|byte| *byte == 0)
+        .ok_or_else(|| {
+            malformed(format!(
+                "a name has no end, or more than {MAX_NAME_BYTES} bytes"
+            ))
+        })?;
+    std::str::from_utf8(&rest[..end]).map_err(|_| malformed("a name is not UTF-8"))
 }
 
 fn is_code(section: &SectionHeader64) -> bool {
@@ -203,9 +255,9 @@ fn is_code(section: &SectionHeader64) -> bool {
 /// Where each ABI version keeps the architecture in the header's flags, and its bit for the `a` variant.
 const ABI_LAYOUTS: &[(u8, u32, u32)] = &[(7, 0, 0x800), (8, 8, 0x8)];
 
-fn arch(header: &Header, sections: &Sections<'_>, bytes: &[u8]) -> Result<Arch, ElfError> {
-    let abi_version = header.e_ident.abi_version;
-    let flags = header.e_flags(ENDIAN).0;
+fn arch(cubin: &Cubin<'_>) -> Result<Arch, ElfError> {
+    let abi_version = cubin.header.e_ident.abi_version;
+    let flags = cubin.header.e_flags(ENDIAN).0;
     let &(_, shift, accelerator_bit) = ABI_LAYOUTS
         .iter()
         .find(|(version, _, _)| *version == abi_version)
@@ -215,7 +267,7 @@ fn arch(header: &Header, sections: &Sections<'_>, bytes: &[u8]) -> Result<Arch, 
     if major == 0 {
         return Err(ElfError::NoArchitecture { flags });
     }
-    let is_specific = flags & accelerator_bit != 0 || compat_says_specific(sections, bytes)?;
+    let is_specific = flags & accelerator_bit != 0 || compat_says_specific(cubin)?;
     let variant = if is_specific {
         ArchVariant::A
     } else {
@@ -233,16 +285,13 @@ const COMPAT_ACCELERATOR_TARGET: u8 = 9;
 
 /// Whether `.nv.compat` says that the code is for exactly one architecture. ptxas of CUDA 13.0 marks `a` targets there and
 /// not in the header's flags.
-fn compat_says_specific(sections: &Sections<'_>, bytes: &[u8]) -> Result<bool, ElfError> {
-    let named = |section: &&SectionHeader64| {
-        section_name(sections, section).is_ok_and(|name| name == COMPAT_SECTION)
-    };
-    let Some(section) = sections.iter().find(named) else {
+fn compat_says_specific(cubin: &Cubin<'_>) -> Result<bool, ElfError> {
+    let named =
+        |section: &&SectionHeader64| cubin.name(section).is_ok_and(|name| name == COMPAT_SECTION);
+    let Some(section) = cubin.sections.iter().find(named) else {
         return Ok(false);
     };
-    let mut rest = section
-        .data(ENDIAN, bytes)
-        .map_err(|_| truncated(COMPAT_SECTION))?;
+    let mut rest = cubin.data(section, COMPAT_SECTION)?;
     // Each attribute: a format, a number, and two bytes, which are its value or (format 4) the length of what follows.
     while let [format, attribute, low, high, tail @ ..] = rest {
         rest = match (*format, *attribute) {
@@ -267,11 +316,13 @@ fn compat_says_specific(sections: &Sections<'_>, bytes: &[u8]) -> Result<bool, E
 const STO_CUDA_ENTRY: u8 = 0x10;
 
 /// Kernels are global functions with the entry bit, each with a `.text` section of its own name.
-fn entry_points(sections: &Sections<'_>, bytes: &[u8]) -> Result<Vec<String>, ElfError> {
-    let symbols = sections
-        .symbols(ENDIAN, bytes, object::elf::SHT_SYMTAB)
+fn entry_points(cubin: &Cubin<'_>) -> Result<Vec<String>, ElfError> {
+    let symbols = cubin
+        .sections
+        .symbols(ENDIAN, cubin.bytes, SHT_SYMTAB)
         .map_err(|error| malformed(error.to_string()))?;
-    let mut names = Vec::new();
+    let mut symbol_names = None;
+    let mut names = BTreeSet::new();
     for symbol in symbols.iter() {
         let is_global = symbol.st_type() == STT_FUNC
             && symbol.st_bind() == STB_GLOBAL
@@ -279,15 +330,16 @@ fn entry_points(sections: &Sections<'_>, bytes: &[u8]) -> Result<Vec<String>, El
         if !is_global || symbol.st_other().0 & STO_CUDA_ENTRY == 0 {
             continue;
         }
-        let name = symbol
-            .name(ENDIAN, symbols.strings())
-            .map_err(|error| malformed(error.to_string()))?;
-        let name =
-            std::str::from_utf8(name).map_err(|_| malformed("a function's name is not UTF-8"))?;
-        let section = sections
-            .section(object::SectionIndex(usize::from(symbol.st_shndx(ENDIAN).0)))
+        let table = match symbol_names {
+            Some(table) => table,
+            None => *symbol_names.insert(cubin.strings(symbols.string_section())?),
+        };
+        let name = name_at(table, symbol.st_name(ENDIAN))?;
+        let section = cubin
+            .sections
+            .section(SectionIndex(usize::from(symbol.st_shndx(ENDIAN).0)))
             .map_err(|_| malformed(format!("the kernel {name} lies in no section")))?;
-        let own_section = section_name(sections, section)?.strip_prefix(TEXT_PREFIX) == Some(name);
+        let own_section = cubin.name(section)?.strip_prefix(TEXT_PREFIX) == Some(name);
         if !own_section || !is_code(section) {
             return Err(malformed(format!(
                 "the kernel {name} lacks its section {TEXT_PREFIX}{name}"
@@ -300,8 +352,12 @@ fn entry_points(sections: &Sections<'_>, bytes: &[u8]) -> Result<Vec<String>, El
                 "the code of {name} does not lie within its section"
             )));
         }
-        names.push(name.to_owned());
+        if !names.insert(name.to_owned()) {
+            return Err(malformed(format!("it has two kernels {name}")));
+        }
+        if names.len() > MAX_KERNELS {
+            return Err(malformed(format!("it has more than {MAX_KERNELS} kernels")));
+        }
     }
-    names.sort();
-    Ok(names)
+    Ok(names.into_iter().collect())
 }

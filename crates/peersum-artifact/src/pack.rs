@@ -243,6 +243,7 @@ fn split<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::manifest::MAX_MODULE_BYTES;
 
     /// A pack of no modules: header and manifest alone.
     fn empty_pack() -> Vec<u8> {
@@ -318,5 +319,53 @@ mod tests {
                 ..
             })
         ));
+    }
+
+    #[test]
+    fn modules_whose_lengths_add_up_past_the_end_are_refused() {
+        let modules: Vec<String> = ["f16", "bf16"]
+            .iter()
+            .map(|dtype| {
+                let name = format!("peersum_push_{dtype}_ws2");
+                let digest = "0".repeat(64);
+                let entry = |algorithm| {
+                    format!(
+                        r#"{{"name": "peersum_push_{algorithm}_{dtype}_ws2", "registers": 1, "spill_bytes": 0, "shared_bytes": 0,
+                            "max_threads": 512, "pdl": true}}"#
+                    )
+                };
+                // The most that a manifest may say of one file.
+                format!(
+                    r#"{{"name": "{name}", "family": "push", "dtype": "{dtype}", "world_size": 2, "arch": "sm_90", "kind": "cubin",
+                        "file": "{name}.sm_90.cubin", "bytes": {MAX_MODULE_BYTES}, "sha256": "{digest}", "closure_digest": "{digest}",
+                        "key": "{digest}", "entry_points": [{}, {}]}}"#,
+                    entry("one_shot"),
+                    entry("two_shot")
+                )
+            })
+            .collect();
+        let manifest = format!(
+            r#"{{"schema": 1, "peersum_version": "0.1.0",
+            "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}}, "flags": [], "sources": [], "modules": [{}]}}"#,
+            modules.join(",")
+        );
+        let files = b"a few bytes";
+        let mut pack = empty_pack()[..16].to_vec();
+        pack.extend((manifest.len() as u64).to_le_bytes());
+        pack.extend((manifest.len() as u64 + files.len() as u64).to_le_bytes());
+        pack.extend(manifest.as_bytes());
+        pack.extend(files);
+        let error = Pack::parse(&pack).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                PackError::Length {
+                    part: "a module",
+                    expected: MAX_MODULE_BYTES,
+                    found: 11
+                }
+            ),
+            "{error}"
+        );
     }
 }

@@ -105,8 +105,9 @@ fn entry_points_are_the_kernels_and_no_device_function() {
 
 #[test]
 fn the_machine_code_is_given_for_each_kernel() {
-    let sections = text_sections(&data("push.sm_90.cubin")).unwrap();
-    let names: Vec<&str> = sections.iter().map(|(name, _)| name.as_str()).collect();
+    let cubin = data("push.sm_90.cubin");
+    let sections = text_sections(&cubin).unwrap();
+    let names: Vec<&str> = sections.iter().map(|(name, _)| *name).collect();
     let expected = key(Family::Push)
         .entry_points()
         .map(|name| format!(".text.{name}"));
@@ -127,14 +128,12 @@ fn machine_code_is_equal_where_only_the_notes_of_two_files_differ() {
         text_sections(&plain).unwrap(),
         text_sections(&specific).unwrap()
     );
-    assert_ne!(
-        text_sections(&plain).unwrap(),
-        text_sections(&data("push.sm_80.cubin")).unwrap()
-    );
-    assert_ne!(
-        text_sections(&plain).unwrap(),
-        text_sections(&data("pull.sm_90.cubin")).unwrap()
-    );
+    for other in ["push.sm_80.cubin", "pull.sm_90.cubin"] {
+        assert_ne!(
+            text_sections(&plain).unwrap(),
+            text_sections(&data(other)).unwrap()
+        );
+    }
 }
 
 #[test]
@@ -244,6 +243,111 @@ fn a_kernel_without_its_section_is_refused() {
         inspect_cubin(&bytes),
         Err(ElfError::Malformed { .. })
     ));
+}
+
+fn refusal(bytes: &[u8]) -> String {
+    let error = inspect_cubin(bytes).unwrap_err();
+    assert!(text_sections(bytes).is_err() || matches!(error, ElfError::Malformed { .. }));
+    error.to_string()
+}
+
+#[test]
+fn tables_whose_place_or_size_overflows_are_refused() {
+    let whole = data("push.sm_90.cubin");
+    let end = whole.len() as u64;
+    // Where the program headers and the section headers begin; how many there are.
+    for place in [0x20, 0x28] {
+        for offset in [u64::MAX, u64::MAX - 63, 1 << 63, end, end - 1] {
+            let mut bytes = whole.clone();
+            bytes[place..place + 8].copy_from_slice(&offset.to_le_bytes());
+            assert!(
+                refusal(&bytes).contains("header table"),
+                "{offset} at {place}"
+            );
+        }
+    }
+    for place in [0x38, 0x3c] {
+        let mut bytes = whole.clone();
+        bytes[place..place + 2].copy_from_slice(&0xfffe_u16.to_le_bytes());
+        assert!(refusal(&bytes).contains("header table"), "at {place}");
+    }
+    // No count in the header: it stands in the first section's size.
+    let mut bytes = whole.clone();
+    bytes[0x3c..0x3e].fill(0);
+    let first = section_headers(&whole)[0];
+    bytes[first + 0x20..first + 0x28].copy_from_slice(&u64::MAX.to_le_bytes());
+    refusal(&bytes);
+}
+
+/// Where a name is kept: in the table of sections' names if it begins with `.text.`, else in that of symbols.
+fn place_of(whole: &[u8], name: &str) -> usize {
+    let name = format!("\0{name}\0");
+    let found = whole
+        .windows(name.len())
+        .position(|window| window == name.as_bytes());
+    found.unwrap() + 1
+}
+
+#[test]
+fn names_that_are_no_text_have_no_end_or_are_too_long_are_refused() {
+    let whole = data("push.sm_90.cubin");
+    let section = ".text.peersum_push_one_shot_bf16_ws8";
+    let mut bytes = whole.clone();
+    bytes[place_of(&whole, section) + 8] = 0xff;
+    assert!(refusal(&bytes).contains("UTF-8"));
+
+    let header = section_headers(&whole)[1];
+    for offset in [u32::MAX, 1 << 20] {
+        let mut bytes = whole.clone();
+        bytes[header..header + 4].copy_from_slice(&offset.to_le_bytes());
+        assert!(refusal(&bytes).contains("outside the table"), "{offset}");
+    }
+
+    // The table of names moved behind everything else, where it holds one long name.
+    let names = section_headers(&whole)[u16_at(&whole, 0x3e)];
+    for (length, reason) in [(4096, None), (4097, Some("more than 4096 bytes"))] {
+        let mut bytes = whole.clone();
+        let at = u64_at(&whole, names + 0x18);
+        let size = u64_at(&whole, names + 0x20);
+        let table = whole[at..at + size].to_vec();
+        bytes[names + 0x18..names + 0x20].copy_from_slice(&(whole.len() as u64).to_le_bytes());
+        bytes[names + 0x20..names + 0x28]
+            .copy_from_slice(&((size + length + 1) as u64).to_le_bytes());
+        bytes.extend(table);
+        bytes.extend(vec![b'n'; length]);
+        bytes.push(0);
+        // The first section that holds no code takes the long name.
+        let plain = section_headers(&whole)
+            .into_iter()
+            .find(|header| u32_at(&whole, header + 4) == 3)
+            .unwrap();
+        bytes[plain..plain + 4].copy_from_slice(&(size as u32).to_le_bytes());
+        match reason {
+            None => assert!(inspect_cubin(&bytes).is_ok()),
+            Some(reason) => assert!(refusal(&bytes).contains(reason)),
+        }
+    }
+}
+
+#[test]
+fn a_second_kernel_of_a_name_is_refused() {
+    const SHT_SYMTAB: u32 = 2;
+    const SYMBOL_BYTES: usize = 24;
+    let whole = data("push.sm_90.cubin");
+    let table = section_headers(&whole)
+        .into_iter()
+        .find(|header| u32_at(&whole, header + 4) == SHT_SYMTAB)
+        .unwrap();
+    let (at, size) = (u64_at(&whole, table + 0x18), u64_at(&whole, table + 0x20));
+    // Kernels have a bit of their own in the sixth byte.
+    let kernels: Vec<usize> = (at..at + size)
+        .step_by(SYMBOL_BYTES)
+        .filter(|symbol| whole[symbol + 4] == 0x12 && whole[symbol + 5] & 0x10 != 0)
+        .collect();
+    assert_eq!(kernels.len(), 2);
+    let mut bytes = whole.clone();
+    bytes.copy_within(kernels[0]..kernels[0] + SYMBOL_BYTES, kernels[1]);
+    assert!(refusal(&bytes).contains("two kernels peersum_push_"));
 }
 
 #[test]

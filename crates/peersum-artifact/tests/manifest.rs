@@ -351,6 +351,39 @@ fn a_second_entry_for_a_module_or_a_source_is_refused() {
 }
 
 #[test]
+fn a_field_that_is_given_twice_is_refused_even_with_one_value() {
+    let whole = sample_manifest().to_json_string();
+    for field in [
+        "schema",
+        "toolkit",
+        "version",
+        "modules",
+        "file",
+        "sha256",
+        "registers",
+    ] {
+        let name = format!("\"{field}\":");
+        let (before, behind) = whole.split_once(&name).unwrap();
+        let value = match field {
+            "modules" => "[]".to_owned(),
+            "toolkit" => "{}".to_owned(),
+            _ => behind[..behind.find([',', '\n']).unwrap()].to_owned(),
+        };
+        let twice = format!("{before}{name}{value},{name}{behind}");
+        let error = Manifest::parse(&twice).unwrap_err();
+        assert!(matches!(error, SchemaError::Duplicate { .. }), "{error}");
+        assert!(error.to_string().contains(field), "{error}");
+    }
+}
+
+#[test]
+fn a_text_of_more_values_than_any_matrix_has_is_refused_as_it_is_read() {
+    let list = format!("{{\"schema\": 1, \"flags\": [{}0]}}", "0,".repeat(1 << 17));
+    let error = Manifest::parse(&list).unwrap_err();
+    assert!(error.to_string().contains("131072 values"), "{error}");
+}
+
+#[test]
 fn what_is_no_json_is_refused() {
     for text in ["", "{", "not json", "{\"schema\": 1}garbage"] {
         assert!(

@@ -75,8 +75,8 @@ fn nvrtc_makes_the_machine_code_of_nvcc_for_every_module() {
         }
         let nvcc_text = text_sections(&nvcc).map_err(|error| error.to_string())?;
         let nvrtc_text = text_sections(&nvrtc.cubin).map_err(|error| error.to_string())?;
-        let names = |text: &[(String, Vec<u8>)]| -> Vec<String> {
-            text.iter().map(|(name, _)| name.clone()).collect()
+        let names = |text: &[(&str, &[u8])]| -> Vec<String> {
+            text.iter().map(|(name, _)| (*name).to_owned()).collect()
         };
         if names(&nvcc_text) != names(&nvrtc_text) || nvcc_text.len() < 2 {
             return Err(format!(
@@ -89,7 +89,7 @@ fn nvrtc_makes_the_machine_code_of_nvcc_for_every_module() {
             .iter()
             .zip(&nvrtc_text)
             .filter(|(nvcc, nvrtc)| nvcc != nvrtc);
-        let differing: Vec<&String> = differing.map(|((name, _), _)| name).collect();
+        let differing: Vec<&str> = differing.map(|((name, _), _)| *name).collect();
         if !differing.is_empty() {
             return Err(format!("the machine code differs in {differing:?}"));
         }

@@ -4,10 +4,11 @@
 //! string of its own for every field.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use super::read::SchemaError;
 use crate::vocabulary::ParseNameError;
@@ -17,6 +18,10 @@ type Fields<'a> = Vec<(Cow<'a, str>, Node<'a>)>;
 
 /// Room for the fields of most objects: a list grows from four otherwise.
 const FIELDS: usize = 8;
+
+/// The most values of one text, ten times those of the whole matrix for ten architectures. Without a bound the tree of a hostile text would take a
+/// hundred times the text's memory.
+const MAX_VALUES: u32 = 1 << 17;
 
 /// One JSON value, as far as a manifest uses it.
 pub(super) enum Node<'a> {
@@ -29,63 +34,88 @@ pub(super) enum Node<'a> {
     Other,
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Node<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NodeVisitor;
+impl<'a> Node<'a> {
+    /// The tree of a whole text.
+    pub(super) fn parse(text: &'a str) -> Result<Self, serde_json::Error> {
+        let left = Cell::new(MAX_VALUES);
+        let mut reader = serde_json::Deserializer::from_str(text);
+        let node = NodeReader { left: &left }.deserialize(&mut reader)?;
+        reader.end()?;
+        Ok(node)
+    }
+}
 
-        impl<'de> Visitor<'de> for NodeVisitor {
-            type Value = Node<'de>;
+/// Reads one value and all within it.
+#[derive(Clone, Copy)]
+struct NodeReader<'l> {
+    /// How many more values are read.
+    left: &'l Cell<u32>,
+}
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a JSON value")
-            }
+impl<'de> DeserializeSeed<'de> for NodeReader<'_> {
+    type Value = Node<'de>;
 
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-                Ok(Node::Text(Cow::Borrowed(text)))
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        let left = self.left.get().checked_sub(1);
+        self.left.set(left.ok_or_else(|| {
+            D::Error::custom(format_args!("it has more than {MAX_VALUES} values"))
+        })?);
+        deserializer.deserialize_any(self)
+    }
+}
 
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(Node::Text(Cow::Owned(text.to_owned())))
-            }
+impl<'de> Visitor<'de> for NodeReader<'_> {
+    type Value = Node<'de>;
 
-            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-                Ok(Node::Number(number))
-            }
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
 
-            fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-                Ok(Node::Other)
-            }
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Node::Text(Cow::Borrowed(text)))
+    }
 
-            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-                Ok(Node::Other)
-            }
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Node::Text(Cow::Owned(text.to_owned())))
+    }
 
-            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
-                Ok(Node::Boolean(value))
-            }
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Node::Number(number))
+    }
 
-            fn visit_unit<E>(self) -> Result<Self::Value, E> {
-                Ok(Node::Other)
-            }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Node::Other)
+    }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = list.next_element()? {
-                    items.push(item);
-                }
-                Ok(Node::List(items))
-            }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Node::Other)
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
-                let mut fields = Vec::with_capacity(FIELDS);
-                while let Some(Name(name)) = object.next_key()? {
-                    fields.push((name, object.next_value()?));
-                }
-                Ok(Node::Object(fields))
-            }
+    fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(Node::Boolean(value))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Node::Other)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element_seed(self)? {
+            items.push(item);
         }
+        Ok(Node::List(items))
+    }
 
-        deserializer.deserialize_any(NodeVisitor)
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(Name(name)) = object.next_key()? {
+            if fields.is_empty() {
+                fields.reserve(FIELDS);
+            }
+            fields.push((name, object.next_value_seed(self)?));
+        }
+        Ok(Node::Object(fields))
     }
 }
 
@@ -191,14 +221,17 @@ impl<'a> Object<'a> {
     }
 
     fn value(&self, name: &str) -> Result<&'a Node<'a>, SchemaError> {
-        // Of two fields with one name the last counts, as with most readers of JSON.
-        self.fields
-            .iter()
-            .rfind(|(given, _)| given == name)
-            .map(|(_, value)| value)
-            .ok_or_else(|| SchemaError::MissingField {
+        let mut given = self.fields.iter().filter(|(given, _)| given == name);
+        match (given.next(), given.next()) {
+            (Some((_, value)), None) => Ok(value),
+            (None, _) => Err(SchemaError::MissingField {
                 field: self.field(name),
-            })
+            }),
+            // Readers differ in which of the two counts, so neither may.
+            (Some(_), Some(_)) => Err(SchemaError::Duplicate {
+                what: format!("the field `{}`", self.field(name)),
+            }),
+        }
     }
 
     fn wrong_type(&self, name: &str, expected: &'static str) -> SchemaError {

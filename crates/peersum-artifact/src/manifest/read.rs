@@ -50,7 +50,7 @@ pub enum SchemaError {
     #[error("the manifest is not UTF-8 text; precompile again")]
     NotText,
     /// Not JSON.
-    #[error("the manifest is not JSON ({0}); precompile again")]
+    #[error("the manifest cannot be read as JSON ({0}); precompile again")]
     Json(#[from] serde_json::Error),
     /// A schema that is newer than this crate.
     #[error(
@@ -131,7 +131,7 @@ impl Manifest {
     ///
     /// The text is not a manifest of schema 1 that is complete and consistent in itself.
     pub fn parse(text: &str) -> Result<Manifest, SchemaError> {
-        let tree: Node<'_> = serde_json::from_str(text)?;
+        let tree = Node::parse(text)?;
         let root = Object::root(&tree)?;
         match root.number("schema")? {
             MANIFEST_SCHEMA => {}

@@ -116,6 +116,7 @@ pub struct Plan {
 
 /// One row: what calls of at most `max_bytes` take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "FlatRow")]
 pub struct Row {
     /// The largest message, in bytes; `None` in the last row.
     pub max_bytes: Option<u64>,
@@ -123,8 +124,32 @@ pub struct Row {
     #[serde(flatten)]
     pub plan: Plan,
     /// Where the row comes from. Ranks need not agree on it.
-    #[serde(default)]
     pub origin: Origin,
+}
+
+/// A row as it is read. A flattened plan would keep all unknown fields of a row in memory, at many times their size.
+#[derive(Deserialize)]
+struct FlatRow {
+    max_bytes: Option<u64>,
+    route: Route,
+    blocks: u32,
+    threads: u32,
+    #[serde(default)]
+    origin: Origin,
+}
+
+impl From<FlatRow> for Row {
+    fn from(row: FlatRow) -> Self {
+        Row {
+            max_bytes: row.max_bytes,
+            plan: Plan {
+                route: row.route,
+                blocks: row.blocks,
+                threads: row.threads,
+            },
+            origin: row.origin,
+        }
+    }
 }
 
 /// How the ranks are connected.
@@ -402,5 +427,9 @@ mod tests {
         ]
         .join(",");
         assert!(refusal(file(1, &falling)).contains("rise"));
+        let twice =
+            r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"blocks":4,"threads":8}"#;
+        assert!(refusal(file(1, twice)).contains("duplicate field `blocks`"));
+        assert!(refusal("[".repeat(1 << 20)).contains("recursion limit"));
     }
 }

@@ -161,6 +161,15 @@ impl Rendezvous {
             .collect()
     }
 
+    /// The socket that leads to the one other rank, for a test that plays this rank byte by byte. Only of a [`Rendezvous::threads`] of two.
+    #[doc(hidden)]
+    pub fn into_socket(self) -> Option<OwnedFd> {
+        match self.place {
+            Place::Threads(mut sockets) => sockets.pop(),
+            _ => None,
+        }
+    }
+
     /// The same rank of another group, for a program that forms several.
     pub fn with_group(mut self, group: impl Into<String>) -> Self {
         self.group = group.into();
