@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use peersum::Element;
 use peersum::device::{
-    Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, MemorySharing,
-    StatusRecord,
+    Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, LibraryStream,
+    MemorySharing, StatusRecord,
 };
 use peersum::loader::{LoadPolicy, LoadReport, Origin};
 use peersum_artifact::{Algorithm, ModuleKey};
@@ -50,6 +50,12 @@ pub struct EmulatorGraph {
 
 impl DeviceStream for EmulatorStream {
     type Device = Emulator;
+
+    fn wait_for(&self, other: &Self) -> Result<(), DeviceError> {
+        // The caller waits in the stream's stead.
+        other.synchronize();
+        Ok(())
+    }
 }
 
 impl Device for Emulator {
@@ -226,6 +232,15 @@ impl Device for Emulator {
             params: *params,
             block_delay: self.stream.device().block_delay(),
         })))
+    }
+
+    fn library_stream(&self) -> Result<LibraryStream, DeviceError> {
+        self.refuse_while_capturing("library_stream")?;
+        self.stream.synchronize();
+        Ok(LibraryStream {
+            handle: std::ptr::null_mut(),
+            is_recording: false,
+        })
     }
 
     fn is_idle(&self) -> Result<bool, DeviceError> {

@@ -86,6 +86,14 @@ pub enum Error {
     /// A capture is open, or none is.
     #[error("{0}")]
     Capture(&'static str),
+    /// A call of NCCL failed. Only with the feature `nccl`.
+    #[error("{call} failed: {message}; with NCCL_DEBUG=INFO in the environment NCCL says more")]
+    Nccl {
+        /// The function of NCCL, for instance `ncclCommInitRank`.
+        call: &'static str,
+        /// NCCL's own description.
+        message: String,
+    },
     /// The dispatch table cannot be used.
     #[error(transparent)]
     Table(#[from] TableError),

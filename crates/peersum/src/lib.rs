@@ -77,7 +77,7 @@
 //!
 //! # Features
 //!
-//! None so far. [`cudarc`] is re-exported with which this crate was built; its version of CUDA is the build machine's or the newest, never pinned here,
+//! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module `nccl`). None is on by default. [`cudarc`] is re-exported with which this crate was built; its version of CUDA is the build machine's or the newest, never pinned here,
 //! so that a program may choose. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an error says what is missing.
 //!
 //! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
@@ -92,6 +92,9 @@ pub mod dispatch;
 mod element;
 mod error;
 pub mod loader;
+#[cfg(feature = "nccl")]
+pub mod nccl;
+pub mod nccl_shape;
 pub mod reference;
 pub mod rendezvous;
 
@@ -99,8 +102,8 @@ pub use buffer::{Input, Output};
 #[doc(hidden)]
 pub use communicator::BareLaunch;
 pub use communicator::{
-    AbortHandle, Capture, Communicator, CommunicatorBuilder, Graph, Held, SharedCommunicator,
-    SymmetricBuffer,
+    AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
+    SharedCommunicator, SymmetricBuffer,
 };
 pub use cuda::Cuda;
 pub use cudarc;

@@ -23,6 +23,7 @@ pub(super) struct Hello {
     pub(super) max_bytes: u64,
     pub(super) push_half_bytes: u64,
     pub(super) tables: String,
+    pub(super) above_range: String,
     pub(super) start_epochs: (u32, u64),
     pub(super) identity: DeviceIdentity,
     pub(super) is_emulated: bool,
@@ -60,6 +61,7 @@ pub(super) fn exchange_hellos(
             .map_or("shipped".to_owned(), |text| {
                 Digest::of(text.as_bytes()).to_string()
             }),
+        above_range: builder.above_range_name(group.world_size())?,
         start_epochs: (push, pull),
         identity: identity.clone(),
         is_emulated: identity.arch.is_none(),
@@ -79,6 +81,7 @@ pub(super) fn exchange_hellos(
         hello.push_half_bytes.to_string()
     })?;
     require_equal("dispatch tables", &hellos, |hello| hello.tables.clone())?;
+    require_equal("above_range", &hellos, |hello| hello.above_range.clone())?;
     require_equal("start epochs", &hellos, |hello| {
         format!("{:?}", hello.start_epochs)
     })?;
@@ -148,7 +151,7 @@ fn unique_token(group: &Group) -> u64 {
     u64::from_str_radix(&digest[..16], 16).unwrap_or_default()
 }
 
-fn gather<T: Serialize + serde::de::DeserializeOwned>(
+pub(super) fn gather<T: Serialize + serde::de::DeserializeOwned>(
     group: &mut Group,
     label: &'static str,
     own: &T,

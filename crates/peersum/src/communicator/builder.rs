@@ -40,6 +40,8 @@ pub struct CommunicatorBuilder {
     pub(super) sharing: MemorySharing,
     pub(super) tables: Option<String>,
     pub(super) start: StartEpochs,
+    #[cfg(feature = "nccl")]
+    pub(super) above_range: Option<crate::nccl::Nccl>,
 }
 
 impl CommunicatorBuilder {
@@ -56,6 +58,8 @@ impl CommunicatorBuilder {
             sharing: MemorySharing::Auto,
             tables: None,
             start: StartEpochs::default(),
+            #[cfg(feature = "nccl")]
+            above_range: None,
         }
     }
 
@@ -122,6 +126,15 @@ impl CommunicatorBuilder {
     /// The text of a file of dispatch tables, as `cargo xtask tune` writes it, instead of the shipped ones.
     pub fn dispatch_tables(mut self, json: impl Into<String>) -> Self {
         self.tables = Some(json.into());
+        self
+    }
+
+    /// Sends calls larger than [`CommunicatorBuilder::max_bytes`] to NCCL, instead of in pieces through peersum's kernels; or every call, with
+    /// [`Nccl::across_hosts`](crate::nccl::Nccl::across_hosts), which takes the place of a rendezvous. What differs then is said in [`crate::nccl`].
+    /// Default: no NCCL.
+    #[cfg(feature = "nccl")]
+    pub fn above_range(mut self, nccl: crate::nccl::Nccl) -> Self {
+        self.above_range = Some(nccl);
         self
     }
 

@@ -36,6 +36,8 @@ impl<D: Device> Communicator<D> {
             return Err(failure.clone().into());
         }
         self.device.synchronize()?;
+        #[cfg(feature = "nccl")]
+        self.check_nccl()?;
         let failure = match &self.links {
             Some(links) => self.find_failure(links)?,
             None => None,

@@ -6,6 +6,9 @@ mod check;
 mod graph;
 mod layout;
 mod links;
+#[cfg(feature = "nccl")]
+mod nccl_path;
+mod path;
 mod probe;
 mod seats;
 mod setup;
@@ -23,6 +26,7 @@ use peersum_kernels::abi::{self, PeersumParams};
 
 pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
+pub use path::CallPath;
 pub use shared::SharedCommunicator;
 pub use symmetric::SymmetricBuffer;
 
@@ -48,6 +52,8 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Communicator<D: Device = Cuda> {
     // Fields are dropped in this order: mappings of peers' memory and modules before the device, the group after a barrier (see Drop).
     links: Option<Links<D>>,
+    #[cfg(feature = "nccl")]
+    nccl: Option<crate::nccl::Link>,
     device: D,
     group: Option<Group>,
     rank: u32,
@@ -151,6 +157,21 @@ impl<D: Device> Communicator<D> {
                 output: output.len(),
             });
         }
+        self.all_reduce_into_front(input, output)
+    }
+
+    /// [`Communicator::all_reduce`] into the first elements of an output that may be longer.
+    pub(crate) fn all_reduce_into_front<T: Element, I: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<(), Error> {
+        if output.len() < input.len() {
+            return Err(Error::LengthMismatch {
+                input: input.len(),
+                output: output.len(),
+            });
+        }
         let stream = self.device.stream().clone();
         let elements = input.len() as u64;
         input.with_input(&stream, |input| {
@@ -189,6 +210,10 @@ impl<D: Device> Communicator<D> {
     fn enqueue(&mut self, call: Call) -> Result<(), Error> {
         self.refuse_if_failed()?;
         let element_bytes = call.dtype.size_bytes() as u64;
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = self.nccl_for(call.elements * element_bytes) {
+            return self.enqueue_to_nccl(nccl, call);
+        }
         let Some(links) = &self.links else {
             // One rank: the sum is the input.
             if call.input != call.output && call.elements != 0 {
@@ -409,6 +434,8 @@ impl<D: Device> Communicator<D> {
 
 impl<D: Device> Drop for Communicator<D> {
     fn drop(&mut self) {
+        #[cfg(feature = "nccl")]
+        self.close_nccl();
         let Some(mut links) = self.links.take() else {
             return;
         };

@@ -21,10 +21,23 @@ use crate::rendezvous::Group;
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
+/// Unlike any other communicator's of this process.
+pub(super) fn next_id() -> u64 {
+    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+}
+
 pub(super) fn build<S: DeviceStream>(
     mut builder: CommunicatorBuilder,
     stream: &S,
 ) -> Result<Communicator<S::Device>, Error> {
+    #[cfg(feature = "nccl")]
+    if let Some(across_hosts) = builder
+        .above_range
+        .as_ref()
+        .and_then(|nccl| nccl.spanning())
+    {
+        return super::nccl_path::build_across_hosts(builder, across_hosts, stream);
+    }
     let rendezvous = builder.rendezvous.take().ok_or_else(|| Error::InvalidSetting {
         setting: "rendezvous",
         reason: "every rank needs one; `Rendezvous::from_env()` reads what torchrun, mpirun and srun set".to_owned(),
@@ -54,11 +67,13 @@ pub(super) fn build<S: DeviceStream>(
         Ok((links, table)) => {
             let mut communicator = Communicator {
                 links,
+                #[cfg(feature = "nccl")]
+                nccl: None,
                 device,
                 group: Some(group),
                 rank,
                 world_size,
-                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+                id: next_id(),
                 identity,
                 table,
                 forced: None,
@@ -77,6 +92,8 @@ pub(super) fn build<S: DeviceStream>(
             {
                 communicator.probe_co_residency()?;
             }
+            #[cfg(feature = "nccl")]
+            communicator.connect_nccl(&builder)?;
             Ok(communicator)
         }
         Err(error) => {
@@ -107,6 +124,8 @@ fn connect<D: Device>(
     let shares_device = uuids()
         .enumerate()
         .any(|(a, uuid)| uuids().skip(a + 1).any(|other| other == uuid));
+    #[cfg(feature = "nccl")]
+    builder.refuse_nccl_on_shared_devices(shares_device)?;
     let link = match (hellos.iter().any(|hello| hello.is_emulated), shares_device) {
         (true, _) => Link::Emulator,
         (false, true) => Link::Shared,

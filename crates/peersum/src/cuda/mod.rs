@@ -11,6 +11,7 @@ mod mapping;
 mod memory;
 mod module;
 mod status;
+mod stream;
 mod vmm;
 
 use std::ffi::{CStr, c_char};
@@ -28,7 +29,7 @@ pub use memory::Allocation;
 pub use module::Module;
 
 use crate::device::{
-    Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, MemorySharing,
+    Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
     StatusRecord,
 };
 use crate::element::Element;
@@ -77,10 +78,6 @@ impl Cuda {
             sys::cuStreamSynchronize(self.cu_stream())
         })
     }
-}
-
-impl DeviceStream for Arc<CudaStream> {
-    type Device = Cuda;
 }
 
 impl Device for Cuda {
@@ -304,6 +301,14 @@ impl Device for Cuda {
                 params,
             )
         }
+    }
+
+    fn library_stream(&self) -> Result<LibraryStream, DeviceError> {
+        self.bind()?;
+        Ok(LibraryStream {
+            handle: self.cu_stream().cast(),
+            is_recording: graph::is_capturing(&self.stream)?,
+        })
     }
 
     fn is_idle(&self) -> Result<bool, DeviceError> {

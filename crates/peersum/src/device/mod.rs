@@ -3,6 +3,7 @@
 //! Two implementations exist: [`Cuda`](crate::Cuda), and the emulator of `peersum-emulator`, which runs the same kernel files on the
 //! CPU. The seam speaks of addresses, memory that ranks share, and launches; protocol knowledge stays above it.
 
+use std::ffi::c_void;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -124,6 +125,15 @@ pub struct LaunchShape {
     pub pdl: bool,
 }
 
+/// A stream as a library knows it. See [`Device::library_stream`].
+#[derive(Debug, Clone, Copy)]
+pub struct LibraryStream {
+    /// CUDA's handle. Null on a device whose streams have none: it is idle, and the library does its work before it returns.
+    pub handle: *mut c_void,
+    /// Whether what is enqueued is recorded instead of run.
+    pub is_recording: bool,
+}
+
 /// A status record in host memory that the device maps. The memory outlives every clone.
 #[derive(Clone)]
 pub struct StatusRecord {
@@ -163,9 +173,18 @@ impl StatusRecord {
 }
 
 /// A stream that says which device it belongs to: what [`CommunicatorBuilder::build`](crate::CommunicatorBuilder::build) is given.
-pub trait DeviceStream {
+pub trait DeviceStream: Sized {
     /// The device's type.
     type Device: Device<Stream = Self>;
+
+    /// For a stream that cannot carry a communicator, as CUDA's default streams: another of the same device that can, for a caller that
+    /// orders the two with [`DeviceStream::wait_for`]. `None` for a stream that can.
+    fn stand_in(&self) -> Result<Option<Self>, DeviceError> {
+        Ok(None)
+    }
+
+    /// Lets whatever is enqueued here from now on wait for all that `other` holds so far.
+    fn wait_for(&self, other: &Self) -> Result<(), DeviceError>;
 }
 
 /// A machine that runs the kernels: one device, one stream.
@@ -281,6 +300,9 @@ pub trait Device: Send + Sized + 'static {
         shape: LaunchShape,
         params: &PeersumParams,
     ) -> Result<(), DeviceError>;
+
+    /// The stream for a library that enqueues work of its own on it. What has been enqueued comes first, what follows comes after.
+    fn library_stream(&self) -> Result<LibraryStream, DeviceError>;
 
     /// Whether the stream has passed everything enqueued so far; never waits.
     fn is_idle(&self) -> Result<bool, DeviceError>;

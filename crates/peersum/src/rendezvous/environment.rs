@@ -211,7 +211,7 @@ fn group_of_run(run: &str) -> String {
     "run-".chars().chain(name).take(MAX_GROUP_BYTES).collect()
 }
 
-fn directory(lookup: Lookup<'_>) -> Result<PathBuf, RendezvousError> {
+pub(super) fn directory(lookup: Lookup<'_>) -> Result<PathBuf, RendezvousError> {
     if let Some(value) = lookup(DIRECTORY) {
         let path = PathBuf::from(&value);
         return if path.is_absolute() {

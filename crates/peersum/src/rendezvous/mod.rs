@@ -117,6 +117,20 @@ impl Rendezvous {
         }
     }
 
+    /// As [`Rendezvous::unix`], in the directory that [`Rendezvous::from_env`] uses. Nothing else is taken from the environment.
+    ///
+    /// # Errors
+    ///
+    /// [`RendezvousError::InvalidVariable`] for `PEERSUM_RENDEZVOUS_DIR`.
+    pub fn in_default_directory(
+        group: impl Into<String>,
+        rank: u32,
+        world_size: u32,
+    ) -> Result<Self, RendezvousError> {
+        let directory = environment::directory(&|name| std::env::var_os(name))?;
+        Ok(Self::unix(directory, group, rank, world_size))
+    }
+
     /// One thread of this process a rank: the ranks from 0 on, each to be joined by a thread of its own.
     ///
     /// Nothing is written to the file system. A rank dropped before it is joined is lost to the others.

@@ -1,0 +1,54 @@
+//! An engine's code against `cudarc::nccl`, with one `use` changed. Ranks are threads of one process, on as many GPUs as there are:
+//!
+//! ```sh
+//! CUDA_DEVICE_MAX_CONNECTIONS=32 cargo run --example nccl_shape
+//! ```
+
+use anyhow::Context;
+use peersum::cudarc::driver::CudaContext;
+
+/// `engine.rs` does not say whose types these are; a test compiles it with those of `cudarc::nccl` as well.
+mod engine {
+    use peersum::nccl_shape::{Comm, Id, NcclType, ReduceOp, result::NcclError};
+
+    include!("engine.rs");
+}
+
+const WORLD_SIZE: usize = 2;
+const ELEMENTS: usize = 8192;
+
+fn run_rank(rank: usize, id: &str, devices: usize) -> anyhow::Result<()> {
+    let id = engine::decode(id).context("not an id")?;
+    let context = CudaContext::new(rank % devices)?;
+    // With a GPU a rank the default stream works too; see the documentation of `nccl_shape`.
+    let stream = if devices < WORLD_SIZE {
+        context.new_stream()?
+    } else {
+        context.per_thread_stream()
+    };
+    let layer = engine::RowParallel::new(stream.clone(), rank, WORLD_SIZE, id)?;
+    let partial = stream.clone_htod(&vec![1.0_f32 + rank as f32; ELEMENTS])?;
+    let sum = stream.clone_dtoh(&layer.forward(&partial)?)?;
+    anyhow::ensure!(sum.iter().all(|&element| element == 3.0), "{:?}", &sum[..4]);
+    // In parts of an odd length, most of which begin between units of 16 bytes.
+    let mut parts = partial;
+    layer.sum_in_place(&mut parts, 1001)?;
+    anyhow::ensure!(stream.clone_dtoh(&parts)? == sum, "the parts differ");
+    println!("{layer:?}: {}", sum[0]);
+    Ok(())
+}
+
+fn main() -> anyhow::Result<()> {
+    peersum::cuda::driver_present()?;
+    let devices = CudaContext::device_count()?.max(1) as usize;
+    let id = &engine::new_id()?;
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..WORLD_SIZE)
+            .map(|rank| scope.spawn(move || run_rank(rank, id, devices)))
+            .collect();
+        ranks.into_iter().try_for_each(|rank| match rank.join() {
+            Ok(outcome) => outcome,
+            Err(_) => anyhow::bail!("a rank panicked"),
+        })
+    })
+}

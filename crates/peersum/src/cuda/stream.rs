@@ -1,0 +1,63 @@
+//! Streams that cannot carry a communicator, and the order between two streams.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
+
+use super::driver::{bind, check, describe, note};
+use super::{STREAM_LEGACY, STREAM_PER_THREAD};
+use crate::device::{DeviceError, DeviceStream};
+
+impl DeviceStream for Arc<CudaStream> {
+    type Device = super::Cuda;
+
+    fn stand_in(&self) -> Result<Option<Self>, DeviceError> {
+        if !matches!(
+            self.cu_stream().addr(),
+            0 | STREAM_LEGACY | STREAM_PER_THREAD
+        ) {
+            return Ok(None);
+        }
+        // Non-blocking: not ordered with the legacy stream by itself.
+        let stream = self
+            .context()
+            .new_stream()
+            .map_err(|error| DeviceError::Driver {
+                call: "cuStreamCreate",
+                message: describe(error.0),
+            })?;
+        Ok(Some(stream))
+    }
+
+    fn wait_for(&self, other: &Self) -> Result<(), DeviceError> {
+        bind(self.context())?;
+        let mut event = std::ptr::null_mut();
+        // SAFETY: `event` is a place for one handle.
+        check("cuEventCreate", unsafe {
+            sys::cuEventCreate(
+                &raw mut event,
+                CUevent_flags::CU_EVENT_DISABLE_TIMING as u32,
+            )
+        })?;
+        // SAFETY: both streams and the event are live and of one context.
+        let waits = check("cuEventRecord", unsafe {
+            sys::cuEventRecord(event, other.cu_stream())
+        })
+        .and_then(|()| {
+            // SAFETY: as above.
+            check("cuStreamWaitEvent", unsafe {
+                sys::cuStreamWaitEvent(
+                    self.cu_stream(),
+                    event,
+                    CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT as u32,
+                )
+            })
+        });
+        // SAFETY: the event is live and not used again; the driver keeps it until what waits for it has passed.
+        note(check("cuEventDestroy", unsafe {
+            sys::cuEventDestroy_v2(event)
+        }));
+        waits
+    }
+}

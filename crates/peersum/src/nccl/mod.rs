@@ -1,0 +1,129 @@
+//! NCCL as a second path: for calls above the custom range, or for a group that spans hosts. Feature `nccl`.
+//!
+//! ```no_run
+//! # use peersum::cudarc::driver::CudaContext;
+//! use peersum::nccl::Nccl;
+//! use peersum::{Communicator, Rendezvous};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let stream = CudaContext::new(0)?.new_stream()?;
+//! let mut communicator = Communicator::builder()
+//!     .rendezvous(Rendezvous::from_env()?)
+//!     .max_bytes(4 << 20)
+//!     .above_range(Nccl::new()) // calls of more than 4 MiB
+//!     .build(&stream)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Which path a call takes is a function of its bytes alone ([`Communicator::path`](crate::Communicator::path)), so all ranks take the same. NCCL works on the communicator's
+//! stream: calls of both paths are in order, and both can be captured into a graph. What is not the same:
+//!
+//! - **Bits.** NCCL sums in an order of its own, in the element type's precision, with NaNs as they come: its results are outside
+//!   [`mod@crate::reference`]'s contract.
+//! - **Waits.** NCCL waits for ever, in set-up and in calls: [`timeout`](crate::CommunicatorBuilder::timeout) and [`AbortHandle`](crate::AbortHandle) do not reach into it, and ranks that
+//!   call it with different sizes are not told. [`synchronize`](crate::Communicator::synchronize) reports what NCCL itself has noticed. A communicator that has failed aborts NCCL's when it is
+//!   dropped.
+//! - **Graphs.** NCCL's communicator outlives a [`Communicator`](crate::Communicator) whose calls to NCCL were captured: NCCL would wait for the graph in its teardown.
+//! - **Network.** NCCL opens TCP sockets, in the kernel's choice of ports.
+//! - **GPUs.** Every rank needs a GPU of its own.
+//!
+//! `libnccl.so.2` is opened when a communicator is built, not before and not for a group of one. cudarc's own binding is not used for it: cudarc 0.19 looks
+//! for `libnccl.so`, which only development packages have, and panics where it finds none.
+
+mod library;
+mod link;
+
+use core::ffi::c_char;
+use std::path::PathBuf;
+
+pub(crate) use library::Library;
+pub(crate) use link::Link;
+
+use crate::error::Error;
+
+/// The oldest NCCL that is used: the first with bfloat16, 2.10.
+const MIN_VERSION: Version = Version(21_000);
+
+/// NCCL as the path of some or all calls: what [`CommunicatorBuilder::above_range`](crate::CommunicatorBuilder::above_range) takes.
+#[derive(Debug, Clone, Default)]
+pub struct Nccl {
+    library: Option<PathBuf>,
+    across_hosts: Option<AcrossHosts>,
+}
+
+/// A rank of a group that no rendezvous of this machine can form.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AcrossHosts {
+    pub(crate) id: [c_char; 128],
+    pub(crate) rank: u32,
+    pub(crate) world_size: u32,
+}
+
+impl Nccl {
+    /// NCCL for calls larger than [`max_bytes`](crate::CommunicatorBuilder::max_bytes). The ranks pass NCCL's id to each other when they meet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// NCCL for every call, in a group that spans hosts (or has more than eight ranks): such a group has no rendezvous, and none of peersum's kernels.
+    ///
+    /// `id` is the same 128 bytes on every rank: those of [`Nccl::unique_id`], or of `cudarc::nccl::Id::internal`, made by one rank and passed on by the engine's own means.
+    pub fn across_hosts(mut self, id: [c_char; 128], rank: u32, world_size: u32) -> Self {
+        self.across_hosts = Some(AcrossHosts {
+            id,
+            rank,
+            world_size,
+        });
+        self
+    }
+
+    /// Opens this library instead of the one that the system's loader finds as `libnccl.so.2`.
+    pub fn library(mut self, path: impl Into<PathBuf>) -> Self {
+        self.library = Some(path.into());
+        self
+    }
+
+    /// An id for [`Nccl::across_hosts`], for one rank to make and pass on. NCCL listens for the other ranks in this process from now on.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is no NCCL, with what to install; [`Error::Nccl`].
+    pub fn unique_id(&self) -> Result<[c_char; 128], Error> {
+        self.open()?.unique_id()
+    }
+
+    pub(crate) fn spanning(&self) -> Option<AcrossHosts> {
+        self.across_hosts
+    }
+
+    pub(crate) fn open(&self) -> Result<&'static Library, Error> {
+        Library::open(self.library.as_deref())
+    }
+}
+
+/// A version of NCCL, such as 2.28.9.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version(i32);
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // As `ncclGetVersion` codes it; up to 2.8 with another factor.
+        let major = if self.0 < 10_000 { 1_000 } else { 10_000 };
+        let minor = self.0 % major / 100;
+        write!(f, "{}.{minor}.{}", self.0 / major, self.0 % 100)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_both_codings_are_printed_and_compared() {
+        assert_eq!(Version(22_809).to_string(), "2.28.9");
+        assert_eq!(Version(21_003).to_string(), "2.10.3");
+        assert_eq!(Version(2_804).to_string(), "2.8.4");
+        assert!(Version(2_804) < MIN_VERSION && Version(20_999) < MIN_VERSION);
+        assert!(Version(21_003) >= MIN_VERSION);
+    }
+}

@@ -1,0 +1,43 @@
+//! What calls return, with the names of `cudarc::nccl::result`.
+
+use std::fmt;
+
+use super::ReduceOp;
+use crate::error::Error;
+
+/// The outcome of a call that was launched, with the names of `cudarc::nccl::result::NcclStatus`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NcclStatus {
+    /// The only one that is returned here.
+    Success,
+    /// For matches that name it.
+    InProgress,
+    /// For matches that name it.
+    NumResults,
+}
+
+/// Why there is no communicator or a call was not launched.
+///
+/// `{:?}` gives the message of `{}`: engines print NCCL's errors that way.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum NcclError {
+    /// The 128 bytes are not those of an [`Id`](super::Id) of this module.
+    #[error(
+        "these 128 bytes are no id of peersum's; make it on one rank with `peersum::nccl_shape::Id::new()`, not with cudarc's, and pass on all \
+         of `internal()`"
+    )]
+    ForeignId,
+    /// Another operation than the sum.
+    #[error("peersum sums, and cannot reduce by {0:?}; keep an NCCL communicator for that call")]
+    Operation(ReduceOp),
+    /// The communicator's own error.
+    #[error(transparent)]
+    Communicator(#[from] Error),
+}
+
+impl fmt::Debug for NcclError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
