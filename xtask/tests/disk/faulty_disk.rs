@@ -1,6 +1,7 @@
 //! Programs on a disk that fails at a chosen change: `faulty_disk.c`, built once.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -122,18 +123,19 @@ fn program() -> &'static Path {
         fs::create_dir_all(directory).unwrap();
         // Under a name of its own first: another test program may be at it.
         let built = directory.join(format!("faulty_disk.{}", std::process::id()));
-        let compiled = Command::new("cc")
-            .args(["-O1", "-Wall", "-Wextra", "-Werror", "-o"])
+        let mut compiler = Command::new("cc")
+            .args(["-O1", "-Wall", "-Wextra", "-Werror", "-x", "c", "-o"])
             .arg(&built)
-            .arg(concat!(
-                env!("CARGO_MANIFEST_DIR"),
-                "/../xtask/tests/disk/faulty_disk.c"
-            ))
-            .status()
+            .arg("-")
+            .stdin(Stdio::piped())
+            .spawn()
             .unwrap();
+        let mut source = compiler.stdin.take().unwrap();
+        source.write_all(include_bytes!("faulty_disk.c")).unwrap();
+        drop(source);
+        let compiled = compiler.wait().unwrap();
         assert!(compiled.success(), "cc: {compiled}");
-        let program = directory.join("faulty_disk");
-        fs::rename(built, &program).unwrap();
-        program
+        fs::rename(built, directory.join("faulty_disk")).unwrap();
+        directory.join("faulty_disk")
     })
 }

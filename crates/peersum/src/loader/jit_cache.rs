@@ -5,7 +5,7 @@
 //! own: processes that want different modules never wait for each other, and those that want the same one wait until the
 //! first has compiled it. The lock is `flock`'s, which the system releases when its holder dies.
 //!
-//! Digests find corruption, not malice, so the directory must belong to the user and be closed to others.
+//! Digests find corruption, not malice, so the directory must belong to the user and be closed to others. The number of entries is bounded.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -17,10 +17,12 @@ use peersum_artifact::{
     Arch, CompilerId, Digest, MANIFEST_FILE, Manifest, ManifestError, ManifestModule, ModuleKey,
     VerifyError, verify_file,
 };
-use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// How often a held lock is tried again. A compilation takes a hundred milliseconds or so.
 const LOCK_POLL: Duration = Duration::from_millis(2);
+
+/// How many entries are kept: every module for the GPUs of a machine, of a dozen builds of peersum and NVRTC.
+const MAX_ENTRIES: usize = 512;
 
 /// Why the JIT cache, or one entry of it, cannot be used. None of these is fatal: the module is compiled all the same.
 #[derive(Debug, thiserror::Error)]
@@ -289,19 +291,37 @@ impl JitCache {
             manifest.to_json_string().as_bytes(),
         )?;
         File::open(&staged)?.sync_all()?;
-        if let Err(error) = fs::rename(&staged, entry) {
-            // A rename replaces no directory that holds something, and no file.
-            if fs::symlink_metadata(entry).is_err() {
-                return Err(error);
-            }
-            if renameat_with(CWD, &staged, CWD, entry, RenameFlags::EXCHANGE).is_err() {
-                // Not every file system exchanges. Whoever looks in between finds nothing and waits for the lock.
-                remove(entry)?;
-                fs::rename(&staged, entry)?;
-            }
-            remove(&staged)?;
+        // What lies there is no entry, as a lookup under this lock has just found. Whoever looks in between finds nothing and waits for
+        // the lock; and a process that is killed in between leaves what the next one to hold the lock removes.
+        remove(entry)?;
+        fs::rename(&staged, entry)?;
+        File::open(&self.directory)?.sync_all()?;
+        self.prune();
+        Ok(())
+    }
+
+    /// Removes the entries that were stored first, down to [`MAX_ENTRIES`]. Whoever reads one meanwhile finds it damaged and compiles; what
+    /// cannot be removed is tried again by the next store. Locks stay: nobody could tell whether one is about to be taken.
+    fn prune(&self) {
+        let is_entry = |name: &std::ffi::OsStr| name.len() == 64;
+        let mut entries: Vec<PathBuf> = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|file| is_entry(&file.file_name()))
+            .map(|file| file.path())
+            .collect();
+        if entries.len() <= MAX_ENTRIES {
+            return;
         }
-        File::open(&self.directory)?.sync_all()
+        // Those whose time cannot be read come first.
+        entries.sort_by_cached_key(|entry| {
+            fs::metadata(entry).and_then(|entry| entry.modified()).ok()
+        });
+        for entry in &entries[..entries.len() - MAX_ENTRIES] {
+            tracing::debug!(entry = %entry.display(), "removed an old entry of the JIT cache");
+            let _ = remove(entry);
+        }
     }
 }
 

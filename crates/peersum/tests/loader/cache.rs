@@ -276,3 +276,32 @@ fn threads_that_miss_together_compile_once() {
 fn lock_of(entry: &Path) -> PathBuf {
     entry.with_extension("lock")
 }
+
+#[test]
+fn of_too_many_entries_those_stored_first_are_removed() {
+    let (cache, policy) = with_cache();
+    let name = |number: usize| format!("{number:064}");
+    for number in 0..520 {
+        let entry = cache.path().join(name(number));
+        fs::create_dir(&entry).unwrap();
+        fs::write(entry.join(MANIFEST_FILE), "{}").unwrap();
+        let stored = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000 + number as u64);
+        File::open(&entry).unwrap().set_modified(stored).unwrap();
+    }
+    fs::write(cache.path().join("not-an-entry"), "").unwrap();
+    let image = load_push(&policy).unwrap();
+    assert!(stored(&image).unwrap().is_dir());
+    // 511 of the old ones and the new one.
+    for number in 0..520 {
+        assert_eq!(
+            cache.path().join(name(number)).exists(),
+            number >= 9,
+            "{number}"
+        );
+    }
+    assert!(cache.path().join("not-an-entry").exists());
+    assert!(matches!(
+        load_push(&policy).unwrap().report.origin,
+        Origin::JitCache(_)
+    ));
+}

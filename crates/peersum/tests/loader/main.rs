@@ -4,6 +4,9 @@
 
 mod cache;
 mod directories;
+mod disk;
+#[path = "../../../../xtask/tests/disk/faulty_disk.rs"]
+mod faulty_disk;
 mod nvrtc;
 mod processes;
 mod support;
