@@ -390,6 +390,58 @@ fn a_rank_of_an_older_run_is_refused_and_the_group_forms() {
 }
 
 #[test]
+fn a_late_rank_of_an_older_run_is_refused_and_the_group_goes_on() {
+    let stage = Stage::enter("a_late_rank_of_an_older_run_is_refused_and_the_group_goes_on");
+    let mut ranks = stage.ranks(2, AMPLE, "run job-7, join, pause, gather work 1");
+    for rank in &mut ranks {
+        rank.hear("paused");
+    }
+    let old = stage.rank(1, 2, AMPLE, "run job-6, join");
+    assert_eq!(
+        old.error(),
+        "Refused(Run { ours: \"job-7\", theirs: \"job-6\" })"
+    );
+    for rank in &mut ranks {
+        rank.go();
+    }
+    for rank in ranks {
+        rank.succeed();
+    }
+}
+
+#[test]
+fn a_directory_that_is_opened_to_others_while_the_group_forms_keeps_ranks_out_until_it_is_closed() {
+    let stage = Stage::enter(
+        "a_directory_that_is_opened_to_others_while_the_group_forms_keeps_ranks_out_until_it_is_closed",
+    );
+    let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
+    stage.await_socket();
+    chmod(&stage.directory(), 0o755);
+    let error = stage.rank(1, 2, AMPLE, "join").error();
+    assert!(
+        error.starts_with("Directory {") && error.ends_with("problem: WrongMode { mode: 493 } }"),
+        "{error}"
+    );
+    chmod(&stage.directory(), 0o700);
+    let one = stage.rank(1, 2, AMPLE, "join, barrier work");
+    one.succeed();
+    zero.succeed();
+}
+
+#[test]
+fn a_message_longer_than_allowed_is_refused_where_it_is_sent_and_the_group_goes_on() {
+    let stage = Stage::enter(
+        "a_message_longer_than_allowed_is_refused_where_it_is_sent_and_the_group_goes_on",
+    );
+    for rank in stage.ranks(3, AMPLE, "join, overlong work, gather work 1") {
+        let heard = rank.succeed();
+        let refused =
+            "refused MessageTooLong { what: \"message\", length: 1048577, limit: 1048576 }";
+        assert!(heard.iter().any(|line| line == refused), "{heard:?}");
+    }
+}
+
+#[test]
 fn a_rank_that_expects_another_world_size_is_refused_and_the_group_forms() {
     let stage =
         Stage::enter("a_rank_that_expects_another_world_size_is_refused_and_the_group_forms");

@@ -328,7 +328,7 @@ fn play(script: &str) -> i32 {
     0
 }
 
-/// What a rank can do: `barrier LABEL`, `gather LABEL SEED`, `fds LABEL`, `pause`, `abandon REASON`, `leave`, `descriptors`,
+/// What a rank can do: `barrier LABEL`, `gather LABEL SEED`, `overlong LABEL`, `fds LABEL`, `pause`, `abandon REASON`, `leave`, `descriptors`,
 /// and `bind PATH` and `knock` for those who are no ranks.
 fn step(
     joined: &mut Option<Group>,
@@ -347,6 +347,13 @@ fn step(
                 seed.parse().unwrap(),
                 timeout,
             )
+        }
+        "overlong" => {
+            let message = vec![0; peersum::rendezvous::MAX_MESSAGE_BYTES + 1];
+            let group = joined.as_mut().unwrap();
+            let error = group.all_gather(rest, &message, timeout).unwrap_err();
+            say(&format!("refused {error:?}"));
+            Ok(())
         }
         "endless" => {
             for round in 0.. {
