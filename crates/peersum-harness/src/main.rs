@@ -7,6 +7,7 @@ mod grid;
 mod kill;
 mod memory;
 mod proof;
+mod sanitize;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,11 @@ enum Command {
     /// One rank of `kill`.
     #[command(hide = true)]
     KillRank(kill::RankArgs),
+    /// A reduced grid under compute-sanitizer, and for each of its tools an error that it must find.
+    Sanitize(sanitize::SanitizeArgs),
+    /// One planted error.
+    #[command(hide = true)]
+    SanitizePlanted(sanitize::PlantedArgs),
     /// What `grid --device` comes to on this machine.
     #[command(hide = true)]
     Device(grid::DeviceArgs),
@@ -66,6 +72,8 @@ fn main() -> Result<ExitCode> {
         Command::Grid(args) => return grid::run(&args),
         Command::Kill(args) => return kill::run(&args),
         Command::KillRank(args) => kill::run_rank(&args)?,
+        Command::Sanitize(args) => return sanitize::run(&args),
+        Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
         Command::Device(args) => grid::print_device(&args)?,
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]

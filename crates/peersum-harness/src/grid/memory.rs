@@ -28,9 +28,9 @@ pub(crate) struct Region<D: Device> {
 }
 
 impl<D: Device> Region<D> {
-    pub(crate) fn new(device: &D, bytes: usize) -> Result<Region<D>> {
+    pub(crate) fn new(device: &D, bytes: usize, sharing: MemorySharing) -> Result<Region<D>> {
         Ok(Region {
-            allocation: device.allocate_shared(bytes, MemorySharing::Auto)?,
+            allocation: device.allocate_shared(bytes, sharing)?,
         })
     }
 

@@ -1,10 +1,10 @@
 //! The test grid: every configuration of the all-reduce, on whatever the machine has, bits against the reference.
 
-mod case;
+pub(crate) mod case;
 mod device_check;
-mod event;
+pub(crate) mod event;
 mod generator;
-mod machine;
+pub(crate) mod machine;
 mod memory;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
@@ -12,8 +12,8 @@ mod plan;
 mod rank;
 mod report;
 mod runner;
-mod session;
-mod settings;
+pub(crate) mod session;
+pub(crate) mod settings;
 mod tally;
 mod workers;
 
@@ -25,24 +25,29 @@ use anyhow::{Result, ensure};
 
 use case::Case;
 pub(crate) use settings::DeviceKind;
-use settings::{RankKind, Settings};
+use settings::Settings;
 use tally::GroupLine;
 
 pub(crate) use case::route_name;
 pub(crate) use machine::decide;
-pub(crate) use settings::{DeviceChoice, GridArgs};
+pub(crate) use settings::{DeviceChoice, GridArgs, RankKind};
 pub(crate) use workers::{RankArgs, run_process};
 
 /// Ranks that share a card need a hardware queue each, and the driver reads this when the first context is made.
 pub(crate) const CONNECTIONS_VARIABLE: &str = "CUDA_DEVICE_MAX_CONNECTIONS";
 
-/// Runs the grid that the flags describe. Exit status 1 unless every configuration passed.
-pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {
-    let began = Instant::now();
+/// Asks the driver for a hardware queue a stream. Before the first thread and the first context.
+pub(crate) fn give_each_stream_a_queue() {
     if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
         // SAFETY: this program has one thread so far.
         unsafe { std::env::set_var(CONNECTIONS_VARIABLE, "32") };
     }
+}
+
+/// Runs the grid that the flags describe. Exit status 1 unless every configuration passed.
+pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {
+    let began = Instant::now();
+    give_each_stream_a_queue();
     // The list is of names, which are the same on every device; it must not need one.
     if args.list {
         let settings = Settings::new(args, DeviceKind::Emulator)?;

@@ -27,6 +27,7 @@ struct Grid {
     odd_rounds: u32,
     /// Whether each odd configuration is eager and in a graph, or one of the two in turn.
     odd_in_both_modes: bool,
+    adversarials: &'static [Adversarial],
     adversarial_rounds: u32,
     /// Whether adversarial cases run for every type, or for one of two bytes.
     adversarial_for_every_dtype: bool,
@@ -49,6 +50,7 @@ const SMOKE: Grid = Grid {
     ],
     odd_rounds: 2,
     odd_in_both_modes: false,
+    adversarials: &Adversarial::ALL,
     adversarial_rounds: 3,
     adversarial_for_every_dtype: false,
     adversarial_elements: 2000,
@@ -72,6 +74,7 @@ const FULL: Grid = Grid {
     ],
     odd_rounds: 4,
     odd_in_both_modes: true,
+    adversarials: &Adversarial::ALL,
     adversarial_rounds: 16,
     adversarial_for_every_dtype: true,
     adversarial_elements: 300_001,
@@ -79,8 +82,24 @@ const FULL: Grid = Grid {
     longest_late_start: Duration::from_millis(1500),
 };
 
+const SANITIZER: Grid = Grid {
+    sizes: &[16, 1040],
+    rounds: 1,
+    odd_sizes: &[1037],
+    odd_variants: &[Variant::Unaligned, Variant::UnalignedInPlace],
+    odd_rounds: 1,
+    odd_in_both_modes: false,
+    adversarials: &[Adversarial::Sizes, Adversarial::Mixed, Adversarial::Grids],
+    adversarial_rounds: 1,
+    adversarial_for_every_dtype: false,
+    adversarial_elements: 2000,
+    longest_delay: Duration::ZERO,
+    longest_late_start: Duration::ZERO,
+};
+
 fn grid(kind: GridKind) -> &'static Grid {
     match kind {
+        GridKind::Sanitizer => &SANITIZER,
         GridKind::Smoke => &SMOKE,
         GridKind::Full => &FULL,
     }
@@ -102,7 +121,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
                 Some(dtype) == preferred
                     || (grid.adversarial_for_every_dtype && *kind != Adversarial::LateStart)
             };
-            cases.extend(Adversarial::ALL.into_iter().filter(runs).map(|kind| Case {
+            cases.extend(grid.adversarials.iter().copied().filter(runs).map(|kind| Case {
                 world_size,
                 dtype,
                 work: Work::Adversarial(kind),
@@ -168,6 +187,12 @@ pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
             "delays injected per block".to_owned(),
             "the kernels have no switch for it; the emulator holds blocks back, here ranks are"
                 .to_owned(),
+        ));
+    }
+    if settings.grid == GridKind::Sanitizer {
+        left_out.push((
+            "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, two communicators".to_owned(),
+            "the grid for sanitizers; --grid smoke and --grid full have them".to_owned(),
         ));
     }
     if settings.grid == GridKind::Smoke {
@@ -393,6 +418,7 @@ mod tests {
             filter: None,
             timeout: Duration::from_secs(1),
             fault: None,
+            start_epochs: (0, 1),
         }
     }
 
@@ -426,8 +452,21 @@ mod tests {
     }
 
     #[test]
+    fn the_grid_for_sanitizers_has_every_algorithm_eager_and_in_a_graph() {
+        let cases = cases(&settings(GridKind::Sanitizer));
+        for route in Route::ALL {
+            for mode in [Mode::Eager, Mode::Graph] {
+                let is_it = |case: &Case| {
+                    matches!(case.work, Work::Uniform { route: r, mode: m, .. } if (r, m) == (route, mode))
+                };
+                assert!(cases.iter().any(is_it), "{route:?} {mode:?}");
+            }
+        }
+    }
+
+    #[test]
     fn every_configuration_has_a_name_of_its_own() {
-        for grid in [GridKind::Smoke, GridKind::Full] {
+        for grid in [GridKind::Smoke, GridKind::Full, GridKind::Sanitizer] {
             let cases = cases(&settings(grid));
             let names: HashSet<String> = cases.iter().map(Case::to_string).collect();
             assert_eq!(names.len(), cases.len());

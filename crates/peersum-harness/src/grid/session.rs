@@ -15,14 +15,14 @@ use super::generator::{self, Key, bytes_of, case_seed};
 use super::machine::Machine;
 use super::memory::{POISON, Region, Slots, compare, region_bytes, stride};
 use super::plan::{self, Call, LAYERS, Place};
-use super::settings::Settings;
+use super::settings::{GridKind, Settings};
 
 /// How long ranks wait for each other in set-up. The runner watches over the ranks, so this need not be short; ranks of larger groups
 /// wait here while the smaller ones run.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The largest grid of each of two communicators that share the devices.
-const BLOCKS_OF_TWO: u32 = 8;
+/// The largest grid of each of two communicators that share the devices, and under a sanitizer.
+const FEW_BLOCKS: u32 = 8;
 
 /// One communicator with its memory.
 struct Lane<D: Device> {
@@ -38,7 +38,8 @@ struct Lane<D: Device> {
 
 /// One rank of a group, for all cases of its world size.
 pub(crate) struct Session<'a, S: DeviceStream> {
-    settings: &'a Settings,
+    /// May be exchanged between cases, for another seed.
+    pub(crate) settings: &'a Settings,
     rank: u32,
     world_size: u32,
     lanes: Vec<Lane<S::Device>>,
@@ -87,9 +88,12 @@ impl<'a, S: DeviceStream> Session<'a, S> {
                     // Half of the largest message, so that calls are split as well.
                     .max_bytes((elements * size_of::<f32>() / 2).max(1024))
                     .setup_timeout(SETUP_TIMEOUT)
-                    .timeout(settings.timeout);
-                if lanes > 1 {
-                    builder = builder.max_blocks(BLOCKS_OF_TWO);
+                    .timeout(settings.timeout)
+                    .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
+                    .memory_sharing(settings.sharing());
+                // A sanitizer's additions to a kernel take registers, so that fewer blocks fit than the driver says of the kernel.
+                if lanes > 1 || settings.grid == GridKind::Sanitizer {
+                    builder = builder.max_blocks(FEW_BLOCKS);
                 }
                 let mut communicator = builder.build(&stream)?;
                 machine.require_precompiled(communicator.load_reports())?;
@@ -101,8 +105,8 @@ impl<'a, S: DeviceStream> Session<'a, S> {
                         .context("the check on the card against peersum::reference")?;
                 }
                 Ok(Lane {
-                    input: Region::new(&device, bytes)?,
-                    output: Region::new(&device, bytes)?,
+                    input: Region::new(&device, bytes, settings.sharing())?,
+                    output: Region::new(&device, bytes, settings.sharing())?,
                     symmetric,
                     check,
                     communicator,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use peersum::device::MemorySharing;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,8 @@ pub(crate) enum GridKind {
     Smoke,
     /// Sizes from 16 to 4194304 elements, 16 rounds.
     Full,
+    /// A few small sizes, one round, small launches: what the slowness of a sanitizer leaves time for.
+    Sanitizer,
 }
 
 /// The flags of `grid`, which `cargo xtask test-allreduce` passes on.
@@ -118,6 +121,8 @@ pub(crate) struct Settings {
     pub(crate) filter: Option<Filter>,
     pub(crate) timeout: Duration,
     pub(crate) fault: Option<Fault>,
+    /// What the counters of calls begin with: of pushes, and of pulls (at least 1).
+    pub(crate) start_epochs: (u32, u64),
 }
 
 /// A failure that a test asks a rank for.
@@ -187,7 +192,17 @@ impl Settings {
             filter: args.filter.clone(),
             timeout: Duration::from_secs_f64(args.timeout),
             fault: args.inject.clone(),
+            start_epochs: (0, 1),
         })
+    }
+
+    /// How ranks are given each other's memory.
+    pub(crate) fn sharing(&self) -> MemorySharing {
+        match (self.device, self.grid, self.ranks) {
+            // At one address for all ranks: initcheck knows which addresses were written, not that two lead to the same memory.
+            (DeviceKind::Cuda, GridKind::Sanitizer, RankKind::Threads) => MemorySharing::LegacyIpc,
+            _ => MemorySharing::Auto,
+        }
     }
 
     /// The command that runs one configuration again with the same data.
@@ -228,7 +243,7 @@ impl<T: Serialize> ValueEnumName for T {
 }
 
 /// `2..8`, `2,4,8`, `3`. World size 1 launches nothing, so it has no configurations.
-fn parse_world_sizes(text: &str) -> Result<Vec<u32>> {
+pub(crate) fn parse_world_sizes(text: &str) -> Result<Vec<u32>> {
     let mut sizes = Vec::new();
     for item in text.split(',').map(str::trim) {
         let number = |text: &str| -> Result<u32> {

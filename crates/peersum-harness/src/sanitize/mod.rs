@@ -1,0 +1,229 @@
+//! The kernels under compute-sanitizer: a reduced grid that each tool must find sound, and for each tool a planted error that it must
+//! find, without which its silence would say nothing.
+
+mod bounded;
+mod planted;
+mod tool;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
+
+use crate::grid::{CONNECTIONS_VARIABLE, RankKind};
+use bounded::Ended;
+use tool::Tool;
+
+pub(crate) use planted::{PlantedArgs, run as run_planted};
+
+/// What compute-sanitizer is to exit with if it found errors; no other status of it or of the harness.
+const FOUND: i32 = 86;
+
+/// How much is shown of what a run that failed printed, in lines from its end.
+const SHOWN_LINES: usize = 40;
+
+/// The flags of `sanitize`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct SanitizeArgs {
+    /// Which tools.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "memcheck,initcheck,racecheck,synccheck"
+    )]
+    tool: Vec<Tool>,
+    /// compute-sanitizer itself [default: the one on PATH, else /usr/local/cuda/bin/compute-sanitizer]
+    #[arg(long, value_name = "PATH")]
+    compute_sanitizer: Option<PathBuf>,
+    /// The directory of the modules, as `cargo xtask precompile` writes it [default: $PEERSUM_CUBIN_DIR]
+    #[arg(long, value_name = "DIR")]
+    cubins: Option<PathBuf>,
+    /// World sizes of the grid.
+    #[arg(long, value_name = "LIST", default_value = "2,3")]
+    world_size: String,
+    /// Only these configurations of the grid.
+    #[arg(long, value_name = "CASE")]
+    filter: Option<String>,
+    /// What a rank is. initcheck knows what other ranks write only where they are threads.
+    #[arg(long, value_enum, default_value = "threads")]
+    ranks: RankKind,
+    /// The seed of the grid's data.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How long one run may take, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    limit: u64,
+}
+
+/// What a tool runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Planted,
+    Grid,
+}
+
+/// Runs each tool on its planted error and on the grid. Exit status 1 unless each found the one and nothing in the other.
+pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
+    ensure!(args.limit > 0, "--limit 0 leaves no time for anything");
+    let began = Instant::now();
+    let mut failed = 0;
+    println!(
+        "{:<10} {:<8} {:>7} {:>8}  result",
+        "tool", "run", "errors", "seconds"
+    );
+    for &tool in &args.tool {
+        for subject in [Subject::Planted, Subject::Grid] {
+            let directory = tempfile::tempdir().context("making a directory for reports")?;
+            let report_path = directory.path().join("report");
+            let mut command = command(args, tool, subject, &report_path)?;
+            let ended = bounded::run(
+                &mut command,
+                directory.path(),
+                Duration::from_secs(args.limit),
+            )
+            .context(
+                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package nvidia-cuda-sanitizer-api of PyPI; \
+                 --compute-sanitizer names one",
+            )?;
+            // Absent: it said nothing.
+            let report = fs::read_to_string(&report_path).unwrap_or_default();
+            let errors = tool.errors(&report);
+            let verdict = verdict(tool, subject, &ended, errors, &report, args.limit);
+            println!(
+                "{:<10} {:<8} {:>7} {:>8.1}  {}",
+                tool.name(),
+                match subject {
+                    Subject::Planted => "planted",
+                    Subject::Grid => "grid",
+                },
+                errors.map_or("-".to_owned(), |errors| errors.to_string()),
+                ended.took.as_secs_f64(),
+                verdict.as_ref().map_or_else(String::as_str, |sound| sound)
+            );
+            if verdict.is_err() {
+                failed += 1;
+                println!("  {command:?}");
+                show("its report", &report);
+                show("what was printed", &ended.output);
+            }
+        }
+    }
+    println!(
+        "{} of {} runs as they must be, in {:.1} s",
+        args.tool.len() * 2 - failed,
+        args.tool.len() * 2,
+        began.elapsed().as_secs_f64()
+    );
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// What a run comes to: why it is as it must be, or why not.
+fn verdict(
+    tool: Tool,
+    subject: Subject,
+    ended: &Ended,
+    errors: Option<u64>,
+    report: &str,
+    limit_seconds: u64,
+) -> Result<&'static str, String> {
+    let Some(status) = ended.status else {
+        return Err(format!("killed: it did not end within {limit_seconds} s"));
+    };
+    let Some(errors) = errors else {
+        return Err(format!(
+            "it ended with {status} and no summary, so nothing was checked"
+        ));
+    };
+    match (subject, errors, status.code()) {
+        (Subject::Grid, 0, Some(0)) => Ok("nothing found"),
+        (Subject::Grid, 0, _) => Err(format!("nothing found, but the grid ended with {status}")),
+        (Subject::Grid, ..) => Err("errors in the kernels".to_owned()),
+        (Subject::Planted, 0, _) => Err("the planted error was not found".to_owned()),
+        (Subject::Planted, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
+            Ok("found, as it must be")
+        }
+        (Subject::Planted, _, Some(FOUND)) => {
+            Err("errors were found, but none in the kernel that has one".to_owned())
+        }
+        (Subject::Planted, ..) => Err(format!(
+            "it ended with {status} and not with {FOUND}, the status for errors"
+        )),
+    }
+}
+
+fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> Result<Command> {
+    let harness = std::env::current_exe().context("finding this very program")?;
+    let mut command = Command::new(compute_sanitizer(args));
+    command
+        .args(["--tool", tool.name()])
+        .args(["--error-exitcode", &FOUND.to_string()])
+        .args(["--target-processes", "all"])
+        .args(["--print-limit", "10"])
+        .args(tool.flags())
+        .arg("--log-file")
+        .arg(report)
+        .arg(harness)
+        // Ranks that share a card need a hardware queue each; set here, since the tool may make a context before the grid can.
+        .env(CONNECTIONS_VARIABLE, "32");
+    match subject {
+        Subject::Planted => {
+            command.args(["sanitize-planted", "--tool", tool.name()]);
+        }
+        Subject::Grid => {
+            let ranks = args
+                .ranks
+                .to_possible_value()
+                .context("a kind of rank without a name")?;
+            command
+                .args(["grid", "--device", "cuda", "--grid", "sanitizer"])
+                .args(["--dtype", "bf16", "--world-size", &args.world_size])
+                .args(["--ranks", ranks.get_name()])
+                .args(["--seed", &args.seed.to_string()])
+                // A rank may be slow, but what hangs is to be named by the grid before this run is ended.
+                .args(["--timeout", &(args.limit as f64 / 3.0).to_string()]);
+            if let Some(filter) = &args.filter {
+                command.args(["--filter", filter]);
+            }
+            if let Some(cubins) = &args.cubins {
+                command.env("PEERSUM_CUBIN_DIR", cubins);
+            }
+        }
+    }
+    Ok(command)
+}
+
+fn compute_sanitizer(args: &SanitizeArgs) -> PathBuf {
+    const USUAL: &str = "/usr/local/cuda/bin/compute-sanitizer";
+    let on_path = || {
+        let path = std::env::var_os("PATH")?;
+        std::env::split_paths(&path)
+            .map(|directory| directory.join("compute-sanitizer"))
+            .find(|program| program.is_file())
+    };
+    args.compute_sanitizer
+        .clone()
+        .or_else(on_path)
+        .unwrap_or_else(|| USUAL.into())
+}
+
+fn show(what: &str, text: &str) {
+    let lines: Vec<&str> = text.trim_end().lines().collect();
+    if lines.is_empty() {
+        return;
+    }
+    println!("  {what}:");
+    if lines.len() > SHOWN_LINES {
+        println!("    (the last {SHOWN_LINES} of {} lines)", lines.len());
+    }
+    for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+        println!("    {line}");
+    }
+}
