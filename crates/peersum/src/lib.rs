@@ -89,6 +89,7 @@ mod communicator;
 pub mod cuda;
 pub mod device;
 pub mod dispatch;
+pub mod doctor;
 mod element;
 mod error;
 pub mod loader;
@@ -107,6 +108,7 @@ pub use communicator::{
 };
 pub use cuda::Cuda;
 pub use cudarc;
+pub use doctor::doctor;
 pub use element::Element;
 pub use error::{CallKind, CallSignature, Error, Failure};
 pub use rendezvous::Rendezvous;

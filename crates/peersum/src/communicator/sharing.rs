@@ -28,16 +28,16 @@ struct SharedMemory {
 }
 
 /// This rank's memory and its peers', shared.
-pub(super) struct Shared<D: Device> {
+pub(crate) struct Shared<D: Device> {
     /// By rank, as this rank sees them.
-    pub(super) addresses: [u64; RANKS],
-    pub(super) mappings: Vec<D::Mapping>,
+    pub(crate) addresses: [u64; RANKS],
+    pub(crate) mappings: Vec<D::Mapping>,
     /// Whether a peer uses this rank's memory without holding it: see [`Links::lent_by_address`].
-    pub(super) lent_by_address: bool,
+    pub(crate) lent_by_address: bool,
 }
 
 /// Gives this rank's memory to all ranks and maps theirs. Returns every rank's address as this rank sees it.
-pub(super) fn share<D: Device>(
+pub(crate) fn share<D: Device>(
     device: &D,
     group: &mut Group,
     allocation: &D::Allocation,

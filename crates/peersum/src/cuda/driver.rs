@@ -15,7 +15,7 @@ use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 use crate::device::DeviceError;
 
 /// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and newer).
-pub(super) const MIN_DRIVER: CudaVersion = CudaVersion {
+pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
     major: 12,
     minor: 0,
 };
@@ -24,7 +24,7 @@ pub(super) const MIN_DRIVER: CudaVersion = CudaVersion {
 const LIBRARY_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 /// The driver's library, kept open for the life of the process: it does not take being unloaded.
-fn library() -> Result<&'static Library, DeviceError> {
+pub(crate) fn library() -> Result<&'static Library, DeviceError> {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {
         return Ok(library);
@@ -63,7 +63,7 @@ pub fn driver_present() -> Result<(), DeviceError> {
 }
 
 /// The outcome of the driver function `call`.
-pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
+pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failure => Err(DeviceError::Driver {
@@ -74,7 +74,7 @@ pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceEr
 }
 
 /// The driver's name and description of an error.
-pub(super) fn describe(failure: CUresult) -> String {
+pub(crate) fn describe(failure: CUresult) -> String {
     let error = DriverError(failure);
     let text = |result: Result<&CStr, DriverError>| {
         result.map_or_else(
@@ -116,7 +116,7 @@ pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
 }
 
 /// An attribute of a device.
-pub(super) fn attribute(
+pub(crate) fn attribute(
     device: CUdevice,
     attribute: CUdevice_attribute,
 ) -> Result<i32, DeviceError> {
@@ -129,7 +129,7 @@ pub(super) fn attribute(
 }
 
 /// A device's compute capability.
-pub(super) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
+pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     let part = |which| {
         let value = attribute(device, which)?;
         u8::try_from(value).map_err(|_| DeviceError::Driver {
@@ -200,7 +200,7 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
 }
 
 /// As [`describe`], for a number that cudarc's enumeration may not have.
-fn describe_number(failure: c_int) -> String {
+pub(crate) fn describe_number(failure: c_int) -> String {
     type GetErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
     let text = |function: &[u8]| {
         // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this signature.

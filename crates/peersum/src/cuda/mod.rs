@@ -4,7 +4,7 @@
 //! sandbox does not offer that, it is plain memory and legacy IPC. Launches go through `cuLaunchKernelEx`, for its
 //! programmatic attribute.
 
-mod driver;
+pub(crate) mod driver;
 mod graph;
 mod launch;
 mod mapping;

@@ -33,6 +33,7 @@ use std::time::Instant;
 use peersum_artifact::{Algorithm, Arch, CudaVersion, EntryPoint, ModuleKey, Target};
 
 pub use jit_cache::CacheError;
+pub(crate) use jit_cache::probe as probe_cache;
 pub use policy::{
     CACHE_DIR_VARIABLE, CUBIN_DIR_VARIABLE, JIT_VARIABLE, JitMode, LoadPolicy, ParseJitModeError,
 };

@@ -217,6 +217,11 @@ impl LoadPolicy {
         self
     }
 
+    /// Whether modules may be compiled at run time.
+    pub fn jit_mode(&self) -> JitMode {
+        self.jit
+    }
+
     /// The directory of the JIT cache, if there is one.
     pub fn cache_directory(&self) -> Option<&std::path::Path> {
         self.cache_dir.as_deref()

@@ -36,7 +36,7 @@ use hub::Hub;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use spoke::{Spoke, Way};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The most ranks of a group.
@@ -194,6 +194,14 @@ impl Rendezvous {
     pub fn with_run(mut self, run: impl Into<String>) -> Self {
         self.run = truncated(&run.into(), MAX_RUN_BYTES).to_owned();
         self
+    }
+
+    /// The directory of the group's socket; `None` for threads of one process.
+    pub fn directory(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Directory(directory) => Some(directory),
+            Place::Threads(_) | Place::Unavailable(_) => None,
+        }
     }
 
     /// This rank.

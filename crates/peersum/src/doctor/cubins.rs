@@ -1,0 +1,155 @@
+//! Which compiled kernels serve a GPU, and from where: the loader's own search.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
+
+use super::driver::update_hint;
+use super::report::{Finding, Subject, Verdict};
+use crate::loader::{self, DeviceTarget, JitMode, LoadPolicy, Origin, Reason};
+
+/// Looks for every module that `arch` could need. `first_steps` says how to make them.
+pub(super) fn cubins(
+    policy: &LoadPolicy,
+    arch: Arch,
+    driver_version: CudaVersion,
+    first_steps: &str,
+) -> Finding {
+    let device = DeviceTarget {
+        arch,
+        driver_version: Some(driver_version),
+    };
+    let target = Target::Cubin(arch);
+    // Compiling all that is missing would take seconds: whether it can be done is found out with one module.
+    let ahead = policy.clone().jit(JitMode::Deny);
+    let mut served: BTreeMap<String, usize> = BTreeMap::new();
+    let mut missing = Vec::new();
+    let mut reasons: Vec<String> = Vec::new();
+    let mut too_old = None;
+    let total = ModuleKey::all().count();
+    if policy.jit_mode() == JitMode::Force {
+        missing.extend(ModuleKey::all());
+    } else {
+        for key in ModuleKey::all() {
+            match loader::load(&ahead, key, &device) {
+                Ok(image) => {
+                    *served
+                        .entry(format!(
+                            "{}, made for {}",
+                            directory(&image.report.origin),
+                            image.target
+                        ))
+                        .or_default() += 1;
+                }
+                Err(loader::LoadError::NotFound { passed_over, .. }) => {
+                    missing.push(key);
+                    for passed in passed_over {
+                        if let Reason::DriverTooOld { toolkit, .. } = passed.reason {
+                            too_old = Some(toolkit);
+                        }
+                        if !passed.reason.is_absence() && reasons.len() < 3 {
+                            reasons.push(passed.to_string());
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let mut seen: Vec<String> = served
+        .iter()
+        .map(|(place, count)| format!("{count} of {total} modules from {place}"))
+        .collect();
+    let Some(&first_missing) = missing.first() else {
+        return Finding::new(Subject::Cubins, Verdict::Works, seen.join("; "));
+    };
+    match loader::load(policy, first_missing, &device) {
+        Ok(image) => {
+            seen.push(format!(
+                "{} of {total} have no cubin for {target}; {first_missing} came from {}",
+                missing.len(),
+                image.report.origin
+            ));
+            Finding::new(Subject::Cubins, Verdict::Slower, seen.join("; ")).meaning(format!(
+                "what is missing is compiled at its first use, about a tenth of a second a \
+                module: {first_steps}"
+            ))
+        }
+        Err(error) => {
+            if served.is_empty() {
+                seen.push(format!(
+                    "none of the {total} modules for {target} is to be had"
+                ));
+            } else {
+                seen.push(format!(
+                    "{} of {total} modules for {target} are \
+                missing",
+                    missing.len()
+                ));
+            }
+            if reasons.is_empty() {
+                reasons.push(error.to_string());
+            }
+            seen.extend(reasons);
+            let advice = match too_old {
+                Some(toolkit) => update_hint(toolkit.major),
+                None => first_steps.to_owned(),
+            };
+            Finding::new(Subject::Cubins, Verdict::Not, seen.join("\n"))
+                .meaning(format!("a communicator cannot be built: {advice}"))
+                .blocking(true)
+        }
+    }
+}
+
+/// Where a module came from, without the file's own name.
+fn directory(origin: &Origin) -> String {
+    let parent = |path: &Path| {
+        path.parent()
+            .map_or_else(String::new, |path| path.display().to_string())
+    };
+    match origin {
+        Origin::Directory(path) => parent(path),
+        Origin::EnvDirectory(path) => {
+            format!("{} ({})", parent(path), loader::CUBIN_DIR_VARIABLE)
+        }
+        other => other.to_string(),
+    }
+}
+
+/// What was compiled ahead of time, where there is no GPU to ask for.
+pub(super) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
+    let ahead = policy.clone().jit(JitMode::Deny);
+    let total = ModuleKey::all().count();
+    let mut served = Vec::new();
+    let mut from = None;
+    for target in RELEASE_SET {
+        let Target::Cubin(arch) = target else {
+            continue;
+        };
+        let device = DeviceTarget {
+            arch,
+            driver_version: None,
+        };
+        let count = ModuleKey::all()
+            .filter_map(|key| loader::load(&ahead, key, &device).ok())
+            .inspect(|image| {
+                from.get_or_insert_with(|| directory(&image.report.origin));
+            })
+            .count();
+        if count > 0 {
+            served.push(format!("{count} of {total} for {target}"));
+        }
+    }
+    match from {
+        Some(from) => Finding::new(
+            Subject::Cubins,
+            Verdict::Works,
+            format!("{} from {from}", served.join(", ")),
+        ),
+        None => Finding::new(Subject::Cubins, Verdict::Not, "no compiled kernels here").meaning(
+            "nothing on this machine needs them. `cargo xtask precompile` makes them for any \
+            GPU, without one",
+        ),
+    }
+}

@@ -1,0 +1,261 @@
+//! Two ranks that share memory as a communicator does, and send random bytes both ways.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::communicator::{Shared, share};
+use crate::device::{Device, DeviceError, DeviceStream, MemorySharing};
+use crate::error::Error;
+use crate::rendezvous::{Group, Rendezvous, RendezvousError};
+
+/// Large enough that the time of a copy says something of the link.
+const BYTES: usize = 4 << 20;
+/// Copies that are timed.
+const TIMED_COPIES: u32 = 16;
+
+/// What one rank of an exchange saw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Exchanged {
+    /// Whether the bytes that this rank wrote into the other's memory arrived there.
+    pub wrote: bool,
+    /// Whether the bytes that this rank read from the other's memory were those that the other had written.
+    pub read: bool,
+    /// What this rank read from the other's memory in a second while the other did the same, in units of 10^9 bytes.
+    pub gigabytes_per_second: f64,
+}
+
+/// Shares memory with the other rank of a group of two and sends random bytes both ways. Collective: both ranks call it.
+///
+/// The memory is shared by the very code that a communicator's set-up runs. Each rank writes into the other's memory, and the other looks there;
+/// then each writes into its own, and the other reads it. Copies go through the devices, so that the bytes cross the link.
+///
+/// # Errors
+/// As [`CommunicatorBuilder::build`](crate::CommunicatorBuilder::build) for the memory and the other rank. The group should then be
+/// [abandoned](Group::abandon), so that the other rank need not wait.
+pub fn exchange<D: Device>(
+    device: &D,
+    group: &mut Group,
+    sharing: MemorySharing,
+    patience: Duration,
+) -> Result<Exchanged, Error> {
+    let own = device.allocate_shared(BYTES, sharing)?;
+    let staging = device.allocate_shared(BYTES, sharing)?;
+    let mut shared = share(
+        device,
+        group,
+        &own,
+        BYTES as u64,
+        "doctor's memory",
+        patience,
+    )?;
+    let result = Both {
+        device,
+        group: &mut *group,
+        own: device.allocation_address(&own),
+        staging: device.allocation_address(&staging),
+        patience,
+    }
+    .run(&shared);
+    // Memory that is lent by address or handle must not be freed before the other rank has unmapped it.
+    shared.mappings.clear();
+    let result = result.and_then(|exchanged| {
+        group.barrier("doctor's unmapping", patience)?;
+        Ok(exchanged)
+    });
+    if result.is_err() && shared.lent_by_address {
+        // The other rank may still use memory that it does not hold: it stays until the process ends.
+        std::mem::forget(own);
+    }
+    result
+}
+
+/// One rank in an exchange.
+struct Both<'a, D: Device> {
+    device: &'a D,
+    group: &'a mut Group,
+    /// [`BYTES`] of this rank's memory, which the other maps.
+    own: u64,
+    /// [`BYTES`] of this rank's memory.
+    staging: u64,
+    patience: Duration,
+}
+
+impl<D: Device> Both<'_, D> {
+    fn run(mut self, shared: &Shared<D>) -> Result<Exchanged, Error> {
+        let peer = 1 - self.group.rank() as usize % 2;
+        let theirs = shared.addresses[peer];
+        let seed = random_seed()?;
+        let seeds = self
+            .group
+            .all_gather("doctor's seeds", &seed.to_le_bytes(), self.patience)?;
+        let peer_seed = seeds
+            .get(peer)
+            .and_then(|seed| Some(u64::from_le_bytes(seed.as_slice().try_into().ok()?)))
+            .unwrap_or(0);
+
+        self.write(self.staging, &random_bytes(seed))?;
+        self.copy(theirs, self.staging)?;
+        self.meet("doctor's write")?;
+        let arrived = self.holds(self.own, &random_bytes(peer_seed))?;
+        self.meet("doctor's look")?;
+
+        // Other bytes than before, so that what was not read cannot pass.
+        self.write(self.own, &random_bytes(!seed))?;
+        self.meet("doctor's own write")?;
+        self.copy(self.staging, theirs)?;
+        let read = self.holds(self.staging, &random_bytes(!peer_seed))?;
+
+        self.meet("doctor's clock")?;
+        let began = Instant::now();
+        for _ in 1..TIMED_COPIES {
+            // SAFETY: as in `copy`.
+            unsafe { self.device.copy(self.staging, theirs, BYTES)? };
+        }
+        self.copy(self.staging, theirs)?;
+        let bytes = f64::from(TIMED_COPIES) * BYTES as f64;
+        let gigabytes_per_second = bytes / began.elapsed().as_secs_f64() / 1e9;
+
+        let arrivals =
+            self.group
+                .all_gather("doctor's results", &[u8::from(arrived)], self.patience)?;
+        Ok(Exchanged {
+            wrote: arrivals
+                .get(peer)
+                .is_some_and(|arrived| arrived == &[u8::from(true)]),
+            read,
+            gigabytes_per_second,
+        })
+    }
+
+    fn meet(&mut self, label: &str) -> Result<(), Error> {
+        Ok(self.group.barrier(label, self.patience)?)
+    }
+
+    fn write(&self, destination: u64, bytes: &[u8]) -> Result<(), DeviceError> {
+        // SAFETY: the destination is one of this rank's two allocations, of as many bytes.
+        unsafe { self.device.write(destination, bytes) }
+    }
+
+    fn holds(&self, source: u64, expected: &[u8]) -> Result<bool, DeviceError> {
+        let mut bytes = vec![0; BYTES];
+        // SAFETY: the source is one of this rank's two allocations, of as many bytes.
+        unsafe { self.device.read(source, &mut bytes)? };
+        Ok(bytes == expected)
+    }
+
+    /// Copies and waits for it.
+    fn copy(&self, destination: u64, source: u64) -> Result<(), DeviceError> {
+        // SAFETY: both ranges are `BYTES` long, this rank's or mapped from the other. A mapping of a descriptor keeps the
+        // memory; memory that is lent otherwise is freed by its owner after the last meeting, or never.
+        unsafe { self.device.copy(destination, source, BYTES)? };
+        self.device.synchronize()
+    }
+}
+
+/// [`exchange`] between two threads of this process, each with a stream. What each saw, in the streams' order.
+///
+/// # Errors
+/// The first error that is no mere consequence of the other rank's, with the number of the stream, 0 or 1.
+pub fn exchange_between<S: DeviceStream + Send + Sync>(
+    streams: [&S; 2],
+    sharing: MemorySharing,
+    patience: Duration,
+) -> Result<[Exchanged; 2], (usize, Error)> {
+    let rank = |stream: &S, rendezvous: Rendezvous| {
+        let device = S::Device::open(stream)?;
+        let mut group = rendezvous.join(patience)?;
+        exchange(&device, &mut group, sharing, patience).inspect_err(|error| {
+            group.abandon(&error.to_string());
+        })
+    };
+    let outcomes = in_threads(streams, |stream, rendezvous| rank(stream, rendezvous));
+    let mut seen = Vec::with_capacity(2);
+    let mut consequence = None;
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        match outcome {
+            Ok(exchanged) => seen.push(exchanged),
+            Err(error) if is_consequence(&error) => consequence = Some((index, error)),
+            Err(error) => return Err((index, error)),
+        }
+    }
+    match (seen.as_slice(), consequence) {
+        (&[first, second], _) => Ok([first, second]),
+        (_, Some(consequence)) => Err(consequence),
+        (_, None) => Err((0, no_answer())),
+    }
+}
+
+/// Runs `rank` once a stream, in threads that form a group, and returns the outcomes in order.
+pub(super) fn in_threads<'a, S: Sync + 'a, T: Send>(
+    streams: impl IntoIterator<Item = &'a S>,
+    rank: impl Fn(&S, Rendezvous) -> Result<T, Error> + Sync,
+) -> Vec<Result<T, Error>> {
+    let streams: Vec<&S> = streams.into_iter().collect();
+    thread::scope(|scope| {
+        let threads: Vec<_> = Rendezvous::threads(streams.len() as u32)
+            .into_iter()
+            .zip(streams)
+            .map(|(rendezvous, stream)| {
+                let rank = &rank;
+                thread::Builder::new().spawn_scoped(scope, move || rank(stream, rendezvous))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| match thread {
+                Ok(thread) => thread.join().unwrap_or_else(|_| Err(no_answer())),
+                Err(source) => Err(DeviceError::System {
+                    call: "clone",
+                    source,
+                }
+                .into()),
+            })
+            .collect()
+    })
+}
+
+/// Whether another rank's error is the cause of this one.
+pub(super) fn is_consequence(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Rendezvous(RendezvousError::PeerFailed { .. } | RendezvousError::PeerLost { .. })
+    )
+}
+
+fn no_answer() -> Error {
+    DeviceError::Driver {
+        call: "a check of the doctor",
+        message: "it panicked, which is a defect; the panic's message is on stderr".to_owned(),
+    }
+    .into()
+}
+
+/// A number that differs from run to run, so that what an earlier run left in memory cannot pass for data that arrived.
+pub(super) fn random_seed() -> Result<u64, DeviceError> {
+    let mut seed = [0; 8];
+    rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty()).map_err(
+        |source| DeviceError::System {
+            call: "getrandom",
+            source: source.into(),
+        },
+    )?;
+    Ok(u64::from_le_bytes(seed))
+}
+
+/// SplitMix64.
+pub(super) fn random_words(seed: u64) -> impl Iterator<Item = u64> {
+    (1..).map(move |index: u64| {
+        let mut word = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        word ^ (word >> 31)
+    })
+}
+
+fn random_bytes(seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; BYTES];
+    for (place, word) in bytes.chunks_exact_mut(8).zip(random_words(seed)) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
+}

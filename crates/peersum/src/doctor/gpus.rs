@@ -1,0 +1,671 @@
+//! The GPUs: what each is, what memory they share, and a sum over all of them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cudarc::driver::{CudaContext, CudaStream};
+use peersum_artifact::{Arch, CudaVersion};
+
+use super::bounded::{Unanswered, bounded};
+use super::cubins::cubins;
+use super::driver::{self, Trouble};
+use super::exchange::{Exchanged, exchange_between};
+use super::machine::Traces;
+use super::report::{
+    ComputeMode, DriverFacts, Finding, GpuFacts, LinkFacts, Report, Subject, Verdict,
+};
+use super::trial::{Reduced, all_reduce_between};
+use crate::cuda::Cuda;
+use crate::cuda::driver::describe;
+use crate::device::{Device, DeviceError, MemorySharing};
+use crate::error::Error;
+use crate::loader::LoadPolicy;
+
+/// The oldest architecture that the kernels are compiled for.
+const OLDEST: Arch = Arch::plain(8, 0);
+/// The CUDA major of the toolkit that the project's own cubins are made with.
+const TOOLKIT_MAJOR: u32 = 13;
+/// The most ranks of a communicator.
+const MOST_RANKS: usize = 8;
+/// A check that makes many calls of the driver may take several times as long as one of a few.
+const STEPS: u32 = 4;
+
+/// A GPU whose context is open.
+#[derive(Clone)]
+struct Open {
+    ordinal: u32,
+    arch: Arch,
+    context: Arc<CudaContext>,
+}
+
+/// One look at the GPUs.
+pub(super) struct Gpus<'a> {
+    pub(super) report: &'a mut Report,
+    pub(super) policy: &'a LoadPolicy,
+    pub(super) patience: Duration,
+}
+
+impl Gpus<'_> {
+    /// Looks at the driver, and at what it has.
+    pub(super) fn examine(&mut self, traces: Traces) {
+        let version = match bounded(self.patience, driver::start) {
+            Ok(Ok(version)) => version,
+            Ok(Err(trouble)) => return self.report.push(trouble_finding(&trouble, traces)),
+            Err(unanswered) => return self.stuck(Subject::Driver, &[], &unanswered),
+        };
+        self.report.push(driver_finding(version));
+        self.report.driver = Some(DriverFacts {
+            cuda: version.to_string(),
+            kernel_module: driver::kernel_module(),
+        });
+        let architectures = match bounded(self.patience, facts) {
+            Ok(Ok((gpus, links))) => {
+                let (facts, architectures): (_, Vec<Arch>) = gpus.into_iter().unzip();
+                self.report.gpus = facts;
+                self.report.links = links;
+                architectures
+            }
+            Ok(Err(error)) => {
+                return self.report.push(
+                    Finding::new(Subject::Gpu, Verdict::Not, error.to_string())
+                        .meaning(RESTART)
+                        .blocking(true),
+                );
+            }
+            Err(unanswered) => return self.stuck(Subject::Gpu, &[], &unanswered),
+        };
+        let usable: Vec<bool> = self
+            .report
+            .gpus
+            .iter()
+            .zip(&architectures)
+            .map(|(gpu, arch)| *arch >= OLDEST && gpu.compute_mode != ComputeMode::Prohibited)
+            .collect();
+        let any = usable.contains(&true);
+        for gpu in self.report.gpus.clone() {
+            let ordinal = gpu.ordinal as usize;
+            let finding = gpu_finding(&gpu, architectures[ordinal] >= OLDEST);
+            self.report.push(finding.blocking(!any));
+        }
+        self.report.push(multicast_finding(&self.report.gpus));
+        let candidates: Vec<(u32, Arch)> = (0..)
+            .zip(architectures)
+            .zip(usable)
+            .filter_map(|(gpu, usable)| usable.then_some(gpu))
+            .collect();
+        let kernels = self.kernels(&candidates, version);
+        let Some(open) = self.open(&candidates) else {
+            return;
+        };
+        if self.share(&open) && kernels {
+            self.reduce(&open);
+        }
+    }
+
+    /// Whether compiled kernels can be had for every architecture.
+    fn kernels(&mut self, gpus: &[(u32, Arch)], version: CudaVersion) -> bool {
+        let mut architectures: Vec<Arch> = gpus.iter().map(|(_, arch)| *arch).collect();
+        architectures.sort_unstable();
+        architectures.dedup();
+        let mut all = true;
+        for arch in architectures {
+            let of_it = gpus.iter().filter(|gpu| gpu.1 == arch).map(|gpu| gpu.0);
+            let finding = cubins(
+                self.policy,
+                arch,
+                version,
+                &format!(
+                    "run `cargo xtask precompile --arch sm_{arch}` and name its output with \
+                    PEERSUM_CUBIN_DIR, or build with a \
+                     released peersum-kernels, which carries cubins"
+                ),
+            );
+            all &= finding.verdict != Verdict::Not;
+            self.report.push(finding.on(of_it));
+        }
+        all
+    }
+
+    /// Makes a context on each GPU, with a stream, a page of locked memory and a handle of legacy IPC. `None` if that leaves nothing to go on with.
+    fn open(&mut self, gpus: &[(u32, Arch)]) -> Option<Vec<Open>> {
+        let mut open = Vec::new();
+        let mut without_handle = Vec::new();
+        for &(ordinal, arch) in gpus {
+            match bounded(self.patience, move || open_one(ordinal)) {
+                Ok(Ok((context, handle))) => {
+                    open.push(Open {
+                        ordinal,
+                        arch,
+                        context,
+                    });
+                    without_handle.extend(handle.err().map(|error| (ordinal, error)));
+                }
+                Ok(Err(error)) => self.report.push(
+                    Finding::new(Subject::PageLockedMemory, Verdict::Not, error.to_string())
+                        .on([ordinal])
+                        .meaning(
+                            "this GPU cannot be used by this process: another one may hold it \
+                            or its memory (`nvidia-smi`)",
+                        )
+                        .blocking(gpus.len() == 1),
+                ),
+                Err(unanswered) => {
+                    self.stuck(Subject::Gpu, &[ordinal], &unanswered);
+                    return None;
+                }
+            }
+        }
+        if open.is_empty() {
+            return None;
+        }
+        self.report.push(
+            Finding::new(
+                Subject::PageLockedMemory,
+                Verdict::Works,
+                "a page of the host's memory was locked and mapped",
+            )
+            .on(open.iter().map(|gpu| gpu.ordinal)),
+        );
+        if without_handle.is_empty() {
+            self.report.push(
+                Finding::new(Subject::LegacyIpc, Verdict::Works, "a handle was made")
+                    .on(open.iter().map(|gpu| gpu.ordinal))
+                    .meaning(
+                        "the fallback where memory cannot be shared as file descriptors. \
+                    Whether another process can open it, `cargo xtask doctor` tries",
+                    ),
+            );
+        }
+        for (ordinal, error) in without_handle {
+            self.report.push(
+                Finding::new(Subject::LegacyIpc, Verdict::Not, error.to_string())
+                    .on([ordinal])
+                    .meaning("not needed where memory is shared as file descriptors"),
+            );
+        }
+        Some(open)
+    }
+
+    /// Sends data both ways between every two GPUs, or between two ranks on the only one. False if that does not work everywhere.
+    fn share(&mut self, open: &[Open]) -> bool {
+        let pairs: Vec<[&Open; 2]> = match open {
+            [only] => vec![[only, only]],
+            _ => (0..open.len())
+                .flat_map(|second| (0..second).map(move |first| [&open[first], &open[second]]))
+                .collect(),
+        };
+        let mut right = Vec::new();
+        let mut others = Vec::new();
+        for pair in &pairs {
+            let ordinals = pair.map(|gpu| gpu.ordinal);
+            match self.exchange(*pair) {
+                Ok(Shared::Right(exchanged)) => right.push((ordinals, exchanged)),
+                Ok(other) => others.push((ordinals, other)),
+                Err(unanswered) => {
+                    self.stuck(Subject::SharedMemory, &ordinals, &unanswered);
+                    return false;
+                }
+            }
+        }
+        for (ordinals, exchanged) in &right {
+            self.note(*ordinals, exchanged);
+        }
+        if !right.is_empty() {
+            self.report.push(shared_finding(&right, pairs.len()));
+        }
+        let works = |shared: &Shared| matches!(shared, Shared::Right(_) | Shared::ByAddress(_));
+        let any = !right.is_empty() || others.iter().any(|(_, shared)| works(shared));
+        let all = others.iter().all(|(_, shared)| works(shared));
+        for (ordinals, shared) in others {
+            let mut ordinals = ordinals.to_vec();
+            ordinals.dedup();
+            self.report.push(shared.finding(!any).on(ordinals));
+        }
+        if open.len() > 1 {
+            for finding in link_findings(&self.report.links) {
+                self.report.push(finding);
+            }
+        }
+        all
+    }
+
+    fn exchange(&self, pair: [&Open; 2]) -> Result<Shared, Unanswered> {
+        let attempt = |sharing| {
+            let gpus = pair.map(Clone::clone);
+            let patience = self.patience;
+            bounded(patience * STEPS, move || {
+                let on = |rank: usize, error: &dyn std::error::Error| {
+                    format!("GPU {}: {error}", gpus[rank].ordinal)
+                };
+                let stream =
+                    |rank: usize| new_stream(&gpus[rank].context).map_err(|error| on(rank, &error));
+                exchange_between([&stream(0)?, &stream(1)?], sharing, patience)
+                    .map_err(|(rank, error)| on(rank, &error))
+            })
+        };
+        Ok(match attempt(MemorySharing::FileDescriptor)? {
+            Ok(exchanged) if exchanged.iter().all(|rank| rank.wrote && rank.read) => {
+                Shared::Right(exchanged)
+            }
+            Ok(exchanged) => Shared::Wrong(exchanged),
+            Err(reason) => match attempt(MemorySharing::LegacyIpc)? {
+                Ok(exchanged) if exchanged.iter().all(|rank| rank.wrote && rank.read) => {
+                    Shared::ByAddress(reason)
+                }
+                Ok(exchanged) => Shared::Wrong(exchanged),
+                Err(_) => Shared::Failed(reason),
+            },
+        })
+    }
+
+    /// Keeps what was measured beside what the driver says of the two links.
+    fn note(&mut self, [first, second]: [u32; 2], exchanged: &[Exchanged; 2]) {
+        for link in &mut self.report.links {
+            let reader = match (link.from, link.to) {
+                ends if ends == (first, second) => &exchanged[0],
+                ends if ends == (second, first) => &exchanged[1],
+                _ => continue,
+            };
+            link.data_arrived = Some(reader.wrote && reader.read);
+            link.gigabytes_per_second = Some(reader.gigabytes_per_second);
+        }
+    }
+
+    /// Sums over all GPUs, or over two ranks on the only one.
+    fn reduce(&mut self, open: &[Open]) {
+        let ranks: Vec<Open> = match open {
+            [only] => vec![only.clone(), only.clone()],
+            _ => open.iter().take(MOST_RANKS).cloned().collect(),
+        };
+        let mut ordinals: Vec<u32> = ranks.iter().map(|rank| rank.ordinal).collect();
+        ordinals.dedup();
+        let world_size = ranks.len();
+        let archs_differ = ranks.iter().any(|rank| rank.arch != ranks[0].arch);
+        let (policy, patience) = (self.policy.clone(), self.patience);
+        let outcome = bounded(patience * STEPS, move || {
+            let streams: Vec<Arc<CudaStream>> = ranks
+                .iter()
+                .map(|rank| new_stream(&rank.context))
+                .collect::<Result<_, _>>()
+                .map_err(|error| (0, Error::from(error)))?;
+            all_reduce_between(&streams, &policy, patience)
+        });
+        match outcome {
+            Ok(outcome) => {
+                let finding = reduced_finding(world_size, outcome);
+                let finding = if archs_differ && finding.verdict != Verdict::Works {
+                    finding.meaning(
+                        "the GPUs are of different architectures, which a group \
+                    may not be able to mix",
+                    )
+                } else {
+                    finding
+                };
+                self.report.push(finding.on(ordinals));
+            }
+            Err(unanswered) => self.stuck(Subject::AllReduce, &ordinals, &unanswered),
+        }
+    }
+
+    /// A check that gave no answer. What would need the driver after it is not tried.
+    fn stuck(&mut self, subject: Subject, gpus: &[u32], unanswered: &Unanswered) {
+        let mut gpus = gpus.to_vec();
+        gpus.dedup();
+        self.report.push(
+            Finding::new(subject, Verdict::Not, unanswered.to_string())
+                .on(gpus)
+                .meaning(format!(
+                    "{RESTART}. Further checks of the GPUs were left out"
+                ))
+                .blocking(true),
+        );
+    }
+}
+
+const RESTART: &str = "the driver does not do what it should: look for Xid errors in `dmesg`, \
+end other processes that use the GPUs \
+    (`nvidia-smi`), reset the GPU or restart the machine";
+
+/// What came of sharing memory between two ranks.
+enum Shared {
+    /// By file descriptors, and every byte arrived.
+    Right([Exchanged; 2]),
+    /// By file descriptors, and some did not.
+    Wrong([Exchanged; 2]),
+    /// Not by file descriptors, and the reason, but by address.
+    ByAddress(String),
+    /// In no way; why not by file descriptors.
+    Failed(String),
+}
+
+impl Shared {
+    fn finding(&self, blocking: bool) -> Finding {
+        match self {
+            Shared::Right(_) => Finding::new(Subject::SharedMemory, Verdict::Works, ""),
+            Shared::Wrong(exchanged) => {
+                let direction = |rank: usize| {
+                    let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
+                    format!(
+                        "bytes that rank {rank} wrote to its peer {}, bytes that it read {}",
+                        yes_no(exchanged[rank].wrote),
+                        yes_no(exchanged[rank].read)
+                    )
+                };
+                Finding::new(
+                    Subject::SharedMemory,
+                    Verdict::Not,
+                    format!(
+                        "memory was mapped, but the data is wrong: {}; \
+                    {}",
+                        direction(0),
+                        direction(1)
+                    ),
+                )
+                .meaning(
+                    "do not run peersum or NCCL's peer-to-peer transport on these GPUs. On \
+                    many hosts the IOMMU or PCIe access control \
+                     redirects such traffic: switch it off in the firmware or with `iommu=pt`, \
+                     or keep these GPUs in separate groups",
+                )
+                .blocking(blocking)
+            }
+            Shared::ByAddress(reason) => {
+                Finding::new(Subject::SharedMemory, Verdict::Slower, reason).meaning(
+                    "ranks fall back to legacy CUDA IPC, which needs common PID and IPC \
+                namespaces. A newer driver, or a sandbox that lets \
+                 descriptors of the driver pass, has the better way",
+                )
+            }
+            Shared::Failed(reason) => Finding::new(Subject::SharedMemory, Verdict::Not, reason)
+                .meaning("no group can hold ranks on both")
+                .blocking(blocking),
+        }
+    }
+}
+
+/// All GPUs and all ordered pairs, as the driver describes them.
+fn facts() -> Result<(Vec<(GpuFacts, Arch)>, Vec<LinkFacts>), DeviceError> {
+    let count = driver::device_count()?;
+    let gpus = (0..count).map(driver::gpu).collect::<Result<_, _>>()?;
+    let links = (0..count)
+        .flat_map(|from| (0..count).map(move |to| (from, to)))
+        .filter(|(from, to)| from != to)
+        .map(|(from, to)| driver::link(from, to))
+        .collect::<Result<_, _>>()?;
+    Ok((gpus, links))
+}
+
+/// A context in which a page could be locked, and whether memory has a handle of legacy IPC.
+type Opened = (Arc<CudaContext>, Result<(), DeviceError>);
+
+fn open_one(ordinal: u32) -> Result<Opened, DeviceError> {
+    let context = CudaContext::new(ordinal as usize).map_err(|error| DeviceError::Driver {
+        call: "cuDevicePrimaryCtxRetain",
+        message: describe(error.0),
+    })?;
+    let device = Cuda::open(&new_stream(&context)?)?;
+    device.allocate_status()?;
+    let handle = device
+        .allocate_shared(1, MemorySharing::LegacyIpc)
+        .and_then(|memory| device.export(&memory, false))
+        .map(drop);
+    Ok((context, handle))
+}
+
+fn new_stream(context: &Arc<CudaContext>) -> Result<Arc<CudaStream>, DeviceError> {
+    context.new_stream().map_err(|error| DeviceError::Driver {
+        call: "cuStreamCreate",
+        message: describe(error.0),
+    })
+}
+
+fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
+    let finding = Finding::new(Subject::Driver, Verdict::Not, trouble.to_string());
+    match trouble {
+        Trouble::Missing(DeviceError::LibraryMissing { library, help }) => {
+            let seen = format!("{library} was not found");
+            let missing = Finding::new(Subject::Driver, Verdict::Not, seen);
+            if traces.device_node {
+                missing
+                    .meaning(format!(
+                        "this process was given a GPU (/dev/nvidia*) without the \
+                    driver's library: {help}"
+                    ))
+                    .blocking(true)
+            } else if traces.on_the_bus {
+                missing.meaning(format!(
+                    "there is an NVIDIA GPU on the PCI bus, which this \
+                process cannot use: {help}"
+                ))
+            } else {
+                missing.meaning("there is no sign of an NVIDIA GPU either, so nothing is amiss")
+            }
+        }
+        Trouble::NoDevice(_) if traces.hidden => {
+            finding.meaning("CUDA_VISIBLE_DEVICES hides them, if there are any")
+        }
+        Trouble::NoDevice(_) if traces.device_node => finding
+            .meaning(format!(
+                "there are device nodes of GPUs (/dev/nvidia*): {RESTART}"
+            ))
+            .blocking(true),
+        Trouble::NoDevice(_) => finding.meaning(
+            "nothing is amiss if there is none; on a machine with GPUs start the container \
+            with `--gpus all`",
+        ),
+        Trouble::TooOld(_) => finding
+            .meaning(driver::update_hint(TOOLKIT_MAJOR))
+            .blocking(true),
+        Trouble::Incomplete { .. } | Trouble::Missing(_) => finding
+            .meaning(format!(
+                "the library is not a whole driver, perhaps the toolkit's stub: take its \
+                directory off LD_LIBRARY_PATH, or {}",
+                driver::update_hint(TOOLKIT_MAJOR)
+            ))
+            .blocking(true),
+        Trouble::Refused(..) => finding
+            .meaning(format!(
+                "library and kernel module may be of different versions: load the new module \
+                or restart the machine. Otherwise {RESTART}"
+            ))
+            .blocking(true),
+    }
+}
+
+fn driver_finding(version: CudaVersion) -> Finding {
+    let module = driver::kernel_module().map_or_else(String::new, |module| {
+        format!(
+            ", kernel \
+    module {module}"
+        )
+    });
+    let seen = format!("CUDA {version}{module}");
+    if version.major < TOOLKIT_MAJOR {
+        Finding::new(Subject::Driver, Verdict::Slower, seen).meaning(format!(
+            "cubins of CUDA {TOOLKIT_MAJOR}, which releases carry, do not load: {}; or compile \
+            ahead of time with a toolkit of CUDA {}",
+            driver::update_hint(TOOLKIT_MAJOR),
+            version.major
+        ))
+    } else {
+        Finding::new(Subject::Driver, Verdict::Works, seen)
+    }
+}
+
+fn gpu_finding(gpu: &GpuFacts, new_enough: bool) -> Finding {
+    let seen = format!(
+        "{}, compute capability {}, {:.0} GiB, {} multiprocessors, {}, PCI {}",
+        gpu.name,
+        gpu.compute_capability,
+        gpu.memory_bytes as f64 / f64::from(1 << 30),
+        gpu.multiprocessors,
+        gpu.uuid,
+        gpu.pci_bus_id
+    );
+    let (verdict, meaning) = if !new_enough {
+        (
+            Verdict::Not,
+            format!(
+                "kernels are compiled for compute capability {}.{} and \
+            newer",
+                OLDEST.major, OLDEST.minor
+            ),
+        )
+    } else {
+        match (gpu.compute_mode, gpu.mig) {
+            (ComputeMode::Prohibited, _) => (
+                Verdict::Not,
+                format!(
+                    "its compute mode lets no process in: `nvidia-smi -i {} -c \
+                DEFAULT`",
+                    gpu.pci_bus_id
+                ),
+            ),
+            (ComputeMode::ExclusiveProcess, _) => (
+                Verdict::Slower,
+                "its compute mode lets one process in: one rank a GPU works, ranks that are \
+                processes cannot share it"
+                    .to_owned(),
+            ),
+            (_, true) => (
+                Verdict::Slower,
+                "a part of a GPU (MIG): a process sees one part, and parts cannot reach each \
+                other's memory, so only ranks on this part can form a group"
+                    .to_owned(),
+            ),
+            _ => (Verdict::Works, String::new()),
+        }
+    };
+    Finding::new(Subject::Gpu, verdict, seen)
+        .on([gpu.ordinal])
+        .meaning(meaning)
+}
+
+fn multicast_finding(gpus: &[GpuFacts]) -> Finding {
+    let with = gpus.iter().filter(|gpu| gpu.multicast).count();
+    Finding::new(
+        Subject::Multicast,
+        Verdict::Works,
+        format!("{with} of {} GPUs have NVLink multicast", gpus.len()),
+    )
+    .meaning("peersum does not use it")
+}
+
+fn shared_finding(right: &[([u32; 2], [Exchanged; 2])], pairs: usize) -> Finding {
+    let rates = || {
+        right
+            .iter()
+            .flat_map(|(_, exchanged)| exchanged.iter().map(|rank| rank.gigabytes_per_second))
+    };
+    let rate = format!(
+        "{:.1} to {:.1} GB/s in each direction at once",
+        rates().fold(f64::INFINITY, f64::min),
+        rates().fold(0.0, f64::max)
+    );
+    let mut gpus: Vec<u32> = right.iter().flat_map(|(pair, _)| *pair).collect();
+    gpus.sort_unstable();
+    gpus.dedup();
+    let arrived = "as file descriptors; random bytes arrived, written and read, from either side";
+    let seen = match (gpus.len(), pairs) {
+        (1, _) => {
+            "as file descriptors; random bytes arrived both ways between two ranks".to_owned()
+        }
+        (_, 1) => format!("{arrived}: {rate}"),
+        (_, _) => format!("{arrived} in {} of {pairs} pairs: {rate}", right.len()),
+    };
+    Finding::new(Subject::SharedMemory, Verdict::Works, seen).on(gpus)
+}
+
+/// One finding for each kind of link that there is.
+fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
+    let kinds: [(Verdict, &str, &str, fn(&LinkFacts) -> bool); 3] = [
+        (
+            Verdict::Works,
+            "NVLink (peer access with native atomics)",
+            "",
+            |link| link.access && link.native_atomics,
+        ),
+        (
+            Verdict::Slower,
+            "PCIe (peer access without native atomics)",
+            "calls work and take longer than over NVLink, large ones most: see the measured rate",
+            |link| link.access && !link.native_atomics,
+        ),
+        (
+            Verdict::Not,
+            "no peer access, the driver says",
+            "no group can hold ranks on both. `nvidia-smi topo -p2p rw` shows more; in a \
+            virtual machine peer access may be off, and on some \
+             hosts the IOMMU or PCIe access control forbids it",
+            |link| !link.access,
+        ),
+    ];
+    let one_way = |link: &&LinkFacts| link.from < link.to;
+    let all = links.iter().filter(one_way).count();
+    kinds
+        .into_iter()
+        .filter_map(|(verdict, kind, meaning, is)| {
+            let pairs: Vec<&LinkFacts> = links
+                .iter()
+                .filter(one_way)
+                .filter(|link| is(link))
+                .collect();
+            if pairs.is_empty() {
+                return None;
+            }
+            let which = if all > 1 && pairs.len() == all {
+                format!("all {all} pairs")
+            } else {
+                let pairs: Vec<String> = pairs
+                    .iter()
+                    .map(|link| format!("{}-{}", link.from, link.to))
+                    .collect();
+                pairs.join(", ")
+            };
+            Some(
+                Finding::new(
+                    Subject::Links,
+                    verdict,
+                    format!(
+                        "{kind}: \
+            {which}"
+                    ),
+                )
+                .meaning(meaning),
+            )
+        })
+        .collect()
+}
+
+fn reduced_finding(world_size: usize, outcome: Result<Reduced, (usize, Error)>) -> Finding {
+    match outcome {
+        Ok(Reduced { calls, wrong: 0 }) => Finding::new(
+            Subject::AllReduce,
+            Verdict::Works,
+            format!(
+                "{world_size} ranks, {calls} calls of different sizes, every bit as the \
+            reference has it"
+            ),
+        ),
+        Ok(Reduced { calls, wrong }) => Finding::new(
+            Subject::AllReduce,
+            Verdict::Not,
+            format!(
+                "{world_size} ranks: {wrong} of {} results differ from the \
+            reference",
+                calls * world_size
+            ),
+        )
+        .meaning(
+            "do not use peersum on these GPUs; run `cargo xtask test-allreduce` and \
+        report what it says",
+        )
+        .blocking(true),
+        Err((rank, error)) => Finding::new(
+            Subject::AllReduce,
+            Verdict::Not,
+            format!("{world_size} ranks, on rank {rank}: {error}"),
+        )
+        .blocking(true),
+    }
+}

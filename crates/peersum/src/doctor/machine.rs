@@ -1,0 +1,277 @@
+//! What the system around the process says, GPUs apart.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+
+use super::report::{Finding, Subject, Verdict};
+
+const MEBIBYTE: u64 = 1 << 20;
+
+/// Descriptors that a rank of eight needs at once, with room for a program's own: two a peer at set-up and one a symmetric buffer.
+const FEW_DESCRIPTORS: u64 = 256;
+/// What a container gets for `/dev/shm` unless told otherwise, in bytes. NCCL runs out of it.
+const SMALL_DEV_SHM: u64 = 64 * MEBIBYTE;
+/// The numbers of the namespaces that the system starts with, which Linux fixes in `proc_ns.h`.
+const FIRST_IPC_NAMESPACE: u64 = 0xEFFF_FFFF;
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// Hardware queues that keep the streams of up to 8 ranks apart.
+const ENOUGH_CONNECTIONS: u32 = 32;
+
+/// The PID and IPC namespaces, and what they mean for ranks in several containers.
+pub(super) fn namespaces() -> Finding {
+    let number =
+        |name: &str| fs::metadata(Path::new("/proc/self/ns").join(name)).map(|it| it.ino());
+    match (number("pid"), number("ipc")) {
+        (Ok(pid), Ok(ipc)) => namespaces_finding(pid, ipc),
+        (Err(error), _) | (_, Err(error)) => Finding::new(
+            Subject::Namespaces,
+            Verdict::Works,
+            format!("/proc/self/ns cannot be read ({error})"),
+        )
+        .meaning(
+            "nothing of peersum's own needs it; ranks of one container share their \
+        namespaces in any case",
+        ),
+    }
+}
+
+fn namespaces_finding(pid: u64, ipc: u64) -> Finding {
+    let whose = |number, first| {
+        if number == first {
+            "the system's first"
+        } else {
+            "one of its own"
+        }
+    };
+    let finding = Finding::new(
+        Subject::Namespaces,
+        Verdict::Works,
+        format!(
+            "PID namespace {} ({pid}), IPC namespace {} ({ipc})",
+            whose(pid, FIRST_PID_NAMESPACE),
+            whose(ipc, FIRST_IPC_NAMESPACE)
+        ),
+    );
+    if (pid, ipc) == (FIRST_PID_NAMESPACE, FIRST_IPC_NAMESPACE) {
+        finding
+    } else {
+        finding.meaning(
+            "ranks inside this container reach each other. Ranks in several containers need \
+            one rendezvous directory mounted into all, and \
+             one view of the GPUs; for legacy IPC also common namespaces (`--ipc=host \
+             --pid=host`)",
+        )
+    }
+}
+
+/// `/dev/shm`.
+pub(super) fn dev_shm(path: &Path) -> Finding {
+    let unused = "peersum does not use it";
+    let (size, free) = match rustix::fs::statvfs(path) {
+        Ok(stat) => (
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+        ),
+        Err(error) => {
+            return Finding::new(
+                Subject::DevShm,
+                Verdict::Not,
+                format!("{} cannot be looked at ({error})", path.display()),
+            )
+            .meaning(format!("{unused}; NCCL may"));
+        }
+    };
+    let seen = format!(
+        "{} MiB, of which {} MiB are free",
+        size / MEBIBYTE,
+        free / MEBIBYTE
+    );
+    if size <= SMALL_DEV_SHM {
+        Finding::new(Subject::DevShm, Verdict::Slower, seen).meaning(format!(
+            "{unused}; NCCL, where calls above the range go to it, may run out of it: start \
+            the container with `--shm-size=1g` or `--ipc=host`"
+        ))
+    } else {
+        Finding::new(Subject::DevShm, Verdict::Works, seen).meaning(unused)
+    }
+}
+
+/// Open files and locked memory.
+pub(super) fn limits() -> Finding {
+    limits_finding(
+        getrlimit(Resource::Nofile).current,
+        getrlimit(Resource::Memlock).current,
+    )
+}
+
+/// `None` is no limit. Locked memory is in bytes.
+fn limits_finding(open_files: Option<u64>, locked_memory: Option<u64>) -> Finding {
+    let limit = |value: Option<u64>| {
+        value.map_or_else(
+            || {
+                "no \
+    limit"
+                    .to_owned()
+            },
+            |it| it.to_string(),
+        )
+    };
+    let seen = format!(
+        "open files: {}; locked memory: {}",
+        limit(open_files),
+        locked_memory.map_or_else(
+            || "no limit".to_owned(),
+            |bytes| format!("{} KiB", bytes / 1024)
+        )
+    );
+    if open_files.is_some_and(|files| files < FEW_DESCRIPTORS) {
+        Finding::new(Subject::Limits, Verdict::Slower, seen).meaning(format!(
+            "memory travels as file descriptors, so larger groups may run out of them: raise \
+            the limit with `ulimit -n {FEW_DESCRIPTORS}` or more"
+        ))
+    } else {
+        Finding::new(Subject::Limits, Verdict::Works, seen)
+    }
+}
+
+/// The variables that change what CUDA does. `gpus` is how many GPUs this process sees.
+pub(super) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) -> Finding {
+    let variable = |name: &str| match read(name) {
+        Some(value) => format!("{name}={value}"),
+        None => format!("{name} is not set"),
+    };
+    let seen = ["CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_MAX_CONNECTIONS"]
+        .map(variable)
+        .join("; ");
+    let connections: Option<u32> =
+        read("CUDA_DEVICE_MAX_CONNECTIONS").and_then(|value| value.trim().parse().ok());
+    // Ranks with a GPU each have no need of it.
+    if gpus == 1 && connections.is_none_or(|connections| connections < ENOUGH_CONNECTIONS) {
+        Finding::new(Subject::Environment, Verdict::Slower, seen).meaning(format!(
+            "there is one GPU, so ranks of one process share it: their kernels wait for each \
+            other, and with few hardware queues some may not \
+             start. Set CUDA_DEVICE_MAX_CONNECTIONS={ENOUGH_CONNECTIONS} before the CUDA \
+             context is made. A single rank does not need it"
+        ))
+    } else {
+        Finding::new(Subject::Environment, Verdict::Works, seen)
+    }
+}
+
+/// Signs of an NVIDIA GPU that the driver's library does not show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Traces {
+    /// A GPU's device node: this process was given a GPU.
+    pub(super) device_node: bool,
+    /// A display or compute controller of NVIDIA's on the PCI bus, which a container sees of its host.
+    pub(super) on_the_bus: bool,
+    /// `CUDA_VISIBLE_DEVICES` chooses which GPUs the driver shows.
+    pub(super) hidden: bool,
+}
+
+/// Looks for them below `root`, which is `/`.
+pub(super) fn traces(root: &Path, read: impl Fn(&str) -> Option<String>) -> Traces {
+    const NVIDIA: &str = "0x10de";
+    const DISPLAY_CONTROLLER: &str = "0x03";
+    let entries = |path: &str| {
+        fs::read_dir(root.join(path))
+            .into_iter()
+            .flatten()
+            .flatten()
+    };
+    let is_a_gpu = |device: &Path| {
+        let begins = |file: &str, with: &str| {
+            fs::read_to_string(device.join(file)).is_ok_and(|text| text.starts_with(with))
+        };
+        begins("vendor", NVIDIA) && begins("class", DISPLAY_CONTROLLER)
+    };
+    Traces {
+        device_node: entries("dev").any(|entry| {
+            let name = entry.file_name();
+            name.to_str()
+                .and_then(|name| name.strip_prefix("nvidia"))
+                .is_some_and(|rest| rest.parse::<u32>().is_ok())
+        }),
+        on_the_bus: entries("sys/bus/pci/devices").any(|entry| is_a_gpu(&entry.path())),
+        hidden: read("CUDA_VISIBLE_DEVICES").is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_s_namespaces_come_with_what_ranks_in_several_need() {
+        let first = namespaces_finding(FIRST_PID_NAMESPACE, FIRST_IPC_NAMESPACE);
+        assert_eq!(first.meaning, "");
+        let own = namespaces_finding(4_026_532_500, FIRST_IPC_NAMESPACE);
+        assert_eq!(own.verdict, Verdict::Works);
+        assert!(
+            own.seen
+                .contains("PID namespace one of its own (4026532500)")
+        );
+        assert!(own.meaning.contains("--ipc=host --pid=host"));
+    }
+
+    #[test]
+    fn few_descriptors_are_worth_a_word_and_no_limit_is_not() {
+        assert_eq!(limits_finding(None, None).verdict, Verdict::Works);
+        assert_eq!(
+            limits_finding(Some(1024), Some(8 << 20)).verdict,
+            Verdict::Works
+        );
+        let few = limits_finding(Some(64), None);
+        assert_eq!(few.verdict, Verdict::Slower);
+        assert!(few.meaning.contains("ulimit -n"));
+    }
+
+    #[test]
+    fn a_missing_dev_shm_is_a_finding_and_no_failure() {
+        let finding = dev_shm(Path::new("/no/such/directory"));
+        assert_eq!(finding.verdict, Verdict::Not);
+        assert!(!finding.blocking);
+    }
+
+    #[test]
+    fn hardware_queues_matter_where_ranks_share_the_one_gpu() {
+        let verdict = |gpus, connections: Option<&str>| {
+            environment(gpus, |name| {
+                (name == "CUDA_DEVICE_MAX_CONNECTIONS")
+                    .then(|| connections.map(str::to_owned))
+                    .flatten()
+            })
+            .verdict
+        };
+        assert_eq!(verdict(0, None), Verdict::Works);
+        assert_eq!(verdict(1, None), Verdict::Slower);
+        assert_eq!(verdict(1, Some("8")), Verdict::Slower);
+        assert_eq!(verdict(1, Some("32")), Verdict::Works);
+        assert_eq!(verdict(2, None), Verdict::Works);
+    }
+
+    #[test]
+    fn a_gpu_without_a_driver_leaves_traces_on_the_bus_and_among_the_devices() {
+        let root = tempfile::tempdir().unwrap();
+        let none = traces(root.path(), |_| None);
+        assert!(!none.device_node && !none.on_the_bus);
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        // A network adapter of the same vendor and the driver's control node are no GPU.
+        write("sys/bus/pci/devices/0000:01:00.0/vendor", "0x10de\n");
+        write("sys/bus/pci/devices/0000:01:00.0/class", "0x020000\n");
+        write("dev/nvidiactl", "");
+        assert_eq!(traces(root.path(), |_| None), none);
+        write("sys/bus/pci/devices/0000:02:00.0/vendor", "0x10de\n");
+        write("sys/bus/pci/devices/0000:02:00.0/class", "0x030200\n");
+        assert!(traces(root.path(), |_| None).on_the_bus);
+        write("dev/nvidia0", "");
+        assert!(traces(root.path(), |_| None).device_node);
+    }
+}

@@ -1,0 +1,221 @@
+//! Directories and libraries that peersum uses: the rendezvous, the JIT cache, NVRTC, NCCL.
+
+use std::ffi::c_int;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use libloading::Library;
+
+use super::exchange::random_seed;
+use super::report::{Finding, Subject, Verdict};
+use crate::loader::nvrtc::{NvrtcLibrary, NvrtcSearch};
+use crate::loader::{CACHE_DIR_VARIABLE, probe_cache};
+use crate::rendezvous::{Rendezvous, RendezvousError};
+
+/// The names of NCCL's library: as it is installed, then the link of a development package.
+const NCCL_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+/// Lets two ranks meet in the directory where this user's ranks meet.
+pub(super) fn rendezvous(patience: Duration) -> Finding {
+    match meet(patience) {
+        Ok(directory) => Finding::new(
+            Subject::Rendezvous,
+            Verdict::Works,
+            format!("two ranks met in {directory}"),
+        ),
+        Err(error) => Finding::new(Subject::Rendezvous, Verdict::Not, error.to_string())
+            .meaning(
+                "ranks that are processes cannot meet: name a directory of your own with \
+                PEERSUM_RENDEZVOUS_DIR, the same for all ranks",
+            )
+            .blocking(true),
+    }
+}
+
+/// The directory where two ranks met.
+fn meet(patience: Duration) -> Result<String, RendezvousError> {
+    // Other doctors may be at work, also in other PID namespaces that share the directory.
+    let number = random_seed().unwrap_or(u64::from(std::process::id()));
+    let group = format!("doctor-{number:016x}");
+    let rank = |rank| Rendezvous::in_default_directory(group.clone(), rank, 2);
+    let (hub, spoke) = (rank(0)?, rank(1)?);
+    let directory = hub
+        .directory()
+        .map_or_else(String::new, |path| path.display().to_string());
+    // Leaving together, so that neither is lost to the other.
+    let join = move |rendezvous: Rendezvous| {
+        rendezvous
+            .join(patience)
+            .and_then(|mut group| group.barrier("doctor", patience))
+    };
+    let spoke = thread::spawn(move || join(spoke));
+    join(hub)?;
+    spoke.join().unwrap_or(Ok(()))?;
+    Ok(directory)
+}
+
+/// Whether what NVRTC compiles can be kept.
+pub(super) fn jit_cache(directory: Option<&Path>) -> Finding {
+    let consequence = "a kernel that no cubin serves is compiled anew by every process";
+    match directory.map(probe_cache) {
+        Some(Ok(path)) => Finding::new(
+            Subject::JitCache,
+            Verdict::Works,
+            format!("{} can be written", path.display()),
+        ),
+        Some(Err(error)) => {
+            Finding::new(Subject::JitCache, Verdict::Slower, error.to_string()).meaning(consequence)
+        }
+        None => Finding::new(
+            Subject::JitCache,
+            Verdict::Slower,
+            format!(
+                "there is no place for it: {CACHE_DIR_VARIABLE}, XDG_CACHE_HOME and HOME \
+            are not set"
+            ),
+        )
+        .meaning(consequence),
+    }
+}
+
+/// Whether kernels can be compiled here.
+pub(super) fn nvrtc(search: &NvrtcSearch) -> Finding {
+    let found = search.run();
+    let mut failures = Vec::new();
+    for file in &found.files {
+        let opened = NvrtcLibrary::open(&file.path)
+            .and_then(|library| library.supported_archs().map(|archs| (library, archs)));
+        match opened {
+            Ok((library, archs)) => {
+                let (major, minor) = library.version();
+                let archs: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
+                return Finding::new(
+                    Subject::Nvrtc,
+                    Verdict::Works,
+                    format!(
+                        "{}, CUDA {major}.{minor}, compiles for {}",
+                        library.path().display(),
+                        archs.join(" ")
+                    ),
+                );
+            }
+            Err(error) => failures.push(error.to_string()),
+        }
+    }
+    let seen = if failures.is_empty() {
+        format!("not found; looked at: {}", found.looked_at.join(", "))
+    } else {
+        failures.join("; ")
+    };
+    Finding::new(Subject::Nvrtc, Verdict::Not, seen).meaning(
+        "needed only where no cubin serves a GPU. To have it: NVIDIA's package cuda-nvrtc, or \
+        `pip install nvidia-cuda-nvrtc` and its \
+         directory in LD_LIBRARY_PATH",
+    )
+}
+
+/// Whether calls above the custom range could go to NCCL.
+pub(super) fn nccl() -> Finding {
+    type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
+    for name in NCCL_NAMES {
+        // SAFETY: opening runs the library's initialisers. It is NCCL's name on the dynamic linker's own search path, trusted as
+        // much as any library that this program links against.
+        let Ok(library) = (unsafe { Library::new(name) }) else {
+            continue;
+        };
+        let mut version = 0;
+        // SAFETY: this is the function's signature in nccl.h.
+        let answered = unsafe { library.get::<GetVersion>(b"ncclGetVersion\0") }
+            .map(|get| {
+                // SAFETY: `version` is a place for one int; the function needs no set-up.
+                unsafe { get(&raw mut version) }
+            })
+            .is_ok_and(|result| result == 0);
+        // It may have started threads or registered handlers: it is not unloaded.
+        std::mem::forget(library);
+        if answered {
+            return Finding::new(
+                Subject::Nccl,
+                Verdict::Works,
+                format!("{name}, version {}", nccl_version(version)),
+            );
+        }
+    }
+    Finding::new(
+        Subject::Nccl,
+        Verdict::Not,
+        format!("{} is on no library path", NCCL_NAMES[0]),
+    )
+    .meaning(
+        "not needed: calls of every size run without it. To send large ones there: NVIDIA's \
+        package libnccl2, or `pip install nvidia-nccl-cu13` \
+         and its directory in LD_LIBRARY_PATH",
+    )
+}
+
+/// NCCL's number as people write it: 22809 is 2.28.9, and before 2.9 2803 was 2.8.3.
+fn nccl_version(number: c_int) -> String {
+    let (major, minor) = if number < 10_000 {
+        (number / 1000, number % 1000 / 100)
+    } else {
+        (number / 10_000, number % 10_000 / 100)
+    };
+    format!("{major}.{minor}.{}", number % 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_cache_that_others_may_enter_is_named_with_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = directory.path().join("jit");
+        let missing = jit_cache(Some(&cache));
+        assert_eq!(missing.verdict, Verdict::Works, "{}", missing.seen);
+        fs::set_permissions(&cache, fs::Permissions::from_mode(0o755)).unwrap();
+        let open = jit_cache(Some(&cache));
+        assert_eq!(open.verdict, Verdict::Slower);
+        assert!(open.seen.contains("0755") && open.seen.contains("chmod 700"));
+        assert_eq!(fs::read_dir(&cache).unwrap().count(), 0, "files are left");
+        assert_eq!(jit_cache(None).verdict, Verdict::Slower);
+    }
+
+    #[test]
+    fn an_absent_nvrtc_is_named_with_every_place_and_blocks_nothing() {
+        let search = NvrtcSearch {
+            library: Some("/nowhere/libnvrtc.so.13".into()),
+            ..NvrtcSearch::default()
+        };
+        let finding = nvrtc(&search);
+        assert!(!finding.blocking);
+        assert_eq!(finding.verdict, Verdict::Not);
+        assert!(finding.seen.contains("/nowhere/libnvrtc.so.13"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_named_with_the_linker_s_reason() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "not a library").unwrap();
+        let search = NvrtcSearch {
+            library: Some(file.path().to_owned()),
+            ..NvrtcSearch::default()
+        };
+        let finding = nvrtc(&search);
+        assert!(
+            finding.seen.contains("cannot be opened as a library"),
+            "{}",
+            finding.seen
+        );
+    }
+
+    #[test]
+    fn nccl_s_number_is_read_in_both_of_its_forms() {
+        assert_eq!(nccl_version(22_809), "2.28.9");
+        assert_eq!(nccl_version(21_003), "2.10.3");
+        assert_eq!(nccl_version(2_803), "2.8.3");
+    }
+}
