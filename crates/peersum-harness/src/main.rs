@@ -8,6 +8,7 @@ mod kill;
 mod memory;
 mod proof;
 mod sanitize;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Command {
     Faults(faults::FaultsArgs),
     /// The test grid: every configuration, bits against the reference.
     Grid(grid::GridArgs),
+    /// Random calls for as long as asked, the bits of every result compared.
+    Soak(soak::SoakArgs),
     /// Real ranks, one of which is killed or stopped, at each phase of its life.
     Kill(kill::KillArgs),
     /// One rank of `kill`.
@@ -74,6 +77,7 @@ fn main() -> Result<ExitCode> {
         Command::KillRank(args) => kill::run_rank(&args)?,
         Command::Sanitize(args) => return sanitize::run(&args),
         Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
+        Command::Soak(args) => return soak::run(&args),
         Command::Device(args) => grid::print_device(&args)?,
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]

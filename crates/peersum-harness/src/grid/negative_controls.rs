@@ -69,6 +69,7 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
         filter: None,
         timeout: Duration::from_secs(1),
         fault: None,
+        start_epochs: (0, 1),
     });
     let cases = Arc::new(plan::cases(&settings));
     let (sender, receiver) = channel();

@@ -1,0 +1,133 @@
+//! What a soak's calls are: bursts, each a function of its seed, so that every rank knows them all.
+
+use fastrand::Rng;
+use peersum::dispatch::Route;
+use peersum_artifact::Dtype;
+
+use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
+use crate::grid::settings::{GridKind, Settings};
+
+const VARIANTS: [Variant; 6] = [
+    Variant::Aligned,
+    Variant::Unaligned,
+    Variant::InPlace,
+    Variant::UnalignedInPlace,
+    Variant::Special,
+    Variant::SpecialUnaligned,
+];
+
+/// Rounds of small calls: as many as one check on the card holds results of. Others take as long in fewer.
+const ROUNDS: u32 = 64;
+const FEW_ROUNDS: u32 = 4;
+/// Small calls are those up to here, in elements.
+const SMALL: usize = 4096;
+/// The most elements of a call.
+const MOST: usize = 300_001;
+/// The same on the emulator, which is a thousand times slower.
+const MOST_EMULATED: usize = 2000;
+
+/// The calls of the burst whose seed the settings hold.
+pub(crate) fn draw(settings: &Settings, world_size: u32) -> Case {
+    let mut rng = Rng::with_seed(settings.seed);
+    let emulated = settings.grid != GridKind::Full;
+    let most = if emulated { MOST_EMULATED } else { MOST };
+    let rounds = |small: bool| {
+        if small && !emulated {
+            ROUNDS
+        } else {
+            FEW_ROUNDS
+        }
+    };
+    let dtype = Dtype::ALL[rng.usize(..Dtype::ALL.len())];
+    let adversarial = |kind, rounds| Case {
+        world_size,
+        dtype,
+        work: Work::Adversarial(kind),
+        rounds,
+    };
+    match rng.u32(..32) {
+        0 => return adversarial(Adversarial::Delays, FEW_ROUNDS),
+        1 => return adversarial(Adversarial::Sizes, FEW_ROUNDS),
+        2 | 3 => return adversarial(Adversarial::Grids, rounds(true)),
+        4 | 5 => return adversarial(Adversarial::Mixed, FEW_ROUNDS),
+        _ => {}
+    }
+    let route = Route::ALL[rng.usize(..Route::ALL.len())];
+    let variant = loop {
+        let any = VARIANTS[rng.usize(..VARIANTS.len())];
+        if any.serves(route) {
+            break any;
+        }
+    };
+    let bound = if rng.u32(..8) == 0 {
+        most
+    } else {
+        SMALL.min(most)
+    };
+    // As many digits as likely as fewer.
+    let digits = rng.u32(0..=bound.ilog2());
+    let elements = rng.usize(1..=2 << digits).min(bound);
+    let mode = if rng.bool() { Mode::Eager } else { Mode::Graph };
+    Case {
+        world_size,
+        dtype,
+        work: Work::Uniform {
+            route,
+            elements,
+            mode,
+            variant,
+        },
+        rounds: rounds(elements <= SMALL),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::grid::settings::{DeviceKind, RankKind};
+
+    #[test]
+    fn bursts_have_every_route_mode_variant_and_type_and_small_calls_dominate() {
+        let settings = |seed| Settings {
+            world_sizes: vec![2],
+            dtypes: Dtype::ALL.to_vec(),
+            routes: Route::ALL.to_vec(),
+            device: DeviceKind::Cuda,
+            ranks: RankKind::Threads,
+            grid: GridKind::Full,
+            seed,
+            filter: None,
+            timeout: Duration::from_secs(1),
+            fault: None,
+            start_epochs: (0, 1),
+        };
+        let (mut uniform, mut kinds, mut small, mut calls) = (HashSet::new(), HashSet::new(), 0, 0);
+        for seed in 0..4000 {
+            let case = draw(&settings(seed), 2);
+            assert_eq!(case, draw(&settings(seed), 2));
+            match case.work {
+                Work::Adversarial(kind) => {
+                    kinds.insert(kind);
+                }
+                Work::Uniform {
+                    route,
+                    elements,
+                    mode,
+                    variant,
+                } => {
+                    assert!((1..=MOST).contains(&elements));
+                    uniform.insert((route, mode, variant, case.dtype));
+                    calls += case.rounds;
+                    small += if elements <= SMALL { case.rounds } else { 0 };
+                }
+            }
+        }
+        // Ordinary routes know six variants, symmetric ones four.
+        assert_eq!(uniform.len(), (4 * 6 + 2 * 4) * 2 * 3);
+        assert_eq!(kinds.len(), 4);
+        assert!(small * 10 > calls * 9, "{small} of {calls}");
+    }
+}

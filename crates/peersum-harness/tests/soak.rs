@@ -1,0 +1,34 @@
+//! The soak on the emulator: it makes calls, finds no difference where there is none, and one where there is.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::{Command, Output};
+
+fn soak(more: &[&str]) -> (Output, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
+        .args(["soak", "--device", "emulator", "--world-size", "2,3"])
+        .args(more)
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{stdout}{}", String::from_utf8_lossy(&output.stderr));
+    (output, stdout)
+}
+
+#[test]
+fn a_soak_across_the_wrap_of_every_counter_finds_no_wrong_bit() {
+    let (output, stdout) = soak(&["--seconds", "4"]);
+    assert!(output.status.success());
+    assert!(stdout.contains("0 mismatches, seed "), "{stdout}");
+    for line in ["ws2: ", "ws3: "] {
+        assert!(stdout.contains(line), "{stdout}");
+    }
+}
+
+#[test]
+fn a_changed_bit_is_found_and_named_with_its_seed() {
+    let (output, stdout) = soak(&["--seconds", "2", "--seed", "7", "--corrupt"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout.contains("round 1, layer 2"), "{stdout}");
+    assert!(stdout.contains("first wrong index 1"), "{stdout}");
+}
