@@ -1,5 +1,7 @@
 #![no_main]
 
+mod limit;
+
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     peersum_fuzz::dispatch_table(input);
 });
