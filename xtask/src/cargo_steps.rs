@@ -25,8 +25,8 @@ pub(crate) struct TestArgs {
 
 /// Run everything that a change must pass
 ///
-/// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the same with nvcc's stock headers
-/// (the bytes must agree), and the tests.
+/// Format, lints, licences, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the same with nvcc's stock
+/// headers (the bytes must agree), the tests, and a release with a program built from it alone.
 #[derive(Debug, Args)]
 pub(crate) struct CiArgs {}
 
@@ -44,11 +44,11 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
         .iter()
         .any(|argument| argument == "-p" || argument.starts_with("--package"))
     {
-        // With the protocols that are broken on purpose, which the tests must see.
+        // With the protocols that are broken on purpose, which the tests must see, and what xtask builds only when asked.
         cargo.args([
             "--workspace",
             "--features",
-            "peersum-harness/negative-controls",
+            "peersum-harness/negative-controls,xtask/dist",
         ]);
     }
     cargo.args(&args.cargo_test_args);
@@ -86,16 +86,22 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<ExitCode> {
         "--locked",
         "--workspace",
         "--all-targets",
+        "--features",
+        "xtask/dist",
         "--",
         "-D",
         "warnings",
     ]))?;
+    step(xtask().arg("deny"))?;
     step(xtask().args(["bindings", "--check"]))?;
     step(xtask().args(["precompile", "--toolkit", "pinned"]))?;
     prelude_matches_stock_headers()?;
     test(&TestArgs {
         cargo_test_args: Vec::new(),
-    })
+    })?;
+    step(xtask().arg("dist"))?;
+    step(xtask().args(["dist", "--verify", "target/dist"]))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Compiles the whole matrix again without the prelude and compares the files: the prelude must not be able to change code.
