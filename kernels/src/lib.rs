@@ -33,3 +33,45 @@ pub const SOURCES: &[Source] = sources![
 
 /// The packed cubins of a release. Empty in a checkout: only a packaged crate carries them.
 pub const PACK: &[u8] = include_bytes!("../pack/cubins.bin");
+
+/// A build of the kernels that only the harness measures, against the shipped one.
+///
+/// Its sources are not [`SOURCES`], so that its modules have other digests and a loader that was not asked for them by name refuses them.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HarnessBuild {
+    /// Without header, bounds and poison: what safety costs is measured against it.
+    UnsafeBaseline,
+    /// With the formal chain from a re-arm to the peer's next store.
+    StrictOrder,
+}
+
+impl HarnessBuild {
+    /// Its name in flags and directories.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            HarnessBuild::UnsafeBaseline => "unsafe-baseline",
+            HarnessBuild::StrictOrder => "strict-order",
+        }
+    }
+
+    /// Path and text of every source file. The switch is in the text and not a flag: the digests of what it makes cover it.
+    #[must_use]
+    pub fn sources(self) -> Vec<(&'static str, String)> {
+        let switch = match self {
+            HarnessBuild::UnsafeBaseline => "PEERSUM_UNSAFE_BASELINE",
+            HarnessBuild::StrictOrder => "PEERSUM_STRICT_ORDER",
+        };
+        SOURCES
+            .iter()
+            .map(|source| {
+                let text = match source.path {
+                    "protocol.cuh" => format!("#define {switch}\n{}", source.text),
+                    _ => source.text.to_owned(),
+                };
+                (source.path, text)
+            })
+            .collect()
+    }
+}

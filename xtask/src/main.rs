@@ -10,6 +10,7 @@ mod cargo_steps;
 mod deny;
 mod dist;
 mod harness;
+mod harness_kernels;
 mod precompile;
 mod test_allreduce;
 mod toolchain;

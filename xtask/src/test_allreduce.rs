@@ -1,15 +1,19 @@
 //! `cargo xtask test-allreduce`: builds the harness, precompiles what its ranks need, and becomes the harness.
 
 use crate::harness::{ask_device, become_harness, build_harness};
+use crate::harness_kernels;
 use crate::precompile;
 use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use clap::{Args, Parser};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 use std::time::Instant;
+
+/// The kernels that make and compare the grid's data.
+const CHECK_SOURCE: &str = "crates/peersum-harness/src/grid/check.cu";
 
 /// Test every configuration of the all-reduce on whatever this machine has
 ///
@@ -168,50 +172,13 @@ fn compile(
         .with_context(|| format!("cannot make `{}`", directory.display()))?;
     let (modules, checks) = std::thread::scope(|scope| {
         let checks = scope.spawn(|| {
-            architectures
-                .iter()
-                .try_for_each(|architecture| compile_check(&nvcc, architecture, directory))
+            architectures.iter().try_for_each(|architecture| {
+                harness_kernels::compile(&nvcc, CHECK_SOURCE, architecture, directory)
+            })
         });
         let modules = precompile::run(&precompile);
         (modules, checks.join())
     });
     checks.unwrap_or_else(|_| bail!("compiling the grid's own kernels panicked"))?;
     Ok(modules? == ExitCode::SUCCESS)
-}
-
-/// Compiles the kernels that make and compare the grid's data.
-fn compile_check(
-    nvcc: &toolchain::Nvcc,
-    architecture: &str,
-    directory: &Path,
-) -> anyhow::Result<()> {
-    let root = workspace::root();
-    let name = format!("check.{architecture}.cubin");
-    let temporary = tempfile::tempdir_in(directory).context("cannot make a temporary directory")?;
-    let mut command = Command::new(&nvcc.program);
-    command
-        .args(["-cubin", "-std=c++17", "-O3"])
-        .arg(format!("-arch={architecture}"))
-        .arg("-ccbin")
-        .arg(&nvcc.host_compiler)
-        .arg("-I")
-        .arg(root.join("xtask/prelude"))
-        .arg("-o")
-        .arg(temporary.path().join(&name))
-        .arg(root.join("crates/peersum-harness/src/grid/check.cu"))
-        .env("TMPDIR", temporary.path())
-        .env_remove("NVCC_PREPEND_FLAGS")
-        .env_remove("NVCC_APPEND_FLAGS")
-        .stdin(Stdio::null());
-    let output = command.output().context("cannot start nvcc")?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    // In one step, for a run beside this one.
-    fs::rename(temporary.path().join(&name), directory.join(&name))
-        .context("cannot put the cubin in its place")
 }

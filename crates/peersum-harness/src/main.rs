@@ -9,6 +9,7 @@ mod memory;
 mod proof;
 mod sanitize;
 mod soak;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -30,8 +31,13 @@ struct Cli {
 enum Command {
     /// Every module, route, type and world size on one GPU, bits against the reference.
     Proof(proof::ProofArgs),
-    /// Microseconds a call, in a replayed graph.
-    BenchAllreduce(bench::allreduce::BenchArgs),
+    /// Microseconds a call, against the machine's limits and NCCL.
+    BenchAllreduce(Box<bench::allreduce::BenchArgs>),
+    /// Measures which algorithm and grid is the fastest, and writes the dispatch tables.
+    Tune(tune::TuneArgs),
+    /// The sources of a build of the kernels that is measured against the shipped one.
+    #[command(hide = true)]
+    KernelSources(bench::kernel_sources::SourcesArgs),
     /// What the first use of a module costs, from each place that modules come from.
     BenchLoad(bench::load::LoadArgs),
     /// Host time of one eager call against a bare launch of the same kernel.
@@ -70,6 +76,8 @@ fn main() -> Result<ExitCode> {
         .init();
     match Cli::parse().command {
         Command::BenchAllreduce(args) => bench::allreduce::run(&args)?,
+        Command::Tune(args) => tune::run(&args)?,
+        Command::KernelSources(args) => bench::kernel_sources::run(&args)?,
         Command::BenchLoad(args) => bench::load::run(&args)?,
         Command::BenchCall(args) => bench::call::run(&args)?,
         Command::Grid(args) => return grid::run(&args),

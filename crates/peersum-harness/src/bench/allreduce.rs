@@ -1,94 +1,201 @@
-//! `bench allreduce`: microseconds a call by world size, size, type, route and shape, in the graph method.
+//! `bench allreduce`: microseconds a call by world size, size, type, algorithm and grid, against the machine's limits and NCCL.
 
-use std::io::Write;
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
-use std::time::Duration;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use half::{bf16, f16};
-use peersum::cudarc::driver::{CudaContext, CudaSlice};
-use peersum::dispatch::{Placement, Plan, Route};
-use peersum::loader::{JitMode, LoadPolicy};
-use peersum::{Communicator, Cuda, Element, Error, Rendezvous};
+use peersum::Element;
+use peersum::dispatch::{Link, Placement, Plan, Route};
 use peersum_artifact::Dtype;
 
-use super::timing::{Method, median, time_graph};
-use crate::data::{self, Content};
+use super::machine::{Build, DeviceChoice, Emulators, Gpus, Machine};
+use super::nccl::{self, Nccl};
+use super::ranks::{GroupSettings, Rank, run_group};
+use super::report::{Cell, Launch, Limits, Report, System};
+use super::sizes::{launched, parse_bytes, parse_shape, places, route_name};
+use super::timing::{Method, Spread, median, rounded, shortest};
+use super::{chart, limits, page, table};
 
-/// More units a thread than this are not worth a try.
-const MAX_UNITS_PER_THREAD: u64 = 24;
+/// More units a thread than this are not worth a try where a larger grid is tried too.
+pub(crate) const MAX_UNITS_PER_THREAD: u64 = 24;
 
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BenchArgs {
     /// World sizes; ranks share the cards if there are fewer.
-    #[arg(long, value_delimiter = ',', default_value = "2,4,8")]
-    pub(crate) world_size: Vec<u32>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,4,8", value_parser = clap::value_parser!(u32).range(2..=8))]
+    world_size: Vec<u32>,
     /// Message sizes in bytes; K and M are powers of 1024.
-    #[arg(long, value_delimiter = ',', default_value = "4K,16K,64K,256K,1M,4M,16M", value_parser = parse_bytes)]
-    pub(crate) bytes: Vec<usize>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,16K,64K,256K,1M,4M,16M", value_parser = parse_bytes)]
+    bytes: Vec<usize>,
     /// Element types.
-    #[arg(long, value_delimiter = ',', default_value = "bf16")]
-    pub(crate) dtype: Vec<Dtype>,
-    /// `best` takes the dispatch table's plan, `all` every route with the shapes of --shapes, or names like push_one_shot.
-    #[arg(long, value_delimiter = ',', default_value = "best")]
-    pub(crate) algo: Vec<String>,
-    /// Shapes to try for a named route, as BLOCKSxTHREADS.
-    #[arg(long, value_delimiter = ',', value_parser = parse_shape, default_value = "1x256,2x128,8x64,16x128,16x256,16x512,33x256,33x512,66x256,66x512,132x512")]
-    pub(crate) shapes: Vec<(u32, u32)>,
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16"
+    )]
+    dtype: Vec<Dtype>,
+    /// `best` takes the dispatch table's plan for each kind of input, `all` every algorithm with the grids of --shapes, or names like
+    /// push_one_shot.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "best"
+    )]
+    algo: Vec<String>,
+    /// Grids to try for a named algorithm, as BLOCKSxTHREADS.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_shape, default_value = "1x256,2x128,8x64,16x128,16x256,16x512,33x256,33x512,66x256,66x512,132x512")]
+    shapes: Vec<(u32, u32)>,
+    /// Replays of a graph, calls one after the other, or both.
+    #[arg(long, value_enum, default_value = "graph")]
+    method: MethodChoice,
     /// Programmatic dependent launch.
-    #[arg(long, default_value = "on", value_parser = ["on", "off"])]
-    pub(crate) pdl: String,
+    #[arg(long, value_enum, default_value = "on")]
+    pdl: Switch,
+    /// What the ranks run on.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: DeviceChoice,
     /// The directory of cubins.
-    #[arg(long, default_value = "target/cubins")]
-    pub(crate) cubins: std::path::PathBuf,
-    /// Calls in one graph.
-    #[arg(long, default_value_t = 50)]
-    pub(crate) calls: u32,
+    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
+    cubins: PathBuf,
+    /// Dispatch tables instead of the shipped ones, as `tune` writes them.
+    #[arg(long, value_name = "FILE")]
+    tables: Option<PathBuf>,
+    /// The directory with the cubin of the kernels that measure the machine's limits; without it there are none.
+    #[arg(long, value_name = "DIR")]
+    limits: Option<PathBuf>,
+    /// NCCL's library, or `off`. Measured where there is a GPU for each rank. [default: the one that the loader finds]
+    #[arg(long, value_name = "PATH|off")]
+    nccl: Option<String>,
+    /// Measure, in turn with the shipped kernels, those without header, bounds and poison: what safety costs.
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "target/bench/cubins-unsafe-baseline")]
+    unsafe_baseline: Option<PathBuf>,
+    /// Likewise those with the formal order of a re-arm before the peer's next store.
+    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "target/bench/cubins-strict-order")]
+    strict_order: Option<PathBuf>,
+    /// How often each build is measured, in turn [default: 1, or 3 where builds are compared]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// Calls in one graph, or in one batch of eager calls.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    calls: u32,
     /// Replays that are counted.
-    #[arg(long, default_value_t = 9)]
-    pub(crate) replays: u32,
-    /// Writes one JSON object a line.
-    #[arg(long)]
-    pub(crate) json: Option<std::path::PathBuf>,
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    replays: u32,
+    /// Write the report, which --from-json reads.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write a page with curves and tables that needs no other file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Write the curves as a picture.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Measure nothing: print and write what this report says.
+    #[arg(long, value_name = "FILE")]
+    from_json: Option<PathBuf>,
 }
 
-/// One measured cell.
-#[derive(Debug, Clone, serde::Serialize)]
-pub(crate) struct Measured {
-    card: String,
-    world_size: u32,
-    devices: usize,
-    dtype: Dtype,
-    bytes: usize,
-    placement: String,
-    plan: Plan,
-    pdl: bool,
-    median_us: f64,
-    min_us: f64,
-    max_us: f64,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum MethodChoice {
+    Graph,
+    Eager,
+    Both,
 }
 
-/// Every cell of one rank with the times of its replays, in microseconds a call.
-type RankTimes = Vec<(Measured, Vec<f64>)>;
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+    Both,
+}
 
-fn parse_bytes(text: &str) -> Result<usize, String> {
-    let (digits, factor) = match text.strip_suffix(['K', 'k']) {
-        Some(digits) => (digits, 1 << 10),
-        None => text
-            .strip_suffix(['M', 'm'])
-            .map_or((text, 1), |digits| (digits, 1 << 20)),
+impl Switch {
+    fn values(self) -> &'static [bool] {
+        match self {
+            Switch::On => &[true],
+            Switch::Off => &[false],
+            Switch::Both => &[true, false],
+        }
+    }
+}
+
+impl MethodChoice {
+    fn launches(self) -> &'static [Launch] {
+        match self {
+            MethodChoice::Graph => &[Launch::Graph],
+            MethodChoice::Eager => &[Launch::Eager],
+            MethodChoice::Both => &[Launch::Graph, Launch::Eager],
+        }
+    }
+}
+
+/// A measurement that is not finished: more rounds may add to it.
+#[derive(Clone)]
+struct Sample {
+    cell: Cell,
+    /// Microseconds a call of each replay; the host's likewise.
+    times: Vec<f64>,
+    host: Vec<f64>,
+}
+
+/// Runs the benchmark, or reads one, and writes what is asked for.
+///
+/// # Errors
+/// The flags mean nothing, a file cannot be read or written, or something could not be measured; all else was, and was written.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if let Some(path) = &args.from_json {
+        let report = Report::read(path)?;
+        write(args, &report)?;
+        print(&report);
+        return Ok(());
+    }
+    let routes = parse_routes(&args.algo)?;
+    let report = match args.device {
+        DeviceChoice::Emulator => {
+            let mut report = measure_ranks(args, &Emulators, &routes, MeasuredLimits::default())?;
+            report.emulated = true;
+            report
+        }
+        DeviceChoice::Cuda => {
+            let gpus = Gpus::open(&args.cubins, args.other_builds())?;
+            let mut report = measure_ranks(args, &gpus, &routes, measure_limits(args, &gpus))?;
+            // Before NCCL has a chance to hang.
+            write(args, &report)?;
+            measure_nccl(args, &gpus, &mut report);
+            report
+        }
     };
-    digits
-        .parse::<usize>()
-        .map(|n| n * factor)
-        .map_err(|_| format!("`{text}` is not a size like 4096, 64K or 16M"))
+    write(args, &report)?;
+    print(&report);
+    if !report.failures.is_empty() {
+        bail!("not all was measured: {}", report.failures.join("; "));
+    }
+    Ok(())
 }
 
-fn parse_shape(text: &str) -> Result<(u32, u32), String> {
-    text.split_once('x')
-        .and_then(|(blocks, threads)| Some((blocks.parse().ok()?, threads.parse().ok()?)))
-        .ok_or_else(|| format!("`{text}` is not a shape like 16x256"))
+impl BenchArgs {
+    fn method(&self) -> Method {
+        Method {
+            calls: self.calls,
+            warm_up: 2,
+            replays: self.replays,
+        }
+    }
+
+    fn other_builds(&self) -> Vec<(Build, PathBuf)> {
+        let builds = [
+            (Build::UnsafeBaseline, &self.unsafe_baseline),
+            (Build::StrictOrder, &self.strict_order),
+        ];
+        builds
+            .into_iter()
+            .filter_map(|(build, directory)| Some((build, directory.clone()?)))
+            .collect()
+    }
 }
 
 fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
@@ -97,328 +204,452 @@ fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
         match name.as_str() {
             "all" => routes.extend(Route::ALL),
             "best" => {}
-            name => routes.push(
-                serde_json::from_value(serde_json::Value::String(name.to_owned()))
-                    .with_context(|| format!("`{name}` is no route"))?,
-            ),
-        }
-    }
-    Ok(routes)
-}
-
-/// Runs the benchmark and prints one line a cell.
-pub(crate) fn run(args: &BenchArgs) -> Result<()> {
-    peersum::cuda::driver_present()?;
-    let devices = CudaContext::device_count()? as usize;
-    let contexts = (0..devices)
-        .map(|ordinal| {
-            let context = CudaContext::new(ordinal)?;
-            // SAFETY: every slice here is used on its rank's own stream only.
-            unsafe { context.disable_event_tracking() };
-            Ok(context)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let card = contexts.first().context("there is no GPU")?.name()?;
-    let routes = parse_routes(&args.algo)?;
-    println!(
-        "# {card} x {devices}, graph of {} calls, median of {} replays, microseconds a call",
-        args.calls, args.replays
-    );
-    let mut json = args
-        .json
-        .as_ref()
-        .map(std::fs::File::create)
-        .transpose()
-        .context("creating the JSON file")?;
-    for &world_size in &args.world_size {
-        let measured = run_world(args, &contexts, &card, &routes, world_size)?;
-        for cell in &measured {
-            if let Some(json) = &mut json {
-                writeln!(json, "{}", serde_json::to_string(cell)?)?;
-            }
-        }
-        print_table(&measured, args);
-    }
-    Ok(())
-}
-
-/// The best plan of each route and size, and the best of all.
-fn print_table(measured: &[Measured], args: &BenchArgs) {
-    for &dtype in &args.dtype {
-        for &bytes in &args.bytes {
-            let cells = measured
-                .iter()
-                .filter(|cell| cell.dtype == dtype && cell.bytes == bytes);
-            let mut best: Vec<&Measured> = Vec::new();
-            for cell in cells {
-                let same = best.iter_mut().find(|other| {
-                    other.plan.route == cell.plan.route && other.placement == cell.placement
-                });
-                match same {
-                    Some(other) if cell.median_us < other.median_us => *other = cell,
-                    Some(_) => {}
-                    None => best.push(cell),
-                }
-            }
-            best.sort_by(|a, b| a.median_us.total_cmp(&b.median_us));
-            for cell in best {
-                let gigabytes = cell.bytes as f64 / cell.median_us / 1000.0;
-                let w = f64::from(cell.world_size);
-                println!(
-                    "W{} {dtype} {bytes:>9} B  {:>8.2} us [{:.2}..{:.2}]  {:<18} {:>3} x {:<3} {:<10} alg {:.1} GB/s bus {:.1} GB/s",
-                    cell.world_size,
-                    cell.median_us,
-                    cell.min_us,
-                    cell.max_us,
-                    format!("{:?}", cell.plan.route),
-                    cell.plan.blocks,
-                    cell.plan.threads,
-                    cell.placement,
-                    gigabytes,
-                    gigabytes * 2.0 * (w - 1.0) / w,
+            name => {
+                let route = Route::ALL
+                    .into_iter()
+                    .find(|route| route_name(*route) == name);
+                let known = || Route::ALL.map(route_name).join(", ");
+                routes.push(
+                    route.with_context(|| {
+                        format!("--algo {name}: there are best, all, {}", known())
+                    })?,
                 );
             }
         }
     }
+    routes.dedup();
+    Ok(routes)
 }
 
-fn run_world(
-    args: &BenchArgs,
-    contexts: &[Arc<CudaContext>],
-    card: &str,
-    routes: &[Route],
-    world_size: u32,
-) -> Result<Vec<Measured>> {
-    let barrier = Barrier::new(world_size as usize);
-    let results: Mutex<Vec<RankTimes>> = Mutex::new(Vec::new());
-    let outcomes: Vec<Result<()>> = std::thread::scope(|scope| {
-        let ranks: Vec<_> = Rendezvous::threads(world_size)
-            .into_iter()
-            .enumerate()
-            .map(|(rank, rendezvous)| {
-                let context = &contexts[rank % contexts.len()];
-                let (barrier, results) = (&barrier, &results);
-                scope.spawn(move || -> Result<()> {
-                    let cells = run_rank(
-                        args,
-                        context,
-                        card,
-                        contexts.len(),
-                        routes,
-                        rendezvous,
-                        barrier,
-                    )
-                    .unwrap_or_else(|error| {
-                        // The other ranks wait for this one at a barrier that has no deadline.
-                        eprintln!("rank {rank} of {world_size}: {error:#}");
-                        std::process::exit(1)
-                    });
-                    results
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push(cells);
-                    Ok(())
-                })
-            })
-            .collect();
-        ranks
-            .into_iter()
-            .map(|rank| rank.join().unwrap_or_else(|_| bail!("a rank panicked")))
-            .collect()
-    });
-    for outcome in outcomes {
-        outcome?;
+fn print(report: &Report) {
+    println!("# {}", report.title());
+    for note in &report.notes {
+        println!("note: {note}");
     }
-    let ranks = results.into_inner().unwrap_or_else(PoisonError::into_inner);
-    let mut merged = Vec::new();
-    for index in 0..ranks.first().map_or(0, Vec::len) {
-        // The rank that began last has the shortest time; the others waited for it.
-        let replays = ranks[0][index].1.len();
-        let shortest: Vec<f64> = (0..replays)
-            .map(|replay| {
-                ranks
-                    .iter()
-                    .map(|rank| rank[index].1[replay])
-                    .fold(f64::INFINITY, f64::min)
-            })
-            .collect();
-        let mut cell = ranks[0][index].0.clone();
-        cell.median_us = median(&shortest);
-        cell.min_us = shortest.iter().copied().fold(f64::INFINITY, f64::min);
-        cell.max_us = shortest.iter().copied().fold(0.0, f64::max);
-        merged.push(cell);
+    for failure in &report.failures {
+        println!("failed: {failure}");
     }
-    Ok(merged)
+    for table in table::tables(report) {
+        println!("\n{}", table.to_text());
+    }
 }
 
-fn run_rank(
-    args: &BenchArgs,
-    context: &Arc<CudaContext>,
-    card: &str,
-    devices: usize,
-    routes: &[Route],
-    rendezvous: Rendezvous,
-    barrier: &Barrier,
-) -> Result<RankTimes> {
-    let stream = context.new_stream()?;
-    let largest = args.bytes.iter().copied().max().unwrap_or(0).max(1 << 20);
-    let mut communicator = Communicator::builder()
-        .rendezvous(rendezvous)
-        .load_policy(
-            LoadPolicy::default()
-                .cubin_dir(&args.cubins)
-                .jit(JitMode::Deny),
-        )
-        .max_bytes(largest)
-        // Room for the largest call of every push route.
-        .push_half_bytes((largest * 8).min(256 << 20))
-        .pdl(args.pdl == "on")
-        .timeout(Duration::from_secs(5))
-        .build(&stream)?;
-    let mut measured = Vec::new();
-    for &dtype in &args.dtype {
-        match dtype {
-            Dtype::F16 => run_type::<f16>(
-                args,
-                card,
-                devices,
-                routes,
-                &mut communicator,
-                barrier,
-                &mut measured,
-            )?,
-            Dtype::Bf16 => run_type::<bf16>(
-                args,
-                card,
-                devices,
-                routes,
-                &mut communicator,
-                barrier,
-                &mut measured,
-            )?,
-            Dtype::F32 => run_type::<f32>(
-                args,
-                card,
-                devices,
-                routes,
-                &mut communicator,
-                barrier,
-                &mut measured,
-            )?,
+fn write(args: &BenchArgs, report: &Report) -> Result<()> {
+    if let Some(path) = &args.json {
+        report.write(path)?;
+    }
+    for (path, text) in [
+        (&args.html, page::page as fn(&Report) -> String),
+        (&args.svg, chart::picture),
+    ] {
+        if let Some(path) = path {
+            std::fs::write(path, text(report))
+                .with_context(|| format!("writing {}", path.display()))?;
         }
     }
-    Ok(measured)
+    Ok(())
 }
 
-fn run_type<T: Element>(
+/// The limits, and what went wrong.
+#[derive(Default)]
+struct MeasuredLimits {
+    limits: Vec<Limits>,
+    notes: Vec<String>,
+    failures: Vec<String>,
+}
+
+fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
+    let mut measured = MeasuredLimits::default();
+    let Some(directory) = &args.limits else {
+        let note = "the machine's limits were not measured: --limits was not given";
+        measured.notes.push(note.to_owned());
+        return measured;
+    };
+    for &world_size in &args.world_size {
+        eprintln!("limits of {world_size} ranks");
+        match limits::measure(gpus, directory, world_size, &args.bytes, args.method()) {
+            Ok(limits) => measured.limits.push(limits),
+            Err(error) => measured
+                .failures
+                .push(format!("limits of {world_size} ranks: {error:#}")),
+        }
+    }
+    measured
+}
+
+fn measure_ranks<M: Machine>(
     args: &BenchArgs,
-    card: &str,
-    devices: usize,
+    machine: &M,
     routes: &[Route],
-    communicator: &mut Communicator<Cuda>,
-    barrier: &Barrier,
-    measured: &mut RankTimes,
+    measured: MeasuredLimits,
+) -> Result<Report> {
+    let mut builds = vec![Build::Shipped];
+    builds.extend(args.other_builds().into_iter().map(|(build, _)| build));
+    let rounds = args.rounds.unwrap_or(if builds.len() > 1 { 3 } else { 1 });
+    let largest_bytes = args.bytes.iter().copied().max().unwrap_or(0);
+    let tables = args
+        .tables
+        .as_ref()
+        .map(|path| {
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+        })
+        .transpose()?;
+    let MeasuredLimits {
+        limits,
+        notes,
+        mut failures,
+    } = measured;
+    let mut samples: Vec<Sample> = Vec::new();
+    for &world_size in &args.world_size {
+        for &pdl in args.pdl.values() {
+            // The builds take turns, so that what drifts drifts for all.
+            for round in 0..rounds {
+                for &build in &builds {
+                    eprintln!(
+                        "{world_size} ranks, PDL {}, {}, round {} of {rounds}",
+                        if pdl { "on" } else { "off" },
+                        build.name(),
+                        round + 1
+                    );
+                    let settings = GroupSettings {
+                        world_size,
+                        largest_bytes,
+                        pdl,
+                        build,
+                        timeout: machine.call_timeout(),
+                        max_blocks: None,
+                        tables: tables.clone(),
+                    };
+                    match measure_group(args, machine, routes, &settings) {
+                        Ok(measured) => add(&mut samples, measured),
+                        Err(error) => failures.push(format!(
+                            "{world_size} ranks with the {} build: {error:#}",
+                            build.name()
+                        )),
+                    }
+                }
+            }
+        }
+    }
+    failures.dedup();
+    let cells = samples
+        .into_iter()
+        .map(|sample| sample.finish(&limits))
+        .collect();
+    Ok(Report {
+        schema: Report::SCHEMA,
+        peersum: env!("CARGO_PKG_VERSION").to_owned(),
+        toolkit: machine.toolkit()?,
+        device: machine.device_name().to_owned(),
+        devices: machine.devices(),
+        emulated: false,
+        calls: args.calls,
+        replays: args.replays,
+        nccl: None,
+        notes,
+        failures,
+        limits,
+        cells,
+    })
+}
+
+/// Adds the times of another round to those of the same measurement.
+fn add(samples: &mut Vec<Sample>, measured: Vec<Sample>) {
+    for sample in measured {
+        let same = samples.iter_mut().find(|other| {
+            let (a, b) = (&other.cell, &sample.cell);
+            a.is_same_call(b)
+                && (a.system, a.build, a.pdl, a.placement, a.plan, a.from_table)
+                    == (b.system, b.build, b.pdl, b.placement, b.plan, b.from_table)
+        });
+        match same {
+            Some(other) => {
+                other.times.extend(sample.times);
+                other.host.extend(sample.host);
+            }
+            None => samples.push(sample),
+        }
+    }
+}
+
+impl Sample {
+    fn finish(self, limits: &[Limits]) -> Cell {
+        Cell {
+            us: Spread::of(&self.times),
+            host_us: (!self.host.is_empty()).then(|| rounded(median(&self.host))),
+            ..self.cell
+        }
+        .finish(limits)
+    }
+}
+
+/// Measures one group, and merges what its ranks have measured.
+fn measure_group<M: Machine>(
+    args: &BenchArgs,
+    machine: &M,
+    routes: &[Route],
+    settings: &GroupSettings,
+) -> Result<Vec<Sample>> {
+    let link = link_of(args.device, machine, settings.world_size);
+    let ranks = run_group(machine, settings, |rank: &mut Rank<'_, M>| {
+        let mut samples = Vec::new();
+        for &dtype in &args.dtype {
+            match dtype {
+                Dtype::F16 => {
+                    measure_type::<f16, M>(args, routes, settings, link, rank, &mut samples)?
+                }
+                Dtype::Bf16 => {
+                    measure_type::<bf16, M>(args, routes, settings, link, rank, &mut samples)?
+                }
+                Dtype::F32 => {
+                    measure_type::<f32, M>(args, routes, settings, link, rank, &mut samples)?
+                }
+            }
+        }
+        Ok(samples)
+    })?;
+    let mut ranks = ranks.into_iter();
+    let first = ranks.next().context("a group without ranks")?;
+    let others: Vec<Vec<Sample>> = ranks.collect();
+    Ok(first
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut sample)| {
+            let mut times = vec![std::mem::take(&mut sample.times)];
+            for other in others.iter().filter_map(|rank| rank.get(index)) {
+                times.push(other.times.clone());
+                sample.host.extend(&other.host);
+            }
+            sample.times = shortest(&times);
+            sample
+        })
+        .collect())
+}
+
+/// How ranks are connected, as the communicator sees it.
+pub(crate) fn link_of<M: Machine>(choice: DeviceChoice, machine: &M, world_size: u32) -> Link {
+    match choice {
+        DeviceChoice::Emulator => Link::Emulator,
+        DeviceChoice::Cuda if world_size > machine.devices() => Link::Shared,
+        DeviceChoice::Cuda => Link::Peer,
+    }
+}
+
+fn measure_type<T: Element, M: Machine>(
+    args: &BenchArgs,
+    routes: &[Route],
+    settings: &GroupSettings,
+    link: Link,
+    rank: &mut Rank<'_, M>,
+    samples: &mut Vec<Sample>,
 ) -> Result<()>
 where
     T::Bits: TryFrom<u32>,
 {
-    let stream = communicator.stream().clone();
-    let method = Method {
-        calls: args.calls,
-        warm_up: 2,
-        replays: args.replays,
-    };
+    rank.fill::<T>()?;
+    let world_size = settings.world_size;
     for &bytes in &args.bytes {
-        let len = bytes / size_of::<T>();
-        let values: Vec<T> = data::input(7, communicator.rank(), len, Content::Ordinary);
-        let input: CudaSlice<T> = stream.clone_htod(&values)?;
-        let mut output: CudaSlice<T> = stream.alloc_zeros(len)?;
-        let mut symmetric = communicator.symmetric_alloc::<T>(len)?;
-        stream.memcpy_htod(&values, &mut *symmetric)?;
-        let mut seen = std::collections::HashSet::new();
+        let max_blocks = rank.communicator.max_blocks();
         let mut plans: Vec<(Placement, Option<Plan>)> = Vec::new();
         if args.algo.iter().any(|name| name == "best") {
-            plans.extend([
-                (Placement::Ordinary, None),
-                (Placement::Symmetric, None),
-                (Placement::SymmetricInPlace, None),
-            ]);
+            plans.extend(Placement::ALL.map(|placement| (placement, None)));
         }
         for &route in routes {
-            let placement = match route {
-                Route::SymmetricOneShot => Placement::Symmetric,
-                Route::SymmetricTwoShot => Placement::SymmetricInPlace,
-                _ => Placement::Ordinary,
-            };
-            for &(blocks, threads) in &args.shapes {
-                let places = (bytes as u64).div_ceil(16);
-                let places = if matches!(route.algorithm(), peersum_artifact::Algorithm::TwoShot) {
-                    places.div_ceil(u64::from(communicator.world_size()))
-                } else {
-                    places
-                };
-                // What the communicator makes of it, so that equal shapes are measured once.
-                // A shape that leaves a thread with more than this is no candidate where a larger one exists.
-                let per_thread = places / u64::from(blocks * threads);
-                let largest = args
-                    .shapes
-                    .iter()
-                    .map(|(blocks, threads)| blocks * threads)
-                    .max();
-                if per_thread > MAX_UNITS_PER_THREAD && largest != Some(blocks * threads) {
-                    continue;
-                }
-                let useful = places.div_ceil(u64::from(threads)).min(u64::from(blocks)) as u32;
-                let plan = Plan {
-                    route,
-                    blocks: useful.min(communicator.max_blocks()).max(1),
-                    threads,
-                };
-                if seen.insert(plan) {
-                    plans.push((placement, Some(plan)));
-                }
-            }
+            let shapes = candidates(route, &args.shapes, bytes as u64, world_size, max_blocks);
+            plans.extend(
+                shapes
+                    .into_iter()
+                    .map(|plan| (own_placement(route), Some(plan))),
+            );
         }
         for (placement, plan) in plans {
-            communicator.force_plan(plan)?;
-            communicator.capture_begin()?;
-            let mut recorded: Result<(), Error> = Ok(());
-            for _ in 0..args.calls {
-                recorded = recorded.and_then(|()| match placement {
-                    Placement::Ordinary => communicator.all_reduce(&input, &mut output),
-                    Placement::Symmetric => communicator.all_reduce(&*symmetric, &mut output),
-                    Placement::SymmetricInPlace => {
-                        communicator.all_reduce_in_place(&mut *symmetric)
-                    }
-                });
+            let from_table = plan.is_none();
+            let chosen = plan.unwrap_or_else(|| {
+                let table = rank.communicator.dispatch_table();
+                table.plan(placement, bytes as u64)
+            });
+            for &launch in args.method.launches() {
+                let (times, host) = match launch {
+                    Launch::Graph => (
+                        rank.time_graph::<T>(placement, bytes, plan, args.method())?,
+                        Vec::new(),
+                    ),
+                    Launch::Eager => rank.time_eager::<T>(placement, bytes, plan, args.method())?,
+                };
+                let cell = Cell {
+                    system: System::Peersum,
+                    build: settings.build,
+                    world_size,
+                    link,
+                    dtype: T::DTYPE,
+                    bytes: bytes as u64,
+                    launch,
+                    pdl: settings.pdl,
+                    placement: Some(placement),
+                    plan: Some(launched(chosen, bytes as u64, world_size, max_blocks)),
+                    from_table,
+                    us: Spread::of(&[]),
+                    host_us: None,
+                    algorithm_gb_s: 0.0,
+                    bus_gb_s: 0.0,
+                    limit_us: None,
+                };
+                samples.push(Sample { cell, times, host });
             }
-            // SAFETY: the buffers live until after the last replay, which `time_graph` waits for.
-            let graph = unsafe { communicator.capture_end()? };
-            recorded?;
-            let times = time_graph(communicator, &graph, method, &|| {
-                barrier.wait();
-            })?;
-            communicator
-                .synchronize()
-                .with_context(|| format!("{plan:?} at {bytes} bytes"))?;
-            let plan =
-                plan.unwrap_or_else(|| communicator.dispatch_table().plan(placement, bytes as u64));
-            let cell = Measured {
-                card: card.to_owned(),
-                world_size: communicator.world_size(),
-                devices,
-                dtype: T::DTYPE,
-                bytes,
-                placement: format!("{placement:?}"),
-                plan,
-                pdl: args.pdl == "on",
-                median_us: 0.0,
-                min_us: 0.0,
-                max_us: 0.0,
-            };
-            measured.push((cell, times));
         }
-        communicator.force_plan(None)?;
     }
     Ok(())
+}
+
+/// The kind of input that a route is measured with.
+pub(crate) fn own_placement(route: Route) -> Placement {
+    match route {
+        Route::SymmetricOneShot => Placement::Symmetric,
+        Route::SymmetricTwoShot => Placement::SymmetricInPlace,
+        _ => Placement::Ordinary,
+    }
+}
+
+/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same launch as one without.
+pub(crate) fn candidates(
+    route: Route,
+    shapes: &[(u32, u32)],
+    bytes: u64,
+    world_size: u32,
+    max_blocks: u32,
+) -> Vec<Plan> {
+    let places = places(route, bytes, world_size);
+    let threads_of = |plan: &Plan| u64::from(plan.blocks * plan.threads);
+    let mut plans: Vec<Plan> = Vec::new();
+    for &(blocks, threads) in shapes {
+        let plan = Plan {
+            route,
+            blocks,
+            threads,
+        };
+        let plan = launched(plan, bytes, world_size, max_blocks);
+        if !plans.contains(&plan) {
+            plans.push(plan);
+        }
+    }
+    let most = plans.iter().map(threads_of).max().unwrap_or(0);
+    plans.retain(|plan| {
+        let threads = threads_of(plan);
+        threads == most || places / threads.max(1) <= MAX_UNITS_PER_THREAD
+    });
+    plans
+}
+
+/// NCCL by the same method, where there is a GPU for each rank.
+fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
+    if args.nccl.as_deref() == Some("off") {
+        return;
+    }
+    let world_sizes: Vec<u32> = args
+        .world_size
+        .iter()
+        .copied()
+        .filter(|size| *size <= gpus.devices())
+        .collect();
+    if world_sizes.is_empty() {
+        report.notes.push(
+            "NCCL was not measured: it wants a GPU a rank, and the ranks share theirs".to_owned(),
+        );
+        return;
+    }
+    let nccl = match Nccl::open(args.nccl.as_deref().map(std::path::Path::new)) {
+        Ok(nccl) => nccl,
+        Err(error) => {
+            report
+                .notes
+                .push(format!("NCCL was not measured: {error:#}"));
+            return;
+        }
+    };
+    report.nccl = Some(nccl.version().to_owned());
+    for world_size in world_sizes {
+        for system in [System::Nccl, System::NcclSymmetric] {
+            eprintln!("NCCL {}, {world_size} ranks, {system:?}", nccl.version());
+            let work = nccl::Work {
+                world_size,
+                dtypes: &args.dtype,
+                bytes: &args.bytes,
+                launches: args.method.launches(),
+                method: args.method(),
+            };
+            match nccl.measure(gpus, system, &work) {
+                Ok(measured) => {
+                    let cells = measured.into_iter().map(|cell| nccl_cell(world_size, cell));
+                    let limits = std::mem::take(&mut report.limits);
+                    report
+                        .cells
+                        .extend(cells.map(|sample| sample.finish(&limits)));
+                    report.limits = limits;
+                }
+                Err(error) if nccl.lacks(system) => report.notes.push(format!("{error:#}")),
+                Err(error) => report
+                    .failures
+                    .push(format!("{system:?} with {world_size} ranks: {error:#}")),
+            }
+        }
+    }
+}
+
+fn nccl_cell(world_size: u32, measured: nccl::Measured) -> Sample {
+    Sample {
+        cell: Cell {
+            system: measured.system,
+            build: Build::Shipped,
+            world_size,
+            link: Link::Peer,
+            dtype: measured.dtype,
+            bytes: measured.bytes as u64,
+            launch: measured.launch,
+            pdl: false,
+            placement: None,
+            plan: None,
+            from_table: false,
+            us: Spread::of(&[]),
+            host_us: None,
+            algorithm_gb_s: 0.0,
+            bus_gb_s: 0.0,
+            limit_us: None,
+        },
+        times: measured.times,
+        host: measured.host,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_launches_are_measured_once_and_small_grids_only_where_they_can_win() {
+        let shapes = [(1, 256), (2, 256), (2, 128), (64, 128), (132, 512)];
+        // 256 units: one block of 256 threads, two of 128 (twice the same), one of 512.
+        let small = candidates(Route::PushOneShot, &shapes, 4096, 2, 132);
+        let grids: Vec<_> = small
+            .iter()
+            .map(|plan| (plan.blocks, plan.threads))
+            .collect();
+        assert_eq!(grids, [(1, 256), (2, 128), (1, 512)]);
+        // 1 MiB: 65536 units; a grid of 256 threads would leave 256 units a thread.
+        let large = candidates(Route::PushOneShot, &shapes, 1 << 20, 2, 132);
+        let grids: Vec<_> = large
+            .iter()
+            .map(|plan| (plan.blocks, plan.threads))
+            .collect();
+        assert_eq!(grids, [(64, 128), (128, 512)]);
+    }
+
+    #[test]
+    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
+        let error = parse_routes(&["ring".to_owned()]).unwrap_err().to_string();
+        assert!(
+            error.contains("ring") && error.contains("pull_two_shot"),
+            "{error}"
+        );
+        assert_eq!(parse_routes(&["all".to_owned()]).unwrap(), Route::ALL);
+    }
 }

@@ -1,6 +1,19 @@
 //! Benchmarks. Commands, never assertions: they print medians and what they were measured on.
 
 pub(crate) mod allreduce;
+mod bandwidth;
 pub(crate) mod call;
+mod chart;
+pub(crate) mod kernel_sources;
+mod limits;
 pub(crate) mod load;
-mod timing;
+pub(crate) mod machine;
+mod meeting;
+mod nccl;
+mod page;
+pub(crate) mod ranks;
+mod report;
+mod series;
+pub(crate) mod sizes;
+mod table;
+pub(crate) mod timing;

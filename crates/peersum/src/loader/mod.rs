@@ -123,7 +123,18 @@ pub fn load(
     key: ModuleKey,
     device: &DeviceTarget,
 ) -> Result<LoadedImage, LoadError> {
-    load_from(policy, &KernelSet::embedded(), key, device)
+    let Some(build) = policy.harness_build else {
+        return load_from(policy, &KernelSet::embedded(), key, device);
+    };
+    let sources = build.sources();
+    let kernels = KernelSet {
+        sources: sources
+            .iter()
+            .map(|(path, text)| (*path, &**text))
+            .collect(),
+        pack: &[],
+    };
+    load_from(policy, &kernels, key, device)
 }
 
 /// As [`load`], for a given set of kernels.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use peersum_kernels::HarnessBuild;
+
 use super::nvrtc::NvrtcSearch;
 
 /// Names the directory of cubins.
@@ -86,6 +88,7 @@ pub struct LoadPolicy {
     pub(super) jit: JitMode,
     pub(super) nvrtc: NvrtcSearch,
     pub(super) lock_patience: Duration,
+    pub(super) harness_build: Option<HarnessBuild>,
 }
 
 /// Some hundred times what a compilation takes.
@@ -100,6 +103,7 @@ impl Default for LoadPolicy {
             jit: JitMode::default(),
             nvrtc: NvrtcSearch::default(),
             lock_patience: LOCK_PATIENCE,
+            harness_build: None,
         }
     }
 }
@@ -214,6 +218,14 @@ impl LoadPolicy {
     #[must_use]
     pub fn lock_patience(mut self, patience: Duration) -> Self {
         self.lock_patience = patience;
+        self
+    }
+
+    /// Loads another build of the kernels than the shipped one, for the harness's measurements. No variable of the environment does.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn harness_build(mut self, build: HarnessBuild) -> Self {
+        self.harness_build = Some(build);
         self
     }
 

@@ -2,10 +2,10 @@
 
 use std::fs;
 
-use peersum::loader::{ImageKind, JitMode, KernelSet, Origin, Place, Reason, load_from};
+use peersum::loader::{ImageKind, JitMode, KernelSet, Origin, Place, Reason, load, load_from};
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{
-    CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError,
+    CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError, include_closure,
 };
 use tempfile::tempdir;
 
@@ -114,6 +114,32 @@ fn a_cubin_of_other_sources_is_named_and_passed_over() {
         reason.to_string().contains("cargo xtask precompile"),
         "{reason}"
     );
+}
+
+#[test]
+fn a_build_that_only_the_harness_measures_is_loaded_by_nobody_who_does_not_ask_for_it() {
+    use peersum_kernels::HarnessBuild;
+    let builds = [HarnessBuild::UnsafeBaseline, HarnessBuild::StrictOrder];
+    for build in builds {
+        let sources = build.sources();
+        let sources: Vec<(&str, &str)> = sources.iter().map(|(path, text)| (*path, &**text)).collect();
+        let mut module = Module::compile(push(), SM_90);
+        let closure = include_closure(push().source_root(), &sources).unwrap();
+        module.entry.closure_digest = closure.digest;
+        let directory = tempdir().unwrap();
+        write_directory(directory.path(), &[module]);
+
+        let policy = policy().cubin_dir(directory.path());
+        let (passed_over, _) = not_found(load(&policy, push(), &device(SM_90)));
+        assert!(
+            matches!(faults(&passed_over)[..], [Reason::StaleSources { .. }]),
+            "{passed_over:?}"
+        );
+        for asked in builds {
+            let loaded = load(&policy.clone().harness_build(asked), push(), &device(SM_90));
+            assert_eq!(loaded.is_ok(), asked == build, "{asked:?} {build:?}");
+        }
+    }
 }
 
 #[test]

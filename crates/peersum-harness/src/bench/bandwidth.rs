@@ -1,0 +1,36 @@
+//! Bandwidths as nccl-tests define them, so that figures can be compared.
+
+/// Algorithm bandwidth: the message over the time, in GB/s of 10^9 bytes.
+pub(crate) fn algorithm_gb_s(bytes: u64, us: f64) -> f64 {
+    bytes as f64 / us / 1000.0
+}
+
+/// Bytes that an all-reduce of `bytes` bytes must move over each rank's link in each direction, if nothing in the network adds:
+/// 2 (n - 1) / n of them.
+pub(crate) fn bus_bytes(bytes: u64, world_size: u32) -> f64 {
+    let n = f64::from(world_size.max(1));
+    bytes as f64 * 2.0 * (n - 1.0) / n
+}
+
+/// Bus bandwidth: what the links carry, whatever the number of ranks.
+pub(crate) fn bus_gb_s(bytes: u64, world_size: u32, us: f64) -> f64 {
+    bus_bytes(bytes, world_size) / us / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bandwidths_are_those_of_nccl_tests() {
+        // 4 MiB in 20 us: 209.7 GB/s.
+        let algorithm = algorithm_gb_s(4 << 20, 20.0);
+        assert!((algorithm - 209.7152).abs() < 1e-9, "{algorithm}");
+        // The factor is 1 at two ranks, 1.5 at four, 1.75 at eight.
+        for (world_size, factor) in [(2, 1.0), (4, 1.5), (8, 1.75)] {
+            let bus = bus_gb_s(4 << 20, world_size, 20.0);
+            assert!((bus - algorithm * factor).abs() < 1e-9, "{bus}");
+        }
+        assert_eq!(bus_gb_s(4096, 1, 1.0), 0.0);
+    }
+}

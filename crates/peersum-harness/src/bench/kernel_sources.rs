@@ -1,0 +1,37 @@
+//! `kernel-sources`: writes the sources of a build that is measured against the shipped one, for `cargo xtask precompile --kernels`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use peersum_kernels::HarnessBuild;
+
+/// What is written where.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct SourcesArgs {
+    /// `unsafe-baseline` or `strict-order`.
+    #[arg(value_parser = parse_build)]
+    build: HarnessBuild,
+    /// The directory, made if need be.
+    directory: PathBuf,
+}
+
+fn parse_build(text: &str) -> Result<HarnessBuild, String> {
+    [HarnessBuild::UnsafeBaseline, HarnessBuild::StrictOrder]
+        .into_iter()
+        .find(|build| build.name() == text)
+        .ok_or_else(|| format!("`{text}` is neither unsafe-baseline nor strict-order"))
+}
+
+/// Writes every file.
+///
+/// # Errors
+/// The directory cannot be made or written.
+pub(crate) fn run(args: &SourcesArgs) -> Result<()> {
+    std::fs::create_dir_all(&args.directory)
+        .with_context(|| format!("making {}", args.directory.display()))?;
+    for (name, text) in args.build.sources() {
+        let path = args.directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

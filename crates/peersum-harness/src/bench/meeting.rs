@@ -1,0 +1,159 @@
+//! Where the ranks of one process meet. Unlike a barrier it has a deadline, and a rank that fails tells the others.
+
+use std::any::Any;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+
+type Deposit = Arc<dyn Any + Send + Sync>;
+
+/// A meeting place for a fixed number of ranks.
+pub(crate) struct Meeting {
+    state: Mutex<State>,
+    changed: Condvar,
+    patience: Duration,
+}
+
+struct State {
+    /// Meetings held so far.
+    held: u64,
+    /// What each rank has brought to the next one.
+    brought: Vec<Option<Deposit>>,
+    /// What was brought to the last one. It stays until all have come to the next.
+    collected: Vec<Deposit>,
+    abandoned: Option<String>,
+}
+
+impl Meeting {
+    /// A place where `ranks` ranks meet, each waiting for the others at most `patience`.
+    pub(crate) fn new(ranks: u32, patience: Duration) -> Meeting {
+        Meeting {
+            state: Mutex::new(State {
+                held: 0,
+                brought: vec![None; ranks as usize],
+                collected: Vec::new(),
+                abandoned: None,
+            }),
+            changed: Condvar::new(),
+            patience,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all ranks.
+    ///
+    /// # Errors
+    /// A rank failed or did not come in time.
+    pub(crate) fn meet(&self, rank: u32) -> Result<()> {
+        self.gather(rank, ()).map(|_| ())
+    }
+
+    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same type.
+    ///
+    /// # Errors
+    /// As [`Meeting::meet`].
+    pub(crate) fn gather<T: Clone + Send + Sync + 'static>(
+        &self,
+        rank: u32,
+        value: T,
+    ) -> Result<Vec<T>> {
+        let deadline = Instant::now() + self.patience;
+        let mut state = self.state();
+        let meeting = state.held;
+        match state.brought.get_mut(rank as usize) {
+            Some(place @ None) => *place = Some(Arc::new(value)),
+            _ => bail!("rank {rank} comes to one meeting twice"),
+        }
+        if state.brought.iter().all(Option::is_some) {
+            let all = state.brought.iter_mut().filter_map(Option::take).collect();
+            state.collected = all;
+            state.held += 1;
+            self.changed.notify_all();
+        }
+        while state.held == meeting {
+            if let Some(reason) = &state.abandoned {
+                bail!("{reason}");
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let missing: Vec<String> = (0..)
+                    .zip(&state.brought)
+                    .filter(|(_, brought)| brought.is_none())
+                    .map(|(rank, _): (u32, _)| rank.to_string())
+                    .collect();
+                bail!(
+                    "rank {rank} waited {:?} for rank {}",
+                    self.patience,
+                    missing.join(", ")
+                );
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        state
+            .collected
+            .iter()
+            .map(|deposit| {
+                deposit
+                    .downcast_ref::<T>()
+                    .cloned()
+                    .ok_or_else(|| anyhow!("ranks meet for different reasons"))
+            })
+            .collect()
+    }
+
+    /// Ends every wait, now and later, with `reason`; the first one counts. Returns the one that counts.
+    pub(crate) fn abandon(&self, reason: String) -> String {
+        let mut state = self.state();
+        let first = state.abandoned.get_or_insert(reason).clone();
+        self.changed.notify_all();
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rank_gets_what_each_has_brought_time_after_time() {
+        let meeting = Meeting::new(4, Duration::from_secs(60));
+        std::thread::scope(|scope| {
+            for rank in 0..4 {
+                let meeting = &meeting;
+                scope.spawn(move || {
+                    for round in 0..1000 {
+                        let all = meeting.gather(rank, (rank, round)).unwrap();
+                        assert_eq!(all, [0, 1, 2, 3].map(|rank| (rank, round)));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_rank_that_fails_ends_the_others_wait_with_its_reason() {
+        let meeting = Meeting::new(2, Duration::from_secs(600));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| meeting.meet(0));
+            meeting.abandon("rank 1: out of memory".to_owned());
+            meeting.abandon("a later reason".to_owned());
+            let error = waiting.join().unwrap().unwrap_err().to_string();
+            assert_eq!(error, "rank 1: out of memory");
+        });
+    }
+
+    #[test]
+    fn a_rank_that_does_not_come_is_named() {
+        let meeting = Meeting::new(3, Duration::from_millis(20));
+        let error = meeting.meet(1).unwrap_err().to_string();
+        assert!(error.ends_with("for rank 0, 2"), "{error}");
+    }
+}

@@ -1,0 +1,298 @@
+//! What a run has measured, as it is saved and read again.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use peersum::dispatch::{Link, Placement, Plan};
+use peersum_artifact::Dtype;
+use serde::{Deserialize, Serialize};
+
+use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
+use super::machine::Build;
+use super::timing::Spread;
+
+/// The version of the file's layout.
+const SCHEMA: u32 = 1;
+
+/// One run of `bench allreduce`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) schema: u32,
+    /// peersum's version.
+    pub(crate) peersum: String,
+    /// The compiler of the kernels.
+    pub(crate) toolkit: String,
+    /// The device's name.
+    pub(crate) device: String,
+    /// How many there are.
+    pub(crate) devices: u32,
+    /// The emulator's times mean nothing.
+    pub(crate) emulated: bool,
+    /// Calls in one graph, or in one batch of eager calls.
+    pub(crate) calls: u32,
+    /// Replays or batches that count.
+    pub(crate) replays: u32,
+    /// NCCL's version, where it was measured.
+    pub(crate) nccl: Option<String>,
+    /// What was left out, and why.
+    pub(crate) notes: Vec<String>,
+    /// What was to be measured and could not be.
+    pub(crate) failures: Vec<String>,
+    pub(crate) limits: Vec<Limits>,
+    pub(crate) cells: Vec<Cell>,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum System {
+    Peersum,
+    Nccl,
+    /// NCCL with buffers in a symmetric window.
+    NcclSymmetric,
+}
+
+/// How calls are launched.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    clap::ValueEnum,
+)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Launch {
+    /// All calls of a replay in one graph.
+    Graph,
+    /// One after the other.
+    Eager,
+}
+
+impl Launch {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Launch::Graph => "graph",
+            Launch::Eager => "eager",
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cell {
+    pub(crate) system: System,
+    pub(crate) build: Build,
+    pub(crate) world_size: u32,
+    pub(crate) link: Link,
+    pub(crate) dtype: Dtype,
+    /// The message, in bytes.
+    pub(crate) bytes: u64,
+    pub(crate) launch: Launch,
+    /// Programmatic dependent launch. Of no meaning for NCCL.
+    pub(crate) pdl: bool,
+    /// `None` for NCCL.
+    pub(crate) placement: Option<Placement>,
+    /// The algorithm, and the grid that was launched. `None` for NCCL.
+    pub(crate) plan: Option<Plan>,
+    /// Whether the dispatch table chose the plan.
+    pub(crate) from_table: bool,
+    /// Microseconds a call.
+    pub(crate) us: Spread,
+    /// The host's microseconds a call until the launch has returned; eager calls only.
+    pub(crate) host_us: Option<f64>,
+    pub(crate) algorithm_gb_s: f64,
+    pub(crate) bus_gb_s: f64,
+    /// What the machine allows, in microseconds; where it was measured, for graphs.
+    pub(crate) limit_us: Option<f64>,
+}
+
+impl Cell {
+    /// Fills in what follows from the rest.
+    pub(crate) fn finish(mut self, limits: &[Limits]) -> Cell {
+        let two = |value: f64| (value * 100.0).round() / 100.0;
+        self.algorithm_gb_s = two(algorithm_gb_s(self.bytes, self.us.median));
+        self.bus_gb_s = two(bus_gb_s(self.bytes, self.world_size, self.us.median));
+        self.limit_us = match self.launch {
+            Launch::Graph => limits
+                .iter()
+                .find(|limits| limits.world_size == self.world_size && limits.link == self.link)
+                .and_then(|limits| limits.call_us(self.bytes, self.pdl)),
+            Launch::Eager => None,
+        };
+        self
+    }
+
+    /// How many times the limit the median is.
+    pub(crate) fn limit_ratio(&self) -> Option<f64> {
+        self.limit_us.map(|limit| self.us.median / limit)
+    }
+
+    /// Whether two cells differ in what measured them alone.
+    pub(crate) fn is_same_call(&self, other: &Cell) -> bool {
+        (
+            self.world_size,
+            self.link,
+            self.dtype,
+            self.bytes,
+            self.launch,
+        ) == (
+            other.world_size,
+            other.link,
+            other.dtype,
+            other.bytes,
+            other.launch,
+        )
+    }
+}
+
+/// With and without programmatic dependent launch, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ByPdl {
+    pub(crate) on: f64,
+    pub(crate) off: f64,
+}
+
+impl ByPdl {
+    pub(crate) fn get(self, pdl: bool) -> f64 {
+        if pdl { self.on } else { self.off }
+    }
+}
+
+/// What the machine allows to one world size: measured by kernels that do nothing else.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Limits {
+    pub(crate) world_size: u32,
+    pub(crate) link: Link,
+    /// An empty kernel in a graph.
+    pub(crate) empty_us: ByPdl,
+    /// A kernel with one exchange of flags between all ranks, in a graph.
+    pub(crate) exchange_us: ByPdl,
+    /// A word from one rank to another: half of a round of a ping-pong between two streams.
+    pub(crate) one_way_us: f64,
+    /// Stores to the peers' memory by all ranks at once, GB/s a rank and direction.
+    pub(crate) store_gb_s: f64,
+    /// Loads from the peers' memory likewise.
+    pub(crate) load_gb_s: f64,
+    /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at once, in microseconds.
+    pub(crate) copies: Vec<Copied>,
+}
+
+/// One size of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Copied {
+    pub(crate) bytes: u64,
+    pub(crate) us: f64,
+}
+
+impl Limits {
+    /// No call of `bytes` bytes can take less than about this: one exchange, since every output depends on every rank, and the time that its
+    /// bytes need. Over a link they are those of [`bus_bytes`]; on a shared device each rank reads its input and writes its output,
+    /// which is what the copies measure, beyond what a copy of the smallest size takes.
+    pub(crate) fn call_us(&self, bytes: u64, pdl: bool) -> Option<f64> {
+        let exchange = self.exchange_us.get(pdl);
+        let moving = match self.link {
+            Link::Shared => {
+                let least = self
+                    .copies
+                    .iter()
+                    .map(|copied| copied.us)
+                    .fold(f64::NAN, f64::min);
+                let copied = self.copies.iter().find(|copied| copied.bytes == bytes)?;
+                copied.us - least
+            }
+            Link::Peer => bus_bytes(bytes, self.world_size) / self.store_gb_s / 1000.0,
+            Link::Emulator => return None,
+        };
+        Some(super::timing::rounded(exchange + moving))
+    }
+}
+
+impl Report {
+    pub(crate) fn read(path: &Path) -> Result<Report> {
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let report: Report = serde_json::from_str(&text)
+            .with_context(|| format!("{} is not a report of bench allreduce", path.display()))?;
+        ensure!(
+            report.schema == SCHEMA,
+            "{} has schema {}, this version reads {SCHEMA}",
+            path.display(),
+            report.schema
+        );
+        Ok(report)
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    }
+
+    pub(crate) const SCHEMA: u32 = SCHEMA;
+
+    /// What was measured on, in one line.
+    pub(crate) fn title(&self) -> String {
+        let devices = match self.devices {
+            _ if self.emulated => "the emulator: these times say nothing about any GPU".to_owned(),
+            1 => self.device.clone(),
+            count => format!("{} x {count}", self.device),
+        };
+        format!("{devices}, peersum {}, {}", self.peersum, self.toolkit)
+    }
+
+    /// World sizes and types, each once, sorted.
+    pub(crate) fn groups(&self) -> Vec<(u32, Link, Dtype)> {
+        let mut groups: Vec<_> = self
+            .cells
+            .iter()
+            .map(|cell| (cell.world_size, cell.link, cell.dtype))
+            .collect();
+        groups.sort();
+        groups.dedup();
+        groups
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn limits(link: Link) -> Limits {
+        Limits {
+            world_size: 4,
+            link,
+            empty_us: ByPdl { on: 0.7, off: 1.0 },
+            exchange_us: ByPdl { on: 1.5, off: 1.9 },
+            one_way_us: 0.75,
+            store_gb_s: 360.0,
+            load_gb_s: 330.0,
+            copies: vec![
+                Copied { bytes: 16, us: 1.0 },
+                Copied {
+                    bytes: 1 << 20,
+                    us: 3.5,
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn over_a_link_the_limit_is_an_exchange_and_the_bus_bytes() {
+        // 1.5 x 720000 bytes at 360 GB/s are 3 us.
+        assert_eq!(limits(Link::Peer).call_us(720_000, true), Some(4.5));
+        assert_eq!(limits(Link::Peer).call_us(720_000, false), Some(4.9));
+    }
+
+    #[test]
+    fn on_a_shared_device_the_limit_is_an_exchange_and_what_a_copy_takes_beyond_the_least() {
+        assert_eq!(limits(Link::Shared).call_us(1 << 20, true), Some(4.0));
+        assert_eq!(limits(Link::Shared).call_us(16, true), Some(1.5));
+        // A size that was not copied has no limit.
+        assert_eq!(limits(Link::Shared).call_us(4096, true), None);
+    }
+}

@@ -1,0 +1,355 @@
+//! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of input, as a dispatch table.
+
+mod sweep;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use peersum::dispatch::{
+    DispatchTable, DispatchTables, Link, MeasuredRow, Measurement, Origin, Placement, Row,
+};
+use peersum_artifact::Dtype;
+
+use crate::bench::allreduce::link_of;
+use crate::bench::machine::{Build, DeviceChoice, Emulators, Gpus, Machine};
+use crate::bench::ranks::{GroupSettings, run_group};
+use crate::bench::sizes::{bytes_text, parse_bytes, route_name};
+use crate::bench::timing::Method;
+use sweep::{Progress, Shapes, Sweep, Tuned};
+
+/// So many candidates of one world size may fail before it is given up.
+const MOST_FAILURES: usize = 8;
+
+/// What `tune` sweeps.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct TuneArgs {
+    /// World sizes; ranks share the cards if there are fewer. One that does not fit is skipped.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,3,4,5,6,7,8", value_parser = clap::value_parser!(u32).range(2..=8))]
+    world_size: Vec<u32>,
+    /// Message sizes in bytes; K and M are powers of 1024. Each speaks for messages from half to twice its size, those from 16M for all
+    /// larger ones and those up to 4K for all smaller ones.
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,16K,64K,256K,1M,4M,16M", value_parser = parse_bytes)]
+    bytes: Vec<usize>,
+    /// Element types. A row serves all types: it is the one with the least geometric mean over these.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16,f32"
+    )]
+    dtype: Vec<Dtype>,
+    /// The time for everything. Sizes share it evenly; what was not tried in time keeps its row.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    seconds: f64,
+    /// What the ranks run on.
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: DeviceChoice,
+    /// The directory of cubins.
+    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
+    cubins: PathBuf,
+    /// The tables to improve on [default: the shipped ones]
+    #[arg(long, value_name = "FILE")]
+    base: Option<PathBuf>,
+    /// Where the tables go: those of --base, and over them what was measured.
+    #[arg(long, value_name = "FILE", default_value = "target/tune/tables.json")]
+    out: PathBuf,
+    /// Calls in one graph.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    calls: u32,
+    /// Replays that are counted of those that the first pass has found fast.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    replays: u32,
+}
+
+/// Runs the sweep and writes the tables after each world size.
+///
+/// # Errors
+/// The flags mean nothing, there is no device, or no world size could be measured.
+pub(crate) fn run(args: &TuneArgs) -> Result<()> {
+    if !(args.seconds.is_finite() && args.seconds > 0.0 && args.seconds <= 86_400.0) {
+        bail!("--seconds {}: more than 0 and at most 86400", args.seconds);
+    }
+    match args.device {
+        DeviceChoice::Cuda => run_on(args, &Gpus::open(&args.cubins, Vec::new())?),
+        DeviceChoice::Emulator => {
+            println!("# the emulator: these times say nothing about any GPU");
+            run_on(args, &Emulators)
+        }
+    }
+}
+
+fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
+    let base_text = args
+        .base
+        .as_ref()
+        .map(|path| {
+            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
+        })
+        .transpose()?;
+    let mut tables = match &base_text {
+        Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
+        None => DispatchTables::shipped()?,
+    };
+    let toolkit = machine.toolkit()?;
+    println!(
+        "# {} x {}, {toolkit}, at most {} s, microseconds a call",
+        machine.device_name(),
+        machine.devices(),
+        args.seconds
+    );
+    let started = Instant::now();
+    let end = started + Duration::from_secs_f64(args.seconds);
+    let mut world_sizes = args.world_size.clone();
+    world_sizes.sort_unstable();
+    world_sizes.dedup();
+    let mut tuned_sizes = 0;
+    for (index, &world_size) in world_sizes.iter().enumerate() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            println!("W{world_size}: not tried, the time is up");
+            continue;
+        }
+        let group = Group {
+            args,
+            world_size,
+            link: link_of(args.device, machine, world_size),
+            base: &tables,
+            tables: tables.to_json()?,
+            deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
+        };
+        match group.tune(machine) {
+            Ok(outcome) => {
+                if let Some(table) = outcome.table(machine, &toolkit) {
+                    tables.insert(table);
+                    write(&args.out, &tables.to_json()?)?;
+                    tuned_sizes += 1;
+                }
+            }
+            Err(error) => println!("W{world_size}: skipped: {error:#}"),
+        }
+    }
+    if tuned_sizes == 0 {
+        bail!("nothing was measured, and nothing was written");
+    }
+    println!(
+        "# {:.0} s; wrote {}, for CommunicatorBuilder::dispatch_tables",
+        started.elapsed().as_secs_f64(),
+        args.out.display()
+    );
+    Ok(())
+}
+
+/// Replaces the file as a whole.
+fn write(path: &Path, text: &str) -> Result<()> {
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("making {}", directory.display()))?;
+    let file = tempfile::NamedTempFile::new_in(directory)
+        .with_context(|| format!("making a file in {}", directory.display()))?;
+    std::fs::write(file.path(), text)?;
+    // As readable as any file that the user makes; temporary ones are their owner's alone.
+    std::fs::set_permissions(
+        file.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o644),
+    )?;
+    file.persist(path)
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(())
+}
+
+/// One world size.
+struct Group<'a> {
+    args: &'a TuneArgs,
+    world_size: u32,
+    link: Link,
+    base: &'a DispatchTables,
+    /// The base as every rank is given it.
+    tables: String,
+    deadline: Instant,
+}
+
+/// What was found for one world size.
+struct Outcome<'a> {
+    group: &'a Group<'a>,
+    arch: Option<String>,
+    base: DispatchTable,
+    tuned: Vec<Tuned>,
+}
+
+impl<'a> Group<'a> {
+    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without it.
+    fn tune<M: Machine>(&'a self, machine: &M) -> Result<Outcome<'a>> {
+        let shapes = Shapes::of(self.link);
+        let settings = GroupSettings {
+            world_size: self.world_size,
+            largest_bytes: self.args.bytes.iter().copied().max().unwrap_or(0),
+            pdl: true,
+            build: Build::Shipped,
+            timeout: machine.call_timeout(),
+            max_blocks: Some(shapes.max_blocks),
+            tables: Some(self.tables.clone()),
+        };
+        let progress = Mutex::new(Progress::default());
+        let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (done, failed) = {
+                let progress = lock();
+                let done: Vec<u64> = progress.tuned.iter().map(|tuned| tuned.bytes).collect();
+                (done, progress.failed.clone())
+            };
+            let mut todo: Vec<u64> = self.args.bytes.iter().map(|bytes| *bytes as u64).collect();
+            todo.retain(|bytes| !done.contains(bytes));
+            todo.sort_unstable();
+            todo.dedup();
+            let sweep = Sweep {
+                shapes,
+                dtypes: &self.args.dtype,
+                sizes: &todo,
+                deadline: self.deadline,
+                method: Method {
+                    calls: self.args.calls,
+                    warm_up: 2,
+                    replays: self.args.replays,
+                },
+                failed: &failed,
+                progress: &progress,
+            };
+            let error = match run_group(machine, &settings, |rank| sweep.run(rank)) {
+                Ok(_) => break,
+                Err(error) => error,
+            };
+            let mut progress = lock();
+            let Some(candidate) = progress.trying.take() else {
+                return Err(error);
+            };
+            println!(
+                "W{} {} {} {} x {}: left out: {error:#}",
+                self.world_size,
+                bytes_text(candidate.bytes),
+                route_name(candidate.plan.route),
+                candidate.plan.blocks,
+                candidate.plan.threads
+            );
+            progress.failed.push(candidate);
+            if progress.failed.len() == MOST_FAILURES {
+                println!(
+                    "W{}: given up after {MOST_FAILURES} failures",
+                    self.world_size
+                );
+                break;
+            }
+        }
+        let progress = progress
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        let arch = progress.arch.flatten();
+        let outcome = Outcome {
+            group: self,
+            base: self
+                .base
+                .choose(arch.as_deref(), self.world_size, self.link)?,
+            arch,
+            tuned: progress.tuned,
+        };
+        outcome.print();
+        Ok(outcome)
+    }
+}
+
+impl Outcome<'_> {
+    /// The table with what was measured, if anything was.
+    fn table<M: Machine>(&self, machine: &M, toolkit: &str) -> Option<DispatchTable> {
+        if self.tuned.is_empty() {
+            return None;
+        }
+        let rows = |placement: Placement| {
+            let measured: Vec<MeasuredRow> = self
+                .tuned
+                .iter()
+                .filter(|tuned| tuned.placement == placement)
+                .map(|tuned| MeasuredRow {
+                    bytes: tuned.bytes,
+                    row: Row::new(tuned.plan, self.origin(tuned, machine, toolkit)),
+                })
+                .collect();
+            DispatchTable::overlay(self.base.rows(placement), &measured)
+        };
+        Some(DispatchTable {
+            arch: self.arch.clone(),
+            world_sizes: vec![self.group.world_size],
+            link: self.group.link,
+            ordinary: rows(Placement::Ordinary),
+            symmetric: rows(Placement::Symmetric),
+            symmetric_in_place: rows(Placement::SymmetricInPlace),
+        })
+    }
+
+    fn origin<M: Machine>(&self, tuned: &Tuned, machine: &M, toolkit: &str) -> Origin {
+        let slowest = tuned.us.iter().copied().fold(0.0, f64::max);
+        Origin::Measured(Measurement {
+            device: machine.device_name().to_owned(),
+            devices: machine.devices().min(self.group.world_size),
+            world_size: self.group.world_size,
+            dtypes: self.group.args.dtype.clone(),
+            bytes: tuned.bytes,
+            us: Some((slowest * 100.0).round() / 100.0),
+            peersum: env!("CARGO_PKG_VERSION").to_owned(),
+            toolkit: toolkit.to_owned(),
+        })
+    }
+
+    /// One line a size, kind of input and type: before, after, and by what.
+    fn print(&self) {
+        for tuned in &self.tuned {
+            for ((dtype, base_us), us) in self
+                .group
+                .args
+                .dtype
+                .iter()
+                .zip(&tuned.base_us)
+                .zip(&tuned.us)
+            {
+                let kept = if tuned.plan == tuned.base_plan {
+                    "kept"
+                } else {
+                    route_name(tuned.base_plan.route)
+                };
+                println!(
+                    "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  {:<18} {:>3} x {:<3}  ({kept})",
+                    self.group.world_size,
+                    bytes_text(tuned.bytes),
+                    tuned.placement.name(),
+                    us / base_us,
+                    route_name(tuned.plan.route),
+                    tuned.plan.blocks,
+                    tuned.plan.threads,
+                );
+            }
+        }
+        let ratios: Vec<f64> = self
+            .tuned
+            .iter()
+            .flat_map(|tuned| {
+                tuned
+                    .us
+                    .iter()
+                    .zip(&tuned.base_us)
+                    .map(|(us, base)| us / base)
+            })
+            .collect();
+        if !ratios.is_empty() {
+            let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64;
+            println!(
+                "W{}: geometric mean {:.3} of the tables before, over {} cells",
+                self.group.world_size,
+                mean.exp(),
+                ratios.len()
+            );
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! What the ranks of one group do: try every candidate briefly, then the fast ones properly.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Result;
+use half::{bf16, f16};
+use peersum::dispatch::{Link, Placement, Plan, Route};
+use peersum_artifact::Dtype;
+use peersum_kernels::abi;
+
+use crate::bench::allreduce::{candidates, own_placement};
+use crate::bench::machine::Machine;
+use crate::bench::ranks::Rank;
+use crate::bench::sizes::{launched, places};
+use crate::bench::timing::{Method, median, rounded, shortest};
+
+/// The grids that are tried.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shapes {
+    /// A group's largest grid is added.
+    blocks: &'static [u32],
+    threads: &'static [u32],
+    /// What the group may launch, if the devices have room for it.
+    pub(super) max_blocks: u32,
+}
+
+impl Shapes {
+    pub(super) fn of(link: Link) -> Shapes {
+        match link {
+            // An emulated thread is a thread of the host.
+            Link::Emulator => Shapes {
+                blocks: &[1],
+                threads: &[8, 16],
+                max_blocks: 2,
+            },
+            Link::Shared | Link::Peer => Shapes {
+                blocks: &[1, 2, 4, 8, 16, 32, 64],
+                threads: &[64, 128, 256, 512],
+                max_blocks: abi::PEERSUM_MAX_BLOCKS,
+            },
+        }
+    }
+
+    /// Blocks and threads for a call of so many places. Threads without a place only make a block larger.
+    fn for_places(self, places: u64, max_blocks: u32) -> Vec<(u32, u32)> {
+        let least = self.threads.iter().copied().min().unwrap_or(0);
+        let threads = self
+            .threads
+            .iter()
+            .copied()
+            .filter(|&threads| threads == least || u64::from(threads) < 2 * places);
+        let blocks = self.blocks.iter().copied();
+        let blocks = blocks
+            .filter(|&blocks| blocks < max_blocks)
+            .chain([max_blocks]);
+        blocks
+            .flat_map(|blocks| threads.clone().map(move |threads| (blocks, threads)))
+            .collect()
+    }
+}
+
+/// Of each kind of input so many plans go into the second pass, beside the one of the base.
+const FINALISTS: usize = 3;
+
+/// A plan that gains less than this over the base's is noise, and the base's stays.
+const LEAST_GAIN: f64 = 0.01;
+
+/// Calls of more than this move data for long enough that few of them are timed.
+const LARGE_BYTES: u64 = 1 << 20;
+const CALLS_WHEN_LARGE: u32 = 10;
+
+/// A plan for a size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Candidate {
+    pub(super) bytes: u64,
+    pub(super) plan: Plan,
+}
+
+/// The result for one size and kind of input. Times are medians by type, in microseconds.
+#[derive(Debug, Clone)]
+pub(super) struct Tuned {
+    pub(super) bytes: u64,
+    pub(super) placement: Placement,
+    pub(super) base_plan: Plan,
+    pub(super) base_us: Vec<f64>,
+    pub(super) plan: Plan,
+    pub(super) us: Vec<f64>,
+}
+
+/// What outlives a group that fails. Rank 0 writes it.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// The devices' architecture, once a group was formed.
+    pub(super) arch: Option<Option<String>>,
+    /// What is being measured.
+    pub(super) trying: Option<Candidate>,
+    pub(super) failed: Vec<Candidate>,
+    /// Whole sizes only.
+    pub(super) tuned: Vec<Tuned>,
+}
+
+/// The work of one group.
+pub(super) struct Sweep<'a> {
+    pub(super) shapes: Shapes,
+    pub(super) dtypes: &'a [Dtype],
+    pub(super) sizes: &'a [u64],
+    pub(super) deadline: Instant,
+    /// Of the second pass.
+    pub(super) method: Method,
+    /// Not to be tried again.
+    pub(super) failed: &'a [Candidate],
+    pub(super) progress: &'a Mutex<Progress>,
+}
+
+impl Sweep<'_> {
+    /// Sweeps the sizes until the time is up. All ranks decide the same: by rank 0's clock and by times that all have seen.
+    pub(super) fn run<M: Machine>(&self, rank: &mut Rank<'_, M>) -> Result<()> {
+        rank.fill::<bf16>()?;
+        let arch = rank.communicator.identity().arch;
+        let arch = arch.map(|(major, minor)| format!("sm_{major}{minor}"));
+        self.note(rank, |progress| progress.arch = Some(arch));
+        for (index, &bytes) in self.sizes.iter().enumerate() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            let share = left / (self.sizes.len() - index) as u32;
+            let until = Instant::now() + share.mul_f64(0.6);
+            if self.is_over(rank, left.is_zero())? {
+                break;
+            }
+            let tuned = self.tune_size(rank, bytes, until)?;
+            self.note(rank, |progress| {
+                progress.trying = None;
+                progress.tuned.extend(tuned);
+            });
+        }
+        Ok(())
+    }
+
+    fn tune_size<M: Machine>(
+        &self,
+        rank: &mut Rank<'_, M>,
+        bytes: u64,
+        until: Instant,
+    ) -> Result<Vec<Tuned>> {
+        let brief = Method {
+            calls: if bytes > LARGE_BYTES {
+                CALLS_WHEN_LARGE.min(self.method.calls)
+            } else {
+                self.method.calls
+            },
+            warm_up: 1,
+            replays: 3.min(self.method.replays),
+        };
+        let mut tried: Vec<(Plan, f64)> = Vec::new();
+        for plan in self.plans(rank, bytes) {
+            let candidate = Candidate { bytes, plan };
+            let placement = own_placement(plan.route);
+            let times = self.time(rank, candidate, placement, brief)?;
+            tried.push((plan, geometric_mean(&times)));
+            if self.is_over(rank, Instant::now() >= until)? {
+                break;
+            }
+        }
+        let mut all = Vec::new();
+        for placement in Placement::ALL {
+            let base_plan = self.base_plan(rank, placement, bytes);
+            let finalists = finalists(&tried, placement, base_plan);
+            let mut timed: Vec<(Plan, Vec<f64>)> = Vec::new();
+            for plan in finalists {
+                let candidate = Candidate { bytes, plan };
+                if self.failed.contains(&candidate) {
+                    continue;
+                }
+                timed.push((plan, self.time(rank, candidate, placement, self.method)?));
+            }
+            // A base that fails here is no base: the row is whatever works.
+            let Some(best) = winner(&timed, base_plan) else {
+                continue;
+            };
+            let of_base = timed.iter().find(|(plan, _)| *plan == base_plan);
+            all.push(Tuned {
+                bytes,
+                placement,
+                base_plan,
+                base_us: of_base.map_or_else(|| best.1.clone(), |(_, us)| us.clone()),
+                plan: best.0,
+                us: best.1.clone(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// What is tried for a size: the plans of the base first, since time may run out.
+    fn plans<M: Machine>(&self, rank: &Rank<'_, M>, bytes: u64) -> Vec<Plan> {
+        let (world_size, max_blocks) = (
+            rank.communicator.world_size(),
+            rank.communicator.max_blocks(),
+        );
+        let mut plans: Vec<Plan> = Placement::ALL
+            .iter()
+            .map(|placement| self.base_plan(rank, *placement, bytes))
+            .collect();
+        let by_route = Route::ALL.map(|route| {
+            let places = places(route, bytes, world_size);
+            let shapes = self.shapes.for_places(places, max_blocks);
+            let mut plans = candidates(route, &shapes, bytes, world_size, max_blocks);
+            // Large grids win for large messages, and one block never for them.
+            if bytes > LARGE_BYTES {
+                plans.reverse();
+            }
+            plans
+        });
+        // One of each algorithm in turn, likewise.
+        let most = by_route.iter().map(Vec::len).max().unwrap_or(0);
+        plans.extend((0..most).flat_map(|at| {
+            by_route
+                .iter()
+                .filter_map(move |plans| plans.get(at).copied())
+        }));
+        let mut seen = Vec::new();
+        plans.retain(|plan| {
+            let is_new = !seen.contains(plan);
+            seen.push(*plan);
+            is_new && !self.failed.contains(&Candidate { bytes, plan: *plan })
+        });
+        plans
+    }
+
+    fn base_plan<M: Machine>(&self, rank: &Rank<'_, M>, placement: Placement, bytes: u64) -> Plan {
+        let communicator = &rank.communicator;
+        let plan = communicator.dispatch_table().plan(placement, bytes);
+        launched(
+            plan,
+            bytes,
+            communicator.world_size(),
+            communicator.max_blocks(),
+        )
+    }
+
+    /// The median of each type, the same on all ranks.
+    fn time<M: Machine>(
+        &self,
+        rank: &mut Rank<'_, M>,
+        candidate: Candidate,
+        placement: Placement,
+        method: Method,
+    ) -> Result<Vec<f64>> {
+        self.note(rank, |progress| progress.trying = Some(candidate));
+        let (bytes, plan) = (candidate.bytes as usize, Some(candidate.plan));
+        self.dtypes
+            .iter()
+            .map(|dtype| {
+                let times = match dtype {
+                    Dtype::F16 => rank.time_graph::<f16>(placement, bytes, plan, method)?,
+                    Dtype::Bf16 => rank.time_graph::<bf16>(placement, bytes, plan, method)?,
+                    Dtype::F32 => rank.time_graph::<f32>(placement, bytes, plan, method)?,
+                };
+                let all = rank.meeting().gather(rank.number(), times)?;
+                Ok(rounded(median(&shortest(&all))))
+            })
+            .collect()
+    }
+
+    /// Whether rank 0 finds that something is over.
+    fn is_over<M: Machine>(&self, rank: &Rank<'_, M>, own: bool) -> Result<bool> {
+        let all = rank.meeting().gather(rank.number(), own)?;
+        Ok(all.first().copied().unwrap_or(true))
+    }
+
+    fn note<M: Machine>(&self, rank: &Rank<'_, M>, change: impl FnOnce(&mut Progress)) {
+        if rank.number() == 0 {
+            change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+}
+
+/// The plans that go into the second pass: the base's, and the fastest of those that serve the placement.
+fn finalists(tried: &[(Plan, f64)], placement: Placement, base_plan: Plan) -> Vec<Plan> {
+    let mut fastest: Vec<&(Plan, f64)> = tried
+        .iter()
+        .filter(|(plan, _)| plan.route.serves(placement) && *plan != base_plan)
+        .collect();
+    fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
+    let mut plans = vec![base_plan];
+    plans.extend(fastest.iter().take(FINALISTS).map(|(plan, _)| *plan));
+    plans
+}
+
+/// The fastest by geometric mean over the types, or the base if nothing gains enough over it.
+fn winner(timed: &[(Plan, Vec<f64>)], base_plan: Plan) -> Option<&(Plan, Vec<f64>)> {
+    let best = timed
+        .iter()
+        .min_by(|a, b| geometric_mean(&a.1).total_cmp(&geometric_mean(&b.1)))?;
+    let base = timed.iter().find(|(plan, _)| *plan == base_plan);
+    Some(match base {
+        Some(base) if geometric_mean(&best.1) > geometric_mean(&base.1) * (1.0 - LEAST_GAIN) => {
+            base
+        }
+        _ => best,
+    })
+}
+
+fn geometric_mean(values: &[f64]) -> f64 {
+    if values.is_empty() {
+        return f64::INFINITY;
+    }
+    let logarithms = values.iter().map(|value| value.ln()).sum::<f64>();
+    (logarithms / values.len() as f64).exp()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(route: Route, blocks: u32) -> Plan {
+        Plan {
+            route,
+            blocks,
+            threads: 64,
+        }
+    }
+
+    #[test]
+    fn the_base_stays_unless_something_gains_a_hundredth() {
+        let base = plan(Route::PushOneShot, 1);
+        let other = plan(Route::PushOneShot, 2);
+        let won = |us: f64| {
+            let timed = [(base, vec![10.0]), (other, vec![us])];
+            winner(&timed, base).unwrap().0
+        };
+        assert_eq!(won(9.95), base);
+        assert_eq!(won(9.85), other);
+        assert_eq!(won(11.0), base);
+        assert!(winner(&[], base).is_none());
+    }
+
+    #[test]
+    fn no_block_is_tried_that_has_more_threads_than_twice_the_places() {
+        let shapes = Shapes::of(Link::Shared);
+        assert_eq!(
+            shapes.for_places(100, 2),
+            [(1, 64), (1, 128), (2, 64), (2, 128)]
+        );
+        assert_eq!(shapes.for_places(1, 1), [(1, 64)]);
+        assert_eq!(shapes.for_places(1 << 20, 132).len(), 8 * 4);
+    }
+
+    #[test]
+    fn the_types_count_alike() {
+        let base = plan(Route::PushOneShot, 1);
+        let other = plan(Route::PushOneShot, 2);
+        // A fifth faster in one type, and slower by a tenth in the other.
+        let timed = [(base, vec![10.0, 100.0]), (other, vec![8.0, 110.0])];
+        assert_eq!(winner(&timed, base).unwrap().0, other);
+    }
+
+    #[test]
+    fn only_plans_that_serve_the_input_are_finalists_and_the_base_is_always_one() {
+        let base = plan(Route::PushOneShot, 1);
+        let tried: Vec<(Plan, f64)> = vec![
+            (plan(Route::SymmetricTwoShot, 4), 1.0),
+            (plan(Route::SymmetricOneShot, 4), 2.0),
+            (plan(Route::PullOneShot, 4), 3.0),
+            (base, 9.0),
+        ];
+        assert_eq!(
+            finalists(&tried, Placement::Ordinary, base),
+            [base, plan(Route::PullOneShot, 4)]
+        );
+        assert_eq!(
+            finalists(&tried, Placement::Symmetric, base),
+            [
+                base,
+                plan(Route::SymmetricOneShot, 4),
+                plan(Route::PullOneShot, 4)
+            ]
+        );
+    }
+}

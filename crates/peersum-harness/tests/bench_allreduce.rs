@@ -1,0 +1,183 @@
+//! `bench-allreduce`: what it writes of a report, and a whole run on the emulator, whose times mean nothing.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name)
+}
+
+fn run(command: &str, flags: &[&str], directory: &Path) -> Output {
+    let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
+        .arg(command)
+        .args(flags)
+        .current_dir(directory)
+        .output()
+        .unwrap();
+    println!("{}", String::from_utf8_lossy(&output.stdout));
+    println!("{}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+/// Compares with what is committed; `PEERSUM_BLESS=1` writes it.
+#[track_caller]
+fn assert_is_committed(name: &str, actual: &str) {
+    let path = data(name);
+    if std::env::var_os("PEERSUM_BLESS").is_some() {
+        fs::write(&path, actual).unwrap();
+    }
+    let committed = fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        committed == actual,
+        "{name} has changed; look at the difference, and bless it with PEERSUM_BLESS=1 if it is wanted:\n{actual}"
+    );
+}
+
+#[test]
+fn a_saved_report_gives_the_page_the_picture_and_the_tables_that_it_always_gave() {
+    let directory = tempfile::tempdir().unwrap();
+    let report = data("allreduce.json");
+    let output = run(
+        "bench-allreduce",
+        &[
+            "--from-json",
+            report.to_str().unwrap(),
+            "--html",
+            "page.html",
+            "--svg",
+            "picture.svg",
+            "--json",
+            "again.json",
+        ],
+        directory.path(),
+    );
+    assert!(output.status.success());
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    assert_is_committed("allreduce.html", &read("page.html"));
+    assert_is_committed("allreduce.svg", &read("picture.svg"));
+    assert_is_committed("allreduce.txt", &String::from_utf8(output.stdout).unwrap());
+    let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    assert_eq!(
+        json(&read("again.json")),
+        json(&fs::read_to_string(report).unwrap())
+    );
+}
+
+#[test]
+fn the_page_and_the_picture_need_no_other_file_and_run_nothing() {
+    for name in ["allreduce.html", "allreduce.svg"] {
+        let text = fs::read_to_string(data(name)).unwrap();
+        // The name of SVG's namespace is no address to fetch from.
+        let text = text.replace("xmlns=\"http://www.w3.org/2000/svg\"", "");
+        for part in ["http", "src=", "<link", "<script", "@import", "url("] {
+            assert!(!text.contains(part), "{name} has {part}");
+        }
+        assert!(text.contains("a &lt;made up&gt; card"), "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_report_is_refused_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    for (text, said) in [
+        ("{}", "is not a report"),
+        ("not JSON", "is not a report"),
+        (
+            &fs::read_to_string(data("allreduce.json"))
+                .unwrap()
+                .replacen("\"schema\": 1", "\"schema\": 2", 1),
+            "has schema 2",
+        ),
+    ] {
+        fs::write(directory.path().join("broken.json"), text).unwrap();
+        let output = run(
+            "bench-allreduce",
+            &["--from-json", "broken.json"],
+            directory.path(),
+        );
+        assert!(!output.status.success());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            error.contains("broken.json") && error.contains(said),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_run_on_the_emulator_measures_every_cell_that_was_asked_for_and_says_that_it_means_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(
+        "bench-allreduce",
+        &[
+            "--device=emulator",
+            "--world-size=2,3",
+            "--bytes=256,1K",
+            "--dtype=bf16,f32",
+            "--algo=best,push_one_shot",
+            "--shapes=1x8,2x8",
+            "--method=both",
+            "--calls=3",
+            "--replays=2",
+            "--json=report.json",
+            "--html=page.html",
+            "--svg=picture.svg",
+        ],
+        directory.path(),
+    );
+    assert!(output.status.success());
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
+    let cells = report["cells"].as_array().unwrap();
+    // Two world sizes, types, sizes and methods; the table's plan for three kinds of input, and two grids of one algorithm.
+    assert_eq!(cells.len(), 2 * 2 * 2 * 2 * (3 + 2));
+    for cell in cells {
+        let us = &cell["us"];
+        let value = |name: &str| us[name].as_f64().unwrap();
+        assert!(value("min") > 0.0, "{cell}");
+        assert!(value("min") <= value("median") && value("median") <= value("max"));
+        assert_eq!(cell["host_us"].is_null(), cell["launch"] == "graph");
+        assert_eq!(cell["link"], "emulator");
+    }
+    assert_eq!(report["failures"], Value::Array(Vec::new()));
+    for text in [
+        read("page.html"),
+        read("picture.svg"),
+        String::from_utf8(output.stdout).unwrap(),
+    ] {
+        assert!(text.contains("these times say nothing about any GPU"));
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_named_and_the_rest_is_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(
+        "bench-allreduce",
+        &[
+            "--device=emulator",
+            "--world-size=2",
+            "--bytes=256",
+            "--calls=1",
+            "--replays=1",
+            "--rounds=1",
+            // A build that the emulator has not.
+            "--unsafe-baseline=nowhere",
+            "--json=report.json",
+        ],
+        directory.path(),
+    );
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("unsafe baseline"), "{error}");
+    let text = fs::read_to_string(directory.path().join("report.json")).unwrap();
+    let report: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(report["cells"].as_array().unwrap().len(), 3);
+    assert_eq!(report["failures"].as_array().unwrap().len(), 1);
+}
