@@ -42,8 +42,6 @@ fn mount(arguments: &[&str]) -> bool {
 struct Disk(PathBuf);
 
 impl Disk {
-    const BLOCK: u64 = 4096;
-
     fn mount(path: PathBuf) -> Self {
         fs::create_dir_all(&path).unwrap();
         let disk = Self(path);
@@ -59,10 +57,9 @@ impl Disk {
     /// Leaves so many blocks free.
     fn leave(&self, blocks: u64) {
         let status = rustix::fs::statvfs(&self.0).unwrap();
-        assert_eq!(status.f_frsize, Self::BLOCK);
         // A tmpfs of size 0 is one without a limit.
         let all = (status.f_blocks - status.f_bfree + blocks).max(1);
-        self.with_options(&format!("remount,size={}", all * Self::BLOCK));
+        self.with_options(&format!("remount,size={}", all * status.f_frsize));
     }
 
     fn make_large(&self) {
