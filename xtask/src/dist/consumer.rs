@@ -45,7 +45,7 @@ impl Consumer {
 
         let begun = Instant::now();
         let project = place.join("consumer");
-        write_project(&project, "")?;
+        write_project(&project, &manifest(crates)?)?;
         fs::create_dir(project.join(".cargo"))?;
         fs::write(
             project.join(".cargo/config.toml"),
@@ -125,20 +125,16 @@ fn vendor_dependencies(
     seed: &Path,
     sources: &Path,
 ) -> anyhow::Result<()> {
-    let mut patch = "\n[patch.crates-io]\n".to_owned();
+    let mut manifest = manifest(crates)? + "\n[patch.crates-io]\n";
     for unpacked in crates {
-        let name = unpacked
-            .name()
-            .with_context(|| format!("`{}.crate` has no version in its name", unpacked.stem))?;
-        if MANIFEST.contains(&format!("\n{name} = ")) {
-            writeln!(
-                patch,
-                "{name} = {{ path = {} }}",
-                toml_string(&unpacked.path)?
-            )?;
-        }
+        writeln!(
+            manifest,
+            "{} = {{ path = {} }}",
+            unpacked.name,
+            toml_string(&unpacked.path)?
+        )?;
     }
-    write_project(seed, &patch)?;
+    write_project(seed, &manifest)?;
     fs::copy(
         workspace::root().join("Cargo.lock"),
         seed.join("Cargo.lock"),
@@ -162,7 +158,7 @@ fn vendor_dependencies(
 /// Adds the release's crates as a registry would serve them.
 fn add_release(crates: &[UnpackedCrate], sources: &Path) -> anyhow::Result<()> {
     for unpacked in crates {
-        let place = sources.join(&unpacked.stem);
+        let place = sources.join(format!("{}-{}", unpacked.name, unpacked.version));
         fs::rename(&unpacked.path, &place)
             .with_context(|| format!("cannot move `{}`", unpacked.path.display()))?;
         // The sum of the whole is checked already; a directory source wants to know it.
@@ -174,12 +170,18 @@ fn add_release(crates: &[UnpackedCrate], sources: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn write_project(directory: &Path, appendix: &str) -> anyhow::Result<()> {
+/// The program's manifest, for the release's version.
+fn manifest(crates: &[UnpackedCrate]) -> anyhow::Result<String> {
+    let library = crates
+        .iter()
+        .find(|unpacked| unpacked.name == "peersum")
+        .context("the release has no crate peersum")?;
+    Ok(MANIFEST.replace("{version}", &library.version))
+}
+
+fn write_project(directory: &Path, manifest: &str) -> anyhow::Result<()> {
     fs::create_dir_all(directory.join("src"))?;
-    fs::write(
-        directory.join("Cargo.toml"),
-        format!("{MANIFEST}{appendix}"),
-    )?;
+    fs::write(directory.join("Cargo.toml"), manifest)?;
     fs::write(directory.join("src/main.rs"), MAIN)?;
     Ok(())
 }

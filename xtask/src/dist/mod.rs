@@ -25,8 +25,8 @@ use std::process::ExitCode;
 /// Make the files of a release, or check them
 ///
 /// Precompiles the release set with the pinned compiler and writes an archive of the cubins, the .crate files of every
-/// publishable crate (peersum-kernels with the cubins in it), release notes and SHA256SUMS. The same checkout gives the same
-/// bytes. The output is replaced as a whole, so it is complete at any moment.
+/// publishable crate (peersum-kernels with the cubins in it), release notes and SHA256SUMS. The same checkout and the
+/// same cargo give the same bytes. The output is replaced as a whole, so it is complete at any moment.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct DistArgs {

@@ -5,8 +5,8 @@ use super::release::{ARCHIVE_PREFIX, NOTES_FILE, progress};
 use super::stage::{LICENCES, PACK_CRATE, PACK_FILE};
 use super::{archive, sums};
 use anyhow::{Context as _, bail, ensure};
-use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::pack_directory;
+use peersum_artifact::{Digest, MANIFEST_FILE};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,21 +44,33 @@ pub(super) fn run(directory: &Path, keep_consumer: Option<&Path>) -> anyhow::Res
 /// A `.crate` file, unpacked.
 #[derive(Debug)]
 pub(super) struct UnpackedCrate {
-    /// `{name}-{version}`.
-    pub(super) stem: String,
+    pub(super) name: String,
+    pub(super) version: String,
     pub(super) path: PathBuf,
     /// The digest of the `.crate` file, by which a registry would name it.
-    pub(super) sha256: peersum_artifact::Digest,
+    pub(super) sha256: Digest,
 }
 
 impl UnpackedCrate {
-    /// The name, where the rest is a version.
-    pub(super) fn name(&self) -> Option<&str> {
+    /// Unpacks `{name}-{version}.crate` in `place`.
+    fn unpack(file: &str, bytes: &[u8], place: &Path) -> anyhow::Result<Self> {
+        let stem = file.trim_end_matches(".crate");
         let is_version = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
-        self.stem
+        let (name, version) = stem
             .match_indices('-')
-            .find(|&(at, _)| is_version(&self.stem[at + 1..]))
-            .map(|(at, _)| &self.stem[..at])
+            .map(|(at, _)| (&stem[..at], &stem[at + 1..]))
+            .find(|(_, rest)| is_version(rest))
+            .with_context(|| format!("`{file}` has no version in its name"))?;
+        let path = archive::unpack_crate(bytes, stem, place)?;
+        for licence in LICENCES {
+            ensure!(path.join(licence).is_file(), "{file} has no {licence}");
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            path,
+            sha256: Digest::of(bytes),
+        })
     }
 }
 
@@ -88,25 +100,11 @@ impl Release {
 
         let crates_place = place.join("crates");
         fs::create_dir(&crates_place)?;
-        let mut crates = Vec::new();
-        for (name, bytes) in files {
-            if let Some(stem) = name.strip_suffix(".crate") {
-                crates.push(UnpackedCrate {
-                    path: archive::unpack_crate(bytes, stem, &crates_place)?,
-                    sha256: peersum_artifact::Digest::of(bytes),
-                    stem: stem.to_owned(),
-                });
-            }
-        }
-        for unpacked in &crates {
-            for licence in LICENCES {
-                ensure!(
-                    unpacked.path.join(licence).is_file(),
-                    "{}.crate has no {licence}",
-                    unpacked.stem
-                );
-            }
-        }
+        let crates = files
+            .iter()
+            .filter(|(name, _)| name.ends_with(".crate"))
+            .map(|(name, bytes)| UnpackedCrate::unpack(name, bytes, &crates_place))
+            .collect::<anyhow::Result<_>>()?;
         Ok(Self { archive, crates })
     }
 
@@ -117,15 +115,13 @@ impl Release {
         let carrier = self
             .crates
             .iter()
-            .find(|unpacked| unpacked.name() == Some(PACK_CRATE))
+            .find(|unpacked| unpacked.name == PACK_CRATE)
             .with_context(|| format!("the release has no crate {PACK_CRATE}"))?;
         let path = carrier.path.join(PACK_FILE);
-        let found = fs::read(&path)
-            .with_context(|| format!("{}.crate has no {PACK_FILE}", carrier.stem))?;
+        let found = fs::read(&path).with_context(|| format!("{PACK_CRATE} has no {PACK_FILE}"))?;
         ensure!(
             found == expected,
-            "{}.crate does not carry the modules of the archive ({} bytes of {PACK_FILE}, not {})",
-            carrier.stem,
+            "{PACK_CRATE} does not carry the modules of the archive ({} bytes of {PACK_FILE}, not {})",
             found.len(),
             expected.len()
         );
