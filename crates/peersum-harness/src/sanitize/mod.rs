@@ -102,7 +102,10 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
                 },
                 errors.map_or("-".to_owned(), |errors| errors.to_string()),
                 ended.took.as_secs_f64(),
-                verdict.as_ref().map_or_else(String::as_str, |sound| sound)
+                match &verdict {
+                    Ok(sound) => sound,
+                    Err(fault) => fault.as_str(),
+                }
             );
             if verdict.is_err() {
                 failed += 1;
@@ -172,7 +175,9 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         .arg(report)
         .arg(harness)
         // Ranks that share a card need a hardware queue each; set here, since the tool may make a context before the grid can.
-        .env(CONNECTIONS_VARIABLE, "32");
+        .env(CONNECTIONS_VARIABLE, "32")
+        // What loads at its first launch is also rewritten by the tool then, while the peers' kernels wait.
+        .env("CUDA_MODULE_LOADING", "EAGER");
     match subject {
         Subject::Planted => {
             command.args(["sanitize-planted", "--tool", tool.name()]);
