@@ -6,9 +6,10 @@
  *
  *   | PeersumControl | push half 0 | push half 1 | staging half 0 | staging half 1 |
  *
- * A push half holds the slots of one call, 16-byte units. A one-shot call uses it as [source][unit]; a two-shot call uses
- * its first part as [source][unit of the chunk] and the part behind as [owner][unit of the chunk]. Every word of it
- * is PEERSUM_SLOT_EMPTY between calls. A staging half holds one rank's input as whole units, and for a push call units of the input or output that
+ * A push half holds the slots of one call, 16-byte units, as [unit / PEERSUM_SLOT_GROUP][source][unit % PEERSUM_SLOT_GROUP]: the slots of one unit lie
+ * a constant distance apart, and neighbouring threads' slots of one source lie side by side. A two-shot call uses its first half so for the units
+ * of this rank's chunk, and its second half for the reduced units, with the owner as the source. Every word of it is
+ * PEERSUM_SLOT_EMPTY between calls. A staging half holds one rank's input as whole units, and for a push call units of the input or output that
  * are not one aligned access: it is at least as large as the largest call of either family.
  */
 #ifndef PEERSUM_ABI_H
@@ -18,7 +19,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure or a meaning below changes. */
-#define PEERSUM_ABI_VERSION 1
+#define PEERSUM_ABI_VERSION 2
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these, launched or not. */
@@ -30,6 +31,8 @@ typedef unsigned long long peersum_u64;
 
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16
+/* Units whose slots of one source lie side by side: what a warp stores at once. */
+#define PEERSUM_SLOT_GROUP 32
 /* A slot's word while its data has not arrived. A NaN in f16, bf16 and f32; never sent. */
 #define PEERSUM_SLOT_EMPTY 0xFFFFFFFFu
 /* What a producer sends for a word that holds exactly PEERSUM_SLOT_EMPTY: NaN as well, so the sum is the same. */
@@ -125,10 +128,11 @@ typedef struct PeersumStatus {
 
 /* The one argument of every entry point. Addresses are those of this rank's address space. */
 typedef struct PeersumParams {
-    /* Each rank's arena. */
+    /* The arena of rank (rank + step) % world size, by step: this rank's own first. In this order ranks do not all store to the same peer at
+     * once, and a kernel knows its own without an indexed read. */
     peersum_u64 arena[PEERSUM_MAX_WORLD_SIZE];
-    /* PEERSUM_SOURCE_SYMMETRIC: each rank's buffer, element-aligned. Otherwise unused. */
-    peersum_u64 symmetric[PEERSUM_MAX_WORLD_SIZE];
+    /* What a pull call reads, by rank. PEERSUM_SOURCE_SYMMETRIC: each rank's buffer, element-aligned. Otherwise each rank's arena. */
+    peersum_u64 source[PEERSUM_MAX_WORLD_SIZE];
     /* Element-aligned; may equal `output`, may not overlap it otherwise. Unused for a symmetric source. */
     peersum_u64 input;
     /* Element-aligned. A symmetric two-shot call ignores it: its result replaces the symmetric buffer. */
@@ -148,7 +152,8 @@ typedef struct PeersumParams {
      * type must be those of the entry point. */
     peersum_u64 header;
     peersum_u32 rank;
-    peersum_u32 reserved;
+    /* 1 if every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES, else 0. Unused for an ordinary one. */
+    peersum_u32 is_source_aligned;
 } PeersumParams;
 
 #endif

@@ -47,14 +47,14 @@ struct Call {
     // This rank's header of this call.
     peersum_u64 header;
 
-    PEERSUM_DEVICE PeersumControl* control_of(const PeersumParams& params, peersum_u32 rank) {
-        return reinterpret_cast<PeersumControl*>(params.arena[rank]);
+    // The control block of the `step`-th peer.
+    __device__ __forceinline__ PeersumControl* control_of(peersum_u32 step) const {
+        return reinterpret_cast<PeersumControl*>(params.arena[step]);
     }
-    __device__ __forceinline__ PeersumControl* control_of(peersum_u32 rank) const { return control_of(params, rank); }
     __device__ __forceinline__ peersum_u32 first_unit() const { return block * threads + thread; }
     __device__ __forceinline__ peersum_u32 unit_stride() const { return blocks * threads; }
-    // The `step`-th peer in rotated order, so that ranks do not all store to the same peer first.
-    __device__ __forceinline__ peersum_u32 peer(int step) const {
+    // The rank of the `step`-th peer, in the rotated order of PeersumParams::arena.
+    __device__ __forceinline__ peersum_u32 peer(peersum_u32 step) const {
         const peersum_u32 rank = params.rank + step;
         return rank >= WORLD_SIZE ? rank - WORLD_SIZE : rank;
     }
@@ -62,10 +62,10 @@ struct Call {
     __device__ __forceinline__ bool is_symmetric() const {
         return (header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
     }
-    // Whether this thread exchanges this rank's header with peer `thread`.
-    __device__ __forceinline__ bool carries_header() const {
-        return GUARDED && block == 0 && thread < WORLD_SIZE && thread != params.rank;
-    }
+    // Whether this thread meets the `thread`-th peer for its block.
+    __device__ __forceinline__ bool has_peer() const { return thread != 0 && thread < WORLD_SIZE; }
+    // Whether this thread exchanges this rank's header with that peer.
+    __device__ __forceinline__ bool carries_header() const { return GUARDED && block == 0 && has_peer(); }
 };
 
 PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
@@ -76,7 +76,7 @@ PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
 // Relaxed suffices: the epochs were stored by an earlier kernel of this stream; the poison word carries no data.
 PEERSUM_DEVICE Call enter(const PeersumParams& params) {
     griddepcontrol_wait();
-    PeersumControl* control = Call::control_of(params, params.rank);
+    PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
     const peersum_u32 block = ctaid_x();
     const Unit state = ld_relaxed_sys_v4(&control->blocks[block]);
     const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
@@ -100,7 +100,7 @@ PEERSUM_DEVICE Call enter(const PeersumParams& params) {
 // compiler puts a hash of the path into the names of local functions, and two builds must give the same bytes.)
 extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params, peersum_u32 cause, peersum_u32 peer, peersum_u32 poison,
                                           peersum_u64 waited_ns, peersum_u64 own_header, peersum_u64 peer_header) {
-    PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[params.rank]);
+    PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
     if (atom_cas_relaxed_gpu_u32(&control->leave_claim, 0, 1) != 0) return;
 #pragma unroll 1
     for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&control->blocks[b].poison, poison);
@@ -125,8 +125,8 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 
     const peersum_u32 ring = sequence_of(own_header) % PEERSUM_HEADER_RING;
 #pragma unroll 1
-    for (peersum_u32 rank = 0; rank < WORLD_SIZE; ++rank) {
-        PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[rank]);
+    for (peersum_u32 step = 0; step < WORLD_SIZE; ++step) {
+        PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[step]);
         // The threads that send this call's headers may find the poison on entry and not send them; without them a peer could not tell a
         // disagreement from another failure. The very word that they would send.
         st_relaxed_sys_u64(&peer_control->headers[ring][params.rank], own_header);
@@ -152,7 +152,7 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
     const peersum_u64 now_ns = globaltimer();
     if (start_ns == 0) start_ns = now_ns;
     const peersum_u64 waited_ns = now_ns - start_ns;
-    const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[params.rank]);
+    const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[0]);
     const PeersumStatus* status = reinterpret_cast<const PeersumStatus*>(params.status);
     const peersum_u32 poison = ld_relaxed_sys_u32(&control->blocks[ctaid_x()].poison);
     // The peer's header of the same call, if it has come: a disagreement explains the wait, and no more waiting helps.
@@ -205,7 +205,7 @@ PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, peersum_u64 o
 PEERSUM_DEVICE void send_header(const Call& call) {
     if (!GUARDED || call.block != 0 || call.thread >= WORLD_SIZE) return;
     const peersum_u32 ring = sequence_of(call.header) % PEERSUM_HEADER_RING;
-    if (call.thread == call.params.rank) {
+    if (call.thread == 0) {
         st_global_u64(&call.control->own_headers[ring], call.header);
     } else if (STRICT_ORDER) {
         st_release_sys_u64(&call.control_of(call.thread)->headers[ring][call.params.rank], call.header);
@@ -214,26 +214,28 @@ PEERSUM_DEVICE void send_header(const Call& call) {
     }
 }
 
-// Waits for peer `thread`'s header of the call before this one and compares it with this rank's own. Placed behind the data stores of
+// Waits for the `thread`-th peer's header of the call before this one and compares it with this rank's own. Placed behind the data stores of
 // this call, so that the wait for the peers' data hides it. A difference in anything but the sequence ends the wait at its next look.
 PEERSUM_DEVICE bool previous_headers_agree(const Call& call) {
     if (!call.carries_header()) return true;
     const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
     const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
-    const peersum_u64* awaited = &call.control->headers[ring][call.thread];
+    const peersum_u32 peer = call.peer(call.thread);
+    const peersum_u64* awaited = &call.control->headers[ring][peer];
     return await_word(
-        call, call.thread, own, [&] { return ld_relaxed_sys_u64(awaited); }, [&](peersum_u64 word) { return word == own; });
+        call, peer, own, [&] { return ld_relaxed_sys_u64(awaited); }, [&](peersum_u64 word) { return word == own; });
 }
 
 // PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this block's first store to a slot.
 PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     bool arrived = true;
-    if (call.thread < WORLD_SIZE && call.thread != call.params.rank) {
+    if (call.has_peer()) {
         const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
         const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
-        const peersum_u64* awaited = &call.control->headers[ring][call.thread];
+        const peersum_u32 peer = call.peer(call.thread);
+        const peersum_u64* awaited = &call.control->headers[ring][peer];
         arrived = await_word(
-            call, call.thread, own, [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, own, [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word == own; });
     }
     return !bar_red_or(!arrived);
@@ -255,7 +257,7 @@ PEERSUM_DEVICE void advance_epoch(const Call& call) {
     }
 }
 
-// Adds up the units of all ranks in rank order.
+// Adds up the units of all ranks in rank order. (Two may come in either order: an addition of two is commutative, bit for bit.)
 PEERSUM_DEVICE Unit reduce(const Unit (&v)[WORLD_SIZE]) {
     constexpr bool REVERSED = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED;
     Sum sum = unpack(v[REVERSED ? WORLD_SIZE - 1 : 0]);

@@ -25,7 +25,7 @@ extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& 
             for (int term = 0; term < WORLD_SIZE; ++term) {
                 const int rank = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED ? WORLD_SIZE - 1 - term : term;
                 float value[Element::PER_WORD];
-                Element::unpack(load_element(params.symmetric[rank] + offset), value);
+                Element::unpack(load_element(params.source[rank] + offset), value);
                 sum = term == 0 ? value[0] : add_rn_f32(sum, value[0]);
             }
             const float rounded[2] = {sum, 0};
@@ -35,7 +35,7 @@ extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& 
                 continue;
             }
 #pragma unroll 1
-            for (int rank = 0; rank < WORLD_SIZE; ++rank) store_element(params.symmetric[rank] + offset, result);
+            for (int rank = 0; rank < WORLD_SIZE; ++rank) store_element(params.source[rank] + offset, result);
         }
     }
 }
@@ -59,7 +59,7 @@ PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
         (PHASE == PEERSUM_PULL_PHASE_OPEN && PEERSUM_BREAK == PEERSUM_BREAK_NO_OPENING_BARRIER) ||
         (PHASE == PEERSUM_PULL_PHASE_SECOND && PEERSUM_BREAK == PEERSUM_BREAK_NO_CLOSING_BARRIER);
     const peersum_u64 flag = call.pull_epoch * PEERSUM_PULL_PHASES + PHASE;
-    const bool carries_flag = !BROKEN && call.thread < WORLD_SIZE && call.thread != call.params.rank;
+    const bool carries_flag = !BROKEN && call.has_peer();
     // The block barrier makes the accesses of all threads happen before the flag's store; a release is cumulative over it.
     lost = bar_red_or(lost);
     if (carries_flag && !lost) {
@@ -76,9 +76,10 @@ PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
     }
     if (carries_flag && !lost) {
         // Acquire: what the peer's block stored before its release is visible after it, and through the block barrier to every thread here.
-        const peersum_u64* awaited = &call.control->pull_flags[call.block][call.thread];
+        const peersum_u32 peer = call.peer(call.thread);
+        const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
-            call, call.thread, call.header, [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, call.header, [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
         // A symmetric call's last look at poison, behind its last wait: a peer that left may have gone on to overwrite its buffer while this rank
         // read it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.)
@@ -108,15 +109,14 @@ PEERSUM_DEVICE Copies copies_of(const Call& call) {
     const peersum_u64 other = params.staging_offset + (parity ^ 1) * params.staging_half_bytes;
     Copies copies;
     copies.staged = !call.is_symmetric();
-    copies.own = params.arena[params.rank] + half;
-    copies.scratch = params.arena[params.rank] + other;
-    peersum_u64 bits = 0;
+    copies.own = params.arena[0] + half;
+    copies.scratch = params.arena[0] + other;
+    const peersum_u64 offset = copies.staged ? half : 0;
 #pragma unroll
-    for (int rank = 0; rank < WORLD_SIZE; ++rank) {
-        copies.base[rank] = copies.staged ? params.arena[rank] + half : params.symmetric[rank];
-        bits |= copies.base[rank];
-    }
-    copies.wide = copies.staged ? units_of(params.elements) : wide_units(bits, params.elements);
+    for (int rank = 0; rank < WORLD_SIZE; ++rank) copies.base[rank] = params.source[rank] + offset;
+    copies.wide = copies.staged               ? call.units
+                  : params.is_source_aligned ? static_cast<peersum_u32>(params.elements / PER_UNIT)
+                                             : 0;
     return copies;
 }
 
@@ -200,7 +200,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const peersum_u32 chunk = (call.units + WORLD_SIZE - 1) / WORLD_SIZE;
     const Share share{chunk, chunk};
     const Copies copies = copies_of(call);
-    const Buffer output = buffer_at(copies.staged ? params.output : params.symmetric[params.rank], copies.scratch, params.elements);
+    const Buffer output = buffer_at(copies.staged ? params.output : params.source[params.rank], copies.scratch, params.elements);
     leave_if_poisoned(call);
 
     bool lost = call.poison != 0;
@@ -219,7 +219,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
             } else {
 #pragma unroll 1
                 for (int step = 0; step < WORLD_SIZE; ++step) {
-                    st_relaxed_sys_v4(unit_address(params.symmetric[call.peer(step)], unit), result);
+                    st_relaxed_sys_v4(unit_address(params.source[call.peer(step)], unit), result);
                 }
             }
         }

@@ -3,12 +3,13 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 1;
+pub const PEERSUM_ABI_VERSION: u32 = 2;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
 pub const PEERSUM_MIN_THREADS: u32 = 8;
 pub const PEERSUM_UNIT_BYTES: u32 = 16;
+pub const PEERSUM_SLOT_GROUP: u32 = 32;
 pub const PEERSUM_SLOT_EMPTY: u32 = 4294967295;
 pub const PEERSUM_SLOT_EMPTY_SUBSTITUTE: u32 = 2147483647;
 pub const PEERSUM_HEADER_RING: u32 = 4;
@@ -181,10 +182,10 @@ const _: () = {
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumParams {
-    /// Each rank's arena.
+    /// The arena of rank (rank + step) % world size, by step: this rank's own first. In this order ranks do not all store to the same peer at once, and a kernel knows its own without an indexed read.
     pub arena: [peersum_u64; 8usize],
-    /// PEERSUM_SOURCE_SYMMETRIC: each rank's buffer, element-aligned. Otherwise unused.
-    pub symmetric: [peersum_u64; 8usize],
+    /// What a pull call reads, by rank. PEERSUM_SOURCE_SYMMETRIC: each rank's buffer, element-aligned. Otherwise each rank's arena.
+    pub source: [peersum_u64; 8usize],
     /// Element-aligned; may equal `output`, may not overlap it otherwise. Unused for a symmetric source.
     pub input: peersum_u64,
     /// Element-aligned. A symmetric two-shot call ignores it: its result replaces the symmetric buffer.
@@ -203,7 +204,8 @@ pub struct PeersumParams {
     /// This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and type must be those of the entry point.
     pub header: peersum_u64,
     pub rank: peersum_u32,
-    pub reserved: peersum_u32,
+    /// 1 if every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES, else 0. Unused for an ordinary one.
+    pub is_source_aligned: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -213,8 +215,8 @@ const _: () = {
         "Offset of field: PeersumParams::arena",
     ][::core::mem::offset_of!(PeersumParams, arena) - 0usize];
     [
-        "Offset of field: PeersumParams::symmetric",
-    ][::core::mem::offset_of!(PeersumParams, symmetric) - 64usize];
+        "Offset of field: PeersumParams::source",
+    ][::core::mem::offset_of!(PeersumParams, source) - 64usize];
     [
         "Offset of field: PeersumParams::input",
     ][::core::mem::offset_of!(PeersumParams, input) - 128usize];
@@ -249,6 +251,6 @@ const _: () = {
         "Offset of field: PeersumParams::rank",
     ][::core::mem::offset_of!(PeersumParams, rank) - 208usize];
     [
-        "Offset of field: PeersumParams::reserved",
-    ][::core::mem::offset_of!(PeersumParams, reserved) - 212usize];
+        "Offset of field: PeersumParams::is_source_aligned",
+    ][::core::mem::offset_of!(PeersumParams, is_source_aligned) - 212usize];
 };

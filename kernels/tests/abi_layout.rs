@@ -93,7 +93,7 @@ fn bindings() -> Facts {
         facts,
         PeersumParams {
             arena,
-            symmetric,
+            source,
             input,
             output,
             elements,
@@ -105,7 +105,7 @@ fn bindings() -> Facts {
             timeout_ns,
             header,
             rank,
-            reserved
+            is_source_aligned
         }
     );
     constants!(
@@ -116,6 +116,7 @@ fn bindings() -> Facts {
         PEERSUM_MAX_THREADS,
         PEERSUM_MIN_THREADS,
         PEERSUM_UNIT_BYTES,
+        PEERSUM_SLOT_GROUP,
         PEERSUM_SLOT_EMPTY,
         PEERSUM_SLOT_EMPTY_SUBSTITUTE,
         PEERSUM_HEADER_RING,

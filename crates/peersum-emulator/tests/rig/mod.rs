@@ -16,7 +16,7 @@ use peersum_emulator::{
 use peersum_kernels::abi::{
     PEERSUM_HEADER_ALGORITHM_SHIFT, PEERSUM_HEADER_DTYPE_SHIFT, PEERSUM_HEADER_FAMILY_SHIFT,
     PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_HEADER_SOURCE_SHIFT,
-    PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_UNIT_BYTES, PeersumControl, PeersumParams,
+    PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP, PEERSUM_UNIT_BYTES, PeersumControl, PeersumParams,
     PeersumStatus,
 };
 
@@ -115,8 +115,9 @@ impl Layout {
         let up = |bytes: usize| bytes.next_multiple_of(128) as u64;
         let unit = PEERSUM_UNIT_BYTES as usize;
         let push_offset = up(size_of::<PeersumControl>());
-        let push_half_bytes =
-            up(2 * world_size * units.div_ceil(world_size).max(units.div_ceil(2)) * unit);
+        let grouped = |units: usize| units.next_multiple_of(PEERSUM_SLOT_GROUP as usize);
+        let places = grouped(units).max(2 * grouped(units.div_ceil(world_size)));
+        let push_half_bytes = up(places * world_size * unit);
         let staging_offset = push_offset + 2 * push_half_bytes;
         let staging_half_bytes = up(units * unit);
         let bytes = (staging_offset + 2 * staging_half_bytes) as usize;
@@ -289,19 +290,25 @@ impl World {
         arrays: &Arrays<T>,
     ) -> PeersumParams {
         let mut arena = [0; PEERSUM_MAX_WORLD_SIZE as usize];
-        let mut symmetric = [0; PEERSUM_MAX_WORLD_SIZE as usize];
+        let mut source = [0; PEERSUM_MAX_WORLD_SIZE as usize];
         for (index, peer) in self.ranks.iter().enumerate() {
-            arena[index] = peer.arena.address(&peer.emulator);
-            if call.symmetric {
-                symmetric[index] = self.symmetric_address::<T>(call, index);
-            }
+            let address = peer.arena.address(&peer.emulator);
+            arena[(index + self.size() - rank) % self.size()] = address;
+            source[index] = if call.symmetric {
+                self.symmetric_address::<T>(call, index)
+            } else {
+                address
+            };
         }
+        let unit = u64::from(PEERSUM_UNIT_BYTES);
+        let is_source_aligned = source.iter().all(|address| address.is_multiple_of(unit));
         let at =
             |buffer: &EmulatorBuffer<T>| buffer.address() + (arrays.offset * size_of::<T>()) as u64;
         let output = at(&arrays.output);
         PeersumParams {
             arena,
-            symmetric,
+            source,
+            is_source_aligned: is_source_aligned.into(),
             input: if call.in_place {
                 output
             } else {
@@ -364,7 +371,7 @@ impl World {
             if call.symmetric {
                 let bytes = arrays.len * size_of::<T>();
                 emulator
-                    .copy(params.symmetric[rank], params.input, bytes)
+                    .copy(params.source[rank], params.input, bytes)
                     .unwrap();
             }
             emulator
@@ -373,7 +380,7 @@ impl World {
             if call.symmetric && call.algorithm == Algorithm::TwoShot {
                 let bytes = arrays.len * size_of::<T>();
                 emulator
-                    .copy(params.output, params.symmetric[rank], bytes)
+                    .copy(params.output, params.source[rank], bytes)
                     .unwrap();
             }
         }

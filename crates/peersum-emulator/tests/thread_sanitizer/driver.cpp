@@ -71,8 +71,11 @@ void* run_rank(void* argument) {
         for (int index = 0; index < ELEMENTS; ++index) source[index] = value(rank, call, index);
 
         PeersumParams params = {};
-        memcpy(params.arena, arenas, sizeof arenas);
-        memcpy(params.symmetric, symmetric, sizeof symmetric);
+        for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer) {
+            params.arena[(peer + WORLD_SIZE - rank) % WORLD_SIZE] = arenas[peer];
+            params.source[peer] = is_symmetric ? symmetric[peer] : arenas[peer];
+        }
+        params.is_source_aligned = 1;
         params.input = reinterpret_cast<peersum_u64>(input + offset);
         params.output = reinterpret_cast<peersum_u64>(output + offset);
         params.elements = ELEMENTS;

@@ -207,7 +207,7 @@ impl Headers {
             let read = unsafe {
                 communicator
                     .device
-                    .read(links.params.arena[peer as usize], head.bytes_mut())
+                    .read(links.arenas[peer as usize], head.bytes_mut())
             };
             // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
             if read.is_ok() {

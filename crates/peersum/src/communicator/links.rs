@@ -12,7 +12,8 @@ use crate::device::{Device, MemorySharing, StatusRecord};
 use crate::dispatch::{Placement, Route};
 use crate::loader::LoadReport;
 
-const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
+/// The most ranks of a group.
+pub(super) const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
 
 /// The two families' modules of every element type.
 pub(super) struct Modules<D: Device> {
@@ -75,6 +76,8 @@ pub(super) struct Links<D: Device> {
     pub(super) layout: ArenaLayout,
     /// Everything that does not change from call to call.
     pub(super) params: PeersumParams,
+    /// Every rank's arena, by rank.
+    pub(super) arenas: [u64; RANKS],
     pub(super) status: StatusRecord,
     pub(super) max_blocks: u32,
     /// Whether any two ranks of the group use the same device.
@@ -119,7 +122,7 @@ impl<D: Device> Links<D> {
 
     /// Where this rank's control block lies.
     pub(super) fn own_control(&self) -> u64 {
-        self.params.arena[self.params.rank as usize]
+        self.arenas[self.params.rank as usize]
     }
 
     /// The part of a symmetric buffer that `bytes` bytes at an address of this rank are. A handful of buffers at most: a scan will do.
@@ -151,7 +154,7 @@ impl<D: Device> Links<D> {
         let blocks = std::mem::offset_of!(PeersumControl, blocks) as u64;
         let poison = std::mem::offset_of!(abi::PeersumBlockState, poison) as u64;
         let stride = size_of::<abi::PeersumBlockState>() as u64;
-        let arenas = self.params.arena;
+        let arenas = self.arenas;
         (0..world_size as usize).flat_map(move |rank| {
             (0..u64::from(abi::PEERSUM_MAX_BLOCKS))
                 .map(move |block| arenas[rank] + blocks + block * stride + poison)
@@ -165,14 +168,15 @@ impl ArenaLayout {
         let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
         let world_size = u64::from(world_size);
         let staging = self.staging_half_bytes / unit;
+        // Units whose slots fit, in whole groups.
+        let group = u64::from(abi::PEERSUM_SLOT_GROUP);
+        let slots = |bytes: u64| bytes / (group * world_size * unit) * group;
         // Indices of units fit 31 bits on the device.
         let most = (1 << 31) - 1;
         let capacity = match route {
             // A push call may keep narrow units in a staging half.
-            Route::PushOneShot => (self.push_half_bytes / (world_size * unit)).min(staging),
-            Route::PushTwoShot => {
-                (self.push_half_bytes / (2 * world_size * unit) * world_size).min(staging)
-            }
+            Route::PushOneShot => slots(self.push_half_bytes).min(staging),
+            Route::PushTwoShot => (slots(self.push_half_bytes / 2) * world_size).min(staging),
             Route::PullOneShot | Route::PullTwoShot => staging,
             Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
         };

@@ -309,7 +309,11 @@ impl<D: Device> Communicator<D> {
             && let Some(range) = links.find_symmetric(call.input, bytes)
         {
             signature.buffer = range.tag();
-            params.symmetric = range.addresses;
+            params.source = range.addresses;
+            let is_aligned =
+                |address: &u64| address.is_multiple_of(u64::from(abi::PEERSUM_UNIT_BYTES));
+            let ranks = self.world_size as usize;
+            params.is_source_aligned = range.addresses.iter().take(ranks).all(is_aligned).into();
         }
         params.header = signature.header();
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));

@@ -8,7 +8,7 @@ use peersum_kernels::abi::{self, PeersumParams};
 use super::agreement::{exchange_hellos, exchange_seating};
 use super::builder::{CommunicatorBuilder, StreamClaim};
 use super::layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
-use super::links::{Links, Modules};
+use super::links::{Links, Modules, RANKS};
 use super::probe::{nanoseconds, probe_bytes};
 use super::sharing::{Shared, share};
 use super::{Communicator, seats};
@@ -203,7 +203,8 @@ fn connect<D: Device>(
     group.barrier("armed", builder.setup_timeout)?;
 
     let params = PeersumParams {
-        arena: addresses,
+        arena: rotated(&addresses, group.rank(), group.world_size()),
+        source: addresses,
         push_offset: layout.push_offset,
         push_half_bytes: layout.push_half_bytes,
         staging_offset: layout.staging_offset,
@@ -218,6 +219,7 @@ fn connect<D: Device>(
         reports,
         layout,
         params,
+        arenas: addresses,
         status,
         max_blocks,
         shares_device,
@@ -229,6 +231,18 @@ fn connect<D: Device>(
         _seats: seats,
     };
     Ok((Some(links), table))
+}
+
+/// The addresses of rank, rank + 1, ... and around, as [`PeersumParams::arena`] has them.
+fn rotated(addresses: &[u64; RANKS], rank: u32, world_size: u32) -> [u64; RANKS] {
+    std::array::from_fn(|step| {
+        let step = step as u32;
+        if step < world_size {
+            addresses[((rank + step) % world_size) as usize % RANKS]
+        } else {
+            0
+        }
+    })
 }
 
 fn load_modules<D: Device>(

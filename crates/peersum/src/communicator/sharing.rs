@@ -4,19 +4,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
 use super::agreement::parse;
-use super::links::SymmetricLink;
+use super::links::{RANKS, SymmetricLink};
 use super::symmetric::SymmetricRegion;
 use super::{Communicator, SymmetricBuffer};
 use crate::device::{Device, Export, Import, MemorySharing};
 use crate::element::Element;
 use crate::error::Error;
 use crate::rendezvous::Group;
-
-const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
 
 /// How one rank's memory is reached; a file descriptor travels beside it.
 #[derive(Debug, Serialize, Deserialize)]
