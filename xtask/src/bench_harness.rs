@@ -9,7 +9,7 @@ use crate::workspace;
 use anyhow::{Context as _, ensure};
 use clap::{Args, Parser};
 use peersum_artifact::MANIFEST_FILE;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 /// The kernels that measure what the machine allows.
@@ -233,10 +233,7 @@ fn compile(flags: &[&str], directory: &Path) -> anyhow::Result<bool> {
         args: precompile::PrecompileArgs,
     }
     let out = directory.display().to_string();
-    let all = ["precompile"]
-        .iter()
-        .chain(flags)
-        .chain(&["--out", out.as_str()]);
+    let all = [&["precompile"], flags, &["--out", out.as_str()]].concat();
     let precompile = Precompile::try_parse_from(all)?.args;
     Ok(precompile::run(&precompile)? == ExitCode::SUCCESS)
 }
