@@ -353,10 +353,10 @@ fn a_call_larger_than_max_bytes_is_split() {
 
 #[test]
 fn a_call_that_its_push_slots_cannot_hold_takes_another_route() {
-    // One half of 128 bytes: two ranks' slots of four units, and a message of 5 units.
+    // The smallest half there is, of 8 KiB: two ranks' slots of 256 units, and messages of more.
     let settings = || settings().push_half_bytes(1);
     on_ranks(2, settings, |comm| {
-        for (seed, len) in (0..).zip([1, 16, 17, 80, 1000]) {
+        for (seed, len) in (0..).zip([1, 17, 1024, 1025, 5000]) {
             let launched = Launched::<f32>::ordinary(comm, ordinary(Dtype::F32, len, seed));
             comm.synchronize().unwrap();
             launched.check(comm.rank(), comm.world_size());

@@ -82,7 +82,7 @@ impl CommunicatorBuilder {
     }
 
     /// The size of one half of the push slots, in bytes; two are allocated. A one-shot push of up to this over the world size, and a two-shot
-    /// push of up to half of it, fit. Default: 16 MiB, or less where `max_bytes` cannot use it.
+    /// push of up to half of it, fit, in steps of 512 bytes a rank. At least 8 KiB. Default: 16 MiB, or less where `max_bytes` cannot use it.
     pub fn push_half_bytes(mut self, bytes: usize) -> Self {
         self.push_half_bytes = Some(bytes as u64);
         self

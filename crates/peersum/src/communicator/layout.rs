@@ -16,12 +16,16 @@ pub(crate) struct ArenaLayout {
 
 /// Every part starts at a multiple of a cache line.
 const ALIGNMENT: u64 = 128;
+/// The smallest push half: of a two-shot call of the largest group one slot group in each of its two parts. So every route can carry a piece
+/// of any call.
+const MIN_PUSH_HALF_BYTES: u64 =
+    (2 * abi::PEERSUM_MAX_WORLD_SIZE * abi::PEERSUM_SLOT_GROUP * abi::PEERSUM_UNIT_BYTES) as u64;
 
 impl ArenaLayout {
     pub(crate) fn new(max_bytes: u64, push_half_bytes: u64, probe_bytes: u64) -> ArenaLayout {
         let align = |bytes: u64| bytes.next_multiple_of(ALIGNMENT);
         let push_offset = align(size_of::<PeersumControl>() as u64);
-        let push_half_bytes = align(push_half_bytes);
+        let push_half_bytes = align(push_half_bytes.max(MIN_PUSH_HALF_BYTES));
         let staging_offset = push_offset + 2 * push_half_bytes;
         let staging_half_bytes = align(max_bytes);
         let probe_offset = staging_offset + 2 * staging_half_bytes;
