@@ -86,8 +86,8 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
                 Duration::from_secs(args.limit),
             )
             .context(
-                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package nvidia-cuda-sanitizer-api of PyPI; \
-                 --compute-sanitizer names one",
+                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package nvidia-cuda-sanitizer-api of PyPI \
+                 (13.4.92 is whole; 13.0.85 to 13.3.75 lack the program that starts others); --compute-sanitizer names one",
             )?;
             // Absent: it said nothing.
             let report = fs::read_to_string(&report_path).unwrap_or_default();
