@@ -6,6 +6,7 @@
 use crate::workspace;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
 /// Check licences and sources of all dependencies against deny.toml
@@ -23,12 +24,7 @@ pub(crate) struct DenyArgs {
 /// # Errors
 /// A dependency is not allowed, or cannot be judged.
 pub(crate) fn run(args: &DenyArgs) -> anyhow::Result<ExitCode> {
-    let cargo = || {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(workspace::root());
-        cargo
-    };
-    let is_installed = cargo()
+    let is_installed = cargo(&workspace::root())
         .args(["deny", "--version"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -41,12 +37,23 @@ pub(crate) fn run(args: &DenyArgs) -> anyhow::Result<ExitCode> {
         }
         return implementation::check();
     }
-    let mut command = cargo();
-    command.args(["deny", "--locked", "check", "licenses", "bans", "sources"]);
-    command.args(args.advisories.then_some("advisories"));
-    let status = command.status().context("cannot start cargo deny")?;
-    ensure!(status.success(), "{command:?} ended with {status}");
+    let rules = workspace::root().join("deny.toml");
+    for workspace in workspace::workspaces()? {
+        let mut command = cargo(&workspace);
+        command.args(["deny", "--locked", "--config"]).arg(&rules);
+        command.args(["check", "licenses", "bans", "sources"]);
+        command.args(args.advisories.then_some("advisories"));
+        let status = command.status().context("cannot start cargo deny")?;
+        ensure!(status.success(), "{command:?} ended with {status}");
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The cargo that runs us, in `directory`.
+fn cargo(directory: &Path) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(directory);
+    cargo
 }
 
 #[cfg(not(feature = "dist"))]
@@ -61,12 +68,14 @@ mod implementation {
 
 #[cfg(feature = "dist")]
 mod implementation {
+    use super::cargo;
     use crate::workspace;
     use anyhow::{Context as _, ensure};
     use serde::Deserialize;
     use spdx::{Expression, Licensee, ParseMode};
     use std::fs;
-    use std::process::{Command, ExitCode};
+    use std::path::Path;
+    use std::process::ExitCode;
 
     /// The registry's name in `cargo metadata`, also behind a mirror.
     const CRATES_IO: &str = "registry+https://github.com/rust-lang/crates.io-index";
@@ -106,34 +115,11 @@ mod implementation {
         let deny: Deny = toml::from_str(&text).context("deny.toml")?;
         let allowed = licensees(&deny.licenses.allow)?;
 
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo
-            .args([
-                "metadata",
-                "--locked",
-                "--all-features",
-                "--format-version=1",
-            ])
-            .args(
-                deny.graph
-                    .targets
-                    .iter()
-                    .map(|target| format!("--filter-platform={target}")),
-            );
-        let output = cargo
-            .current_dir(&root)
-            .output()
-            .with_context(|| format!("cannot start {cargo:?}"))?;
-        ensure!(
-            output.status.success(),
-            "{cargo:?} ended with {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let metadata: Metadata = serde_json::from_slice(&output.stdout)
-            .context("cargo metadata gives no such JSON as expected")?;
-        let refusals: Vec<String> = metadata
-            .packages
+        let mut packages = Vec::new();
+        for workspace in workspace::workspaces()? {
+            packages.extend(dependencies(&workspace, &deny.graph.targets)?);
+        }
+        let refusals: Vec<String> = packages
             .iter()
             .filter_map(|package| {
                 let reason = refusal(package, &allowed)?;
@@ -147,9 +133,38 @@ mod implementation {
         );
         eprintln!(
             "{} packages have licences and sources that deny.toml allows",
-            metadata.packages.len()
+            packages.len()
         );
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// All that the crates of a workspace depend on, and they themselves.
+    fn dependencies(workspace: &Path, targets: &[String]) -> anyhow::Result<Vec<Package>> {
+        let mut cargo = cargo(workspace);
+        cargo
+            .args([
+                "metadata",
+                "--locked",
+                "--all-features",
+                "--format-version=1",
+            ])
+            .args(
+                targets
+                    .iter()
+                    .map(|target| format!("--filter-platform={target}")),
+            );
+        let output = cargo
+            .output()
+            .with_context(|| format!("cannot start {cargo:?}"))?;
+        ensure!(
+            output.status.success(),
+            "{cargo:?} ended with {}\n{}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let metadata: Metadata = serde_json::from_slice(&output.stdout)
+            .context("cargo metadata gives no such JSON as expected")?;
+        Ok(metadata.packages)
     }
 
     fn licensees(names: &[String]) -> anyhow::Result<Vec<Licensee>> {

@@ -1,11 +1,10 @@
 //! Where this checkout lies.
 
+use anyhow::Context as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 #[cfg(not(feature = "dist"))]
-use {
-    anyhow::Context as _,
-    std::process::{Command, ExitCode},
-};
+use std::process::{Command, ExitCode};
 
 /// The workspace's root directory.
 ///
@@ -20,6 +19,30 @@ pub(crate) fn root() -> PathBuf {
         .parent()
         .map(Path::to_path_buf)
         .unwrap_or(manifest_dir)
+}
+
+/// The directories of all workspaces that crates are published from: the root, and each of `crates/` that is a workspace of its
+/// own, so that no other build waits for its dependencies.
+///
+/// # Errors
+/// The directory or a manifest cannot be read.
+pub(crate) fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
+    let root = root();
+    let crates = root.join("crates");
+    let unreadable = |path: &Path| format!("cannot read `{}`", path.display());
+    let mut own = Vec::new();
+    for entry in fs::read_dir(&crates).with_context(|| unreadable(&crates))? {
+        let directory = entry.with_context(|| unreadable(&crates))?.path();
+        let manifest = directory.join("Cargo.toml");
+        if manifest.is_file() {
+            let text = fs::read_to_string(&manifest).with_context(|| unreadable(&manifest))?;
+            if text.lines().any(|line| line == "[workspace]") {
+                own.push(directory);
+            }
+        }
+    }
+    own.sort();
+    Ok(std::iter::once(root).chain(own).collect())
 }
 
 /// Builds xtask with one more feature and runs this very command line with that.

@@ -1,10 +1,10 @@
-//! The stage: a copy of the workspace outside git, in which the publishable crates get what a checkout does not hold (the
+//! The stage: a copy of the checkout outside git, in which the publishable crates get what a checkout does not hold (the
 //! packed cubins, the licences beside each manifest), and where cargo packages them.
 
 use crate::workspace;
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,12 +20,15 @@ pub(super) const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
 pub(super) const PACK_CRATE: &str = "peersum-kernels";
 pub(super) const PACK_FILE: &str = "pack/cubins.bin";
 
-/// A package of the workspace, as `cargo metadata` describes it.
+/// A package of this checkout, as `cargo metadata` describes it.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct Package {
     pub(super) name: String,
     pub(super) version: String,
     manifest_path: PathBuf,
+    /// The directory of the workspace that it is in.
+    #[serde(skip)]
+    workspace: PathBuf,
     /// The registries that it may go to; `None` is any.
     publish: Option<Vec<String>>,
 }
@@ -41,7 +44,7 @@ impl Package {
     }
 }
 
-/// The packages of this checkout's workspace.
+/// The packages of this checkout's workspaces.
 ///
 /// # Errors
 /// Cargo cannot say.
@@ -49,17 +52,25 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
     #[derive(Deserialize)]
     struct Metadata {
         packages: Vec<Package>,
+        workspace_root: PathBuf,
     }
-    let output = run(cargo(&workspace::root()).args([
-        "metadata",
-        "--no-deps",
-        "--offline",
-        "--locked",
-        "--format-version=1",
-    ]))?;
-    let metadata: Metadata =
-        serde_json::from_slice(&output).context("cargo metadata gives no such JSON as expected")?;
-    Ok(metadata.packages)
+    let mut packages = Vec::new();
+    for workspace in workspace::workspaces()? {
+        let output = run(cargo(&workspace).args([
+            "metadata",
+            "--no-deps",
+            "--offline",
+            "--locked",
+            "--format-version=1",
+        ]))?;
+        let metadata: Metadata = serde_json::from_slice(&output)
+            .context("cargo metadata gives no such JSON as expected")?;
+        packages.extend(metadata.packages.into_iter().map(|package| Package {
+            workspace: metadata.workspace_root.clone(),
+            ..package
+        }));
+    }
+    Ok(packages)
 }
 
 /// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the cubins.
@@ -70,31 +81,37 @@ pub(super) fn package(
     packages: &[Package],
     pack: &[u8],
 ) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
-    let root = workspace::root();
+    // Cargo resolves links in the paths that it prints.
+    let root = fs::canonicalize(workspace::root()).context("cannot find the checkout")?;
     let stage =
         TempDir::with_prefix("peersum-dist-").context("cannot make a directory to stage in")?;
-    let workspace = stage.path().join("workspace");
-    fill(&root, &workspace, packages, pack)?;
+    let copy = stage.path().join("checkout");
+    fill(&root, &copy, packages, pack)?;
 
     let target = stage.path().join("target");
-    let mut command = cargo(&workspace);
-    command
-        // Everything is in the stage already; what a crate is made of must not depend on a registry's state. No lock file:
-        // these are libraries, whose users have their own.
-        .args([
-            "package",
-            "--offline",
-            "--locked",
-            "--no-verify",
-            "--exclude-lockfile",
-        ])
-        .arg("--target-dir")
-        .arg(&target);
     let publishable = || packages.iter().filter(|package| package.is_publishable());
-    for package in publishable() {
-        command.args(["--package", &package.name]);
+    let workspaces: BTreeSet<&Path> = publishable()
+        .map(|package| package.workspace.as_path())
+        .collect();
+    for workspace in workspaces {
+        let mut command = cargo(&within(workspace, &root, &copy)?);
+        command
+            // What a crate is made of must not depend on a registry's state. No lock file: these are libraries, whose
+            // users have their own.
+            .args([
+                "package",
+                "--offline",
+                "--locked",
+                "--no-verify",
+                "--exclude-lockfile",
+            ])
+            .arg("--target-dir")
+            .arg(&target);
+        for package in publishable().filter(|package| package.workspace == workspace) {
+            command.args(["--package", &package.name]);
+        }
+        run(&mut command)?;
     }
-    run(&mut command)?;
 
     let mut crates = BTreeMap::new();
     for package in publishable() {
@@ -112,16 +129,19 @@ pub(super) fn package(
     Ok(crates)
 }
 
-fn fill(root: &Path, stage: &Path, packages: &[Package], pack: &[u8]) -> anyhow::Result<()> {
-    fs::create_dir_all(stage)?;
+/// Copies what the packages are made of.
+fn fill(root: &Path, copy: &Path, packages: &[Package], pack: &[u8]) -> anyhow::Result<()> {
+    fs::create_dir_all(copy)?;
     let mut names = vec!["Cargo.toml", "Cargo.lock", "README.md"];
     names.extend(LICENCES);
     for name in &names {
-        copy_file(&root.join(name), &stage.join(name))?;
+        copy_file(&root.join(name), &copy.join(name))?;
     }
     for package in packages {
-        let (from, to) = place(package, root, stage)?;
-        copy_directory(&from, &to)?;
+        let from = package.manifest_path.parent().unwrap_or(root);
+        let to = within(from, root, copy)?;
+        ensure!(to != copy, "a package at the root cannot be staged");
+        copy_directory(from, &to)?;
         if package.is_publishable() {
             for name in LICENCES {
                 copy_file(&root.join(name), &to.join(name))?;
@@ -135,22 +155,13 @@ fn fill(root: &Path, stage: &Path, packages: &[Package], pack: &[u8]) -> anyhow:
     Ok(())
 }
 
-/// Where the package lies, and where in the stage its copy does.
-fn place(package: &Package, root: &Path, stage: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
-    // Cargo resolves links in the paths that it prints.
-    let root = fs::canonicalize(root)?;
-    let directory = package.manifest_path.parent();
-    let relative = directory.and_then(|directory| directory.strip_prefix(&root).ok());
-    match (directory, relative) {
-        (Some(directory), Some(relative)) if relative != Path::new("") => {
-            Ok((directory.to_path_buf(), stage.join(relative)))
-        }
-        _ => bail!(
-            "`{}` is no directory within `{}`",
-            package.manifest_path.display(),
-            root.display()
-        ),
-    }
+/// The path in `copy` of what has `path` in `root`.
+fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
+    let relative = path
+        .strip_prefix(root)
+        .with_context(|| format!("`{}` is not within `{}`", path.display(), root.display()))?;
+    // Without a trailing slash where it is the root itself.
+    Ok(copy.components().chain(relative.components()).collect())
 }
 
 /// Copies a package's directory; what of it goes into the crate is the manifest's to say (`include`).
