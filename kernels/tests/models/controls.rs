@@ -1,0 +1,209 @@
+//! Each rule of the protocols left out: a run that breaks a promise is found. A model that finds none could not fail.
+
+use crate::explorer::explore;
+use crate::machine::{Break, Call, Kind, Machine, Violation, Waits};
+use crate::memory::Order;
+use crate::{call, small};
+
+/// `machine` breaks a promise without the rule, in the way that the rule is there for, and keeps all of them with it.
+fn assert_is_needed(rule: Break, machine: Machine, violation: Violation) {
+    let whole = explore(&machine);
+    if let Some(counterexample) = whole.counterexample {
+        panic!("{rule:?}, with the rule:\n{counterexample}");
+    }
+    let broken = explore(&Machine {
+        broken: Some(rule),
+        ..machine
+    });
+    let Some(counterexample) = broken.counterexample else {
+        panic!("{rule:?}: no counterexample in {} states", broken.states);
+    };
+    println!("{rule:?}, found behind {} states:\n{counterexample}", broken.states);
+    assert_eq!(counterexample.violation, violation, "{rule:?}\n{counterexample}");
+}
+
+fn bounded(world: usize, calls: &[Call]) -> Machine {
+    Machine {
+        waits: Waits::Bounded,
+        ..Machine::new(world, calls)
+    }
+}
+
+#[test]
+fn an_epoch_advanced_before_all_threads_have_read_it_deadlocks() {
+    let machine = Machine {
+        threads: 2,
+        ..Machine::new(2, &[call(Kind::PushOneShot, 1); 2])
+    };
+    assert_is_needed(Break::EpochAdvancedBeforeBarrier, machine, Violation::Deadlock);
+}
+
+#[test]
+fn epochs_of_launched_blocks_alone_do_not_survive_a_change_of_grid() {
+    use Kind::PushOneShot as Push;
+    let machine = Machine::new(2, &[call(Push, 1), call(Push, 2)]);
+    assert_is_needed(Break::EpochOfLaunchedBlocksOnly, machine, Violation::Deadlock);
+}
+
+#[test]
+fn a_ring_of_two_headers_loses_one_that_a_slow_rank_has_not_checked() {
+    let machine = Machine::new(2, &[small(Kind::PushOneShot); 4]);
+    assert_is_needed(Break::RingOfTwo, machine, Violation::Deadlock);
+}
+
+#[test]
+fn synchronize_without_the_last_headers_accepts_a_wrong_last_call() {
+    let mut machine = Machine {
+        waits: Waits::Look,
+        ..Machine::new(2, &[small(Kind::PushOneShot); 2])
+    };
+    // The rank that calls with more elements sends all that the other waits for.
+    machine.programs[1][1].places = 2;
+    assert_is_needed(Break::SynchronizeSkipsHeaders, machine, Violation::FalseOk);
+}
+
+#[test]
+fn a_symmetric_call_without_its_closing_barrier_is_overwritten_while_it_is_read() {
+    let machine = Machine::new(2, &[small(Kind::SymmetricOneShot); 2]);
+    assert_is_needed(Break::NoClosingBarrier, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_two_shot_pull_without_its_second_barrier_reads_what_is_not_reduced() {
+    for kind in [Kind::PullTwoShot, Kind::SymmetricTwoShot] {
+        let machine = Machine::new(2, &[small(kind); 2]);
+        assert_is_needed(Break::NoClosingBarrier, machine, Violation::WrongResult);
+    }
+}
+
+#[test]
+fn a_pull_without_its_opening_barrier_reads_what_is_not_there() {
+    for kind in [Kind::PullOneShot, Kind::SymmetricOneShot] {
+        let machine = Machine::new(2, &[small(kind); 2]);
+        assert_is_needed(Break::NoOpeningBarrier, machine, Violation::WrongResult);
+    }
+}
+
+#[test]
+fn a_relaxed_flag_does_not_bring_what_the_kernel_staged() {
+    let machine = Machine::new(2, &[small(Kind::PullOneShot)]);
+    assert_is_needed(Break::RelaxedStagingFlag, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_symmetric_two_shot_that_gathers_by_reading_needs_a_third_barrier() {
+    let machine = Machine::new(2, &[small(Kind::SymmetricTwoShot); 2]);
+    let rule = Break::GatherByReadingWithoutThirdBarrier;
+    assert_is_needed(rule, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_gather_that_maps_units_to_other_blocks_reads_what_no_flag_spoke_for() {
+    let machine = Machine::new(2, &[call(Kind::PullTwoShot, 2)]);
+    assert_is_needed(Break::OtherMappingInGather, machine, Violation::WrongResult);
+}
+
+#[test]
+fn one_staging_half_is_overwritten_while_a_peer_reads_it() {
+    let machine = Machine::new(2, &[small(Kind::PullOneShot); 2]);
+    assert_is_needed(Break::OneStagingHalf, machine, Violation::WrongResult);
+}
+
+#[test]
+fn scratch_memory_in_the_half_of_the_last_pull_is_read_by_a_peer() {
+    let calls = [Kind::PullOneShot, Kind::PushOneShot].map(small);
+    let machine = Machine {
+        has_narrow_units: true,
+        ..Machine::new(2, &calls)
+    };
+    assert_is_needed(Break::ScratchInBusyHalf, machine, Violation::WrongResult);
+}
+
+#[test]
+fn one_push_half_is_overwritten_before_it_is_read() {
+    let machine = Machine::new(2, &[small(Kind::PushOneShot); 2]);
+    assert_is_needed(Break::OnePushHalf, machine, Violation::SlotOverwritten);
+}
+
+#[test]
+fn a_slot_that_is_not_re_armed_gives_its_old_data_again() {
+    let machine = Machine::new(2, &[small(Kind::PushOneShot); 3]);
+    assert_is_needed(Break::NoRearm, machine, Violation::SlotOverwritten);
+}
+
+#[test]
+fn a_word_that_is_not_looked_at_tears_a_unit() {
+    let machine = Machine {
+        words: 2,
+        ..Machine::new(2, &[small(Kind::PushOneShot)])
+    };
+    assert_is_needed(Break::LaneUnchecked, machine, Violation::WrongResult);
+}
+
+#[test]
+fn the_memory_model_alone_does_not_order_a_re_arm_before_the_next_data() {
+    let machine = Machine {
+        order: Order::Formal,
+        ..Machine::new(2, &[small(Kind::PushOneShot); 3])
+    };
+    let Some(counterexample) = explore(&machine).counterexample else {
+        panic!("kernels/README.md claims more than it must");
+    };
+    println!("{counterexample}");
+    assert_eq!(counterexample.violation, Violation::SlotOverwritten);
+}
+
+#[test]
+fn a_kernel_that_reads_before_it_waits_for_the_one_before_takes_an_old_epoch() {
+    let machine = Machine::new(2, &[small(Kind::PushOneShot); 2]);
+    let rule = Break::NothingWaitsForTheKernelBefore;
+    assert_is_needed(rule, machine, Violation::SlotOverwritten);
+}
+
+#[test]
+fn a_poisoned_rank_that_stores_before_it_looks_overwrites_what_a_peer_has_not_summed() {
+    let machine = bounded(2, &[small(Kind::PushOneShot); 3]);
+    let rule = Break::PoisonLookedAtAfterStores;
+    assert_is_needed(rule, machine, Violation::SlotOverwritten);
+    let machine = bounded(2, &[small(Kind::PullOneShot); 3]);
+    assert_is_needed(rule, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_leaver_that_does_not_mark_itself_returns_ok() {
+    let machine = bounded(2, &[small(Kind::PushOneShot)]);
+    assert_is_needed(Break::LeaverSkipsItself, machine, Violation::FalseOk);
+}
+
+#[test]
+fn an_observer_of_poison_that_records_nothing_returns_ok() {
+    let machine = bounded(2, &[small(Kind::PushOneShot); 2]);
+    assert_is_needed(Break::SilentObserver, machine, Violation::FalseOk);
+}
+
+#[test]
+fn an_observer_that_does_not_relay_lets_a_third_rank_read_what_is_overwritten() {
+    let machine = bounded(3, &[small(Kind::SymmetricOneShot); 2]);
+    assert_is_needed(Break::NoRelay, machine, Violation::WrongResult);
+}
+
+#[test]
+fn poison_that_outlives_its_kernel_comes_too_late_for_a_reader() {
+    let machine = bounded(2, &[small(Kind::SymmetricOneShot); 2]);
+    assert_is_needed(Break::NoFenceBehindPoison, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_symmetric_call_that_does_not_look_again_keeps_what_was_overwritten() {
+    let machine = bounded(2, &[small(Kind::SymmetricOneShot); 2]);
+    assert_is_needed(Break::NoLastLookAtPoison, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_block_that_announces_in_spite_of_a_lost_thread_is_read_half_staged() {
+    let machine = Machine {
+        threads: 2,
+        ..bounded(2, &[call(Kind::PullOneShot, 2)])
+    };
+    assert_is_needed(Break::LostThreadAnnounced, machine, Violation::WrongResult);
+}

@@ -1,0 +1,143 @@
+//! How a wait ends without the peer, and how a rank leaves.
+
+use crate::machine::{
+    At, Break, Finds, Host, Id, Machine, State, Step, Violation, Waits, thread, thread_mut,
+};
+use crate::memory::{BLOCKS, header, is_poison, poison};
+
+impl Machine {
+    /// How a look may end the wait of a thread.
+    pub(crate) fn add_give_ups(&self, state: &State, id: Id, steps: &mut Vec<Step>) {
+        let is_waiting = matches!(
+            thread(state, id).at,
+            At::Acquire
+                | At::Headers
+                | At::Collect
+                | At::CollectReduced
+                | At::OpenFlags
+                | At::SecondFlags
+        );
+        if !is_waiting || self.waits == Waits::Endless {
+            return;
+        }
+        let word = poison(id.block);
+        let is_told = state.memory[id.rank][word] != 0;
+        let is_being_told = state.in_flight.to(id.rank, word).next().is_some();
+        if self.waits == Waits::Bounded || is_told || self.sees_difference(state, id) {
+            steps.push(Step::GiveUp(id, Finds::Old));
+        }
+        // Whoever leaves poisons its own rank anyway: that a peer's poison came first makes a difference to what an observer does.
+        let makes_difference = self.waits == Waits::Look
+            || self.is_broken(Break::SilentObserver)
+            || self.is_broken(Break::NoRelay);
+        if !is_told && is_being_told && makes_difference {
+            steps.push(Step::GiveUp(id, Finds::New));
+        }
+    }
+
+    /// Whether a peer's header of the call that is waited for differs from this rank's own. A wait for several peers looks at each of them.
+    fn sees_difference(&self, state: &State, id: Id) -> bool {
+        let own = self.awaited_header(state, id);
+        let me = thread(state, id);
+        (0..self.world)
+            .filter(|&peer| peer != id.rank)
+            .filter(|&peer| {
+                !matches!(me.at, At::Headers | At::Acquire) || peer == usize::from(me.index)
+            })
+            .any(|peer| {
+                let word = header(self.ring(own >> 4), peer);
+                let coming = state.in_flight.to(id.rank, word).map(|store| store.value);
+                let differs = |word: u8| word >> 4 == own >> 4 && word != own;
+                coming.chain([state.memory[id.rank][word]]).any(differs)
+            })
+    }
+
+    fn awaited_header(&self, state: &State, id: Id) -> u8 {
+        match thread(state, id).at {
+            At::Headers | At::Acquire => self.previous_own(state, id),
+            _ => self.header(state, id),
+        }
+    }
+
+    /// A thread loses its call; the rank's first one to do so tells everybody.
+    pub(crate) fn leave(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let own = self.awaited_header(state, id);
+        let is_push = self.call(state, id.rank).kind.is_push();
+        let resume = match thread(state, id).at {
+            At::Acquire => At::AcquiredBarrier,
+            At::Enter if is_push && self.is_strict => At::AcquiredBarrier,
+            At::Enter if !is_push => At::OpenBarrier,
+            At::SecondFlags => At::SecondedBarrier,
+            _ if is_push => At::EndBarrier,
+            _ => At::OpenedBarrier,
+        };
+        thread_mut(state, id).lost = true;
+        let is_told = state.memory[id.rank][poison(id.block)] != 0;
+        if state.ranks[id.rank].left || is_told && self.is_broken(Break::SilentObserver) {
+            return self.arrive(state, id, resume);
+        }
+        state.ranks[id.rank].left = true;
+        if !self.is_broken(Break::LeaverSkipsItself) {
+            state.ranks[id.rank].status = true;
+            for block in 0..BLOCKS {
+                state.memory[id.rank][poison(block)] = 1;
+            }
+        }
+        if is_told && self.is_broken(Break::NoRelay) {
+            return self.arrive(state, id, resume);
+        }
+        self.tell_peers(state, id, Some(own))?;
+        let me = thread_mut(state, id);
+        me.at = At::Fence;
+        me.resume = resume;
+        Ok(())
+    }
+
+    fn tell_peers(&self, state: &mut State, id: Id, own: Option<u8>) -> Result<(), Violation> {
+        for peer in (0..self.world).filter(|&peer| peer != id.rank) {
+            if let Some(own) = own {
+                let word = header(self.ring(own >> 4), id.rank);
+                // Most often the word that was sent already.
+                let is_coming = state
+                    .in_flight
+                    .to(peer, word)
+                    .any(|store| store.value == own);
+                if state.memory[peer][word] != own && !is_coming {
+                    self.issue(state, id, (peer, word), own, false)?;
+                }
+            }
+            for block in 0..BLOCKS {
+                self.issue(state, id, (peer, poison(block)), 1, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Behind the fence the peers' poison words are performed.
+    pub(crate) fn end_leave(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        if !self.is_broken(Break::NoFenceBehindPoison) {
+            state.in_flight.perform_all(&mut state.memory, |store| {
+                store.issuer == id.rank && is_poison(store.address)
+            });
+        }
+        self.arrive(state, id, thread(state, id).resume)
+    }
+
+    /// The host found a failure that no kernel saw: it poisons its own rank and all peers.
+    pub(crate) fn fail_synchronize(
+        &self,
+        state: &mut State,
+        rank: usize,
+    ) -> Result<(), Violation> {
+        let id = Id {
+            rank,
+            block: 0,
+            thread: 0,
+        };
+        for block in 0..BLOCKS {
+            state.memory[rank][poison(block)] = 1;
+        }
+        state.ranks[rank].host = Host::Failed;
+        self.tell_peers(state, id, None)
+    }
+}

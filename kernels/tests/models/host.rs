@@ -1,0 +1,197 @@
+//! The stream between kernels, and the host behind it: filling symmetric buffers, ending a kernel, `synchronize`.
+
+use crate::machine::{
+    At, Break, Finds, Host, Machine, Rank, State, Step, Thread, Violation, Waits, Word,
+};
+use crate::memory::{
+    BLOCKS, Order, PLACES, Store, data, header, own_header, poison, pull_epoch, push_epoch,
+    symmetric,
+};
+
+impl Machine {
+    /// Prepares a rank's next call, or its `synchronize` if there is none.
+    pub(crate) fn prepare(&self, state: &mut State, rank: usize) {
+        let number = usize::from(state.ranks[rank].call);
+        let Some(call) = self.programs[rank].get(number) else {
+            state.ranks[rank].host = Host::Synchronize;
+            return;
+        };
+        if call.kind.is_symmetric() {
+            state.ranks[rank].host = Host::Fill;
+        } else {
+            self.launch(state, rank);
+        }
+    }
+
+    fn launch(&self, state: &mut State, rank: usize) {
+        let blocks = self.call(state, rank).blocks;
+        state.ranks[rank].host = Host::Running;
+        for id in self.ids(rank).filter(|id| id.block < blocks) {
+            state.threads[rank][id.block][id.thread].at = At::Enter;
+        }
+    }
+
+    /// The caller's kernel that writes the input of a symmetric call.
+    pub(crate) fn fill(
+        &self,
+        state: &mut State,
+        rank: usize,
+        finds: Finds,
+    ) -> Result<(), Violation> {
+        if finds == Finds::New {
+            state
+                .in_flight
+                .perform_all(&mut state.memory, |store| self.races_with_fill(store, rank));
+        }
+        let number = state.ranks[rank].call;
+        if number > 0 {
+            self.check_in_place(state, rank, number - 1)?;
+        }
+        for unit in 0..self.world * PLACES {
+            state.memory[rank][symmetric(unit)] = data(number, false);
+        }
+        self.launch(state, rank);
+        Ok(())
+    }
+
+    /// A store of a peer to this rank's symmetric buffer: where the two agree, there is none when the caller writes to it.
+    pub(crate) fn races_with_fill(&self, store: &Store, rank: usize) -> bool {
+        store.target == rank
+            && (symmetric(0)..symmetric(self.world * PLACES)).contains(&store.address)
+    }
+
+    /// The result of a symmetric two-shot call lies in the buffer for as long as the caller does not overwrite it.
+    fn check_in_place(&self, state: &mut State, rank: usize, number: u8) -> Result<(), Violation> {
+        let call = &self.programs[rank][usize::from(number)];
+        if state.ranks[rank].lost != 0 || !(call.kind.is_symmetric() && call.kind.is_two_shot()) {
+            return Ok(());
+        }
+        let is_right = (0..self.world)
+            .flat_map(|owner| (0..call.places).map(move |place| owner * PLACES + place))
+            .map(symmetric)
+            .all(|word| {
+                // Whether what is on its way has come or not.
+                let coming = state.in_flight.to(rank, word).map(|store| store.value);
+                let mut found = coming.chain([state.memory[rank][word]]);
+                found.all(|value| value == data(number, true))
+            });
+        if is_right {
+            Ok(())
+        } else {
+            self.count_wrong(state, rank)
+        }
+    }
+
+    /// Whether the next kernel may start. With programmatic dependent launch it is there as soon as this one's blocks have let it come, but
+    /// `griddepcontrol.wait` waits for this one's end.
+    pub(crate) fn has_kernel_ended(&self, state: &State, rank: usize) -> bool {
+        state.threads[rank]
+            .as_flattened()
+            .iter()
+            .all(|thread| *thread == Thread::DONE)
+    }
+
+    pub(crate) fn end_kernel(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
+        let performs_own = self.order == Order::Physical
+            && !self.is_broken(Break::NothingWaitsForTheKernelBefore);
+        if performs_own {
+            state.in_flight.perform_all(&mut state.memory, |store| {
+                store.issuer == rank && store.target == rank
+            });
+        }
+        let number = state.ranks[rank].call;
+        self.check_in_place(state, rank, number)?;
+        if self.broken.is_none() {
+            self.check_epochs(state, rank)?;
+        }
+        state.ranks[rank].call += 1;
+        self.prepare(state, rank);
+        Ok(())
+    }
+
+    /// Every block's epochs count the calls so far, whichever blocks they launched.
+    fn check_epochs(&self, state: &State, rank: usize) -> Result<(), Violation> {
+        let calls = &self.programs[rank][..=usize::from(state.ranks[rank].call)];
+        let pushes = calls.iter().filter(|call| call.kind.is_push()).count() as u8;
+        let pulls = calls.len() as u8 - pushes;
+        let memory = &state.memory[rank];
+        let agree = (0..BLOCKS).all(|block| {
+            (memory[push_epoch(block)], memory[pull_epoch(block)]) == (pushes, 1 + pulls)
+        });
+        if agree { Ok(()) } else { Err(Violation::EpochsDiffer) }
+    }
+
+    /// The words in which the peers' headers of the last call come, and this rank's own header of it.
+    fn last_headers(&self, state: &State, rank: usize) -> (Vec<Word>, u8) {
+        let memory = &state.memory[rank];
+        let last = (memory[push_epoch(0)] + memory[pull_epoch(0)]).wrapping_sub(1);
+        let ring = self.ring(last);
+        let peers = (0..self.world).filter(|&peer| peer != rank);
+        (
+            peers.map(|peer| (rank, header(ring, peer))).collect(),
+            memory[own_header(ring)],
+        )
+    }
+
+    /// The host looks at status and poison, then waits for the last call's headers.
+    pub(crate) fn add_synchronize_steps(&self, state: &State, rank: usize, steps: &mut Vec<Step>) {
+        if state.in_flight.to(rank, poison(0)).next().is_some() {
+            steps.push(Step::Synchronize(rank, Finds::New));
+        }
+        if self.has_failed(state, rank) || self.is_broken(Break::SynchronizeSkipsHeaders) {
+            steps.push(Step::Synchronize(rank, Finds::Old));
+            return;
+        }
+        let (words, own) = self.last_headers(state, rank);
+        let comes = |&(rank, word): &Word, is_wanted: &dyn Fn(u8) -> bool| {
+            let mut coming = state.in_flight.to(rank, word).map(|store| store.value);
+            is_wanted(state.memory[rank][word]) || coming.any(is_wanted)
+        };
+        let is_last = |word: u8| word >> 4 == own >> 4;
+        if words.iter().all(|word| comes(word, &is_last))
+            || words.iter().any(|word| comes(word, &|word| is_last(word) && word != own))
+        {
+            steps.push(Step::Synchronize(rank, Finds::Old));
+        }
+        if self.waits == Waits::Bounded {
+            steps.push(Step::GiveUpSynchronize(rank));
+        }
+    }
+
+    fn has_failed(&self, state: &State, rank: usize) -> bool {
+        // An observer's status and the host's look at the poison word each cover for the other.
+        let looks_at_poison = !self.is_broken(Break::SilentObserver);
+        state.ranks[rank].status || looks_at_poison && state.memory[rank][poison(0)] != 0
+    }
+
+    pub(crate) fn synchronize(
+        &self,
+        state: &mut State,
+        rank: usize,
+        finds: Finds,
+    ) -> Result<(), Violation> {
+        if finds == Finds::New {
+            Self::perform_words(state, &[(rank, poison(0))]);
+        }
+        if self.has_failed(state, rank) {
+            state.ranks[rank].host = Host::Failed;
+            return Ok(());
+        }
+        if !self.is_broken(Break::SynchronizeSkipsHeaders) {
+            let (words, own) = self.last_headers(state, rank);
+            Self::perform_words(state, &words);
+            // A header that is not there yet is waited for no longer than until another differs.
+            if words.iter().any(|&(rank, word)| state.memory[rank][word] != own) {
+                return self.fail_synchronize(state, rank);
+            }
+        }
+        let number = state.ranks[rank].call - 1;
+        self.check_in_place(state, rank, number)?;
+        let Rank { lost, is_wrong, .. } = state.ranks[rank];
+        if lost != 0 || is_wrong || !self.ranks_agree() {
+            return Err(Violation::FalseOk);
+        }
+        state.ranks[rank].host = Host::Ok;
+        Ok(())
+    }
+}

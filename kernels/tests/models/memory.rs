@@ -1,0 +1,291 @@
+//! The ranks' memory, a byte a word, and the stores that are on their way to it.
+//!
+//! A store is issued, and performed at some later moment: in any order with other stores, but for three rules.
+//!
+//! - Stores of one rank to one address are performed in the order of issue (coherence).
+//! - A release store is performed behind everything that its block issued before it, and behind everything of the rank's earlier kernels.
+//! - A rank's stores to its own memory are performed before its kernel ends ([`Order::Physical`]). For the slots that is the argument of
+//!   kernels/README.md, "Re-arming", which the PTX model does not give; [`Order::Formal`] leaves it out.
+//!
+//! That a store is performed is no step of its own, which would multiply the states: it stays on its way until a reader takes it. A wait may end as soon
+//! as what it waits for is on its way; any other load is explored with the old value and with the new. That covers every moment, as long as
+//! nobody could miss a value because the next one overwrote it; where that is possible, in a slot that was not emptied and in a header's place of the ring, the
+//! first is a violation as soon as the second store is issued, and the second has a step of its own.
+
+pub(crate) const RANKS: usize = 3;
+pub(crate) const BLOCKS: usize = 2;
+/// Places of a chunk, and units of a one-shot call.
+pub(crate) const PLACES: usize = 2;
+pub(crate) const UNITS: usize = RANKS * PLACES;
+
+/// One rank's memory: the arena of abi.h, and the symmetric buffer.
+pub(crate) type Memory = [u8; SIZE];
+
+const SLOTS: usize = 0;
+/// A half is cut into 2 W parts for a two-shot call and into W parts, each twice as large, for a one-shot call: the same words.
+const HALF: usize = 2 * RANKS * PLACES;
+const HEADERS: usize = SLOTS + 2 * HALF;
+const OWN_HEADERS: usize = HEADERS + 4 * RANKS;
+const FLAGS: usize = OWN_HEADERS + 4;
+const STAGING: usize = FLAGS + BLOCKS * RANKS;
+const SYMMETRIC: usize = STAGING + 2 * UNITS;
+const PUSH_EPOCHS: usize = SYMMETRIC + UNITS;
+const PULL_EPOCHS: usize = PUSH_EPOCHS + BLOCKS;
+const POISON: usize = PULL_EPOCHS + BLOCKS;
+const SIZE: usize = POISON + BLOCKS;
+
+/// A slot whose data has not come.
+pub(crate) const EMPTY: u8 = 0;
+/// A sum of something else than the inputs of its call.
+pub(crate) const WRONG: u8 = 0xFE;
+/// A unit of staging memory that serves as scratch.
+pub(crate) const SCRATCH: u8 = 0xFF;
+
+/// What rank's data of the `call`-th call is: the input, or the sum of all ranks'. Who sent it and for which unit is told by the address.
+pub(crate) fn data(call: u8, reduced: bool) -> u8 {
+    1 + 2 * call + u8::from(reduced)
+}
+
+pub(crate) fn one_shot_slot(half: u8, source: usize, word: usize) -> usize {
+    SLOTS + usize::from(half) * HALF + source * 2 * PLACES + word
+}
+pub(crate) fn scatter_slot(half: u8, source: usize, place: usize) -> usize {
+    SLOTS + usize::from(half) * HALF + source * PLACES + place
+}
+pub(crate) fn gather_slot(half: u8, owner: usize, place: usize) -> usize {
+    scatter_slot(half, RANKS + owner, place)
+}
+pub(crate) fn header(ring: u8, source: usize) -> usize {
+    HEADERS + usize::from(ring) * RANKS + source
+}
+pub(crate) fn own_header(ring: u8) -> usize {
+    OWN_HEADERS + usize::from(ring)
+}
+pub(crate) fn flag(block: usize, source: usize) -> usize {
+    FLAGS + block * RANKS + source
+}
+pub(crate) fn staging(half: u8, unit: usize) -> usize {
+    STAGING + usize::from(half) * UNITS + unit
+}
+pub(crate) fn symmetric(unit: usize) -> usize {
+    SYMMETRIC + unit
+}
+pub(crate) fn push_epoch(block: usize) -> usize {
+    PUSH_EPOCHS + block
+}
+pub(crate) fn pull_epoch(block: usize) -> usize {
+    PULL_EPOCHS + block
+}
+pub(crate) fn poison(block: usize) -> usize {
+    POISON + block
+}
+
+/// An address in words.
+pub(crate) fn name(address: usize) -> String {
+    let regions = [
+        (SLOTS, "slot"),
+        (HEADERS, "header"),
+        (OWN_HEADERS, "own header"),
+        (FLAGS, "flag"),
+        (STAGING, "staging unit"),
+        (SYMMETRIC, "symmetric unit"),
+        (PUSH_EPOCHS, "push epoch"),
+        (PULL_EPOCHS, "pull epoch"),
+        (POISON, "poison word"),
+    ];
+    let (start, region) = regions
+        .iter()
+        .rfind(|(start, _)| *start <= address)
+        .unwrap_or(&regions[0]);
+    format!("{region} {}", address - start)
+}
+
+pub(crate) fn zeroed() -> Memory {
+    [0; SIZE]
+}
+
+pub(crate) fn is_slot(address: usize) -> bool {
+    address < HEADERS
+}
+pub(crate) fn is_header(address: usize) -> bool {
+    (HEADERS..OWN_HEADERS).contains(&address)
+}
+pub(crate) fn is_poison(address: usize) -> bool {
+    address >= POISON
+}
+
+/// What orders a rank's store to its own memory before its next kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Performed before the kernel ends.
+    Physical,
+    /// The PTX model alone: only this rank's later kernels are sure to see it.
+    Formal,
+}
+
+/// A store on its way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Store {
+    pub(crate) issuer: usize,
+    pub(crate) call: u8,
+    /// How many releases the block had issued in this call.
+    pub(crate) stage: u8,
+    pub(crate) block: usize,
+    pub(crate) release: bool,
+    pub(crate) target: usize,
+    pub(crate) address: usize,
+    pub(crate) value: u8,
+}
+
+/// Stores on their way, as a sorted set: the order of issue is in each store as far as it matters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct InFlight {
+    packed: [u32; InFlight::CAPACITY],
+}
+
+impl InFlight {
+    const CAPACITY: usize = 40;
+
+    pub(crate) fn none() -> Self {
+        Self {
+            packed: [0; Self::CAPACITY],
+        }
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Store> + '_ {
+        self.packed
+            .iter()
+            .take_while(|&&packed| packed != 0)
+            .map(|&packed| Store::unpack(packed))
+    }
+
+    pub(crate) fn issue(&mut self, store: Store) {
+        let packed = store.pack();
+        let Err(at) = self.packed.binary_search_by(|probe| packed.cmp(probe)) else {
+            return;
+        };
+        assert_eq!(self.packed[Self::CAPACITY - 1], 0, "too many stores");
+        self.packed.copy_within(at..Self::CAPACITY - 1, at + 1);
+        self.packed[at] = packed;
+    }
+
+    fn first(&self, is_wanted: impl Fn(&Store) -> bool) -> Option<Store> {
+        self.iter().find(is_wanted)
+    }
+
+    /// Whether a store of `rank` to its own memory is on its way.
+    pub(crate) fn has_own(&self, rank: usize) -> bool {
+        self.first(|store| store.issuer == rank && store.target == rank)
+            .is_some()
+    }
+
+    /// Performs a store, and ahead of it whatever must be.
+    pub(crate) fn perform(&mut self, store: &Store, memory: &mut [Memory; RANKS]) {
+        while let Some(earlier) = self.first(|other| other.precedes(store)) {
+            self.perform(&earlier, memory);
+        }
+        memory[store.target][store.address] = store.value;
+        let packed = store.pack();
+        if let Ok(at) = self.packed.binary_search_by(|probe| packed.cmp(probe)) {
+            self.packed.copy_within(at + 1.., at);
+            self.packed[Self::CAPACITY - 1] = 0;
+        }
+    }
+
+    /// Performs every store that `is_due`. Whether there was one.
+    pub(crate) fn perform_all(
+        &mut self,
+        memory: &mut [Memory; RANKS],
+        is_due: impl Fn(&Store) -> bool,
+    ) -> bool {
+        let mut has_performed = false;
+        while let Some(store) = self.first(&is_due) {
+            self.perform(&store, memory);
+            has_performed = true;
+        }
+        has_performed
+    }
+
+    /// Performs what is on its way to a rank that reads its own words no more.
+    pub(crate) fn perform_unread(&mut self, rank: usize, memory: &mut [Memory; RANKS]) -> bool {
+        self.perform_all(memory, |store| {
+            store.target == rank && !(STAGING..PUSH_EPOCHS).contains(&store.address)
+        })
+    }
+
+    /// The stores on their way to a word, the oldest of each issuer first.
+    pub(crate) fn to(&self, target: usize, address: usize) -> impl Iterator<Item = Store> + '_ {
+        // The set is sorted downwards.
+        let count = self.packed.iter().take_while(|&&packed| packed != 0).count();
+        self.packed[..count]
+            .iter()
+            .rev()
+            .map(|&packed| Store::unpack(packed))
+            .filter(move |store| store.target == target && store.address == address)
+    }
+
+    /// What a block of the rank's kernel `call` sees of its own memory ahead of the store being performed: what it stored itself, and, where
+    /// nothing is performed by the end of a kernel, what the earlier ones stored.
+    pub(crate) fn own_store(
+        &self,
+        rank: usize,
+        address: usize,
+        (call, block): (u8, usize),
+        order: Order,
+    ) -> Option<u8> {
+        self.iter()
+            .filter(|store| {
+                store.issuer == rank && store.target == rank && store.address == address
+            })
+            .filter(|store| {
+                store.call == call && store.block == block
+                    || store.call < call && order == Order::Formal
+            })
+            .max_by_key(|store| (store.call, store.stage))
+            .map(|store| store.value)
+    }
+}
+
+impl Store {
+    /// Whether this store is performed before `other` in any case.
+    fn precedes(&self, other: &Store) -> bool {
+        let age = |store: &Store| (store.call, store.stage);
+        let is_before_in_word = self.target == other.target
+            && self.address == other.address
+            && age(self) < age(other);
+        let is_before_release = other.release
+            && !self.release
+            && (self.call < other.call
+                || self.call == other.call
+                    && self.block == other.block
+                    && self.stage <= other.stage);
+        self.issuer == other.issuer && self != other && (is_before_in_word || is_before_release)
+    }
+
+    fn pack(&self) -> u32 {
+        let bits = |value: usize, shift: u32| (value as u32) << shift;
+        1 << 31
+            | bits(self.issuer, 29)
+            | u32::from(self.call) << 26
+            | u32::from(self.stage) << 24
+            | bits(self.block, 23)
+            | u32::from(self.release) << 22
+            | bits(self.target, 20)
+            | bits(self.address, 8)
+            | u32::from(self.value)
+    }
+
+    fn unpack(packed: u32) -> Self {
+        let bits = |shift: u32, mask: u32| (packed >> shift & mask) as usize;
+        Self {
+            issuer: bits(29, 3),
+            call: bits(26, 7) as u8,
+            stage: bits(24, 3) as u8,
+            block: bits(23, 1),
+            release: bits(22, 1) == 1,
+            target: bits(20, 3),
+            address: bits(8, 0xFFF),
+            value: bits(0, 0xFF) as u8,
+        }
+    }
+}

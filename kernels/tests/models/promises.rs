@@ -1,0 +1,218 @@
+//! What holds in every run: no deadlock, no slot overwritten before its data was taken, no output that is neither right nor NaN, no Ok without all
+//! outputs right, equal epochs in all blocks between calls, every peer of a failed rank poisoned.
+
+use crate::explorer::explore;
+use crate::machine::{Call, Kind, Machine, Waits};
+use crate::memory::Order;
+use crate::{KINDS, call, small};
+
+fn assert_holds(name: &str, machine: &Machine) {
+    let explored = explore(machine);
+    println!("{name}: {} states", explored.states);
+    if let Some(counterexample) = explored.counterexample {
+        panic!("{name}:\n{counterexample}");
+    }
+}
+
+fn bounded(machine: Machine) -> Machine {
+    Machine {
+        waits: Waits::Bounded,
+        ..machine
+    }
+}
+
+/// Four calls on the grids 2, 1, 2, 1.
+fn on_changing_grids(kinds: [Kind; 4]) -> [Call; 4] {
+    [
+        call(kinds[0], 2),
+        call(kinds[1], 1),
+        call(kinds[2], 2),
+        call(kinds[3], 1),
+    ]
+}
+
+/// Sequences in which the families, the sources and the algorithms follow each other.
+const MIXED: [[Kind; 4]; 4] = [
+    [
+        Kind::PushOneShot,
+        Kind::PushTwoShot,
+        Kind::PushTwoShot,
+        Kind::PushOneShot,
+    ],
+    [
+        Kind::PullOneShot,
+        Kind::PushOneShot,
+        Kind::PullTwoShot,
+        Kind::PushTwoShot,
+    ],
+    [
+        Kind::PullTwoShot,
+        Kind::SymmetricOneShot,
+        Kind::PullOneShot,
+        Kind::SymmetricTwoShot,
+    ],
+    [
+        Kind::SymmetricTwoShot,
+        Kind::PushTwoShot,
+        Kind::SymmetricOneShot,
+        Kind::PullOneShot,
+    ],
+];
+
+#[test]
+fn two_ranks_end_every_call_with_the_right_sum_on_changing_grids() {
+    for kind in KINDS {
+        let mut calls = on_changing_grids([kind; 4]).to_vec();
+        calls.push(call(kind, 2));
+        assert_holds(&format!("{kind:?}"), &Machine::new(2, &calls));
+    }
+}
+
+#[test]
+fn three_ranks_end_every_call_with_the_right_sum_on_changing_grids() {
+    for kind in KINDS {
+        let calls = [call(kind, 2), call(kind, 1), call(kind, 2)];
+        assert_holds(&format!("{kind:?}"), &Machine::new(3, &calls));
+    }
+}
+
+#[test]
+fn calls_of_all_kinds_follow_each_other() {
+    for kinds in MIXED {
+        let machine = Machine::new(2, &on_changing_grids(kinds));
+        assert_holds(&format!("{kinds:?}"), &machine);
+        let machine = Machine::new(3, &kinds.map(small));
+        assert_holds(&format!("{kinds:?}, three ranks"), &machine);
+    }
+}
+
+#[test]
+fn the_words_of_a_unit_may_come_in_any_order() {
+    let calls = on_changing_grids([Kind::PushOneShot; 4]);
+    let machine = Machine {
+        words: 2,
+        ..Machine::new(2, &calls)
+    };
+    assert_holds("two words a unit", &machine);
+}
+
+#[test]
+fn the_threads_of_a_block_may_be_at_different_steps() {
+    for kind in KINDS {
+        let calls = [call(kind, 2), call(kind, 1), call(kind, 1)];
+        let machine = Machine {
+            threads: 2,
+            ..Machine::new(2, &calls)
+        };
+        assert_holds(&format!("{kind:?}"), &machine);
+    }
+}
+
+#[test]
+fn units_that_pass_through_scratch_memory_disturb_no_peer() {
+    for kinds in [MIXED[0], MIXED[1], [Kind::PullOneShot; 4], [Kind::PullTwoShot; 4]] {
+        let machine = Machine {
+            has_narrow_units: true,
+            ..Machine::new(2, &on_changing_grids(kinds))
+        };
+        assert_holds(&format!("{kinds:?}"), &machine);
+    }
+}
+
+#[test]
+fn six_calls_in_a_row_reuse_every_place_of_the_ring() {
+    let machine = Machine::new(2, &[small(Kind::PushOneShot); 6]);
+    assert_holds("two ranks", &machine);
+    let machine = Machine::new(3, &[small(Kind::PushOneShot); 5]);
+    assert_holds("three ranks", &machine);
+}
+
+#[test]
+fn the_strict_build_needs_no_argument_beyond_the_memory_model() {
+    for kind in [Kind::PushOneShot, Kind::PushTwoShot] {
+        for world in [2, 3] {
+            let calls = [call(kind, 2), call(kind, 1), call(kind, 2), call(kind, 1)];
+            let machine = Machine {
+                order: Order::Formal,
+                is_strict: true,
+                ..Machine::new(world, &calls[..if world == 2 { 4 } else { 3 }])
+            };
+            assert_holds(&format!("{kind:?}, {world} ranks"), &machine);
+        }
+    }
+}
+
+#[test]
+fn a_rank_that_stalls_before_any_step_makes_no_result_wrong_and_all_fail() {
+    for kind in KINDS {
+        let calls = [call(kind, 2), call(kind, 1), call(kind, 2)];
+        let machine = bounded(Machine::new(2, &calls));
+        assert_holds(&format!("{kind:?}"), &machine);
+        let machine = bounded(Machine::new(3, &[small(kind); 3]));
+        assert_holds(&format!("{kind:?}, three ranks"), &machine);
+    }
+    for kinds in MIXED {
+        let machine = bounded(Machine::new(2, &on_changing_grids(kinds)[..3]));
+        assert_holds(&format!("{kinds:?}"), &machine);
+        let machine = bounded(Machine::new(3, &kinds.map(small)[..3]));
+        assert_holds(&format!("{kinds:?}, three ranks"), &machine);
+    }
+}
+
+#[test]
+fn a_block_of_which_one_thread_is_lost_announces_nothing() {
+    for kind in KINDS {
+        let machine = Machine {
+            threads: 2,
+            ..bounded(Machine::new(2, &[call(kind, 2), call(kind, 1)]))
+        };
+        assert_holds(&format!("{kind:?}"), &machine);
+    }
+}
+
+#[test]
+fn a_rank_that_stops_for_good_lets_its_peers_end() {
+    for kind in KINDS {
+        let machine = Machine {
+            stops: Some(1),
+            ..bounded(Machine::new(2, &[call(kind, 2), call(kind, 1)]))
+        };
+        assert_holds(&format!("{kind:?}"), &machine);
+        let machine = Machine {
+            stops: Some(1),
+            ..bounded(Machine::new(3, &[small(kind); 2]))
+        };
+        assert_holds(&format!("{kind:?}, three ranks"), &machine);
+    }
+}
+
+/// Every call that may be made instead of another.
+fn other_calls(made: Call) -> impl Iterator<Item = Call> {
+    KINDS
+        .into_iter()
+        .flat_map(|kind| [1, 2].map(|places| Call {
+            kind,
+            blocks: 1,
+            places,
+        }))
+        .filter(move |other| *other != made)
+}
+
+#[test]
+fn a_rank_that_calls_differently_makes_all_fail_before_any_deadline() {
+    for kind in KINDS {
+        for (world, calls) in [(2, 3), (3, 2)] {
+            for differing in 0..calls {
+                for other in other_calls(small(kind)) {
+                    let mut machine = Machine {
+                        waits: Waits::Look,
+                        ..Machine::new(world, &vec![small(kind); calls])
+                    };
+                    machine.programs[1][differing] = other;
+                    let name = format!("{world} ranks, call {differing}: {kind:?} and {other:?}");
+                    assert_holds(&name, &machine);
+                }
+            }
+        }
+    }
+}
