@@ -1,4 +1,4 @@
-//! The soak on the emulator: it makes calls, finds no difference where there is none, and one where there is.
+//! The soak on the emulator: it finds no difference where there is none, and one where there is.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -16,12 +16,15 @@ fn soak(more: &[&str]) -> (Output, String) {
 }
 
 #[test]
-fn a_soak_across_the_wrap_of_every_counter_finds_no_wrong_bit() {
+fn a_soak_finds_no_wrong_bit() {
     let (output, stdout) = soak(&["--seconds", "4"]);
     assert!(output.status.success());
     assert!(stdout.contains("0 mismatches, seed "), "{stdout}");
+    // Calls of each world size, not of the first alone.
     for line in ["ws2: ", "ws3: "] {
-        assert!(stdout.contains(line), "{stdout}");
+        let calls = stdout.split_once(line).unwrap().1;
+        let calls: u64 = calls.split(' ').next().unwrap().parse().unwrap();
+        assert!(calls >= 100, "{stdout}");
     }
 }
 
