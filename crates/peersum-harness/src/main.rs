@@ -2,14 +2,15 @@
 
 mod bench;
 mod data;
+mod doctor;
 mod faults;
 mod grid;
 mod kill;
 mod memory;
 mod proof;
-mod sanitize;
 mod soak;
 mod tune;
+mod sanitize;
 
 use std::process::ExitCode;
 
@@ -53,6 +54,11 @@ enum Command {
     /// One rank of `kill`.
     #[command(hide = true)]
     KillRank(kill::RankArgs),
+    /// What of this machine works with peersum, what is slower and why, and what does not work and what to do.
+    Doctor(doctor::DoctorArgs),
+    /// The other process of `doctor`.
+    #[command(hide = true)]
+    DoctorPeer(doctor::PeerArgs),
     /// A reduced grid under compute-sanitizer, and for each of its tools an error that it must find.
     Sanitize(sanitize::SanitizeArgs),
     /// One planted error.
@@ -83,6 +89,8 @@ fn main() -> Result<ExitCode> {
         Command::Grid(args) => return grid::run(&args),
         Command::Kill(args) => return kill::run(&args),
         Command::KillRank(args) => kill::run_rank(&args)?,
+        Command::Doctor(args) => return doctor::run(&args),
+        Command::DoctorPeer(args) => doctor::run_peer(&args)?,
         Command::Sanitize(args) => return sanitize::run(&args),
         Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
         Command::Soak(args) => return soak::run(&args),

@@ -3,6 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use peersum_artifact::Digest;
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
+
 use crate::communicator::{Shared, share};
 use crate::device::{Device, DeviceError, DeviceStream, MemorySharing};
 use crate::error::Error;
@@ -31,13 +35,19 @@ pub struct Exchanged {
 ///
 /// # Errors
 /// As [`CommunicatorBuilder::build`](crate::CommunicatorBuilder::build) for the memory and the other rank. The group should then be
-/// [abandoned](Group::abandon), so that the other rank need not wait.
+/// [abandoned](Group::abandon), so that the other rank need not wait. [`Error::InvalidSetting`] for a group of another size.
 pub fn exchange<D: Device>(
     device: &D,
     group: &mut Group,
     sharing: MemorySharing,
     patience: Duration,
 ) -> Result<Exchanged, Error> {
+    if group.world_size() != 2 {
+        return Err(Error::InvalidSetting {
+            setting: "group",
+            reason: format!("an exchange is of two ranks, not {}", group.world_size()),
+        });
+    }
     let own = device.allocate_shared(BYTES, sharing)?;
     let staging = device.allocate_shared(BYTES, sharing)?;
     let mut shared = share(
@@ -82,28 +92,20 @@ struct Both<'a, D: Device> {
 
 impl<D: Device> Both<'_, D> {
     fn run(mut self, shared: &Shared<D>) -> Result<Exchanged, Error> {
-        let peer = 1 - self.group.rank() as usize % 2;
+        let peer = 1 - self.group.rank() as usize;
         let theirs = shared.addresses[peer];
-        let seed = random_seed()?;
-        let seeds = self
-            .group
-            .all_gather("doctor's seeds", &seed.to_le_bytes(), self.patience)?;
-        let peer_seed = seeds
-            .get(peer)
-            .and_then(|seed| Some(u64::from_le_bytes(seed.as_slice().try_into().ok()?)))
-            .unwrap_or(0);
 
-        self.write(self.staging, &random_bytes(seed))?;
+        let sent = self.write_random(self.staging)?;
         self.copy(theirs, self.staging)?;
-        self.meet("doctor's write")?;
-        let arrived = self.holds(self.own, &random_bytes(peer_seed))?;
+        let expected = self.tell("doctor's write", &sent, peer)?;
+        let arrived = self.digest(self.own)? == expected;
         self.meet("doctor's look")?;
 
         // Other bytes than before, so that what was not read cannot pass.
-        self.write(self.own, &random_bytes(!seed))?;
-        self.meet("doctor's own write")?;
+        let offered = self.write_random(self.own)?;
+        let expected = self.tell("doctor's own write", &offered, peer)?;
         self.copy(self.staging, theirs)?;
-        let read = self.holds(self.staging, &random_bytes(!peer_seed))?;
+        let read = self.digest(self.staging)? == expected;
 
         self.meet("doctor's clock")?;
         let began = Instant::now();
@@ -115,13 +117,10 @@ impl<D: Device> Both<'_, D> {
         let bytes = f64::from(TIMED_COPIES) * BYTES as f64;
         let gigabytes_per_second = bytes / began.elapsed().as_secs_f64() / 1e9;
 
-        let arrivals =
-            self.group
-                .all_gather("doctor's results", &[u8::from(arrived)], self.patience)?;
+        let arrived = arrived.to_string();
+        let wrote = self.tell("doctor's results", &arrived, peer)? == true.to_string();
         Ok(Exchanged {
-            wrote: arrivals
-                .get(peer)
-                .is_some_and(|arrived| arrived == &[u8::from(true)]),
+            wrote,
             read,
             gigabytes_per_second,
         })
@@ -131,16 +130,31 @@ impl<D: Device> Both<'_, D> {
         Ok(self.group.barrier(label, self.patience)?)
     }
 
-    fn write(&self, destination: u64, bytes: &[u8]) -> Result<(), DeviceError> {
-        // SAFETY: the destination is one of this rank's two allocations, of as many bytes.
-        unsafe { self.device.write(destination, bytes) }
+    /// Gives `word` to the other rank and returns its word, once both have come here.
+    fn tell(&mut self, label: &str, word: &str, peer: usize) -> Result<String, Error> {
+        let words = self
+            .group
+            .all_gather(label, word.as_bytes(), self.patience)?;
+        let theirs = words.get(peer).map_or(&[][..], Vec::as_slice);
+        Ok(String::from_utf8_lossy(theirs).into_owned())
     }
 
-    fn holds(&self, source: u64, expected: &[u8]) -> Result<bool, DeviceError> {
+    /// Fills one of this rank's two allocations, waits for it, and returns the digest of what it now holds.
+    fn write_random(&self, destination: u64) -> Result<String, DeviceError> {
+        let bytes = random_bytes(BYTES)?;
+        // SAFETY: the destination is one of this rank's two allocations, of as many bytes.
+        unsafe { self.device.write(destination, &bytes)? };
+        // A device's `write` need only have taken the bytes when it returns.
+        self.device.synchronize()?;
+        Ok(Digest::of(&bytes).to_string())
+    }
+
+    /// The digest of what one of this rank's two allocations holds.
+    fn digest(&self, source: u64) -> Result<String, DeviceError> {
         let mut bytes = vec![0; BYTES];
         // SAFETY: the source is one of this rank's two allocations, of as many bytes.
         unsafe { self.device.read(source, &mut bytes)? };
-        Ok(bytes == expected)
+        Ok(Digest::of(&bytes).to_string())
     }
 
     /// Copies and waits for it.
@@ -230,32 +244,30 @@ fn no_answer() -> Error {
     .into()
 }
 
-/// A number that differs from run to run, so that what an earlier run left in memory cannot pass for data that arrived.
-pub(super) fn random_seed() -> Result<u64, DeviceError> {
-    let mut seed = [0; 8];
-    rustix::rand::getrandom(&mut seed[..], rustix::rand::GetRandomFlags::empty()).map_err(
-        |source| DeviceError::System {
-            call: "getrandom",
-            source: source.into(),
-        },
-    )?;
-    Ok(u64::from_le_bytes(seed))
-}
-
-/// SplitMix64.
-pub(super) fn random_words(seed: u64) -> impl Iterator<Item = u64> {
-    (1..).map(move |index: u64| {
-        let mut word = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        word ^ (word >> 31)
-    })
-}
-
-fn random_bytes(seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; BYTES];
-    for (place, word) in bytes.chunks_exact_mut(8).zip(random_words(seed)) {
-        place.copy_from_slice(&word.to_le_bytes());
+/// The system's random bytes, so that what an earlier run left in memory cannot pass for data that arrived.
+fn random_bytes(len: usize) -> Result<Vec<u8>, DeviceError> {
+    let mut bytes = vec![0; len];
+    let mut filled = 0;
+    while filled < len {
+        match getrandom(&mut bytes[filled..], GetRandomFlags::empty()) {
+            // A signal may end a long call early.
+            Ok(more) => filled += more,
+            Err(Errno::INTR) => {}
+            Err(source) => {
+                return Err(DeviceError::System {
+                    call: "getrandom",
+                    source: source.into(),
+                });
+            }
+        }
     }
-    bytes
+    Ok(bytes)
+}
+
+/// A number that differs from run to run.
+pub(super) fn random_seed() -> Result<u64, DeviceError> {
+    let bytes = random_bytes(size_of::<u64>())?;
+    Ok(bytes
+        .iter()
+        .fold(0, |seed, byte| seed << 8 | u64::from(*byte)))
 }

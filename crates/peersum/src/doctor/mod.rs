@@ -26,6 +26,7 @@ mod places;
 mod report;
 mod text;
 mod trial;
+mod verdicts;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

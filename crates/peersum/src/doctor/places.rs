@@ -139,7 +139,12 @@ pub(super) fn nccl() -> Finding {
                 Subject::Nccl,
                 Verdict::Works,
                 format!("{name}, version {}", nccl_version(version)),
-            );
+            )
+            .meaning(if cfg!(feature = "nccl") {
+                ""
+            } else {
+                "this program was built without the feature `nccl`, so no call goes there"
+            });
         }
     }
     Finding::new(

@@ -88,8 +88,8 @@ pub enum Subject {
     Processes,
     /// Memory shared by legacy CUDA IPC.
     LegacyIpc,
-    /// Page-locked memory that the device writes to.
-    PageLockedMemory,
+    /// A context on a GPU, with a page of locked memory that it maps.
+    Context,
     /// An all-reduce, compared with the reference.
     AllReduce,
     /// NVLink multicast.
@@ -125,7 +125,7 @@ impl Subject {
             Subject::SharedMemory => "shared memory",
             Subject::Processes => "two processes",
             Subject::LegacyIpc => "legacy IPC",
-            Subject::PageLockedMemory => "page-locked memory",
+            Subject::Context => "CUDA context",
             Subject::AllReduce => "all-reduce",
             Subject::Multicast => "multicast",
             Subject::Namespaces => "namespaces",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use half::bf16;
 
-use super::exchange::{in_threads, is_consequence, random_seed, random_words};
+use super::exchange::{in_threads, is_consequence, random_seed};
 use crate::communicator::Communicator;
 use crate::device::{Device, DeviceStream, MemorySharing};
 use crate::error::Error;
@@ -13,8 +13,8 @@ use crate::reference;
 use crate::rendezvous::Rendezvous;
 
 /// Elements of each call: a partial unit of a small push, and sizes that other routes serve.
-const LENGTHS: [usize; 3] = [1003, 32 << 10, 512 << 10];
-const MAX_BYTES: usize = 1 << 20;
+const LENGTHS: [usize; 3] = [1003, 16 << 10, 256 << 10];
+const MAX_BYTES: usize = 512 << 10;
 
 /// What an all-reduce between threads of this process came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,10 +104,14 @@ fn wrong_calls<S: DeviceStream>(
     Ok(wrong)
 }
 
-/// Numbers of which no sum is exact.
+/// Numbers whose sums need rounding: SplitMix64, of which every rank knows every rank's.
 fn values(seed: u64, len: usize) -> Vec<bf16> {
-    random_words(seed)
-        .take(len)
-        .map(|word| bf16::from_f32((word >> 40) as f32 / 16_777_216.0 - 0.5))
+    (1..=len as u64)
+        .map(|index| {
+            let mut word = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            bf16::from_f32((word >> 40) as f32 / 16_777_216.0 - 0.5)
+        })
         .collect()
 }

@@ -1,0 +1,459 @@
+//! What the doctor says of machines that are well, and of drivers that are ill in one way each. The drivers are a fake, compiled from
+//! `fakes/cuda.c`, whose memory travels as real file descriptors between real threads and processes.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use peersum::doctor::{ComputeMode, Finding, Report, Subject, Usable, Verdict};
+use tempfile::TempDir;
+
+/// Compiles the fake and returns the directory to look for it in.
+fn fake(name: &str, define: &str) -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    fs::create_dir_all(&directory).unwrap();
+    // Another run may be at it in the same place: each renames a whole file.
+    let fresh = tempfile::NamedTempFile::new_in(&directory).unwrap();
+    let status = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O1", "-pthread", define, "-o"])
+        .arg(fresh.path())
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes/cuda.c"))
+        .status()
+        .unwrap();
+    assert!(status.success(), "the fake driver does not compile");
+    // Both names, so that nobody finds a real driver under the other.
+    for library in ["libcuda.so.1", "libcuda.so"] {
+        let link = tempfile::Builder::new()
+            .make_in(&directory, |path| fs::hard_link(fresh.path(), path))
+            .unwrap();
+        link.persist(directory.join(library)).unwrap();
+    }
+    directory
+}
+
+fn whole_driver() -> &'static Path {
+    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
+    DIRECTORY.get_or_init(|| fake("fake-cuda", "-DWHOLE"))
+}
+
+/// One run of the doctor, in surroundings of its own.
+struct Visit {
+    /// `TMPDIR`, and all that peersum writes.
+    directory: TempDir,
+    command: Command,
+}
+
+impl Visit {
+    fn new() -> Visit {
+        let directory = tempfile::tempdir().unwrap();
+        let tmp = directory.path().join("tmp");
+        fs::create_dir(&tmp).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peersum-harness"));
+        command
+            .arg("doctor")
+            .env("TMPDIR", tmp)
+            .env(
+                "PEERSUM_RENDEZVOUS_DIR",
+                directory.path().join("rendezvous"),
+            )
+            .env("PEERSUM_CACHE_DIR", directory.path().join("jit"))
+            .env("PEERSUM_JIT", "deny")
+            .env_remove("PEERSUM_CUBIN_DIR")
+            .env_remove("CUDA_VISIBLE_DEVICES")
+            .env_remove("CUDA_DEVICE_MAX_CONNECTIONS");
+        Visit { directory, command }
+    }
+
+    /// With a driver that has and lacks what `fault` says.
+    fn fake(fault: &str) -> Visit {
+        let mut visit = Visit::new();
+        visit
+            .command
+            .env("LD_LIBRARY_PATH", whole_driver())
+            .env("FAKE_CUDA", fault);
+        visit
+    }
+
+    fn without_gpus() -> Visit {
+        let mut visit = Visit::new();
+        // For a machine that has some.
+        visit.command.env("CUDA_VISIBLE_DEVICES", "-1");
+        visit
+    }
+
+    fn args(mut self, args: &[&str]) -> Visit {
+        self.command.args(args);
+        self
+    }
+
+    fn output(&mut self) -> Output {
+        let output = self.command.output().unwrap();
+        println!("{}", String::from_utf8_lossy(&output.stdout));
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+        output
+    }
+
+    /// The report as JSON, and the exit status, which must agree with it.
+    fn report(mut self) -> Report {
+        self.command.arg("--json");
+        let output = self.output();
+        let report: Report = serde_json::from_slice(&output.stdout).unwrap();
+        let unusable = report.conclusion.usable == Usable::No;
+        assert_eq!(output.status.code(), Some(i32::from(unusable)));
+        assert_eq!(
+            unusable,
+            report.findings.iter().any(|finding| finding.blocking)
+        );
+        self.assert_nothing_is_left();
+        report
+    }
+
+    fn assert_nothing_is_left(&self) {
+        let tmp = self.directory.path().join("tmp");
+        assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0, "files are left");
+        let rendezvous = self.directory.path().join("rendezvous");
+        let sockets = fs::read_dir(rendezvous).into_iter().flatten().count();
+        assert_eq!(sockets, 0, "sockets are left");
+        assert_eq!(processes_of(&tmp), [0; 0], "processes are left");
+    }
+}
+
+/// Processes that were told a place below `directory`.
+fn processes_of(directory: &Path) -> Vec<i32> {
+    let name = directory.to_str().unwrap().as_bytes();
+    let is_of_it = |pid: &i32| {
+        // Empty for a process that has ended but was not waited for.
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command_line.windows(name.len()).any(|part| part == name)
+    };
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(is_of_it)
+        .collect()
+}
+
+/// The only finding about `subject`.
+fn only(report: &Report, subject: Subject) -> &Finding {
+    let mut findings = report.about(subject);
+    let finding = findings
+        .next()
+        .unwrap_or_else(|| panic!("nothing about {}", subject.name()));
+    assert!(
+        findings.next().is_none(),
+        "two findings about {}",
+        subject.name()
+    );
+    finding
+}
+
+#[test]
+fn a_machine_without_a_gpu_is_told_so_and_what_still_works() {
+    let report = Visit::without_gpus().report();
+    assert_eq!(report.conclusion.usable, Usable::NoGpu);
+    assert_eq!(only(&report, Subject::Driver).verdict, Verdict::Not);
+    for subject in [
+        Subject::Processes,
+        Subject::Emulator,
+        Subject::Rendezvous,
+        Subject::JitCache,
+    ] {
+        let finding = only(&report, subject);
+        assert_eq!(finding.verdict, Verdict::Works, "{finding}");
+    }
+    assert!(report.gpus.is_empty() && report.links.is_empty());
+}
+
+#[test]
+fn the_text_says_what_the_json_says_and_ends_in_the_conclusion() {
+    let mut visit = Visit::without_gpus();
+    let output = visit.output();
+    assert!(output.status.success());
+    let text = String::from_utf8(output.stdout).unwrap();
+    let report = Visit::without_gpus().report();
+    assert_eq!(text.lines().last().unwrap(), report.conclusion.text);
+    for finding in &report.findings {
+        let head = finding.to_string();
+        // What follows may differ from run to run: the places of the two runs, free memory.
+        assert!(text.contains(&head[..28]), "{head}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 160));
+    let json = serde_json::to_string(&report).unwrap();
+    assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
+}
+
+#[test]
+fn a_misspelt_jit_mode_makes_peersum_unusable_and_is_quoted() {
+    let mut visit = Visit::without_gpus();
+    visit.command.env("PEERSUM_JIT", "denied");
+    let report = visit.report();
+    assert_eq!(report.conclusion.usable, Usable::No);
+    let blocking = report
+        .findings
+        .iter()
+        .find(|finding| finding.blocking)
+        .unwrap();
+    assert!(blocking.seen.contains("\"denied\""));
+}
+
+#[test]
+fn a_rendezvous_directory_that_others_may_enter_is_named_with_its_mode() {
+    let visit = Visit::without_gpus();
+    let rendezvous = visit.directory.path().join("rendezvous");
+    fs::create_dir(&rendezvous).unwrap();
+    fs::set_permissions(&rendezvous, fs::Permissions::from_mode(0o755)).unwrap();
+    let report = visit.report();
+    let finding = only(&report, Subject::Rendezvous);
+    assert!(finding.blocking);
+    assert!(finding.seen.contains("755") && finding.seen.contains("rendezvous"));
+}
+
+#[test]
+fn two_gpus_exchange_random_bytes_both_ways_between_threads_and_between_processes() {
+    let report = Visit::fake("gpus=2 multicast").report();
+    let gpu = &report.gpus[1];
+    assert_eq!(gpu.uuid, "GPU-11111111-1111-1111-1111-111111111111");
+    assert_eq!(gpu.pci_bus_id, "0000:1b:00.0");
+    assert_eq!(
+        (gpu.compute_capability.as_str(), gpu.multiprocessors),
+        ("9.0", 132)
+    );
+    assert!(gpu.multicast && gpu.file_descriptors && !gpu.mig);
+    assert_eq!(gpu.compute_mode, ComputeMode::Shared);
+    let ends: Vec<(u32, u32)> = report
+        .links
+        .iter()
+        .map(|link| (link.from, link.to))
+        .collect();
+    assert_eq!(ends, [(0, 1), (1, 0)]);
+    for link in &report.links {
+        assert!(link.access && link.native_atomics);
+        assert_eq!(link.data_arrived, Some(true));
+        assert!(link.gigabytes_per_second.unwrap() > 0.0);
+    }
+    let shared = only(&report, Subject::SharedMemory);
+    assert_eq!(
+        (shared.verdict, shared.gpus.as_slice()),
+        (Verdict::Works, [0, 1].as_slice())
+    );
+    assert_eq!(only(&report, Subject::Processes).verdict, Verdict::Works);
+    let legacy: Vec<Verdict> = report
+        .about(Subject::LegacyIpc)
+        .map(|it| it.verdict)
+        .collect();
+    assert_eq!(legacy, [Verdict::Works; 2]);
+    assert!(only(&report, Subject::Links).seen.contains("NVLink"));
+    // There are no cubins for it, and none may be compiled: the one thing that stands in the way.
+    let cubins = only(&report, Subject::Cubins);
+    assert!(
+        cubins.blocking
+            && cubins
+                .meaning
+                .contains("cargo xtask precompile --arch sm_90")
+    );
+    assert_eq!(
+        report
+            .findings
+            .iter()
+            .filter(|finding| finding.blocking)
+            .count(),
+        1
+    );
+    assert!(report.conclusion.text.ends_with("cubins"));
+}
+
+#[test]
+fn more_gpus_make_one_line_a_subject_and_every_pair_a_record() {
+    let report = Visit::fake("gpus=4 pcie").report();
+    assert_eq!(report.links.len(), 12);
+    assert!(
+        report
+            .links
+            .iter()
+            .all(|link| link.data_arrived == Some(true))
+    );
+    assert!(
+        only(&report, Subject::SharedMemory)
+            .seen
+            .contains("6 of 6 pairs")
+    );
+    let links = only(&report, Subject::Links);
+    assert_eq!(links.verdict, Verdict::Slower);
+    assert!(links.seen.contains("PCIe") && links.seen.contains("all 6 pairs"));
+}
+
+#[test]
+fn data_that_does_not_arrive_is_found_although_every_call_succeeds() {
+    let report = Visit::fake("gpus=2 deaf").report();
+    let shared = only(&report, Subject::SharedMemory);
+    assert!(shared.blocking && shared.seen.contains("did NOT arrive"));
+    assert!(shared.meaning.contains("IOMMU"));
+    assert!(
+        report.about(Subject::Processes).next().is_none(),
+        "it was tried in vain"
+    );
+    assert!(report.about(Subject::AllReduce).next().is_none());
+}
+
+#[test]
+fn memory_that_cannot_be_mapped_falls_back_and_says_why() {
+    let report = Visit::fake("gpus=2 unmappable").report();
+    let shared = only(&report, Subject::SharedMemory);
+    assert_eq!(shared.verdict, Verdict::Slower);
+    assert!(shared.seen.contains("cuMemMap failed"), "{shared}");
+    assert!(shared.meaning.contains("legacy CUDA IPC"));
+    let processes = only(&report, Subject::Processes);
+    assert_eq!(processes.verdict, Verdict::Not);
+    assert!(processes.seen.contains("cuMemMap failed"), "{processes}");
+    assert!(
+        report
+            .about(Subject::LegacyIpc)
+            .all(|it| it.verdict == Verdict::Works)
+    );
+}
+
+#[test]
+fn a_gpu_without_descriptors_uses_handles_and_one_without_either_is_told_apart() {
+    let report = Visit::fake("gpus=1 nofd").report();
+    assert_eq!(
+        only(&report, Subject::SharedMemory).verdict,
+        Verdict::Slower
+    );
+    let report = Visit::fake("gpus=1 nofd noipc").report();
+    let legacy: Vec<Verdict> = report
+        .about(Subject::LegacyIpc)
+        .map(|it| it.verdict)
+        .collect();
+    assert_eq!(legacy, [Verdict::Not; 2]);
+}
+
+#[test]
+fn gpus_that_cannot_reach_each_other_are_named() {
+    let report = Visit::fake("gpus=2 island").report();
+    let shared = only(&report, Subject::SharedMemory);
+    assert!(shared.blocking && shared.gpus == [0, 1]);
+    assert!(
+        shared.seen.contains("cuDeviceCanAccessPeer says no"),
+        "{shared}"
+    );
+    assert_eq!(only(&report, Subject::Links).verdict, Verdict::Not);
+}
+
+/// What the driver or the GPU finding must say for each illness.
+const ILLNESSES: [(&str, Subject, Verdict, &str); 10] = [
+    ("gpus=0", Subject::Driver, Verdict::Not, "finds no GPU"),
+    ("old", Subject::Driver, Verdict::Not, "branch 580 or newer"),
+    (
+        "cuda12",
+        Subject::Driver,
+        Verdict::Slower,
+        "branch 580 or newer",
+    ),
+    (
+        "mismatch",
+        Subject::Driver,
+        Verdict::Not,
+        "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+    ),
+    (
+        "volta",
+        Subject::Gpu,
+        Verdict::Not,
+        "compute capability 8.0 and newer",
+    ),
+    ("prohibited", Subject::Gpu, Verdict::Not, "-c DEFAULT"),
+    ("exclusive", Subject::Gpu, Verdict::Slower, "one process"),
+    (
+        "mig",
+        Subject::Gpu,
+        Verdict::Slower,
+        "MIG-10101010-1010-1010-1010-101010101010",
+    ),
+    ("taken", Subject::Context, Verdict::Not, "nvidia-smi"),
+    (
+        "gpus=1",
+        Subject::Environment,
+        Verdict::Slower,
+        "CUDA_DEVICE_MAX_CONNECTIONS=32",
+    ),
+];
+
+#[test]
+fn each_illness_of_a_driver_or_gpu_is_a_finding_that_says_what_to_do() {
+    for (fault, subject, verdict, says) in ILLNESSES {
+        let report = Visit::fake(fault).report();
+        let finding = only(&report, subject);
+        assert_eq!(finding.verdict, verdict, "{fault}: {finding}");
+        let text = format!("{} {}", finding.seen, finding.meaning);
+        assert!(text.contains(says), "{fault}: {finding}");
+    }
+}
+
+#[test]
+fn a_driver_that_lacks_functions_is_named_with_them_and_nothing_panics() {
+    let mut visit = Visit::fake("gpus=1");
+    visit
+        .command
+        .env("LD_LIBRARY_PATH", fake("incomplete-cuda", "-DINCOMPLETE"));
+    let report = visit.report();
+    let driver = only(&report, Subject::Driver);
+    assert!(driver.blocking);
+    assert!(
+        driver
+            .seen
+            .contains("lacks cuStreamBeginCapture_v2, cuStreamEndCapture")
+    );
+}
+
+#[test]
+fn a_driver_that_hangs_ends_in_a_finding() {
+    let began = Instant::now();
+    let report = Visit::fake("gpus=2 hang")
+        .args(&["--patience", "5"])
+        .report();
+    let hung = report
+        .about(Subject::Gpu)
+        .find(|finding| finding.blocking)
+        .unwrap();
+    assert!(hung.seen.contains("no answer within 5 s"));
+    assert!(report.about(Subject::SharedMemory).next().is_none());
+    // Far more than it takes on a busy machine; without a bound it would be for ever.
+    assert!(began.elapsed() < Duration::from_secs(120));
+}
+
+#[test]
+fn another_process_that_hangs_is_ended_and_named() {
+    let report = Visit::fake("gpus=1 peerhangs")
+        .args(&["--patience", "8"])
+        .report();
+    assert_eq!(only(&report, Subject::SharedMemory).verdict, Verdict::Works);
+    let processes = only(&report, Subject::Processes);
+    assert_eq!(processes.verdict, Verdict::Not);
+    assert!(processes.seen.contains("rank 1"), "{processes}");
+}
+
+#[test]
+fn the_other_process_does_not_outlive_a_doctor_that_is_killed() {
+    let mut visit = Visit::fake("gpus=1 peerhangs").args(&["--patience", "600"]);
+    let tmp = visit.directory.path().join("tmp");
+    let mut doctor = visit.command.spawn().unwrap();
+    let eventually = |what: &str, condition: &dyn Fn() -> bool| {
+        let began = Instant::now();
+        while !condition() {
+            assert!(
+                began.elapsed() < Duration::from_secs(120),
+                "{what} did not come true"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    eventually("another process", &|| !processes_of(&tmp).is_empty());
+    doctor.kill().unwrap();
+    doctor.wait().unwrap();
+    eventually("its end", &|| processes_of(&tmp).is_empty());
+}
