@@ -58,6 +58,7 @@ impl Consumer {
         fs::create_dir(&home)?;
         let tools = place.join("tools");
         link_tools(&tools)?;
+        eprintln!("building it offline, which takes a minute or two");
         let mut command = bare(&tools.join("cargo"), &home);
         command
             .args(["build", "--offline"])
@@ -67,7 +68,7 @@ impl Consumer {
             // One small sum is run with it: compiling takes longer than running.
             .env("CXXFLAGS", "-O0");
         run(&mut command).context("the program cannot be built from the release alone")?;
-        progress(begun, "built it offline, without nvcc");
+        progress(begun, "built it, without nvcc");
         Ok(Self {
             executable: project.join("target/debug/peersum-consumer"),
             home,
