@@ -44,9 +44,7 @@ pub(crate) fn explore(machine: &Machine) -> Explored {
     let initial = machine.initial();
     seen.insert(hasher.hash_one(initial));
     path.push((initial, machine.steps(&initial)));
-    let cap: usize = std::env::var("MODEL_CAP").map_or(usize::MAX, |c| c.parse().unwrap());
     while let Some((state, steps)) = path.last_mut() {
-        if seen.len() > cap { break; }
         let Some(step) = steps.pop() else {
             path.pop();
             taken.pop();

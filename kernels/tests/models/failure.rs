@@ -124,11 +124,7 @@ impl Machine {
     }
 
     /// The host found a failure that no kernel saw: it poisons its own rank and all peers.
-    pub(crate) fn fail_synchronize(
-        &self,
-        state: &mut State,
-        rank: usize,
-    ) -> Result<(), Violation> {
+    pub(crate) fn fail_synchronize(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
         let id = Id {
             rank,
             block: 0,

@@ -5,7 +5,11 @@ use crate::memory::{Store, header, own_header};
 
 impl Machine {
     fn ring_size(&self) -> u8 {
-        if self.is_broken(Break::RingOfTwo) { 2 } else { 4 }
+        if self.is_broken(Break::RingOfTwo) {
+            2
+        } else {
+            4
+        }
     }
 
     pub(crate) fn ring(&self, sequence: u8) -> u8 {
@@ -34,11 +38,17 @@ impl Machine {
         }
         let ring = self.ring(Self::sequence(state, id));
         let word = self.header(state, id);
-        if id.rank % self.threads == id.thread {
+        if id.thread == 0 {
             state.memory[id.rank][own_header(ring)] = word;
         }
         for peer in self.peers(id) {
-            self.issue(state, id, (peer, header(ring, id.rank)), word, self.is_strict)?;
+            self.issue(
+                state,
+                id,
+                (peer, header(ring, id.rank)),
+                word,
+                self.is_strict,
+            )?;
         }
         Ok(())
     }
@@ -60,7 +70,10 @@ impl Machine {
         let own = self.previous_own(state, id);
         let word = self.awaited_word(state, id);
         state.memory[id.rank][word] == own
-            || state.in_flight.to(id.rank, word).any(|store| store.value == own)
+            || state
+                .in_flight
+                .to(id.rank, word)
+                .any(|store| store.value == own)
     }
 
     /// Takes the awaited header.
@@ -70,7 +83,10 @@ impl Machine {
         if state.memory[id.rank][word] == own {
             return;
         }
-        let awaited = state.in_flight.to(id.rank, word).find(|store| store.value == own);
+        let awaited = state
+            .in_flight
+            .to(id.rank, word)
+            .find(|store| store.value == own);
         if let Some(store) = awaited {
             state.in_flight.perform(&store, &mut state.memory);
         }

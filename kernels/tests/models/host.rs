@@ -92,8 +92,8 @@ impl Machine {
     }
 
     pub(crate) fn end_kernel(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
-        let performs_own = self.order == Order::Physical
-            && !self.is_broken(Break::NothingWaitsForTheKernelBefore);
+        let performs_own =
+            self.order == Order::Physical && !self.is_broken(Break::NothingWaitsForTheKernelBefore);
         if performs_own {
             state.in_flight.perform_all(&mut state.memory, |store| {
                 store.issuer == rank && store.target == rank
@@ -118,7 +118,11 @@ impl Machine {
         let agree = (0..BLOCKS).all(|block| {
             (memory[push_epoch(block)], memory[pull_epoch(block)]) == (pushes, 1 + pulls)
         });
-        if agree { Ok(()) } else { Err(Violation::EpochsDiffer) }
+        if agree {
+            Ok(())
+        } else {
+            Err(Violation::EpochsDiffer)
+        }
     }
 
     /// The words in which the peers' headers of the last call come, and this rank's own header of it.
@@ -149,7 +153,9 @@ impl Machine {
         };
         let is_last = |word: u8| word >> 4 == own >> 4;
         if words.iter().all(|word| comes(word, &is_last))
-            || words.iter().any(|word| comes(word, &|word| is_last(word) && word != own))
+            || words
+                .iter()
+                .any(|word| comes(word, &|word| is_last(word) && word != own))
         {
             steps.push(Step::Synchronize(rank, Finds::Old));
         }
@@ -181,7 +187,10 @@ impl Machine {
             let (words, own) = self.last_headers(state, rank);
             Self::perform_words(state, &words);
             // A header that is not there yet is waited for no longer than until another differs.
-            if words.iter().any(|&(rank, word)| state.memory[rank][word] != own) {
+            if words
+                .iter()
+                .any(|&(rank, word)| state.memory[rank][word] != own)
+            {
                 return self.fail_synchronize(state, rank);
             }
         }

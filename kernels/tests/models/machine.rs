@@ -11,6 +11,10 @@ use crate::memory::{
 pub(crate) const THREADS: usize = 2;
 
 /// One entry point and the kind of its source.
+#[expect(
+    clippy::enum_variant_names,
+    reason = "the algorithms are called one-shot and two-shot"
+)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     PushOneShot,
@@ -87,6 +91,7 @@ pub(crate) enum Break {
     NoRelay,
     NoFenceBehindPoison,
     NoLastLookAtPoison,
+    LastLookRecordsNothing,
     LostThreadAnnounced,
     NothingWaitsForTheKernelBefore,
 }
@@ -318,10 +323,19 @@ impl Machine {
         &self.programs[rank][usize::from(state.ranks[rank].call)]
     }
 
-    /// The peers with which this thread exchanges words.
+    /// The peers with which this thread exchanges words: the `thread`-th in the order that begins with this rank.
     pub(crate) fn peers(&self, id: Id) -> impl Iterator<Item = usize> + use<> {
-        let threads = self.threads;
-        (0..self.world).filter(move |&peer| peer % threads == id.thread && peer != id.rank)
+        let (world, threads) = (self.world, self.threads);
+        (0..world).filter(move |&peer| {
+            let step = (peer + world - id.rank) % world;
+            step != 0 && step % threads == id.thread
+        })
+    }
+
+    /// The ranks that `rank` sends its units to, and receives units from. A pair keeps its own in registers.
+    pub(crate) fn slot_peers(&self, rank: usize) -> impl Iterator<Item = usize> + Clone + use<> {
+        let keeps_own = self.world == 2;
+        (0..self.world).filter(move |&peer| !keeps_own || peer != rank)
     }
 
     /// The place that a thread handles next, if there is one.
@@ -360,10 +374,11 @@ impl Machine {
         value: u8,
         release: bool,
     ) -> Result<(), Violation> {
-        // Data for a slot from which the last data was not taken, or whose re-arm is still to be performed.
+        // Data for a slot from which the last data was not taken, or whose re-arm by another rank is still to be performed.
         if is_slot(address) && value != EMPTY && self.ranks_agree() {
-            let is_empty = state.memory[target][address] == EMPTY;
-            if !is_empty || state.in_flight.to(target, address).next().is_some() {
+            let mut coming = state.in_flight.to(target, address);
+            let is_raced = coming.any(|store| store.issuer != id.rank || store.value != EMPTY);
+            if is_raced || self.load(state, id, target, address) != EMPTY {
                 return Err(Violation::SlotOverwritten);
             }
         }
@@ -418,7 +433,11 @@ impl Machine {
             match state.ranks[rank].host {
                 Host::Fill => {
                     steps.push(Step::Fill(rank, Finds::Old));
-                    if state.in_flight.iter().any(|store| self.races_with_fill(&store, rank)) {
+                    if state
+                        .in_flight
+                        .iter()
+                        .any(|store| self.races_with_fill(&store, rank))
+                    {
                         steps.push(Step::Fill(rank, Finds::New));
                     }
                 }
@@ -509,7 +528,11 @@ impl Machine {
                 store.issuer, store.call, store.target
             ),
             Step::Run(id, finds) | Step::GiveUp(id, finds) => {
-                let does = if matches!(step, Step::Run(..)) { "" } else { " given up" };
+                let does = if matches!(step, Step::Run(..)) {
+                    ""
+                } else {
+                    " given up"
+                };
                 format!(
                     "rank {} block {} thread {} call {}: {:?}{does}, finds {finds:?}",
                     id.rank,
@@ -574,7 +597,9 @@ impl Machine {
         let is_poisoned = || (0..BLOCKS).all(|block| state.memory[rank][poison(block)] != 0);
         let is_inside = || {
             let threads = state.threads[rank].as_flattened();
-            threads.iter().any(|thread| !matches!(thread.at, At::Done | At::Enter))
+            threads
+                .iter()
+                .any(|thread| !matches!(thread.at, At::Done | At::Enter))
         };
         match state.ranks[rank].host {
             Host::Ok | Host::Failed | Host::Stopped => true,
@@ -597,9 +622,10 @@ impl Machine {
                 (self.waits == Waits::Endless || !self.call(state, id.rank).kind.is_symmetric())
                     && self.are_flags_performed(state, id)
             }
-            At::Fence => {
-                !state.in_flight.iter().any(|store| store.issuer == id.rank && is_poison(store.address))
-            }
+            At::Fence => !state
+                .in_flight
+                .iter()
+                .any(|store| store.issuer == id.rank && is_poison(store.address)),
             _ => false,
         }
     }

@@ -22,8 +22,10 @@ pub(crate) const UNITS: usize = RANKS * PLACES;
 pub(crate) type Memory = [u8; SIZE];
 
 const SLOTS: usize = 0;
-/// A half is cut into 2 W parts for a two-shot call and into W parts, each twice as large, for a one-shot call: the same words.
-const HALF: usize = 2 * RANKS * PLACES;
+/// Words that the slots of one source have side by side.
+const GROUP: usize = 2 * PLACES;
+/// A two-shot call gathers in the second half of it.
+const HALF: usize = 2 * RANKS * GROUP;
 const HEADERS: usize = SLOTS + 2 * HALF;
 const OWN_HEADERS: usize = HEADERS + 4 * RANKS;
 const FLAGS: usize = OWN_HEADERS + 4;
@@ -46,14 +48,13 @@ pub(crate) fn data(call: u8, reduced: bool) -> u8 {
     1 + 2 * call + u8::from(reduced)
 }
 
-pub(crate) fn one_shot_slot(half: u8, source: usize, word: usize) -> usize {
-    SLOTS + usize::from(half) * HALF + source * 2 * PLACES + word
+/// A word of the inputs that `source` sends: of a unit, or of a unit of the receiver's chunk.
+pub(crate) fn input_slot(half: u8, source: usize, word: usize) -> usize {
+    SLOTS + usize::from(half) * HALF + source * GROUP + word
 }
-pub(crate) fn scatter_slot(half: u8, source: usize, place: usize) -> usize {
-    SLOTS + usize::from(half) * HALF + source * PLACES + place
-}
-pub(crate) fn gather_slot(half: u8, owner: usize, place: usize) -> usize {
-    scatter_slot(half, RANKS + owner, place)
+/// A reduced unit of `owner`'s chunk.
+pub(crate) fn reduced_slot(half: u8, owner: usize, place: usize) -> usize {
+    input_slot(half, RANKS + owner, place)
 }
 pub(crate) fn header(ring: u8, source: usize) -> usize {
     HEADERS + usize::from(ring) * RANKS + source
@@ -78,26 +79,6 @@ pub(crate) fn pull_epoch(block: usize) -> usize {
 }
 pub(crate) fn poison(block: usize) -> usize {
     POISON + block
-}
-
-/// An address in words.
-pub(crate) fn name(address: usize) -> String {
-    let regions = [
-        (SLOTS, "slot"),
-        (HEADERS, "header"),
-        (OWN_HEADERS, "own header"),
-        (FLAGS, "flag"),
-        (STAGING, "staging unit"),
-        (SYMMETRIC, "symmetric unit"),
-        (PUSH_EPOCHS, "push epoch"),
-        (PULL_EPOCHS, "pull epoch"),
-        (POISON, "poison word"),
-    ];
-    let (start, region) = regions
-        .iter()
-        .rfind(|(start, _)| *start <= address)
-        .unwrap_or(&regions[0]);
-    format!("{region} {}", address - start)
 }
 
 pub(crate) fn zeroed() -> Memory {
@@ -144,7 +125,7 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    const CAPACITY: usize = 40;
+    const CAPACITY: usize = 48;
 
     pub(crate) fn none() -> Self {
         Self {
@@ -216,7 +197,11 @@ impl InFlight {
     /// The stores on their way to a word, the oldest of each issuer first.
     pub(crate) fn to(&self, target: usize, address: usize) -> impl Iterator<Item = Store> + '_ {
         // The set is sorted downwards.
-        let count = self.packed.iter().take_while(|&&packed| packed != 0).count();
+        let count = self
+            .packed
+            .iter()
+            .take_while(|&&packed| packed != 0)
+            .count();
         self.packed[..count]
             .iter()
             .rev()
@@ -250,9 +235,8 @@ impl Store {
     /// Whether this store is performed before `other` in any case.
     fn precedes(&self, other: &Store) -> bool {
         let age = |store: &Store| (store.call, store.stage);
-        let is_before_in_word = self.target == other.target
-            && self.address == other.address
-            && age(self) < age(other);
+        let is_before_in_word =
+            self.target == other.target && self.address == other.address && age(self) < age(other);
         let is_before_release = other.release
             && !self.release
             && (self.call < other.call

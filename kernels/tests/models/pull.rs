@@ -61,13 +61,21 @@ impl Machine {
     /// The first half of a meeting, behind its first block barrier.
     pub(crate) fn announce(&self, state: &mut State, id: Id, wait: At) -> Result<(), Violation> {
         let is_opening = wait == At::OpenFlags;
-        let closed = if is_opening { At::OpenedBarrier } else { At::SecondedBarrier };
+        let closed = if is_opening {
+            At::OpenedBarrier
+        } else {
+            At::SecondedBarrier
+        };
         if thread(state, id).lost {
             return self.arrive(state, id, closed);
         }
         let kind = self.call(state, id.rank).kind;
         // What the flag speaks for was stored by this kernel.
-        let announces_stores = if is_opening { !kind.is_symmetric() } else { kind.is_two_shot() };
+        let announces_stores = if is_opening {
+            !kind.is_symmetric()
+        } else {
+            kind.is_two_shot()
+        };
         let release = announces_stores && !self.is_broken(Break::RelaxedStagingFlag);
         if !self.is_barrier_missing(wait) {
             for peer in self.peers(id) {
@@ -145,6 +153,9 @@ impl Machine {
             && !self.is_broken(Break::NoLastLookAtPoison)
             && state.memory[id.rank][poison(id.block)] != 0
         {
+            if !self.is_broken(Break::LastLookRecordsNothing) {
+                return self.leave(state, id);
+            }
             thread_mut(state, id).lost = true;
         }
         self.arrive(state, id, At::SecondedBarrier)
@@ -233,7 +244,13 @@ impl Machine {
         let last = self.call(state, id.rank).places - 1;
         let is_mapped_otherwise = self.is_broken(Break::OtherMappingInGather);
         self.places(state, id)
-            .map(|place| if is_mapped_otherwise { last - place } else { place })
+            .map(|place| {
+                if is_mapped_otherwise {
+                    last - place
+                } else {
+                    place
+                }
+            })
             .flat_map(|place| {
                 (0..self.world)
                     .filter(|&owner| owner != id.rank)

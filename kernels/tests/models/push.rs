@@ -1,9 +1,7 @@
 //! push.cu: units travel through slots, the data is the flag.
 
 use crate::machine::{At, Break, Id, Machine, State, Violation, thread, thread_mut};
-use crate::memory::{
-    EMPTY, SCRATCH, data, gather_slot, one_shot_slot, scatter_slot, staging,
-};
+use crate::memory::{EMPTY, SCRATCH, data, input_slot, reduced_slot, staging};
 
 impl Machine {
     fn push_half(&self, state: &State, id: Id) -> u8 {
@@ -48,19 +46,21 @@ impl Machine {
         self.await_headers(state, id, 0)
     }
 
+    /// The words of a unit, or of a unit of a chunk, which is modelled as one.
+    fn words_of(&self, state: &State, id: Id, place: usize) -> std::ops::Range<usize> {
+        if self.call(state, id.rank).kind.is_two_shot() {
+            return place..place + 1;
+        }
+        place * self.words..(place + 1) * self.words
+    }
+
     pub(crate) fn store_inputs(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        let is_two_shot = self.call(state, id.rank).kind.is_two_shot();
         let half = self.push_half(state, id);
         let value = data(state.ranks[id.rank].call, false);
         for place in self.places(state, id) {
-            for peer in (0..self.world).filter(|&peer| peer != id.rank) {
-                if is_two_shot {
-                    let slot = scatter_slot(half, id.rank, place);
-                    self.issue(state, id, (peer, slot), value, false)?;
-                    continue;
-                }
-                for word in 0..self.words {
-                    let slot = one_shot_slot(half, id.rank, place * self.words + word);
+            for peer in self.slot_peers(id.rank) {
+                for word in self.words_of(state, id, place) {
+                    let slot = input_slot(half, id.rank, word);
                     self.issue(state, id, (peer, slot), value, false)?;
                 }
             }
@@ -83,32 +83,30 @@ impl Machine {
             .collect()
     }
 
-    /// The slots of a unit that a thread waits for, of every peer.
+    /// The slots of a unit that a thread waits for, of every source.
     fn inputs(&self, state: &State, id: Id) -> Vec<usize> {
         let half = self.push_half(state, id);
         let Some(place) = self.place(state, id) else {
             return Vec::new();
         };
-        let sources = (0..self.world).filter(|&source| source != id.rank);
-        if self.call(state, id.rank).kind.is_two_shot() {
-            return sources
-                .map(|source| scatter_slot(half, source, place))
-                .collect();
-        }
-        sources
+        let words = self.words_of(state, id, place);
+        self.slot_peers(id.rank)
             .flat_map(|source| {
-                (0..self.words)
-                    .map(move |word| one_shot_slot(half, source, place * self.words + word))
+                words
+                    .clone()
+                    .map(move |word| input_slot(half, source, word))
             })
             .collect()
     }
 
     fn reduced(&self, state: &State, id: Id) -> Vec<usize> {
         let half = self.push_half(state, id);
-        let owners = (0..self.world).filter(|&owner| owner != id.rank);
-        self.place(state, id)
-            .into_iter()
-            .flat_map(|place| owners.clone().map(move |owner| gather_slot(half, owner, place)))
+        let place = self.place(state, id).into_iter();
+        place
+            .flat_map(|place| {
+                self.slot_peers(id.rank)
+                    .map(move |owner| reduced_slot(half, owner, place))
+            })
             .collect()
     }
 
@@ -134,7 +132,10 @@ impl Machine {
     /// Whether data is in a slot or on its way to it.
     fn has_come(&self, state: &State, id: Id, slot: usize) -> bool {
         self.load(state, id, id.rank, slot) != EMPTY
-            || state.in_flight.to(id.rank, slot).any(|store| store.value != EMPTY)
+            || state
+                .in_flight
+                .to(id.rank, slot)
+                .any(|store| store.value != EMPTY)
     }
 
     /// Takes what came and empties the slots.
@@ -199,9 +200,9 @@ impl Machine {
                 }
             }
             if self.call(state, id.rank).kind.is_two_shot() {
-                let slot = gather_slot(self.push_half(state, id), id.rank, place);
+                let slot = reduced_slot(self.push_half(state, id), id.rank, place);
                 let sum = self.sum(state, id);
-                for peer in (0..self.world).filter(|&peer| peer != id.rank) {
+                for peer in self.slot_peers(id.rank) {
                     self.issue(state, id, (peer, slot), sum, false)?;
                 }
             }
