@@ -82,9 +82,14 @@ PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
             call, peer, call.header, [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
         // A symmetric call's last look at poison, behind its last wait: a peer that left may have gone on to overwrite its buffer while this rank
-        // read it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.)
+        // read it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.) Whoever sees it leaves, as on entry:
+        // the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
         if (PHASE == PEERSUM_PULL_PHASE_SECOND && GUARDED && call.is_symmetric()) {
-            lost |= ld_relaxed_sys_u32(&call.control->blocks[call.block].poison) != 0;
+            const peersum_u32 poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
+            if (poison != 0) {
+                peersum_leave(call.params, PEERSUM_CAUSE_POISON, poison - 1, poison, 0, call.header, 0);
+                lost = true;
+            }
         }
     }
     return !bar_red_or(lost);
