@@ -156,7 +156,7 @@ fn a_thousand_communicators_of_processes_leave_memory_descriptors_and_mappings_a
     let sockets = directory.path().join("sockets");
     let ranks =
         [0, 1].map(|rank| Started::new(test, format!("process {rank} {}", sockets.display())));
-    ranks.map(Started::assert_success);
+    ranks.into_iter().for_each(Started::assert_success);
     let left: Vec<PathBuf> = list(&sockets);
     assert!(left.is_empty(), "{left:?}");
 }
