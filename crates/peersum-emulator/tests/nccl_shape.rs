@@ -1,4 +1,4 @@
-//! `peersum::nccl_shape` with ranks in processes and threads: who meets, what is summed, what is refused.
+//! `peersum::nccl_shape` with ranks in processes: who meets, what is summed, what is refused.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -12,14 +12,14 @@ use peersum::nccl_shape::{Comm, Id, NcclError, NcclStatus, ReduceOp};
 use peersum::{Communicator, Element, Error, Failure, Rendezvous, reference};
 use peersum_emulator::{EmulatorBuffer, EmulatorDevice, EmulatorStream};
 
-/// `id in hexadecimal, world size, first rank, number of ranks` for a process that is some of the ranks.
+/// `id in hexadecimal, rank` for a process that is one of two ranks.
 const ROLE: &str = "PEERSUM_TEST_NCCL_SHAPE_ROLE";
 const LEN: usize = 1000;
 
 /// Kills the process if the test ends before it does.
-struct Ranks(Child);
+struct Rank(Child);
 
-impl Drop for Ranks {
+impl Drop for Rank {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -61,8 +61,8 @@ fn reduce<T: Element>(comm: &Comm<EmulatorStream>) {
     assert_eq!(bits(&in_place.to_vec()), bits(&expected));
 }
 
-/// In a process that the test has started: plays its ranks, each on a thread, and ends the process.
-fn play_if_started_as_ranks() {
+/// In a process that the test has started: plays the rank and ends the process.
+fn play_if_started_as_a_rank() {
     let Ok(role) = std::env::var(ROLE) else {
         return;
     };
@@ -73,23 +73,18 @@ fn play_if_started_as_ranks() {
         *place = u8::from_str_radix(digits, 16).unwrap() as c_char;
     }
     let id = Id::uninit(internal);
-    let [world_size, first, count] = [1, 2, 3].map(|word| words[word].parse::<usize>().unwrap());
-    std::thread::scope(|scope| {
-        for rank in first..first + count {
-            scope.spawn(move || {
-                let comm = Comm::from_rank(stream(rank), rank, world_size, id).unwrap();
-                reduce::<f32>(&comm);
-                reduce::<bf16>(&comm);
-                reduce::<f16>(&comm);
-            });
-        }
-    });
+    let rank = words[1].parse().unwrap();
+    let comm = Comm::from_rank(stream(rank), rank, 2, id).unwrap();
+    reduce::<f32>(&comm);
+    reduce::<bf16>(&comm);
+    reduce::<f16>(&comm);
+    drop(comm);
     std::process::exit(0);
 }
 
 #[test]
-fn ranks_in_processes_and_threads_meet_by_the_id_and_get_the_references_bits() {
-    play_if_started_as_ranks();
+fn ranks_in_processes_meet_by_the_id_and_get_the_references_bits() {
+    play_if_started_as_a_rank();
     let directory = tempfile::tempdir().unwrap();
     let id: String = Id::new()
         .unwrap()
@@ -97,19 +92,19 @@ fn ranks_in_processes_and_threads_meet_by_the_id_and_get_the_references_bits() {
         .iter()
         .map(|&byte| format!("{:02x}", byte as u8))
         .collect();
-    let start = |first: usize, count: usize| {
-        let test = "ranks_in_processes_and_threads_meet_by_the_id_and_get_the_references_bits";
-        Ranks(
+    let start = |rank: usize| {
+        let test = "ranks_in_processes_meet_by_the_id_and_get_the_references_bits";
+        Rank(
             Command::new(std::env::current_exe().unwrap())
                 .args(["--exact", test, "--nocapture"])
-                .env(ROLE, format!("{id} 3 {first} {count}"))
+                .env(ROLE, format!("{id} {rank}"))
                 .env("PEERSUM_RENDEZVOUS_DIR", directory.path().join("sockets"))
                 .spawn()
                 .unwrap(),
         )
     };
-    for mut ranks in [start(0, 1), start(1, 2)] {
-        assert!(ranks.0.wait().unwrap().success());
+    for mut rank in [start(0), start(1)] {
+        assert!(rank.0.wait().unwrap().success());
     }
 }
 

@@ -57,7 +57,7 @@ impl Library {
                 unsafe { Dynamic::new(path) }.map_err(|error| {
                     missing(
                         &path.display().to_string(),
-                        &format!("it could not be opened: {error}"),
+                        &format!("it could not be opened: {}", reason(&error)),
                     )
                 })?
             }
@@ -170,7 +170,7 @@ fn open_by_name() -> Result<Dynamic, Error> {
         // SAFETY: as for a path that the caller names.
         match unsafe { Dynamic::new(name) } {
             Ok(library) => return Ok(library),
-            Err(error) => failures.push(error.to_string()),
+            Err(error) => failures.push(reason(&error)),
         }
     }
     Err(missing(
@@ -181,6 +181,11 @@ fn open_by_name() -> Result<Dynamic, Error> {
             failures.join("; ")
         ),
     ))
+}
+
+/// What the system's loader said, which is the cause of libloading's error.
+fn reason(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn missing(library: &str, help: &str) -> Error {

@@ -181,10 +181,12 @@ impl<S: DeviceStream> Comm<S> {
         if let Some(stand_in) = &self.stand_in {
             stand_in.wait_for(&self.stream).map_err(Error::from)?;
         }
-        call(&mut communicator)?;
+        let launched = call(&mut communicator);
+        // After an error as well: a part of the call may have been launched.
         if let Some(stand_in) = &self.stand_in {
             self.stream.wait_for(stand_in).map_err(Error::from)?;
         }
+        launched?;
         Ok(NcclStatus::Success)
     }
 
