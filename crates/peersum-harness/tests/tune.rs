@@ -30,7 +30,7 @@ fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicato
             "--bytes=512,8K",
             "--dtype=bf16,f32",
             "--seconds=3600",
-            "--calls=2",
+            "--calls=1",
             "--replays=1",
             "--out=tuned/tables.json",
         ],

@@ -296,7 +296,7 @@ impl Rank<'_> {
     fn measure(&self, system: System, work: &Work<'_>) -> Result<Vec<Measured>> {
         self.stream.context().bind_to_thread()?;
         let largest = work.bytes.iter().copied().max().unwrap_or(0);
-        let measured = if system == System::NcclSymmetric {
+        if system == System::NcclSymmetric {
             let functions = self.nccl.functions.symmetric.as_ref();
             let functions = functions.context("symmetric windows")?;
             let (input, output) = (
@@ -322,8 +322,7 @@ impl Rank<'_> {
             let measured = self.measure_in(system, &buffers, work);
             self.stream.synchronize()?;
             measured
-        };
-        measured
+        }
     }
 
     fn measure_in(

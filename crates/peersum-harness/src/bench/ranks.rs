@@ -266,9 +266,9 @@ impl<'a, M: Machine> Rank<'a, M> {
 
     fn views<T: Element>(&self, bytes: usize) -> Views<T, <M::Stream as DeviceStream>::Device> {
         let len = bytes.min(self.memory.bytes) / size_of::<T>();
-        // SAFETY: each place has at least as many bytes, aligned for every type; the views are dropped before it. The symmetric buffer itself
-        // is not used while a view of it exists.
         let view = |address| {
+            // SAFETY: each place has at least as many bytes, aligned for every type; the views are dropped before it. The symmetric buffer
+            // itself is not used while a view of it exists.
             View(ManuallyDrop::new(unsafe {
                 self.device.adopt(address, len)
             }))

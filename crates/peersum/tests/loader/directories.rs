@@ -5,7 +5,8 @@ use std::fs;
 use peersum::loader::{ImageKind, JitMode, KernelSet, Origin, Place, Reason, load, load_from};
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{
-    CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError, include_closure,
+    CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError,
+    include_closure,
 };
 use tempfile::tempdir;
 
@@ -122,7 +123,10 @@ fn a_build_that_only_the_harness_measures_is_loaded_by_nobody_who_does_not_ask_f
     let builds = [HarnessBuild::UnsafeBaseline, HarnessBuild::StrictOrder];
     for build in builds {
         let sources = build.sources();
-        let sources: Vec<(&str, &str)> = sources.iter().map(|(path, text)| (*path, &**text)).collect();
+        let sources: Vec<(&str, &str)> = sources
+            .iter()
+            .map(|(path, text)| (*path, &**text))
+            .collect();
         let mut module = Module::compile(push(), SM_90);
         let closure = include_closure(push().source_root(), &sources).unwrap();
         module.entry.closure_digest = closure.digest;
