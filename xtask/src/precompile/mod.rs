@@ -49,7 +49,7 @@ pub(crate) struct PrecompileArgs {
     #[arg(long, conflicts_with_all = ["timings", "jobs", "toolkit", "stock_headers"])]
     check: bool,
 
-    /// Write {out}-timings.json and {out}-timings.html (a timeline of the jobs) beside the output
+    /// Write {out}-timings.json, {out}-timings.html (a timeline of the jobs) and its picture, .svg, beside the output
     #[arg(long)]
     timings: bool,
 

@@ -1,4 +1,4 @@
-//! `--timings`: when each compiler process ran, as JSON and as one self-contained page.
+//! `--timings`: when each compiler process ran, as JSON, as one self-contained page, and as the page's picture alone.
 
 use super::progress::{Status, Summary};
 use anyhow::Context as _;
@@ -32,13 +32,13 @@ struct Timings<'a> {
     processes: &'a [Span],
 }
 
-/// Writes both forms.
+/// Writes all three forms: `page` and, beside it, the picture.
 ///
 /// # Errors
 /// When a file cannot be written.
 pub(crate) fn write(
     json: &Path,
-    html: &Path,
+    page: &Path,
     jobs: usize,
     summary: &Summary,
     spans: &[Span],
@@ -51,24 +51,39 @@ pub(crate) fn write(
     let mut text = serde_json::to_string_pretty(&timings)?;
     text.push('\n');
     fs::write(json, text).with_context(|| format!("cannot write `{}`", json.display()))?;
-    fs::write(html, page(jobs, summary, spans))
-        .with_context(|| format!("cannot write `{}`", html.display()))
+    let picture = picture(jobs, spans);
+    let image = page.with_extension("svg");
+    fs::write(&image, &picture).with_context(|| format!("cannot write `{}`", image.display()))?;
+    fs::write(page, html(jobs, summary, spans, &picture))
+        .with_context(|| format!("cannot write `{}`", page.display()))
 }
 
-/// The page: a row for each job, a bar for each process, and the processes by their time.
-fn page(jobs: usize, summary: &Summary, spans: &[Span]) -> String {
+fn end_seconds(spans: &[Span]) -> f64 {
+    spans
+        .iter()
+        .map(|span| span.start_seconds + span.seconds)
+        .fold(0.001, f64::max)
+}
+
+/// A row for each job, a bar for each process.
+fn picture(jobs: usize, spans: &[Span]) -> String {
     const WIDTH: f64 = 1200.0;
     const ROW: f64 = 26.0;
     const LEFT: f64 = 60.0;
-    let end = spans
-        .iter()
-        .map(|span| span.start_seconds + span.seconds)
-        .fold(0.001, f64::max);
+    let end = end_seconds(spans);
     let scale = WIDTH / end;
-    let height = ROW * jobs as f64 + 30.0;
-    let busy: f64 = spans.iter().map(|span| span.seconds).sum();
+    let (width, height) = (WIDTH + LEFT + 40.0, ROW * jobs as f64 + 30.0);
 
-    let mut svg = String::new();
+    // A picture of its own has a background, or it is not read on a dark page.
+    let mut svg = format!(
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="timeline of the compiler processes">
+<style>
+text {{ font: 12px sans-serif; fill: #555; }} line {{ stroke: #ddd; }}
+rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .failed {{ fill: #d62728; }}
+</style>
+<rect width="{width}" height="{height}" fill="#fff"/>
+"##
+    );
     for worker in 0..jobs {
         let y = ROW * worker as f64 + 17.0;
         let _ = writeln!(svg, r#"<text x="0" y="{y}">job {worker}</text>"#);
@@ -105,7 +120,14 @@ fn page(jobs: usize, summary: &Summary, spans: &[Span]) -> String {
             span.seconds
         );
     }
+    svg.push_str("</svg>\n");
+    svg
+}
 
+/// The page: the picture, and the processes by their time.
+fn html(jobs: usize, summary: &Summary, spans: &[Span], picture: &str) -> String {
+    let busy: f64 = spans.iter().map(|span| span.seconds).sum();
+    let end = end_seconds(spans);
     let mut rows = String::new();
     let mut slowest: Vec<&Span> = spans.iter().collect();
     slowest.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
@@ -123,15 +145,12 @@ fn page(jobs: usize, summary: &Summary, spans: &[Span]) -> String {
 <html lang="en"><meta charset="utf-8"><title>peersum precompile timings</title>
 <style>
 body {{ font: 14px sans-serif; margin: 2em; }}
-svg text {{ font-size: 12px; fill: #555; }} svg line {{ stroke: #ddd; }}
-rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .failed {{ fill: #d62728; }}
 td, th {{ text-align: left; padding: 2px 16px 2px 0; }}
 </style>
 <h1>precompile</h1>
 <p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU); the jobs were busy for {share:.0} % of the compile time.
 Blue: push, orange: pull, red: failed. Hover over a bar for its module.</p>
-<svg width="{width}" height="{height}" role="img" aria-label="timeline of the compiler processes">
-{svg}</svg>
+{picture}
 <table><tr><th>module</th><th>seconds</th><th>start</th><th>job</th></tr>
 {rows}</table>
 </html>
@@ -142,7 +161,6 @@ Blue: push, orange: pull, red: failed. Hover over a bar for its module.</p>
         wall = summary.wall_seconds,
         cpu = summary.cpu_seconds,
         share = 100.0 * busy / (end * jobs.max(1) as f64),
-        width = WIDTH + LEFT + 40.0,
     )
 }
 

@@ -78,7 +78,7 @@ fn json_messages_are_one_object_a_line() {
 }
 
 #[test]
-fn timings_go_beside_the_output_as_json_and_one_self_contained_page() {
+fn timings_go_beside_the_output_as_json_one_self_contained_page_and_its_picture() {
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile(&["--timings"])).succeeded();
     checkout.whole_output();
@@ -88,8 +88,15 @@ fn timings_go_beside_the_output_as_json_and_one_self_contained_page() {
     assert_eq!(json["processes"].as_array().unwrap().len(), 4);
     let page = fs::read_to_string(checkout.path().join("cubins-timings.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("peersum_push_bf16_ws2.sm_90"));
+    let picture = fs::read_to_string(checkout.path().join("cubins-timings.svg")).unwrap();
+    assert!(page.contains(&picture));
+    // The name of the format is the only address in it.
+    let addresses = page.replace("http://www.w3.org/2000/svg", "");
     assert!(
-        !page.contains("http") && !page.contains("<script src") && !page.contains("<link"),
+        !addresses.contains("http")
+            && !page.contains("<script src")
+            && !page.contains("<link")
+            && !page.contains("url("),
         "it loads nothing"
     );
 }
