@@ -8,9 +8,9 @@ mod grid;
 mod kill;
 mod memory;
 mod proof;
+mod sanitize;
 mod soak;
 mod tune;
-mod sanitize;
 
 use std::process::ExitCode;
 

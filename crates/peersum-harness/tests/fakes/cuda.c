@@ -107,23 +107,15 @@ int cuDeviceGetP2PAttribute(int *value, int attribute, int from, int to)
 }
 int cuDeviceCanAccessPeer(int *can, int from, int to) { *can = !has("island"); return OK; }
 
-/* Whether this is the second process of a doctor. */
+/* Whether this is the second process of a doctor, and memory is to travel as a descriptor. */
 static int is_peer(void)
 {
-    char line[64] = {0};
+    static const char word[] = "file-descriptor";
+    char line[8192];
     int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
-    ssize_t bytes = 0, more;
-    for (char word[4096]; (more = read(fd, word, sizeof word)) > 0;)
-        for (ssize_t i = 0; i < more; i++) {
-            line[bytes % 11] = word[i];
-            bytes = word[i] ? bytes + 1 : 0;
-            if (bytes == 11 && memcmp(line, "doctor-peer", 11) == 0) {
-                close(fd);
-                return 1;
-            }
-        }
+    ssize_t bytes = read(fd, line, sizeof line);
     close(fd);
-    return 0;
+    return bytes > 0 && memmem(line, (size_t)bytes, word, sizeof word) != NULL;
 }
 
 int cuDevicePrimaryCtxRetain(void **context, int device)
