@@ -155,7 +155,7 @@ PEERSUM_DEVICE peersum_u64 ld_relaxed_sys_u64(const void* address) {
     return emulator::load<peersum_u64>(address, __ATOMIC_RELAXED);
 }
 PEERSUM_DEVICE void st_relaxed_sys_u64(void* address, peersum_u64 value) {
-#ifdef PEERSUM_EMULATOR_PLAIN_DATA
+#ifdef PEERSUM_EMULATOR_RELEASED_FLAGS
     // A relaxed flag announces what an earlier kernel stored, or loads that have returned. That both are performed by then is a fact of the
     // GPU (kernels/README.md, "Pull") that C++ cannot express, so ThreadSanitizer is told of a release. It does not see, therefore, a
     // relaxed flag that should have been a release.

@@ -1,24 +1,47 @@
 // driver.cpp - ranks as threads of one process with one mapping of all memory, for ThreadSanitizer. Built by ../thread_sanitizer.rs with
-// KERNEL (push.cu or pull.cu), FAMILY (push or pull), PEERSUM_SYMMETRIC (0 or 1), PEERSUM_DTYPE=f32 and PEERSUM_WORLD_SIZE.
+// PEERSUM_DTYPE=f32 and PEERSUM_WORLD_SIZE, and linked with both families.
 //
 // Ranks share nothing but what the kernels share: each is a thread that runs its launches one after the other, each launch a set of
-// threads that it starts and joins. Exit status 0: all sums right.
+// threads that it starts and joins. Without an argument all kinds of call follow each other, and the exit status is 0 if all sums are right. With
+// a kind as the argument the last rank stops before a call of that kind, and the exit status is 0 if every other rank loses it and says why.
 #include "platform_emulator.hpp"
-#include KERNEL
+#include "protocol.cuh"
 
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define FAMILY_ALGORITHM(family, algorithm) PEERSUM_PASTE(family, algorithm)
-#define ENTRY(algorithm) PEERSUM_ENTRY_NAME(FAMILY_ALGORITHM(FAMILY, algorithm), PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
+#define ENTRY(family_algorithm) PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
+
+extern "C" void ENTRY(push_one_shot)(PeersumParams);
+extern "C" void ENTRY(push_two_shot)(PeersumParams);
+extern "C" void ENTRY(pull_one_shot)(PeersumParams);
+extern "C" void ENTRY(pull_two_shot)(PeersumParams);
 
 namespace {
 
-constexpr int CALLS = 24;
-// Only the pull family reads a symmetric source.
-constexpr bool FROM_SYMMETRIC = PEERSUM_SYMMETRIC;
+struct Kind {
+    void (*entry)(PeersumParams);
+    peersum_u64 family, algorithm;
+    bool is_symmetric;
+};
+
+constexpr Kind KINDS[] = {
+    {ENTRY(push_one_shot), PEERSUM_FAMILY_PUSH, PEERSUM_ALGORITHM_ONE_SHOT, false},
+    {ENTRY(push_two_shot), PEERSUM_FAMILY_PUSH, PEERSUM_ALGORITHM_TWO_SHOT, false},
+    {ENTRY(pull_one_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_ONE_SHOT, false},
+    {ENTRY(pull_two_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_TWO_SHOT, false},
+    {ENTRY(pull_one_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_ONE_SHOT, true},
+    {ENTRY(pull_two_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_TWO_SHOT, true},
+};
+constexpr int KIND_COUNT = sizeof KINDS / sizeof KINDS[0];
+// Every kind behind every other: modulo 7 the six numbers from 1 on follow each other at every distance.
+constexpr int CALLS = KIND_COUNT * KIND_COUNT;
+constexpr Kind kind_of(int call) { return KINDS[(call % KIND_COUNT + 1) * (call / KIND_COUNT + 1) % 7 - 1]; }
+
+constexpr peersum_u64 PATIENCE_NS = 60000000000;
+constexpr peersum_u64 PATIENCE_WITH_STOPPED_NS = 100000000;
 constexpr int THREADS = 8;
 constexpr int ELEMENTS = 331;
 constexpr int ELEMENT_CAPACITY = 352;
@@ -59,46 +82,71 @@ void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u
 // Small integers, so that sums are exact in any order.
 float value(peersum_u32 rank, int call, int index) { return static_cast<float>((index * 7 + call * 3 + static_cast<int>(rank)) % 64); }
 
-void* run_rank(void* argument) {
-    const peersum_u32 rank = static_cast<peersum_u32>(reinterpret_cast<peersum_u64>(argument));
+// One call of a rank, on other grids and alignments from call to call. Returns the output.
+const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 timeout_ns) {
     alignas(16) static thread_local float input[ELEMENT_CAPACITY], output[ELEMENT_CAPACITY];
+    // Every second buffer is misaligned, on other calls on each rank.
+    const int offset = (call + static_cast<int>(rank)) % 2;
+    float* source = kind.is_symmetric ? reinterpret_cast<float*>(symmetric[rank]) : input + offset;
+    for (int index = 0; index < ELEMENTS; ++index) source[index] = value(rank, call, index);
+
+    PeersumParams params = {};
+    for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer) {
+        params.arena[(peer + WORLD_SIZE - rank) % WORLD_SIZE] = arenas[peer];
+        params.source[peer] = kind.is_symmetric ? symmetric[peer] : arenas[peer];
+    }
+    params.is_source_aligned = 1;
+    params.input = reinterpret_cast<peersum_u64>(input + offset);
+    params.output = reinterpret_cast<peersum_u64>(output + offset);
+    params.elements = ELEMENTS;
+    params.push_offset = PUSH_OFFSET;
+    params.push_half_bytes = HALF;
+    params.staging_offset = STAGING_OFFSET;
+    params.staging_half_bytes = HALF;
+    params.status = reinterpret_cast<peersum_u64>(&statuses[rank]);
+    params.timeout_ns = timeout_ns;
+    params.rank = rank;
+    params.header = static_cast<peersum_u64>(kind.is_symmetric) << PEERSUM_HEADER_SOURCE_SHIFT |
+                    kind.family << PEERSUM_HEADER_FAMILY_SHIFT | kind.algorithm << PEERSUM_HEADER_ALGORITHM_SHIFT |
+                    static_cast<peersum_u64>(PEERSUM_DTYPE_F32) << PEERSUM_HEADER_DTYPE_SHIFT | ELEMENTS * sizeof(float);
+    launch(kind.entry, params, 1 + static_cast<peersum_u32>(call) % 2, rank * CALLS + call);
+    return kind.algorithm == PEERSUM_ALGORITHM_TWO_SHOT && kind.is_symmetric ? source : output + offset;
+}
+
+void expect(peersum_u32 rank, int call, bool is_right, const char* what) {
+    if (is_right || failed[rank]) return;
+    fprintf(stderr, "rank %u, call %d: %s\n", rank, call, what);
+    failed[rank] = true;
+}
+
+void* run_all_calls(void* argument) {
+    const peersum_u32 rank = static_cast<peersum_u32>(reinterpret_cast<peersum_u64>(argument));
     for (int call = 0; call < CALLS; ++call) {
-        const bool two_shot = call / 2 % 2 != 0;
-        const bool is_symmetric = FROM_SYMMETRIC && call % 3 == 2;
-        // Every second buffer is misaligned, on other calls on each rank.
-        const int offset = (call + static_cast<int>(rank)) % 2;
-        float* source = is_symmetric ? reinterpret_cast<float*>(symmetric[rank]) : input + offset;
-        for (int index = 0; index < ELEMENTS; ++index) source[index] = value(rank, call, index);
-
-        PeersumParams params = {};
-        for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer) {
-            params.arena[(peer + WORLD_SIZE - rank) % WORLD_SIZE] = arenas[peer];
-            params.source[peer] = is_symmetric ? symmetric[peer] : arenas[peer];
-        }
-        params.is_source_aligned = 1;
-        params.input = reinterpret_cast<peersum_u64>(input + offset);
-        params.output = reinterpret_cast<peersum_u64>(output + offset);
-        params.elements = ELEMENTS;
-        params.push_offset = PUSH_OFFSET;
-        params.push_half_bytes = HALF;
-        params.staging_offset = STAGING_OFFSET;
-        params.staging_half_bytes = HALF;
-        params.status = reinterpret_cast<peersum_u64>(&statuses[rank]);
-        params.timeout_ns = 20000000000;
-        params.rank = rank;
-        // Only the pull family is built with symmetric sources.
-        params.header = static_cast<peersum_u64>(is_symmetric) << PEERSUM_HEADER_SOURCE_SHIFT |
-                        static_cast<peersum_u64>(FROM_SYMMETRIC) << PEERSUM_HEADER_FAMILY_SHIFT |
-                        static_cast<peersum_u64>(two_shot) << PEERSUM_HEADER_ALGORITHM_SHIFT |
-                        static_cast<peersum_u64>(PEERSUM_DTYPE_F32) << PEERSUM_HEADER_DTYPE_SHIFT | ELEMENTS * sizeof(float);
-        launch(two_shot ? ENTRY(_two_shot) : ENTRY(_one_shot), params, 1 + static_cast<peersum_u32>(call) % 2, rank * CALLS + call);
-
-        const float* result = two_shot && is_symmetric ? source : output + offset;
+        const float* result = run_call(rank, call, kind_of(call), PATIENCE_NS);
         for (int index = 0; index < ELEMENTS; ++index) {
             float expected = 0;
             for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer) expected += value(peer, call, index);
-            if (result[index] != expected) failed[rank] = true;
+            expect(rank, call, result[index] == expected, "a wrong sum");
         }
+    }
+    return nullptr;
+}
+
+Kind lost_kind;
+
+void* run_until_last_rank_stops(void* argument) {
+    const peersum_u32 rank = static_cast<peersum_u32>(reinterpret_cast<peersum_u64>(argument));
+    constexpr int CALLS_BEFORE = 2;
+    for (int call = 0; call < CALLS_BEFORE; ++call) run_call(rank, call, lost_kind, PATIENCE_NS);
+    if (rank == WORLD_SIZE - 1) return nullptr;
+    // The first is lost for want of a peer, the second because the rank is poisoned.
+    for (int call = CALLS_BEFORE; call < CALLS_BEFORE + 2; ++call) {
+        const float* result = run_call(rank, call, lost_kind, PATIENCE_WITH_STOPPED_NS);
+        for (int index = 0; index < ELEMENTS; ++index) expect(rank, call, result[index] != result[index], "an output that is not NaN");
+        const bool has_status = __atomic_load_n(&statuses[rank].valid, __ATOMIC_ACQUIRE) == 1;
+        expect(rank, call, has_status, "no status");
+        const peersum_u32 cause = statuses[rank].cause;
+        expect(rank, call, cause == PEERSUM_CAUSE_TIMEOUT || cause == PEERSUM_CAUSE_POISON, "another cause");
     }
     return nullptr;
 }
@@ -121,18 +169,20 @@ void set_up(peersum_u32 rank) {
 
 }  // namespace
 
-int main() {
+int main(int count, char** arguments) {
+    void* (*run)(void*) = run_all_calls;
+    if (count > 1) {
+        lost_kind = KINDS[atoi(arguments[1])];
+        run = run_until_last_rank_stops;
+    }
     for (peersum_u32 rank = 0; rank < WORLD_SIZE; ++rank) set_up(rank);
     pthread_t ranks[WORLD_SIZE];
     for (peersum_u64 rank = 0; rank < WORLD_SIZE; ++rank) {
-        if (pthread_create(&ranks[rank], nullptr, run_rank, reinterpret_cast<void*>(rank)) != 0) return 2;
+        if (pthread_create(&ranks[rank], nullptr, run, reinterpret_cast<void*>(rank)) != 0) return 2;
     }
     for (pthread_t rank : ranks) pthread_join(rank, nullptr);
     for (peersum_u32 rank = 0; rank < WORLD_SIZE; ++rank) {
-        if (failed[rank]) {
-            fprintf(stderr, "rank %u has a wrong sum\n", rank);
-            return 1;
-        }
+        if (failed[rank]) return 1;
     }
     return 0;
 }
