@@ -3,9 +3,9 @@
 //!
 //! | file | job |
 //! | --- | --- |
-//! | `push.rs`, `pull.rs`, `headers.rs`, `failure.rs` | the protocols, under the kernels' names |
+//! | `push.rs`, `pull.rs`, `protocol.rs` with `headers.rs` and `failure.rs` | the protocols, under the kernels' names |
 //! | `host.rs` | kernels of a stream, the caller's writes to symmetric buffers, `synchronize` |
-//! | `machine.rs`, `memory.rs`, `explorer.rs` | what a step is, what stores and loads may do, the search |
+//! | `machine.rs`, `steps.rs`, `memory.rs`, `explorer.rs` | what is explored, which steps may come next, what stores and loads may do, the search |
 //! | `promises.rs` | what holds in every run |
 //! | `controls.rs` | each rule left out, and the run that breaks a promise then |
 //!
@@ -21,8 +21,10 @@ mod host;
 mod machine;
 mod memory;
 mod promises;
+mod protocol;
 mod pull;
 mod push;
+mod steps;
 
 use machine::{Call, Kind};
 

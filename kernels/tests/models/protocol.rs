@@ -1,0 +1,100 @@
+//! protocol.cuh: entering and ending a call, and the block barriers between.
+
+use crate::machine::{At, Break, Id, Machine, State, Thread, Violation, thread, thread_mut};
+use crate::memory::{BLOCKS, poison, pull_epoch, push_epoch};
+
+impl Machine {
+    /// The first act of every call.
+    pub(crate) fn enter(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let own = &state.memory[id.rank];
+        let is_poisoned = own[poison(id.block)] != 0;
+        let epochs = (own[push_epoch(id.block)], own[pull_epoch(id.block)]);
+        let me = thread_mut(state, id);
+        (me.push_epoch, me.pull_epoch) = epochs;
+        let is_push = self.call(state, id.rank).kind.is_push();
+        if is_poisoned {
+            if self.is_broken(Break::PoisonLookedAtAfterStores) {
+                if is_push {
+                    self.store_inputs(state, id)?;
+                } else {
+                    self.stage(state, id)?;
+                }
+            }
+            return self.leave(state, id);
+        }
+        if is_push {
+            self.begin_push(state, id)
+        } else {
+            self.stage(state, id)?;
+            self.arrive(state, id, At::OpenBarrier)
+        }
+    }
+
+    /// A thread comes to a block barrier; the last one takes all past it.
+    pub(crate) fn arrive(&self, state: &mut State, id: Id, barrier: At) -> Result<(), Violation> {
+        thread_mut(state, id).at = barrier;
+        let block = &mut state.threads[id.rank][id.block][..self.threads];
+        if block.iter().any(|thread| thread.at != barrier) {
+            return Ok(());
+        }
+        // bar.red.or; the last barrier of a push call is a plain one.
+        if barrier != At::EndBarrier && !self.is_broken(Break::LostThreadAnnounced) {
+            let lost = block.iter().any(|thread| thread.lost);
+            block.iter_mut().for_each(|thread| thread.lost = lost);
+        }
+        for thread in 0..self.threads {
+            let id = Id { thread, ..id };
+            match barrier {
+                At::AcquiredBarrier => self.send(state, id)?,
+                At::EndBarrier => self.finish(state, id)?,
+                At::OpenBarrier => self.announce(state, id, At::OpenFlags)?,
+                At::OpenedBarrier => self.begin_read(state, id)?,
+                At::SecondBarrier => self.announce(state, id, At::SecondFlags)?,
+                At::SecondedBarrier => self.begin_gather(state, id)?,
+                at => unreachable!("{at:?} is no barrier"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The end of every call: the block's last wait is over.
+    pub(crate) fn finish(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let call = *self.call(state, id.rank);
+        let me = *thread(state, id);
+        let rank = &mut state.ranks[id.rank];
+        if me.lost && rank.lost == 0 {
+            rank.lost = rank.call + 1;
+        }
+        if me.is_wrong && !me.lost {
+            self.count_wrong(state, id.rank)?;
+        }
+        let first = id.block + call.blocks * id.thread;
+        for block in (first..BLOCKS).step_by(call.blocks * self.threads) {
+            if self.is_broken(Break::EpochOfLaunchedBlocksOnly) && block != id.block {
+                continue;
+            }
+            let (address, epoch) = if call.kind.is_push() {
+                (push_epoch(block), me.push_epoch)
+            } else {
+                (pull_epoch(block), me.pull_epoch)
+            };
+            if self.is_broken(Break::NothingWaitsForTheKernelBefore) {
+                self.issue(state, id, (id.rank, address), epoch + 1, false)?;
+            } else {
+                state.memory[id.rank][address] = epoch + 1;
+            }
+        }
+        *thread_mut(state, id) = Thread::DONE;
+        Ok(())
+    }
+
+    /// A result of this rank is not the sum of this call's inputs. Where ranks call differently none can be, and it is `synchronize` that must
+    /// find out.
+    pub(crate) fn count_wrong(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
+        if self.ranks_agree() {
+            return Err(Violation::WrongResult);
+        }
+        state.ranks[rank].is_wrong = true;
+        Ok(())
+    }
+}
