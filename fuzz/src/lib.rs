@@ -76,7 +76,7 @@ pub fn pack(input: &[u8]) -> bool {
         let Ok(bytes) = pack.verified(module) else {
             return false;
         };
-        assert!(verify_bytes(bytes, module).is_ok());
+        assert!(verify_bytes(&bytes, module).is_ok());
         true
     });
     verified.count() > 0

@@ -20,6 +20,7 @@ mod digest;
 mod elf;
 mod key;
 mod manifest;
+#[cfg(feature = "pack")]
 pub mod pack;
 mod ptx;
 mod vocabulary;

@@ -4,13 +4,14 @@
 //! | --- | --- |
 //! | 8 | the magic [`MAGIC`] |
 //! | 4 | the version of this format, little-endian as all numbers here: [`PACK_VERSION`] |
-//! | 1 | the compression of the payload: 0 is none, the only one so far |
+//! | 1 | how the modules' files are compressed: 1 is DEFLATE, each file for itself, the only one so far |
 //! | 3 | zero |
 //! | 8 | the manifest's length |
-//! | 8 | the payload's length, uncompressed |
+//! | 8 | the payload's length |
 //!
-//! The payload is the manifest followed by the modules' files, one after the other in the manifest's order. The manifest has
-//! their lengths, so it is the index as well. No bytes at all are no pack.
+//! The payload is the manifest; then, in the manifest's order, the compressed length of each module's file in 4 bytes; then the compressed files,
+//! one after the other. The manifest is not compressed, because it is read at each start of a program; of the files a program inflates
+//! only those that it loads. No bytes at all are no pack.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +30,12 @@ pub const MAGIC: [u8; 8] = *b"peersum\xff";
 pub const PACK_VERSION: u32 = 1;
 
 const HEADER_BYTES: usize = 32;
+
+/// The compression's number.
+const DEFLATE: u8 = 1;
+
+/// The highest level of the compressor that is worth its time.
+const DEFLATE_LEVEL: u8 = 9;
 
 /// Why bytes are not a usable pack, or why none can be made.
 #[derive(Debug, Error)]
@@ -71,11 +78,11 @@ pub enum PackError {
     File(#[from] VerifyError),
 }
 
-/// A pack, taken apart. The files are not verified yet; see [`verify_bytes`].
+/// A pack, taken apart. The files are neither inflated nor verified yet; see [`Pack::verified`].
 #[derive(Debug)]
 pub struct Pack<'a> {
     manifest: Arc<Manifest>,
-    files: Vec<&'a [u8]>,
+    deflated: Vec<&'a [u8]>,
 }
 
 impl<'a> Pack<'a> {
@@ -129,7 +136,7 @@ impl<'a> Pack<'a> {
         if version != PACK_VERSION {
             return Err(PackError::Version { found: version });
         }
-        if method != 0 {
+        if method != DEFLATE {
             return Err(PackError::Compression { method });
         }
         let [
@@ -158,18 +165,20 @@ impl<'a> Pack<'a> {
         if manifest_bytes > MAX_MANIFEST_BYTES {
             return Err(length("the manifest", manifest_bytes, payload.len()));
         }
-        let (manifest, mut rest) = split(payload, manifest_bytes, "the manifest")?;
+        let (manifest, rest) = split(payload, manifest_bytes, "the manifest")?;
         let manifest = parse(std::str::from_utf8(manifest).map_err(|_| SchemaError::NotText)?)?;
-        let mut files = Vec::with_capacity(manifest.modules.len());
-        for module in &manifest.modules {
-            let (file, tail) = split(rest, module.bytes, "a module")?;
-            files.push(file);
+        let index_bytes = manifest.modules.len() as u64 * size_of::<u32>() as u64;
+        let (index, mut rest) = split(rest, index_bytes, "the index")?;
+        let mut deflated = Vec::with_capacity(manifest.modules.len());
+        for &bytes in index.as_chunks().0 {
+            let (file, tail) = split(rest, u32::from_le_bytes(bytes).into(), "a module")?;
+            deflated.push(file);
             rest = tail;
         }
         if !rest.is_empty() {
             return Err(length("what follows the last module", 0, rest.len()));
         }
-        Ok(Some(Pack { manifest, files }))
+        Ok(Some(Pack { manifest, deflated }))
     }
 
     /// The pack's manifest.
@@ -178,19 +187,26 @@ impl<'a> Pack<'a> {
         &self.manifest
     }
 
-    /// The bytes of a module of this pack, verified.
+    /// The bytes of a module of this pack, inflated and verified.
     ///
     /// # Errors
     ///
     /// The bytes are not what the entry says; a module that the pack does not list has none.
-    pub fn verified(&self, module: &ManifestModule) -> Result<&'a [u8], VerifyError> {
+    pub fn verified(&self, module: &ManifestModule) -> Result<Vec<u8>, VerifyError> {
         let index = self
             .manifest
             .modules
             .iter()
             .position(|listed| listed.sort_key() == module.sort_key());
-        let bytes = index.map_or(&[][..], |index| self.files[index]);
-        verify_bytes(bytes, module)?;
+        let deflated = index.map_or(&[][..], |index| self.deflated[index]);
+        // Never more than the entry says, which the manifest's reader has bounded.
+        let most = usize::try_from(module.bytes).unwrap_or(usize::MAX);
+        let bytes = match miniz_oxide::inflate::decompress_to_vec_with_limit(deflated, most) {
+            Ok(bytes) => bytes,
+            // What could be inflated is not the whole file, or not this file: the verification says in what.
+            Err(error) => error.output,
+        };
+        verify_bytes(&bytes, module)?;
         Ok(bytes)
     }
 }
@@ -208,13 +224,19 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     manifest.modules.sort_by_key(ManifestModule::sort_key);
     let text = manifest.to_json_string();
     let mut payload = text.clone().into_bytes();
+    let mut files = Vec::new();
     for module in &manifest.modules {
-        payload.extend(verify_file(directory, module)?);
+        let file = verify_file(directory, module)?;
+        let deflated = miniz_oxide::deflate::compress_to_vec(&file, DEFLATE_LEVEL);
+        // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block to what it cannot compress.
+        payload.extend((deflated.len() as u32).to_le_bytes());
+        files.extend(deflated);
     }
+    payload.extend(files);
     let mut pack = Vec::with_capacity(HEADER_BYTES + payload.len());
     pack.extend(MAGIC);
     pack.extend(PACK_VERSION.to_le_bytes());
-    pack.extend([0_u8; 4]);
+    pack.extend([DEFLATE, 0, 0, 0]);
     pack.extend((text.len() as u64).to_le_bytes());
     pack.extend((payload.len() as u64).to_le_bytes());
     pack.extend(payload);
@@ -251,7 +273,7 @@ mod tests {
             "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"}, "flags": [], "sources": [], "modules": []}"#;
         let mut pack = MAGIC.to_vec();
         pack.extend(PACK_VERSION.to_le_bytes());
-        pack.extend([0; 4]);
+        pack.extend([DEFLATE, 0, 0, 0]);
         pack.extend((manifest.len() as u64).to_le_bytes());
         pack.extend((manifest.len() as u64).to_le_bytes());
         pack.extend(manifest.as_bytes());
@@ -287,8 +309,8 @@ mod tests {
             PackError::Version { found: 2 }
         ));
         assert!(matches!(
-            parse(with(12, &[1])),
-            PackError::Compression { method: 1 }
+            parse(with(12, &[2])),
+            PackError::Compression { method: 2 }
         ));
     }
 
@@ -349,7 +371,10 @@ mod tests {
             "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}}, "flags": [], "sources": [], "modules": [{}]}}"#,
             modules.join(",")
         );
-        let files = b"a few bytes";
+        // An index whose first file is longer than all that follows.
+        let mut files = u32::MAX.to_le_bytes().to_vec();
+        files.extend([0; 4]);
+        files.extend(b"a few bytes");
         let mut pack = empty_pack()[..16].to_vec();
         pack.extend((manifest.len() as u64).to_le_bytes());
         pack.extend((manifest.len() as u64 + files.len() as u64).to_le_bytes());
@@ -361,7 +386,7 @@ mod tests {
                 error,
                 PackError::Length {
                     part: "a module",
-                    expected: MAX_MODULE_BYTES,
+                    expected: 0xFFFF_FFFF,
                     found: 11
                 }
             ),

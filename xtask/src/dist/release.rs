@@ -125,7 +125,7 @@ fn archive(root: &Path, version: &str, pack: &[u8]) -> anyhow::Result<(String, V
         manifest.to_json_string().into_bytes(),
     )]);
     for module in &manifest.modules {
-        files.insert(module.file_name(), pack.verified(module)?.to_vec());
+        files.insert(module.file_name(), pack.verified(module)?);
     }
     for name in LICENCES {
         let text = fs::read(root.join(name)).with_context(|| format!("cannot read {name}"))?;

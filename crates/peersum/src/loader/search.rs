@@ -54,9 +54,7 @@ impl Wanted<'_> {
     /// Looks in an embedded pack.
     pub(super) fn in_pack(&self, pack: &[u8]) -> Outcome {
         match Pack::parse_with(pack, known::manifest) {
-            Ok(Some(pack)) => self.in_manifest(pack.manifest(), |entry| {
-                pack.verified(entry).map(<[u8]>::to_vec)
-            }),
+            Ok(Some(pack)) => self.in_manifest(pack.manifest(), |entry| pack.verified(entry)),
             Ok(None) => Reason::EmptyPack.into(),
             Err(error) => Reason::Pack(error).into(),
         }
