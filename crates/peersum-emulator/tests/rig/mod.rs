@@ -16,8 +16,8 @@ use peersum_emulator::{
 use peersum_kernels::abi::{
     PEERSUM_HEADER_ALGORITHM_SHIFT, PEERSUM_HEADER_DTYPE_SHIFT, PEERSUM_HEADER_FAMILY_SHIFT,
     PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_HEADER_SOURCE_SHIFT,
-    PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP, PEERSUM_UNIT_BYTES, PeersumControl, PeersumParams,
-    PeersumStatus,
+    PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP, PEERSUM_UNIT_BYTES,
+    PeersumControl, PeersumParams, PeersumStatus,
 };
 
 /// Elements on either side of every output that must not change.
