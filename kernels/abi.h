@@ -112,12 +112,13 @@ typedef struct PeersumStatus {
     peersum_u32 valid;
     peersum_u32 cause;
     peersum_u32 rank;
-    /* Whom this rank waited for; for PEERSUM_CAUSE_POISON the rank that left first. */
+    /* Whom this rank waited for; itself if it waited for nobody. */
     peersum_u32 peer;
     peersum_u32 family;
     peersum_u32 algorithm;
     peersum_u32 block;
-    peersum_u32 reserved;
+    /* The rank that left first. */
+    peersum_u32 origin;
     peersum_u64 epoch;
     peersum_u64 waited_ns;
     /* This rank's header and the peer's, as last seen, of the call in which the two differ or the wait ended. */

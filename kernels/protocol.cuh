@@ -112,6 +112,7 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     st_relaxed_sys_u32(&status->cause, cause);
     st_relaxed_sys_u32(&status->rank, params.rank);
     st_relaxed_sys_u32(&status->peer, peer);
+    st_relaxed_sys_u32(&status->origin, poison - 1);
     st_relaxed_sys_u32(&status->family, family);
     st_relaxed_sys_u32(&status->algorithm, static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_ALGORITHM_SHIFT & 1));
     st_relaxed_sys_u32(&status->block, ctaid_x());
@@ -141,7 +142,7 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 // word may be written between two threads' loads, and one that saw it makes its whole block lose the call in the pull family.
 PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
     if (call.poison != 0) {
-        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.poison - 1, call.poison, 0, call.header, 0);
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0, call.header, 0);
     }
 }
 
@@ -170,8 +171,7 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
         cause = PEERSUM_CAUSE_TIMEOUT;
     }
     if (cause == PEERSUM_CAUSE_NONE) return start_ns;
-    peersum_leave(params, cause, cause == PEERSUM_CAUSE_POISON ? poison - 1 : peer, poison != 0 ? poison : params.rank + 1, waited_ns,
-          own_header, peer_header);
+    peersum_leave(params, cause, peer, poison != 0 ? poison : params.rank + 1, waited_ns, own_header, peer_header);
     return 0;
 }
 

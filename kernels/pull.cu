@@ -87,7 +87,7 @@ PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
         if (PHASE == PEERSUM_PULL_PHASE_SECOND && GUARDED && call.is_symmetric()) {
             const peersum_u32 poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
             if (poison != 0) {
-                peersum_leave(call.params, PEERSUM_CAUSE_POISON, poison - 1, poison, 0, call.header, 0);
+                peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, call.header, 0);
                 lost = true;
             }
         }

@@ -115,12 +115,13 @@ pub struct PeersumStatus {
     pub valid: peersum_u32,
     pub cause: peersum_u32,
     pub rank: peersum_u32,
-    /// Whom this rank waited for; for PEERSUM_CAUSE_POISON the rank that left first.
+    /// Whom this rank waited for; itself if it waited for nobody.
     pub peer: peersum_u32,
     pub family: peersum_u32,
     pub algorithm: peersum_u32,
     pub block: peersum_u32,
-    pub reserved: peersum_u32,
+    /// The rank that left first.
+    pub origin: peersum_u32,
     pub epoch: peersum_u64,
     pub waited_ns: peersum_u64,
     /// This rank's header and the peer's, as last seen, of the call in which the two differ or the wait ended.
@@ -160,8 +161,8 @@ const _: () = {
         "Offset of field: PeersumStatus::block",
     ][::core::mem::offset_of!(PeersumStatus, block) - 152usize];
     [
-        "Offset of field: PeersumStatus::reserved",
-    ][::core::mem::offset_of!(PeersumStatus, reserved) - 156usize];
+        "Offset of field: PeersumStatus::origin",
+    ][::core::mem::offset_of!(PeersumStatus, origin) - 156usize];
     [
         "Offset of field: PeersumStatus::epoch",
     ][::core::mem::offset_of!(PeersumStatus, epoch) - 160usize];

@@ -81,7 +81,7 @@ fn bindings() -> Facts {
             family,
             algorithm,
             block,
-            reserved,
+            origin,
             epoch,
             waited_ns,
             own_header,

@@ -43,7 +43,7 @@ enum Command {
     BenchLoad(bench::load::LoadArgs),
     /// Host time of one eager call against a bare launch of the same kernel.
     BenchCall(bench::call::CallArgs),
-    /// What ranks are told when a peer is absent, killed, aborted or calls something else, on GPU 0.
+    /// What ranks of one process are told when a peer is absent, aborted or calls something else.
     Faults(faults::FaultsArgs),
     /// The test grid: every configuration, bits against the reference.
     Grid(grid::GridArgs),
@@ -98,11 +98,7 @@ fn main() -> Result<ExitCode> {
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]
         Command::NegativeControls => return grid::negative_controls::run(),
-        Command::Faults(args) => {
-            peersum::cuda::driver_present()?;
-            let context = CudaContext::new(0).context("opening GPU 0")?;
-            faults::run(&args, &|| Ok(context.new_stream()?))?;
-        }
+        Command::Faults(args) => faults::run(&args)?,
         Command::Proof(args) => {
             peersum::cuda::driver_present()?;
             let context = CudaContext::new(0).context("opening GPU 0")?;

@@ -111,8 +111,8 @@ pub enum Error {
 pub enum Failure {
     /// A peer did not come in time.
     #[error(
-        "rank {rank} waited {waited:?} for rank {peer} in {algorithm} (epoch {epoch}, block {block}): that rank died, stalls, or never made \
-         this call"
+        "rank {rank} waited {waited:?} for rank {peer} in {algorithm} (epoch {epoch}, block {block}): {}",
+        explain_absence(absent, "that rank died, stalls, or never made this call")
     )]
     PeerTimeout {
         /// This rank.
@@ -127,6 +127,9 @@ pub enum Failure {
         block: u32,
         /// How long it waited.
         waited: Duration,
+        /// The ranks whose processes do not run any more, where the system says so. Known once
+        /// [`Communicator::synchronize`](crate::Communicator::synchronize) has returned the failure.
+        absent: Vec<AbsentPeer>,
     },
     /// An [`AbortHandle`](crate::AbortHandle) ended the call.
     #[error(
@@ -150,13 +153,19 @@ pub enum Failure {
     },
     /// Another rank failed first and told this one.
     #[error(
-        "rank {rank} was told by its peers that rank {origin} failed; rank {origin}'s own error says why"
+        "rank {rank} was told by its peers that rank {origin} failed{}: {}",
+        waited_for.map(|peer| format!(", while it waited for rank {peer}")).unwrap_or_default(),
+        explain_absence(absent, &format!("rank {origin}'s own error says why"))
     )]
     PeerFailed {
         /// This rank.
         rank: u32,
         /// The rank that failed first.
         origin: u32,
+        /// Whom this rank itself was waiting for; `None` if it was between calls or had just begun one.
+        waited_for: Option<u32>,
+        /// As in [`Failure::PeerTimeout`].
+        absent: Vec<AbsentPeer>,
     },
     /// Two ranks made different calls at the same place in the sequence.
     #[error(
@@ -172,6 +181,39 @@ pub enum Failure {
         /// What that rank called.
         theirs: CallSignature,
     },
+}
+
+/// A rank whose process does not run any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AbsentPeer {
+    /// The rank.
+    pub rank: u32,
+    /// What has become of its process.
+    pub state: ProcessState,
+}
+
+/// What has become of a process that does not run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProcessState {
+    /// It ended or was killed.
+    Ended,
+    /// It is stopped, by a signal or a debugger.
+    Stopped,
+}
+
+fn explain_absence(absent: &[AbsentPeer], otherwise: &str) -> String {
+    let states: Vec<String> = absent
+        .iter()
+        .map(|AbsentPeer { rank, state }| match state {
+            ProcessState::Ended => format!("the process of rank {rank} has ended"),
+            ProcessState::Stopped => format!("the process of rank {rank} is stopped"),
+        })
+        .collect();
+    match states.as_slice() {
+        [] => otherwise.to_owned(),
+        states => states.join(", "),
+    }
 }
 
 /// Family and algorithm of a call.
@@ -290,6 +332,21 @@ impl fmt::Display for CallSignature {
 }
 
 impl Failure {
+    /// Adds which peers do not run any more, where that can be why.
+    pub(crate) fn note_absent(&mut self, find: impl FnOnce() -> Vec<AbsentPeer>) {
+        if let Failure::PeerTimeout { absent, .. } | Failure::PeerFailed { absent, .. } = self {
+            *absent = find();
+        }
+    }
+
+    /// Whether peers that do not run any more are the reason.
+    pub(crate) fn names_absent(&self) -> bool {
+        matches!(
+            self,
+            Failure::PeerTimeout { absent, .. } | Failure::PeerFailed { absent, .. } if !absent.is_empty()
+        )
+    }
+
     /// Reads the device's record.
     pub(crate) fn from_status(status: &abi::PeersumStatus) -> Failure {
         let algorithm = CallKind::from_abi(status.family, status.algorithm);
@@ -301,7 +358,12 @@ impl Failure {
                 algorithm,
                 epoch,
             },
-            abi::PEERSUM_CAUSE_POISON => Failure::PeerFailed { rank, origin: peer },
+            abi::PEERSUM_CAUSE_POISON => Failure::PeerFailed {
+                rank,
+                origin: status.origin,
+                waited_for: Some(peer).filter(|peer| *peer != rank),
+                absent: Vec::new(),
+            },
             abi::PEERSUM_CAUSE_DISAGREEMENT => Failure::Disagreement {
                 rank,
                 peer,
@@ -316,6 +378,7 @@ impl Failure {
                 epoch,
                 block: status.block,
                 waited: Duration::from_nanos(status.waited_ns),
+                absent: Vec::new(),
             },
         }
     }

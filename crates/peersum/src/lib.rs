@@ -44,9 +44,10 @@
 //! No wait is unbounded. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up, and so do all others; an [`AbortHandle`] ends
 //! the waits of its rank at once. What was not reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says why:
 //!
-//! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block: that rank died, stalls or never made the call;
+//! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and whose process has ended or is stopped;
 //! - [`Failure::Disagreement`], on every rank, for ranks that call with different sizes, types or algorithms, with both sides' values;
-//! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that failed first to those who were told.
+//! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that failed first to those who were told,
+//!   and whom they waited for themselves.
 //!
 //! A communicator that failed gives the same reason at each later call and moves no data. It is not repaired: drop it and build a new one. What the
 //! ranks' headers cannot show is a skipped call whose neighbours in the sequence are of the same size, type and algorithm: then one
@@ -110,5 +111,5 @@ pub use cuda::Cuda;
 pub use cudarc;
 pub use doctor::doctor;
 pub use element::Element;
-pub use error::{CallKind, CallSignature, Error, Failure};
+pub use error::{AbsentPeer, CallKind, CallSignature, Error, Failure, ProcessState};
 pub use rendezvous::Rendezvous;

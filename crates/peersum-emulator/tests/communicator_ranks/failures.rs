@@ -3,21 +3,21 @@
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use half::{bf16, f16};
+use half::bf16;
 use peersum::dispatch::Route;
-use peersum::{Error, Failure, Held};
-use peersum_artifact::{Algorithm, Dtype, Family};
+use peersum::{Failure, Held};
+use peersum_artifact::{Algorithm, Family};
 use peersum_emulator::EmulatorBuffer;
 
 use crate::stage::{
-    Comm, Content, TestElement, assert_all_nan, assert_bits, build, expected, failure, input,
-    on_ranks, plan, settings,
+    Comm, Content, assert_all_nan, assert_bits, build, expected, failure, input, on_ranks, plan,
+    settings,
 };
 
 const LEN: usize = 500;
-const DEADLINE: Duration = Duration::from_millis(300);
-/// What a busy machine may add to a deadline.
-const SLACK: Duration = Duration::from_secs(1);
+const DEADLINE: Duration = Duration::from_millis(500);
+/// What a busy machine may add to a deadline. (What a quiet one adds is a figure that `peersum-harness faults` and `kill` give.)
+const SLACK: Duration = Duration::from_secs(10);
 
 const STAGED: [Route; 4] = [
     Route::PushOneShot,
@@ -88,6 +88,7 @@ fn a_rank_that_never_calls_is_named_by_every_other_rank_within_the_deadline() {
                         epoch,
                         block,
                         waited,
+                        ..
                     } => {
                         assert_eq!((own, peer), (rank, absent));
                         assert_eq!(algorithm.family, route.family());
@@ -101,10 +102,17 @@ fn a_rank_that_never_calls_is_named_by_every_other_rank_within_the_deadline() {
                         );
                     }
                     // Another rank's deadline was a little earlier.
-                    Failure::PeerFailed { origin, .. } => {
+                    Failure::PeerFailed {
+                        origin, waited_for, ..
+                    } => {
                         assert!(
                             world_size > 2 && origin != absent && origin != rank,
                             "{origin}"
+                        );
+                        // Whom it waited for itself, unless it was told before it began to wait.
+                        assert!(
+                            waited_for.is_none_or(|peer| peer == absent),
+                            "{waited_for:?}"
                         );
                     }
                     ref other => panic!("{other}"),
@@ -211,202 +219,6 @@ fn an_abort_while_no_call_waits_is_known_at_once_and_told_to_the_peers() {
     });
 }
 
-/// A call in which ranks can differ.
-#[derive(Debug, Clone, Copy)]
-struct Variant {
-    dtype: Dtype,
-    len: usize,
-    route: Route,
-}
-
-impl Variant {
-    fn call(self, comm: &mut Comm) -> Result<(), Error> {
-        fn of<T: TestElement>(comm: &mut Comm, len: usize) -> Result<(), Error> {
-            comm.all_reduce_in_place(&mut EmulatorBuffer::<T>::zeroed(len))
-        }
-        comm.force_plan(plan(self.route, 1, 8)).unwrap();
-        match self.dtype {
-            Dtype::F16 => of::<f16>(comm, self.len),
-            Dtype::Bf16 => of::<bf16>(comm, self.len),
-            Dtype::F32 => of::<f32>(comm, self.len),
-        }
-    }
-
-    /// Whether `signature` is this call.
-    fn is(self, signature: &peersum::CallSignature) -> bool {
-        signature.dtype == Some(self.dtype)
-            && signature.bytes == (self.len * self.dtype.size_bytes()) as u64
-            && signature.kind.family == self.route.family()
-            && signature.kind.algorithm == self.route.algorithm()
-    }
-}
-
-const BASE: Variant = Variant {
-    dtype: Dtype::F32,
-    len: 300,
-    route: Route::PushOneShot,
-};
-
-/// Calls that differ from [`BASE`] in one thing.
-fn variants() -> Vec<Variant> {
-    vec![
-        Variant { len: 301, ..BASE },
-        Variant { len: 10, ..BASE },
-        // As many bytes: the data alone would not show it.
-        Variant {
-            dtype: Dtype::F16,
-            len: 600,
-            ..BASE
-        },
-        Variant {
-            dtype: Dtype::Bf16,
-            ..BASE
-        },
-        Variant {
-            route: Route::PushTwoShot,
-            ..BASE
-        },
-        Variant {
-            route: Route::PullOneShot,
-            ..BASE
-        },
-        Variant {
-            route: Route::PullTwoShot,
-            ..BASE
-        },
-    ]
-}
-
-/// One rank makes another call than the rest; then all make `behind` good calls, and each must be told both sides of the difference.
-fn disagree(world_size: u32, base: Variant, other: Variant, odd_one: u32, behind: usize) {
-    let context = (world_size, base, other, odd_one, behind);
-    // A rank that is still in its good call when the others fail in the next is told that.
-    let ready = Barrier::new(world_size as usize);
-    // Beyond any wait here, so that a failure that is not found by the headers would be seen as a time-out or a hang.
-    let outcomes = on_ranks(
-        world_size,
-        || settings().timeout(Duration::from_secs(20)),
-        |comm| {
-            good_call(comm);
-            ready.wait();
-            let own = if comm.rank() == odd_one { other } else { base };
-            let mut outcome = own.call(comm);
-            for _ in 0..behind {
-                outcome = outcome.and_then(|()| base.call(comm));
-            }
-            let reason = failure(outcome.and_then(|()| comm.synchronize()));
-            assert_poisoned(comm, &reason);
-            reason
-        },
-    );
-    for (rank, reason) in (0..).zip(outcomes) {
-        match reason {
-            Failure::Disagreement {
-                rank: named,
-                peer,
-                own,
-                theirs,
-            } => {
-                assert_eq!(named, rank, "{context:?}");
-                let side = |rank: u32| if rank == odd_one { other } else { base };
-                assert!(
-                    side(rank).is(&own) && side(peer).is(&theirs),
-                    "{context:?}: {reason}"
-                );
-                assert!(
-                    (rank == odd_one) != (peer == odd_one),
-                    "{context:?}: {reason}"
-                );
-                assert_eq!(own.sequence, theirs.sequence);
-                let text = reason.to_string();
-                for signature in [own, theirs] {
-                    assert!(text.contains(&format!("{signature}")), "{text}");
-                }
-            }
-            ref unexpected => panic!("rank {rank} was told: {unexpected}; {context:?}"),
-        }
-    }
-}
-
-#[test]
-fn ranks_that_call_differently_are_all_told_both_sides_also_when_no_call_follows() {
-    for other in variants() {
-        for behind in [0, 1, 4] {
-            disagree(2, BASE, other, 1, behind);
-        }
-        disagree(3, BASE, other, 0, 0);
-        disagree(3, BASE, other, 2, 2);
-    }
-}
-
-#[test]
-fn a_difference_is_told_whatever_the_routes_of_the_two_sides() {
-    for route in [Route::PushTwoShot, Route::PullOneShot, Route::PullTwoShot] {
-        let base = Variant { route, ..BASE };
-        disagree(3, base, Variant { len: 7, ..base }, 1, 1);
-        disagree(
-            2,
-            base,
-            Variant {
-                dtype: Dtype::Bf16,
-                len: 600,
-                ..base
-            },
-            0,
-            0,
-        );
-    }
-}
-
-#[test]
-fn ranks_that_use_different_parts_of_a_symmetric_buffer_are_told() {
-    let outcomes = on_ranks(
-        3,
-        || settings().timeout(Duration::from_secs(20)),
-        |comm| {
-            let mut buffer = comm.symmetric_alloc::<f32>(1024).unwrap();
-            comm.force_plan(plan(Route::SymmetricTwoShot, 1, 8))
-                .unwrap();
-            let begin = if comm.rank() == 1 { 4 } else { 0 };
-            let outcome = comm.all_reduce_in_place(&mut buffer.slice_mut(begin..begin + 256));
-            failure(outcome.and_then(|()| comm.synchronize()))
-        },
-    );
-    for (rank, reason) in (0..).zip(outcomes) {
-        let Failure::Disagreement {
-            own, theirs, peer, ..
-        } = &reason
-        else {
-            panic!("rank {rank}: {reason}");
-        };
-        assert!(
-            own.symmetric && theirs.symmetric && own.buffer != theirs.buffer,
-            "{reason}"
-        );
-        assert!((rank == 1) != (*peer == 1), "{reason}");
-    }
-}
-
-#[test]
-fn a_rank_that_skips_a_call_is_found_when_the_next_one_differs() {
-    let outcomes = on_ranks(
-        2,
-        || settings().timeout(Duration::from_secs(20)),
-        |comm| {
-            let first = if comm.rank() == 0 {
-                BASE.call(comm)
-            } else {
-                Ok(())
-            };
-            let second = first.and_then(|()| Variant { len: 20, ..BASE }.call(comm));
-            failure(second.and_then(|()| comm.synchronize()))
-        },
-    );
-    for reason in outcomes {
-        assert!(matches!(reason, Failure::Disagreement { .. }), "{reason}");
-    }
-}
-
 #[test]
 fn a_rank_that_skips_the_last_call_is_waited_for_until_the_deadline() {
     let ready = Barrier::new(2);
@@ -414,15 +226,17 @@ fn a_rank_that_skips_the_last_call_is_waited_for_until_the_deadline() {
         good_call(comm);
         ready.wait();
         if comm.rank() == 0 {
-            BASE.call(comm).unwrap();
+            let mut buffer = EmulatorBuffer::<f32>::zeroed(LEN);
+            comm.all_reduce_in_place(&mut buffer).unwrap();
             let reason = failure(comm.synchronize());
             assert!(
                 matches!(reason, Failure::PeerTimeout { peer: 1, .. }),
                 "{reason}"
             );
+            ready.wait();
         } else {
             comm.synchronize().unwrap();
-            std::thread::sleep(DEADLINE + SLACK);
+            ready.wait();
             let told = failure(comm.synchronize());
             assert!(
                 matches!(told, Failure::PeerFailed { origin: 0, .. }),
@@ -448,12 +262,13 @@ fn a_graph_is_not_launched_after_a_failure_and_a_failure_inside_one_is_found() {
             // Makes one call of the four.
             let mut one = EmulatorBuffer::<f32>::zeroed(LEN);
             comm.all_reduce_in_place(&mut one).unwrap();
-            std::thread::sleep(DEADLINE + SLACK);
+            ready.wait();
             failure(comm.synchronize());
             return;
         }
         graph.launch(comm).unwrap();
         let reason = failure(comm.synchronize());
+        ready.wait();
         let Failure::PeerTimeout {
             peer: 1,
             epoch,

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod disagreements;
 mod examples;
 mod failures;
+mod forgeries;
 mod graphs;
 mod processes;
 mod results;

@@ -17,7 +17,7 @@ use crate::stage::{
 /// `directory rank world_size program` for a process that is a rank.
 const ROLE: &str = "PEERSUM_TEST_ROLE";
 const DEADLINE: Duration = Duration::from_millis(500);
-const SLACK: Duration = Duration::from_secs(1);
+const SLACK: Duration = Duration::from_secs(10);
 
 /// A process that is a rank; killed when it is dropped.
 struct Rank {

@@ -19,7 +19,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::grid::{DeviceChoice, DeviceKind, decide};
-use referee::{Deadlines, Findings};
+use referee::{Deadlines, Findings, Planted};
 use scenario::{Blow, Choices, Phase, Scenario};
 
 pub(crate) use rank::{RankArgs, run as run_rank};
@@ -57,9 +57,18 @@ pub(crate) struct KillArgs {
     /// What a survivor may take beyond its deadline, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     grace_ms: u64,
+    /// How long a rank may take for what has no deadline of its own, in milliseconds; beyond that it hangs.
+    #[arg(long, default_value_t = 60_000, hide = true)]
+    patience_ms: u64,
     /// Writes what was found as JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// In set-up: what the victim has done last [default: chance decides].
+    #[arg(long, value_enum, hide = true)]
+    step: Option<scenario::Step>,
+    /// All ranks on one emulated device.
+    #[arg(long, hide = true)]
+    one_device: bool,
     /// A fault in the survivors, which must be found.
     #[arg(long, value_enum, hide = true)]
     plant: Option<rank::Plant>,
@@ -103,12 +112,14 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         call: milliseconds(args.timeout_ms.unwrap_or(if on_gpu { 1000 } else { 500 })),
         set_up: milliseconds(if on_gpu { 5000 } else { 1000 }),
         grace: milliseconds(args.grace_ms),
+        patience: milliseconds(args.patience_ms),
     };
     let choices = Choices {
         world_sizes: args.world_size.clone(),
         phases: all_or(&args.phase),
         blows: all_or(&args.signal),
         longest_delay: milliseconds(40),
+        step: args.step,
     };
     let scenarios: Vec<Scenario> = match args.run {
         Some(run) => vec![choices.scenario(seed, run)],
@@ -131,6 +142,10 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         seconds: 0.0,
     };
     let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
+    let planted = Planted {
+        plant: args.plant,
+        one_device: args.one_device,
+    };
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         let (sender, outcomes) = channel();
@@ -139,7 +154,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
             let (scenarios, next, deadlines) = (&scenarios, &next, &deadlines);
             scope.spawn(move || {
                 while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = referee::run(device, scenario, deadlines, args.plant);
+                    let outcome = referee::run(device, scenario, deadlines, &planted);
                     if sender.send((scenario, outcome)).is_err() {
                         return;
                     }

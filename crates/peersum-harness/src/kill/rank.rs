@@ -59,6 +59,8 @@ pub(crate) struct Role {
     /// Its rank among the survivors, and their number; `None` for the victim.
     pub(crate) survivor: Option<(u32, u32)>,
     pub(crate) plant: Option<Plant>,
+    /// Whether the ranks share one emulated device.
+    pub(crate) one_device: bool,
 }
 
 /// A fault in a survivor, that the referee must find.
@@ -98,7 +100,10 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     );
     let outcome = match role.device {
         DeviceKind::Cuda => on_gpu(&role),
-        DeviceKind::Emulator => play(&role, &|| Ok(EmulatorDevice::new(role.rank).stream()?)),
+        DeviceKind::Emulator => {
+            let device = if role.one_device { 0 } else { role.rank };
+            play(&role, &|| Ok(EmulatorDevice::new(device).stream()?))
+        }
     };
     if let Err(error) = outcome {
         say(&Word::Broken(format!("{error:#}")));
@@ -241,7 +246,7 @@ fn build<S: DeviceStream>(
         .timeout(role.timeout)
         .setup_timeout(setup_timeout);
     if role.device == DeviceKind::Emulator {
-        builder = builder.load_policy(LoadPolicy::default());
+        builder = builder.load_policy(LoadPolicy::default()).max_blocks(1);
     }
     let mut communicator = builder.build(stream)?;
     // On the emulator every thread of a grid is a thread of the host, and all of them spin.

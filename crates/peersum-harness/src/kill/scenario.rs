@@ -37,7 +37,7 @@ pub(crate) enum Blow {
 }
 
 /// A place in set-up, as `peersum` traces it: what the rank has done last. Behind each lies an exchange with the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
     Joined,
@@ -115,6 +115,8 @@ pub(crate) struct Choices {
     pub(crate) blows: Vec<Blow>,
     /// The longest delay, by far longer than a call.
     pub(crate) longest_delay: Duration,
+    /// Instead of chance.
+    pub(crate) step: Option<Step>,
 }
 
 impl Choices {
@@ -143,7 +145,10 @@ impl Choices {
             phase,
             blow,
             held: (victim + rng.u32(1..world_size)) % world_size,
-            step: Step::ALL[rng.usize(..Step::ALL.len())],
+            step: {
+                let chance = Step::ALL[rng.usize(..Step::ALL.len())];
+                self.step.unwrap_or(chance)
+            },
             route: Route::ALL[rng.usize(..Route::ALL.len())],
             delay: self.longest_delay.mul_f64(rng.f64()),
             victim_first: rng.bool(),
@@ -161,6 +166,7 @@ mod tests {
             phases: Phase::value_variants().to_vec(),
             blows: Blow::value_variants().to_vec(),
             longest_delay: Duration::from_millis(50),
+            step: None,
         }
     }
 

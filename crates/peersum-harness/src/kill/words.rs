@@ -1,7 +1,7 @@
 //! What ranks tell the referee, one JSON object a line.
 
 use peersum::rendezvous::RendezvousError;
-use peersum::{Error, Failure};
+use peersum::{AbsentPeer, Error, Failure};
 use serde::{Deserialize, Serialize};
 
 use super::scenario::Step;
@@ -64,11 +64,29 @@ pub(crate) enum Kind {
     Other,
 }
 
+/// Ranks that do not run; else whom the rank waited for.
+fn cause(absent: &[AbsentPeer], awaited: u32) -> Vec<u32> {
+    match absent {
+        [] => vec![awaited],
+        absent => absent.iter().map(|peer| peer.rank).collect(),
+    }
+}
+
 impl Verdict {
     pub(crate) fn new(error: &Error) -> Verdict {
         let (kind, names) = match error {
-            Error::Failed(Failure::PeerTimeout { peer, .. }) => (Kind::PeerTimeout, vec![*peer]),
-            Error::Failed(Failure::PeerFailed { origin, .. }) => (Kind::PeerFailed, vec![*origin]),
+            Error::Failed(Failure::PeerTimeout { peer, absent, .. }) => {
+                (Kind::PeerTimeout, cause(absent, *peer))
+            }
+            Error::Failed(Failure::PeerFailed {
+                origin,
+                waited_for,
+                absent,
+                ..
+            }) => (
+                Kind::PeerFailed,
+                cause(absent, waited_for.unwrap_or(*origin)),
+            ),
             Error::Rendezvous(RendezvousError::PeerLost { rank, .. }) => {
                 (Kind::PeerLost, vec![*rank])
             }

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use peersum_artifact::Family;
 use peersum_kernels::abi;
 
-use super::Communicator;
 use super::layout::{ControlHead, sequence};
 use super::links::Links;
+use super::{Communicator, processes};
 use crate::device::Device;
 use crate::error::{CallSignature, Error, Failure};
 
@@ -38,13 +38,13 @@ impl<D: Device> Communicator<D> {
         self.device.synchronize()?;
         #[cfg(feature = "nccl")]
         self.check_nccl()?;
-        let failure = match &self.links {
-            Some(links) => self.find_failure(links)?,
-            None => None,
-        };
-        let Some(failure) = failure else {
+        let Some(links) = &self.links else {
             return Ok(());
         };
+        let Some(mut failure) = self.find_failure(links)? else {
+            return Ok(());
+        };
+        failure.note_absent(|| processes::absent(&links.processes));
         self.failure = Some(failure.clone());
         Err(failure.into())
     }
@@ -93,6 +93,8 @@ impl<D: Device> Communicator<D> {
                 let told = Failure::PeerFailed {
                     rank: self.rank,
                     origin: state.poison - 1,
+                    waited_for: None,
+                    absent: Vec::new(),
                 };
                 return self.explain(links, told, None).map(Some);
             }
@@ -123,6 +125,7 @@ impl<D: Device> Communicator<D> {
                     },
                     block: 0,
                     waited: began.elapsed(),
+                    absent: Vec::new(),
                 }));
             }
             // An abort ends this wait as it ends a kernel's.

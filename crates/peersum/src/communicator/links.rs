@@ -6,6 +6,7 @@ use peersum_artifact::{Dtype, Family};
 use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
 
 use super::layout::ArenaLayout;
+use super::processes::PeerProcess;
 use super::seats::Seats;
 use super::symmetric::SymmetricRegion;
 use crate::device::{Device, MemorySharing, StatusRecord};
@@ -88,6 +89,8 @@ pub(super) struct Links<D: Device> {
     /// Whether a peer uses this rank's memory by a bare address or a legacy IPC handle, neither of which keeps the memory alive. What travelled as
     /// a file descriptor stays the peer's until it unmaps it.
     pub(super) lent_by_address: bool,
+    /// The peers' that are not threads of this one.
+    pub(super) processes: Vec<PeerProcess>,
     /// Held for its memory, which `params` addresses.
     pub(super) arena: D::Allocation,
     /// Held so that other communicators of this process leave this one's blocks their places.

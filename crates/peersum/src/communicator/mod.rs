@@ -10,6 +10,7 @@ mod links;
 mod nccl_path;
 mod path;
 mod probe;
+mod processes;
 mod seats;
 mod setup;
 mod shared;
@@ -41,7 +42,7 @@ use crate::loader::LoadReport;
 use crate::rendezvous::Group;
 use links::Links;
 
-/// How long a rank that is dropped waits for its peers to be dropped too, before it frees what they map.
+/// The longest that a rank that is dropped waits for its peers to be dropped too, before it frees what they map.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// One rank of a group that reduces over its peers' GPUs.
@@ -449,9 +450,13 @@ impl<D: Device> Drop for Communicator<D> {
         links.close_mappings();
         // Peers may still have kernels that use this rank's memory. What they mapped from a file descriptor stays theirs until they unmap it,
         // so the wait is a courtesy, which a failed group goes without; what they know by its address must outlive their use of it.
+        let patience = match links.lent_by_address {
+            true => TEARDOWN_PATIENCE,
+            false => TEARDOWN_PATIENCE.min(self.timeout),
+        };
         let peers_are_done = match &mut self.group {
             Some(group) if self.failure.is_none() || links.lent_by_address => {
-                group.barrier("teardown", TEARDOWN_PATIENCE).is_ok()
+                group.barrier("teardown", patience).is_ok()
             }
             _ => false,
         };

@@ -46,6 +46,8 @@ impl<D: Device> Communicator<D> {
         self.forced = None;
         self.replace_timeout(timeout);
         match outcome {
+            // A rank that does not run is why, not the device.
+            Err(Error::Failed(failure)) if failure.names_absent() => Err(failure.into()),
             Err(Error::Failed(_)) => Err(Error::NotCoResident {
                 device: self.identity.name.clone(),
                 waited: PROBE_PATIENCE,

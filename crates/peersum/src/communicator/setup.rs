@@ -11,7 +11,7 @@ use super::layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
 use super::links::{Links, Modules, RANKS};
 use super::probe::{nanoseconds, probe_bytes};
 use super::sharing::{Shared, share};
-use super::{Communicator, seats};
+use super::{Communicator, processes, seats};
 use crate::device::{Device, DeviceIdentity, DeviceStream};
 use crate::dispatch::{DispatchTable, Link};
 use crate::error::Error;
@@ -200,7 +200,7 @@ fn connect<D: Device>(
     let status = device.allocate_status()?;
     trace_step(group.rank(), "mapped");
     // Slots are armed before the first peer stores to them.
-    group.barrier("armed", builder.setup_timeout)?;
+    let processes = processes::meet(group, "armed", builder.setup_timeout)?;
 
     let params = PeersumParams {
         arena: rotated(&addresses, group.rank(), group.world_size()),
@@ -227,6 +227,7 @@ fn connect<D: Device>(
         symmetric: Vec::new(),
         mappings,
         lent_by_address,
+        processes,
         arena,
         _seats: seats,
     };

@@ -150,9 +150,17 @@ impl Directory {
         }
     }
 
-    /// Removes what a rank 0 that is no more has left behind.
+    /// Removes what a rank 0 that has just died leaves behind.
+    pub(super) fn sweep_behind_dying(&self, group: &str) {
+        self.sweep_until(group, Instant::now() + SWEEP_PATIENCE);
+    }
+
+    /// Removes what a rank 0 that is no more has left behind; does nothing where one lives.
     pub(super) fn sweep(&self, group: &str) {
-        let deadline = Instant::now() + SWEEP_PATIENCE;
+        self.sweep_until(group, Instant::now());
+    }
+
+    fn sweep_until(&self, group: &str, deadline: Instant) {
         loop {
             match self.try_lock(&lock_name(group), OFlags::empty()) {
                 Ok(Attempt::Locked(_lock)) => {

@@ -201,15 +201,18 @@ impl Spoke {
         }
     }
 
-    /// Whom this rank waits for: those that rank 0 named, unless rank 0 itself has fallen silent.
+    /// Whom this rank waits for: those that rank 0 named; rank 0 as well if it should have spoken since, and alone if it has long fallen silent.
     fn missing(&self) -> Vec<u32> {
-        match &self.pending {
-            Some((moment, missing))
-                if moment.elapsed() < 4 * PENDING_INTERVAL && !missing.is_empty() =>
-            {
-                missing.clone()
-            }
-            _ => vec![0],
+        let Some((moment, missing)) = &self.pending else {
+            return vec![0];
+        };
+        let silence = moment.elapsed();
+        if silence > 4 * PENDING_INTERVAL || missing.is_empty() {
+            vec![0]
+        } else if silence > 2 * PENDING_INTERVAL {
+            std::iter::once(0).chain(missing.iter().copied()).collect()
+        } else {
+            missing.clone()
         }
     }
 
@@ -225,7 +228,19 @@ impl Spoke {
         if let (RendezvousError::PeerLost { rank: 0, .. }, Some((directory, group))) =
             (error, &self.home)
         {
-            directory.sweep(group);
+            directory.sweep_behind_dying(group);
+        }
+    }
+}
+
+impl Drop for Spoke {
+    /// A rank 0 that was killed behind the last exchange has left its socket to those who leave after it.
+    fn drop(&mut self) {
+        if let Some((directory, group)) = &self.home {
+            let _ = self.connection.pump();
+            if self.connection.is_lost() {
+                directory.sweep(group);
+            }
         }
     }
 }
@@ -259,6 +274,8 @@ fn connect(
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
+            // A rank 0 that was killed before anybody had reached it has nobody else to remove its socket.
+            directory.sweep(group);
             return Ok(None);
         }
         std::thread::sleep(CONNECT_RETRY.min(left));

@@ -1,0 +1,171 @@
+//! Ranks that call differently.
+
+use anyhow::{Context, Result, bail, ensure};
+use half::bf16;
+use peersum::device::{Device, DeviceStream};
+use peersum::dispatch::{Plan, Route};
+use peersum::{CallSignature, Communicator, Error, Failure};
+use peersum_artifact::Dtype;
+
+use super::work::Work;
+use super::{Meeting, Stage, threads};
+use crate::grid::DeviceKind;
+use crate::memory::TestBuffer;
+
+/// The rank that makes other calls than the rest.
+const ODD: u32 = 1;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Called {
+    dtype: Dtype,
+    elements: usize,
+    route: Route,
+}
+
+const A: Called = Called {
+    dtype: Dtype::Bf16,
+    elements: 3000,
+    route: Route::PushOneShot,
+};
+const B: Called = Called { elements: 128, ..A };
+/// As many bytes as [`A`].
+const TYPE: Called = Called {
+    dtype: Dtype::F32,
+    elements: 1500,
+    ..A
+};
+const ALGORITHM: Called = Called {
+    route: Route::PushTwoShot,
+    ..A
+};
+const FAMILY: Called = Called {
+    route: Route::PullOneShot,
+    ..A
+};
+
+/// What differs, the calls of most ranks, and those of the odd one.
+const PROGRAMS: [(&str, &[Called], &[Called]); 6] = [
+    ("size", &[A], &[B]),
+    ("type, with calls behind", &[A, A, A], &[TYPE, A, A]),
+    ("algorithm", &[A, A], &[ALGORITHM, A]),
+    ("family", &[A], &[FAMILY]),
+    ("order", &[A, B], &[B, A]),
+    ("a skipped call", &[A, A, B], &[A, B]),
+];
+
+pub(super) fn disagreements<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
+    for (what, rest, odd) in PROGRAMS {
+        for in_graph in [false, true] {
+            threads(3, 1, &|meeting| {
+                disagree(meeting, stage, [rest, odd], in_graph)
+                    .with_context(|| format!("{what}, in a graph: {in_graph}"))
+            })?;
+        }
+        println!("  {what}: all ranks are told both sides, eager and in a graph");
+    }
+    Ok(())
+}
+
+/// A call's array.
+enum Array<D: Device> {
+    Bf16(TestBuffer<bf16, D>),
+    F32(TestBuffer<f32, D>),
+}
+
+impl<D: Device> Array<D> {
+    fn new(device: &D, called: Called) -> Result<Self> {
+        Ok(match called.dtype {
+            Dtype::F32 => Array::F32(TestBuffer::new(device, called.elements, 0)?),
+            _ => Array::Bf16(TestBuffer::new(device, called.elements, 0)?),
+        })
+    }
+
+    fn call(&self, device: &D, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        match self {
+            Array::Bf16(array) => {
+                array.with(device, |array| communicator.all_reduce_in_place(array))
+            }
+            Array::F32(array) => {
+                array.with(device, |array| communicator.all_reduce_in_place(array))
+            }
+        }
+    }
+}
+
+impl Called {
+    fn is(&self, signature: &CallSignature) -> bool {
+        signature.dtype == Some(self.dtype)
+            && signature.bytes == (self.elements * self.dtype.size_bytes()) as u64
+            && signature.kind.family == self.route.family()
+            && signature.kind.algorithm == self.route.algorithm()
+    }
+}
+
+fn disagree<S: DeviceStream>(
+    mut meeting: Meeting,
+    stage: &Stage<'_, S>,
+    programs: [&[Called]; 2],
+    in_graph: bool,
+) -> Result<()> {
+    // Beyond what any of it takes, so that what the headers do not find would be a time-out.
+    let mut communicator = stage.build(meeting.next_group()?, |builder| {
+        builder.timeout(std::time::Duration::from_secs(20))
+    })?;
+    let rank = communicator.rank();
+    let work = Work::<S::Device>::new(communicator.stream(), rank, communicator.world_size())?;
+    work.call(&mut communicator)?;
+    communicator.synchronize()?;
+    let calls = |rank: u32| programs[usize::from(rank == ODD)];
+    let (blocks, threads) = match stage.kind {
+        DeviceKind::Cuda => (4, 128),
+        DeviceKind::Emulator => (1, 8),
+    };
+    let arrays: Vec<Array<S::Device>> = calls(rank)
+        .iter()
+        .map(|called| Array::new(&work.device, *called))
+        .collect::<Result<_>>()?;
+    let launch = |communicator: &mut Communicator<S::Device>| {
+        calls(rank)
+            .iter()
+            .zip(&arrays)
+            .try_for_each(|(called, array)| {
+                communicator.force_plan(Some(Plan {
+                    route: called.route,
+                    blocks,
+                    threads,
+                }))?;
+                array.call(&work.device, communicator)
+            })
+    };
+    let mut graph = None;
+    if in_graph {
+        communicator.capture_begin()?;
+        launch(&mut communicator)?;
+        // SAFETY: the arrays live until the end of this function, which has waited for the stream by then.
+        graph = Some(unsafe { communicator.capture_end()? });
+    }
+    // A rank that is still in its good call when others fail in the next would be told that.
+    meeting.barrier.wait();
+    let launched = match &graph {
+        Some(graph) => graph.launch(&mut communicator),
+        None => launch(&mut communicator),
+    };
+    let failure = launched.and_then(|()| communicator.synchronize());
+    let first = programs[0]
+        .iter()
+        .zip(programs[1])
+        .position(|(a, b)| a != b)
+        .context("programs that agree")?;
+    match &failure {
+        Err(Error::Failed(Failure::Disagreement {
+            peer, own, theirs, ..
+        })) => ensure!(
+            calls(rank)[first].is(own)
+                && calls(*peer)[first].is(theirs)
+                && (rank == ODD) != (*peer == ODD),
+            "rank {rank} was told {own} and, of rank {peer}, {theirs}"
+        ),
+        other => bail!("rank {rank} got {other:?}"),
+    }
+    Ok(())
+}

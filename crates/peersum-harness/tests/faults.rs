@@ -1,0 +1,31 @@
+//! The cases of `peersum-harness faults`, which are made for a GPU, on the emulator.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Command;
+
+#[test]
+fn an_absent_an_aborted_a_differing_and_a_killed_rank_are_told_to_all_and_the_process_lives_on() {
+    // A busy machine is allowed any delay short of a hang; what a quiet one takes is a figure of the command.
+    let patient = ["--grace-ms", "30000", "--abort-ms", "30000"];
+    let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
+        .args(["faults", "--device", "emulator"])
+        .args(patient)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    for case in [
+        "GraphReplays",
+        "AbsentRank",
+        "Abort",
+        "Disagreement",
+        "Killed",
+    ] {
+        assert!(text.contains(&format!("{case}: as it must")), "{case}");
+    }
+}

@@ -1,0 +1,114 @@
+//! The peers' processes: a call that has waited in vain asks the system which of them do not run any more.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
+
+use crate::error::{AbsentPeer, Error, ProcessState};
+use crate::rendezvous::Group;
+
+/// The process of a peer, named by a descriptor that the peer has made: unlike a number it cannot come to mean another process, and it means the
+/// same in every PID namespace.
+#[derive(Debug)]
+pub(super) struct PeerProcess {
+    rank: u32,
+    pidfd: OwnedFd,
+}
+
+/// A barrier at which the ranks exchange descriptors of their processes. A rank whose system has none (Linux before 5.3) gives none.
+pub(super) fn meet(
+    group: &mut Group,
+    label: &str,
+    timeout: Duration,
+) -> Result<Vec<PeerProcess>, Error> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty());
+    let own: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).collect();
+    let received = group.all_gather_fds(label, &[], &own, timeout)?;
+    Ok((0..)
+        .zip(received)
+        // A thread of this process runs as long as this one.
+        .filter(|(rank, _)| !group.is_same_process(*rank))
+        .filter_map(|(rank, (_, descriptors))| {
+            let pidfd = descriptors.into_iter().next()?;
+            Some(PeerProcess { rank, pidfd })
+        })
+        .collect())
+}
+
+/// Those that do not run.
+pub(super) fn absent(processes: &[PeerProcess]) -> Vec<AbsentPeer> {
+    processes
+        .iter()
+        .filter_map(|process| {
+            let rank = process.rank;
+            process.state().map(|state| AbsentPeer { rank, state })
+        })
+        .collect()
+}
+
+impl PeerProcess {
+    /// `None` for a process that runs, and where the system does not say.
+    fn state(&self) -> Option<ProcessState> {
+        // Readable once the process has ended.
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        if poll(&mut fds, Some(&Timespec::default())) == Ok(1) {
+            return Some(ProcessState::Ended);
+        }
+        let descriptor = self.pidfd.as_raw_fd();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
+        // Its number in this process's namespace; none that is positive if it has none there.
+        let pid: u32 = info
+            .lines()
+            .find_map(|line| line.strip_prefix("Pid:"))
+            .and_then(|pid| pid.trim().parse().ok())
+            .filter(|pid| *pid > 0)?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // Behind the program's name, which may hold anything, in parentheses.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        fields
+            .starts_with(['T', 't'])
+            .then_some(ProcessState::Stopped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, Signal, kill_process};
+
+    #[test]
+    fn a_process_that_is_stopped_or_ended_is_absent_and_one_that_runs_is_not() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("600")
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_child(&child);
+        let processes = [PeerProcess {
+            rank: 3,
+            pidfd: pidfd_open(pid, PidfdFlags::empty()).unwrap(),
+        }];
+        let becomes = |state: Option<ProcessState>| {
+            let expected: Vec<_> = state
+                .map(|state| AbsentPeer { rank: 3, state })
+                .into_iter()
+                .collect();
+            let began = std::time::Instant::now();
+            while absent(&processes) != expected {
+                assert!(began.elapsed() < Duration::from_secs(30), "{state:?}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        becomes(None);
+        kill_process(pid, Signal::STOP).unwrap();
+        becomes(Some(ProcessState::Stopped));
+        kill_process(pid, Signal::CONT).unwrap();
+        becomes(None);
+        // Also as long as nobody has waited for it.
+        kill_process(pid, Signal::KILL).unwrap();
+        becomes(Some(ProcessState::Ended));
+        child.wait().unwrap();
+        becomes(Some(ProcessState::Ended));
+    }
+}
