@@ -324,7 +324,6 @@ impl World {
             timeout_ns: self.timeout.as_nanos() as u64,
             rank: rank as u32,
             header: header::<T>(call, arrays.len),
-            ..PeersumParams::default()
         }
     }
 

@@ -381,7 +381,7 @@ fn held_at(scenario: &Scenario, rank: u32) -> Option<Place> {
 fn is_fitting(scenario: &Scenario, kind: Kind) -> bool {
     match scenario.phase {
         Phase::SetUp if scenario.blow == Blow::Stop && scenario.step == Step::Mapped => {
-            kind != Kind::Other
+            !matches!(kind, Kind::NotCoResident | Kind::Other)
         }
         Phase::Rendezvous | Phase::SetUp => matches!(kind, Kind::PeerLost | Kind::SetUpTimeout),
         Phase::BeforeFirstCall | Phase::InsideCall | Phase::GraphReplay => {

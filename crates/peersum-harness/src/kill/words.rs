@@ -60,6 +60,8 @@ pub(crate) enum Kind {
     PeerTimeout,
     /// In a call: another rank gave up, and said for whom it had waited.
     PeerFailed,
+    /// In set-up of ranks that share a device: the blocks did not run at once. Of a rank that was stopped meanwhile that is true.
+    NotCoResident,
     /// Any other, which is a fault.
     Other,
 }
@@ -93,6 +95,7 @@ impl Verdict {
             Error::Rendezvous(RendezvousError::Timeout { missing, .. }) => {
                 (Kind::SetUpTimeout, missing.clone())
             }
+            Error::NotCoResident { .. } => (Kind::NotCoResident, Vec::new()),
             _ => (Kind::Other, Vec::new()),
         };
         Verdict {
