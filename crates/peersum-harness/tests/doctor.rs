@@ -214,6 +214,20 @@ fn a_rendezvous_directory_that_others_may_enter_is_named_with_its_mode() {
 }
 
 #[test]
+fn compiled_kernels_that_cannot_be_used_are_named_with_the_reason() {
+    for mut visit in [Visit::without_gpus(), Visit::fake("gpus=1")] {
+        let cubins = visit.directory.path().join("cubins");
+        fs::create_dir(&cubins).unwrap();
+        fs::write(cubins.join("manifest.json"), "{").unwrap();
+        visit.command.arg("--cubins").arg(&cubins);
+        let report = visit.report();
+        let finding = only(&report, Subject::Cubins);
+        assert_eq!(finding.verdict, Verdict::Not);
+        assert!(finding.seen.contains("manifest.json"), "{finding}");
+    }
+}
+
+#[test]
 fn two_gpus_exchange_random_bytes_both_ways_between_threads_and_between_processes() {
     let report = Visit::fake("gpus=2 multicast").report();
     let gpu = &report.gpus[1];

@@ -122,7 +122,7 @@ pub(super) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
     let ahead = policy.clone().jit(JitMode::Deny);
     let total = ModuleKey::all().count();
     let mut served = Vec::new();
-    let mut from = None;
+    let (mut from, mut unusable) = (None, None);
     for target in RELEASE_SET {
         let Target::Cubin(arch) = target else {
             continue;
@@ -131,25 +131,37 @@ pub(super) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
             arch,
             driver_version: None,
         };
-        let count = ModuleKey::all()
-            .filter_map(|key| loader::load(&ahead, key, &device).ok())
-            .inspect(|image| {
-                from.get_or_insert_with(|| directory(&image.report.origin));
-            })
-            .count();
+        let mut count = 0;
+        for key in ModuleKey::all() {
+            match loader::load(&ahead, key, &device) {
+                Ok(image) => {
+                    count += 1;
+                    from.get_or_insert_with(|| directory(&image.report.origin));
+                }
+                Err(loader::LoadError::NotFound { passed_over, .. }) => {
+                    let mut present = passed_over
+                        .iter()
+                        .filter(|passed| !passed.reason.is_absence());
+                    unusable = unusable.or_else(|| present.next().map(ToString::to_string));
+                }
+            }
+        }
         if count > 0 {
             served.push(format!("{count} of {total} for {target}"));
         }
     }
-    match from {
-        Some(from) => Finding::new(
+    let unneeded = "nothing on this machine needs them. `cargo xtask precompile` makes them for any \
+                    GPU, without one";
+    match (from, unusable) {
+        (Some(from), _) => Finding::new(
             Subject::Cubins,
             Verdict::Works,
             format!("{} from {from}", served.join(", ")),
         ),
-        None => Finding::new(Subject::Cubins, Verdict::Not, "no compiled kernels here").meaning(
-            "nothing on this machine needs them. `cargo xtask precompile` makes them for any \
-            GPU, without one",
-        ),
+        (None, Some(unusable)) => {
+            Finding::new(Subject::Cubins, Verdict::Not, unusable).meaning(unneeded)
+        }
+        (None, None) => Finding::new(Subject::Cubins, Verdict::Not, "no compiled kernels here")
+            .meaning(unneeded),
     }
 }
