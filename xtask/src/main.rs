@@ -66,9 +66,6 @@ enum Bench {
     /// Time the all-reduce in replayed graphs, by size, world size and algorithm
     #[command(disable_help_flag = true)]
     Allreduce(bench_harness::HarnessBenchArgs),
-    /// Time a row-parallel layer with peersum, with NCCL and without any all-reduce
-    #[command(disable_help_flag = true)]
-    Layer(bench_harness::HarnessBenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -80,7 +77,6 @@ fn main() -> ExitCode {
             Bench::Precompile(args) => bench_precompile::run(&args),
             Bench::Load(args) => bench_harness::run(bench_harness::Bench::Load, &args),
             Bench::Call(args) => bench_harness::run(bench_harness::Bench::Call, &args),
-            Bench::Layer(args) => bench_harness::run(bench_harness::Bench::Layer, &args),
             Bench::Allreduce(args) => bench_harness::run(bench_harness::Bench::Allreduce, &args),
         },
         Command::Test(args) => cargo_steps::test(&args),
