@@ -430,6 +430,9 @@ mod tests {
         let twice =
             r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"blocks":4,"threads":8}"#;
         assert!(refusal(file(1, twice)).contains("duplicate field `blocks`"));
-        assert!(refusal("[".repeat(1 << 20)).contains("recursion limit"));
+        // However deep: refused, and not by an exhausted stack.
+        assert!(refusal("[".repeat(1 << 20)).contains("not valid"));
+        let deep = format!(r#"{{"schema":1,"tables":{}"#, "[".repeat(1 << 20));
+        assert!(refusal(deep).contains("not valid"));
     }
 }
