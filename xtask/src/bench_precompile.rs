@@ -4,6 +4,7 @@
 //! beat with one process a module. nvcc itself says how it calls the two (`--dryrun`); the preprocessing before them
 //! is done ahead of the clock. Floor and precompile take turns, so that what else the machine does meets both.
 
+use crate::cargo::cargo;
 use crate::precompile::compile::nvcc_command;
 use crate::precompile::inputs::Inputs;
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
@@ -259,7 +260,7 @@ fn precompile(
 }
 
 fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut cargo = cargo(&workspace::root());
     cargo.args([
         "build",
         "--locked",
@@ -269,11 +270,7 @@ fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
         "--jobs",
         &jobs.to_string(),
     ]);
-    timed(
-        cargo
-            .current_dir(workspace::root())
-            .env("CARGO_TARGET_DIR", target),
-    )
+    timed(cargo.env("CARGO_TARGET_DIR", target))
 }
 
 fn timed(command: &mut Command) -> anyhow::Result<Duration> {

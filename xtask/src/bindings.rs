@@ -71,33 +71,11 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(not(feature = "bindings"))]
 mod implementation {
     use super::BindingsArgs;
-    use crate::workspace;
-    use anyhow::Context as _;
-    use std::process::{Command, ExitCode};
+    use crate::cargo;
+    use std::process::ExitCode;
 
-    pub(super) fn run(args: &BindingsArgs) -> anyhow::Result<ExitCode> {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.current_dir(workspace::root()).args([
-            "run",
-            "--locked",
-            "--quiet",
-            "--package=xtask",
-            "--features=bindings",
-            "--",
-            "bindings",
-        ]);
-        if args.check {
-            cargo.arg("--check");
-        }
-        let status = cargo
-            .status()
-            .with_context(|| format!("cannot start {cargo:?}"))?;
-        // The inner run has said what went wrong.
-        Ok(if status.success() {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+    pub(super) fn run(_args: &BindingsArgs) -> anyhow::Result<ExitCode> {
+        cargo::run_again_with_feature("bindings")
     }
 }
 

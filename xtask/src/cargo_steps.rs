@@ -1,5 +1,6 @@
 //! `cargo xtask test` and `cargo xtask ci`: thin sequences of cargo and xtask steps.
 
+use crate::cargo::cargo;
 use crate::toolchain;
 use crate::workspace;
 use anyhow::{Context as _, ensure};
@@ -37,7 +38,7 @@ pub(crate) struct CiArgs {}
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
     step(xtask().args(["precompile", "--toolkit", "pinned"]))?;
     let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
-    let mut cargo = cargo();
+    let mut cargo = cargo(&workspace::root());
     cargo.args(["test", "--locked"]);
     if !args
         .cargo_test_args
@@ -80,8 +81,8 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
 /// # Errors
 /// A step cannot be started or fails.
 pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<ExitCode> {
-    step(cargo().args(["fmt", "--all", "--check"]))?;
-    step(cargo().args([
+    step(cargo(&workspace::root()).args(["fmt", "--all", "--check"]))?;
+    step(cargo(&workspace::root()).args([
         "clippy",
         "--locked",
         "--workspace",
@@ -141,16 +142,9 @@ fn prelude_matches_stock_headers() -> anyhow::Result<()> {
 /// Another command of xtask, through cargo: `bindings` builds this program with another feature in the same place, so the
 /// file that runs here may be gone.
 fn xtask() -> Command {
-    let mut command = cargo();
+    let mut command = cargo(&workspace::root());
     command.arg("xtask");
     command
-}
-
-/// The cargo that runs us, in the workspace's root.
-fn cargo() -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(workspace::root());
-    cargo
 }
 
 /// Runs one step with its output shown as it comes; a failure names the command.

@@ -3,11 +3,11 @@
 //! cargo-deny is the tool for it and takes minutes to build, so CI must do without: where it is not installed, licences and
 //! sources are checked here. That needs a reader of licence expressions, which is behind the feature `dist`.
 
+use crate::cargo::cargo;
 use crate::workspace;
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
-use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 
 /// Check licences and sources of all dependencies against deny.toml
 ///
@@ -49,26 +49,18 @@ pub(crate) fn run(args: &DenyArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The cargo that runs us, in `directory`.
-fn cargo(directory: &Path) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(directory);
-    cargo
-}
-
 #[cfg(not(feature = "dist"))]
 mod implementation {
-    use crate::workspace;
     use std::process::ExitCode;
 
     pub(super) fn check() -> anyhow::Result<ExitCode> {
-        workspace::run_again_with_feature("dist")
+        crate::cargo::run_again_with_feature("dist")
     }
 }
 
 #[cfg(feature = "dist")]
 mod implementation {
-    use super::cargo;
+    use crate::cargo::{captured, cargo};
     use crate::workspace;
     use anyhow::{Context as _, ensure};
     use serde::Deserialize;
@@ -153,16 +145,8 @@ mod implementation {
                     .iter()
                     .map(|target| format!("--filter-platform={target}")),
             );
-        let output = cargo
-            .output()
-            .with_context(|| format!("cannot start {cargo:?}"))?;
-        ensure!(
-            output.status.success(),
-            "{cargo:?} ended with {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let metadata: Metadata = serde_json::from_slice(&output.stdout)
+        let output = captured(&mut cargo)?;
+        let metadata: Metadata = serde_json::from_slice(&output)
             .context("cargo metadata gives no such JSON as expected")?;
         Ok(metadata.packages)
     }

@@ -1,5 +1,6 @@
 //! The harness: built in release mode, asked what it runs on, and started in this process's place.
 
+use crate::cargo::cargo;
 use crate::workspace;
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
@@ -16,8 +17,7 @@ pub(crate) struct Device {
 
 /// Builds the harness in release mode and returns its path, as cargo says it.
 pub(crate) fn build_harness() -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
+    let output = cargo(&workspace::root())
         .args([
             "build",
             "--locked",
@@ -25,7 +25,6 @@ pub(crate) fn build_harness() -> anyhow::Result<PathBuf> {
             "--package=peersum-harness",
             "--message-format=json-render-diagnostics",
         ])
-        .current_dir(workspace::root())
         .stderr(Stdio::inherit())
         .output()
         .context("cannot start cargo")?;

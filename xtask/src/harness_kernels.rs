@@ -1,11 +1,12 @@
 //! The harness's own kernels, each a file that includes nothing: compiled to `{stem}.{architecture}.cubin`.
 
+use crate::cargo::captured;
 use crate::toolchain::Nvcc;
 use crate::workspace;
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// Compiles `source`, a path within the checkout, for one architecture into `directory`.
 ///
@@ -35,16 +36,8 @@ pub(crate) fn compile(
         .arg(source)
         .env("TMPDIR", temporary.path())
         .env_remove("NVCC_PREPEND_FLAGS")
-        .env_remove("NVCC_APPEND_FLAGS")
-        .stdin(Stdio::null());
-    let output = command.output().context("cannot start nvcc")?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+        .env_remove("NVCC_APPEND_FLAGS");
+    captured(&mut command)?;
     // In one step, for a run beside this one.
     fs::rename(temporary.path().join(&name), directory.join(&name))
         .context("cannot put the cubin in its place")

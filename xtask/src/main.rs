@@ -6,6 +6,7 @@
 mod bench_harness;
 mod bench_precompile;
 mod bindings;
+mod cargo;
 mod cargo_steps;
 mod deny;
 mod dist;

@@ -3,8 +3,6 @@
 use anyhow::Context as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-#[cfg(not(feature = "dist"))]
-use std::process::{Command, ExitCode};
 
 /// The workspace's root directory.
 ///
@@ -43,30 +41,4 @@ pub(crate) fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
     }
     own.sort();
     Ok(std::iter::once(root).chain(own).collect())
-}
-
-/// Builds xtask with one more feature and runs this very command line with that.
-///
-/// # Errors
-/// Cargo cannot be started.
-#[cfg(not(feature = "dist"))]
-pub(crate) fn run_again_with_feature(feature: &str) -> anyhow::Result<ExitCode> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .args(["run", "--locked", "--quiet", "--package=xtask"])
-        .arg(format!("--features={feature}"))
-        // Not from the workspace's root: paths on the command line are relative to where it was given.
-        .arg("--manifest-path")
-        .arg(root().join("Cargo.toml"))
-        .arg("--")
-        .args(std::env::args_os().skip(1));
-    let status = cargo
-        .status()
-        .with_context(|| format!("cannot start {cargo:?}"))?;
-    // The inner run has said what went wrong.
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }

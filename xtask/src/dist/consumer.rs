@@ -1,8 +1,8 @@
 //! A program that depends on the release's crates, built and run with nothing else of this project in reach.
 
 use super::release::progress;
-use super::stage::{cargo, run};
 use super::verify::UnpackedCrate;
+use crate::cargo::{captured, cargo};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use std::ffi::OsString;
@@ -67,7 +67,7 @@ impl Consumer {
             .env("CARGO_HOME", home.join("cargo"))
             // One small sum is run with it: compiling takes longer than running.
             .env("CXXFLAGS", "-O0");
-        run(&mut command).context("the program cannot be built from the release alone")?;
+        captured(&mut command).context("the program cannot be built from the release alone")?;
         progress(begun, "built it, without nvcc");
         Ok(Self {
             executable: project.join("target/debug/peersum-consumer"),
@@ -147,7 +147,7 @@ fn vendor_dependencies(
             .args(["vendor", "--versioned-dirs", "--respect-source-config"])
             .args(offline)
             .arg(sources);
-        run(&mut command)
+        captured(&mut command)
     };
     // What another target alone needs is usually not there yet.
     vendor(Some("--offline"))

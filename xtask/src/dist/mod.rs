@@ -68,7 +68,7 @@ What --verify does:
 
 Examples:
   cargo xtask dist                                       the release, into target/dist
-  cargo xtask dist --arch sm_90 --out /tmp/h100-only     a package for one kind of machine
+  cargo xtask dist --arch sm_90 --out target/h100        a package for one kind of machine
   cargo xtask dist --verify target/dist
   cargo xtask dist --verify target/dist --keep-consumer target/consumer
                                                          prints how to run it on a machine that has a GPU
@@ -86,11 +86,11 @@ pub(crate) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
 #[cfg(not(feature = "dist"))]
 mod implementation {
     use super::DistArgs;
-    use crate::workspace;
+    use crate::cargo;
     use std::process::ExitCode;
 
     pub(super) fn run(_args: &DistArgs) -> anyhow::Result<ExitCode> {
-        workspace::run_again_with_feature("dist")
+        cargo::run_again_with_feature("dist")
     }
 }
 

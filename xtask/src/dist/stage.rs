@@ -1,13 +1,13 @@
 //! The stage: a copy of the checkout outside git, in which the publishable crates get what a checkout does not hold (the
 //! packed cubins, the licences beside each manifest), and where cargo packages them.
 
+use crate::cargo::{captured, cargo};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 /// What crates.io accepts.
@@ -56,7 +56,7 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
     }
     let mut packages = Vec::new();
     for workspace in workspace::workspaces()? {
-        let output = run(cargo(&workspace).args([
+        let output = captured(cargo(&workspace).args([
             "metadata",
             "--no-deps",
             "--offline",
@@ -110,7 +110,7 @@ pub(super) fn package(
         for package in publishable().filter(|package| package.workspace == workspace) {
             command.args(["--package", &package.name]);
         }
-        run(&mut command)?;
+        captured(&mut command)?;
     }
 
     let mut crates = BTreeMap::new();
@@ -186,27 +186,4 @@ fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::copy(from, to)
         .map(|_| ())
         .with_context(|| format!("cannot copy `{}` to `{}`", from.display(), to.display()))
-}
-
-/// The cargo that runs us, in `directory`.
-pub(super) fn cargo(directory: &Path) -> Command {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(directory);
-    cargo
-}
-
-/// Runs a command to its end and returns its standard output; what it says otherwise is shown only if it fails.
-pub(super) fn run(command: &mut Command) -> anyhow::Result<Vec<u8>> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?} ended with {}\n{}{}",
-        output.status,
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output.stdout)
 }
