@@ -1,28 +1,19 @@
 //! `bench-allreduce`: what it writes of a report, and a whole run on the emulator, whose times mean nothing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod harness_run;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::Value;
+
+use harness_run::run;
 
 fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data")
         .join(name)
-}
-
-fn run(command: &str, flags: &[&str], directory: &Path) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
-        .arg(command)
-        .args(flags)
-        .current_dir(directory)
-        .output()
-        .unwrap();
-    println!("{}", String::from_utf8_lossy(&output.stdout));
-    println!("{}", String::from_utf8_lossy(&output.stderr));
-    output
 }
 
 /// Compares with what is committed; `PEERSUM_BLESS=1` writes it.

@@ -1,30 +1,21 @@
 //! `tune` on the emulator: the times mean nothing, the tables must be whole.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod harness_run;
+
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
 
 use peersum::dispatch::{DispatchTables, Link, Origin, Placement};
 use serde_json::Value;
 
-fn run(flags: &[&str], directory: &Path) -> Output {
-    let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
-        .args(flags)
-        .current_dir(directory)
-        .output()
-        .unwrap();
-    println!("{}", String::from_utf8_lossy(&output.stdout));
-    println!("{}", String::from_utf8_lossy(&output.stderr));
-    output
-}
+use harness_run::run;
 
 #[test]
 fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicator_takes() {
     let directory = tempfile::tempdir().unwrap();
     let output = run(
+        "tune",
         &[
-            "tune",
             "--device=emulator",
             "--world-size=2",
             "--bytes=512,8K",
@@ -73,8 +64,8 @@ fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicato
     assert_eq!(others.world_sizes, [3, 4, 5, 6, 7, 8]);
 
     let output = run(
+        "bench-allreduce",
         &[
-            "bench-allreduce",
             "--device=emulator",
             "--world-size=2",
             "--bytes=512",
@@ -98,8 +89,8 @@ fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicato
 fn a_time_that_is_up_before_anything_was_measured_writes_nothing_and_says_so() {
     let directory = tempfile::tempdir().unwrap();
     let output = run(
+        "tune",
         &[
-            "tune",
             "--device=emulator",
             "--world-size=2,3",
             "--bytes=512",
@@ -119,7 +110,8 @@ fn tables_that_are_none_are_refused_before_anything_is_measured() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("base.json"), "{\"schema\": 9}").unwrap();
     let output = run(
-        &["tune", "--device=emulator", "--base=base.json"],
+        "tune",
+        &["--device=emulator", "--base=base.json"],
         directory.path(),
     );
     assert!(!output.status.success());

@@ -1,24 +1,22 @@
 //! `bench allreduce`: microseconds a call by world size, size, type, algorithm and grid, against the machine's limits and NCCL.
 
+mod samples;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use half::{bf16, f16};
-use peersum::Element;
-use peersum::dispatch::{Link, Placement, Plan, Route};
+use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
+use self::samples::{Sample, add, measure_group};
 use super::machine::{Build, DeviceChoice, Emulators, Gpus, Machine};
 use super::nccl::{self, Nccl};
-use super::ranks::{GroupSettings, Rank, run_group};
-use super::report::{Cell, Launch, Limits, Report, System};
-use super::sizes::{launched, parse_bytes, parse_shape, places, route_name};
-use super::timing::{Method, Spread, median, rounded, shortest};
+use super::ranks::GroupSettings;
+use super::report::{Launch, Limits, Report, System};
+use super::sizes::{parse_bytes, parse_shape};
+use super::timing::Method;
 use super::{chart, limits, page, table};
-
-/// More units a thread than this are not worth a try where a larger grid is tried too.
-pub(crate) const MAX_UNITS_PER_THREAD: u64 = 24;
 
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
@@ -133,15 +131,6 @@ impl MethodChoice {
     }
 }
 
-/// A measurement that is not finished: more rounds may add to it.
-#[derive(Clone)]
-struct Sample {
-    cell: Cell,
-    /// Microseconds a call of each replay; the host's likewise.
-    times: Vec<f64>,
-    host: Vec<f64>,
-}
-
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
 /// # Errors
@@ -205,10 +194,8 @@ fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
             "all" => routes.extend(Route::ALL),
             "best" => {}
             name => {
-                let route = Route::ALL
-                    .into_iter()
-                    .find(|route| route_name(*route) == name);
-                let known = || Route::ALL.map(route_name).join(", ");
+                let route = Route::ALL.into_iter().find(|route| route.name() == name);
+                let known = || Route::ALL.map(Route::name).join(", ");
                 routes.push(
                     route.with_context(|| {
                         format!("--algo {name}: there are best, all, {}", known())
@@ -353,193 +340,6 @@ fn measure_ranks<M: Machine>(
     })
 }
 
-/// Adds the times of another round to those of the same measurement.
-fn add(samples: &mut Vec<Sample>, measured: Vec<Sample>) {
-    for sample in measured {
-        let same = samples.iter_mut().find(|other| {
-            let (a, b) = (&other.cell, &sample.cell);
-            a.is_same_call(b)
-                && (a.system, a.build, a.pdl, a.placement, a.plan, a.from_table)
-                    == (b.system, b.build, b.pdl, b.placement, b.plan, b.from_table)
-        });
-        match same {
-            Some(other) => {
-                other.times.extend(sample.times);
-                other.host.extend(sample.host);
-            }
-            None => samples.push(sample),
-        }
-    }
-}
-
-impl Sample {
-    fn finish(self, limits: &[Limits]) -> Cell {
-        Cell {
-            us: Spread::of(&self.times),
-            host_us: (!self.host.is_empty()).then(|| rounded(median(&self.host))),
-            ..self.cell
-        }
-        .finish(limits)
-    }
-}
-
-/// Measures one group, and merges what its ranks have measured.
-fn measure_group<M: Machine>(
-    args: &BenchArgs,
-    machine: &M,
-    routes: &[Route],
-    settings: &GroupSettings,
-) -> Result<Vec<Sample>> {
-    let link = link_of(args.device, machine, settings.world_size);
-    let ranks = run_group(machine, settings, |rank: &mut Rank<'_, M>| {
-        let mut samples = Vec::new();
-        for &dtype in &args.dtype {
-            match dtype {
-                Dtype::F16 => {
-                    measure_type::<f16, M>(args, routes, settings, link, rank, &mut samples)?
-                }
-                Dtype::Bf16 => {
-                    measure_type::<bf16, M>(args, routes, settings, link, rank, &mut samples)?
-                }
-                Dtype::F32 => {
-                    measure_type::<f32, M>(args, routes, settings, link, rank, &mut samples)?
-                }
-            }
-        }
-        Ok(samples)
-    })?;
-    let mut ranks = ranks.into_iter();
-    let first = ranks.next().context("a group without ranks")?;
-    let others: Vec<Vec<Sample>> = ranks.collect();
-    Ok(first
-        .into_iter()
-        .enumerate()
-        .map(|(index, mut sample)| {
-            let mut times = vec![std::mem::take(&mut sample.times)];
-            for other in others.iter().filter_map(|rank| rank.get(index)) {
-                times.push(other.times.clone());
-                sample.host.extend(&other.host);
-            }
-            sample.times = shortest(&times);
-            sample
-        })
-        .collect())
-}
-
-/// How ranks are connected, as the communicator sees it.
-pub(crate) fn link_of<M: Machine>(choice: DeviceChoice, machine: &M, world_size: u32) -> Link {
-    match choice {
-        DeviceChoice::Emulator => Link::Emulator,
-        DeviceChoice::Cuda if world_size > machine.devices() => Link::Shared,
-        DeviceChoice::Cuda => Link::Peer,
-    }
-}
-
-fn measure_type<T: Element, M: Machine>(
-    args: &BenchArgs,
-    routes: &[Route],
-    settings: &GroupSettings,
-    link: Link,
-    rank: &mut Rank<'_, M>,
-    samples: &mut Vec<Sample>,
-) -> Result<()>
-where
-    T::Bits: TryFrom<u32>,
-{
-    rank.fill::<T>()?;
-    let world_size = settings.world_size;
-    for &bytes in &args.bytes {
-        let max_blocks = rank.communicator.max_blocks();
-        let mut plans: Vec<(Placement, Option<Plan>)> = Vec::new();
-        if args.algo.iter().any(|name| name == "best") {
-            plans.extend(Placement::ALL.map(|placement| (placement, None)));
-        }
-        for &route in routes {
-            let shapes = candidates(route, &args.shapes, bytes as u64, world_size, max_blocks);
-            plans.extend(
-                shapes
-                    .into_iter()
-                    .map(|plan| (own_placement(route), Some(plan))),
-            );
-        }
-        for (placement, plan) in plans {
-            let from_table = plan.is_none();
-            let chosen = plan.unwrap_or_else(|| {
-                let table = rank.communicator.dispatch_table();
-                table.plan(placement, bytes as u64)
-            });
-            for &launch in args.method.launches() {
-                let (times, host) = match launch {
-                    Launch::Graph => (
-                        rank.time_graph::<T>(placement, bytes, plan, args.method())?,
-                        Vec::new(),
-                    ),
-                    Launch::Eager => rank.time_eager::<T>(placement, bytes, plan, args.method())?,
-                };
-                let cell = Cell {
-                    system: System::Peersum,
-                    build: settings.build,
-                    world_size,
-                    link,
-                    dtype: T::DTYPE,
-                    bytes: bytes as u64,
-                    launch,
-                    pdl: settings.pdl,
-                    placement: Some(placement),
-                    plan: Some(launched(chosen, bytes as u64, world_size, max_blocks)),
-                    from_table,
-                    us: Spread::of(&[]),
-                    host_us: None,
-                    algorithm_gb_s: 0.0,
-                    bus_gb_s: 0.0,
-                    limit_us: None,
-                };
-                samples.push(Sample { cell, times, host });
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The kind of input that a route is measured with.
-pub(crate) fn own_placement(route: Route) -> Placement {
-    match route {
-        Route::SymmetricOneShot => Placement::Symmetric,
-        Route::SymmetricTwoShot => Placement::SymmetricInPlace,
-        _ => Placement::Ordinary,
-    }
-}
-
-/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same launch as one without.
-pub(crate) fn candidates(
-    route: Route,
-    shapes: &[(u32, u32)],
-    bytes: u64,
-    world_size: u32,
-    max_blocks: u32,
-) -> Vec<Plan> {
-    let places = places(route, bytes, world_size);
-    let threads_of = |plan: &Plan| u64::from(plan.blocks * plan.threads);
-    let mut plans: Vec<Plan> = Vec::new();
-    for &(blocks, threads) in shapes {
-        let plan = Plan {
-            route,
-            blocks,
-            threads,
-        };
-        let plan = launched(plan, bytes, world_size, max_blocks);
-        if !plans.contains(&plan) {
-            plans.push(plan);
-        }
-    }
-    let most = plans.iter().map(threads_of).max().unwrap_or(0);
-    plans.retain(|plan| {
-        let threads = threads_of(plan);
-        threads == most || places / threads.max(1) <= MAX_UNITS_PER_THREAD
-    });
-    plans
-}
-
 /// NCCL by the same method, where there is a GPU for each rank.
 fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     if args.nccl.as_deref() == Some("off") {
@@ -579,7 +379,9 @@ fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
             };
             match nccl.measure(gpus, system, &work) {
                 Ok(measured) => {
-                    let cells = measured.into_iter().map(|cell| nccl_cell(world_size, cell));
+                    let cells = measured
+                        .into_iter()
+                        .map(|cell| Sample::of_nccl(world_size, cell));
                     let limits = std::mem::take(&mut report.limits);
                     report
                         .cells
@@ -595,53 +397,9 @@ fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     }
 }
 
-fn nccl_cell(world_size: u32, measured: nccl::Measured) -> Sample {
-    Sample {
-        cell: Cell {
-            system: measured.system,
-            build: Build::Shipped,
-            world_size,
-            link: Link::Peer,
-            dtype: measured.dtype,
-            bytes: measured.bytes as u64,
-            launch: measured.launch,
-            pdl: false,
-            placement: None,
-            plan: None,
-            from_table: false,
-            us: Spread::of(&[]),
-            host_us: None,
-            algorithm_gb_s: 0.0,
-            bus_gb_s: 0.0,
-            limit_us: None,
-        },
-        times: measured.times,
-        host: measured.host,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn equal_launches_are_measured_once_and_small_grids_only_where_they_can_win() {
-        let shapes = [(1, 256), (2, 256), (2, 128), (64, 128), (132, 512)];
-        // 256 units: one block of 256 threads, two of 128 (twice the same), one of 512.
-        let small = candidates(Route::PushOneShot, &shapes, 4096, 2, 132);
-        let grids: Vec<_> = small
-            .iter()
-            .map(|plan| (plan.blocks, plan.threads))
-            .collect();
-        assert_eq!(grids, [(1, 256), (2, 128), (1, 512)]);
-        // 1 MiB: 65536 units; a grid of 256 threads would leave 256 units a thread.
-        let large = candidates(Route::PushOneShot, &shapes, 1 << 20, 2, 132);
-        let grids: Vec<_> = large
-            .iter()
-            .map(|plan| (plan.blocks, plan.threads))
-            .collect();
-        assert_eq!(grids, [(64, 128), (128, 512)]);
-    }
 
     #[test]
     fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {

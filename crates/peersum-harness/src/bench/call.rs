@@ -3,7 +3,7 @@
 //! Both are launched in turn, by all ranks, with the same parameters: to the kernels a bare launch is a call like any other.
 //! The stream is waited for after every few calls, so that no launch ever waits for room in the queue.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_void;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Barrier, Mutex, PoisonError};
@@ -11,14 +11,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use half::bf16;
-use peersum::cudarc::driver::sys::{
-    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig, CUstream,
-};
+use peersum::cudarc::driver::sys::{self, CUstream};
 use peersum::cudarc::driver::{CudaContext, CudaSlice, DevicePtr, DevicePtrMut};
 use peersum::loader::{JitMode, LoadPolicy};
 use peersum::{BareLaunch, Communicator, Cuda, Rendezvous};
 use serde::Serialize;
 
+use super::launch::with_config;
 use super::timing::median;
 use crate::data::{self, Content};
 
@@ -256,40 +255,22 @@ fn timed_bare(
     stream: CUstream,
     bare: &BareLaunch,
 ) -> Result<f64> {
-    let mut value = CUlaunchAttributeValue {
-        pad: [0 as c_char; 64],
-    };
-    value.programmaticStreamSerializationAllowed = 1;
-    let mut programmatic = CUlaunchAttribute {
-        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value,
-    };
-    let config = CUlaunchConfig {
-        gridDimX: bare.shape.blocks,
-        gridDimY: 1,
-        gridDimZ: 1,
-        blockDimX: bare.shape.threads,
-        blockDimY: 1,
-        blockDimZ: 1,
-        sharedMemBytes: 0,
-        hStream: stream,
-        attrs: &raw mut programmatic,
-        numAttrs: u32::from(bare.shape.pdl),
-    };
     let mut arguments: [*mut c_void; 1] = [(&raw const bare.params).cast_mut().cast()];
-    timed(calls, barrier, communicator, |_| {
-        // SAFETY: the very launch that the communicator would make: its kernel and memory live as long as it does, which
-        // is borrowed, and the buffers outlive this call, which waits for the stream. Every rank makes as many of them.
-        unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                bare.function,
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        }
-        .result()
-        .context("cuLaunchKernelEx")
+    let shape = bare.shape;
+    with_config(stream, shape.blocks, shape.threads, shape.pdl, |config| {
+        timed(calls, barrier, communicator, |_| {
+            // SAFETY: the very launch that the communicator would make: its kernel and memory live as long as it does, which
+            // is borrowed, and the buffers outlive this call, which waits for the stream. Every rank makes as many of them.
+            unsafe {
+                sys::cuLaunchKernelEx(
+                    config,
+                    bare.function,
+                    arguments.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            }
+            .result()
+            .context("cuLaunchKernelEx")
+        })
     })
 }

@@ -1,6 +1,6 @@
 //! What the machine allows, measured in the same run by the kernels of `limits.cu`.
 
-use std::ffi::{c_char, c_uint, c_void};
+use std::ffi::c_void;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,14 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peersum::Cuda;
-use peersum::cudarc::driver::sys::{
-    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
-};
-use peersum::cudarc::driver::{CudaContext, CudaFunction, CudaStream};
+use peersum::cudarc::driver::{CudaContext, CudaFunction, CudaStream, sys};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, Export, Import, MemorySharing};
 use peersum::dispatch::Link;
 
+use super::launch::with_config;
 use super::machine::{Gpus, Machine};
 use super::meeting::Meeting;
 use super::ranks::run_threads;
@@ -312,38 +310,18 @@ unsafe fn launch(
     pdl: bool,
     parameters: &Parameters,
 ) -> Result<()> {
-    let mut value = CUlaunchAttributeValue {
-        pad: [0 as c_char; 64],
-    };
-    value.programmaticStreamSerializationAllowed = 1;
-    let mut programmatic = CUlaunchAttribute {
-        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-        pad: [0; 4],
-        value,
-    };
-    let config = CUlaunchConfig {
-        gridDimX: blocks,
-        gridDimY: 1,
-        gridDimZ: 1,
-        blockDimX: threads,
-        blockDimY: 1,
-        blockDimZ: 1,
-        sharedMemBytes: 0,
-        hStream: stream.cu_stream(),
-        attrs: &raw mut programmatic,
-        numAttrs: c_uint::from(pdl),
-    };
     let mut arguments: [*mut c_void; 1] = [(&raw const *parameters).cast_mut().cast()];
-    // SAFETY: each kernel of limits.cu takes one argument, which the driver copies before it returns; the attribute is initialised whether it
-    // counts or not. The rest is the caller's promise.
-    unsafe {
-        sys::cuLaunchKernelEx(
-            &raw const config,
-            kernel.cu_function(),
-            arguments.as_mut_ptr(),
-            std::ptr::null_mut(),
-        )
-    }
+    with_config(stream.cu_stream(), blocks, threads, pdl, |config| {
+        // SAFETY: each kernel of limits.cu takes one argument, which the driver copies before it returns. The rest is the caller's promise.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                config,
+                kernel.cu_function(),
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+    })
     .result()
     .context("cuLaunchKernelEx")
 }

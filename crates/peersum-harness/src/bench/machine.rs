@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::{CudaContext, CudaStream};
 use peersum::device::DeviceStream;
+use peersum::dispatch::Link;
 use peersum::loader::{JitMode, LoadPolicy};
 use peersum_artifact::Manifest;
 use peersum_emulator::{EmulatorDevice, EmulatorStream};
@@ -198,5 +199,14 @@ impl Machine for Emulators {
 
     fn toolkit(&self) -> Result<String> {
         Ok("the host's C++ compiler".to_owned())
+    }
+}
+
+/// How ranks are connected, as the communicator sees it.
+pub(crate) fn link_of<M: Machine>(choice: DeviceChoice, machine: &M, world_size: u32) -> Link {
+    match choice {
+        DeviceChoice::Emulator => Link::Emulator,
+        DeviceChoice::Cuda if world_size > machine.devices() => Link::Shared,
+        DeviceChoice::Cuda => Link::Peer,
     }
 }

@@ -3,8 +3,10 @@
 pub(crate) mod allreduce;
 mod bandwidth;
 pub(crate) mod call;
+pub(crate) mod candidates;
 mod chart;
 pub(crate) mod kernel_sources;
+mod launch;
 mod limits;
 pub(crate) mod load;
 pub(crate) mod machine;

@@ -5,7 +5,6 @@ use peersum_artifact::Dtype;
 
 use super::machine::Build;
 use super::report::{Cell, Launch, Report, System};
-use super::sizes::route_name;
 use super::table::us_text;
 
 /// One curve.
@@ -135,7 +134,7 @@ fn fastest<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Point> {
             if let Some(plan) = cell.plan {
                 note += &format!(
                     ", {} on {} x {}",
-                    route_name(plan.route),
+                    plan.route.name(),
                     plan.blocks,
                     plan.threads
                 );

@@ -45,18 +45,6 @@ pub(crate) fn parse_shape(text: &str) -> Result<(u32, u32), String> {
         })
 }
 
-/// A route's name, as tables and flags have it.
-pub(crate) fn route_name(route: Route) -> &'static str {
-    match route {
-        Route::PushOneShot => "push_one_shot",
-        Route::PushTwoShot => "push_two_shot",
-        Route::PullOneShot => "pull_one_shot",
-        Route::PullTwoShot => "pull_two_shot",
-        Route::SymmetricOneShot => "symmetric_one_shot",
-        Route::SymmetricTwoShot => "symmetric_two_shot",
-    }
-}
-
 /// The places of a call that threads share: units, or for two-shot algorithms those of one chunk.
 pub(crate) fn places(route: Route, bytes: u64, world_size: u32) -> u64 {
     let units = bytes.div_ceil(UNIT_BYTES);

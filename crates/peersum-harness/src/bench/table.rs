@@ -6,7 +6,7 @@ use peersum::dispatch::Placement;
 
 use super::machine::Build;
 use super::report::{Cell, Launch, Report, System};
-use super::sizes::{bytes_text, route_name};
+use super::sizes::bytes_text;
 
 /// Rows of text under a head.
 pub(crate) struct Table {
@@ -82,9 +82,7 @@ fn measurements(title: String, cells: &[&Cell], launch: Launch) -> Option<Table>
                     us_text(cell.us.upper_quartile)
                 ),
                 cell.placement.map_or("", placement_text).to_owned(),
-                cell.plan
-                    .map_or("", |plan| route_name(plan.route))
-                    .to_owned(),
+                cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
                 cell.plan.map_or_else(String::new, |plan| {
                     format!("{} x {}", plan.blocks, plan.threads)
                 }),
@@ -203,9 +201,7 @@ fn builds(report: &Report) -> Option<Table> {
             bytes_text(cell.bytes),
             cell.launch.name().to_owned(),
             cell.placement.map_or("", placement_text).to_owned(),
-            cell.plan
-                .map_or("", |plan| route_name(plan.route))
-                .to_owned(),
+            cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
             us_text(cell.us.median),
             or_dash(unsafe_baseline.map(us_text)),
             or_dash(unsafe_baseline.map(|us| ratio_text(cell.us.median / us))),

@@ -110,7 +110,7 @@ impl Case {
     /// What it is reported with.
     pub(crate) fn group(&self) -> String {
         let kind = match self.work {
-            Work::Uniform { route, .. } => route_name(route),
+            Work::Uniform { route, .. } => route.name(),
             Work::Adversarial(_) => "adversarial",
         };
         format!("ws{}/{}/{kind}", self.world_size, self.dtype)
@@ -122,18 +122,6 @@ impl Case {
             Work::Uniform { elements, .. } => elements,
             Work::Adversarial(_) => adversarial,
         }
-    }
-}
-
-/// A route's name in flags and reports.
-pub(crate) fn route_name(route: Route) -> &'static str {
-    match route {
-        Route::PushOneShot => "push_one_shot",
-        Route::PushTwoShot => "push_two_shot",
-        Route::PullOneShot => "pull_one_shot",
-        Route::PullTwoShot => "pull_two_shot",
-        Route::SymmetricOneShot => "symmetric_one_shot",
-        Route::SymmetricTwoShot => "symmetric_two_shot",
     }
 }
 

@@ -28,7 +28,6 @@ pub(crate) use settings::DeviceKind;
 use settings::Settings;
 use tally::GroupLine;
 
-pub(crate) use case::route_name;
 pub(crate) use machine::decide;
 pub(crate) use settings::{DeviceChoice, GridArgs, RankKind};
 pub(crate) use workers::{RankArgs, run_process};

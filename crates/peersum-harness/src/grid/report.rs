@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use super::case::{Case, route_name};
+use super::case::Case;
 use super::event::Mismatch;
 use super::plan;
 use super::settings::Settings;
@@ -173,11 +173,7 @@ pub(crate) fn write(
                 .iter()
                 .map(|dtype| dtype.to_string())
                 .collect(),
-            algorithms: settings
-                .routes
-                .iter()
-                .map(|route| route_name(*route))
-                .collect(),
+            algorithms: settings.routes.iter().map(|route| route.name()).collect(),
             device: settings.device,
             ranks: settings.ranks,
             grid: settings.grid,

@@ -8,7 +8,7 @@ use peersum::device::{Device, DeviceStream};
 use peersum::{Communicator, Element, Graph, Rendezvous, SymmetricBuffer};
 use peersum_artifact::Dtype;
 
-use super::case::{Adversarial, Case, Mode, Work, route_name};
+use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check::{self, DeviceCheck};
 use super::event::{Event, Mismatch, Wrong};
 use super::generator::{self, Key, bytes_of, case_seed};
@@ -439,7 +439,7 @@ impl<'a, S: DeviceStream> Session<'a, S> {
                 layer: layer as u32,
                 algorithm: call
                     .plan
-                    .map_or("table", |plan| route_name(plan.route))
+                    .map_or("table", |plan| plan.route.name())
                     .to_owned(),
                 elements: call.elements,
                 wrong,

@@ -10,7 +10,7 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::case::{Filter, route_name};
+use super::case::Filter;
 
 /// What the ranks run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -217,7 +217,7 @@ impl Settings {
         );
         // Both decide which calls an adversarial case makes.
         if self.routes.len() < Route::ALL.len() {
-            let routes: Vec<&str> = self.routes.iter().map(|route| route_name(*route)).collect();
+            let routes: Vec<&str> = self.routes.iter().map(|route| route.name()).collect();
             command += &format!(" --algo {}", routes.join(","));
         }
         if self.dtypes.len() < Dtype::ALL.len() {
@@ -280,12 +280,12 @@ fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
         let chosen: Vec<Route> = Route::ALL
             .into_iter()
             .filter(|route| {
-                let own = route_name(*route);
+                let own = route.name();
                 name == "all" || own == name || Some(own) == family.as_deref()
             })
             .collect();
         if chosen.is_empty() {
-            let names: Vec<&str> = Route::ALL.into_iter().map(route_name).collect();
+            let names: Vec<&str> = Route::ALL.into_iter().map(Route::name).collect();
             bail!(
                 "--algo {name}: no such algorithm; there are {} and all",
                 names.join(", ")

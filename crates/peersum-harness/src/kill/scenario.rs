@@ -101,7 +101,7 @@ impl fmt::Display for Scenario {
         match self.phase {
             Phase::SetUp => write!(f, " (behind {:?})", self.step.name())?,
             Phase::Rendezvous | Phase::Teardown => {}
-            _ => write!(f, " ({})", crate::grid::route_name(self.route))?,
+            _ => write!(f, " ({})", self.route.name())?,
         }
         write!(f, ", {:?} after its word", self.delay)
     }

@@ -12,10 +12,9 @@ use peersum::dispatch::{
 };
 use peersum_artifact::Dtype;
 
-use crate::bench::allreduce::link_of;
-use crate::bench::machine::{Build, DeviceChoice, Emulators, Gpus, Machine};
+use crate::bench::machine::{Build, DeviceChoice, Emulators, Gpus, Machine, link_of};
 use crate::bench::ranks::{GroupSettings, run_group};
-use crate::bench::sizes::{bytes_text, parse_bytes, route_name};
+use crate::bench::sizes::{bytes_text, parse_bytes};
 use crate::bench::timing::Method;
 use sweep::{Progress, Shapes, Sweep, Tuned};
 
@@ -231,7 +230,7 @@ impl<'a> Group<'a> {
                 "W{} {} {} {} x {}: left out: {error:#}",
                 self.world_size,
                 bytes_text(candidate.bytes),
-                route_name(candidate.plan.route),
+                candidate.plan.route.name(),
                 candidate.plan.blocks,
                 candidate.plan.threads
             );
@@ -317,7 +316,7 @@ impl Outcome<'_> {
                 let kept = if tuned.plan == tuned.base_plan {
                     "kept"
                 } else {
-                    route_name(tuned.base_plan.route)
+                    tuned.base_plan.route.name()
                 };
                 println!(
                     "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  {:<18} {:>3} x {:<3}  ({kept})",
@@ -325,7 +324,7 @@ impl Outcome<'_> {
                     bytes_text(tuned.bytes),
                     tuned.placement.name(),
                     us / base_us,
-                    route_name(tuned.plan.route),
+                    tuned.plan.route.name(),
                     tuned.plan.blocks,
                     tuned.plan.threads,
                 );

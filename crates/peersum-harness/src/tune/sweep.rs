@@ -9,7 +9,7 @@ use peersum::dispatch::{Link, Placement, Plan, Route};
 use peersum_artifact::Dtype;
 use peersum_kernels::abi;
 
-use crate::bench::allreduce::{candidates, own_placement};
+use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::machine::Machine;
 use crate::bench::ranks::Rank;
 use crate::bench::sizes::{launched, places};

@@ -72,6 +72,18 @@ impl Route {
         Route::SymmetricTwoShot,
     ];
 
+    /// Its name in tables, flags and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Route::PushOneShot => "push_one_shot",
+            Route::PushTwoShot => "push_two_shot",
+            Route::PullOneShot => "pull_one_shot",
+            Route::PullTwoShot => "pull_two_shot",
+            Route::SymmetricOneShot => "symmetric_one_shot",
+            Route::SymmetricTwoShot => "symmetric_two_shot",
+        }
+    }
+
     /// The kernel family.
     pub fn family(self) -> Family {
         match self {

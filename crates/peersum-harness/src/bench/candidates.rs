@@ -1,0 +1,71 @@
+//! The launches that are worth a measurement.
+
+use peersum::dispatch::{Placement, Plan, Route};
+
+use super::sizes::{launched, places};
+
+/// More units a thread than this are not worth a try where a larger grid is tried too.
+const MAX_UNITS_PER_THREAD: u64 = 24;
+
+/// The kind of input that a route is measured with.
+pub(crate) fn own_placement(route: Route) -> Placement {
+    match route {
+        Route::SymmetricOneShot => Placement::Symmetric,
+        Route::SymmetricTwoShot => Placement::SymmetricInPlace,
+        _ => Placement::Ordinary,
+    }
+}
+
+/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same launch as one without.
+pub(crate) fn candidates(
+    route: Route,
+    shapes: &[(u32, u32)],
+    bytes: u64,
+    world_size: u32,
+    max_blocks: u32,
+) -> Vec<Plan> {
+    let places = places(route, bytes, world_size);
+    let threads_of = |plan: &Plan| u64::from(plan.blocks * plan.threads);
+    let mut plans: Vec<Plan> = Vec::new();
+    for &(blocks, threads) in shapes {
+        let plan = Plan {
+            route,
+            blocks,
+            threads,
+        };
+        let plan = launched(plan, bytes, world_size, max_blocks);
+        if !plans.contains(&plan) {
+            plans.push(plan);
+        }
+    }
+    let most = plans.iter().map(threads_of).max().unwrap_or(0);
+    plans.retain(|plan| {
+        let threads = threads_of(plan);
+        threads == most || places / threads.max(1) <= MAX_UNITS_PER_THREAD
+    });
+    plans
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_launches_are_measured_once_and_small_grids_only_where_they_can_win() {
+        let shapes = [(1, 256), (2, 256), (2, 128), (64, 128), (132, 512)];
+        // 256 units: one block of 256 threads, two of 128 (twice the same), one of 512.
+        let small = candidates(Route::PushOneShot, &shapes, 4096, 2, 132);
+        let grids: Vec<_> = small
+            .iter()
+            .map(|plan| (plan.blocks, plan.threads))
+            .collect();
+        assert_eq!(grids, [(1, 256), (2, 128), (1, 512)]);
+        // 1 MiB: 65536 units; a grid of 256 threads would leave 256 units a thread.
+        let large = candidates(Route::PushOneShot, &shapes, 1 << 20, 2, 132);
+        let grids: Vec<_> = large
+            .iter()
+            .map(|plan| (plan.blocks, plan.threads))
+            .collect();
+        assert_eq!(grids, [(64, 128), (128, 512)]);
+    }
+}
