@@ -85,7 +85,7 @@ impl Module {
         }
         let module = format!("{}{}", self.key.name(), self.suffix());
         // On a GPU each module is a program of its own; here all are linked into one.
-        for function in exported_device_functions() {
+        for function in peersum_kernels::exported_device_functions() {
             define(function, &format!("{module}_{function}"));
         }
         if let Some(number) = self.broken {
@@ -101,17 +101,6 @@ impl Module {
         fs::write(&path, text)?;
         Ok(path)
     }
-}
-
-/// The names of all `extern "C" __device__` functions of the kernels.
-fn exported_device_functions() -> impl Iterator<Item = &'static str> {
-    peersum_kernels::SOURCES.iter().flat_map(|source| {
-        source
-            .text
-            .split("extern \"C\" __device__")
-            .skip(1)
-            .filter_map(|rest| rest.split('(').next()?.split_whitespace().last())
-    })
 }
 
 /// The negative controls, of the smallest even and odd group. Of every type, since a communicator loads the modules of all.

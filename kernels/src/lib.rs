@@ -75,3 +75,15 @@ impl HarnessBuild {
             .collect()
     }
 }
+
+/// The names of all `extern "C" __device__` functions of the kernels: a program that compiles several modules for the CPU has to tell them apart.
+#[doc(hidden)]
+pub fn exported_device_functions() -> impl Iterator<Item = &'static str> {
+    SOURCES.iter().flat_map(|source| {
+        source
+            .text
+            .split("extern \"C\" __device__")
+            .skip(1)
+            .filter_map(|rest| rest.split('(').next()?.split_whitespace().last())
+    })
+}

@@ -70,7 +70,7 @@ impl Driver {
         };
         for family in ["push", "pull"] {
             // On a GPU each module is a program of its own.
-            let mut flags: Vec<String> = exported_device_functions()
+            let mut flags: Vec<String> = peersum_kernels::exported_device_functions()
                 .map(|function| format!("-D{function}={family}_{function}"))
                 .collect();
             flags.extend(["-include".to_owned(), "platform_emulator.hpp".to_owned()]);
@@ -152,17 +152,6 @@ fn compiler() -> Command {
     let mut command = Command::new(std::env::var_os("CXX").unwrap_or_else(|| "c++".into()));
     command.args(["-fsanitize=thread", "-pthread"]);
     command
-}
-
-/// The names of all `extern "C" __device__` functions of the kernels.
-fn exported_device_functions() -> impl Iterator<Item = &'static str> {
-    peersum_kernels::SOURCES.iter().flat_map(|source| {
-        source
-            .text
-            .split("extern \"C\" __device__")
-            .skip(1)
-            .filter_map(|rest| rest.split('(').next()?.split_whitespace().last())
-    })
 }
 
 #[test]

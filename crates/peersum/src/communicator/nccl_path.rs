@@ -72,25 +72,10 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
     };
     // No call is ever looked up in it.
     let table = DispatchTable::shipped(None, 2, Between::Peer)?;
-    Ok(Communicator {
-        links: None,
-        nccl,
-        device,
-        group: None,
-        rank,
-        world_size,
-        id: setup::next_id(),
-        identity,
-        table,
-        forced: None,
-        pdl: builder.pdl,
-        timeout: builder.timeout,
-        setup_timeout: builder.setup_timeout,
-        failure: None,
-        capturing: false,
-        _stream_claim: claim,
-        not_sync: std::marker::PhantomData,
-    })
+    let mut communicator =
+        setup::unconnected(&builder, device, identity, table, claim, rank, world_size);
+    communicator.nccl = nccl;
+    Ok(communicator)
 }
 
 impl<D: Device> Communicator<D> {

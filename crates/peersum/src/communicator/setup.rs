@@ -21,9 +21,36 @@ use crate::rendezvous::Group;
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// Unlike any other communicator's of this process.
-pub(super) fn next_id() -> u64 {
-    NEXT_ID.fetch_add(1, Ordering::Relaxed)
+/// A communicator that knows its own device and no other rank yet.
+pub(super) fn unconnected<D: Device>(
+    builder: &CommunicatorBuilder,
+    device: D,
+    identity: DeviceIdentity,
+    table: DispatchTable,
+    claim: StreamClaim,
+    rank: u32,
+    world_size: u32,
+) -> Communicator<D> {
+    Communicator {
+        links: None,
+        #[cfg(feature = "nccl")]
+        nccl: None,
+        device,
+        group: None,
+        rank,
+        world_size,
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        identity,
+        table,
+        forced: None,
+        pdl: builder.pdl,
+        timeout: builder.timeout,
+        setup_timeout: builder.setup_timeout,
+        failure: None,
+        capturing: false,
+        _stream_claim: claim,
+        not_sync: std::marker::PhantomData,
+    }
 }
 
 pub(super) fn build<S: DeviceStream>(
@@ -65,26 +92,10 @@ pub(super) fn build<S: DeviceStream>(
     trace_step(rank, "joined");
     match connect(&builder, &device, &identity, &mut group, world_size) {
         Ok((links, table)) => {
-            let mut communicator = Communicator {
-                links,
-                #[cfg(feature = "nccl")]
-                nccl: None,
-                device,
-                group: Some(group),
-                rank,
-                world_size,
-                id: next_id(),
-                identity,
-                table,
-                forced: None,
-                pdl: builder.pdl,
-                timeout: builder.timeout,
-                setup_timeout: builder.setup_timeout,
-                failure: None,
-                capturing: false,
-                _stream_claim: claim,
-                not_sync: std::marker::PhantomData,
-            };
+            let mut communicator =
+                unconnected(&builder, device, identity, table, claim, rank, world_size);
+            communicator.links = links;
+            communicator.group = Some(group);
             if communicator
                 .links
                 .as_ref()

@@ -230,6 +230,7 @@ pub(super) fn directory(lookup: Lookup<'_>) -> Result<PathBuf, RendezvousError> 
         .filter(|path| is_own_directory(path, uid));
     Ok(match runtime {
         Some(runtime) => runtime.join("peersum"),
+        // Not TMPDIR, which launchers set apart for each rank: all ranks of a user must come to one place.
         None => PathBuf::from(format!("/tmp/peersum-{uid}")),
     })
 }
