@@ -1,25 +1,18 @@
-//! The rendezvous between real processes: what works, who may join, and what the others are told when one dies.
+//! The rendezvous between real processes: what works, and what the others are told when one dies or breaks the protocol.
 
 #![allow(clippy::unwrap_used)]
 
 mod rendezvous_stage;
 
-use rendezvous_stage::{Rank, Stage, chmod};
+use rendezvous_stage::{AMPLE, Rank, Stage, frame, settle};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// Long enough for a loaded machine; nothing that works waits for it.
-const AMPLE: Duration = Duration::from_secs(30);
 /// What a rank may take beyond its deadline.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// Waits until rank 0 and the others have connected, which nothing but their silence shows.
-fn settle() {
-    std::thread::sleep(Duration::from_millis(400));
-}
 
 /// Lets rank 0 read what was sent before more is sent.
 fn settle_briefly() {
@@ -318,142 +311,6 @@ fn the_socket_of_a_killed_rank_0_is_replaced() {
 }
 
 #[test]
-fn a_second_rank_0_is_refused_while_the_first_lives() {
-    let stage = Stage::enter("a_second_rank_0_is_refused_while_the_first_lives");
-    let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
-    stage.await_socket();
-    let intruder = stage.rank(0, 2, AMPLE, "join");
-    let error = intruder.error();
-    assert!(error.starts_with("GroupInUse { group: \"run\""), "{error}");
-    assert!(
-        error.ends_with(&format!("pid: Some({}) }}", zero.pid())),
-        "{error}"
-    );
-    let one = stage.rank(1, 2, AMPLE, "join, barrier work");
-    one.succeed();
-    zero.succeed();
-}
-
-#[test]
-fn a_second_claim_to_a_rank_is_refused_and_the_group_forms() {
-    let stage = Stage::enter("a_second_claim_to_a_rank_is_refused_and_the_group_forms");
-    let zero = stage.rank(0, 3, AMPLE, "join, gather work 1");
-    let mut one = stage.rank(1, 3, AMPLE, "join, gather work 1");
-    one.hear("joining");
-    settle();
-    let intruder = stage.rank(1, 3, AMPLE, "join");
-    assert_eq!(
-        intruder.error(),
-        format!("Refused(RankTaken {{ rank: 1, pid: {} }})", one.pid())
-    );
-    let two = stage.rank(2, 3, AMPLE, "join, gather work 1");
-    for rank in [zero, one, two] {
-        rank.succeed();
-    }
-}
-
-#[test]
-fn a_late_rank_is_refused_and_the_group_goes_on() {
-    let stage = Stage::enter("a_late_rank_is_refused_and_the_group_goes_on");
-    let mut ranks = stage.ranks(2, AMPLE, "join, pause, gather work 1");
-    for rank in &mut ranks {
-        rank.hear("paused");
-    }
-    let late = stage.rank(1, 2, AMPLE, "join");
-    assert_eq!(
-        late.error(),
-        format!(
-            "Refused(AlreadyFormed {{ group: \"run\", rank: 1, pid: {} }})",
-            ranks[1].pid()
-        )
-    );
-    for rank in &mut ranks {
-        rank.go();
-    }
-    for rank in ranks {
-        rank.succeed();
-    }
-}
-
-#[test]
-fn a_rank_of_an_older_run_is_refused_and_the_group_forms() {
-    let stage = Stage::enter("a_rank_of_an_older_run_is_refused_and_the_group_forms");
-    let old = stage.rank(1, 2, AMPLE, "run job-6, join");
-    let zero = stage.rank(0, 2, AMPLE, "run job-7, join, barrier work");
-    assert_eq!(
-        old.error(),
-        "Refused(Run { ours: \"job-7\", theirs: \"job-6\" })"
-    );
-    let one = stage.rank(1, 2, AMPLE, "run job-7, join, barrier work");
-    zero.succeed();
-    one.succeed();
-}
-
-#[test]
-fn a_late_rank_of_an_older_run_is_refused_and_the_group_goes_on() {
-    let stage = Stage::enter("a_late_rank_of_an_older_run_is_refused_and_the_group_goes_on");
-    let mut ranks = stage.ranks(2, AMPLE, "run job-7, join, pause, gather work 1");
-    for rank in &mut ranks {
-        rank.hear("paused");
-    }
-    let old = stage.rank(1, 2, AMPLE, "run job-6, join");
-    assert_eq!(
-        old.error(),
-        "Refused(Run { ours: \"job-7\", theirs: \"job-6\" })"
-    );
-    for rank in &mut ranks {
-        rank.go();
-    }
-    for rank in ranks {
-        rank.succeed();
-    }
-}
-
-#[test]
-fn a_directory_that_is_opened_to_others_while_the_group_forms_keeps_ranks_out_until_it_is_closed() {
-    let stage = Stage::enter(
-        "a_directory_that_is_opened_to_others_while_the_group_forms_keeps_ranks_out_until_it_is_closed",
-    );
-    let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
-    stage.await_socket();
-    chmod(&stage.directory(), 0o755);
-    let error = stage.rank(1, 2, AMPLE, "join").error();
-    assert!(
-        error.starts_with("Directory {") && error.ends_with("problem: WrongMode { mode: 493 } }"),
-        "{error}"
-    );
-    chmod(&stage.directory(), 0o700);
-    let one = stage.rank(1, 2, AMPLE, "join, barrier work");
-    one.succeed();
-    zero.succeed();
-}
-
-#[test]
-fn a_message_longer_than_allowed_is_refused_where_it_is_sent_and_the_group_goes_on() {
-    let stage = Stage::enter(
-        "a_message_longer_than_allowed_is_refused_where_it_is_sent_and_the_group_goes_on",
-    );
-    for rank in stage.ranks(3, AMPLE, "join, overlong work, gather work 1") {
-        let heard = rank.succeed();
-        let refused =
-            "refused MessageTooLong { what: \"message\", length: 1048577, limit: 1048576 }";
-        assert!(heard.iter().any(|line| line == refused), "{heard:?}");
-    }
-}
-
-#[test]
-fn a_rank_that_expects_another_world_size_is_refused_and_the_group_forms() {
-    let stage =
-        Stage::enter("a_rank_that_expects_another_world_size_is_refused_and_the_group_forms");
-    let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
-    let stray = stage.rank(1, 4, AMPLE, "join");
-    assert_eq!(stray.error(), "Refused(WorldSize { ours: 2, theirs: 4 })");
-    let one = stage.rank(1, 2, AMPLE, "join, barrier work");
-    zero.succeed();
-    one.succeed();
-}
-
-#[test]
 fn silent_and_senseless_connections_keep_nobody_waiting() {
     let stage = Stage::enter("silent_and_senseless_connections_keep_nobody_waiting");
     let seed = fastrand::u64(..);
@@ -486,19 +343,6 @@ fn silent_and_senseless_connections_keep_nobody_waiting() {
     one.succeed();
     zero.succeed();
     assert!(started.elapsed() < AMPLE, "the group waited for the noise");
-}
-
-/// The wire format, written down a second time.
-fn frame(kind: u16, rank: u32, label: &str, body_bytes: u32, body: &[u8]) -> Vec<u8> {
-    let mut bytes = b"peersum\0".to_vec();
-    bytes.extend(kind.to_le_bytes());
-    bytes.extend(0_u16.to_le_bytes());
-    bytes.extend(rank.to_le_bytes());
-    bytes.extend((label.len() as u32).to_le_bytes());
-    bytes.extend(body_bytes.to_le_bytes());
-    bytes.extend(label.as_bytes());
-    bytes.extend(body);
-    bytes
 }
 
 /// Joins as `rank` of 3 by hand.
@@ -607,67 +451,6 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     };
     let quiet = count(false);
     assert_eq!(count(true), quiet);
-}
-
-#[test]
-fn a_process_of_another_user_is_refused_and_the_group_forms() {
-    let stage = Stage::enter("a_process_of_another_user_is_refused_and_the_group_forms");
-    let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
-    stage.await_socket();
-    const NOBODY: u32 = 65534;
-    let Some(locked_out) = stage.stranger(NOBODY, "join") else {
-        return;
-    };
-    let error = locked_out.error();
-    assert!(
-        error.contains(&format!(
-            "problem: WrongOwner {{ owner: 0, ours: {NOBODY} }}"
-        )),
-        "{error}"
-    );
-    let barred = stage.stranger(NOBODY, "knock").unwrap().end();
-    assert!(
-        barred.iter().any(|line| line.contains("Permission denied")),
-        "{barred:?}"
-    );
-
-    // Were the directory open to all, the socket would still ask who it is.
-    chmod(&stage.directory(), 0o777);
-    chmod(&stage.directory().join("run.sock"), 0o777);
-    let heard = stage.stranger(NOBODY, "knock").unwrap().end();
-    let mut refusal = frame(3, 0, "", 10, &[2, 0]);
-    refusal.extend(0_u32.to_le_bytes());
-    refusal.extend(NOBODY.to_le_bytes());
-    assert!(heard.contains(&format!("answer {refusal:?}")), "{heard:?}");
-
-    chmod(&stage.directory(), 0o700);
-    let one = stage.rank(1, 2, AMPLE, "join, barrier work");
-    one.succeed();
-    zero.succeed();
-}
-
-#[test]
-fn a_listener_of_another_user_is_not_believed() {
-    let stage = Stage::enter("a_listener_of_another_user_is_not_believed");
-    const NOBODY: u32 = 65534;
-    let trap = stage.home().join("trap");
-    std::fs::create_dir(&trap).unwrap();
-    chmod(&trap, 0o777);
-    let Some(mut listener) = stage.stranger(NOBODY, &format!("bind {}/socket", trap.display()))
-    else {
-        return;
-    };
-    listener.hear("bound");
-    std::fs::create_dir(stage.directory()).unwrap();
-    chmod(&stage.directory(), 0o700);
-    std::fs::rename(trap.join("socket"), stage.directory().join("run.sock")).unwrap();
-    let error = stage.rank(1, 2, AMPLE, "join").error();
-    assert!(
-        error.ends_with(&format!("theirs: {NOBODY}, ours: 0 }}")),
-        "{error}"
-    );
-    listener.go();
-    listener.end();
 }
 
 #[test]

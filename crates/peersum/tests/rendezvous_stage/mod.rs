@@ -19,6 +19,14 @@ const HANG: Duration = Duration::from_secs(60);
 /// Marks the lines that are for the test, among those of the test harness.
 const MARK: &str = "@ ";
 
+/// Long enough for a loaded machine; nothing that works waits for it.
+pub const AMPLE: Duration = Duration::from_secs(30);
+
+/// Waits until rank 0 and the others have connected, which nothing but their silence shows.
+pub fn settle() {
+    std::thread::sleep(Duration::from_millis(400));
+}
+
 /// A directory for the sockets of one test, whose ranks are this test again.
 pub struct Stage {
     test: &'static str,
@@ -488,4 +496,17 @@ fn map<'a>(memory: std::os::fd::BorrowedFd<'_>, bytes: usize) -> &'a [std::sync:
         .unwrap();
         std::slice::from_raw_parts(start.cast(), bytes)
     }
+}
+
+/// The wire format, written down a second time.
+pub fn frame(kind: u16, rank: u32, label: &str, body_bytes: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = b"peersum\0".to_vec();
+    bytes.extend(kind.to_le_bytes());
+    bytes.extend(0_u16.to_le_bytes());
+    bytes.extend(rank.to_le_bytes());
+    bytes.extend((label.len() as u32).to_le_bytes());
+    bytes.extend(body_bytes.to_le_bytes());
+    bytes.extend(label.as_bytes());
+    bytes.extend(body);
+    bytes
 }
