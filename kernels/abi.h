@@ -4,12 +4,12 @@
  *
  * Every rank owns one arena, which every peer maps:
  *
- *   | PeersumControl | push half 0 | push half 1 | staging half 0 | staging half 1 |
+ *   | PeersumControl | push slots, both halves | staging half 0 | staging half 1 |
  *
- * A push half holds the slots of one call, 16-byte units, as [unit / PEERSUM_SLOT_GROUP][source][unit % PEERSUM_SLOT_GROUP]: the slots of one unit lie
- * a constant distance apart, and neighbouring threads' slots of one source lie side by side. A two-shot call uses its first half so for the units
- * of this rank's chunk, and its second half for the reduced units, with the owner as the source. Every word of it is
- * PEERSUM_SLOT_EMPTY between calls. A staging half holds one rank's input as whole units, and for a push call units of the input or output that
+ * The push slots are 16-byte units, [unit / PEERSUM_SLOT_GROUP][half][source][unit % PEERSUM_SLOT_GROUP]: a call uses one half of each group; the slots of
+ * one unit lie a constant distance apart, neighbouring threads' slots of one source lie side by side, and all that a small call touches, control block
+ * included, lies in one page. A two-shot call uses the first half of the memory so for the units of this rank's chunk, and the second for the reduced units,
+ * with the owner as the source. Every word of it is PEERSUM_SLOT_EMPTY between calls. A staging half holds one rank's input as whole units, and for a push call units of the input or output that
  * are not one aligned access: it is at least as large as the largest call of either family.
  */
 #ifndef PEERSUM_ABI_H
@@ -19,14 +19,15 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure or a meaning below changes. */
-#define PEERSUM_ABI_VERSION 2
+#define PEERSUM_ABI_VERSION 3
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these, launched or not. */
 #define PEERSUM_MAX_BLOCKS 256
-/* The largest block: the launch bound of every entry point. */
+/* The most threads of a block that handle units. A block is launched with world-size more, behind these: they exchange headers and flags, one with
+ * each peer. */
 #define PEERSUM_MAX_THREADS 512
-/* The smallest block: the first world-size threads of a block exchange headers and flags, one for each peer. */
+/* The fewest. On a GPU a multiple of 32, so that those that signal have a warp of their own. */
 #define PEERSUM_MIN_THREADS 8
 
 /* The unit of work and of every slot, in bytes. */
@@ -140,7 +141,7 @@ typedef struct PeersumParams {
     peersum_u64 output;
     /* From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units. */
     peersum_u64 elements;
-    /* Offsets and sizes within an arena, in bytes, multiples of 128. */
+    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes. */
     peersum_u64 push_offset;
     peersum_u64 push_half_bytes;
     peersum_u64 staging_offset;

@@ -32,11 +32,25 @@ constexpr bool STRICT_ORDER = true;
 constexpr bool STRICT_ORDER = false;
 #endif
 
+// Where a thread stands in its launch. A block has `threads` threads that handle units and behind them WORLD_SIZE that carry signals: the one at
+// WORLD_SIZE's `step` exchanges headers and flags with the `step`-th peer. They run beside the data, in a warp of their own where the others fill theirs, so
+// that no unit waits for a signal's instructions.
+struct Place {
+    peersum_u32 thread, threads, block, blocks;
+
+    __device__ __forceinline__ bool carries_signals() const { return thread >= threads; }
+    // The peer that this thread meets, in the order of PeersumParams::arena. 0 is this rank itself.
+    __device__ __forceinline__ peersum_u32 step() const { return thread - threads; }
+    __device__ __forceinline__ peersum_u32 first_unit() const { return block * threads + thread; }
+    __device__ __forceinline__ peersum_u32 unit_stride() const { return blocks * threads; }
+};
+
+PEERSUM_DEVICE Place place_of_thread() { return Place{tid_x(), ntid_x() - WORLD_SIZE, ctaid_x(), nctaid_x()}; }
+
 // One call as one thread sees it.
-struct Call {
+struct Call : Place {
     const PeersumParams& params;
     PeersumControl* control;
-    peersum_u32 thread, threads, block, blocks;
     // Epochs before this call. The families count apart; all calls of the communicator are their sum.
     peersum_u64 pull_epoch;
     peersum_u32 push_epoch;
@@ -51,21 +65,11 @@ struct Call {
     __device__ __forceinline__ PeersumControl* control_of(peersum_u32 step) const {
         return reinterpret_cast<PeersumControl*>(params.arena[step]);
     }
-    __device__ __forceinline__ peersum_u32 first_unit() const { return block * threads + thread; }
-    __device__ __forceinline__ peersum_u32 unit_stride() const { return blocks * threads; }
-    // The rank of the `step`-th peer, in the rotated order of PeersumParams::arena.
+    // The rank of the `step`-th peer.
     __device__ __forceinline__ peersum_u32 peer(peersum_u32 step) const {
         const peersum_u32 rank = params.rank + step;
         return rank >= WORLD_SIZE ? rank - WORLD_SIZE : rank;
     }
-    // Whether peers read the caller's symmetric buffer.
-    __device__ __forceinline__ bool is_symmetric() const {
-        return (header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
-    }
-    // Whether this thread meets the `thread`-th peer for its block.
-    __device__ __forceinline__ bool has_peer() const { return thread != 0 && thread < WORLD_SIZE; }
-    // Whether this thread exchanges this rank's header with that peer.
-    __device__ __forceinline__ bool carries_header() const { return GUARDED && block == 0 && has_peer(); }
 };
 
 PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
@@ -74,18 +78,14 @@ PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
 
 // The first act of every call: wait for the kernels before it, then read this block's epochs and poison in one access.
 // Relaxed suffices: the epochs were stored by an earlier kernel of this stream; the poison word carries no data.
-PEERSUM_DEVICE Call enter(const PeersumParams& params) {
+PEERSUM_DEVICE Call enter(const PeersumParams& params, const Place& place) {
     griddepcontrol_wait();
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
-    const peersum_u32 block = ctaid_x();
-    const Unit state = ld_relaxed_sys_v4(&control->blocks[block]);
+    const Unit state = ld_relaxed_sys_v4(&control->blocks[place.block]);
     const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
-    return Call{params,
+    return Call{place,
+                params,
                 control,
-                tid_x(),
-                ntid_x(),
-                block,
-                nctaid_x(),
                 pull_epoch,
                 state.z,
                 GUARDED ? state.w : 0,
@@ -190,52 +190,71 @@ PEERSUM_DEVICE bool gives_up(const Call& call, Wait& wait, peersum_u32 peer, pee
     return wait.start_ns == 0;
 }
 
-// Polls a word until it `arrived`. False if the wait for `peer` was given up.
+// Waits until a word that was loaded as `word` has `arrived`. False if the wait for `peer` was given up.
 template <typename Load, typename Arrived>
-PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, peersum_u64 own_header, Load load, Arrived arrived) {
+PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, peersum_u64 own_header, peersum_u64 word, Load load, Arrived arrived) {
     Wait wait;
-    while (!arrived(load())) {
+    while (!arrived(word)) {
         spin_pause();
         if (is_time_to_look(wait) && gives_up(call, wait, peer, own_header)) return false;
+        word = load();
     }
     return true;
 }
 
-// Tells every peer what this rank calls. Relaxed: one word that is compared as a whole and orders nothing.
-PEERSUM_DEVICE void send_header(const Call& call) {
-    if (!GUARDED || call.block != 0 || call.thread >= WORLD_SIZE) return;
-    const peersum_u32 ring = sequence_of(call.header) % PEERSUM_HEADER_RING;
-    if (call.thread == 0) {
+// A signal thread's part in telling every peer what this rank calls, and in comparing what was called before. All of it lies in block 0.
+struct Headers {
+    bool is_exchanged;
+    // The peer's header of the call before this one, as far as it has come, and what this rank called then.
+    peersum_u64 previous;
+    peersum_u64 own_previous;
+    const peersum_u64* awaited;
+};
+
+// Sends this call's header and has the previous one loaded, whose value nothing waits for yet. Relaxed: one word that is compared as a whole and
+// orders nothing.
+PEERSUM_DEVICE Headers send_header(const Call& call) {
+    Headers headers{GUARDED && call.block == 0, 0, 0, nullptr};
+    if (!headers.is_exchanged) return headers;
+    const peersum_u32 step = call.step();
+    const peersum_u32 sequence = sequence_of(call.header);
+    const peersum_u32 ring = sequence % PEERSUM_HEADER_RING;
+    if (step == 0) {
         st_global_u64(&call.control->own_headers[ring], call.header);
-    } else if (STRICT_ORDER) {
-        st_release_sys_u64(&call.control_of(call.thread)->headers[ring][call.params.rank], call.header);
-    } else {
-        st_relaxed_sys_u64(&call.control_of(call.thread)->headers[ring][call.params.rank], call.header);
+        return headers;
     }
+    peersum_u64* header = &call.control_of(step)->headers[ring][call.params.rank];
+    if (STRICT_ORDER) {
+        st_release_sys_u64(header, call.header);
+    } else {
+        st_relaxed_sys_u64(header, call.header);
+    }
+    const peersum_u32 previous_ring = (sequence - 1) % PEERSUM_HEADER_RING;
+    headers.awaited = &call.control->headers[previous_ring][call.peer(step)];
+    headers.previous = ld_relaxed_sys_u64(headers.awaited);
+    headers.own_previous = ld_global_u64(&call.control->own_headers[previous_ring]);
+    return headers;
 }
 
-// Waits for the `thread`-th peer's header of the call before this one and compares it with this rank's own. Placed behind the data stores of
-// this call, so that the wait for the peers' data hides it. A difference in anything but the sequence ends the wait at its next look.
-PEERSUM_DEVICE bool previous_headers_agree(const Call& call) {
-    if (!call.carries_header()) return true;
-    const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
-    const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
-    const peersum_u32 peer = call.peer(call.thread);
-    const peersum_u64* awaited = &call.control->headers[ring][peer];
+// Waits for the peer's header of the call before this one. A difference in anything but the sequence ends the wait at its next look.
+PEERSUM_DEVICE bool previous_headers_agree(const Call& call, const Headers& headers) {
+    if (!headers.is_exchanged || call.step() == 0) return true;
+    const peersum_u64 own = headers.own_previous;
     return await_word(
-        call, peer, own, [&] { return ld_relaxed_sys_u64(awaited); }, [&](peersum_u64 word) { return word == own; });
+        call, call.peer(call.step()), own, headers.previous, [&] { return ld_relaxed_sys_u64(headers.awaited); },
+        [&](peersum_u64 word) { return word == own; });
 }
 
 // PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this block's first store to a slot.
 PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     bool arrived = true;
-    if (call.has_peer()) {
+    if (call.carries_signals() && call.step() != 0) {
         const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
         const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
-        const peersum_u32 peer = call.peer(call.thread);
+        const peersum_u32 peer = call.peer(call.step());
         const peersum_u64* awaited = &call.control->headers[ring][peer];
         arrived = await_word(
-            call, peer, own, [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, own, ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word == own; });
     }
     return !bar_red_or(!arrived);
@@ -247,7 +266,7 @@ template <peersum_u32 FAMILY>
 PEERSUM_DEVICE void advance_epoch(const Call& call) {
     if (PEERSUM_BREAK == PEERSUM_BREAK_EPOCH_NOT_ADVANCED) return;
 #pragma unroll 1
-    for (peersum_u32 b = call.block + call.blocks * call.thread; b < PEERSUM_MAX_BLOCKS; b += call.blocks * call.threads) {
+    for (peersum_u32 b = call.block + call.blocks * call.thread; b < PEERSUM_MAX_BLOCKS; b += call.blocks * (call.threads + WORLD_SIZE)) {
         PeersumBlockState* state = &call.control->blocks[b];
         if constexpr (FAMILY == PEERSUM_FAMILY_PUSH) {
             st_global_u32(&state->push_epoch, call.push_epoch + 1);
@@ -293,9 +312,9 @@ PEERSUM_DEVICE Buffer buffer_at(peersum_u64 address, peersum_u64 scratch, peersu
 // `writable` elements of the destination exist, nothing behind them is touched. Without a source (0) every element becomes NaN.
 extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destination, peersum_u64 writable, peersum_u64 source,
                                                             peersum_u64 readable, peersum_u32 begin, peersum_u32 end, Share share) {
-    const peersum_u32 stride = nctaid_x() * ntid_x();
+    const Place place = place_of_thread();
 #pragma unroll 1
-    for (peersum_u32 i = ctaid_x() * ntid_x() + tid_x(); i < share.end; i += stride) {
+    for (peersum_u32 i = place.first_unit(); i < share.end; i += place.unit_stride()) {
 #pragma unroll 1
         for (peersum_u32 unit = i; unit < end; unit += share.period) {
             if (unit < begin) continue;
@@ -336,5 +355,5 @@ PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, p
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
 // The 1: one block a multiprocessor may take all registers; without it ptxas aims for two on some architectures, and spills.
 #define PEERSUM_ENTRY(family_algorithm)                                                     \
-    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS, 1) PEERSUM_ENTRY_NAME( \
+    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, 1) PEERSUM_ENTRY_NAME( \
         family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)(const __grid_constant__ PeersumParams params)

@@ -9,13 +9,14 @@
 #include "protocol.cuh"
 
 // The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank. Element by element in the same order; the sums of
-// the units i, i + stride, ... in [begin, end) go to every rank's buffer, or to `output` if there is one.
-extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params, peersum_u64 output, peersum_u32 begin,
-                                                           peersum_u32 end) {
+// the units first_unit, first_unit + stride, ... in [begin, end) go to every rank's buffer, or to `output` if there is one.
+extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params, peersum_u64 output, peersum_u32 first_unit,
+                                                           peersum_u32 begin, peersum_u32 end) {
     const peersum_u64 limit = static_cast<peersum_u64>(end) * PER_UNIT < params.elements ? static_cast<peersum_u64>(end) * PER_UNIT
                                                                                          : params.elements;
 #pragma unroll 1
-    for (peersum_u32 unit = begin; unit < end; unit += nctaid_x() * ntid_x()) {
+    for (peersum_u32 unit = first_unit; unit < end; unit += place_of_thread().unit_stride()) {
+        if (unit < begin) continue;
         const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
 #pragma unroll 1
         for (peersum_u64 element = first; element < first + PER_UNIT && element < limit; ++element) {
@@ -46,54 +47,66 @@ namespace {
 enum class Announce {
     // Stores of this kernel, which the peer loads behind the flag: a release.
     Stores,
-    // What an earlier kernel stored, or loads of this one that have returned: performed before the flag's store is issued. A release would add
-    // nothing but the wait for stores that no peer reads (README.md, "Pull").
-    Nothing,
+    // What an earlier kernel stored: performed before this kernel began, so that no thread waits for the block's others. A release would add nothing.
+    EarlierStores,
+    // Loads of this kernel that have returned: performed before the flag's store is issued. A release would add nothing but the wait for stores that
+    // no peer reads (README.md, "Pull").
+    Loads,
 };
 
-// Meets the same block of every rank. False if this block is lost; then it has announced nothing that it did not do, and `lost` of any thread
-// becomes the whole block's.
+// A signal thread's part in a meeting: tells one peer that this block is here, and waits for the same block there. False if this block is lost.
 template <peersum_u32 PHASE>
-PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
-    constexpr bool BROKEN =
-        (PHASE == PEERSUM_PULL_PHASE_OPEN && PEERSUM_BREAK == PEERSUM_BREAK_NO_OPENING_BARRIER) ||
-        (PHASE == PEERSUM_PULL_PHASE_SECOND && PEERSUM_BREAK == PEERSUM_BREAK_NO_CLOSING_BARRIER);
+PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
+    constexpr bool IS_OPENING = PHASE == PEERSUM_PULL_PHASE_OPEN;
+    constexpr bool BROKEN = IS_OPENING ? PEERSUM_BREAK == PEERSUM_BREAK_NO_OPENING_BARRIER
+                                       : PEERSUM_BREAK == PEERSUM_BREAK_NO_CLOSING_BARRIER;
+    const peersum_u32 step = call.step();
+    const bool meets_peer = !BROKEN && step != 0;
     const peersum_u64 flag = call.pull_epoch * PEERSUM_PULL_PHASES + PHASE;
-    const bool carries_flag = !BROKEN && call.has_peer();
-    // The block barrier makes the accesses of all threads happen before the flag's store; a release is cumulative over it.
-    lost = bar_red_or(lost);
-    if (carries_flag && !lost) {
-        peersum_u64* flags = &call.control_of(call.thread)->pull_flags[call.block][call.params.rank];
-        if (announce == Announce::Stores) {
-            st_release_sys_u64(flags, flag);
-        } else {
-            st_relaxed_sys_u64(flags, flag);
-        }
+    peersum_u64* theirs = &call.control_of(meets_peer ? step : 0)->pull_flags[call.block][call.params.rank];
+    // A look at poison behind this block's last load of a peer's memory: a peer that left may have gone on to overwrite what was read. It is on its way
+    // together with what the meeting waits for anyway.
+    peersum_u32 poison = 0;
+    if (!IS_OPENING && GUARDED) poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
+    if (announce == Announce::Stores) {
+        // What is announced must have been reduced from what was not overwritten: a peer that takes it may have heard of no failure.
+        fence_acq_rel_sys();
+        if (meets_peer && poison == 0) st_relaxed_sys_u64_behind_fence(theirs, flag);
+    } else if (meets_peer) {
+        st_relaxed_sys_u64(theirs, flag);
     }
-    if (PHASE == PEERSUM_PULL_PHASE_OPEN && !lost) {
-        send_header(call);
-        lost = !previous_headers_agree(call);
-    }
-    if (carries_flag && !lost) {
+    Headers headers{};
+    if (IS_OPENING) headers = send_header(call);
+    bool lost = false;
+    if (meets_peer && poison == 0) {
         // Acquire: what the peer's block stored before its release is visible after it, and through the block barrier to every thread here.
-        const peersum_u32 peer = call.peer(call.thread);
+        const peersum_u32 peer = call.peer(step);
         const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
-            call, peer, call.header, [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, call.header, ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
-        // A symmetric call's last look at poison, behind its last wait: a peer that left may have gone on to overwrite its buffer while this rank
-        // read it. (A staged call needs none: a rank that left stores nothing to its staging halves any more.) Whoever sees it leaves, as on entry:
-        // the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
-        if (PHASE == PEERSUM_PULL_PHASE_SECOND && GUARDED && call.is_symmetric()) {
-            const peersum_u32 poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
-            if (poison != 0) {
-                peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, call.header, 0);
-                lost = true;
-            }
-        }
     }
+    if (IS_OPENING && !lost) lost = !previous_headers_agree(call, headers);
+    if (poison != 0) {
+        // As on entry: the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, call.header, 0);
+        lost = true;
+    }
+    return !lost;
+}
+
+// Meets the same block of every rank. False if this block is lost; `lost` of any thread becomes the whole block's. What is announced is true of all
+// threads of the block, or nothing is announced.
+template <peersum_u32 PHASE>
+PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
+    // The block barrier makes the accesses of all threads happen before the flag's store; a release is cumulative over it.
+    if (announce != Announce::EarlierStores) lost = bar_red_or(lost);
+    if (call.carries_signals() && !lost) lost = !exchange_flags<PHASE>(call, announce);
     return !bar_red_or(lost);
 }
+
+// Units that a thread has on their way at once. Few ranks give few loads a unit; together with them this fills the time that memory takes.
+constexpr int BATCH = WORLD_SIZE == 2 ? 4 : WORLD_SIZE <= 4 ? 2 : 1;
 
 // Every rank's copy of the array as this rank maps it: its staging half, or its symmetric buffer.
 struct Copies {
@@ -107,16 +120,20 @@ struct Copies {
     peersum_u64 base[WORLD_SIZE];
 };
 
+PEERSUM_DEVICE bool is_symmetric(const PeersumParams& params) {
+    return (params.header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
+}
+
 PEERSUM_DEVICE Copies copies_of(const Call& call) {
     const PeersumParams& params = call.params;
-    const peersum_u32 parity = call.pull_epoch & 1;
-    const peersum_u64 half = params.staging_offset + parity * params.staging_half_bytes;
-    const peersum_u64 other = params.staging_offset + (parity ^ 1) * params.staging_half_bytes;
+    const bool is_odd = (call.pull_epoch & 1) != 0;
+    const peersum_u64 even_half = params.staging_offset;
+    const peersum_u64 odd_half = even_half + params.staging_half_bytes;
     Copies copies;
-    copies.staged = !call.is_symmetric();
-    copies.own = params.arena[0] + half;
-    copies.scratch = params.arena[0] + other;
-    const peersum_u64 offset = copies.staged ? half : 0;
+    copies.staged = !is_symmetric(params);
+    copies.own = params.arena[0] + (is_odd ? odd_half : even_half);
+    copies.scratch = params.arena[0] + (is_odd ? even_half : odd_half);
+    const peersum_u64 offset = !copies.staged ? 0 : is_odd ? odd_half : even_half;
 #pragma unroll
     for (int rank = 0; rank < WORLD_SIZE; ++rank) copies.base[rank] = params.source[rank] + offset;
     copies.wide = copies.staged               ? call.units
@@ -125,24 +142,51 @@ PEERSUM_DEVICE Copies copies_of(const Call& call) {
     return copies;
 }
 
-// Sums a unit that is one aligned access in every copy. Relaxed loads at system scope: ordered behind the barrier's acquire, and never served
-// from a stale L1 line.
-PEERSUM_DEVICE Unit sum_of_all(const Copies& copies, peersum_u32 unit) {
-    Unit v[WORLD_SIZE];
+// Sums units that are one aligned access in every copy: `unit`, `unit + stride`, ... below `end`, at most BATCH. Relaxed loads at system scope: ordered
+// behind the barrier's acquire, and never served from a stale L1 line.
+PEERSUM_DEVICE void sums_of_all(const Copies& copies, peersum_u32 unit, peersum_u32 stride, peersum_u32 end, Unit (&sum)[BATCH]) {
+    Unit v[BATCH][WORLD_SIZE];
 #pragma unroll
-    for (int rank = 0; rank < WORLD_SIZE; ++rank) v[rank] = ld_relaxed_sys_v4(unit_address(copies.base[rank], unit));
-    return reduce(v);
+    for (int k = 0; k < BATCH; ++k) {
+        const peersum_u64 offset = static_cast<peersum_u64>(unit + k * stride) * PEERSUM_UNIT_BYTES;
+#pragma unroll
+        for (int rank = 0; rank < WORLD_SIZE; ++rank) {
+            const void* address = reinterpret_cast<const void*>(copies.base[rank] + offset);
+            if (k == 0) {
+                v[k][rank] = ld_relaxed_sys_v4(address);
+            } else {
+                v[k][rank] = Unit{0, 0, 0, 0};
+                ld_relaxed_sys_v4_if(unit + k * stride < end, address, v[k][rank]);
+            }
+        }
+    }
+#pragma unroll
+    for (int k = 0; k < BATCH; ++k) sum[k] = reduce(v[k]);
+}
+
+// The units of [begin, end) that are not wide, of which this thread has those at its place in it.
+PEERSUM_DEVICE void sum_narrow_units(const Call& call, const Copies& copies, peersum_u64 output, peersum_u32 begin, peersum_u32 end) {
+    if (copies.wide >= end) return;
+    peersum_sum_narrow(call.params, output, begin + call.first_unit(), copies.wide, end);
 }
 
 // Copies this thread's units of the input into this rank's staging half, which serves its narrow ones as scratch as well.
+template <bool TWO_SHOT>
 PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
-    const PeersumParams& params = call.params;
-    const Buffer input = buffer_at(params.input, copies.own, params.elements);
+    // A thread's units are a chunk apart in a two-shot call and a stride in a one-shot; so many are on their way at once.
+    constexpr int LOADS = TWO_SHOT ? WORLD_SIZE : 4;
+    const Buffer input = buffer_at(call.params.input, copies.own, call.params.elements);
+    const peersum_u32 apart = TWO_SHOT ? share.period : call.unit_stride();
 #pragma unroll 1
-    for (peersum_u32 i = call.first_unit(); i < share.end; i += call.unit_stride()) {
-#pragma unroll 1
-        for (peersum_u32 unit = i; unit < input.wide; unit += share.period) {
-            st_relaxed_sys_v4(unit_address(copies.own, unit), ld_global_v4(unit_address(input.address, unit)));
+    for (peersum_u32 i = call.first_unit(); i < share.end; i += (TWO_SHOT ? 1 : LOADS) * call.unit_stride()) {
+        Unit v[LOADS];
+#pragma unroll
+        for (int k = 0; k < LOADS; ++k) {
+            if (i + k * apart < input.wide) v[k] = ld_global_v4(unit_address(input.address, i + k * apart));
+        }
+#pragma unroll
+        for (int k = 0; k < LOADS; ++k) {
+            if (i + k * apart < input.wide) st_relaxed_sys_v4(unit_address(copies.own, i + k * apart), v[k]);
         }
     }
     load_narrow_units(call, input, share);
@@ -154,28 +198,43 @@ PEERSUM_DEVICE void finish(const Call& call) {
     advance_epoch<PEERSUM_FAMILY_PULL>(call);
 }
 
+// The opening: on entry a thread that finds poison makes its whole block lose the call.
+template <bool TWO_SHOT>
+PEERSUM_DEVICE bool open(const Call& call, const Copies& copies, Share share) {
+    const bool lost = call.poison != 0;
+    leave_if_poisoned(call);
+    if (!lost && copies.staged && !call.carries_signals()) stage<TWO_SHOT>(call, copies, share);
+    return meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::EarlierStores, lost);
+}
+
 // Staged: a half is written again two calls of this family later, behind the opening barrier of the call between, which a peer's block
 // enters only in a later kernel than its reads here. So a staged call needs no closing barrier.
 // Symmetric: the closing barrier keeps a buffer from being overwritten by its owner while a peer still reads it.
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
-    const Call call = enter(params);
+    const Place place = place_of_thread();
+    const Call call = enter(params, place);
     const Share share{call.units, call.units};
     const Copies copies = copies_of(call);
     const Buffer output = buffer_at(params.output, copies.scratch, params.elements);
-    leave_if_poisoned(call);
 
-    bool lost = call.poison != 0;
-    if (!lost && copies.staged) stage(call, copies, share);
-    lost = !meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::Nothing, lost);
-    if (!lost) {
+    bool lost = !open<false>(call, copies, share);
+    if (!lost && !call.carries_signals()) {
+        const peersum_u32 stride = call.unit_stride();
         peersum_u32 unit = call.first_unit();
 #pragma unroll 1
-        for (; unit < copies.wide; unit += call.unit_stride()) st_global_v4(output.at(unit), sum_of_all(copies, unit));
+        for (; unit < copies.wide; unit += BATCH * stride) {
+            Unit sum[BATCH];
+            sums_of_all(copies, unit, stride, copies.wide, sum);
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                if (k == 0 || unit + k * stride < copies.wide) st_global_v4(output.at(unit + k * stride), sum[k]);
+            }
+        }
         // These go to the output itself, so the output's scratch holds units below copies.wide only.
-        if (unit < call.units) peersum_sum_narrow(params, params.output, unit, call.units);
+        sum_narrow_units(call, copies, params.output, 0, call.units);
     }
-    if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Nothing, lost);
-    store_narrow_units(call, output, copies.wide, share, lost);
+    if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Loads, lost);
+    if (!call.carries_signals()) store_narrow_units(call, output, copies.wide, share, lost);
     finish(call);
 }
 
@@ -201,42 +260,47 @@ PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer&
 // Symmetric: the owner writes the result into every rank's buffer; a chunk is read and written by its owner alone, so that no barrier is needed
 // between the two.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
-    const Call call = enter(params);
+    const Place place = place_of_thread();
+    const Call call = enter(params, place);
     const peersum_u32 chunk = (call.units + WORLD_SIZE - 1) / WORLD_SIZE;
     const Share share{chunk, chunk};
     const Copies copies = copies_of(call);
     const Buffer output = buffer_at(copies.staged ? params.output : params.source[params.rank], copies.scratch, params.elements);
-    leave_if_poisoned(call);
 
-    bool lost = call.poison != 0;
-    if (!lost && copies.staged) stage(call, copies, share);
-    lost = !meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::Nothing, lost);
-    if (!lost) {
+    bool lost = !open<true>(call, copies, share);
+    if (!lost && !call.carries_signals()) {
         const peersum_u32 begin = params.rank * chunk;
         const peersum_u32 end = begin + chunk < call.units ? begin + chunk : call.units;
-        peersum_u32 unit = begin + call.first_unit();
+        const peersum_u32 wide = end < copies.wide ? end : copies.wide;
+        const peersum_u32 stride = call.unit_stride();
 #pragma unroll 1
-        for (; unit < end && unit < copies.wide; unit += call.unit_stride()) {
-            const Unit result = sum_of_all(copies, unit);
-            if (copies.staged) {
-                st_relaxed_sys_v4(unit_address(copies.own, unit), result);
-                st_global_v4(output.at(unit), result);
-            } else {
-#pragma unroll 1
-                for (int step = 0; step < WORLD_SIZE; ++step) {
-                    st_relaxed_sys_v4(unit_address(params.source[call.peer(step)], unit), result);
+        for (peersum_u32 unit = begin + call.first_unit(); unit < wide; unit += BATCH * stride) {
+            Unit sum[BATCH];
+            sums_of_all(copies, unit, stride, wide, sum);
+#pragma unroll
+            for (int k = 0; k < BATCH; ++k) {
+                const peersum_u32 at = unit + k * stride;
+                if (k != 0 && at >= wide) break;
+                if (copies.staged) {
+                    st_relaxed_sys_v4(unit_address(copies.own, at), sum[k]);
+                    st_global_v4(output.at(at), sum[k]);
+                } else {
+#pragma unroll
+                    for (int rank = 0; rank < WORLD_SIZE; ++rank) st_relaxed_sys_v4(unit_address(copies.base[rank], at), sum[k]);
                 }
             }
         }
-        if (unit < end) peersum_sum_narrow(params, 0, unit, end);
+        sum_narrow_units(call, copies, 0, begin, end);
     }
     lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Stores, lost);
-    if (copies.staged && !lost) {
+    if (!call.carries_signals()) {
+        if (copies.staged && !lost) {
 #pragma unroll 1
-        for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride()) gather(call, copies, output, chunk, i);
+            for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride()) gather(call, copies, output, chunk, i);
+        }
+        // A symmetric result is in place already.
+        if (copies.staged || lost) store_narrow_units(call, output, copies.wide, share, lost);
     }
-    // A symmetric result is in place already.
-    if (copies.staged || lost) store_narrow_units(call, output, copies.wide, share, lost);
     finish(call);
 }
 

@@ -29,46 +29,41 @@ PEERSUM_DEVICE peersum_u32 largest_word(Unit v) {
     return larger(larger(v.x, v.y), PEERSUM_BREAK == PEERSUM_BREAK_LANE_UNCHECKED ? v.z : larger(v.z, v.w));
 }
 
-// The slots of one step of a call: the offset of unit 0's first slot within an arena.
-struct Slots {
-    peersum_u64 offset;
-
-    // Where the slots of `unit` begin, one for each source, PEERSUM_SLOT_GROUP apart.
-    __device__ __forceinline__ peersum_u64 of(peersum_u32 unit) const {
-        const peersum_u32 groups_before = unit & ~(PEERSUM_SLOT_GROUP - 1);
-        return offset + static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES +
-               static_cast<peersum_u64>(groups_before) * ((WORLD_SIZE - 1) * PEERSUM_UNIT_BYTES);
-    }
-};
+// Where the slots of `unit` begin in the first half of their group, one for each source, PEERSUM_SLOT_GROUP apart.
+PEERSUM_DEVICE peersum_u64 slots_offset(peersum_u32 unit) {
+    const peersum_u32 groups_before = unit & ~(PEERSUM_SLOT_GROUP - 1);
+    return static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES +
+           static_cast<peersum_u64>(groups_before) * ((2 * WORLD_SIZE - 1) * PEERSUM_UNIT_BYTES);
+}
 
 PEERSUM_DEVICE void* slot_of(peersum_u64 first_slot, peersum_u32 source) {
     return unit_address(first_slot, source * PEERSUM_SLOT_GROUP);
 }
 
-// The half of this call; for the second step of a two-shot call the second half of it.
-PEERSUM_DEVICE Slots slots_of(const Call& call) {
-    return Slots{call.params.push_offset + (call.push_epoch & 1) * call.params.push_half_bytes};
+// Where a call's half of each group begins.
+PEERSUM_DEVICE peersum_u64 half_offset(const Call& call) {
+    return (call.push_epoch & 1) * (WORLD_SIZE * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES);
 }
 
-PEERSUM_DEVICE Slots behind(const Call& call, Slots slots) {
-    return Slots{slots.offset + call.params.push_half_bytes / (2 * PEERSUM_UNIT_BYTES) * PEERSUM_UNIT_BYTES};
+// Where this rank stores a unit within every arena, given the offset of the unit's slots.
+PEERSUM_DEVICE peersum_u64 sent_to(const PeersumParams& params, peersum_u64 slots) {
+    return reinterpret_cast<peersum_u64>(slot_of(slots, params.rank));
 }
 
-// Stores a unit into this rank's slot at the `step`-th peer.
-PEERSUM_DEVICE void send(const Call& call, Slots slots, int step, peersum_u32 unit, Unit v) {
-    // Relaxed: the words are their own flags, nothing else is ordered by them.
-    st_relaxed_sys_v4(slot_of(call.params.arena[step] + slots.of(unit), call.params.rank), v);
+// Stores a unit at offset `slot` of the `step`-th peer's arena. Relaxed: the words are their own flags, nothing else is ordered by them.
+PEERSUM_DEVICE void send(const PeersumParams& params, peersum_u64 slot, int step, Unit v) {
+    st_relaxed_sys_v4(reinterpret_cast<void*>(params.arena[step] + slot), v);
 }
 
-PEERSUM_DEVICE void send_to_all(const Call& call, Slots slots, peersum_u32 unit, Unit v) {
+PEERSUM_DEVICE void send_to_all(const PeersumParams& params, peersum_u64 slot, Unit v) {
 #pragma unroll
-    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(call, slots, step, unit, v);
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(params, slot, step, v);
 }
 
-// Where this rank awaits `unit`: the first of SOURCES slots.
-PEERSUM_DEVICE peersum_u64 awaited_at(const Call& call, Slots slots, peersum_u32 unit) {
-    const peersum_u64 first_slot = call.params.arena[0] + slots.of(unit);
-    return KEEPS_OWN ? reinterpret_cast<peersum_u64>(slot_of(first_slot, call.params.rank ^ 1)) : first_slot;
+// Where this rank awaits a unit: the first of SOURCES slots.
+PEERSUM_DEVICE peersum_u64 awaited_at(const PeersumParams& params, peersum_u64 slots) {
+    const peersum_u64 first_slot = params.arena[0] + slots;
+    return KEEPS_OWN ? reinterpret_cast<peersum_u64>(slot_of(first_slot, params.rank ^ 1)) : first_slot;
 }
 
 }  // namespace
@@ -114,9 +109,9 @@ PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[
 }
 
 // The sum of a unit over all ranks; `own` is this rank's, if it keeps it. False if the wait was given up.
-PEERSUM_DEVICE bool collect_and_reduce(const Call& call, Slots slots, peersum_u32 unit, Unit own, Unit& result) {
+PEERSUM_DEVICE bool collect_and_reduce(const Call& call, peersum_u64 first_slot, Unit own, Unit& result) {
     Unit received[SOURCES];
-    if (!collect(call, awaited_at(call, slots, unit), received)) return false;
+    if (!collect(call, first_slot, received)) return false;
     Unit v[WORLD_SIZE];
 #pragma unroll
     for (int source = 0; source < WORLD_SIZE; ++source) v[source] = source < SOURCES ? received[source % SOURCES] : own;
@@ -130,79 +125,108 @@ PEERSUM_DEVICE peersum_u64 scratch(const Call& call) {
     return call.params.arena[0] + call.params.staging_offset + (call.pull_epoch & 1) * call.params.staging_half_bytes;
 }
 
-// What every push call does before its first store to a peer. True if the call is lost.
-PEERSUM_DEVICE bool begin(const Call& call) {
-    leave_if_poisoned(call);
+PEERSUM_DEVICE Buffer input_of(const Call& call) { return buffer_at(call.params.input, scratch(call), call.params.elements); }
+
+PEERSUM_DEVICE Buffer output_of(const Call& call) { return buffer_at(call.params.output, scratch(call), call.params.elements); }
+
+// What every push call does before its first store to a peer: whether the call is lost.
+PEERSUM_DEVICE bool is_poisoned(const Call& call) {
     const bool lost = call.poison != 0;
+    if (lost) leave_if_poisoned(call);
     return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
 }
 
 // The end of every push call. The barrier serves two ends: all threads have read the epoch, and the block's last wait is over.
-PEERSUM_DEVICE void finish(const Call& call, bool lost, const Buffer& output, Share share) {
-    store_narrow_units(call, output, call.units, share, lost);
+PEERSUM_DEVICE void finish(const Call& call, bool lost, Share share) {
+    if (!call.carries_signals()) store_narrow_units(call, output_of(call), call.units, share, lost);
     bar_sync();
     griddepcontrol_launch_dependents();
     advance_epoch<PEERSUM_FAMILY_PUSH>(call);
 }
 
-PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
-    const Call call = enter(params);
-    const peersum_u32 units = call.units;
-    const Share share{units, units};
-    const Slots slots = slots_of(call);
-    const Buffer input = buffer_at(params.input, scratch(call), params.elements);
-    const Buffer output = buffer_at(params.output, scratch(call), params.elements);
-    const peersum_u32 first = call.first_unit();
+// What a signal thread does in a call. False if it gave up.
+PEERSUM_DEVICE bool exchange_headers(const Call& call) {
+    const Headers headers = send_header(call);
+    return previous_headers_agree(call, headers);
+}
 
-    // A thread's first unit is loaded together with the block's state: at small sizes it is the only one. A poisoned call may read its own
-    // input, it may only not store.
-    Unit first_own = EMPTY_UNIT;
-    if (first < input.wide) first_own = ld_global_v4(unit_address(input.address, first));
-    bool lost = begin(call);
-    if (!lost) {
-        load_narrow_units(call, input, share);
-        if (first >= input.wide && first < units) first_own = ld_global_v4(input.at(first));
-        first_own = sendable(first_own);
-        Unit own = first_own;
+PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
+    const Place place = place_of_thread();
+    const peersum_u32 units = units_of(params.elements);
+    const peersum_u32 first = place.first_unit();
+    const peersum_u32 input_wide = wide_units(params.input, params.elements);
+    const bool is_wide = input_wide == units && wide_units(params.output, params.elements) == units;
+    const Share share{units, units};
+    // At small sizes a thread's first unit is its only one. What can be known of it is computed while the kernel before this one ends.
+    peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
+    peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
+    peersum_u64 slot = sent_to(params, params.push_offset + slots_offset(first));
+    peersum_u64 first_slot = awaited_at(params, params.push_offset + slots_offset(first));
+    computed_here(from);
+    computed_here(to);
+    computed_here(slot);
+    computed_here(first_slot);
+
+    const Call call = enter(params, place);
+    // Loaded together with the block's state. A poisoned call may read its own input, it may only not store.
+    Unit own = EMPTY_UNIT;
+    if (first < input_wide && !place.carries_signals()) own = ld_global_v4(reinterpret_cast<const void*>(from));
+    bool lost = is_poisoned(call);
+    if (place.carries_signals()) {
+        if (!lost) lost = !exchange_headers(call);
+    } else if (!lost) {
+        if (!is_wide) {
+            load_narrow_units(call, input_of(call), share);
+            if (first >= input_wide && first < units) own = ld_global_v4(input_of(call).at(first));
+            to = reinterpret_cast<peersum_u64>(output_of(call).at(first));
+        }
+        const peersum_u64 half = half_offset(call);
+        const peersum_u32 stride = call.unit_stride();
+        own = sendable(own);
+        if (first < units) send_to_all(params, slot + half, own);
+#pragma unroll 1
+        for (peersum_u32 unit = first + stride; unit < units; unit += stride) {
+            send_to_all(params, sent_to(params, params.push_offset + half + slots_offset(unit)), sendable(ld_global_v4(input_of(call).at(unit))));
+        }
+        first_slot += half;
 #pragma unroll 1
         for (peersum_u32 unit = first; unit < units;) {
-            send_to_all(call, slots, unit, own);
-            unit += call.unit_stride();
-            if (unit < units) own = sendable(ld_global_v4(input.at(unit)));
+            Unit result;
+            lost = !collect_and_reduce(call, first_slot, own, result);
+            if (lost) break;
+            st_global_v4(reinterpret_cast<void*>(to), result);
+            unit += stride;
+            if (unit >= units) break;
+            if (KEEPS_OWN) own = sendable(ld_global_v4(input_of(call).at(unit)));
+            to = reinterpret_cast<peersum_u64>(output_of(call).at(unit));
+            first_slot = awaited_at(params, params.push_offset + half + slots_offset(unit));
         }
-        send_header(call);
-        lost = !previous_headers_agree(call);
     }
-    Unit own = first_own;
-#pragma unroll 1
-    for (peersum_u32 unit = first; unit < units && !lost;) {
-        Unit result;
-        lost = !collect_and_reduce(call, slots, unit, own, result);
-        if (!lost) st_global_v4(output.at(unit), result);
-        unit += call.unit_stride();
-        if (KEEPS_OWN && unit < units) own = sendable(ld_global_v4(input.at(unit)));
-    }
-    finish(call, lost, output, share);
+    finish(call, lost, share);
 }
 
 // Chunk c of the array belongs to rank c, who reduces it and sends the result to all. A thread handles the same place of every chunk from end
 // to end (sends it, reduces it where this rank owns it, stores the result), so no barrier is needed between the steps. All chunks are equally
 // long: what lies behind the array is sent as zeros and not stored, so that every wait is for the same slots.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
-    const Call call = enter(params);
-    const peersum_u32 units = call.units;
+    const Place place = place_of_thread();
+    const peersum_u32 units = units_of(params.elements);
     const peersum_u32 chunk = (units + WORLD_SIZE - 1) / WORLD_SIZE;
+    const peersum_u32 stride = place.unit_stride();
     const Share share{chunk, chunk};
-    const Slots scatter = slots_of(call);
-    const Slots gather = behind(call, scatter);
-    const Buffer input = buffer_at(params.input, scratch(call), params.elements);
-    const Buffer output = buffer_at(params.output, scratch(call), params.elements);
 
-    bool lost = begin(call);
-    if (!lost) {
+    const Call call = enter(params, place);
+    bool lost = is_poisoned(call);
+    const peersum_u64 scatter = params.push_offset + half_offset(call);
+    const peersum_u64 gather = scatter + params.push_half_bytes;
+    const Buffer input = input_of(call);
+    const Buffer output = output_of(call);
+    if (place.carries_signals()) {
+        if (!lost) lost = !exchange_headers(call);
+    } else if (!lost) {
         load_narrow_units(call, input, share);
 #pragma unroll 1
-        for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride()) {
+        for (peersum_u32 i = place.first_unit(); i < chunk; i += stride) {
             Unit v[WORLD_SIZE];
 #pragma unroll
             for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) {
@@ -210,36 +234,35 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
                 v[step] = Unit{0, 0, 0, 0};
                 if (unit < units) v[step] = ld_global_v4(input.at(unit));
             }
+            const peersum_u64 slot = sent_to(params, scatter + slots_offset(i));
 #pragma unroll
-            for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(call, scatter, step, i, sendable(v[step]));
+            for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(params, slot, step, sendable(v[step]));
         }
-        send_header(call);
-        lost = !previous_headers_agree(call);
-    }
 #pragma unroll 1
-    for (peersum_u32 i = call.first_unit(); i < chunk && !lost; i += call.unit_stride()) {
-        const peersum_u32 unit = params.rank * chunk + i;
-        Unit own{0, 0, 0, 0};
-        if (KEEPS_OWN && unit < units) own = sendable(ld_global_v4(input.at(unit)));
-        Unit result;
-        lost = !collect_and_reduce(call, scatter, i, own, result);
-        if (lost) break;
-        // A reduced word is never the empty mark: a NaN in it is canonical.
-        send_to_all(call, gather, i, result);
-        if (KEEPS_OWN && unit < units) st_global_v4(output.at(unit), result);
-    }
+        for (peersum_u32 i = place.first_unit(); i < chunk; i += stride) {
+            const peersum_u32 unit = params.rank * chunk + i;
+            Unit own{0, 0, 0, 0};
+            if (KEEPS_OWN && unit < units) own = sendable(ld_global_v4(input.at(unit)));
+            Unit result;
+            lost = !collect_and_reduce(call, awaited_at(params, scatter + slots_offset(i)), own, result);
+            if (lost) break;
+            // A reduced word is never the empty mark: a NaN in it is canonical.
+            send_to_all(params, sent_to(params, gather + slots_offset(i)), result);
+            if (KEEPS_OWN && unit < units) st_global_v4(output.at(unit), result);
+        }
 #pragma unroll 1
-    for (peersum_u32 i = call.first_unit(); i < chunk && !lost; i += call.unit_stride()) {
-        Unit v[SOURCES];
-        lost = !collect(call, awaited_at(call, gather, i), v);
+        for (peersum_u32 i = place.first_unit(); i < chunk && !lost; i += stride) {
+            Unit v[SOURCES];
+            lost = !collect(call, awaited_at(params, gather + slots_offset(i)), v);
 #pragma unroll
-        for (int source = 0; source < SOURCES; ++source) {
-            const peersum_u32 owner = KEEPS_OWN ? params.rank ^ 1 : source;
-            const peersum_u32 unit = owner * chunk + i;
-            if (unit < units && !lost) st_global_v4(output.at(unit), v[source]);
+            for (int source = 0; source < SOURCES; ++source) {
+                const peersum_u32 owner = KEEPS_OWN ? params.rank ^ 1 : source;
+                const peersum_u32 unit = owner * chunk + i;
+                if (unit < units && !lost) st_global_v4(output.at(unit), v[source]);
+            }
         }
     }
-    finish(call, lost, output, share);
+    finish(call, lost, share);
 }
 
 }  // namespace

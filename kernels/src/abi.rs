@@ -3,7 +3,7 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 2;
+pub const PEERSUM_ABI_VERSION: u32 = 3;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
@@ -193,7 +193,7 @@ pub struct PeersumParams {
     pub output: peersum_u64,
     /// From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units.
     pub elements: peersum_u64,
-    /// Offsets and sizes within an arena, in bytes, multiples of 128.
+    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes.
     pub push_offset: peersum_u64,
     pub push_half_bytes: peersum_u64,
     pub staging_offset: peersum_u64,

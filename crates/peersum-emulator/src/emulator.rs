@@ -31,6 +31,8 @@ pub struct Emulator {
 pub struct EmulatorModule {
     one_shot: EntryPoint,
     two_shot: EntryPoint,
+    /// What a block has beyond the threads of its launch shape: those that carry signals.
+    signal_threads: u32,
 }
 
 impl EmulatorModule {
@@ -104,6 +106,7 @@ impl Device for Emulator {
         let module = EmulatorModule {
             one_shot: find(Algorithm::OneShot)?,
             two_shot: find(Algorithm::TwoShot)?,
+            signal_threads: key.world_size.get(),
         };
         let report = LoadReport {
             module: key,
@@ -228,7 +231,7 @@ impl Device for Emulator {
         self.stream.enqueue(Command::Launch(Box::new(Launch {
             entry,
             blocks,
-            threads,
+            threads: threads + module.signal_threads,
             params: *params,
             block_delay: self.stream.device().block_delay(),
         })))

@@ -34,6 +34,7 @@ PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(valu
 // Launches of a stream never overlap here.
 PEERSUM_DEVICE void griddepcontrol_wait() {}
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {}
+PEERSUM_DEVICE void computed_here(peersum_u64&) {}
 PEERSUM_DEVICE void spin_pause() { emulator::yield(); }
 
 namespace emulator {
@@ -175,6 +176,9 @@ PEERSUM_DEVICE void st_release_sys_u64(void* address, peersum_u64 value) {
 }
 PEERSUM_DEVICE void st_release_sys_u32(void* address, peersum_u32 value) {
     emulator::store(address, value, __ATOMIC_RELEASE);
+}
+PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 value) {
+    st_release_sys_u64(address, value);
 }
 PEERSUM_DEVICE void fence_acq_rel_sys() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 

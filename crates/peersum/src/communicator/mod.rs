@@ -119,6 +119,7 @@ impl Communicator<Cuda> {
         Some(BareLaunch {
             function: module.function(algorithm),
             shape: LaunchShape {
+                threads: module.launched_threads(algorithm, shape.threads),
                 pdl: shape.pdl && module.pdl(algorithm),
                 ..shape
             },
@@ -132,7 +133,7 @@ impl Communicator<Cuda> {
 pub struct BareLaunch {
     /// The kernel, live as long as the communicator.
     pub function: cudarc::driver::sys::CUfunction,
-    /// Its grid, and whether it is launched with the programmatic attribute.
+    /// Its grid, all threads of a block counted, and whether it is launched with the programmatic attribute.
     pub shape: LaunchShape,
     /// Its one parameter.
     pub params: PeersumParams,

@@ -38,7 +38,7 @@ pub(super) unsafe fn launch(
         gridDimX: shape.blocks,
         gridDimY: 1,
         gridDimZ: 1,
-        blockDimX: shape.threads,
+        blockDimX: shape.threads + kernel.signal_threads,
         blockDimY: 1,
         blockDimZ: 1,
         sharedMemBytes: 0,

@@ -32,7 +32,9 @@ pub(super) struct Kernel {
     pub(super) function: CUfunction,
     /// Whether it waits for the kernel before it, so that it may be launched with the programmatic attribute.
     pub(super) pdl: bool,
-    /// The largest block.
+    /// What a block has beyond the threads of its launch shape: those that carry signals.
+    pub(super) signal_threads: u32,
+    /// The largest launch shape's block.
     max_threads: u32,
 }
 
@@ -41,6 +43,7 @@ impl Kernel {
     const ABSENT: Self = Self {
         function: std::ptr::null_mut(),
         pdl: false,
+        signal_threads: 0,
         max_threads: 0,
     };
 }
@@ -95,13 +98,16 @@ impl Module {
                 function,
             )
         })?;
+        let signal_threads = key.world_size.get();
         Ok(Kernel {
             function,
             pdl: entry_point.pdl,
+            signal_threads,
             // PTX is compiled here, and may need more registers than its manifest could know.
             max_threads: entry_point
                 .max_threads
-                .min(u32::try_from(bound).unwrap_or(0)),
+                .min(u32::try_from(bound).unwrap_or(0))
+                .saturating_sub(signal_threads),
         })
     }
 
@@ -119,7 +125,14 @@ impl Module {
         self.entry_point(algorithm).function
     }
 
-    /// The largest block that this algorithm's kernel may be launched with, in threads.
+    /// How many threads the driver is told of for a block of `threads`: those that carry signals are added.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
+        threads + self.entry_point(algorithm).signal_threads
+    }
+
+    /// The largest block that this algorithm's kernel may be launched with, in threads of a launch shape.
     #[must_use]
     pub fn max_threads(&self, algorithm: Algorithm) -> u32 {
         self.entry_point(algorithm).max_threads
@@ -148,7 +161,7 @@ impl Module {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &raw mut blocks,
                 kernel.function,
-                threads.cast_signed(),
+                self.launched_threads(algorithm, threads).cast_signed(),
                 0,
             )
         })?;

@@ -119,7 +119,8 @@ pub enum Import<'a> {
 pub struct LaunchShape {
     /// Blocks, 1 to `PEERSUM_MAX_BLOCKS`.
     pub blocks: u32,
-    /// Threads a block, `PEERSUM_MIN_THREADS` to `PEERSUM_MAX_THREADS`.
+    /// Threads a block that handle data, `PEERSUM_MIN_THREADS` to `PEERSUM_MAX_THREADS`. The device launches as many more as there are ranks, which
+    /// carry signals.
     pub threads: u32,
     /// Whether to set the programmatic launch attribute. Ignored where the entry point does not wait for it.
     pub pdl: bool,
