@@ -128,6 +128,11 @@ typedef struct PeersumStatus {
     peersum_u32 padding_end[16];
 } PeersumStatus;
 
+/* Every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES. Unused for an ordinary one. */
+#define PEERSUM_FLAG_SOURCE_ALIGNED 1
+/* All ranks are of one process and on one device, so that its scope orders what they exchange. */
+#define PEERSUM_FLAG_ONE_DEVICE 2
+
 /* The one argument of every entry point. Addresses are those of this rank's address space. */
 typedef struct PeersumParams {
     /* The arena of rank (rank + step) % world size, by step: this rank's own first. In this order ranks do not all store to the same peer at
@@ -154,8 +159,8 @@ typedef struct PeersumParams {
      * type must be those of the entry point. */
     peersum_u64 header;
     peersum_u32 rank;
-    /* 1 if every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES, else 0. Unused for an ordinary one. */
-    peersum_u32 is_source_aligned;
+    /* PEERSUM_FLAG_... */
+    peersum_u32 flags;
 } PeersumParams;
 
 #endif

@@ -207,8 +207,10 @@ PEERSUM_DEVICE void st_release_sys_u32(void* address, peersum_u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// A relaxed store that fence_acq_rel_sys precedes: the two are a release. (On the CPU it is one by itself: ThreadSanitizer knows no fences.)
+// A relaxed store that a fence precedes: the two are a release. (On the CPU it is one by itself: ThreadSanitizer knows no fences.)
 PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 value) { st_relaxed_sys_u64(address, value); }
+
+PEERSUM_DEVICE void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 PEERSUM_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 

@@ -38,6 +38,8 @@ pub const PEERSUM_CAUSE_TIMEOUT: u32 = 1;
 pub const PEERSUM_CAUSE_ABORT: u32 = 2;
 pub const PEERSUM_CAUSE_POISON: u32 = 3;
 pub const PEERSUM_CAUSE_DISAGREEMENT: u32 = 4;
+pub const PEERSUM_FLAG_SOURCE_ALIGNED: u32 = 1;
+pub const PEERSUM_FLAG_ONE_DEVICE: u32 = 2;
 pub type peersum_u32 = ::core::ffi::c_uint;
 pub type peersum_u64 = ::core::ffi::c_ulonglong;
 /// What one block keeps from call to call, in device memory, so that a replayed graph counts as an eager call does. All blocks hold equal epochs between calls: a block also advances the words of blocks that a call did not launch.
@@ -205,8 +207,8 @@ pub struct PeersumParams {
     /// This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and type must be those of the entry point.
     pub header: peersum_u64,
     pub rank: peersum_u32,
-    /// 1 if every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES, else 0. Unused for an ordinary one.
-    pub is_source_aligned: peersum_u32,
+    /// PEERSUM_FLAG_...
+    pub flags: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -252,6 +254,6 @@ const _: () = {
         "Offset of field: PeersumParams::rank",
     ][::core::mem::offset_of!(PeersumParams, rank) - 208usize];
     [
-        "Offset of field: PeersumParams::is_source_aligned",
-    ][::core::mem::offset_of!(PeersumParams, is_source_aligned) - 212usize];
+        "Offset of field: PeersumParams::flags",
+    ][::core::mem::offset_of!(PeersumParams, flags) - 212usize];
 };

@@ -105,7 +105,7 @@ fn bindings() -> Facts {
             timeout_ns,
             header,
             rank,
-            is_source_aligned
+            flags
         }
     );
     constants!(
@@ -128,6 +128,8 @@ fn bindings() -> Facts {
         PEERSUM_HEADER_DTYPE_SHIFT,
         PEERSUM_HEADER_BYTES_BITS,
         PEERSUM_HEADER_BUFFER_BITS,
+        PEERSUM_FLAG_SOURCE_ALIGNED,
+        PEERSUM_FLAG_ONE_DEVICE,
         PEERSUM_FAMILY_PUSH,
         PEERSUM_FAMILY_PULL,
         PEERSUM_ALGORITHM_ONE_SHOT,

@@ -180,6 +180,7 @@ PEERSUM_DEVICE void st_release_sys_u32(void* address, peersum_u32 value) {
 PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 value) {
     st_release_sys_u64(address, value);
 }
+PEERSUM_DEVICE void fence_acq_rel_gpu() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 PEERSUM_DEVICE void fence_acq_rel_sys() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected, peersum_u32 desired) {

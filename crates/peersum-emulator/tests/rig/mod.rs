@@ -16,10 +16,10 @@ use peersum_emulator::{
     Emulator, EmulatorAllocation, EmulatorBuffer, EmulatorDevice, EmulatorMapping, EmulatorOptions,
 };
 use peersum_kernels::abi::{
-    PEERSUM_HEADER_ALGORITHM_SHIFT, PEERSUM_HEADER_DTYPE_SHIFT, PEERSUM_HEADER_FAMILY_SHIFT,
-    PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_HEADER_SOURCE_SHIFT,
-    PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP, PEERSUM_UNIT_BYTES,
-    PeersumControl, PeersumParams, PeersumStatus,
+    PEERSUM_FLAG_SOURCE_ALIGNED, PEERSUM_HEADER_ALGORITHM_SHIFT, PEERSUM_HEADER_DTYPE_SHIFT,
+    PEERSUM_HEADER_FAMILY_SHIFT, PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT,
+    PEERSUM_HEADER_SOURCE_SHIFT, PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP,
+    PEERSUM_UNIT_BYTES, PeersumControl, PeersumParams, PeersumStatus,
 };
 
 #[allow(unused_imports, reason = "each test binary uses its part")]
@@ -313,7 +313,11 @@ impl World {
         PeersumParams {
             arena,
             source,
-            is_source_aligned: is_source_aligned.into(),
+            flags: if is_source_aligned {
+                PEERSUM_FLAG_SOURCE_ALIGNED
+            } else {
+                0
+            },
             input: if call.in_place {
                 output
             } else {

@@ -315,7 +315,9 @@ impl<D: Device> Communicator<D> {
             let is_aligned =
                 |address: &u64| address.is_multiple_of(u64::from(abi::PEERSUM_UNIT_BYTES));
             let ranks = self.world_size as usize;
-            params.is_source_aligned = range.addresses.iter().take(ranks).all(is_aligned).into();
+            if range.addresses.iter().take(ranks).all(is_aligned) {
+                params.flags |= abi::PEERSUM_FLAG_SOURCE_ALIGNED;
+            }
         }
         params.header = signature.header();
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));

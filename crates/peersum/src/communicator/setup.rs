@@ -213,6 +213,9 @@ fn connect<D: Device>(
     // Slots are armed before the first peer stores to them.
     let processes = processes::meet(group, "armed", builder.setup_timeout)?;
 
+    // The device's scope holds the threads of one process.
+    let is_one_device =
+        ranks_on_device == world_size && (0..world_size).all(|rank| group.is_same_process(rank));
     let params = PeersumParams {
         arena: rotated(&addresses, group.rank(), group.world_size()),
         source: addresses,
@@ -223,6 +226,11 @@ fn connect<D: Device>(
         status: status.device_address,
         timeout_ns: nanoseconds(builder.timeout),
         rank: group.rank(),
+        flags: if is_one_device {
+            abi::PEERSUM_FLAG_ONE_DEVICE
+        } else {
+            0
+        },
         ..PeersumParams::default()
     };
     let links = Links {
