@@ -157,25 +157,25 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const peersum_u32 input_wide = wide_units(params.input, params.elements);
     const bool is_wide = input_wide == units && wide_units(params.output, params.elements) == units;
     const Share share{units, units};
-    // At small sizes a thread's first unit is its only one. What can be known of it is computed while the kernel before this one ends.
+    // At small sizes a thread's first unit is its only one. What can be known of it is computed while the block's state is loaded.
     peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
     peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
     peersum_u64 slot = sent_to(params, params.push_offset + slots_offset(first));
     peersum_u64 first_slot = awaited_at(params, params.push_offset + slots_offset(first));
+    peersum_u64 narrow = is_wide ? 0 : 1;
     computed_here(from);
     computed_here(to);
     computed_here(slot);
     computed_here(first_slot);
+    computed_here(narrow);
 
     const Call call = enter(params, place);
     // Loaded together with the block's state. A poisoned call may read its own input, it may only not store.
     Unit own = EMPTY_UNIT;
     if (first < input_wide && !place.carries_signals()) own = ld_global_v4(reinterpret_cast<const void*>(from));
     bool lost = is_poisoned(call);
-    if (place.carries_signals()) {
-        if (!lost) lost = !exchange_headers(call);
-    } else if (!lost) {
-        if (!is_wide) {
+    if (!place.carries_signals() && !lost) {
+        if (narrow != 0) {
             load_narrow_units(call, input_of(call), share);
             if (first >= input_wide && first < units) own = ld_global_v4(input_of(call).at(first));
             to = reinterpret_cast<peersum_u64>(output_of(call).at(first));
@@ -202,7 +202,49 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
             first_slot = awaited_at(params, params.push_offset + half + slots_offset(unit));
         }
     }
+    if (place.carries_signals() && !lost) lost = !exchange_headers(call);
     finish(call, lost, share);
+}
+
+// Sends place `i` of every chunk to the chunk's owner.
+PEERSUM_DEVICE void scatter_unit(const Call& call, const Buffer& input, peersum_u64 scatter, peersum_u32 chunk, peersum_u32 i) {
+    Unit v[WORLD_SIZE];
+#pragma unroll
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) {
+        const peersum_u32 unit = call.peer(step) * chunk + i;
+        v[step] = Unit{0, 0, 0, 0};
+        if (unit < call.units) v[step] = ld_global_v4(input.at(unit));
+    }
+    const peersum_u64 slot = sent_to(call.params, scatter + slots_offset(i));
+#pragma unroll
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(call.params, slot, step, sendable(v[step]));
+}
+
+// Reduces place `i` of this rank's chunk and sends it to all. False if the wait was given up.
+PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buffer& output, peersum_u64 scatter, peersum_u64 gather, peersum_u32 chunk,
+                                peersum_u32 i) {
+    const peersum_u32 unit = call.params.rank * chunk + i;
+    Unit own{0, 0, 0, 0};
+    if (KEEPS_OWN && unit < call.units) own = sendable(ld_global_v4(input.at(unit)));
+    Unit result;
+    if (!collect_and_reduce(call, awaited_at(call.params, scatter + slots_offset(i)), own, result)) return false;
+    // A reduced word is never the empty mark: a NaN in it is canonical.
+    send_to_all(call.params, sent_to(call.params, gather + slots_offset(i)), result);
+    if (KEEPS_OWN && unit < call.units) st_global_v4(output.at(unit), result);
+    return true;
+}
+
+// Stores place `i` of every owner's reduced chunk. False if the wait was given up.
+PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_u64 gather, peersum_u32 chunk, peersum_u32 i) {
+    Unit v[SOURCES];
+    if (!collect(call, awaited_at(call.params, gather + slots_offset(i)), v)) return false;
+#pragma unroll
+    for (int source = 0; source < SOURCES; ++source) {
+        const peersum_u32 owner = KEEPS_OWN ? call.params.rank ^ 1 : source;
+        const peersum_u32 unit = owner * chunk + i;
+        if (unit < call.units) st_global_v4(output.at(unit), v[source]);
+    }
+    return true;
 }
 
 // Chunk c of the array belongs to rank c, who reduces it and sends the result to all. A thread handles the same place of every chunk from end
@@ -221,47 +263,26 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const peersum_u64 gather = scatter + params.push_half_bytes;
     const Buffer input = input_of(call);
     const Buffer output = output_of(call);
-    if (place.carries_signals()) {
-        if (!lost) lost = !exchange_headers(call);
-    } else if (!lost) {
+    if (!place.carries_signals() && !lost) {
         load_narrow_units(call, input, share);
+        // The steps of a thread's units overlap: while one is on its way to its owner, the one before is reduced and the one before that is gathered. So
+        // the links always have both kinds to carry, and what arrives is taken while it is still in the cache.
+        peersum_u32 scattered = place.first_unit(), reduced = scattered, gathered = scattered;
 #pragma unroll 1
-        for (peersum_u32 i = place.first_unit(); i < chunk; i += stride) {
-            Unit v[WORLD_SIZE];
-#pragma unroll
-            for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) {
-                const peersum_u32 unit = call.peer(step) * chunk + i;
-                v[step] = Unit{0, 0, 0, 0};
-                if (unit < units) v[step] = ld_global_v4(input.at(unit));
-            }
-            const peersum_u64 slot = sent_to(params, scatter + slots_offset(i));
-#pragma unroll
-            for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(params, slot, step, sendable(v[step]));
-        }
-#pragma unroll 1
-        for (peersum_u32 i = place.first_unit(); i < chunk; i += stride) {
-            const peersum_u32 unit = params.rank * chunk + i;
-            Unit own{0, 0, 0, 0};
-            if (KEEPS_OWN && unit < units) own = sendable(ld_global_v4(input.at(unit)));
-            Unit result;
-            lost = !collect_and_reduce(call, awaited_at(params, scatter + slots_offset(i)), own, result);
+        while (gathered < chunk) {
+            const bool is_first = scattered == reduced, is_second = reduced == gathered;
+            if (scattered < chunk) scatter_unit(call, input, scatter, chunk, scattered);
+            scattered += stride;
+            if (is_first) continue;
+            if (reduced < chunk) lost = !reduce_unit(call, input, output, scatter, gather, chunk, reduced);
+            reduced += stride;
+            if (is_second && !lost) continue;
+            if (!lost) lost = !gather_unit(call, output, gather, chunk, gathered);
             if (lost) break;
-            // A reduced word is never the empty mark: a NaN in it is canonical.
-            send_to_all(params, sent_to(params, gather + slots_offset(i)), result);
-            if (KEEPS_OWN && unit < units) st_global_v4(output.at(unit), result);
-        }
-#pragma unroll 1
-        for (peersum_u32 i = place.first_unit(); i < chunk && !lost; i += stride) {
-            Unit v[SOURCES];
-            lost = !collect(call, awaited_at(params, gather + slots_offset(i)), v);
-#pragma unroll
-            for (int source = 0; source < SOURCES; ++source) {
-                const peersum_u32 owner = KEEPS_OWN ? params.rank ^ 1 : source;
-                const peersum_u32 unit = owner * chunk + i;
-                if (unit < units && !lost) st_global_v4(output.at(unit), v[source]);
-            }
+            gathered += stride;
         }
     }
+    if (place.carries_signals() && !lost) lost = !exchange_headers(call);
     finish(call, lost, share);
 }
 
