@@ -39,6 +39,7 @@ fn bounded(world: usize, calls: &[Call]) -> Machine {
 fn an_epoch_advanced_before_all_threads_have_read_it_deadlocks() {
     let machine = Machine {
         threads: 2,
+        enters_apart: true,
         ..Machine::new(2, &[call(Kind::PushOneShot, 1); 2])
     };
     assert_is_needed(
@@ -198,7 +199,10 @@ fn an_observer_of_poison_that_records_nothing_returns_ok() {
 
 #[test]
 fn an_observer_that_does_not_relay_lets_a_third_rank_read_what_is_overwritten() {
-    let machine = bounded(3, &[small(Kind::SymmetricOneShot); 2]);
+    let machine = Machine {
+        signals: 1,
+        ..bounded(3, &[small(Kind::SymmetricOneShot); 2])
+    };
     assert_is_needed(Break::NoRelay, machine, Violation::WrongResult);
 }
 
@@ -215,6 +219,23 @@ fn a_symmetric_call_that_does_not_look_again_keeps_what_was_overwritten() {
 }
 
 #[test]
+fn a_flag_beside_the_look_lets_a_third_rank_take_what_was_reduced_from_overwritten_data() {
+    let machine = Machine {
+        signals: 1,
+        ..bounded(3, &[small(Kind::SymmetricTwoShot); 2])
+    };
+    let rule = Break::LookBesideAnnouncement;
+    assert_is_needed(rule, machine, Violation::WrongResult);
+}
+
+#[test]
+fn a_lost_block_that_does_not_wait_for_the_poison_of_another_fills_what_a_peer_reads_with_nan() {
+    // The first block to be lost has claimed the leaving and told nobody yet.
+    let machine = bounded(2, &[call(Kind::SymmetricTwoShot, 2)]);
+    assert_is_needed(Break::LoserGoesOn, machine, Violation::FalseOk);
+}
+
+#[test]
 fn a_last_look_that_records_nothing_lets_synchronize_return_ok() {
     // The poison words of a rank's blocks come one by one: the block that is lost has seen its own, the host looks at another's.
     let machine = bounded(2, &[call(Kind::SymmetricOneShot, 2)]);
@@ -225,6 +246,7 @@ fn a_last_look_that_records_nothing_lets_synchronize_return_ok() {
 fn a_block_that_announces_in_spite_of_a_lost_thread_is_read_half_staged() {
     let machine = Machine {
         threads: 2,
+        enters_apart: true,
         ..bounded(2, &[call(Kind::PullOneShot, 2)])
     };
     assert_is_needed(Break::LostThreadAnnounced, machine, Violation::WrongResult);

@@ -59,20 +59,27 @@ impl Machine {
         }
     }
 
-    /// A thread loses its call; the rank's first one to do so tells everybody.
+    /// A thread loses its call; the rank's first one to do so tells everybody, and the others wait until everybody is told.
     pub(crate) fn leave(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let own = self.awaited_header(state, id);
-        let is_push = self.call(state, id.rank).kind.is_push();
+        let kind = self.call(state, id.rank).kind;
+        let is_push = kind.is_push();
         let resume = match thread(state, id).at {
             At::Acquire => At::AcquiredBarrier,
             At::Enter if is_push && self.is_strict => At::AcquiredBarrier,
-            At::Enter if !is_push => At::OpenBarrier,
-            At::SecondFlags => At::SecondedBarrier,
+            At::Enter if !is_push && !kind.is_symmetric() => At::OpenBarrier,
+            At::Look | At::SecondFlags => At::SecondedBarrier,
             _ if is_push => At::EndBarrier,
             _ => At::OpenedBarrier,
         };
         thread_mut(state, id).lost = true;
         let is_told = state.memory[id.rank][poison(id.block)] != 0;
+        if state.ranks[id.rank].left && !self.is_broken(Break::LoserGoesOn) {
+            let me = thread_mut(state, id);
+            me.at = At::Fence;
+            me.resume = resume;
+            return Ok(());
+        }
         if state.ranks[id.rank].left || is_told && self.is_broken(Break::SilentObserver) {
             return self.arrive(state, id, resume);
         }

@@ -38,7 +38,7 @@ impl Machine {
         }
         let ring = self.ring(Self::sequence(state, id));
         let word = self.header(state, id);
-        if id.thread == 0 {
+        if id.thread == self.threads {
             state.memory[id.rank][own_header(ring)] = word;
         }
         for peer in self.peers(id) {
@@ -76,6 +76,12 @@ impl Machine {
                 .any(|store| store.value == own)
     }
 
+    /// Whether no later header comes into the place of the awaited one.
+    pub(crate) fn keeps_header(&self, state: &State, id: Id) -> bool {
+        let awaited = usize::from(Self::sequence(state, id)) - 1;
+        awaited + usize::from(self.ring_size()) > self.programs[id.rank].len()
+    }
+
     /// Takes the awaited header.
     pub(crate) fn receive_header(&self, state: &mut State, id: Id) {
         let own = self.previous_own(state, id);
@@ -111,10 +117,9 @@ impl Machine {
             me.at = At::Headers;
             Ok(())
         } else if self.call(state, id.rank).kind.is_push() {
-            self.begin_collect(state, id)
+            self.end(state, id)
         } else {
-            thread_mut(state, id).at = At::OpenFlags;
-            Ok(())
+            self.arrive(state, id, At::OpenedBarrier)
         }
     }
 }

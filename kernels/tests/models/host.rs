@@ -4,7 +4,7 @@ use crate::machine::{
     At, Break, Finds, Host, Machine, Rank, State, Step, Thread, Violation, Waits, Word,
 };
 use crate::memory::{
-    BLOCKS, Order, PLACES, Store, data, header, own_header, poison, pull_epoch, push_epoch,
+    BLOCKS, NAN, Order, PLACES, Store, data, header, own_header, poison, pull_epoch, push_epoch,
     symmetric,
 };
 
@@ -66,20 +66,23 @@ impl Machine {
         if state.ranks[rank].lost != 0 || !(call.kind.is_symmetric() && call.kind.is_two_shot()) {
             return Ok(());
         }
-        let is_right = (0..self.world)
+        // Whether what is on its way has come or not.
+        let found: Vec<u8> = (0..self.world)
             .flat_map(|owner| (0..call.places).map(move |place| owner * PLACES + place))
             .map(symmetric)
-            .all(|word| {
-                // Whether what is on its way has come or not.
+            .flat_map(|word| {
                 let coming = state.in_flight.to(rank, word).map(|store| store.value);
-                let mut found = coming.chain([state.memory[rank][word]]);
-                found.all(|value| value == data(number, true))
-            });
-        if is_right {
-            Ok(())
-        } else {
-            self.count_wrong(state, rank)
+                coming.chain([state.memory[rank][word]])
+            })
+            .collect();
+        let right = data(number, true);
+        if found.iter().any(|&value| value != right && value != NAN) {
+            return self.count_wrong(state, rank);
         }
+        if found.contains(&NAN) {
+            state.ranks[rank].lost = number + 1;
+        }
+        Ok(())
     }
 
     /// Whether the next kernel may start. With programmatic dependent launch it is there as soon as this one's blocks have let it come, but

@@ -3,11 +3,14 @@
 //! A step is everything that a thread does up to the next load that another thread may race with. Loads of one phase are one step: whatever races
 //! with one of them is explored before and after it.
 
+use std::hash::{Hash, Hasher};
+
 use crate::memory::{
     BLOCKS, EMPTY, InFlight, Memory, Order, RANKS, Store, is_slot, pull_epoch, zeroed,
 };
 
-pub(crate) const THREADS: usize = 2;
+/// Two for data, and one for each peer.
+pub(crate) const THREADS: usize = 2 + RANKS - 1;
 
 /// One entry point and the kind of its source.
 #[expect(
@@ -90,6 +93,8 @@ pub(crate) enum Break {
     NoRelay,
     NoFenceBehindPoison,
     NoLastLookAtPoison,
+    LookBesideAnnouncement,
+    LoserGoesOn,
     LastLookRecordsNothing,
     LostThreadAnnounced,
     NothingWaitsForTheKernelBefore,
@@ -136,6 +141,8 @@ pub(crate) enum At {
     /// Pull: reads every rank's copy.
     Read,
     SecondBarrier,
+    /// The last look at poison.
+    Look,
     SecondFlags,
     SecondedBarrier,
     /// Pull two-shot: reads the reduced chunks.
@@ -144,7 +151,7 @@ pub(crate) enum At {
     Fence,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Thread {
     pub(crate) at: At,
     /// Where to go behind the fence.
@@ -152,13 +159,34 @@ pub(crate) struct Thread {
     pub(crate) lost: bool,
     /// Something that is not the data of this call went into a result.
     pub(crate) is_wrong: bool,
+    /// NaN went into a result: a buffer that a lost block of its rank has filled with it was read.
+    pub(crate) is_nan: bool,
     /// As read on entry.
     pub(crate) push_epoch: u8,
     pub(crate) pull_epoch: u8,
     /// The next peer whose header is awaited, or how many units are through.
     pub(crate) index: u8,
-    /// Releases that the block has issued.
+    /// How many of the block's releases may not speak for what this thread stores now.
     pub(crate) stage: u8,
+}
+
+impl Hash for Thread {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        let flags = [self.lost, self.is_wrong, self.is_nan];
+        let flags = flags
+            .iter()
+            .fold(0, |bits, &flag| bits << 1 | u8::from(flag));
+        hasher.write_u64(u64::from_le_bytes([
+            self.at as u8,
+            self.resume as u8,
+            flags,
+            self.push_epoch,
+            self.pull_epoch,
+            self.index,
+            self.stage,
+            0,
+        ]));
+    }
 }
 
 impl Thread {
@@ -167,6 +195,7 @@ impl Thread {
         resume: At::Done,
         lost: false,
         is_wrong: false,
+        is_nan: false,
         push_epoch: 0,
         pull_epoch: 0,
         index: 0,
@@ -247,8 +276,13 @@ pub(crate) enum Step {
 #[derive(Clone)]
 pub(crate) struct Machine {
     pub(crate) world: usize,
-    /// Threads a block.
+    /// Threads of a block that handle units.
     pub(crate) threads: usize,
+    /// Threads of a block that carry signals, behind those. With one a peer, as in the kernels, less what the one for this rank itself does: the first of them
+    /// keeps the own header, and a look of it that finds poison is the end of another's wait.
+    pub(crate) signals: usize,
+    /// Whether the threads of a block enter a call one by one. Otherwise they read its state in one step.
+    pub(crate) enters_apart: bool,
     /// Words a unit that a push call sends one-shot.
     pub(crate) words: usize,
     /// The calls of each rank.
@@ -261,15 +295,19 @@ pub(crate) struct Machine {
     pub(crate) is_strict: bool,
     /// Every unit of an ordinary buffer passes through scratch memory.
     pub(crate) has_narrow_units: bool,
+    /// A signal thread takes a header as soon as it has been sent, so that its wait is given up ahead of that or not at all.
+    pub(crate) takes_headers_at_once: bool,
     pub(crate) broken: Option<Break>,
 }
 
 impl Machine {
-    /// `world` ranks that all make `calls`, one thread a block, one word a unit, no failure.
+    /// `world` ranks that all make `calls`, one thread a block that handles units, one word a unit, no failure.
     pub(crate) fn new(world: usize, calls: &[Call]) -> Self {
         Machine {
             world,
             threads: 1,
+            signals: world - 1,
+            enters_apart: false,
             words: 1,
             programs: std::array::from_fn(|_| calls.to_vec()),
             waits: Waits::Endless,
@@ -277,6 +315,7 @@ impl Machine {
             order: Order::Physical,
             is_strict: false,
             has_narrow_units: false,
+            takes_headers_at_once: false,
             broken: None,
         }
     }
@@ -322,12 +361,16 @@ impl Machine {
         &self.programs[rank][usize::from(state.ranks[rank].call)]
     }
 
-    /// The peers with which this thread exchanges words: the `thread`-th in the order that begins with this rank.
+    pub(crate) fn carries_signals(&self, id: Id) -> bool {
+        id.thread >= self.threads
+    }
+
+    /// The peers with which this thread exchanges headers and flags: the next in the order that begins with this rank.
     pub(crate) fn peers(&self, id: Id) -> impl Iterator<Item = usize> + use<> {
-        let (world, threads) = (self.world, self.threads);
+        let (world, threads, signals) = (self.world, self.threads, self.signals);
         (0..world).filter(move |&peer| {
             let step = (peer + world - id.rank) % world;
-            step != 0 && step % threads == id.thread
+            step != 0 && threads + (step - 1) % signals == id.thread
         })
     }
 
@@ -343,13 +386,18 @@ impl Machine {
         let place = id.block * self.threads
             + id.thread
             + usize::from(thread(state, id).index) * call.blocks * self.threads;
-        (place < call.places).then_some(place)
+        (!self.carries_signals(id) && place < call.places).then_some(place)
     }
 
     /// All places that a thread handles.
     pub(crate) fn places(&self, state: &State, id: Id) -> impl Iterator<Item = usize> + use<> {
         let call = self.call(state, id.rank);
-        (id.block * self.threads + id.thread..call.places).step_by(call.blocks * self.threads)
+        let end = if self.carries_signals(id) {
+            0
+        } else {
+            call.places
+        };
+        (id.block * self.threads + id.thread..end).step_by(call.blocks * self.threads)
     }
 
     /// A load of `address` in the memory of rank `target`.
@@ -369,6 +417,20 @@ impl Machine {
         &self,
         state: &mut State,
         id: Id,
+        word: Word,
+        value: u8,
+        release: bool,
+    ) -> Result<(), Violation> {
+        let stage = thread(state, id).stage;
+        self.issue_at(state, id, stage, word, value, release)
+    }
+
+    /// As `issue`, at a stage of the call that is not the thread's.
+    pub(crate) fn issue_at(
+        &self,
+        state: &mut State,
+        id: Id,
+        stage: u8,
         (target, address): Word,
         value: u8,
         release: bool,
@@ -384,7 +446,7 @@ impl Machine {
         state.in_flight.issue(Store {
             issuer: id.rank,
             call: state.ranks[id.rank].call,
-            stage: thread(state, id).stage,
+            stage,
             block: id.block,
             release,
             target,

@@ -12,6 +12,8 @@
 //! nobody could miss a value because the next one overwrote it; where that is possible, in a slot that was not emptied and in a header's place of the ring, the
 //! first is a violation as soon as the second store is issued, and the second has a step of its own.
 
+use std::hash::{Hash, Hasher};
+
 pub(crate) const RANKS: usize = 3;
 pub(crate) const BLOCKS: usize = 2;
 /// Places of a chunk, and units of a one-shot call.
@@ -40,6 +42,8 @@ const SIZE: usize = POISON + BLOCKS;
 pub(crate) const EMPTY: u8 = 0;
 /// A sum of something else than the inputs of its call.
 pub(crate) const WRONG: u8 = 0xFE;
+/// What a lost call leaves.
+pub(crate) const NAN: u8 = 0xFD;
 /// A unit of staging memory that serves as scratch.
 pub(crate) const SCRATCH: u8 = 0xFF;
 
@@ -119,9 +123,17 @@ pub(crate) struct Store {
 }
 
 /// Stores on their way, as a sorted set: the order of issue is in each store as far as it matters.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InFlight {
     packed: [u32; InFlight::CAPACITY],
+}
+
+impl Hash for InFlight {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        for pair in self.packed.chunks(2).take_while(|pair| pair[0] != 0) {
+            hasher.write_u64(u64::from(pair[0]) << 32 | u64::from(pair[1]));
+        }
+    }
 }
 
 impl InFlight {

@@ -6,12 +6,23 @@ use crate::memory::{BLOCKS, poison, pull_epoch, push_epoch};
 impl Machine {
     /// The first act of every call.
     pub(crate) fn enter(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let is_poisoned = state.memory[id.rank][poison(id.block)] != 0;
+        if self.enters_apart {
+            return self.enter_thread(state, id, is_poisoned);
+        }
+        for thread in 0..self.threads + self.signals {
+            self.enter_thread(state, Id { thread, ..id }, is_poisoned)?;
+        }
+        Ok(())
+    }
+
+    fn enter_thread(&self, state: &mut State, id: Id, is_poisoned: bool) -> Result<(), Violation> {
         let own = &state.memory[id.rank];
-        let is_poisoned = own[poison(id.block)] != 0;
         let epochs = (own[push_epoch(id.block)], own[pull_epoch(id.block)]);
         let me = thread_mut(state, id);
         (me.push_epoch, me.pull_epoch) = epochs;
-        let is_push = self.call(state, id.rank).kind.is_push();
+        let kind = self.call(state, id.rank).kind;
+        let is_push = kind.is_push();
         if is_poisoned {
             if self.is_broken(Break::PoisonLookedAtAfterStores) {
                 if is_push {
@@ -23,9 +34,12 @@ impl Machine {
             return self.leave(state, id);
         }
         if is_push {
-            self.begin_push(state, id)
+            return self.begin_push(state, id);
+        }
+        self.stage(state, id)?;
+        if kind.is_symmetric() {
+            self.open(state, id)
         } else {
-            self.stage(state, id)?;
             self.arrive(state, id, At::OpenBarrier)
         }
     }
@@ -33,7 +47,7 @@ impl Machine {
     /// A thread comes to a block barrier; the last one takes all past it.
     pub(crate) fn arrive(&self, state: &mut State, id: Id, barrier: At) -> Result<(), Violation> {
         thread_mut(state, id).at = barrier;
-        let block = &mut state.threads[id.rank][id.block][..self.threads];
+        let block = &mut state.threads[id.rank][id.block][..self.threads + self.signals];
         if block.iter().any(|thread| thread.at != barrier) {
             return Ok(());
         }
@@ -42,14 +56,14 @@ impl Machine {
             let lost = block.iter().any(|thread| thread.lost);
             block.iter_mut().for_each(|thread| thread.lost = lost);
         }
-        for thread in 0..self.threads {
+        for thread in 0..self.threads + self.signals {
             let id = Id { thread, ..id };
             match barrier {
                 At::AcquiredBarrier => self.send(state, id)?,
                 At::EndBarrier => self.finish(state, id)?,
-                At::OpenBarrier => self.announce(state, id, At::OpenFlags)?,
+                At::OpenBarrier => self.open(state, id)?,
                 At::OpenedBarrier => self.begin_read(state, id)?,
-                At::SecondBarrier => self.announce(state, id, At::SecondFlags)?,
+                At::SecondBarrier => self.begin_second(state, id)?,
                 At::SecondedBarrier => self.begin_gather(state, id)?,
                 at => unreachable!("{at:?} is no barrier"),
             }
@@ -62,14 +76,14 @@ impl Machine {
         let call = *self.call(state, id.rank);
         let me = *thread(state, id);
         let rank = &mut state.ranks[id.rank];
-        if me.lost && rank.lost == 0 {
+        if (me.lost || me.is_nan) && rank.lost == 0 {
             rank.lost = rank.call + 1;
         }
         if me.is_wrong && !me.lost {
             self.count_wrong(state, id.rank)?;
         }
         let first = id.block + call.blocks * id.thread;
-        for block in (first..BLOCKS).step_by(call.blocks * self.threads) {
+        for block in (first..BLOCKS).step_by(call.blocks * (self.threads + self.signals)) {
             if self.is_broken(Break::EpochOfLaunchedBlocksOnly) && block != id.block {
                 continue;
             }

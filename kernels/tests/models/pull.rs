@@ -1,7 +1,7 @@
 //! pull.cu: barriers between the ranks' blocks of the same index, and reads of every rank's copy.
 
 use crate::machine::{At, Break, Id, Kind, Machine, State, Violation, Word, thread, thread_mut};
-use crate::memory::{PLACES, SCRATCH, Store, WRONG, data, flag, poison, staging, symmetric};
+use crate::memory::{NAN, PLACES, SCRATCH, Store, WRONG, data, flag, poison, staging, symmetric};
 
 impl Machine {
     fn staging_half(&self, state: &State, id: Id) -> u8 {
@@ -37,6 +37,9 @@ impl Machine {
         if thread(state, id).is_wrong {
             return WRONG;
         }
+        if thread(state, id).is_nan {
+            return NAN;
+        }
         data(state.ranks[id.rank].call, true)
     }
 
@@ -58,17 +61,9 @@ impl Machine {
         2 * thread(state, id).pull_epoch + u8::from(wait == At::SecondFlags)
     }
 
-    /// The first half of a meeting, behind its first block barrier.
-    pub(crate) fn announce(&self, state: &mut State, id: Id, wait: At) -> Result<(), Violation> {
+    /// A signal thread tells its peers that its block is here.
+    fn announce(&self, state: &mut State, id: Id, wait: At) -> Result<(), Violation> {
         let is_opening = wait == At::OpenFlags;
-        let closed = if is_opening {
-            At::OpenedBarrier
-        } else {
-            At::SecondedBarrier
-        };
-        if thread(state, id).lost {
-            return self.arrive(state, id, closed);
-        }
         let kind = self.call(state, id.rank).kind;
         // What the flag speaks for was stored by this kernel.
         let announces_stores = if is_opening {
@@ -81,15 +76,42 @@ impl Machine {
             for peer in self.peers(id) {
                 let address = flag(id.block, id.rank);
                 let value = Self::flag_of(state, id, wait);
-                self.issue(state, id, (peer, address), value, release)?;
+                let stage = u8::from(!is_opening);
+                self.issue_at(state, id, stage, (peer, address), value, release)?;
             }
         }
-        thread_mut(state, id).stage += 1;
-        if is_opening {
-            self.send_headers(state, id)?;
-            return self.await_headers(state, id, 0);
+        Ok(())
+    }
+
+    /// The opening meeting: behind a block barrier if the flag speaks for what the block has staged.
+    pub(crate) fn open(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        if !self.carries_signals(id) || thread(state, id).lost {
+            return self.arrive(state, id, At::OpenedBarrier);
         }
-        thread_mut(state, id).at = wait;
+        self.announce(state, id, At::OpenFlags)?;
+        thread_mut(state, id).stage = 1;
+        self.send_headers(state, id)?;
+        thread_mut(state, id).at = At::OpenFlags;
+        Ok(())
+    }
+
+    /// Whether the second meeting's look at poison comes before its flag: what is announced must not have been reduced from what was overwritten. A
+    /// flag that speaks for loads alone is true whatever was loaded, so that the look may take place beside it.
+    fn looks_before_flag(&self, state: &State, id: Id) -> bool {
+        self.call(state, id.rank).kind.is_two_shot()
+            && !self.is_broken(Break::LookBesideAnnouncement)
+    }
+
+    /// The second meeting, behind its first block barrier.
+    pub(crate) fn begin_second(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        thread_mut(state, id).stage = 2;
+        if !self.carries_signals(id) || thread(state, id).lost {
+            return self.arrive(state, id, At::SecondedBarrier);
+        }
+        if !self.looks_before_flag(state, id) {
+            self.announce(state, id, At::SecondFlags)?;
+        }
+        thread_mut(state, id).at = At::Look;
         Ok(())
     }
 
@@ -147,22 +169,26 @@ impl Machine {
         }
     }
 
-    /// A symmetric call's last look at poison, behind its last wait.
+    /// The last look at poison, behind the block barrier that follows the block's last load of a peer's buffer.
     pub(crate) fn look_again(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if self.call(state, id.rank).kind.is_symmetric()
-            && !self.is_broken(Break::NoLastLookAtPoison)
-            && state.memory[id.rank][poison(id.block)] != 0
-        {
+        let is_poisoned = state.memory[id.rank][poison(id.block)] != 0;
+        if is_poisoned && !self.is_broken(Break::NoLastLookAtPoison) {
             if !self.is_broken(Break::LastLookRecordsNothing) {
                 return self.leave(state, id);
             }
             thread_mut(state, id).lost = true;
+            return self.arrive(state, id, At::SecondedBarrier);
         }
-        self.arrive(state, id, At::SecondedBarrier)
+        if self.looks_before_flag(state, id) {
+            self.announce(state, id, At::SecondFlags)?;
+        }
+        thread_mut(state, id).at = At::SecondFlags;
+        Ok(())
     }
 
     pub(crate) fn begin_read(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if !thread(state, id).lost {
+        thread_mut(state, id).stage = 1;
+        if !self.carries_signals(id) && !thread(state, id).lost {
             thread_mut(state, id).at = At::Read;
             return Ok(());
         }
@@ -192,18 +218,22 @@ impl Machine {
             .collect()
     }
 
-    /// Loads words that must all hold `expected`.
+    /// Loads the words that make up a result, which must all hold `expected`. NaN makes it NaN, whatever the others hold.
     fn load_all(&self, state: &mut State, id: Id, words: &[Word], expected: u8) {
-        let is_wrong = words
-            .iter()
-            .any(|&(rank, address)| self.load(state, id, rank, address) != expected);
-        thread_mut(state, id).is_wrong |= is_wrong;
+        let holds = |&(rank, address): &Word| self.load(state, id, rank, address);
+        let is_nan = words.iter().map(holds).any(|value| value == NAN);
+        let is_wrong = !is_nan && words.iter().map(holds).any(|value| value != expected);
+        let me = thread_mut(state, id);
+        me.is_nan |= is_nan;
+        me.is_wrong |= is_wrong;
     }
 
     pub(crate) fn read(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let kind = self.call(state, id.rank).kind;
-        let words = self.read_words(state, id);
-        self.load_all(state, id, &words, data(state.ranks[id.rank].call, false));
+        let input = data(state.ranks[id.rank].call, false);
+        for words in self.read_words(state, id).chunks(self.world) {
+            self.load_all(state, id, words, input);
+        }
         let sum = self.sum(state, id);
         for unit in self.summed_units(state, id) {
             if self.has_narrow_units && !kind.is_symmetric() {
@@ -232,11 +262,24 @@ impl Machine {
         let gathers = kind == Kind::PullTwoShot
             || self.is_broken(Break::GatherByReadingWithoutThirdBarrier)
                 && kind == Kind::SymmetricTwoShot;
-        if gathers && !thread(state, id).lost {
+        if gathers && !self.carries_signals(id) && !thread(state, id).lost {
             thread_mut(state, id).at = At::Gather;
             return Ok(());
         }
+        if thread(state, id).lost && kind == Kind::SymmetricTwoShot {
+            self.fill_with_nan(state, id)?;
+        }
         self.finish(state, id)
+    }
+
+    /// What a lost call leaves in the caller's buffer, where peers may still read it.
+    fn fill_with_nan(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        for place in self.places(state, id) {
+            for unit in self.units(state, id, place) {
+                self.issue(state, id, (id.rank, symmetric(unit)), NAN, false)?;
+            }
+        }
+        Ok(())
     }
 
     /// The reduced units that a thread reads, in their owners' memory.
@@ -263,7 +306,9 @@ impl Machine {
     pub(crate) fn gather(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let words = self.gathered_words(state, id);
         let expected = data(state.ranks[id.rank].call, true);
-        self.load_all(state, id, &words, expected);
+        for word in words.chunks(1) {
+            self.load_all(state, id, word, expected);
+        }
         if self.call(state, id.rank).kind.is_symmetric() {
             for (_, address) in words {
                 state.memory[id.rank][address] = expected;

@@ -36,14 +36,19 @@ impl Machine {
         self.await_acquire(state, id, usize::from(thread(state, id).index) + 1)
     }
 
-    /// All stores to the peers; then to the headers of the call before.
+    /// All stores to the peers: data by some threads, headers by others, and neither wait for the other.
     pub(crate) fn send(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if thread(state, id).lost {
             return self.arrive(state, id, At::EndBarrier);
         }
+        if self.carries_signals(id) {
+            self.send_headers(state, id)?;
+            return self.await_headers(state, id, 0);
+        }
+        // A header that is a release speaks for the kernels before, not for the data beside it.
+        thread_mut(state, id).stage = 1;
         self.store_inputs(state, id)?;
-        self.send_headers(state, id)?;
-        self.await_headers(state, id, 0)
+        self.begin_collect(state, id)
     }
 
     /// The words of a unit, or of a unit of a chunk, which is modelled as one.
@@ -181,7 +186,8 @@ impl Machine {
         self.end(state, id)
     }
 
-    fn end(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+    /// A thread's end of a push call.
+    pub(crate) fn end(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if self.is_broken(Break::EpochAdvancedBeforeBarrier) {
             return self.finish(state, id);
         }

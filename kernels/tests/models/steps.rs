@@ -11,7 +11,7 @@ impl Machine {
         let own_poison = (id.rank, poison(id.block));
         match thread(state, id).at {
             At::Enter => vec![own_poison],
-            At::SecondFlags if self.call(state, id.rank).kind.is_symmetric() => vec![own_poison],
+            At::Look => vec![own_poison],
             At::Read => self.read_words(state, id),
             At::Gather => self.gathered_words(state, id),
             _ => Vec::new(),
@@ -164,7 +164,7 @@ impl Machine {
     }
 
     pub(crate) fn ids(&self, rank: usize) -> impl Iterator<Item = Id> + use<> {
-        let threads = self.threads;
+        let threads = self.threads + self.signals;
         (0..BLOCKS).flat_map(move |block| {
             (0..threads).map(move |thread| Id {
                 rank,
@@ -223,15 +223,19 @@ impl Machine {
     fn is_local(&self, state: &State, id: Id) -> bool {
         match thread(state, id).at {
             At::Enter if self.waits == Waits::Endless => {
-                self.threads == 1
+                !self.enters_apart
                     && !self.has_narrow_units
                     && !self.is_broken(Break::NothingWaitsForTheKernelBefore)
             }
             At::Enter => state.memory[id.rank][poison(id.block)] != 0,
-            At::OpenFlags => self.are_flags_performed(state, id),
-            At::SecondFlags => {
-                (self.waits == Waits::Endless || !self.call(state, id.rank).kind.is_symmetric())
-                    && self.are_flags_performed(state, id)
+            At::Look => {
+                self.waits == Waits::Endless || state.memory[id.rank][poison(id.block)] != 0
+            }
+            At::OpenFlags | At::SecondFlags => self.are_flags_performed(state, id),
+            At::Headers => {
+                (self.waits == Waits::Endless || self.takes_headers_at_once)
+                    && self.keeps_header(state, id)
+                    && self.has_header(state, id)
             }
             At::Fence => !state
                 .in_flight
@@ -244,7 +248,8 @@ impl Machine {
     /// Whether a thread's next step may be taken now.
     fn is_ready(&self, state: &State, id: Id) -> bool {
         match thread(state, id).at {
-            At::Enter | At::Read | At::Gather | At::Fence => true,
+            At::Enter => self.enters_apart || id.thread == 0,
+            At::Read | At::Look | At::Gather | At::Fence => true,
             At::Acquire | At::Headers => self.has_header(state, id),
             At::Collect => self.has_inputs(state, id),
             At::CollectReduced => self.has_reduced(state, id),
@@ -268,12 +273,13 @@ impl Machine {
             At::CollectReduced => self.collect_reduced(state, id),
             At::OpenFlags => {
                 self.take_flags(state, id);
-                self.arrive(state, id, At::OpenedBarrier)
+                self.await_headers(state, id, 0)
             }
             At::Read => self.read(state, id),
+            At::Look => self.look_again(state, id),
             At::SecondFlags => {
                 self.take_flags(state, id);
-                self.look_again(state, id)
+                self.arrive(state, id, At::SecondedBarrier)
             }
             At::Gather => self.gather(state, id),
             At::Fence => self.end_leave(state, id),
