@@ -3,27 +3,43 @@
 use std::ffi::c_int;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use cudarc::cublas::{result, sys};
 use half::bf16;
+use libloading::Library;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 /// What NVIDIA recommends for Hopper; smaller devices want less.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Whether the library can be loaded. cudarc panics at the first call of one that is not there, so this comes first.
+/// Loads the library, for the life of the process. cudarc panics at the first call of one that is not there, so this comes first.
 ///
 /// # Errors
-/// It cannot; says what to install and to set.
-pub(super) fn present() -> Result<()> {
-    // SAFETY: cuBLAS's initialisers run; the file is the one that the user's loader finds for cuBLAS's name.
-    let present = unsafe { sys::is_culib_present() };
-    ensure!(
-        present,
-        "cuBLAS was not found, which multiplies the layers' matrices: install a CUDA toolkit or the Python package nvidia-cublas, and name \
-         the directory that holds libcublas.so.13 or libcublas.so.12 (and libcublasLt beside it) in LD_LIBRARY_PATH"
-    );
-    Ok(())
+/// It is not there; says what to install and to set.
+pub(super) fn load() -> Result<()> {
+    let mut broken = Vec::new();
+    // In cudarc's order, so that it takes the one that is found here.
+    for name in cudarc::get_lib_name_candidates("cublas") {
+        // SAFETY: cuBLAS's initialisers run; the file is the one that the user's loader finds for cuBLAS's name.
+        match unsafe { Library::new(&name) } {
+            Ok(library) => {
+                // Kept open: it need not bear being unloaded.
+                std::mem::forget(library);
+                return Ok(());
+            }
+            // The loader's message begins with the file that is missing: another one is a library that cuBLAS needs.
+            Err(error) if error.to_string().starts_with(&name) => {}
+            Err(error) => broken.push(error.to_string()),
+        }
+    }
+    bail!(
+        "cuBLAS, which multiplies the layers' matrices, was not found: install a CUDA toolkit or the Python package nvidia-cublas, and name \
+         the directory that holds libcublas.so.13 or libcublas.so.12, and libcublasLt beside it, in LD_LIBRARY_PATH{}",
+        broken
+            .iter()
+            .map(|error| format!("; {error}"))
+            .collect::<String>()
+    )
 }
 
 /// A product `y = x w^T` of row-major matrices.
@@ -47,7 +63,7 @@ pub(super) struct Cublas {
 }
 
 impl Cublas {
-    /// Opens cuBLAS on the stream's device, which becomes the calling thread's current one. [`present`] has said yes.
+    /// Opens cuBLAS on the stream's device, which becomes the calling thread's current one. x.
     ///
     /// # Errors
     /// cuBLAS or the driver refuses.
@@ -147,6 +163,26 @@ impl Drop for Cublas {
         // SAFETY: made by `create_handle`, and destroyed once, here.
         if let Err(error) = unsafe { result::destroy_handle(self.handle) } {
             tracing::warn!("cublasDestroy: {error}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cublas_that_is_not_there_is_an_error_that_says_what_to_install_and_to_set() {
+        // Where there is one it loads, and the next call finds it.
+        match load() {
+            Ok(()) => load().unwrap(),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(
+                    error.contains("nvidia-cublas") && error.contains("LD_LIBRARY_PATH"),
+                    "{error}"
+                );
+            }
         }
     }
 }

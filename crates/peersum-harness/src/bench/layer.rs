@@ -79,7 +79,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         .iter()
         .map(|&hidden| Shape::new(hidden, world_size, args.layers))
         .collect::<Result<Vec<Shape>>>()?;
-    cublas::present()?;
+    cublas::load()?;
     let mut report = Report {
         schema: Report::SCHEMA,
         peersum: env!("CARGO_PKG_VERSION").to_owned(),
