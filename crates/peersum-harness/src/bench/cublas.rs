@@ -1,5 +1,6 @@
 //! cuBLAS, found at run time: the matrix product of the layers that are measured.
 
+use std::error::Error as _;
 use std::ffi::c_int;
 use std::sync::Arc;
 
@@ -27,9 +28,13 @@ pub(super) fn load() -> Result<()> {
                 std::mem::forget(library);
                 return Ok(());
             }
-            // The loader's message begins with the file that is missing: another one is a library that cuBLAS needs.
-            Err(error) if error.to_string().starts_with(&name) => {}
-            Err(error) => broken.push(error.to_string()),
+            Err(error) => {
+                let reason = error.source().unwrap_or(&error).to_string();
+                // The loader's message begins with the file that is missing: another one is a library that cuBLAS needs.
+                if !reason.starts_with(&name) {
+                    broken.push(reason);
+                }
+            }
         }
     }
     bail!(

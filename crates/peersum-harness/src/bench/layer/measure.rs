@@ -74,11 +74,10 @@ pub(super) fn measure_group(
                     .get(rank as usize)
                     .and_then(|place| place.lock().unwrap_or_else(PoisonError::into_inner).take())
                     .context("a rank joins once")?;
-                let rows = group.rows.iter().copied().max().unwrap_or(1);
+                // With the sizes of its buffers that an engine gets which asks for none.
                 let communicator = Communicator::builder()
                     .rendezvous(rendezvous)
                     .load_policy(gpus.load_policy(Build::Shipped)?)
-                    .max_bytes(group.shape.message_bytes(rows).max(1 << 20))
                     .pdl(group.pdl)
                     .timeout(gpus.call_timeout())
                     .setup_timeout(PATIENCE)
@@ -226,7 +225,7 @@ impl Rank<'_> {
         })
     }
 
-    /// Fails unless the last layer's output is the same on every rank, bit for bit, and of numbers.
+    /// Fails unless the last layer's output is the same on every rank, bit for bit, and made of numbers.
     fn check(&self, activations: &Activations) -> Result<()> {
         let output = self.stack.read(activations)?;
         let bits: Vec<u16> = output.iter().map(|value| value.to_bits()).collect();
@@ -248,7 +247,7 @@ impl Rank<'_> {
         Ok(())
     }
 
-    /// What peersum launches for a layer's message.
+    /// What the dispatch table says to a layer's message.
     fn plan(&self, rows: u32) -> Option<Plan> {
         let AllReduce::Peersum(communicator) = &self.all_reduce else {
             return None;

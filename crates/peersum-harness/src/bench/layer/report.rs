@@ -48,7 +48,7 @@ pub(super) struct Cell {
     /// What the all-reduce sums, in bytes.
     pub(super) bytes: u64,
     pub(super) launch: Launch,
-    /// The algorithm, and the grid that was launched. `None` for NCCL.
+    /// The dispatch table's algorithm, and the grid that was launched. `None` for NCCL.
     pub(super) plan: Option<Plan>,
     /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those that have one.
     pub(super) without_us: Spread,

@@ -78,7 +78,7 @@ impl Shape {
 /// The layers of one rank.
 ///
 /// Every layer has weights of its own, [hidden, hidden / world_size] as checkpoints store them, so that the cache holds no layer's when
-/// its turn comes again: 64 layers are 1 GiB or more a rank at hidden 4096 and two ranks.
+/// its turn comes again: at hidden 4096 and two ranks 64 layers are 1 GiB a rank, at eight ranks still 256 MiB.
 pub(super) struct Stack {
     shape: Shape,
     rank: u32,
