@@ -1,4 +1,4 @@
-//! The commands that are the harness's own (`bench load|call|allreduce`, `tune`, `doctor`): builds the harness, precompiles what it
+//! The commands that are the harness's own (`bench load|call|allreduce|layer`, `tune`, `doctor`): builds the harness, precompiles what it
 //! loads, and becomes it.
 
 use crate::harness::{ask_device, become_harness, build_harness};
@@ -35,6 +35,7 @@ pub(crate) enum Bench {
     Load,
     Call,
     Allreduce,
+    Layer,
     Tune,
     Doctor,
 }
@@ -50,6 +51,7 @@ pub(crate) fn run(bench: Bench, args: &HarnessBenchArgs) -> anyhow::Result<ExitC
         Bench::Load => "bench-load",
         Bench::Call => "bench-call",
         Bench::Allreduce => "bench-allreduce",
+        Bench::Layer => "bench-layer",
         Bench::Tune => "tune",
         Bench::Doctor => "doctor",
     });

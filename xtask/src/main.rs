@@ -67,6 +67,9 @@ enum Bench {
     /// Time the all-reduce in replayed graphs, by size, world size and algorithm
     #[command(disable_help_flag = true)]
     Allreduce(bench_harness::HarnessBenchArgs),
+    /// Time a row-parallel layer in a graph of many: without an all-reduce, with peersum's and with NCCL's
+    #[command(disable_help_flag = true)]
+    Layer(bench_harness::HarnessBenchArgs),
 }
 
 fn main() -> ExitCode {
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
             Bench::Load(args) => bench_harness::run(bench_harness::Bench::Load, &args),
             Bench::Call(args) => bench_harness::run(bench_harness::Bench::Call, &args),
             Bench::Allreduce(args) => bench_harness::run(bench_harness::Bench::Allreduce, &args),
+            Bench::Layer(args) => bench_harness::run(bench_harness::Bench::Layer, &args),
         },
         Command::Test(args) => cargo_steps::test(&args),
         Command::TestAllreduce(args) => test_allreduce::run(&args),

@@ -34,6 +34,14 @@ enum Command {
     Proof(proof::ProofArgs),
     /// Microseconds a call, against the machine's limits and NCCL.
     BenchAllreduce(Box<bench::allreduce::BenchArgs>),
+    /// Microseconds a row-parallel layer without an all-reduce, with peersum's and with NCCL's: what an engine sees.
+    ///
+    /// Each rank multiplies its shard, [rows, hidden/W] x [hidden/W, hidden] in bf16 by cuBLAS, and the partial products are summed in
+    /// place; the next layer takes its input from the sum. All layers are one CUDA graph, or are launched one after the other. The same
+    /// layers are timed without an all-reduce in turn with those that have one, so `adds` is the difference of two medians of one run.
+    ///
+    /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or .12, unless the loader knows it.
+    BenchLayer(Box<bench::layer::LayerArgs>),
     /// Measures which algorithm and grid is the fastest, and writes the dispatch tables.
     Tune(tune::TuneArgs),
     /// The sources of a build of the kernels that is measured against the shipped one.
@@ -82,6 +90,7 @@ fn main() -> Result<ExitCode> {
         .init();
     match Cli::parse().command {
         Command::BenchAllreduce(args) => bench::allreduce::run(&args)?,
+        Command::BenchLayer(args) => bench::layer::run(&args)?,
         Command::Tune(args) => tune::run(&args)?,
         Command::KernelSources(args) => bench::kernel_sources::run(&args)?,
         Command::BenchLoad(args) => bench::load::run(&args)?,

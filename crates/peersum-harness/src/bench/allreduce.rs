@@ -97,8 +97,9 @@ pub(crate) struct BenchArgs {
     from_json: Option<PathBuf>,
 }
 
+/// How calls are launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum MethodChoice {
+pub(super) enum MethodChoice {
     Graph,
     Eager,
     Both,
@@ -122,7 +123,7 @@ impl Switch {
 }
 
 impl MethodChoice {
-    fn launches(self) -> &'static [Launch] {
+    pub(super) fn launches(self) -> &'static [Launch] {
         match self {
             MethodChoice::Graph => &[Launch::Graph],
             MethodChoice::Eager => &[Launch::Eager],

@@ -140,6 +140,40 @@ impl Nccl {
         bail!("{call}: {} ({status})", text.to_string_lossy())
     }
 
+    /// A communicator for each rank of a group, one a GPU.
+    ///
+    /// # Errors
+    /// There are fewer GPUs than ranks, or NCCL refuses.
+    pub(crate) fn communicators(
+        &self,
+        gpus: &Gpus,
+        world_size: u32,
+    ) -> Result<Vec<OwnedCommunicator<'_>>> {
+        ensure!(
+            world_size <= gpus.devices(),
+            "NCCL wants a GPU a rank: there are {} for {world_size} ranks",
+            gpus.devices()
+        );
+        let ordinals: Vec<c_int> = (0..world_size as c_int).collect();
+        let mut communicators = vec![std::ptr::null_mut(); ordinals.len()];
+        // SAFETY: there is a place for each communicator and a number for each device.
+        let status = unsafe {
+            (self.functions.comm_init_all)(
+                communicators.as_mut_ptr(),
+                ordinals.len() as c_int,
+                ordinals.as_ptr(),
+            )
+        };
+        self.check("ncclCommInitAll", status)?;
+        Ok(communicators
+            .into_iter()
+            .map(|communicator| OwnedCommunicator {
+                nccl: self,
+                communicator,
+            })
+            .collect())
+    }
+
     /// Measures with one rank a GPU, all threads of this process.
     ///
     /// # Errors
@@ -155,37 +189,14 @@ impl Nccl {
             "NCCL {} has no symmetric windows, which came with 2.27",
             self.version
         );
-        ensure!(
-            work.world_size <= gpus.devices(),
-            "NCCL wants a GPU a rank: there are {} for {} ranks",
-            gpus.devices(),
-            work.world_size
-        );
-        let ordinals: Vec<c_int> = (0..work.world_size as c_int).collect();
-        let mut communicators = vec![std::ptr::null_mut(); ordinals.len()];
-        // SAFETY: there is a place for each communicator and a number for each device.
-        let status = unsafe {
-            (self.functions.comm_init_all)(
-                communicators.as_mut_ptr(),
-                ordinals.len() as c_int,
-                ordinals.as_ptr(),
-            )
-        };
-        self.check("ncclCommInitAll", status)?;
-        let communicators: Vec<OwnedCommunicator<'_>> = communicators
-            .into_iter()
-            .map(|communicator| OwnedCommunicator {
-                nccl: self,
-                communicator,
-            })
-            .collect();
+        let communicators = self.communicators(gpus, work.world_size)?;
         let ranks = run_threads(work.world_size, |rank, meeting| {
             let communicator = communicators
                 .get(rank as usize)
                 .context("a communicator for each rank")?;
             Rank {
                 nccl: self,
-                communicator: communicator.communicator,
+                communicator,
                 stream: gpus.stream(rank)?,
                 together: Together { meeting, rank },
             }
@@ -259,14 +270,47 @@ fn dtype_number(dtype: Dtype) -> c_int {
     }
 }
 
-/// Destroyed when dropped.
-struct OwnedCommunicator<'a> {
+/// One rank's communicator. Destroyed when dropped.
+pub(crate) struct OwnedCommunicator<'a> {
     nccl: &'a Nccl,
     communicator: Communicator,
 }
 
 // SAFETY: each communicator is used by the thread of its rank alone, and dropped after those have ended.
 unsafe impl Sync for OwnedCommunicator<'_> {}
+
+impl OwnedCommunicator<'_> {
+    /// Enqueues a sum over all ranks, in place if both addresses are the same.
+    ///
+    /// # Errors
+    /// NCCL refuses.
+    ///
+    /// # Safety
+    /// Both addresses hold `elements` elements of `dtype` until the stream, which is of this rank's device, has passed this point. One
+    /// thread at a time uses a communicator.
+    pub(crate) unsafe fn all_reduce(
+        &self,
+        input: u64,
+        output: u64,
+        elements: usize,
+        dtype: Dtype,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        // SAFETY: the communicator is live; the rest is the caller's promise.
+        let status = unsafe {
+            (self.nccl.functions.all_reduce)(
+                input as *const c_void,
+                output as *mut c_void,
+                elements,
+                dtype_number(dtype),
+                SUM,
+                self.communicator,
+                stream.cu_stream().cast(),
+            )
+        };
+        self.nccl.check("ncclAllReduce", status)
+    }
+}
 
 impl Drop for OwnedCommunicator<'_> {
     fn drop(&mut self) {
@@ -281,7 +325,7 @@ impl Drop for OwnedCommunicator<'_> {
 /// One rank.
 struct Rank<'a> {
     nccl: &'a Nccl,
-    communicator: Communicator,
+    communicator: &'a OwnedCommunicator<'a>,
     stream: Arc<CudaStream>,
     together: Together<'a>,
 }
@@ -370,19 +414,16 @@ impl Rank<'_> {
     }
 
     fn all_reduce(&self, buffers: &Buffers, dtype: Dtype, bytes: usize) -> Result<()> {
-        // SAFETY: both buffers hold the largest message; the communicator is this rank's and the stream of its device.
-        let status = unsafe {
-            (self.nccl.functions.all_reduce)(
-                buffers.input as *const c_void,
-                buffers.output as *mut c_void,
+        // SAFETY: both buffers hold the largest message; the stream is of this rank's device, the communicator of this thread.
+        unsafe {
+            self.communicator.all_reduce(
+                buffers.input,
+                buffers.output,
                 bytes / dtype.size_bytes(),
-                dtype_number(dtype),
-                SUM,
-                self.communicator,
-                self.stream.cu_stream().cast(),
+                dtype,
+                &self.stream,
             )
-        };
-        self.nccl.check("ncclAllReduce", status)
+        }
     }
 }
 
@@ -400,7 +441,7 @@ impl<'a> SymmetricMemory<'a> {
         let mut memory = SymmetricMemory {
             nccl: rank.nccl,
             functions,
-            communicator: rank.communicator,
+            communicator: rank.communicator.communicator,
             address: std::ptr::null_mut(),
             window: std::ptr::null_mut(),
         };

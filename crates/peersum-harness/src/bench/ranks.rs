@@ -15,7 +15,7 @@ use super::timing::{Method, Together, time_eager, time_replays};
 use crate::data::{self, Content};
 
 /// The longest that a rank waits for the others outside calls.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The pattern that inputs repeat, in bytes: making more random numbers than this would take longer than measuring.
 const PATTERN_BYTES: usize = 1 << 16;

@@ -237,11 +237,11 @@ pub(crate) fn us_text(us: f64) -> String {
     }
 }
 
-fn ratio_text(ratio: f64) -> String {
+pub(crate) fn ratio_text(ratio: f64) -> String {
     format!("{ratio:.3}")
 }
 
-fn or_dash(text: Option<String>) -> String {
+pub(crate) fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
 

@@ -1,0 +1,288 @@
+//! What a run of `bench layer` has measured, as JSON and as tables.
+
+use anyhow::Result;
+use peersum::dispatch::Plan;
+use serde::{Deserialize, Serialize};
+
+use crate::bench::report::{Launch, System};
+use crate::bench::sizes::bytes_text;
+use crate::bench::table::{Table, or_dash, ratio_text, us_text};
+use crate::bench::timing::{Spread, rounded};
+
+/// One run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Report {
+    pub(super) schema: u32,
+    /// peersum's version.
+    pub(super) peersum: String,
+    /// The compiler of the kernels.
+    pub(super) toolkit: String,
+    /// The device's name.
+    pub(super) device: String,
+    /// How many there are.
+    pub(super) devices: u32,
+    pub(super) world_size: u32,
+    /// Layers in one graph, or in one batch of eager ones.
+    pub(super) layers: u32,
+    /// Replays or batches that count.
+    pub(super) replays: u32,
+    /// Programmatic dependent launch of peersum's kernels.
+    pub(super) pdl: bool,
+    /// cuBLAS's version.
+    pub(super) cublas: String,
+    /// NCCL's version, where it was measured.
+    pub(super) nccl: Option<String>,
+    /// What was left out, and why.
+    pub(super) notes: Vec<String>,
+    /// What was to be measured and could not be.
+    pub(super) failures: Vec<String>,
+    pub(super) cells: Vec<Cell>,
+}
+
+/// One layer with one all-reduce.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cell {
+    pub(super) system: System,
+    pub(super) hidden: u32,
+    pub(super) rows: u32,
+    /// What the all-reduce sums, in bytes.
+    pub(super) bytes: u64,
+    pub(super) launch: Launch,
+    /// The dispatch table's algorithm, and the grid that was launched. `None` for NCCL.
+    pub(super) plan: Option<Plan>,
+    /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those that have one.
+    pub(super) without_us: Spread,
+    /// Microseconds a layer with it, of the rank that began last.
+    pub(super) with_us: Spread,
+    /// The difference of the medians.
+    pub(super) adds_us: f64,
+}
+
+/// What an all-reduce adds to a layer.
+pub(super) fn adds_us(without: Spread, with: Spread) -> f64 {
+    rounded(with.median - without.median)
+}
+
+impl Report {
+    /// The version of the file's layout.
+    pub(super) const SCHEMA: u32 = 1;
+
+    /// Takes what a group has measured, or why it could not.
+    pub(super) fn add(&mut self, who: &str, hidden: u32, measured: Result<Vec<Cell>>) {
+        match measured {
+            Ok(cells) => self.cells.extend(cells),
+            Err(error) => self
+                .failures
+                .push(format!("{who} at hidden {hidden}: {error:#}")),
+        }
+        self.cells
+            .sort_by_key(|cell| (cell.launch, cell.hidden, cell.rows, cell.system));
+    }
+
+    /// # Errors
+    /// None that is known: every field can be written.
+    pub(super) fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// What was measured on, what was not measured, and a table for each way of launching.
+    pub(super) fn to_text(&self) -> String {
+        let mut text = format!(
+            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; cuBLAS {}, NCCL {}\n",
+            self.device,
+            self.devices,
+            self.world_size,
+            if self.pdl { "on" } else { "off" },
+            self.peersum,
+            self.toolkit,
+            self.cublas,
+            self.nccl.as_deref().unwrap_or("not measured"),
+        );
+        for (what, lines) in [("note", &self.notes), ("failed", &self.failures)] {
+            for line in lines {
+                text += &format!("{what}: {line}\n");
+            }
+        }
+        for launch in [Launch::Graph, Launch::Eager] {
+            let rows: Vec<Vec<String>> = self
+                .cells
+                .iter()
+                .filter(|cell| cell.launch == launch)
+                .map(|cell| self.row(cell))
+                .collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let how = match launch {
+                Launch::Graph => format!("{} layers in a graph", self.layers),
+                Launch::Eager => format!("{} layers launched one after the other", self.layers),
+            };
+            let table = Table {
+                title: format!("us a layer, {how}; medians of {} replays", self.replays),
+                head: vec![
+                    "all-reduce",
+                    "hidden",
+                    "rows",
+                    "message",
+                    "none",
+                    "quartiles",
+                    "with",
+                    "quartiles",
+                    "adds",
+                    "with/none",
+                    "adds/NCCL's",
+                    "algorithm",
+                    "grid",
+                ],
+                rows,
+            };
+            text += &format!("\n{}", table.to_text());
+        }
+        text
+    }
+
+    fn row(&self, cell: &Cell) -> Vec<String> {
+        let quartiles = |spread: Spread| {
+            format!(
+                "{}..{}",
+                us_text(spread.lower_quartile),
+                us_text(spread.upper_quartile)
+            )
+        };
+        let nccl = self.cells.iter().find(|other| {
+            other.system == System::Nccl
+                && (other.hidden, other.rows, other.launch) == (cell.hidden, cell.rows, cell.launch)
+        });
+        let of_nccl = nccl
+            .filter(|nccl| cell.system != System::Nccl && nccl.adds_us > 0.0)
+            .map(|nccl| ratio_text(cell.adds_us / nccl.adds_us));
+        vec![
+            match cell.system {
+                System::Peersum => "peersum",
+                System::Nccl | System::NcclSymmetric => "NCCL",
+            }
+            .to_owned(),
+            cell.hidden.to_string(),
+            cell.rows.to_string(),
+            bytes_text(cell.bytes),
+            us_text(cell.without_us.median),
+            quartiles(cell.without_us),
+            us_text(cell.with_us.median),
+            quartiles(cell.with_us),
+            us_text(cell.adds_us),
+            ratio_text(cell.with_us.median / cell.without_us.median),
+            or_dash(of_nccl),
+            or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
+            or_dash(
+                cell.plan
+                    .map(|plan| format!("{} x {}", plan.blocks, plan.threads)),
+            ),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use peersum::dispatch::Route;
+
+    use super::*;
+
+    fn cell(system: System, launch: Launch, times: [f64; 3]) -> Cell {
+        let without_us = Spread::of(&[10.0, 10.5, 9.5]);
+        let with_us = Spread::of(&times);
+        Cell {
+            system,
+            hidden: 4096,
+            rows: 8,
+            bytes: 65536,
+            launch,
+            plan: (system == System::Peersum).then_some(Plan {
+                route: Route::PushOneShot,
+                blocks: 8,
+                threads: 512,
+            }),
+            without_us,
+            with_us,
+            adds_us: adds_us(without_us, with_us),
+        }
+    }
+
+    fn report() -> Report {
+        Report {
+            schema: Report::SCHEMA,
+            peersum: "0.1.0".to_owned(),
+            toolkit: "nvcc 13.0".to_owned(),
+            device: "a made up card".to_owned(),
+            devices: 2,
+            world_size: 2,
+            layers: 64,
+            replays: 3,
+            pdl: true,
+            cublas: "13.0.2".to_owned(),
+            nccl: Some("2.28.9".to_owned()),
+            notes: Vec::new(),
+            failures: Vec::new(),
+            cells: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
+        let mut report = report();
+        report.add(
+            "NCCL",
+            4096,
+            Ok(vec![cell(System::Nccl, Launch::Graph, [20.0, 20.5, 22.0])]),
+        );
+        report.add(
+            "peersum",
+            4096,
+            Ok(vec![
+                cell(System::Peersum, Launch::Eager, [12.0, 12.1, 12.2]),
+                cell(System::Peersum, Launch::Graph, [12.0, 12.1, 12.2]),
+            ]),
+        );
+        assert_eq!(
+            report.to_text(),
+            "\
+# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; peersum 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9
+
+us a layer, 64 layers in a graph; medians of 3 replays
+  all-reduce  hidden  rows  message  none   quartiles  with   quartiles  adds  with/none  adds/NCCL's  algorithm         grid
+  peersum       4096     8      64K  10.0  9.50..10.5  12.1  12.0..12.2  2.10      1.210        0.200  push_one_shot  8 x 512
+  NCCL          4096     8      64K  10.0  9.50..10.5  20.5  20.0..22.0  10.5      2.050            -  -                    -
+
+us a layer, 64 layers launched one after the other; medians of 3 replays
+  all-reduce  hidden  rows  message  none   quartiles  with   quartiles  adds  with/none  adds/NCCL's  algorithm         grid
+  peersum       4096     8      64K  10.0  9.50..10.5  12.1  12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512
+"
+        );
+    }
+
+    #[test]
+    fn the_report_is_read_as_it_was_written() {
+        let mut report = report();
+        report.add(
+            "peersum",
+            4096,
+            Ok(vec![cell(
+                System::Peersum,
+                Launch::Graph,
+                [12.0, 12.1, 12.2],
+            )]),
+        );
+        let again: Report = serde_json::from_str(&report.to_json().unwrap()).unwrap();
+        assert_eq!(again, report);
+    }
+
+    #[test]
+    fn what_could_not_be_measured_is_named() {
+        let mut report = report();
+        report.add("NCCL", 8192, Err(anyhow::anyhow!("ncclAllReduce: no")));
+        let text = report.to_text();
+        assert!(
+            text.contains("failed: NCCL at hidden 8192: ncclAllReduce: no\n"),
+            "{text}"
+        );
+    }
+}

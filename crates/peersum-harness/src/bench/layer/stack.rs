@@ -1,0 +1,273 @@
+//! One rank's layers: its weights, its activations, and the products that are enqueued.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use half::bf16;
+use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+
+use crate::bench::cublas::{Cublas, Product};
+use crate::data::{self, Content};
+
+/// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the same one; making more takes longer
+/// than measuring.
+const PATTERN_ELEMENTS: usize = 1_048_573;
+/// The variance of [`Content::Ordinary`], even values from -4 to 4.
+const ORDINARY_VARIANCE: f32 = 64.0 / 12.0;
+/// What every product reads of a row is whole units of 16 bytes, as cuBLAS's fast kernels and peersum's want it.
+const UNIT_ELEMENTS: u32 = 8;
+
+/// Square layers that are split over ranks by rows of their weights: each rank has `hidden / world_size` inputs of every layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) hidden: u32,
+    pub(super) world_size: u32,
+    pub(super) layers: u32,
+}
+
+impl Shape {
+    /// # Errors
+    /// The hidden size does not divide into shards of whole units.
+    pub(super) fn new(hidden: u32, world_size: u32, layers: u32) -> Result<Shape> {
+        ensure!(
+            hidden.is_multiple_of(UNIT_ELEMENTS * world_size),
+            "hidden {hidden} does not divide into {world_size} shards of whole units of {UNIT_ELEMENTS}: take a multiple of {}",
+            UNIT_ELEMENTS * world_size
+        );
+        Ok(Shape {
+            hidden,
+            world_size,
+            layers,
+        })
+    }
+
+    fn inputs(self) -> u32 {
+        self.hidden / self.world_size
+    }
+
+    /// Elements of a rank's weights of one layer.
+    fn shard_elements(self) -> usize {
+        self.inputs() as usize * self.hidden as usize
+    }
+
+    /// Elements of a rank's weights of all layers.
+    fn weight_elements(self) -> usize {
+        self.shard_elements() * self.layers as usize
+    }
+
+    /// Elements of a layer's output, which every rank has in full.
+    fn output_elements(self, rows: u32) -> usize {
+        rows as usize * self.hidden as usize
+    }
+
+    /// Bytes that the all-reduce of one layer sums.
+    pub(super) fn message_bytes(self, rows: u32) -> usize {
+        self.output_elements(rows) * size_of::<bf16>()
+    }
+
+    fn product(self, rows: u32) -> Product {
+        Product {
+            rows,
+            inputs: self.inputs(),
+            outputs: self.hidden,
+            input_stride: self.hidden,
+        }
+    }
+}
+
+/// The layers of one rank.
+///
+/// Every layer has weights of its own, [hidden, hidden / world_size] as checkpoints store them, so that the cache holds no layer's when
+/// its turn comes again: at hidden 4096 and two ranks 64 layers are 1 GiB a rank, at eight ranks still 256 MiB.
+pub(super) struct Stack {
+    shape: Shape,
+    rank: u32,
+    cublas: Cublas,
+    weights: CudaSlice<bf16>,
+    stream: Arc<CudaStream>,
+}
+
+/// What the layers compute on, for one number of rows.
+pub(super) struct Activations {
+    rows: u32,
+    /// The first layer's input, the same on every rank and in every replay.
+    input: CudaSlice<bf16>,
+    /// The layers' outputs, in turn: one is the input of the next.
+    outputs: [CudaSlice<bf16>; 2],
+}
+
+impl Stack {
+    /// Opens cuBLAS and makes random weights, different ones on each rank, which keep the variance of what they multiply.
+    ///
+    /// # Errors
+    /// cuBLAS or the driver refuses, for instance so much memory.
+    pub(super) fn new(stream: &Arc<CudaStream>, rank: u32, shape: Shape) -> Result<Stack> {
+        let cublas = Cublas::new(stream)?;
+        let total = shape.weight_elements();
+        let mut weights = stream.alloc_zeros::<bf16>(total).with_context(|| {
+            format!(
+                "{} MiB for the weights of {} layers",
+                (total * size_of::<bf16>()) >> 20,
+                shape.layers
+            )
+        })?;
+        let scale = (ORDINARY_VARIANCE * shape.hidden as f32).sqrt().recip();
+        let mut filled = PATTERN_ELEMENTS.min(total);
+        let pattern: Vec<bf16> = data::input::<bf16>(11, rank, filled, Content::Ordinary)
+            .into_iter()
+            .map(|weight| bf16::from_f32(weight.to_f32() * scale))
+            .collect();
+        stream.memcpy_htod(&pattern, &mut weights.slice_mut(..filled))?;
+        while filled < total {
+            let next = filled.min(total - filled);
+            let (done, mut rest) = weights.split_at_mut(filled);
+            stream.memcpy_dtod(&done.slice(..next), &mut rest.slice_mut(..next))?;
+            filled += next;
+        }
+        stream.synchronize()?;
+        Ok(Stack {
+            shape,
+            rank,
+            cublas,
+            weights,
+            stream: Arc::clone(stream),
+        })
+    }
+
+    /// # Errors
+    /// The driver refuses the memory.
+    pub(super) fn activations(&self, rows: u32) -> Result<Activations> {
+        let elements = self.shape.output_elements(rows);
+        // Of one rank, whichever asks.
+        let input: Vec<bf16> = data::input(12, 0, elements, Content::Ordinary);
+        let activations = Activations {
+            rows,
+            input: self.stream.clone_htod(&input)?,
+            outputs: [
+                self.stream.alloc_zeros(elements)?,
+                self.stream.alloc_zeros(elements)?,
+            ],
+        };
+        self.stream.synchronize()?;
+        Ok(activations)
+    }
+
+    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce` enqueues to sum it in place.
+    ///
+    /// # Errors
+    /// cuBLAS refuses, or what `all_reduce` says.
+    pub(super) fn enqueue(
+        &self,
+        activations: &mut Activations,
+        mut all_reduce: impl FnMut(&mut CudaSlice<bf16>) -> Result<()>,
+    ) -> Result<()> {
+        let shard_bytes = (self.shape.shard_elements() * size_of::<bf16>()) as u64;
+        let own_columns = u64::from(self.rank * self.shape.inputs()) * size_of::<bf16>() as u64;
+        let product = self.shape.product(activations.rows);
+        let weights = self.weights.device_ptr(&self.stream).0;
+        for layer in 0..self.shape.layers {
+            let [even, odd] = &mut activations.outputs;
+            let (output, previous) = match layer % 2 {
+                0 => (even, &*odd),
+                _ => (odd, &*even),
+            };
+            let input = match layer {
+                0 => &activations.input,
+                _ => previous,
+            };
+            // SAFETY: the weights hold every layer's shard; input and output are two of three allocations of `rows` rows of `hidden`
+            // elements, of which this rank reads its own columns. All are freed in the stream's order.
+            unsafe {
+                self.cublas.multiply(
+                    product,
+                    input.device_ptr(&self.stream).0 + own_columns,
+                    weights + u64::from(layer) * shard_bytes,
+                    output.device_ptr_mut(&self.stream).0,
+                )?;
+            }
+            all_reduce(output)?;
+        }
+        Ok(())
+    }
+
+    /// Fills the outputs with NaN, which whatever is not written leaves behind.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub(super) fn poison(&self, activations: &mut Activations) -> Result<()> {
+        let poison = vec![bf16::NAN; self.shape.output_elements(activations.rows)];
+        for output in &mut activations.outputs {
+            self.stream.memcpy_htod(&poison, output)?;
+        }
+        self.stream.synchronize()?;
+        Ok(())
+    }
+
+    /// The last layer's output, when the stream has passed it.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    pub(super) fn read(&self, activations: &Activations) -> Result<Vec<bf16>> {
+        let [even, odd] = &activations.outputs;
+        let last = match self.shape.layers % 2 {
+            0 => odd,
+            _ => even,
+        };
+        let output = self.stream.clone_dtoh(last)?;
+        self.stream.synchronize()?;
+        Ok(output)
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub(super) fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layer_is_split_by_its_inputs_and_its_output_is_the_message() {
+        let shape = Shape::new(8192, 4, 64).unwrap();
+        assert_eq!(shape.message_bytes(64), 1 << 20);
+        // A quarter of 8192 x 8192, and 64 of them in bf16 are 2 GiB.
+        assert_eq!(shape.shard_elements(), 1 << 24);
+        assert_eq!(shape.weight_elements() * size_of::<bf16>(), 2 << 30);
+        assert_eq!(
+            shape.product(8),
+            Product {
+                rows: 8,
+                inputs: 2048,
+                outputs: 8192,
+                input_stride: 8192,
+            }
+        );
+    }
+
+    #[test]
+    fn a_hidden_size_that_does_not_divide_into_units_is_answered_with_one_that_does() {
+        let error = Shape::new(4096, 3, 64).unwrap_err().to_string();
+        assert!(
+            error.contains("4096") && error.contains("multiple of 24"),
+            "{error}"
+        );
+        assert!(Shape::new(4104, 2, 1).is_err());
+        assert!(Shape::new(16, 2, 1).is_ok());
+    }
+
+    #[test]
+    fn weights_keep_the_variance_of_what_they_multiply() {
+        let values: Vec<bf16> = data::input(3, 0, 100_000, Content::Ordinary);
+        let squares = values.iter().map(|value| value.to_f32().powi(2));
+        let variance = squares.sum::<f32>() / values.len() as f32;
+        assert!(
+            (variance / ORDINARY_VARIANCE - 1.0).abs() < 0.02,
+            "{variance}"
+        );
+    }
+}
