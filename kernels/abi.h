@@ -98,7 +98,7 @@ typedef struct PeersumControl {
     peersum_u64 headers[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
     /* What this rank itself called; read and written by this rank alone. */
     peersum_u64 own_headers[PEERSUM_HEADER_RING];
-    /* 0, or 1 once a thread of this rank has undertaken to record the failure and to poison all. */
+    /* 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has. */
     peersum_u32 leave_claim;
     peersum_u32 reserved[55];
     /* pull_flags[block][source], stored by each source. */

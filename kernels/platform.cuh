@@ -193,6 +193,12 @@ PEERSUM_DEVICE void st_relaxed_sys_u64(void* address, peersum_u64 value) {
 
 // --- Ordering accesses at system scope.
 
+PEERSUM_DEVICE peersum_u32 ld_acquire_sys_u32(const void* address) {
+    peersum_u32 value;
+    asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+    return value;
+}
+
 PEERSUM_DEVICE peersum_u64 ld_acquire_sys_u64(const void* address) {
     peersum_u64 value;
     asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");

@@ -94,14 +94,24 @@ PEERSUM_DEVICE Call enter(const PeersumParams& params, const Place& place) {
                 (pull_epoch + state.z) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
 }
 
-// Records why this rank leaves and poisons itself and every peer; the rank's first thread to come does it for all. All of it
-// is performed before this kernel ends, so no later call of this rank can store data that a late peer would take for its own.
+// Values of PeersumControl::leave_claim.
+constexpr peersum_u32 LEAVE_UNCLAIMED = 0;
+constexpr peersum_u32 LEAVE_CLAIMED = 1;
+constexpr peersum_u32 LEAVE_DONE = 2;
+
+// Records why this rank leaves and poisons itself and every peer; the rank's first thread to come does it for all, and the others wait until it
+// has. So all of it is performed before any thread that leaves goes on: no block fills a buffer with NaN that a peer may still read without
+// finding poison, and no later call of this rank stores data that a late peer would take for its own.
 // Not inlined, like everything that only a waiting or failing call runs: one copy of it instead of one a wait. (extern "C", because the
 // compiler puts a hash of the path into the names of local functions, and two builds must give the same bytes.)
 extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params, peersum_u32 cause, peersum_u32 peer, peersum_u32 poison,
                                           peersum_u64 waited_ns, peersum_u64 own_header, peersum_u64 peer_header) {
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
-    if (atom_cas_relaxed_gpu_u32(&control->leave_claim, 0, 1) != 0) return;
+    if (atom_cas_relaxed_gpu_u32(&control->leave_claim, LEAVE_UNCLAIMED, LEAVE_CLAIMED) != LEAVE_UNCLAIMED) {
+        // Acquire: what this thread stores from here on comes behind the claimant's fence. The claimant runs, and waits for nobody.
+        while (ld_acquire_sys_u32(&control->leave_claim) != LEAVE_DONE) spin_pause();
+        return;
+    }
 #pragma unroll 1
     for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&control->blocks[b].poison, poison);
 
@@ -134,8 +144,9 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 #pragma unroll 1
         for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
     }
-    // The peers' words are performed before anything that this rank does after this kernel.
+    // The peers' words are performed before anything that this thread does, and, by the release, before anything that those do who wait for it.
     fence_acq_rel_sys();
+    st_release_sys_u32(&control->leave_claim, LEAVE_DONE);
 }
 
 // A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays. Every thread that sees it does, because the

@@ -78,7 +78,7 @@ pub struct PeersumControl {
     pub headers: [[peersum_u64; 8usize]; 4usize],
     /// What this rank itself called; read and written by this rank alone.
     pub own_headers: [peersum_u64; 4usize],
-    /// 0, or 1 once a thread of this rank has undertaken to record the failure and to poison all.
+    /// 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has.
     pub leave_claim: peersum_u32,
     pub reserved: [peersum_u32; 55usize],
     /// pull_flags\[block\]\[source\], stored by each source.

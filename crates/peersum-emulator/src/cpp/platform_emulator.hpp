@@ -168,6 +168,9 @@ PEERSUM_DEVICE void st_relaxed_sys_u64(void* address, peersum_u64 value) {
 
 // --- Ordering accesses.
 
+PEERSUM_DEVICE peersum_u32 ld_acquire_sys_u32(const void* address) {
+    return emulator::load<peersum_u32>(address, __ATOMIC_ACQUIRE);
+}
 PEERSUM_DEVICE peersum_u64 ld_acquire_sys_u64(const void* address) {
     return emulator::load<peersum_u64>(address, __ATOMIC_ACQUIRE);
 }

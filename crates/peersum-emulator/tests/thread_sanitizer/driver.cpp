@@ -42,7 +42,9 @@ constexpr Kind kind_of(int call) { return KINDS[(call % KIND_COUNT + 1) * (call 
 
 constexpr peersum_u64 PATIENCE_NS = 60000000000;
 constexpr peersum_u64 PATIENCE_WITH_STOPPED_NS = 100000000;
-constexpr int THREADS = 8;
+// Of a block: those that handle units, and behind them one for each rank's signals.
+constexpr int UNIT_THREADS = 8;
+constexpr int THREADS = UNIT_THREADS + static_cast<int>(WORLD_SIZE);
 constexpr int ELEMENTS = 331;
 constexpr int ELEMENT_CAPACITY = 352;
 constexpr peersum_u64 HALF = 8192;
@@ -95,7 +97,7 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
         params.arena[(peer + WORLD_SIZE - rank) % WORLD_SIZE] = arenas[peer];
         params.source[peer] = kind.is_symmetric ? symmetric[peer] : arenas[peer];
     }
-    params.is_source_aligned = 1;
+    params.flags = PEERSUM_FLAG_SOURCE_ALIGNED;
     params.input = reinterpret_cast<peersum_u64>(input + offset);
     params.output = reinterpret_cast<peersum_u64>(output + offset);
     params.elements = ELEMENTS;
