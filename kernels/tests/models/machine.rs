@@ -53,7 +53,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// What a header says of the call; never 0, which stands for the calls before the first.
+    /// What a header says of the call; never 0, which stands for the calls before the first. Calls of one or two places are told apart, and of one kind all.
     pub(crate) fn signature(&self) -> u8 {
         1 + 2 * self.kind as u8 + (self.places as u8 - 1)
     }
@@ -325,9 +325,8 @@ impl Machine {
     }
 
     pub(crate) fn ranks_agree(&self) -> bool {
-        self.programs[..self.world]
-            .iter()
-            .all(|program| *program == self.programs[0])
+        let signatures = |rank: usize| self.programs[rank].iter().map(Call::signature);
+        (1..self.world).all(|rank| signatures(rank).eq(signatures(0)))
     }
 
     pub(crate) fn initial(&self) -> State {

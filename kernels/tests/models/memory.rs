@@ -17,7 +17,7 @@ use std::hash::{Hash, Hasher};
 pub(crate) const RANKS: usize = 3;
 pub(crate) const BLOCKS: usize = 2;
 /// Places of a chunk, and units of a one-shot call.
-pub(crate) const PLACES: usize = 2;
+pub(crate) const PLACES: usize = 3;
 pub(crate) const UNITS: usize = RANKS * PLACES;
 
 /// One rank's memory: the arena of abi.h, and the symmetric buffer.
@@ -137,7 +137,7 @@ impl Hash for InFlight {
 }
 
 impl InFlight {
-    const CAPACITY: usize = 48;
+    const CAPACITY: usize = 64;
 
     pub(crate) fn none() -> Self {
         Self {

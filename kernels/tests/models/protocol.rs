@@ -26,7 +26,7 @@ impl Machine {
         if is_poisoned {
             if self.is_broken(Break::PoisonLookedAtAfterStores) {
                 if is_push {
-                    self.store_inputs(state, id)?;
+                    self.store_inputs(state, id, 0..usize::MAX)?;
                 } else {
                     self.stage(state, id)?;
                 }

@@ -1,5 +1,7 @@
 //! push.cu: units travel through slots, the data is the flag.
 
+use std::ops::Range;
+
 use crate::machine::{At, Break, Id, Machine, State, Violation, thread, thread_mut};
 use crate::memory::{EMPTY, SCRATCH, data, input_slot, reduced_slot, staging};
 
@@ -47,22 +49,37 @@ impl Machine {
         }
         // A header that is a release speaks for the kernels before, not for the data beside it.
         thread_mut(state, id).stage = 1;
-        self.store_inputs(state, id)?;
-        self.begin_collect(state, id)
+        if self.call(state, id.rank).kind.is_two_shot() {
+            // Two are on their way before the first is awaited.
+            self.store_inputs(state, id, 0..2)?;
+        } else {
+            self.store_inputs(state, id, 0..usize::MAX)?;
+        }
+        self.collect_at(state, id, 0)
     }
 
     /// The words of a unit, or of a unit of a chunk, which is modelled as one.
-    fn words_of(&self, state: &State, id: Id, place: usize) -> std::ops::Range<usize> {
+    fn words_of(&self, state: &State, id: Id, place: usize) -> Range<usize> {
         if self.call(state, id.rank).kind.is_two_shot() {
             return place..place + 1;
         }
         place * self.words..(place + 1) * self.words
     }
 
-    pub(crate) fn store_inputs(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+    /// Sends a thread's places with these indices, as far as it has them.
+    pub(crate) fn store_inputs(
+        &self,
+        state: &mut State,
+        id: Id,
+        indices: Range<usize>,
+    ) -> Result<(), Violation> {
         let half = self.push_half(state, id);
         let value = data(state.ranks[id.rank].call, false);
-        for place in self.places(state, id) {
+        for place in self
+            .places(state, id)
+            .skip(indices.start)
+            .take(indices.len())
+        {
             for peer in self.slot_peers(id.rank) {
                 for word in self.words_of(state, id, place) {
                     let slot = input_slot(half, id.rank, word);
@@ -165,25 +182,14 @@ impl Machine {
         Ok(())
     }
 
-    pub(crate) fn begin_collect(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if self.place(state, id).is_some() {
-            thread_mut(state, id).at = At::Collect;
-            return Ok(());
+    /// A thread's next wait for inputs, of its place with this index. Behind its last place a one-shot call ends.
+    fn collect_at(&self, state: &mut State, id: Id, index: u8) -> Result<(), Violation> {
+        thread_mut(state, id).index = index;
+        if self.place(state, id).is_none() {
+            return self.end(state, id);
         }
-        thread_mut(state, id).index = 0;
-        if self.call(state, id.rank).kind.is_two_shot() {
-            self.begin_collect_reduced(state, id)
-        } else {
-            self.end(state, id)
-        }
-    }
-
-    fn begin_collect_reduced(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if self.place(state, id).is_some() {
-            thread_mut(state, id).at = At::CollectReduced;
-            return Ok(());
-        }
-        self.end(state, id)
+        thread_mut(state, id).at = At::Collect;
+        Ok(())
     }
 
     /// A thread's end of a push call.
@@ -213,15 +219,41 @@ impl Machine {
                 }
             }
         }
-        thread_mut(state, id).index += 1;
-        self.begin_collect(state, id)
+        let index = thread(state, id).index;
+        if !self.call(state, id.rank).kind.is_two_shot() {
+            return self.collect_at(state, id, index + 1);
+        }
+        if index == 0 {
+            return self.next_of_two_shot(state, id, 0);
+        }
+        thread_mut(state, id).index = index - 1;
+        thread_mut(state, id).at = At::CollectReduced;
+        Ok(())
     }
 
     pub(crate) fn collect_reduced(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let slots = self.reduced(state, id);
         let call = state.ranks[id.rank].call;
         self.take_slots(state, id, &slots, data(call, true))?;
-        thread_mut(state, id).index += 1;
-        self.begin_collect_reduced(state, id)
+        let index = thread(state, id).index;
+        self.next_of_two_shot(state, id, index + 1)
+    }
+
+    /// The steps of a thread's places overlap: it has reduced the place with this index and gathered those before it. It sends the place after
+    /// the next, and reduces the next; behind the last it gathers what is left.
+    fn next_of_two_shot(&self, state: &mut State, id: Id, index: u8) -> Result<(), Violation> {
+        let after_next = usize::from(index) + 2;
+        self.store_inputs(state, id, after_next..after_next + 1)?;
+        thread_mut(state, id).index = index + 1;
+        if self.place(state, id).is_some() {
+            thread_mut(state, id).at = At::Collect;
+            return Ok(());
+        }
+        thread_mut(state, id).index = index;
+        if self.place(state, id).is_some() {
+            thread_mut(state, id).at = At::CollectReduced;
+            return Ok(());
+        }
+        self.end(state, id)
     }
 }
