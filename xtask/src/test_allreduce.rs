@@ -46,6 +46,10 @@ pub(crate) struct TestAllreduceArgs {
     #[arg(long, value_name = "GRID", default_value = "smoke", value_parser = ["smoke", "full"])]
     grid: String,
 
+    /// How ranks are given each other's memory: file descriptors where the driver can, else legacy IPC (auto), or one of the two
+    #[arg(long, value_name = "SHARING", default_value = "auto", value_parser = ["auto", "file-descriptor", "legacy-ipc"])]
+    sharing: String,
+
     /// The seed of all data, sizes and delays [default: a random one, which every report names]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -66,6 +70,11 @@ pub(crate) struct TestAllreduceArgs {
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<f64>,
 
+    /// Compile for a machine with such GPUs and no compiler, into target/test-allreduce, and run nothing: sm_90, or a list. There the
+    /// harness's `grid` finds it with PEERSUM_CUBIN_DIR=.../cubins, PEERSUM_GRID_CHECK_DIR=... and PEERSUM_JIT=deny
+    #[arg(long, value_name = "ARCH", value_delimiter = ',')]
+    compile_for: Vec<String>,
+
     /// The CUDA toolkit, as for precompile
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
@@ -80,12 +89,21 @@ pub(crate) fn run(args: &TestAllreduceArgs) -> anyhow::Result<ExitCode> {
     if args.list {
         return become_harness(Command::new(&harness).args(args.harness_flags()));
     }
+    let directory = workspace::root().join("target/test-allreduce");
+    if !args.compile_for.is_empty() {
+        let compiled = compile(args, &args.compile_for, &directory)?;
+        println!("{}", directory.display());
+        return Ok(if compiled {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        });
+    }
     let device = ask_device(&harness, &args.device)?;
     let mut command = Command::new(&harness);
     command.args(args.harness_flags());
     if device.kind == "cuda" {
         let started = Instant::now();
-        let directory = workspace::root().join("target/test-allreduce");
         let compiled = compile(args, &device.architectures, &directory)?;
         if !compiled {
             return Ok(ExitCode::FAILURE);
@@ -123,6 +141,7 @@ impl TestAllreduceArgs {
         flag("device", Some(self.device.clone()));
         flag("ranks", Some(self.ranks.clone()));
         flag("grid", Some(self.grid.clone()));
+        flag("sharing", Some(self.sharing.clone()));
         flag("seed", self.seed.map(|seed| seed.to_string()));
         flag("filter", self.filter.clone());
         flag("timeout", self.timeout.map(|seconds| seconds.to_string()));

@@ -20,12 +20,11 @@ use matrix::Selection;
 use plan::Plan;
 use progress::{MessageFormat, Reporter};
 use publish::OutputDir;
-use run::Run;
+use run::{Run, Started};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
 
 /// Compile the kernel matrix to cubins and a manifest
 ///
@@ -136,7 +135,7 @@ Exit status: 0 if all is there, 1 if anything failed; the earlier output is then
 /// Anything that keeps the run from starting or from publishing. A module that does not compile is reported and makes
 /// the exit code 1.
 pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
-    let started = Instant::now();
+    let started = Started::now();
     let root = workspace::root();
     let selection = Selection::parse(
         &args.matrix.arch,

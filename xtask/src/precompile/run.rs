@@ -22,7 +22,23 @@ pub(crate) struct Run<'a> {
     pub(crate) inputs: &'a Inputs,
     pub(crate) output: &'a OutputDir,
     pub(crate) reporter: &'a mut Reporter,
-    pub(crate) started: Instant,
+    pub(crate) started: Started,
+}
+
+/// When a run began, by the wall's clock and by the CPU time that this process had used by then: of what it ran before, such as a build.
+#[derive(Clone, Copy)]
+pub(crate) struct Started {
+    at: Instant,
+    cpu_seconds: f64,
+}
+
+impl Started {
+    pub(crate) fn now() -> Started {
+        Started {
+            at: Instant::now(),
+            cpu_seconds: cpu_seconds().unwrap_or(0.0),
+        }
+    }
 }
 
 impl Run<'_> {
@@ -122,7 +138,7 @@ impl Run<'_> {
             .context("cannot start the compile threads")?;
         let results = Mutex::new((Vec::new(), Vec::new()));
         let next = AtomicUsize::new(0);
-        let (reporter, started) = (&*self.reporter, self.started);
+        let (reporter, started) = (&*self.reporter, self.started.at);
         // Not a parallel iterator: those halve the list, and the slow modules at its front are to start first.
         pool.broadcast(|worker| {
             while let Some(job) = plan.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -175,8 +191,8 @@ impl Run<'_> {
             .iter()
             .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
             .map(|span| (span.name.clone(), span.seconds));
-        summary.wall_seconds = self.started.elapsed().as_secs_f64();
-        summary.cpu_seconds = cpu_seconds().unwrap_or(0.0);
+        summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
+        summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
     }
 }
 

@@ -11,7 +11,7 @@ use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
 use super::machine::Emulators;
-use super::settings::{DeviceKind, GridKind, RankKind, Settings};
+use super::settings::{DeviceKind, GridKind, RankKind, Settings, SharingChoice};
 use super::tally::CaseStatus;
 use super::{plan, runner, workers};
 
@@ -65,6 +65,7 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
         device: DeviceKind::Emulator,
         ranks: RankKind::Threads,
         grid: GridKind::Smoke,
+        sharing: SharingChoice::Auto,
         seed,
         filter: None,
         timeout: Duration::from_secs(1),

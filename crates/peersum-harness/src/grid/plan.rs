@@ -404,7 +404,7 @@ fn delay_rng(settings: &Settings, case: &Case, place: u64) -> Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grid::settings::RankKind;
+    use crate::grid::settings::{RankKind, SharingChoice};
     use std::collections::HashSet;
 
     fn settings(grid: GridKind) -> Settings {
@@ -415,6 +415,7 @@ mod tests {
             device: DeviceKind::Emulator,
             ranks: RankKind::Threads,
             grid,
+            sharing: SharingChoice::Auto,
             seed: 1,
             filter: None,
             timeout: Duration::from_secs(1),

@@ -53,6 +53,19 @@ pub(crate) enum GridKind {
     Sanitizer,
 }
 
+/// How the ranks are given each other's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum SharingChoice {
+    /// File descriptors where the device can, else legacy IPC.
+    #[default]
+    Auto,
+    /// File descriptors of the driver's virtual memory management.
+    FileDescriptor,
+    /// Legacy CUDA IPC; between threads, addresses.
+    LegacyIpc,
+}
+
 /// The flags of `grid`, which `cargo xtask test-allreduce` passes on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GridArgs {
@@ -85,6 +98,9 @@ pub(crate) struct GridArgs {
     /// Which configurations.
     #[arg(long, value_enum, default_value = "smoke")]
     pub(crate) grid: GridKind,
+    /// How the ranks are given each other's memory.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) sharing: SharingChoice,
     /// The seed of all data, sizes and delays; a random one unless given. Every report names it.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -117,6 +133,7 @@ pub(crate) struct Settings {
     pub(crate) device: DeviceKind,
     pub(crate) ranks: RankKind,
     pub(crate) grid: GridKind,
+    pub(crate) sharing: SharingChoice,
     pub(crate) seed: u64,
     pub(crate) filter: Option<Filter>,
     pub(crate) timeout: Duration,
@@ -188,6 +205,7 @@ impl Settings {
             device,
             ranks: args.ranks,
             grid: args.grid,
+            sharing: args.sharing,
             seed: args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..))),
             filter: args.filter.clone(),
             timeout: Duration::from_secs_f64(args.timeout),
@@ -198,9 +216,13 @@ impl Settings {
 
     /// How ranks are given each other's memory.
     pub(crate) fn sharing(&self) -> MemorySharing {
-        match (self.device, self.grid, self.ranks) {
+        match (self.sharing, self.device, self.grid, self.ranks) {
+            (SharingChoice::FileDescriptor, ..) => MemorySharing::FileDescriptor,
+            (SharingChoice::LegacyIpc, ..) => MemorySharing::LegacyIpc,
             // At one address for all ranks: initcheck knows which addresses were written, not that two lead to the same memory.
-            (DeviceKind::Cuda, GridKind::Sanitizer, RankKind::Threads) => MemorySharing::LegacyIpc,
+            (_, DeviceKind::Cuda, GridKind::Sanitizer, RankKind::Threads) => {
+                MemorySharing::LegacyIpc
+            }
             _ => MemorySharing::Auto,
         }
     }
@@ -215,6 +237,9 @@ impl Settings {
             name(&self.grid),
             self.seed
         );
+        if self.sharing != SharingChoice::Auto {
+            command += &format!(" --sharing {}", name(&self.sharing));
+        }
         // Both decide which calls an adversarial case makes.
         if self.routes.len() < Route::ALL.len() {
             let routes: Vec<&str> = self.routes.iter().map(|route| route.name()).collect();

@@ -87,7 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::grid::settings::{DeviceKind, RankKind};
+    use crate::grid::settings::{DeviceKind, RankKind, SharingChoice};
 
     #[test]
     fn bursts_have_every_route_mode_variant_and_type_and_small_calls_dominate() {
@@ -98,6 +98,7 @@ mod tests {
             device: DeviceKind::Cuda,
             ranks: RankKind::Threads,
             grid: GridKind::Full,
+            sharing: SharingChoice::Auto,
             seed,
             filter: None,
             timeout: Duration::from_secs(1),

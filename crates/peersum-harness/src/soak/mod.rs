@@ -17,7 +17,7 @@ use crate::grid::event::{Event, Mismatch};
 use crate::grid::machine::{self, Emulators, Gpus, Machine};
 use crate::grid::session::Session;
 use crate::grid::settings::{
-    DeviceChoice, DeviceKind, GridKind, RankKind, Settings, parse_world_sizes,
+    DeviceChoice, DeviceKind, GridKind, RankKind, Settings, SharingChoice, parse_world_sizes,
 };
 
 /// The most bursts of one world size: some millions of calls.
@@ -148,6 +148,7 @@ fn settings(device: DeviceKind, world_size: u32, seed: u64) -> Settings {
             DeviceKind::Cuda => GridKind::Full,
             DeviceKind::Emulator => GridKind::Smoke,
         },
+        sharing: SharingChoice::Auto,
         seed,
         filter: None,
         timeout: TIMEOUT,
