@@ -8,7 +8,7 @@
  *
  * The push slots are 16-byte units, [unit / PEERSUM_SLOT_GROUP][half][source][unit % PEERSUM_SLOT_GROUP]: a call uses one half of each group; the slots of
  * one unit lie a constant distance apart, neighbouring threads' slots of one source lie side by side, and all that a small call touches, control block
- * included, lies in one page. A two-shot call uses the first half of the memory so for the units of this rank's chunk, and the second for the reduced units,
+ * included, lies in one page. A pair has one source, the peer; larger groups send to themselves too. A two-shot call uses the first half of the memory so for the units of this rank's chunk, and the second for the reduced units,
  * with the owner as the source. Every word of it is PEERSUM_SLOT_EMPTY between calls. A staging half holds one rank's input as whole units, and for a push call units of the input or output that
  * are not one aligned access: it is at least as large as the largest call of either family.
  */
@@ -19,7 +19,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure or a meaning below changes. */
-#define PEERSUM_ABI_VERSION 3
+#define PEERSUM_ABI_VERSION 4
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these, launched or not. */

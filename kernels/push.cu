@@ -12,7 +12,7 @@ constexpr Unit EMPTY_UNIT{PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_E
 // "theirs" in the unrolled loops, which at eight ranks costs more than the slot.
 constexpr bool KEEPS_OWN = WORLD_SIZE == 2;
 constexpr int FIRST_STEP = KEEPS_OWN ? 1 : 0;
-// The slots that one unit is awaited in.
+// The slots that one unit is awaited in: those that there are for it. A pair has one, its peer's.
 constexpr int SOURCES = KEEPS_OWN ? 1 : WORLD_SIZE;
 
 // A word that is exactly the empty mark becomes another NaN, on this register copy only.
@@ -33,7 +33,7 @@ PEERSUM_DEVICE peersum_u32 largest_word(Unit v) {
 PEERSUM_DEVICE peersum_u64 slots_offset(peersum_u32 unit) {
     const peersum_u32 groups_before = unit & ~(PEERSUM_SLOT_GROUP - 1);
     return static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES +
-           static_cast<peersum_u64>(groups_before) * ((2 * WORLD_SIZE - 1) * PEERSUM_UNIT_BYTES);
+           static_cast<peersum_u64>(groups_before) * ((2 * SOURCES - 1) * PEERSUM_UNIT_BYTES);
 }
 
 PEERSUM_DEVICE void* slot_of(peersum_u64 first_slot, peersum_u32 source) {
@@ -42,12 +42,12 @@ PEERSUM_DEVICE void* slot_of(peersum_u64 first_slot, peersum_u32 source) {
 
 // Where a call's half of each group begins.
 PEERSUM_DEVICE peersum_u64 half_offset(const Call& call) {
-    return (call.push_epoch & 1) * (WORLD_SIZE * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES);
+    return (call.push_epoch & 1) * (SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES);
 }
 
 // Where this rank stores a unit within every arena, given the offset of the unit's slots.
 PEERSUM_DEVICE peersum_u64 sent_to(const PeersumParams& params, peersum_u64 slots) {
-    return reinterpret_cast<peersum_u64>(slot_of(slots, params.rank));
+    return reinterpret_cast<peersum_u64>(slot_of(slots, KEEPS_OWN ? 0 : params.rank));
 }
 
 // Stores a unit at offset `slot` of the `step`-th peer's arena. Relaxed: the words are their own flags, nothing else is ordered by them.
@@ -61,10 +61,7 @@ PEERSUM_DEVICE void send_to_all(const PeersumParams& params, peersum_u64 slot, U
 }
 
 // Where this rank awaits a unit: the first of SOURCES slots.
-PEERSUM_DEVICE peersum_u64 awaited_at(const PeersumParams& params, peersum_u64 slots) {
-    const peersum_u64 first_slot = params.arena[0] + slots;
-    return KEEPS_OWN ? reinterpret_cast<peersum_u64>(slot_of(first_slot, params.rank ^ 1)) : first_slot;
-}
+PEERSUM_DEVICE peersum_u64 awaited_at(const PeersumParams& params, peersum_u64 slots) { return params.arena[0] + slots; }
 
 }  // namespace
 
@@ -184,20 +181,26 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
         const peersum_u32 stride = call.unit_stride();
         own = sendable(own);
         if (first < units) send_to_all(params, slot + half, own);
-#pragma unroll 1
-        for (peersum_u32 unit = first + stride; unit < units; unit += stride) {
-            send_to_all(params, sent_to(params, params.push_offset + half + slots_offset(unit)), sendable(ld_global_v4(input_of(call).at(unit))));
-        }
         first_slot += half;
+        // A thread's units overlap: while one is awaited the next is on its way to the peers and the one behind that is loaded. So the links are never
+        // without stores, what arrives is taken while it is still in the cache, and a rank's own unit is loaded once.
+        Unit ahead = EMPTY_UNIT;
+        if (first + stride < units) ahead = ld_global_v4(input_of(call).at(first + stride));
 #pragma unroll 1
         for (peersum_u32 unit = first; unit < units;) {
+            const peersum_u32 next = unit + stride;
+            const Unit following = sendable(ahead);
+            if (next < units) {
+                send_to_all(params, sent_to(params, params.push_offset + half + slots_offset(next)), following);
+                if (next + stride < units) ahead = ld_global_v4(input_of(call).at(next + stride));
+            }
             Unit result;
             lost = !collect_and_reduce(call, first_slot, own, result);
             if (lost) break;
             st_global_v4(reinterpret_cast<void*>(to), result);
-            unit += stride;
-            if (unit >= units) break;
-            if (KEEPS_OWN) own = sendable(ld_global_v4(input_of(call).at(unit)));
+            if (next >= units) break;
+            unit = next;
+            own = following;
             to = reinterpret_cast<peersum_u64>(output_of(call).at(unit));
             first_slot = awaited_at(params, params.push_offset + half + slots_offset(unit));
         }

@@ -58,7 +58,7 @@
 //! # Memory
 //!
 //! A rank of a group of two or more holds `20992 + 2 x push half + 2 x max_bytes` bytes of device memory, each part rounded up to 128 bytes, and its symmetric
-//! buffers; [`Communicator::memory_bytes`] has the number. By default that is 2 x 16 MiB + 2 x 64 MiB. Ranks that share a device add 16 bytes for each thread of
+//! buffers; [`Communicator::memory_bytes`] has the number. By default that is 2 x 32 MiB + 2 x 64 MiB. Ranks that share a device add 16 bytes for each thread of
 //! the largest grid. Everything is allocated by [`CommunicatorBuilder::build`] and [`Communicator::symmetric_alloc`], nothing by a call. Larger
 //! calls than [`CommunicatorBuilder::max_bytes`] are split, not refused.
 //!

@@ -77,20 +77,25 @@ fn three_ranks_end_every_call_with_the_right_sum_on_changing_grids() {
 }
 
 #[test]
-fn a_thread_of_a_two_shot_push_may_have_three_places_on_their_way() {
-    let call = |blocks| Call {
-        kind: Kind::PushTwoShot,
-        blocks,
-        places: 3,
-    };
-    assert_holds("one grid", &Machine::new(2, &[1, 1, 1].map(call)));
-    assert_holds("changing grids", &Machine::new(2, &[1, 2, 1].map(call)));
-    // A grid is the rank's own affair in this family.
-    let mut machine = Machine::new(2, &[1, 2, 1].map(call));
-    machine.programs[1] = [2, 1, 1].map(call).to_vec();
-    assert_holds("other grids on each rank", &machine);
-    assert_holds("three ranks", &Machine::new(3, &[1, 1].map(call)));
-    assert_holds("bounded", &bounded(Machine::new(2, &[1, 1].map(call))));
+fn a_thread_of_a_push_may_have_several_places_on_their_way() {
+    for kind in [Kind::PushOneShot, Kind::PushTwoShot] {
+        let call = |blocks| Call {
+            kind,
+            blocks,
+            places: 3,
+        };
+        let holds = |what: &str, machine: &Machine| {
+            assert_holds(&format!("{kind:?}, {what}"), machine);
+        };
+        holds("one grid", &Machine::new(2, &[1, 1, 1].map(call)));
+        holds("changing grids", &Machine::new(2, &[1, 2, 1].map(call)));
+        // A grid is the rank's own affair in this family.
+        let mut machine = Machine::new(2, &[1, 2, 1].map(call));
+        machine.programs[1] = [2, 1, 1].map(call).to_vec();
+        holds("other grids on each rank", &machine);
+        holds("three ranks", &Machine::new(3, &[1, 1].map(call)));
+        holds("bounded", &bounded(Machine::new(2, &[1, 1].map(call))));
+    }
 }
 
 #[test]

@@ -49,12 +49,8 @@ impl Machine {
         }
         // A header that is a release speaks for the kernels before, not for the data beside it.
         thread_mut(state, id).stage = 1;
-        if self.call(state, id.rank).kind.is_two_shot() {
-            // Two are on their way before the first is awaited.
-            self.store_inputs(state, id, 0..2)?;
-        } else {
-            self.store_inputs(state, id, 0..usize::MAX)?;
-        }
+        // Two are on their way before the first is awaited.
+        self.store_inputs(state, id, 0..2)?;
         self.collect_at(state, id, 0)
     }
 
@@ -221,6 +217,8 @@ impl Machine {
         }
         let index = thread(state, id).index;
         if !self.call(state, id.rank).kind.is_two_shot() {
+            let after_next = usize::from(index) + 2;
+            self.store_inputs(state, id, after_next..after_next + 1)?;
             return self.collect_at(state, id, index + 1);
         }
         if index == 0 {

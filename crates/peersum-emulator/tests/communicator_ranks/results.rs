@@ -353,10 +353,39 @@ fn a_call_larger_than_max_bytes_is_split() {
 
 #[test]
 fn a_call_that_its_push_slots_cannot_hold_takes_another_route() {
-    // The smallest half there is, of 8 KiB: two ranks' slots of 256 units, and messages of more.
+    // The smallest half there is, of 8 KiB: a pair's slots of 512 units, and messages of more.
     let settings = || settings().push_half_bytes(1);
     on_ranks(2, settings, |comm| {
-        for (seed, len) in (0..).zip([1, 17, 1024, 1025, 5000]) {
+        let route = |bytes| comm.plan(Placement::Ordinary, bytes).route;
+        assert_eq!(
+            (route(4096), route(8196)),
+            (Route::PushOneShot, Route::PullTwoShot)
+        );
+        for (seed, len) in (0..).zip([1, 17, 1024, 2048, 2049, 5000]) {
+            let launched = Launched::<f32>::ordinary(comm, ordinary(Dtype::F32, len, seed));
+            comm.synchronize().unwrap();
+            launched.check(comm.rank(), comm.world_size());
+        }
+    });
+}
+
+#[test]
+fn a_call_larger_than_push_slots_of_a_megabyte_goes_through_them_in_pieces() {
+    let row = r#"[{"max_bytes":null,"route":"push_one_shot","blocks":2,"threads":16,"origin":"default"}]"#;
+    let tables = format!(
+        r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[2],"link":"emulator",
+        "ordinary":{row},"symmetric":{row},"symmetric_in_place":{row}}}]}}"#
+    );
+    let settings = || {
+        settings()
+            .max_bytes(4 << 20)
+            .push_half_bytes(1 << 20)
+            .dispatch_tables(tables.as_str())
+    };
+    on_ranks(2, settings, |comm| {
+        for (seed, len) in (0..).zip([1 << 18, (1 << 18) + 1, 600_001]) {
+            let plan = comm.plan(Placement::Ordinary, 4 * len as u64);
+            assert_eq!(plan.route, Route::PushOneShot);
             let launched = Launched::<f32>::ordinary(comm, ordinary(Dtype::F32, len, seed));
             comm.synchronize().unwrap();
             launched.check(comm.rank(), comm.world_size());

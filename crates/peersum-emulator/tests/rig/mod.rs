@@ -122,7 +122,9 @@ impl Layout {
         let push_offset = up(size_of::<PeersumControl>());
         let grouped = |units: usize| units.next_multiple_of(PEERSUM_SLOT_GROUP as usize);
         let places = grouped(units).max(2 * grouped(units.div_ceil(world_size)));
-        let push_half_bytes = up(places * world_size * unit);
+        // A pair has no slots for its own units.
+        let sources = if world_size == 2 { 1 } else { world_size };
+        let push_half_bytes = up(places * sources * unit);
         let staging_offset = push_offset + 2 * push_half_bytes;
         let staging_half_bytes = up(units * unit);
         let bytes = (staging_offset + 2 * staging_half_bytes) as usize;

@@ -62,6 +62,9 @@ pub(crate) struct BenchArgs {
     /// Dispatch tables instead of the shipped ones, as `tune` writes them.
     #[arg(long, value_name = "FILE")]
     tables: Option<PathBuf>,
+    /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    push_half: Option<usize>,
     /// The directory with the cubin of the kernels that measure the machine's limits; without it there are none.
     #[arg(long, value_name = "DIR")]
     limits: Option<PathBuf>,
@@ -307,6 +310,7 @@ fn measure_ranks<M: Machine>(
                         timeout: machine.call_timeout(),
                         max_blocks: None,
                         tables: tables.clone(),
+                        push_half_bytes: args.push_half,
                     };
                     match measure_group(args, machine, routes, &settings) {
                         Ok(measured) => add(&mut samples, measured),

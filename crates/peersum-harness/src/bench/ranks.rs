@@ -73,6 +73,8 @@ pub(crate) struct GroupSettings {
     pub(crate) max_blocks: Option<u32>,
     /// Tables instead of the shipped ones.
     pub(crate) tables: Option<String>,
+    /// One half of the push slots, in bytes; `None` leaves it to the library.
+    pub(crate) push_half_bytes: Option<usize>,
 }
 
 /// One rank with its communicator and memory.
@@ -138,8 +140,6 @@ impl<'a, M: Machine> Rank<'a, M> {
             .rendezvous(rendezvous)
             .load_policy(machine.load_policy(settings.build)?)
             .max_bytes(largest)
-            // Room for the largest call of every push route.
-            .push_half_bytes(largest.saturating_mul(8).min(256 << 20))
             .pdl(settings.pdl)
             .timeout(settings.timeout)
             .setup_timeout(PATIENCE);
@@ -148,6 +148,9 @@ impl<'a, M: Machine> Rank<'a, M> {
         }
         if let Some(tables) = &settings.tables {
             builder = builder.dispatch_tables(tables);
+        }
+        if let Some(bytes) = settings.push_half_bytes {
+            builder = builder.push_half_bytes(bytes);
         }
         let mut communicator = builder.build(&stream)?;
         let bytes = settings.largest_bytes.next_multiple_of(16);

@@ -51,6 +51,9 @@ pub(crate) struct TuneArgs {
     /// The tables to improve on [default: the shipped ones]
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
+    /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    push_half: Option<usize>,
     /// Where the tables go: those of --base, and over them what was measured.
     #[arg(long, value_name = "FILE", default_value = "target/tune/tables.json")]
     out: PathBuf,
@@ -192,6 +195,7 @@ impl<'a> Group<'a> {
             timeout: machine.call_timeout(),
             max_blocks: Some(shapes.max_blocks),
             tables: Some(self.tables.clone()),
+            push_half_bytes: self.args.push_half,
         };
         let progress = Mutex::new(Progress::default());
         let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);

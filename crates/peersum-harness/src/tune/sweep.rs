@@ -35,8 +35,8 @@ impl Shapes {
                 max_blocks: 2,
             },
             Link::Shared | Link::Peer => Shapes {
-                blocks: &[1, 2, 4, 8, 16, 32, 64],
-                threads: &[64, 128, 256, 512],
+                blocks: &[1, 2, 4, 8, 16, 24, 32, 48, 64, 96],
+                threads: &[32, 64, 128, 256, 384, 512],
                 max_blocks: abi::PEERSUM_MAX_BLOCKS,
             },
         }
@@ -228,7 +228,7 @@ impl Sweep<'_> {
 
     fn base_plan<M: Machine>(&self, rank: &Rank<'_, M>, placement: Placement, bytes: u64) -> Plan {
         let communicator = &rank.communicator;
-        let plan = communicator.dispatch_table().plan(placement, bytes);
+        let plan = communicator.plan(placement, bytes);
         launched(
             plan,
             bytes,
@@ -338,11 +338,11 @@ mod tests {
     fn no_block_is_tried_that_has_more_threads_than_twice_the_places() {
         let shapes = Shapes::of(Link::Shared);
         assert_eq!(
-            shapes.for_places(100, 2),
-            [(1, 64), (1, 128), (2, 64), (2, 128)]
+            shapes.for_places(40, 2),
+            [(1, 32), (1, 64), (2, 32), (2, 64)]
         );
-        assert_eq!(shapes.for_places(1, 1), [(1, 64)]);
-        assert_eq!(shapes.for_places(1 << 20, 132).len(), 8 * 4);
+        assert_eq!(shapes.for_places(1, 1), [(1, 32)]);
+        assert_eq!(shapes.for_places(1 << 20, 132).len(), 11 * 6);
     }
 
     #[test]

@@ -173,7 +173,9 @@ impl ArenaLayout {
         let staging = self.staging_half_bytes / unit;
         // Units whose slots fit, in whole groups.
         let group = u64::from(abi::PEERSUM_SLOT_GROUP);
-        let slots = |bytes: u64| bytes / (group * world_size * unit) * group;
+        // A pair keeps no slots for its own units.
+        let sources = if world_size == 2 { 1 } else { world_size };
+        let slots = |bytes: u64| bytes / (group * sources * unit) * group;
         // Indices of units fit 31 bits on the device.
         let most = (1 << 31) - 1;
         let capacity = match route {

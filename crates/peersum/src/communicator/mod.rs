@@ -35,7 +35,7 @@ pub use symmetric::SymmetricBuffer;
 use crate::buffer::{Input, Output};
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity, LaunchShape, StatusRecord};
-use crate::dispatch::{DispatchTable, Plan, Route};
+use crate::dispatch::{DispatchTable, Plan};
 use crate::element::Element;
 use crate::error::{CallKind, CallSignature, Error, Failure};
 use crate::loader::LoadReport;
@@ -106,9 +106,7 @@ impl Communicator<Cuda> {
         };
         let bytes = (len * size_of::<T>()) as u64;
         let placement = links.placement(input, output, bytes);
-        let plan = self
-            .forced
-            .unwrap_or_else(|| self.table.plan(placement, bytes));
+        let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
         if len == 0 || units > links.layout.capacity_units(plan.route, self.world_size) {
             return None;
@@ -236,9 +234,7 @@ impl<D: Device> Communicator<D> {
         }
         let bytes = call.elements * element_bytes;
         let placement = links.placement(call.input, call.output, bytes);
-        let mut plan = self
-            .forced
-            .unwrap_or_else(|| self.table.plan(placement, bytes));
+        let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         if !plan.route.serves(placement) {
             return Err(Error::InvalidSetting {
                 setting: "plan",
@@ -249,14 +245,8 @@ impl<D: Device> Communicator<D> {
                 ),
             });
         }
-        let capacity = |route| links.layout.capacity_units(route, self.world_size);
         let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
-        if self.forced.is_none()
-            && bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES)) > capacity(plan.route)
-        {
-            plan.route = Route::PullTwoShot;
-        }
-        let piece = capacity(plan.route) * unit_elements;
+        let piece = links.layout.capacity_units(plan.route, self.world_size) * unit_elements;
         let mut done = 0;
         while done < call.elements {
             let elements = piece.min(call.elements - done);

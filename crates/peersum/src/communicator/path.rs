@@ -1,7 +1,15 @@
 //! What carries out a call of a given size.
 
+use peersum_kernels::abi;
+
 use super::Communicator;
+use super::links::Links;
 use crate::device::Device;
+use crate::dispatch::{Placement, Plan, Route};
+
+/// What must fit into the push slots for a larger call to go through them in pieces. A launch a piece then costs little beside the bytes; with less a
+/// call that does not fit is staged and pulled, which takes any size up to `max_bytes` in one launch.
+const LEAST_PUSH_PIECE_BYTES: u64 = 1 << 20;
 
 /// What carries out a call. See [`Communicator::path`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +19,7 @@ pub enum CallPath {
     Nothing,
     /// A copy, for the sum over one rank is its input.
     Copy,
-    /// peersum's kernels, by the plan of the [`dispatch_table`](Communicator::dispatch_table).
+    /// peersum's kernels, by the [`plan`](Communicator::plan).
     Kernels,
     /// NCCL, which the builder was told to use for such calls. Outside the numeric contract.
     Nccl,
@@ -31,6 +39,30 @@ impl<D: Device> Communicator<D> {
             Some(_) => CallPath::Kernels,
             None => CallPath::Copy,
         }
+    }
+
+    /// The algorithm and the largest grid of a call of `bytes` bytes through peersum's kernels, whose buffers are as `placement` says: what the
+    /// [`dispatch_table`](Communicator::dispatch_table) says, except where the push slots are too small for it. Such a call takes the table's route in
+    /// pieces if at least a megabyte fits into the slots, and otherwise a staged pull. The same on every rank.
+    pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
+        let plan = self.table.plan(placement, bytes);
+        match &self.links {
+            Some(links) => self.plan_within_slots(links, plan, bytes),
+            None => plan,
+        }
+    }
+
+    fn plan_within_slots(&self, links: &Links<D>, plan: Plan, bytes: u64) -> Plan {
+        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
+        let capacity = links.layout.capacity_units(plan.route, self.world_size);
+        let is_push = matches!(plan.route, Route::PushOneShot | Route::PushTwoShot);
+        if is_push && bytes.div_ceil(unit) > capacity && capacity * unit < LEAST_PUSH_PIECE_BYTES {
+            return Plan {
+                route: Route::PullTwoShot,
+                ..plan
+            };
+        }
+        plan
     }
 }
 

@@ -153,10 +153,7 @@ where
         }
         for (placement, plan) in plans {
             let from_table = plan.is_none();
-            let chosen = plan.unwrap_or_else(|| {
-                let table = rank.communicator.dispatch_table();
-                table.plan(placement, bytes as u64)
-            });
+            let chosen = plan.unwrap_or_else(|| rank.communicator.plan(placement, bytes as u64));
             for &launch in args.method.launches() {
                 let (times, host) = match launch {
                     Launch::Graph => (

@@ -254,9 +254,7 @@ impl Rank<'_> {
         };
         let shape = self.stack.shape();
         let bytes = shape.message_bytes(rows) as u64;
-        let plan = communicator
-            .dispatch_table()
-            .plan(Placement::Ordinary, bytes);
+        let plan = communicator.plan(Placement::Ordinary, bytes);
         Some(launched(
             plan,
             bytes,
