@@ -197,19 +197,17 @@ PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
     load_narrow_units(call, input, share);
 }
 
-// Once all waits of a block are over and a block barrier has passed: let the next kernel come, count the call.
-PEERSUM_DEVICE void finish(const Call& call) {
-    griddepcontrol_launch_dependents();
-    advance_epoch<PEERSUM_FAMILY_PULL>(call);
-}
-
 // The opening: on entry a thread that finds poison makes its whole block lose the call.
 template <bool TWO_SHOT>
 PEERSUM_DEVICE bool open(const Call& call, const Copies& copies, Share share) {
     const bool lost = call.poison != 0;
     leave_if_poisoned(call);
     if (!lost && copies.staged && !call.carries_signals()) stage<TWO_SHOT>(call, copies, share);
-    return meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::EarlierStores, lost);
+    const bool met = meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::EarlierStores, lost);
+    // This block has met itself on every rank, so it runs on all of them, and what they still wait for is on its way whoever takes the seats that are
+    // left (README.md, "Programmatic dependent launch").
+    if (met) griddepcontrol_launch_dependents();
+    return met;
 }
 
 // Staged: a half is written again two calls of this family later, behind the opening barrier of the call between, which a peer's block
@@ -240,7 +238,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     }
     if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Loads, lost);
     if (!call.carries_signals()) store_narrow_units(call, output, copies.wide, share, lost);
-    finish(call);
+    advance_epoch<PEERSUM_FAMILY_PULL>(call);
 }
 
 // Takes unit `i` of every other owner's reduced chunk into the output. The own chunk was stored when it was reduced.
@@ -306,7 +304,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
         // A symmetric result is in place already.
         if (copies.staged || lost) store_narrow_units(call, output, copies.wide, share, lost);
     }
-    finish(call);
+    advance_epoch<PEERSUM_FAMILY_PULL>(call);
 }
 
 }  // namespace

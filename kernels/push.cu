@@ -133,11 +133,14 @@ PEERSUM_DEVICE bool is_poisoned(const Call& call) {
     return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
 }
 
-// The end of every push call. The barrier serves two ends: all threads have read the epoch, and the block's last wait is over.
+// For a thread that has the first unit that its like on every rank sent it: so this block runs on all of them, and what they still wait for is on its way
+// whoever takes the seats that are left. The first thread of a block counts for it (README.md, "Programmatic dependent launch").
+PEERSUM_DEVICE void let_next_kernel_come() { griddepcontrol_launch_dependents(); }
+
+// The end of every push call. Behind the barrier all threads have read the epoch.
 PEERSUM_DEVICE void finish(const Call& call, bool lost, Share share) {
     if (!call.carries_signals()) store_narrow_units(call, output_of(call), call.units, share, lost);
     bar_sync();
-    griddepcontrol_launch_dependents();
     advance_epoch<PEERSUM_FAMILY_PUSH>(call);
 }
 
@@ -197,6 +200,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
             Unit result;
             lost = !collect_and_reduce(call, first_slot, own, result);
             if (lost) break;
+            if (unit == first) let_next_kernel_come();
             st_global_v4(reinterpret_cast<void*>(to), result);
             if (next >= units) break;
             unit = next;
@@ -231,6 +235,7 @@ PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buf
     if (KEEPS_OWN && unit < call.units) own = sendable(ld_global_v4(input.at(unit)));
     Unit result;
     if (!collect_and_reduce(call, awaited_at(call.params, scatter + slots_offset(i)), own, result)) return false;
+    if (i == call.first_unit()) let_next_kernel_come();
     // A reduced word is never the empty mark: a NaN in it is canonical.
     send_to_all(call.params, sent_to(call.params, gather + slots_offset(i)), result);
     if (KEEPS_OWN && unit < call.units) st_global_v4(output.at(unit), result);

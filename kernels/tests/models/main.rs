@@ -8,9 +8,10 @@
 //! | `machine.rs`, `steps.rs`, `memory.rs`, `explorer.rs` | what is explored, which steps may come next, what stores and loads may do, the search |
 //! | `promises.rs` | what holds in every run |
 //! | `controls.rs` | each rule left out, and the run that breaks a promise then |
+//! | `seats.rs` | when the next kernel may take a seat: a model of its own, without data |
 //!
 //! What is left out: the values of elements (data is the number of its call), alignment but for the scratch memory it needs, the lapse of time (a wait may end at
-//! any moment, which is a peer that stalls before any of its steps), and the placing of blocks on multiprocessors. Memory is what memory.rs says.
+//! any moment, which is a peer that stalls before any of its steps), and, but in seats.rs, who has a seat on a multiprocessor. Memory is what memory.rs says.
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
 mod controls;
@@ -24,6 +25,7 @@ mod promises;
 mod protocol;
 mod pull;
 mod push;
+mod seats;
 mod steps;
 
 use machine::{Call, Kind};

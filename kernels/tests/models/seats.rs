@@ -1,0 +1,235 @@
+//! Who has a seat: when the next kernel of a stream may take a place on a multiprocessor, explored on its own.
+//!
+//! A block that waits for a peer keeps its seat until that peer's block has had one. So a kernel that comes too early can take the seat without which the
+//! call before it never ends. Data is left out: a block that runs has sent, and one that has all its peers' has met them.
+
+use std::collections::HashSet;
+
+/// How far a block is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+enum Block {
+    /// Without a seat.
+    Absent,
+    /// In `griddepcontrol.wait`.
+    Seated,
+    /// Past it: what it sends is on its way.
+    Running,
+    /// The same block of every rank has sent.
+    Met,
+    Ended,
+}
+
+/// From where on a block lets the next kernel come. (One that has ended does in any case.)
+type Trigger = Block;
+
+/// What a stream runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kernel {
+    /// An all-reduce on this grid.
+    Call(usize),
+    /// A kernel of the program, launched with the programmatic attribute or without.
+    Other { blocks: usize, programmatic: bool },
+}
+
+impl Kernel {
+    fn blocks(self) -> usize {
+        match self {
+            Kernel::Call(blocks) | Kernel::Other { blocks, .. } => blocks,
+        }
+    }
+}
+
+/// One rank of one group.
+#[derive(Clone, Debug)]
+struct Stream {
+    group: usize,
+    card: usize,
+    kernels: Vec<Kernel>,
+}
+
+#[derive(Clone, Debug)]
+struct Machine {
+    /// Seats of each card.
+    seats: usize,
+    streams: Vec<Stream>,
+    trigger: Trigger,
+}
+
+/// By stream, kernel and block.
+type State = Vec<Vec<Vec<Block>>>;
+
+impl Machine {
+    fn initial(&self) -> State {
+        let absent = |kernel: &Kernel| vec![Block::Absent; kernel.blocks()];
+        let blocks = |stream: &Stream| stream.kernels.iter().map(absent).collect();
+        self.streams.iter().map(blocks).collect()
+    }
+
+    fn seats_taken(&self, state: &State, card: usize) -> usize {
+        let is_seated = |block: &&Block| (Block::Seated..=Block::Met).contains(*block);
+        let of_stream = |(stream, kernels): (&Stream, &Vec<Vec<Block>>)| {
+            if stream.card == card {
+                kernels.iter().flatten().filter(is_seated).count()
+            } else {
+                0
+            }
+        };
+        self.streams.iter().zip(state).map(of_stream).sum()
+    }
+
+    /// Whether one block can go on.
+    fn can_step(&self, state: &State, s: usize, k: usize, b: usize) -> bool {
+        let stream = &self.streams[s];
+        let before = k.checked_sub(1).map(|before| &state[s][before]);
+        let all_before = |at_least: Block| {
+            before.is_none_or(|blocks| blocks.iter().all(|block| *block >= at_least))
+        };
+        match state[s][k][b] {
+            Block::Absent => {
+                let may_come = match stream.kernels[k] {
+                    Kernel::Other {
+                        programmatic: false,
+                        ..
+                    } => Block::Ended,
+                    // A kernel of the program never lets the next one come early.
+                    _ if k > 0 && matches!(stream.kernels[k - 1], Kernel::Other { .. }) => {
+                        Block::Ended
+                    }
+                    _ => self.trigger,
+                };
+                all_before(may_come) && self.seats_taken(state, stream.card) < self.seats
+            }
+            Block::Seated => all_before(Block::Ended),
+            Block::Running => match stream.kernels[k] {
+                Kernel::Other { .. } => true,
+                Kernel::Call(_) => self
+                    .streams
+                    .iter()
+                    .zip(state)
+                    .filter(|(peer, _)| peer.group == stream.group)
+                    .all(|(_, kernels)| kernels[k][b] >= Block::Running),
+            },
+            Block::Met => true,
+            Block::Ended => false,
+        }
+    }
+
+    /// The number of states, and whether one of them is a deadlock.
+    fn explore(&self) -> (usize, Option<State>) {
+        let mut seen = HashSet::new();
+        let mut open = vec![self.initial()];
+        while let Some(state) = open.pop() {
+            if !seen.insert(state.clone()) {
+                continue;
+            }
+            let mut is_stuck = true;
+            for s in 0..state.len() {
+                for k in 0..state[s].len() {
+                    for b in 0..state[s][k].len() {
+                        if self.can_step(&state, s, k, b) {
+                            is_stuck = false;
+                            let mut next = state.clone();
+                            next[s][k][b] = match state[s][k][b] {
+                                Block::Absent => Block::Seated,
+                                Block::Seated => Block::Running,
+                                Block::Running => Block::Met,
+                                Block::Met | Block::Ended => Block::Ended,
+                            };
+                            open.push(next);
+                        }
+                    }
+                }
+            }
+            let has_ended = state.iter().flatten().flatten().all(|b| *b == Block::Ended);
+            if is_stuck && !has_ended {
+                return (seen.len(), Some(state));
+            }
+        }
+        (seen.len(), None)
+    }
+}
+
+/// Ranks that share a card with a seat for each block of their largest calls, and no more.
+fn shared_card(ranks: usize, kernels: &[Kernel], trigger: Trigger) -> Machine {
+    let largest = |kernel: &Kernel| match kernel {
+        Kernel::Call(blocks) => *blocks,
+        Kernel::Other { .. } => 0,
+    };
+    let stream = Stream {
+        group: 0,
+        card: 0,
+        kernels: kernels.to_vec(),
+    };
+    Machine {
+        seats: ranks * kernels.iter().map(largest).max().unwrap_or(1),
+        streams: vec![stream; ranks],
+        trigger,
+    }
+}
+
+/// Two groups of two ranks, each with one rank on either of two cards that have seats for one block of each.
+fn two_groups_on_two_cards(trigger: Trigger) -> Machine {
+    let stream = |group, card| Stream {
+        group,
+        card,
+        kernels: vec![Kernel::Call(1); 3],
+    };
+    Machine {
+        seats: 2,
+        streams: vec![stream(0, 0), stream(0, 1), stream(1, 0), stream(1, 1)],
+        trigger,
+    }
+}
+
+fn sequences() -> Vec<(usize, Vec<Kernel>)> {
+    let filling = |blocks, programmatic| Kernel::Other {
+        blocks,
+        programmatic,
+    };
+    let mut all = Vec::new();
+    for grids in [[1, 1, 1], [2, 1, 2], [1, 2, 1], [2, 2, 1]] {
+        all.push((2, grids.map(Kernel::Call).to_vec()));
+    }
+    all.push((3, vec![Kernel::Call(1); 3]));
+    for programmatic in [true, false] {
+        for blocks in [1, 2] {
+            let fills_the_card = filling(2 * blocks, programmatic);
+            let call = Kernel::Call(blocks);
+            all.push((2, vec![call, fills_the_card, call]));
+        }
+    }
+    all
+}
+
+#[test]
+fn a_kernel_that_comes_once_a_call_has_met_its_peers_takes_nobody_s_seat() {
+    let mut states = 0;
+    for (ranks, kernels) in sequences() {
+        let (seen, deadlock) = shared_card(ranks, &kernels, Block::Met).explore();
+        assert_eq!(deadlock, None, "{ranks} ranks that run {kernels:?}");
+        states += seen;
+    }
+    let (seen, deadlock) = two_groups_on_two_cards(Block::Met).explore();
+    assert_eq!(deadlock, None, "two groups");
+    println!("{} states", states + seen);
+}
+
+#[test]
+fn a_kernel_that_comes_before_a_call_has_met_its_peers_can_take_their_seats() {
+    let call = Kernel::Call(1);
+    let programmatic = Kernel::Other {
+        blocks: 2,
+        programmatic: true,
+    };
+    for trigger in [Block::Seated, Block::Running] {
+        for machine in [
+            shared_card(2, &[call; 3], trigger),
+            shared_card(2, &[call, programmatic, call], trigger),
+            two_groups_on_two_cards(trigger),
+        ] {
+            let (_, deadlock) = machine.explore();
+            assert!(deadlock.is_some(), "{machine:?}");
+            println!("{trigger:?}: {:?}", deadlock.unwrap_or_default());
+        }
+    }
+}
