@@ -40,6 +40,12 @@ PEERSUM_DEVICE peersum_u32 ctaid_x() {
     return value;
 }
 
+PEERSUM_DEVICE peersum_u32 ctaid_y() {
+    peersum_u32 value;
+    asm("mov.u32 %0, %%ctaid.y;" : "=r"(value));
+    return value;
+}
+
 PEERSUM_DEVICE peersum_u32 nctaid_x() {
     peersum_u32 value;
     asm("mov.u32 %0, %%nctaid.x;" : "=r"(value));

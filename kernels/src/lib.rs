@@ -34,7 +34,7 @@ pub const SOURCES: &[Source] = sources![
 /// The packed cubins of a release. Empty in a checkout: only a packaged crate carries them.
 pub const PACK: &[u8] = include_bytes!("../pack/cubins.bin");
 
-/// A build of the kernels that only the harness measures, against the shipped one.
+/// A build of the kernels that only the harness runs: to measure the shipped one against, or to look into.
 ///
 /// Its sources are not [`SOURCES`], so that its modules have other digests and a loader that was not asked for them by name refuses them.
 #[doc(hidden)]
@@ -44,15 +44,25 @@ pub enum HarnessBuild {
     UnsafeBaseline,
     /// With the formal chain from a re-arm to the peer's next store.
     StrictOrder,
+    /// The ranks of a group as the rows of one grid: for tools that let only one kernel run at a time.
+    OneLaunch,
 }
 
 impl HarnessBuild {
+    /// Every one.
+    pub const ALL: [HarnessBuild; 3] = [
+        HarnessBuild::UnsafeBaseline,
+        HarnessBuild::StrictOrder,
+        HarnessBuild::OneLaunch,
+    ];
+
     /// Its name in flags and directories.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             HarnessBuild::UnsafeBaseline => "unsafe-baseline",
             HarnessBuild::StrictOrder => "strict-order",
+            HarnessBuild::OneLaunch => "one-launch",
         }
     }
 
@@ -62,6 +72,7 @@ impl HarnessBuild {
         let switch = match self {
             HarnessBuild::UnsafeBaseline => "PEERSUM_UNSAFE_BASELINE",
             HarnessBuild::StrictOrder => "PEERSUM_STRICT_ORDER",
+            HarnessBuild::OneLaunch => "PEERSUM_ONE_LAUNCH",
         };
         SOURCES
             .iter()

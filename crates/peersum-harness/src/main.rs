@@ -44,7 +44,7 @@ enum Command {
     BenchLayer(Box<bench::layer::LayerArgs>),
     /// Measures which algorithm and grid is the fastest, and writes the dispatch tables.
     Tune(tune::TuneArgs),
-    /// The sources of a build of the kernels that is measured against the shipped one.
+    /// The sources of a build of the kernels that only this program runs.
     #[command(hide = true)]
     KernelSources(bench::kernel_sources::SourcesArgs),
     /// What the first use of a module costs, from each place that modules come from.
@@ -69,6 +69,9 @@ enum Command {
     DoctorPeer(doctor::PeerArgs),
     /// A reduced grid under compute-sanitizer, and for each of its tools an error that it must find.
     Sanitize(sanitize::SanitizeArgs),
+    /// Every kind of call by ranks that are the rows of one grid.
+    #[command(hide = true)]
+    SanitizeGroup(sanitize::GroupArgs),
     /// One planted error.
     #[command(hide = true)]
     SanitizePlanted(sanitize::PlantedArgs),
@@ -101,6 +104,7 @@ fn main() -> Result<ExitCode> {
         Command::Doctor(args) => return doctor::run(&args),
         Command::DoctorPeer(args) => doctor::run_peer(&args)?,
         Command::Sanitize(args) => return sanitize::run(&args),
+        Command::SanitizeGroup(args) => sanitize::run_group(&args)?,
         Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
         Command::Soak(args) => return soak::run(&args),
         Command::Device(args) => grid::print_device(&args)?,

@@ -16,6 +16,7 @@ fn command(behaviour: &str, flags: &[&str]) -> Command {
         .arg("sanitize")
         .arg("--compute-sanitizer")
         .arg(fake())
+        .args(["--cubins", "nowhere"])
         .args(flags)
         .env("BEHAVIOUR", behaviour);
     command
@@ -135,6 +136,8 @@ fn a_compute_sanitizer_that_is_not_there_is_an_error_that_says_where_it_comes_fr
         "sanitize",
         "--compute-sanitizer",
         "/nowhere/compute-sanitizer",
+        "--cubins",
+        "nowhere",
     ]);
     let (succeeded, text) = said(&command.output().unwrap());
     assert!(!succeeded);

@@ -1,4 +1,4 @@
-//! `kernel-sources`: writes the sources of a build that is measured against the shipped one, for `cargo xtask precompile --kernels`.
+//! `kernel-sources`: writes the sources of a build that only the harness runs, for `cargo xtask precompile --kernels`.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use peersum_kernels::HarnessBuild;
 /// What is written where.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SourcesArgs {
-    /// `unsafe-baseline` or `strict-order`.
+    /// `unsafe-baseline`, `strict-order` or `one-launch`.
     #[arg(value_parser = parse_build)]
     build: HarnessBuild,
     /// The directory, made if need be.
@@ -16,10 +16,13 @@ pub(crate) struct SourcesArgs {
 }
 
 fn parse_build(text: &str) -> Result<HarnessBuild, String> {
-    [HarnessBuild::UnsafeBaseline, HarnessBuild::StrictOrder]
+    HarnessBuild::ALL
         .into_iter()
         .find(|build| build.name() == text)
-        .ok_or_else(|| format!("`{text}` is neither unsafe-baseline nor strict-order"))
+        .ok_or_else(|| {
+            let names = HarnessBuild::ALL.map(HarnessBuild::name).join(", ");
+            format!("`{text}` is none of {names}")
+        })
 }
 
 /// Writes every file.

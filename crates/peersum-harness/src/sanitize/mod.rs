@@ -1,7 +1,8 @@
-//! The kernels under compute-sanitizer: a reduced grid that each tool must find sound, and for each tool a planted error that it must
+//! The kernels under compute-sanitizer: a reduced set of calls that each tool must find sound, and for each tool a planted error that it must
 //! find, without which its silence would say nothing.
 
 mod bounded;
+mod group;
 mod planted;
 mod tool;
 
@@ -13,10 +14,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::grid::{CONNECTIONS_VARIABLE, RankKind};
+use crate::grid::CONNECTIONS_VARIABLE;
 use bounded::Ended;
 use tool::Tool;
 
+pub(crate) use group::{GroupArgs, run as run_group};
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
 /// What compute-sanitizer is to exit with if it found errors; no other status of it or of the harness.
@@ -39,24 +41,31 @@ pub(crate) struct SanitizeArgs {
     /// compute-sanitizer itself [default: the one on PATH, else /usr/local/cuda/bin/compute-sanitizer]
     #[arg(long, value_name = "PATH")]
     compute_sanitizer: Option<PathBuf>,
-    /// The directory of the modules, as `cargo xtask precompile` writes it [default: $PEERSUM_CUBIN_DIR]
+    /// The directory of the modules, as `cargo xtask precompile` writes it: of the build `one-launch`, or for --ranks processes of the shipped
+    /// one.
     #[arg(long, value_name = "DIR")]
-    cubins: Option<PathBuf>,
-    /// World sizes of the grid.
+    cubins: PathBuf,
+    /// World sizes.
     #[arg(long, value_name = "LIST", default_value = "2,3")]
     world_size: String,
-    /// Only these configurations of the grid.
-    #[arg(long, value_name = "CASE")]
-    filter: Option<String>,
-    /// What a rank is. initcheck knows what other ranks write only where they are threads.
-    #[arg(long, value_enum, default_value = "threads")]
-    ranks: RankKind,
-    /// The seed of the grid's data.
+    /// What a rank is.
+    #[arg(long, value_enum, default_value = "rows")]
+    ranks: Ranks,
+    /// The seed of the data.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// How long one run may take, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     limit: u64,
+}
+
+/// What a rank is under the tools, which let only one kernel of a process run at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Ranks {
+    /// A row of one grid: one launch is a call of all ranks.
+    Rows,
+    /// A process with a communicator, in the test grid. initcheck does not know what the others write.
+    Processes,
 }
 
 /// What a tool runs on.
@@ -182,24 +191,23 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         Subject::Planted => {
             command.args(["sanitize-planted", "--tool", tool.name()]);
         }
+        Subject::Grid if args.ranks == Ranks::Rows => {
+            command
+                .arg("sanitize-group")
+                .arg("--cubins")
+                .arg(&args.cubins)
+                .args(["--world-size", &args.world_size])
+                .args(["--seed", &args.seed.to_string()]);
+        }
         Subject::Grid => {
-            let ranks = args
-                .ranks
-                .to_possible_value()
-                .context("a kind of rank without a name")?;
             command
                 .args(["grid", "--device", "cuda", "--grid", "sanitizer"])
                 .args(["--dtype", "bf16", "--world-size", &args.world_size])
-                .args(["--ranks", ranks.get_name()])
+                .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])
                 // A rank may be slow, but what hangs is to be named by the grid before this run is ended.
-                .args(["--timeout", &(args.limit as f64 / 3.0).to_string()]);
-            if let Some(filter) = &args.filter {
-                command.args(["--filter", filter]);
-            }
-            if let Some(cubins) = &args.cubins {
-                command.env("PEERSUM_CUBIN_DIR", cubins);
-            }
+                .args(["--timeout", &(args.limit as f64 / 3.0).to_string()])
+                .env("PEERSUM_CUBIN_DIR", &args.cubins);
         }
     }
     Ok(command)

@@ -7,7 +7,7 @@ while [ $# -gt 0 ]; do
     --tool) tool=${tool:-$2} ;;
     --error-exitcode) found=$2 ;;
     --log-file) log=$2 ;;
-    grid) program=grid ;;
+    grid | sanitize-group) program=grid ;;
     esac
     shift
 done

@@ -120,8 +120,7 @@ fn a_cubin_of_other_sources_is_named_and_passed_over() {
 #[test]
 fn a_build_that_only_the_harness_measures_is_loaded_by_nobody_who_does_not_ask_for_it() {
     use peersum_kernels::HarnessBuild;
-    let builds = [HarnessBuild::UnsafeBaseline, HarnessBuild::StrictOrder];
-    for build in builds {
+    for build in HarnessBuild::ALL {
         let sources = build.sources();
         let sources: Vec<(&str, &str)> = sources
             .iter()
