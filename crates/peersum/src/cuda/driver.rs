@@ -12,7 +12,7 @@ use cudarc::driver::{CudaContext, DriverError};
 use libloading::Library;
 use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 
-use crate::device::DeviceError;
+use crate::device::{DeviceError, loader_reason};
 
 /// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and newer).
 pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
@@ -37,7 +37,7 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
             // Where another thread was faster, its handle stays and ours is closed: the library's use count stays above
             // zero.
             Ok(library) => return Ok(LIBRARY.get_or_init(|| library)),
-            Err(error) => failures.push(error.to_string()),
+            Err(error) => failures.push(loader_reason(&error)),
         }
     }
     Err(DeviceError::LibraryMissing {

@@ -6,7 +6,7 @@ use std::path::Path;
 use libloading::Library as Dynamic;
 
 use super::{MIN_VERSION, Version};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, loader_reason};
 use crate::error::Error;
 
 /// As the runtime packages install it, then the link of the development packages.
@@ -57,7 +57,7 @@ impl Library {
                 unsafe { Dynamic::new(path) }.map_err(|error| {
                     missing(
                         &path.display().to_string(),
-                        &format!("it could not be opened: {}", reason(&error)),
+                        &format!("it could not be opened: {}", loader_reason(&error)),
                     )
                 })?
             }
@@ -170,7 +170,7 @@ fn open_by_name() -> Result<Dynamic, Error> {
         // SAFETY: as for a path that the caller names.
         match unsafe { Dynamic::new(name) } {
             Ok(library) => return Ok(library),
-            Err(error) => failures.push(reason(&error)),
+            Err(error) => failures.push(loader_reason(&error)),
         }
     }
     Err(missing(
@@ -181,11 +181,6 @@ fn open_by_name() -> Result<Dynamic, Error> {
             failures.join("; ")
         ),
     ))
-}
-
-/// What the system's loader said, which is the cause of libloading's error.
-fn reason(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 fn missing(library: &str, help: &str) -> Error {

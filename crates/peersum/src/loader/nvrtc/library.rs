@@ -12,6 +12,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, FileKind, ReadCache};
 
 use super::NvrtcError;
+use crate::device::loader_reason;
 
 /// NVRTC's opaque program handle.
 pub(super) type Program = *mut c_void;
@@ -113,7 +114,7 @@ impl NvrtcLibrary {
         }
         let library = open_shared(path.as_os_str()).map_err(|error| NvrtcError::Open {
             library: path.to_owned(),
-            detail: error.to_string(),
+            detail: loader_reason(&error),
         })?;
         let functions = resolve(&library, path)?;
         let (mut major, mut minor) = (0, 0);
