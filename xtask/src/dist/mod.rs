@@ -12,6 +12,8 @@ mod notes;
 #[cfg(feature = "dist")]
 mod release;
 #[cfg(feature = "dist")]
+mod scratch;
+#[cfg(feature = "dist")]
 mod stage;
 #[cfg(feature = "dist")]
 mod sums;

@@ -1,6 +1,7 @@
 //! The stage: a copy of the checkout outside git, in which the publishable crates get what a checkout does not hold (the
 //! packed cubins, the licences beside each manifest), and where cargo packages them.
 
+use super::scratch::ScratchDir;
 use crate::cargo::{captured, cargo};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
@@ -8,7 +9,6 @@ use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use tempfile::TempDir;
 
 /// What crates.io accepts.
 const MAX_CRATE_BYTES: usize = 10 << 20;
@@ -83,8 +83,7 @@ pub(super) fn package(
 ) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     // Cargo resolves links in the paths that it prints.
     let root = fs::canonicalize(workspace::root()).context("cannot find the checkout")?;
-    let stage =
-        TempDir::with_prefix("peersum-dist-").context("cannot make a directory to stage in")?;
+    let stage = ScratchDir::new()?;
     let copy = stage.path().join("checkout");
     fill(&root, &copy, packages, pack)?;
 

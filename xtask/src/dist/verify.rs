@@ -2,6 +2,7 @@
 
 use super::consumer::Consumer;
 use super::release::{ARCHIVE_PREFIX, NOTES_FILE, progress};
+use super::scratch::ScratchDir;
 use super::stage::{LICENCES, PACK_CRATE, PACK_FILE};
 use super::{archive, sums};
 use anyhow::{Context as _, bail, ensure};
@@ -24,10 +25,7 @@ pub(super) fn run(directory: &Path, keep_consumer: Option<&Path>) -> anyhow::Res
     progress(begun, &format!("every sum of {} files holds", files.len()));
 
     let begun = Instant::now();
-    let place = tempfile::Builder::new()
-        .prefix("peersum-verify-")
-        .tempdir()
-        .context("cannot make a directory to unpack in")?;
+    let place = ScratchDir::new()?;
     let release = Release::unpack(&files, place.path())?;
     release.ensure_crate_carries_archive()?;
     progress(begun, "the archive and the crate have the same modules");

@@ -3,8 +3,10 @@
 //! Each test mounts them in a mount namespace of its own, which ends with the test, whatever becomes of it.
 
 use crate::checkout::{Answer, Checkout};
+#[cfg(feature = "dist")]
+use crate::dist;
 use crate::machine::Machine;
-use crate::precompile::Turns;
+use crate::precompile;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,7 +70,7 @@ impl Disk {
 }
 
 /// Runs precompile on a disk with ever more room, until there is enough.
-fn precompile_with_ever_more_room(mut turns: Turns, disk: &Disk, may_be_mixed: bool) {
+fn precompile_with_ever_more_room(mut turns: precompile::Turns, disk: &Disk, may_be_mixed: bool) {
     for blocks in 0.. {
         turns.turn();
         disk.leave(blocks);
@@ -91,7 +93,7 @@ fn precompile_with_ever_more_room(mut turns: Turns, disk: &Disk, may_be_mixed: b
 fn on_a_disk_without_room_precompile_says_so_and_harms_nothing() {
     with_own_mounts(|root| {
         let disk = Disk::mount(root.to_owned());
-        let turns = Turns::new(Checkout::within(root, "checkout"));
+        let turns = precompile::Turns::new(Checkout::within(root, "checkout"));
         precompile_with_ever_more_room(turns, &disk, false);
     });
 }
@@ -101,7 +103,7 @@ fn in_an_output_that_is_a_disk_of_its_own_without_room_a_mixture_is_exposed_and_
     with_own_mounts(|root| {
         let checkout = Checkout::within(root, "checkout");
         let disk = Disk::mount(checkout.out());
-        precompile_with_ever_more_room(Turns::new(checkout), &disk, true);
+        precompile_with_ever_more_room(precompile::Turns::new(checkout), &disk, true);
     });
 }
 
@@ -109,7 +111,7 @@ fn in_an_output_that_is_a_disk_of_its_own_without_room_a_mixture_is_exposed_and_
 fn on_a_disk_mounted_read_only_precompile_says_so_and_a_check_still_answers() {
     with_own_mounts(|root| {
         let disk = Disk::mount(root.to_owned());
-        let mut turns = Turns::new(Checkout::within(root, "checkout"));
+        let mut turns = precompile::Turns::new(Checkout::within(root, "checkout"));
         Answer::of(&mut turns.checkout.check()).succeeded();
         turns.turn();
         disk.with_options("remount,ro");
@@ -117,6 +119,31 @@ fn on_a_disk_mounted_read_only_precompile_says_so_and_a_check_still_answers() {
         turns.assert_no_wrong_file_passes(false, false, "read-only");
         disk.with_options("remount,rw");
         turns.assert_the_next_run_repairs();
+    });
+}
+
+#[cfg(feature = "dist")]
+#[test]
+fn on_a_disk_without_room_for_temporary_files_a_dist_says_so_and_harms_no_release() {
+    with_own_mounts(|root| {
+        let disk = Disk::mount(root.to_owned());
+        let mut turns = dist::Turns::with_temporary_files_within(root, dist::small_checkout());
+        for blocks in 0.. {
+            turns.turn();
+            disk.leave(blocks);
+            let run = Answer::of(&mut turns.dist());
+            let what = format!("{blocks} blocks: {run:?}");
+            let succeeded = run.code == Some(0);
+            turns.assert_no_wrong_release_passes(succeeded, false, &what);
+            disk.make_large();
+            if succeeded {
+                println!("{blocks} blocks are enough");
+                assert!(blocks > 1, "{what}");
+                return;
+            }
+            run.failed_saying(&["No space left on device"]);
+            turns.assert_the_next_run_repairs(&what);
+        }
     });
 }
 

@@ -1,0 +1,200 @@
+//! The directory that dist works in, among the system's temporary files. It is removed when it is dropped; what a run that was
+//! killed left is removed by the next one.
+//!
+//! A scratch directory is in use as long as the file `lock` in it is locked. The programs that dist starts inherit the lock, since
+//! they outlive a dist that is killed: it is free when the last process that works in the directory has ended.
+
+use anyhow::Context as _;
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::geteuid;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use tempfile::TempDir;
+
+const PREFIX: &str = "peersum-dist-scratch-";
+const LOCK_FILE: &str = "lock";
+
+/// A directory of this run alone.
+#[derive(Debug)]
+pub(super) struct ScratchDir {
+    // Removed before the lock is released.
+    directory: TempDir,
+    _lock: File,
+}
+
+impl ScratchDir {
+    /// Removes what killed runs of this user left, then makes an empty directory, apart from its lock.
+    ///
+    /// # Errors
+    /// When the place cannot be written.
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let parent = std::env::temp_dir();
+        // First: what was left may be what fills the disk.
+        remove_abandoned(&parent, geteuid().as_raw());
+        Self::within(&parent).with_context(|| {
+            format!(
+                "cannot make a directory to work in within `{}`; give another place with TMPDIR",
+                parent.display()
+            )
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn within(parent: &Path) -> io::Result<Self> {
+        loop {
+            let directory = TempDir::with_prefix_in(PREFIX, parent)?;
+            // Until it is locked, another run takes it for one that was left, and removes it.
+            if let Some(lock) = try_lock(directory.path())? {
+                fcntl_setfd(&lock, FdFlags::empty())?;
+                return Ok(Self {
+                    directory,
+                    _lock: lock,
+                });
+            }
+        }
+    }
+}
+
+/// Locks a scratch directory; `None` if it is in use or gone.
+fn try_lock(directory: &Path) -> io::Result<Option<File>> {
+    let opened = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(directory.join(LOCK_FILE));
+    let lock = match opened {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    // Whoever held it when it was opened may have removed it with the directory.
+    let is_there = lock.metadata()?.nlink() > 0;
+    Ok(is_there.then_some(lock))
+}
+
+/// Removes the scratch directories of the user `owner` that are not in use. What cannot be removed keeps no run from its work.
+fn remove_abandoned(parent: &Path, owner: u32) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_scratch = entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(PREFIX.as_bytes());
+        // Of the entry itself, not of what a link leads to.
+        let is_own = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == owner;
+        if !is_scratch || !entry.metadata().is_ok_and(is_own) {
+            continue;
+        }
+        let path = entry.path();
+        let removed = try_lock(&path).and_then(|lock| match lock {
+            Some(_held) => fs::remove_dir_all(&path),
+            None => Ok(()),
+        });
+        if let Err(error) = removed {
+            eprintln!(
+                "note: cannot remove `{}`, which a killed dist left: {error}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// A directory as a dist leaves it that is killed.
+    fn left(parent: &Path, name: &str) -> std::path::PathBuf {
+        let path = parent.join(format!("{PREFIX}{name}"));
+        fs::create_dir_all(path.join("checkout")).unwrap();
+        fs::write(path.join("checkout/Cargo.toml"), "").unwrap();
+        fs::write(path.join(LOCK_FILE), "").unwrap();
+        path
+    }
+
+    fn own() -> u32 {
+        geteuid().as_raw()
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_even_if_it_had_no_lock_yet() {
+        let parent = tempfile::tempdir().unwrap();
+        left(parent.path(), "a");
+        fs::remove_file(left(parent.path(), "b").join(LOCK_FILE)).unwrap();
+        fs::create_dir(parent.path().join(format!("{PREFIX}c"))).unwrap();
+        remove_abandoned(parent.path(), own());
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_in_use_or_of_another_user_or_not_ours_stays() {
+        let parent = tempfile::tempdir().unwrap();
+        let used = left(parent.path(), "used");
+        let _lock = try_lock(&used).unwrap().unwrap();
+        remove_abandoned(parent.path(), own());
+        assert!(used.join("checkout/Cargo.toml").is_file());
+
+        let of_another = left(parent.path(), "of-another");
+        remove_abandoned(parent.path(), own() + 1);
+        assert!(of_another.join("checkout/Cargo.toml").is_file());
+
+        let elsewhere = tempfile::tempdir().unwrap();
+        let target = left(elsewhere.path(), "target");
+        symlink(&target, parent.path().join(format!("{PREFIX}link"))).unwrap();
+        fs::write(parent.path().join(format!("{PREFIX}file")), "").unwrap();
+        fs::create_dir(parent.path().join("peersum-dist-other")).unwrap();
+        remove_abandoned(parent.path(), own());
+        assert!(target.join("checkout/Cargo.toml").is_file());
+        let mut names: Vec<_> = fs::read_dir(parent.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "peersum-dist-other",
+                "peersum-dist-scratch-file",
+                "peersum-dist-scratch-link",
+                "peersum-dist-scratch-used"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_directory_that_is_removed_while_it_is_being_locked_is_not_taken() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = left(parent.path(), "a");
+        let held = try_lock(&path).unwrap().unwrap();
+        assert!(try_lock(&path).unwrap().is_none());
+        fs::remove_dir_all(&path).unwrap();
+        drop(held);
+        assert!(try_lock(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn runs_that_begin_and_end_at_once_never_lose_a_directory_and_leave_none() {
+        let parent = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        remove_abandoned(parent.path(), own());
+                        let scratch = ScratchDir::within(parent.path()).unwrap();
+                        fs::write(scratch.path().join("file"), "").unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}
