@@ -81,7 +81,7 @@ PEERSUM_DEVICE void griddepcontrol_wait() {
 #endif
 }
 
-// The first thread that issues it counts for its whole block: only after a block barrier.
+// The first thread that issues it counts for its whole block. Where it may stand: README.md, "Programmatic dependent launch".
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
