@@ -73,6 +73,12 @@ step() {
 largest=${WORLD_SIZES##*,}
 nvidia-smi topo -m >"$OUT/logs/topology.txt" 2>&1
 step doctor 30 doctor
+if ((failed)); then
+    # Cubins of other sources than the program's, say: no step behind it would do better.
+    cat "$OUT/logs/doctor.txt"
+    echo "error: the machine or what was brought to it is not as it must be, so nothing else was run" >&2
+    exit 1
+fi
 step doctor-json 30 doctor --json && cp "$OUT/logs/doctor-json.txt" "$OUT/doctor.json"
 
 # First what is measured, while the cards are cool and nothing has failed on them yet.
@@ -98,6 +104,7 @@ step grid-processes 120 "${grid[@]}" --ranks processes --sharing file-descriptor
 step grid-legacy-ipc 60 grid --device cuda --grid smoke --world-size "$WORLD_SIZES" --ranks processes --sharing legacy-ipc \
     --report "$OUT/grid-legacy-ipc.json"
 step faults 60 faults --device cuda
+((gpus > 1)) && step above-range 60 above-range --world-size "$largest"
 for phase in rendezvous set-up before-first-call inside-call graph-replay teardown; do
     for signal in kill stop; do
         step "$signal-$phase" 30 kill --device cuda --runs 1 --world-size "$largest" --phase "$phase" --signal "$signal" \

@@ -1,5 +1,6 @@
 //! peersum's harness: everything that runs ranks. `cargo xtask` builds and starts it.
 
+mod above_range;
 mod bench;
 mod data;
 mod doctor;
@@ -53,6 +54,8 @@ enum Command {
     BenchCall(bench::call::CallArgs),
     /// What ranks of one process are told when a peer is absent, aborted or calls something else.
     Faults(faults::FaultsArgs),
+    /// Calls that go to NCCL itself, in order with peersum's kernels: one GPU a rank.
+    AboveRange(above_range::AboveRangeArgs),
     /// The test grid: every configuration, bits against the reference.
     Grid(grid::GridArgs),
     /// Random calls for as long as asked, the bits of every result compared.
@@ -112,6 +115,7 @@ fn main() -> Result<ExitCode> {
         #[cfg(feature = "negative-controls")]
         Command::NegativeControls => return grid::negative_controls::run(),
         Command::Faults(args) => faults::run(&args)?,
+        Command::AboveRange(args) => above_range::run(&args)?,
         Command::Proof(args) => {
             peersum::cuda::driver_present()?;
             let context = CudaContext::new(0).context("opening GPU 0")?;

@@ -1,0 +1,254 @@
+//! Calls above the custom range on real GPUs: NCCL itself, in order with peersum's kernels on one stream, eager and in a graph.
+//!
+//! The elements are small whole numbers whose sums every type holds exactly, so that NCCL's order of adding gives the reference's bits too.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use half::{bf16, f16};
+use peersum::cuda::Cuda;
+use peersum::cudarc::driver::CudaContext;
+use peersum::device::{Device, DeviceError};
+use peersum::loader::LoadPolicy;
+use peersum::nccl::Nccl;
+use peersum::{CallPath, Communicator, CommunicatorBuilder, Element, Error, Rendezvous, reference};
+
+use crate::memory::TestBuffer;
+
+/// The custom range of these communicators; what is larger goes to NCCL.
+const MAX_BYTES: usize = 1 << 20;
+/// Message sizes on either side of it.
+const BYTES: [usize; 5] = [
+    4096,
+    MAX_BYTES,
+    MAX_BYTES + 16,
+    3 * MAX_BYTES + 4,
+    8 * MAX_BYTES,
+];
+/// How often a graph of one call of each size is launched.
+const REPLAYS: usize = 3;
+
+/// Flags of `above-range`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct AboveRangeArgs {
+    /// Ranks, each a thread with a GPU of its own [default: the GPUs that there are, at most 8]
+    #[arg(long)]
+    world_size: Option<u32>,
+    /// The seed of all inputs.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// Runs all cases.
+///
+/// # Errors
+/// There are no two GPUs or there is no NCCL; a result is wrong, or a call took another path than its size says.
+pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
+    peersum::cuda::driver_present()?;
+    let gpus = CudaContext::device_count()?.unsigned_abs();
+    let world_size = args.world_size.unwrap_or(gpus.min(8));
+    ensure!(
+        (2..=gpus).contains(&world_size),
+        "NCCL takes one rank a GPU: {world_size} ranks, and {gpus} GPUs are here"
+    );
+    on_every_rank(world_size, &|rendezvous| without_library(rendezvous))
+        .context("with a library that is not there")?;
+    println!("without NCCL's library every rank gets a typed error");
+    let calls = on_every_rank(world_size, &|rendezvous| with_nccl(args, rendezvous))?;
+    println!(
+        "{world_size} ranks: {calls} calls of each rank through peersum's kernels and through NCCL, every result exact"
+    );
+    Ok(())
+}
+
+/// The outcome of rank 0, if no rank failed.
+fn on_every_rank<R: Send>(
+    world_size: u32,
+    rank: &(impl Fn(Rendezvous) -> Result<R> + Sync),
+) -> Result<R> {
+    let outcomes: Vec<Result<R>> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = Rendezvous::threads(world_size)
+            .into_iter()
+            .map(|rendezvous| scope.spawn(move || rank(rendezvous)))
+            .collect();
+        ranks
+            .into_iter()
+            .map(|rank| rank.join().unwrap_or_else(|_| bail!("a rank panicked")))
+            .collect()
+    });
+    let mut first = None;
+    for (rank, outcome) in outcomes.into_iter().enumerate() {
+        let outcome = outcome.with_context(|| format!("rank {rank}"))?;
+        first.get_or_insert(outcome);
+    }
+    first.context("a group without ranks")
+}
+
+fn builder(rendezvous: Rendezvous, nccl: Nccl) -> Result<CommunicatorBuilder> {
+    Ok(Communicator::builder()
+        .rendezvous(rendezvous)
+        .load_policy(LoadPolicy::from_env()?)
+        .max_bytes(MAX_BYTES)
+        .timeout(Duration::from_secs(5))
+        .setup_timeout(Duration::from_secs(30))
+        .above_range(nccl))
+}
+
+fn without_library(rendezvous: Rendezvous) -> Result<()> {
+    let context = CudaContext::new(rendezvous.rank() as usize)?;
+    let stream = context.new_stream()?;
+    let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
+    match builder(rendezvous, absent)?.build(&stream) {
+        Err(Error::Device(DeviceError::LibraryMissing { .. })) => Ok(()),
+        // A rank whose peer found it out first.
+        Err(Error::Rendezvous(_)) => Ok(()),
+        Err(other) => bail!("another error than that of a missing library: {other}"),
+        Ok(_) => bail!("a communicator without the library that it was told to use"),
+    }
+}
+
+fn with_nccl(args: &AboveRangeArgs, rendezvous: Rendezvous) -> Result<usize> {
+    let context = CudaContext::new(rendezvous.rank() as usize)?;
+    let stream = context.new_stream()?;
+    let device = <Cuda as Device>::open(&stream)?;
+    let mut communicator = builder(rendezvous, Nccl::new())?.build(&stream)?;
+    let mut calls = run_type::<bf16>(args, &device, &mut communicator)?;
+    calls += run_type::<f16>(args, &device, &mut communicator)?;
+    calls += run_type::<f32>(args, &device, &mut communicator)?;
+    Ok(calls)
+}
+
+/// One call's arrays on this rank.
+struct Arrays<T: Element> {
+    input: TestBuffer<T, Cuda>,
+    output: TestBuffer<T, Cuda>,
+    own: Vec<T>,
+    expected: Vec<T>,
+}
+
+fn run_type<T: Element>(
+    args: &AboveRangeArgs,
+    device: &Cuda,
+    communicator: &mut Communicator,
+) -> Result<usize> {
+    let mut calls = 0;
+    let mut arrays = Vec::new();
+    for bytes in BYTES {
+        let wanted = if bytes > MAX_BYTES {
+            CallPath::Nccl
+        } else {
+            CallPath::Kernels
+        };
+        let path = communicator.path(bytes);
+        ensure!(path == wanted, "{bytes} bytes go by {path:?}");
+        arrays.push(Arrays::<T>::new(args, device, communicator, bytes)?);
+    }
+
+    // Out of place, then in place, one path behind the other on the stream.
+    for arrays in &arrays {
+        arrays.reset(device)?;
+        arrays.all_reduce(device, communicator)?;
+        calls += 1;
+    }
+    communicator.synchronize()?;
+    for arrays in &arrays {
+        arrays
+            .check(device, &arrays.output)
+            .context("out of place")?;
+    }
+    for arrays in &arrays {
+        arrays
+            .input
+            .with(device, |buffer| communicator.all_reduce_in_place(buffer))?;
+        calls += 1;
+    }
+    communicator.synchronize()?;
+    for arrays in &arrays {
+        arrays.check(device, &arrays.input).context("in place")?;
+    }
+
+    communicator.capture_begin()?;
+    for arrays in &arrays {
+        arrays.all_reduce(device, communicator)?;
+    }
+    // SAFETY: `arrays` lives to the end of this function, and the graph is launched here only.
+    let graph = unsafe { communicator.capture_end()? };
+    for _ in 0..REPLAYS {
+        for arrays in &arrays {
+            arrays.reset(device)?;
+        }
+        graph.launch(communicator)?;
+        communicator.synchronize()?;
+        for arrays in &arrays {
+            arrays.check(device, &arrays.output).context("in a graph")?;
+            calls += 1;
+        }
+    }
+    Ok(calls)
+}
+
+impl<T: Element> Arrays<T> {
+    fn new(
+        args: &AboveRangeArgs,
+        device: &Cuda,
+        communicator: &Communicator,
+        bytes: usize,
+    ) -> Result<Self> {
+        let len = bytes / size_of::<T>();
+        let inputs: Vec<Vec<T>> = (0..communicator.world_size())
+            .map(|rank| {
+                let seed = args.seed ^ (u64::from(rank) + 1) << 40 ^ bytes as u64;
+                let mut random = fastrand::Rng::with_seed(seed);
+                // At most 8 ranks: sums stay within what 8 bits of precision hold.
+                (0..len)
+                    .map(|_| T::round(random.i32(-16..=16) as f32))
+                    .collect()
+            })
+            .collect();
+        let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
+        let expected = reference::all_reduce(&slices);
+        let own = inputs
+            .into_iter()
+            .nth(communicator.rank() as usize)
+            .context("a rank outside its group")?;
+        Ok(Arrays {
+            input: TestBuffer::new(device, len, 0)?,
+            output: TestBuffer::new(device, len, 0)?,
+            own,
+            expected,
+        })
+    }
+
+    /// The input as it was before any call, and an output that no sum gives.
+    fn reset(&self, device: &Cuda) -> Result<()> {
+        self.input.write(device, &self.own)?;
+        self.output.poison(device)
+    }
+
+    fn all_reduce(&self, device: &Cuda, communicator: &mut Communicator) -> Result<()> {
+        self.input.with(device, |input| {
+            self.output
+                .with(device, |output| communicator.all_reduce(&*input, output))
+        })?;
+        Ok(())
+    }
+
+    fn check(&self, device: &Cuda, result: &TestBuffer<T, Cuda>) -> Result<()> {
+        let (actual, intact) = result.read(device)?;
+        ensure!(intact, "{} elements: written outside", self.own.len());
+        // No sum of these is a negative zero, in any order.
+        let wrong =
+            (0..self.own.len()).find(|&index| actual[index].raw() != self.expected[index].raw());
+        if let Some(index) = wrong {
+            bail!(
+                "{} x {}: element {index} is {:x}, not {:x}",
+                T::DTYPE,
+                self.own.len(),
+                actual[index].raw(),
+                self.expected[index].raw()
+            );
+        }
+        Ok(())
+    }
+}
