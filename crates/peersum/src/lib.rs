@@ -69,7 +69,7 @@
 //! | variable | meaning |
 //! | --- | --- |
 //! | `RANK`, `WORLD_SIZE`, `LOCAL_RANK` | which rank this process is, of how many, and of which GPU; Open MPI's and Slurm's names too: [`Rendezvous::from_env`] |
-//! | `PEERSUM_RENDEZVOUS_DIR` | the directory of the Unix socket where ranks meet, mode 0700; default `$XDG_RUNTIME_DIR/peersum`, else `/tmp/peersum-{uid}` |
+//! | `PEERSUM_RENDEZVOUS_DIR` | the directory of the Unix socket where ranks meet, mode 0700; default `$XDG_RUNTIME_DIR/peersum`, else `peersum-{uid}` in `/tmp` |
 //! | `PEERSUM_GROUP` | the name of the group, for several at once |
 //! | `PEERSUM_CUBIN_DIR` | a directory of cubins with their manifest, looked at before those in the program |
 //! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |

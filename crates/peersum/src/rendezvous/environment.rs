@@ -231,7 +231,7 @@ pub(super) fn directory(lookup: Lookup<'_>) -> Result<PathBuf, RendezvousError> 
     Ok(match runtime {
         Some(runtime) => runtime.join("peersum"),
         // Not TMPDIR, which launchers set apart for each rank: all ranks of a user must come to one place.
-        None => PathBuf::from(format!("/tmp/peersum-{uid}")),
+        None => Path::new("/tmp").join(format!("peersum-{uid}")),
     })
 }
 
@@ -446,10 +446,10 @@ mod tests {
             path
         };
         let uid = rustix::process::geteuid().as_raw();
-        assert_eq!(with(&[]), PathBuf::from(format!("/tmp/peersum-{uid}")));
+        assert_eq!(with(&[]), Path::new("/tmp").join(format!("peersum-{uid}")));
         assert_eq!(
             with(&[("XDG_RUNTIME_DIR", "/nowhere/at/all")]),
-            PathBuf::from(format!("/tmp/peersum-{uid}"))
+            Path::new("/tmp").join(format!("peersum-{uid}"))
         );
         let own = tempfile::tempdir().unwrap();
         assert_eq!(

@@ -85,7 +85,7 @@ impl Rendezvous {
     ///   are started by others: under torchrun (`TORCHELASTIC_RUN_ID`) its own count, and an incomplete set of Slurm's is ignored
     ///   beside a complete one of another.
     /// - `PEERSUM_RENDEZVOUS_DIR`, an absolute path, else `peersum` in `$XDG_RUNTIME_DIR` if that is this user's, else
-    ///   `/tmp/peersum-{uid}`.
+    ///   `peersum-{uid}` in `/tmp`.
     /// - `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else `default`.
     /// - The run, by which ranks left over from an earlier one are refused: `TORCHELASTIC_RUN_ID` with the restart count and
     ///   master port, `PMIX_NAMESPACE`, or the Slurm job and step.
