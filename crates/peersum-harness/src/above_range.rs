@@ -1,6 +1,6 @@
 //! Calls above the custom range on real GPUs: NCCL itself, in order with peersum's kernels on one stream, eager and in a graph.
 //!
-//! The elements are small whole numbers whose sums every type holds exactly, so that NCCL's order of adding gives the reference's bits too.
+//! The elements are whole numbers ([`Content::Whole`]), so that NCCL's order of adding gives the reference's bits too.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use peersum::loader::LoadPolicy;
 use peersum::nccl::Nccl;
 use peersum::{CallPath, Communicator, CommunicatorBuilder, Element, Error, Rendezvous, reference};
 
+use crate::data::{self, Content};
 use crate::memory::TestBuffer;
 
 /// The custom range of these communicators; what is larger goes to NCCL.
@@ -131,7 +132,10 @@ fn run_type<T: Element>(
     args: &AboveRangeArgs,
     device: &Cuda,
     communicator: &mut Communicator,
-) -> Result<usize> {
+) -> Result<usize>
+where
+    T::Bits: TryFrom<u32>,
+{
     let mut calls = 0;
     let mut arrays = Vec::new();
     for bytes in BYTES {
@@ -188,7 +192,10 @@ fn run_type<T: Element>(
     Ok(calls)
 }
 
-impl<T: Element> Arrays<T> {
+impl<T: Element> Arrays<T>
+where
+    T::Bits: TryFrom<u32>,
+{
     fn new(
         args: &AboveRangeArgs,
         device: &Cuda,
@@ -197,14 +204,7 @@ impl<T: Element> Arrays<T> {
     ) -> Result<Self> {
         let len = bytes / size_of::<T>();
         let inputs: Vec<Vec<T>> = (0..communicator.world_size())
-            .map(|rank| {
-                let seed = args.seed ^ (u64::from(rank) + 1) << 40 ^ bytes as u64;
-                let mut random = fastrand::Rng::with_seed(seed);
-                // At most 8 ranks: sums stay within what 8 bits of precision hold.
-                (0..len)
-                    .map(|_| T::round(random.i32(-16..=16) as f32))
-                    .collect()
-            })
+            .map(|rank| data::input(args.seed ^ bytes as u64, rank, len, Content::Whole))
             .collect();
         let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
         let expected = reference::all_reduce(&slices);

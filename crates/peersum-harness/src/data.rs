@@ -10,6 +10,8 @@ pub(crate) enum Content {
     Ordinary,
     /// Random bits with many special values: NaN (the slot mark among them), infinities, zeros of both signs, subnormals.
     Special,
+    /// Small whole numbers, of which every type holds the sums of eight exactly: any order of adding gives the same bits.
+    Whole,
 }
 
 /// Words that a protocol is most likely to get wrong, as the low bits of an element.
@@ -52,6 +54,7 @@ where
     (0..len)
         .map(|_| match content {
             Content::Ordinary => T::round((rng.f32() - 0.5) * 8.0),
+            Content::Whole => T::round(rng.i32(-16..=16) as f32),
             Content::Special if rng.bool() => bits(SPECIAL_BITS[rng.usize(..SPECIAL_BITS.len())]),
             Content::Special => bits(rng.u32(..)),
         })

@@ -89,7 +89,7 @@ fn a_thread_of_a_push_may_have_several_places_on_their_way() {
         };
         holds("one grid", &Machine::new(2, &[1, 1, 1].map(call)));
         holds("changing grids", &Machine::new(2, &[1, 2, 1].map(call)));
-        // A grid is the rank's own affair in this family.
+        // As far as data goes a grid is the rank's own affair in this family; seats want it alike on all (seats.rs).
         let mut machine = Machine::new(2, &[1, 2, 1].map(call));
         machine.programs[1] = [2, 1, 1].map(call).to_vec();
         holds("other grids on each rank", &machine);

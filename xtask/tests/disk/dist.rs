@@ -4,6 +4,7 @@
 use crate::checkout::test_file;
 use crate::faulty_disk::{Fault, FaultyDisk};
 use crate::release::{Checkout, cubins, failed_saying, snapshot, succeeded, verify};
+use crate::seeded::seeded;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -240,12 +241,7 @@ fn an_error_of_the_disk_at_any_change_of_a_dist_is_reported_or_does_not_matter()
 
 #[test]
 fn of_this_checkout_too_a_dist_on_a_faulty_disk_leaves_the_old_release_or_the_new_one() {
-    let seed = std::env::var("PEERSUM_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| fastrand::u64(..));
-    println!("PEERSUM_TEST_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = seeded();
 
     let mut turns = Turns::new(Checkout::of_this());
     let all = turns.changes(true).len();

@@ -19,5 +19,8 @@ mod precompile;
 #[path = "../dist/checkout.rs"]
 #[allow(dead_code, reason = "another test program uses the rest of it")]
 mod release;
+#[cfg(feature = "dist")]
+#[path = "../seeded/mod.rs"]
+mod seeded;
 mod small_disk;
 mod toolchain;

@@ -1,4 +1,5 @@
 use crate::checkout::{Answer, Checkout, Snapshot, snapshot};
+use crate::seeded::seeded;
 use std::fs;
 use std::process::Stdio;
 use std::thread::sleep;
@@ -16,12 +17,7 @@ fn toggle(checkout: &Checkout, second: bool) {
 
 #[test]
 fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
-    let seed = std::env::var("PEERSUM_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| fastrand::u64(..));
-    println!("PEERSUM_TEST_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = seeded();
 
     let checkout = Checkout::new();
     let begun = Instant::now();

@@ -10,3 +10,5 @@ mod incremental;
 mod interrupted;
 mod messages;
 mod output;
+#[path = "../seeded/mod.rs"]
+mod seeded;

@@ -1,6 +1,7 @@
 //! The pinned toolchain's install, with a small wheel made on the spot in place of NVIDIA's: nothing here needs a network.
 
 use crate::machine::{Answer, Machine, fake};
+use crate::seeded::seeded;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::symlink;
@@ -354,12 +355,7 @@ fn a_killed_install_is_cleaned_up_once_its_pip_is_gone() {
 
 #[test]
 fn an_install_killed_at_any_moment_is_whole_or_not_there() {
-    let seed = std::env::var("PEERSUM_TEST_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-        .unwrap_or_else(|| fastrand::u64(..));
-    println!("PEERSUM_TEST_SEED={seed}");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let mut random = seeded();
 
     let machine = Machine::new();
     machine.has_uv();

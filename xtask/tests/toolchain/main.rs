@@ -9,3 +9,5 @@ mod install;
 mod machine;
 mod memory;
 mod real;
+#[path = "../seeded/mod.rs"]
+mod seeded;

@@ -123,11 +123,35 @@ struct AllParams([PeersumParams; abi::PEERSUM_MAX_WORLD_SIZE as usize]);
 unsafe impl DeviceRepr for AllParams {}
 
 struct Rank {
+    index: usize,
     arena: Memory,
     symmetric: Memory,
     input: Memory,
     output: Memory,
     status: StatusRecord,
+}
+
+impl Rank {
+    /// Where the elements begin in each of the rank's arrays.
+    fn offset(&self, case: Case) -> usize {
+        let elements = if case.misaligned {
+            (3 * self.index + 1) % 8
+        } else {
+            0
+        };
+        GUARD_BYTES + elements * size_of::<T>()
+    }
+
+    fn source(&self, case: Case) -> &Memory {
+        if case.route.is_symmetric() {
+            &self.symmetric
+        } else if case.content == Content::Special {
+            // In place.
+            &self.output
+        } else {
+            &self.input
+        }
+    }
 }
 
 /// An allocation of the plain kind, every byte of which the tools watch.
@@ -202,8 +226,8 @@ struct Group {
     stream: Arc<CudaStream>,
     ranks: Vec<Rank>,
     layout: Layout,
-    /// The entry point of each route, in the order of [`Route::ALL`].
-    functions: Vec<CudaFunction>,
+    /// The entry point of each route.
+    functions: Vec<(Route, CudaFunction)>,
 }
 
 impl Group {
@@ -212,12 +236,13 @@ impl Group {
         let layout = Layout::new(world_size as usize);
         let functions = Route::ALL
             .into_iter()
-            .map(|route| function(args, stream, world_size, route))
+            .map(|route| Ok((route, function(args, stream, world_size, route)?)))
             .collect::<Result<Vec<_>>>()?;
         let array = 2 * GUARD_BYTES + (MAX_ELEMENTS + 8) * size_of::<T>();
         let ranks = (0..world_size)
-            .map(|_| {
+            .map(|index| {
                 Ok(Rank {
+                    index: index as usize,
                     arena: armed(&device, &layout)?,
                     symmetric: Memory::new(&device, array)?,
                     input: Memory::new(&device, array)?,
@@ -243,13 +268,14 @@ impl Group {
         let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
         let expected = reference::all_reduce(&slices);
         for (rank, input) in self.ranks.iter().zip(&inputs) {
-            let offset = self.offset(case, rank);
+            let offset = rank.offset(case);
             rank.output.write(&self.device, offset, &[])?;
-            self.source(case, rank)
+            rank.source(case)
                 .write(&self.device, offset, bytes_of(input))?;
         }
         self.launch(case)?;
-        for (index, rank) in self.ranks.iter().enumerate() {
+        for rank in &self.ranks {
+            let index = rank.index;
             if let Some(failure) = rank.status.failure() {
                 anyhow::bail!("rank {index} failed: {failure:?}");
             }
@@ -258,7 +284,7 @@ impl Group {
                 _ => &rank.output,
             };
             let bytes = case.elements * size_of::<T>();
-            let (actual, intact) = result.read(&self.device, self.offset(case, rank), bytes)?;
+            let (actual, intact) = result.read(&self.device, rank.offset(case), bytes)?;
             ensure!(intact, "rank {index}: wrote outside its output");
             ensure!(
                 actual == bytes_of(&expected),
@@ -268,39 +294,15 @@ impl Group {
         Ok(())
     }
 
-    /// Where a rank's elements begin in each of its arrays.
-    fn offset(&self, case: Case, rank: &Rank) -> usize {
-        let index = self
-            .ranks
-            .iter()
-            .position(|other| std::ptr::eq(other, rank));
-        let elements = if case.misaligned {
-            (3 * index.unwrap_or_default() + 1) % 8
-        } else {
-            0
-        };
-        GUARD_BYTES + elements * size_of::<T>()
-    }
-
-    fn source<'a>(&self, case: Case, rank: &'a Rank) -> &'a Memory {
-        if case.route.is_symmetric() {
-            &rank.symmetric
-        } else if is_in_place(case) {
-            &rank.output
-        } else {
-            &rank.input
-        }
-    }
-
     fn launch(&self, case: Case) -> Result<()> {
         let mut params = AllParams([PeersumParams::default(); 8]);
         for (rank, params) in self.ranks.iter().zip(&mut params.0) {
             *params = self.params(case, rank);
         }
-        let function = Route::ALL
+        let (_, function) = self
+            .functions
             .iter()
-            .position(|route| *route == case.route)
-            .and_then(|index| self.functions.get(index))
+            .find(|(route, _)| *route == case.route)
             .context("a route without an entry point")?;
         let world_size = self.ranks.len() as u32;
         let mut launch = self.stream.launch_builder(function);
@@ -318,18 +320,14 @@ impl Group {
     }
 
     fn params(&self, case: Case, rank: &Rank) -> PeersumParams {
-        let own = self
-            .ranks
-            .iter()
-            .position(|other| std::ptr::eq(other, rank));
-        let own = own.unwrap_or_default();
+        let own = rank.index;
         let mut arena = [0; abi::PEERSUM_MAX_WORLD_SIZE as usize];
         let mut source = arena;
         let count = self.ranks.len();
         for (index, peer) in self.ranks.iter().enumerate() {
             arena[(index + count - own) % count] = peer.arena.address;
             source[index] = if case.route.is_symmetric() {
-                peer.symmetric.address + self.offset(case, peer) as u64
+                peer.symmetric.address + peer.offset(case) as u64
             } else {
                 peer.arena.address
             };
@@ -339,12 +337,12 @@ impl Group {
         if case.route.is_symmetric() && source[..count].iter().all(is_aligned) {
             flags |= abi::PEERSUM_FLAG_SOURCE_ALIGNED;
         }
-        let offset = self.offset(case, rank) as u64;
+        let offset = rank.offset(case) as u64;
         let bit = |set: bool, shift: u32| u64::from(set) << shift;
         PeersumParams {
             arena,
             source,
-            input: self.source(case, rank).address + offset,
+            input: rank.source(case).address + offset,
             output: rank.output.address + offset,
             elements: case.elements as u64,
             push_offset: self.layout.push_offset,
@@ -365,10 +363,6 @@ impl Group {
             flags,
         }
     }
-}
-
-fn is_in_place(case: Case) -> bool {
-    !case.route.is_symmetric() && case.content == Content::Special
 }
 
 fn bytes_of(elements: &[T]) -> &[u8] {
