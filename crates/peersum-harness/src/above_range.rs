@@ -1,8 +1,9 @@
-//! Calls above the custom range on real GPUs: NCCL itself, in order with peersum's kernels on one stream, eager and in a graph.
+//! Calls above the custom range on real GPUs: NCCL itself, in order with peersum's kernels on one stream, eager and in a graph. One process a rank.
 //!
 //! The elements are whole numbers ([`Content::Whole`]), so that NCCL's order of adding gives the reference's bits too.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,7 @@ use peersum::nccl::Nccl;
 use peersum::{CallPath, Communicator, CommunicatorBuilder, Element, Error, Rendezvous, reference};
 
 use crate::data::{self, Content};
+use crate::grid::CONNECTIONS_VARIABLE;
 use crate::memory::TestBuffer;
 
 /// The custom range of these communicators; what is larger goes to NCCL.
@@ -33,12 +35,17 @@ const REPLAYS: usize = 3;
 /// Flags of `above-range`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct AboveRangeArgs {
-    /// Ranks, each a thread with a GPU of its own [default: the GPUs that there are, at most 8]
+    /// Ranks, each a process with a GPU of its own [default: the GPUs that there are, at most 8]
     #[arg(long)]
     world_size: Option<u32>,
     /// The seed of all inputs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// This process is one of the ranks, which meet in `--directory`.
+    #[arg(long, hide = true, requires = "directory")]
+    rank: Option<u32>,
+    #[arg(long, hide = true)]
+    directory: Option<PathBuf>,
 }
 
 /// Runs all cases.
@@ -53,37 +60,97 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
         (2..=gpus).contains(&world_size),
         "NCCL takes one rank a GPU: {world_size} ranks, and {gpus} GPUs are here"
     );
-    on_every_rank(world_size, &|rendezvous| without_library(rendezvous))
-        .context("with a library that is not there")?;
-    println!("without NCCL's library every rank gets a typed error");
-    let calls = on_every_rank(world_size, &|rendezvous| with_nccl(args, rendezvous))?;
+    if let (Some(rank), Some(directory)) = (args.rank, &args.directory) {
+        return run_rank(
+            args,
+            &Place {
+                directory,
+                rank,
+                world_size,
+            },
+        );
+    }
+    let directory = tempfile::Builder::new()
+        .prefix("peersum-above-range-")
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .tempdir()?;
+    let mut ranks = Vec::new();
+    for rank in 0..world_size {
+        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+        command
+            .args(["above-range", "--seed", &args.seed.to_string()])
+            .args(["--world-size", &world_size.to_string()])
+            .args(["--rank", &rank.to_string(), "--directory"])
+            .arg(directory.path());
+        if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
+            command.env(CONNECTIONS_VARIABLE, "32");
+        }
+        ranks.push(OwnedChild(
+            command
+                .spawn()
+                .with_context(|| format!("starting rank {rank}"))?,
+        ));
+    }
+    let mut failed = Vec::new();
+    for (rank, child) in ranks.iter_mut().enumerate() {
+        let status = child.0.wait()?;
+        if !status.success() {
+            failed.push(format!("rank {rank}: {status}"));
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join(", "));
     println!(
-        "{world_size} ranks: {calls} calls of each rank through peersum's kernels and through NCCL, every result exact"
+        "{world_size} ranks: without NCCL's library a typed error; with it every result exact"
     );
     Ok(())
 }
 
-/// The outcome of rank 0, if no rank failed.
-fn on_every_rank<R: Send>(
-    world_size: u32,
-    rank: &(impl Fn(Rendezvous) -> Result<R> + Sync),
-) -> Result<R> {
-    let outcomes: Vec<Result<R>> = std::thread::scope(|scope| {
-        let ranks: Vec<_> = Rendezvous::threads(world_size)
-            .into_iter()
-            .map(|rendezvous| scope.spawn(move || rank(rendezvous)))
-            .collect();
-        ranks
-            .into_iter()
-            .map(|rank| rank.join().unwrap_or_else(|_| bail!("a rank panicked")))
-            .collect()
-    });
-    let mut first = None;
-    for (rank, outcome) in outcomes.into_iter().enumerate() {
-        let outcome = outcome.with_context(|| format!("rank {rank}"))?;
-        first.get_or_insert(outcome);
+/// A child that does not outlive its parent's interest in it.
+struct OwnedChild(Child);
+
+impl Drop for OwnedChild {
+    fn drop(&mut self) {
+        // It has ended already where all went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    first.context("a group without ranks")
+}
+
+/// Where a rank is.
+struct Place<'a> {
+    directory: &'a Path,
+    rank: u32,
+    world_size: u32,
+}
+
+impl Place<'_> {
+    fn rendezvous(&self, group: &str) -> Rendezvous {
+        Rendezvous::unix(self.directory, group, self.rank, self.world_size)
+    }
+}
+
+fn run_rank(args: &AboveRangeArgs, place: &Place) -> Result<()> {
+    let context = CudaContext::new(place.rank as usize)?;
+    let stream = context.new_stream()?;
+    let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
+    match builder(place.rendezvous("absent"), absent)?.build(&stream) {
+        Err(Error::Device(DeviceError::LibraryMissing { .. })) => {}
+        // A rank whose peer found it out first.
+        Err(Error::Rendezvous(_)) => {}
+        Err(other) => bail!("another error than that of a missing library: {other}"),
+        Ok(_) => bail!("a communicator without the library that it was told to use"),
+    }
+
+    let device = <Cuda as Device>::open(&stream)?;
+    let mut communicator = builder(place.rendezvous("nccl"), Nccl::new())?.build(&stream)?;
+    let mut calls = run_type::<bf16>(args, &device, &mut communicator)?;
+    calls += run_type::<f16>(args, &device, &mut communicator)?;
+    calls += run_type::<f32>(args, &device, &mut communicator)?;
+    println!(
+        "rank {}: {calls} calls through peersum's kernels and through NCCL",
+        place.rank
+    );
+    Ok(())
 }
 
 fn builder(rendezvous: Rendezvous, nccl: Nccl) -> Result<CommunicatorBuilder> {
@@ -94,30 +161,6 @@ fn builder(rendezvous: Rendezvous, nccl: Nccl) -> Result<CommunicatorBuilder> {
         .timeout(Duration::from_secs(5))
         .setup_timeout(Duration::from_secs(30))
         .above_range(nccl))
-}
-
-fn without_library(rendezvous: Rendezvous) -> Result<()> {
-    let context = CudaContext::new(rendezvous.rank() as usize)?;
-    let stream = context.new_stream()?;
-    let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
-    match builder(rendezvous, absent)?.build(&stream) {
-        Err(Error::Device(DeviceError::LibraryMissing { .. })) => Ok(()),
-        // A rank whose peer found it out first.
-        Err(Error::Rendezvous(_)) => Ok(()),
-        Err(other) => bail!("another error than that of a missing library: {other}"),
-        Ok(_) => bail!("a communicator without the library that it was told to use"),
-    }
-}
-
-fn with_nccl(args: &AboveRangeArgs, rendezvous: Rendezvous) -> Result<usize> {
-    let context = CudaContext::new(rendezvous.rank() as usize)?;
-    let stream = context.new_stream()?;
-    let device = <Cuda as Device>::open(&stream)?;
-    let mut communicator = builder(rendezvous, Nccl::new())?.build(&stream)?;
-    let mut calls = run_type::<bf16>(args, &device, &mut communicator)?;
-    calls += run_type::<f16>(args, &device, &mut communicator)?;
-    calls += run_type::<f32>(args, &device, &mut communicator)?;
-    Ok(calls)
 }
 
 /// One call's arrays on this rank.
