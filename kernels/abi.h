@@ -27,8 +27,10 @@ typedef unsigned long long peersum_u64;
 /* The most threads of a block that handle units. A block is launched with world-size more, behind these: they exchange headers and flags, one with
  * each peer. */
 #define PEERSUM_MAX_THREADS 512
-/* The fewest. On a GPU a multiple of 32, so that those that signal have a warp of their own. */
+/* The fewest. */
 #define PEERSUM_MIN_THREADS 8
+/* On a GPU they are a multiple of this: those that signal have a warp of their own, as a barrier needs it that only some threads wait at. */
+#define PEERSUM_WARP_THREADS 32
 
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16

@@ -62,6 +62,19 @@ PEERSUM_DEVICE peersum_u64 globaltimer() {
 // Orders all accesses of the block's threads before it ahead of all behind it.
 PEERSUM_DEVICE void bar_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
 
+// What the threads of a barrier are counted by. A warp arrives as a whole, and one that is not full counts as full.
+constexpr peersum_u32 WARP_THREADS = PEERSUM_WARP_THREADS;
+
+// A barrier beside the other one, in two halves: who arrives goes on at once, who syncs waits until `threads` threads have done either and comes behind
+// what they had done before. All threads of a warp do the same; `threads` counts whole warps.
+PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) {
+    asm volatile("barrier.cta.arrive 1, %0;" ::"r"(threads) : "memory");
+}
+
+PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) {
+    asm volatile("barrier.cta.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
 // bar_sync, and true on every thread if `value` is true on any.
 PEERSUM_DEVICE bool bar_red_or(bool value) {
     peersum_u32 any;

@@ -4,6 +4,9 @@
 
 #include "element.cuh"
 
+// The family of this module: each names it before it includes this file.
+constexpr peersum_u32 FAMILY = PEERSUM_MODULE_FAMILY;
+
 // Build switches of the harness; a shipped module is built with none of them.
 //
 // PEERSUM_BREAK: a protocol broken on purpose, to prove that the tests see it.
@@ -99,6 +102,18 @@ constexpr peersum_u32 LEAVE_UNCLAIMED = 0;
 constexpr peersum_u32 LEAVE_CLAIMED = 1;
 constexpr peersum_u32 LEAVE_DONE = 2;
 
+// The calls of its family before the call that `own_header` is of: this one or the one before, and the block may have counted this one already.
+PEERSUM_DEVICE peersum_u64 epoch_of(const PeersumBlockState* block, peersum_u64 own_header) {
+    const Unit state = ld_relaxed_sys_v4(block);
+    const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
+    const peersum_u32 family = static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
+    const peersum_u64 epoch = family == PEERSUM_FAMILY_PULL ? pull_epoch : state.z;
+    // How many calls were counted from that one on. One: that one, of its own family. Two: it and this one.
+    const peersum_u32 counted = (static_cast<peersum_u32>(pull_epoch + state.z) - sequence_of(own_header)) & 0xFFFF;
+    if (counted == 0) return epoch;
+    return epoch - (counted == 2 && family == FAMILY ? 2 : 1);
+}
+
 // Records why this rank leaves and poisons itself and every peer; the rank's first thread to come does it for all, and the others wait until it
 // has. So all of it is performed before any thread that leaves goes on: no block fills a buffer with NaN that a peer may still read without
 // finding poison, and no later call of this rank stores data that a late peer would take for its own.
@@ -116,8 +131,6 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&control->blocks[b].poison, poison);
 
     PeersumStatus* status = reinterpret_cast<PeersumStatus*>(params.status);
-    // This block advances its epochs only once none of its threads waits any more.
-    const PeersumBlockState* state = &control->blocks[ctaid_x()];
     const peersum_u32 family = static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
     st_relaxed_sys_u32(&status->cause, cause);
     st_relaxed_sys_u32(&status->rank, params.rank);
@@ -126,8 +139,7 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     st_relaxed_sys_u32(&status->family, family);
     st_relaxed_sys_u32(&status->algorithm, static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_ALGORITHM_SHIFT & 1));
     st_relaxed_sys_u32(&status->block, ctaid_x());
-    st_relaxed_sys_u64(&status->epoch, family == PEERSUM_FAMILY_PULL ? ld_global_u64(&state->pull_epoch)
-                                                                     : ld_global_u32(&state->push_epoch));
+    st_relaxed_sys_u64(&status->epoch, epoch_of(&control->blocks[ctaid_x()], own_header));
     st_relaxed_sys_u64(&status->waited_ns, waited_ns);
     st_relaxed_sys_u64(&status->own_header, own_header);
     st_relaxed_sys_u64(&status->peer_header, peer_header);
@@ -271,19 +283,28 @@ PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     return !bar_red_or(!arrived);
 }
 
-// Counts this call in the block's own state and in those of the blocks that this call did not launch (block b has b + blocks,
-// b + 2 blocks, ...). All threads of the block have read the state before a block barrier that precedes this.
-template <peersum_u32 FAMILY>
-PEERSUM_DEVICE void advance_epoch(const Call& call) {
+// Counts this call in a block's state. Relaxed: a thread of the block that leaves may read it meanwhile; else a later kernel of this stream does.
+PEERSUM_DEVICE void advance_epoch_of(const Call& call, peersum_u32 block) {
     if (PEERSUM_BREAK == PEERSUM_BREAK_EPOCH_NOT_ADVANCED) return;
+    PeersumBlockState* state = &call.control->blocks[block];
+    if constexpr (FAMILY == PEERSUM_FAMILY_PUSH) {
+        st_relaxed_sys_u32(&state->push_epoch, call.push_epoch + 1);
+    } else {
+        st_relaxed_sys_u64(&state->pull_epoch, call.pull_epoch + 1);
+    }
+}
+
+// For a thread that carries signals: counts this call in the block's own state, which all threads of the block have read.
+PEERSUM_DEVICE void advance_own_epoch(const Call& call) {
+    if (call.step() == 0) advance_epoch_of(call, call.block);
+}
+
+// For a thread that handles units: counts this call in the states of the blocks that it did not launch (block b has b + blocks, b + 2 blocks, ...). Nobody
+// reads these in this call, so that it may be done at any time.
+PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
 #pragma unroll 1
-    for (peersum_u32 b = call.block + call.blocks * call.thread; b < PEERSUM_MAX_BLOCKS; b += call.blocks * (call.threads + WORLD_SIZE)) {
-        PeersumBlockState* state = &call.control->blocks[b];
-        if constexpr (FAMILY == PEERSUM_FAMILY_PUSH) {
-            st_global_u32(&state->push_epoch, call.push_epoch + 1);
-        } else {
-            st_global_u64(&state->pull_epoch, call.pull_epoch + 1);
-        }
+    for (peersum_u32 b = call.block + call.blocks * (1 + call.thread); b < PEERSUM_MAX_BLOCKS; b += call.blocks * call.threads) {
+        advance_epoch_of(call, b);
     }
 }
 

@@ -6,6 +6,7 @@
 //
 // The block that handles a unit is a function of the unit's index within its chunk (two-shot) or in the array (one-shot), the same
 // in every phase and on every rank: a flag of block b speaks for what block b alone wrote.
+#define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
 #include "protocol.cuh"
 
 // The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank. Element by element in the same order; the sums of
@@ -210,6 +211,15 @@ PEERSUM_DEVICE bool open(const Call& call, const Copies& copies, Share share) {
     return met;
 }
 
+// The end of every pull call: all threads of the block have read its epoch ahead of the opening's barrier.
+PEERSUM_DEVICE void end_call(const Call& call) {
+    if (call.carries_signals()) {
+        advance_own_epoch(call);
+    } else {
+        advance_unlaunched_epochs(call);
+    }
+}
+
 // Staged: a half is written again two calls of this family later, behind the opening barrier of the call between, which a peer's block
 // enters only in a later kernel than its reads here. So a staged call needs no closing barrier.
 // Symmetric: the closing barrier keeps a buffer from being overwritten by its owner while a peer still reads it.
@@ -238,7 +248,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     }
     if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Loads, lost);
     if (!call.carries_signals()) store_narrow_units(call, output, copies.wide, share, lost);
-    advance_epoch<PEERSUM_FAMILY_PULL>(call);
+    end_call(call);
 }
 
 // Takes unit `i` of every other owner's reduced chunk into the output. The own chunk was stored when it was reduced.
@@ -304,7 +314,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
         // A symmetric result is in place already.
         if (copies.staged || lost) store_narrow_units(call, output, copies.wide, share, lost);
     }
-    advance_epoch<PEERSUM_FAMILY_PULL>(call);
+    end_call(call);
 }
 
 }  // namespace

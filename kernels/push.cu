@@ -2,6 +2,7 @@
 //
 // After NCCL's LL protocols and Lamport-style all-reduces, in which a value that is not data marks an empty slot. What differs: integer
 // compares of every word, no finite value ever touched, exactly the received words re-armed, an epoch a block that any grid may follow.
+#define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #include "protocol.cuh"
 
 namespace {
@@ -137,17 +138,24 @@ PEERSUM_DEVICE bool is_poisoned(const Call& call) {
 // whoever takes the seats that are left. The first thread of a block counts for it (README.md, "Programmatic dependent launch").
 PEERSUM_DEVICE void let_next_kernel_come() { griddepcontrol_launch_dependents(); }
 
-// The end of every push call. Behind the barrier all threads have read the epoch.
-PEERSUM_DEVICE void finish(const Call& call, bool lost, Share share) {
-    if (!call.carries_signals()) store_narrow_units(call, output_of(call), call.units, share, lost);
-    bar_sync();
-    advance_epoch<PEERSUM_FAMILY_PUSH>(call);
+// The threads of a block, as the barrier counts them at which all have read the block's epoch: those that handle units go on at once, those that carry
+// signals wait there and advance it beside the data. So no thread that has stored its results waits for another.
+PEERSUM_DEVICE peersum_u32 threads_that_read_epoch(const Place& place) {
+    return place.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
 }
 
-// What a signal thread does in a call. False if it gave up.
-PEERSUM_DEVICE bool exchange_headers(const Call& call) {
-    const Headers headers = send_header(call);
-    return previous_headers_agree(call, headers);
+// For a thread that handles units: it has read the block's state.
+PEERSUM_DEVICE void has_read_epoch(const Call& call) { barrier_cta_arrive(threads_that_read_epoch(call)); }
+
+// All that a thread does that carries signals.
+PEERSUM_DEVICE void carry_signals(const Call& call, bool lost) {
+    if (!lost) {
+        const Headers headers = send_header(call);
+        // One that gives up has left by then.
+        previous_headers_agree(call, headers);
+    }
+    barrier_cta_sync(threads_that_read_epoch(call));
+    advance_own_epoch(call);
 }
 
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
@@ -173,17 +181,23 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     // Loaded together with the block's state. A poisoned call may read its own input, it may only not store.
     Unit own = EMPTY_UNIT;
     if (first < input_wide && !place.carries_signals()) own = ld_global_v4(reinterpret_cast<const void*>(from));
+    if (!place.carries_signals()) has_read_epoch(call);
     bool lost = is_poisoned(call);
-    if (!place.carries_signals() && !lost) {
+    if (place.carries_signals()) return carry_signals(call, lost);
+    const peersum_u64 half = half_offset(call);
+    if (!lost) {
         if (narrow != 0) {
             load_narrow_units(call, input_of(call), share);
             if (first >= input_wide && first < units) own = ld_global_v4(input_of(call).at(first));
             to = reinterpret_cast<peersum_u64>(output_of(call).at(first));
         }
-        const peersum_u64 half = half_offset(call);
-        const peersum_u32 stride = call.unit_stride();
         own = sendable(own);
         if (first < units) send_to_all(params, slot + half, own);
+    }
+    // While what the peers sent is on its way.
+    advance_unlaunched_epochs(call);
+    if (!lost) {
+        const peersum_u32 stride = call.unit_stride();
         first_slot += half;
         // A thread's units overlap: while one is awaited the next is on its way to the peers and the one behind that is loaded. So the links are never
         // without stores, what arrives is taken while it is still in the cache, and a rank's own unit is loaded once.
@@ -209,8 +223,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
             first_slot = awaited_at(params, params.push_offset + half + slots_offset(unit));
         }
     }
-    if (place.carries_signals() && !lost) lost = !exchange_headers(call);
-    finish(call, lost, share);
+    store_narrow_units(call, output_of(call), call.units, share, lost);
 }
 
 // Sends place `i` of every chunk to the chunk's owner.
@@ -266,12 +279,15 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const Share share{chunk, chunk};
 
     const Call call = enter(params, place);
+    if (!place.carries_signals()) has_read_epoch(call);
     bool lost = is_poisoned(call);
+    if (place.carries_signals()) return carry_signals(call, lost);
     const peersum_u64 scatter = params.push_offset + half_offset(call);
     const peersum_u64 gather = scatter + params.push_half_bytes;
     const Buffer input = input_of(call);
     const Buffer output = output_of(call);
-    if (!place.carries_signals() && !lost) {
+    advance_unlaunched_epochs(call);
+    if (!lost) {
         load_narrow_units(call, input, share);
         // The steps of a thread's units overlap: while one is on its way to its owner, the one before is reduced and the one before that is gathered. So
         // the links always have both kinds to carry, and what arrives is taken while it is still in the cache.
@@ -290,8 +306,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
             gathered += stride;
         }
     }
-    if (place.carries_signals() && !lost) lost = !exchange_headers(call);
-    finish(call, lost, share);
+    store_narrow_units(call, output_of(call), call.units, share, lost);
 }
 
 }  // namespace

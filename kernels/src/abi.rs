@@ -8,6 +8,7 @@ pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
 pub const PEERSUM_MIN_THREADS: u32 = 8;
+pub const PEERSUM_WARP_THREADS: u32 = 32;
 pub const PEERSUM_UNIT_BYTES: u32 = 16;
 pub const PEERSUM_SLOT_GROUP: u32 = 32;
 pub const PEERSUM_SLOT_EMPTY: u32 = 4294967295;

@@ -7,13 +7,15 @@ use peersum_kernels::abi::PeersumParams;
 /// One entry point. It runs as one emulated thread, within [`peersum_emulator_run`] only.
 pub(crate) type EntryPoint = unsafe extern "C" fn(PeersumParams);
 
-/// `emulator::BlockBarrier` of `cpp/runtime.hpp`.
+/// `emulator::BlockBarriers` of `cpp/runtime.hpp`.
 #[repr(C, align(64))]
 #[derive(Default)]
-pub(crate) struct BlockBarrier {
+pub(crate) struct BlockBarriers {
     arrived: AtomicU32,
     generation: AtomicU32,
     any: [AtomicU32; 2],
+    split_arrived: AtomicU32,
+    split_generation: AtomicU32,
 }
 
 /// `emulator::Thread` of `cpp/runtime.hpp`.
@@ -23,7 +25,7 @@ pub(crate) struct ThreadIdentity {
     pub(crate) threads: u32,
     pub(crate) block: u32,
     pub(crate) blocks: u32,
-    pub(crate) barrier: *const BlockBarrier,
+    pub(crate) barriers: *const BlockBarriers,
     /// Not 0, which the generator never leaves.
     pub(crate) random_seed: u32,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use peersum_kernels::abi::PeersumParams;
 
-use crate::entry_points::{BlockBarrier, EntryPoint, ThreadIdentity, peersum_emulator_run};
+use crate::entry_points::{BlockBarriers, EntryPoint, ThreadIdentity, peersum_emulator_run};
 
 /// Enough for the deepest call of a kernel many times over; a thousand threads then cost no memory worth the name.
 const STACK_BYTES: usize = 256 * 1024;
@@ -35,7 +35,7 @@ impl Launch {
 /// A launch in progress.
 struct Running {
     launch: Launch,
-    barriers: Box<[BlockBarrier]>,
+    barriers: Box<[BlockBarriers]>,
     /// Threads that have not ended yet.
     remaining: AtomicUsize,
     /// Whom the last thread wakes.
@@ -71,11 +71,11 @@ impl Running {
             threads,
             block,
             blocks,
-            barrier: &self.barriers[block as usize],
+            barriers: &self.barriers[block as usize],
             // Odd multipliers spread the seeds; the lowest bit keeps them from being 0.
             random_seed: (self.seed ^ index.wrapping_mul(0x9E37_79B9)) | 1,
         };
-        // SAFETY: `Device::launch` makes its caller answer for the addresses in `params`; the barrier lives as long as `self`, and
+        // SAFETY: `Device::launch` makes its caller answer for the addresses in `params`; the barriers live as long as `self`, and
         // all threads of its block run, since the pool has a thread for each.
         unsafe { peersum_emulator_run(entry, params, &identity) };
         // Release and acquire: what this thread did happens before the next launch of the stream, and before whoever synchronises.
@@ -124,7 +124,7 @@ impl ThreadPool {
         let running = Arc::new(Running {
             launch: launch.clone(),
             barriers: (0..launch.blocks)
-                .map(|_| BlockBarrier::default())
+                .map(|_| BlockBarriers::default())
                 .collect(),
             remaining: AtomicUsize::new(launch.thread_count()),
             waiter: thread::current(),

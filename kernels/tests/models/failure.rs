@@ -69,7 +69,7 @@ impl Machine {
             At::Enter if is_push && self.is_strict => At::AcquiredBarrier,
             At::Enter if !is_push && !kind.is_symmetric() => At::OpenBarrier,
             At::Look | At::SecondFlags => At::SecondedBarrier,
-            _ if is_push => At::EndBarrier,
+            _ if is_push => At::ReadByAll,
             _ => At::OpenedBarrier,
         };
         thread_mut(state, id).lost = true;
@@ -81,7 +81,7 @@ impl Machine {
             return Ok(());
         }
         if state.ranks[id.rank].left || is_told && self.is_broken(Break::SilentObserver) {
-            return self.arrive(state, id, resume);
+            return self.go_on(state, id, resume);
         }
         state.ranks[id.rank].left = true;
         if !self.is_broken(Break::LeaverSkipsItself) {
@@ -91,7 +91,7 @@ impl Machine {
             }
         }
         if is_told && self.is_broken(Break::NoRelay) {
-            return self.arrive(state, id, resume);
+            return self.go_on(state, id, resume);
         }
         self.tell_peers(state, id, Some(own))?;
         let me = thread_mut(state, id);
@@ -127,7 +127,15 @@ impl Machine {
                 store.issuer == id.rank && is_poison(store.address)
             });
         }
-        self.arrive(state, id, thread(state, id).resume)
+        self.go_on(state, id, thread(state, id).resume)
+    }
+
+    /// Where a thread goes that has left.
+    fn go_on(&self, state: &mut State, id: Id, resume: At) -> Result<(), Violation> {
+        if resume == At::ReadByAll {
+            return self.end(state, id);
+        }
+        self.arrive(state, id, resume)
     }
 
     /// The host found a failure that no kernel saw: it poisons its own rank and all peers.

@@ -134,7 +134,8 @@ pub(crate) enum At {
     Collect,
     /// Push two-shot: the same for the reduced units.
     CollectReduced,
-    EndBarrier,
+    /// Push: a signal thread waits until all threads of its block have read the epochs.
+    ReadByAll,
     OpenBarrier,
     OpenFlags,
     OpenedBarrier,

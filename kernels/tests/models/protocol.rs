@@ -51,8 +51,8 @@ impl Machine {
         if block.iter().any(|thread| thread.at != barrier) {
             return Ok(());
         }
-        // bar.red.or; the last barrier of a push call is a plain one.
-        if barrier != At::EndBarrier && !self.is_broken(Break::LostThreadAnnounced) {
+        // bar.red.or
+        if !self.is_broken(Break::LostThreadAnnounced) {
             let lost = block.iter().any(|thread| thread.lost);
             block.iter_mut().for_each(|thread| thread.lost = lost);
         }
@@ -60,7 +60,6 @@ impl Machine {
             let id = Id { thread, ..id };
             match barrier {
                 At::AcquiredBarrier => self.send(state, id)?,
-                At::EndBarrier => self.finish(state, id)?,
                 At::OpenBarrier => self.open(state, id)?,
                 At::OpenedBarrier => self.begin_read(state, id)?,
                 At::SecondBarrier => self.begin_second(state, id)?,
@@ -71,7 +70,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The end of every call: the block's last wait is over.
+    /// A thread's end of a call.
     pub(crate) fn finish(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let call = *self.call(state, id.rank);
         let me = *thread(state, id);
@@ -82,8 +81,19 @@ impl Machine {
         if me.is_wrong && !me.lost {
             self.count_wrong(state, id.rank)?;
         }
-        let first = id.block + call.blocks * id.thread;
-        for block in (first..BLOCKS).step_by(call.blocks * (self.threads + self.signals)) {
+        // The first signal thread counts for the block itself, those that handle units for the blocks that were not launched.
+        let counted: Vec<usize> = if self.carries_signals(id) {
+            (id.thread == self.threads)
+                .then_some(id.block)
+                .into_iter()
+                .collect()
+        } else {
+            let first = id.block + call.blocks * (1 + id.thread);
+            (first..BLOCKS)
+                .step_by(call.blocks * self.threads)
+                .collect()
+        };
+        for block in counted {
             if self.is_broken(Break::EpochOfLaunchedBlocksOnly) && block != id.block {
                 continue;
             }

@@ -41,7 +41,7 @@ impl Machine {
     /// All stores to the peers: data by some threads, headers by others, and neither wait for the other.
     pub(crate) fn send(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if thread(state, id).lost {
-            return self.arrive(state, id, At::EndBarrier);
+            return self.end(state, id);
         }
         if self.carries_signals(id) {
             self.send_headers(state, id)?;
@@ -188,12 +188,19 @@ impl Machine {
         Ok(())
     }
 
-    /// A thread's end of a push call.
+    /// A thread's end of a push call. No other waits for one that handles units; one that carries signals advances the block's epoch.
     pub(crate) fn end(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if self.is_broken(Break::EpochAdvancedBeforeBarrier) {
+        if !self.carries_signals(id) || self.is_broken(Break::EpochAdvancedBeforeBarrier) {
             return self.finish(state, id);
         }
-        self.arrive(state, id, At::EndBarrier)
+        thread_mut(state, id).at = At::ReadByAll;
+        Ok(())
+    }
+
+    /// Whether all threads of the block have read its epochs.
+    pub(crate) fn is_read_by_all(&self, state: &State, id: Id) -> bool {
+        let block = &state.threads[id.rank][id.block][..self.threads + self.signals];
+        block.iter().all(|thread| thread.at != At::Enter)
     }
 
     pub(crate) fn collect(&self, state: &mut State, id: Id) -> Result<(), Violation> {

@@ -232,6 +232,7 @@ impl Machine {
                 self.waits == Waits::Endless || state.memory[id.rank][poison(id.block)] != 0
             }
             At::OpenFlags | At::SecondFlags => self.are_flags_performed(state, id),
+            At::ReadByAll => self.is_read_by_all(state, id),
             At::Headers => {
                 (self.waits == Waits::Endless || self.takes_headers_at_once)
                     && self.keeps_header(state, id)
@@ -254,9 +255,9 @@ impl Machine {
             At::Collect => self.has_inputs(state, id),
             At::CollectReduced => self.has_reduced(state, id),
             At::OpenFlags | At::SecondFlags => self.has_flags(state, id),
+            At::ReadByAll => self.is_read_by_all(state, id),
             At::Done
             | At::AcquiredBarrier
-            | At::EndBarrier
             | At::OpenBarrier
             | At::OpenedBarrier
             | At::SecondBarrier
@@ -283,6 +284,7 @@ impl Machine {
             }
             At::Gather => self.gather(state, id),
             At::Fence => self.end_leave(state, id),
+            At::ReadByAll => self.finish(state, id),
             at => unreachable!("{at:?} is no step"),
         }
     }

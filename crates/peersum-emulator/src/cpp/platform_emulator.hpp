@@ -30,6 +30,10 @@ PEERSUM_DEVICE peersum_u32 ctaid_x() { return emulator::current.ctaid; }
 PEERSUM_DEVICE peersum_u32 nctaid_x() { return emulator::current.nctaid; }
 PEERSUM_DEVICE peersum_u64 globaltimer() { return emulator::clock_ns(); }
 PEERSUM_DEVICE void bar_sync() { emulator::block_barrier(false); }
+// Every thread arrives by itself, so that a grid may have fewer of them.
+constexpr peersum_u32 WARP_THREADS = 1;
+PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) { emulator::split_barrier_arrive(threads); }
+PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) { emulator::split_barrier_sync(threads); }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here.
 PEERSUM_DEVICE void griddepcontrol_wait() {}

@@ -16,27 +16,55 @@ __thread Thread current;
 // Yields before a waiting thread sleeps: most barriers are met within a few turns, and a sleep costs two system calls.
 constexpr int YIELDS_BEFORE_SLEEP = 4;
 
+// Lets all go on that sleep on the generation.
+static void begin_next(peersum_u32& arrived, peersum_u32& generation, peersum_u32 next) {
+    __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&generation, next, __ATOMIC_RELEASE);
+    syscall(SYS_futex, &generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// Sleeps until the generation is another than `last`.
+static void await_next(peersum_u32& generation, peersum_u32 last) {
+    for (int turn = 0; __atomic_load_n(&generation, __ATOMIC_ACQUIRE) == last; ++turn) {
+        if (turn < YIELDS_BEFORE_SLEEP) {
+            yield();
+        } else {
+            syscall(SYS_futex, &generation, FUTEX_WAIT_PRIVATE, last, nullptr, nullptr, 0);
+        }
+    }
+}
+
 bool block_barrier(bool value) {
-    BlockBarrier& barrier = *current.barrier;
+    BlockBarriers& barrier = *current.barriers;
     const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
     peersum_u32& any = barrier.any[generation & 1];
     if (value) __atomic_store_n(&any, 1, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == current.ntid) {
         // All have arrived, so all have read the other word: it is free for the next use.
         __atomic_store_n(&barrier.any[(generation + 1) & 1], 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&barrier.generation, generation + 1, __ATOMIC_RELEASE);
-        syscall(SYS_futex, &barrier.generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+        begin_next(barrier.arrived, barrier.generation, generation + 1);
     } else {
-        for (int turn = 0; __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE) == generation; ++turn) {
-            if (turn < YIELDS_BEFORE_SLEEP) {
-                yield();
-            } else {
-                syscall(SYS_futex, &barrier.generation, FUTEX_WAIT_PRIVATE, generation, nullptr, nullptr, 0);
-            }
-        }
+        await_next(barrier.generation, generation);
     }
     return __atomic_load_n(&any, __ATOMIC_RELAXED) != 0;
+}
+
+// Whether this thread was the last.
+static bool arrives_last(BlockBarriers& barriers, peersum_u32 generation, peersum_u32 threads) {
+    if (__atomic_add_fetch(&barriers.split_arrived, 1, __ATOMIC_ACQ_REL) != threads) return false;
+    begin_next(barriers.split_arrived, barriers.split_generation, generation + 1);
+    return true;
+}
+
+void split_barrier_arrive(peersum_u32 threads) {
+    BlockBarriers& barriers = *current.barriers;
+    arrives_last(barriers, __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE), threads);
+}
+
+void split_barrier_sync(peersum_u32 threads) {
+    BlockBarriers& barriers = *current.barriers;
+    const peersum_u32 generation = __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE);
+    if (!arrives_last(barriers, generation, threads)) await_next(barriers.split_generation, generation);
 }
 
 peersum_u64 clock_ns() {

@@ -5,19 +5,22 @@
 
 namespace emulator {
 
-// The barrier of one block; zeroed at first. One cache line, so that blocks do not slow each other down.
-struct alignas(64) BlockBarrier {
+// The barriers of one block; zeroed at first. One cache line, so that blocks do not slow each other down.
+struct alignas(64) BlockBarriers {
     peersum_u32 arrived;
     // Counts the barrier's uses; waiting threads sleep on it.
     peersum_u32 generation;
     // The disjunction of the values given, by the lowest bit of the generation.
     peersum_u32 any[2];
+    // The same two of the barrier whose arrivals do not wait.
+    peersum_u32 split_arrived;
+    peersum_u32 split_generation;
 };
 
 // An emulated thread: who it is, and its source of disorder.
 struct Thread {
     peersum_u32 tid, ntid, ctaid, nctaid;
-    BlockBarrier* barrier;
+    BlockBarriers* barriers;
     peersum_u32 random;
 };
 
@@ -35,6 +38,10 @@ static inline peersum_u32 next_random() {
 
 // Waits for all threads of the block; true on each if `value` is true on any.
 bool block_barrier(bool value);
+
+// The other barrier, which `threads` threads meet: arriving does not wait for the others.
+void split_barrier_arrive(peersum_u32 threads);
+void split_barrier_sync(peersum_u32 threads);
 
 peersum_u64 clock_ns();
 

@@ -5,6 +5,8 @@
 // threads that it starts and joins. Without an argument all kinds of call follow each other, and the exit status is 0 if all sums are right. With
 // a kind as the argument the last rank stops before a call of that kind, and the exit status is 0 if every other rank loses it and says why.
 #include "platform_emulator.hpp"
+// Its constants and types; either family would do.
+#define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
 #include "protocol.cuh"
 
 #include <pthread.h>
@@ -70,7 +72,7 @@ void* run_thread(void* argument) {
 }
 
 void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u32 blocks, peersum_u32 seed) {
-    emulator::BlockBarrier barriers[2] = {};
+    emulator::BlockBarriers barriers[2] = {};
     EmulatedThread threads[2 * THREADS];
     pthread_t handles[2 * THREADS];
     for (peersum_u32 t = 0; t < blocks * THREADS; ++t) {

@@ -408,18 +408,12 @@ impl<D: Device> Communicator<D> {
     /// # Errors
     /// [`Error::InvalidSetting`] if the plan's shape is outside what the kernels allow.
     pub fn force_plan(&mut self, plan: Option<Plan>) -> Result<(), Error> {
-        if let Some(Plan {
-            blocks, threads, ..
-        }) = plan
-            && (!(1..=abi::PEERSUM_MAX_BLOCKS).contains(&blocks)
-                || !(abi::PEERSUM_MIN_THREADS..=abi::PEERSUM_MAX_THREADS).contains(&threads))
-        {
-            return Err(Error::InvalidSetting {
-                setting: "plan",
-                reason: format!(
-                    "{blocks} blocks of {threads} threads are outside what the kernels allow"
-                ),
-            });
+        if let Some(plan) = plan {
+            plan.check_shape(self.table.link)
+                .map_err(|reason| Error::InvalidSetting {
+                    setting: "plan",
+                    reason,
+                })?;
         }
         self.forced = plan;
         Ok(())

@@ -126,6 +126,33 @@ pub struct Plan {
     pub threads: u32,
 }
 
+impl Plan {
+    /// What keeps the kernels from running in this shape.
+    pub(crate) fn check_shape(self, link: Link) -> Result<(), String> {
+        let Plan {
+            blocks, threads, ..
+        } = self;
+        if !(1..=abi::PEERSUM_MAX_BLOCKS).contains(&blocks)
+            || !(abi::PEERSUM_MIN_THREADS..=abi::PEERSUM_MAX_THREADS).contains(&threads)
+        {
+            return Err(format!(
+                "{blocks} blocks of {threads} threads are outside 1..={} and {}..={}",
+                abi::PEERSUM_MAX_BLOCKS,
+                abi::PEERSUM_MIN_THREADS,
+                abi::PEERSUM_MAX_THREADS
+            ));
+        }
+        // An emulated thread is a warp of its own.
+        if link != Link::Emulator && !threads.is_multiple_of(abi::PEERSUM_WARP_THREADS) {
+            return Err(format!(
+                "{threads} threads a block are no multiple of {}",
+                abi::PEERSUM_WARP_THREADS
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// One row: what calls of at most `max_bytes` take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(from = "FlatRow")]
@@ -275,24 +302,11 @@ impl DispatchTable {
                 )));
             }
             for row in rows {
-                let Plan {
-                    route,
-                    blocks,
-                    threads,
-                } = row.plan;
+                let route = row.plan.route;
                 if !route.serves(placement) {
                     return Err(broken(format!("{name} cannot take the route {route:?}")));
                 }
-                if !(1..=abi::PEERSUM_MAX_BLOCKS).contains(&blocks)
-                    || !(abi::PEERSUM_MIN_THREADS..=abi::PEERSUM_MAX_THREADS).contains(&threads)
-                {
-                    return Err(broken(format!(
-                        "{blocks} blocks of {threads} threads are outside 1..={} and {}..={}",
-                        abi::PEERSUM_MAX_BLOCKS,
-                        abi::PEERSUM_MIN_THREADS,
-                        abi::PEERSUM_MAX_THREADS
-                    )));
-                }
+                row.plan.check_shape(self.link).map_err(broken)?;
             }
         }
         Ok(())
