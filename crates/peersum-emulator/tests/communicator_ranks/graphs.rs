@@ -165,12 +165,12 @@ fn the_raw_form_captures_what_is_called_between_begin_and_end() {
 
 #[test]
 fn a_graph_runs_on_its_own_communicator_only_and_not_inside_a_capture() {
+    let directory = tempfile::tempdir().unwrap();
     on_ranks(2, settings, |comm| {
         let mut other = {
             // The second group meets through the same pair of threads, in a directory of its own.
-            let directory =
-                std::env::temp_dir().join(format!("peersum-graphs-{}", std::process::id()));
-            let rendezvous = peersum::Rendezvous::unix(directory, "other", comm.rank(), 2);
+            let place = directory.path().join("other");
+            let rendezvous = peersum::Rendezvous::unix(place, "other", comm.rank(), 2);
             crate::stage::build(settings(), rendezvous)
         };
         let mut buffer = EmulatorBuffer::<f32>::zeroed(LEN);

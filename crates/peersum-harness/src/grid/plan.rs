@@ -297,7 +297,7 @@ fn any_shape(device: DeviceKind, rng: &mut Rng) -> (u32, u32) {
         DeviceKind::Emulator => (rng.u32(1..=3), [8, 12][rng.usize(..2)]),
         DeviceKind::Cuda => (
             [1, 2, 3, 5, 8, 13, 16, 33, 66][rng.usize(..9)],
-            [8, 32, 64, 128, 256, 512][rng.usize(..6)],
+            [32, 64, 96, 128, 256, 512][rng.usize(..6)],
         ),
     }
 }

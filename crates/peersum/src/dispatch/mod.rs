@@ -446,6 +446,12 @@ mod tests {
         assert!(
             refusal(file(1, &row("symmetric_two_shot", 4, "null"))).contains("SymmetricTwoShot")
         );
+        // A warp on a GPU either handles units or carries signals. An emulated thread stands alone.
+        let part_of_a_warp =
+            r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"threads":40}"#;
+        assert!(refusal(file(1, part_of_a_warp)).contains("40 threads a block"));
+        let emulated = file(1, part_of_a_warp).replace("peer", "emulator");
+        assert!(DispatchTable::choose(&emulated, None, 2, Link::Emulator).is_ok());
         let falling = [
             row("push_one_shot", 4, "64"),
             row("push_one_shot", 4, "64"),
