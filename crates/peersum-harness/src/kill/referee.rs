@@ -458,7 +458,8 @@ fn start(role: &Role, heard: Sender<(u32, Instant, Option<Word>)>) -> Result<Ran
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     if std::env::var_os(crate::grid::CONNECTIONS_VARIABLE).is_none() {
-        command.env(crate::grid::CONNECTIONS_VARIABLE, "32");
+        // A process here has one rank and so one stream; a context takes the longer to make the more connections it has.
+        command.env(crate::grid::CONNECTIONS_VARIABLE, "4");
     }
     let mut child = command.spawn()?;
     let stdout = child.stdout.take().context("no pipe")?;
