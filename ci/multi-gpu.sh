@@ -104,7 +104,7 @@ step grid-processes 120 "${grid[@]}" --ranks processes --sharing file-descriptor
 step grid-legacy-ipc 60 grid --device cuda --grid smoke --world-size "$WORLD_SIZES" --ranks processes --sharing legacy-ipc \
     --report "$OUT/grid-legacy-ipc.json"
 step faults 60 faults --device cuda
-step above-range 60 above-range --world-size "$largest"
+((gpus > 1)) && step above-range 60 above-range --world-size "$largest"
 for phase in rendezvous set-up before-first-call inside-call graph-replay teardown; do
     for signal in kill stop; do
         step "$signal-$phase" 30 kill --device cuda --runs 1 --world-size "$largest" --phase "$phase" --signal "$signal" \
