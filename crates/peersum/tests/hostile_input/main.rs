@@ -117,7 +117,7 @@ fn the_dearest_texts_of_the_largest_size_take_less_than_64_mib() {
             check(text, targets::manifest);
         }
     }
-    let rows = r#"[{"route":"push_one_shot","blocks":1,"threads":8}]"#;
+    let rows = r#"[{"route":"push_one_shot","blocks":1,"threads":32}]"#;
     for around in [
         format!(
             r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[%],"link":"shared","origin":"","ordinary":{rows}}}]}}"#

@@ -104,9 +104,9 @@ fn record_the_seeds_if_asked_to() {
     write("pack", "two_modules.pack", &pack);
     write("pack", "refused.cut_off.pack", &pack[..pack.len() - 100]);
 
-    let row = r#"[{"max_bytes":4096,"route":"push_one_shot","blocks":1,"threads":8},{"route":"pull_two_shot","blocks":256,"threads":512,"origin":{"measured":{"device":"GPU","devices":8,"world_size":8,"dtypes":["bf16"],"bytes":8192,"us":4.5,"peersum":"0.1.0","toolkit":"nvcc 13.0.88"}}}]"#;
+    let row = r#"[{"max_bytes":4096,"route":"push_one_shot","blocks":1,"threads":32},{"route":"pull_two_shot","blocks":256,"threads":512,"origin":{"measured":{"device":"GPU","devices":8,"world_size":8,"dtypes":["bf16"],"bytes":8192,"us":4.5,"peersum":"0.1.0","toolkit":"nvcc 13.0.88"}}}]"#;
     let symmetric =
-        |route| format!(r#"[{{"max_bytes":null,"route":"{route}","blocks":2,"threads":8}}]"#);
+        |route| format!(r#"[{{"max_bytes":null,"route":"{route}","blocks":2,"threads":32}}]"#);
     let small = format!(
         r#"{{"schema":1,"tables":[{{"arch":"sm_90","world_sizes":[8],"link":"peer","origin":"default","ordinary":{row},"symmetric":{},"symmetric_in_place":{}}}]}}"#,
         symmetric("symmetric_one_shot"),
