@@ -115,6 +115,7 @@ fn bindings() -> Facts {
         PEERSUM_MAX_BLOCKS,
         PEERSUM_MAX_THREADS,
         PEERSUM_MIN_THREADS,
+        PEERSUM_WARP_THREADS,
         PEERSUM_UNIT_BYTES,
         PEERSUM_SLOT_GROUP,
         PEERSUM_SLOT_EMPTY,
