@@ -16,7 +16,6 @@ use peersum::nccl::Nccl;
 use peersum::{CallPath, Communicator, CommunicatorBuilder, Element, Error, Rendezvous, reference};
 
 use crate::data::{self, Content};
-use crate::grid::CONNECTIONS_VARIABLE;
 use crate::memory::TestBuffer;
 
 /// The custom range of these communicators; what is larger goes to NCCL.
@@ -41,11 +40,23 @@ pub(crate) struct AboveRangeArgs {
     /// The seed of all inputs.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// This process is one of the ranks, which meet in `--directory`.
-    #[arg(long, hide = true, requires = "directory")]
-    rank: Option<u32>,
-    #[arg(long, hide = true)]
-    directory: Option<PathBuf>,
+}
+
+/// Flags of `above-range-rank`, a process that is one of the ranks.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RankArgs {
+    #[arg(long)]
+    rank: u32,
+    #[arg(long)]
+    world_size: u32,
+    #[arg(long)]
+    seed: u64,
+    /// The process that started it.
+    #[arg(long)]
+    parent: i32,
+    /// Where the ranks meet.
+    #[arg(long)]
+    directory: PathBuf,
 }
 
 /// Runs all cases.
@@ -60,40 +71,27 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
         (2..=gpus).contains(&world_size),
         "NCCL takes one rank a GPU: {world_size} ranks, and {gpus} GPUs are here"
     );
-    if let (Some(rank), Some(directory)) = (args.rank, &args.directory) {
-        return run_rank(
-            args,
-            &Place {
-                directory,
-                rank,
-                world_size,
-            },
-        );
-    }
     let directory = tempfile::Builder::new()
         .prefix("peersum-above-range-")
         .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
         .tempdir()?;
-    let mut ranks = Vec::new();
-    for rank in 0..world_size {
-        let mut command = Command::new(std::env::current_exe().context("finding this program")?);
-        command
-            .args(["above-range", "--seed", &args.seed.to_string()])
+    let program = std::env::current_exe().context("finding this program")?;
+    let ranks = (0..world_size).map(|rank| {
+        Command::new(&program)
+            .args(["above-range-rank", "--seed", &args.seed.to_string()])
             .args(["--world-size", &world_size.to_string()])
-            .args(["--rank", &rank.to_string(), "--directory"])
-            .arg(directory.path());
-        if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
-            command.env(CONNECTIONS_VARIABLE, "32");
-        }
-        ranks.push(OwnedChild(
-            command
-                .spawn()
-                .with_context(|| format!("starting rank {rank}"))?,
-        ));
-    }
+            .args(["--rank", &rank.to_string()])
+            .args(["--parent", &std::process::id().to_string()])
+            .arg("--directory")
+            .arg(directory.path())
+            .spawn()
+            .with_context(|| format!("starting rank {rank}"))
+    });
+    // All of them, before the first is waited for.
+    let ranks: Vec<Child> = ranks.collect::<Result<_>>()?;
     let mut failed = Vec::new();
-    for (rank, child) in ranks.iter_mut().enumerate() {
-        let status = child.0.wait()?;
+    for (rank, mut child) in ranks.into_iter().enumerate() {
+        let status = child.wait()?;
         if !status.success() {
             failed.push(format!("rank {rank}: {status}"));
         }
@@ -105,35 +103,18 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
     Ok(())
 }
 
-/// A child that does not outlive its parent's interest in it.
-struct OwnedChild(Child);
-
-impl Drop for OwnedChild {
-    fn drop(&mut self) {
-        // It has ended already where all went well.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Where a rank is.
-struct Place<'a> {
-    directory: &'a Path,
-    rank: u32,
-    world_size: u32,
-}
-
-impl Place<'_> {
-    fn rendezvous(&self, group: &str) -> Rendezvous {
-        Rendezvous::unix(self.directory, group, self.rank, self.world_size)
-    }
-}
-
-fn run_rank(args: &AboveRangeArgs, place: &Place) -> Result<()> {
-    let context = CudaContext::new(place.rank as usize)?;
+/// One of the ranks.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
+    crate::parent::end_with(args.parent)?;
+    peersum::cuda::driver_present()?;
+    let meet = |group| Rendezvous::unix(&args.directory, group, args.rank, args.world_size);
+    let context = CudaContext::new(args.rank as usize)?;
     let stream = context.new_stream()?;
     let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
-    match builder(place.rendezvous("absent"), absent)?.build(&stream) {
+    match builder(meet("absent"), absent)?.build(&stream) {
         Err(Error::Device(DeviceError::LibraryMissing { .. })) => {}
         // A rank whose peer found it out first.
         Err(Error::Rendezvous(_)) => {}
@@ -142,13 +123,13 @@ fn run_rank(args: &AboveRangeArgs, place: &Place) -> Result<()> {
     }
 
     let device = <Cuda as Device>::open(&stream)?;
-    let mut communicator = builder(place.rendezvous("nccl"), Nccl::new())?.build(&stream)?;
-    let mut calls = run_type::<bf16>(args, &device, &mut communicator)?;
-    calls += run_type::<f16>(args, &device, &mut communicator)?;
-    calls += run_type::<f32>(args, &device, &mut communicator)?;
+    let mut communicator = builder(meet("nccl"), Nccl::new())?.build(&stream)?;
+    let mut calls = run_type::<bf16>(args.seed, &device, &mut communicator)?;
+    calls += run_type::<f16>(args.seed, &device, &mut communicator)?;
+    calls += run_type::<f32>(args.seed, &device, &mut communicator)?;
     println!(
         "rank {}: {calls} calls through peersum's kernels and through NCCL",
-        place.rank
+        args.rank
     );
     Ok(())
 }
@@ -171,11 +152,7 @@ struct Arrays<T: Element> {
     expected: Vec<T>,
 }
 
-fn run_type<T: Element>(
-    args: &AboveRangeArgs,
-    device: &Cuda,
-    communicator: &mut Communicator,
-) -> Result<usize>
+fn run_type<T: Element>(seed: u64, device: &Cuda, communicator: &mut Communicator) -> Result<usize>
 where
     T::Bits: TryFrom<u32>,
 {
@@ -189,7 +166,7 @@ where
         };
         let path = communicator.path(bytes);
         ensure!(path == wanted, "{bytes} bytes go by {path:?}");
-        arrays.push(Arrays::<T>::new(args, device, communicator, bytes)?);
+        arrays.push(Arrays::<T>::new(seed, device, communicator, bytes)?);
     }
 
     // Out of place, then in place, one path behind the other on the stream.
@@ -239,15 +216,10 @@ impl<T: Element> Arrays<T>
 where
     T::Bits: TryFrom<u32>,
 {
-    fn new(
-        args: &AboveRangeArgs,
-        device: &Cuda,
-        communicator: &Communicator,
-        bytes: usize,
-    ) -> Result<Self> {
+    fn new(seed: u64, device: &Cuda, communicator: &Communicator, bytes: usize) -> Result<Self> {
         let len = bytes / size_of::<T>();
         let inputs: Vec<Vec<T>> = (0..communicator.world_size())
-            .map(|rank| data::input(args.seed ^ bytes as u64, rank, len, Content::Whole))
+            .map(|rank| data::input(seed ^ bytes as u64, rank, len, Content::Whole))
             .collect();
         let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
         let expected = reference::all_reduce(&slices);

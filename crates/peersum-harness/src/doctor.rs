@@ -17,7 +17,6 @@ use peersum::doctor::{
 use peersum::loader::LoadPolicy;
 use peersum::rendezvous::Group;
 use peersum_emulator::EmulatorDevice;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 /// A check of many steps may take so many times as long as one of few.
 const STEPS: u32 = 4;
@@ -330,12 +329,7 @@ pub(crate) struct PeerArgs {
 
 /// The other process.
 pub(crate) fn run_peer(args: &PeerArgs) -> Result<()> {
-    // However the first one ends, this one does not outlive it; the second look is for one that ended before this took effect.
-    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with the parent")?;
-    ensure!(
-        getppid().map(Pid::as_raw_pid) == Some(args.parent),
-        "the parent has ended"
-    );
+    crate::parent::end_with(args.parent)?;
     let place = args.gpu.map_or(Place::Emulator, Place::Gpu);
     if place != Place::Emulator {
         peersum::cuda::driver_present()?;

@@ -8,6 +8,7 @@ mod faults;
 mod grid;
 mod kill;
 mod memory;
+mod parent;
 mod proof;
 mod sanitize;
 mod soak;
@@ -56,6 +57,9 @@ enum Command {
     Faults(faults::FaultsArgs),
     /// Calls that go to NCCL itself, in order with peersum's kernels: one GPU a rank.
     AboveRange(above_range::AboveRangeArgs),
+    /// One rank of `above-range`.
+    #[command(hide = true)]
+    AboveRangeRank(above_range::RankArgs),
     /// The test grid: every configuration, bits against the reference.
     Grid(grid::GridArgs),
     /// Random calls for as long as asked, the bits of every result compared.
@@ -116,6 +120,7 @@ fn main() -> Result<ExitCode> {
         Command::NegativeControls => return grid::negative_controls::run(),
         Command::Faults(args) => faults::run(&args)?,
         Command::AboveRange(args) => above_range::run(&args)?,
+        Command::AboveRangeRank(args) => above_range::run_rank(&args)?,
         Command::Proof(args) => {
             peersum::cuda::driver_present()?;
             let context = CudaContext::new(0).context("opening GPU 0")?;

@@ -82,18 +82,15 @@ impl Machine {
             self.count_wrong(state, id.rank)?;
         }
         // The first signal thread counts for the block itself, those that handle units for the blocks that were not launched.
-        let counted: Vec<usize> = if self.carries_signals(id) {
-            (id.thread == self.threads)
-                .then_some(id.block)
-                .into_iter()
-                .collect()
-        } else {
+        let (first, step) = if id.thread < self.threads {
             let first = id.block + call.blocks * (1 + id.thread);
-            (first..BLOCKS)
-                .step_by(call.blocks * self.threads)
-                .collect()
+            (first, call.blocks * self.threads)
+        } else if id.thread == self.threads {
+            (id.block, BLOCKS)
+        } else {
+            (BLOCKS, BLOCKS)
         };
-        for block in counted {
+        for block in (first..BLOCKS).step_by(step) {
             if self.is_broken(Break::EpochOfLaunchedBlocksOnly) && block != id.block {
                 continue;
             }

@@ -10,7 +10,6 @@ use std::thread;
 
 use anyhow::{Context, Result};
 use peersum::Rendezvous;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
 use super::case::Case;
 use super::event::Event;
@@ -245,12 +244,7 @@ pub(crate) struct RankArgs {
 
 /// Runs one rank as a process.
 pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
-    // However the runner ends, no rank outlives it; the second look is for a runner that ended before the first took effect.
-    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with the runner")?;
-    anyhow::ensure!(
-        getppid().map(Pid::as_raw_pid) == Some(args.parent),
-        "the runner has ended"
-    );
+    crate::parent::end_with(args.parent)?;
     let settings: Settings =
         serde_json::from_str(&args.settings).context("reading the settings")?;
     let cases = super::plan::cases(&settings);

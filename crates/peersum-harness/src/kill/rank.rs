@@ -13,7 +13,6 @@ use peersum::dispatch::{Plan, Route};
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Error, Graph, Output, Rendezvous, SymmetricBuffer, reference};
 use peersum_emulator::EmulatorDevice;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::layer::SubscriberExt;
 
@@ -90,14 +89,8 @@ pub(crate) struct RankArgs {
 /// # Errors
 /// The process cannot be a rank at all. What goes wrong later is told to the referee.
 pub(crate) fn run(args: &RankArgs) -> Result<()> {
-    // However the referee ends, no rank outlives it; the second look is for one that ended before the first took effect.
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .context("asking to end with the referee")?;
     let role: Role = serde_json::from_str(&args.role).context("reading the role")?;
-    ensure!(
-        getppid().map(Pid::as_raw_pid) == Some(role.parent),
-        "the referee has ended"
-    );
+    crate::parent::end_with(role.parent)?;
     let outcome = match role.device {
         DeviceKind::Cuda => on_gpu(&role),
         DeviceKind::Emulator => {
