@@ -19,7 +19,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure or a meaning below changes. */
-#define PEERSUM_ABI_VERSION 4
+#define PEERSUM_ABI_VERSION 5
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these, launched or not. */
@@ -44,16 +44,23 @@ typedef unsigned long long peersum_u64;
 /* Headers of the last calls that a (receiver, source) pair keeps. */
 #define PEERSUM_HEADER_RING 4
 
-/* A header: sequence | buffer | source | family | algorithm | dtype | bytes, from the top. */
+/* A header: sequence | operation | source | family | algorithm | dtype | bytes, from the top. */
 #define PEERSUM_HEADER_SEQUENCE_SHIFT 48
-#define PEERSUM_HEADER_BUFFER_SHIFT 45
+#define PEERSUM_HEADER_OPERATION_SHIFT 45
 #define PEERSUM_HEADER_SOURCE_SHIFT 44
 #define PEERSUM_HEADER_FAMILY_SHIFT 43
 #define PEERSUM_HEADER_ALGORITHM_SHIFT 42
 #define PEERSUM_HEADER_DTYPE_SHIFT 40
 #define PEERSUM_HEADER_BYTES_BITS 40
-#define PEERSUM_HEADER_BUFFER_BITS 3
+#define PEERSUM_HEADER_OPERATION_BITS 3
 
+/* A detail: what a header has no room for, in a word of its own, which only calls with a symmetric source send. Never 0.
+ * sequence | 1 + the buffer's index | offset in bytes, from the top. */
+#define PEERSUM_DETAIL_BUFFER_SHIFT 36
+#define PEERSUM_DETAIL_BUFFER_BITS 12
+#define PEERSUM_DETAIL_OFFSET_BITS 36
+
+#define PEERSUM_OPERATION_ALL_REDUCE 0
 #define PEERSUM_FAMILY_PUSH 0
 #define PEERSUM_FAMILY_PULL 1
 #define PEERSUM_ALGORITHM_ONE_SHOT 0
@@ -96,13 +103,16 @@ typedef struct PeersumBlockState {
 /* The head of every arena. */
 typedef struct PeersumControl {
     PeersumBlockState blocks[PEERSUM_MAX_BLOCKS];
-    /* headers[sequence % ring][source], stored by each source. */
+    /* headers[sequence % ring][source], stored by each source. README.md, "Headers and details". */
     peersum_u64 headers[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
     /* What this rank itself called; read and written by this rank alone. */
     peersum_u64 own_headers[PEERSUM_HEADER_RING];
+    /* The details of the same calls. details[..] is 0 but between a call with a detail and the next call, in which this rank compares it. */
+    peersum_u64 details[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
+    peersum_u64 own_details[PEERSUM_HEADER_RING];
     /* 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has. */
     peersum_u32 leave_claim;
-    peersum_u32 reserved[55];
+    peersum_u32 reserved[47];
     /* pull_flags[block][source], stored by each source. */
     peersum_u64 pull_flags[PEERSUM_MAX_BLOCKS][PEERSUM_MAX_WORLD_SIZE];
 } PeersumControl;
@@ -127,7 +137,10 @@ typedef struct PeersumStatus {
     /* This rank's header and the peer's, as last seen, of the call in which the two differ or the wait ended. */
     peersum_u64 own_header;
     peersum_u64 peer_header;
-    peersum_u32 padding_end[16];
+    /* The details of the same call; 0 if it has none, or if the peer's had not come. */
+    peersum_u64 own_detail;
+    peersum_u64 peer_detail;
+    peersum_u32 padding_end[12];
 } PeersumStatus;
 
 /* Every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES. Unused for an ordinary one. */
@@ -148,7 +161,9 @@ typedef struct PeersumParams {
     peersum_u64 output;
     /* From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units. */
     peersum_u64 elements;
-    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes. */
+    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes, which are a multiple of both halves of
+     * a slot group (2 x sources x PEERSUM_SLOT_GROUP units): a two-shot call's second memory begins there, and where it began within a group, its
+     * slots would be those of a one-shot call of the other half. */
     peersum_u64 push_offset;
     peersum_u64 push_half_bytes;
     peersum_u64 staging_offset;
@@ -160,6 +175,8 @@ typedef struct PeersumParams {
     /* This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and
      * type must be those of the entry point. */
     peersum_u64 header;
+    /* This call's detail but for the sequence; unused for an ordinary source. */
+    peersum_u64 detail;
     peersum_u32 rank;
     /* PEERSUM_FLAG_... */
     peersum_u32 flags;

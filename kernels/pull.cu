@@ -89,13 +89,14 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
         const peersum_u32 peer = call.peer(step);
         const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
-            call, peer, call.header, ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, said_of(call.params, call.header), ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
     }
     if (IS_OPENING && !lost) lost = !previous_headers_agree(call, headers);
     if (poison != 0) {
         // As on entry: the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
-        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, call.header, 0);
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, said_of(call.params, call.header),
+                      Said{0, 0});
         lost = true;
     }
     return !lost;
@@ -126,17 +127,13 @@ struct Copies {
     peersum_u64 base[WORLD_SIZE];
 };
 
-PEERSUM_DEVICE bool is_symmetric(const PeersumParams& params) {
-    return (params.header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
-}
-
 PEERSUM_DEVICE Copies copies_of(const Call& call) {
     const PeersumParams& params = call.params;
     const bool is_odd = (call.pull_epoch & 1) != 0;
     const peersum_u64 even_half = params.staging_offset;
     const peersum_u64 odd_half = even_half + params.staging_half_bytes;
     Copies copies;
-    copies.staged = !is_symmetric(params);
+    copies.staged = !has_detail(params.header);
     copies.own = params.arena[0] + (is_odd ? odd_half : even_half);
     copies.scratch = params.arena[0] + (is_odd ? even_half : odd_half);
     const peersum_u64 offset = !copies.staged ? 0 : is_odd ? odd_half : even_half;

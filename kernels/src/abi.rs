@@ -3,7 +3,7 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 4;
+pub const PEERSUM_ABI_VERSION: u32 = 5;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
@@ -15,13 +15,17 @@ pub const PEERSUM_SLOT_EMPTY: u32 = 4294967295;
 pub const PEERSUM_SLOT_EMPTY_SUBSTITUTE: u32 = 2147483647;
 pub const PEERSUM_HEADER_RING: u32 = 4;
 pub const PEERSUM_HEADER_SEQUENCE_SHIFT: u32 = 48;
-pub const PEERSUM_HEADER_BUFFER_SHIFT: u32 = 45;
+pub const PEERSUM_HEADER_OPERATION_SHIFT: u32 = 45;
 pub const PEERSUM_HEADER_SOURCE_SHIFT: u32 = 44;
 pub const PEERSUM_HEADER_FAMILY_SHIFT: u32 = 43;
 pub const PEERSUM_HEADER_ALGORITHM_SHIFT: u32 = 42;
 pub const PEERSUM_HEADER_DTYPE_SHIFT: u32 = 40;
 pub const PEERSUM_HEADER_BYTES_BITS: u32 = 40;
-pub const PEERSUM_HEADER_BUFFER_BITS: u32 = 3;
+pub const PEERSUM_HEADER_OPERATION_BITS: u32 = 3;
+pub const PEERSUM_DETAIL_BUFFER_SHIFT: u32 = 36;
+pub const PEERSUM_DETAIL_BUFFER_BITS: u32 = 12;
+pub const PEERSUM_DETAIL_OFFSET_BITS: u32 = 36;
+pub const PEERSUM_OPERATION_ALL_REDUCE: u32 = 0;
 pub const PEERSUM_FAMILY_PUSH: u32 = 0;
 pub const PEERSUM_FAMILY_PULL: u32 = 1;
 pub const PEERSUM_ALGORITHM_ONE_SHOT: u32 = 0;
@@ -79,15 +83,18 @@ pub struct PeersumControl {
     pub headers: [[peersum_u64; 8usize]; 4usize],
     /// What this rank itself called; read and written by this rank alone.
     pub own_headers: [peersum_u64; 4usize],
+    /// The details of the same calls. details\[..\] is 0 but between a call with a detail and the next call, in which this rank compares it.
+    pub details: [[peersum_u64; 8usize]; 4usize],
+    pub own_details: [peersum_u64; 4usize],
     /// 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has.
     pub leave_claim: peersum_u32,
-    pub reserved: [peersum_u32; 55usize],
+    pub reserved: [peersum_u32; 47usize],
     /// pull_flags\[block\]\[source\], stored by each source.
     pub pull_flags: [[peersum_u64; 8usize]; 256usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumControl"][::core::mem::size_of::<PeersumControl>() - 20992usize];
+    ["Size of PeersumControl"][::core::mem::size_of::<PeersumControl>() - 21248usize];
     ["Alignment of PeersumControl"][::core::mem::align_of::<PeersumControl>() - 8usize];
     [
         "Offset of field: PeersumControl::blocks",
@@ -99,14 +106,20 @@ const _: () = {
         "Offset of field: PeersumControl::own_headers",
     ][::core::mem::offset_of!(PeersumControl, own_headers) - 4352usize];
     [
+        "Offset of field: PeersumControl::details",
+    ][::core::mem::offset_of!(PeersumControl, details) - 4384usize];
+    [
+        "Offset of field: PeersumControl::own_details",
+    ][::core::mem::offset_of!(PeersumControl, own_details) - 4640usize];
+    [
         "Offset of field: PeersumControl::leave_claim",
-    ][::core::mem::offset_of!(PeersumControl, leave_claim) - 4384usize];
+    ][::core::mem::offset_of!(PeersumControl, leave_claim) - 4672usize];
     [
         "Offset of field: PeersumControl::reserved",
-    ][::core::mem::offset_of!(PeersumControl, reserved) - 4388usize];
+    ][::core::mem::offset_of!(PeersumControl, reserved) - 4676usize];
     [
         "Offset of field: PeersumControl::pull_flags",
-    ][::core::mem::offset_of!(PeersumControl, pull_flags) - 4608usize];
+    ][::core::mem::offset_of!(PeersumControl, pull_flags) - 4864usize];
 };
 /// One rank's record in host memory that its device maps. The host writes `abort`; the device writes the rest once.
 #[repr(C)]
@@ -130,7 +143,10 @@ pub struct PeersumStatus {
     /// This rank's header and the peer's, as last seen, of the call in which the two differ or the wait ended.
     pub own_header: peersum_u64,
     pub peer_header: peersum_u64,
-    pub padding_end: [peersum_u32; 16usize],
+    /// The details of the same call; 0 if it has none, or if the peer's had not come.
+    pub own_detail: peersum_u64,
+    pub peer_detail: peersum_u64,
+    pub padding_end: [peersum_u32; 12usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -179,8 +195,14 @@ const _: () = {
         "Offset of field: PeersumStatus::peer_header",
     ][::core::mem::offset_of!(PeersumStatus, peer_header) - 184usize];
     [
+        "Offset of field: PeersumStatus::own_detail",
+    ][::core::mem::offset_of!(PeersumStatus, own_detail) - 192usize];
+    [
+        "Offset of field: PeersumStatus::peer_detail",
+    ][::core::mem::offset_of!(PeersumStatus, peer_detail) - 200usize];
+    [
         "Offset of field: PeersumStatus::padding_end",
-    ][::core::mem::offset_of!(PeersumStatus, padding_end) - 192usize];
+    ][::core::mem::offset_of!(PeersumStatus, padding_end) - 208usize];
 };
 /// The one argument of every entry point. Addresses are those of this rank's address space.
 #[repr(C)]
@@ -196,7 +218,7 @@ pub struct PeersumParams {
     pub output: peersum_u64,
     /// From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units.
     pub elements: peersum_u64,
-    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes.
+    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes, which are a multiple of both halves of a slot group (2 x sources x PEERSUM_SLOT_GROUP units): a two-shot call's second memory begins there, and where it began within a group, its slots would be those of a one-shot call of the other half.
     pub push_offset: peersum_u64,
     pub push_half_bytes: peersum_u64,
     pub staging_offset: peersum_u64,
@@ -207,13 +229,15 @@ pub struct PeersumParams {
     pub timeout_ns: peersum_u64,
     /// This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and type must be those of the entry point.
     pub header: peersum_u64,
+    /// This call's detail but for the sequence; unused for an ordinary source.
+    pub detail: peersum_u64,
     pub rank: peersum_u32,
     /// PEERSUM_FLAG_...
     pub flags: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 216usize];
+    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 224usize];
     ["Alignment of PeersumParams"][::core::mem::align_of::<PeersumParams>() - 8usize];
     [
         "Offset of field: PeersumParams::arena",
@@ -252,9 +276,12 @@ const _: () = {
         "Offset of field: PeersumParams::header",
     ][::core::mem::offset_of!(PeersumParams, header) - 200usize];
     [
+        "Offset of field: PeersumParams::detail",
+    ][::core::mem::offset_of!(PeersumParams, detail) - 208usize];
+    [
         "Offset of field: PeersumParams::rank",
-    ][::core::mem::offset_of!(PeersumParams, rank) - 208usize];
+    ][::core::mem::offset_of!(PeersumParams, rank) - 216usize];
     [
         "Offset of field: PeersumParams::flags",
-    ][::core::mem::offset_of!(PeersumParams, flags) - 212usize];
+    ][::core::mem::offset_of!(PeersumParams, flags) - 220usize];
 };

@@ -64,6 +64,8 @@ fn bindings() -> Facts {
             blocks,
             headers,
             own_headers,
+            details,
+            own_details,
             leave_claim,
             reserved,
             pull_flags
@@ -86,6 +88,8 @@ fn bindings() -> Facts {
             waited_ns,
             own_header,
             peer_header,
+            own_detail,
+            peer_detail,
             padding_end,
         }
     );
@@ -104,6 +108,7 @@ fn bindings() -> Facts {
             status,
             timeout_ns,
             header,
+            detail,
             rank,
             flags
         }
@@ -122,13 +127,17 @@ fn bindings() -> Facts {
         PEERSUM_SLOT_EMPTY_SUBSTITUTE,
         PEERSUM_HEADER_RING,
         PEERSUM_HEADER_SEQUENCE_SHIFT,
-        PEERSUM_HEADER_BUFFER_SHIFT,
+        PEERSUM_HEADER_OPERATION_SHIFT,
         PEERSUM_HEADER_SOURCE_SHIFT,
         PEERSUM_HEADER_FAMILY_SHIFT,
         PEERSUM_HEADER_ALGORITHM_SHIFT,
         PEERSUM_HEADER_DTYPE_SHIFT,
         PEERSUM_HEADER_BYTES_BITS,
-        PEERSUM_HEADER_BUFFER_BITS,
+        PEERSUM_HEADER_OPERATION_BITS,
+        PEERSUM_DETAIL_BUFFER_SHIFT,
+        PEERSUM_DETAIL_BUFFER_BITS,
+        PEERSUM_DETAIL_OFFSET_BITS,
+        PEERSUM_OPERATION_ALL_REDUCE,
         PEERSUM_FLAG_SOURCE_ALIGNED,
         PEERSUM_FLAG_ONE_DEVICE,
         PEERSUM_FAMILY_PUSH,

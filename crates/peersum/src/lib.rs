@@ -111,5 +111,5 @@ pub use cuda::Cuda;
 pub use cudarc;
 pub use doctor::doctor;
 pub use element::Element;
-pub use error::{AbsentPeer, CallKind, CallSignature, Error, Failure, ProcessState};
+pub use error::{AbsentPeer, CallKind, CallSignature, Error, Failure, ProcessState, SymmetricPart};
 pub use rendezvous::Rendezvous;

@@ -78,6 +78,42 @@ fn synchronize_without_the_last_headers_accepts_a_wrong_last_call() {
     assert_is_needed(Break::SynchronizeSkipsHeaders, machine, Violation::FalseOk);
 }
 
+/// Two ranks whose details differ in the last of some calls, or in an earlier one.
+fn with_other_detail(calls: &[Call], differing: usize) -> Machine {
+    let mut machine = Machine {
+        waits: Waits::Look,
+        ..Machine::new(2, calls)
+    };
+    machine.programs[1][differing].detail = 3;
+    machine
+}
+
+#[test]
+fn synchronize_without_the_last_details_accepts_a_wrong_last_call() {
+    let calls = [small(Kind::SymmetricOneShot).with_detail(1)];
+    let machine = with_other_detail(&calls, 0);
+    assert_is_needed(Break::SynchronizeSkipsDetails, machine, Violation::FalseOk);
+}
+
+#[test]
+fn details_that_the_next_call_does_not_compare_are_never_compared() {
+    let calls = [
+        small(Kind::SymmetricOneShot).with_detail(1),
+        small(Kind::PushOneShot),
+    ];
+    let machine = with_other_detail(&calls, 0);
+    assert_is_needed(Break::DetailsNotCompared, machine, Violation::FalseOk);
+}
+
+#[test]
+fn a_detail_that_is_not_removed_is_taken_for_that_of_a_later_call() {
+    let symmetric = small(Kind::SymmetricOneShot).with_detail(1);
+    let push = small(Kind::PushOneShot);
+    // The ring comes round between the two symmetric calls.
+    let machine = with_other_detail(&[symmetric, push, push, push, symmetric], 4);
+    assert_is_needed(Break::DetailsNotRemoved, machine, Violation::FalseOk);
+}
+
 #[test]
 fn a_symmetric_call_without_its_closing_barrier_is_overwritten_while_it_is_read() {
     let machine = Machine::new(2, &[small(Kind::SymmetricOneShot); 2]);

@@ -3,7 +3,7 @@
 use crate::machine::{
     At, Break, Finds, Host, Id, Machine, State, Step, Violation, Waits, thread, thread_mut,
 };
-use crate::memory::{BLOCKS, header, is_poison, poison};
+use crate::memory::{BLOCKS, EMPTY, detail, header, is_poison, poison};
 
 impl Machine {
     /// How a look may end the wait of a thread.
@@ -12,6 +12,7 @@ impl Machine {
             thread(state, id).at,
             At::Acquire
                 | At::Headers
+                | At::Details
                 | At::Collect
                 | At::CollectReduced
                 | At::OpenFlags
@@ -35,33 +36,54 @@ impl Machine {
         }
     }
 
-    /// Whether a peer's header of the call that is waited for differs from this rank's own. A wait for several peers looks at each of them.
+    /// Whether what a peer said of the call that is waited for differs from what this rank said: the header, or behind an equal one the detail. A
+    /// wait for several peers looks at each of them.
     fn sees_difference(&self, state: &State, id: Id) -> bool {
         let own = self.awaited_header(state, id);
+        let own_detail = self.awaited_own_detail(state, id);
         let me = thread(state, id);
         (0..self.world)
             .filter(|&peer| peer != id.rank)
             .filter(|&peer| {
-                !matches!(me.at, At::Headers | At::Acquire) || peer == usize::from(me.index)
+                !matches!(me.at, At::Headers | At::Details | At::Acquire)
+                    || peer == usize::from(me.index)
             })
             .any(|peer| {
-                let word = header(self.ring(own >> 4), peer);
-                let coming = state.in_flight.to(id.rank, word).map(|store| store.value);
-                let differs = |word: u8| word >> 4 == own >> 4 && word != own;
-                coming.chain([state.memory[id.rank][word]]).any(differs)
+                let ring = self.ring(own >> 4);
+                let holds = |word: usize, is_wanted: &dyn Fn(u8) -> bool| {
+                    let coming = state.in_flight.to(id.rank, word).map(|store| store.value);
+                    coming.chain([state.memory[id.rank][word]]).any(is_wanted)
+                };
+                let word = header(ring, peer);
+                holds(word, &|word| word >> 4 == own >> 4 && word != own)
+                    || own_detail != 0
+                        && holds(word, &|word| word == own)
+                        && holds(detail(ring, peer), &|word| {
+                            word != EMPTY && word != own_detail
+                        })
             })
+    }
+
+    fn awaited_own_detail(&self, state: &State, id: Id) -> u8 {
+        match thread(state, id).at {
+            At::Headers | At::Details | At::Acquire => self.previous_detail(state, id),
+            _ => self.call(state, id.rank).detail,
+        }
     }
 
     fn awaited_header(&self, state: &State, id: Id) -> u8 {
         match thread(state, id).at {
-            At::Headers | At::Acquire => self.previous_own(state, id),
+            At::Headers | At::Details | At::Acquire => self.previous_own(state, id),
             _ => self.header(state, id),
         }
     }
 
     /// A thread loses its call; the rank's first one to do so tells everybody, and the others wait until everybody is told.
     pub(crate) fn leave(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        let own = self.awaited_header(state, id);
+        let own = (
+            self.awaited_header(state, id),
+            self.awaited_own_detail(state, id),
+        );
         let kind = self.call(state, id.rank).kind;
         let is_push = kind.is_push();
         let resume = match thread(state, id).at {
@@ -100,17 +122,28 @@ impl Machine {
         Ok(())
     }
 
-    fn tell_peers(&self, state: &mut State, id: Id, own: Option<u8>) -> Result<(), Violation> {
+    fn tell_peers(
+        &self,
+        state: &mut State,
+        id: Id,
+        own: Option<(u8, u8)>,
+    ) -> Result<(), Violation> {
         for peer in (0..self.world).filter(|&peer| peer != id.rank) {
-            if let Some(own) = own {
-                let word = header(self.ring(own >> 4), id.rank);
-                // Most often the word that was sent already.
-                let is_coming = state
-                    .in_flight
-                    .to(peer, word)
-                    .any(|store| store.value == own);
-                if state.memory[peer][word] != own && !is_coming {
-                    self.issue(state, id, (peer, word), own, false)?;
+            if let Some((own, own_detail)) = own {
+                let ring = self.ring(own >> 4);
+                let words = [
+                    (detail(ring, id.rank), own_detail),
+                    (header(ring, id.rank), own),
+                ];
+                for (word, value) in words.into_iter().filter(|(_, value)| *value != 0) {
+                    // Most often the word that was sent already.
+                    let is_coming = state
+                        .in_flight
+                        .to(peer, word)
+                        .any(|store| store.value == value);
+                    if state.memory[peer][word] != value && !is_coming {
+                        self.issue(state, id, (peer, word), value, false)?;
+                    }
                 }
             }
             for block in 0..BLOCKS {

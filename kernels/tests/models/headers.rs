@@ -1,7 +1,7 @@
-//! The header of a call: sent in it, checked in the next one, and by `synchronize`.
+//! The header and the detail of a call: sent in it, checked in the next one, and by `synchronize`.
 
-use crate::machine::{At, Break, Id, Machine, State, Violation, thread, thread_mut};
-use crate::memory::{Store, header, own_header};
+use crate::machine::{At, Break, Id, Machine, State, Violation, Word, thread, thread_mut};
+use crate::memory::{EMPTY, Store, detail, header, own_header};
 
 impl Machine {
     fn ring_size(&self) -> u8 {
@@ -41,7 +41,11 @@ impl Machine {
         if id.thread == self.threads {
             state.memory[id.rank][own_header(ring)] = word;
         }
+        let own_detail = self.call(state, id.rank).detail;
         for peer in self.peers(id) {
+            if own_detail != 0 {
+                self.send_detail(state, id, (peer, detail(ring, id.rank)), own_detail)?;
+            }
             self.issue(
                 state,
                 id,
@@ -51,6 +55,64 @@ impl Machine {
             )?;
         }
         Ok(())
+    }
+
+    /// A detail comes into an empty place: its last one is removed, and that is performed.
+    fn send_detail(
+        &self,
+        state: &mut State,
+        id: Id,
+        (peer, word): Word,
+        value: u8,
+    ) -> Result<(), Violation> {
+        let is_empty = state.memory[peer][word] == EMPTY;
+        let is_raced = state.in_flight.to(peer, word).next().is_some();
+        if self.ranks_agree() && (is_raced || !is_empty) && self.broken.is_none() {
+            return Err(Violation::SlotOverwritten);
+        }
+        self.issue(state, id, (peer, word), value, false)
+    }
+
+    /// What this rank said in the detail of the call before, if that had one.
+    pub(crate) fn previous_detail(&self, state: &State, id: Id) -> u8 {
+        let number = usize::from(state.ranks[id.rank].call);
+        match number.checked_sub(1) {
+            Some(before) => self.programs[id.rank][before].detail,
+            None => 0,
+        }
+    }
+
+    fn awaited_detail(&self, state: &State, id: Id) -> Word {
+        let ring = self.ring(Self::sequence(state, id).wrapping_sub(1));
+        (id.rank, detail(ring, usize::from(thread(state, id).index)))
+    }
+
+    /// Whether the awaited detail is there or on its way, and equal.
+    pub(crate) fn has_detail(&self, state: &State, id: Id) -> bool {
+        let own = self.previous_detail(state, id);
+        let (rank, word) = self.awaited_detail(state, id);
+        let mut coming = state.in_flight.to(rank, word);
+        state.memory[rank][word] == own || coming.any(|store| store.value == own)
+    }
+
+    /// Performs the details that come into empty places. Those that overwrite another have a step of
+    /// their own.
+    pub(crate) fn receive_details(state: &mut State, words: &[Word]) {
+        for &(rank, word) in words {
+            if state.memory[rank][word] == EMPTY {
+                Self::perform_words(state, &[(rank, word)]);
+            }
+        }
+    }
+
+    /// Takes the awaited detail and removes it.
+    pub(crate) fn take_detail(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let word = self.awaited_detail(state, id);
+        Self::receive_details(state, &[word]);
+        if !self.is_broken(Break::DetailsNotRemoved) {
+            self.issue(state, id, word, EMPTY, false)?;
+        }
+        self.await_headers(state, id, usize::from(thread(state, id).index) + 1)
     }
 
     /// This rank's header of the call before, as a waiting thread compares it.
@@ -100,6 +162,11 @@ impl Machine {
 
     pub(crate) fn take_header(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         self.receive_header(state, id);
+        let compares = !self.is_broken(Break::DetailsNotCompared);
+        if self.previous_detail(state, id) != 0 && compares {
+            thread_mut(state, id).at = At::Details;
+            return Ok(());
+        }
         self.await_headers(state, id, usize::from(thread(state, id).index) + 1)
     }
 

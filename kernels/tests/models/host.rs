@@ -4,8 +4,8 @@ use crate::machine::{
     At, Break, Finds, Host, Machine, Rank, State, Step, Thread, Violation, Waits, Word,
 };
 use crate::memory::{
-    BLOCKS, NAN, Order, PLACES, Store, data, header, own_header, poison, pull_epoch, push_epoch,
-    symmetric,
+    BLOCKS, EMPTY, NAN, Order, PLACES, Store, data, detail, header, own_header, poison, pull_epoch,
+    push_epoch, symmetric,
 };
 
 impl Machine {
@@ -140,7 +140,21 @@ impl Machine {
         )
     }
 
-    /// The host looks at status and poison, then waits for the last call's headers.
+    /// The words in which the peers' details of the last call come, and this rank's own; none if the
+    /// call has none.
+    fn last_details(&self, state: &State, rank: usize) -> (Vec<Word>, u8) {
+        let own = self.programs[rank].last().map_or(0, |call| call.detail);
+        if own == 0 || self.is_broken(Break::SynchronizeSkipsDetails) {
+            return (Vec::new(), 0);
+        }
+        let memory = &state.memory[rank];
+        let last = (memory[push_epoch(0)] + memory[pull_epoch(0)]).wrapping_sub(1);
+        let ring = self.ring(last);
+        let peers = (0..self.world).filter(|&peer| peer != rank);
+        (peers.map(|peer| (rank, detail(ring, peer))).collect(), own)
+    }
+
+    /// The host looks at status and poison, then waits for the last call's headers and details.
     pub(crate) fn add_synchronize_steps(&self, state: &State, rank: usize, steps: &mut Vec<Step>) {
         if state.in_flight.to(rank, poison(0)).next().is_some() {
             steps.push(Step::Synchronize(rank, Finds::New));
@@ -155,10 +169,17 @@ impl Machine {
             is_wanted(state.memory[rank][word]) || coming.any(is_wanted)
         };
         let is_last = |word: u8| word >> 4 == own >> 4;
-        if words.iter().all(|word| comes(word, &is_last))
+        let (details, own_detail) = self.last_details(state, rank);
+        let is_detail = |word: u8| word != EMPTY;
+        let all_have_come = words.iter().all(|word| comes(word, &is_last))
+            && details.iter().all(|word| comes(word, &is_detail));
+        if all_have_come
             || words
                 .iter()
                 .any(|word| comes(word, &|word| is_last(word) && word != own))
+            || details
+                .iter()
+                .any(|word| comes(word, &|word| is_detail(word) && word != own_detail))
         {
             steps.push(Step::Synchronize(rank, Finds::Old));
         }
@@ -188,12 +209,16 @@ impl Machine {
         }
         if !self.is_broken(Break::SynchronizeSkipsHeaders) {
             let (words, own) = self.last_headers(state, rank);
+            let (details, own_detail) = self.last_details(state, rank);
             Self::perform_words(state, &words);
-            // A header that is not there yet is waited for no longer than until another differs.
-            if words
-                .iter()
-                .any(|&(rank, word)| state.memory[rank][word] != own)
-            {
+            Self::receive_details(state, &details);
+            let differ = |words: &[Word], own: u8| {
+                words
+                    .iter()
+                    .any(|&(rank, word)| state.memory[rank][word] != own)
+            };
+            // A word that is not there yet is waited for no longer than until another differs.
+            if differ(&words, own) || differ(&details, own_detail) {
                 return self.fail_synchronize(state, rank);
             }
         }

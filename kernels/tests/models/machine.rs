@@ -50,12 +50,20 @@ pub(crate) struct Call {
     pub(crate) blocks: usize,
     /// Units of a one-shot call, or of each rank's chunk.
     pub(crate) places: usize,
+    /// What the detail says of the call; 0 if it has none.
+    pub(crate) detail: u8,
 }
 
 impl Call {
     /// What a header says of the call; never 0, which stands for the calls before the first. Calls of one or two places are told apart, and of one kind all.
     pub(crate) fn signature(&self) -> u8 {
         1 + 2 * self.kind as u8 + (self.places as u8 - 1)
+    }
+
+    /// The same call with a detail. Only symmetric calls have one.
+    pub(crate) fn with_detail(self, detail: u8) -> Self {
+        assert!(self.kind.is_symmetric());
+        Call { detail, ..self }
     }
 }
 
@@ -77,6 +85,9 @@ pub(crate) enum Break {
     EpochOfLaunchedBlocksOnly,
     RingOfTwo,
     SynchronizeSkipsHeaders,
+    SynchronizeSkipsDetails,
+    DetailsNotCompared,
+    DetailsNotRemoved,
     NoClosingBarrier,
     NoOpeningBarrier,
     GatherByReadingWithoutThirdBarrier,
@@ -105,7 +116,8 @@ pub(crate) enum Break {
 pub(crate) enum Violation {
     /// A rank that can take no step has not ended.
     Deadlock,
-    /// Data came into a slot from which the last was not taken.
+    /// Data came into a slot from which the last was not taken, or a detail into a place of which the
+    /// last was not removed.
     SlotOverwritten,
     /// An output that is not NaN holds something else than the sum of this call's inputs: something stale, torn or too new went into it.
     WrongResult,
@@ -130,6 +142,8 @@ pub(crate) enum At {
     AcquiredBarrier,
     /// Waits for the headers of the call before.
     Headers,
+    /// Waits for the details of the call before.
+    Details,
     /// Push: waits for the inputs of a unit, takes them and re-arms.
     Collect,
     /// Push two-shot: the same for the reduced units.
@@ -326,7 +340,8 @@ impl Machine {
     }
 
     pub(crate) fn ranks_agree(&self) -> bool {
-        let signatures = |rank: usize| self.programs[rank].iter().map(Call::signature);
+        let said = |call: &Call| (call.signature(), call.detail);
+        let signatures = |rank: usize| self.programs[rank].iter().map(said);
         (1..self.world).all(|rank| signatures(rank).eq(signatures(0)))
     }
 

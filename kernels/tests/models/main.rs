@@ -45,6 +45,7 @@ fn call(kind: Kind, blocks: usize) -> Call {
         kind,
         blocks,
         places: 2,
+        detail: 0,
     }
 }
 
@@ -54,5 +55,6 @@ fn small(kind: Kind) -> Call {
         kind,
         blocks: 1,
         places: 1,
+        detail: 0,
     }
 }

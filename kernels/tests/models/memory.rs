@@ -9,8 +9,8 @@
 //!
 //! That a store is performed is no step of its own, which would multiply the states: it stays on its way until a reader takes it. A wait may end as soon
 //! as what it waits for is on its way; any other load is explored with the old value and with the new. That covers every moment, as long as
-//! nobody could miss a value because the next one overwrote it; where that is possible, in a slot that was not emptied and in a header's place of the ring, the
-//! first is a violation as soon as the second store is issued, and the second has a step of its own.
+//! nobody could miss a value because the next one overwrote it. Where that is possible, in a slot that was not emptied and in a header's or a detail's place
+//! of the ring, the first is a violation as soon as the second store is issued, and the others have a step of their own.
 
 use std::hash::{Hash, Hasher};
 
@@ -30,7 +30,8 @@ const GROUP: usize = 2 * PLACES;
 const HALF: usize = 2 * RANKS * GROUP;
 const HEADERS: usize = SLOTS + 2 * HALF;
 const OWN_HEADERS: usize = HEADERS + 4 * RANKS;
-const FLAGS: usize = OWN_HEADERS + 4;
+const DETAILS: usize = OWN_HEADERS + 4;
+const FLAGS: usize = DETAILS + 4 * RANKS;
 const STAGING: usize = FLAGS + BLOCKS * RANKS;
 const SYMMETRIC: usize = STAGING + 2 * UNITS;
 const PUSH_EPOCHS: usize = SYMMETRIC + UNITS;
@@ -66,6 +67,11 @@ pub(crate) fn header(ring: u8, source: usize) -> usize {
 pub(crate) fn own_header(ring: u8) -> usize {
     OWN_HEADERS + usize::from(ring)
 }
+/// Empty but between a call with a detail and the next call. It says nothing of the sequence: that a
+/// stale one cannot be mistaken must not rest on a number that comes round again.
+pub(crate) fn detail(ring: u8, source: usize) -> usize {
+    DETAILS + usize::from(ring) * RANKS + source
+}
 pub(crate) fn flag(block: usize, source: usize) -> usize {
     FLAGS + block * RANKS + source
 }
@@ -94,6 +100,9 @@ pub(crate) fn is_slot(address: usize) -> bool {
 }
 pub(crate) fn is_header(address: usize) -> bool {
     (HEADERS..OWN_HEADERS).contains(&address)
+}
+pub(crate) fn is_detail(address: usize) -> bool {
+    (DETAILS..FLAGS).contains(&address)
 }
 pub(crate) fn is_poison(address: usize) -> bool {
     address >= POISON

@@ -83,6 +83,7 @@ fn a_thread_of_a_push_may_have_several_places_on_their_way() {
             kind,
             blocks,
             places: 3,
+            detail: 0,
         };
         let holds = |what: &str, machine: &Machine| {
             assert_holds(&format!("{kind:?}, {what}"), machine);
@@ -261,6 +262,7 @@ fn other_calls(made: Call) -> impl Iterator<Item = Call> {
                 kind,
                 blocks: 1,
                 places,
+                detail: 0,
             })
         })
         .filter(move |other| *other != made)
@@ -282,6 +284,60 @@ fn a_rank_that_calls_differently_makes_all_fail_before_any_deadline() {
                     let name = format!("{world} ranks, call {differing}: {kind:?} and {other:?}");
                     assert_holds(&name, &machine);
                 }
+            }
+        }
+    }
+}
+
+/// Symmetric calls with a detail, and others behind and between them.
+fn calls_with_details() -> Vec<Vec<Call>> {
+    let one_shot = small(Kind::SymmetricOneShot).with_detail(1);
+    let two_shot = small(Kind::SymmetricTwoShot).with_detail(2);
+    let [push, pull] = [Kind::PushOneShot, Kind::PullOneShot].map(small);
+    vec![
+        vec![one_shot, two_shot, one_shot],
+        vec![two_shot, push, one_shot],
+        vec![one_shot, pull, two_shot],
+        // The ring comes round: the place of the first detail is used again.
+        vec![one_shot, push, push, push, one_shot],
+        vec![one_shot; 5],
+    ]
+}
+
+#[test]
+fn calls_with_details_end_and_find_the_places_of_their_details_empty() {
+    for calls in calls_with_details() {
+        assert_holds(&format!("{calls:?}"), &Machine::new(2, &calls));
+        let first = &calls[..3];
+        assert_holds(
+            &format!("{first:?}, three ranks"),
+            &Machine::new(3, &first[..2]),
+        );
+        let machine = Machine {
+            takes_headers_at_once: true,
+            ..bounded(Machine::new(2, first))
+        };
+        assert_holds(&format!("{first:?}, bounded"), &machine);
+    }
+}
+
+#[test]
+fn a_rank_whose_detail_alone_differs_makes_all_fail_before_any_deadline() {
+    for calls in calls_with_details() {
+        for differing in (0..calls.len()).filter(|&call| calls[call].detail != 0) {
+            for world in [2, 3] {
+                if world == 3 && calls.len() > 3 {
+                    continue;
+                }
+                let mut machine = Machine {
+                    waits: Waits::Look,
+                    signals: 1,
+                    takes_headers_at_once: world == 3,
+                    ..Machine::new(world, &calls)
+                };
+                machine.programs[1][differing].detail = 3;
+                let name = format!("{world} ranks, call {differing} of {calls:?}");
+                assert_holds(&name, &machine);
             }
         }
     }

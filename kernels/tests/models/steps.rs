@@ -3,7 +3,7 @@
 use crate::machine::{
     At, Break, Finds, Host, Id, Machine, Rank, State, Step, Violation, Waits, Word, thread,
 };
-use crate::memory::{BLOCKS, is_header, is_poison, poison};
+use crate::memory::{BLOCKS, EMPTY, is_detail, is_header, is_poison, poison};
 
 impl Machine {
     /// The words that a thread's next step loads, whatever they hold.
@@ -36,7 +36,10 @@ impl Machine {
     pub(crate) fn steps(&self, state: &State) -> Vec<Step> {
         let mut steps = Vec::new();
         for store in state.in_flight.iter() {
-            if is_header(store.address) && self.overwrites_header(&store) {
+            let overwrites_detail = is_detail(store.address)
+                && store.value != EMPTY
+                && state.memory[store.target][store.address] != EMPTY;
+            if is_header(store.address) && self.overwrites_header(&store) || overwrites_detail {
                 steps.push(Step::Perform(store));
             }
         }
@@ -135,7 +138,7 @@ impl Machine {
     pub(crate) fn describe(&self, state: &State, step: Step) -> String {
         match step {
             Step::Perform(store) => format!(
-                "rank {} call {}: its header to rank {} is performed",
+                "rank {} call {}: its header or detail to rank {} is performed",
                 store.issuer, store.call, store.target
             ),
             Step::Run(id, finds) | Step::GiveUp(id, finds) => {
@@ -252,6 +255,7 @@ impl Machine {
             At::Enter => self.enters_apart || id.thread == 0,
             At::Read | At::Look | At::Gather | At::Fence => true,
             At::Acquire | At::Headers => self.has_header(state, id),
+            At::Details => self.has_detail(state, id),
             At::Collect => self.has_inputs(state, id),
             At::CollectReduced => self.has_reduced(state, id),
             At::OpenFlags | At::SecondFlags => self.has_flags(state, id),
@@ -270,6 +274,7 @@ impl Machine {
             At::Enter => self.enter(state, id),
             At::Acquire => self.acquire_header(state, id),
             At::Headers => self.take_header(state, id),
+            At::Details => self.take_detail(state, id),
             At::Collect => self.collect(state, id),
             At::CollectReduced => self.collect_reduced(state, id),
             At::OpenFlags => {

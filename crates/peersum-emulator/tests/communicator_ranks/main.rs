@@ -10,4 +10,5 @@ mod graphs;
 mod processes;
 mod results;
 mod setup;
+mod slots;
 mod stage;

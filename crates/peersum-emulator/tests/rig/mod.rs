@@ -16,10 +16,11 @@ use peersum_emulator::{
     Emulator, EmulatorAllocation, EmulatorBuffer, EmulatorDevice, EmulatorMapping, EmulatorOptions,
 };
 use peersum_kernels::abi::{
-    PEERSUM_FLAG_SOURCE_ALIGNED, PEERSUM_HEADER_ALGORITHM_SHIFT, PEERSUM_HEADER_DTYPE_SHIFT,
-    PEERSUM_HEADER_FAMILY_SHIFT, PEERSUM_HEADER_RING, PEERSUM_HEADER_SEQUENCE_SHIFT,
-    PEERSUM_HEADER_SOURCE_SHIFT, PEERSUM_MAX_WORLD_SIZE, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP,
-    PEERSUM_UNIT_BYTES, PeersumControl, PeersumParams, PeersumStatus,
+    PEERSUM_DETAIL_BUFFER_SHIFT, PEERSUM_FLAG_SOURCE_ALIGNED, PEERSUM_HEADER_ALGORITHM_SHIFT,
+    PEERSUM_HEADER_DTYPE_SHIFT, PEERSUM_HEADER_FAMILY_SHIFT, PEERSUM_HEADER_RING,
+    PEERSUM_HEADER_SEQUENCE_SHIFT, PEERSUM_HEADER_SOURCE_SHIFT, PEERSUM_MAX_WORLD_SIZE,
+    PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_GROUP, PEERSUM_UNIT_BYTES, PeersumControl, PeersumParams,
+    PeersumStatus,
 };
 
 #[allow(unused_imports, reason = "each test binary uses its part")]
@@ -124,7 +125,8 @@ impl Layout {
         let places = grouped(units).max(2 * grouped(units.div_ceil(world_size)));
         // A pair has no slots for its own units.
         let sources = if world_size == 2 { 1 } else { world_size };
-        let push_half_bytes = up(places * sources * unit);
+        let both_halves = 2 * sources * PEERSUM_SLOT_GROUP as usize * unit;
+        let push_half_bytes = (places * sources * unit).next_multiple_of(both_halves) as u64;
         let staging_offset = push_offset + 2 * push_half_bytes;
         let staging_half_bytes = up(units * unit);
         let bytes = (staging_offset + 2 * staging_half_bytes) as usize;
@@ -335,6 +337,8 @@ impl World {
             timeout_ns: self.timeout.as_nanos() as u64,
             rank: rank as u32,
             header: header::<T>(call, arrays.len),
+            // The first buffer. That the ranks' parts of it are aligned differently is not told.
+            detail: u64::from(call.symmetric) << PEERSUM_DETAIL_BUFFER_SHIFT,
         }
     }
 

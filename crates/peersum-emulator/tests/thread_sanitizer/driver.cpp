@@ -49,7 +49,8 @@ constexpr int UNIT_THREADS = 8;
 constexpr int THREADS = UNIT_THREADS + static_cast<int>(WORLD_SIZE);
 constexpr int ELEMENTS = 331;
 constexpr int ELEMENT_CAPACITY = 352;
-constexpr peersum_u64 HALF = 8192;
+// Whole slot groups of both halves (abi.h).
+constexpr peersum_u64 HALF = 3 * 2 * WORLD_SIZE * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
 constexpr peersum_u64 PUSH_OFFSET = (sizeof(PeersumControl) + 127) / 128 * 128;
 constexpr peersum_u64 STAGING_OFFSET = PUSH_OFFSET + 2 * HALF;
 constexpr peersum_u64 ARENA_BYTES = STAGING_OFFSET + 2 * HALF;
@@ -110,6 +111,7 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
     params.status = reinterpret_cast<peersum_u64>(&statuses[rank]);
     params.timeout_ns = timeout_ns;
     params.rank = rank;
+    params.detail = static_cast<peersum_u64>(kind.is_symmetric) << PEERSUM_DETAIL_BUFFER_SHIFT;
     params.header = static_cast<peersum_u64>(kind.is_symmetric) << PEERSUM_HEADER_SOURCE_SHIFT |
                     kind.family << PEERSUM_HEADER_FAMILY_SHIFT | kind.algorithm << PEERSUM_HEADER_ALGORITHM_SHIFT |
                     static_cast<peersum_u64>(PEERSUM_DTYPE_F32) << PEERSUM_HEADER_DTYPE_SHIFT | ELEMENTS * sizeof(float);

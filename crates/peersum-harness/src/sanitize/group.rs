@@ -207,7 +207,10 @@ impl Layout {
         let grouped = |units: usize| units.next_multiple_of(abi::PEERSUM_SLOT_GROUP as usize);
         let places = grouped(units).max(2 * grouped(units.div_ceil(world_size)));
         let push_offset = line(size_of::<PeersumControl>());
-        let push_half_bytes = line(places * world_size * UNIT_BYTES);
+        // Whole slot groups of both halves.
+        let both_halves = 2 * world_size * abi::PEERSUM_SLOT_GROUP as usize * UNIT_BYTES;
+        let push_half_bytes =
+            (places * world_size * UNIT_BYTES).next_multiple_of(both_halves) as u64;
         Layout {
             push_offset,
             push_half_bytes,
@@ -359,6 +362,7 @@ impl Group {
                 | (case.route.algorithm() as u64) << abi::PEERSUM_HEADER_ALGORITHM_SHIFT
                 | (T::DTYPE as u64) << abi::PEERSUM_HEADER_DTYPE_SHIFT
                 | (case.elements * size_of::<T>()) as u64,
+            detail: bit(case.route.is_symmetric(), abi::PEERSUM_DETAIL_BUFFER_SHIFT),
             rank: own as u32,
             flags,
         }

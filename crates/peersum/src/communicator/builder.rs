@@ -81,9 +81,14 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// The size of one half of the push slots, in bytes; two are allocated. A one-shot push of up to this over the world size (of a pair, of up to this), and a
-    /// two-shot push of up to half of it (of a pair, of up to this), fit, in steps of 512 bytes a rank; larger calls go as [`Communicator::plan`] says. At least 8 KiB.
-    /// Default: 32 MiB, or less where `max_bytes` cannot use it.
+    /// The size of one half of the push slots, in bytes; two are allocated.
+    ///
+    /// These calls fit: a one-shot push of this size divided by the world size, and a two-shot push of
+    /// half this size; for a pair of ranks, both of this size. Larger calls go as
+    /// [`Communicator::plan`] says. Any value works: it is rounded up to a multiple of 1 KiB for each
+    /// rank (of 1 KiB for a pair), and to at least 8 KiB.
+    ///
+    /// Default: 32 MiB, or 16 times `max_bytes` if that is less.
     pub fn push_half_bytes(mut self, bytes: usize) -> Self {
         self.push_half_bytes = Some(bytes as u64);
         self

@@ -1,4 +1,5 @@
-//! What `synchronize` looks at once the stream is done: the device's record, its poison word, the headers of the last call.
+//! What `synchronize` looks at once the stream is done: the device's record, its poison word, the
+//! headers and details of the last call.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use super::layout::{ControlHead, sequence};
 use super::links::Links;
 use super::{Communicator, processes};
 use crate::device::Device;
-use crate::error::{CallSignature, Error, Failure};
+use crate::error::{CallSignature, Error, Failure, is_detail_of};
 
 /// Pause between two looks for a header that is still on its way.
 const HEADER_POLL_INTERVAL: Duration = Duration::from_micros(50);
@@ -67,7 +68,14 @@ impl<D: Device> Communicator<D> {
             let failure = Failure::from_status(&status);
             return match failure {
                 Failure::PeerFailed { .. } | Failure::PeerTimeout { .. } => self
-                    .explain(links, failure, Some(status.own_header))
+                    .explain(
+                        links,
+                        failure,
+                        Some(Said {
+                            header: status.own_header,
+                            detail: status.own_detail,
+                        }),
+                    )
                     .map(Some),
                 _ => Ok(Some(failure)),
             };
@@ -83,7 +91,8 @@ impl<D: Device> Communicator<D> {
         Ok(Some(Failure::AbortedIdle { rank: self.rank }))
     }
 
-    /// Every call's headers are checked in the call after it; those of the last are checked here.
+    /// Every call's headers and details are checked in the call after it; those of the last are
+    /// checked here.
     fn check_last_call(&self, links: &Links<D>) -> Result<Option<Failure>, Error> {
         let began = Instant::now();
         loop {
@@ -100,21 +109,23 @@ impl<D: Device> Communicator<D> {
             }
             let last = sequence(state.push_epoch, state.pull_epoch).wrapping_sub(1);
             let slot = usize::from(last) % abi::PEERSUM_HEADER_RING as usize;
-            let own = head.own_headers[slot];
-            let Some(peer) = self
+            let own = Said::own(&head, slot);
+            let Some((peer, theirs)) = self
                 .peers()
-                .find(|&peer| head.headers[slot][peer as usize] != own)
+                .map(|peer| (peer, Said::of_peer(&head, slot, peer)))
+                .find(|(_, theirs)| *theirs != own)
             else {
                 return Ok(None);
             };
-            if let Some(disagreement) = self.disagreement_with(&head, peer, own) {
+            if let Some(disagreement) = disagreement(self.rank, own, peer, theirs) {
                 self.poison_all(links)?;
                 return Ok(Some(disagreement));
             }
-            // Headers are relaxed stores: the peer's may arrive after the data of the same call.
+            // Headers and details are relaxed stores: the peer's may arrive after the data of the
+            // same call.
             if began.elapsed() > self.timeout {
                 self.poison_all(links)?;
-                let algorithm = CallSignature::from_header(own).kind;
+                let algorithm = CallSignature::from_header(own.header).kind;
                 return Ok(Some(Failure::PeerTimeout {
                     rank: self.rank,
                     peer,
@@ -137,12 +148,12 @@ impl<D: Device> Communicator<D> {
     }
 
     /// Prefers a disagreement that the headers show to `failure`, which only names a rank: where any two ranks differ, every rank differs from some
-    /// other. `unsent` is the header of a call that this rank began but, being poisoned, may not have made.
+    /// other. `unsent` is what this rank would have said of a call that it began but, being poisoned, may not have made.
     fn explain(
         &self,
         links: &Links<D>,
         failure: Failure,
-        unsent: Option<u64>,
+        unsent: Option<Said>,
     ) -> Result<Failure, Error> {
         let began = Instant::now();
         loop {
@@ -160,12 +171,6 @@ impl<D: Device> Communicator<D> {
             }
             std::thread::sleep(HEADER_POLL_INTERVAL);
         }
-    }
-
-    /// Whether a peer's header of the call that this rank made as `own` has come and differs.
-    fn disagreement_with(&self, head: &ControlHead, peer: u32, own: u64) -> Option<Failure> {
-        let slot = usize::from(sequence_of(own)) % abi::PEERSUM_HEADER_RING as usize;
-        disagreement(self.rank, own, peer, head.headers[slot][peer as usize])
     }
 
     fn read_head(&self, links: &Links<D>) -> Result<Box<ControlHead>, Error> {
@@ -191,6 +196,44 @@ impl<D: Device> Communicator<D> {
     }
 }
 
+/// What a rank said of one of its calls: the header, and the detail or 0 if there is none or it has
+/// not come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Said {
+    header: u64,
+    detail: u64,
+}
+
+impl Said {
+    fn new(header: u64, detail: u64) -> Said {
+        let has_detail =
+            CallSignature::from_header(header).symmetric && is_detail_of(header, detail);
+        Said {
+            header,
+            detail: if has_detail { detail } else { 0 },
+        }
+    }
+
+    /// What the owner of `head` said.
+    fn own(head: &ControlHead, slot: usize) -> Said {
+        Said::new(head.own_headers[slot], head.own_details[slot])
+    }
+
+    /// What `peer` told the owner of `head`.
+    fn of_peer(head: &ControlHead, slot: usize, peer: u32) -> Said {
+        let peer = peer as usize;
+        Said::new(head.headers[slot][peer], head.details[slot][peer])
+    }
+
+    fn sequence(self) -> u16 {
+        CallSignature::from_header(self.header).sequence
+    }
+
+    fn signature(self) -> CallSignature {
+        CallSignature::from_words(self.header, self.detail)
+    }
+}
+
 /// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a call's headers and not others, its own copy included, so
 /// each rank's own ring and every peer's are looked at.
 struct Headers {
@@ -198,7 +241,7 @@ struct Headers {
     /// Calls of this communicator so far, modulo 2^16.
     now: u16,
     /// By rank, in no order.
-    by_rank: Vec<Vec<u64>>,
+    by_rank: Vec<Vec<Said>>,
 }
 
 impl Headers {
@@ -218,20 +261,16 @@ impl Headers {
             }
         }
         let state = heads[0].1.blocks[0];
-        let by_rank = (0..communicator.world_size)
-            .map(|rank| {
-                heads
-                    .iter()
-                    .flat_map(|(owner, head)| {
-                        let received = head.headers.iter().map(move |slot| slot[rank as usize]);
-                        let own = head.own_headers.iter().copied();
-                        let is_own = *owner == rank;
-                        received
-                            .filter(move |_| !is_own)
-                            .chain(own.filter(move |_| is_own))
-                    })
-                    .collect()
+        let said_by = |rank: u32| {
+            heads.iter().flat_map(move |(owner, head)| {
+                (0..abi::PEERSUM_HEADER_RING as usize).map(move |slot| match *owner == rank {
+                    true => Said::own(head, slot),
+                    false => Said::of_peer(head, slot, rank),
+                })
             })
+        };
+        let by_rank = (0..communicator.world_size)
+            .map(|rank| said_by(rank).collect())
             .collect();
         Ok(Headers {
             rank: communicator.rank,
@@ -240,31 +279,30 @@ impl Headers {
         })
     }
 
-    fn own(&self) -> &[u64] {
+    fn own(&self) -> &[Said] {
         &self.by_rank[self.rank as usize]
     }
 
-    fn peers(&self) -> impl Iterator<Item = (u32, &[u64])> {
+    fn peers(&self) -> impl Iterator<Item = (u32, &[Said])> {
         let rank = self.rank;
         (0..)
             .zip(&self.by_rank)
             .filter(move |(peer, _)| *peer != rank)
-            .map(|(peer, words)| (peer, words.as_slice()))
+            .map(|(peer, said)| (peer, said.as_slice()))
     }
 
     /// How many calls ago.
-    fn age(&self, header: u64) -> u16 {
-        self.now.wrapping_sub(sequence_of(header))
+    fn age(&self, said: Said) -> u16 {
+        self.now.wrapping_sub(said.sequence())
     }
 
-    fn disagreement(&self, unsent: Option<u64>) -> Option<Failure> {
-        let mut calls: Vec<u64> = self.own().iter().copied().chain(unsent).collect();
+    fn disagreement(&self, unsent: Option<Said>) -> Option<Failure> {
+        let mut calls: Vec<Said> = self.own().iter().copied().chain(unsent).collect();
         // The oldest first: what comes after a disagreement follows from it.
         calls.sort_by_key(|&own| std::cmp::Reverse(self.age(own)));
         calls.iter().find_map(|&own| {
-            self.peers().find_map(|(peer, words)| {
-                words
-                    .iter()
+            self.peers().find_map(|(peer, said)| {
+                said.iter()
                     .find_map(|&theirs| disagreement(self.rank, own, peer, theirs))
             })
         })
@@ -277,20 +315,18 @@ impl Headers {
         };
         self.peers()
             .filter(|(rank, _)| *rank == peer)
-            .all(|(_, words)| words.iter().any(|&word| self.age(word) == last))
+            .all(|(_, said)| said.iter().any(|&said| self.age(said) == last))
     }
 }
 
-fn sequence_of(header: u64) -> u16 {
-    CallSignature::from_header(header).sequence
-}
-
-/// What two headers of the same call say if they differ.
-fn disagreement(rank: u32, own: u64, peer: u32, theirs: u64) -> Option<Failure> {
-    (theirs != own && sequence_of(theirs) == sequence_of(own)).then(|| Failure::Disagreement {
+/// What two ranks said of the same call if it differs. A detail that has not come differs from none.
+fn disagreement(rank: u32, own: Said, peer: u32, theirs: Said) -> Option<Failure> {
+    let differ = own.header != theirs.header
+        || own.detail != theirs.detail && own.detail != 0 && theirs.detail != 0;
+    (differ && theirs.sequence() == own.sequence()).then(|| Failure::Disagreement {
         rank,
         peer,
-        own: CallSignature::from_header(own),
-        theirs: CallSignature::from_header(theirs),
+        own: own.signature(),
+        theirs: theirs.signature(),
     })
 }

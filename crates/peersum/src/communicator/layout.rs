@@ -16,16 +16,40 @@ pub(crate) struct ArenaLayout {
 
 /// Every part starts at a multiple of a cache line.
 const ALIGNMENT: u64 = 128;
-/// The smallest push half: of a two-shot call of the largest group one slot group in each of its two parts. So every route can carry a piece
-/// of any call.
-const MIN_PUSH_HALF_BYTES: u64 =
-    (2 * abi::PEERSUM_MAX_WORLD_SIZE * abi::PEERSUM_SLOT_GROUP * abi::PEERSUM_UNIT_BYTES) as u64;
+/// The smallest push half. It holds two slot groups of the largest group of ranks.
+const MIN_PUSH_HALF_BYTES: u64 = 8 << 10;
+
+/// The slots of one unit: one for each rank, but a pair keeps no slots for its own units.
+pub(crate) fn slot_sources(world_size: u32) -> u64 {
+    if world_size == 2 {
+        1
+    } else {
+        u64::from(world_size)
+    }
+}
+
+/// The slots of one group of units for one call, in bytes. The slots of the next call lie behind them.
+pub(crate) fn slot_group_bytes(world_size: u32) -> u64 {
+    slot_sources(world_size) * u64::from(abi::PEERSUM_SLOT_GROUP * abi::PEERSUM_UNIT_BYTES)
+}
 
 impl ArenaLayout {
-    pub(crate) fn new(max_bytes: u64, push_half_bytes: u64, probe_bytes: u64) -> ArenaLayout {
+    /// `push_half_bytes` is rounded up to a multiple of two slot groups, one for each half. A
+    /// two-shot call has its second memory behind the first `push_half_bytes`; within a group, its
+    /// slots would be those of a one-shot call of the other half (kernels/tests/push_slots.rs). A
+    /// two-shot call then has at least one group in each of its memories, so every route can carry
+    /// a piece of any call.
+    pub(crate) fn new(
+        world_size: u32,
+        max_bytes: u64,
+        push_half_bytes: u64,
+        probe_bytes: u64,
+    ) -> ArenaLayout {
         let align = |bytes: u64| bytes.next_multiple_of(ALIGNMENT);
         let push_offset = align(size_of::<PeersumControl>() as u64);
-        let push_half_bytes = align(push_half_bytes.max(MIN_PUSH_HALF_BYTES));
+        let push_half_bytes = push_half_bytes
+            .max(MIN_PUSH_HALF_BYTES)
+            .next_multiple_of(2 * slot_group_bytes(world_size));
         let staging_offset = push_offset + 2 * push_half_bytes;
         let staging_half_bytes = align(max_bytes);
         let probe_offset = staging_offset + 2 * staging_half_bytes;
@@ -76,8 +100,10 @@ pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
         blocks: [state; abi::PEERSUM_MAX_BLOCKS as usize],
         headers: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
         own_headers: [0; abi::PEERSUM_HEADER_RING as usize],
+        details: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
+        own_details: [0; abi::PEERSUM_HEADER_RING as usize],
         leave_claim: 0,
-        reserved: [0; 55],
+        reserved: [0; 47],
         pull_flags: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_MAX_BLOCKS as usize],
     });
     for back in 1..=ring {
@@ -96,7 +122,7 @@ pub(crate) fn control_bytes(control: &PeersumControl) -> &[u8] {
     unsafe { std::slice::from_raw_parts((&raw const *control).cast(), size_of::<PeersumControl>()) }
 }
 
-/// The part of a control block that `synchronize` reads back: block states, headers, own headers.
+/// The part of a control block that `synchronize` reads back: block states, headers, details.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct ControlHead {
@@ -104,6 +130,9 @@ pub(crate) struct ControlHead {
     pub(crate) headers:
         [[u64; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
     pub(crate) own_headers: [u64; abi::PEERSUM_HEADER_RING as usize],
+    pub(crate) details:
+        [[u64; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
+    pub(crate) own_details: [u64; abi::PEERSUM_HEADER_RING as usize],
 }
 
 const _: () = {
@@ -117,13 +146,21 @@ const _: () = {
         std::mem::offset_of!(PeersumControl, own_headers)
             == std::mem::offset_of!(ControlHead, own_headers)
     );
+    assert!(
+        std::mem::offset_of!(PeersumControl, details) == std::mem::offset_of!(ControlHead, details)
+    );
+    assert!(
+        std::mem::offset_of!(PeersumControl, own_details)
+            == std::mem::offset_of!(ControlHead, own_details)
+    );
     let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
     let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     let ring = abi::PEERSUM_HEADER_RING as usize;
-    // Blocks of 16 bytes, headers, own headers, claim and reserved words, flags: no padding between them.
+    // Blocks of 16 bytes, headers and details with a rank's own, claim and reserved words, flags: no padding
+    // between them.
     assert!(
         size_of::<PeersumControl>()
-            == blocks * 16 + ring * ranks * 8 + ring * 8 + 56 * 4 + blocks * ranks * 8
+            == blocks * 16 + 2 * (ring * ranks * 8 + ring * 8) + 48 * 4 + blocks * ranks * 8
     );
 };
 
@@ -133,6 +170,8 @@ impl ControlHead {
             blocks: [PeersumBlockState::default(); abi::PEERSUM_MAX_BLOCKS as usize],
             headers: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
             own_headers: [0; abi::PEERSUM_HEADER_RING as usize],
+            details: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
+            own_details: [0; abi::PEERSUM_HEADER_RING as usize],
         })
     }
 
@@ -145,6 +184,7 @@ impl ControlHead {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dispatch::Route;
 
     #[test]
     fn the_ring_starts_with_the_four_calls_before_the_first_also_across_the_wrap() {
@@ -165,8 +205,27 @@ mod tests {
     }
 
     #[test]
+    fn push_slots_are_whole_groups_of_both_halves_whatever_size_is_set() {
+        for world_size in 2..=8 {
+            for push_half_bytes in (0..40_000).step_by(88).chain([1 << 20, (32 << 20) + 1]) {
+                let layout = ArenaLayout::new(world_size, 1 << 20, push_half_bytes, 0);
+                let groups = 2 * slot_group_bytes(world_size);
+                assert_eq!(
+                    layout.push_half_bytes % groups,
+                    0,
+                    "{world_size} {layout:?}"
+                );
+                assert!(layout.push_half_bytes >= push_half_bytes.max(MIN_PUSH_HALF_BYTES));
+                for route in [Route::PushOneShot, Route::PushTwoShot] {
+                    assert!(layout.capacity_units(route, world_size) > 0);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn the_parts_of_an_arena_do_not_overlap() {
-        let layout = ArenaLayout::new(1000, 333, 77);
+        let layout = ArenaLayout::new(3, 1000, 333, 77);
         assert!(layout.push_offset >= size_of::<PeersumControl>() as u64);
         assert_eq!(
             layout.staging_offset,

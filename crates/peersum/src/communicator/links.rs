@@ -5,12 +5,13 @@ use std::sync::Arc;
 use peersum_artifact::{Dtype, Family};
 use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
 
-use super::layout::ArenaLayout;
+use super::layout::{ArenaLayout, slot_group_bytes};
 use super::processes::PeerProcess;
 use super::seats::Seats;
 use super::symmetric::SymmetricRegion;
 use crate::device::{Device, MemorySharing, StatusRecord};
 use crate::dispatch::{Placement, Route};
+use crate::error::SymmetricPart;
 use crate::loader::LoadReport;
 
 /// The most ranks of a group.
@@ -63,11 +64,12 @@ pub(super) struct SymmetricRange {
 }
 
 impl SymmetricRange {
-    /// What the header says of the part, so that ranks that use different ones find out.
-    pub(super) fn tag(&self) -> u8 {
-        let part = (self.index as u64 + 1) << 40 | self.offset;
-        // Fibonacci hashing: the top bits of the product depend on all bits of the part.
-        (part.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - abi::PEERSUM_HEADER_BUFFER_BITS)) as u8
+    /// What the call tells the peers of the part, so that ranks that use different ones find out.
+    pub(super) fn part(&self) -> SymmetricPart {
+        SymmetricPart {
+            buffer: self.index as u16,
+            offset_bytes: self.offset,
+        }
     }
 }
 
@@ -169,13 +171,12 @@ impl ArenaLayout {
     /// The largest call of a route, in units. The counterpart of what the kernels compute from the same sizes.
     pub(super) fn capacity_units(&self, route: Route, world_size: u32) -> u64 {
         let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
+        let group_bytes = slot_group_bytes(world_size);
         let world_size = u64::from(world_size);
         let staging = self.staging_half_bytes / unit;
         // Units whose slots fit, in whole groups.
         let group = u64::from(abi::PEERSUM_SLOT_GROUP);
-        // A pair keeps no slots for its own units.
-        let sources = if world_size == 2 { 1 } else { world_size };
-        let slots = |bytes: u64| bytes / (group * sources * unit) * group;
+        let slots = |bytes: u64| bytes / group_bytes * group;
         // Indices of units fit 31 bits on the device.
         let most = (1 << 31) - 1;
         let capacity = match route {

@@ -292,7 +292,7 @@ impl<D: Device> Communicator<D> {
                 algorithm: plan.route.algorithm(),
             },
             symmetric: plan.route.is_symmetric(),
-            buffer: 0,
+            part: None,
             dtype: Some(call.dtype),
             bytes,
         };
@@ -300,7 +300,7 @@ impl<D: Device> Communicator<D> {
             // `enqueue` has made sure that the whole input is symmetric, so every piece of it is.
             && let Some(range) = links.find_symmetric(call.input, bytes)
         {
-            signature.buffer = range.tag();
+            signature.part = Some(range.part());
             params.source = range.addresses;
             let is_aligned =
                 |address: &u64| address.is_multiple_of(u64::from(abi::PEERSUM_UNIT_BYTES));
@@ -310,6 +310,7 @@ impl<D: Device> Communicator<D> {
             }
         }
         params.header = signature.header();
+        params.detail = signature.detail();
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
         let places = match plan.route.algorithm() {
             peersum_artifact::Algorithm::OneShot => units,

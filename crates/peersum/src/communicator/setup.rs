@@ -183,6 +183,7 @@ fn connect<D: Device>(
         0
     };
     let layout = ArenaLayout::new(
+        world_size,
         builder.max_bytes,
         builder.push_half_bytes_or_default(),
         probe,

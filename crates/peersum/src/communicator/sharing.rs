@@ -12,7 +12,7 @@ use super::symmetric::SymmetricRegion;
 use super::{Communicator, SymmetricBuffer};
 use crate::device::{Device, Export, Import, MemorySharing};
 use crate::element::Element;
-use crate::error::Error;
+use crate::error::{Error, SymmetricPart};
 use crate::rendezvous::Group;
 
 /// How one rank's memory is reached; a file descriptor travels beside it.
@@ -143,6 +143,7 @@ impl<D: Device> Communicator<D> {
             .map_or(MemorySharing::Auto, |links| links.sharing);
         // A buffer of no elements still has an address on every rank.
         let bytes = (len * size_of::<T>()).max(1).next_multiple_of(256);
+        self.check_symmetric_limits(bytes as u64)?;
         let allocation = self.device.allocate_shared(bytes, sharing)?;
         let region = Arc::new(SymmetricRegion {
             address: self.device.allocation_address(&allocation),
@@ -173,5 +174,29 @@ impl<D: Device> Communicator<D> {
         Ok(unsafe {
             SymmetricBuffer::new(Arc::clone(&region), self.device.adopt(region.address, len))
         })
+    }
+
+    /// A call must be able to tell the peers which part of which buffer it uses.
+    fn check_symmetric_limits(&self, bytes: u64) -> Result<(), Error> {
+        let refuse = |reason| {
+            Err(Error::InvalidSetting {
+                setting: "symmetric_alloc",
+                reason,
+            })
+        };
+        if bytes > SymmetricPart::MAX_BUFFER_BYTES {
+            return refuse(format!(
+                "{bytes} bytes; a symmetric buffer has at most {}",
+                SymmetricPart::MAX_BUFFER_BYTES
+            ));
+        }
+        let buffers = self.links.as_ref().map_or(0, |links| links.symmetric.len());
+        if buffers >= SymmetricPart::MAX_BUFFERS {
+            return refuse(format!(
+                "this communicator has {buffers} symmetric buffers, the most that it can have; \
+                 allocate a large one and use parts of it"
+            ));
+        }
+        Ok(())
     }
 }
