@@ -46,7 +46,9 @@ impl ArenaLayout {
         probe_bytes: u64,
     ) -> ArenaLayout {
         let align = |bytes: u64| bytes.next_multiple_of(ALIGNMENT);
-        let push_offset = align(size_of::<PeersumControl>() as u64);
+        // A warp's store of one source's slots of a group is 512 bytes: it begins at a multiple of that.
+        let push_offset =
+            (size_of::<PeersumControl>() as u64).next_multiple_of(slot_group_bytes(2));
         let push_half_bytes = push_half_bytes
             .max(MIN_PUSH_HALF_BYTES)
             .next_multiple_of(2 * slot_group_bytes(world_size));
