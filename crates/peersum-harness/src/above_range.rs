@@ -69,7 +69,7 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
     let world_size = args.world_size.unwrap_or(gpus.min(8));
     ensure!(
         (2..=gpus).contains(&world_size),
-        "NCCL takes one rank a GPU: {world_size} ranks, and {gpus} GPUs are here"
+        "this test gives every rank its own GPU: {world_size} ranks, and {gpus} GPUs are here"
     );
     let directory = tempfile::Builder::new()
         .prefix("peersum-above-range-")

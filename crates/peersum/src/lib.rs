@@ -41,7 +41,7 @@
 //!
 //! # Failures
 //!
-//! No wait is unbounded. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up, and so do all others; an [`AbortHandle`] ends
+//! Every wait of peersum's own has a deadline; only calls that go to NCCL (the feature `nccl`) wait without one. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up, and so do all others; an [`AbortHandle`] ends
 //! the waits of its rank at once. What was not reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says why:
 //!
 //! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and whose process has ended or is stopped;
@@ -51,7 +51,7 @@
 //!
 //! A communicator that failed gives the same reason at each later call and moves no data. It is not repaired: drop it and build a new one. What the
 //! ranks' headers cannot show is a skipped call whose neighbours in the sequence are of the same size, type and algorithm: then one
-//! rank's inputs of two different calls are summed, as with every collective library.
+//! rank's inputs of two different calls are summed.
 //!
 //! Set-up compares versions, kernel sources, dispatch tables and sizes; where ranks differ, every rank gets an error with both values.
 //!

@@ -24,8 +24,9 @@ impl CommunicatorBuilder {
         if shares_device && self.above_range.is_some() {
             return Err(Error::InvalidSetting {
                 setting: "above_range",
-                reason: "ranks of this group share a device, and NCCL takes one rank a device: leave it out, and larger calls go through \
-                         peersum's kernels in pieces"
+                reason: "ranks of this group share a device, which NCCL refuses by default: \
+                         leave above_range out, and larger calls go through peersum's kernels \
+                         in pieces"
                     .to_owned(),
             });
         }

@@ -19,14 +19,14 @@
 //! Which path a call takes is a function of its bytes alone ([`Communicator::path`](crate::Communicator::path)), so all ranks take the same. NCCL works on the communicator's
 //! stream: calls of both paths are in order, and both can be captured into a graph. What is not the same:
 //!
-//! - **Bits.** NCCL sums in an order of its own, in the element type's precision, with NaNs as they come: its results are outside
-//!   [`mod@crate::reference`]'s contract.
+//! - **Bits.** NCCL chooses the order and the precision of its sums. Its results are outside [`mod@crate::reference`]'s contract.
 //! - **Waits.** NCCL waits for ever, in set-up and in calls: [`timeout`](crate::CommunicatorBuilder::timeout) and [`AbortHandle`](crate::AbortHandle) do not reach into it, and ranks that
 //!   call it with different sizes are not told. [`synchronize`](crate::Communicator::synchronize) reports what NCCL itself has noticed. A communicator that has failed aborts NCCL's when it is
 //!   dropped.
 //! - **Graphs.** NCCL's communicator outlives a [`Communicator`](crate::Communicator) whose calls to NCCL were captured: NCCL would wait for the graph in its teardown.
 //! - **Network.** NCCL opens TCP sockets, in the kernel's choice of ports.
-//! - **GPUs.** Every rank needs a GPU of its own.
+//! - **GPUs.** Every rank needs its own GPU. NCCL refuses a GPU that two ranks share unless an
+//!   experimental setting of its own allows it; a group with a rendezvous refuses it in any case.
 //!
 //! `libnccl.so.2` is opened when a communicator is built, not before and not for a group of one. cudarc's own binding is not used for it: cudarc 0.19 looks
 //! for `libnccl.so`, which only development packages have, and panics where it finds none.
