@@ -78,10 +78,26 @@
 //!
 //! # Features
 //!
-//! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module `nccl`). None is on by default. [`cudarc`] is re-exported with which this crate was built; its version of CUDA is the build machine's or the newest, never pinned here,
-//! so that a program may choose. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an error says what is missing.
+//! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module `nccl`). None is on by default. [`cudarc`] is re-exported with which this crate was built. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an error says what is missing.
 //!
 //! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
+//!
+//! # Building where an nvcc is on PATH
+//!
+//! This crate needs no nvcc, but cudarc's build script runs the first one on `PATH` to choose the
+//! CUDA version of its bindings (without any it takes the newest that it knows). An nvcc that it
+//! does not know ends in `Unsupported cuda toolkit version`, a wrapper that prints a line of its
+//! own first ends in a panic of that build script, and one older than 11.8 ends in
+//! `cannot find function cuLaunchKernelEx`. Name the version instead, in your program's
+//! `.cargo/config.toml` or in the environment:
+//!
+//! ```toml
+//! [env]
+//! CUDARC_CUDA_VERSION = "13040" # any version of cudarc from 11080 on
+//! ```
+//!
+//! A dependency on cudarc with the feature `cuda-13040` does the same; use one of the two. The
+//! version concerns the bindings alone: no CUDA of it is needed, neither to build nor to run.
 
 #![deny(missing_docs)]
 
