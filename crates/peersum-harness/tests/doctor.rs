@@ -359,8 +359,14 @@ fn gpus_that_cannot_reach_each_other_are_named() {
 }
 
 /// What the driver or the GPU finding must say for each illness.
-const ILLNESSES: [(&str, Subject, Verdict, &str); 10] = [
+const ILLNESSES: [(&str, Subject, Verdict, &str); 11] = [
     ("gpus=0", Subject::Driver, Verdict::Not, "finds no GPU"),
+    (
+        "stub",
+        Subject::Driver,
+        Verdict::Not,
+        "the CUDA toolkit's stub of libcuda",
+    ),
     ("old", Subject::Driver, Verdict::Not, "branch 580 or newer"),
     (
         "cuda12",
@@ -406,6 +412,52 @@ fn each_illness_of_a_driver_or_gpu_is_a_finding_that_says_what_to_do() {
         let text = format!("{} {}", finding.seen, finding.meaning);
         assert!(text.contains(says), "{fault}: {finding}");
     }
+}
+
+#[test]
+fn no_result_of_a_driver_s_function_is_ignored() {
+    // Attributes by their number: multiprocessors, compute mode, compute capability, memory by
+    // descriptor, multicast.
+    for function in [
+        "cuDriverGetVersion",
+        "cuInit",
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceGetUuid",
+        "cuDeviceGetPCIBusId",
+        "cuDeviceTotalMem_v2",
+        "cuDeviceGetP2PAttribute",
+        "16",
+        "20",
+        "75",
+        "102",
+        "103",
+        "132",
+    ] {
+        let report = Visit::fake(&format!("gpus=2 fails:{function}")).report();
+        let says = match function {
+            "cuDeviceTotalMem_v2" => "cuDeviceTotalMem",
+            function if function.starts_with("cu") => function,
+            _ => "cuDeviceGetAttribute",
+        };
+        let named = report.findings.iter().any(|finding| {
+            finding.blocking
+                && finding.seen.contains(&format!("{says} failed"))
+                && finding.seen.contains("CUDA_ERROR_OF_A_FAKE")
+        });
+        assert!(named, "{function}: {report}");
+        assert!(!report.to_string().contains("CUDA 0.0"), "{report}");
+    }
+}
+
+#[test]
+fn the_toolkit_s_stub_is_no_driver_that_wants_an_update() {
+    let report = Visit::fake("stub").report();
+    let driver = only(&report, Subject::Driver);
+    assert!(driver.blocking && driver.meaning.contains("LD_LIBRARY_PATH"));
+    assert!(!driver.to_string().contains("0.0"), "{driver}");
+    assert!(!driver.meaning.contains("update"), "{driver}");
 }
 
 #[test]

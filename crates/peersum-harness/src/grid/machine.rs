@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::{CudaContext, CudaStream};
 use peersum::device::DeviceStream;
 use peersum::loader::{JitMode, LoadPolicy, LoadReport, Origin};
+use peersum_artifact::Arch;
 use peersum_emulator::{EmulatorDevice, EmulatorOptions, EmulatorStream};
 
 use super::device_check::{DeviceCheck, DeviceCheckModule};
@@ -144,7 +145,14 @@ fn gpu_architectures() -> Result<Vec<String>> {
     (0..count as usize)
         .map(|ordinal| {
             let (major, minor) = CudaContext::new(ordinal)?.compute_capability()?;
-            Ok(format!("sm_{major}{minor}"))
+            let number = major * 10 + minor;
+            ensure!(
+                number >= i32::from(Arch::OLDEST.number()),
+                "GPU {ordinal} is sm_{number}, and the kernels need sm_{} and newer: hide it with \
+                 CUDA_VISIBLE_DEVICES, or take --device emulator",
+                Arch::OLDEST
+            );
+            Ok(format!("sm_{number}"))
         })
         .collect()
 }

@@ -16,11 +16,12 @@ use super::report::{
 };
 use super::trial::all_reduce_between;
 use super::verdicts::{
-    OLDEST, RESTART, Shared, driver_finding, gpu_finding, link_findings, multicast_finding,
+    RESTART, Shared, driver_finding, gpu_finding, link_findings, multicast_finding,
     reduced_finding, shared_finding, trouble_finding,
 };
 use crate::cuda::Cuda;
 use crate::cuda::driver::describe;
+use crate::cuda::start::start;
 use crate::device::{Device, DeviceError, MemorySharing};
 use crate::error::Error;
 use crate::loader::LoadPolicy;
@@ -48,7 +49,7 @@ pub(super) struct Gpus<'a> {
 impl Gpus<'_> {
     /// Looks at the driver, and at what it has.
     pub(super) fn examine(&mut self, traces: Traces) {
-        let version = match bounded(self.patience, driver::start) {
+        let version = match bounded(self.patience, start) {
             Ok(Ok(version)) => version,
             Ok(Err(trouble)) => return self.report.push(trouble_finding(&trouble, traces)),
             Err(unanswered) => return self.stuck(Subject::Driver, &[], &unanswered),
@@ -79,12 +80,12 @@ impl Gpus<'_> {
             .gpus
             .iter()
             .zip(&architectures)
-            .map(|(gpu, arch)| *arch >= OLDEST && gpu.compute_mode != ComputeMode::Prohibited)
+            .map(|(gpu, arch)| arch.runs_kernels() && gpu.compute_mode != ComputeMode::Prohibited)
             .collect();
         let any = usable.contains(&true);
         for gpu in self.report.gpus.clone() {
             let ordinal = gpu.ordinal as usize;
-            let finding = gpu_finding(&gpu, architectures[ordinal] >= OLDEST);
+            let finding = gpu_finding(&gpu, architectures[ordinal].runs_kernels());
             self.report.push(finding.blocking(!any));
         }
         self.report.push(multicast_finding(&self.report.gpus));
@@ -253,7 +254,8 @@ impl Gpus<'_> {
                     Shared::ByAddress(reason)
                 }
                 Ok(exchanged) => Shared::Wrong(exchanged),
-                Err(_) => Shared::Failed(reason),
+                Err(other) if other == reason => Shared::Failed(reason),
+                Err(other) => Shared::Failed(format!("{reason}; by address: {other}")),
             },
         })
     }

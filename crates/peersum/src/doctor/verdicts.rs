@@ -2,16 +2,15 @@
 
 use peersum_artifact::{Arch, CudaVersion};
 
-use super::driver::{self, Trouble};
+use super::driver;
 use super::exchange::Exchanged;
 use super::machine::Traces;
 use super::report::{ComputeMode, Finding, GpuFacts, LinkFacts, Subject, Verdict};
 use super::trial::Reduced;
+use crate::cuda::start::Trouble;
 use crate::device::DeviceError;
 use crate::error::Error;
 
-/// The oldest architecture that the kernels are compiled for.
-pub(super) const OLDEST: Arch = Arch::plain(8, 0);
 /// The CUDA major of the toolkit that the project's own cubins are made with.
 const TOOLKIT_MAJOR: u32 = 13;
 
@@ -111,6 +110,14 @@ pub(super) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
             "nothing is amiss if there is none; on a machine with GPUs start the container \
             with `--gpus all`",
         ),
+        Trouble::Stub(_) => finding
+            .meaning(format!(
+                "programs that link CUDA need the stub only when they are built: take its \
+                directory (`.../lib64/stubs`) off LD_LIBRARY_PATH, and {}",
+                driver::update_hint(TOOLKIT_MAJOR).replacen("update", "install", 1)
+            ))
+            .blocking(true),
+        Trouble::NoVersion(_) => finding.meaning(RESTART).blocking(true),
         Trouble::TooOld(_) => finding
             .meaning(driver::update_hint(TOOLKIT_MAJOR))
             .blocking(true),
@@ -166,7 +173,8 @@ pub(super) fn gpu_finding(gpu: &GpuFacts, new_enough: bool) -> Finding {
             format!(
                 "kernels are compiled for compute capability {}.{} and \
             newer",
-                OLDEST.major, OLDEST.minor
+                Arch::OLDEST.major,
+                Arch::OLDEST.minor
             ),
         )
     } else {

@@ -4,12 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use peersum::loader::nvrtc::{NvrtcError, NvrtcLibrary, build_id, compile};
-use peersum::loader::{LoadPolicy, Reason};
+use peersum::loader::{JitMode, LoadError, LoadPolicy, Reason, load_from};
 use peersum_artifact::{Arch, inspect_cubin};
 use tempfile::tempdir;
 
 use crate::support::{
-    SM_80, SM_90, compiled, faults, kernels, library, load_push, not_found, push,
+    SM_80, SM_90, compiled, device, faults, jit_policy, kernels, library, load_push, not_found,
+    push,
 };
 use crate::toolchain;
 
@@ -54,15 +55,35 @@ fn a_compile_error_carries_the_whole_log() {
 
 #[test]
 fn an_architecture_that_nvrtc_does_not_know_is_an_error_with_its_list() {
-    let error = compile(library(), push(), Arch::plain(5, 0), &kernels().sources).unwrap_err();
+    let error = compile(library(), push(), Arch::plain(8, 1), &kernels().sources).unwrap_err();
     let NvrtcError::ArchUnsupported { supported, .. } = &error else {
         panic!("{error}")
     };
-    assert!(supported.contains(&90) && !supported.contains(&50));
+    assert!(supported.contains(&90) && !supported.contains(&81));
     assert!(
-        error.to_string().contains("sm_80, ") && error.to_string().contains("sm_50"),
+        error.to_string().contains("sm_80, ") && error.to_string().contains("sm_81"),
         "{error}"
     );
+}
+
+#[test]
+fn an_old_gpu_is_refused_with_what_the_kernels_need_before_any_place_is_looked_at() {
+    for arch in [Arch::plain(7, 5), Arch::plain(6, 1)] {
+        // Sources that no compiler takes: nothing may be compiled.
+        let sources = [("push.cu", "mistake")];
+        let error = compile(library(), push(), arch, &sources).unwrap_err();
+        assert!(matches!(error, NvrtcError::ArchTooOld { .. }), "{error}");
+        assert!(error.to_string().contains("sm_80 and newer"), "{error}");
+
+        for mode in [JitMode::Allow, JitMode::Deny, JitMode::Force] {
+            let policy = jit_policy().jit(mode);
+            let error = load_from(&policy, &kernels(), push(), &device(arch)).unwrap_err();
+            assert!(matches!(error, LoadError::ArchTooOld { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("sm_80 and newer"), "{text}");
+            assert!(!text.contains("precompile"), "{text}");
+        }
+    }
 }
 
 #[test]
