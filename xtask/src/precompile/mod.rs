@@ -125,7 +125,8 @@ Examples:
   cargo xtask precompile --toolkit /usr/local/cuda-12.8  another toolkit, CUDA 12.4 to 13.x
 
 Environment:
-  NVCC, CUDA_HOME, CUDA_PATH   where to find nvcc; without any, the pinned CUDA 13.0 compiler is installed on first use
+  NVCC, CUDA_HOME, CUDA_PATH   where to find nvcc (the latter two: absolute paths); without any, the pinned CUDA 13.0 compiler is
+                               installed on first use
   PEERSUM_TOOLCHAIN_DIR        where that is installed [default: the user's cache directory]
   NVCC_CCBIN, CXX              the host C++ compiler that nvcc calls
 
