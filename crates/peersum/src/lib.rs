@@ -10,14 +10,12 @@
 //!
 //! ```no_run
 //! use half::bf16;
-//! use peersum::cudarc::driver::CudaContext;
 //! use peersum::{Communicator, Rendezvous};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // Without the driver cudarc would panic.
-//! peersum::cuda::driver_present()?;
 //! let rendezvous = Rendezvous::from_env()?;
-//! let stream = CudaContext::new(rendezvous.local_rank() as usize)?.new_stream()?;
+//! // The GPU of this rank, or an error that says what is missing.
+//! let stream = peersum::open_context(rendezvous.local_rank())?.new_stream()?;
 //! let mut communicator = Communicator::builder().rendezvous(rendezvous).build(&stream)?;
 //!
 //! let mut hidden = stream.clone_htod(&vec![bf16::ONE; 8192])?;
@@ -74,6 +72,7 @@
 //! | `PEERSUM_CUBIN_DIR` | a directory of cubins with their manifest, looked at before those in the program |
 //! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |
 //! | `PEERSUM_JIT` | `allow`, `deny` (a missing module is an error that lists every place) or `force`: [`loader::JitMode`] |
+//! | `CUDA_HOME`, `CUDA_PATH` | a toolkit to look for NVRTC in, by its absolute path; a relative one is not looked at |
 //! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: set it to 32 where ranks share a GPU, before the context is made |
 //!
 //! # Features
@@ -123,7 +122,7 @@ pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,
 };
-pub use cuda::Cuda;
+pub use cuda::{Cuda, open_context};
 pub use cudarc;
 pub use doctor::doctor;
 pub use element::Element;

@@ -1,4 +1,4 @@
-use crate::checkout::{Checkout, module, snapshot, target};
+use crate::checkout::{Checkout, module, target};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::{CudaContext, CudaStream};
 use peersum::device::DeviceStream;
 use peersum::loader::{JitMode, LoadPolicy, LoadReport, Origin};
-use peersum_artifact::Arch;
 use peersum_emulator::{EmulatorDevice, EmulatorOptions, EmulatorStream};
 
 use super::device_check::{DeviceCheck, DeviceCheckModule};
@@ -45,10 +44,10 @@ impl Gpus {
         peersum::cuda::driver_present()?;
         let count = CudaContext::device_count().context("counting the GPUs")?;
         ensure!(count > 0, "the CUDA driver finds no GPU");
-        let contexts = (0..count.min(ranks as i32) as usize)
+        let contexts = (0..count.unsigned_abs().min(ranks))
             .map(|ordinal| {
-                let context =
-                    CudaContext::new(ordinal).with_context(|| format!("opening GPU {ordinal}"))?;
+                let context = peersum::open_context(ordinal)
+                    .with_context(|| format!("opening GPU {ordinal}"))?;
                 // SAFETY: every slice here is used on the stream of one rank only.
                 unsafe { context.disable_event_tracking() };
                 let module = DeviceCheckModule::load(&context)?;
@@ -142,17 +141,16 @@ fn gpu_architectures() -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let count = CudaContext::device_count().unwrap_or(0);
-    (0..count as usize)
+    (0..count.unsigned_abs())
         .map(|ordinal| {
-            let (major, minor) = CudaContext::new(ordinal)?.compute_capability()?;
-            let number = major * 10 + minor;
-            ensure!(
-                number >= i32::from(Arch::OLDEST.number()),
-                "GPU {ordinal} is sm_{number}, and the kernels need sm_{} and newer: hide it with \
-                 CUDA_VISIBLE_DEVICES, or take --device emulator",
-                Arch::OLDEST
-            );
-            Ok(format!("sm_{number}"))
+            let context = peersum::open_context(ordinal).with_context(|| {
+                format!(
+                    "GPU {ordinal} (CUDA_VISIBLE_DEVICES can hide it, and --device emulator does \
+                     without GPUs)"
+                )
+            })?;
+            let (major, minor) = context.compute_capability()?;
+            Ok(format!("sm_{major}{minor}"))
         })
         .collect()
 }

@@ -10,6 +10,7 @@ mod launch;
 mod mapping;
 mod memory;
 mod module;
+pub(crate) mod open;
 pub(crate) mod start;
 mod status;
 mod stream;
@@ -28,6 +29,7 @@ pub use graph::Graph;
 pub use mapping::Mapping;
 pub use memory::Allocation;
 pub use module::Module;
+pub use open::open_context;
 
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,

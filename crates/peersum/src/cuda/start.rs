@@ -3,7 +3,7 @@
 
 use std::ffi::c_int;
 
-use peersum_artifact::CudaVersion;
+use peersum_artifact::{CudaVersion, driver_branch_floor};
 
 use super::driver::{MIN_DRIVER, describe_number, library};
 use crate::device::DeviceError;
@@ -79,6 +79,14 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
+/// The CUDA major of the toolkit that the project's own cubins are made with.
+pub(crate) const TOOLKIT_MAJOR: u32 = 13;
+
+/// What to do about a driver that misbehaves.
+pub(crate) const RESTART: &str = "the driver does not do what it should: look for Xid errors in \
+    `dmesg`, end other processes that use the GPUs (`nvidia-smi`), reset the GPU or restart the \
+    machine";
+
 /// `CUDA_ERROR_STUB_LIBRARY` of cuda.h.
 const STUB_LIBRARY: c_int = 34;
 /// `CUDA_ERROR_NO_DEVICE` of cuda.h.
@@ -112,6 +120,42 @@ pub(crate) enum Trouble {
     /// It does not start.
     #[error("the driver for CUDA {0} does not start: cuInit failed: {1}")]
     Refused(CudaVersion, String),
+}
+
+impl Trouble {
+    /// What to do about it.
+    pub(crate) fn remedy(&self) -> String {
+        let update = || update_hint(TOOLKIT_MAJOR);
+        match self {
+            Trouble::Stub(_) => format!(
+                "programs that link CUDA need the stub only when they are built: take its \
+                 directory (`.../lib64/stubs`) off LD_LIBRARY_PATH, and {}",
+                update().replacen("update", "install", 1)
+            ),
+            Trouble::TooOld(_) => update(),
+            Trouble::Missing(_) | Trouble::Incomplete { .. } => format!(
+                "the library is not a whole driver, perhaps the toolkit's stub: take its \
+                 directory off LD_LIBRARY_PATH, or {}",
+                update()
+            ),
+            Trouble::Refused(..) => format!(
+                "library and kernel module may be of different versions: load the new module or \
+                 restart the machine. Otherwise {RESTART}"
+            ),
+            Trouble::NoVersion(_) => RESTART.to_owned(),
+            Trouble::NoDevice(_) => "on a machine with GPUs start the container with them passed \
+                                     in, for instance `--gpus all`"
+                .to_owned(),
+        }
+    }
+}
+
+/// What to do about a driver that is too old for cubins of this toolkit.
+pub(crate) fn update_hint(toolkit_major: u32) -> String {
+    match driver_branch_floor(toolkit_major) {
+        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
+        None => "update NVIDIA's driver".to_owned(),
+    }
 }
 
 fn of_version(version: Option<&CudaVersion>) -> String {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
 
-use super::driver::update_hint;
 use super::report::{Finding, Subject, Verdict};
+use crate::cuda::start::update_hint;
 use crate::loader::{self, DeviceTarget, JitMode, LoadPolicy, Origin, Reason};
 
 /// Looks for every module that `arch` could need. `first_steps` says how to make them.

@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::fs;
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_P2PAttribute, CUdevice_attribute, CUuuid};
-use peersum_artifact::{Arch, driver_branch_floor};
+use peersum_artifact::Arch;
 
 use super::report::{ComputeMode, GpuFacts, LinkFacts};
 use crate::cuda::driver::{arch, attribute, check, describe_number, library};
@@ -14,14 +14,6 @@ use crate::device::DeviceError;
 const ATTRIBUTE_MULTICAST_SUPPORTED: c_int = 132;
 /// `CUDA_ERROR_INVALID_VALUE` of cuda.h.
 const INVALID_VALUE: c_int = 1;
-
-/// What to do about a driver that is too old, for the toolkit of this project's cubins.
-pub(super) fn update_hint(toolkit_major: u32) -> String {
-    match driver_branch_floor(toolkit_major) {
-        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
-        None => "update NVIDIA's driver".to_owned(),
-    }
-}
 
 /// The version of NVIDIA's kernel module, as `/proc` tells it.
 pub(super) fn kernel_module() -> Option<String> {
@@ -38,16 +30,6 @@ fn kernel_module_in(text: &str) -> Option<String> {
                 .all(|byte| byte.is_ascii_digit() || byte == b'.')
     };
     line.split_whitespace().find(looks_so).map(str::to_owned)
-}
-
-/// The number of devices that this process sees.
-pub(super) fn device_count() -> Result<u32, DeviceError> {
-    let mut count = 0;
-    // SAFETY: `count` is a place for one int.
-    check("cuDeviceGetCount", unsafe {
-        sys::cuDeviceGetCount(&raw mut count)
-    })?;
-    Ok(u32::try_from(count).unwrap_or(0))
 }
 
 /// The device with this number.

@@ -16,12 +16,13 @@ use super::report::{
 };
 use super::trial::all_reduce_between;
 use super::verdicts::{
-    RESTART, Shared, driver_finding, gpu_finding, link_findings, multicast_finding,
-    reduced_finding, shared_finding, trouble_finding,
+    Shared, driver_finding, gpu_finding, link_findings, multicast_finding, reduced_finding,
+    shared_finding, trouble_finding,
 };
 use crate::cuda::Cuda;
-use crate::cuda::driver::describe;
-use crate::cuda::start::start;
+use crate::cuda::driver::{describe, device_count};
+use crate::cuda::open::open_gpu;
+use crate::cuda::start::{RESTART, start};
 use crate::device::{Device, DeviceError, MemorySharing};
 use crate::error::Error;
 use crate::loader::LoadPolicy;
@@ -328,7 +329,7 @@ type Facts = (Vec<(GpuFacts, Arch)>, Vec<LinkFacts>);
 
 /// All GPUs and all ordered pairs, as the driver describes them.
 fn facts() -> Result<Facts, DeviceError> {
-    let count = driver::device_count()?;
+    let count = device_count()?;
     let gpus = (0..count).map(driver::gpu).collect::<Result<_, _>>()?;
     let links = (0..count)
         .flat_map(|from| (0..count).map(move |to| (from, to)))
@@ -342,10 +343,7 @@ fn facts() -> Result<Facts, DeviceError> {
 type Opened = (Arc<CudaContext>, Result<(), DeviceError>);
 
 fn open_one(ordinal: u32) -> Result<Opened, DeviceError> {
-    let context = CudaContext::new(ordinal as usize).map_err(|error| DeviceError::Driver {
-        call: "cuDevicePrimaryCtxRetain",
-        message: describe(error.0),
-    })?;
+    let context = open_gpu(ordinal)?;
     let device = Cuda::open(&new_stream(&context)?)?;
     device.allocate_status()?;
     let handle = device
