@@ -248,9 +248,10 @@ impl FromStr for Target {
         supported.ok_or_else(|| ParseNameError {
             what: "architecture",
             given: given.to_owned(),
-            valid: "sm_80 and newer, such as sm_90 and sm_120 (a cubin), or compute_80 and newer \
-                    (PTX): the kernels need compute capability 8.0"
-                .to_owned(),
+            valid:
+                "sm_80, sm_90, sm_100, sm_120, compute_80 and others of the form sm_N (a cubin) \
+                    or compute_N (PTX); the kernels need sm_80 and newer"
+                    .to_owned(),
         })
     }
 }
