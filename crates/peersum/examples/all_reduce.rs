@@ -1,4 +1,5 @@
-//! README's program: one process a rank, each on the GPU of its local rank (or all on the only one):
+//! README's program: one process a rank, each on the GPU of its local rank (or all on the only
+//! one):
 //!
 //! ```sh
 //! cargo build --example all_reduce

@@ -1,5 +1,5 @@
-//! An engine's code against `cudarc::nccl`, with one `use` changed. Ranks are threads of one process, each on a GPU of its
-//! own or both on the only one:
+//! An engine's code against `cudarc::nccl`, with one `use` changed. Ranks are threads of one
+//! process, each on a GPU of its own or both on the only one:
 //!
 //! ```sh
 //! CUDA_DEVICE_MAX_CONNECTIONS=32 cargo run --example nccl_shape

@@ -24,8 +24,8 @@ const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// ranks are threads of one process. To share several GPUs among more ranks, give the number of the
 /// GPU that a rank is to use.
 ///
-/// Use this in place of `CudaContext::new`, which panics where the driver's library or a function of
-/// it is missing. Like that, it gives the device's primary context.
+/// Use this in place of `CudaContext::new`, which panics where the driver's library or a function
+/// of it is missing. Like that, it gives the device's primary context.
 ///
 /// # Errors
 ///

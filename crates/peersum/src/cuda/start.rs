@@ -8,7 +8,8 @@ use peersum_artifact::{CudaVersion, driver_branch_floor};
 use super::driver::{MIN_DRIVER, describe_number, library};
 use crate::device::DeviceError;
 
-/// Every function of the driver that this crate or `cudarc` under it calls: where one is missing, `cudarc` panics.
+/// Every function of the driver that this crate or `cudarc` under it calls: where one is missing,
+/// `cudarc` panics.
 const FUNCTIONS: &[&str] = &[
     "cuCtxEnablePeerAccess",
     "cuCtxGetCurrent",
@@ -168,7 +169,8 @@ pub(crate) fn start() -> Result<CudaVersion, Trouble> {
     type Init = unsafe extern "C" fn(u32) -> c_int;
     let library = library().map_err(Trouble::Missing)?;
     let mut version = None;
-    // SAFETY: this is the function's signature in cuda.h; it is called only while the library is open, which it stays.
+    // SAFETY: this is the function's signature in cuda.h; it is called only while the library is
+    // open, which it stays.
     if let Ok(get) = unsafe { library.get::<GetVersion>(b"cuDriverGetVersion\0") } {
         let mut number = 0;
         // SAFETY: `number` is a place for one int. The function may be called before `cuInit`.
@@ -220,7 +222,8 @@ mod tests {
                     let end = call
                         .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
                         .unwrap();
-                    // What begins in lower case is no function of the driver but this very test's text.
+                    // What begins in lower case is no function of the driver but this very
+                    // test's text.
                     if call.starts_with(|c: char| c.is_ascii_uppercase()) {
                         let name = format!("cu{}", &call[..end]);
                         assert!(FUNCTIONS.contains(&name.as_str()), "{name} is not listed");

@@ -174,8 +174,9 @@ pub fn compile_flags(arch: Arch) -> Vec<String> {
 ///
 /// # Errors
 ///
-/// [`NvrtcError::ArchTooOld`] below [`Arch::OLDEST`], [`NvrtcError::ArchUnsupported`] with the library's own list,
-/// [`NvrtcError::Compile`] with its whole log, or one of the errors of the call itself.
+/// [`NvrtcError::ArchTooOld`] below [`Arch::OLDEST`], [`NvrtcError::ArchUnsupported`] with the
+/// library's own list, [`NvrtcError::Compile`] with its whole log, or one of the errors of the call
+/// itself.
 pub fn compile(
     library: &NvrtcLibrary,
     key: ModuleKey,

@@ -111,8 +111,8 @@ impl Default for LoadPolicy {
 impl LoadPolicy {
     /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT` (`allow`, `deny`, `force`);
     /// for the cache's default place `XDG_CACHE_HOME` or `HOME` (the cache is then `peersum/jit` in the user's cache
-    /// directory); to find NVRTC `LD_LIBRARY_PATH`, `CUDA_HOME` and `CUDA_PATH`, of which only absolute paths are looked at. A variable
-    /// that is empty counts as unset.
+    /// directory); to find NVRTC `LD_LIBRARY_PATH`, `CUDA_HOME` and `CUDA_PATH`, of which only
+    /// absolute paths are looked at. A variable that is empty counts as unset.
     ///
     /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities) the environment belongs to
     /// somebody else: there this is [`LoadPolicy::default`].
