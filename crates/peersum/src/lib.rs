@@ -78,7 +78,9 @@
 //! # Features
 //!
 //! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module
-//! `nccl`). None is on by default. [`cudarc`] is re-exported with which this crate was built. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an error says what is missing.
+//! `nccl`). None is on by default. The [`cudarc`] with which this crate was built is re-exported.
+//! `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an
+//! error says what is missing.
 //!
 //! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
 //!
