@@ -45,5 +45,6 @@ export CUDA_HOME='$home'
 export NVCC='$home/bin/nvcc'
 export PATH='$home/bin':"\$PATH"
 export LD_LIBRARY_PATH='$home/lib'"\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
+export CUDARC_CUDA_VERSION=13000
 export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-90}"
 END

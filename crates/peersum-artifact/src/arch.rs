@@ -30,6 +30,16 @@ pub struct Arch {
 }
 
 impl Arch {
+    /// The oldest architecture that the kernels can be compiled for, and the oldest device that
+    /// can run them: compute capability 8.0.
+    pub const OLDEST: Arch = Arch::plain(8, 0);
+
+    /// Whether a device of this compute capability can run the kernels.
+    #[must_use]
+    pub fn runs_kernels(self) -> bool {
+        self.number() >= Arch::OLDEST.number()
+    }
+
     /// A plain architecture, as a device reports its compute capability.
     #[must_use]
     pub const fn plain(major: u8, minor: u8) -> Arch {
@@ -227,17 +237,21 @@ impl fmt::Display for Target {
 impl FromStr for Target {
     type Err = ParseNameError;
 
+    /// Reads `sm_90` or `compute_80`. Refuses architectures older than [`Arch::OLDEST`].
     fn from_str(given: &str) -> Result<Self, Self::Err> {
         let target = match given.split_once('_') {
             Some(("sm", arch)) => parse_arch(arch).map(Target::Cubin),
             Some(("compute", arch)) => parse_arch(arch).map(Target::Ptx),
             _ => None,
         };
-        target.ok_or_else(|| ParseNameError {
+        let supported = target.filter(|target: &Target| target.arch().runs_kernels());
+        supported.ok_or_else(|| ParseNameError {
             what: "architecture",
             given: given.to_owned(),
-            valid: "sm_80, sm_90, sm_100, sm_120, compute_80 and others of the form sm_N (a cubin) or compute_N (PTX)"
-                .to_owned(),
+            valid:
+                "sm_80, sm_90, sm_100, sm_120, compute_80 and others of the form sm_N (a cubin) \
+                    or compute_N (PTX); the kernels need sm_80 and newer"
+                    .to_owned(),
         })
     }
 }

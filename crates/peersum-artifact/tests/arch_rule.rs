@@ -167,6 +167,28 @@ fn a_target_is_read_back_and_nothing_near_it_is() {
 }
 
 #[test]
+fn no_target_is_older_than_what_the_kernels_need() {
+    for old in [
+        "sm_79",
+        "sm_75",
+        "sm_75a",
+        "sm_10",
+        "compute_75",
+        "compute_50",
+    ] {
+        let error = old.parse::<Target>().unwrap_err().to_string();
+        assert!(
+            error.contains(old) && error.contains("sm_80 and newer"),
+            "{error}"
+        );
+    }
+    assert!(!device(75).runs_kernels() && Arch::OLDEST.runs_kernels());
+    assert!(device(80).runs_kernels() && device(103).runs_kernels());
+    // A device of any age is read: it is what an error is about.
+    assert_eq!("75".parse(), Ok(device(75)));
+}
+
+#[test]
 fn a_driver_loads_cubins_of_its_major_version_and_older() {
     let cuda = |major, minor| CudaVersion { major, minor };
     assert_eq!(CudaVersion::from_driver_api(12090), cuda(12, 9));

@@ -285,6 +285,7 @@ fn a_value_outside_its_set_is_refused_with_the_valid_ones() {
         ("/modules/0/world_size", json!(9), "2 to 8"),
         ("/modules/0/world_size", json!(1_u64 << 32 | 8), "2 to 8"),
         ("/modules/0/arch", json!("90"), "sm_80"),
+        ("/modules/0/arch", json!("sm_75"), "sm_80 and newer"),
         ("/modules/0/ptx_version", json!("9"), "9.0"),
         ("/toolkit/compiler", json!("clang"), "nvcc, nvrtc"),
     ] {

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Error, Tensor, WithDType};
 use half::{bf16, f16};
-use peersum::cudarc::driver::CudaContext;
 use peersum::nccl_shape::{Comm, Id};
 use peersum::reference::{self, ReferenceElement};
 use peersum::{Communicator, Rendezvous};
@@ -19,8 +18,7 @@ const ROWS: usize = 5;
 const COLUMNS: usize = 1003;
 
 fn gpu_of(rank: usize) -> usize {
-    let gpus = CudaContext::device_count().unwrap() as usize;
-    if gpus < WORLD_SIZE { 0 } else { rank }
+    peersum::open_context(rank as u32).unwrap().ordinal()
 }
 
 /// Runs a program on each rank, with the rank's device and its operation.

@@ -68,7 +68,7 @@ fn run_rank(rendezvous: Rendezvous, gpus: usize) -> anyhow::Result<Vec<f32>> {
         let upload = |values: &[f32]| Ok(EmulatorBuffer::from_slice(values));
         layer(rendezvous, &stream, upload, |sums| Ok(sums.to_vec()))
     } else {
-        let stream = CudaContext::new(rank as usize % gpus)?.new_stream()?;
+        let stream = peersum::open_context(rank % gpus as u32)?.new_stream()?;
         let upload = |values: &[f32]| Ok(stream.clone_htod(values)?);
         layer(rendezvous, &stream, upload, |sums| {
             Ok(stream.clone_dtoh(sums)?)

@@ -109,9 +109,8 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
 /// As [`run`].
 pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
     crate::parent::end_with(args.parent)?;
-    peersum::cuda::driver_present()?;
     let meet = |group| Rendezvous::unix(&args.directory, group, args.rank, args.world_size);
-    let context = CudaContext::new(args.rank as usize)?;
+    let context = peersum::open_context(args.rank)?;
     let stream = context.new_stream()?;
     let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
     match builder(meet("absent"), absent)?.build(&stream) {

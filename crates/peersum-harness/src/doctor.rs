@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use peersum::Rendezvous;
-use peersum::cudarc::driver::CudaContext;
 use peersum::device::{Device, DeviceStream, MemorySharing};
 use peersum::doctor::{
     Examination, Exchanged, Finding, Report, Subject, Usable, Verdict, all_reduce_between, bounded,
@@ -285,8 +284,9 @@ impl With {
                 .stream()
                 .map_err(Into::into)
                 .and_then(|stream| self.on_stream(&stream, &mut group)),
-            Place::Gpu(ordinal) => CudaContext::new(ordinal as usize)
-                .and_then(|context| context.new_stream())
+            Place::Gpu(ordinal) => peersum::open_context(ordinal)
+                .map_err(anyhow::Error::from)
+                .and_then(|context| Ok(context.new_stream()?))
                 .with_context(|| format!("opening GPU {ordinal}"))
                 .and_then(|stream| self.on_stream(&stream, &mut group)),
         };
@@ -331,9 +331,6 @@ pub(crate) struct PeerArgs {
 pub(crate) fn run_peer(args: &PeerArgs) -> Result<()> {
     crate::parent::end_with(args.parent)?;
     let place = args.gpu.map_or(Place::Emulator, Place::Gpu);
-    if place != Place::Emulator {
-        peersum::cuda::driver_present()?;
-    }
     With {
         directory: args.directory.clone(),
         sharing: args.sharing,

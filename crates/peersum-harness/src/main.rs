@@ -16,9 +16,8 @@ mod tune;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use peersum::cudarc::driver::CudaContext;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -122,8 +121,7 @@ fn main() -> Result<ExitCode> {
         Command::AboveRange(args) => above_range::run(&args)?,
         Command::AboveRangeRank(args) => above_range::run_rank(&args)?,
         Command::Proof(args) => {
-            peersum::cuda::driver_present()?;
-            let context = CudaContext::new(0).context("opening GPU 0")?;
+            let context = peersum::open_context(0)?;
             println!("GPU 0: {}", context.name()?);
             proof::run(&args, |_rank| Ok(context.new_stream()?))?;
         }

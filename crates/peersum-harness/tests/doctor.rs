@@ -4,41 +4,15 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use peersum::doctor::{ComputeMode, Finding, Report, Subject, Usable, Verdict};
 use tempfile::TempDir;
 
-/// Compiles the fake and returns the directory to look for it in.
-fn fake(name: &str, define: &str) -> PathBuf {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    fs::create_dir_all(&directory).unwrap();
-    // Another run may be at it in the same place: each renames a whole file.
-    let fresh = tempfile::NamedTempFile::new_in(&directory).unwrap();
-    let status = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-pthread", define, "-o"])
-        .arg(fresh.path())
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fakes/cuda.c"))
-        .status()
-        .unwrap();
-    assert!(status.success(), "the fake driver does not compile");
-    // Both names, so that nobody finds a real driver under the other.
-    for library in ["libcuda.so.1", "libcuda.so"] {
-        let link = tempfile::Builder::new()
-            .make_in(&directory, |path| fs::hard_link(fresh.path(), path))
-            .unwrap();
-        link.persist(directory.join(library)).unwrap();
-    }
-    directory
-}
-
-fn whole_driver() -> &'static Path {
-    static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
-    DIRECTORY.get_or_init(|| fake("fake-cuda", "-DWHOLE"))
-}
+mod fake_driver;
+use fake_driver::{fake, whole_driver};
 
 /// One run of the doctor, in surroundings of its own.
 struct Visit {
@@ -359,8 +333,14 @@ fn gpus_that_cannot_reach_each_other_are_named() {
 }
 
 /// What the driver or the GPU finding must say for each illness.
-const ILLNESSES: [(&str, Subject, Verdict, &str); 10] = [
+const ILLNESSES: [(&str, Subject, Verdict, &str); 11] = [
     ("gpus=0", Subject::Driver, Verdict::Not, "finds no GPU"),
+    (
+        "stub",
+        Subject::Driver,
+        Verdict::Not,
+        "the CUDA toolkit's stub of libcuda",
+    ),
     ("old", Subject::Driver, Verdict::Not, "branch 580 or newer"),
     (
         "cuda12",
@@ -406,6 +386,52 @@ fn each_illness_of_a_driver_or_gpu_is_a_finding_that_says_what_to_do() {
         let text = format!("{} {}", finding.seen, finding.meaning);
         assert!(text.contains(says), "{fault}: {finding}");
     }
+}
+
+#[test]
+fn no_result_of_a_driver_s_function_is_ignored() {
+    // Attributes by their number: multiprocessors, compute mode, compute capability, memory by
+    // descriptor, multicast.
+    for function in [
+        "cuDriverGetVersion",
+        "cuInit",
+        "cuDeviceGetCount",
+        "cuDeviceGet",
+        "cuDeviceGetName",
+        "cuDeviceGetUuid",
+        "cuDeviceGetPCIBusId",
+        "cuDeviceTotalMem_v2",
+        "cuDeviceGetP2PAttribute",
+        "16",
+        "20",
+        "75",
+        "102",
+        "103",
+        "132",
+    ] {
+        let report = Visit::fake(&format!("gpus=2 fails:{function}")).report();
+        let says = match function {
+            "cuDeviceTotalMem_v2" => "cuDeviceTotalMem",
+            function if function.starts_with("cu") => function,
+            _ => "cuDeviceGetAttribute",
+        };
+        let named = report.findings.iter().any(|finding| {
+            finding.blocking
+                && finding.seen.contains(&format!("{says} failed"))
+                && finding.seen.contains("CUDA_ERROR_OF_A_FAKE")
+        });
+        assert!(named, "{function}: {report}");
+        assert!(!report.to_string().contains("CUDA 0.0"), "{report}");
+    }
+}
+
+#[test]
+fn the_toolkit_s_stub_is_no_driver_that_wants_an_update() {
+    let report = Visit::fake("stub").report();
+    let driver = only(&report, Subject::Driver);
+    assert!(driver.blocking && driver.meaning.contains("LD_LIBRARY_PATH"));
+    assert!(!driver.to_string().contains("0.0"), "{driver}");
+    assert!(!driver.meaning.contains("update"), "{driver}");
 }
 
 #[test]
@@ -473,4 +499,22 @@ fn the_other_process_does_not_outlive_a_doctor_that_is_killed() {
     doctor.kill().unwrap();
     doctor.wait().unwrap();
     eventually("its end", &|| processes_of(&tmp).is_empty());
+}
+
+#[test]
+fn an_old_gpu_is_refused_by_the_test_commands_before_anything_is_compiled_for_it() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_peersum-harness"));
+    command
+        .args(["device", "--device", "cuda"])
+        .env("LD_LIBRARY_PATH", whole_driver())
+        .env("FAKE_CUDA", "gpus=1 volta");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && !said.contains("panicked"),
+        "{said}"
+    );
+    for word in ["GPU 0", "sm_80 and newer", "--device emulator"] {
+        assert!(said.contains(word), "{said}");
+    }
 }

@@ -8,14 +8,11 @@
 //! ```
 
 use half::bf16;
-use peersum::cudarc::driver::CudaContext;
 use peersum::{Communicator, Held, Rendezvous};
 
 fn main() -> anyhow::Result<()> {
-    peersum::cuda::driver_present()?;
     let rendezvous = Rendezvous::from_env()?;
-    let devices = CudaContext::device_count()?.max(1) as u32;
-    let context = CudaContext::new((rendezvous.local_rank() % devices) as usize)?;
+    let context = peersum::open_context(rendezvous.local_rank())?;
     // SAFETY: everything here is used on one stream, so no event need order it.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream()?;

@@ -1,17 +1,16 @@
-//! Ranks as threads of one process, on as many GPUs as there are:
+//! Ranks as threads of one process, each on a GPU of its own or all on the only one:
 //!
 //! ```sh
 //! CUDA_DEVICE_MAX_CONNECTIONS=32 cargo run --example threads
 //! ```
 
-use peersum::cudarc::driver::CudaContext;
 use peersum::{Communicator, Rendezvous};
 
 const WORLD_SIZE: u32 = 2;
 
-fn run_rank(rendezvous: Rendezvous, devices: u32) -> anyhow::Result<()> {
+fn run_rank(rendezvous: Rendezvous) -> anyhow::Result<()> {
     let rank = rendezvous.rank();
-    let stream = CudaContext::new((rank % devices) as usize)?.new_stream()?;
+    let stream = peersum::open_context(rank)?.new_stream()?;
     let mut communicator = Communicator::builder()
         .rendezvous(rendezvous)
         .build(&stream)?;
@@ -24,12 +23,10 @@ fn run_rank(rendezvous: Rendezvous, devices: u32) -> anyhow::Result<()> {
 }
 
 fn main() -> anyhow::Result<()> {
-    peersum::cuda::driver_present()?;
-    let devices = CudaContext::device_count()?.max(1) as u32;
     std::thread::scope(|scope| {
         let ranks: Vec<_> = Rendezvous::threads(WORLD_SIZE)
             .into_iter()
-            .map(|rendezvous| scope.spawn(move || run_rank(rendezvous, devices)))
+            .map(|rendezvous| scope.spawn(move || run_rank(rendezvous)))
             .collect();
         ranks.into_iter().try_for_each(|rank| match rank.join() {
             Ok(outcome) => outcome,

@@ -10,14 +10,12 @@
 //!
 //! ```no_run
 //! use half::bf16;
-//! use peersum::cudarc::driver::CudaContext;
 //! use peersum::{Communicator, Rendezvous};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! // Without the driver cudarc would panic.
-//! peersum::cuda::driver_present()?;
 //! let rendezvous = Rendezvous::from_env()?;
-//! let stream = CudaContext::new(rendezvous.local_rank() as usize)?.new_stream()?;
+//! // The GPU of this rank, or an error that says what is missing.
+//! let stream = peersum::open_context(rendezvous.local_rank())?.new_stream()?;
 //! let mut communicator = Communicator::builder().rendezvous(rendezvous).build(&stream)?;
 //!
 //! let mut hidden = stream.clone_htod(&vec![bf16::ONE; 8192])?;
@@ -74,14 +72,34 @@
 //! | `PEERSUM_CUBIN_DIR` | a directory of cubins with their manifest, looked at before those in the program |
 //! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |
 //! | `PEERSUM_JIT` | `allow`, `deny` (a missing module is an error that lists every place) or `force`: [`loader::JitMode`] |
+//! | `CUDA_HOME`, `CUDA_PATH` | a toolkit to look for NVRTC in, by its absolute path; a relative one is not looked at |
 //! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: set it to 32 where ranks share a GPU, before the context is made |
 //!
 //! # Features
 //!
-//! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module `nccl`). None is on by default. [`cudarc`] is re-exported with which this crate was built; its version of CUDA is the build machine's or the newest, never pinned here,
-//! so that a program may choose. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an error says what is missing.
+//! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module
+//! `nccl`). None is on by default. The [`cudarc`] with which this crate was built is re-exported.
+//! `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an
+//! error says what is missing.
 //!
 //! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
+//!
+//! # Building where an nvcc is on PATH
+//!
+//! This crate needs no nvcc, but cudarc's build script runs the first one on `PATH` to choose the
+//! CUDA version of its bindings (without any it takes the newest that it knows). An nvcc that it
+//! does not know ends in `Unsupported cuda toolkit version`, a wrapper that prints a line of its
+//! own first ends in a panic of that build script, and one older than 11.8 ends in
+//! `cannot find function cuLaunchKernelEx`. Name the version instead, in your program's
+//! `.cargo/config.toml` or in the environment:
+//!
+//! ```toml
+//! [env]
+//! CUDARC_CUDA_VERSION = "13040" # any version of cudarc from 11080 on
+//! ```
+//!
+//! A dependency on cudarc with the feature `cuda-13040` does the same; use one of the two. The
+//! version concerns the bindings alone: no CUDA of it is needed, neither to build nor to run.
 
 #![deny(missing_docs)]
 
@@ -107,7 +125,7 @@ pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,
 };
-pub use cuda::Cuda;
+pub use cuda::{Cuda, open_context};
 pub use cudarc;
 pub use doctor::doctor;
 pub use element::Element;

@@ -18,7 +18,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use xshell::{Shell, cmd};
 
 /// Variables by which nvcc takes flags that no command shows. They would change code behind the cache key's back.
-const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+pub(super) const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
 /// The files that one compiler process makes: a cubin, the PTX on the way to it, or both.
 #[derive(Debug, Clone)]
@@ -291,7 +291,7 @@ pub(crate) fn nvcc_command(
 }
 
 /// A path as nvcc wants it. It hands its arguments to a shell between double quotes and escapes nothing but quotes.
-fn escaped(path: &Path) -> OsString {
+pub(super) fn escaped(path: &Path) -> OsString {
     let mut escaped = Vec::new();
     for &byte in path.as_os_str().as_bytes() {
         if b"$`\\".contains(&byte) {

@@ -87,7 +87,7 @@ impl Selection {
     /// The targets, `native` resolved. `compiler_dir` is where nvcc lies, if it is known: it has a device query beside it.
     ///
     /// # Errors
-    /// `native` on a machine without a GPU.
+    /// `native` on a machine without a GPU that can run the kernels.
     pub(crate) fn targets(&self, compiler_dir: Option<&Path>) -> anyhow::Result<BTreeSet<Target>> {
         let mut targets = BTreeSet::new();
         for choice in &self.archs {
@@ -96,7 +96,8 @@ impl Selection {
                     targets.insert(*target);
                 }
                 ArchChoice::Native => {
-                    targets.extend(native_archs(compiler_dir)?.into_iter().map(Target::Cubin))
+                    let archs = usable(native_archs(compiler_dir)?)?;
+                    targets.extend(archs.into_iter().map(Target::Cubin))
                 }
             }
         }
@@ -227,6 +228,20 @@ fn native_archs(compiler_dir: Option<&Path>) -> anyhow::Result<BTreeSet<Arch>> {
     )
 }
 
+/// Those of a machine's GPUs that can run the kernels.
+fn usable(archs: BTreeSet<Arch>) -> anyhow::Result<Vec<Arch>> {
+    let (usable, old): (Vec<Arch>, Vec<Arch>) =
+        archs.into_iter().partition(|arch| arch.runs_kernels());
+    let old: Vec<String> = old.iter().map(|arch| format!("sm_{arch}")).collect();
+    ensure!(
+        !usable.is_empty(),
+        "--arch native: the GPUs of this machine are {}, and the kernels need sm_{} and newer",
+        old.join(", "),
+        Arch::OLDEST
+    );
+    Ok(usable)
+}
+
 /// Reads one capability a line, `9.0` as nvidia-smi writes it or `90` as nvcc's query does.
 fn parse_compute_capabilities(text: &str) -> BTreeSet<Arch> {
     text.split([',', '\n', ' '])
@@ -319,14 +334,42 @@ mod tests {
     fn an_architecture_that_the_compiler_does_not_list_is_refused_with_its_list() {
         let targets = BTreeSet::from([
             Target::from_str("sm_90").unwrap(),
-            Target::from_str("sm_75").unwrap(),
+            Target::from_str("sm_81").unwrap(),
         ]);
         let listed = ["sm_80".to_owned(), "sm_90".to_owned()];
         let error = ensure_supported(&targets, "nvcc 13.0.88", &listed)
             .unwrap_err()
             .to_string();
         assert!(
-            error.contains("for sm_75;") && error.contains("sm_80, sm_90"),
+            error.contains("for sm_81;") && error.contains("sm_80, sm_90"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn an_architecture_that_the_kernels_do_not_support_is_refused_as_it_is_read() {
+        for old in [
+            "sm_75",
+            "compute_75",
+            "sm_70",
+            "sm_61",
+            "sm_52a",
+            "sm_90,compute_70",
+        ] {
+            let error = format!("{:#}", select(&[old], &[], &[], &[]).unwrap_err());
+            let last = old.rsplit(',').next().unwrap();
+            assert!(error.contains(&format!("`{last}`")), "{error}");
+            assert!(error.contains("sm_80 and newer"), "{error}");
+        }
+    }
+
+    #[test]
+    fn native_leaves_out_old_gpus_and_refuses_a_machine_of_them_alone() {
+        let archs = |text| parse_compute_capabilities(text);
+        assert_eq!(usable(archs("7.5\n9.0\n")).unwrap(), [Arch::plain(9, 0)]);
+        let error = usable(archs("7.5\n7.0\n")).unwrap_err().to_string();
+        assert!(
+            error.contains("sm_70, sm_75") && error.contains("sm_80 and newer"),
             "{error}"
         );
     }

@@ -9,11 +9,12 @@ mod progress;
 mod ptxas_report;
 pub(crate) mod publish;
 mod run;
+pub(crate) mod stock_headers;
 mod timeline;
 
 use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use clap::Args;
 use inputs::Inputs;
 use matrix::Selection;
@@ -94,8 +95,9 @@ pub(crate) struct CompilerArgs {
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
 
-    /// Use nvcc's own implicit header instead of the short prelude: same code, twice the time. The way out if a new
-    /// toolkit rejects the prelude
+    /// Use nvcc's own implicit header instead of the short prelude: same code, twice the time. The
+    /// way out if a new toolkit rejects the prelude. Cannot work where the toolkit's headers
+    /// contradict those of the C library, as CUDA 13.0's do with glibc 2.42 or newer (rsqrt)
     #[arg(long)]
     stock_headers: bool,
 
@@ -123,7 +125,8 @@ Examples:
   cargo xtask precompile --toolkit /usr/local/cuda-12.8  another toolkit, CUDA 12.4 to 13.x
 
 Environment:
-  NVCC, CUDA_HOME, CUDA_PATH   where to find nvcc; without any, the pinned CUDA 13.0 compiler is installed on first use
+  NVCC, CUDA_HOME, CUDA_PATH   where to find nvcc (the latter two: absolute paths); without any, the pinned CUDA 13.0 compiler is
+                               installed on first use
   PEERSUM_TOOLCHAIN_DIR        where that is installed [default: the user's cache directory]
   NVCC_CCBIN, CXX              the host C++ compiler that nvcc calls
 
@@ -185,11 +188,6 @@ pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
         &args.compiler.toolkit.clone().unwrap_or_default(),
         &mut |note| reporter.note(&note),
     )?;
-    ensure!(
-        nvcc.stock_headers || !args.compiler.stock_headers,
-        "{} has no cuda_runtime.h beside it, so --stock-headers cannot work with it",
-        nvcc.program.display()
-    );
     let targets = selection.targets(nvcc.program.parent())?;
     matrix::ensure_supported(
         &targets,
@@ -214,6 +212,15 @@ pub(crate) fn run(args: &PrecompileArgs) -> anyhow::Result<ExitCode> {
         present.as_ref(),
         &files,
     )?;
+    if args.compiler.stock_headers && !plan.jobs.is_empty() {
+        // Before the first module, whose error would be repeated for each.
+        let fault = targets
+            .first()
+            .map(|&target| stock_headers::fault(&nvcc, target));
+        if let Some(fault) = fault.transpose()?.flatten() {
+            bail!("{fault}");
+        }
+    }
     let mut run = Run {
         nvcc: &nvcc,
         inputs: &inputs,

@@ -31,7 +31,9 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
 }
 
 /// The nvccs that the environment names or that lie in the usual places, the first choice first, none twice.
-pub(crate) fn candidates() -> Vec<Candidate> {
+///
+/// `notes` is told which directories are not looked at.
+pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(program) = variable("NVCC") {
         // A bare name is looked up as a shell would; where that fails it is kept, for the message.
@@ -49,8 +51,17 @@ pub(crate) fn candidates() -> Vec<Candidate> {
         });
     };
     for name in ["CUDA_HOME", "CUDA_PATH"] {
-        if let Some(dir) = variable(name) {
-            discovered(format!("${name}"), Path::new(&dir).join("bin").join("nvcc"));
+        let Some(dir) = variable(name).map(PathBuf::from) else {
+            continue;
+        };
+        if dir.is_absolute() {
+            discovered(format!("${name}"), dir.join("bin").join("nvcc"));
+        } else {
+            // As a relative entry of PATH: the current directory must not decide.
+            notes(format!(
+                "passed over {} (${name}): it must be an absolute path",
+                dir.display()
+            ));
         }
     }
     for program in programs_on_path(OsStr::new("nvcc")) {

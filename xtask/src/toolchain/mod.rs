@@ -156,7 +156,7 @@ fn find(
     let candidates = match choice {
         ToolkitChoice::Pinned => return Ok(None),
         ToolkitChoice::Path(path) => vec![discovery::of_path(path)],
-        ToolkitChoice::Auto => discovery::candidates(),
+        ToolkitChoice::Auto => discovery::candidates(notes),
     };
     for Candidate {
         origin,

@@ -26,13 +26,38 @@ fn an_unknown_value_is_one_error_that_lists_the_valid_ones() {
 #[test]
 fn an_architecture_that_the_compiler_does_not_know_is_an_error_with_its_list() {
     let checkout = Checkout::new();
-    Answer::of(&mut checkout.precompile_with("pinned", "sm_52", &[])).failed_saying(&[
-        "sm_52",
+    Answer::of(&mut checkout.precompile_with("pinned", "sm_81", &[])).failed_saying(&[
+        "sm_81",
         "it lists: ",
         "sm_90",
         "--arch",
     ]);
     assert!(!checkout.out().exists());
+}
+
+#[test]
+fn an_architecture_older_than_the_kernels_need_is_refused_before_a_compiler_starts() {
+    let checkout = Checkout::new();
+    for old in ["sm_75", "compute_75", "sm_90,sm_70"] {
+        let mut command = checkout.precompile_with("pinned", old, &[]);
+        let answer = Answer::of(&mut command).failed_saying(&["--arch", "sm_80 and newer"]);
+        assert_eq!(answer.stderr.matches("error: ").count(), 1, "{answer:#?}");
+        assert_eq!(checkout.compiled(), 0, "{old}");
+        assert!(!checkout.out().exists());
+    }
+}
+
+#[test]
+fn native_on_a_machine_of_old_gpus_says_what_the_kernels_need() {
+    let checkout = Checkout::new();
+    let bin = checkout.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    std::os::unix::fs::symlink(test_file("fakes/nvidia-smi.sh"), bin.join("nvidia-smi")).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let mut command = checkout.precompile_with("pinned", "native", &[]);
+    command.env("PATH", path).env("SMI_CAPABILITIES", "7.5");
+    Answer::of(&mut command).failed_saying(&["sm_75", "sm_80 and newer"]);
+    assert_eq!(checkout.compiled(), 0);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use crate::checkout::{Checkout, module, snapshot, target};
+use crate::checkout::{Checkout, module, target};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
@@ -151,26 +151,4 @@ fn check_says_that_the_output_is_of_other_sources() {
     let answer = crate::checkout::Answer::of(&mut checkout.check())
         .failed_saying(&["peersum_pull_bf16_ws2", "other sources"]);
     assert!(!answer.stdout.contains("peersum_push"), "{answer:#?}");
-}
-
-#[test]
-fn the_stock_headers_are_compiled_under_keys_of_their_own_and_give_the_same_bytes() {
-    let checkout = Checkout::new();
-    checkout.precompile(&[]).status().unwrap();
-    let with_prelude = checkout.whole_output();
-    checkout.compiled();
-    assert!(
-        checkout
-            .precompile(&["--stock-headers"])
-            .status()
-            .unwrap()
-            .success()
-    );
-    assert_eq!(checkout.compiled(), 4);
-    for (name, bytes) in snapshot(&checkout.out())
-        .iter()
-        .filter(|(name, _)| *name != "manifest.json")
-    {
-        assert_eq!(Some(bytes), with_prelude.get(name), "{name}");
-    }
 }

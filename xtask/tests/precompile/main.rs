@@ -12,3 +12,4 @@ mod messages;
 mod output;
 #[path = "../seeded/mod.rs"]
 mod seeded;
+mod stock_headers;

@@ -115,6 +115,7 @@ fn help_shows_examples_and_the_environment() {
         "--out",
         "--toolkit",
         "--stock-headers",
+        "glibc 2.42",
         "--check",
         "--timings",
         "--quiet",

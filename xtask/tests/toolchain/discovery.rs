@@ -289,3 +289,23 @@ fn no_host_compiler_is_an_error_that_says_what_to_install() {
         .failed()
         .says(&["C++ compiler", "apt install g++", "NVCC_CCBIN"]);
 }
+
+#[test]
+fn a_relative_cuda_home_or_cuda_path_is_passed_over_with_a_note() {
+    let machine = Machine::new();
+    // Within the directory that the command runs in.
+    machine.toolkit("cuda", "13.0.1");
+    let good = machine.toolkit("good", "13.0.1");
+    let mut which = machine.toolchain(&["which"]);
+    which.env("CUDA_HOME", "cuda").env("CUDA_PATH", &good);
+    let answer = Answer::of(&mut which).succeeded();
+    let expected = nvcc_of(&good, "$CUDA_PATH", "13.0.1");
+    assert!(answer.stdout.starts_with(&expected), "{answer:#?}");
+    answer.says(&["passed over cuda ($CUDA_HOME): it must be an absolute path"]);
+
+    let mut which = machine.toolchain(&["which"]);
+    which.env("CUDA_PATH", "./cuda");
+    let answer = Answer::of(&mut which).succeeded();
+    assert!(!answer.stdout.contains("$CUDA_PATH"), "{answer:#?}");
+    assert_eq!(answer.passed_over(), 1, "{answer:#?}");
+}

@@ -9,5 +9,6 @@ mod install;
 mod machine;
 mod memory;
 mod real;
+mod rust_build;
 #[path = "../seeded/mod.rs"]
 mod seeded;

@@ -47,6 +47,8 @@ fn the_pinned_compiler_is_cuda_13_0_88_and_compiles_for_the_release_set() {
         let cubin = work.path().join(target);
         let mut compile = Command::new(&nvcc);
         compile
+            // With nvcc's own headers this would also test this machine's C library.
+            .args(["-I", concat!(env!("CARGO_MANIFEST_DIR"), "/prelude")])
             .args(["-cubin", "-ccbin", "c++", "-arch", target, "-o"])
             .arg(&cubin)
             .arg(&source);

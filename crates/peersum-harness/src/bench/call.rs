@@ -74,7 +74,7 @@ struct Batches {
 pub(crate) fn run(args: &CallArgs) -> Result<()> {
     peersum::cuda::driver_present()?;
     let devices = CudaContext::device_count()? as usize;
-    let card = CudaContext::new(0).context("opening GPU 0")?.name()?;
+    let card = peersum::open_context(0)?.name()?;
     println!(
         "# {card} x {devices}, W{}, {} bytes of bf16, {} calls in batches of {}, nanoseconds of the host a call",
         args.world_size, args.bytes, args.calls, args.batch

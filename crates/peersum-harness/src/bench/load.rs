@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use peersum::Cuda;
 use peersum::cuda::driver_present;
-use peersum::cudarc::driver::CudaContext;
 use peersum::cudarc::driver::sys;
 use peersum::device::Device;
 use peersum::loader::{DeviceTarget, JitMode, KernelSet, LoadPolicy, LoadedImage, Origin};
@@ -382,7 +381,7 @@ impl Gpu {
         if driver_present().is_err() {
             return Ok(None);
         }
-        let context = CudaContext::new(0).context("opening GPU 0")?;
+        let context = peersum::open_context(0)?;
         let stream = context.new_stream()?;
         let device = Cuda::open(&stream)?;
         let identity = device.identity()?;

@@ -87,10 +87,10 @@ impl Gpus {
         peersum::cuda::driver_present()?;
         let count = CudaContext::device_count().context("counting the GPUs")?;
         ensure!(count > 0, "the CUDA driver finds no GPU");
-        let contexts = (0..count as usize)
+        let contexts = (0..count.unsigned_abs())
             .map(|ordinal| {
-                let context =
-                    CudaContext::new(ordinal).with_context(|| format!("opening GPU {ordinal}"))?;
+                let context = peersum::open_context(ordinal)
+                    .with_context(|| format!("opening GPU {ordinal}"))?;
                 // SAFETY: every slice here is used on its rank's own stream only.
                 unsafe { context.disable_event_tracking() };
                 Ok(context)

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use peersum::cudarc::driver::CudaContext;
 use peersum::device::DeviceStream;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
@@ -85,7 +84,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
     };
     match kind {
         DeviceKind::Cuda => {
-            let context = CudaContext::new(0).context("opening GPU 0")?;
+            let context = peersum::open_context(0)?;
             run_case(case, &stage(args, kind, &|_| Ok(context.new_stream()?)))
         }
         DeviceKind::Emulator => {

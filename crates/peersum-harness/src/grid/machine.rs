@@ -44,10 +44,10 @@ impl Gpus {
         peersum::cuda::driver_present()?;
         let count = CudaContext::device_count().context("counting the GPUs")?;
         ensure!(count > 0, "the CUDA driver finds no GPU");
-        let contexts = (0..count.min(ranks as i32) as usize)
+        let contexts = (0..count.unsigned_abs().min(ranks))
             .map(|ordinal| {
-                let context =
-                    CudaContext::new(ordinal).with_context(|| format!("opening GPU {ordinal}"))?;
+                let context = peersum::open_context(ordinal)
+                    .with_context(|| format!("opening GPU {ordinal}"))?;
                 // SAFETY: every slice here is used on the stream of one rank only.
                 unsafe { context.disable_event_tracking() };
                 let module = DeviceCheckModule::load(&context)?;
@@ -141,9 +141,15 @@ fn gpu_architectures() -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let count = CudaContext::device_count().unwrap_or(0);
-    (0..count as usize)
+    (0..count.unsigned_abs())
         .map(|ordinal| {
-            let (major, minor) = CudaContext::new(ordinal)?.compute_capability()?;
+            let context = peersum::open_context(ordinal).with_context(|| {
+                format!(
+                    "GPU {ordinal} (CUDA_VISIBLE_DEVICES can hide it, and --device emulator does \
+                     without GPUs)"
+                )
+            })?;
+            let (major, minor) = context.compute_capability()?;
             Ok(format!("sm_{major}{minor}"))
         })
         .collect()

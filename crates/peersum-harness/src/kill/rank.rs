@@ -109,7 +109,7 @@ fn on_gpu(role: &Role) -> Result<()> {
     peersum::cuda::driver_present()?;
     let count = CudaContext::device_count().context("counting the GPUs")?;
     ensure!(count > 0, "the CUDA driver finds no GPU");
-    let context = CudaContext::new(role.rank as usize % count as usize)?;
+    let context = peersum::open_context(role.rank % count.unsigned_abs())?;
     // SAFETY: every slice here is used on the stream of one rank only.
     unsafe { context.disable_event_tracking() };
     let stream = || Ok(context.new_stream()?);

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::cuda::Cuda;
-use peersum::cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg,
-};
+use peersum::cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::Route;
@@ -91,8 +89,7 @@ fn cases() -> Vec<Case> {
 
 /// Runs every case on groups of each size and compares every bit.
 pub(crate) fn run(args: &GroupArgs) -> Result<()> {
-    peersum::cuda::driver_present()?;
-    let context = CudaContext::new(0).context("opening GPU 0")?;
+    let context = peersum::open_context(0)?;
     let stream = context.new_stream()?;
     let mut order = fastrand::Rng::with_seed(args.seed);
     for &world_size in &args.world_size {

@@ -1,7 +1,7 @@
 //! The errors that compute-sanitizer must find: kernels of `planted.ptx`, each in a process of its own.
 
 use anyhow::{Context, Result};
-use peersum::cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, result};
+use peersum::cudarc::driver::{LaunchConfig, PushKernelArg, result};
 use peersum::cudarc::nvrtc::Ptx;
 
 use super::tool::Tool;
@@ -19,8 +19,7 @@ pub(crate) struct PlantedArgs {
 
 /// Makes one error on GPU 0. What follows from it in this process is no failure: the tool may end the context.
 pub(crate) fn run(args: &PlantedArgs) -> Result<()> {
-    peersum::cuda::driver_present()?;
-    let context = CudaContext::new(0).context("opening GPU 0")?;
+    let context = peersum::open_context(0)?;
     let module = context
         .load_module(Ptx::from_src(include_str!("planted.ptx")))
         .context("loading planted.ptx")?;

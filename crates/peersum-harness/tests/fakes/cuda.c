@@ -12,7 +12,7 @@
 
 typedef unsigned long long address;
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_SUPPORTED = 801, SYSTEM_DRIVER_MISMATCH = 803 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, STUB_LIBRARY = 34, UNKNOWN = 999, NO_DEVICE = 100, INVALID_DEVICE = 101, NOT_SUPPORTED = 801, SYSTEM_DRIVER_MISMATCH = 803 };
 enum { GRANULE = 2 << 20, MOST = 16, RANGES = 1024 };
 
 static int has(const char *word)
@@ -24,6 +24,15 @@ static int has(const char *word)
             return 1;
     return 0;
 }
+
+/* Whether a function is to fail: "fails:cuDeviceGetName". */
+static int fails(const char *function)
+{
+    char word[64];
+    snprintf(word, sizeof word, "fails:%s", function);
+    return has(word) ? UNKNOWN : OK;
+}
+#define MAY_FAIL() do { if (fails(__func__)) return UNKNOWN; } while (0)
 
 static int gpus(void)
 {
@@ -74,20 +83,24 @@ static int device_of(int fd)
     return readlink(path, name, sizeof name - 1) > 0 && strncmp(name, "/memfd:gpu", 10) == 0 ? atoi(name + 10) : -1;
 }
 
-int cuDriverGetVersion(int *version) { *version = has("old") ? 11040 : has("cuda12") ? 12080 : 13000; return OK; }
-int cuInit(unsigned flags) { return flags || has("mismatch") ? SYSTEM_DRIVER_MISMATCH : gpus() ? OK : NO_DEVICE; }
-int cuGetErrorName(int error, const char **text) { *text = error == SYSTEM_DRIVER_MISMATCH ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR_OF_A_FAKE"; return OK; }
+int cuDriverGetVersion(int *version) { MAY_FAIL(); if (has("stub")) return STUB_LIBRARY; *version = has("old") ? 11040 : has("cuda12") ? 12080 : 13000; return OK; }
+int cuInit(unsigned flags) { MAY_FAIL(); return flags || has("mismatch") ? SYSTEM_DRIVER_MISMATCH : gpus() ? OK : NO_DEVICE; }
+int cuGetErrorName(int error, const char **text) { if (has("stub")) return STUB_LIBRARY; *text = error == SYSTEM_DRIVER_MISMATCH ? "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH" : "CUDA_ERROR_OF_A_FAKE"; return OK; }
 int cuGetErrorString(int error, const char **text) { *text = error == NOT_SUPPORTED ? "not supported" : "as a test asked for"; return OK; }
 
-int cuDeviceGetCount(int *count) { *count = gpus(); return OK; }
-int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal < gpus() ? OK : INVALID_DEVICE; }
-int cuDeviceGetName(char *name, int length, int device) { snprintf(name, (size_t)length, "Fake GPU%s", has("mig") ? " MIG 1g.5gb" : ""); return OK; }
-int cuDeviceGetUuid(char *uuid, int device) { memset(uuid, 0x10 + device, 16); return OK; }
+int cuDeviceGetCount(int *count) { MAY_FAIL(); *count = gpus(); return OK; }
+int cuDeviceGet(int *device, int ordinal) { MAY_FAIL(); *device = ordinal; return ordinal < gpus() ? OK : INVALID_DEVICE; }
+int cuDeviceGetName(char *name, int length, int device) { MAY_FAIL(); snprintf(name, (size_t)length, "Fake GPU%s", has("mig") ? " MIG 1g.5gb" : ""); return OK; }
+int cuDeviceGetUuid(char *uuid, int device) { MAY_FAIL(); memset(uuid, 0x10 + device, 16); return OK; }
 int cuDeviceGetUuid_v2(char *uuid, int device) { return cuDeviceGetUuid(uuid, device); }
-int cuDeviceGetPCIBusId(char *text, int length, int device) { snprintf(text, (size_t)length, "0000:%02X:00.0", 0x1a + device); return OK; }
-int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)80 << 30; return OK; }
+int cuDeviceGetPCIBusId(char *text, int length, int device) { MAY_FAIL(); snprintf(text, (size_t)length, "0000:%02X:00.0", 0x1a + device); return OK; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { MAY_FAIL(); *bytes = (size_t)80 << 30; return OK; }
 int cuDeviceGetAttribute(int *value, int attribute, int device)
 {
+    char number[16];
+    snprintf(number, sizeof number, "%d", attribute);
+    if (fails(number))
+        return UNKNOWN;
     switch (attribute) {
     case 16: *value = 132; break;
     case 20: *value = has("exclusive") ? 3 : has("prohibited") ? 2 : 0; break;
@@ -102,6 +115,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device)
 }
 int cuDeviceGetP2PAttribute(int *value, int attribute, int from, int to)
 {
+    MAY_FAIL();
     *value = attribute == 2 ? !has("island") : attribute == 3 ? !has("pcie") && !has("island") : 0;
     return OK;
 }

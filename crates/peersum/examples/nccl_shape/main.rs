@@ -1,4 +1,5 @@
-//! An engine's code against `cudarc::nccl`, with one `use` changed. Ranks are threads of one process, on as many GPUs as there are:
+//! An engine's code against `cudarc::nccl`, with one `use` changed. Ranks are threads of one
+//! process, each on a GPU of its own or both on the only one:
 //!
 //! ```sh
 //! CUDA_DEVICE_MAX_CONNECTIONS=32 cargo run --example nccl_shape
@@ -17,11 +18,11 @@ mod engine {
 const WORLD_SIZE: usize = 2;
 const ELEMENTS: usize = 8192;
 
-fn run_rank(rank: usize, id: &str, devices: usize) -> anyhow::Result<()> {
+fn run_rank(rank: usize, id: &str) -> anyhow::Result<()> {
     let id = engine::decode(id).context("not an id")?;
-    let context = CudaContext::new(rank % devices)?;
+    let context = peersum::open_context(rank as u32)?;
     // With a GPU a rank the default stream works too; see the documentation of `nccl_shape`.
-    let stream = if devices < WORLD_SIZE {
+    let stream = if CudaContext::device_count()? == 1 {
         context.new_stream()?
     } else {
         context.per_thread_stream()
@@ -39,12 +40,10 @@ fn run_rank(rank: usize, id: &str, devices: usize) -> anyhow::Result<()> {
 }
 
 fn main() -> anyhow::Result<()> {
-    peersum::cuda::driver_present()?;
-    let devices = CudaContext::device_count()?.max(1) as usize;
     let id = &engine::new_id()?;
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..WORLD_SIZE)
-            .map(|rank| scope.spawn(move || run_rank(rank, id, devices)))
+            .map(|rank| scope.spawn(move || run_rank(rank, id)))
             .collect();
         ranks.into_iter().try_for_each(|rank| match rank.join() {
             Ok(outcome) => outcome,

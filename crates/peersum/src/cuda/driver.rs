@@ -143,6 +143,16 @@ pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     ))
 }
 
+/// The number of devices that this process sees.
+pub(crate) fn device_count() -> Result<u32, DeviceError> {
+    let mut count = 0;
+    // SAFETY: `count` is a place for one int.
+    check("cuDeviceGetCount", unsafe {
+        sys::cuDeviceGetCount(&raw mut count)
+    })?;
+    Ok(u32::try_from(count).unwrap_or(0))
+}
+
 /// The newest CUDA that the driver supports, if that is new enough.
 pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
     let mut version = 0;

@@ -10,6 +10,8 @@ mod launch;
 mod mapping;
 mod memory;
 mod module;
+pub(crate) mod open;
+pub(crate) mod start;
 mod status;
 mod stream;
 mod vmm;
@@ -27,13 +29,14 @@ pub use graph::Graph;
 pub use mapping::Mapping;
 pub use memory::Allocation;
 pub use module::Module;
+pub use open::open_context;
 
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
     StatusRecord,
 };
 use crate::element::Element;
-use crate::loader::{self, DeviceTarget, LoadPolicy, LoadReport};
+use crate::loader::{self, DeviceTarget, LoadError, LoadPolicy, LoadReport};
 use driver::{arch, attribute, bind, check};
 
 /// The stream that every thread of the process shares: `CU_STREAM_LEGACY` of cuda.h. Null names it as well.
@@ -114,8 +117,13 @@ impl Device for Cuda {
         if graph::is_capturing(stream)? {
             return unsuitable("it is recording a graph");
         }
+        let arch = arch(context.cu_device())?;
+        if !arch.runs_kernels() {
+            // Before the ranks meet, so that it is told at once.
+            return Err(LoadError::ArchTooOld { device: arch }.into());
+        }
         Ok(Self {
-            arch: arch(context.cu_device())?,
+            arch,
             driver_version,
             stream: Arc::clone(stream),
         })

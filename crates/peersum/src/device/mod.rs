@@ -26,6 +26,24 @@ pub enum DeviceError {
         /// What to install or set.
         help: String,
     },
+    /// The driver's library is there and of no use.
+    #[error("{reason}; {help}")]
+    UnusableDriver {
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        help: String,
+    },
+    /// This process sees no GPU for its rank.
+    #[error("there is no GPU for local rank {local_rank}: this process sees {visible}; {help}")]
+    NoGpu {
+        /// The rank's number among those of this machine.
+        local_rank: u32,
+        /// How many GPUs the driver shows this process.
+        visible: u32,
+        /// The value of `CUDA_VISIBLE_DEVICES`, and what to do.
+        help: String,
+    },
     /// A call into the driver failed.
     #[error("{call} failed: {message}")]
     Driver {

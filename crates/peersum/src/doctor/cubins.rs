@@ -5,8 +5,8 @@ use std::path::Path;
 
 use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
 
-use super::driver::update_hint;
 use super::report::{Finding, Subject, Verdict};
+use crate::cuda::start::update_hint;
 use crate::loader::{self, DeviceTarget, JitMode, LoadPolicy, Origin, Reason};
 
 /// Looks for every module that `arch` could need. `first_steps` says how to make them.
@@ -42,6 +42,8 @@ pub(super) fn cubins(
                         ))
                         .or_default() += 1;
                 }
+                // Only GPUs that can run the kernels get here.
+                Err(loader::LoadError::ArchTooOld { .. }) => missing.push(key),
                 Err(loader::LoadError::NotFound { passed_over, .. }) => {
                     missing.push(key);
                     for passed in passed_over {
@@ -138,6 +140,7 @@ pub(super) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
                     count += 1;
                     from.get_or_insert_with(|| directory(&image.report.origin));
                 }
+                Err(loader::LoadError::ArchTooOld { .. }) => {}
                 Err(loader::LoadError::NotFound { passed_over, .. }) => {
                     let mut present = passed_over
                         .iter()

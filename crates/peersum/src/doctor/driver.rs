@@ -4,152 +4,16 @@ use std::ffi::{CStr, c_char, c_int};
 use std::fs;
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_P2PAttribute, CUdevice_attribute, CUuuid};
-use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
+use peersum_artifact::Arch;
 
 use super::report::{ComputeMode, GpuFacts, LinkFacts};
-use crate::cuda::driver::{MIN_DRIVER, arch, attribute, check, describe_number, library};
+use crate::cuda::driver::{arch, attribute, check, describe_number, library};
 use crate::device::DeviceError;
-
-/// Every function of the driver that this crate or `cudarc` under it calls: where one is missing, `cudarc` panics.
-const FUNCTIONS: &[&str] = &[
-    "cuCtxEnablePeerAccess",
-    "cuCtxGetCurrent",
-    "cuCtxSetCurrent",
-    "cuCtxSynchronize",
-    "cuDeviceCanAccessPeer",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDeviceGetP2PAttribute",
-    "cuDeviceGetPCIBusId",
-    "cuDeviceGetUuid_v2",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDeviceTotalMem_v2",
-    "cuDriverGetVersion",
-    "cuEventCreate",
-    "cuEventDestroy_v2",
-    "cuEventRecord",
-    "cuFuncGetAttribute",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphUpload",
-    "cuInit",
-    "cuIpcCloseMemHandle",
-    "cuIpcGetMemHandle",
-    "cuIpcOpenMemHandle_v2",
-    "cuLaunchKernelEx",
-    "cuMemAddressFree",
-    "cuMemAddressReserve",
-    "cuMemAlloc_v2",
-    "cuMemAllocAsync",
-    "cuMemCreate",
-    "cuMemExportToShareableHandle",
-    "cuMemFreeAsync",
-    "cuMemFreeHost",
-    "cuMemFree_v2",
-    "cuMemGetAllocationGranularity",
-    "cuMemGetAllocationPropertiesFromHandle",
-    "cuMemHostAlloc",
-    "cuMemHostGetDevicePointer_v2",
-    "cuMemImportFromShareableHandle",
-    "cuMemMap",
-    "cuMemRelease",
-    "cuMemSetAccess",
-    "cuMemUnmap",
-    "cuMemcpyDtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemsetD32Async",
-    "cuModuleGetFunction",
-    "cuModuleLoadDataEx",
-    "cuModuleUnload",
-    "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-    "cuPointerGetAttribute",
-    "cuStreamBeginCapture_v2",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamEndCapture",
-    "cuStreamIsCapturing",
-    "cuStreamQuery",
-    "cuStreamSynchronize",
-    "cuStreamWaitEvent",
-];
 
 /// `CU_DEVICE_ATTRIBUTE_MULTICAST_SUPPORTED` of cuda.h since CUDA 12.1; the bindings of older versions lack it.
 const ATTRIBUTE_MULTICAST_SUPPORTED: c_int = 132;
-/// `CUDA_ERROR_NO_DEVICE` of cuda.h.
-const NO_DEVICE: c_int = 100;
-
-/// Why the driver is of no use.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
-    /// Its library is not there.
-    #[error("{0}")]
-    Missing(DeviceError),
-    /// It is older than any cubin.
-    #[error("the driver supports CUDA {0} and peersum needs {MIN_DRIVER}")]
-    TooOld(CudaVersion),
-    /// It lacks functions.
-    #[error("the driver for CUDA {version} lacks {}", functions.join(", "))]
-    Incomplete {
-        version: CudaVersion,
-        functions: Vec<&'static str>,
-    },
-    /// It finds no device.
-    #[error("the driver for CUDA {0} finds no GPU")]
-    NoDevice(CudaVersion),
-    /// It does not start.
-    #[error("the driver for CUDA {0} does not start: cuInit failed: {1}")]
-    Refused(CudaVersion, String),
-}
-
-/// Starts the driver, calling no function that it may lack.
-pub(super) fn start() -> Result<CudaVersion, Trouble> {
-    type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
-    type Init = unsafe extern "C" fn(u32) -> c_int;
-    let library = library().map_err(Trouble::Missing)?;
-    let mut version = 0;
-    // SAFETY: this is the function's signature in cuda.h; it is called only while the library is open, which it stays.
-    if let Ok(get) = unsafe { library.get::<GetVersion>(b"cuDriverGetVersion\0") } {
-        // SAFETY: `version` is a place for one int. The function may be called before `cuInit`.
-        unsafe { get(&raw mut version) };
-    }
-    let version = CudaVersion::from_driver_api(version);
-    if version < MIN_DRIVER {
-        return Err(Trouble::TooOld(version));
-    }
-    let functions: Vec<&str> = FUNCTIONS
-        .iter()
-        .copied()
-        // SAFETY: the symbol is looked up and not used.
-        .filter(|name| unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err())
-        .collect();
-    // SAFETY: as for `cuDriverGetVersion`.
-    let init = match unsafe { library.get::<Init>(b"cuInit\0") } {
-        Ok(init) if functions.is_empty() => init,
-        _ => return Err(Trouble::Incomplete { version, functions }),
-    };
-    // SAFETY: 0 is the only flag there is.
-    match unsafe { init(0) } {
-        0 => Ok(version),
-        NO_DEVICE => Err(Trouble::NoDevice(version)),
-        failure => Err(Trouble::Refused(version, describe_number(failure))),
-    }
-}
-
-/// What to do about a driver that is too old, for the toolkit of this project's cubins.
-pub(super) fn update_hint(toolkit_major: u32) -> String {
-    match driver_branch_floor(toolkit_major) {
-        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
-        None => "update NVIDIA's driver".to_owned(),
-    }
-}
+/// `CUDA_ERROR_INVALID_VALUE` of cuda.h.
+const INVALID_VALUE: c_int = 1;
 
 /// The version of NVIDIA's kernel module, as `/proc` tells it.
 pub(super) fn kernel_module() -> Option<String> {
@@ -166,16 +30,6 @@ fn kernel_module_in(text: &str) -> Option<String> {
                 .all(|byte| byte.is_ascii_digit() || byte == b'.')
     };
     line.split_whitespace().find(looks_so).map(str::to_owned)
-}
-
-/// The number of devices that this process sees.
-pub(super) fn device_count() -> Result<u32, DeviceError> {
-    let mut count = 0;
-    // SAFETY: `count` is a place for one int.
-    check("cuDeviceGetCount", unsafe {
-        sys::cuDeviceGetCount(&raw mut count)
-    })?;
-    Ok(u32::try_from(count).unwrap_or(0))
 }
 
 /// The device with this number.
@@ -221,7 +75,11 @@ pub(super) fn gpu(ordinal: u32) -> Result<(GpuFacts, Arch), DeviceError> {
         sys::cuDeviceTotalMem_v2(&raw mut memory_bytes, device)
     })?;
     let arch = arch(device)?;
-    let has = |which| attribute(device, which).is_ok_and(|value| value != 0);
+    let has = |which| Ok::<_, DeviceError>(attribute(device, which)? != 0);
+    let multiprocessors = attribute(
+        device,
+        CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+    )?;
     let name = text(&name);
     // The driver appends the profile, for instance `NVIDIA A100-SXM4-40GB MIG 1g.5gb`.
     let mig = name.contains(" MIG ");
@@ -231,26 +89,22 @@ pub(super) fn gpu(ordinal: u32) -> Result<(GpuFacts, Arch), DeviceError> {
         name,
         pci_bus_id: text(&pci).to_ascii_lowercase(),
         compute_capability: format!("{}.{}", arch.major, arch.minor),
-        multiprocessors: attribute(
-            device,
-            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-        )
-        .map_or(0, |count| u32::try_from(count).unwrap_or(0)),
+        multiprocessors: u32::try_from(multiprocessors).unwrap_or(0),
         memory_bytes: memory_bytes as u64,
         mig,
-        compute_mode: match attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE)
+        compute_mode: match attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE)?
         {
-            Ok(0) => ComputeMode::Shared,
-            Ok(2) => ComputeMode::Prohibited,
-            Ok(3) => ComputeMode::ExclusiveProcess,
-            Ok(_) | Err(_) => ComputeMode::Unknown,
+            0 => ComputeMode::Shared,
+            2 => ComputeMode::Prohibited,
+            3 => ComputeMode::ExclusiveProcess,
+            _ => ComputeMode::Unknown,
         },
         file_descriptors: has(
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
-        ) && has(
+        )? && has(
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
-        ),
-        multicast: has_multicast(device),
+        )?,
+        multicast: has_multicast(device)?,
     };
     Ok((facts, arch))
 }
@@ -268,18 +122,26 @@ fn uuid_text(mig: bool, bytes: [u8; 16]) -> String {
 }
 
 /// Whether the device has multicast. A driver that does not know the question has none.
-fn has_multicast(device: CUdevice) -> bool {
+fn has_multicast(device: CUdevice) -> Result<bool, DeviceError> {
     // The attribute as a number, since the binding's enumeration may lack it.
     type GetAttribute = unsafe extern "C" fn(*mut c_int, c_int, CUdevice) -> c_int;
-    let Ok(library) = library() else { return false };
     // SAFETY: this is the function's signature in cuda.h.
-    let Ok(get) = (unsafe { library.get::<GetAttribute>(b"cuDeviceGetAttribute\0") }) else {
-        return false;
-    };
+    let get = unsafe { library()?.get::<GetAttribute>(b"cuDeviceGetAttribute\0") };
+    let get = get.map_err(|_| failed("it is not in the driver's library".to_owned()))?;
     let mut value = 0;
     // SAFETY: `value` is a place for one int; an attribute that the driver does not know is an error.
-    let result = unsafe { get(&raw mut value, ATTRIBUTE_MULTICAST_SUPPORTED, device) };
-    result == 0 && value != 0
+    match unsafe { get(&raw mut value, ATTRIBUTE_MULTICAST_SUPPORTED, device) } {
+        0 => Ok(value != 0),
+        INVALID_VALUE => Ok(false),
+        failure => Err(failed(describe_number(failure))),
+    }
+}
+
+fn failed(message: String) -> DeviceError {
+    DeviceError::Driver {
+        call: "cuDeviceGetAttribute",
+        message,
+    }
 }
 
 /// How `from` reaches the memory of `to`, as the driver says.
@@ -311,30 +173,6 @@ pub(super) fn link(from: u32, to: u32) -> Result<LinkFacts, DeviceError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
-
-    #[test]
-    fn every_function_of_the_driver_that_is_called_is_looked_for_first() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut called = 0;
-        for directory in ["cuda", "doctor"] {
-            for file in fs::read_dir(source.join(directory)).unwrap() {
-                let text = fs::read_to_string(file.unwrap().path()).unwrap();
-                for call in text.split("sys::cu").skip(1) {
-                    let end = call
-                        .find(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                        .unwrap();
-                    // What begins in lower case is no function of the driver but this very test's text.
-                    if call.starts_with(|c: char| c.is_ascii_uppercase()) {
-                        let name = format!("cu{}", &call[..end]);
-                        assert!(FUNCTIONS.contains(&name.as_str()), "{name} is not listed");
-                        called += 1;
-                    }
-                }
-            }
-        }
-        assert!(called > 50, "only {called} calls were found in the sources");
-    }
 
     #[test]
     fn the_kernel_module_s_version_is_read_from_either_form_of_its_line() {

@@ -16,11 +16,13 @@ use super::report::{
 };
 use super::trial::all_reduce_between;
 use super::verdicts::{
-    OLDEST, RESTART, Shared, driver_finding, gpu_finding, link_findings, multicast_finding,
-    reduced_finding, shared_finding, trouble_finding,
+    Shared, driver_finding, gpu_finding, link_findings, multicast_finding, reduced_finding,
+    shared_finding, trouble_finding,
 };
 use crate::cuda::Cuda;
-use crate::cuda::driver::describe;
+use crate::cuda::driver::{describe, device_count};
+use crate::cuda::open::open_gpu;
+use crate::cuda::start::{RESTART, start};
 use crate::device::{Device, DeviceError, MemorySharing};
 use crate::error::Error;
 use crate::loader::LoadPolicy;
@@ -48,7 +50,7 @@ pub(super) struct Gpus<'a> {
 impl Gpus<'_> {
     /// Looks at the driver, and at what it has.
     pub(super) fn examine(&mut self, traces: Traces) {
-        let version = match bounded(self.patience, driver::start) {
+        let version = match bounded(self.patience, start) {
             Ok(Ok(version)) => version,
             Ok(Err(trouble)) => return self.report.push(trouble_finding(&trouble, traces)),
             Err(unanswered) => return self.stuck(Subject::Driver, &[], &unanswered),
@@ -79,12 +81,12 @@ impl Gpus<'_> {
             .gpus
             .iter()
             .zip(&architectures)
-            .map(|(gpu, arch)| *arch >= OLDEST && gpu.compute_mode != ComputeMode::Prohibited)
+            .map(|(gpu, arch)| arch.runs_kernels() && gpu.compute_mode != ComputeMode::Prohibited)
             .collect();
         let any = usable.contains(&true);
         for gpu in self.report.gpus.clone() {
             let ordinal = gpu.ordinal as usize;
-            let finding = gpu_finding(&gpu, architectures[ordinal] >= OLDEST);
+            let finding = gpu_finding(&gpu, architectures[ordinal].runs_kernels());
             self.report.push(finding.blocking(!any));
         }
         self.report.push(multicast_finding(&self.report.gpus));
@@ -253,7 +255,8 @@ impl Gpus<'_> {
                     Shared::ByAddress(reason)
                 }
                 Ok(exchanged) => Shared::Wrong(exchanged),
-                Err(_) => Shared::Failed(reason),
+                Err(other) if other == reason => Shared::Failed(reason),
+                Err(other) => Shared::Failed(format!("{reason}; by address: {other}")),
             },
         })
     }
@@ -326,7 +329,7 @@ type Facts = (Vec<(GpuFacts, Arch)>, Vec<LinkFacts>);
 
 /// All GPUs and all ordered pairs, as the driver describes them.
 fn facts() -> Result<Facts, DeviceError> {
-    let count = driver::device_count()?;
+    let count = device_count()?;
     let gpus = (0..count).map(driver::gpu).collect::<Result<_, _>>()?;
     let links = (0..count)
         .flat_map(|from| (0..count).map(move |to| (from, to)))
@@ -340,10 +343,7 @@ fn facts() -> Result<Facts, DeviceError> {
 type Opened = (Arc<CudaContext>, Result<(), DeviceError>);
 
 fn open_one(ordinal: u32) -> Result<Opened, DeviceError> {
-    let context = CudaContext::new(ordinal as usize).map_err(|error| DeviceError::Driver {
-        call: "cuDevicePrimaryCtxRetain",
-        message: describe(error.0),
-    })?;
+    let context = open_gpu(ordinal)?;
     let device = Cuda::open(&new_stream(&context)?)?;
     device.allocate_status()?;
     let handle = device

@@ -2,23 +2,14 @@
 
 use peersum_artifact::{Arch, CudaVersion};
 
-use super::driver::{self, Trouble};
+use super::driver;
 use super::exchange::Exchanged;
 use super::machine::Traces;
 use super::report::{ComputeMode, Finding, GpuFacts, LinkFacts, Subject, Verdict};
 use super::trial::Reduced;
+use crate::cuda::start::{RESTART, TOOLKIT_MAJOR, Trouble, update_hint};
 use crate::device::DeviceError;
 use crate::error::Error;
-
-/// The oldest architecture that the kernels are compiled for.
-pub(super) const OLDEST: Arch = Arch::plain(8, 0);
-/// The CUDA major of the toolkit that the project's own cubins are made with.
-const TOOLKIT_MAJOR: u32 = 13;
-
-/// What to do about a driver that misbehaves.
-pub(super) const RESTART: &str = "the driver does not do what it should: look for Xid errors in `dmesg`, \
-end other processes that use the GPUs \
-    (`nvidia-smi`), reset the GPU or restart the machine";
 
 /// What came of sharing memory between two ranks.
 pub(super) enum Shared {
@@ -107,26 +98,16 @@ pub(super) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
                 "there are device nodes of GPUs (/dev/nvidia*): {RESTART}"
             ))
             .blocking(true),
-        Trouble::NoDevice(_) => finding.meaning(
-            "nothing is amiss if there is none; on a machine with GPUs start the container \
-            with `--gpus all`",
-        ),
-        Trouble::TooOld(_) => finding
-            .meaning(driver::update_hint(TOOLKIT_MAJOR))
-            .blocking(true),
-        Trouble::Incomplete { .. } | Trouble::Missing(_) => finding
-            .meaning(format!(
-                "the library is not a whole driver, perhaps the toolkit's stub: take its \
-                directory off LD_LIBRARY_PATH, or {}",
-                driver::update_hint(TOOLKIT_MAJOR)
-            ))
-            .blocking(true),
-        Trouble::Refused(..) => finding
-            .meaning(format!(
-                "library and kernel module may be of different versions: load the new module \
-                or restart the machine. Otherwise {RESTART}"
-            ))
-            .blocking(true),
+        Trouble::NoDevice(_) => finding.meaning(format!(
+            "nothing is amiss if there is none; {}",
+            trouble.remedy()
+        )),
+        Trouble::Stub(_)
+        | Trouble::NoVersion(_)
+        | Trouble::TooOld(_)
+        | Trouble::Incomplete { .. }
+        | Trouble::Missing(_)
+        | Trouble::Refused(..) => finding.meaning(trouble.remedy()).blocking(true),
     }
 }
 
@@ -142,7 +123,7 @@ pub(super) fn driver_finding(version: CudaVersion) -> Finding {
         Finding::new(Subject::Driver, Verdict::Slower, seen).meaning(format!(
             "cubins of CUDA {TOOLKIT_MAJOR}, which releases carry, do not load: {}; or compile \
             ahead of time with a toolkit of CUDA {}",
-            driver::update_hint(TOOLKIT_MAJOR),
+            update_hint(TOOLKIT_MAJOR),
             version.major
         ))
     } else {
@@ -166,7 +147,8 @@ pub(super) fn gpu_finding(gpu: &GpuFacts, new_enough: bool) -> Finding {
             format!(
                 "kernels are compiled for compute capability {}.{} and \
             newer",
-                OLDEST.major, OLDEST.minor
+                Arch::OLDEST.major,
+                Arch::OLDEST.minor
             ),
         )
     } else {

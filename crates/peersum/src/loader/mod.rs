@@ -118,6 +118,7 @@ impl LoadedImage {
 /// # Errors
 ///
 /// [`LoadError::NotFound`] when no place has the module and none can make it; it lists every place and the reason.
+/// [`LoadError::ArchTooOld`] for a device that no kernel can be compiled for.
 pub fn load(
     policy: &LoadPolicy,
     key: ModuleKey,
@@ -149,6 +150,11 @@ pub fn load_from(
     device: &DeviceTarget,
 ) -> Result<LoadedImage, LoadError> {
     let start = Instant::now();
+    if !device.arch.runs_kernels() {
+        return Err(LoadError::ArchTooOld {
+            device: device.arch,
+        });
+    }
     let mut passed_over = Vec::new();
     let found = Search {
         policy,

@@ -85,6 +85,15 @@ pub enum NvrtcError {
         /// The architectures it knows, `90` for sm_90.
         supported: Vec<u32>,
     },
+    /// The kernels cannot be compiled for this architecture by any compiler.
+    #[error(
+        "the kernels cannot be compiled for sm_{arch}: they need sm_{} and newer",
+        Arch::OLDEST
+    )]
+    ArchTooOld {
+        /// The architecture asked for.
+        arch: Arch,
+    },
     /// The compiler refused the sources.
     #[error("{} does not compile {module} for sm_{arch}; its log:\n{log}", library.display())]
     Compile {
@@ -165,14 +174,18 @@ pub fn compile_flags(arch: Arch) -> Vec<String> {
 ///
 /// # Errors
 ///
-/// [`NvrtcError::ArchUnsupported`] with the library's own list, [`NvrtcError::Compile`] with its whole log, or one of the
-/// errors of the call itself.
+/// [`NvrtcError::ArchTooOld`] below [`Arch::OLDEST`], [`NvrtcError::ArchUnsupported`] with the
+/// library's own list, [`NvrtcError::Compile`] with its whole log, or one of the errors of the call
+/// itself.
 pub fn compile(
     library: &NvrtcLibrary,
     key: ModuleKey,
     arch: Arch,
     sources: &[(&str, &str)],
 ) -> Result<Compiled, NvrtcError> {
+    if !arch.runs_kernels() {
+        return Err(NvrtcError::ArchTooOld { arch });
+    }
     let supported = library.supported_archs()?;
     if !supported.contains(&u32::from(arch.number())) {
         return Err(NvrtcError::ArchUnsupported {

@@ -111,7 +111,8 @@ impl Default for LoadPolicy {
 impl LoadPolicy {
     /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT` (`allow`, `deny`, `force`);
     /// for the cache's default place `XDG_CACHE_HOME` or `HOME` (the cache is then `peersum/jit` in the user's cache
-    /// directory); to find NVRTC `LD_LIBRARY_PATH`, `CUDA_HOME` and `CUDA_PATH`. A variable that is empty counts as unset.
+    /// directory); to find NVRTC `LD_LIBRARY_PATH`, `CUDA_HOME` and `CUDA_PATH`, of which only
+    /// absolute paths are looked at. A variable that is empty counts as unset.
     ///
     /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities) the environment belongs to
     /// somebody else: there this is [`LoadPolicy::default`].
@@ -161,11 +162,7 @@ impl LoadPolicy {
             nvrtc: NvrtcSearch {
                 library: None,
                 library_dirs: value("LD_LIBRARY_PATH")
-                    .map(|value| {
-                        env::split_paths(&value)
-                            .filter(|path| path.is_absolute())
-                            .collect()
-                    })
+                    .map(|value| env::split_paths(&value).collect())
                     .unwrap_or_default(),
                 toolkit_dirs: ["CUDA_HOME", "CUDA_PATH"]
                     .into_iter()
@@ -310,12 +307,12 @@ mod tests {
     }
 
     #[test]
-    fn relative_library_directories_are_not_searched() {
-        let policy = from(&[("LD_LIBRARY_PATH", "/a::rel:/b"), ("CUDA_HOME", "/cuda")]).unwrap();
-        assert_eq!(
-            policy.nvrtc.library_dirs,
-            [PathBuf::from("/a"), PathBuf::from("/b")]
-        );
-        assert_eq!(policy.nvrtc.toolkit_dirs, [PathBuf::from("/cuda")]);
+    fn relative_directories_are_not_searched_for_nvrtc_and_the_report_says_so() {
+        let policy = from(&[("LD_LIBRARY_PATH", "/a:rel:/b"), ("CUDA_HOME", "cuda")]).unwrap();
+        let looked_at = policy.nvrtc.run().looked_at;
+        let has = |place: &str| looked_at.iter().any(|looked| looked == place);
+        assert!(has("/a") && has("/b"), "{looked_at:?}");
+        assert!(has("not rel: it is relative"), "{looked_at:?}");
+        assert!(has("not cuda: it is relative"), "{looked_at:?}");
     }
 }

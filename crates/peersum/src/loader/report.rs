@@ -273,6 +273,16 @@ impl fmt::Display for DriverHint {
 /// Why no module was loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
+    /// The device is older than what the kernels are written for. No place was looked at.
+    #[error(
+        "a GPU of compute capability {}.{} cannot run peersum's kernels, which need sm_{} and \
+         newer (compute capability {}.{})",
+        device.major, device.minor, Arch::OLDEST, Arch::OLDEST.major, Arch::OLDEST.minor
+    )]
+    ArchTooOld {
+        /// The device's architecture.
+        device: Arch,
+    },
     /// No place had it, and none could make it.
     #[error("{}", NotFoundText(*module, *device, *jit, passed_over))]
     NotFound {

@@ -1,12 +1,11 @@
 //! NCCL as a second path: for calls above the custom range, or for a group that spans hosts. Feature `nccl`.
 //!
 //! ```no_run
-//! # use peersum::cudarc::driver::CudaContext;
 //! use peersum::nccl::Nccl;
 //! use peersum::{Communicator, Rendezvous};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let stream = CudaContext::new(0)?.new_stream()?;
+//! # let stream = peersum::open_context(0)?.new_stream()?;
 //! let mut communicator = Communicator::builder()
 //!     .rendezvous(Rendezvous::from_env()?)
 //!     .max_bytes(4 << 20)

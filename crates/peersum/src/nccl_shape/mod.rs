@@ -15,14 +15,14 @@
 //!
 //! ```no_run
 //! # use std::sync::Arc;
-//! # use peersum::cudarc::driver::{CudaContext, CudaSlice};
+//! # use peersum::cudarc::driver::CudaSlice;
 //! # use peersum::nccl_shape::{Comm, Id, ReduceOp};
 //! # fn send_to_the_other_ranks(bytes: &[core::ffi::c_char; 128]) {}
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let (rank, world_size) = (0, 2);
 //! let id = Id::new().map_err(|error| format!("{error:?}"))?;
 //! send_to_the_other_ranks(id.internal()); // who make it an id again with `Id::uninit`
-//! let stream = CudaContext::new(rank)?.new_stream()?;
+//! let stream = peersum::open_context(rank as u32)?.new_stream()?;
 //! let comm = Arc::new(
 //!     Comm::from_rank(stream.clone(), rank, world_size, id).map_err(|error| format!("{error:?}"))?,
 //! );

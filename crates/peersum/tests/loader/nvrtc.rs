@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use peersum::loader::nvrtc::{NvrtcError, NvrtcLibrary, build_id, compile};
-use peersum::loader::{LoadPolicy, Reason};
+use peersum::loader::{JitMode, LoadError, LoadPolicy, Reason, load_from};
 use peersum_artifact::{Arch, inspect_cubin};
 use tempfile::tempdir;
 
 use crate::support::{
-    SM_80, SM_90, compiled, faults, kernels, library, load_push, not_found, push,
+    SM_80, SM_90, compiled, device, faults, jit_policy, kernels, library, load_push, not_found,
+    push,
 };
 use crate::toolchain;
 
@@ -54,15 +56,35 @@ fn a_compile_error_carries_the_whole_log() {
 
 #[test]
 fn an_architecture_that_nvrtc_does_not_know_is_an_error_with_its_list() {
-    let error = compile(library(), push(), Arch::plain(5, 0), &kernels().sources).unwrap_err();
+    let error = compile(library(), push(), Arch::plain(8, 1), &kernels().sources).unwrap_err();
     let NvrtcError::ArchUnsupported { supported, .. } = &error else {
         panic!("{error}")
     };
-    assert!(supported.contains(&90) && !supported.contains(&50));
+    assert!(supported.contains(&90) && !supported.contains(&81));
     assert!(
-        error.to_string().contains("sm_80, ") && error.to_string().contains("sm_50"),
+        error.to_string().contains("sm_80, ") && error.to_string().contains("sm_81"),
         "{error}"
     );
+}
+
+#[test]
+fn an_old_gpu_is_refused_with_what_the_kernels_need_before_any_place_is_looked_at() {
+    for arch in [Arch::plain(7, 5), Arch::plain(6, 1)] {
+        // Sources that no compiler takes: nothing may be compiled.
+        let sources = [("push.cu", "mistake")];
+        let error = compile(library(), push(), arch, &sources).unwrap_err();
+        assert!(matches!(error, NvrtcError::ArchTooOld { .. }), "{error}");
+        assert!(error.to_string().contains("sm_80 and newer"), "{error}");
+
+        for mode in [JitMode::Allow, JitMode::Deny, JitMode::Force] {
+            let policy = jit_policy().jit(mode);
+            let error = load_from(&policy, &kernels(), push(), &device(arch)).unwrap_err();
+            assert!(matches!(error, LoadError::ArchTooOld { .. }), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("sm_80 and newer"), "{text}");
+            assert!(!text.contains("precompile"), "{text}");
+        }
+    }
 }
 
 #[test]
@@ -132,4 +154,85 @@ fn the_build_id_is_the_sha1_that_the_linker_noted() {
     let id = build_id(&toolchain::nvrtc()).unwrap().unwrap();
     assert_eq!(id.len(), 40);
     assert!(id.bytes().all(|digit| digit.is_ascii_hexdigit()));
+}
+
+/// Set in a child, which then says where it would take NVRTC from.
+const ASKED: &str = "PEERSUM_TEST_NVRTC_SEARCH";
+
+#[test]
+fn a_relative_cuda_home_or_cuda_path_never_leads_to_a_library() {
+    if std::env::var_os(ASKED).is_some() {
+        let found = LoadPolicy::from_env().unwrap().nvrtc_search().run();
+        for file in found.files {
+            println!("\nTOLD {}", file.path.display());
+        }
+        println!("\nTOLD looked at {}", found.looked_at.join(", "));
+        return;
+    }
+    let directory = tempdir().unwrap();
+    let directory = directory.path().canonicalize().unwrap();
+    let toolkit = directory.join("cuda");
+    for lib in ["lib", "lib64"] {
+        fs::create_dir_all(toolkit.join(lib)).unwrap();
+        for name in ["libnvrtc.so.13", "libnvrtc.so.12"] {
+            fs::copy(toolchain::nvrtc(), toolkit.join(lib).join(name)).unwrap();
+        }
+    }
+    let asked = |variable: &str, value: &Path| {
+        let test = "nvrtc::a_relative_cuda_home_or_cuda_path_never_leads_to_a_library";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .current_dir(&directory)
+            .env_remove("CUDA_HOME")
+            .env_remove("CUDA_PATH")
+            .env(variable, value)
+            .env(ASKED, "")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        let told = said.lines().filter_map(|line| line.strip_prefix("TOLD "));
+        told.map(str::to_owned).collect::<Vec<_>>()
+    };
+    for variable in ["CUDA_HOME", "CUDA_PATH", "LD_LIBRARY_PATH"] {
+        let lib = if variable == "LD_LIBRARY_PATH" {
+            "lib"
+        } else {
+            ""
+        };
+        for relative in ["cuda", "./cuda", "../cuda/../cuda"] {
+            let relative = if relative.starts_with("..") {
+                Path::new("..")
+                    .join(directory.file_name().unwrap())
+                    .join("cuda")
+            } else {
+                relative.into()
+            };
+            let told = asked(variable, &relative.join(lib));
+            let files = &told[..told.len() - 1];
+            assert!(
+                files.iter().all(|file| Path::new(file).is_absolute()),
+                "{told:#?}"
+            );
+            assert!(
+                !files
+                    .iter()
+                    .any(|file| Path::new(file).starts_with(&directory)),
+                "{variable}={}: {told:#?}",
+                relative.display()
+            );
+        }
+        // The same directory by its absolute path is looked at.
+        let told = asked(variable, &toolkit.join(lib));
+        assert!(
+            told.iter()
+                .any(|file| Path::new(file).starts_with(&toolkit)),
+            "{told:#?}"
+        );
+    }
+    let told = asked("CUDA_HOME", Path::new("cuda"));
+    assert!(
+        told.last().unwrap().contains("not cuda: it is relative"),
+        "{told:#?}"
+    );
 }

@@ -190,7 +190,9 @@ pub(crate) fn faults(passed_over: &[PassedOver]) -> Vec<&Reason> {
 pub(crate) fn not_found(result: Result<LoadedImage, LoadError>) -> (Vec<PassedOver>, String) {
     let error = result.unwrap_err();
     let text = error.to_string();
-    let LoadError::NotFound { passed_over, .. } = error;
+    let LoadError::NotFound { passed_over, .. } = error else {
+        panic!("{text}")
+    };
     (passed_over, text)
 }
 

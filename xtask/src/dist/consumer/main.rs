@@ -107,7 +107,7 @@ fn check_gpus(count: u32) -> Outcome<()> {
     let world_size = count.clamp(2, 8);
     on_ranks(world_size, |rendezvous| {
         let rank = rendezvous.rank();
-        let stream = CudaContext::new((rank % count) as usize)?.new_stream()?;
+        let stream = peersum::open_context(rank % count)?.new_stream()?;
         let mut communicator = Communicator::builder()
             .rendezvous(rendezvous)
             .build(&stream)?;

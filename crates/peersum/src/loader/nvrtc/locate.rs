@@ -24,9 +24,11 @@ const DEFAULT_TOOLKIT: &str = "/usr/local/cuda";
 pub struct NvrtcSearch {
     /// The one library to use. When it is set, no other place is looked at.
     pub library: Option<PathBuf>,
-    /// Directories that the dynamic linker searches first (`LD_LIBRARY_PATH`).
+    /// Directories that the dynamic linker searches first (`LD_LIBRARY_PATH`). Relative ones are
+    /// not looked at, and with one of them the linker is not asked, since it would follow it.
     pub library_dirs: Vec<PathBuf>,
-    /// Roots of CUDA toolkits (`CUDA_HOME`, `CUDA_PATH`).
+    /// Roots of CUDA toolkits (`CUDA_HOME`, `CUDA_PATH`). Relative ones are not looked at: the
+    /// working directory must not decide which library is loaded.
     pub toolkit_dirs: Vec<PathBuf>,
 }
 
@@ -62,12 +64,7 @@ impl NvrtcSearch {
             return found;
         }
         let cache = std::fs::read(LD_SO_CACHE).unwrap_or_default();
-        let toolkits = || {
-            self.toolkit_dirs
-                .iter()
-                .map(PathBuf::as_path)
-                .chain([Path::new(DEFAULT_TOOLKIT)])
-        };
+        let toolkits = || absolute(&self.toolkit_dirs).chain([Path::new(DEFAULT_TOOLKIT)]);
         for (major, soname) in SONAMES {
             let mut add = |path: PathBuf| {
                 if path.is_file() && !found.files.iter().any(|file| file.path == path) {
@@ -80,12 +77,7 @@ impl NvrtcSearch {
             if let Some(path) = already_loaded(soname) {
                 add(path);
             }
-            // A relative entry would make the library depend on the working directory.
-            for directory in self
-                .library_dirs
-                .iter()
-                .filter(|directory| directory.is_absolute())
-            {
+            for directory in absolute(&self.library_dirs) {
                 add(directory.join(soname));
             }
             for path in lookup_in_ld_cache(&cache, soname) {
@@ -98,7 +90,9 @@ impl NvrtcSearch {
                 }
             }
         }
-        if found.files.is_empty() {
+        // The dynamic linker itself follows relative entries of LD_LIBRARY_PATH.
+        let linker_is_asked = self.library_dirs.iter().all(|dir| dir.is_absolute());
+        if found.files.is_empty() && linker_is_asked {
             // What is left are the linker's built-in directories and the program's own run path: only it knows them.
             let by_name = SONAMES
                 .iter()
@@ -113,20 +107,39 @@ impl NvrtcSearch {
             "{} among the libraries already loaded",
             names.join(" and ")
         ));
+        found.looked_at.push(
+            if linker_is_asked {
+                "the dynamic linker's search path"
+            } else {
+                "the dynamic linker's cache (not its whole search path: LD_LIBRARY_PATH has \
+                 relative or empty entries)"
+            }
+            .to_owned(),
+        );
         found
             .looked_at
-            .push("the dynamic linker's search path".to_owned());
-        found.looked_at.extend(
-            self.library_dirs
-                .iter()
-                .map(|directory| directory.display().to_string()),
-        );
+            .extend(absolute(&self.library_dirs).map(|directory| directory.display().to_string()));
         found.looked_at.extend(
             toolkits()
                 .flat_map(|root| ["lib64", "lib"].map(|lib| root.join(lib).display().to_string())),
         );
+        let relative = self.toolkit_dirs.iter().chain(&self.library_dirs);
+        found.looked_at.extend(
+            relative
+                .filter(|directory| !directory.is_absolute())
+                .filter(|directory| !directory.as_os_str().is_empty())
+                .map(|directory| format!("not {}: it is relative", directory.display())),
+        );
         found
     }
+}
+
+/// Those of the directories that do not depend on the working directory.
+fn absolute(directories: &[PathBuf]) -> impl Iterator<Item = &Path> {
+    directories
+        .iter()
+        .map(PathBuf::as_path)
+        .filter(|directory| directory.is_absolute())
 }
 
 /// The major version in a name such as `libnvrtc.so.13` or `libnvrtc.so.12.8.93`, of the file or of what it links to.
