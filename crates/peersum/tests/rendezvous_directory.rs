@@ -5,7 +5,7 @@
 mod rendezvous_stage;
 
 use peersum::rendezvous::{DirectoryProblem, Rendezvous, RendezvousError};
-use rendezvous_stage::{chmod, gather, open_descriptors};
+use rendezvous_stage::{Rank, Stage, chmod, gather, open_descriptors};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -128,7 +128,7 @@ fn a_directory_that_cannot_be_made_is_named() {
     assert!(
         error
             .to_string()
-            .contains("create the rendezvous directory /proc/peersum"),
+            .contains("create the rendezvous directory /proc/peersum: No such file"),
         "{error}"
     );
 }
@@ -153,9 +153,48 @@ fn something_else_under_the_sockets_name_is_replaced_or_named() {
         .join(AMPLE)
         .unwrap_err();
     assert!(
-        error.to_string().starts_with("bind ") && error.to_string().ends_with("group.sock"),
+        error.to_string().starts_with("bind ")
+            && error
+                .to_string()
+                .contains("group.sock: Address already in use"),
         "{error}"
     );
+}
+
+/// A cleaner of old files leaves the group without its names; a successor takes them.
+#[test]
+fn a_group_that_ends_leaves_its_successor_s_files() {
+    let stage = Stage::enter("a_group_that_ends_leaves_its_successor_s_files");
+    for removed in [&["run.lock", "run.sock"][..], &["run.lock"]] {
+        let start = || {
+            let mut ranks = stage.ranks(2, AMPLE, "join, pause, gather work 1, leave");
+            for rank in &mut ranks {
+                rank.hear("paused");
+            }
+            ranks
+        };
+        let end = |mut ranks: Vec<Rank>| {
+            ranks.iter_mut().for_each(Rank::go);
+            for rank in ranks {
+                rank.succeed();
+            }
+        };
+        let old = start();
+        for file in removed {
+            std::fs::remove_file(stage.directory().join(file)).unwrap();
+        }
+        let new = start();
+        end(old);
+        assert_eq!(stage.files(), ["run.lock", "run.sock"], "{removed:?}");
+        // They are the successor's own: it answers at its door, and holds its name.
+        let late = stage.rank(1, 2, AMPLE, "join").error();
+        assert!(late.contains("AlreadyFormed"), "{late}");
+        let second = stage.rank(0, 2, AMPLE, "join").error();
+        let pid = new[0].pid();
+        assert!(second.contains(&format!("pid: Some({pid})")), "{second}");
+        end(new);
+        assert!(stage.files().is_empty(), "left behind: {:?}", stage.files());
+    }
 }
 
 #[test]

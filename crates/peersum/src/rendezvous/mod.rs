@@ -21,14 +21,16 @@ mod environment;
 mod error;
 mod group;
 mod hub;
+mod lock;
 mod peer;
 mod spoke;
 mod wire;
 
-pub use error::{DirectoryProblem, Refusal, RendezvousError};
+pub use error::{DirectoryProblem, Refusal, RendezvousError, Whereabouts};
 pub use group::{Group, MessageWithFds};
 pub use peer::{Peer, ProcessId};
 
+use crate::privilege::gained_rights;
 use directory::Directory;
 use door::{Door, Identity};
 use group::Role;
@@ -96,6 +98,9 @@ impl Rendezvous {
     /// [`RendezvousError::ConflictingEnvironment`], [`RendezvousError::InvalidVariable`] and [`RendezvousError::SpansHosts`], each of
     /// which names the variables.
     pub fn from_env() -> Result<Self, RendezvousError> {
+        if gained_rights() {
+            return Err(RendezvousError::EnvironmentIgnored);
+        }
         environment::read(&|name| std::env::var_os(name))
     }
 
@@ -127,7 +132,9 @@ impl Rendezvous {
         rank: u32,
         world_size: u32,
     ) -> Result<Self, RendezvousError> {
-        let directory = environment::directory(&|name| std::env::var_os(name))?;
+        let gained_rights = gained_rights();
+        let lookup = |name: &str| std::env::var_os(name).filter(|_| !gained_rights);
+        let directory = environment::directory(&lookup)?;
         Ok(Self::unix(directory, group, rank, world_size))
     }
 
@@ -243,57 +250,66 @@ impl Rendezvous {
         if !is_group_name(&group) {
             return Err(RendezvousError::InvalidGroup { group });
         }
-        let started = Instant::now();
-        let deadline = deadline(started, timeout);
-        let own = Peer {
+        let whereabouts = Whereabouts {
+            directory: match &place {
+                Place::Directory(path) => Some(path.clone()),
+                Place::Threads(_) | Place::Unavailable(_) => None,
+            },
+            group: group.clone(),
             rank,
-            process: ProcessId::current()?,
+            world_size,
         };
         let identity = Identity {
             group,
             run,
             world_size,
         };
-        let (role, peers) = match place {
-            Place::Unavailable(error) => return Err(error),
-            _ if world_size == 1 => (Role::Alone, vec![own]),
-            Place::Directory(path) => {
-                let directory = Directory::open(&path)?;
-                if rank == 0 {
-                    let claim = directory.claim(&identity.group, deadline)?;
-                    let door = Door::listening(identity, claim.listen()?);
-                    let (hub, peers) = Hub::form(door, Some(claim), own, started, deadline)?;
-                    (Role::Hub(hub), peers)
-                } else {
-                    let (spoke, peers) =
-                        Spoke::join(Way::Directory(directory), &identity, own, started, deadline)?;
-                    (Role::Spoke(spoke), peers)
-                }
+        match meet(place, identity, rank, timeout) {
+            Ok((role, peers)) => Ok(Group::new(whereabouts, peers, role)),
+            Err(error) => Err(error.seen_by(&whereabouts)),
+        }
+    }
+}
+
+/// Waits until every rank has come.
+fn meet(
+    place: Place,
+    identity: Identity,
+    rank: u32,
+    timeout: Duration,
+) -> Result<(Role, Vec<Peer>), RendezvousError> {
+    let started = Instant::now();
+    let deadline = deadline(started, timeout);
+    let process = ProcessId::current()?;
+    let own = Peer { rank, process };
+    let lead = |door, claim| {
+        let (hub, peers) = Hub::form(door, claim, own, started, deadline)?;
+        Ok((Role::Hub(hub), peers))
+    };
+    let follow = |way, identity: &Identity| {
+        let (spoke, peers) = Spoke::join(way, identity, own, started, deadline)?;
+        Ok((Role::Spoke(spoke), peers))
+    };
+    match place {
+        Place::Unavailable(error) => Err(error),
+        _ if identity.world_size == 1 => Ok((Role::Alone, vec![own])),
+        Place::Directory(path) => {
+            let directory = Directory::open(&path)?;
+            if rank != 0 {
+                return follow(Way::Directory(directory), &identity);
             }
-            Place::Threads(mut sockets) => {
-                if rank == 0 {
-                    let (hub, peers) = Hub::form(
-                        Door::connected(identity, sockets),
-                        None,
-                        own,
-                        started,
-                        deadline,
-                    )?;
-                    (Role::Hub(hub), peers)
-                } else {
-                    let Some(socket) = sockets.pop() else {
-                        return Err(RendezvousError::PeerLost {
-                            rank: 0,
-                            during: JOIN.into(),
-                        });
-                    };
-                    let (spoke, peers) =
-                        Spoke::join(Way::Thread(socket), &identity, own, started, deadline)?;
-                    (Role::Spoke(spoke), peers)
-                }
-            }
-        };
-        Ok(Group::new(rank, peers, role))
+            let mut claim = directory.claim(&identity.group, process, deadline)?;
+            let listener = claim.listen()?;
+            lead(Door::listening(identity, listener), Some(claim))
+        }
+        Place::Threads(sockets) if rank == 0 => lead(Door::connected(identity, sockets), None),
+        Place::Threads(mut sockets) => match sockets.pop() {
+            Some(socket) => follow(Way::Thread(socket), &identity),
+            None => Err(RendezvousError::PeerLost {
+                rank: 0,
+                during: JOIN.into(),
+            }),
+        },
     }
 }
 
