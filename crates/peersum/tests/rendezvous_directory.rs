@@ -6,9 +6,9 @@ mod rendezvous_stage;
 
 use peersum::rendezvous::{DirectoryProblem, Rendezvous, RendezvousError};
 use rendezvous_stage::{Rank, Stage, chmod, gather, open_descriptors};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const AMPLE: Duration = Duration::from_secs(30);
 
@@ -166,8 +166,18 @@ fn something_else_under_the_sockets_name_is_replaced_or_named() {
 fn a_group_that_ends_leaves_its_successor_s_files() {
     let stage = Stage::enter("a_group_that_ends_leaves_its_successor_s_files");
     for removed in [&["run.lock", "run.sock"][..], &["run.lock"]] {
+        let socket = || std::fs::metadata(stage.directory().join("run.sock")).map(|it| it.ino());
         let start = || {
-            let mut ranks = stage.ranks(2, AMPLE, "join, pause, gather work 1, leave");
+            let steps = "join, pause, gather work 1, leave";
+            let before = socket().ok();
+            let started = Instant::now();
+            let zero = stage.rank(0, 2, AMPLE, steps);
+            // A rank that came before this would ask at the door of the group before.
+            while socket().map_or(true, |now| Some(now) == before) {
+                assert!(started.elapsed() < AMPLE, "rank 0 does not listen");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let mut ranks = vec![zero, stage.rank(1, 2, AMPLE, steps)];
             for rank in &mut ranks {
                 rank.hear("paused");
             }

@@ -29,7 +29,7 @@ pub(super) enum Role {
 /// rank; [`Group::abandon`] also tells them why.
 #[derive(Debug)]
 pub struct Group {
-    rank: u32,
+    own: Peer,
     peers: Vec<Peer>,
     role: Role,
     whereabouts: Whereabouts,
@@ -37,9 +37,9 @@ pub struct Group {
 }
 
 impl Group {
-    pub(super) fn new(whereabouts: Whereabouts, peers: Vec<Peer>, role: Role) -> Self {
+    pub(super) fn new(whereabouts: Whereabouts, own: Peer, peers: Vec<Peer>, role: Role) -> Self {
         Self {
-            rank: whereabouts.rank,
+            own,
             peers,
             role,
             whereabouts,
@@ -49,7 +49,7 @@ impl Group {
 
     /// This rank.
     pub fn rank(&self) -> u32 {
-        self.rank
+        self.own.rank
     }
 
     /// The number of ranks.
@@ -64,16 +64,16 @@ impl Group {
 
     /// Whether `rank` is a thread of this very process. False for a rank that does not exist.
     pub fn is_same_process(&self, rank: u32) -> bool {
-        let process = |rank: u32| self.peers.get(rank as usize).map(|peer| peer.process);
-        process(rank).is_some_and(|other| Some(other) == process(self.rank))
+        let peer = self.peers.get(rank as usize);
+        // Not by what rank 0 says of this rank.
+        peer.is_some_and(|peer| rank == self.own.rank || peer.process == self.own.process)
     }
 
     /// Whether the calling process is a child that fork made of this rank's, without executing a
     /// program. A child has a copy of the group, which it can only drop: nothing that it does with the
     /// copy reaches the other ranks.
     pub fn is_inherited(&self) -> bool {
-        let own = self.peers.get(self.rank as usize);
-        own.is_some_and(|own| !own.process.is_current())
+        !self.own.process.is_current()
     }
 
     /// Gives every rank's message to every rank, in rank order. Messages may differ in length and be empty.
@@ -135,7 +135,7 @@ impl Group {
             return;
         }
         let reason = super::truncated(reason, MAX_REASON_BYTES).to_owned();
-        let rank = self.rank;
+        let rank = self.own.rank;
         self.fail(RendezvousError::PeerFailed { rank, reason });
     }
 
@@ -147,7 +147,9 @@ impl Group {
         timeout: Duration,
     ) -> Result<Vec<Part>, RendezvousError> {
         if self.is_inherited() {
-            return Err(RendezvousError::Forked { rank: self.rank });
+            return Err(RendezvousError::Forked {
+                rank: self.own.rank,
+            });
         }
         if let Some(failure) = &self.failure {
             return Err(failure.clone());

@@ -122,7 +122,10 @@ impl Spoke {
         let frame = loop {
             let look = deadline.min(Instant::now() + SILENCE);
             match self.receive(JOIN, started, look) {
-                Err(RendezvousError::Timeout { .. }) if Instant::now() < deadline => {
+                // This rank's own, not one that rank 0 has told of.
+                Err(RendezvousError::Timeout { rank, .. })
+                    if rank == self.own.rank && Instant::now() < deadline =>
+                {
                     // A child of a dead rank 0 may keep the socket open that this rank found.
                     if self.pending.is_none() && self.home.as_ref().is_some_and(Home::is_replaced) {
                         return Err(RendezvousError::PeerLost {
