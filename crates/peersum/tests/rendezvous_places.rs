@@ -1,4 +1,5 @@
-//! Ranks that are started in places of their own: containers, sessions, launchers, set-uid programs.
+//! Ranks that are started in places of their own: containers, sessions, launchers, set-uid
+//! programs.
 
 #![allow(clippy::unwrap_used)]
 

@@ -233,7 +233,8 @@ fn join(rendezvous: Rendezvous) {
     }
 }
 
-/// A child, which fork makes of this rank in the middle of a call, drops its copy of the communicator.
+/// A child, which fork makes of this rank in the middle of a call, drops its copy of the
+/// communicator.
 fn fork(rendezvous: Rendezvous) {
     let mut comm = build(settings().timeout(PATIENCE), rendezvous);
     let mut buffer = EmulatorBuffer::<f32>::zeroed(2000);
@@ -241,8 +242,8 @@ fn fork(rendezvous: Rendezvous) {
         wait_for_go();
     }
     comm.all_reduce_in_place(&mut buffer).unwrap();
-    // SAFETY: the child goes on in this thread alone, and waits for no other. The C library makes its
-    // allocator ready at a fork.
+    // SAFETY: the child goes on in this thread alone, and waits for no other. The C library makes
+    // its allocator ready at a fork.
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: alarm has no precondition. A child that hangs ends, without success.

@@ -85,8 +85,8 @@ impl Reach {
         }
     }
 
-    /// The error for a mapping that failed although nothing spoke against it. `needs` says what ranks in
-    /// different containers must have in common.
+    /// The error for a mapping that failed although nothing spoke against it. `needs` says what
+    /// ranks in different containers must have in common.
     fn refused(self, failure: &DeviceError, needs: &str) -> DeviceError {
         let promise = match self {
             Self::SameDevice => "a peer's memory is on this rank's own device".to_owned(),
@@ -106,7 +106,8 @@ const NEEDS: &str = "Ranks in different containers must see the same devices; th
     namespaces may differ";
 /// What memory needs that is opened by a handle of CUDA's legacy IPC.
 const LEGACY_IPC_NEEDS: &str = "Memory is shared through legacy CUDA IPC here: ranks in different \
-    containers must share the PID and IPC namespaces (`--pid=host --ipc=host`) and see the same devices";
+    containers must share the PID and IPC namespaces (`--pid=host --ipc=host`) and see the same \
+    devices";
 
 fn map_descriptor(
     context: &Arc<CudaContext>,

@@ -225,7 +225,8 @@ impl Quiet<'_> {
             Ok(()) => true,
             Err(Errno::NOENT) => false,
             Err(error) => {
-                tracing::warn!(path = %self.0.path.join(name).display(), %error, "could not remove a rendezvous file");
+                let path = self.0.path.join(name);
+                tracing::warn!(path = %path.display(), %error, "could not remove a file");
                 false
             }
         }
@@ -241,8 +242,8 @@ impl Quiet<'_> {
 
 impl Drop for Quiet<'_> {
     fn drop(&mut self) {
-        // Not left to the closing of the directory: a child that fork has made meanwhile has it open
-        // as well, and the lock would last as long as both.
+        // Not left to the closing of the directory: a child that fork has made meanwhile has it
+        // open as well, and the lock would last as long as both.
         let _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
     }
 }
@@ -283,7 +284,8 @@ impl Claim {
         {
             let quiet = self.directory.quiet(Instant::now() + CLAIM_PATIENCE)?;
             if quiet.remove(&name) {
-                tracing::info!(path = %path.display(), "replaced the socket of a run that ended without removing it");
+                let path = path.display();
+                tracing::info!(%path, "replaced the socket that an earlier run left behind");
             }
             rustix::net::bind(&socket, &address).map_err(|error| at_path("bind", error))?;
             self.socket = FileId::named(self.directory.as_fd(), &name)
@@ -354,10 +356,11 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("sockets");
         let held = claim(&path).unwrap();
+        let own = Some(std::process::id());
         for _ in 0..2 {
             let error = claim(&path).unwrap_err();
             assert!(
-                matches!(&error, RendezvousError::GroupInUse { pid, .. } if *pid == Some(std::process::id())),
+                matches!(error, RendezvousError::GroupInUse { pid, .. } if pid == own),
                 "{error}"
             );
         }

@@ -260,8 +260,8 @@ pub(super) fn refuse(mut connection: Connection, refusal: &Refusal) {
 /// Answers at the door of a complete group until it is dropped, so that a late process learns why it cannot join.
 #[derive(Debug)]
 pub(super) struct Doorkeeper {
-    /// An event counter; the thread ends once it is not 0. The closing of a pipe would not do: a child
-    /// that fork made may have it open as well.
+    /// An event counter; the thread ends once it is not 0. The closing of a pipe would not do: a
+    /// child that fork made may have it open as well.
     stop: Arc<OwnedFd>,
     thread: Option<std::thread::JoinHandle<()>>,
 }

@@ -446,7 +446,14 @@ mod tests {
         ] {
             let error = with(&[(variable, "2")]).unwrap_err();
             assert!(
-                matches!(&error, RendezvousError::SpansHosts { variable: named, value: 2, .. } if *named == variable),
+                matches!(
+                    error,
+                    RendezvousError::SpansHosts {
+                        value: 2,
+                        expected: 1,
+                        ..
+                    }
+                ),
                 "{error}"
             );
             let text = error.to_string();

@@ -51,15 +51,16 @@ pub enum RendezvousError {
 
     /// This process gained rights when it was executed, so the environment is its caller's.
     #[error(
-        "this process gained rights when it was executed (set-uid, set-gid or file capabilities), so no rank is taken \
-         from its environment: name the rank in code with Rendezvous::unix"
+        "this process gained rights when it was executed (set-uid, set-gid or file capabilities), \
+         so its environment is not read: name the rank in code with Rendezvous::unix"
     )]
     EnvironmentIgnored,
 
     /// The launcher started ranks on more than one machine; a rendezvous joins those of one.
     #[error(
-        "{variable} is {value}, and would be {expected} if all {world_size} ranks ran on this machine: a group lives on one \
-         machine, so give each machine's ranks a group of their own with Rendezvous::unix"
+        "{variable} is {value}, and would be {expected} if all {world_size} ranks ran on this \
+         machine: a group lives on one machine, so give each machine's ranks a group of their own \
+         with Rendezvous::unix"
     )]
     SpansHosts {
         /// The variable that counts this machine's ranks, or the machines.
@@ -161,8 +162,8 @@ pub enum RendezvousError {
 
     /// A child that fork made of a rank's process used the rank's group, which stays its parent's.
     #[error(
-        "this process was forked from rank {rank}'s, and the group stays with its parent: form a group of the child's own, \
-         or use this one in the parent alone"
+        "this process was forked from rank {rank}'s, and the group stays with its parent: use it \
+         there, or form another group for the child"
     )]
     Forked {
         /// The parent's rank.
@@ -232,7 +233,7 @@ pub enum RendezvousError {
     },
 
     /// A system call failed.
-    #[error("{operation}{}: {source}", .path.as_deref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
+    #[error("{operation}{}: {source}", behind_a_space(path.as_deref()))]
     Io {
         /// What was attempted.
         operation: &'static str,
@@ -379,7 +380,8 @@ pub enum Refusal {
     },
     /// The process expects another number of ranks.
     #[error(
-        "it expects a world size of {theirs}, rank 0 of {ours}: if they belong to different runs, give each run its own PEERSUM_GROUP"
+        "it expects a world size of {theirs}, rank 0 of {ours}: if they belong to different runs, \
+         give each run its own PEERSUM_GROUP"
     )]
     WorldSize {
         /// Rank 0's world size.
@@ -395,7 +397,8 @@ pub enum Refusal {
     },
     /// Another process holds the rank.
     #[error(
-        "rank {rank} is already held by process {pid}: if that process belongs to another run, give each run its own PEERSUM_GROUP"
+        "rank {rank} is already held by process {pid}: if that process belongs to another run, \
+         give each run its own PEERSUM_GROUP"
     )]
     RankTaken {
         /// The rank claimed.
@@ -405,8 +408,8 @@ pub enum Refusal {
     },
     /// The group is complete.
     #[error(
-        "group {group:?} is complete and rank {rank} is held by process {pid}: this process is late, or of another run, \
-         which then needs its own PEERSUM_GROUP"
+        "group {group:?} is complete and rank {rank} is held by process {pid}: this process is \
+         late, or it belongs to another run, which then needs its own PEERSUM_GROUP"
     )]
     AlreadyFormed {
         /// The group.
@@ -416,6 +419,11 @@ pub enum Refusal {
         /// The process that holds it.
         pid: u32,
     },
+}
+
+fn behind_a_space(path: Option<&Path>) -> String {
+    path.map(|path| format!(" {}", path.display()))
+        .unwrap_or_default()
 }
 
 fn list(names: &[&str]) -> String {
@@ -433,11 +441,11 @@ fn ranks(ranks: &[u32]) -> String {
 fn advice(at: &Whereabouts, during: &str) -> String {
     if at.directory.is_some() && during == super::JOIN {
         format!(
-            "this is {at}: ranks that run but do not meet look in different places, so compare what each of them says \
-             here, and give all of them the same PEERSUM_RENDEZVOUS_DIR and PEERSUM_GROUP (without the first, the \
-             directory depends on XDG_RUNTIME_DIR, which some ranks may lack)"
+            "this is {at}: if the missing ranks run, they look elsewhere, so compare what each of \
+             them says here, and give all of them the same PEERSUM_RENDEZVOUS_DIR and PEERSUM_GROUP \
+             (without the first, the directory depends on XDG_RUNTIME_DIR, which some ranks may lack)"
         )
     } else {
-        format!("this is {at}: check whether the missing ranks run, and make the same calls")
+        format!("this is {at}: check that the missing ranks run and make the same calls")
     }
 }

@@ -70,8 +70,8 @@ impl Group {
     }
 
     /// Whether the calling process is a child that fork made of this rank's, without executing a
-    /// program. A child has a copy of the group, which it can only drop: nothing that it does with the
-    /// copy reaches the other ranks.
+    /// program. A child has a copy of the group, which it can only drop: nothing that it does with
+    /// the copy reaches the other ranks.
     pub fn is_inherited(&self) -> bool {
         !self.own.process.is_current()
     }
@@ -82,11 +82,12 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`RendezvousError::MessageTooLong`], which leaves the group as it was, and [`RendezvousError::Forked`]
-    /// in a child that fork made. Otherwise, on every rank:
-    /// [`RendezvousError::Timeout`] with the ranks that were missing after the shortest `timeout` among the ranks,
-    /// [`RendezvousError::PeerLost`] with the rank that died or left, [`RendezvousError::PeerFailed`] with the reason of a
-    /// rank that gave up, [`RendezvousError::LabelMismatch`], [`RendezvousError::Protocol`], [`RendezvousError::Io`].
+    /// [`RendezvousError::MessageTooLong`], which leaves the group as it was, and
+    /// [`RendezvousError::Forked`] in a child that fork made. Otherwise, on every rank:
+    /// [`RendezvousError::Timeout`] with the ranks that were missing after the shortest `timeout`
+    /// among the ranks, [`RendezvousError::PeerLost`] with the rank that died or left,
+    /// [`RendezvousError::PeerFailed`] with the reason of a rank that gave up,
+    /// [`RendezvousError::LabelMismatch`], [`RendezvousError::Protocol`], [`RendezvousError::Io`].
     pub fn all_gather(
         &mut self,
         label: &str,

@@ -1,9 +1,9 @@
 //! Locks on files that end with their process, also when a child that fork made of it lives on.
 //!
 //! They are POSIX locks. A child does not inherit them, and the system names the process that holds
-//! one. They do not keep two threads of a process apart, and a process loses its lock when it closes
-//! any descriptor of the file. So this process remembers the files that it has locked, and does not
-//! open them again.
+//! one. They do not keep two threads of a process apart, and a process loses its lock when it
+//! closes any descriptor of the file. So this process remembers the files that it has locked, and
+//! does not open them again.
 
 use super::peer::ProcessId;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat, fcntl_lock, fstat, openat, statat};
@@ -107,7 +107,8 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Closed while the list is held: a thread that locks the file meanwhile would lose its lock.
+        // Closed while the list is held: a thread that locks the file meanwhile would lose its
+        // lock.
         let mut locked = locked();
         drop(self.file.take());
         locked.retain(|entry| *entry != (self.process, self.id));

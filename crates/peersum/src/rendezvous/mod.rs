@@ -8,11 +8,12 @@
 //!   run, one that comes when the group is complete: each is refused with the reason ([`Refusal`]) and the group is not affected.
 //!   A connection that says nothing, or nonsense, is closed and keeps nobody waiting.
 //! - Rank 0 holds a file lock while it lives. The kernel releases it at its death, so the socket of a killed run is
-//!   recognised and replaced; the survivors of a killed rank 0 remove it themselves. If a cleaner of old files has removed
-//!   the socket, a group that ends leaves those of its successor alone.
-//! - A child that a rank's process makes by fork, without executing a program, has no part in the group: dropping its copy
-//!   does nothing to the others, using it is [`RendezvousError::Forked`]. If the rank's process is killed while such a
-//!   child lives, the child keeps the rank's connections open, so the others learn of the death at their deadline.
+//!   recognised and replaced; the survivors of a killed rank 0 remove it themselves. If a cleaner
+//!   of old files has removed the socket, a group that ends leaves those of its successor alone.
+//! - A child that a rank's process makes by fork, without executing a program, has no part in the
+//!   group: dropping its copy does nothing to the others, using it is [`RendezvousError::Forked`].
+//!   If the rank's process is killed while such a child lives, the child keeps the rank's
+//!   connections open, so the others learn of the death at their deadline.
 //! - Ranks may be in different PID namespaces. They must be of one user.
 //! - A rank that dies is named on every other rank at once, a rank that does not come when the deadline passes.
 //! - The ranks of two runs in one directory are kept apart by their group's name, and, where the launcher tells its runs
@@ -93,22 +94,26 @@ impl Rendezvous {
     ///   beside a complete one of another.
     /// - `PEERSUM_RENDEZVOUS_DIR`, an absolute path, else `peersum` in `$XDG_RUNTIME_DIR` if that is this user's, else
     ///   `peersum-{uid}` in `/tmp`.
-    /// - `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else `default`. A shell loop has nothing
-    ///   that identifies it: two loops of one user that run at once would mix their ranks, so give each its own group, for
-    ///   instance `PEERSUM_GROUP=loop-$$` with the shell's process id. The same holds for two loops in one Slurm allocation.
-    /// - Several machines are refused, where the launcher tells of them: `LOCAL_WORLD_SIZE`, `OMPI_COMM_WORLD_LOCAL_SIZE`,
-    ///   or one of `SLURM_STEP_NUM_NODES`, `SLURM_NNODES` and `SLURM_JOB_NUM_NODES`.
+    /// - `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else `default`.
+    ///   A shell loop has nothing that identifies it: two loops of one user that run at once would
+    ///   mix their ranks, so give each its own group, for instance `PEERSUM_GROUP=loop-$$` with the
+    ///   shell's process id. The same holds for two loops in one Slurm allocation.
+    /// - Several machines are refused, where the launcher tells of them: `LOCAL_WORLD_SIZE`,
+    ///   `OMPI_COMM_WORLD_LOCAL_SIZE`, or one of `SLURM_STEP_NUM_NODES`, `SLURM_NNODES` and
+    ///   `SLURM_JOB_NUM_NODES`.
     /// - The run, by which ranks left over from an earlier one are refused: `TORCHELASTIC_RUN_ID` with the restart count and
     ///   master port, `PMIX_NAMESPACE`, or the Slurm job and step.
     ///
-    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities) the environment is its
-    /// caller's and is not read, as in [`LoadPolicy::from_env`](crate::loader::LoadPolicy::from_env).
+    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities)
+    /// the environment is its caller's and is not read, as in
+    /// [`LoadPolicy::from_env`](crate::loader::LoadPolicy::from_env).
     ///
     /// # Errors
     ///
-    /// [`RendezvousError::EnvironmentIgnored`], [`RendezvousError::NoLauncher`], [`RendezvousError::IncompleteEnvironment`],
-    /// [`RendezvousError::ConflictingEnvironment`], [`RendezvousError::InvalidVariable`] and [`RendezvousError::SpansHosts`], each of
-    /// which names the variables.
+    /// [`RendezvousError::EnvironmentIgnored`], [`RendezvousError::NoLauncher`],
+    /// [`RendezvousError::IncompleteEnvironment`], [`RendezvousError::ConflictingEnvironment`],
+    /// [`RendezvousError::InvalidVariable`] and [`RendezvousError::SpansHosts`], each of which
+    /// names the variables.
     pub fn from_env() -> Result<Self, RendezvousError> {
         if gained_rights() {
             return Err(RendezvousError::EnvironmentIgnored);
@@ -134,8 +139,9 @@ impl Rendezvous {
         }
     }
 
-    /// As [`Rendezvous::unix`], in the directory that [`Rendezvous::from_env`] uses. Nothing else is taken from the environment,
-    /// and nothing at all in a process that gained rights when it was executed.
+    /// As [`Rendezvous::unix`], in the directory that [`Rendezvous::from_env`] uses. Nothing else
+    /// is taken from the environment, and nothing at all in a process that gained rights when it
+    /// was executed.
     ///
     /// # Errors
     ///

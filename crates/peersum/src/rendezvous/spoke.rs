@@ -326,7 +326,8 @@ impl Home {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                // A rank 0 that was killed before anybody had reached it has nobody else to remove its socket.
+                // A rank 0 that was killed before anybody had reached it has nobody else to remove
+                // its socket.
                 directory.sweep(group, own.process);
                 return Ok(None);
             }

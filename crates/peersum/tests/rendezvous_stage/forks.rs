@@ -58,7 +58,8 @@ pub(super) fn child_stays() -> i32 {
         .open("/dev/null")
         .unwrap();
     for standard in 0..3 {
-        // SAFETY: the child replaces descriptors of its own, which the standard library never closes.
+        // SAFETY: the child replaces descriptors of its own, which the standard library never
+        // closes.
         assert_eq!(unsafe { libc::dup2(null.as_raw_fd(), standard) }, standard);
     }
     loop {

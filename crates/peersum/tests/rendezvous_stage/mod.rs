@@ -403,7 +403,8 @@ fn play(script: &str) -> i32 {
 }
 
 /// What a rank can do: `barrier LABEL`, `gather LABEL SEED`, `overlong LABEL`, `fds LABEL`, `pause`, `abandon REASON`, `leave`, `descriptors`,
-/// `apart`, `pids`, `fork STEP`, `fork-stay`, and `bind PATH`, `knock` and `policy` for those who are no ranks.
+/// `apart`, `pids`, `fork STEP`, `fork-stay`, and `bind PATH`, `knock` and `policy` for those who
+/// are no ranks.
 fn step(
     joined: &mut Option<Group>,
     verb: &str,
