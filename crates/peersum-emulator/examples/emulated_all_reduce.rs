@@ -3,7 +3,7 @@
 //! ```sh
 //! cargo build -p peersum-emulator --example emulated_all_reduce
 //! for r in 0 1; do
-//!     RANK=$r WORLD_SIZE=2 target/debug/examples/emulated_all_reduce &
+//!     PEERSUM_GROUP=loop-$$ RANK=$r WORLD_SIZE=2 target/debug/examples/emulated_all_reduce &
 //! done; wait
 //! ```
 

@@ -4,7 +4,8 @@
 //! ```sh
 //! cargo build --example all_reduce
 //! for r in 0 1; do
-//!     RANK=$r WORLD_SIZE=2 CUDA_DEVICE_MAX_CONNECTIONS=32 target/debug/examples/all_reduce &
+//!     PEERSUM_GROUP=loop-$$ RANK=$r WORLD_SIZE=2 CUDA_DEVICE_MAX_CONNECTIONS=32 \
+//!         target/debug/examples/all_reduce &
 //! done; wait
 //! ```
 //!

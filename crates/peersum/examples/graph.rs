@@ -3,7 +3,8 @@
 //! ```sh
 //! cargo build --example graph
 //! for r in 0 1; do
-//!     RANK=$r WORLD_SIZE=2 CUDA_DEVICE_MAX_CONNECTIONS=32 target/debug/examples/graph &
+//!     PEERSUM_GROUP=loop-$$ RANK=$r WORLD_SIZE=2 CUDA_DEVICE_MAX_CONNECTIONS=32 \
+//!         target/debug/examples/graph &
 //! done; wait
 //! ```
 

@@ -115,6 +115,7 @@ pub mod loader;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 pub mod nccl_shape;
+mod privilege;
 pub mod reference;
 pub mod rendezvous;
 

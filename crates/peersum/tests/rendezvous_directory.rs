@@ -5,10 +5,10 @@
 mod rendezvous_stage;
 
 use peersum::rendezvous::{DirectoryProblem, Rendezvous, RendezvousError};
-use rendezvous_stage::{chmod, gather, open_descriptors};
-use std::os::unix::fs::PermissionsExt;
+use rendezvous_stage::{Rank, Stage, chmod, gather, open_descriptors};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const AMPLE: Duration = Duration::from_secs(30);
 
@@ -128,7 +128,7 @@ fn a_directory_that_cannot_be_made_is_named() {
     assert!(
         error
             .to_string()
-            .contains("create the rendezvous directory /proc/peersum"),
+            .contains("create the rendezvous directory /proc/peersum: No such file"),
         "{error}"
     );
 }
@@ -153,9 +153,58 @@ fn something_else_under_the_sockets_name_is_replaced_or_named() {
         .join(AMPLE)
         .unwrap_err();
     assert!(
-        error.to_string().starts_with("bind ") && error.to_string().ends_with("group.sock"),
+        error.to_string().starts_with("bind ")
+            && error
+                .to_string()
+                .contains("group.sock: Address already in use"),
         "{error}"
     );
+}
+
+/// A cleaner of old files leaves the group without its names; a successor takes them.
+#[test]
+fn a_group_that_ends_leaves_its_successor_s_files() {
+    let stage = Stage::enter("a_group_that_ends_leaves_its_successor_s_files");
+    for removed in [&["run.lock", "run.sock"][..], &["run.lock"]] {
+        let socket = || std::fs::metadata(stage.directory().join("run.sock")).map(|it| it.ino());
+        let start = || {
+            let steps = "join, pause, gather work 1, leave";
+            let before = socket().ok();
+            let started = Instant::now();
+            let zero = stage.rank(0, 2, AMPLE, steps);
+            // A rank that came before this would ask at the door of the group before.
+            while socket().map_or(true, |now| Some(now) == before) {
+                assert!(started.elapsed() < AMPLE, "rank 0 does not listen");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let mut ranks = vec![zero, stage.rank(1, 2, AMPLE, steps)];
+            for rank in &mut ranks {
+                rank.hear("paused");
+            }
+            ranks
+        };
+        let end = |mut ranks: Vec<Rank>| {
+            ranks.iter_mut().for_each(Rank::go);
+            for rank in ranks {
+                rank.succeed();
+            }
+        };
+        let old = start();
+        for file in removed {
+            std::fs::remove_file(stage.directory().join(file)).unwrap();
+        }
+        let new = start();
+        end(old);
+        assert_eq!(stage.files(), ["run.lock", "run.sock"], "{removed:?}");
+        // They are the successor's own: it answers at its door, and holds its name.
+        let late = stage.rank(1, 2, AMPLE, "join").error();
+        assert!(late.contains("AlreadyFormed"), "{late}");
+        let second = stage.rank(0, 2, AMPLE, "join").error();
+        let pid = new[0].pid();
+        assert!(second.contains(&format!("pid: Some({pid})")), "{second}");
+        end(new);
+        assert!(stage.files().is_empty(), "left behind: {:?}", stage.files());
+    }
 }
 
 #[test]

@@ -27,16 +27,36 @@ struct Rank {
 
 impl Rank {
     fn start(test: &str, directory: &Path, rank: u32, world_size: u32, program: &str) -> Rank {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        let mut command = Self::command(test, directory, rank, world_size, program);
+        Self::of(command.spawn().unwrap())
+    }
+
+    fn command(test: &str, directory: &Path, rank: u32, world_size: u32, program: &str) -> Command {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
             .env(
                 ROLE,
                 format!("{} {rank} {world_size} {program}", directory.display()),
             )
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        command
+    }
+
+    /// Starts the command as process 1 of a PID namespace of its own, if the system allows it.
+    fn contained(mut command: Command) -> rustix::io::Result<Rank> {
+        // The namespace is for the children that the calling thread starts from now on.
+        let spawned = std::thread::spawn(move || {
+            // SAFETY: a new PID namespace changes nothing for this thread but the children that
+            // it starts, and it starts one.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+            Ok(command.spawn().unwrap())
+        });
+        spawned.join().unwrap().map(Self::of)
+    }
+
+    fn of(mut child: Child) -> Rank {
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -111,6 +131,7 @@ fn play_if_started_as_a_rank() {
         "reduce" => reduce(rendezvous),
         "stall" => stall(rendezvous),
         "join" => join(rendezvous),
+        "fork" => fork(rendezvous),
         other => panic!("{other}"),
     }
     std::process::exit(0);
@@ -212,6 +233,59 @@ fn join(rendezvous: Rendezvous) {
     }
 }
 
+/// A child, which fork makes of this rank in the middle of a call, drops its copy of the
+/// communicator.
+fn fork(rendezvous: Rendezvous) {
+    let mut comm = build(settings().timeout(PATIENCE), rendezvous);
+    let mut buffer = EmulatorBuffer::<f32>::zeroed(2000);
+    if comm.rank() != 0 {
+        wait_for_go();
+    }
+    comm.all_reduce_in_place(&mut buffer).unwrap();
+    // SAFETY: the child goes on in this thread alone, and waits for no other. The C library makes
+    // its allocator ready at a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: alarm has no precondition. A child that hangs ends, without success.
+        unsafe { libc::alarm(PATIENCE.as_secs() as u32 / 4) };
+        drop(comm);
+        // SAFETY: ends the child without what the test harness has registered for its end.
+        unsafe { libc::_exit(0) };
+    }
+    let child = rustix::process::Pid::from_raw(child).unwrap();
+    let waited = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+    let (_, status) = waited.unwrap().unwrap();
+    assert_eq!(status.exit_status(), Some(0), "{status:?}");
+    say("forked");
+    comm.synchronize().unwrap();
+    let symmetric = comm.symmetric_alloc::<f32>(10).unwrap();
+    comm.all_reduce_in_place(&mut buffer).unwrap();
+    comm.synchronize().unwrap();
+    drop((symmetric, comm));
+}
+
+#[test]
+fn a_child_that_drops_its_copy_of_a_communicator_changes_nothing_for_the_ranks() {
+    play_if_started_as_a_rank();
+    let test =
+        "processes::a_child_that_drops_its_copy_of_a_communicator_changes_nothing_for_the_ranks";
+    for world_size in [1, 3] {
+        let directory = tempfile::tempdir().unwrap();
+        let sockets = directory.path().join("sockets");
+        let mut ranks: Vec<Rank> = (0..world_size)
+            .map(|rank| Rank::start(test, &sockets, rank, world_size, "fork"))
+            .collect();
+        // Rank 0 is in a call, which the others have not entered.
+        assert_eq!(ranks[0].hear(), "forked");
+        for rank in &mut ranks[1..] {
+            rank.go();
+        }
+        for mut rank in ranks {
+            assert!(rank.end().success());
+        }
+    }
+}
+
 #[test]
 fn processes_reduce_by_every_route_and_get_the_references_bits() {
     play_if_started_as_a_rank();
@@ -224,6 +298,27 @@ fn processes_reduce_by_every_route_and_get_the_references_bits() {
             .collect();
         for mut rank in ranks {
             assert!(rank.end().success());
+        }
+    }
+}
+
+#[test]
+fn processes_of_pid_namespaces_of_their_own_reduce_and_get_the_references_bits() {
+    play_if_started_as_a_rank();
+    let test =
+        "processes::processes_of_pid_namespaces_of_their_own_reduce_and_get_the_references_bits";
+    let directory = tempfile::tempdir().unwrap();
+    let sockets = directory.path().join("sockets");
+    let ranks: Vec<_> = (0..3)
+        .map(|rank| Rank::contained(Rank::command(test, &sockets, rank, 3, "reduce")))
+        .collect();
+    for rank in ranks {
+        match rank {
+            Ok(mut rank) => assert!(rank.end().success()),
+            Err(errno) => {
+                assert!(!rustix::process::geteuid().is_root(), "unshare: {errno}");
+                println!("NOT TESTED: the system refuses a PID namespace: {errno}");
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ mod agreement;
 mod builder;
 mod check;
 mod graph;
+mod inherited;
 mod layout;
 mod links;
 #[cfg(feature = "nccl")]
@@ -39,7 +40,7 @@ use crate::dispatch::{DispatchTable, Plan};
 use crate::element::Element;
 use crate::error::{CallKind, CallSignature, Error, Failure};
 use crate::loader::LoadReport;
-use crate::rendezvous::Group;
+use crate::rendezvous::{Group, ProcessId};
 use links::Links;
 
 /// The longest that a rank that is dropped waits for its peers to be dropped too, before it frees what they map.
@@ -58,6 +59,8 @@ pub struct Communicator<D: Device = Cuda> {
     nccl: Option<crate::nccl::Link>,
     device: D,
     group: Option<Group>,
+    /// The rank's process. None if the system could not tell.
+    process: Option<ProcessId>,
     rank: u32,
     world_size: u32,
     id: u64,
@@ -428,6 +431,10 @@ impl<D: Device> Communicator<D> {
 
 impl<D: Device> Drop for Communicator<D> {
     fn drop(&mut self) {
+        if self.is_inherited() {
+            self.leave_to_parent();
+            return;
+        }
         #[cfg(feature = "nccl")]
         self.close_nccl();
         let Some(mut links) = self.links.take() else {

@@ -16,7 +16,7 @@ use crate::device::{Device, DeviceIdentity, DeviceStream};
 use crate::dispatch::{DispatchTable, Link};
 use crate::error::Error;
 use crate::loader::{LoadPolicy, LoadReport};
-use crate::rendezvous::Group;
+use crate::rendezvous::{Group, ProcessId};
 
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
@@ -37,6 +37,7 @@ pub(super) fn unconnected<D: Device>(
         nccl: None,
         device,
         group: None,
+        process: ProcessId::current().ok(),
         rank,
         world_size,
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),

@@ -85,8 +85,9 @@ impl Reach {
         }
     }
 
-    /// The error for a mapping that failed although nothing spoke against it.
-    fn refused(self, failure: &DeviceError) -> DeviceError {
+    /// The error for a mapping that failed although nothing spoke against it. `needs` says what
+    /// ranks in different containers must have in common.
+    fn refused(self, failure: &DeviceError, needs: &str) -> DeviceError {
         let promise = match self {
             Self::SameDevice => "a peer's memory is on this rank's own device".to_owned(),
             Self::Peer { own, owner } => format!(
@@ -95,14 +96,18 @@ impl Reach {
             Self::Unknown => "a peer's memory was received".to_owned(),
         };
         DeviceError::CannotShare {
-            reason: format!(
-                "{promise}, but mapping it failed: {failure}. The ranks of a group need one view of the machine: where \
-                 they run in different containers, those must share the IPC and PID namespaces (`--ipc=host --pid=host`) \
-                 and see the same devices"
-            ),
+            reason: format!("{promise}, but mapping it failed: {failure}. {needs}"),
         }
     }
 }
+
+/// What memory needs that travels as a file descriptor, or not at all.
+const NEEDS: &str = "Ranks in different containers must see the same devices; their PID and IPC \
+    namespaces may differ";
+/// What memory needs that is opened by a handle of CUDA's legacy IPC.
+const LEGACY_IPC_NEEDS: &str = "Memory is shared through legacy CUDA IPC here: ranks in different \
+    containers must share the PID and IPC namespaces (`--pid=host --ipc=host`) and see the same \
+    devices";
 
 fn map_descriptor(
     context: &Arc<CudaContext>,
@@ -111,7 +116,7 @@ fn map_descriptor(
 ) -> Result<MappedRange, DeviceError> {
     let own = context.cu_device();
     let physical =
-        Physical::import(context, fd).map_err(|failure| Reach::Unknown.refused(&failure))?;
+        Physical::import(context, fd).map_err(|failure| Reach::Unknown.refused(&failure, NEEDS))?;
     let properties = physical.properties().ok();
     let reach = Reach::of(own, properties.as_ref().and_then(Properties::device))?;
     // The owner rounded by its own device's granularity.
@@ -120,7 +125,7 @@ fn map_descriptor(
         .mapped_bytes(bytes)
         .or_else(|_| Properties::shareable(own).mapped_bytes(bytes))?;
     // The mapping keeps the memory; the handle is not needed after it.
-    MappedRange::map(context, &physical, bytes).map_err(|failure| reach.refused(&failure))
+    MappedRange::map(context, &physical, bytes).map_err(|failure| reach.refused(&failure, NEEDS))
 }
 
 /// Makes memory at `address`, of a thread of this process, addressable from `context`.
@@ -135,7 +140,7 @@ fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
             address,
         )
     })
-    .map_err(|failure| Reach::Unknown.refused(&failure))?;
+    .map_err(|failure| Reach::Unknown.refused(&failure, NEEDS))?;
     if owner_context == context.cu_ctx() {
         return Ok(());
     }
@@ -153,7 +158,9 @@ fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
     // granted to the current context, which is `context`.
     match unsafe { sys::cuCtxEnablePeerAccess(owner_context, 0) } {
         CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
-        result => check("cuCtxEnablePeerAccess", result).map_err(|failure| reach.refused(&failure)),
+        result => {
+            check("cuCtxEnablePeerAccess", result).map_err(|failure| reach.refused(&failure, NEEDS))
+        }
     }
 }
 
@@ -177,7 +184,7 @@ impl IpcMemory {
                 CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32,
             )
         })
-        .map_err(|failure| Reach::Unknown.refused(&failure))?;
+        .map_err(|failure| Reach::Unknown.refused(&failure, LEGACY_IPC_NEEDS))?;
         Ok(Self {
             context: Arc::clone(context),
             address,
@@ -193,5 +200,23 @@ impl Drop for IpcMemory {
                 sys::cuIpcCloseMemHandle(self.address)
             })
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As docs/packaging.md and the doctor say it.
+    #[test]
+    fn only_legacy_ipc_asks_for_common_namespaces() {
+        let failure = DeviceError::Driver {
+            call: "cuMemMap",
+            message: "no".to_owned(),
+        };
+        let text = |needs| Reach::Unknown.refused(&failure, needs).to_string();
+        assert!(text(NEEDS).contains("PID and IPC namespaces may differ"));
+        assert!(!text(NEEDS).contains("--pid=host"));
+        assert!(text(LEGACY_IPC_NEEDS).contains("--pid=host --ipc=host"));
     }
 }

@@ -68,7 +68,7 @@ pub enum DeviceError {
         reason: String,
     },
     /// A system call failed.
-    #[error("{call} failed")]
+    #[error("{call} failed: {source}")]
     System {
         /// The call, for instance `memfd_create`.
         call: &'static str,

@@ -60,9 +60,9 @@ fn namespaces_finding(pid: u64, ipc: u64) -> Finding {
     } else {
         finding.meaning(
             "ranks inside this container reach each other. Ranks in several containers need \
-            one rendezvous directory mounted into all, and \
-             one view of the GPUs; for legacy IPC also common namespaces (`--ipc=host \
-             --pid=host`)",
+            one user, one rendezvous directory mounted into all, and the same GPUs; their PID and \
+            IPC namespaces may differ, unless memory is shared through legacy CUDA IPC \
+            (then `--pid=host --ipc=host`)",
         )
     }
 }
@@ -214,7 +214,11 @@ mod tests {
             own.seen
                 .contains("PID namespace one of its own (4026532500)")
         );
-        assert!(own.meaning.contains("--ipc=host --pid=host"));
+        assert!(own.meaning.contains("namespaces may differ"));
+        assert!(
+            own.meaning
+                .contains("legacy CUDA IPC (then `--pid=host --ipc=host`)")
+        );
     }
 
     #[test]

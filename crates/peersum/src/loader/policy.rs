@@ -10,6 +10,7 @@ use std::time::Duration;
 use peersum_kernels::HarnessBuild;
 
 use super::nvrtc::NvrtcSearch;
+use crate::privilege::gained_rights;
 
 /// Names the directory of cubins.
 pub const CUBIN_DIR_VARIABLE: &str = "PEERSUM_CUBIN_DIR";
@@ -121,7 +122,7 @@ impl LoadPolicy {
     ///
     /// [`ParseJitModeError`] when `PEERSUM_JIT` has a value without a meaning: a misspelt `deny` must not allow.
     pub fn from_env() -> Result<Self, ParseJitModeError> {
-        Self::from_process(runs_with_gained_rights(), |name| env::var_os(name))
+        Self::from_process(gained_rights(), |name| env::var_os(name))
     }
 
     fn from_process(
@@ -240,15 +241,6 @@ impl LoadPolicy {
     pub fn nvrtc_search(&self) -> &NvrtcSearch {
         &self.nvrtc
     }
-}
-
-/// Whether the kernel marked this process as one whose environment is not its user's.
-fn runs_with_gained_rights() -> bool {
-    // SAFETY: getauxval reads the process's auxiliary vector and has no precondition.
-    let secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
-    secure
-        || rustix::process::getuid() != rustix::process::geteuid()
-        || rustix::process::getgid() != rustix::process::getegid()
 }
 
 #[cfg(test)]

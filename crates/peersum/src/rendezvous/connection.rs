@@ -6,12 +6,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags,
+    SendAncillaryMessage, SendFlags, Shutdown,
 };
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -338,6 +338,12 @@ impl Connection {
         }
     }
 
+    /// Ends the connection for both ends, also if a child that fork made keeps this one open.
+    pub(super) fn shut_down(&self) {
+        // The other end may be gone already.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
+
     /// The next moment at which to pump although nothing has happened.
     pub(super) fn wake_at(&self) -> Option<Instant> {
         self.paused_until
@@ -398,6 +404,35 @@ fn receive_bytes(
         return Err(Malformed("more file descriptors than a frame may carry".into()).into());
     }
     Ok(received.bytes)
+}
+
+/// The user that the process at the other end of a Unix socket had when it connected or listened.
+///
+/// rustix's `socket_peercred` cannot be used: it takes the pid to be positive, and the pid of a
+/// process that has no number in this process's PID namespace is 0.
+pub(super) fn peer_uid(socket: BorrowedFd<'_>) -> std::io::Result<u32> {
+    let mut credentials = libc::ucred {
+        pid: 0,
+        uid: u32::MAX,
+        gid: u32::MAX,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `credentials` is a place for `length` bytes, of which any content is a `ucred`, and
+    // `length` is a place for the number of those that were written.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(credentials.uid)
+    } else {
+        Err(std::io::Error::last_os_error())
+    }
 }
 
 /// Waits until one of `fds` is ready; false at the deadline.

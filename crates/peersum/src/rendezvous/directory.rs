@@ -1,10 +1,11 @@
 //! The directory of the sockets, which only this user can enter, and rank 0's claim to a group's name in it.
 
 use super::error::{DirectoryProblem, RendezvousError};
+use super::lock::{Attempt, FileId, FileLock};
+use super::peer::ProcessId;
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
-use std::io::{Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -19,15 +20,8 @@ const CLAIM_RETRY: Duration = Duration::from_millis(10);
 /// its lock in no promised order, so the survivors may learn of the death first.
 const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
 const SWEEP_RETRY: Duration = Duration::from_millis(2);
-
-/// What came of an attempt to lock a lock file.
-enum Attempt {
-    Locked(std::fs::File),
-    /// Another process holds it.
-    Busy,
-    /// There is no such file, and none was to be created.
-    Absent,
-}
+/// How often to look whether another rank has done with the directory. It takes microseconds.
+const QUIET_RETRY: Duration = Duration::from_millis(1);
 
 /// An open directory of mode 0700 that belongs to this user.
 #[derive(Debug)]
@@ -102,6 +96,11 @@ impl Directory {
         Ok(Self { handle, path })
     }
 
+    /// The file of the group's socket, if there is one.
+    pub(super) fn socket_file(&self, group: &str) -> Option<FileId> {
+        FileId::named(self.as_fd(), &socket_name(group))
+    }
+
     pub(super) fn socket_path(&self, group: &str) -> PathBuf {
         self.path.join(socket_name(group))
     }
@@ -120,119 +119,132 @@ impl Directory {
         address.map_err(|error| RendezvousError::io_at("address the socket", &path, error))
     }
 
+    /// Keeps all other ranks, also those of other groups, from making or removing a file in the
+    /// directory until the guard is dropped.
+    fn quiet(&self, deadline: Instant) -> Result<Quiet<'_>, RendezvousError> {
+        loop {
+            match rustix::fs::flock(&self.handle, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Quiet(self)),
+                Err(Errno::INTR) => continue,
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                    std::thread::sleep(QUIET_RETRY);
+                }
+                Err(error) => {
+                    let operation = "lock the rendezvous directory";
+                    return Err(RendezvousError::io_at(operation, &self.path, error));
+                }
+            }
+        }
+    }
+
     /// Makes this process the group's rank 0. A claim ends with the process that holds it, however that ends, so what a
     /// killed one left behind is recognised without asking whether its pid still lives.
-    pub(super) fn claim(self, group: &str, deadline: Instant) -> Result<Claim, RendezvousError> {
+    pub(super) fn claim(
+        self,
+        group: &str,
+        process: ProcessId,
+        deadline: Instant,
+    ) -> Result<Claim, RendezvousError> {
         let deadline = deadline.min(Instant::now() + CLAIM_PATIENCE);
-        let name = lock_name(group);
         loop {
-            if let Attempt::Locked(mut lock) = self.try_lock(&name, OFlags::CREATE)? {
-                let path = self.path.join(&name);
-                // For those who find the name taken; nothing depends on it.
-                lock.set_len(0)
-                    .and_then(|()| lock.rewind())
-                    .and_then(|()| writeln!(lock, "{}", std::process::id()))
-                    .map_err(|error| RendezvousError::io_at("write the lock file", &path, error))?;
-                return Ok(Claim {
-                    _lock: lock,
-                    directory: self,
-                    group: group.to_owned(),
-                });
+            let attempt = {
+                let _quiet = self.quiet(deadline)?;
+                self.try_lock(group, true, process)?
+            };
+            match attempt {
+                Attempt::Locked(lock) => {
+                    return Ok(Claim {
+                        directory: self,
+                        group: group.to_owned(),
+                        socket: None,
+                        lock,
+                    });
+                }
+                Attempt::Busy(pid) if Instant::now() >= deadline => {
+                    return Err(RendezvousError::GroupInUse {
+                        group: group.to_owned(),
+                        pid,
+                        directory: self.path,
+                    });
+                }
+                Attempt::Busy(_) | Attempt::Absent => std::thread::sleep(CLAIM_RETRY),
             }
-            if Instant::now() >= deadline {
-                return Err(RendezvousError::GroupInUse {
-                    group: group.to_owned(),
-                    pid: self.holder(&name),
-                    directory: self.path,
-                });
-            }
-            std::thread::sleep(CLAIM_RETRY);
         }
     }
 
     /// Removes what a rank 0 that has just died leaves behind.
-    pub(super) fn sweep_behind_dying(&self, group: &str) {
-        self.sweep_until(group, Instant::now() + SWEEP_PATIENCE);
+    pub(super) fn sweep_behind_dying(&self, group: &str, process: ProcessId) {
+        self.sweep_until(group, process, Instant::now() + SWEEP_PATIENCE);
     }
 
     /// Removes what a rank 0 that is no more has left behind; does nothing where one lives.
-    pub(super) fn sweep(&self, group: &str) {
-        self.sweep_until(group, Instant::now());
+    pub(super) fn sweep(&self, group: &str, process: ProcessId) {
+        self.sweep_until(group, process, Instant::now());
     }
 
-    fn sweep_until(&self, group: &str, deadline: Instant) {
+    fn sweep_until(&self, group: &str, process: ProcessId, deadline: Instant) {
         loop {
-            match self.try_lock(&lock_name(group), OFlags::empty()) {
+            let Ok(quiet) = self.quiet(Instant::now() + SWEEP_PATIENCE) else {
+                return;
+            };
+            match self.try_lock(group, false, process) {
                 Ok(Attempt::Locked(_lock)) => {
-                    self.remove(&socket_name(group));
-                    self.remove(&lock_name(group));
+                    quiet.remove(&socket_name(group));
+                    quiet.remove(&lock_name(group));
                     return;
                 }
                 // The dying rank 0, another survivor at the same work, or the rank 0 of a new run that has what it needs.
-                Ok(Attempt::Busy) if Instant::now() < deadline => std::thread::sleep(SWEEP_RETRY),
-                Ok(Attempt::Busy | Attempt::Absent) | Err(_) => return,
-            }
-        }
-    }
-
-    fn try_lock(&self, name: &str, create: OFlags) -> Result<Attempt, RendezvousError> {
-        let path = self.path.join(name);
-        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW | create;
-        loop {
-            let lock = match rustix::fs::openat(&self.handle, name, flags, Mode::RUSR | Mode::WUSR)
-            {
-                Ok(lock) => lock,
-                Err(Errno::NOENT) if create.is_empty() => return Ok(Attempt::Absent),
-                Err(Errno::INTR) => continue,
-                Err(errno) => {
-                    return Err(RendezvousError::io_at("open the lock file", &path, errno));
+                Ok(Attempt::Busy(_)) if Instant::now() < deadline => {
+                    drop(quiet);
+                    std::thread::sleep(SWEEP_RETRY);
                 }
-            };
-            match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(Attempt::Busy),
-                Err(Errno::INTR) => continue,
-                Err(errno) => return Err(RendezvousError::io_at("lock", &path, errno)),
-            }
-            // The holder before may have removed the file between our opening and locking it: then the lock is on a file
-            // that nobody else will find.
-            let locked = rustix::fs::fstat(&lock)
-                .map_err(|error| RendezvousError::io_at("inspect", &path, error))?;
-            let named = rustix::fs::statat(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW);
-            if named
-                .is_ok_and(|named| (named.st_dev, named.st_ino) == (locked.st_dev, locked.st_ino))
-            {
-                return Ok(Attempt::Locked(lock.into()));
+                Ok(Attempt::Busy(_) | Attempt::Absent) | Err(_) => return,
             }
         }
     }
 
-    fn holder(&self, name: &str) -> Option<u32> {
-        let lock = rustix::fs::openat(
-            &self.handle,
-            name,
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .ok()?;
-        let mut text = String::new();
-        std::fs::File::from(lock)
-            .take(16)
-            .read_to_string(&mut text)
-            .ok()?;
-        text.trim().parse().ok()
+    fn try_lock(
+        &self,
+        group: &str,
+        create: bool,
+        process: ProcessId,
+    ) -> Result<Attempt, RendezvousError> {
+        let name = lock_name(group);
+        FileLock::attempt(self.as_fd(), &name, create, process)
+            .map_err(|error| RendezvousError::io_at("lock", &self.path.join(name), error))
     }
+}
 
+/// The directory, in which no other rank makes or removes anything meanwhile.
+struct Quiet<'a>(&'a Directory);
+
+impl Quiet<'_> {
     /// True if there was something to remove.
     fn remove(&self, name: &str) -> bool {
-        match rustix::fs::unlinkat(&self.handle, name, AtFlags::empty()) {
+        match rustix::fs::unlinkat(self.0, name, AtFlags::empty()) {
             Ok(()) => true,
             Err(Errno::NOENT) => false,
             Err(error) => {
-                tracing::warn!(path = %self.path.join(name).display(), %error, "could not remove a rendezvous file");
+                let path = self.0.path.join(name);
+                tracing::warn!(path = %path.display(), %error, "could not remove a file");
                 false
             }
         }
+    }
+
+    /// Removes the file of that name if it is this one.
+    fn remove_if(&self, name: &str, file: FileId) {
+        if FileId::named(self.0.as_fd(), name) == Some(file) {
+            self.remove(name);
+        }
+    }
+}
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        // Not left to the closing of the directory: a child that fork has made meanwhile has it
+        // open as well, and the lock would last as long as both.
+        let _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
     }
 }
 
@@ -247,31 +259,55 @@ impl AsFd for Directory {
 pub(super) struct Claim {
     directory: Directory,
     group: String,
+    socket: Option<BoundSocket>,
     /// Released last, when the files are gone.
-    _lock: std::fs::File,
+    lock: FileLock,
+}
+
+/// The file of a socket that a claim has made.
+#[derive(Debug)]
+struct BoundSocket {
+    file: FileId,
+    /// While the socket is open no other file is given the number of its file.
+    _open: OwnedFd,
 }
 
 impl Claim {
     /// Binds the group's socket, in the place of one that a killed rank 0 left.
-    pub(super) fn listen(&self) -> Result<OwnedFd, RendezvousError> {
+    pub(super) fn listen(&mut self) -> Result<OwnedFd, RendezvousError> {
+        let name = socket_name(&self.group);
         let path = self.directory.socket_path(&self.group);
-        if self.directory.remove(&socket_name(&self.group)) {
-            tracing::info!(path = %path.display(), "replaced the socket of a run that ended without removing it");
-        }
+        let at_path = |operation, error| RendezvousError::io_at(operation, &path, error);
         let address = self.directory.address(&self.group)?;
         let socket = super::new_socket()?;
-        rustix::net::bind(&socket, &address)
-            .map_err(|error| RendezvousError::io_at("bind", &path, error))?;
-        rustix::net::listen(&socket, 128)
-            .map_err(|error| RendezvousError::io_at("listen on", &path, error))?;
+        let open = super::duplicate(&[socket.as_fd()])?.remove(0);
+        {
+            let quiet = self.directory.quiet(Instant::now() + CLAIM_PATIENCE)?;
+            if quiet.remove(&name) {
+                let path = path.display();
+                tracing::info!(%path, "replaced the socket that an earlier run left behind");
+            }
+            rustix::net::bind(&socket, &address).map_err(|error| at_path("bind", error))?;
+            self.socket = FileId::named(self.directory.as_fd(), &name)
+                .map(|file| BoundSocket { file, _open: open });
+        }
+        rustix::net::listen(&socket, 128).map_err(|error| at_path("listen on", error))?;
         Ok(socket)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.directory.remove(&socket_name(&self.group));
-        self.directory.remove(&lock_name(&self.group));
+        // A successor may have these names, if somebody removed the files meanwhile.
+        match self.directory.quiet(Instant::now() + CLAIM_PATIENCE) {
+            Ok(quiet) => {
+                if let Some(socket) = &self.socket {
+                    quiet.remove_if(&socket_name(&self.group), socket.file);
+                }
+                quiet.remove_if(&lock_name(&self.group), self.lock.id());
+            }
+            Err(error) => tracing::warn!(%error, "the files of a group are left behind"),
+        }
     }
 }
 
@@ -281,4 +317,70 @@ fn socket_name(group: &str) -> String {
 
 fn lock_name(group: &str) -> String {
     format!("{group}.lock")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AMPLE: Duration = Duration::from_secs(10);
+
+    fn claim(path: &Path) -> Result<Claim, RendezvousError> {
+        let process = ProcessId::current()?;
+        Directory::open(path)?.claim("group", process, Instant::now() + AMPLE)
+    }
+
+    #[test]
+    fn an_ending_claim_neither_looks_nor_removes_while_a_successor_makes_its_files() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("sockets");
+        let mut old = claim(&path).unwrap();
+        let _listener = old.listen().unwrap();
+        let successor = Directory::open(&path).unwrap();
+        let quiet = successor.quiet(Instant::now()).unwrap();
+        std::thread::scope(|scope| {
+            let ending = scope.spawn(|| drop(old));
+            std::thread::sleep(CLAIM_PATIENCE / 10);
+            assert!(!ending.is_finished());
+            for name in [lock_name("group"), socket_name("group")] {
+                assert!(quiet.remove(&name), "{name} was removed meanwhile");
+                std::fs::write(path.join(name), "the successor's").unwrap();
+            }
+            drop(quiet);
+        });
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_claim_that_a_thread_holds_is_refused_to_the_others_and_survives_their_attempts() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("sockets");
+        let held = claim(&path).unwrap();
+        let own = Some(std::process::id());
+        for _ in 0..2 {
+            let error = claim(&path).unwrap_err();
+            assert!(
+                matches!(error, RendezvousError::GroupInUse { pid, .. } if pid == own),
+                "{error}"
+            );
+        }
+        let file = path.join(lock_name("group")).into_os_string();
+        let file = std::ffi::CString::new(file.into_encoded_bytes()).unwrap();
+        // SAFETY: the child calls nothing but system calls before it ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let locked =
+                rustix::fs::open(file.as_c_str(), OFlags::RDWR, Mode::empty()).and_then(|file| {
+                    let operation = FlockOperation::NonBlockingLockExclusive;
+                    rustix::fs::fcntl_lock(file, operation)
+                });
+            // SAFETY: ends the child without what the test harness has registered for its end.
+            unsafe { libc::_exit(i32::from(locked != Err(Errno::AGAIN))) };
+        }
+        let child = rustix::process::Pid::from_raw(child).unwrap();
+        let waited = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+        assert_eq!(waited.unwrap().unwrap().1.exit_status(), Some(0));
+        drop(held);
+        claim(&path).unwrap();
+    }
 }

@@ -1,13 +1,14 @@
 //! Rank 0's door: who knocks is asked who they are, without any of them keeping the others waiting.
 
-use super::connection::{Connection, Packet};
+use super::connection::{Connection, Packet, peer_uid};
 use super::error::{Refusal, RendezvousError};
 use super::peer::Peer;
 use super::wire::{self, Hello, Kind, Limits};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a connection may take to say who it is. A rank says it at once.
@@ -178,8 +179,8 @@ impl Door {
                 Err(errno) => return Err(RendezvousError::io("accept a rank's connection", errno)),
             };
             let ours = rustix::process::geteuid().as_raw();
-            let theirs = match rustix::net::sockopt::socket_peercred(&socket) {
-                Ok(credentials) => credentials.uid.as_raw(),
+            let theirs = match peer_uid(socket.as_fd()) {
+                Ok(uid) => uid,
                 Err(error) => {
                     tracing::warn!(%error, "closed a connection whose user is unknown");
                     continue;
@@ -259,16 +260,18 @@ pub(super) fn refuse(mut connection: Connection, refusal: &Refusal) {
 /// Answers at the door of a complete group until it is dropped, so that a late process learns why it cannot join.
 #[derive(Debug)]
 pub(super) struct Doorkeeper {
-    /// Closing it ends the thread.
-    stop: Option<OwnedFd>,
+    /// An event counter; the thread ends once it is not 0. The closing of a pipe would not do: a
+    /// child that fork made may have it open as well.
+    stop: Arc<OwnedFd>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Doorkeeper {
     pub(super) fn spawn(door: Door, holders: Vec<Peer>) -> Result<Self, RendezvousError> {
-        let (stopped, stop) =
-            std::io::pipe().map_err(|error| RendezvousError::io("create a pipe", error))?;
-        let (stopped, stop) = (OwnedFd::from(stopped), OwnedFd::from(stop));
+        let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|error| RendezvousError::io("create an event counter", error))?;
+        let stop = Arc::new(stop);
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("peersum-door".into())
             .spawn(move || keep(door, &holders, &stopped))
@@ -276,7 +279,7 @@ impl Doorkeeper {
                 RendezvousError::io("start the thread that answers late ranks", error)
             })?;
         Ok(Self {
-            stop: Some(stop),
+            stop,
             thread: Some(thread),
         })
     }
@@ -284,7 +287,13 @@ impl Doorkeeper {
 
 impl Drop for Doorkeeper {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        if let Err(error) =
+            rustix::io::retry_on_intr(|| rustix::io::write(&self.stop, &1_u64.to_ne_bytes()))
+        {
+            // The thread stays, as waiting for it might take for ever.
+            tracing::error!(%error, "cannot end the thread that answers late ranks");
+            return;
+        }
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {

@@ -14,8 +14,10 @@ struct Launcher {
     rank: &'static str,
     world_size: &'static str,
     local_rank: &'static str,
-    /// Which of the group's ranks are on this machine, if the launcher says so.
+    /// How many of the group's ranks are on this machine, if the launcher says so.
     local_world_size: Option<&'static str>,
+    /// On how many machines the ranks are: the first of these that is set.
+    machines: &'static [&'static str],
     /// Set by the launcher itself, so that its count is the inner one if others are set too.
     innermost: Option<&'static str>,
     /// Its world size and local rank are also set for shells and steps that are no rank.
@@ -28,6 +30,7 @@ const LAUNCHERS: [Launcher; 3] = [
         world_size: "WORLD_SIZE",
         local_rank: "LOCAL_RANK",
         local_world_size: Some("LOCAL_WORLD_SIZE"),
+        machines: &[],
         innermost: Some("TORCHELASTIC_RUN_ID"),
         ambient: false,
     },
@@ -36,6 +39,7 @@ const LAUNCHERS: [Launcher; 3] = [
         world_size: "OMPI_COMM_WORLD_SIZE",
         local_rank: "OMPI_COMM_WORLD_LOCAL_RANK",
         local_world_size: Some("OMPI_COMM_WORLD_LOCAL_SIZE"),
+        machines: &[],
         innermost: None,
         ambient: false,
     },
@@ -44,6 +48,12 @@ const LAUNCHERS: [Launcher; 3] = [
         world_size: "SLURM_NTASKS",
         local_rank: "SLURM_LOCALID",
         local_world_size: None,
+        // The step's own count first: it may be smaller than the job's.
+        machines: &[
+            "SLURM_STEP_NUM_NODES",
+            "SLURM_NNODES",
+            "SLURM_JOB_NUM_NODES",
+        ],
         innermost: None,
         ambient: true,
     },
@@ -98,45 +108,57 @@ fn place(lookup: Lookup<'_>) -> Result<Place, RendezvousError> {
             }
             Err(error) => return Err(error),
         };
-        match found {
-            None => {
-                found = Some((launcher, place));
-                if launcher
-                    .innermost
-                    .is_some_and(|variable| lookup(variable).is_some())
-                {
-                    break;
-                }
+        if let Some((first, other)) = found {
+            let disagree = (place.rank, place.world_size) != (other.rank, other.world_size)
+                || place
+                    .local_rank
+                    .zip(other.local_rank)
+                    .is_some_and(|(one, another)| one != another);
+            if disagree {
+                return Err(RendezvousError::ConflictingEnvironment {
+                    first: describe(first, other),
+                    second: describe(launcher, place),
+                });
             }
-            Some((first, other)) => {
-                let disagree = (place.rank, place.world_size) != (other.rank, other.world_size)
-                    || place
-                        .local_rank
-                        .zip(other.local_rank)
-                        .is_some_and(|(one, another)| one != another);
-                if disagree {
-                    return Err(RendezvousError::ConflictingEnvironment {
-                        first: describe(first, other),
-                        second: describe(launcher, place),
-                    });
-                }
+        }
+        refuse_several_machines(lookup, launcher, place)?;
+        if found.is_none() {
+            found = Some((launcher, place));
+            if launcher
+                .innermost
+                .is_some_and(|variable| lookup(variable).is_some())
+            {
+                break;
             }
         }
     }
-    let Some((launcher, place)) = found else {
-        return Err(incomplete.unwrap_or(RendezvousError::NoLauncher));
-    };
-    if let Some(variable) = launcher.local_world_size
-        && let Some(local_world_size) = number(lookup, variable)?
-        && local_world_size != place.world_size
-    {
-        return Err(RendezvousError::SpansHosts {
-            variable,
-            local_world_size,
-            world_size: place.world_size,
-        });
+    match found {
+        Some((_, place)) => Ok(place),
+        None => Err(incomplete.unwrap_or(RendezvousError::NoLauncher)),
     }
-    Ok(place)
+}
+
+/// Fails if the launcher says that not all of its ranks are on this machine.
+fn refuse_several_machines(
+    lookup: Lookup<'_>,
+    launcher: &Launcher,
+    place: Place,
+) -> Result<(), RendezvousError> {
+    let local = launcher.local_world_size.map(|it| (it, place.world_size));
+    let machines = launcher.machines.iter().find(|it| lookup(it).is_some());
+    for (variable, expected) in local.into_iter().chain(machines.map(|it| (*it, 1))) {
+        if let Some(value) = number(lookup, variable)?
+            && value != expected
+        {
+            return Err(RendezvousError::SpansHosts {
+                variable,
+                value,
+                expected,
+                world_size: place.world_size,
+            });
+        }
+    }
+    Ok(())
 }
 
 fn launcher_place(
@@ -410,6 +432,48 @@ mod tests {
     }
 
     #[test]
+    fn ranks_on_several_slurm_nodes_are_refused_at_once() {
+        let rank = [
+            ("SLURM_PROCID", "1"),
+            ("SLURM_NTASKS", "2"),
+            ("SLURM_LOCALID", "0"),
+        ];
+        let with = |variables: &[(&str, &str)]| rendezvous(&[&rank, variables].concat());
+        for variable in [
+            "SLURM_STEP_NUM_NODES",
+            "SLURM_NNODES",
+            "SLURM_JOB_NUM_NODES",
+        ] {
+            let error = with(&[(variable, "2")]).unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    RendezvousError::SpansHosts {
+                        value: 2,
+                        expected: 1,
+                        ..
+                    }
+                ),
+                "{error}"
+            );
+            let text = error.to_string();
+            assert!(
+                text.contains(&format!("{variable} is 2, and would be 1")),
+                "{text}"
+            );
+            assert!(with(&[(variable, "1")]).is_ok());
+        }
+        // One node of a job that has two.
+        assert!(with(&[("SLURM_STEP_NUM_NODES", "1"), ("SLURM_JOB_NUM_NODES", "2")]).is_ok());
+        assert!(with(&[("SLURM_NNODES", "1"), ("SLURM_JOB_NUM_NODES", "2")]).is_ok());
+        // A program of the user's that translates Slurm's variables.
+        assert!(with(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("SLURM_NNODES", "2")]).is_err());
+        // A shell loop on one of two nodes.
+        let shell_loop = [("RANK", "1"), ("WORLD_SIZE", "2"), ("SLURM_NNODES", "2")];
+        assert!(rendezvous(&shell_loop).is_ok());
+    }
+
+    #[test]
     fn values_that_mean_nothing_are_refused() {
         assert_eq!(
             error(&[("RANK", "one"), ("WORLD_SIZE", "2")]),
@@ -423,7 +487,9 @@ mod tests {
         assert!(with(("PEERSUM_GROUP", "../x")).contains("group name \"../x\""));
         assert!(with(("PEERSUM_GROUP", "")).contains("group name \"\""));
         assert!(
-            with(("LOCAL_WORLD_SIZE", "1")).contains("LOCAL_WORLD_SIZE says that 1 of 2 ranks")
+            with(("LOCAL_WORLD_SIZE", "1")).contains(
+                "LOCAL_WORLD_SIZE is 1, and would be 2 if all 2 ranks ran on this machine"
+            )
         );
     }
 

@@ -49,16 +49,26 @@ pub enum RendezvousError {
         expected: &'static str,
     },
 
+    /// This process gained rights when it was executed, so the environment is its caller's.
+    #[error(
+        "this process gained rights when it was executed (set-uid, set-gid or file capabilities), \
+         so its environment is not read: name the rank in code with Rendezvous::unix"
+    )]
+    EnvironmentIgnored,
+
     /// The launcher started ranks on more than one machine; a rendezvous joins those of one.
     #[error(
-        "{variable} says that {local_world_size} of {world_size} ranks run on this machine: a group lives on one machine, \
-         so give each machine's ranks a group of their own with Rendezvous::unix"
+        "{variable} is {value}, and would be {expected} if all {world_size} ranks ran on this \
+         machine: a group lives on one machine, so give each machine's ranks a group of their own \
+         with Rendezvous::unix"
     )]
     SpansHosts {
-        /// The variable that tells how many ranks are local.
+        /// The variable that counts this machine's ranks, or the machines.
         variable: &'static str,
-        /// The ranks on this machine.
-        local_world_size: u32,
+        /// Its value.
+        value: u32,
+        /// The value that it has if all ranks are on one machine.
+        expected: u32,
         /// All ranks.
         world_size: u32,
     },
@@ -101,14 +111,18 @@ pub enum RendezvousError {
     #[error(
         "group {group:?} in {} already has a live rank 0{}: give this run another PEERSUM_GROUP, or end that process",
         directory.display(),
-        .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default()
+        .pid.map_or_else(
+            || " (a process of another PID namespace)".to_owned(),
+            |pid| format!(" (process {pid})")
+        )
     )]
     GroupInUse {
         /// The group's name.
         group: String,
         /// The socket directory.
         directory: PathBuf,
-        /// The process that is rank 0, as it wrote itself down.
+        /// The process that is rank 0, as the system names it. None if it has no number in this
+        /// process's PID namespace.
         pid: Option<u32>,
     },
 
@@ -128,7 +142,11 @@ pub enum RendezvousError {
     Refused(Refusal),
 
     /// Ranks did not arrive before the deadline.
-    #[error("rank {rank} waited {waited:.1?} in {during:?} for {}", ranks(missing))]
+    #[error(
+        "rank {rank} waited {waited:.1?} in {during:?} for {}; {}",
+        ranks(missing),
+        advice(at, during)
+    )]
     Timeout {
         /// The rank whose deadline passed first.
         rank: u32,
@@ -136,8 +154,20 @@ pub enum RendezvousError {
         during: String,
         /// How long that rank had waited.
         waited: Duration,
+        /// Where the rank that returns this error is, and looks for the others.
+        at: Box<Whereabouts>,
         /// The ranks that were missing, as far as `rank` knew. Rank 0 alone if it was silent: it knows the others.
         missing: Vec<u32>,
+    },
+
+    /// A child that fork made of a rank's process used the rank's group, which stays its parent's.
+    #[error(
+        "this process was forked from rank {rank}'s, and the group stays with its parent: use it \
+         there, or form another group for the child"
+    )]
+    Forked {
+        /// The parent's rank.
+        rank: u32,
     },
 
     /// A rank's connection closed: its process ended, was killed, or dropped its group.
@@ -203,7 +233,7 @@ pub enum RendezvousError {
     },
 
     /// A system call failed.
-    #[error("{operation}{}", .path.as_deref().map(|path| format!(" {}", path.display())).unwrap_or_default())]
+    #[error("{operation}{}: {source}", behind_a_space(path.as_deref()))]
     Io {
         /// What was attempted.
         operation: &'static str,
@@ -214,7 +244,49 @@ pub enum RendezvousError {
     },
 }
 
+/// Which rank of which group this is, and where it looks for the others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The directory of the group's socket. None for threads of one process.
+    pub directory: Option<PathBuf>,
+    /// The group's name.
+    pub group: String,
+    /// This rank.
+    pub rank: u32,
+    /// The number of ranks.
+    pub world_size: u32,
+}
+
+impl std::fmt::Display for Whereabouts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            directory,
+            group,
+            rank,
+            world_size,
+        } = self;
+        match directory {
+            Some(directory) => {
+                let directory = directory.display();
+                write!(
+                    f,
+                    "rank {rank} of {world_size} of group {group:?} in {directory}"
+                )
+            }
+            None => write!(f, "rank {rank} of {world_size}, a thread of this process"),
+        }
+    }
+}
+
 impl RendezvousError {
+    /// The same error as a rank returns it that is there.
+    pub(super) fn seen_by(mut self, whereabouts: &Whereabouts) -> Self {
+        if let Self::Timeout { at, .. } = &mut self {
+            **at = whereabouts.clone();
+        }
+        self
+    }
+
     pub(super) fn io(operation: &'static str, source: impl Into<std::io::Error>) -> Self {
         Self::Io {
             operation,
@@ -307,7 +379,10 @@ pub enum Refusal {
         theirs: String,
     },
     /// The process expects another number of ranks.
-    #[error("it expects a world size of {theirs}, rank 0 of {ours}")]
+    #[error(
+        "it expects a world size of {theirs}, rank 0 of {ours}: if they belong to different runs, \
+         give each run its own PEERSUM_GROUP"
+    )]
     WorldSize {
         /// Rank 0's world size.
         ours: u32,
@@ -321,7 +396,10 @@ pub enum Refusal {
         rank: u32,
     },
     /// Another process holds the rank.
-    #[error("rank {rank} is already held by process {pid}")]
+    #[error(
+        "rank {rank} is already held by process {pid}: if that process belongs to another run, \
+         give each run its own PEERSUM_GROUP"
+    )]
     RankTaken {
         /// The rank claimed.
         rank: u32,
@@ -330,7 +408,8 @@ pub enum Refusal {
     },
     /// The group is complete.
     #[error(
-        "group {group:?} is complete and rank {rank} is held by process {pid}: this process is late, or of another run"
+        "group {group:?} is complete and rank {rank} is held by process {pid}: this process is \
+         late, or it belongs to another run, which then needs its own PEERSUM_GROUP"
     )]
     AlreadyFormed {
         /// The group.
@@ -342,6 +421,11 @@ pub enum Refusal {
     },
 }
 
+fn behind_a_space(path: Option<&Path>) -> String {
+    path.map(|path| format!(" {}", path.display()))
+        .unwrap_or_default()
+}
+
 fn list(names: &[&str]) -> String {
     let verb = if names.len() == 1 { "is" } else { "are" };
     format!("{} {verb}", names.join(", "))
@@ -351,4 +435,17 @@ fn ranks(ranks: &[u32]) -> String {
     let noun = if ranks.len() == 1 { "rank" } else { "ranks" };
     let numbers: Vec<String> = ranks.iter().map(u32::to_string).collect();
     format!("{noun} {}", numbers.join(", "))
+}
+
+/// Where the rank looks, and what to check.
+fn advice(at: &Whereabouts, during: &str) -> String {
+    if at.directory.is_some() && during == super::JOIN {
+        format!(
+            "this is {at}: if the missing ranks run, they look elsewhere, so compare what each of \
+             them says here, and give all of them the same PEERSUM_RENDEZVOUS_DIR and PEERSUM_GROUP \
+             (without the first, the directory depends on XDG_RUNTIME_DIR, which some ranks may lack)"
+        )
+    } else {
+        format!("this is {at}: check that the missing ranks run and make the same calls")
+    }
 }

@@ -1,6 +1,6 @@
 //! A formed group and its exchanges.
 
-use super::error::RendezvousError;
+use super::error::{RendezvousError, Whereabouts};
 use super::hub::Hub;
 use super::peer::Peer;
 use super::spoke::Spoke;
@@ -29,25 +29,27 @@ pub(super) enum Role {
 /// rank; [`Group::abandon`] also tells them why.
 #[derive(Debug)]
 pub struct Group {
-    rank: u32,
+    own: Peer,
     peers: Vec<Peer>,
     role: Role,
+    whereabouts: Whereabouts,
     failure: Option<RendezvousError>,
 }
 
 impl Group {
-    pub(super) fn new(rank: u32, peers: Vec<Peer>, role: Role) -> Self {
+    pub(super) fn new(whereabouts: Whereabouts, own: Peer, peers: Vec<Peer>, role: Role) -> Self {
         Self {
-            rank,
+            own,
             peers,
             role,
+            whereabouts,
             failure: None,
         }
     }
 
     /// This rank.
     pub fn rank(&self) -> u32 {
-        self.rank
+        self.own.rank
     }
 
     /// The number of ranks.
@@ -62,8 +64,16 @@ impl Group {
 
     /// Whether `rank` is a thread of this very process. False for a rank that does not exist.
     pub fn is_same_process(&self, rank: u32) -> bool {
-        let process = |rank: u32| self.peers.get(rank as usize).map(|peer| peer.process);
-        process(rank).is_some_and(|other| Some(other) == process(self.rank))
+        let peer = self.peers.get(rank as usize);
+        // Not by what rank 0 says of this rank.
+        peer.is_some_and(|peer| rank == self.own.rank || peer.process == self.own.process)
+    }
+
+    /// Whether the calling process is a child that fork made of this rank's, without executing a
+    /// program. A child has a copy of the group, which it can only drop: nothing that it does with
+    /// the copy reaches the other ranks.
+    pub fn is_inherited(&self) -> bool {
+        !self.own.process.is_current()
     }
 
     /// Gives every rank's message to every rank, in rank order. Messages may differ in length and be empty.
@@ -72,10 +82,12 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`RendezvousError::MessageTooLong`], which leaves the group as it was. Otherwise, on every rank:
-    /// [`RendezvousError::Timeout`] with the ranks that were missing after the shortest `timeout` among the ranks,
-    /// [`RendezvousError::PeerLost`] with the rank that died or left, [`RendezvousError::PeerFailed`] with the reason of a
-    /// rank that gave up, [`RendezvousError::LabelMismatch`], [`RendezvousError::Protocol`], [`RendezvousError::Io`].
+    /// [`RendezvousError::MessageTooLong`], which leaves the group as it was, and
+    /// [`RendezvousError::Forked`] in a child that fork made. Otherwise, on every rank:
+    /// [`RendezvousError::Timeout`] with the ranks that were missing after the shortest `timeout`
+    /// among the ranks, [`RendezvousError::PeerLost`] with the rank that died or left,
+    /// [`RendezvousError::PeerFailed`] with the reason of a rank that gave up,
+    /// [`RendezvousError::LabelMismatch`], [`RendezvousError::Protocol`], [`RendezvousError::Io`].
     pub fn all_gather(
         &mut self,
         label: &str,
@@ -120,8 +132,11 @@ impl Group {
     /// Leaves the group and tells the others why: their exchange, or the next one that they enter, ends with
     /// [`RendezvousError::PeerFailed`]. A reason longer than 4 KiB is cut. Takes at most a few tenths of a second.
     pub fn abandon(mut self, reason: &str) {
+        if self.is_inherited() {
+            return;
+        }
         let reason = super::truncated(reason, MAX_REASON_BYTES).to_owned();
-        let rank = self.rank;
+        let rank = self.own.rank;
         self.fail(RendezvousError::PeerFailed { rank, reason });
     }
 
@@ -132,6 +147,11 @@ impl Group {
         descriptors: &[BorrowedFd<'_>],
         timeout: Duration,
     ) -> Result<Vec<Part>, RendezvousError> {
+        if self.is_inherited() {
+            return Err(RendezvousError::Forked {
+                rank: self.own.rank,
+            });
+        }
         if let Some(failure) = &self.failure {
             return Err(failure.clone());
         }
@@ -169,7 +189,9 @@ impl Group {
             Role::Hub(hub) => hub.exchange(exchange, own),
             Role::Spoke(spoke) => spoke.exchange(exchange, own, world_size),
         };
-        result.inspect_err(|error| self.fail(error.clone()))
+        result
+            .map_err(|error| error.seen_by(&self.whereabouts))
+            .inspect_err(|error| self.fail(error.clone()))
     }
 
     fn fail(&mut self, error: RendezvousError) {

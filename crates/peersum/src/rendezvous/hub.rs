@@ -1,9 +1,10 @@
 //! Rank 0's side: it forms the group, collects what the ranks send and hands it to all.
 
 use super::connection::{Connection, Frame, Packet, wait};
+use super::directory::Claim;
 use super::door::{Door, Doorkeeper, refuse};
 use super::error::{Refusal, RendezvousError};
-use super::peer::Peer;
+use super::peer::{Peer, ProcessId};
 use super::wire::{self, Kind, Limits};
 use super::{Exchange, JOIN, PENDING_INTERVAL, Part};
 use rustix::event::PollFd;
@@ -73,30 +74,32 @@ impl From<Part> for SharedPart {
 
 #[derive(Debug)]
 pub(super) struct Hub {
+    process: ProcessId,
     members: Vec<Member>,
     /// Before the claim, so that the thread has closed the listener when the claim removes the socket.
-    _doorkeeper: Option<Doorkeeper>,
-    _claim: Option<super::directory::Claim>,
+    doorkeeper: Option<Doorkeeper>,
+    claim: Option<Claim>,
 }
 
 impl Hub {
     /// Waits at the door until every rank has come.
     pub(super) fn form(
         mut door: Door,
-        claim: Option<super::directory::Claim>,
+        claim: Option<Claim>,
         own: Peer,
         started: Instant,
         deadline: Instant,
     ) -> Result<(Self, Vec<Peer>), RendezvousError> {
         let mut hub = Self {
+            process: own.process,
             members: Vec::new(),
-            _doorkeeper: None,
-            _claim: claim,
+            doorkeeper: None,
+            claim,
         };
         match hub.gather_members(&mut door, own, started, deadline) {
             Ok(peers) => {
                 if door.is_listening() {
-                    hub._doorkeeper = Some(Doorkeeper::spawn(door, peers.clone())?);
+                    hub.doorkeeper = Some(Doorkeeper::spawn(door, peers.clone())?);
                 }
                 Ok((hub, peers))
             }
@@ -345,6 +348,7 @@ impl Hub {
         let deadline = Instant::now() + LAST_WORDS;
         for mut member in self.members.drain(..) {
             member.connection.linger(deadline);
+            member.connection.shut_down();
         }
     }
 
@@ -389,6 +393,20 @@ impl Hub {
         wait(&mut fds, deadline)
             .map_err(|error| RendezvousError::io("wait for the other ranks", error))?;
         Ok(())
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        if self.process.is_current() {
+            for member in &self.members {
+                member.connection.shut_down();
+            }
+        } else {
+            // A child that fork made has neither the thread nor the name.
+            std::mem::forget(self.doorkeeper.take());
+            std::mem::forget(self.claim.take());
+        }
     }
 }
 
@@ -457,6 +475,7 @@ fn timeout(during: &str, started: Instant, missing: Vec<u32>) -> RendezvousError
         rank: 0,
         during: during.to_owned(),
         waited: started.elapsed(),
+        at: Box::default(),
         missing,
     }
 }

@@ -8,7 +8,13 @@
 //!   run, one that comes when the group is complete: each is refused with the reason ([`Refusal`]) and the group is not affected.
 //!   A connection that says nothing, or nonsense, is closed and keeps nobody waiting.
 //! - Rank 0 holds a file lock while it lives. The kernel releases it at its death, so the socket of a killed run is
-//!   recognised and replaced; the survivors of a killed rank 0 remove it themselves.
+//!   recognised and replaced; the survivors of a killed rank 0 remove it themselves. If a cleaner
+//!   of old files has removed the socket, a group that ends leaves those of its successor alone.
+//! - A child that a rank's process makes by fork, without executing a program, has no part in the
+//!   group: dropping its copy does nothing to the others, using it is [`RendezvousError::Forked`].
+//!   If the rank's process is killed while such a child lives, the child keeps the rank's
+//!   connections open, so the others learn of the death at their deadline.
+//! - Ranks may be in different PID namespaces. They must be of one user.
 //! - A rank that dies is named on every other rank at once, a rank that does not come when the deadline passes.
 //! - The ranks of two runs in one directory are kept apart by their group's name, and, where the launcher tells its runs
 //!   apart, by that. Without either, a rank left over from an earlier run that has never reached its own rank 0 cannot be told from the
@@ -21,14 +27,16 @@ mod environment;
 mod error;
 mod group;
 mod hub;
+mod lock;
 mod peer;
 mod spoke;
 mod wire;
 
-pub use error::{DirectoryProblem, Refusal, RendezvousError};
+pub use error::{DirectoryProblem, Refusal, RendezvousError, Whereabouts};
 pub use group::{Group, MessageWithFds};
 pub use peer::{Peer, ProcessId};
 
+use crate::privilege::gained_rights;
 use directory::Directory;
 use door::{Door, Identity};
 use group::Role;
@@ -87,15 +95,29 @@ impl Rendezvous {
     /// - `PEERSUM_RENDEZVOUS_DIR`, an absolute path, else `peersum` in `$XDG_RUNTIME_DIR` if that is this user's, else
     ///   `peersum-{uid}` in `/tmp`.
     /// - `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else `default`.
+    ///   A shell loop has nothing that identifies it: two loops of one user that run at once would
+    ///   mix their ranks, so give each its own group, for instance `PEERSUM_GROUP=loop-$$` with the
+    ///   shell's process id. The same holds for two loops in one Slurm allocation.
+    /// - Several machines are refused, where the launcher tells of them: `LOCAL_WORLD_SIZE`,
+    ///   `OMPI_COMM_WORLD_LOCAL_SIZE`, or one of `SLURM_STEP_NUM_NODES`, `SLURM_NNODES` and
+    ///   `SLURM_JOB_NUM_NODES`.
     /// - The run, by which ranks left over from an earlier one are refused: `TORCHELASTIC_RUN_ID` with the restart count and
     ///   master port, `PMIX_NAMESPACE`, or the Slurm job and step.
     ///
+    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities)
+    /// the environment is its caller's and is not read, as in
+    /// [`LoadPolicy::from_env`](crate::loader::LoadPolicy::from_env).
+    ///
     /// # Errors
     ///
-    /// [`RendezvousError::NoLauncher`], [`RendezvousError::IncompleteEnvironment`],
-    /// [`RendezvousError::ConflictingEnvironment`], [`RendezvousError::InvalidVariable`] and [`RendezvousError::SpansHosts`], each of
-    /// which names the variables.
+    /// [`RendezvousError::EnvironmentIgnored`], [`RendezvousError::NoLauncher`],
+    /// [`RendezvousError::IncompleteEnvironment`], [`RendezvousError::ConflictingEnvironment`],
+    /// [`RendezvousError::InvalidVariable`] and [`RendezvousError::SpansHosts`], each of which
+    /// names the variables.
     pub fn from_env() -> Result<Self, RendezvousError> {
+        if gained_rights() {
+            return Err(RendezvousError::EnvironmentIgnored);
+        }
         environment::read(&|name| std::env::var_os(name))
     }
 
@@ -117,7 +139,9 @@ impl Rendezvous {
         }
     }
 
-    /// As [`Rendezvous::unix`], in the directory that [`Rendezvous::from_env`] uses. Nothing else is taken from the environment.
+    /// As [`Rendezvous::unix`], in the directory that [`Rendezvous::from_env`] uses. Nothing else
+    /// is taken from the environment, and nothing at all in a process that gained rights when it
+    /// was executed.
     ///
     /// # Errors
     ///
@@ -127,7 +151,9 @@ impl Rendezvous {
         rank: u32,
         world_size: u32,
     ) -> Result<Self, RendezvousError> {
-        let directory = environment::directory(&|name| std::env::var_os(name))?;
+        let gained_rights = gained_rights();
+        let lookup = |name: &str| std::env::var_os(name).filter(|_| !gained_rights);
+        let directory = environment::directory(&lookup)?;
         Ok(Self::unix(directory, group, rank, world_size))
     }
 
@@ -243,57 +269,66 @@ impl Rendezvous {
         if !is_group_name(&group) {
             return Err(RendezvousError::InvalidGroup { group });
         }
-        let started = Instant::now();
-        let deadline = deadline(started, timeout);
-        let own = Peer {
+        let whereabouts = Whereabouts {
+            directory: match &place {
+                Place::Directory(path) => Some(path.clone()),
+                Place::Threads(_) | Place::Unavailable(_) => None,
+            },
+            group: group.clone(),
             rank,
-            process: ProcessId::current()?,
+            world_size,
         };
         let identity = Identity {
             group,
             run,
             world_size,
         };
-        let (role, peers) = match place {
-            Place::Unavailable(error) => return Err(error),
-            _ if world_size == 1 => (Role::Alone, vec![own]),
-            Place::Directory(path) => {
-                let directory = Directory::open(&path)?;
-                if rank == 0 {
-                    let claim = directory.claim(&identity.group, deadline)?;
-                    let door = Door::listening(identity, claim.listen()?);
-                    let (hub, peers) = Hub::form(door, Some(claim), own, started, deadline)?;
-                    (Role::Hub(hub), peers)
-                } else {
-                    let (spoke, peers) =
-                        Spoke::join(Way::Directory(directory), &identity, own, started, deadline)?;
-                    (Role::Spoke(spoke), peers)
-                }
+        let process = ProcessId::current()?;
+        let own = Peer { rank, process };
+        match meet(place, identity, own, timeout) {
+            Ok((role, peers)) => Ok(Group::new(whereabouts, own, peers, role)),
+            Err(error) => Err(error.seen_by(&whereabouts)),
+        }
+    }
+}
+
+/// Waits until every rank has come.
+fn meet(
+    place: Place,
+    identity: Identity,
+    own: Peer,
+    timeout: Duration,
+) -> Result<(Role, Vec<Peer>), RendezvousError> {
+    let started = Instant::now();
+    let deadline = deadline(started, timeout);
+    let lead = |door, claim| {
+        let (hub, peers) = Hub::form(door, claim, own, started, deadline)?;
+        Ok((Role::Hub(hub), peers))
+    };
+    let follow = |way, identity: &Identity| {
+        let (spoke, peers) = Spoke::join(way, identity, own, started, deadline)?;
+        Ok((Role::Spoke(spoke), peers))
+    };
+    match place {
+        Place::Unavailable(error) => Err(error),
+        _ if identity.world_size == 1 => Ok((Role::Alone, vec![own])),
+        Place::Directory(path) => {
+            let directory = Directory::open(&path)?;
+            if own.rank != 0 {
+                return follow(Way::Directory(directory), &identity);
             }
-            Place::Threads(mut sockets) => {
-                if rank == 0 {
-                    let (hub, peers) = Hub::form(
-                        Door::connected(identity, sockets),
-                        None,
-                        own,
-                        started,
-                        deadline,
-                    )?;
-                    (Role::Hub(hub), peers)
-                } else {
-                    let Some(socket) = sockets.pop() else {
-                        return Err(RendezvousError::PeerLost {
-                            rank: 0,
-                            during: JOIN.into(),
-                        });
-                    };
-                    let (spoke, peers) =
-                        Spoke::join(Way::Thread(socket), &identity, own, started, deadline)?;
-                    (Role::Spoke(spoke), peers)
-                }
-            }
-        };
-        Ok(Group::new(rank, peers, role))
+            let mut claim = directory.claim(&identity.group, own.process, deadline)?;
+            let listener = claim.listen()?;
+            lead(Door::listening(identity, listener), Some(claim))
+        }
+        Place::Threads(sockets) if own.rank == 0 => lead(Door::connected(identity, sockets), None),
+        Place::Threads(mut sockets) => match sockets.pop() {
+            Some(socket) => follow(Way::Thread(socket), &identity),
+            None => Err(RendezvousError::PeerLost {
+                rank: 0,
+                during: JOIN.into(),
+            }),
+        },
     }
 }
 

@@ -1,18 +1,22 @@
 //! Every other rank's side: a connection to rank 0.
 
-use super::connection::{Connection, Frame, Packet, wait};
+use super::connection::{Connection, Frame, Packet, peer_uid, wait};
 use super::directory::Directory;
 use super::door::Identity;
 use super::error::RendezvousError;
+use super::lock::FileId;
 use super::peer::Peer;
 use super::wire::{self, Hello, Kind, Limits};
 use super::{Exchange, JOIN, PENDING_INTERVAL, Part};
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 /// How often a rank looks whether rank 0 has come.
 const CONNECT_RETRY: Duration = Duration::from_millis(5);
+/// How long rank 0 may say nothing before a joining rank looks whether another rank 0 has come. One
+/// that lives says at once that it grants the rank.
+const SILENCE: Duration = PENDING_INTERVAL.saturating_mul(4);
 /// How long a failed rank tries to tell rank 0 why.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -27,12 +31,21 @@ pub(super) enum Way {
 
 #[derive(Debug)]
 pub(super) struct Spoke {
-    rank: u32,
+    own: Peer,
     connection: Connection,
     /// Whom rank 0 was waiting for when it last spoke.
     pending: Option<(Instant, Vec<u32>)>,
     /// Where a dead rank 0 has left its socket.
-    home: Option<(Directory, String)>,
+    home: Option<Home>,
+}
+
+/// The place of the group's socket.
+#[derive(Debug)]
+struct Home {
+    directory: Directory,
+    group: String,
+    /// The file of the socket that this rank is connected to.
+    socket: Option<FileId>,
 }
 
 impl Spoke {
@@ -55,22 +68,26 @@ impl Spoke {
             rank: own.rank,
             during: JOIN.into(),
             waited: started.elapsed(),
+            at: Box::default(),
             missing: vec![0],
         };
-        let (socket, mut home) = match way {
+        let (mut socket, mut home) = match way {
             Way::Thread(socket) => (socket, None),
             Way::Directory(directory) => {
-                let socket =
-                    connect(&directory, &identity.group, deadline)?.ok_or_else(too_late)?;
-                (socket, Some((directory, identity.group.clone())))
+                let mut home = Home {
+                    directory,
+                    group: identity.group.clone(),
+                    socket: None,
+                };
+                let socket = home.connect(own, deadline)?.ok_or_else(too_late)?;
+                (socket, Some(home))
             }
         };
-        let mut socket = socket;
         loop {
             let mut connection = Connection::new(socket, Limits::MEMBER);
             connection.queue(hello.clone());
             let mut spoke = Self {
-                rank: own.rank,
+                own,
                 connection,
                 pending: None,
                 home: home.take(),
@@ -83,10 +100,10 @@ impl Spoke {
                 {
                     home = spoke.home.take();
                     std::thread::sleep(CONNECT_RETRY);
-                    let Some((directory, group)) = &home else {
+                    let Some(home) = &mut home else {
                         return Err(too_late());
                     };
-                    socket = connect(directory, group, deadline)?.ok_or_else(too_late)?;
+                    socket = home.connect(own, deadline)?.ok_or_else(too_late)?;
                 }
                 Err(error) => {
                     spoke.fail(&error);
@@ -102,7 +119,24 @@ impl Spoke {
         started: Instant,
         deadline: Instant,
     ) -> Result<Vec<Peer>, RendezvousError> {
-        let frame = self.receive(JOIN, started, deadline)?;
+        let frame = loop {
+            let look = deadline.min(Instant::now() + SILENCE);
+            match self.receive(JOIN, started, look) {
+                // This rank's own, not one that rank 0 has told of.
+                Err(RendezvousError::Timeout { rank, .. })
+                    if rank == self.own.rank && Instant::now() < deadline =>
+                {
+                    // A child of a dead rank 0 may keep the socket open that this rank found.
+                    if self.pending.is_none() && self.home.as_ref().is_some_and(Home::is_replaced) {
+                        return Err(RendezvousError::PeerLost {
+                            rank: 0,
+                            during: JOIN.into(),
+                        });
+                    }
+                }
+                received => break received?,
+            }
+        };
         match frame.kind {
             Kind::Welcome => wire::decode_roster(&frame.body, world_size).map_err(broken),
             Kind::Refused => {
@@ -132,13 +166,13 @@ impl Spoke {
             .collect();
         self.connection.queue(Packet::with_descriptors(
             Kind::Contribution,
-            self.rank,
+            self.own.rank,
             label,
             &own.message,
             descriptors,
         ));
         let mut parts: Vec<Option<Part>> = (0..world_size).map(|_| None).collect();
-        parts[self.rank as usize] = Some(own);
+        parts[self.own.rank as usize] = Some(own);
         while parts.iter().any(Option::is_none) {
             let frame = self.receive(label, started, deadline)?;
             match parts.get_mut(frame.rank as usize) {
@@ -185,9 +219,10 @@ impl Spoke {
             }
             if Instant::now() >= deadline {
                 return Err(RendezvousError::Timeout {
-                    rank: self.rank,
+                    rank: self.own.rank,
                     during: during.to_owned(),
                     waited: started.elapsed(),
+                    at: Box::default(),
                     missing: self.missing(),
                 });
             }
@@ -220,15 +255,22 @@ impl Spoke {
     pub(super) fn fail(&mut self, error: &RendezvousError) {
         self.connection.queue(Packet::new(
             Kind::Failure,
-            self.rank,
+            self.own.rank,
             "",
-            &wire::encode_failure(error, self.rank),
+            &wire::encode_failure(error, self.own.rank),
         ));
         self.connection.linger(Instant::now() + LAST_WORDS);
-        if let (RendezvousError::PeerLost { rank: 0, .. }, Some((directory, group))) =
-            (error, &self.home)
-        {
-            directory.sweep_behind_dying(group);
+        if let Some(home) = &self.home {
+            match error {
+                RendezvousError::PeerLost { rank: 0, .. } => home
+                    .directory
+                    .sweep_behind_dying(&home.group, self.own.process),
+                // A child of a dead rank 0 may have kept the connection open.
+                RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
+                    home.directory.sweep(&home.group, self.own.process);
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -236,49 +278,67 @@ impl Spoke {
 impl Drop for Spoke {
     /// A rank 0 that was killed behind the last exchange has left its socket to those who leave after it.
     fn drop(&mut self) {
-        if let Some((directory, group)) = &self.home {
+        // In a child that fork made the connection is its parent's.
+        if !self.own.process.is_current() {
+            return;
+        }
+        if let Some(home) = &self.home {
             let _ = self.connection.pump();
             if self.connection.is_lost() {
-                directory.sweep(group);
+                home.directory.sweep(&home.group, self.own.process);
             }
         }
+        self.connection.shut_down();
     }
 }
 
-/// None at the deadline.
-fn connect(
-    directory: &Directory,
-    group: &str,
-    deadline: Instant,
-) -> Result<Option<OwnedFd>, RendezvousError> {
-    let path = directory.socket_path(group);
-    loop {
-        let socket = super::new_socket()?;
-        match rustix::net::connect(&socket, &directory.address(group)?) {
-            Ok(()) => {
-                let theirs = rustix::net::sockopt::socket_peercred(&socket)
-                    .map_err(|error| {
+impl Home {
+    /// A connection to whoever listens on the group's socket. None at the deadline.
+    fn connect(
+        &mut self,
+        own: Peer,
+        deadline: Instant,
+    ) -> Result<Option<OwnedFd>, RendezvousError> {
+        let Self {
+            directory, group, ..
+        } = &*self;
+        let path = directory.socket_path(group);
+        loop {
+            let socket = super::new_socket()?;
+            let file = directory.socket_file(group);
+            match rustix::net::connect(&socket, &directory.address(group)?) {
+                // Replaced meanwhile, by the socket of the next run.
+                Ok(()) if directory.socket_file(group) != file => {}
+                Ok(()) => {
+                    let theirs = peer_uid(socket.as_fd()).map_err(|error| {
                         RendezvousError::io_at("identify who listens on", &path, error)
-                    })?
-                    .uid
-                    .as_raw();
-                let ours = rustix::process::geteuid().as_raw();
-                if theirs != ours {
-                    return Err(RendezvousError::WrongUser { path, theirs, ours });
+                    })?;
+                    let ours = rustix::process::geteuid().as_raw();
+                    if theirs != ours {
+                        return Err(RendezvousError::WrongUser { path, theirs, ours });
+                    }
+                    self.socket = file;
+                    return Ok(Some(socket));
                 }
-                return Ok(Some(socket));
+                // Not there yet, left by a killed run, or more callers than fit.
+                Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
+                Err(errno) => return Err(RendezvousError::io_at("connect to", &path, errno)),
             }
-            // Not there yet, left by a killed run, or more callers than fit.
-            Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
-            Err(errno) => return Err(RendezvousError::io_at("connect to", &path, errno)),
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                // A rank 0 that was killed before anybody had reached it has nobody else to remove
+                // its socket.
+                directory.sweep(group, own.process);
+                return Ok(None);
+            }
+            std::thread::sleep(CONNECT_RETRY.min(left));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            // A rank 0 that was killed before anybody had reached it has nobody else to remove its socket.
-            directory.sweep(group);
-            return Ok(None);
-        }
-        std::thread::sleep(CONNECT_RETRY.min(left));
+    }
+
+    /// Whether another socket has the name of the one that this rank is connected to.
+    fn is_replaced(&self) -> bool {
+        let there = self.directory.socket_file(&self.group);
+        there.is_some() && there != self.socket
     }
 }
 

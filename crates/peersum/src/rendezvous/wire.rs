@@ -286,6 +286,7 @@ pub(super) fn encode_failure(error: &RendezvousError, rank: u32) -> Vec<u8> {
             during,
             waited,
             missing,
+            at: _,
         } => writer
             .tag(1)
             .u32(*rank)
@@ -318,6 +319,8 @@ pub(super) fn decode_failure(bytes: &[u8]) -> Result<RendezvousError, Malformed>
             rank: reader.u32()?,
             during: reader.text()?,
             waited: Duration::from_nanos(reader.u64()?),
+            // The receiver says where itself is.
+            at: Box::default(),
             missing: reader.ranks()?,
         },
         2 => RendezvousError::PeerLost {

@@ -3,6 +3,8 @@
 // Each test binary uses its own part of this module; what fails here fails the test.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 
+mod forks;
+
 use peersum::rendezvous::{Group, Rendezvous, RendezvousError};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsFd;
@@ -122,6 +124,23 @@ impl Stage {
 
     /// A process of another user that plays `steps`, or None, with a message, if this one may not start any.
     pub fn stranger(&self, uid: u32, steps: &str) -> Option<Rank> {
+        let mut command = self.command_of_stranger(steps)?;
+        command.uid(uid).gid(uid);
+        Some(Rank::start(command))
+    }
+
+    /// As [`Self::stranger`], but this user executes a program that is set-uid to `uid`.
+    pub fn set_uid(&self, uid: u32, steps: &str) -> Option<Command> {
+        let command = self.command_of_stranger(steps)?;
+        let executable = Path::new(command.get_program());
+        std::os::unix::fs::chown(executable, Some(uid), None).unwrap();
+        chmod(executable, 0o4755);
+        Some(command)
+    }
+
+    /// A program that another user can execute, with `steps` for rank 1 of 2. None, with a message,
+    /// if this process is not root.
+    fn command_of_stranger(&self, steps: &str) -> Option<Command> {
         if !rustix::process::geteuid().is_root() {
             println!("NOT TESTED: starting a process of another user takes root");
             return None;
@@ -144,8 +163,30 @@ impl Stage {
             &executable,
             &self.script(1, 2, Duration::from_secs(5), steps),
         );
-        command.uid(uid).gid(uid).current_dir("/");
-        Some(Rank::start(command))
+        command.current_dir("/");
+        Some(command)
+    }
+
+    /// Starts a rank as process 1 of a PID namespace of its own. None, with a message, if the
+    /// system refuses such a namespace.
+    pub fn contained(&self, rank: u32, world_size: u32, steps: &str) -> Option<Rank> {
+        let mut command = self.command(&self.script(rank, world_size, AMPLE, steps));
+        // The namespace is for the children that the calling thread starts from now on.
+        let spawned = std::thread::spawn(move || {
+            // SAFETY: a new PID namespace changes nothing for this thread but the children that
+            // it starts, and it starts one.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+            Ok(spawn(&mut command))
+        });
+        let spawned: rustix::io::Result<Child> = spawned.join().unwrap();
+        match spawned {
+            Ok(child) => Some(Rank::of(child)),
+            Err(errno) => {
+                assert!(!rustix::process::geteuid().is_root(), "unshare: {errno}");
+                println!("NOT TESTED: the system refuses a PID namespace: {errno}");
+                None
+            }
+        }
     }
 }
 
@@ -175,12 +216,10 @@ pub struct Rank {
 
 impl Rank {
     pub fn start(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        Self::of(spawn(&mut command))
+    }
+
+    fn of(mut child: Child) -> Self {
         let stdout = child.stdout.take().unwrap();
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -220,6 +259,24 @@ impl Rank {
                     }
                 }
                 Err(error) => panic!("waiting for {line:?}: {error}; heard {:#?}", self.heard),
+            }
+        }
+    }
+
+    /// Waits until the rank says a line with this beginning, and returns the rest.
+    pub fn hear_beginning(&mut self, beginning: &str) -> String {
+        loop {
+            match self.lines.recv_timeout(HANG) {
+                Ok(said) => {
+                    self.heard.push(said.clone());
+                    if let Some(rest) = said.strip_prefix(beginning) {
+                        return rest.to_owned();
+                    }
+                }
+                Err(error) => panic!(
+                    "waiting for {beginning:?}: {error}; heard {:#?}",
+                    self.heard
+                ),
             }
         }
     }
@@ -275,6 +332,15 @@ impl Rank {
         );
         heard
     }
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap()
 }
 
 impl Drop for Rank {
@@ -337,7 +403,8 @@ fn play(script: &str) -> i32 {
 }
 
 /// What a rank can do: `barrier LABEL`, `gather LABEL SEED`, `overlong LABEL`, `fds LABEL`, `pause`, `abandon REASON`, `leave`, `descriptors`,
-/// and `bind PATH` and `knock` for those who are no ranks.
+/// `apart`, `pids`, `fork STEP`, `fork-stay`, and `bind PATH`, `knock` and `policy` for those who
+/// are no ranks.
 fn step(
     joined: &mut Option<Group>,
     verb: &str,
@@ -381,6 +448,41 @@ fn step(
         }
         "leave" => {
             drop(joined.take());
+            Ok(())
+        }
+        // No other rank is taken for a thread of this process.
+        "apart" => {
+            let group = joined.as_ref().unwrap();
+            for rank in 0..group.world_size() {
+                assert_eq!(group.is_same_process(rank), rank == group.rank());
+            }
+            step(joined, "pids", "", timeout, directory)
+        }
+        "pids" => {
+            let peers = joined.as_ref().unwrap().peers();
+            let pids: Vec<u32> = peers.iter().map(|peer| peer.process.pid).collect();
+            say(&format!("pids {pids:?}"));
+            Ok(())
+        }
+        // A child takes the step with its copy of the group, and ends.
+        "fork" => {
+            forks::child_takes(|| {
+                let outcome = step(joined, rest, "", timeout, directory);
+                say(&format!("child {outcome:?}"));
+                drop(joined.take());
+            });
+            Ok(())
+        }
+        // A child that keeps its copy of the group and lives on.
+        "fork-stay" => {
+            say(&format!("child {}", forks::child_stays()));
+            Ok(())
+        }
+        "policy" => {
+            let policy = peersum::loader::LoadPolicy::from_env().unwrap();
+            say(&format!("cache {:?}", policy.cache_directory()));
+            let rendezvous = Rendezvous::in_default_directory("group", 0, 2)?;
+            say(&format!("meet in {:?}", rendezvous.directory().unwrap()));
             Ok(())
         }
         "descriptors" => {

@@ -23,6 +23,7 @@ fn failures() -> Vec<RendezvousError> {
             rank: 1,
             during: "join".into(),
             waited: Duration::from_millis(1500),
+            at: Box::default(),
             missing: vec![2, 3],
         },
         RendezvousError::PeerLost {
