@@ -100,7 +100,7 @@ pub mod nccl_shape;
 pub mod reference;
 pub mod rendezvous;
 
-pub use buffer::{Input, Output};
+pub use buffer::{BufferError, Input, Output};
 #[doc(hidden)]
 pub use communicator::BareLaunch;
 pub use communicator::{
