@@ -276,7 +276,9 @@ fn run_symmetric(comm: &mut Comm, buffers: usize, part: Part, call: Symmetric) -
         let range = begin..begin + PART_LEN;
         match route {
             Route::SymmetricOneShot => comm.all_reduce(&buffer.slice(range), &mut output),
-            Route::SymmetricTwoShot => comm.all_reduce_in_place(&mut buffer.slice_mut(range)),
+            Route::SymmetricTwoShot => {
+                comm.all_reduce_in_place(&mut buffer.as_view_mut().slice_mut(range))
+            }
             _ => comm.all_reduce_in_place(&mut ordinary),
         }
     };
