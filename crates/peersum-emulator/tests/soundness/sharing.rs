@@ -132,3 +132,18 @@ fn a_buffer_of_another_device_is_a_typed_error_and_nothing_is_launched() {
     other.synchronize().unwrap();
     assert_eq!(ordinary.to_vec(), [2.0; LEN]);
 }
+
+#[test]
+fn memory_that_a_peer_knows_by_its_address_is_leaked_if_the_group_breaks() {
+    // Of no other test of this process.
+    const BYTES: usize = 778 * 4096;
+    crate::on_ranks(2, |mut comm| {
+        if comm.rank() == 1 {
+            // Rank 0 has given its address away by then, or will have, and never learns who uses it.
+            return;
+        }
+        let outcome = comm.symmetric_alloc::<f32>(BYTES / 4).map(drop);
+        assert!(matches!(outcome, Err(Error::Rendezvous(_))), "{outcome:?}");
+    });
+    assert_eq!(mappings_of(BYTES), 1, "it stays until the process ends");
+}
