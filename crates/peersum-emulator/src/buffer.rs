@@ -16,13 +16,14 @@ use crate::stream::EmulatorStream;
 /// As aligned as device memory, so that a view's offset alone decides its alignment.
 const ALIGNMENT: usize = 256;
 
-/// An array in memory that every emulated device of the process reaches; one that a symmetric buffer
-/// dereferences to is memory of its device alone, as on a GPU. Whatever streams have used it are waited
-/// for before the host reads, writes or frees it.
+/// An array in memory that every emulated device of the process reaches; one that a symmetric
+/// buffer dereferences to is memory of its device alone, as on a GPU. Whatever streams have used it
+/// are waited for before the host reads, writes or frees it.
 pub struct EmulatorBuffer<T: Element> {
     elements: NonNull<T>,
     len: usize,
-    /// The stream that was given memory which something else owns; `None` for the buffer's own memory.
+    /// The stream that was given memory which something else owns; `None` for the buffer's own
+    /// memory.
     adopted_on: Option<EmulatorStream>,
     /// The streams whose launches may still use the memory.
     streams: Mutex<Vec<EmulatorStream>>,
@@ -123,8 +124,8 @@ impl<T: Element> EmulatorBuffer<T> {
     /// The elements of a range within the buffer, once it is not in use.
     fn read(&self, range: Range<usize>) -> Vec<T> {
         self.wait();
-        // SAFETY: the elements are there, initialised, and no kernel uses them any more; writing needs
-        // `&mut self`.
+        // SAFETY: the elements are there, initialised, and no kernel uses them any more; writing
+        // needs `&mut self`.
         unsafe { std::slice::from_raw_parts(self.elements.as_ptr().add(range.start), range.len()) }
             .to_vec()
     }
@@ -137,8 +138,8 @@ impl<T: Element> EmulatorBuffer<T> {
             "a buffer is replaced as a whole"
         );
         self.wait();
-        // SAFETY: the elements are there and no kernel uses them any more; `elements` cannot overlap
-        // memory that is borrowed mutably.
+        // SAFETY: the elements are there and no kernel uses them any more; `elements` cannot
+        // overlap memory that is borrowed mutably.
         unsafe {
             let first = self.elements.as_ptr().add(range.start);
             ptr::copy_nonoverlapping(elements.as_ptr(), first, elements.len());
@@ -284,8 +285,8 @@ impl<T: Element> EmulatorViewMut<'_, T> {
         self.buffer.read(self.range.clone())
     }
 
-    /// Replaces all elements of the view, once the streams that used the buffer have passed what they
-    /// had been given.
+    /// Replaces all elements of the view, once the streams that used the buffer have passed what
+    /// they had been given.
     ///
     /// # Panics
     ///

@@ -17,7 +17,8 @@ pub struct EmulatorOptions {
     /// The longest that a block of a launch is held back before its first instruction. Zero, the default, holds none back; otherwise
     /// one block in four waits for a random part of it, each launch anew.
     pub block_delay: Duration,
-    /// The size of memory of a peer that this device refuses to map, to test what the ranks make of it.
+    /// The size of memory of a peer that this device refuses to map, to test what the ranks make of
+    /// it.
     pub refused_import_bytes: Option<usize>,
     /// A protocol broken on purpose, for tests that must fail.
     #[cfg(feature = "broken-kernels")]

@@ -39,8 +39,8 @@ pub unsafe trait Input<T: Element, D: Device> {
         self.len() == 0
     }
 
-    /// Fails for a buffer that a call on `stream` cannot take, because it is memory of another device.
-    /// Enqueues nothing. The default takes every buffer.
+    /// Fails for a buffer that a call on `stream` cannot take, because it is memory of another
+    /// device. Enqueues nothing. The default takes every buffer.
     ///
     /// # Errors
     /// [`BufferError`].
@@ -80,10 +80,10 @@ pub unsafe trait Output<T: Element, D: Device> {
     fn with_output<R>(&mut self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
 }
 
-// SAFETY: `DevicePtr` is a safe trait, but whoever implements it promises cudarc, whose own launches
-// and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the slice's last
-// write, returns an address that is valid for `len()` elements, and its guard, held across `launch`,
-// records the read; freeing is ordered behind both.
+// SAFETY: `DevicePtr` is a safe trait, but whoever implements it promises cudarc, whose own
+// launches and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the
+// slice's last write, returns an address that is valid for `len()` elements, and its guard, held
+// across `launch`, records the read; freeing is ordered behind both.
 unsafe impl<T: Element, P: DevicePtr<T>> Input<T, Cuda> for P {
     fn len(&self) -> usize {
         DeviceSlice::len(self)
@@ -122,8 +122,8 @@ unsafe impl<T: Element, P: DevicePtrMut<T>> Output<T, Cuda> for P {
 /// Whether a call on `stream` can take memory that was allocated on the stream `owner`.
 fn check_slice(owner: &CudaStream, stream: &CudaStream) -> Result<(), BufferError> {
     let (owner, context) = (owner.context(), stream.context());
-    // Handles and not devices: memory of another context of the same device is not mapped in this one.
-    // Two `CudaContext`s of a device's primary context have the same handle.
+    // Handles and not devices: memory of another context of the same device is not mapped in this
+    // one. Two `CudaContext`s of a device's primary context have the same handle.
     if owner.cu_ctx() != context.cu_ctx() {
         let name = |context: &cudarc::driver::CudaContext| {
             format!("GPU {} (context {:p})", context.ordinal(), context.cu_ctx())
@@ -138,8 +138,8 @@ fn check_slice(owner: &CudaStream, stream: &CudaStream) -> Result<(), BufferErro
 
 /// A buffer that lends all its elements as a view.
 ///
-/// A view owns no memory. So it can be handed out where a `&mut` of the buffer itself cannot, because
-/// `std::mem::swap` through that would free memory that something else still uses.
+/// A view owns no memory. So it can be handed out where a `&mut` of the buffer itself cannot,
+/// because `std::mem::swap` through that would free memory that something else still uses.
 ///
 /// # Safety
 /// Nothing that safe code can do with the view moves, frees or replaces the buffer's memory.

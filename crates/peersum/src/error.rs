@@ -98,8 +98,8 @@ pub enum Error {
     /// A graph was launched on another communicator than the one that it was captured on.
     #[error("this graph was captured on another communicator")]
     ForeignGraph,
-    /// The call does not go with the state of the stream: a capture is open, or none is, or it is not
-    /// the communicator's own.
+    /// The call does not go with the state of the stream: a capture is open, or none is, or it is
+    /// not the communicator's own.
     #[error("{0}")]
     Capture(&'static str),
     /// A call of NCCL failed. Only with the feature `nccl`.

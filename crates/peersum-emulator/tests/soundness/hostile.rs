@@ -1,10 +1,11 @@
-//! Every safe public function that reaches memory or a device, with the most hostile call that we know.
+//! Every safe public function that reaches memory or a device, with the most hostile call that we
+//! know.
 //!
-//! Functions that are not in [`TABLE`] return a copy of a number or a reference (`rank`, `world_size`,
-//! `stream`, `device`, `identity`, `load_reports`, `dispatch_table`, `max_blocks`, `memory_bytes`,
-//! `BareLaunch`'s fields), read files and text (`loader`, `dispatch`, `rendezvous`: hostile input has tests
-//! and fuzz targets of its own), or have a test in this directory (`drops`, `captures`, `sharing`,
-//! `sizes`, `handles`).
+//! Functions that are not in [`TABLE`] return a copy of a number or a reference (`rank`,
+//! `world_size`, `stream`, `device`, `identity`, `load_reports`, `dispatch_table`, `max_blocks`,
+//! `memory_bytes`, `BareLaunch`'s fields), read files and text (`loader`, `dispatch`, `rendezvous`:
+//! hostile input has tests and fuzz targets of its own), or have a test in this directory (`drops`,
+//! `captures`, `sharing`, `sizes`, `handles`).
 
 use std::mem::{forget, swap, take};
 use std::panic::{AssertUnwindSafe, catch_unwind};

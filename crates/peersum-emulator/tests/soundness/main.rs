@@ -1,5 +1,5 @@
-//! Safe calls that once freed, unmapped or overran memory that something still used. Tests whose fault
-//! would be a fault of memory run in a process of their own.
+//! Safe calls that once freed, unmapped or overran memory that something still used. Tests whose
+//! fault would be a fault of memory run in a process of their own.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

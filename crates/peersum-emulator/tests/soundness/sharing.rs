@@ -139,7 +139,8 @@ fn memory_that_a_peer_knows_by_its_address_is_leaked_if_the_group_breaks() {
     const BYTES: usize = 778 * 4096;
     crate::on_ranks(2, |mut comm| {
         if comm.rank() == 1 {
-            // Rank 0 has given its address away by then, or will have, and never learns who uses it.
+            // Rank 0 has given its address away by then, or will have, and never learns who uses
+            // it.
             return;
         }
         let outcome = comm.symmetric_alloc::<f32>(BYTES / 4).map(drop);

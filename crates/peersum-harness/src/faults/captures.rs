@@ -1,6 +1,6 @@
-//! Captures that the program begins itself with cudarc, cudarc's event tracking, and slices of another
-//! GPU. Two ranks, on two GPUs where there are so many. On the emulator `peersum-emulator`'s own tests
-//! have what it can show of this.
+//! Captures that the program begins itself with cudarc, cudarc's event tracking, and slices of
+//! another GPU. Two ranks, on two GPUs where there are so many. On the emulator
+//! `peersum-emulator`'s own tests have what it can show of this.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -45,7 +45,8 @@ pub(crate) enum Case {
     Killed,
     /// Processes that share memory by legacy CUDA IPC.
     LegacyIpc,
-    /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU. On two GPUs where there are so many.
+    /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
+    /// On two GPUs where there are so many.
     Captures,
 }
 

@@ -30,8 +30,8 @@ impl AbortHandle {
         }
     }
 
-    /// Ends the waits of this rank within milliseconds; its calls then fail with [`Failure::Aborted`],
-    /// and so do its peers'. The communicator is poisoned for good.
+    /// Ends the waits of this rank within milliseconds; its calls then fail with
+    /// [`Failure::Aborted`], and so do its peers'. The communicator is poisoned for good.
     pub fn abort(&self) {
         if let Some(status) = &self.status {
             // Relaxed: the word carries nothing but itself.
@@ -39,8 +39,8 @@ impl AbortHandle {
         }
     }
 
-    /// A failure that is known so far, as [`Communicator::status`](crate::Communicator::status) says.
-    /// For watchdog threads: it does not wait for a thread that is in
+    /// A failure that is known so far, as [`Communicator::status`](crate::Communicator::status)
+    /// says. For watchdog threads: it does not wait for a thread that is in
     /// [`Communicator::synchronize`](crate::Communicator::synchronize), and asks no driver.
     ///
     /// # Errors

@@ -77,30 +77,32 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// The largest call that is not split, in bytes, less than 32 GiB. Two staging halves of this size are
-    /// allocated. Default: 64 MiB.
+    /// The largest call that is not split, in bytes, less than 32 GiB. Two staging halves of this
+    /// size are allocated. Default: 64 MiB.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes as u64;
         self
     }
 
-    /// Takes calls also while the program itself captures the communicator's stream, for instance with
-    /// cudarc's `begin_capture`. Without this setting such a call is [`Error::Capture`], and
+    /// Takes calls also while the program itself captures the communicator's stream, for instance
+    /// with cudarc's `begin_capture`. Without this setting such a call is [`Error::Capture`], and
     /// [`Communicator::capture_begin`] is the way to capture.
     ///
     /// # Safety
-    /// A graph that the program captured knows nothing of the communicator. For every such graph that
-    /// holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it that:
-    /// - it is launched only while the communicator lives, and all its launches have ended before the
-    ///   communicator is dropped;
-    /// - it is launched on the communicator's stream only ([`Communicator::stream`]), or so that every
-    ///   launch is ordered by events after all earlier calls and before all later ones: two calls of one
-    ///   communicator must never run at once;
-    /// - every buffer of its calls stays allocated, at its address, as long as the graph is launched;
-    /// - one launch follows the other: it is in no conditional, parallel or repeated branch of another
-    ///   graph.
+    /// A graph that the program captured knows nothing of the communicator. For every such graph
+    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it that:
+    /// - it is launched only while the communicator lives, and all its launches have ended before
+    ///   the communicator is dropped;
+    /// - it is launched on the communicator's stream only ([`Communicator::stream`]), or so that
+    ///   every launch is ordered by events after all earlier calls and before all later ones: two
+    ///   calls of one communicator must never run at once;
+    /// - every buffer of its calls stays allocated, at its address, as long as the graph is
+    ///   launched;
+    /// - one launch follows the other: it is in no conditional, parallel or repeated branch of
+    ///   another graph.
     ///
-    /// As always, every rank makes the same calls in the same order, and the launches of graphs count.
+    /// As always, every rank makes the same calls in the same order, and the launches of graphs
+    /// count.
     pub unsafe fn allow_outside_capture(mut self) -> Self {
         self.allow_outside_capture = true;
         self

@@ -12,8 +12,8 @@ use crate::error::Error;
 /// A buffer that a graph uses: borrowed for as long as the graph lives, and still the program's to fill and read between launches.
 ///
 /// Work on the buffer is ordered with the graph's launches as with any call: in the stream. Read it
-/// through `Deref`, and write it through [`Held::as_view_mut`]. There is no `&mut` of the buffer itself:
-/// replacing the buffer would free memory that the graph writes.
+/// through `Deref`, and write it through [`Held::as_view_mut`]. There is no `&mut` of the buffer
+/// itself: replacing the buffer would free memory that the graph writes.
 ///
 /// ```compile_fail
 /// # use peersum::{Held, cudarc::driver::CudaSlice};
@@ -146,9 +146,9 @@ impl<D: Device> Communicator<D> {
     /// (`CudaContext::disable_event_tracking`): a wait on an event from outside cannot be captured.
     ///
     /// # Errors
-    /// Whatever `record` returns; [`Error::Capture`] if the program captures the stream already, or if
-    /// something that a capture cannot contain was enqueued; [`Error::Device`] if the driver refuses the
-    /// capture.
+    /// Whatever `record` returns; [`Error::Capture`] if the program captures the stream already, or
+    /// if something that a capture cannot contain was enqueued; [`Error::Device`] if the driver
+    /// refuses the capture.
     ///
     /// # Panics
     /// If `record` does. The capture is ended, and nothing of it is launched.
@@ -172,8 +172,8 @@ impl<D: Device> Communicator<D> {
     /// [`Communicator::capture_end`].
     ///
     /// # Errors
-    /// [`Error::Capture`] if a capture is open, the communicator's or the program's; [`Error::Failed`]
-    /// if the communicator has failed.
+    /// [`Error::Capture`] if a capture is open, the communicator's or the program's;
+    /// [`Error::Failed`] if the communicator has failed.
     pub fn capture_begin(&mut self) -> Result<(), Error> {
         if self.capturing {
             return Err(Error::Capture("a capture is open already"));

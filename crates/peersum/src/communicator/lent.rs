@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::device::Device;
 
-/// Memory of this rank that its peers may use. Freed when dropped, but leaked as long as something may
-/// use it that does not keep it alive.
+/// Memory of this rank that its peers may use. Freed when dropped, but leaked as long as something
+/// may use it that does not keep it alive.
 ///
 /// What travels as a file descriptor stays the peer's until it unmaps it. What travels as a bare
 /// address or a legacy IPC handle does not: it may be freed once every peer has let go of it.
@@ -39,7 +39,8 @@ impl<D: Device> LentMemory<D> {
 
     /// No peer uses the memory any more.
     pub(crate) fn peers_let_go(&self) {
-        // Relaxed, here and below: whoever drops the memory last has synchronised with all other owners.
+        // Relaxed, here and below: whoever drops the memory last has synchronised with all other
+        // owners.
         self.must_stay.store(false, Ordering::Relaxed);
     }
 

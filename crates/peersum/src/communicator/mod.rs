@@ -160,22 +160,22 @@ pub struct BareLaunch {
 impl<D: Device> Communicator<D> {
     /// Sums `input` over all ranks into `output`, in rank order in float32 with one rounding (see [`crate::reference`]).
     ///
-    /// `Ok` means launched: the output is valid once [`Communicator::synchronize`] has returned `Ok`.
-    /// A length of 0 does nothing and does not count.
+    /// `Ok` means launched: the output is valid once [`Communicator::synchronize`] has returned
+    /// `Ok`. A length of 0 does nothing and does not count.
     ///
-    /// All ranks must call with the same length and type, and with inputs of the same kind: ordinary
-    /// memory, or the same part of the same symmetric buffer. Addresses and alignment may differ. For
-    /// ordinary inputs the choice of output may differ as well, and one rank may work in place while
-    /// another does not. For symmetric inputs either every rank works in place or none does: where the
-    /// dispatch table has a route for symmetric buffers the algorithms differ, because in place each rank
-    /// writes its share of the sum into every rank's buffer, and then it is [`Failure::Disagreement`] on
-    /// every rank.
+    /// All ranks must call with the same length and type, and with inputs of the same kind:
+    /// ordinary memory, or the same part of the same symmetric buffer. Addresses and alignment may
+    /// differ. For ordinary inputs the choice of output may differ as well, and one rank may work
+    /// in place while another does not. For symmetric inputs either every rank works in place or
+    /// none does: where the dispatch table has a route for symmetric buffers the algorithms differ,
+    /// because in place each rank writes its share of the sum into every rank's buffer, and then it
+    /// is [`Failure::Disagreement`] on every rank.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`]; [`Error::Buffer`] for memory of another GPU or context;
     /// [`Error::Capture`] while the stream records a capture that is not the communicator's own;
-    /// [`Error::Failed`] at once if an earlier call is known to have failed; [`Error::Device`] if the
-    /// launch was refused.
+    /// [`Error::Failed`] at once if an earlier call is known to have failed; [`Error::Device`] if
+    /// the launch was refused.
     pub fn all_reduce<T: Element, I: Input<T, D>, O: Output<T, D>>(
         &mut self,
         input: &I,
@@ -361,8 +361,8 @@ impl<D: Device> Communicator<D> {
         (shape, params)
     }
 
-    /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never waits;
-    /// `Ok` proves nothing yet. For a thread that does not own the communicator:
+    /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never
+    /// waits; `Ok` proves nothing yet. For a thread that does not own the communicator:
     /// [`AbortHandle::status`].
     ///
     /// # Errors
@@ -448,9 +448,9 @@ impl<D: Device> Communicator<D> {
     }
 }
 
-/// Waits for the communicator's stream and then frees its memory. A capture that is open on the stream
-/// is ended, whoever began it. If the stream cannot be waited for, because another thread began the
-/// capture or the device has failed, the memory is leaked: a kernel may still use it.
+/// Waits for the communicator's stream and then frees its memory. A capture that is open on the
+/// stream is ended, whoever began it. If the stream cannot be waited for, because another thread
+/// began the capture or the device has failed, the memory is leaked: a kernel may still use it.
 impl<D: Device> Drop for Communicator<D> {
     fn drop(&mut self) {
         self.end_any_capture();
@@ -467,7 +467,8 @@ impl<D: Device> Drop for Communicator<D> {
                 %error,
                 "device memory is leaked: the communicator's stream cannot be waited for"
             );
-            // The peers' memory is mapped still, so this rank does not meet them: they keep what they lent.
+            // The peers' memory is mapped still, so this rank does not meet them: they keep what
+            // they lent.
             links.leak();
             return;
         }

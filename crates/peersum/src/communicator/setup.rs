@@ -22,8 +22,8 @@ use crate::rendezvous::Group;
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// The largest `max_bytes` and `push_half_bytes`: units of 16 bytes are counted in 31 bits. An arena of
-/// both then has a size that every 64-bit type holds.
+/// The largest `max_bytes` and `push_half_bytes`: units of 16 bytes are counted in 31 bits. An
+/// arena of both then has a size that every 64-bit type holds.
 const MOST_BYTES: u64 = (32 << 30) - 1;
 
 /// A communicator that knows its own device and no other rank yet.

@@ -62,8 +62,8 @@ impl<D: Device> SharedCommunicator<D> {
         self.lock().synchronize()
     }
 
-    /// See [`Communicator::status`]. Takes no lock, so that a watchdog learns of a failure also while
-    /// another thread waits in [`SharedCommunicator::synchronize`].
+    /// See [`Communicator::status`]. Takes no lock, so that a watchdog learns of a failure also
+    /// while another thread waits in [`SharedCommunicator::synchronize`].
     ///
     /// # Errors
     /// As there.

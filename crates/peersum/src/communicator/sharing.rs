@@ -37,9 +37,10 @@ pub(crate) struct Shared<D: Device> {
 
 /// Gives this rank's memory to all ranks and maps theirs. Collective.
 ///
-/// Every rank succeeds or every rank gets an error: the error of a rank that has no memory (`own`) or
-/// cannot map a peer's is told to the others. Memory is freed only once no peer maps it any more; if
-/// that cannot be known, because the group broke, memory that is lent by address is leaked.
+/// Every rank succeeds or every rank gets an error: the error of a rank that has no memory (`own`)
+/// or cannot map a peer's is told to the others. Memory is freed only once no peer maps it any
+/// more; if that cannot be known, because the group broke, memory that is lent by address is
+/// leaked.
 pub(crate) fn share<D: Device>(
     device: &D,
     group: &mut Group,
@@ -185,7 +186,7 @@ fn import<D: Device>(
             (None, None, None) => {
                 return Err(crate::device::DeviceError::CannotShare {
                     reason: format!(
-                        "rank {rank} offered neither a file descriptor nor a legacy handle for its {label}"
+                        "rank {rank} offered no file descriptor and no legacy handle for its {label}"
                     ),
                 }
                 .into());
@@ -215,14 +216,14 @@ impl<D: Device> Communicator<D> {
     /// Allocates `len` elements on every rank that the peers' pull kernels read and write without
     /// staging. Collective: all ranks call it in the same order with the same length.
     ///
-    /// Waits for the stream and for the other ranks. The memory is freed once the communicator and the
-    /// buffer are both gone. If one rank fails, all do, and the communicator stays usable.
+    /// Waits for the stream and for the other ranks. The memory is freed once the communicator and
+    /// the buffer are both gone. If one rank fails, all do, and the communicator stays usable.
     ///
     /// # Errors
-    /// [`Error::Device`] if memory is short or cannot be shared, [`Error::SetupMismatch`] if lengths
-    /// differ, [`Error::TooLong`] for a length that no memory has, [`Error::Rendezvous`] if another
-    /// rank fails or does not call within the set-up timeout, [`Error::Failed`] if the communicator has
-    /// failed.
+    /// [`Error::Device`] if memory is short or cannot be shared, [`Error::SetupMismatch`] if
+    /// lengths differ, [`Error::TooLong`] for a length that no memory has, [`Error::Rendezvous`] if
+    /// another rank fails or does not call within the set-up timeout, [`Error::Failed`] if the
+    /// communicator has failed.
     pub fn symmetric_alloc<T: Element>(
         &mut self,
         len: usize,
@@ -274,8 +275,8 @@ impl<D: Device> Communicator<D> {
         len: usize,
     ) -> SymmetricBuffer<T, D> {
         let address = self.device.allocation_address(region.memory.allocation());
-        // SAFETY: the region was allocated with `symmetric_bytes::<T>(len)` bytes, aligned to 256. It
-        // lives as long as the buffer, and the buffer disowns it.
+        // SAFETY: the region was allocated with `symmetric_bytes::<T>(len)` bytes, aligned to 256.
+        // It lives as long as the buffer, and the buffer disowns it.
         unsafe { SymmetricBuffer::new(region, self.device.adopt(address, len)) }
     }
 

@@ -9,8 +9,9 @@ use crate::buffer::AsViewMut;
 use crate::device::Device;
 use crate::element::Element;
 
-/// This rank's memory behind a symmetric buffer. Freed when the communicator and the buffer are both
-/// gone: a late owner of a two-shot call may still write into it after this rank has left the call.
+/// This rank's memory behind a symmetric buffer. Freed when the communicator and the buffer are
+/// both gone: a late owner of a two-shot call may still write into it after this rank has left the
+/// call.
 pub(crate) struct SymmetricRegion<D: Device> {
     pub(crate) memory: LentMemory<D>,
     /// A handle of its own to the communicator's stream, which may outlive the communicator.
@@ -25,8 +26,9 @@ impl<D: Device> SymmetricRegion<D> {
 
 impl<D: Device> Drop for SymmetricRegion<D> {
     fn drop(&mut self) {
-        // Calls on the buffer and work of the program may still be in the stream. (What uses it on other
-        // streams is waited for by this one, see `Device::disown`.) Freeing does not wait by itself.
+        // Calls on the buffer and work of the program may still be in the stream. (What uses it on
+        // other streams is waited for by this one, see `Device::disown`.) Freeing does not wait by
+        // itself.
         if let Err(error) = self.device.synchronize() {
             self.memory.keep(&error);
         }
@@ -40,11 +42,11 @@ impl<D: Device> Drop for SymmetricRegion<D> {
 /// view for whatever writes it: `communicator.all_reduce(&*symmetric, &mut output)`,
 /// `communicator.all_reduce_in_place(&mut symmetric.as_view_mut())`,
 /// `stream.memcpy_htod(&values, &mut symmetric.as_view_mut())`. A part is a view of the view. All
-/// ranks must use the same part of the same buffer in the same call, and either all in place or none.
-/// Contents are undefined at first.
+/// ranks must use the same part of the same buffer in the same call, and either all in place or
+/// none. Contents are undefined at first.
 ///
-/// There is no `&mut` of the buffer itself: exchanging it for another would free shared memory as if
-/// it were the other's.
+/// There is no `&mut` of the buffer itself: exchanging it for another would free shared memory as
+/// if it were the other's.
 ///
 /// ```compile_fail
 /// # use peersum::{Cuda, SymmetricBuffer};
@@ -65,8 +67,9 @@ impl<D: Device> Drop for SymmetricRegion<D> {
 /// ```
 ///
 /// When it is dropped last, after its communicator, it waits for the communicator's stream. If that
-/// stream cannot be waited for, because it records or has failed, the memory is leaked. If cudarc's event
-/// tracking is off, work on other streams is the program's to wait for, as with any `CudaSlice`.
+/// stream cannot be waited for, because it records or has failed, the memory is leaked. If cudarc's
+/// event tracking is off, work on other streams is the program's to wait for, as with any
+/// `CudaSlice`.
 pub struct SymmetricBuffer<T: Element, D: Device> {
     // Taken in `drop` only.
     buffer: ManuallyDrop<D::Buffer<T>>,

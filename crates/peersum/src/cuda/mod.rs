@@ -85,8 +85,8 @@ impl Cuda {
     }
 }
 
-// SAFETY: addresses, memory and handles are those of the driver, which keeps what the trait says; see each
-// method.
+// SAFETY: addresses, memory and handles are those of the driver, which keeps what the trait says;
+// see each method.
 unsafe impl Device for Cuda {
     type Stream = Arc<CudaStream>;
     type Module = Module;

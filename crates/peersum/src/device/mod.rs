@@ -163,8 +163,8 @@ pub struct StatusRecord {
 /// Host memory that holds one [`PeersumStatus`], zeroed at first.
 ///
 /// # Safety
-/// What `as_ptr` returns is aligned and valid for reads and writes as long as `self` lives, the same each
-/// time, and written by nothing but the device and the helpers of [`StatusRecord`].
+/// What `as_ptr` returns is aligned and valid for reads and writes as long as `self` lives, the
+/// same each time, and written by nothing but the device and the helpers of [`StatusRecord`].
 pub unsafe trait StatusMemory: Send + Sync {
     /// The record. It stays valid as long as `self` does; the device writes it at any time, so it is read through the helpers of
     /// [`StatusRecord`] only.
@@ -211,9 +211,9 @@ pub trait DeviceStream: Sized {
 /// A machine that runs the kernels: one device, one stream.
 ///
 /// # Safety
-/// Communicators rely on what the methods return: addresses are those of the memory that was asked for,
-/// allocations and mappings keep it until they are dropped, a stream handle is live, and a stream that
-/// was synchronised has passed everything enqueued before.
+/// Communicators rely on what the methods return: addresses are those of the memory that was asked
+/// for, allocations and mappings keep it until they are dropped, a stream handle is live, and a
+/// stream that was synchronised has passed everything enqueued before.
 pub unsafe trait Device: Send + Sized + 'static {
     /// An ordered queue of launches; cheap to clone.
     type Stream: Clone + Send + 'static;
@@ -337,8 +337,8 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// The stream for a library that enqueues work of its own on it. What has been enqueued comes first, what follows comes after.
     fn library_stream(&self) -> Result<LibraryStream, DeviceError>;
 
-    /// Whether the stream records, also if the program itself began the capture; never waits, and is
-    /// cheap enough for every call.
+    /// Whether the stream records, also if the program itself began the capture; never waits, and
+    /// is cheap enough for every call.
     fn recording(&self) -> Result<Recording, DeviceError>;
 
     /// Whether the stream has passed everything enqueued so far; never waits.

@@ -1,10 +1,11 @@
 //! Which algorithm, grid and block a call of so many bytes takes.
 //!
-//! The choice depends on nothing but the bytes, the [`Placement`], and a table that all ranks agree on
-//! at set-up: never on alignment or capture. Whether a call is in place counts for symmetric buffers
-//! alone: where the peers' memory is read directly, a call in place is a two-shot, which writes into
-//! every rank's buffer, and any other is a one-shot. So either every rank uses a symmetric buffer in place or none does; for ordinary input each
-//! rank may choose. The choice never changes a result's bits.
+//! The choice depends on nothing but the bytes, the [`Placement`], and a table that all ranks agree
+//! on at set-up: never on alignment or capture. Whether a call is in place counts for symmetric
+//! buffers alone: where the peers' memory is read directly, a call in place is a two-shot, which
+//! writes into every rank's buffer, and any other is a one-shot. So either every rank uses a
+//! symmetric buffer in place or none does; for ordinary input each rank may choose. The choice
+//! never changes a result's bits.
 
 mod file;
 mod merge;

@@ -72,8 +72,8 @@ pub fn exchange<D: Device>(
         std::mem::forget((shared, staging));
         return Err(error.into());
     }
-    // Memory that is lent by address or handle must not be freed before the other rank has unmapped it;
-    // without this it stays until the process ends.
+    // Memory that is lent by address or handle must not be freed before the other rank has unmapped
+    // it; without this it stays until the process ends.
     shared.mappings.clear();
     let exchanged = result?;
     group.barrier("doctor's unmapping", patience)?;

@@ -208,8 +208,8 @@ impl<S: DeviceStream> Comm<S> {
         Ok(self.communicator.synchronize()?)
     }
 
-    /// A failure that is known so far. Takes no lock and never waits, unlike [`Comm::synchronize`]: for
-    /// watchdog threads. Not in `cudarc::nccl`.
+    /// A failure that is known so far. Takes no lock and never waits, unlike [`Comm::synchronize`]:
+    /// for watchdog threads. Not in `cudarc::nccl`.
     ///
     /// # Errors
     /// [`NcclError::Communicator`] with whatever [`Communicator::status`] says.
@@ -217,8 +217,8 @@ impl<S: DeviceStream> Comm<S> {
         Ok(self.communicator.status()?)
     }
 
-    /// A handle that reads the status and ends every wait of this rank, from any thread. Takes no lock.
-    /// Not in `cudarc::nccl`.
+    /// A handle that reads the status and ends every wait of this rank, from any thread. Takes no
+    /// lock. Not in `cudarc::nccl`.
     pub fn abort_handle(&self) -> AbortHandle {
         self.communicator.abort_handle()
     }
