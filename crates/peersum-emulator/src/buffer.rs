@@ -7,7 +7,8 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use peersum::{Element, Input, Output};
+use peersum::buffer::AsViewMut;
+use peersum::{BufferError, Element, Input, Output};
 
 use crate::emulator::Emulator;
 use crate::stream::EmulatorStream;
@@ -15,12 +16,15 @@ use crate::stream::EmulatorStream;
 /// As aligned as device memory, so that a view's offset alone decides its alignment.
 const ALIGNMENT: usize = 256;
 
-/// An array on the emulated device. Whatever streams have used it are waited for before the host reads, writes or frees it.
+/// An array in memory that every emulated device of the process reaches; one that a symmetric
+/// buffer dereferences to is memory of its device alone, as on a GPU. Whatever streams have used it
+/// are waited for before the host reads, writes or frees it.
 pub struct EmulatorBuffer<T: Element> {
     elements: NonNull<T>,
     len: usize,
-    /// Whether the memory is freed with the buffer.
-    owned: bool,
+    /// The stream that was given memory which something else owns; `None` for the buffer's own
+    /// memory.
+    adopted_on: Option<EmulatorStream>,
     /// The streams whose launches may still use the memory.
     streams: Mutex<Vec<EmulatorStream>>,
     marker: PhantomData<T>,
@@ -54,7 +58,7 @@ impl<T: Element> EmulatorBuffer<T> {
         Self {
             elements,
             len,
-            owned: true,
+            adopted_on: None,
             streams: Mutex::default(),
             marker: PhantomData,
         }
@@ -68,16 +72,16 @@ impl<T: Element> EmulatorBuffer<T> {
         buffer
     }
 
-    /// A buffer of memory that something else owns.
+    /// A buffer on `stream` of memory that something else owns.
     ///
     /// # Safety
     /// `address` must be aligned to `T` and hold `len` elements until the buffer is gone.
-    pub(crate) unsafe fn adopt(address: u64, len: usize) -> Self {
+    pub(crate) unsafe fn adopt(stream: EmulatorStream, address: u64, len: usize) -> Self {
         let elements = NonNull::new(address as *mut T).unwrap_or(NonNull::dangling());
         Self {
             elements,
             len,
-            owned: false,
+            adopted_on: Some(stream),
             streams: Mutex::default(),
             marker: PhantomData,
         }
@@ -105,8 +109,7 @@ impl<T: Element> EmulatorBuffer<T> {
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
         self.wait();
-        // SAFETY: `len` elements are there, initialised, and no kernel uses them any more; writing needs `&mut self`.
-        unsafe { std::slice::from_raw_parts(self.elements.as_ptr(), self.len) }.to_vec()
+        self.read(0..self.len)
     }
 
     /// Replaces all elements, once the streams that used the buffer have passed what they had been given.
@@ -115,10 +118,32 @@ impl<T: Element> EmulatorBuffer<T> {
     ///
     /// If the lengths differ.
     pub fn copy_from_slice(&mut self, elements: &[T]) {
-        assert_eq!(elements.len(), self.len, "a buffer is replaced as a whole");
+        self.write(0..self.len, elements);
+    }
+
+    /// The elements of a range within the buffer, once it is not in use.
+    fn read(&self, range: Range<usize>) -> Vec<T> {
         self.wait();
-        // SAFETY: `len` elements are there and no kernel uses them any more; `elements` cannot overlap memory that is borrowed mutably.
-        unsafe { ptr::copy_nonoverlapping(elements.as_ptr(), self.elements.as_ptr(), self.len) };
+        // SAFETY: the elements are there, initialised, and no kernel uses them any more; writing
+        // needs `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.elements.as_ptr().add(range.start), range.len()) }
+            .to_vec()
+    }
+
+    /// Replaces the elements of a range within the buffer, once it is not in use.
+    fn write(&mut self, range: Range<usize>, elements: &[T]) {
+        assert_eq!(
+            elements.len(),
+            range.len(),
+            "a buffer is replaced as a whole"
+        );
+        self.wait();
+        // SAFETY: the elements are there and no kernel uses them any more; `elements` cannot
+        // overlap memory that is borrowed mutably.
+        unsafe {
+            let first = self.elements.as_ptr().add(range.start);
+            ptr::copy_nonoverlapping(elements.as_ptr(), first, elements.len());
+        }
     }
 
     /// A part to read.
@@ -127,7 +152,7 @@ impl<T: Element> EmulatorBuffer<T> {
     ///
     /// If the range does not lie within the buffer.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> EmulatorView<'_, T> {
-        let range = self.resolve(range);
+        let range = resolve(range, self.len);
         EmulatorView {
             buffer: self,
             range,
@@ -140,30 +165,23 @@ impl<T: Element> EmulatorBuffer<T> {
     ///
     /// If the range does not lie within the buffer.
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> EmulatorViewMut<'_, T> {
-        let range = self.resolve(range);
+        let range = resolve(range, self.len);
         EmulatorViewMut {
             buffer: self,
             range,
         }
     }
 
-    fn resolve(&self, range: impl RangeBounds<usize>) -> Range<usize> {
-        let start = match range.start_bound() {
-            Bound::Included(&start) => start,
-            Bound::Excluded(&before) => before + 1,
-            Bound::Unbounded => 0,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(&last) => last + 1,
-            Bound::Excluded(&end) => end,
-            Bound::Unbounded => self.len,
-        };
-        assert!(
-            start <= end && end <= self.len,
-            "{start}..{end} is not within a buffer of {} elements",
-            self.len
-        );
-        start..end
+    /// As [`Input::check`].
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        let identity = |stream: &EmulatorStream| stream.device().identity().clone();
+        match self.adopted_on.as_ref().map(identity) {
+            Some(own) if own.uuid != identity(stream).uuid => Err(BufferError::OtherDevice {
+                buffer: own.name,
+                communicator: identity(stream).name,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The address of an element for a launch on `stream`, which is remembered.
@@ -198,9 +216,35 @@ impl<T: Element> EmulatorBuffer<T> {
     }
 }
 
+/// A range within `len` elements.
+fn resolve(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
+    // An end that no number can name is beyond every buffer.
+    let after = |index: usize| index.saturating_add(1);
+    let start = match range.start_bound() {
+        Bound::Included(&start) => start,
+        Bound::Excluded(&before) => after(before),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&last) => after(last),
+        Bound::Excluded(&end) => end,
+        Bound::Unbounded => len,
+    };
+    assert!(
+        start <= end && end <= len,
+        "{start}..{end} is not within {len} elements"
+    );
+    start..end
+}
+
 impl<T: Element> Drop for EmulatorBuffer<T> {
     fn drop(&mut self) {
-        if self.owned {
+        if let Some(own) = &self.adopted_on {
+            // Whoever owns the memory waits for this stream before it frees it.
+            for stream in &*self.streams() {
+                own.wait_for_work_of(stream);
+            }
+        } else {
             self.wait();
             // SAFETY: allocated with this layout, and no kernel uses it any more.
             unsafe { dealloc(self.elements.as_ptr().cast(), Self::layout(self.len)) };
@@ -222,11 +266,82 @@ pub struct EmulatorViewMut<'a, T: Element> {
     range: Range<usize>,
 }
 
+impl<T: Element> EmulatorViewMut<'_, T> {
+    /// The number of elements.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Whether there is no element.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.range.is_empty()
+    }
+
+    /// The elements, once the streams that used the buffer have passed what they had been given.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<T> {
+        self.buffer.read(self.range.clone())
+    }
+
+    /// Replaces all elements of the view, once the streams that used the buffer have passed what
+    /// they had been given.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn copy_from_slice(&mut self, elements: &[T]) {
+        self.buffer.write(self.range.clone(), elements);
+    }
+
+    /// A part of the view to read and write.
+    ///
+    /// # Panics
+    ///
+    /// If the range does not lie within the view.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> EmulatorViewMut<'_, T> {
+        let Range { start, end } = resolve(range, self.range.len());
+        EmulatorViewMut {
+            range: self.range.start + start..self.range.start + end,
+            buffer: self.buffer,
+        }
+    }
+}
+
+// SAFETY: the view borrows the buffer, and neither gives the borrow out nor owns anything.
+unsafe impl<T: Element> AsViewMut for EmulatorBuffer<T> {
+    type ViewMut<'v>
+        = EmulatorViewMut<'v, T>
+    where
+        Self: 'v;
+
+    fn as_view_mut(&mut self) -> EmulatorViewMut<'_, T> {
+        self.slice_mut(..)
+    }
+}
+
+// SAFETY: as above.
+unsafe impl<T: Element> AsViewMut for EmulatorViewMut<'_, T> {
+    type ViewMut<'v>
+        = EmulatorViewMut<'v, T>
+    where
+        Self: 'v;
+
+    fn as_view_mut(&mut self) -> EmulatorViewMut<'_, T> {
+        self.slice_mut(..)
+    }
+}
+
 // SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited for before the host uses or frees
 // the memory.
 unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
     fn len(&self) -> usize {
         self.len
+    }
+
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        EmulatorBuffer::check(self, stream)
     }
 
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
@@ -240,6 +355,10 @@ unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
         self.len
     }
 
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        EmulatorBuffer::check(self, stream)
+    }
+
     fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.lend(stream, 0))
     }
@@ -249,6 +368,10 @@ unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
 unsafe impl<T: Element> Input<T, Emulator> for EmulatorView<'_, T> {
     fn len(&self) -> usize {
         self.range.len()
+    }
+
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        self.buffer.check(stream)
     }
 
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
@@ -262,6 +385,10 @@ unsafe impl<T: Element> Input<T, Emulator> for EmulatorViewMut<'_, T> {
         self.range.len()
     }
 
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        self.buffer.check(stream)
+    }
+
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.buffer.lend(stream, self.range.start))
     }
@@ -271,6 +398,10 @@ unsafe impl<T: Element> Input<T, Emulator> for EmulatorViewMut<'_, T> {
 unsafe impl<T: Element> Output<T, Emulator> for EmulatorViewMut<'_, T> {
     fn len(&self) -> usize {
         self.range.len()
+    }
+
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        self.buffer.check(stream)
     }
 
     fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {

@@ -17,6 +17,9 @@ pub struct EmulatorOptions {
     /// The longest that a block of a launch is held back before its first instruction. Zero, the default, holds none back; otherwise
     /// one block in four waits for a random part of it, each launch anew.
     pub block_delay: Duration,
+    /// The size of memory of a peer that this device refuses to map, to test what the ranks make of
+    /// it.
+    pub refused_import_bytes: Option<usize>,
     /// A protocol broken on purpose, for tests that must fail.
     #[cfg(feature = "broken-kernels")]
     pub broken: Option<Break>,
@@ -27,6 +30,7 @@ impl Default for EmulatorOptions {
         Self {
             multiprocessors: 8,
             block_delay: Duration::ZERO,
+            refused_import_bytes: None,
             #[cfg(feature = "broken-kernels")]
             broken: None,
         }
@@ -69,6 +73,7 @@ impl Break {
 pub struct EmulatorDevice {
     identity: DeviceIdentity,
     block_delay: Duration,
+    refused_import_bytes: Option<usize>,
     #[cfg(feature = "broken-kernels")]
     broken: Option<Break>,
 }
@@ -93,6 +98,7 @@ impl EmulatorDevice {
                 multiprocessors: options.multiprocessors,
             },
             block_delay: options.block_delay,
+            refused_import_bytes: options.refused_import_bytes,
             #[cfg(feature = "broken-kernels")]
             broken: options.broken,
         }
@@ -113,6 +119,15 @@ impl EmulatorDevice {
 
     pub(crate) fn block_delay(&self) -> Duration {
         self.block_delay
+    }
+
+    pub(crate) fn check_import(&self, bytes: usize) -> Result<(), DeviceError> {
+        if self.refused_import_bytes == Some(bytes) {
+            return Err(DeviceError::CannotShare {
+                reason: format!("this emulated device refuses to map {bytes} bytes"),
+            });
+        }
+        Ok(())
     }
 
     /// What the names of this device's entry points end in, beyond those of the release.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use peersum::Element;
 use peersum::device::{
     Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, LibraryStream,
-    MemorySharing, StatusRecord,
+    MemorySharing, Recording, StatusRecord,
 };
 use peersum::loader::{LoadPolicy, LoadReport, Origin};
 use peersum_artifact::{Algorithm, ModuleKey};
@@ -14,7 +14,7 @@ use peersum_kernels::abi::{
     PEERSUM_MAX_BLOCKS, PEERSUM_MAX_THREADS, PEERSUM_MIN_THREADS, PeersumParams,
 };
 
-use crate::buffer::EmulatorBuffer;
+use crate::buffer::{EmulatorBuffer, EmulatorViewMut};
 use crate::entry_points::{self, EntryPoint};
 use crate::memory::{self, EmulatorAllocation, EmulatorMapping};
 use crate::stream::{Command, EmulatorStream, misuse};
@@ -60,13 +60,16 @@ impl DeviceStream for EmulatorStream {
     }
 }
 
-impl Device for Emulator {
+// SAFETY: addresses are those of mappings that live as long as their `EmulatorAllocation` or
+// `EmulatorMapping`, and `EmulatorStream::synchronize` waits for everything enqueued before.
+unsafe impl Device for Emulator {
     type Stream = EmulatorStream;
     type Module = EmulatorModule;
     type Allocation = EmulatorAllocation;
     type Mapping = EmulatorMapping;
     type Graph = EmulatorGraph;
     type Buffer<T: Element> = EmulatorBuffer<T>;
+    type ViewMut<'v, T: Element> = EmulatorViewMut<'v, T>;
 
     fn open(stream: &EmulatorStream) -> Result<Self, DeviceError> {
         Ok(Self {
@@ -154,6 +157,7 @@ impl Device for Emulator {
     }
 
     fn import(&self, import: Import<'_>, bytes: usize) -> Result<EmulatorMapping, DeviceError> {
+        self.stream.device().check_import(bytes)?;
         EmulatorMapping::new(import, bytes)
     }
 
@@ -163,11 +167,11 @@ impl Device for Emulator {
 
     unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
         // SAFETY: the caller answers for the memory until it disowns the buffer.
-        unsafe { EmulatorBuffer::adopt(address, len) }
+        unsafe { EmulatorBuffer::adopt(self.stream.clone(), address, len) }
     }
 
     fn disown<T: Element>(buffer: EmulatorBuffer<T>) {
-        // An adopted buffer does not own its memory.
+        // An adopted buffer does not own its memory. Its stream waits for what uses it on others.
         drop(buffer);
     }
 
@@ -243,6 +247,13 @@ impl Device for Emulator {
         Ok(LibraryStream {
             handle: std::ptr::null_mut(),
             is_recording: false,
+        })
+    }
+
+    fn recording(&self) -> Result<Recording, DeviceError> {
+        Ok(match self.stream.is_capturing() {
+            true => Recording::On,
+            false => Recording::Off,
         })
     }
 

@@ -135,7 +135,8 @@ unsafe impl Send for HeapStatus {}
 // SAFETY: as above.
 unsafe impl Sync for HeapStatus {}
 
-impl StatusMemory for HeapStatus {
+// SAFETY: the record is in a heap allocation that `self` owns and nothing else reaches.
+unsafe impl StatusMemory for HeapStatus {
     fn as_ptr(&self) -> *mut PeersumStatus {
         self.0.get()
     }

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 
 use peersum::device::DeviceError;
 
@@ -30,6 +30,11 @@ pub(crate) enum Command {
         bytes: Box<[u8]>,
     },
     Graph(Arc<[Command]>),
+    /// Waits until another stream has done so many commands.
+    Await {
+        progress: Arc<Progress>,
+        done: u64,
+    },
 }
 
 impl Command {
@@ -42,7 +47,10 @@ impl Command {
                 .map(Command::thread_count)
                 .max()
                 .unwrap_or(0),
-            Command::Fill { .. } | Command::Copy { .. } | Command::Write { .. } => 0,
+            Command::Fill { .. }
+            | Command::Copy { .. }
+            | Command::Write { .. }
+            | Command::Await { .. } => 0,
         }
     }
 
@@ -90,6 +98,7 @@ impl Command {
                     )
                 };
             }
+            Command::Await { ref progress, done } => progress.wait_for(done),
             Command::Graph(ref commands) => {
                 for command in &**commands {
                     command.execute(pool, seed);
@@ -101,7 +110,7 @@ impl Command {
 
 /// How far a stream has come.
 #[derive(Default)]
-struct Progress {
+pub(crate) struct Progress {
     counts: Mutex<Counts>,
     advanced: Condvar,
 }
@@ -116,6 +125,23 @@ impl Progress {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn wait_for(&self, done: u64) {
+        let mut counts = self.counts();
+        while counts.done < done {
+            counts = self
+                .advanced
+                .wait(counts)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What a capture holds, and who may end it.
+struct Recorded {
+    commands: Vec<Command>,
+    /// As with CUDA's thread-local mode, only the thread that began a capture ends it.
+    thread: ThreadId,
 }
 
 /// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and the threads that run them.
@@ -134,7 +160,7 @@ struct Inner {
     commands: Option<Sender<Command>>,
     executor: Option<JoinHandle<()>>,
     /// What was recorded since a capture began.
-    recording: Mutex<Option<Vec<Command>>>,
+    recording: Mutex<Option<Recorded>>,
 }
 
 impl fmt::Debug for EmulatorStream {
@@ -195,15 +221,22 @@ impl EmulatorStream {
 
     /// Waits until everything enqueued so far is done.
     pub fn synchronize(&self) {
-        let mut counts = self.inner.progress.counts();
-        let awaited = counts.enqueued;
-        while counts.done < awaited {
-            counts = self
-                .inner
-                .progress
-                .advanced
-                .wait(counts)
-                .unwrap_or_else(PoisonError::into_inner);
+        let enqueued = self.inner.progress.counts().enqueued;
+        self.inner.progress.wait_for(enqueued);
+    }
+
+    /// Lets what is enqueued here from now on come after all that `other` holds so far.
+    pub(crate) fn wait_for_work_of(&self, other: &EmulatorStream) {
+        if self.id() == other.id() {
+            return;
+        }
+        let progress = Arc::clone(&other.inner.progress);
+        let done = progress.counts().enqueued;
+        // What is recorded would not wait now.
+        let is_enqueued =
+            !self.is_capturing() && self.enqueue(Command::Await { progress, done }).is_ok();
+        if !is_enqueued {
+            other.synchronize();
         }
     }
 
@@ -227,7 +260,7 @@ impl EmulatorStream {
             .reserve(command.thread_count())
             .map_err(thread_refused)?;
         if let Some(recorded) = &mut *self.recording() {
-            recorded.push(command);
+            recorded.commands.push(command);
             return Ok(());
         }
         // Counted under the lock that orders the queue, so that `done` never passes `enqueued`.
@@ -252,13 +285,23 @@ impl EmulatorStream {
                 "a capture is in progress on this stream",
             ));
         }
-        *recording = Some(Vec::new());
+        *recording = Some(Recorded {
+            commands: Vec::new(),
+            thread: thread::current().id(),
+        });
         Ok(())
     }
 
     pub(crate) fn capture_end(&self) -> Result<Arc<[Command]>, DeviceError> {
-        match self.recording().take() {
-            Some(commands) => Ok(commands.into()),
+        let mut recording = self.recording();
+        match recording.take() {
+            Some(recorded) if recorded.thread == thread::current().id() => {
+                Ok(recorded.commands.into())
+            }
+            Some(recorded) => {
+                *recording = Some(recorded);
+                Err(misuse("capture_end", "another thread began the capture"))
+            }
             None => Err(misuse(
                 "capture_end",
                 "no capture is in progress on this stream",
@@ -266,7 +309,7 @@ impl EmulatorStream {
         }
     }
 
-    fn recording(&self) -> MutexGuard<'_, Option<Vec<Command>>> {
+    fn recording(&self) -> MutexGuard<'_, Option<Recorded>> {
         self.inner
             .recording
             .lock()

@@ -176,7 +176,7 @@ where
                             communicator.all_reduce(&*symmetric, output)
                         })?;
                     } else {
-                        communicator.all_reduce_in_place(&mut *symmetric)?;
+                        communicator.all_reduce_in_place(&mut symmetric.as_view_mut())?;
                     }
                 }
                 // In place and out of place in turn.
@@ -233,5 +233,7 @@ fn symmetric_address<T: Element, S: DeviceStream>(
     symmetric: &mut peersum::SymmetricBuffer<T, S::Device>,
     device: &S::Device,
 ) -> u64 {
-    symmetric.with_output(device.stream(), |address| address)
+    symmetric
+        .as_view_mut()
+        .with_output(device.stream(), |address| address)
 }

@@ -7,7 +7,7 @@ use crate::reference::ReferenceElement;
 
 /// An element type: [`struct@f16`], [`bf16`] or `f32`. Sealed.
 pub trait Element:
-    ReferenceElement + cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin
+    ReferenceElement + cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin + 'static
 {
     /// Its name in modules, headers and manifests.
     const DTYPE: Dtype;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi;
 
+use crate::buffer::BufferError;
 use crate::device::DeviceError;
 use crate::dispatch::TableError;
 use crate::rendezvous::RendezvousError;
@@ -42,6 +43,20 @@ pub enum Error {
         /// Elements of the output.
         output: usize,
     },
+    /// A length is more than memory can have.
+    #[error(
+        "{elements} elements of {element_bytes} bytes are more than an address space; \
+         pass a length that memory can have"
+    )]
+    TooLong {
+        /// The number of elements.
+        elements: usize,
+        /// The size of one.
+        element_bytes: usize,
+    },
+    /// A call does not take this buffer.
+    #[error(transparent)]
+    Buffer(#[from] BufferError),
     /// The blocks of all ranks that share a device cannot run at once, and so could wait for each other for ever.
     #[error(
         "the blocks of the ranks that share device {device} did not run at the same time within {waited:?}: set \
@@ -83,7 +98,8 @@ pub enum Error {
     /// A graph was launched on another communicator than the one that it was captured on.
     #[error("this graph was captured on another communicator")]
     ForeignGraph,
-    /// A capture is open, or none is.
+    /// The call does not go with the state of the stream: a capture is open, or none is, or it is
+    /// not the communicator's own.
     #[error("{0}")]
     Capture(&'static str),
     /// A call of NCCL failed. Only with the feature `nccl`.

@@ -119,7 +119,7 @@ mod privilege;
 pub mod reference;
 pub mod rendezvous;
 
-pub use buffer::{Input, Output};
+pub use buffer::{BufferError, Input, Output};
 #[doc(hidden)]
 pub use communicator::BareLaunch;
 pub use communicator::{

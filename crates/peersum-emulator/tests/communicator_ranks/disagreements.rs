@@ -5,9 +5,9 @@ use std::sync::Barrier;
 use std::time::Duration;
 
 use half::{bf16, f16};
-use peersum::dispatch::Route;
+use peersum::dispatch::{Placement, Route};
 use peersum::{CallSignature, Error, Failure, Graph};
-use peersum_artifact::Dtype;
+use peersum_artifact::{Algorithm, Dtype};
 use peersum_emulator::{Emulator, EmulatorBuffer};
 
 use crate::stage::{
@@ -276,7 +276,9 @@ fn run_symmetric(comm: &mut Comm, buffers: usize, part: Part, call: Symmetric) -
         let range = begin..begin + PART_LEN;
         match route {
             Route::SymmetricOneShot => comm.all_reduce(&buffer.slice(range), &mut output),
-            Route::SymmetricTwoShot => comm.all_reduce_in_place(&mut buffer.slice_mut(range)),
+            Route::SymmetricTwoShot => {
+                comm.all_reduce_in_place(&mut buffer.as_view_mut().slice_mut(range))
+            }
             _ => comm.all_reduce_in_place(&mut ordinary),
         }
     };
@@ -417,8 +419,9 @@ fn ranks_of_which_one_calls_with_another_part_or_route_of_a_symmetric_buffer_are
                     let begin = if is_odd { 4 } else { 0 };
                     let route = if is_odd { route_odd } else { route };
                     comm.force_plan(plan(route, 1, 8)).unwrap();
-                    let outcome =
-                        comm.all_reduce_in_place(&mut buffer.slice_mut(begin..begin + 256));
+                    let outcome = comm.all_reduce_in_place(
+                        &mut buffer.as_view_mut().slice_mut(begin..begin + 256),
+                    );
                     failure(outcome.and_then(|()| comm.synchronize()))
                 },
             );
@@ -437,4 +440,72 @@ fn ranks_of_which_one_calls_with_another_part_or_route_of_a_symmetric_buffer_are
             }
         }
     }
+}
+
+#[test]
+fn a_symmetric_buffer_in_place_on_one_rank_only_is_told_to_all_with_both_sides() {
+    for world_size in [2, 3] {
+        let outcomes = on_ranks(
+            world_size,
+            || settings().timeout(DEADLINE),
+            |comm| {
+                let plan = |placement, bytes| comm.plan(placement, bytes).route;
+                let bytes = (10..26)
+                    .map(|power| 1 << power)
+                    .find(|&bytes| {
+                        plan(Placement::Symmetric, bytes) == Route::SymmetricOneShot
+                            && plan(Placement::SymmetricInPlace, bytes) == Route::SymmetricTwoShot
+                    })
+                    .expect("the table has sizes for which peers' memory is read directly");
+                let len = bytes as usize / size_of::<f32>();
+                let mut symmetric = comm.symmetric_alloc::<f32>(len).unwrap();
+                let mut output = EmulatorBuffer::<f32>::zeroed(len);
+                let called = match comm.rank() {
+                    1 => comm.all_reduce_in_place(&mut symmetric.as_view_mut()),
+                    _ => comm.all_reduce(&*symmetric, &mut output),
+                };
+                failure(called.and_then(|()| comm.synchronize()))
+            },
+        );
+        for (rank, reason) in (0..).zip(outcomes) {
+            let Failure::Disagreement {
+                own, theirs, peer, ..
+            } = &reason
+            else {
+                panic!("rank {rank}: {reason}");
+            };
+            assert!((rank == 1) != (*peer == 1), "{reason}");
+            let (in_place, out_of_place) = match rank {
+                1 => (own, theirs),
+                _ => (theirs, own),
+            };
+            assert_eq!(in_place.kind.algorithm, Algorithm::TwoShot, "{reason}");
+            assert_eq!(out_of_place.kind.algorithm, Algorithm::OneShot, "{reason}");
+            assert!(own.symmetric && theirs.symmetric, "{reason}");
+            let text = reason.to_string();
+            for side in ["pull_two_shot", "pull_one_shot"] {
+                assert!(text.contains(side), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_ordinary_buffer_may_be_in_place_on_one_rank_only() {
+    on_ranks(3, settings, |comm| {
+        let own = input::<f32>(6, comm.rank(), 500, Content::Ordinary);
+        let mut buffer = EmulatorBuffer::from_slice(&own);
+        let mut output = EmulatorBuffer::<f32>::zeroed(500);
+        match comm.rank() {
+            1 => comm.all_reduce_in_place(&mut buffer).unwrap(),
+            _ => comm.all_reduce(&buffer, &mut output).unwrap(),
+        }
+        comm.synchronize().unwrap();
+        let found = match comm.rank() {
+            1 => buffer.to_vec(),
+            _ => output.to_vec(),
+        };
+        let expected = expected::<f32>(6, 3, 500, Content::Ordinary);
+        assert_bits(&found, &expected, &"ordinary");
+    });
 }

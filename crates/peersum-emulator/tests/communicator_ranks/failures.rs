@@ -285,7 +285,7 @@ fn a_graph_is_not_launched_after_a_failure_and_a_failure_inside_one_is_found() {
             "four calls of the first launch and one of the second were whole"
         );
         assert_all_nan(&held.to_vec());
-        held.copy_from_slice(&[1.0; LEN]);
+        held.as_view_mut().copy_from_slice(&[1.0; LEN]);
         assert_eq!(failure(graph.launch(comm)), reason);
         assert_eq!(failure(comm.synchronize()), reason);
         assert_eq!(held.to_vec(), [1.0; LEN], "nothing was launched");

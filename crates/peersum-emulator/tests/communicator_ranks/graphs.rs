@@ -48,7 +48,8 @@ fn four_captured_layers_replay_a_hundred_times_between_eager_calls() {
 
         let mut held_inputs: Vec<_> = inputs.iter_mut().map(Held::new).collect();
         let mut held_outputs: Vec<_> = outputs.iter_mut().map(Held::new).collect();
-        let mut held_symmetric = Held::new(&mut *symmetric);
+        let mut symmetric = symmetric.as_view_mut();
+        let mut held_symmetric = Held::new(&mut symmetric);
         let mut held_symmetric_output = Held::new(&mut symmetric_output);
         // What is captured is fixed: a plan that is forced later does not change it.
         let graphs: Vec<_> = routes
@@ -84,9 +85,19 @@ fn four_captured_layers_replay_a_hundred_times_between_eager_calls() {
         for replay in 0..REPLAYS {
             let seed = |layer: u64| replay * 16 + layer;
             for (layer, held) in (0..).zip(&mut held_inputs) {
-                held.copy_from_slice(&input(seed(layer), rank, LEN, Content::Special));
+                held.as_view_mut().copy_from_slice(&input(
+                    seed(layer),
+                    rank,
+                    LEN,
+                    Content::Special,
+                ));
             }
-            held_symmetric.copy_from_slice(&input(seed(9), rank, LEN, Content::Special));
+            held_symmetric.as_view_mut().copy_from_slice(&input(
+                seed(9),
+                rank,
+                LEN,
+                Content::Special,
+            ));
             for graph in &graphs {
                 graph.launch(comm).unwrap();
             }
@@ -119,7 +130,9 @@ fn one_graph_of_four_layers_replays_without_a_wait_between() {
             .collect();
         let mut held: Vec<_> = buffers.iter_mut().map(Held::new).collect();
         for (layer, buffer) in (0..).zip(&mut held) {
-            buffer.copy_from_slice(&input(layer, rank, LEN, Content::NegativeZero));
+            buffer
+                .as_view_mut()
+                .copy_from_slice(&input(layer, rank, LEN, Content::NegativeZero));
         }
         let graph = comm
             .capture(|capture| {

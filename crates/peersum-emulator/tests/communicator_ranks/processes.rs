@@ -154,7 +154,7 @@ fn reduce(rendezvous: Rendezvous) {
                 .unwrap();
             let mut output = EmulatorBuffer::<bf16>::zeroed(999);
             if route.is_symmetric() {
-                symmetric.copy_from_slice(&own);
+                symmetric.as_view_mut().copy_from_slice(&own);
             }
             let found = match route {
                 Route::SymmetricOneShot => {
@@ -163,7 +163,8 @@ fn reduce(rendezvous: Rendezvous) {
                     output.to_vec()
                 }
                 Route::SymmetricTwoShot => {
-                    comm.all_reduce_in_place(&mut *symmetric).unwrap();
+                    comm.all_reduce_in_place(&mut symmetric.as_view_mut())
+                        .unwrap();
                     comm.synchronize().unwrap();
                     symmetric.to_vec()
                 }

@@ -134,11 +134,11 @@ fn symmetric_call<T: TestElement>(
     all[range.clone()].copy_from_slice(&own);
     // A peer may still read what the last call left here: only a call orders the ranks, and the last one has been waited for on this
     // rank alone. Its closing barrier is what makes this write safe.
-    buffer.copy_from_slice(&all);
+    buffer.as_view_mut().copy_from_slice(&all);
     let expected = expected::<T>(case.seed, comm.world_size(), case.len, case.content);
     let mut output = Framed::new((case.seed % 5) as usize, &own);
     if case.in_place {
-        comm.all_reduce_in_place(&mut buffer.slice_mut(range.clone()))
+        comm.all_reduce_in_place(&mut buffer.as_view_mut().slice_mut(range.clone()))
             .unwrap();
         comm.synchronize().unwrap();
         assert_bits(&buffer.to_vec()[range], &expected, &case);
@@ -472,8 +472,11 @@ fn a_group_of_one_copies_bits_and_needs_no_module() {
         comm.all_reduce_in_place(&mut output.buffer.slice_mut(range))
             .unwrap();
         let mut symmetric = comm.symmetric_alloc::<f32>(100).unwrap();
-        comm.all_reduce(&source.buffer.slice(source.range()), &mut *symmetric)
-            .unwrap();
+        comm.all_reduce(
+            &source.buffer.slice(source.range()),
+            &mut symmetric.as_view_mut(),
+        )
+        .unwrap();
         comm.synchronize().unwrap();
         // NaN payloads too: nothing is added.
         assert_bits(&output.take(&"one"), &own, &"one");
@@ -488,10 +491,16 @@ fn a_symmetric_buffer_outlives_its_communicator_and_may_die_before_its_calls() {
     let kept = on_ranks(3, settings, |comm| {
         let first = {
             let mut short_lived = comm.symmetric_alloc::<f32>(1024).unwrap();
-            short_lived.copy_from_slice(&input(9, comm.rank(), 1024, Content::Ordinary));
+            short_lived.as_view_mut().copy_from_slice(&input(
+                9,
+                comm.rank(),
+                1024,
+                Content::Ordinary,
+            ));
             comm.force_plan(plan(Route::SymmetricTwoShot, 2, 8))
                 .unwrap();
-            comm.all_reduce_in_place(&mut *short_lived).unwrap();
+            comm.all_reduce_in_place(&mut short_lived.as_view_mut())
+                .unwrap();
             let mut copy = EmulatorBuffer::<f32>::zeroed(1024);
             comm.force_plan(plan(Route::SymmetricOneShot, 2, 8))
                 .unwrap();
@@ -499,10 +508,11 @@ fn a_symmetric_buffer_outlives_its_communicator_and_may_die_before_its_calls() {
             copy
         };
         let mut kept = comm.symmetric_alloc::<f32>(64).unwrap();
-        kept.copy_from_slice(&input(10, comm.rank(), 64, Content::Ordinary));
+        kept.as_view_mut()
+            .copy_from_slice(&input(10, comm.rank(), 64, Content::Ordinary));
         comm.force_plan(plan(Route::SymmetricTwoShot, 1, 8))
             .unwrap();
-        comm.all_reduce_in_place(&mut *kept).unwrap();
+        comm.all_reduce_in_place(&mut kept.as_view_mut()).unwrap();
         comm.synchronize().unwrap();
         let once = expected::<f32>(9, 3, 1024, Content::Ordinary);
         let twice = peersum::reference::all_reduce(&[&once[..], &once, &once]);

@@ -156,7 +156,7 @@ impl<'a, M: Machine> Rank<'a, M> {
         let bytes = settings.largest_bytes.next_multiple_of(16);
         let mut symmetric = communicator.symmetric_alloc::<f32>(bytes / size_of::<f32>())?;
         let symmetric_address = Output::<f32, <M::Stream as DeviceStream>::Device>::with_output(
-            &mut *symmetric,
+            &mut symmetric.as_view_mut(),
             &stream,
             |address| address,
         );

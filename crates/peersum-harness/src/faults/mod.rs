@@ -4,6 +4,7 @@
 
 mod abort;
 mod absent;
+mod captures;
 mod disagreement;
 mod processes;
 mod replays;
@@ -43,6 +44,20 @@ pub(crate) enum Case {
     Killed,
     /// Processes that share memory by legacy CUDA IPC.
     LegacyIpc,
+    /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
+    /// On two GPUs where there are so many.
+    Captures,
+}
+
+impl Case {
+    /// Why the emulator does not have it, if so.
+    fn not_emulated(self) -> Option<&'static str> {
+        match self {
+            Case::LegacyIpc => Some("the emulator has no CUDA IPC"),
+            Case::Captures => Some("the emulator has no cudarc"),
+            _ => None,
+        }
+    }
 }
 
 /// Which cases to run.
@@ -83,6 +98,12 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         return all(args, kind);
     };
     match kind {
+        DeviceKind::Cuda if case == Case::Captures => {
+            let began = Instant::now();
+            captures::captures(args)?;
+            report(case, began);
+            Ok(())
+        }
         DeviceKind::Cuda => {
             let context = peersum::open_context(0)?;
             run_case(case, &stage(args, kind, &|_| Ok(context.new_stream()?)))
@@ -224,19 +245,24 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
         }
         (Case::Killed, ..) => processes::killed(stage)?,
         (Case::LegacyIpc, ..) => processes::processes_succeed(stage)?,
+        (Case::Captures, ..) => bail!("{case:?} is a case of GPUs"),
     }
+    report(case, began);
+    Ok(())
+}
+
+fn report(case: Case, began: Instant) {
     println!(
         "{case:?}: as it must, {:.1} s",
         began.elapsed().as_secs_f64()
     );
-    Ok(())
 }
 
 /// Runs every case that the device has, each in a process of its own.
 fn all(args: &FaultsArgs, kind: DeviceKind) -> Result<()> {
     for case in Case::value_variants() {
-        if kind == DeviceKind::Emulator && *case == Case::LegacyIpc {
-            println!("{case:?}: the emulator has no CUDA IPC");
+        if let (DeviceKind::Emulator, Some(reason)) = (kind, case.not_emulated()) {
+            println!("{case:?}: {reason}");
             continue;
         }
         let mut child = again(args, kind, *case)?

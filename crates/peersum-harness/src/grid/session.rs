@@ -222,9 +222,11 @@ impl<'a, S: DeviceStream> Session<'a, S> {
         Slots {
             input: input.base(device),
             output: output.base(device),
-            symmetric: peersum::Output::with_output(&mut **symmetric, device.stream(), |address| {
-                address
-            }),
+            symmetric: peersum::Output::with_output(
+                &mut symmetric.as_view_mut(),
+                device.stream(),
+                |address| address,
+            ),
             stride,
             rank: self.rank,
         }

@@ -329,7 +329,11 @@ impl<D: Device> Work<D> {
 
     fn symmetric_address(&mut self) -> Option<u64> {
         let symmetric = self.symmetric.as_mut()?;
-        Some(symmetric.with_output(self.device.stream(), |address| address))
+        Some(
+            symmetric
+                .as_view_mut()
+                .with_output(self.device.stream(), |address| address),
+        )
     }
 
     /// Writes the input anew where a call has replaced it, and makes the output recognisable.
@@ -359,7 +363,7 @@ impl<D: Device> Work<D> {
         } = self;
         match (route, symmetric) {
             (Route::SymmetricTwoShot, Some(symmetric)) => {
-                communicator.all_reduce_in_place(&mut **symmetric)
+                communicator.all_reduce_in_place(&mut symmetric.as_view_mut())
             }
             (Route::SymmetricOneShot, Some(symmetric)) => output.with(device, |output| {
                 communicator.all_reduce(&**symmetric, output)

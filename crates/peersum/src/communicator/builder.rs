@@ -40,6 +40,7 @@ pub struct CommunicatorBuilder {
     pub(super) sharing: MemorySharing,
     pub(super) tables: Option<String>,
     pub(super) start: StartEpochs,
+    pub(super) allow_outside_capture: bool,
     #[cfg(feature = "nccl")]
     pub(super) above_range: Option<crate::nccl::Nccl>,
 }
@@ -58,6 +59,7 @@ impl CommunicatorBuilder {
             sharing: MemorySharing::Auto,
             tables: None,
             start: StartEpochs::default(),
+            allow_outside_capture: false,
             #[cfg(feature = "nccl")]
             above_range: None,
         }
@@ -75,9 +77,34 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// The largest call that is not split, in bytes. Two staging halves of this size are allocated. Default: 64 MiB.
+    /// The largest call that is not split, in bytes, less than 32 GiB. Two staging halves of this
+    /// size are allocated. Default: 64 MiB.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes as u64;
+        self
+    }
+
+    /// Takes calls also while the program itself captures the communicator's stream, for instance
+    /// with cudarc's `begin_capture`. Without this setting such a call is [`Error::Capture`], and
+    /// [`Communicator::capture_begin`] is the way to capture.
+    ///
+    /// # Safety
+    /// A graph that the program captured knows nothing of the communicator. For every such graph
+    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it that:
+    /// - it is launched only while the communicator lives, and all its launches have ended before
+    ///   the communicator is dropped;
+    /// - it is launched on the communicator's stream only ([`Communicator::stream`]), or so that
+    ///   every launch is ordered by events after all earlier calls and before all later ones: two
+    ///   calls of one communicator must never run at once;
+    /// - every buffer of its calls stays allocated, at its address, as long as the graph is
+    ///   launched;
+    /// - one launch follows the other: it is in no conditional, parallel or repeated branch of
+    ///   another graph.
+    ///
+    /// As always, every rank makes the same calls in the same order, and the launches of graphs
+    /// count.
+    pub unsafe fn allow_outside_capture(mut self) -> Self {
+        self.allow_outside_capture = true;
         self
     }
 
@@ -86,7 +113,7 @@ impl CommunicatorBuilder {
     /// These calls fit: a one-shot push of this size divided by the world size, and a two-shot push of
     /// half this size; for a pair of ranks, both of this size. Larger calls go as
     /// [`Communicator::plan`] says. Any value works: it is rounded up to a multiple of 1 KiB for each
-    /// rank (of 1 KiB for a pair), and to at least 8 KiB.
+    /// rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and more are refused.
     ///
     /// Default: 32 MiB, or 16 times `max_bytes` if that is less.
     pub fn push_half_bytes(mut self, bytes: usize) -> Self {
@@ -149,7 +176,8 @@ impl CommunicatorBuilder {
     pub fn start_epochs(mut self, push: u32, pull: u64) -> Self {
         self.start = StartEpochs {
             push,
-            pull: pull.max(1),
+            // A flag is a multiple of the epoch, and must not wrap: a wait would end at once.
+            pull: pull.clamp(1, u64::MAX >> 2),
         };
         self
     }

@@ -33,7 +33,7 @@ impl<D: Device> Communicator<D> {
                 "synchronize waits for launches, and a capture only records them: end it first",
             ));
         }
-        if let Some(failure) = &self.failure {
+        if let Some(failure) = self.failure.get() {
             return Err(failure.clone().into());
         }
         self.device.synchronize()?;
@@ -46,7 +46,8 @@ impl<D: Device> Communicator<D> {
             return Ok(());
         };
         failure.note_absent(|| processes::absent(&links.processes));
-        self.failure = Some(failure.clone());
+        // Set once: this returns early if a failure is known.
+        let _ = self.failure.set(failure.clone());
         Err(failure.into())
     }
 
@@ -55,7 +56,7 @@ impl<D: Device> Communicator<D> {
         let Err(known) = self.status() else {
             return Ok(());
         };
-        if self.failure.is_some() || self.capturing {
+        if self.failure.get().is_some() || self.may_record() {
             return Err(known);
         }
         // Every wait of a failed rank ends at its next look, so the stream is done soon, and then the cause can be looked up.

@@ -1,17 +1,38 @@
 //! Capturing calls into a graph and replaying them.
 
 use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 
 use super::Communicator;
-use crate::buffer::{Input, Output};
-use crate::device::Device;
+use crate::buffer::{AsViewMut, Input, Output};
+use crate::device::{Device, Recording};
 use crate::element::Element;
 use crate::error::Error;
 
 /// A buffer that a graph uses: borrowed for as long as the graph lives, and still the program's to fill and read between launches.
 ///
-/// Work on the buffer is ordered with the graph's launches as with any call: in the stream.
+/// Work on the buffer is ordered with the graph's launches as with any call: in the stream. Read it
+/// through `Deref`, and write it through [`Held::as_view_mut`]. There is no `&mut` of the buffer
+/// itself: replacing the buffer would free memory that the graph writes.
+///
+/// ```compile_fail
+/// # use peersum::{Held, cudarc::driver::CudaSlice};
+/// fn replace(held: &mut Held<'_, CudaSlice<f32>>, other: CudaSlice<f32>) -> CudaSlice<f32> {
+///     std::mem::replace(&mut **held, other)
+/// }
+/// ```
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use peersum::{Held, cudarc::driver::{CudaSlice, CudaStream, DriverError}};
+/// fn fill(
+///     stream: &Arc<CudaStream>,
+///     values: &[f32],
+///     held: &mut Held<'_, CudaSlice<f32>>,
+/// ) -> Result<(), DriverError> {
+///     stream.memcpy_htod(values, &mut held.as_view_mut())
+/// }
+/// ```
 pub struct Held<'a, B: ?Sized> {
     buffer: &'a mut B,
 }
@@ -31,9 +52,10 @@ impl<B: ?Sized> Deref for Held<'_, B> {
     }
 }
 
-impl<B: ?Sized> DerefMut for Held<'_, B> {
-    fn deref_mut(&mut self) -> &mut B {
-        self.buffer
+impl<B: AsViewMut + ?Sized> Held<'_, B> {
+    /// All elements, to read and write.
+    pub fn as_view_mut(&mut self) -> B::ViewMut<'_> {
+        self.buffer.as_view_mut()
     }
 }
 
@@ -59,6 +81,8 @@ impl<D: Device> Graph<'_, D> {
                 "a graph cannot be launched while a capture is open",
             ));
         }
+        // In a capture of the program the graph would become a part of another.
+        communicator.check_recording()?;
         communicator.refuse_if_failed()?;
         // SAFETY: the communicator is the one that the graph was captured on, so its arenas are mapped; the buffers are borrowed for `'a`, or the
         // caller of `capture_end` has promised that they live.
@@ -104,25 +128,42 @@ impl<'a, D: Device> Capture<'a, '_, D> {
     }
 }
 
+/// Ends the capture when it is dropped, in case that the program panics.
+struct OpenCapture<'c, D: Device>(&'c mut Communicator<D>);
+
+impl<D: Device> Drop for OpenCapture<'_, D> {
+    fn drop(&mut self) {
+        if self.0.capturing {
+            self.0.end_any_capture();
+        }
+    }
+}
+
 impl<D: Device> Communicator<D> {
     /// Records the calls that `record` makes into a graph.
     ///
-    /// cudarc's event tracking must be off while slices are captured (`CudaContext::disable_event_tracking`): a wait on an event from
-    /// outside cannot be captured.
+    /// cudarc's event tracking must be off while slices are captured
+    /// (`CudaContext::disable_event_tracking`): a wait on an event from outside cannot be captured.
     ///
     /// # Errors
-    /// Whatever `record` returns; [`Error::Device`] if the driver refuses the capture.
+    /// Whatever `record` returns; [`Error::Capture`] if the program captures the stream already, or
+    /// if something that a capture cannot contain was enqueued; [`Error::Device`] if the driver
+    /// refuses the capture.
+    ///
+    /// # Panics
+    /// If `record` does. The capture is ended, and nothing of it is launched.
     pub fn capture<'a>(
         &mut self,
         record: impl FnOnce(&mut Capture<'a, '_, D>) -> Result<(), Error>,
     ) -> Result<Graph<'a, D>, Error> {
         self.capture_begin()?;
+        let open = OpenCapture(self);
         let recorded = record(&mut Capture {
-            communicator: &mut *self,
+            communicator: &mut *open.0,
             buffers: PhantomData,
         });
         // The capture is ended whatever happened, so that the stream is usable again.
-        let graph = self.end_capture();
+        let graph = open.0.end_capture();
         recorded?;
         graph
     }
@@ -131,12 +172,18 @@ impl<D: Device> Communicator<D> {
     /// [`Communicator::capture_end`].
     ///
     /// # Errors
-    /// [`Error::Capture`] if a capture is open; [`Error::Failed`] if the communicator has failed.
+    /// [`Error::Capture`] if a capture is open, the communicator's or the program's;
+    /// [`Error::Failed`] if the communicator has failed.
     pub fn capture_begin(&mut self) -> Result<(), Error> {
         if self.capturing {
             return Err(Error::Capture("a capture is open already"));
         }
         self.refuse_if_failed()?;
+        if self.device.recording()? != Recording::Off {
+            return Err(Error::Capture(
+                "the program captures the communicator's stream: end that capture first",
+            ));
+        }
         self.device.capture_begin()?;
         self.capturing = true;
         Ok(())
@@ -148,7 +195,8 @@ impl<D: Device> Communicator<D> {
     /// Every buffer that was passed to a call since then must stay allocated, at its address, as long as the graph is launched.
     ///
     /// # Errors
-    /// [`Error::Capture`] if no capture is open; [`Error::Device`] if what was recorded cannot be captured.
+    /// [`Error::Capture`] if no capture is open, or if something that a capture cannot contain was
+    /// enqueued; [`Error::Device`] if the driver refuses.
     pub unsafe fn capture_end(&mut self) -> Result<Graph<'static, D>, Error> {
         self.end_capture()
     }
@@ -157,7 +205,12 @@ impl<D: Device> Communicator<D> {
         if !std::mem::replace(&mut self.capturing, false) {
             return Err(Error::Capture("no capture is open"));
         }
-        let graph = self.device.capture_end()?;
+        // Asked before it is ended: the driver's own error does not name the remedy.
+        let was_spoilt = matches!(self.device.recording(), Ok(Recording::Spoilt));
+        let graph = self
+            .device
+            .capture_end()
+            .map_err(|error| self.capture_error(was_spoilt, error))?;
         Ok(Graph {
             graph,
             communicator: self.id,

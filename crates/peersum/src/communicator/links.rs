@@ -6,6 +6,7 @@ use peersum_artifact::{Dtype, Family};
 use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
 
 use super::layout::{ArenaLayout, slot_group_bytes};
+use super::lent::LentMemory;
 use super::processes::PeerProcess;
 use super::seats::Seats;
 use super::symmetric::SymmetricRegion;
@@ -88,13 +89,10 @@ pub(super) struct Links<D: Device> {
     pub(super) sharing: MemorySharing,
     pub(super) symmetric: Vec<SymmetricLink<D>>,
     pub(super) mappings: Vec<D::Mapping>,
-    /// Whether a peer uses this rank's memory by a bare address or a legacy IPC handle, neither of which keeps the memory alive. What travelled as
-    /// a file descriptor stays the peer's until it unmaps it.
-    pub(super) lent_by_address: bool,
     /// The peers' that are not threads of this one.
     pub(super) processes: Vec<PeerProcess>,
     /// Held for its memory, which `params` addresses.
-    pub(super) arena: D::Allocation,
+    pub(super) arena: LentMemory<D>,
     /// Held so that other communicators of this process leave this one's blocks their places.
     pub(super) _seats: Seats,
 }
@@ -108,12 +106,33 @@ impl<D: Device> Links<D> {
         }
     }
 
-    /// Gives the memory up without freeing it, for good.
-    pub(super) fn leak_memory(self) {
-        std::mem::forget(self.arena);
-        for buffer in self.symmetric {
-            std::mem::forget(buffer.region);
-        }
+    /// This rank's memory: its arena and its symmetric buffers.
+    fn memory(&self) -> impl Iterator<Item = &LentMemory<D>> {
+        let symmetric = self.symmetric.iter().map(|buffer| &buffer.region.memory);
+        std::iter::once(&self.arena).chain(symmetric)
+    }
+
+    /// Whether a peer uses this rank's memory without keeping it alive.
+    pub(super) fn lent_by_address(&self) -> bool {
+        self.memory().any(LentMemory::is_lent_by_address)
+    }
+
+    /// No peer uses this rank's memory any more.
+    pub(super) fn peers_let_go(&self) {
+        self.memory().for_each(LentMemory::peers_let_go);
+    }
+
+    /// Gives up all that a kernel of this rank may still use, without freeing or unmapping it.
+    pub(super) fn leak(self) {
+        let Links {
+            modules,
+            status,
+            symmetric,
+            mappings,
+            arena,
+            ..
+        } = self;
+        std::mem::forget((modules, status, symmetric, mappings, arena));
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {

@@ -1,17 +1,20 @@
 //! The communicator: one rank of a group, on one stream of one device.
 
+mod abort;
 mod agreement;
 mod builder;
 mod check;
 mod graph;
 mod inherited;
 mod layout;
+mod lent;
 mod links;
 #[cfg(feature = "nccl")]
 mod nccl_path;
 mod path;
 mod probe;
 mod processes;
+mod recording;
 mod seats;
 mod setup;
 mod shared;
@@ -20,12 +23,13 @@ mod symmetric;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use peersum_artifact::Dtype;
 use peersum_kernels::abi::{self, PeersumParams};
 
+pub use abort::AbortHandle;
 pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
 pub use path::CallPath;
@@ -35,7 +39,7 @@ pub use symmetric::SymmetricBuffer;
 
 use crate::buffer::{Input, Output};
 use crate::cuda::Cuda;
-use crate::device::{Device, DeviceIdentity, LaunchShape, StatusRecord};
+use crate::device::{Device, DeviceIdentity, LaunchShape};
 use crate::dispatch::{DispatchTable, Plan};
 use crate::element::Element;
 use crate::error::{CallKind, CallSignature, Error, Failure};
@@ -70,8 +74,11 @@ pub struct Communicator<D: Device = Cuda> {
     pdl: bool,
     timeout: Duration,
     setup_timeout: Duration,
-    failure: Option<Failure>,
+    /// The first failure that was looked up. Handles read it on other threads.
+    failure: Arc<OnceLock<Failure>>,
+    /// Whether `capture_begin` has begun a capture that nothing has ended.
     capturing: bool,
+    allow_outside_capture: bool,
     _stream_claim: builder::StreamClaim,
     not_sync: PhantomData<Cell<()>>,
 }
@@ -83,6 +90,19 @@ struct Call {
     input: u64,
     output: u64,
     elements: u64,
+}
+
+impl Call {
+    /// The size of one buffer.
+    fn bytes(&self) -> Result<u64, Error> {
+        let element_bytes = self.dtype.size_bytes();
+        self.elements
+            .checked_mul(element_bytes as u64)
+            .ok_or(Error::TooLong {
+                elements: self.elements as usize,
+                element_bytes,
+            })
+    }
 }
 
 impl Communicator<Cuda> {
@@ -107,7 +127,7 @@ impl Communicator<Cuda> {
             output,
             elements: len as u64,
         };
-        let bytes = (len * size_of::<T>()) as u64;
+        let bytes = call.bytes().ok()?;
         let placement = links.placement(input, output, bytes);
         let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
@@ -143,13 +163,22 @@ pub struct BareLaunch {
 impl<D: Device> Communicator<D> {
     /// Sums `input` over all ranks into `output`, in rank order in float32 with one rounding (see [`crate::reference`]).
     ///
-    /// Launched, nothing more, when this returns `Ok`: the output is valid once [`Communicator::synchronize`] has returned `Ok`. All ranks
-    /// must call with the same length and type, and with buffers of the same kind (ordinary, or the same symmetric buffer). Alignment, the
-    /// choice of output, and addresses may differ. A length of 0 does nothing and does not count.
+    /// `Ok` means launched: the output is valid once [`Communicator::synchronize`] has returned
+    /// `Ok`. A length of 0 does nothing and does not count.
+    ///
+    /// All ranks must call with the same length and type, and with inputs of the same kind:
+    /// ordinary memory, or the same part of the same symmetric buffer. Addresses and alignment may
+    /// differ. For ordinary inputs the choice of output may differ as well, and one rank may work
+    /// in place while another does not. For symmetric inputs either every rank works in place or
+    /// none does: where the dispatch table has a route for symmetric buffers the algorithms differ,
+    /// because in place each rank writes its share of the sum into every rank's buffer, and then it
+    /// is [`Failure::Disagreement`] on every rank.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`]; [`Error::Failed`] at once if an earlier call is known to have failed; [`Error::Device`] if the launch
-    /// was refused.
+    /// [`Error::LengthMismatch`]; [`Error::Buffer`] for memory of another GPU or context;
+    /// [`Error::Capture`] while the stream records a capture that is not the communicator's own;
+    /// [`Error::Failed`] at once if an earlier call is known to have failed; [`Error::Device`] if
+    /// the launch was refused.
     pub fn all_reduce<T: Element, I: Input<T, D>, O: Output<T, D>>(
         &mut self,
         input: &I,
@@ -176,7 +205,11 @@ impl<D: Device> Communicator<D> {
                 output: output.len(),
             });
         }
+        // Before the buffers' own waits are enqueued.
+        self.check_recording()?;
         let stream = self.device.stream().clone();
+        input.check(&stream)?;
+        output.check(&stream)?;
         let elements = input.len() as u64;
         input.with_input(&stream, |input| {
             output.with_output(&stream, |output| {
@@ -198,7 +231,9 @@ impl<D: Device> Communicator<D> {
         &mut self,
         buffer: &mut O,
     ) -> Result<(), Error> {
+        self.check_recording()?;
         let stream = self.device.stream().clone();
+        buffer.check(&stream)?;
         let elements = buffer.len() as u64;
         buffer.with_output(&stream, |address| {
             self.enqueue(Call {
@@ -213,29 +248,27 @@ impl<D: Device> Communicator<D> {
     /// Launches one call, in pieces if it is larger than what its route holds.
     fn enqueue(&mut self, call: Call) -> Result<(), Error> {
         self.refuse_if_failed()?;
-        let element_bytes = call.dtype.size_bytes() as u64;
+        if self.capturing || self.allow_outside_capture {
+            // The buffers' own waits may have spoilt the capture.
+            self.check_recording()?;
+        }
+        let bytes = call.bytes()?;
         #[cfg(feature = "nccl")]
-        if let Some(nccl) = self.nccl_for(call.elements * element_bytes) {
+        if let Some(nccl) = self.nccl_for(bytes) {
             return self.enqueue_to_nccl(nccl, call);
         }
         let Some(links) = &self.links else {
             // One rank: the sum is the input.
             if call.input != call.output && call.elements != 0 {
                 // SAFETY: `Input` and `Output` vouch for both ranges; distinct buffers do not overlap.
-                unsafe {
-                    self.device.copy(
-                        call.output,
-                        call.input,
-                        (call.elements * element_bytes) as usize,
-                    )?
-                };
+                unsafe { self.device.copy(call.output, call.input, bytes as usize)? };
             }
             return Ok(());
         };
         if call.elements == 0 {
             return Ok(());
         }
-        let bytes = call.elements * element_bytes;
+        let element_bytes = call.dtype.size_bytes() as u64;
         let placement = links.placement(call.input, call.output, bytes);
         let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         if !plan.route.serves(placement) {
@@ -331,33 +364,22 @@ impl<D: Device> Communicator<D> {
         (shape, params)
     }
 
-    /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never waits; `Ok` proves nothing yet.
+    /// A failure that is known so far: of this rank, or told by a peer. Asks no driver and never
+    /// waits; `Ok` proves nothing yet. For a thread that does not own the communicator:
+    /// [`AbortHandle::status`].
     ///
     /// # Errors
     /// [`Error::Failed`] with the reason, as far as it is known without asking the device: where this says [`Failure::PeerFailed`],
     /// [`Communicator::synchronize`] may find the [`Failure::Disagreement`] behind it.
     pub fn status(&self) -> Result<(), Error> {
-        if let Some(failure) = &self.failure {
-            return Err(failure.clone().into());
-        }
-        let Some(links) = &self.links else {
-            return Ok(());
-        };
-        if let Some(status) = links.status.failure() {
-            return Err(Failure::from_status(&status).into());
-        }
-        // Relaxed: the word carries nothing but itself.
-        if links.status.abort_word().load(Ordering::Relaxed) != 0 {
-            return Err(Failure::AbortedIdle { rank: self.rank }.into());
-        }
-        Ok(())
+        let status = self.links.as_ref().map(|links| &links.status);
+        abort::known_failure(self.rank, &self.failure, status)
     }
 
-    /// A handle with which any thread can end every wait of this rank.
+    /// A handle with which any thread can read the status of this rank and end every wait of it.
     pub fn abort_handle(&self) -> AbortHandle {
-        AbortHandle {
-            status: self.links.as_ref().map(|links| links.status.clone()),
-        }
+        let status = self.links.as_ref().map(|links| links.status.clone());
+        AbortHandle::new(self.rank, Arc::clone(&self.failure), status)
     }
 
     /// This rank, from 0.
@@ -429,55 +451,50 @@ impl<D: Device> Communicator<D> {
     }
 }
 
+/// Waits for the communicator's stream and then frees its memory. A capture that is open on the
+/// stream is ended, whoever began it. If the stream cannot be waited for, because another thread
+/// began the capture or the device has failed, the memory is leaked: a kernel may still use it.
 impl<D: Device> Drop for Communicator<D> {
     fn drop(&mut self) {
         if self.is_inherited() {
             self.leave_to_parent();
             return;
         }
+        self.end_any_capture();
         #[cfg(feature = "nccl")]
         self.close_nccl();
         let Some(mut links) = self.links.take() else {
             return;
         };
-        // Every wait of a kernel is bounded, so this returns; an error leaves nothing to wait for.
-        let _ = self.device.synchronize();
+        // Every wait of a kernel is bounded, so this returns.
+        if let Err(error) = self.device.synchronize() {
+            tracing::warn!(
+                rank = self.rank,
+                bytes = links.memory_bytes(),
+                %error,
+                "device memory is leaked: the communicator's stream cannot be waited for"
+            );
+            // The peers' memory is mapped still, so this rank does not meet them: they keep what
+            // they lent.
+            links.leak();
+            return;
+        }
         links.close_mappings();
         // Peers may still have kernels that use this rank's memory. What they mapped from a file descriptor stays theirs until they unmap it,
         // so the wait is a courtesy, which a failed group goes without; what they know by its address must outlive their use of it.
-        let patience = match links.lent_by_address {
+        let lent_by_address = links.lent_by_address();
+        let patience = match lent_by_address {
             true => TEARDOWN_PATIENCE,
             false => TEARDOWN_PATIENCE.min(self.timeout),
         };
         let peers_are_done = match &mut self.group {
-            Some(group) if self.failure.is_none() || links.lent_by_address => {
+            Some(group) if self.failure.get().is_none() || lent_by_address => {
                 group.barrier("teardown", patience).is_ok()
             }
             _ => false,
         };
-        if links.lent_by_address && !peers_are_done {
-            tracing::warn!(
-                rank = self.rank,
-                bytes = links.memory_bytes(),
-                "device memory is leaked: peers that use it by its address have not let go of it"
-            );
-            links.leak_memory();
-        }
-    }
-}
-
-/// Ends every wait of one rank from any thread; the rank's calls then fail with [`Failure::Aborted`], and so do its peers'.
-#[derive(Clone)]
-pub struct AbortHandle {
-    status: Option<StatusRecord>,
-}
-
-impl AbortHandle {
-    /// Ends the waits of this rank within milliseconds. The communicator is poisoned for good.
-    pub fn abort(&self) {
-        if let Some(status) = &self.status {
-            // Relaxed: the word carries nothing but itself.
-            status.abort_word().store(1, Ordering::Relaxed);
+        if peers_are_done {
+            links.peers_let_go();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! From settings to a communicator: meet, compare, allocate, share, arm, meet again.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use peersum_artifact::{Algorithm, ModuleKey, WorldSize};
@@ -20,6 +21,10 @@ use crate::rendezvous::{Group, ProcessId};
 
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// The largest `max_bytes` and `push_half_bytes`: units of 16 bytes are counted in 31 bits. An
+/// arena of both then has a size that every 64-bit type holds.
+const MOST_BYTES: u64 = (32 << 30) - 1;
 
 /// A communicator that knows its own device and no other rank yet.
 pub(super) fn unconnected<D: Device>(
@@ -47,8 +52,9 @@ pub(super) fn unconnected<D: Device>(
         pdl: builder.pdl,
         timeout: builder.timeout,
         setup_timeout: builder.setup_timeout,
-        failure: None,
+        failure: Arc::default(),
         capturing: false,
+        allow_outside_capture: builder.allow_outside_capture,
         _stream_claim: claim,
         not_sync: std::marker::PhantomData,
     }
@@ -80,10 +86,17 @@ pub(super) fn build<S: DeviceStream>(
             ),
         });
     }
-    if builder.max_bytes == 0 || builder.max_bytes >> 35 != 0 {
+    let (max_bytes, push_half_bytes) = (builder.max_bytes, builder.push_half_bytes_or_default());
+    if !(1..=MOST_BYTES).contains(&max_bytes) {
         return Err(Error::InvalidSetting {
             setting: "max_bytes",
-            reason: format!("{} bytes; 1 byte to 32 GiB are possible", builder.max_bytes),
+            reason: format!("{max_bytes} bytes; from 1 byte to less than 32 GiB are possible"),
+        });
+    }
+    if push_half_bytes > MOST_BYTES {
+        return Err(Error::InvalidSetting {
+            setting: "push_half_bytes",
+            reason: format!("{push_half_bytes} bytes; less than 32 GiB are possible"),
         });
     }
     let device = S::Device::open(stream)?;
@@ -189,7 +202,14 @@ fn connect<D: Device>(
         builder.push_half_bytes_or_default(),
         probe,
     );
-    let arena = device.allocate_shared(layout.total_bytes as usize, builder.sharing)?;
+    let bytes = usize::try_from(layout.total_bytes).map_err(|_| Error::InvalidSetting {
+        setting: "max_bytes",
+        reason: format!(
+            "an arena of {} bytes is larger than an address space",
+            layout.total_bytes
+        ),
+    })?;
+    let arena = device.allocate_shared(bytes, builder.sharing)?;
     arm(
         device,
         device.allocation_address(&arena),
@@ -197,14 +217,15 @@ fn connect<D: Device>(
         builder.start,
     )?;
     trace_step(group.rank(), "armed");
+    // Whatever fails from here on leaks the arena if peers may use it by its address.
     let Shared {
+        memory: arena,
         addresses,
         mappings,
-        lent_by_address,
     } = share(
         device,
         group,
-        &arena,
+        Ok(arena),
         layout.total_bytes,
         "arena",
         builder.setup_timeout,
@@ -247,7 +268,6 @@ fn connect<D: Device>(
         sharing: builder.sharing,
         symmetric: Vec::new(),
         mappings,
-        lent_by_address,
         processes,
         arena,
         _seats: seats,

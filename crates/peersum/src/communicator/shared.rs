@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::Communicator;
+use super::{AbortHandle, Communicator};
 use crate::buffer::{Input, Output};
 use crate::device::Device;
 use crate::element::Element;
@@ -13,11 +13,13 @@ use crate::error::Error;
 /// The order of calls must still be the same on every rank; threads that race for the mutex do not give one.
 pub struct SharedCommunicator<D: Device> {
     communicator: Mutex<Communicator<D>>,
+    handle: AbortHandle,
 }
 
 impl<D: Device> SharedCommunicator<D> {
     pub(super) fn new(communicator: Communicator<D>) -> Self {
         SharedCommunicator {
+            handle: communicator.abort_handle(),
             communicator: Mutex::new(communicator),
         }
     }
@@ -58,6 +60,20 @@ impl<D: Device> SharedCommunicator<D> {
     /// As there.
     pub fn synchronize(&self) -> Result<(), Error> {
         self.lock().synchronize()
+    }
+
+    /// See [`Communicator::status`]. Takes no lock, so that a watchdog learns of a failure also
+    /// while another thread waits in [`SharedCommunicator::synchronize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn status(&self) -> Result<(), Error> {
+        self.handle.status()
+    }
+
+    /// See [`Communicator::abort_handle`]. Takes no lock.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.handle.clone()
     }
 
     /// The communicator, alone again.

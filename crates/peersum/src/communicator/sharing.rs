@@ -7,99 +7,177 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::agreement::parse;
+use super::lent::LentMemory;
 use super::links::{RANKS, SymmetricLink};
 use super::symmetric::SymmetricRegion;
 use super::{Communicator, SymmetricBuffer};
 use crate::device::{Device, Export, Import, MemorySharing};
 use crate::element::Element;
 use crate::error::{Error, SymmetricPart};
-use crate::rendezvous::Group;
+use crate::rendezvous::{Group, MessageWithFds, RendezvousError};
 
-/// How one rank's memory is reached; a file descriptor travels beside it.
-#[derive(Debug, Serialize, Deserialize)]
-struct SharedMemory {
+/// What every rank tells the others of its memory; a file descriptor travels beside it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Offer {
     bytes: u64,
     legacy_ipc: Option<Vec<u8>>,
     /// Valid for ranks of the same process.
     address: Option<u64>,
+    /// Why there is no memory.
+    failure: Option<String>,
 }
 
 /// This rank's memory and its peers', shared.
 pub(crate) struct Shared<D: Device> {
+    pub(crate) memory: LentMemory<D>,
     /// By rank, as this rank sees them.
     pub(crate) addresses: [u64; RANKS],
     pub(crate) mappings: Vec<D::Mapping>,
-    /// Whether a peer uses this rank's memory without holding it: see [`Links::lent_by_address`].
-    pub(crate) lent_by_address: bool,
 }
 
-/// Gives this rank's memory to all ranks and maps theirs. Returns every rank's address as this rank sees it.
+/// Gives this rank's memory to all ranks and maps theirs. Collective.
+///
+/// Every rank succeeds or every rank gets an error: the error of a rank that has no memory (`own`)
+/// or cannot map a peer's is told to the others. Memory is freed only once no peer maps it any
+/// more; if that cannot be known, because the group broke, memory that is lent by address is
+/// leaked.
 pub(crate) fn share<D: Device>(
     device: &D,
     group: &mut Group,
-    allocation: &D::Allocation,
+    own: Result<D::Allocation, Error>,
     bytes: u64,
     label: &str,
     timeout: Duration,
 ) -> Result<Shared<D>, Error> {
-    let own_rank = group.rank();
-    let mut own = SharedMemory {
-        bytes,
-        legacy_ipc: None,
-        address: None,
-    };
-    let mut descriptors: Vec<OwnedFd> = Vec::new();
-    let ranks = 0..group.world_size();
-    let (mut others_here, mut others_elsewhere) = (false, false);
-    for rank in ranks.clone().filter(|rank| *rank != own_rank) {
-        if group.is_same_process(rank) {
-            others_here = true
-        } else {
-            others_elsewhere = true
-        }
+    let mut descriptors = Vec::new();
+    let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptors));
+    let message = match &own {
+        Ok((offer, _)) => serde_json::to_vec(offer),
+        Err(error) => serde_json::to_vec(&Offer {
+            failure: Some(error.to_string()),
+            ..Offer::default()
+        }),
     }
-    for same_process in [(true, others_here), (false, others_elsewhere)]
-        .into_iter()
-        .filter(|(_, any)| *any)
-        .map(|(same, _)| same)
+    .unwrap_or_default();
+    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
+    let (_, memory) = own?;
+    let agreed = agree(&received);
+    if agreed.is_err() {
+        // Every rank finds the same error in the same messages, so none maps this rank's memory.
+        memory.peers_let_go();
+    }
+    let imported = import(device, group, &memory, &agreed?, &received, label);
+
+    // A rank that cannot map a peer's memory must not leave the others with a buffer that it lacks.
+    let outcome = match &imported {
+        Ok(_) => String::new(),
+        Err(error) => error.to_string(),
+    };
+    let outcomes = group.all_gather(&format!("{label}, mapped"), outcome.as_bytes(), timeout)?;
+    let failed = (0..)
+        .zip(&outcomes)
+        .find(|(_, outcome)| !outcome.is_empty());
+    let Some((rank, reason)) = failed else {
+        let (addresses, mappings) = imported?;
+        return Ok(Shared {
+            memory,
+            addresses,
+            mappings,
+        });
+    };
+    // Unmaps what this rank mapped.
+    let own_error = imported.err();
+    if group
+        .barrier(&format!("{label}, unmapped"), timeout)
+        .is_ok()
     {
-        match device.export(allocation, same_process)? {
+        memory.peers_let_go();
+    }
+    let reason = String::from_utf8_lossy(reason).into_owned();
+    Err(own_error.unwrap_or_else(|| RendezvousError::PeerFailed { rank, reason }.into()))
+}
+
+/// What to tell the peers of this rank's memory.
+fn offer<D: Device>(
+    device: &D,
+    group: &Group,
+    allocation: D::Allocation,
+    bytes: u64,
+    descriptors: &mut Vec<OwnedFd>,
+) -> Result<(Offer, LentMemory<D>), Error> {
+    let mut offer = Offer {
+        bytes,
+        ..Offer::default()
+    };
+    let (here, elsewhere): (Vec<u32>, Vec<u32>) = (0..group.world_size())
+        .filter(|rank| *rank != group.rank())
+        .partition(|rank| group.is_same_process(*rank));
+    for (same_process, peers) in [(true, here), (false, elsewhere)] {
+        if peers.is_empty() {
+            continue;
+        }
+        match device.export(&allocation, same_process)? {
             Export::Fd(descriptor) => {
                 descriptors.push(descriptor);
                 // One descriptor serves both kinds of peer.
                 break;
             }
-            Export::LegacyIpc(handle) => own.legacy_ipc = Some(handle.to_vec()),
-            Export::SameProcess(address) => own.address = Some(address),
+            Export::LegacyIpc(handle) => offer.legacy_ipc = Some(handle.to_vec()),
+            Export::SameProcess(address) => offer.address = Some(address),
         }
     }
-    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let message = serde_json::to_vec(&own).unwrap_or_default();
-    let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
+    let lent_by_address = offer.address.is_some() || offer.legacy_ipc.is_some();
+    Ok((offer, LentMemory::new(allocation, lent_by_address)))
+}
 
-    let lent_by_address = own.address.is_some() || own.legacy_ipc.is_some();
+/// All offers, if every rank has memory, of one size. Every rank computes the same.
+fn agree(received: &[MessageWithFds]) -> Result<Vec<Offer>, Error> {
+    let offers = received
+        .iter()
+        .enumerate()
+        .map(|(rank, (message, _))| parse("memory", rank, message))
+        .collect::<Result<Vec<Offer>, Error>>()?;
+    for (rank, offer) in (0..).zip(&offers) {
+        if let Some(reason) = offer.failure.clone() {
+            return Err(RendezvousError::PeerFailed { rank, reason }.into());
+        }
+    }
+    let size = |rank: usize| offers.get(rank).map_or(0, |offer| offer.bytes);
+    match (0..offers.len()).find(|rank| size(*rank) != size(0)) {
+        None => Ok(offers),
+        Some(other) => Err(Error::SetupMismatch {
+            what: "the size of shared memory",
+            rank: 0,
+            value: size(0).to_string(),
+            other_rank: other as u32,
+            other_value: size(other).to_string(),
+        }),
+    }
+}
+
+/// Every rank's address as this rank sees it, and the mappings of the peers' memory.
+fn import<D: Device>(
+    device: &D,
+    group: &Group,
+    memory: &LentMemory<D>,
+    offers: &[Offer],
+    received: &[MessageWithFds],
+    label: &str,
+) -> Result<([u64; RANKS], Vec<D::Mapping>), Error> {
     let mut addresses = [0; RANKS];
     let mut mappings = Vec::new();
-    for (rank, (message, descriptors)) in received.into_iter().enumerate() {
-        if rank as u32 == own_rank {
-            addresses[rank] = device.allocation_address(allocation);
+    for (rank, (theirs, (_, descriptors))) in offers.iter().zip(received).enumerate() {
+        if rank as u32 == group.rank() {
+            addresses[rank] = device.allocation_address(memory.allocation());
             continue;
-        }
-        let theirs: SharedMemory = parse("memory", rank, &message)?;
-        if theirs.bytes != bytes {
-            return Err(Error::SetupMismatch {
-                what: "the size of shared memory",
-                rank: own_rank,
-                value: bytes.to_string(),
-                other_rank: rank as u32,
-                other_value: theirs.bytes.to_string(),
-            });
         }
         let same_process_address = theirs
             .address
             .filter(|_| group.is_same_process(rank as u32));
         let legacy_ipc = theirs
             .legacy_ipc
+            .as_deref()
             .and_then(|handle| <[u8; 64]>::try_from(handle).ok());
         let import = match (descriptors.first(), same_process_address, legacy_ipc) {
             (Some(descriptor), _, _) => Import::Fd(descriptor.as_fd()),
@@ -107,31 +185,45 @@ pub(crate) fn share<D: Device>(
             (None, None, Some(handle)) => Import::LegacyIpc(handle),
             (None, None, None) => {
                 return Err(crate::device::DeviceError::CannotShare {
-                    reason: format!("rank {rank} offered neither a file descriptor nor a legacy handle for its {label}"),
+                    reason: format!(
+                        "rank {rank} offered no file descriptor and no legacy handle for its {label}"
+                    ),
                 }
                 .into());
             }
         };
-        let mapping = device.import(import, bytes as usize)?;
+        // The same on every rank, and this rank has allocated as much.
+        let mapping = device.import(import, theirs.bytes as usize)?;
         addresses[rank] = device.mapping_address(&mapping);
         mappings.push(mapping);
     }
-    Ok(Shared {
-        addresses,
-        mappings,
-        lent_by_address,
-    })
+    Ok((addresses, mappings))
+}
+
+/// The bytes behind a symmetric buffer of `len` elements.
+fn symmetric_bytes<T: Element>(len: usize) -> Result<usize, Error> {
+    len.checked_mul(size_of::<T>())
+        // A buffer of no elements still has an address on every rank.
+        .and_then(|bytes| bytes.max(1).checked_next_multiple_of(256))
+        .filter(|bytes| isize::try_from(*bytes).is_ok())
+        .ok_or(Error::TooLong {
+            elements: len,
+            element_bytes: size_of::<T>(),
+        })
 }
 
 impl<D: Device> Communicator<D> {
-    /// Allocates `len` elements on every rank that the peers' pull kernels read and write without staging. Collective: all ranks call it in the
-    /// same order with the same length.
+    /// Allocates `len` elements on every rank that the peers' pull kernels read and write without
+    /// staging. Collective: all ranks call it in the same order with the same length.
     ///
-    /// Waits for the stream and for the other ranks. The memory is freed once the communicator and the buffer are both gone.
+    /// Waits for the stream and for the other ranks. The memory is freed once the communicator and
+    /// the buffer are both gone. If one rank fails, all do, and the communicator stays usable.
     ///
     /// # Errors
-    /// [`Error::Device`] if memory is short or cannot be shared, [`Error::SetupMismatch`] if lengths differ, [`Error::Rendezvous`] if a rank does
-    /// not call within the set-up timeout, [`Error::Failed`] if the communicator has failed.
+    /// [`Error::Device`] if memory is short or cannot be shared, [`Error::SetupMismatch`] if
+    /// lengths differ, [`Error::TooLong`] for a length that no memory has, [`Error::Rendezvous`] if
+    /// another rank fails or does not call within the set-up timeout, [`Error::Failed`] if the
+    /// communicator has failed.
     pub fn symmetric_alloc<T: Element>(
         &mut self,
         len: usize,
@@ -141,39 +233,51 @@ impl<D: Device> Communicator<D> {
             .links
             .as_ref()
             .map_or(MemorySharing::Auto, |links| links.sharing);
-        // A buffer of no elements still has an address on every rank.
-        let bytes = (len * size_of::<T>()).max(1).next_multiple_of(256);
-        self.check_symmetric_limits(bytes as u64)?;
-        let allocation = self.device.allocate_shared(bytes, sharing)?;
-        let region = Arc::new(SymmetricRegion {
-            address: self.device.allocation_address(&allocation),
-            allocation,
+        // A handle to the stream that may outlive the communicator.
+        let device = D::open(self.device.stream())?;
+        // Neither is returned at once: the other ranks are told.
+        let bytes = symmetric_bytes::<T>(len);
+        let own_bytes = *bytes.as_ref().unwrap_or(&0);
+        let own = bytes.and_then(|bytes| {
+            self.check_symmetric_limits(bytes as u64)?;
+            Ok(self.device.allocate_shared(bytes, sharing)?)
         });
-        if let (Some(links), Some(group)) = (&mut self.links, &mut self.group) {
-            let Shared {
-                addresses,
-                mappings,
-                lent_by_address,
-            } = share(
-                &self.device,
-                group,
-                &region.allocation,
-                bytes as u64,
-                "symmetric buffer",
-                self.setup_timeout,
-            )?;
-            links.lent_by_address |= lent_by_address;
-            links.symmetric.push(SymmetricLink {
-                addresses,
-                region: Arc::clone(&region),
-                mappings,
-                bytes: bytes as u64,
-            });
-        }
-        // SAFETY: the region holds `bytes` bytes aligned to 256 for as long as the buffer lives, and the buffer disowns it.
-        Ok(unsafe {
-            SymmetricBuffer::new(Arc::clone(&region), self.device.adopt(region.address, len))
-        })
+        let (Some(links), Some(group)) = (&mut self.links, &mut self.group) else {
+            let region = SymmetricRegion::new(LentMemory::new(own?, false), device);
+            return Ok(self.adopt(Arc::new(region), len));
+        };
+        let bytes = own_bytes as u64;
+        let Shared {
+            memory,
+            addresses,
+            mappings,
+        } = share(
+            &self.device,
+            group,
+            own,
+            bytes,
+            "symmetric buffer",
+            self.setup_timeout,
+        )?;
+        let region = Arc::new(SymmetricRegion::new(memory, device));
+        links.symmetric.push(SymmetricLink {
+            addresses,
+            region: Arc::clone(&region),
+            mappings,
+            bytes,
+        });
+        Ok(self.adopt(region, len))
+    }
+
+    fn adopt<T: Element>(
+        &self,
+        region: Arc<SymmetricRegion<D>>,
+        len: usize,
+    ) -> SymmetricBuffer<T, D> {
+        let address = self.device.allocation_address(region.memory.allocation());
+        // SAFETY: the region was allocated with `symmetric_bytes::<T>(len)` bytes, aligned to 256.
+        // It lives as long as the buffer, and the buffer disowns it.
+        unsafe { SymmetricBuffer::new(region, self.device.adopt(address, len)) }
     }
 
     /// A call must be able to tell the peers which part of which buffer it uses.

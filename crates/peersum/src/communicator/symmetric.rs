@@ -1,25 +1,75 @@
 //! Symmetric buffers: memory of every rank that the peers' kernels read and write directly.
 
 use std::mem::ManuallyDrop;
-use std::ops::{Deref, DerefMut};
+use std::ops::Deref;
 use std::sync::Arc;
 
+use super::lent::LentMemory;
+use crate::buffer::AsViewMut;
 use crate::device::Device;
 use crate::element::Element;
 
-/// This rank's memory behind a symmetric buffer. Freed when the communicator and the buffer are both gone: a late owner of a two-shot
-/// call may still write into it after this rank has left the call.
+/// This rank's memory behind a symmetric buffer. Freed when the communicator and the buffer are
+/// both gone: a late owner of a two-shot call may still write into it after this rank has left the
+/// call.
 pub(crate) struct SymmetricRegion<D: Device> {
-    pub(crate) allocation: D::Allocation,
-    pub(crate) address: u64,
+    pub(crate) memory: LentMemory<D>,
+    /// A handle of its own to the communicator's stream, which may outlive the communicator.
+    device: D,
+}
+
+impl<D: Device> SymmetricRegion<D> {
+    pub(crate) fn new(memory: LentMemory<D>, device: D) -> Self {
+        SymmetricRegion { memory, device }
+    }
+}
+
+impl<D: Device> Drop for SymmetricRegion<D> {
+    fn drop(&mut self) {
+        // Calls on the buffer and work of the program may still be in the stream. (What uses it on
+        // other streams is waited for by this one, see `Device::disown`.) Freeing does not wait by
+        // itself.
+        if let Err(error) = self.device.synchronize() {
+            self.memory.keep(&error);
+        }
+    }
 }
 
 /// `len` elements on every rank of a communicator, which its pull kernels read without staging.
 ///
-/// Made by [`Communicator::symmetric_alloc`](crate::Communicator::symmetric_alloc). It dereferences to the device's own kind of buffer (a
-/// `CudaSlice` on CUDA), so that other kernels and copies use this rank's part like any memory, and so do calls:
-/// `communicator.all_reduce(&*symmetric, &mut output)`, or `all_reduce_in_place(&mut *symmetric)`, also with a view of a part. All ranks
-/// must use the same part of the same buffer in the same call. Contents are undefined at first.
+/// Made by [`Communicator::symmetric_alloc`](crate::Communicator::symmetric_alloc). It dereferences
+/// to the device's own kind of buffer (a `&CudaSlice` on CUDA) for whatever reads it, and lends a
+/// view for whatever writes it: `communicator.all_reduce(&*symmetric, &mut output)`,
+/// `communicator.all_reduce_in_place(&mut symmetric.as_view_mut())`,
+/// `stream.memcpy_htod(&values, &mut symmetric.as_view_mut())`. A part is a view of the view. All
+/// ranks must use the same part of the same buffer in the same call, and either all in place or
+/// none. Contents are undefined at first.
+///
+/// There is no `&mut` of the buffer itself: exchanging it for another would free shared memory as
+/// if it were the other's.
+///
+/// ```compile_fail
+/// # use peersum::{Cuda, SymmetricBuffer};
+/// fn exchange(a: &mut SymmetricBuffer<f32, Cuda>, b: &mut SymmetricBuffer<f32, Cuda>) {
+///     std::mem::swap(&mut **a, &mut **b);
+/// }
+/// ```
+///
+/// ```
+/// # use peersum::{Cuda, SymmetricBuffer};
+/// fn exchange(a: &mut SymmetricBuffer<f32, Cuda>, b: &mut SymmetricBuffer<f32, Cuda>) {
+///     // The owners change places, with all they own.
+///     std::mem::swap(a, b);
+///     // Only these two variables do.
+///     let (mut a, mut b) = (a.as_view_mut(), b.as_view_mut());
+///     std::mem::swap(&mut a, &mut b);
+/// }
+/// ```
+///
+/// When it is dropped last, after its communicator, it waits for the communicator's stream. If that
+/// stream cannot be waited for, because it records or has failed, the memory is leaked. If cudarc's
+/// event tracking is off, work on other streams is the program's to wait for, as with any
+/// `CudaSlice`.
 pub struct SymmetricBuffer<T: Element, D: Device> {
     // Taken in `drop` only.
     buffer: ManuallyDrop<D::Buffer<T>>,
@@ -36,6 +86,11 @@ impl<T: Element, D: Device> SymmetricBuffer<T, D> {
             _region: region,
         }
     }
+
+    /// All elements, to read and write.
+    pub fn as_view_mut(&mut self) -> D::ViewMut<'_, T> {
+        AsViewMut::as_view_mut(&mut *self.buffer)
+    }
 }
 
 impl<T: Element, D: Device> Deref for SymmetricBuffer<T, D> {
@@ -43,12 +98,6 @@ impl<T: Element, D: Device> Deref for SymmetricBuffer<T, D> {
 
     fn deref(&self) -> &D::Buffer<T> {
         &self.buffer
-    }
-}
-
-impl<T: Element, D: Device> DerefMut for SymmetricBuffer<T, D> {
-    fn deref_mut(&mut self) -> &mut D::Buffer<T> {
-        &mut self.buffer
     }
 }
 

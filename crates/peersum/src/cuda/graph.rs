@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
 
 use super::driver::{bind, check, note};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, Recording};
 
 /// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends first.
 pub struct Graph {
@@ -32,13 +32,17 @@ pub(super) fn begin(stream: &CudaStream) -> Result<(), DeviceError> {
 }
 
 /// Whether a stream of the current context is being recorded, by whomever.
-pub(super) fn is_capturing(stream: &CudaStream) -> Result<bool, DeviceError> {
+pub(super) fn recording(stream: &CudaStream) -> Result<Recording, DeviceError> {
     let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
     // SAFETY: the stream is live, and `status` is a place for the status, whose three values cudarc knows.
     check("cuStreamIsCapturing", unsafe {
         sys::cuStreamIsCapturing(stream.cu_stream(), &raw mut status)
     })?;
-    Ok(status != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
+    Ok(match status {
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Recording::Off,
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Recording::On,
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_INVALIDATED => Recording::Spoilt,
+    })
 }
 
 impl Graph {

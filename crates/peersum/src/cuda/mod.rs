@@ -20,7 +20,7 @@ use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstream, CUuuid};
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
 use peersum_artifact::{Algorithm, Arch, CudaVersion, ModuleKey};
 use peersum_kernels::abi::PeersumParams;
 
@@ -33,7 +33,7 @@ pub use open::open_context;
 
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
-    StatusRecord,
+    Recording, StatusRecord,
 };
 use crate::element::Element;
 use crate::loader::{self, DeviceTarget, LoadError, LoadPolicy, LoadReport};
@@ -63,9 +63,14 @@ impl Cuda {
         self.stream.cu_stream()
     }
 
+    /// Whether the stream, whose context is current, records.
+    fn is_recording(&self) -> Result<bool, DeviceError> {
+        Ok(graph::recording(&self.stream)? != Recording::Off)
+    }
+
     /// Fails while the stream records: the driver would refuse `call` as well, and spoil the recording.
     fn refuse_while_capturing(&self, call: &'static str) -> Result<(), DeviceError> {
-        if graph::is_capturing(&self.stream)? {
+        if self.is_recording()? {
             return Err(DeviceError::Driver {
                 call,
                 message: "the stream is recording a graph: end the recording first".to_owned(),
@@ -83,13 +88,16 @@ impl Cuda {
     }
 }
 
-impl Device for Cuda {
+// SAFETY: addresses, memory and handles are those of the driver, which keeps what the trait says;
+// see each method.
+unsafe impl Device for Cuda {
     type Stream = Arc<CudaStream>;
     type Module = Module;
     type Allocation = Allocation;
     type Mapping = Mapping;
     type Graph = Graph;
     type Buffer<T: Element> = CudaSlice<T>;
+    type ViewMut<'v, T: Element> = CudaViewMut<'v, T>;
 
     fn open(stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
         let unsuitable = |reason: &str| {
@@ -114,7 +122,7 @@ impl Device for Cuda {
         let driver_version = driver::driver_version()?;
         let context = stream.context();
         bind(context)?;
-        if graph::is_capturing(stream)? {
+        if graph::recording(stream)? != Recording::Off {
             return unsuitable("it is recording a graph");
         }
         let arch = arch(context.cu_device())?;
@@ -315,8 +323,13 @@ impl Device for Cuda {
         self.bind()?;
         Ok(LibraryStream {
             handle: self.cu_stream().cast(),
-            is_recording: graph::is_capturing(&self.stream)?,
+            is_recording: self.is_recording()?,
         })
+    }
+
+    fn recording(&self) -> Result<Recording, DeviceError> {
+        self.bind()?;
+        graph::recording(&self.stream)
     }
 
     fn is_idle(&self) -> Result<bool, DeviceError> {

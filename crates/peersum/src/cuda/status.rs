@@ -21,7 +21,8 @@ unsafe impl Send for HostStatus {}
 // SAFETY: as for `Send`; `as_ptr` only copies the pointer.
 unsafe impl Sync for HostStatus {}
 
-impl StatusMemory for HostStatus {
+// SAFETY: the record lies in page-locked memory of its own, freed when `self` is dropped.
+unsafe impl StatusMemory for HostStatus {
     fn as_ptr(&self) -> *mut PeersumStatus {
         self.record.as_ptr()
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicU32;
 use peersum_artifact::{Algorithm, Arch, ModuleKey};
 use peersum_kernels::abi::{PeersumParams, PeersumStatus};
 
-use crate::buffer::{Input, Output};
+use crate::buffer::{AsViewMut, Input, Output};
 use crate::element::Element;
 use crate::loader::{LoadError, LoadPolicy, LoadReport};
 
@@ -158,6 +158,17 @@ pub struct LibraryStream {
     pub is_recording: bool,
 }
 
+/// Whether a stream records what is enqueued on it instead of running it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recording {
+    /// It runs what is enqueued.
+    Off,
+    /// It records, whoever began the capture.
+    On,
+    /// It records, and something that a capture cannot hold has spoilt the recording.
+    Spoilt,
+}
+
 /// A status record in host memory that the device maps. The memory outlives every clone.
 #[derive(Clone)]
 pub struct StatusRecord {
@@ -168,7 +179,11 @@ pub struct StatusRecord {
 }
 
 /// Host memory that holds one [`PeersumStatus`], zeroed at first.
-pub trait StatusMemory: Send + Sync {
+///
+/// # Safety
+/// What `as_ptr` returns is aligned and valid for reads and writes as long as `self` lives, the
+/// same each time, and written by nothing but the device and the helpers of [`StatusRecord`].
+pub unsafe trait StatusMemory: Send + Sync {
     /// The record. It stays valid as long as `self` does; the device writes it at any time, so it is read through the helpers of
     /// [`StatusRecord`] only.
     fn as_ptr(&self) -> *mut PeersumStatus;
@@ -212,7 +227,12 @@ pub trait DeviceStream: Sized {
 }
 
 /// A machine that runs the kernels: one device, one stream.
-pub trait Device: Send + Sized + 'static {
+///
+/// # Safety
+/// Communicators rely on what the methods return: addresses are those of the memory that was asked
+/// for, allocations and mappings keep it until they are dropped, a stream handle is live, and a
+/// stream that was synchronised has passed everything enqueued before.
+pub unsafe trait Device: Send + Sized + 'static {
     /// An ordered queue of launches; cheap to clone.
     type Stream: Clone + Send + 'static;
     /// The two entry points of one module, loaded.
@@ -224,7 +244,13 @@ pub trait Device: Send + Sized + 'static {
     /// A recorded sequence of launches.
     type Graph: Send;
     /// The program's kind of buffer on this device.
-    type Buffer<T: Element>: Input<T, Self> + Output<T, Self> + Send;
+    type Buffer<T: Element>: Input<T, Self>
+        + Output<T, Self>
+        + for<'v> AsViewMut<ViewMut<'v> = Self::ViewMut<'v, T>>
+        + Send
+        + 'static;
+    /// A part of a buffer that does not own its memory: replacing one by another frees nothing.
+    type ViewMut<'v, T: Element>: Input<T, Self> + Output<T, Self>;
 
     /// Opens the device behind a stream. Refuses streams that cannot carry a communicator (the legacy default stream).
     fn open(stream: &Self::Stream) -> Result<Self, DeviceError>;
@@ -283,7 +309,8 @@ pub trait Device: Send + Sized + 'static {
     /// instead of dropping it.
     unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> Self::Buffer<T>;
 
-    /// Ends an adopted buffer without freeing its memory.
+    /// Ends an adopted buffer without freeing its memory. What uses the buffer on another stream is
+    /// done, or the buffer's own stream waits for it, as far as the device keeps account of that.
     fn disown<T: Element>(buffer: Self::Buffer<T>);
 
     /// Allocates a zeroed status record in host memory that the device maps.
@@ -328,6 +355,10 @@ pub trait Device: Send + Sized + 'static {
     /// The stream for a library that enqueues work of its own on it. What has been enqueued comes first, what follows comes after.
     fn library_stream(&self) -> Result<LibraryStream, DeviceError>;
 
+    /// Whether the stream records, also if the program itself began the capture; never waits, and
+    /// is cheap enough for every call.
+    fn recording(&self) -> Result<Recording, DeviceError>;
+
     /// Whether the stream has passed everything enqueued so far; never waits.
     fn is_idle(&self) -> Result<bool, DeviceError>;
 
@@ -337,7 +368,7 @@ pub trait Device: Send + Sized + 'static {
     /// Starts recording launches instead of running them.
     fn capture_begin(&self) -> Result<(), DeviceError>;
 
-    /// Ends recording.
+    /// Ends recording. Only the thread that began it may do so.
     fn capture_end(&self) -> Result<Self::Graph, DeviceError>;
 
     /// Enqueues all launches of a recording.

@@ -1,7 +1,11 @@
 //! Which algorithm, grid and block a call of so many bytes takes.
 //!
-//! The choice depends on nothing but the bytes and the kind of source, and on a table that all ranks agree on at set-up: never on
-//! alignment, in-place or capture. It never changes a result's bits.
+//! The choice depends on nothing but the bytes, the [`Placement`], and a table that all ranks agree
+//! on at set-up: never on alignment or capture. Whether a call is in place counts for symmetric
+//! buffers alone: where the peers' memory is read directly, a call in place is a two-shot, which
+//! writes into every rank's buffer, and any other is a one-shot. So either every rank uses a
+//! symmetric buffer in place or none does; for ordinary input each rank may choose. The choice
+//! never changes a result's bits.
 
 mod file;
 mod merge;
@@ -212,11 +216,12 @@ pub struct DispatchTable {
     pub world_sizes: Vec<u32>,
     /// The link that it serves.
     pub link: Link,
-    /// Ordinary input, in place or not.
+    /// Ordinary input, in place or not: each rank may choose.
     pub ordinary: Vec<Row>,
     /// Symmetric input, another output.
     pub symmetric: Vec<Row>,
-    /// A symmetric buffer, in place.
+    /// A symmetric buffer, in place. Every rank must do the same, else it is a
+    /// [`Failure::Disagreement`](crate::Failure::Disagreement).
     pub symmetric_in_place: Vec<Row>,
 }
 

@@ -50,10 +50,11 @@ pub fn exchange<D: Device>(
     }
     let own = device.allocate_shared(BYTES, sharing)?;
     let staging = device.allocate_shared(BYTES, sharing)?;
+    let own_address = device.allocation_address(&own);
     let mut shared = share(
         device,
         group,
-        &own,
+        Ok(own),
         BYTES as u64,
         "doctor's memory",
         patience,
@@ -61,22 +62,23 @@ pub fn exchange<D: Device>(
     let result = Both {
         device,
         group: &mut *group,
-        own: device.allocation_address(&own),
+        own: own_address,
         staging: device.allocation_address(&staging),
         patience,
     }
     .run(&shared);
-    // Memory that is lent by address or handle must not be freed before the other rank has unmapped it.
-    shared.mappings.clear();
-    let result = result.and_then(|exchanged| {
-        group.barrier("doctor's unmapping", patience)?;
-        Ok(exchanged)
-    });
-    if result.is_err() && shared.lent_by_address {
-        // The other rank may still use memory that it does not hold: it stays until the process ends.
-        std::mem::forget(own);
+    // A copy that could not be waited for may still use all of it.
+    if let Err(error) = device.synchronize() {
+        std::mem::forget((shared, staging));
+        return Err(error.into());
     }
-    result
+    // Memory that is lent by address or handle must not be freed before the other rank has unmapped
+    // it; without this it stays until the process ends.
+    shared.mappings.clear();
+    let exchanged = result?;
+    group.barrier("doctor's unmapping", patience)?;
+    shared.memory.peers_let_go();
+    Ok(exchanged)
 }
 
 /// One rank in an exchange.

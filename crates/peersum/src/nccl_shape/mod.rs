@@ -70,7 +70,7 @@ pub use id::Id;
 pub use result::{NcclError, NcclStatus};
 
 use crate::buffer::{Input, Output};
-use crate::communicator::{Communicator, SharedCommunicator};
+use crate::communicator::{AbortHandle, Communicator, SharedCommunicator};
 use crate::device::{Device, DeviceStream};
 use crate::error::Error;
 use crate::rendezvous::Rendezvous;
@@ -206,6 +206,21 @@ impl<S: DeviceStream> Comm<S> {
     /// [`NcclError::Communicator`] with whatever [`Communicator::synchronize`] says.
     pub fn synchronize(&self) -> Result<(), NcclError> {
         Ok(self.communicator.synchronize()?)
+    }
+
+    /// A failure that is known so far. Takes no lock and never waits, unlike [`Comm::synchronize`]:
+    /// for watchdog threads. Not in `cudarc::nccl`.
+    ///
+    /// # Errors
+    /// [`NcclError::Communicator`] with whatever [`Communicator::status`] says.
+    pub fn status(&self) -> Result<(), NcclError> {
+        Ok(self.communicator.status()?)
+    }
+
+    /// A handle that reads the status and ends every wait of this rank, from any thread. Takes no
+    /// lock. Not in `cudarc::nccl`.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.communicator.abort_handle()
     }
 
     /// The communicator behind it, for everything that `cudarc::nccl` does not have.

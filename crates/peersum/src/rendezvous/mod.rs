@@ -184,7 +184,9 @@ impl Rendezvous {
                 let unavailable = || Place::Unavailable(error.clone());
                 (
                     unavailable(),
-                    (1..world_size).map(|_| unavailable()).collect(),
+                    (1..world_size.min(MAX_WORLD_SIZE + 1))
+                        .map(|_| unavailable())
+                        .collect(),
                 )
             }
         };

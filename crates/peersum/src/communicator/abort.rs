@@ -1,0 +1,73 @@
+//! What other threads can do with a rank: read its status and end its waits.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use crate::device::StatusRecord;
+use crate::error::{Error, Failure};
+
+/// Reads the status of one rank and ends its waits, from any thread. Takes no lock and never waits.
+///
+/// It may outlive the communicator, whose last status it then keeps.
+#[derive(Clone)]
+pub struct AbortHandle {
+    rank: u32,
+    failure: Arc<OnceLock<Failure>>,
+    /// `None` for a rank that has no kernels of peersum.
+    status: Option<StatusRecord>,
+}
+
+impl AbortHandle {
+    pub(super) fn new(
+        rank: u32,
+        failure: Arc<OnceLock<Failure>>,
+        status: Option<StatusRecord>,
+    ) -> Self {
+        AbortHandle {
+            rank,
+            failure,
+            status,
+        }
+    }
+
+    /// Ends the waits of this rank within milliseconds; its calls then fail with
+    /// [`Failure::Aborted`], and so do its peers'. The communicator is poisoned for good.
+    pub fn abort(&self) {
+        if let Some(status) = &self.status {
+            // Relaxed: the word carries nothing but itself.
+            status.abort_word().store(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A failure that is known so far, as [`Communicator::status`](crate::Communicator::status)
+    /// says. For watchdog threads: it does not wait for a thread that is in
+    /// [`Communicator::synchronize`](crate::Communicator::synchronize), and asks no driver.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] with the reason, as far as it is known.
+    pub fn status(&self) -> Result<(), Error> {
+        known_failure(self.rank, &self.failure, self.status.as_ref())
+    }
+}
+
+/// The failure that was looked up, else what the device's record and the abort word say.
+pub(super) fn known_failure(
+    rank: u32,
+    failure: &OnceLock<Failure>,
+    status: Option<&StatusRecord>,
+) -> Result<(), Error> {
+    if let Some(failure) = failure.get() {
+        return Err(failure.clone().into());
+    }
+    let Some(status) = status else {
+        return Ok(());
+    };
+    if let Some(record) = status.failure() {
+        return Err(Failure::from_status(&record).into());
+    }
+    // Relaxed: the word carries nothing but itself.
+    if status.abort_word().load(Ordering::Relaxed) != 0 {
+        return Err(Failure::AbortedIdle { rank }.into());
+    }
+    Ok(())
+}

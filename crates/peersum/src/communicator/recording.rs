@@ -1,0 +1,65 @@
+//! Whether the communicator's stream records, and whose capture that is.
+
+use super::Communicator;
+use crate::device::{Device, Recording};
+use crate::error::Error;
+
+/// A graph of such a capture is the program's: it could outlive the communicator or run on another
+/// stream, beside another call.
+const NOT_OURS: &str = "the program captures the communicator's stream, so this call would become \
+     part of a graph that the communicator does not know; capture with `Communicator::capture`, or \
+     with `capture_begin` and `capture_end`, or build the communicator with the unsafe setting \
+     `allow_outside_capture`";
+const ENDED_ELSEWHERE: &str = "the capture that `capture_begin` began was not ended by \
+     `capture_end`; call `capture_end`, which reports it, and let nothing else end a capture of the \
+     communicator's stream";
+const SPOILT: &str = "something that a capture cannot contain has spoilt the capture of the \
+     communicator's stream: end it and begin anew; if cudarc's event tracking is on, call \
+     `CudaContext::disable_event_tracking` first, because its waits for events from outside cannot be \
+     captured";
+
+impl<D: Device> Communicator<D> {
+    /// Refuses what would be recorded in a capture that is not the communicator's own, or is
+    /// spoilt. Costs one query of the driver.
+    ///
+    /// # Errors
+    /// [`Error::Capture`].
+    pub(super) fn check_recording(&self) -> Result<(), Error> {
+        match (self.device.recording()?, self.capturing) {
+            (Recording::Off, false) | (Recording::On, true) => Ok(()),
+            (Recording::On, false) if self.allow_outside_capture => Ok(()),
+            (Recording::On, false) => Err(Error::Capture(NOT_OURS)),
+            (Recording::Off, true) => Err(Error::Capture(ENDED_ELSEWHERE)),
+            (Recording::Spoilt, _) => Err(Error::Capture(SPOILT)),
+        }
+    }
+
+    /// Whether the stream cannot be waited for now.
+    pub(super) fn may_record(&self) -> bool {
+        self.capturing || !matches!(self.device.recording(), Ok(Recording::Off))
+    }
+
+    /// Ends a capture of the stream, whoever began it, if this thread may.
+    pub(super) fn end_any_capture(&mut self) {
+        if self.may_record() {
+            self.capturing = false;
+            // If it fails the stream still records, and whoever waits for the stream learns of it.
+            let _ = self.device.capture_end();
+        }
+    }
+
+    /// The error of a capture that could not be ended or begun, with what to do if it was spoilt.
+    pub(super) fn capture_error(
+        &self,
+        was_spoilt: bool,
+        error: crate::device::DeviceError,
+    ) -> Error {
+        match was_spoilt {
+            true => {
+                tracing::warn!(%error, "a capture was spoilt");
+                Error::Capture(SPOILT)
+            }
+            false => error.into(),
+        }
+    }
+}
