@@ -85,16 +85,34 @@ PEERSUM_DEVICE bool has_detail(peersum_u64 header) {
     return (header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
 }
 
-// What one rank says of one of its calls: the header, and the detail or 0 if the call has none.
+// What this rank says of one of its calls.
 struct Said {
-    peersum_u64 header, detail;
+    peersum_u64 header;
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+    // 0 if the call has none. Modules of the push family launch no call with a detail and have no
+    // register for one: that of an earlier call lies in memory.
+    peersum_u64 own_detail;
+#endif
+
+    __device__ __forceinline__ peersum_u64 detail(const PeersumParams& params) const {
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+        return own_detail;
+#else
+        if (!has_detail(header)) return 0;
+        const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[0]);
+        return ld_global_u64(&control->own_details[sequence_of(header) % PEERSUM_HEADER_RING]);
+#endif
+    }
 };
 
 // What this rank says of a call with these parameters.
 PEERSUM_DEVICE Said said_of(const PeersumParams& params, peersum_u64 header) {
-    // The push family has no call with a detail, and no instruction for one.
-    if (FAMILY == PEERSUM_FAMILY_PUSH || !has_detail(header)) return Said{header, 0};
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+    if (!has_detail(header)) return Said{header, 0};
     return Said{header, static_cast<peersum_u64>(sequence_of(header)) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.detail};
+#else
+    return Said{header};
+#endif
 }
 
 // The first act of every call: wait for the kernels before it, then read this block's epochs and poison in one access.
@@ -138,7 +156,7 @@ PEERSUM_DEVICE peersum_u64 epoch_of(const PeersumBlockState* block, peersum_u64 
 // Not inlined, like everything that only a waiting or failing call runs: one copy of it instead of one a wait. (extern "C", because the
 // compiler puts a hash of the path into the names of local functions, and two builds must give the same bytes.)
 extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params, peersum_u32 cause, peersum_u32 peer, peersum_u32 poison,
-                                          peersum_u64 waited_ns, Said own, Said theirs) {
+                                          peersum_u64 waited_ns, Said own, peersum_u64 peer_header) {
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
     if (atom_cas_relaxed_gpu_u32(&control->leave_claim, LEAVE_UNCLAIMED, LEAVE_CLAIMED) != LEAVE_UNCLAIMED) {
         // Acquire: what this thread stores from here on comes behind the claimant's fence. The claimant runs, and waits for nobody.
@@ -160,19 +178,20 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     st_relaxed_sys_u64(&status->epoch, epoch_of(&control->blocks[ctaid_x()], own.header));
     st_relaxed_sys_u64(&status->waited_ns, waited_ns);
     st_relaxed_sys_u64(&status->own_header, own.header);
-    st_relaxed_sys_u64(&status->peer_header, theirs.header);
-    st_relaxed_sys_u64(&status->own_detail, own.detail);
-    st_relaxed_sys_u64(&status->peer_detail, theirs.detail);
+    st_relaxed_sys_u64(&status->peer_header, peer_header);
+    const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
+    const peersum_u64 own_detail = own.detail(params);
+    st_relaxed_sys_u64(&status->own_detail, own_detail);
+    st_relaxed_sys_u64(&status->peer_detail, own_detail != 0 ? ld_relaxed_sys_u64(&control->details[ring][peer]) : 0);
     // Release: the host that sees `valid` must see the fields above.
     st_release_sys_u32(&status->valid, 1);
 
-    const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
 #pragma unroll 1
     for (peersum_u32 step = 0; step < WORLD_SIZE; ++step) {
         PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[step]);
         // The threads that send this call's headers may find the poison on entry and not send them; without them a peer could not tell a
         // disagreement from another failure. The very words that they would send.
-        if (own.detail != 0) st_relaxed_sys_u64(&peer_control->details[ring][params.rank], own.detail);
+        if (own_detail != 0) st_relaxed_sys_u64(&peer_control->details[ring][params.rank], own_detail);
         st_relaxed_sys_u64(&peer_control->headers[ring][params.rank], own.header);
 #pragma unroll 1
         for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
@@ -186,8 +205,7 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 // word may be written between two threads' loads, and one that saw it makes its whole block lose the call in the pull family.
 PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
     if (call.poison != 0) {
-        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0, said_of(call.params, call.header),
-                      Said{0, 0});
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0, said_of(call.params, call.header), 0);
     }
 }
 
@@ -203,12 +221,13 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
     const peersum_u32 poison = ld_relaxed_sys_u32(&control->blocks[ctaid_x()].poison);
     // What the peer says of the same call, as far as it has come: a disagreement explains the wait, and no more waiting helps.
     const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
-    Said theirs{ld_relaxed_sys_u64(&control->headers[ring][peer]), 0};
-    bool differs = sequence_of(theirs.header) == sequence_of(own.header) && theirs.header != own.header;
-    if (theirs.header == own.header && own.detail != 0) {
+    const peersum_u64 peer_header = ld_relaxed_sys_u64(&control->headers[ring][peer]);
+    bool differs = sequence_of(peer_header) == sequence_of(own.header) && peer_header != own.header;
+    const peersum_u64 own_detail = own.detail(params);
+    if (peer_header == own.header && own_detail != 0) {
         // 0 until it comes: the thread that has compared a detail removes it.
-        theirs.detail = ld_relaxed_sys_u64(&control->details[ring][peer]);
-        differs = theirs.detail != 0 && theirs.detail != own.detail;
+        const peersum_u64 peer_detail = ld_relaxed_sys_u64(&control->details[ring][peer]);
+        differs = peer_detail != 0 && peer_detail != own_detail;
     }
 
     peersum_u32 cause = PEERSUM_CAUSE_NONE;
@@ -222,7 +241,7 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
         cause = PEERSUM_CAUSE_TIMEOUT;
     }
     if (cause == PEERSUM_CAUSE_NONE) return start_ns;
-    peersum_leave(params, cause, peer, poison != 0 ? poison : params.rank + 1, waited_ns, own, theirs);
+    peersum_leave(params, cause, peer, poison != 0 ? poison : params.rank + 1, waited_ns, own, peer_header);
     return 0;
 }
 
@@ -256,70 +275,92 @@ PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, Said own, pee
 // A signal thread's part in telling every peer what this rank calls, and in comparing what was called before. All of it lies in block 0.
 struct Headers {
     bool is_exchanged;
-    // What the peer says of the call before this one, as far as it has come, and what this rank said then. The details are 0 if they were not loaded.
-    Said previous;
-    Said own_previous;
+    // The peer's header of the call before this one, as far as it has come, and what this rank called then.
+    peersum_u64 previous;
+    peersum_u64 own_previous;
     const peersum_u64* awaited;
+    // The details of the same call; 0 if they were not loaded.
+    peersum_u64 previous_detail;
+    peersum_u64 own_previous_detail;
 };
 
 // Sends this call's header and detail, and has the previous ones loaded, whose values nothing waits for yet. Relaxed: words that are
 // compared as a whole and order nothing.
 PEERSUM_DEVICE Headers send_header(const Call& call) {
-    Headers headers{GUARDED && call.block == 0, {0, 0}, {0, 0}, nullptr};
+    Headers headers{GUARDED && call.block == 0, 0, 0, nullptr, 0, 0};
     if (!headers.is_exchanged) return headers;
     const peersum_u32 step = call.step();
     const peersum_u32 sequence = sequence_of(call.header);
     const peersum_u32 ring = sequence % PEERSUM_HEADER_RING;
-    const Said own = said_of(call.params, call.header);
+    const bool sends_detail = FAMILY == PEERSUM_FAMILY_PULL && has_detail(call.header);
+    const peersum_u64 detail = sends_detail ? said_of(call.params, call.header).detail(call.params) : 0;
     if (step == 0) {
-        st_global_u64(&call.control->own_headers[ring], own.header);
-        if (own.detail != 0) st_global_u64(&call.control->own_details[ring], own.detail);
+        st_global_u64(&call.control->own_headers[ring], call.header);
+        if (sends_detail) st_global_u64(&call.control->own_details[ring], detail);
         return headers;
     }
-    if (own.detail != 0) st_relaxed_sys_u64(&call.control_of(step)->details[ring][call.params.rank], own.detail);
+    if (sends_detail) st_relaxed_sys_u64(&call.control_of(step)->details[ring][call.params.rank], detail);
     peersum_u64* header = &call.control_of(step)->headers[ring][call.params.rank];
     if (STRICT_ORDER) {
-        st_release_sys_u64(header, own.header);
+        st_release_sys_u64(header, call.header);
     } else {
-        st_relaxed_sys_u64(header, own.header);
+        st_relaxed_sys_u64(header, call.header);
     }
     const peersum_u32 previous_ring = (sequence - 1) % PEERSUM_HEADER_RING;
     headers.awaited = &call.control->headers[previous_ring][call.peer(step)];
-    headers.previous.header = ld_relaxed_sys_u64(headers.awaited);
-    headers.own_previous.header = ld_global_u64(&call.control->own_headers[previous_ring]);
-    if (own.detail != 0) {
+    headers.previous = ld_relaxed_sys_u64(headers.awaited);
+    headers.own_previous = ld_global_u64(&call.control->own_headers[previous_ring]);
+    if (sends_detail) {
         // Calls with a detail follow each other: the previous ones are loaded together with the headers.
-        headers.previous.detail = ld_relaxed_sys_u64(&call.control->details[previous_ring][call.peer(step)]);
-        headers.own_previous.detail = ld_global_u64(&call.control->own_details[previous_ring]);
+        headers.previous_detail = ld_relaxed_sys_u64(&call.control->details[previous_ring][call.peer(step)]);
+        headers.own_previous_detail = ld_global_u64(&call.control->own_details[previous_ring]);
     }
     return headers;
 }
 
-// Waits for the peer's detail of the call before this one, which both ranks made with the same header, and removes it once it is compared: when
+// What this rank said of an earlier call, given its header and its detail.
+PEERSUM_DEVICE Said said_before(peersum_u64 header, peersum_u64 detail) {
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+    return Said{header, detail};
+#else
+    return Said{header};
+#endif
+}
+
+// Waits for the peer's detail of the call before this one, which both ranks made with `header`, and removes it once it is compared: when
 // the sequence comes round again, no old detail stands there. The peer stores here again four calls later, after it
 // has seen data of this rank from a kernel that follows this one (README.md, "Headers and details").
-PEERSUM_DEVICE bool previous_details_agree(const Call& call, const Headers& headers) {
-    Said own = headers.own_previous;
-    const peersum_u32 peer = call.peer(call.step());
-    const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
-    peersum_u64* awaited = &call.control->details[ring][peer];
-    // Not loaded if this call itself has no detail.
-    if (own.detail == 0) own.detail = ld_global_u64(&call.control->own_details[ring]);
-    const bool agree = await_word(
-        call, peer, own, headers.previous.detail, [&] { return ld_relaxed_sys_u64(awaited); },
-        [&](peersum_u64 word) { return word == own.detail; });
-    if (agree) st_relaxed_sys_u64(awaited, 0);
-    return agree;
+// `detail` and `own_detail` are 0 if they were not loaded. Not inlined: most calls have no detail.
+extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParams& params, peersum_u64 header, peersum_u32 peer, peersum_u64 detail,
+                                                  peersum_u64 own_detail) {
+    PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
+    const peersum_u32 ring = sequence_of(header) % PEERSUM_HEADER_RING;
+    peersum_u64* awaited = &control->details[ring][peer];
+    if (own_detail == 0) own_detail = ld_global_u64(&control->own_details[ring]);
+    peersum_u64 start_ns = 0;
+    for (peersum_u32 polls = 1; detail != own_detail; ++polls) {
+        spin_pause();
+        if (polls % POLLS_BETWEEN_LOOKS == 0) {
+            start_ns = peersum_look(params, said_before(header, own_detail), peer, start_ns);
+            if (start_ns == 0) return false;
+        }
+        detail = ld_relaxed_sys_u64(awaited);
+    }
+    st_relaxed_sys_u64(awaited, 0);
+    return true;
 }
 
 // Waits for what the peer says of the call before this one. A difference in anything but the sequence ends the wait at its next look.
 PEERSUM_DEVICE bool previous_headers_agree(const Call& call, const Headers& headers) {
     if (!headers.is_exchanged || call.step() == 0) return true;
-    const Said own = headers.own_previous;
+    const peersum_u64 own = headers.own_previous;
+    const peersum_u32 peer = call.peer(call.step());
+    // A detail that was not loaded is compared behind the header, not beside it.
     const bool agree = await_word(
-        call, call.peer(call.step()), own, headers.previous.header, [&] { return ld_relaxed_sys_u64(headers.awaited); },
-        [&](peersum_u64 word) { return word == own.header; });
-    return agree && has_detail(own.header) ? previous_details_agree(call, headers) : agree;
+        call, peer, said_before(own, headers.own_previous_detail), headers.previous, [&] { return ld_relaxed_sys_u64(headers.awaited); },
+        [&](peersum_u64 word) { return word == own; });
+    if (!agree || !has_detail(own)) return agree;
+    return peersum_details_agree(call.params, own, peer, headers.previous_detail, headers.own_previous_detail);
 }
 
 // PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this block's first store to a slot.
@@ -327,12 +368,12 @@ PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     bool arrived = true;
     if (call.carries_signals() && call.step() != 0) {
         const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
-        const Said own{ld_global_u64(&call.control->own_headers[ring]), 0};
+        const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
         const peersum_u32 peer = call.peer(call.step());
         const peersum_u64* awaited = &call.control->headers[ring][peer];
         arrived = await_word(
-            call, peer, own, ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
-            [&](peersum_u64 word) { return word == own.header; });
+            call, peer, said_of(call.params, own), ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
+            [&](peersum_u64 word) { return word == own; });
     }
     return !bar_red_or(!arrived);
 }

@@ -95,8 +95,7 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     if (IS_OPENING && !lost) lost = !previous_headers_agree(call, headers);
     if (poison != 0) {
         // As on entry: the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
-        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, said_of(call.params, call.header),
-                      Said{0, 0});
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, said_of(call.params, call.header), 0);
         lost = true;
     }
     return !lost;

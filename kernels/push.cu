@@ -76,7 +76,7 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look_at_slots(const Peers
     }
     // All have come since the last poll: the wait ends at the next.
     if (missing == WORLD_SIZE) return start_ns == 0 ? globaltimer() : start_ns;
-    return peersum_look(params, Said{own_header, 0}, KEEPS_OWN ? params.rank ^ 1 : missing, start_ns);
+    return peersum_look(params, Said{own_header}, KEEPS_OWN ? params.rank ^ 1 : missing, start_ns);
 }
 
 namespace {
