@@ -74,7 +74,11 @@
 //! | `PEERSUM_CUBIN_DIR` | a directory of cubins with their manifest, looked at before those in the program |
 //! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |
 //! | `PEERSUM_JIT` | `allow`, `deny` (a missing module is an error that lists every place) or `force`: [`loader::JitMode`] |
-//! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: set it to 32 where ranks share a GPU, before the context is made |
+//! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: how many hardware queues a context has for its streams, 1 to 32, by default 8. Set it before the context is created: to 32 if ranks share a GPU, and to the number of streams in use on a GPU or more if the process has several communicators there |
+//!
+//! If a context has more streams than hardware queues, several streams go through one queue, and a kernel can be held up by another stream's. A call that
+//! waits for its peer then keeps another communicator's call from starting, and if the ranks enqueue the calls in different orders, both wait until
+//! their timeout. The streams of the program's own kernels and copies count too. CUDA takes the number as a wish.
 //!
 //! # Features
 //!

@@ -4,6 +4,7 @@
 //! alignment, in-place or capture. It never changes a result's bits.
 
 mod file;
+mod limits;
 mod merge;
 mod origin;
 
@@ -12,6 +13,7 @@ use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
 pub use file::DispatchTables;
+pub use limits::LaunchLimits;
 pub use merge::MeasuredRow;
 pub use origin::{Measurement, Origin};
 
@@ -120,9 +122,9 @@ impl Route {
 pub struct Plan {
     /// The route.
     pub route: Route,
-    /// The grid; cut to the group's limit.
+    /// The grid. A communicator launches no more than its [`LaunchLimits`] allow.
     pub blocks: u32,
-    /// Threads a block.
+    /// Threads a block that handle units; likewise limited.
     pub threads: u32,
 }
 
@@ -342,22 +344,13 @@ impl DispatchTable {
         )
     }
 
-    /// The largest grid of any row.
-    pub fn max_blocks(&self) -> u32 {
-        let blocks = self.all_rows().map(|row| row.plan.blocks);
-        blocks.max().unwrap_or(1)
-    }
-
-    /// The largest block of any row, in threads.
-    pub fn max_threads(&self) -> u32 {
-        let threads = self.all_rows().map(|row| row.plan.threads);
-        threads.max().unwrap_or(abi::PEERSUM_MIN_THREADS)
-    }
-
-    fn all_rows(&self) -> impl Iterator<Item = &Row> {
-        Placement::ALL
+    /// The largest grid of any row within the limits.
+    pub(crate) fn largest_grid(&self, limits: &LaunchLimits) -> u32 {
+        let rows = Placement::ALL
             .into_iter()
-            .flat_map(|placement| self.rows(placement))
+            .flat_map(|placement| self.rows(placement));
+        let blocks = rows.map(|row| limits.apply(row.plan).blocks);
+        blocks.max().unwrap_or(1)
     }
 
     /// A digest of everything that ranks must agree on: what each size takes, not where that comes from.
