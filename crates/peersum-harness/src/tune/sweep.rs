@@ -35,8 +35,9 @@ impl Shapes {
             },
             Link::Shared | Link::Peer => Shapes {
                 blocks: &[1, 2, 4, 8, 16, 24, 32, 48, 64, 96],
-                // The last three are the largest blocks of some kernel: 7, 11 and 15 warps for
-                // data and one for signals fill a half or a quarter of a multiprocessor.
+                // Each of the last three is the largest that fits a seat for some kernel: with the
+                // warp for signals they have 8, 12 and 16 warps, and registers are given to four
+                // warps at a time.
                 threads: &[32, 64, 128, 256, 384, 224, 352, 480],
                 max_blocks: None,
             },
