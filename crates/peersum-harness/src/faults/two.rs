@@ -104,7 +104,7 @@ pub(super) fn two_communicators<S: DeviceStream>(
         if looks {
             lanes.iter().try_for_each(Lane::poison)?;
         }
-        let order = if (round + rank as usize) % 2 == 0 {
+        let order = if (round + rank as usize).is_multiple_of(2) {
             [0, 1]
         } else {
             [1, 0]
