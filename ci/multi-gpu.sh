@@ -103,7 +103,8 @@ step grid-threads 120 "${grid[@]}" --ranks threads --report "$OUT/grid-threads.j
 step grid-processes 120 "${grid[@]}" --ranks processes --sharing file-descriptor --report "$OUT/grid-processes.json"
 step grid-legacy-ipc 60 grid --device cuda --grid smoke --world-size "$WORLD_SIZES" --ranks processes --sharing legacy-ipc \
     --report "$OUT/grid-legacy-ipc.json"
-step faults 60 faults --device cuda
+# Two communicators a rank with opposite enqueue orders are one of its cases: `--case two-communicators`.
+step faults 90 faults --device cuda
 ((gpus > 1)) && step above-range 60 above-range --world-size "$largest"
 for phase in rendezvous set-up before-first-call inside-call graph-replay teardown; do
     for signal in kill stop; do

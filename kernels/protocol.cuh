@@ -94,7 +94,7 @@ struct Said {
     peersum_u64 own_detail;
 #endif
 
-    __device__ __forceinline__ peersum_u64 detail(const PeersumParams& params) const {
+    __device__ __forceinline__ peersum_u64 detail([[maybe_unused]] const PeersumParams& params) const {
 #if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
         return own_detail;
 #else
@@ -106,7 +106,7 @@ struct Said {
 };
 
 // What this rank says of a call with these parameters.
-PEERSUM_DEVICE Said said_of(const PeersumParams& params, peersum_u64 header) {
+PEERSUM_DEVICE Said said_of([[maybe_unused]] const PeersumParams& params, peersum_u64 header) {
 #if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
     if (!has_detail(header)) return Said{header, 0};
     return Said{header, static_cast<peersum_u64>(sequence_of(header)) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.detail};
@@ -319,7 +319,7 @@ PEERSUM_DEVICE Headers send_header(const Call& call) {
 }
 
 // What this rank said of an earlier call, given its header and its detail.
-PEERSUM_DEVICE Said said_before(peersum_u64 header, peersum_u64 detail) {
+PEERSUM_DEVICE Said said_before(peersum_u64 header, [[maybe_unused]] peersum_u64 detail) {
 #if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
     return Said{header, detail};
 #else

@@ -79,7 +79,7 @@ const _: () = {
 #[derive(Debug, Copy, Clone)]
 pub struct PeersumControl {
     pub blocks: [PeersumBlockState; 256usize],
-    /// headers\[sequence % ring\]\[source\], stored by each source.
+    /// headers\[sequence % ring\]\[source\], stored by each source. README.md, "Headers and details".
     pub headers: [[peersum_u64; 8usize]; 4usize],
     /// What this rank itself called; read and written by this rank alone.
     pub own_headers: [peersum_u64; 4usize],

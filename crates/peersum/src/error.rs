@@ -71,16 +71,23 @@ pub enum Error {
     },
     /// Other communicators of this process hold the device's multiprocessors.
     #[error(
-        "device {device} has seats for {capacity} blocks, of which other communicators of this process hold {reserved}; \
-         build each with `.max_blocks(n)` so that they fit together"
+        "device {device} runs {capacity} blocks at once, and other communicators of this process may use {reserved} of them. \
+         This one needs {ranks} x {blocks} (ranks on the device x blocks), so kernels of both could wait for each other for \
+         ever. By default a communicator takes half of a device: set `CommunicatorBuilder::max_blocks(n)` for every \
+         communicator of this process, on all ranks, so that the sum of ranks x n is at most {capacity}. \
+         Here n may be {}", possible_blocks(*capacity, *reserved, *ranks)
     )]
     DeviceFull {
         /// The device's name.
         device: String,
-        /// Blocks that fit the device at once.
+        /// Blocks that fit the device at once, two a multiprocessor.
         capacity: u32,
         /// Blocks that other communicators may launch.
         reserved: u32,
+        /// Ranks of this communicator on the device.
+        ranks: u32,
+        /// Blocks that each of them needs.
+        blocks: u32,
     },
     /// The stream carries a communicator already.
     #[error(
@@ -119,6 +126,14 @@ pub enum Error {
     /// The device refused.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+/// What is left for `max_blocks` on a device, for [`Error::DeviceFull`].
+fn possible_blocks(capacity: u32, reserved: u32, ranks: u32) -> String {
+    match capacity.saturating_sub(reserved) / ranks.max(1) {
+        0 => "0 only: the others must take less first".to_owned(),
+        most => format!("1 to {most}"),
+    }
 }
 
 /// Why a communicator is poisoned. Every later call returns it again.

@@ -73,7 +73,11 @@
 //! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |
 //! | `PEERSUM_JIT` | `allow`, `deny` (a missing module is an error that lists every place) or `force`: [`loader::JitMode`] |
 //! | `CUDA_HOME`, `CUDA_PATH` | a toolkit to look for NVRTC in, by its absolute path; a relative one is not looked at |
-//! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: set it to 32 where ranks share a GPU, before the context is made |
+//! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: how many hardware queues a context has for its streams, 1 to 32, by default 8. Set it before the context is created: to 32 if ranks share a GPU, and to the number of streams in use on a GPU or more if the process has several communicators there |
+//!
+//! If a context has more streams than hardware queues, several streams go through one queue, and a kernel can be held up by another stream's. A call that
+//! waits for its peer then keeps another communicator's call from starting, and if the ranks enqueue the calls in different orders, both wait until
+//! their timeout. The streams of the program's own kernels and copies count too. CUDA takes the number as a wish.
 //!
 //! # Features
 //!

@@ -28,7 +28,12 @@ enum Kernel {
     /// An all-reduce on this grid.
     Call(usize),
     /// A kernel of the program, launched with the programmatic attribute or without.
-    Other { blocks: usize, programmatic: bool },
+    Other {
+        blocks: usize,
+        programmatic: bool,
+        /// Whether it executes `griddepcontrol.wait`.
+        waits: bool,
+    },
 }
 
 impl Kernel {
@@ -45,6 +50,9 @@ struct Stream {
     group: usize,
     card: usize,
     kernels: Vec<Kernel>,
+    /// The hardware queue of the card that it goes through. The streams of a queue were enqueued
+    /// one after the other, in the order of [`Machine::streams`].
+    queue: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +85,16 @@ impl Machine {
         self.streams.iter().zip(state).map(of_stream).sum()
     }
 
+    /// Whether all that was enqueued in front of this stream in its hardware queue has begun.
+    fn is_at_the_head(&self, state: &State, s: usize) -> bool {
+        let own = &self.streams[s];
+        let has_begun = |blocks: &Vec<Block>| blocks.iter().any(|block| *block >= Block::Seated);
+        let before = self.streams.iter().zip(state).take(s);
+        before
+            .filter(|(other, _)| other.card == own.card && other.queue == own.queue)
+            .all(|(_, kernels)| kernels.iter().all(has_begun))
+    }
+
     /// Whether one block can go on.
     fn can_step(&self, state: &State, s: usize, k: usize, b: usize) -> bool {
         let stream = &self.streams[s];
@@ -97,9 +115,15 @@ impl Machine {
                     }
                     _ => self.trigger,
                 };
-                all_before(may_come) && self.seats_taken(state, stream.card) < self.seats
+                all_before(may_come)
+                    && self.seats_taken(state, stream.card) < self.seats
+                    && self.is_at_the_head(state, s)
             }
-            Block::Seated => all_before(Block::Ended),
+            Block::Seated => match stream.kernels[k] {
+                Kernel::Other { waits: false, .. } => true,
+                // For the kernel in front alone.
+                _ => all_before(Block::Ended),
+            },
             Block::Running => match stream.kernels[k] {
                 Kernel::Other { .. } => true,
                 Kernel::Call(_) => self
@@ -114,8 +138,13 @@ impl Machine {
         }
     }
 
-    /// The number of states, and whether one of them is a deadlock.
+    /// The number of states, and one that is a deadlock, if there is any.
     fn explore(&self) -> (usize, Option<State>) {
+        self.find(|_| false)
+    }
+
+    /// The number of states, and one that is bad or a deadlock, if there is any.
+    fn find(&self, is_bad: impl Fn(&State) -> bool) -> (usize, Option<State>) {
         let mut seen = HashSet::new();
         let mut open = vec![self.initial()];
         while let Some(state) = open.pop() {
@@ -141,7 +170,7 @@ impl Machine {
                 }
             }
             let has_ended = state.iter().flatten().flatten().all(|b| *b == Block::Ended);
-            if is_stuck && !has_ended {
+            if is_bad(&state) || is_stuck && !has_ended {
                 return (seen.len(), Some(state));
             }
         }
@@ -155,28 +184,31 @@ fn shared_card(ranks: usize, kernels: &[Kernel], trigger: Trigger) -> Machine {
         Kernel::Call(blocks) => *blocks,
         Kernel::Other { .. } => 0,
     };
-    let stream = Stream {
+    let stream = |rank| Stream {
         group: 0,
         card: 0,
         kernels: kernels.to_vec(),
+        queue: rank,
     };
     Machine {
         seats: ranks * kernels.iter().map(largest).max().unwrap_or(1),
-        streams: vec![stream; ranks],
+        streams: (0..ranks).map(stream).collect(),
         trigger,
     }
 }
 
-/// Two groups of two ranks, each with one rank on either of two cards that have seats for one block of each.
-fn two_groups_on_two_cards(trigger: Trigger) -> Machine {
+/// Two groups of two ranks, each with one rank on either of two cards. One card's rank enqueues all
+/// calls of the first group and then those of the second; the other card's begins with the second.
+fn two_groups_on_two_cards(seats: usize, calls: &[usize], trigger: Trigger) -> Machine {
     let stream = |group, card| Stream {
         group,
         card,
-        kernels: vec![Kernel::Call(1); 3],
+        kernels: calls.iter().map(|blocks| Kernel::Call(*blocks)).collect(),
+        queue: group,
     };
     Machine {
-        seats: 2,
-        streams: vec![stream(0, 0), stream(0, 1), stream(1, 0), stream(1, 1)],
+        seats,
+        streams: vec![stream(0, 0), stream(1, 0), stream(1, 1), stream(0, 1)],
         trigger,
     }
 }
@@ -185,6 +217,7 @@ fn sequences() -> Vec<(usize, Vec<Kernel>)> {
     let filling = |blocks, programmatic| Kernel::Other {
         blocks,
         programmatic,
+        waits: true,
     };
     let mut all = Vec::new();
     for grids in [[1, 1, 1], [2, 1, 2], [1, 2, 1], [2, 2, 1]] {
@@ -209,9 +242,66 @@ fn a_kernel_that_comes_once_a_call_has_met_its_peers_takes_nobody_s_seat() {
         assert_eq!(deadlock, None, "{ranks} ranks that run {kernels:?}");
         states += seen;
     }
-    let (seen, deadlock) = two_groups_on_two_cards(Block::Met).explore();
-    assert_eq!(deadlock, None, "two groups");
-    println!("{} states", states + seen);
+    println!("{states} states");
+}
+
+/// What `CommunicatorBuilder::pdl` asks of programs.
+#[test]
+fn a_call_runs_beside_the_one_before_only_if_a_programmatic_kernel_between_them_does_not_wait() {
+    let call = Kernel::Call(1);
+    let is_past_the_wait = |block: &Block| (Block::Running..=Block::Met).contains(block);
+    let overlaps = |state: &State| {
+        state.iter().any(|kernels| {
+            let is_running = |k: usize| kernels[k].iter().any(is_past_the_wait);
+            is_running(0) && is_running(2)
+        })
+    };
+    for (programmatic, waits) in [(true, true), (true, false), (false, false)] {
+        let between = Kernel::Other {
+            blocks: 1,
+            programmatic,
+            waits,
+        };
+        let machine = shared_card(2, &[call, between, call], Block::Met);
+        let (_, found) = machine.find(overlaps);
+        let is_safe = waits || !programmatic;
+        assert_eq!(found.is_none(), is_safe, "{between:?}: {found:?}");
+    }
+}
+
+/// What two communicators with default settings are: each has half of a card's seats.
+#[test]
+fn two_groups_with_half_of_the_seats_each_never_deadlock_whatever_the_enqueue_orders() {
+    let mut states = 0;
+    for (seats, calls) in [(2, &[1, 1, 1][..]), (4, &[2, 1]), (4, &[1, 2])] {
+        let (seen, deadlock) = two_groups_on_two_cards(seats, calls, Block::Met).explore();
+        assert_eq!(deadlock, None, "{calls:?} blocks");
+        states += seen;
+    }
+    println!("{states} states");
+}
+
+#[test]
+fn two_groups_with_all_of_the_seats_each_can_deadlock() {
+    let machine = two_groups_on_two_cards(2, &[2], Block::Met);
+    let (_, deadlock) = machine.explore();
+    println!("{:?}", deadlock.expect("a deadlock"));
+}
+
+/// Why `CUDA_DEVICE_MAX_CONNECTIONS` matters: seats alone do not help a kernel that stands in a
+/// queue behind one that waits for it.
+#[test]
+fn two_groups_that_share_a_hardware_queue_can_deadlock_with_seats_for_all() {
+    let mut machine = two_groups_on_two_cards(2, &[1, 1], Block::Met);
+    assert_eq!(machine.explore().1, None, "a queue for each stream");
+    for stream in &mut machine.streams {
+        stream.queue = 0;
+    }
+    let (_, deadlock) = machine.explore();
+    println!("{:?}", deadlock.expect("a deadlock"));
+    // In the same order on both cards they come through one queue.
+    machine.streams.swap(2, 3);
+    assert_eq!(machine.explore().1, None, "one order");
 }
 
 #[test]
@@ -220,12 +310,13 @@ fn a_kernel_that_comes_before_a_call_has_met_its_peers_can_take_their_seats() {
     let programmatic = Kernel::Other {
         blocks: 2,
         programmatic: true,
+        waits: true,
     };
     for trigger in [Block::Seated, Block::Running] {
         for machine in [
             shared_card(2, &[call; 3], trigger),
             shared_card(2, &[call, programmatic, call], trigger),
-            two_groups_on_two_cards(trigger),
+            two_groups_on_two_cards(2, &[1; 3], trigger),
         ] {
             let (_, deadlock) = machine.explore();
             assert!(deadlock.is_some(), "{machine:?}");

@@ -9,6 +9,7 @@ mod forgeries;
 mod graphs;
 mod processes;
 mod results;
+mod seats;
 mod setup;
 mod slots;
 mod stage;

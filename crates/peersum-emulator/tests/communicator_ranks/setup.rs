@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use peersum::{Communicator, CommunicatorBuilder, Error, Rendezvous};
-use peersum_emulator::{Emulator, EmulatorBuffer, EmulatorDevice, EmulatorOptions, EmulatorStream};
+use peersum_emulator::{Emulator, EmulatorBuffer, EmulatorDevice, EmulatorStream};
 
 use crate::stage::{Comm, Content, assert_bits, build, expected, input, settings};
 
@@ -30,7 +30,7 @@ fn outcomes(
 }
 
 #[track_caller]
-fn error(outcome: Result<Comm, Error>) -> Error {
+pub(crate) fn error(outcome: Result<Comm, Error>) -> Error {
     match outcome {
         Ok(_) => panic!("the communicator was built"),
         Err(error) => error,
@@ -161,7 +161,7 @@ fn a_bad_table_is_refused_on_every_rank_and_a_good_one_is_used() {
 }
 
 /// A call that is compared with the reference.
-fn reduce(comm: &mut Comm, seed: u64) {
+pub(crate) fn reduce(comm: &mut Comm, seed: u64) {
     let mut buffer =
         EmulatorBuffer::from_slice(&input::<f32>(seed, comm.rank(), LEN, Content::Special));
     comm.all_reduce_in_place(&mut buffer).unwrap();
@@ -171,7 +171,7 @@ fn reduce(comm: &mut Comm, seed: u64) {
 }
 
 /// Both ranks of a new group, each built by a thread of its own on the stream given for it.
-fn pair(
+pub(crate) fn pair(
     settings: fn() -> CommunicatorBuilder,
     streams: &[EmulatorStream; 2],
 ) -> [Result<Comm, Error>; 2] {
@@ -190,7 +190,7 @@ fn pair(
 }
 
 /// Runs both ranks' part of `program` on threads, and drops the two together.
-fn run_pair(pair: [Comm; 2], program: impl Fn(&mut Comm) + Sync) {
+pub(crate) fn run_pair(pair: [Comm; 2], program: impl Fn(&mut Comm) + Sync) {
     let program = &program;
     std::thread::scope(|scope| {
         for mut comm in pair {
@@ -212,33 +212,6 @@ fn a_stream_carries_one_communicator_and_is_free_again_when_that_is_gone() {
     run_pair(first, |comm| reduce(comm, 1));
     let second = pair(settings, &streams).map(Result::unwrap);
     run_pair(second, |comm| reduce(comm, 2));
-}
-
-#[test]
-fn two_communicators_of_a_process_share_their_device_by_max_blocks() {
-    // 64 blocks of 8 threads fit a device of one multiprocessor, and both ranks are on it.
-    let mut options = EmulatorOptions::default();
-    options.multiprocessors = 1;
-    let device = EmulatorDevice::with_options(4711, &options);
-    let streams = || [(); 2].map(|()| device.stream().unwrap());
-    let first = pair(|| settings().max_blocks(31), &streams()).map(Result::unwrap);
-    assert!(first.iter().all(|comm| comm.max_blocks() == 31));
-    let second = pair(|| settings().max_blocks(31), &streams()).map(Result::unwrap);
-    assert!(
-        second.iter().all(|comm| comm.max_blocks() == 1),
-        "62 of 64 places are taken"
-    );
-    for outcome in pair(settings, &streams()) {
-        let text = error(outcome).to_string();
-        assert!(text.contains("64") && text.contains("max_blocks"), "{text}");
-    }
-    // Both at the same time, on two streams of each rank.
-    std::thread::scope(|scope| {
-        scope.spawn(|| run_pair(first, |comm| (0..10).for_each(|seed| reduce(comm, seed))));
-        scope.spawn(|| run_pair(second, |comm| (0..10).for_each(|seed| reduce(comm, seed))));
-    });
-    let third = pair(settings, &streams()).map(Result::unwrap);
-    run_pair(third, |comm| reduce(comm, 3));
 }
 
 #[test]

@@ -65,6 +65,9 @@ pub(crate) struct BenchArgs {
     /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     push_half: Option<usize>,
+    /// The largest grid, as `CommunicatorBuilder::max_blocks` sets it. [default: as in a program that does not set it]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    max_blocks: Option<u32>,
     /// The directory with the cubin of the kernels that measure the machine's limits; without it there are none.
     #[arg(long, value_name = "DIR")]
     limits: Option<PathBuf>,
@@ -308,7 +311,7 @@ fn measure_ranks<M: Machine>(
                         pdl,
                         build,
                         timeout: machine.call_timeout(),
-                        max_blocks: None,
+                        max_blocks: args.max_blocks,
                         tables: tables.clone(),
                         push_half_bytes: args.push_half,
                     };

@@ -2,7 +2,7 @@
 
 use peersum::dispatch::{Placement, Plan, Route};
 
-use super::sizes::{launched, places};
+use super::sizes::places;
 
 /// More units a thread than this are not worth a try where a larger grid is tried too.
 const MAX_UNITS_PER_THREAD: u64 = 24;
@@ -16,13 +16,14 @@ pub(crate) fn own_placement(route: Route) -> Placement {
     }
 }
 
-/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same launch as one without.
+/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same launch as one without. `launched` says
+/// what a plan comes to.
 pub(crate) fn candidates(
     route: Route,
     shapes: &[(u32, u32)],
     bytes: u64,
     world_size: u32,
-    max_blocks: u32,
+    launched: impl Fn(Plan) -> Plan,
 ) -> Vec<Plan> {
     let places = places(route, bytes, world_size);
     let threads_of = |plan: &Plan| u64::from(plan.blocks * plan.threads);
@@ -33,7 +34,7 @@ pub(crate) fn candidates(
             blocks,
             threads,
         };
-        let plan = launched(plan, bytes, world_size, max_blocks);
+        let plan = launched(plan);
         if !plans.contains(&plan) {
             plans.push(plan);
         }
@@ -50,18 +51,26 @@ pub(crate) fn candidates(
 mod tests {
     use super::*;
 
+    /// No block without one of so many places.
+    fn within(places: u32) -> impl Fn(Plan) -> Plan {
+        move |plan| Plan {
+            blocks: plan.blocks.min(places.div_ceil(plan.threads)),
+            ..plan
+        }
+    }
+
     #[test]
     fn equal_launches_are_measured_once_and_small_grids_only_where_they_can_win() {
         let shapes = [(1, 256), (2, 256), (2, 128), (64, 128), (132, 512)];
         // 256 units: one block of 256 threads, two of 128 (twice the same), one of 512.
-        let small = candidates(Route::PushOneShot, &shapes, 4096, 2, 132);
+        let small = candidates(Route::PushOneShot, &shapes, 4096, 2, within(256));
         let grids: Vec<_> = small
             .iter()
             .map(|plan| (plan.blocks, plan.threads))
             .collect();
         assert_eq!(grids, [(1, 256), (2, 128), (1, 512)]);
         // 1 MiB: 65536 units; a grid of 256 threads would leave 256 units a thread.
-        let large = candidates(Route::PushOneShot, &shapes, 1 << 20, 2, 132);
+        let large = candidates(Route::PushOneShot, &shapes, 1 << 20, 2, within(65536));
         let grids: Vec<_> = large
             .iter()
             .map(|plan| (plan.blocks, plan.threads))

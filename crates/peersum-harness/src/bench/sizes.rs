@@ -1,6 +1,6 @@
 //! Sizes and shapes as they are typed and printed.
 
-use peersum::dispatch::{Plan, Route};
+use peersum::dispatch::Route;
 use peersum_artifact::Algorithm;
 
 /// A unit of the kernels, in bytes.
@@ -54,17 +54,6 @@ pub(crate) fn places(route: Route, bytes: u64, world_size: u32) -> u64 {
     }
 }
 
-/// What the communicator makes of a plan: it launches no block without a place, and no more than its limit.
-pub(crate) fn launched(plan: Plan, bytes: u64, world_size: u32, max_blocks: u32) -> Plan {
-    let useful = places(plan.route, bytes, world_size).div_ceil(u64::from(plan.threads.max(1)));
-    Plan {
-        blocks: (useful.min(u64::from(plan.blocks)) as u32)
-            .min(max_blocks)
-            .max(1),
-        ..plan
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,21 +83,5 @@ mod tests {
         for bad in ["16", "0x64", "16x0", "257x64", "1x513", "x", "16x256x2"] {
             assert!(parse_shape(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn a_plan_is_cut_to_blocks_with_a_place_and_to_the_limit() {
-        let plan = |route| Plan {
-            route,
-            blocks: 64,
-            threads: 128,
-        };
-        // 256 units; two-shot at four ranks: 64 places.
-        assert_eq!(launched(plan(Route::PushOneShot), 4096, 4, 132).blocks, 2);
-        assert_eq!(launched(plan(Route::PushTwoShot), 4096, 4, 132).blocks, 1);
-        assert_eq!(
-            launched(plan(Route::PushOneShot), 1 << 20, 4, 33).blocks,
-            33
-        );
     }
 }

@@ -1,5 +1,5 @@
 //! Faults between ranks that are threads of one process on one device: what every rank is told when a peer is absent, aborted or calls something
-//! else, and that the process lives on; also replayed graphs mixed with eager calls, and a few cases of processes. Each case is a process of its
+//! else, and that the process lives on; also replayed graphs mixed with eager calls, two communicators at once, and a few cases of processes. Each case is a process of its
 //! own, so that a spinning kernel costs one case. (`kill` is about ranks that die or stop.)
 
 mod abort;
@@ -8,6 +8,7 @@ mod captures;
 mod disagreement;
 mod processes;
 mod replays;
+mod two;
 mod work;
 
 use std::process::Command;
@@ -16,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use peersum::cudarc::driver::CudaContext;
 use peersum::device::DeviceStream;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
@@ -34,6 +36,9 @@ const CASE_PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) enum Case {
     /// Four layers captured, 100 replays mixed with eager calls, with and without programmatic dependent launch.
     GraphReplays,
+    /// Two communicators with default settings on the same GPUs, one rank a GPU if there are two: ranks enqueue their calls in opposite
+    /// orders, eager and as graphs.
+    TwoCommunicators,
     /// A rank never calls; the others name it, outputs are NaN, a graph captured before is refused and moves no data, a new communicator works.
     AbsentRank,
     /// Another thread aborts a rank that waits.
@@ -66,7 +71,7 @@ pub(crate) struct FaultsArgs {
     /// The case [default: all that the device has].
     #[arg(long)]
     case: Option<Case>,
-    /// What the ranks run on. All share GPU 0, or one emulated device each.
+    /// What the ranks run on. All share GPU 0 unless the case says otherwise, or have one emulated device each.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
     /// What a rank may take beyond its deadline, in milliseconds.
@@ -105,14 +110,27 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
             Ok(())
         }
         DeviceKind::Cuda => {
-            let context = peersum::open_context(0)?;
-            run_case(case, &stage(args, kind, &|_| Ok(context.new_stream()?)))
+            let count = match case {
+                Case::TwoCommunicators => gpus()?,
+                _ => 1,
+            };
+            let contexts = (0..count)
+                .map(peersum::open_context)
+                .collect::<std::result::Result<Vec<_>, _>>()?;
+            let stream = |rank: u32| Ok(contexts[(rank % count) as usize].new_stream()?);
+            run_case(case, &stage(args, kind, &stream))
         }
         DeviceKind::Emulator => {
             let stream = |rank| Ok(EmulatorDevice::new(rank).stream()?);
             run_case(case, &stage(args, kind, &stream))
         }
     }
+}
+
+/// As many of the machine's GPUs as a group can have.
+fn gpus() -> Result<u32> {
+    let count = CudaContext::device_count().context("counting the GPUs")?;
+    Ok(count.clamp(1, 8).cast_unsigned())
 }
 
 /// What a case has of the device and the flags.
@@ -230,6 +248,24 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
                 println!(
                     "  world size {world_size}, pdl {pdl}: 100 replays of 4 layers and 10 eager calls, all equal to the reference"
                 );
+            }
+        }
+        (Case::TwoCommunicators, ..) => {
+            let (largest, pdl): (u32, &[bool]) = match stage.kind {
+                DeviceKind::Cuda => (gpus()?.max(2), &[true, false]),
+                DeviceKind::Emulator => (3, &[false]),
+            };
+            let mut world_sizes = vec![2, largest];
+            world_sizes.dedup();
+            for world_size in world_sizes {
+                for &pdl in pdl {
+                    threads(world_size, 2, &|meeting| {
+                        two::two_communicators(meeting, stage, pdl)
+                    })?;
+                    println!(
+                        "  world size {world_size}, pdl {pdl}: two communicators at once, all results equal to the reference"
+                    );
+                }
             }
         }
         (Case::AbsentRank, ..) => threads(3, 2, &|meeting| absent::absent_rank(meeting, stage))?,

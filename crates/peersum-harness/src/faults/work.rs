@@ -23,14 +23,25 @@ pub(super) struct Work<D: Device> {
 
 impl<D: Device> Work<D> {
     pub(super) fn new(stream: &D::Stream, rank: u32, world_size: u32) -> Result<Self> {
+        Work::of(stream, rank, world_size, 3, ELEMENTS)
+    }
+
+    /// As [`Work::new`], with other data and another size.
+    pub(super) fn of(
+        stream: &D::Stream,
+        rank: u32,
+        world_size: u32,
+        seed: u64,
+        elements: usize,
+    ) -> Result<Self> {
         let device = D::open(stream)?;
         let inputs: Vec<Vec<bf16>> = (0..world_size)
-            .map(|rank| data::input(3, rank, ELEMENTS, Content::Ordinary))
+            .map(|rank| data::input(seed, rank, elements, Content::Ordinary))
             .collect();
         let slices: Vec<&[bf16]> = inputs.iter().map(Vec::as_slice).collect();
         let (input, output) = (
-            TestBuffer::new(&device, ELEMENTS, 0)?,
-            TestBuffer::new(&device, ELEMENTS, 0)?,
+            TestBuffer::new(&device, elements, 0)?,
+            TestBuffer::new(&device, elements, 0)?,
         );
         input.write(&device, &inputs[rank as usize])?;
         Ok(Work {

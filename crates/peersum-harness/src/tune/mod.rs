@@ -193,7 +193,7 @@ impl<'a> Group<'a> {
             pdl: true,
             build: Build::Shipped,
             timeout: machine.call_timeout(),
-            max_blocks: Some(shapes.max_blocks),
+            max_blocks: shapes.max_blocks,
             tables: Some(self.tables.clone()),
             push_half_bytes: self.args.push_half,
         };

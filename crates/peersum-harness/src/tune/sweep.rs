@@ -7,12 +7,11 @@ use anyhow::Result;
 use half::{bf16, f16};
 use peersum::dispatch::{Link, Placement, Plan, Route};
 use peersum_artifact::Dtype;
-use peersum_kernels::abi;
 
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::machine::Machine;
 use crate::bench::ranks::Rank;
-use crate::bench::sizes::{launched, places};
+use crate::bench::sizes::places;
 use crate::bench::timing::{Method, median, rounded, shortest};
 
 /// The grids that are tried.
@@ -21,8 +20,8 @@ pub(super) struct Shapes {
     /// A group's largest grid is added.
     blocks: &'static [u32],
     threads: &'static [u32],
-    /// What the group may launch, if the devices have room for it.
-    pub(super) max_blocks: u32,
+    /// What the group may launch. `None` is what a program gets that does not set it.
+    pub(super) max_blocks: Option<u32>,
 }
 
 impl Shapes {
@@ -32,12 +31,15 @@ impl Shapes {
             Link::Emulator => Shapes {
                 blocks: &[1],
                 threads: &[8, 16],
-                max_blocks: 2,
+                max_blocks: Some(2),
             },
             Link::Shared | Link::Peer => Shapes {
                 blocks: &[1, 2, 4, 8, 16, 24, 32, 48, 64, 96],
-                threads: &[32, 64, 128, 256, 384, 512],
-                max_blocks: abi::PEERSUM_MAX_BLOCKS,
+                // Each of the last three is the largest that fits a seat for some kernel: with the
+                // warp for signals they have 8, 12 and 16 warps, and registers are given to four
+                // warps at a time.
+                threads: &[32, 64, 128, 256, 384, 224, 352, 480],
+                max_blocks: None,
             },
         }
     }
@@ -203,7 +205,8 @@ impl Sweep<'_> {
         let by_route = Route::ALL.map(|route| {
             let places = places(route, bytes, world_size);
             let shapes = self.shapes.for_places(places, max_blocks);
-            let mut plans = candidates(route, &shapes, bytes, world_size, max_blocks);
+            let launched = |plan| rank.communicator.launched(plan, bytes);
+            let mut plans = candidates(route, &shapes, bytes, world_size, launched);
             // Large grids win for large messages, and one block never for them.
             if bytes > LARGE_BYTES {
                 plans.reverse();
@@ -228,13 +231,7 @@ impl Sweep<'_> {
 
     fn base_plan<M: Machine>(&self, rank: &Rank<'_, M>, placement: Placement, bytes: u64) -> Plan {
         let communicator = &rank.communicator;
-        let plan = communicator.plan(placement, bytes);
-        launched(
-            plan,
-            bytes,
-            communicator.world_size(),
-            communicator.max_blocks(),
-        )
+        communicator.launched(communicator.plan(placement, bytes), bytes)
     }
 
     /// The median of each type, the same on all ranks.
@@ -342,7 +339,7 @@ mod tests {
             [(1, 32), (1, 64), (2, 32), (2, 64)]
         );
         assert_eq!(shapes.for_places(1, 1), [(1, 32)]);
-        assert_eq!(shapes.for_places(1 << 20, 132).len(), 11 * 6);
+        assert_eq!(shapes.for_places(1 << 20, 132).len(), 11 * 8);
     }
 
     #[test]

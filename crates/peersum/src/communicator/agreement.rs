@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::builder::CommunicatorBuilder;
 use super::layout::StartEpochs;
 use crate::device::DeviceIdentity;
-use crate::dispatch::DispatchTable;
+use crate::dispatch::{DispatchTable, LaunchLimits};
 use crate::error::Error;
 use crate::rendezvous::Group;
 
@@ -36,7 +36,7 @@ pub(super) struct Hello {
 #[derive(Debug, Serialize, Deserialize)]
 struct Seating {
     table_digest: String,
-    max_blocks: u32,
+    limits: LaunchLimits,
 }
 
 pub(super) fn exchange_hellos(
@@ -118,25 +118,23 @@ fn require_equal<T>(
     }
 }
 
+/// The launches that every rank can make: a call has the same grid on all of them.
 pub(super) fn exchange_seating(
     group: &mut Group,
     table: &DispatchTable,
-    max_blocks: u32,
+    limits: LaunchLimits,
     timeout: Duration,
-) -> Result<u32, Error> {
+) -> Result<LaunchLimits, Error> {
     let own = Seating {
         table_digest: table.digest().to_string(),
-        max_blocks,
+        limits,
     };
     let seating: Vec<Seating> = gather(group, "seating", &own, timeout)?;
     require_equal("dispatch table", &seating, |seating| {
         seating.table_digest.clone()
     })?;
-    Ok(seating
-        .iter()
-        .map(|seating| seating.max_blocks)
-        .min()
-        .unwrap_or(max_blocks))
+    let all = seating.iter().map(|seating| &seating.limits);
+    Ok(all.fold(limits, LaunchLimits::min))
 }
 
 /// Different for every group that this process ever takes part in.

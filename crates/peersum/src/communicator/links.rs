@@ -11,7 +11,7 @@ use super::processes::PeerProcess;
 use super::seats::Seats;
 use super::symmetric::SymmetricRegion;
 use crate::device::{Device, MemorySharing, StatusRecord};
-use crate::dispatch::{Placement, Route};
+use crate::dispatch::{LaunchLimits, Placement, Route};
 use crate::error::SymmetricPart;
 use crate::loader::LoadReport;
 
@@ -41,8 +41,8 @@ impl<D: Device> Modules<D> {
         &self.modules[family as usize * dtypes + dtype as usize]
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &D::Module> {
-        self.modules.iter()
+    pub(super) fn of_family(&self, family: Family) -> impl Iterator<Item = &D::Module> {
+        Dtype::ALL.iter().map(move |&dtype| self.get(family, dtype))
     }
 }
 
@@ -83,7 +83,8 @@ pub(super) struct Links<D: Device> {
     /// Every rank's arena, by rank.
     pub(super) arenas: [u64; RANKS],
     pub(super) status: StatusRecord,
-    pub(super) max_blocks: u32,
+    /// What any launch of the group keeps to.
+    pub(super) limits: LaunchLimits,
     /// Whether any two ranks of the group use the same device.
     pub(super) shares_device: bool,
     pub(super) sharing: MemorySharing,
@@ -130,9 +131,11 @@ impl<D: Device> Links<D> {
             symmetric,
             mappings,
             arena,
+            _seats: seats,
             ..
         } = self;
-        std::mem::forget((modules, status, symmetric, mappings, arena));
+        // Its blocks keep their seats as long as it may run.
+        std::mem::forget((modules, status, symmetric, mappings, arena, seats));
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {

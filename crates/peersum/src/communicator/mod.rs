@@ -347,18 +347,12 @@ impl<D: Device> Communicator<D> {
         }
         params.header = signature.header();
         params.detail = signature.detail();
-        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
-        let places = match plan.route.algorithm() {
-            peersum_artifact::Algorithm::OneShot => units,
-            peersum_artifact::Algorithm::TwoShot => units.div_ceil(u64::from(self.world_size)),
-        };
-        // Blocks without a unit would only lengthen the launch. A function of the bytes, as the grid must be.
-        let useful = places
-            .div_ceil(u64::from(plan.threads))
-            .min(u64::from(plan.blocks)) as u32;
+        let Plan {
+            blocks, threads, ..
+        } = links.limits.launched(plan, bytes, self.world_size);
         let shape = LaunchShape {
-            blocks: useful.min(links.max_blocks).max(1),
-            threads: plan.threads,
+            blocks,
+            threads,
             pdl: self.pdl,
         };
         (shape, params)
@@ -417,9 +411,10 @@ impl<D: Device> Communicator<D> {
         &self.table
     }
 
-    /// The largest grid that any call launches: the least of all ranks' seats.
+    /// The largest grid that any call launches, the same on every rank: this communicator's share of a GPU, which
+    /// [`CommunicatorBuilder::max_blocks`] sets.
     pub fn max_blocks(&self) -> u32 {
-        self.links.as_ref().map_or(0, |links| links.max_blocks)
+        self.links.as_ref().map_or(0, |links| links.limits.blocks())
     }
 
     /// Device memory that this rank holds, in bytes: control block + 2 x push half + 2 x staging half (`max_bytes`), and its symmetric

@@ -7,33 +7,40 @@ use peersum_kernels::abi;
 
 use super::{Call, Communicator};
 use crate::device::Device;
-use crate::dispatch::{Plan, Route};
+use crate::dispatch::{LaunchLimits, Plan, Route};
 use crate::error::Error;
 
 /// How long the probe's blocks wait for those of the other ranks.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The memory that the probe of a grid needs, in bytes: a unit for each thread, so that no block is without work.
-pub(super) fn probe_bytes(blocks: u32, threads: u32) -> u64 {
-    u64::from(blocks) * u64::from(threads) * u64::from(abi::PEERSUM_UNIT_BYTES)
+/// The memory that the probe needs, in bytes: a unit for each thread, so that no block is without work.
+pub(super) fn probe_bytes(limits: &LaunchLimits) -> u64 {
+    let plan = probe_plan(limits);
+    u64::from(plan.blocks) * u64::from(plan.threads) * u64::from(abi::PEERSUM_UNIT_BYTES)
+}
+
+/// As many blocks as any call may have, as large as a seat allows. A pull call waits block by block, so each block of each rank
+/// must run.
+fn probe_plan(limits: &LaunchLimits) -> Plan {
+    let route = Route::PullOneShot;
+    Plan {
+        route,
+        blocks: limits.blocks(),
+        threads: limits.threads(route.family(), route.algorithm()),
+    }
 }
 
 impl<D: Device> Communicator<D> {
-    /// Meets all ranks once with the largest grid that any call may have: a pull call waits block by block, so that each block of each rank
-    /// must run. Blocks that cannot run at once time out.
+    /// Meets all ranks once with the largest grid that any call may have. Blocks that cannot run at once time out.
     pub(super) fn probe_co_residency(&mut self) -> Result<(), Error> {
         let Some(links) = &self.links else {
             return Ok(());
         };
         let address = links.own_control() + links.layout.probe_offset;
-        let plan = Plan {
-            route: Route::PullOneShot,
-            blocks: links.max_blocks,
-            threads: self.table.max_threads(),
-        };
+        let plan = probe_plan(&links.limits);
         let most = links.layout.capacity_units(plan.route, self.world_size)
             * u64::from(abi::PEERSUM_UNIT_BYTES);
-        let bytes = probe_bytes(plan.blocks, plan.threads).min(most);
+        let bytes = probe_bytes(&links.limits).min(most);
         let call = Call {
             dtype: Dtype::F32,
             input: address,

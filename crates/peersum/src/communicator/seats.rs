@@ -1,114 +1,298 @@
 //! Seats: how many blocks each rank may launch so that all that must run together does.
 //!
-//! A block that waits for a peer's block holds its place on a multiprocessor. Ranks that share a device therefore share its seats: per
-//! device, the sum over ranks of the largest grid stays at or below the blocks that fit at once.
+//! A block that waits for a peer's block keeps its place on a multiprocessor. If such blocks keep a
+//! peer's block from running, nobody ends. So a device has a fixed number of seats, each block has
+//! one, and the communicators of this process never hold more than there are.
+//!
+//! A seat is half a multiprocessor, whatever the size of the block. No block is larger (see
+//! [`thread_limits`]), so a multiprocessor with fewer than two blocks has room for any other one,
+//! in whatever order blocks of different sizes come. Larger blocks would have to wait until a whole
+//! multiprocessor is empty: for ever, if another communicator keeps a small block on each.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use peersum_artifact::{Algorithm, Family};
+use peersum_kernels::abi;
+
+use super::links::Modules;
+use crate::device::{Device, DeviceError, DeviceIdentity};
+use crate::dispatch::LaunchLimits;
 use crate::error::Error;
 
-type Uuid = [u8; 16];
+/// Blocks of any kernel that fit one multiprocessor.
+const SEATS_PER_MULTIPROCESSOR: u32 = 2;
 
-/// (group, blocks) for each communicator on a device.
-type Reservations = Vec<(u64, u32)>;
+/// Communicators with default settings that each device has room for.
+const DEFAULT_COMMUNICATORS: u32 = 2;
 
-/// Blocks that communicators of this process may launch, by device.
-static RESERVED: Mutex<Option<HashMap<Uuid, Reservations>>> = Mutex::new(None);
-
-/// A communicator's seats on one device, given back when dropped.
+/// What one group holds on one device. Its ranks of this process hold it together.
 #[derive(Debug)]
-pub(crate) struct Seats {
-    uuid: Uuid,
+struct Reservation {
     group: u64,
+    /// Of each rank on the device, in this process or another.
     blocks: u32,
+    ranks: u32,
+    /// Ranks of this process.
+    holders: u32,
 }
 
-/// The largest grid that one of `ranks_on_device` ranks may launch, for a device of `capacity` seats of which other communicators of this process
-/// hold some. `group` tells the ranks of one communicator apart from others.
-pub(crate) fn largest_grid(
-    uuid: Uuid,
+impl Reservation {
+    fn seats(&self) -> u32 {
+        self.blocks.saturating_mul(self.ranks)
+    }
+}
+
+type Devices = HashMap<[u8; 16], Vec<Reservation>>;
+
+/// What the groups of this process hold, by device.
+static RESERVED: Mutex<Option<Devices>> = Mutex::new(None);
+
+fn reserved() -> MutexGuard<'static, Option<Devices>> {
+    RESERVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One group on one device.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) device: &'a DeviceIdentity,
+    /// Tells the ranks of this group from those of others in the process.
+    pub(super) group: u64,
+    /// Ranks of this group on the device.
+    pub(super) ranks: u32,
+}
+
+impl Place<'_> {
+    fn capacity(&self) -> u32 {
+        let multiprocessors = self.device.multiprocessors;
+        multiprocessors.saturating_mul(SEATS_PER_MULTIPROCESSOR)
+    }
+
+    /// The most blocks that a rank can have, if this group has the device for itself.
+    pub(super) fn most(&self) -> u32 {
+        (self.capacity() / self.ranks.max(1)).clamp(1, abi::PEERSUM_MAX_BLOCKS)
+    }
+
+    /// The most blocks that a rank has if the builder says nothing. What other groups hold must not
+    /// matter: it can differ between processes, and between two runs of a program.
+    pub(super) fn default_share(&self) -> u32 {
+        let share = self.capacity() / DEFAULT_COMMUNICATORS / self.ranks.max(1);
+        share.clamp(1, abi::PEERSUM_MAX_BLOCKS)
+    }
+
+    /// Takes seats for `blocks` blocks of each rank of the group. All its ranks of this process call
+    /// this, and hold what the first of them took.
+    pub(super) fn reserve(&self, blocks: u32) -> Result<Seats, Error> {
+        let mut devices = reserved();
+        let reservations = devices
+            .get_or_insert_default()
+            .entry(self.device.uuid)
+            .or_default();
+        if let Some(own) = reservations.iter_mut().find(|own| own.group == self.group) {
+            own.holders += 1;
+            own.blocks = own.blocks.min(blocks);
+            return Ok(self.seats());
+        }
+        let own = Reservation {
+            group: self.group,
+            blocks,
+            ranks: self.ranks.max(1),
+            holders: 1,
+        };
+        let of_others: u32 = reservations.iter().map(Reservation::seats).sum();
+        let free = self.capacity().saturating_sub(of_others);
+        if own.seats() > free {
+            return Err(Error::DeviceFull {
+                device: self.device.name.clone(),
+                capacity: self.capacity(),
+                reserved: of_others,
+                ranks: own.ranks,
+                blocks,
+            });
+        }
+        reservations.push(own);
+        Ok(self.seats())
+    }
+
+    /// For a rank that is counted among the holders: dropping it takes the lock, and gives back.
+    fn seats(&self) -> Seats {
+        Seats {
+            uuid: self.device.uuid,
+            group: self.group,
+        }
+    }
+}
+
+/// A rank's part in its group's reservation on one device, given back when dropped.
+#[derive(Debug)]
+pub(super) struct Seats {
+    uuid: [u8; 16],
     group: u64,
-    name: &str,
-    capacity: u32,
-    ranks_on_device: u32,
-) -> Result<u32, Error> {
-    let reserved = reserved_by_others(uuid, group);
-    let grid = capacity.saturating_sub(reserved) / ranks_on_device.max(1);
-    if grid == 0 {
-        return Err(Error::DeviceFull {
-            device: name.to_owned(),
-            capacity,
-            reserved,
-        });
+}
+
+impl Seats {
+    /// Gives back what the ranks have not agreed on.
+    pub(super) fn shrink_to(&self, blocks: u32) {
+        self.with_own(|own| own.blocks = own.blocks.min(blocks));
     }
-    Ok(grid)
-}
 
-/// Reserves `blocks` seats for one rank.
-pub(crate) fn reserve(uuid: Uuid, group: u64, blocks: u32) -> Seats {
-    let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-    reserved
-        .get_or_insert_default()
-        .entry(uuid)
-        .or_default()
-        .push((group, blocks));
-    Seats {
-        uuid,
-        group,
-        blocks,
-    }
-}
-
-fn reserved_by_others(uuid: Uuid, group: u64) -> u32 {
-    let reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-    let seats = reserved.as_ref().and_then(|devices| devices.get(&uuid));
-    seats.map_or(0, |seats| {
-        seats
-            .iter()
-            .filter(|(other, _)| *other != group)
-            .map(|(_, blocks)| blocks)
-            .sum()
-    })
-}
-
-impl Drop for Seats {
-    fn drop(&mut self) {
-        let mut reserved = RESERVED.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(seats) = reserved
+    fn with_own(&self, change: impl FnOnce(&mut Reservation)) {
+        let mut devices = reserved();
+        let Some(reservations) = devices
             .as_mut()
             .and_then(|devices| devices.get_mut(&self.uuid))
         else {
             return;
         };
-        if let Some(index) = seats
-            .iter()
-            .position(|seat| *seat == (self.group, self.blocks))
-        {
-            seats.swap_remove(index);
+        if let Some(own) = reservations.iter_mut().find(|own| own.group == self.group) {
+            change(own);
+        }
+        reservations.retain(|reservation| reservation.holders > 0);
+    }
+}
+
+impl Drop for Seats {
+    fn drop(&mut self) {
+        self.with_own(|own| own.holders -= 1);
+    }
+}
+
+/// The largest block of each kernel that fits a seat, in threads that handle units.
+pub(super) fn thread_limits<D: Device>(
+    device: &D,
+    modules: &Modules<D>,
+    blocks: u32,
+) -> Result<LaunchLimits, DeviceError> {
+    LaunchLimits::try_new(blocks, |family, algorithm| {
+        let mut least = abi::PEERSUM_MAX_THREADS;
+        for module in modules.of_family(family) {
+            least = least.min(largest_block(device, module, family, algorithm)?);
+        }
+        Ok(least)
+    })
+}
+
+fn largest_block<D: Device>(
+    device: &D,
+    module: &D::Module,
+    family: Family,
+    algorithm: Algorithm,
+) -> Result<u32, DeviceError> {
+    let whole_warps = (1..=abi::PEERSUM_MAX_THREADS / abi::PEERSUM_WARP_THREADS).rev();
+    for threads in whole_warps.map(|warps| warps * abi::PEERSUM_WARP_THREADS) {
+        let blocks = device.blocks_per_multiprocessor(module, algorithm, threads)?;
+        if blocks >= SEATS_PER_MULTIPROCESSOR {
+            return Ok(threads);
         }
     }
+    Err(DeviceError::Driver {
+        call: "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+        message: format!(
+            "two blocks of the {family} {algorithm} kernel do not fit one multiprocessor, \
+             even with {} threads each",
+            abi::PEERSUM_WARP_THREADS
+        ),
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+
     use super::*;
 
+    fn device(number: u8, multiprocessors: u32) -> DeviceIdentity {
+        DeviceIdentity {
+            name: "gpu".to_owned(),
+            uuid: [number; 16],
+            arch: Some((9, 0)),
+            multiprocessors,
+        }
+    }
+
+    fn place(device: &DeviceIdentity, group: u64, ranks: u32) -> Place<'_> {
+        Place {
+            device,
+            group,
+            ranks,
+        }
+    }
+
+    /// Seats that are taken.
+    fn taken(device: &DeviceIdentity) -> u32 {
+        let devices = reserved();
+        let reservations = devices
+            .as_ref()
+            .and_then(|devices| devices.get(&device.uuid));
+        reservations.map_or(0, |all| all.iter().map(Reservation::seats).sum())
+    }
+
     #[test]
-    fn ranks_of_one_group_share_a_device_and_other_groups_keep_their_seats() {
-        let uuid = [7; 16];
-        assert_eq!(largest_grid(uuid, 1, "gpu", 132, 4).unwrap(), 33);
-        let seats = [reserve(uuid, 1, 33), reserve(uuid, 1, 33)];
-        assert_eq!(
-            largest_grid(uuid, 1, "gpu", 132, 4).unwrap(),
-            33,
-            "a group does not compete with itself"
-        );
-        assert_eq!(largest_grid(uuid, 2, "gpu", 132, 1).unwrap(), 66);
-        let others = reserve(uuid, 2, 66);
-        let full = largest_grid(uuid, 3, "gpu", 132, 1).unwrap_err();
-        assert!(full.to_string().contains("132"), "{full}");
-        drop((seats, others));
-        assert_eq!(largest_grid(uuid, 3, "gpu", 132, 1).unwrap(), 132);
+    fn the_default_share_is_a_constant_and_two_of_them_fill_a_device() {
+        let gpu = device(1, 132);
+        for ranks in 1..=8 {
+            let share = place(&gpu, 1, ranks).default_share();
+            assert_eq!(share, 132 / ranks);
+            let first = place(&gpu, 1, ranks).reserve(share).unwrap();
+            assert_eq!(place(&gpu, 2, ranks).default_share(), share);
+            let second = place(&gpu, 2, ranks).reserve(share).unwrap();
+            let refusal = place(&gpu, 3, ranks).reserve(share).unwrap_err();
+            let Error::DeviceFull { capacity: 264, .. } = &refusal else {
+                panic!("{refusal}");
+            };
+            assert!(refusal.to_string().contains("max_blocks(n)"), "{refusal}");
+            drop((first, second));
+            assert_eq!(taken(&gpu), 0);
+        }
+    }
+
+    #[test]
+    fn ranks_of_one_group_hold_one_reservation_until_the_last_is_gone() {
+        let gpu = device(2, 132);
+        let own = place(&gpu, 1, 4);
+        let first = own.reserve(66).unwrap();
+        let second = own.reserve(50).unwrap();
+        assert_eq!(taken(&gpu), 200);
+        first.shrink_to(33);
+        second.shrink_to(33);
+        assert_eq!(taken(&gpu), 132);
+        drop(first);
+        assert_eq!(taken(&gpu), 132, "one rank is left");
+        let other = place(&gpu, 2, 1).reserve(132).unwrap();
+        drop(second);
+        assert_eq!(taken(&gpu), 132);
+        drop(other);
+        assert_eq!(taken(&gpu), 0);
+    }
+
+    #[test]
+    fn groups_that_reserve_at_once_never_get_more_seats_than_there_are() {
+        let gpu = device(3, 16);
+        const GROUPS: u64 = 8;
+        for round in 0..200 {
+            let start = Barrier::new(GROUPS as usize);
+            let all_have_tried = Barrier::new(GROUPS as usize);
+            let got: Vec<bool> = std::thread::scope(|scope| {
+                let groups: Vec<_> = (0..GROUPS)
+                    .map(|group| {
+                        let (gpu, start, all_have_tried) = (&gpu, &start, &all_have_tried);
+                        scope.spawn(move || {
+                            start.wait();
+                            let seats = place(gpu, group, 1).reserve(10);
+                            assert!(taken(gpu) <= 32);
+                            all_have_tried.wait();
+                            seats.is_ok()
+                        })
+                    })
+                    .collect();
+                groups
+                    .into_iter()
+                    .map(|group| group.join().unwrap())
+                    .collect()
+            });
+            // 32 seats: three groups of ten blocks.
+            assert_eq!(got.iter().filter(|got| **got).count(), 3, "round {round}");
+            assert_eq!(taken(&gpu), 0);
+        }
     }
 }

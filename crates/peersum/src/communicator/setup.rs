@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use peersum_artifact::{Algorithm, ModuleKey, WorldSize};
+use peersum_artifact::{ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::agreement::{exchange_hellos, exchange_seating};
@@ -175,24 +175,23 @@ fn connect<D: Device>(
 
     let (modules, reports) = load_modules(builder, device, world_size)?;
     trace_step(group.rank(), "loaded");
-    let capacity = capacity_blocks(device, identity, &modules, table.max_threads())?;
-    let token = hellos.first().map_or(0, |hello| hello.token);
-    let largest = seats::largest_grid(
-        identity.uuid,
-        token,
-        &identity.name,
-        capacity,
-        ranks_on_device,
-    )?;
-    let wanted = builder
-        .max_blocks
-        .unwrap_or_else(|| table.max_blocks())
-        .clamp(1, abi::PEERSUM_MAX_BLOCKS);
-    let max_blocks = exchange_seating(group, &table, wanted.min(largest), builder.setup_timeout)?;
-    let seats = seats::reserve(identity.uuid, token, max_blocks);
+    let place = seats::Place {
+        device: identity,
+        group: hellos.first().map_or(0, |hello| hello.token),
+        ranks: ranks_on_device,
+    };
+    let limits = seats::thread_limits(device, &modules, abi::PEERSUM_MAX_BLOCKS)?;
+    let blocks = match builder.max_blocks {
+        Some(blocks) => blocks.clamp(1, place.most()),
+        None => table.largest_grid(&limits).min(place.default_share()),
+    };
+    let seats = place.reserve(blocks)?;
+    let own_limits = limits.with_blocks(blocks);
+    let limits = exchange_seating(group, &table, own_limits, builder.setup_timeout)?;
+    seats.shrink_to(limits.blocks());
 
     let probe = if shares_device {
-        probe_bytes(max_blocks, table.max_threads())
+        probe_bytes(&limits)
     } else {
         0
     };
@@ -263,7 +262,7 @@ fn connect<D: Device>(
         params,
         arenas: addresses,
         status,
-        max_blocks,
+        limits,
         shares_device,
         sharing: builder.sharing,
         symmetric: Vec::new(),
@@ -319,22 +318,6 @@ fn load_modules<D: Device>(
         reports.push(report);
     }
     Ok((Modules::new(modules), reports))
-}
-
-/// How many of the largest blocks of any kernel the device runs at once.
-fn capacity_blocks<D: Device>(
-    device: &D,
-    identity: &DeviceIdentity,
-    modules: &Modules<D>,
-    threads: u32,
-) -> Result<u32, Error> {
-    let mut least = u32::MAX;
-    for module in modules.iter() {
-        for &algorithm in Algorithm::ALL {
-            least = least.min(device.blocks_per_multiprocessor(module, algorithm, threads)?);
-        }
-    }
-    Ok(identity.multiprocessors.saturating_mul(least))
 }
 
 /// Brings an arena into the state before the first call, and waits for it.

@@ -8,6 +8,7 @@
 //! never changes a result's bits.
 
 mod file;
+mod limits;
 mod merge;
 mod origin;
 
@@ -16,6 +17,7 @@ use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
 pub use file::DispatchTables;
+pub use limits::LaunchLimits;
 pub use merge::MeasuredRow;
 pub use origin::{Measurement, Origin};
 
@@ -124,9 +126,9 @@ impl Route {
 pub struct Plan {
     /// The route.
     pub route: Route,
-    /// The grid; cut to the group's limit.
+    /// The grid. A communicator launches no more than its [`LaunchLimits`] allow.
     pub blocks: u32,
-    /// Threads a block.
+    /// Threads a block that handle units; likewise limited.
     pub threads: u32,
 }
 
@@ -357,6 +359,12 @@ impl DispatchTable {
     pub fn max_threads(&self) -> u32 {
         let threads = self.all_rows().map(|row| row.plan.threads);
         threads.max().unwrap_or(abi::PEERSUM_MIN_THREADS)
+    }
+
+    /// The largest grid of any row within the limits.
+    pub(crate) fn largest_grid(&self, limits: &LaunchLimits) -> u32 {
+        let blocks = self.all_rows().map(|row| limits.apply(row.plan).blocks);
+        blocks.max().unwrap_or(1)
     }
 
     fn all_rows(&self) -> impl Iterator<Item = &Row> {

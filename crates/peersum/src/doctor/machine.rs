@@ -148,7 +148,7 @@ pub(super) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) ->
         .join("; ");
     let connections: Option<u32> =
         read("CUDA_DEVICE_MAX_CONNECTIONS").and_then(|value| value.trim().parse().ok());
-    // Ranks with a GPU each have no need of it.
+    // With a GPU for each rank, CUDA's default is enough for two communicators a process.
     if gpus == 1 && connections.is_none_or(|connections| connections < ENOUGH_CONNECTIONS) {
         Finding::new(Subject::Environment, Verdict::Slower, seen).meaning(format!(
             "there is one GPU, so ranks of one process share it: their kernels wait for each \

@@ -12,7 +12,6 @@ use crate::bench::machine::{Build, Machine, link_of};
 use crate::bench::nccl;
 use crate::bench::ranks::{GroupSettings, Rank, run_group};
 use crate::bench::report::{Cell, Launch, Limits, System};
-use crate::bench::sizes::launched;
 use crate::bench::timing::{Spread, median, rounded, shortest};
 
 /// A measurement that is not finished: more rounds may add to it.
@@ -138,13 +137,13 @@ where
     rank.fill::<T>()?;
     let world_size = settings.world_size;
     for &bytes in &args.bytes {
-        let max_blocks = rank.communicator.max_blocks();
         let mut plans: Vec<(Placement, Option<Plan>)> = Vec::new();
         if args.algo.iter().any(|name| name == "best") {
             plans.extend(Placement::ALL.map(|placement| (placement, None)));
         }
         for &route in routes {
-            let shapes = candidates(route, &args.shapes, bytes as u64, world_size, max_blocks);
+            let launched = |plan| rank.communicator.launched(plan, bytes as u64);
+            let shapes = candidates(route, &args.shapes, bytes as u64, world_size, launched);
             plans.extend(
                 shapes
                     .into_iter()
@@ -172,7 +171,7 @@ where
                     launch,
                     pdl: settings.pdl,
                     placement: Some(placement),
-                    plan: Some(launched(chosen, bytes as u64, world_size, max_blocks)),
+                    plan: Some(rank.communicator.launched(chosen, bytes as u64)),
                     from_table,
                     us: Spread::of(&[]),
                     host_us: None,

@@ -16,7 +16,6 @@ use crate::bench::machine::{Build, Gpus, Machine};
 use crate::bench::nccl::OwnedCommunicator;
 use crate::bench::ranks::{PATIENCE, run_threads};
 use crate::bench::report::{Launch, System};
-use crate::bench::sizes::launched;
 use crate::bench::timing::{EventTimer, Method, Spread, Together, shortest, time_replays};
 
 /// What one group measures.
@@ -255,12 +254,7 @@ impl Rank<'_> {
         let shape = self.stack.shape();
         let bytes = shape.message_bytes(rows) as u64;
         let plan = communicator.plan(Placement::Ordinary, bytes);
-        Some(launched(
-            plan,
-            bytes,
-            shape.world_size,
-            communicator.max_blocks(),
-        ))
+        Some(communicator.launched(plan, bytes))
     }
 }
 

@@ -1,0 +1,163 @@
+//! The largest launches that a rank may make.
+
+use peersum_artifact::{Algorithm, Family};
+use serde::{Deserialize, Serialize};
+
+use super::{Plan, abi};
+
+const FAMILIES: usize = Family::ALL.len();
+const ALGORITHMS: usize = Algorithm::ALL.len();
+
+/// The largest launches that a communicator makes on any rank: its share of a device. All ranks
+/// agree on them at set-up, because a call has the same grid on every rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchLimits {
+    blocks: u32,
+    /// By family and algorithm.
+    threads: [[u32; ALGORITHMS]; FAMILIES],
+}
+
+impl LaunchLimits {
+    /// At most `blocks` blocks, and at most `threads` threads a block of each kernel.
+    ///
+    /// # Errors
+    /// Whatever `threads` returns.
+    pub(crate) fn try_new<E>(
+        blocks: u32,
+        mut threads: impl FnMut(Family, Algorithm) -> Result<u32, E>,
+    ) -> Result<Self, E> {
+        let mut limits = LaunchLimits {
+            blocks,
+            threads: [[0; ALGORITHMS]; FAMILIES],
+        };
+        for &family in Family::ALL {
+            for &algorithm in Algorithm::ALL {
+                limits.threads[family as usize][algorithm as usize] = threads(family, algorithm)?;
+            }
+        }
+        Ok(limits)
+    }
+
+    /// The largest grid.
+    #[must_use]
+    pub fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The largest block of a kernel, in threads that handle units.
+    #[must_use]
+    pub fn threads(&self, family: Family, algorithm: Algorithm) -> u32 {
+        self.threads[family as usize][algorithm as usize]
+    }
+
+    pub(crate) fn with_blocks(self, blocks: u32) -> Self {
+        LaunchLimits { blocks, ..self }
+    }
+
+    /// The lesser of both, limit by limit.
+    pub(crate) fn min(mut self, other: &LaunchLimits) -> Self {
+        self.blocks = self.blocks.min(other.blocks);
+        let own = self.threads.iter_mut().flatten();
+        for (own, other) in own.zip(other.threads.iter().flatten()) {
+            *own = (*own).min(*other);
+        }
+        self
+    }
+
+    /// What is launched of a plan. If its blocks are too large, smaller ones take their place, and
+    /// more of them, so that the plan keeps as many threads as the limits allow.
+    pub(crate) fn apply(&self, plan: Plan) -> Plan {
+        let most = self.threads(plan.route.family(), plan.route.algorithm());
+        let threads = plan.threads.min(most).max(1);
+        let all = u64::from(plan.blocks) * u64::from(plan.threads);
+        let blocks = all.div_ceil(u64::from(threads));
+        Plan {
+            blocks: blocks.min(u64::from(self.blocks)).max(1) as u32,
+            threads,
+            ..plan
+        }
+    }
+
+    /// What a call of `bytes` bytes launches of a plan: within the limits, and no block without a
+    /// unit, which would only lengthen the launch. A function of the bytes, as the grid must be.
+    pub(crate) fn launched(&self, plan: Plan, bytes: u64, world_size: u32) -> Plan {
+        let plan = self.apply(plan);
+        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
+        let places = match plan.route.algorithm() {
+            Algorithm::OneShot => units,
+            Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
+        };
+        let useful = places.div_ceil(u64::from(plan.threads)).max(1);
+        Plan {
+            blocks: useful.min(u64::from(plan.blocks)) as u32,
+            ..plan
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatch::Route;
+
+    /// Those of one rank with a GPU of 132 multiprocessors, in a group of two.
+    fn limits() -> LaunchLimits {
+        let threads = |family, algorithm| {
+            Ok::<_, ()>(match (family, algorithm) {
+                (Family::Push, _) => 480,
+                (Family::Pull, Algorithm::OneShot) => 352,
+                (Family::Pull, Algorithm::TwoShot) => 224,
+            })
+        };
+        LaunchLimits::try_new(132, threads).unwrap()
+    }
+
+    fn applied(route: Route, blocks: u32, threads: u32) -> (u32, u32) {
+        let plan = limits().apply(Plan {
+            route,
+            blocks,
+            threads,
+        });
+        (plan.blocks, plan.threads)
+    }
+
+    #[test]
+    fn a_plan_within_the_limits_stays_and_a_larger_one_keeps_its_threads_if_there_is_room() {
+        assert_eq!(applied(Route::PushOneShot, 4, 64), (4, 64));
+        assert_eq!(applied(Route::PushOneShot, 132, 480), (132, 480));
+        // 32,768 threads before, 33,120 after.
+        assert_eq!(applied(Route::PushTwoShot, 64, 512), (69, 480));
+        assert_eq!(applied(Route::SymmetricOneShot, 64, 512), (94, 352));
+        // No room: the grid is as large as it may be.
+        assert_eq!(applied(Route::PushOneShot, 132, 512), (132, 480));
+        assert_eq!(applied(Route::PullTwoShot, 132, 512), (132, 224));
+        assert_eq!(applied(Route::PushOneShot, 256, 32), (132, 32));
+    }
+
+    #[test]
+    fn a_call_launches_no_block_without_a_unit_and_no_more_than_the_limit() {
+        let launched = |route, bytes| {
+            let plan = Plan {
+                route,
+                blocks: 64,
+                threads: 128,
+            };
+            limits().with_blocks(33).launched(plan, bytes, 4).blocks
+        };
+        // 256 units; two-shot at four ranks: 64 places.
+        assert_eq!(launched(Route::PushOneShot, 4096), 2);
+        assert_eq!(launched(Route::PushTwoShot, 4096), 1);
+        assert_eq!(launched(Route::PushOneShot, 4), 1);
+        assert_eq!(launched(Route::PushOneShot, 1 << 20), 33);
+    }
+
+    #[test]
+    fn ranks_agree_on_the_least_of_each_limit() {
+        let other = LaunchLimits::try_new(66, |_, _| Ok::<_, ()>(256)).unwrap();
+        let agreed = limits().min(&other);
+        assert_eq!(agreed, other.min(&limits()));
+        assert_eq!(agreed.blocks(), 66);
+        assert_eq!(agreed.threads(Family::Push, Algorithm::OneShot), 256);
+        assert_eq!(agreed.threads(Family::Pull, Algorithm::TwoShot), 224);
+    }
+}
