@@ -2,7 +2,7 @@
 //! another GPU. Two ranks, on two GPUs where there are so many. On the emulator
 //! `peersum-emulator`'s own tests have what it can show of this.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,6 +23,10 @@ const FLAGS: CUgraphInstantiate_flags =
     CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
 /// By how much rank 1 calls later, so that rank 0's kernel waits for it meanwhile.
 const LATE: Duration = Duration::from_millis(300);
+
+/// Held while a thread captures: what ends a capture is one of the calls that the global mode
+/// forbids to all other threads meanwhile.
+static CAPTURING: Mutex<()> = Mutex::new(());
 
 type CudaStage<'a> = Stage<'a, Arc<CudaStream>>;
 
@@ -138,10 +142,12 @@ fn event_tracking(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> {
 fn refused(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
     let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
     meeting.barrier.wait();
+    let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
     rank.stream.begin_capture(mode)?;
     let called = rank.communicator.all_reduce_in_place(&mut rank.buffer);
     let begun = rank.communicator.capture_begin();
     let graph = rank.stream.end_capture(FLAGS);
+    drop(alone);
     meeting.barrier.wait();
     ensure_capture_error(called, "capture_begin")?;
     ensure!(matches!(begun, Err(Error::Capture(_))), "{begun:?}");
@@ -226,9 +232,11 @@ fn allowed(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMod
         |builder: peersum::CommunicatorBuilder| unsafe { builder.allow_outside_capture() };
     let mut rank = Rank::join(&mut meeting, stage, settings)?;
     meeting.barrier.wait();
+    let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
     rank.stream.begin_capture(mode)?;
     let called = (0..2).try_for_each(|_| rank.communicator.all_reduce_in_place(&mut rank.buffer));
     let graph = rank.stream.end_capture(FLAGS);
+    drop(alone);
     meeting.barrier.wait();
     called?;
     let graph = graph?.context("a graph of two calls")?;
