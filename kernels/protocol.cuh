@@ -480,9 +480,10 @@ PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, p
 #define PEERSUM_PASTE_6(a, b, c, d, e, f) a##b##c##d##e##f
 #define PEERSUM_ENTRY_NAME(family_algorithm, dtype, world_size) \
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
-// The 1: one block a multiprocessor may take all registers; without it ptxas aims for two on some architectures, and spills.
-#define PEERSUM_KERNEL(family_algorithm)                                                     \
-    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, 1) PEERSUM_ENTRY_NAME( \
+// `blocks`: how many of the largest blocks must fit a multiprocessor. With 1 a block may take all registers; without a number ptxas aims for two on some
+// architectures, and spills.
+#define PEERSUM_KERNEL(family_algorithm, blocks)                                             \
+    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) PEERSUM_ENTRY_NAME( \
         family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
 // PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that let only one kernel run at a time.
@@ -490,12 +491,12 @@ PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, p
 struct AllParams {
     PeersumParams of_rank[WORLD_SIZE];
 };
-#define PEERSUM_ENTRY(family_algorithm)                                                     \
+#define PEERSUM_ENTRY(family_algorithm, blocks)                                             \
     PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params);                \
-    PEERSUM_KERNEL(family_algorithm)(const __grid_constant__ AllParams all) {               \
+    PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ AllParams all) {       \
         run_##family_algorithm(all.of_rank[ctaid_y()]);                                     \
     }                                                                                       \
     PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params)
 #else
-#define PEERSUM_ENTRY(family_algorithm) PEERSUM_KERNEL(family_algorithm)(const __grid_constant__ PeersumParams params)
+#define PEERSUM_ENTRY(family_algorithm, blocks) PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ PeersumParams params)
 #endif

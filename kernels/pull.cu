@@ -315,6 +315,6 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
-PEERSUM_ENTRY(pull_one_shot) { one_shot(params); }
+PEERSUM_ENTRY(pull_one_shot, 1) { one_shot(params); }
 
-PEERSUM_ENTRY(pull_two_shot) { two_shot(params); }
+PEERSUM_ENTRY(pull_two_shot, 1) { two_shot(params); }

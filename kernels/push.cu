@@ -81,40 +81,45 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look_at_slots(const Peers
 
 namespace {
 
-// Polls a unit's slots until all are there, and empties them again: exactly the words that were taken, by the thread that took them. That is performed
-// before this kernel ends, and a peer stores here again only after it saw data that this rank sent from a later kernel (README.md, "Re-arming").
-// False if the wait was given up.
+// One poll of a unit's slots: whether all are there.
+PEERSUM_DEVICE bool poll(peersum_u64 first_slot, Unit (&v)[SOURCES]) {
+    // All loads are on their way at once.
+#pragma unroll
+    for (int source = 0; source < SOURCES; ++source) v[source] = ld_relaxed_sys_v4(slot_of(first_slot, source));
+    peersum_u32 largest = 0;
+#pragma unroll
+    for (int source = 0; source < SOURCES; ++source) largest = larger(largest, largest_word(v[source]));
+    return largest != PEERSUM_SLOT_EMPTY;
+}
+
+// Empties a unit's slots again: exactly the words that were taken, by the thread that took them. That is performed before this kernel ends, and a peer
+// stores here again only after it saw data that this rank sent from a later kernel (README.md, "Re-arming").
+PEERSUM_DEVICE void rearm(peersum_u64 first_slot) {
+    if (PEERSUM_BREAK == PEERSUM_BREAK_NO_REARM) return;
+#pragma unroll
+    for (int source = 0; source < SOURCES; ++source) st_relaxed_sys_v4(slot_of(first_slot, source), EMPTY_UNIT);
+}
+
+// Polls a unit's slots until all are there, and empties them again. False if the wait was given up.
 PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[SOURCES]) {
     Wait wait;
-    for (;;) {
-        // All loads of a poll are on their way at once.
-#pragma unroll
-        for (int source = 0; source < SOURCES; ++source) v[source] = ld_relaxed_sys_v4(slot_of(first_slot, source));
-        peersum_u32 largest = 0;
-#pragma unroll
-        for (int source = 0; source < SOURCES; ++source) largest = larger(largest, largest_word(v[source]));
-        if (largest != PEERSUM_SLOT_EMPTY) break;
+    while (!poll(first_slot, v)) {
         spin_pause();
         if (is_time_to_look(wait)) {
             wait.start_ns = peersum_look_at_slots(call.params, call.header, first_slot, wait.start_ns);
             if (wait.start_ns == 0) return false;
         }
     }
-    if (PEERSUM_BREAK == PEERSUM_BREAK_NO_REARM) return true;
-#pragma unroll
-    for (int source = 0; source < SOURCES; ++source) st_relaxed_sys_v4(slot_of(first_slot, source), EMPTY_UNIT);
+    rearm(first_slot);
     return true;
 }
 
-// The sum of a unit over all ranks; `own` is this rank's, if it keeps it. False if the wait was given up.
-PEERSUM_DEVICE bool collect_and_reduce(const Call& call, peersum_u64 first_slot, Unit own, Unit& result) {
-    Unit received[SOURCES];
-    if (!collect(call, first_slot, received)) return false;
+// The sum of a unit over all ranks, given what was received; `own` is this rank's, if it keeps it.
+PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
     Unit v[WORLD_SIZE];
 #pragma unroll
     for (int source = 0; source < WORLD_SIZE; ++source) v[source] = source < SOURCES ? received[source % SOURCES] : own;
-    result = reduce(v);
-    return true;
+    return reduce(v);
 }
 
 // Memory of this rank alone for units that are not one aligned access: the staging half that the next pull call will write. No peer reads it any
@@ -158,13 +163,103 @@ PEERSUM_DEVICE void carry_signals(const Call& call, bool lost) {
     advance_own_epoch(call);
 }
 
+// What a call has of its epochs, in one register: their low halves, pull above push.
+PEERSUM_DEVICE peersum_u32 epochs_of(const Call& call) {
+    return static_cast<peersum_u32>(call.pull_epoch) << 16 | (call.push_epoch & 0xFFFF);
+}
+
+// The call with these epochs: its halves and its header are right, since they depend on no more.
+PEERSUM_DEVICE Call call_of(const PeersumParams& params, const Place& place, peersum_u32 epochs) {
+    const peersum_u32 pull_epoch = epochs >> 16, push_epoch = epochs & 0xFFFF;
+    const peersum_u64 sequence = pull_epoch + push_epoch;
+    return Call{place, params, reinterpret_cast<PeersumControl*>(params.arena[0]), pull_epoch, push_epoch, 0, units_of(params.elements),
+                sequence << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
+}
+
+}  // namespace
+
+// Carries a thread's part in a one-shot call on to its end: from `awaited` on, of which the units below `unsent` are sent. For calls with narrow units, of
+// which nothing is sent yet, and for a thread that has polled in vain for long. Not inlined, and little comes behind it: so a call in which nobody is late
+// keeps no register for one that is, and two blocks fit a multiprocessor. False if a wait was given up.
+extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParams& params, peersum_u32 epochs, peersum_u32 awaited,
+                                                              peersum_u32 unsent) {
+    const Place place = place_of_thread();
+    const Call call = call_of(params, place, epochs);
+    const peersum_u32 units = call.units;
+    const Buffer input = input_of(call), output = output_of(call);
+    const Share share{units, units};
+    const peersum_u64 slots = params.push_offset + half_offset(call);
+    const peersum_u32 stride = place.unit_stride();
+    if (unsent == awaited) load_narrow_units(call, input, share);
+#pragma unroll 1
+    for (; awaited < units; awaited += stride) {
+        // While one unit is awaited the next is on its way to the peers.
+#pragma unroll 1
+        for (; unsent <= awaited + stride && unsent < units; unsent += stride) {
+            send_to_all(params, sent_to(params, slots + slots_offset(unsent)), sendable(ld_global_v4(input.at(unsent))));
+        }
+        Unit received[SOURCES];
+        if (!collect(call, awaited_at(params, slots + slots_offset(awaited)), received)) return false;
+        if (awaited == place.first_unit()) let_next_kernel_come();
+        Unit own = EMPTY_UNIT;
+        if (KEEPS_OWN) own = ld_global_v4(input.at(awaited));
+        st_global_v4(output.at(awaited), reduce_received(received, own));
+    }
+    store_narrow_units(call, output, units, share, false);
+    return true;
+}
+
+namespace {
+
+// Fills this thread's part of the output with NaN.
+PEERSUM_DEVICE void lose(const PeersumParams& params) {
+    const peersum_u32 units = units_of(params.elements);
+    peersum_copy_narrow(params.output, params.elements, 0, params.elements, 0, units, Share{units, units});
+}
+
+// The units of a thread in a one-shot call without narrow units, of which the first is `own` and is sent to `slot`. Every thread polls on its own, so that
+// one that is late holds nobody up. False if a wait was given up.
+PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to, peersum_u64 first_slot) {
+    const PeersumParams& params = call.params;
+    const peersum_u64 slots = params.push_offset + half_offset(call);
+    const peersum_u32 first = call.first_unit(), stride = call.unit_stride();
+    // A thread's units overlap: while one is awaited the next is on its way to the peers and the one behind that is loaded. So the links are never
+    // without stores, what arrives is taken while it is still in the cache, and a rank's own unit is loaded once.
+    Unit ahead = EMPTY_UNIT;
+    if (first + stride < call.units) ahead = ld_global_v4(unit_address(params.input, first + stride));
+#pragma unroll 1
+    for (peersum_u32 unit = first; unit < call.units;) {
+        const peersum_u32 next = unit + stride;
+        const Unit following = sendable(ahead);
+        if (next < call.units) {
+            send_to_all(params, sent_to(params, slots + slots_offset(next)), following);
+            if (next + stride < call.units) ahead = ld_global_v4(unit_address(params.input, next + stride));
+        }
+        Unit received[SOURCES];
+        peersum_u32 polls = 0;
+        while (!poll(first_slot, received)) {
+            spin_pause();
+            if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS) {
+                return peersum_one_shot_rest(params, epochs_of(call), unit, next + stride);
+            }
+        }
+        rearm(first_slot);
+        if (unit == first) let_next_kernel_come();
+        st_global_v4(reinterpret_cast<void*>(to), reduce_received(received, own));
+        if (next >= call.units) break;
+        unit = next;
+        own = following;
+        to = reinterpret_cast<peersum_u64>(unit_address(params.output, unit));
+        first_slot = awaited_at(params, slots + slots_offset(unit));
+    }
+    return true;
+}
+
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Place place = place_of_thread();
     const peersum_u32 units = units_of(params.elements);
     const peersum_u32 first = place.first_unit();
-    const peersum_u32 input_wide = wide_units(params.input, params.elements);
-    const bool is_wide = input_wide == units && wide_units(params.output, params.elements) == units;
-    const Share share{units, units};
+    const bool is_wide = wide_units(params.input, params.elements) == units && wide_units(params.output, params.elements) == units;
     // At small sizes a thread's first unit is its only one. What can be known of it is computed while the block's state is loaded.
     peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
     peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
@@ -180,50 +275,22 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Call call = enter(params, place);
     // Loaded together with the block's state. A poisoned call may read its own input, it may only not store.
     Unit own = EMPTY_UNIT;
-    if (first < input_wide && !place.carries_signals()) own = ld_global_v4(reinterpret_cast<const void*>(from));
+    if (narrow == 0 && first < units && !place.carries_signals()) own = ld_global_v4(reinterpret_cast<const void*>(from));
     if (!place.carries_signals()) has_read_epoch(call);
-    bool lost = is_poisoned(call);
+    const bool lost = is_poisoned(call);
     if (place.carries_signals()) return carry_signals(call, lost);
-    const peersum_u64 half = half_offset(call);
-    if (!lost) {
-        if (narrow != 0) {
-            load_narrow_units(call, input_of(call), share);
-            if (first >= input_wide && first < units) own = ld_global_v4(input_of(call).at(first));
-            to = reinterpret_cast<peersum_u64>(output_of(call).at(first));
-        }
-        own = sendable(own);
-        if (first < units) send_to_all(params, slot + half, own);
+    // Ways out of their own: a call that goes well and has no narrow units keeps no register for these.
+    if (lost || narrow != 0) advance_unlaunched_epochs(call);
+    if (lost) return lose(params);
+    if (narrow != 0) {
+        if (!peersum_one_shot_rest(params, epochs_of(call), first, first)) lose(params);
+        return;
     }
+    own = sendable(own);
+    if (first < units) send_to_all(params, slot + half_offset(call), own);
     // While what the peers sent is on its way.
     advance_unlaunched_epochs(call);
-    if (!lost) {
-        const peersum_u32 stride = call.unit_stride();
-        first_slot += half;
-        // A thread's units overlap: while one is awaited the next is on its way to the peers and the one behind that is loaded. So the links are never
-        // without stores, what arrives is taken while it is still in the cache, and a rank's own unit is loaded once.
-        Unit ahead = EMPTY_UNIT;
-        if (first + stride < units) ahead = ld_global_v4(input_of(call).at(first + stride));
-#pragma unroll 1
-        for (peersum_u32 unit = first; unit < units;) {
-            const peersum_u32 next = unit + stride;
-            const Unit following = sendable(ahead);
-            if (next < units) {
-                send_to_all(params, sent_to(params, params.push_offset + half + slots_offset(next)), following);
-                if (next + stride < units) ahead = ld_global_v4(input_of(call).at(next + stride));
-            }
-            Unit result;
-            lost = !collect_and_reduce(call, first_slot, own, result);
-            if (lost) break;
-            if (unit == first) let_next_kernel_come();
-            st_global_v4(reinterpret_cast<void*>(to), result);
-            if (next >= units) break;
-            unit = next;
-            own = following;
-            to = reinterpret_cast<peersum_u64>(output_of(call).at(unit));
-            first_slot = awaited_at(params, params.push_offset + half + slots_offset(unit));
-        }
-    }
-    store_narrow_units(call, output_of(call), call.units, share, lost);
+    if (!reduce_wide(call, own, to, first_slot + half_offset(call))) lose(params);
 }
 
 // Sends place `i` of every chunk to the chunk's owner.
@@ -246,8 +313,9 @@ PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buf
     const peersum_u32 unit = call.params.rank * chunk + i;
     Unit own{0, 0, 0, 0};
     if (KEEPS_OWN && unit < call.units) own = sendable(ld_global_v4(input.at(unit)));
-    Unit result;
-    if (!collect_and_reduce(call, awaited_at(call.params, scatter + slots_offset(i)), own, result)) return false;
+    Unit received[SOURCES];
+    if (!collect(call, awaited_at(call.params, scatter + slots_offset(i)), received)) return false;
+    const Unit result = reduce_received(received, own);
     if (i == call.first_unit()) let_next_kernel_come();
     // A reduced word is never the empty mark: a NaN in it is canonical.
     send_to_all(call.params, sent_to(call.params, gather + slots_offset(i)), result);
@@ -311,6 +379,13 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
-PEERSUM_ENTRY(push_one_shot) { one_shot(params); }
+// Two communicators of a pair have a multiprocessor for two of these blocks. ptxas keeps to the registers that this leaves without a spill up to sm_90.
+#if PEERSUM_WORLD_SIZE == 2 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 900
+#define PEERSUM_ONE_SHOT_BLOCKS 2
+#else
+#define PEERSUM_ONE_SHOT_BLOCKS 1
+#endif
 
-PEERSUM_ENTRY(push_two_shot) { two_shot(params); }
+PEERSUM_ENTRY(push_one_shot, PEERSUM_ONE_SHOT_BLOCKS) { one_shot(params); }
+
+PEERSUM_ENTRY(push_two_shot, 1) { two_shot(params); }
