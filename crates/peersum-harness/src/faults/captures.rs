@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use peersum::cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use peersum::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus,
+};
 use peersum::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use peersum::{BufferError, Communicator, Cuda, Error, Held};
 
@@ -182,7 +184,8 @@ fn dropped(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMod
     })
 }
 
-/// A communicator whose capture another thread began cannot wait, and leaks what its kernel uses.
+/// A communicator whose capture another thread began. If the driver lets this thread end it, the
+/// communicator waits for its kernel; otherwise it leaks what the kernel uses.
 fn dropped_elsewhere(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> {
     let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
     meeting.barrier.wait();
@@ -202,8 +205,9 @@ fn dropped_elsewhere(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> 
                 .is_ok(),
             "the drop panicked"
         );
-        // Still open: only this thread may end it.
-        drop(stream.end_capture(FLAGS)?);
+        if stream.capture_status()? != CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE {
+            drop(stream.end_capture(FLAGS)?);
+        }
         Ok(())
     })
 }
