@@ -94,7 +94,8 @@ struct Said {
     peersum_u64 own_detail;
 #endif
 
-    __device__ __forceinline__ peersum_u64 detail([[maybe_unused]] const PeersumParams& params) const {
+    __device__ __forceinline__ peersum_u64
+    detail([[maybe_unused]] const PeersumParams& params) const {
 #if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
         return own_detail;
 #else
@@ -109,7 +110,9 @@ struct Said {
 PEERSUM_DEVICE Said said_of([[maybe_unused]] const PeersumParams& params, peersum_u64 header) {
 #if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
     if (!has_detail(header)) return Said{header, 0};
-    return Said{header, static_cast<peersum_u64>(sequence_of(header)) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.detail};
+    return Said{header, static_cast<peersum_u64>(sequence_of(header))
+                                << PEERSUM_HEADER_SEQUENCE_SHIFT |
+                            params.detail};
 #else
     return Said{header};
 #endif
@@ -155,8 +158,10 @@ PEERSUM_DEVICE peersum_u64 epoch_of(const PeersumBlockState* block, peersum_u64 
 // finding poison, and no later call of this rank stores data that a late peer would take for its own.
 // Not inlined, like everything that only a waiting or failing call runs: one copy of it instead of one a wait. (extern "C", because the
 // compiler puts a hash of the path into the names of local functions, and two builds must give the same bytes.)
-extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params, peersum_u32 cause, peersum_u32 peer, peersum_u32 poison,
-                                          peersum_u64 waited_ns, Said own, peersum_u64 peer_header) {
+extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params,
+                                                      peersum_u32 cause, peersum_u32 peer,
+                                                      peersum_u32 poison, peersum_u64 waited_ns,
+                                                      Said own, peersum_u64 peer_header) {
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
     if (atom_cas_relaxed_gpu_u32(&control->leave_claim, LEAVE_UNCLAIMED, LEAVE_CLAIMED) != LEAVE_UNCLAIMED) {
         // Acquire: what this thread stores from here on comes behind the claimant's fence. The claimant runs, and waits for nobody.
@@ -167,13 +172,15 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&control->blocks[b].poison, poison);
 
     PeersumStatus* status = reinterpret_cast<PeersumStatus*>(params.status);
-    const peersum_u32 family = static_cast<peersum_u32>(own.header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
+    const peersum_u32 family =
+        static_cast<peersum_u32>(own.header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
     st_relaxed_sys_u32(&status->cause, cause);
     st_relaxed_sys_u32(&status->rank, params.rank);
     st_relaxed_sys_u32(&status->peer, peer);
     st_relaxed_sys_u32(&status->origin, poison - 1);
     st_relaxed_sys_u32(&status->family, family);
-    st_relaxed_sys_u32(&status->algorithm, static_cast<peersum_u32>(own.header >> PEERSUM_HEADER_ALGORITHM_SHIFT & 1));
+    st_relaxed_sys_u32(&status->algorithm,
+                       static_cast<peersum_u32>(own.header >> PEERSUM_HEADER_ALGORITHM_SHIFT & 1));
     st_relaxed_sys_u32(&status->block, ctaid_x());
     st_relaxed_sys_u64(&status->epoch, epoch_of(&control->blocks[ctaid_x()], own.header));
     st_relaxed_sys_u64(&status->waited_ns, waited_ns);
@@ -182,7 +189,8 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
     const peersum_u64 own_detail = own.detail(params);
     st_relaxed_sys_u64(&status->own_detail, own_detail);
-    st_relaxed_sys_u64(&status->peer_detail, own_detail != 0 ? ld_relaxed_sys_u64(&control->details[ring][peer]) : 0);
+    st_relaxed_sys_u64(&status->peer_detail,
+                       own_detail != 0 ? ld_relaxed_sys_u64(&control->details[ring][peer]) : 0);
     // Release: the host that sees `valid` must see the fields above.
     st_release_sys_u32(&status->valid, 1);
 
@@ -191,7 +199,8 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
         PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[step]);
         // The threads that send this call's headers may find the poison on entry and not send them; without them a peer could not tell a
         // disagreement from another failure. The very words that they would send.
-        if (own_detail != 0) st_relaxed_sys_u64(&peer_control->details[ring][params.rank], own_detail);
+        if (own_detail != 0)
+            st_relaxed_sys_u64(&peer_control->details[ring][params.rank], own_detail);
         st_relaxed_sys_u64(&peer_control->headers[ring][params.rank], own.header);
 #pragma unroll 1
         for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
@@ -205,21 +214,25 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 // word may be written between two threads' loads, and one that saw it makes its whole block lose the call in the pull family.
 PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
     if (call.poison != 0) {
-        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0, said_of(call.params, call.header), 0);
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0,
+                      said_of(call.params, call.header), 0);
     }
 }
 
-// One look at whether the wait for `peer` is over: 0 if so, and then the rank has left; else when the wait began, by the device's
-// clock. `own` is what this rank says of the call whose arrival is awaited; `start_ns` is 0 at the first look.
-extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams& params, Said own, peersum_u32 peer,
-                                                peersum_u64 start_ns) {
+// One look at whether the wait for `peer` is over: 0 if so, and then the rank has left; else when
+// the wait began, by the device's clock. `own` is what this rank says of the call whose arrival is
+// awaited; `start_ns` is 0 at the first look.
+extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams& params, Said own,
+                                                            peersum_u32 peer,
+                                                            peersum_u64 start_ns) {
     const peersum_u64 now_ns = globaltimer();
     if (start_ns == 0) start_ns = now_ns;
     const peersum_u64 waited_ns = now_ns - start_ns;
     const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[0]);
     const PeersumStatus* status = reinterpret_cast<const PeersumStatus*>(params.status);
     const peersum_u32 poison = ld_relaxed_sys_u32(&control->blocks[ctaid_x()].poison);
-    // What the peer says of the same call, as far as it has come: a disagreement explains the wait, and no more waiting helps.
+    // What the peer says of the same call, as far as it has come: a disagreement explains the wait,
+    // and no more waiting helps.
     const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
     const peersum_u64 peer_header = ld_relaxed_sys_u64(&control->headers[ring][peer]);
     bool differs = sequence_of(peer_header) == sequence_of(own.header) && peer_header != own.header;
@@ -241,7 +254,8 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
         cause = PEERSUM_CAUSE_TIMEOUT;
     }
     if (cause == PEERSUM_CAUSE_NONE) return start_ns;
-    peersum_leave(params, cause, peer, poison != 0 ? poison : params.rank + 1, waited_ns, own, peer_header);
+    peersum_leave(params, cause, peer, poison != 0 ? poison : params.rank + 1, waited_ns, own,
+                  peer_header);
     return 0;
 }
 
@@ -262,7 +276,8 @@ PEERSUM_DEVICE bool gives_up(const Call& call, Wait& wait, peersum_u32 peer, Sai
 
 // Waits until a word that was loaded as `word` has `arrived`. False if the wait for `peer` was given up.
 template <typename Load, typename Arrived>
-PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, Said own, peersum_u64 word, Load load, Arrived arrived) {
+PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, Said own, peersum_u64 word,
+                               Load load, Arrived arrived) {
     Wait wait;
     while (!arrived(word)) {
         spin_pause();
@@ -284,8 +299,8 @@ struct Headers {
     peersum_u64 own_previous_detail;
 };
 
-// Sends this call's header and detail, and has the previous ones loaded, whose values nothing waits for yet. Relaxed: words that are
-// compared as a whole and order nothing.
+// Sends this call's header and detail, and has the previous ones loaded, whose values nothing waits
+// for yet. Relaxed: words that are compared as a whole and order nothing.
 PEERSUM_DEVICE Headers send_header(const Call& call) {
     Headers headers{GUARDED && call.block == 0, 0, 0, nullptr, 0, 0};
     if (!headers.is_exchanged) return headers;
@@ -293,13 +308,15 @@ PEERSUM_DEVICE Headers send_header(const Call& call) {
     const peersum_u32 sequence = sequence_of(call.header);
     const peersum_u32 ring = sequence % PEERSUM_HEADER_RING;
     const bool sends_detail = FAMILY == PEERSUM_FAMILY_PULL && has_detail(call.header);
-    const peersum_u64 detail = sends_detail ? said_of(call.params, call.header).detail(call.params) : 0;
+    const peersum_u64 detail =
+        sends_detail ? said_of(call.params, call.header).detail(call.params) : 0;
     if (step == 0) {
         st_global_u64(&call.control->own_headers[ring], call.header);
         if (sends_detail) st_global_u64(&call.control->own_details[ring], detail);
         return headers;
     }
-    if (sends_detail) st_relaxed_sys_u64(&call.control_of(step)->details[ring][call.params.rank], detail);
+    if (sends_detail)
+        st_relaxed_sys_u64(&call.control_of(step)->details[ring][call.params.rank], detail);
     peersum_u64* header = &call.control_of(step)->headers[ring][call.params.rank];
     if (STRICT_ORDER) {
         st_release_sys_u64(header, call.header);
@@ -311,8 +328,10 @@ PEERSUM_DEVICE Headers send_header(const Call& call) {
     headers.previous = ld_relaxed_sys_u64(headers.awaited);
     headers.own_previous = ld_global_u64(&call.control->own_headers[previous_ring]);
     if (sends_detail) {
-        // Calls with a detail follow each other: the previous ones are loaded together with the headers.
-        headers.previous_detail = ld_relaxed_sys_u64(&call.control->details[previous_ring][call.peer(step)]);
+        // Calls with a detail follow each other: the previous ones are loaded together with the
+        // headers.
+        headers.previous_detail =
+            ld_relaxed_sys_u64(&call.control->details[previous_ring][call.peer(step)]);
         headers.own_previous_detail = ld_global_u64(&call.control->own_details[previous_ring]);
     }
     return headers;
@@ -327,12 +346,15 @@ PEERSUM_DEVICE Said said_before(peersum_u64 header, [[maybe_unused]] peersum_u64
 #endif
 }
 
-// Waits for the peer's detail of the call before this one, which both ranks made with `header`, and removes it once it is compared: when
-// the sequence comes round again, no old detail stands there. The peer stores here again four calls later, after it
-// has seen data of this rank from a kernel that follows this one (README.md, "Headers and details").
-// `detail` and `own_detail` are 0 if they were not loaded. Not inlined: most calls have no detail.
-extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParams& params, peersum_u64 header, peersum_u32 peer, peersum_u64 detail,
-                                                  peersum_u64 own_detail) {
+// Waits for the peer's detail of the call before this one, which both ranks made with `header`, and
+// removes it once it is compared: when the sequence comes round again, no old detail stands there.
+// The peer stores here again four calls later, after it has seen data of this rank from a kernel
+// that follows this one (README.md, "Headers and details"). `detail` and `own_detail` are 0 if they
+// were not loaded. Not inlined: most calls have no detail.
+extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParams& params,
+                                                              peersum_u64 header, peersum_u32 peer,
+                                                              peersum_u64 detail,
+                                                              peersum_u64 own_detail) {
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
     const peersum_u32 ring = sequence_of(header) % PEERSUM_HEADER_RING;
     peersum_u64* awaited = &control->details[ring][peer];
@@ -350,17 +372,20 @@ extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParam
     return true;
 }
 
-// Waits for what the peer says of the call before this one. A difference in anything but the sequence ends the wait at its next look.
+// Waits for what the peer says of the call before this one. A difference in anything but the
+// sequence ends the wait at its next look.
 PEERSUM_DEVICE bool previous_headers_agree(const Call& call, const Headers& headers) {
     if (!headers.is_exchanged || call.step() == 0) return true;
     const peersum_u64 own = headers.own_previous;
     const peersum_u32 peer = call.peer(call.step());
     // A detail that was not loaded is compared behind the header, not beside it.
     const bool agree = await_word(
-        call, peer, said_before(own, headers.own_previous_detail), headers.previous, [&] { return ld_relaxed_sys_u64(headers.awaited); },
+        call, peer, said_before(own, headers.own_previous_detail), headers.previous,
+        [&] { return ld_relaxed_sys_u64(headers.awaited); },
         [&](peersum_u64 word) { return word == own; });
     if (!agree || !has_detail(own)) return agree;
-    return peersum_details_agree(call.params, own, peer, headers.previous_detail, headers.own_previous_detail);
+    return peersum_details_agree(call.params, own, peer, headers.previous_detail,
+                                 headers.own_previous_detail);
 }
 
 // PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this block's first store to a slot.
@@ -372,7 +397,8 @@ PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
         const peersum_u32 peer = call.peer(call.step());
         const peersum_u64* awaited = &call.control->headers[ring][peer];
         arrived = await_word(
-            call, peer, said_of(call.params, own), ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, said_of(call.params, own), ld_acquire_sys_u64(awaited),
+            [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word == own; });
     }
     return !bar_red_or(!arrived);
@@ -480,8 +506,8 @@ PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, p
 #define PEERSUM_PASTE_6(a, b, c, d, e, f) a##b##c##d##e##f
 #define PEERSUM_ENTRY_NAME(family_algorithm, dtype, world_size) \
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
-// `blocks`: how many of the largest blocks must fit a multiprocessor. With 1 a block may take all registers; without a number ptxas aims for two on some
-// architectures, and spills.
+// `blocks`: how many of the largest blocks must fit a multiprocessor. With 1 a block may take all
+// registers; without a number ptxas aims for two on some architectures, and spills.
 #define PEERSUM_KERNEL(family_algorithm, blocks)                                             \
     extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) PEERSUM_ENTRY_NAME( \
         family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)

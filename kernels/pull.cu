@@ -89,13 +89,15 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
         const peersum_u32 peer = call.peer(step);
         const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
-            call, peer, said_of(call.params, call.header), ld_acquire_sys_u64(awaited), [&] { return ld_acquire_sys_u64(awaited); },
+            call, peer, said_of(call.params, call.header), ld_acquire_sys_u64(awaited),
+            [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
     }
     if (IS_OPENING && !lost) lost = !previous_headers_agree(call, headers);
     if (poison != 0) {
         // As on entry: the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
-        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0, said_of(call.params, call.header), 0);
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0,
+                      said_of(call.params, call.header), 0);
         lost = true;
     }
     return !lost;

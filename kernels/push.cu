@@ -85,19 +85,23 @@ namespace {
 PEERSUM_DEVICE bool poll(peersum_u64 first_slot, Unit (&v)[SOURCES]) {
     // All loads are on their way at once.
 #pragma unroll
-    for (int source = 0; source < SOURCES; ++source) v[source] = ld_relaxed_sys_v4(slot_of(first_slot, source));
+    for (int source = 0; source < SOURCES; ++source)
+        v[source] = ld_relaxed_sys_v4(slot_of(first_slot, source));
     peersum_u32 largest = 0;
 #pragma unroll
-    for (int source = 0; source < SOURCES; ++source) largest = larger(largest, largest_word(v[source]));
+    for (int source = 0; source < SOURCES; ++source)
+        largest = larger(largest, largest_word(v[source]));
     return largest != PEERSUM_SLOT_EMPTY;
 }
 
-// Empties a unit's slots again: exactly the words that were taken, by the thread that took them. That is performed before this kernel ends, and a peer
-// stores here again only after it saw data that this rank sent from a later kernel (README.md, "Re-arming").
+// Empties a unit's slots again: exactly the words that were taken, by the thread that took them.
+// That is performed before this kernel ends, and a peer stores here again only after it saw data
+// that this rank sent from a later kernel (README.md, "Re-arming").
 PEERSUM_DEVICE void rearm(peersum_u64 first_slot) {
     if (PEERSUM_BREAK == PEERSUM_BREAK_NO_REARM) return;
 #pragma unroll
-    for (int source = 0; source < SOURCES; ++source) st_relaxed_sys_v4(slot_of(first_slot, source), EMPTY_UNIT);
+    for (int source = 0; source < SOURCES; ++source)
+        st_relaxed_sys_v4(slot_of(first_slot, source), EMPTY_UNIT);
 }
 
 // Polls a unit's slots until all are there, and empties them again. False if the wait was given up.
@@ -172,16 +176,26 @@ PEERSUM_DEVICE peersum_u32 epochs_of(const Call& call) {
 PEERSUM_DEVICE Call call_of(const PeersumParams& params, const Place& place, peersum_u32 epochs) {
     const peersum_u32 pull_epoch = epochs >> 16, push_epoch = epochs & 0xFFFF;
     const peersum_u64 sequence = pull_epoch + push_epoch;
-    return Call{place, params, reinterpret_cast<PeersumControl*>(params.arena[0]), pull_epoch, push_epoch, 0, units_of(params.elements),
+    return Call{place,
+                params,
+                reinterpret_cast<PeersumControl*>(params.arena[0]),
+                pull_epoch,
+                push_epoch,
+                0,
+                units_of(params.elements),
                 sequence << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
 }
 
 }  // namespace
 
-// Carries a thread's part in a one-shot call on to its end: from `awaited` on, of which the units below `unsent` are sent. For calls with narrow units, of
-// which nothing is sent yet, and for a thread that has polled in vain for long. Not inlined, and little comes behind it: so a call in which nobody is late
-// keeps no register for one that is, and two blocks fit a multiprocessor. False if a wait was given up.
-extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParams& params, peersum_u32 epochs, peersum_u32 awaited,
+// Carries a thread's part in a one-shot call on to its end: from `awaited` on, of which the units
+// below `unsent` are sent. For calls with narrow units, of which nothing is sent yet, and for a
+// thread that has polled in vain for long. Not inlined, and little comes behind it: so a call in
+// which nobody is late keeps no register for one that is, and two blocks fit a multiprocessor.
+// False if a wait was given up.
+extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParams& params,
+                                                              peersum_u32 epochs,
+                                                              peersum_u32 awaited,
                                                               peersum_u32 unsent) {
     const Place place = place_of_thread();
     const Call call = call_of(params, place, epochs);
@@ -196,10 +210,12 @@ extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParam
         // While one unit is awaited the next is on its way to the peers.
 #pragma unroll 1
         for (; unsent <= awaited + stride && unsent < units; unsent += stride) {
-            send_to_all(params, sent_to(params, slots + slots_offset(unsent)), sendable(ld_global_v4(input.at(unsent))));
+            send_to_all(params, sent_to(params, slots + slots_offset(unsent)),
+                        sendable(ld_global_v4(input.at(unsent))));
         }
         Unit received[SOURCES];
-        if (!collect(call, awaited_at(params, slots + slots_offset(awaited)), received)) return false;
+        if (!collect(call, awaited_at(params, slots + slots_offset(awaited)), received))
+            return false;
         if (awaited == place.first_unit()) let_next_kernel_come();
         Unit own = EMPTY_UNIT;
         if (KEEPS_OWN) own = ld_global_v4(input.at(awaited));
@@ -214,26 +230,32 @@ namespace {
 // Fills this thread's part of the output with NaN.
 PEERSUM_DEVICE void lose(const PeersumParams& params) {
     const peersum_u32 units = units_of(params.elements);
-    peersum_copy_narrow(params.output, params.elements, 0, params.elements, 0, units, Share{units, units});
+    peersum_copy_narrow(params.output, params.elements, 0, params.elements, 0, units,
+                        Share{units, units});
 }
 
-// The units of a thread in a one-shot call without narrow units, of which the first is `own` and is sent to `slot`. Every thread polls on its own, so that
-// one that is late holds nobody up. False if a wait was given up.
-PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to, peersum_u64 first_slot) {
+// The units of a thread in a one-shot call without narrow units, of which the first is `own` and is
+// sent to `slot`. Every thread polls on its own, so that one that is late holds nobody up. False if
+// a wait was given up.
+PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
+                                peersum_u64 first_slot) {
     const PeersumParams& params = call.params;
     const peersum_u64 slots = params.push_offset + half_offset(call);
     const peersum_u32 first = call.first_unit(), stride = call.unit_stride();
-    // A thread's units overlap: while one is awaited the next is on its way to the peers and the one behind that is loaded. So the links are never
-    // without stores, what arrives is taken while it is still in the cache, and a rank's own unit is loaded once.
+    // A thread's units overlap: while one is awaited the next is on its way to the peers and the
+    // one behind that is loaded. So the links are never without stores, what arrives is taken while
+    // it is still in the cache, and a rank's own unit is loaded once.
     Unit ahead = EMPTY_UNIT;
-    if (first + stride < call.units) ahead = ld_global_v4(unit_address(params.input, first + stride));
+    if (first + stride < call.units)
+        ahead = ld_global_v4(unit_address(params.input, first + stride));
 #pragma unroll 1
     for (peersum_u32 unit = first; unit < call.units;) {
         const peersum_u32 next = unit + stride;
         const Unit following = sendable(ahead);
         if (next < call.units) {
             send_to_all(params, sent_to(params, slots + slots_offset(next)), following);
-            if (next + stride < call.units) ahead = ld_global_v4(unit_address(params.input, next + stride));
+            if (next + stride < call.units)
+                ahead = ld_global_v4(unit_address(params.input, next + stride));
         }
         Unit received[SOURCES];
         peersum_u32 polls = 0;
@@ -259,7 +281,8 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Place place = place_of_thread();
     const peersum_u32 units = units_of(params.elements);
     const peersum_u32 first = place.first_unit();
-    const bool is_wide = wide_units(params.input, params.elements) == units && wide_units(params.output, params.elements) == units;
+    const bool is_wide = wide_units(params.input, params.elements) == units &&
+                         wide_units(params.output, params.elements) == units;
     // At small sizes a thread's first unit is its only one. What can be known of it is computed while the block's state is loaded.
     peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
     peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
@@ -275,11 +298,13 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Call call = enter(params, place);
     // Loaded together with the block's state. A poisoned call may read its own input, it may only not store.
     Unit own = EMPTY_UNIT;
-    if (narrow == 0 && first < units && !place.carries_signals()) own = ld_global_v4(reinterpret_cast<const void*>(from));
+    if (narrow == 0 && first < units && !place.carries_signals())
+        own = ld_global_v4(reinterpret_cast<const void*>(from));
     if (!place.carries_signals()) has_read_epoch(call);
     const bool lost = is_poisoned(call);
     if (place.carries_signals()) return carry_signals(call, lost);
-    // Ways out of their own: a call that goes well and has no narrow units keeps no register for these.
+    // Ways out of their own: a call that goes well and has no narrow units keeps no register for
+    // these.
     if (lost || narrow != 0) advance_unlaunched_epochs(call);
     if (lost) return lose(params);
     if (narrow != 0) {
@@ -379,7 +404,8 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
-// Two communicators of a pair have a multiprocessor for two of these blocks. ptxas keeps to the registers that this leaves without a spill up to sm_90.
+// Two communicators of a pair have a multiprocessor for two of these blocks. ptxas keeps to the
+// registers that this leaves without a spill up to sm_90.
 #if PEERSUM_WORLD_SIZE == 2 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 900
 #define PEERSUM_ONE_SHOT_BLOCKS 2
 #else

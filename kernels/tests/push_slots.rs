@@ -1,4 +1,5 @@
-//! Where the kernels of push.cu have their slots: no two that can be in use at once share an address.
+//! Where the kernels of push.cu have their slots: no two that can be in use at once share an
+//! address.
 //!
 //! The models in `models` have no addresses. Here the kernels themselves run, on a platform that
 //! records each slot they send to, poll and empty (`push_slots/driver.cpp`). While a rank is in one

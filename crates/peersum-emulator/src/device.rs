@@ -11,9 +11,10 @@ use crate::stream::EmulatorStream;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EmulatorOptions {
-    /// Multiprocessors that the device claims to have. All blocks of a launch run at once however many there are: the number only
-    /// bounds the grids of the communicators on the device, which share two blocks a multiprocessor. By default there is room for
-    /// many communicators with small grids, so that tests of one process can use the same device at once.
+    /// Multiprocessors that the device claims to have. All blocks of a launch run at once however
+    /// many there are: the number only bounds the grids of the communicators on the device, which
+    /// share two blocks a multiprocessor. By default there is room for many communicators with
+    /// small grids, so that tests of one process can use the same device at once.
     pub multiprocessors: u32,
     /// The longest that a block of a launch is held back before its first instruction. Zero, the default, holds none back; otherwise
     /// one block in four waits for a random part of it, each launch anew.

@@ -39,8 +39,11 @@
 //!
 //! # Failures
 //!
-//! Every wait of peersum's own has a deadline; only calls that go to NCCL (the feature `nccl`) wait without one. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up, and so do all others; an [`AbortHandle`] ends
-//! the waits of its rank at once. What was not reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says why:
+//! Every wait of peersum's own has a deadline; only calls that go to NCCL (the feature `nccl`) wait
+//! without one. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up,
+//! and so do all others; an [`AbortHandle`] ends the waits of its rank at once. What was not
+//! reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says
+//! why:
 //!
 //! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and whose process has ended or is stopped;
 //! - [`Failure::Disagreement`], on every rank, for ranks that call with different sizes, types or algorithms, with both sides' values;
@@ -75,9 +78,11 @@
 //! | `CUDA_HOME`, `CUDA_PATH` | a toolkit to look for NVRTC in, by its absolute path; a relative one is not looked at |
 //! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: how many hardware queues a context has for its streams, 1 to 32, by default 8. Set it before the context is created: to 32 if ranks share a GPU, and to the number of streams in use on a GPU or more if the process has several communicators there |
 //!
-//! If a context has more streams than hardware queues, several streams go through one queue, and a kernel can be held up by another stream's. A call that
-//! waits for its peer then keeps another communicator's call from starting, and if the ranks enqueue the calls in different orders, both wait until
-//! their timeout. The streams of the program's own kernels and copies count too. CUDA takes the number as a wish.
+//! If a context has more streams than hardware queues, several streams go through one queue, and a
+//! kernel can be held up by another stream's. A call that waits for its peer then keeps another
+//! communicator's call from starting, and if the ranks enqueue the calls in different orders, both
+//! wait until their timeout. The streams of the program's own kernels and copies count too. CUDA
+//! takes the number as a wish.
 //!
 //! # Features
 //!

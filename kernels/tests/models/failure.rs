@@ -36,8 +36,9 @@ impl Machine {
         }
     }
 
-    /// Whether what a peer said of the call that is waited for differs from what this rank said: the header, or behind an equal one the detail. A
-    /// wait for several peers looks at each of them.
+    /// Whether what a peer said of the call that is waited for differs from what this rank said:
+    /// the header, or behind an equal one the detail. A wait for several peers looks at each of
+    /// them.
     fn sees_difference(&self, state: &State, id: Id) -> bool {
         let own = self.awaited_header(state, id);
         let own_detail = self.awaited_own_detail(state, id);

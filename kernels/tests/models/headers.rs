@@ -95,8 +95,8 @@ impl Machine {
         state.memory[rank][word] == own || coming.any(|store| store.value == own)
     }
 
-    /// Performs the details that come into empty places. Those that overwrite another have a step of
-    /// their own.
+    /// Performs the details that come into empty places. Those that overwrite another have a step
+    /// of their own.
     pub(crate) fn receive_details(state: &mut State, words: &[Word]) {
         for &(rank, word) in words {
             if state.memory[rank][word] == EMPTY {

@@ -140,8 +140,8 @@ impl Machine {
         )
     }
 
-    /// The words in which the peers' details of the last call come, and this rank's own; none if the
-    /// call has none.
+    /// The words in which the peers' details of the last call come, and this rank's own; none if
+    /// the call has none.
     fn last_details(&self, state: &State, rank: usize) -> (Vec<Word>, u8) {
         let own = self.programs[rank].last().map_or(0, |call| call.detail);
         if own == 0 || self.is_broken(Break::SynchronizeSkipsDetails) {

@@ -116,8 +116,8 @@ pub(crate) enum Break {
 pub(crate) enum Violation {
     /// A rank that can take no step has not ended.
     Deadlock,
-    /// Data came into a slot from which the last was not taken, or a detail into a place of which the
-    /// last was not removed.
+    /// Data came into a slot from which the last was not taken, or a detail into a place of which
+    /// the last was not removed.
     SlotOverwritten,
     /// An output that is not NaN holds something else than the sum of this call's inputs: something stale, torn or too new went into it.
     WrongResult,

@@ -7,10 +7,12 @@
 //! - A rank's stores to its own memory are performed before its kernel ends ([`Order::Physical`]). For the slots that is the argument of
 //!   kernels/README.md, "Re-arming", which the PTX model does not give; [`Order::Formal`] leaves it out.
 //!
-//! That a store is performed is no step of its own, which would multiply the states: it stays on its way until a reader takes it. A wait may end as soon
-//! as what it waits for is on its way; any other load is explored with the old value and with the new. That covers every moment, as long as
-//! nobody could miss a value because the next one overwrote it. Where that is possible, in a slot that was not emptied and in a header's or a detail's place
-//! of the ring, the first is a violation as soon as the second store is issued, and the others have a step of their own.
+//! That a store is performed is no step of its own, which would multiply the states: it stays on
+//! its way until a reader takes it. A wait may end as soon as what it waits for is on its way; any
+//! other load is explored with the old value and with the new. That covers every moment, as long as
+//! nobody could miss a value because the next one overwrote it. Where that is possible, in a slot
+//! that was not emptied and in a header's or a detail's place of the ring, the first is a violation
+//! as soon as the second store is issued, and the others have a step of their own.
 
 use std::hash::{Hash, Hasher};
 
@@ -67,8 +69,8 @@ pub(crate) fn header(ring: u8, source: usize) -> usize {
 pub(crate) fn own_header(ring: u8) -> usize {
     OWN_HEADERS + usize::from(ring)
 }
-/// Empty but between a call with a detail and the next call. It says nothing of the sequence: that a
-/// stale one cannot be mistaken must not rest on a number that comes round again.
+/// Empty but between a call with a detail and the next call. It says nothing of the sequence: that
+/// a stale one cannot be mistaken must not rest on a number that comes round again.
 pub(crate) fn detail(ring: u8, source: usize) -> usize {
     DETAILS + usize::from(ring) * RANKS + source
 }

@@ -1,7 +1,9 @@
-// driver.cpp - runs the kernels of push.cu without memory: each access to a slot is recorded, and each poll finds data.
+// driver.cpp - runs the kernels of push.cu without memory: each access to a slot is recorded, and
+// each poll finds data.
 //
-// One call a line of standard input: "one_shot|two_shot push_half_bytes elements parity blocks threads".
-// One answer a line: the slots that the call uses at every rank, as ranges of units from the first slot on, or an error.
+// One call a line of standard input: "one_shot|two_shot push_half_bytes elements parity blocks
+// threads". One answer a line: the slots that the call uses at every rank, as ranges of units from
+// the first slot on, or an error.
 #define PEERSUM_PLATFORM_PROVIDED
 #include "platform.cuh"
 
@@ -161,8 +163,8 @@ int main() {
     char algorithm[16];
     unsigned long long push_half_bytes, elements;
     unsigned int threads;
-    while (scanf("%15s %llu %llu %u %u %u", algorithm, &push_half_bytes, &elements, &recorder::parity, &recorder::nctaid,
-                 &threads) == 6) {
+    while (scanf("%15s %llu %llu %u %u %u", algorithm, &push_half_bytes, &elements,
+                 &recorder::parity, &recorder::nctaid, &threads) == 6) {
         for (auto& slots : recorder::slots) slots.clear();
         recorder::ntid = threads + PEERSUM_WORLD_SIZE;
         run(strcmp(algorithm, "two_shot") == 0, push_half_bytes, elements, threads);

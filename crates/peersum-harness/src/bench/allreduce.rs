@@ -65,7 +65,8 @@ pub(crate) struct BenchArgs {
     /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     push_half: Option<usize>,
-    /// The largest grid, as `CommunicatorBuilder::max_blocks` sets it. [default: as in a program that does not set it]
+    /// The largest grid, as `CommunicatorBuilder::max_blocks` sets it. [default: as in a program
+    /// that does not set it]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     max_blocks: Option<u32>,
     /// The directory with the cubin of the kernels that measure the machine's limits; without it there are none.

@@ -16,8 +16,8 @@ pub(crate) fn own_placement(route: Route) -> Placement {
     }
 }
 
-/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same launch as one without. `launched` says
-/// what a plan comes to.
+/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same
+/// launch as one without. `launched` says what a plan comes to.
 pub(crate) fn candidates(
     route: Route,
     shapes: &[(u32, u32)],

@@ -1,6 +1,8 @@
-//! Faults between ranks that are threads of one process on one device: what every rank is told when a peer is absent, aborted or calls something
-//! else, and that the process lives on; also replayed graphs mixed with eager calls, two communicators at once, and a few cases of processes. Each case is a process of its
-//! own, so that a spinning kernel costs one case. (`kill` is about ranks that die or stop.)
+//! Faults between ranks that are threads of one process on one device: what every rank is told when
+//! a peer is absent, aborted or calls something else, and that the process lives on; also replayed
+//! graphs mixed with eager calls, two communicators at once, and a few cases of processes. Each
+//! case is a process of its own, so that a spinning kernel costs one case. (`kill` is about ranks
+//! that die or stop.)
 
 mod abort;
 mod absent;
@@ -36,8 +38,8 @@ const CASE_PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) enum Case {
     /// Four layers captured, 100 replays mixed with eager calls, with and without programmatic dependent launch.
     GraphReplays,
-    /// Two communicators with default settings on the same GPUs, one rank a GPU if there are two: ranks enqueue their calls in opposite
-    /// orders, eager and as graphs.
+    /// Two communicators with default settings on the same GPUs, one rank a GPU if there are two:
+    /// ranks enqueue their calls in opposite orders, eager and as graphs.
     TwoCommunicators,
     /// A rank never calls; the others name it, outputs are NaN, a graph captured before is refused and moves no data, a new communicator works.
     AbsentRank,
@@ -71,7 +73,8 @@ pub(crate) struct FaultsArgs {
     /// The case [default: all that the device has].
     #[arg(long)]
     case: Option<Case>,
-    /// What the ranks run on. All share GPU 0 unless the case says otherwise, or have one emulated device each.
+    /// What the ranks run on. All share GPU 0 unless the case says otherwise, or have one emulated
+    /// device each.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
     /// What a rank may take beyond its deadline, in milliseconds.

@@ -90,7 +90,8 @@ impl CommunicatorBuilder {
     ///
     /// # Safety
     /// A graph that the program captured knows nothing of the communicator. For every such graph
-    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it that:
+    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it
+    /// that:
     /// - it is launched only while the communicator lives, and all its launches have ended before
     ///   the communicator is dropped;
     /// - it is launched on the communicator's stream only ([`Communicator::stream`]), or so that
@@ -110,10 +111,10 @@ impl CommunicatorBuilder {
 
     /// The size of one half of the push slots, in bytes; two are allocated.
     ///
-    /// These calls fit: a one-shot push of this size divided by the world size, and a two-shot push of
-    /// half this size; for a pair of ranks, both of this size. Larger calls go as
-    /// [`Communicator::plan`] says. Any value works: it is rounded up to a multiple of 1 KiB for each
-    /// rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and more are refused.
+    /// These calls fit: a one-shot push of this size divided by the world size, and a two-shot push
+    /// of half this size; for a pair of ranks, both of this size. Larger calls go as
+    /// [`Communicator::plan`] says. Any value works: it is rounded up to a multiple of 1 KiB for
+    /// each rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and more are refused.
     ///
     /// Default: 32 MiB, or 16 times `max_bytes` if that is less.
     pub fn push_half_bytes(mut self, bytes: usize) -> Self {
@@ -125,16 +126,16 @@ impl CommunicatorBuilder {
     /// smallest value that any of them gives.
     ///
     /// Blocks that wait for a peer stay on the device. So the communicators of a process must not
-    /// have more blocks on a device than run there at once, which is two for each multiprocessor (264
-    /// on an H100). [`CommunicatorBuilder::build`] reserves them, for each rank on the device, and
-    /// returns [`Error::DeviceFull`] if they are not free.
+    /// have more blocks on a device than run there at once, which is two for each multiprocessor
+    /// (264 on an H100). [`CommunicatorBuilder::build`] reserves them, for each rank on the device,
+    /// and returns [`Error::DeviceFull`] if they are not free.
     ///
     /// Default: half of the device, divided by the ranks of this communicator that share it (132
-    /// blocks on an H100 with one rank), or less if no row of the dispatch table needs as many. So a
-    /// device has room for two communicators with default settings, for instance one for tensor and
-    /// one for expert parallelism. Set a smaller number for each if there are more. A larger one
-    /// helps where many ranks share a device and no other communicator needs it; what exceeds the
-    /// whole device is cut to that.
+    /// blocks on an H100 with one rank), or less if no row of the dispatch table needs as many. So
+    /// a device has room for two communicators with default settings, for instance one for tensor
+    /// and one for expert parallelism. Set a smaller number for each if there are more. A larger
+    /// one helps where many ranks share a device and no other communicator needs it; what exceeds
+    /// the whole device is cut to that.
     ///
     /// The number depends on the settings and the device alone, never on what other communicators
     /// hold: grids are the same in every process, in every run and in every captured graph.
@@ -162,9 +163,9 @@ impl CommunicatorBuilder {
     /// (`CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`). Every kernel that the program
     /// launches so between two calls must execute `griddepcontrol.wait` (in CUDA C++
     /// `cudaGridDependencySynchronize`), whatever memory it uses, and before it touches a buffer of
-    /// the call in front. A call waits for the kernel in front of it and for no earlier one: if that
-    /// kernel ends without having waited, the next call runs beside the last one, and results can be
-    /// wrong. Kernels that are launched without the attribute need nothing.
+    /// the call in front. A call waits for the kernel in front of it and for no earlier one: if
+    /// that kernel ends without having waited, the next call runs beside the last one, and results
+    /// can be wrong. Kernels that are launched without the attribute need nothing.
     pub fn pdl(mut self, on: bool) -> Self {
         self.pdl = on;
         self
@@ -204,16 +205,18 @@ impl CommunicatorBuilder {
 
     /// Meets the other ranks, loads every module, allocates and shares all memory. Collective: every rank calls it.
     ///
-    /// `stream` is this communicator's alone among communicators, and not the legacy default stream; other work of the program may use it.
-    /// If a process has several communicators on a device, or several ranks, set `CUDA_DEVICE_MAX_CONNECTIONS` before its CUDA context is
-    /// created, to the number of streams that it uses on that device or more (32 is the most): see the [environment](crate#environment).
-    /// Every later call is enqueued on it. Nothing is allocated after this but by
-    /// [`Communicator::symmetric_alloc`].
+    /// `stream` is this communicator's alone among communicators, and not the legacy default
+    /// stream; other work of the program may use it. If a process has several communicators on a
+    /// device, or several ranks, set `CUDA_DEVICE_MAX_CONNECTIONS` before its CUDA context is
+    /// created, to the number of streams that it uses on that device or more (32 is the most): see
+    /// the [environment](crate#environment). Every later call is enqueued on it. Nothing is
+    /// allocated after this but by [`Communicator::symmetric_alloc`].
     ///
     /// # Errors
-    /// [`Error::Rendezvous`] if a rank does not come or is lost, [`Error::SetupMismatch`] on every rank if settings differ,
-    /// [`Error::Device`] for a library, module or memory that cannot be had, [`Error::NotCoResident`] for ranks that
-    /// share a device, [`Error::DeviceFull`] for communicators that do, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
+    /// [`Error::Rendezvous`] if a rank does not come or is lost, [`Error::SetupMismatch`] on every
+    /// rank if settings differ, [`Error::Device`] for a library, module or memory that cannot be
+    /// had, [`Error::NotCoResident`] for ranks that share a device, [`Error::DeviceFull`] for
+    /// communicators that do, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
     pub fn build<S: DeviceStream>(self, stream: &S) -> Result<Communicator<S::Device>, Error> {
         setup::build(self, stream)
     }

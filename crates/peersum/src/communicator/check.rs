@@ -148,8 +148,9 @@ impl<D: Device> Communicator<D> {
         }
     }
 
-    /// Prefers a disagreement that the headers show to `failure`, which only names a rank: where any two ranks differ, every rank differs from some
-    /// other. `unsent` is what this rank would have said of a call that it began but, being poisoned, may not have made.
+    /// Prefers a disagreement that the headers show to `failure`, which only names a rank: where
+    /// any two ranks differ, every rank differs from some other. `unsent` is what this rank would
+    /// have said of a call that it began but, being poisoned, may not have made.
     fn explain(
         &self,
         links: &Links<D>,
@@ -320,7 +321,8 @@ impl Headers {
     }
 }
 
-/// What two ranks said of the same call if it differs. A detail that has not come differs from none.
+/// What two ranks said of the same call if it differs. A detail that has not come differs from
+/// none.
 fn disagreement(rank: u32, own: Said, peer: u32, theirs: Said) -> Option<Failure> {
     let differ = own.header != theirs.header
         || own.detail != theirs.detail && own.detail != 0 && theirs.detail != 0;

@@ -28,7 +28,8 @@ pub(crate) fn slot_sources(world_size: u32) -> u64 {
     }
 }
 
-/// The slots of one group of units for one call, in bytes. The slots of the next call lie behind them.
+/// The slots of one group of units for one call, in bytes. The slots of the next call lie behind
+/// them.
 pub(crate) fn slot_group_bytes(world_size: u32) -> u64 {
     slot_sources(world_size) * u64::from(abi::PEERSUM_SLOT_GROUP * abi::PEERSUM_UNIT_BYTES)
 }
@@ -46,7 +47,8 @@ impl ArenaLayout {
         probe_bytes: u64,
     ) -> ArenaLayout {
         let align = |bytes: u64| bytes.next_multiple_of(ALIGNMENT);
-        // A warp's store of one source's slots of a group is 512 bytes: it begins at a multiple of that.
+        // A warp's store of one source's slots of a group is 512 bytes: it begins at a multiple of
+        // that.
         let push_offset =
             (size_of::<PeersumControl>() as u64).next_multiple_of(slot_group_bytes(2));
         let push_half_bytes = push_half_bytes
@@ -158,8 +160,8 @@ const _: () = {
     let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
     let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     let ring = abi::PEERSUM_HEADER_RING as usize;
-    // Blocks of 16 bytes, headers and details with a rank's own, claim and reserved words, flags: no padding
-    // between them.
+    // Blocks of 16 bytes, headers and details with a rank's own, claim and reserved words, flags:
+    // no padding between them.
     assert!(
         size_of::<PeersumControl>()
             == blocks * 16 + 2 * (ring * ranks * 8 + ring * 8) + 48 * 4 + blocks * ranks * 8

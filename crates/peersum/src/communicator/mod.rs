@@ -411,8 +411,8 @@ impl<D: Device> Communicator<D> {
         &self.table
     }
 
-    /// The largest grid that any call launches, the same on every rank: this communicator's share of a GPU, which
-    /// [`CommunicatorBuilder::max_blocks`] sets.
+    /// The largest grid that any call launches, the same on every rank: this communicator's share
+    /// of a GPU, which [`CommunicatorBuilder::max_blocks`] sets.
     pub fn max_blocks(&self) -> u32 {
         self.links.as_ref().map_or(0, |links| links.limits.blocks())
     }

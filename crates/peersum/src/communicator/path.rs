@@ -52,8 +52,9 @@ impl<D: Device> Communicator<D> {
         }
     }
 
-    /// What a call of `bytes` bytes by `plan` launches: no block without a unit, and no more and no larger blocks than this
-    /// communicator's share of a GPU allows. (A call in several pieces does so for each.) The same on every rank.
+    /// What a call of `bytes` bytes by `plan` launches: no block without a unit, and no more and no
+    /// larger blocks than this communicator's share of a GPU allows. (A call in several pieces does
+    /// so for each.) The same on every rank.
     pub fn launched(&self, plan: Plan, bytes: u64) -> Plan {
         self.links.as_ref().map_or(plan, |links| {
             links.limits.launched(plan, bytes, self.world_size)

@@ -13,14 +13,15 @@ use crate::error::Error;
 /// How long the probe's blocks wait for those of the other ranks.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// The memory that the probe needs, in bytes: a unit for each thread, so that no block is without work.
+/// The memory that the probe needs, in bytes: a unit for each thread, so that no block is without
+/// work.
 pub(super) fn probe_bytes(limits: &LaunchLimits) -> u64 {
     let plan = probe_plan(limits);
     u64::from(plan.blocks) * u64::from(plan.threads) * u64::from(abi::PEERSUM_UNIT_BYTES)
 }
 
-/// As many blocks as any call may have, as large as a seat allows. A pull call waits block by block, so each block of each rank
-/// must run.
+/// As many blocks as any call may have, as large as a seat allows. A pull call waits block by
+/// block, so each block of each rank must run.
 fn probe_plan(limits: &LaunchLimits) -> Plan {
     let route = Route::PullOneShot;
     Plan {
@@ -31,7 +32,8 @@ fn probe_plan(limits: &LaunchLimits) -> Plan {
 }
 
 impl<D: Device> Communicator<D> {
-    /// Meets all ranks once with the largest grid that any call may have. Blocks that cannot run at once time out.
+    /// Meets all ranks once with the largest grid that any call may have. Blocks that cannot run at
+    /// once time out.
     pub(super) fn probe_co_residency(&mut self) -> Result<(), Error> {
         let Some(links) = &self.links else {
             return Ok(());

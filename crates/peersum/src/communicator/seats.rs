@@ -80,8 +80,8 @@ impl Place<'_> {
         share.clamp(1, abi::PEERSUM_MAX_BLOCKS)
     }
 
-    /// Takes seats for `blocks` blocks of each rank of the group. All its ranks of this process call
-    /// this, and hold what the first of them took.
+    /// Takes seats for `blocks` blocks of each rank of the group. All its ranks of this process
+    /// call this, and hold what the first of them took.
     pub(super) fn reserve(&self, blocks: u32) -> Result<Seats, Error> {
         let mut devices = reserved();
         let reservations = devices

@@ -18,7 +18,8 @@
 //! Which path a call takes is a function of its bytes alone ([`Communicator::path`](crate::Communicator::path)), so all ranks take the same. NCCL works on the communicator's
 //! stream: calls of both paths are in order, and both can be captured into a graph. What is not the same:
 //!
-//! - **Bits.** NCCL chooses the order and the precision of its sums. Its results are outside [`mod@crate::reference`]'s contract.
+//! - **Bits.** NCCL chooses the order and the precision of its sums. Its results are outside
+//!   [`mod@crate::reference`]'s contract.
 //! - **Waits.** NCCL waits for ever, in set-up and in calls: [`timeout`](crate::CommunicatorBuilder::timeout) and [`AbortHandle`](crate::AbortHandle) do not reach into it, and ranks that
 //!   call it with different sizes are not told. [`synchronize`](crate::Communicator::synchronize) reports what NCCL itself has noticed. A communicator that has failed aborts NCCL's when it is
 //!   dropped.
