@@ -9,6 +9,7 @@ mod inherited;
 mod layout;
 mod lent;
 mod links;
+mod modules;
 #[cfg(feature = "nccl")]
 mod nccl_path;
 mod path;

@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use peersum_artifact::{Algorithm, Family};
 use peersum_kernels::abi;
 
-use super::links::Modules;
+use super::modules::Modules;
 use crate::device::{Device, DeviceError, DeviceIdentity};
 use crate::dispatch::LaunchLimits;
 use crate::error::Error;
