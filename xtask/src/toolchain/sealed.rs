@@ -12,7 +12,7 @@ use std::path::Path;
 /// Such a file holds a few hundred paths at most; anything larger is not ours.
 const MAX_BYTES: u64 = 4 << 20;
 
-/// Reads what [`write`] wrote, or `None` if the file is absent, damaged or of another form.
+/// Reads what [`write()`] wrote, or `None` if the file is absent, damaged or of another form.
 pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     if fs::metadata(path).ok()?.len() > MAX_BYTES {
         return None;
