@@ -54,7 +54,8 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_HEADER_BYTES_BITS 40
 #define PEERSUM_HEADER_OPERATION_BITS 3
 
-/* A detail: what a header has no room for, in a word of its own, which only calls with a symmetric source send. Never 0.
+/* A detail: a second word, with what a header has no room for. Only calls with a symmetric source
+ * send one. Never 0.
  * sequence | 1 + the buffer's index | offset in bytes, from the top. */
 #define PEERSUM_DETAIL_BUFFER_SHIFT 36
 #define PEERSUM_DETAIL_BUFFER_BITS 12
@@ -107,7 +108,8 @@ typedef struct PeersumControl {
     peersum_u64 headers[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
     /* What this rank itself called; read and written by this rank alone. */
     peersum_u64 own_headers[PEERSUM_HEADER_RING];
-    /* The details of the same calls. details[..] is 0 but between a call with a detail and the next call, in which this rank compares it. */
+    /* The details of the same calls. A call with a detail stores one; the receiver compares it in
+     * the next call and stores 0. */
     peersum_u64 details[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
     peersum_u64 own_details[PEERSUM_HEADER_RING];
     /* 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has. */
@@ -161,9 +163,10 @@ typedef struct PeersumParams {
     peersum_u64 output;
     /* From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units. */
     peersum_u64 elements;
-    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes, which are a multiple of both halves of
-     * a slot group (2 x sources x PEERSUM_SLOT_GROUP units): a two-shot call's second memory begins there, and where it began within a group, its
-     * slots would be those of a one-shot call of the other half. */
+    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take
+     * 2 push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 x sources x
+     * PEERSUM_SLOT_GROUP units): the second memory of a two-shot call begins there, and within a
+     * group its slots would be those of a one-shot call of the other half. */
     peersum_u64 push_offset;
     peersum_u64 push_half_bytes;
     peersum_u64 staging_offset;

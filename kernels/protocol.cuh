@@ -509,8 +509,8 @@ PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, p
 // `blocks`: how many of the largest blocks must fit a multiprocessor. With 1 a block may take all
 // registers; without a number ptxas aims for two on some architectures, and spills.
 #define PEERSUM_KERNEL(family_algorithm, blocks)                                             \
-    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) PEERSUM_ENTRY_NAME( \
-        family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
+    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) \
+        PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
 // PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that let only one kernel run at a time.
 #ifdef PEERSUM_ONE_LAUNCH
@@ -524,5 +524,6 @@ struct AllParams {
     }                                                                                       \
     PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params)
 #else
-#define PEERSUM_ENTRY(family_algorithm, blocks) PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ PeersumParams params)
+#define PEERSUM_ENTRY(family_algorithm, blocks) \
+    PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ PeersumParams params)
 #endif

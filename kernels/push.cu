@@ -234,9 +234,8 @@ PEERSUM_DEVICE void lose(const PeersumParams& params) {
                         Share{units, units});
 }
 
-// The units of a thread in a one-shot call without narrow units, of which the first is `own` and is
-// sent to `slot`. Every thread polls on its own, so that one that is late holds nobody up. False if
-// a wait was given up.
+// Reduces a thread's units in a one-shot call without narrow units. The first, `own`, is sent already.
+// False if a wait was given up.
 PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
                                 peersum_u64 first_slot) {
     const PeersumParams& params = call.params;

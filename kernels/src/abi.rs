@@ -83,7 +83,7 @@ pub struct PeersumControl {
     pub headers: [[peersum_u64; 8usize]; 4usize],
     /// What this rank itself called; read and written by this rank alone.
     pub own_headers: [peersum_u64; 4usize],
-    /// The details of the same calls. details\[..\] is 0 but between a call with a detail and the next call, in which this rank compares it.
+    /// The details of the same calls. A call with a detail stores one; the receiver compares it in the next call and stores 0.
     pub details: [[peersum_u64; 8usize]; 4usize],
     pub own_details: [peersum_u64; 4usize],
     /// 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has.
@@ -218,7 +218,7 @@ pub struct PeersumParams {
     pub output: peersum_u64,
     /// From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units.
     pub elements: peersum_u64,
-    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes, which are a multiple of both halves of a slot group (2 x sources x PEERSUM_SLOT_GROUP units): a two-shot call's second memory begins there, and where it began within a group, its slots would be those of a one-shot call of the other half.
+    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 x sources x PEERSUM_SLOT_GROUP units): the second memory of a two-shot call begins there, and within a group its slots would be those of a one-shot call of the other half.
     pub push_offset: peersum_u64,
     pub push_half_bytes: peersum_u64,
     pub staging_offset: peersum_u64,

@@ -71,11 +71,12 @@ pub enum Error {
     },
     /// Other communicators of this process hold the device's multiprocessors.
     #[error(
-        "device {device} runs {capacity} blocks at once, and other communicators of this process may use {reserved} of them. \
-         This one needs {ranks} x {blocks} (ranks on the device x blocks), so kernels of both could wait for each other for \
-         ever. By default a communicator takes half of a device: set `CommunicatorBuilder::max_blocks(n)` for every \
-         communicator of this process, on all ranks, so that the sum of ranks x n is at most {capacity}. \
-         Here n may be {}", possible_blocks(*capacity, *reserved, *ranks)
+        "device {device} runs {capacity} blocks at once, and other communicators of this process may \
+         use {reserved} of them. This one needs {ranks} x {blocks} (ranks on the device x blocks), so \
+         kernels of both could wait for each other for ever. By default a communicator takes half of \
+         a device: set `CommunicatorBuilder::max_blocks(n)` for every communicator of this process, \
+         on all ranks, so that the sum of ranks x n is at most {capacity}. Here n may be {}",
+        possible_blocks(*capacity, *reserved, *ranks)
     )]
     DeviceFull {
         /// The device's name.

@@ -114,7 +114,8 @@ PEERSUM_DEVICE peersum_u32 cvt_rn_bf16x2_f32(float, float) { return 0; }
 
 namespace {
 
-#define ENTRY(family_algorithm) PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
+#define ENTRY(family_algorithm) \
+    PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
 // Makes the call on every rank, one thread after the other.
 void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, peersum_u32 threads) {

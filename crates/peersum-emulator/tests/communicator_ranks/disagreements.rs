@@ -261,6 +261,18 @@ struct Symmetric {
     form: Form,
 }
 
+/// The peer from which a rank differs, and what the two called.
+#[track_caller]
+fn sides(reason: &Failure) -> (u32, &CallSignature, &CallSignature) {
+    let Failure::Disagreement {
+        peer, own, theirs, ..
+    } = reason
+    else {
+        panic!("not told of a difference: {reason}");
+    };
+    (*peer, own, theirs)
+}
+
 /// Makes the call on `part` of `buffers` buffers; what the rank is told.
 fn run_symmetric(comm: &mut Comm, buffers: usize, part: Part, call: Symmetric) -> Failure {
     let len = part.begin_bytes / size_of::<f32>() + PART_LEN;
@@ -311,14 +323,9 @@ fn differ_in_part(world_size: u32, rest: Part, odd: Part, call: Symmetric) {
         |comm| run_symmetric(comm, buffers, part_of(comm.rank()), call),
     );
     for (rank, reason) in (0..).zip(outcomes) {
-        let Failure::Disagreement {
-            own, theirs, peer, ..
-        } = &reason
-        else {
-            panic!("rank {rank}: {reason}; {context:?}");
-        };
-        assert!((rank == 1) != (*peer == 1), "{context:?}: {reason}");
-        for (signature, rank) in [(own, rank), (theirs, *peer)] {
+        let (peer, own, theirs) = sides(&reason);
+        assert!((rank == 1) != (peer == 1), "{context:?}: {reason}");
+        for (signature, rank) in [(own, rank), (theirs, peer)] {
             let Part {
                 buffer,
                 begin_bytes,
@@ -426,17 +433,12 @@ fn ranks_of_which_one_calls_with_another_part_or_route_of_a_symmetric_buffer_are
                 },
             );
             for (rank, reason) in (0..).zip(outcomes) {
-                let Failure::Disagreement {
-                    own, theirs, peer, ..
-                } = &reason
-                else {
-                    panic!("rank {rank}: {reason}");
-                };
+                let (peer, own, theirs) = sides(&reason);
                 assert!(
                     (own.symmetric, own.part) != (theirs.symmetric, theirs.part),
                     "{reason}"
                 );
-                assert!((rank == 1) != (*peer == 1), "{reason}");
+                assert!((rank == 1) != (peer == 1), "{reason}");
             }
         }
     }
@@ -468,13 +470,8 @@ fn a_symmetric_buffer_in_place_on_one_rank_only_is_told_to_all_with_both_sides()
             },
         );
         for (rank, reason) in (0..).zip(outcomes) {
-            let Failure::Disagreement {
-                own, theirs, peer, ..
-            } = &reason
-            else {
-                panic!("rank {rank}: {reason}");
-            };
-            assert!((rank == 1) != (*peer == 1), "{reason}");
+            let (peer, own, theirs) = sides(&reason);
+            assert!((rank == 1) != (peer == 1), "{reason}");
             let (in_place, out_of_place) = match rank {
                 1 => (own, theirs),
                 _ => (theirs, own),

@@ -266,7 +266,8 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
                         two::two_communicators(meeting, stage, pdl)
                     })?;
                     println!(
-                        "  world size {world_size}, pdl {pdl}: two communicators at once, all results equal to the reference"
+                        "  world size {world_size}, pdl {pdl}: two communicators at once, all results \
+                         equal to the reference"
                     );
                 }
             }

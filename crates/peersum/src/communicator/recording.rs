@@ -11,12 +11,12 @@ const NOT_OURS: &str = "the program captures the communicator's stream, so this 
      with `capture_begin` and `capture_end`, or build the communicator with the unsafe setting \
      `allow_outside_capture`";
 const ENDED_ELSEWHERE: &str = "the capture that `capture_begin` began was not ended by \
-     `capture_end`; call `capture_end`, which reports it, and let nothing else end a capture of the \
-     communicator's stream";
+     `capture_end`; call `capture_end`, which reports it, and let nothing else end a capture of \
+     the communicator's stream";
 const SPOILT: &str = "something that a capture cannot contain has spoilt the capture of the \
      communicator's stream: end it and begin anew; if cudarc's event tracking is on, call \
-     `CudaContext::disable_event_tracking` first, because its waits for events from outside cannot be \
-     captured";
+     `CudaContext::disable_event_tracking` first, because its waits for events from outside cannot \
+     be captured";
 
 impl<D: Device> Communicator<D> {
     /// Refuses what would be recorded in a capture that is not the communicator's own, or is

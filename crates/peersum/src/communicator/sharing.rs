@@ -186,7 +186,8 @@ fn import<D: Device>(
             (None, None, None) => {
                 return Err(crate::device::DeviceError::CannotShare {
                     reason: format!(
-                        "rank {rank} offered no file descriptor and no legacy handle for its {label}"
+                        "rank {rank} offered no file descriptor and no legacy handle for its \
+                         {label}"
                     ),
                 }
                 .into());

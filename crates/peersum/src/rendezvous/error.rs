@@ -442,8 +442,9 @@ fn advice(at: &Whereabouts, during: &str) -> String {
     if at.directory.is_some() && during == super::JOIN {
         format!(
             "this is {at}: if the missing ranks run, they look elsewhere, so compare what each of \
-             them says here, and give all of them the same PEERSUM_RENDEZVOUS_DIR and PEERSUM_GROUP \
-             (without the first, the directory depends on XDG_RUNTIME_DIR, which some ranks may lack)"
+             them says here, and give all of them the same PEERSUM_RENDEZVOUS_DIR and \
+             PEERSUM_GROUP (without the first, the directory depends on XDG_RUNTIME_DIR, which \
+             some ranks may lack)"
         )
     } else {
         format!("this is {at}: check that the missing ranks run and make the same calls")
