@@ -234,6 +234,34 @@ PEERSUM_DEVICE void lose(const PeersumParams& params) {
                         Share{units, units});
 }
 
+// The last two units of a thread, `unit` and the one behind it, both sent already. They are polled
+// at once: one after the other, the second would cost a round trip to memory of its own.
+// False if a wait was given up.
+PEERSUM_DEVICE bool reduce_last_two(const Call& call, peersum_u32 unit, Unit own, Unit second_own,
+                                    peersum_u64 first_slot) {
+    const PeersumParams& params = call.params;
+    const peersum_u32 second = unit + call.unit_stride();
+    const peersum_u64 slots = params.push_offset + half_offset(call);
+    const peersum_u64 second_slot = awaited_at(params, slots + slots_offset(second));
+    Unit received[SOURCES], second_received[SOURCES];
+    peersum_u32 polls = 0;
+    // Not `&&`: both polls are on their way at once.
+    while (!(poll(first_slot, received) & poll(second_slot, second_received))) {
+        spin_pause();
+        if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS) {
+            return peersum_one_shot_rest(params, epochs_of(call), unit,
+                                         second + call.unit_stride());
+        }
+    }
+    rearm(first_slot);
+    rearm(second_slot);
+    if (unit == call.first_unit()) let_next_kernel_come();
+    st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
+    st_global_v4(unit_address(params.output, second),
+                 reduce_received(second_received, second_own));
+    return true;
+}
+
 // Reduces a thread's units in a one-shot call without narrow units. The first, `own`, is sent already.
 // False if a wait was given up.
 PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
@@ -256,6 +284,9 @@ PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
             if (next + stride < call.units)
                 ahead = ld_global_v4(unit_address(params.input, next + stride));
         }
+        // Larger groups have no registers for it.
+        if (KEEPS_OWN && next < call.units && next + stride >= call.units)
+            return reduce_last_two(call, unit, own, following, first_slot);
         Unit received[SOURCES];
         peersum_u32 polls = 0;
         while (!poll(first_slot, received)) {
