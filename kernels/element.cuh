@@ -1,7 +1,8 @@
-// element.cuh - the three element types: how a unit unpacks to float32 and packs again, how units are read from and
-// written to a caller's buffer of any element alignment.
+// element.cuh - the three element types: how a unit unpacks to float32 and packs again, how units
+// are read from and written to a caller's buffer of any element alignment.
 //
-// The numeric contract: float32 accumulation in rank order, one rounding to nearest even, canonical NaN.
+// The numeric contract: float32 accumulation in rank order, one rounding to nearest even, canonical
+// NaN.
 #pragma once
 
 #include "platform.cuh"
@@ -16,7 +17,9 @@ struct element_f16 {
         value[0] = cvt_f32_f16_low(word);
         value[1] = cvt_f32_f16_high(word);
     }
-    PEERSUM_DEVICE peersum_u32 pack(const float* value) { return cvt_rn_f16x2_f32(value[1], value[0]); }
+    PEERSUM_DEVICE peersum_u32 pack(const float* value) {
+        return cvt_rn_f16x2_f32(value[1], value[0]);
+    }
 };
 
 struct element_bf16 {
@@ -30,7 +33,9 @@ struct element_bf16 {
         value[0] = mov_b32_f32(word << 16);
         value[1] = mov_b32_f32(word & 0xFFFF0000u);
     }
-    PEERSUM_DEVICE peersum_u32 pack(const float* value) { return cvt_rn_bf16x2_f32(value[1], value[0]); }
+    PEERSUM_DEVICE peersum_u32 pack(const float* value) {
+        return cvt_rn_bf16x2_f32(value[1], value[0]);
+    }
 };
 
 struct element_f32 {
@@ -49,7 +54,8 @@ struct element_f32 {
 // The element type and world size of this module.
 using Element = PEERSUM_PASTE(element_, PEERSUM_DTYPE);
 constexpr int WORLD_SIZE = PEERSUM_WORLD_SIZE;
-static_assert(WORLD_SIZE >= 2 && WORLD_SIZE <= PEERSUM_MAX_WORLD_SIZE, "a module serves world sizes 2 to 8");
+static_assert(WORLD_SIZE >= 2 && WORLD_SIZE <= PEERSUM_MAX_WORLD_SIZE,
+              "a module serves world sizes 2 to 8");
 
 // Elements in a unit.
 constexpr int PER_UNIT = PEERSUM_UNIT_BYTES / Element::BYTES;
@@ -77,21 +83,24 @@ PEERSUM_DEVICE void add(Sum& sum, Unit v) {
 
 PEERSUM_DEVICE Unit round(const Sum& sum) {
     return Unit{Element::pack(sum.value), Element::pack(sum.value + Element::PER_WORD),
-                Element::pack(sum.value + 2 * Element::PER_WORD), Element::pack(sum.value + 3 * Element::PER_WORD)};
+                Element::pack(sum.value + 2 * Element::PER_WORD),
+                Element::pack(sum.value + 3 * Element::PER_WORD)};
 }
 
 PEERSUM_DEVICE Unit nan_unit() {
     return Unit{Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD};
 }
 
-// Units of an array, the last one perhaps partial. A call has fewer than 2^31 (PeersumParams::elements), so that indices fit 32 bits.
+// Units of an array, the last one perhaps partial. A call has fewer than 2^31
+// (PeersumParams::elements), so that indices fit 32 bits.
 PEERSUM_DEVICE peersum_u32 units_of(peersum_u64 elements) {
     return static_cast<peersum_u32>((elements + PER_UNIT - 1) / PER_UNIT);
 }
 
 PEERSUM_DEVICE bool is_wide(peersum_u64 address) { return address % PEERSUM_UNIT_BYTES == 0; }
 
-// The leading units of an array at `address` that are one aligned 16-byte access each: all but a partial tail, or none.
+// The leading units of an array at `address` that are one aligned 16-byte access each: all but a
+// partial tail, or none.
 PEERSUM_DEVICE peersum_u32 wide_units(peersum_u64 address, peersum_u64 elements) {
     return is_wide(address) ? static_cast<peersum_u32>(elements / PER_UNIT) : 0;
 }

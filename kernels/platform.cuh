@@ -1,10 +1,12 @@
-// platform.cuh - every PTX instruction that the kernels use, wrapped once under its mnemonic's name.
+// platform.cuh - every PTX instruction that the kernels use, wrapped once under its mnemonic's
+// name.
 //
-// No CUDA header is included: a module compiles under nvcc or NVRTC with no include path. A build that defines
-// PEERSUM_PLATFORM_PROVIDED has declared the same functions before this file (the CPU emulator does).
+// No CUDA header is included: a module compiles under nvcc or NVRTC with no include path. A build
+// that defines PEERSUM_PLATFORM_PROVIDED has declared the same functions before this file (the CPU
+// emulator does).
 //
-// Scope is .sys wherever a peer may write or read: a peer is another GPU, possibly another process. On NVLink .sys costs
-// nothing over a plain access.
+// Scope is .sys wherever a peer may write or read: a peer is another GPU, possibly another process.
+// On NVLink .sys costs nothing over a plain access.
 #pragma once
 
 #include "abi.h"
@@ -18,8 +20,8 @@ struct alignas(16) Unit {
 
 #define PEERSUM_DEVICE static __device__ __forceinline__
 
-// How many fruitless polls pass between two looks at the clock, the abort word and the poison word. A poll takes about
-// a microsecond, so a deadline or an abort is seen within about a millisecond.
+// How many fruitless polls pass between two looks at the clock, the abort word and the poison word.
+// A poll takes about a microsecond, so a deadline or an abort is seen within about a millisecond.
 constexpr peersum_u32 POLLS_BETWEEN_LOOKS = 1024;
 
 PEERSUM_DEVICE peersum_u32 tid_x() {
@@ -62,11 +64,13 @@ PEERSUM_DEVICE peersum_u64 globaltimer() {
 // Orders all accesses of the block's threads before it ahead of all behind it.
 PEERSUM_DEVICE void bar_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
 
-// What the threads of a barrier are counted by. A warp arrives as a whole, and one that is not full counts as full.
+// What the threads of a barrier are counted by. A warp arrives as a whole, and one that is not full
+// counts as full.
 constexpr peersum_u32 WARP_THREADS = PEERSUM_WARP_THREADS;
 
-// A barrier beside the other one, in two halves: who arrives goes on at once, who syncs waits until `threads` threads have done either and comes behind
-// what they had done before. All threads of a warp do the same; `threads` counts whole warps.
+// A barrier beside the other one, in two halves: who arrives goes on at once, who syncs waits until
+// `threads` threads have done either and comes behind what they had done before. All threads of a
+// warp do the same; `threads` counts whole warps.
 PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) {
     asm volatile("barrier.cta.arrive 1, %0;" ::"r"(threads) : "memory");
 }
@@ -78,23 +82,25 @@ PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) {
 // bar_sync, and true on every thread if `value` is true on any.
 PEERSUM_DEVICE bool bar_red_or(bool value) {
     peersum_u32 any;
-    asm volatile("{\n\t.reg .pred in, out;\n\tsetp.ne.u32 in, %1, 0;\n\tbar.red.or.pred out, 0, in;\n\t"
-                 "selp.u32 %0, 1, 0, out;\n\t}"
-                 : "=r"(any)
-                 : "r"(static_cast<peersum_u32>(value))
-                 : "memory");
+    asm volatile(
+        "{\n\t.reg .pred in, out;\n\tsetp.ne.u32 in, %1, 0;\n\tbar.red.or.pred out, 0, in;\n\t"
+        "selp.u32 %0, 1, 0, out;\n\t}"
+        : "=r"(any)
+        : "r"(static_cast<peersum_u32>(value))
+        : "memory");
     return any != 0;
 }
 
-// Nothing that an earlier kernel wrote may be read, and nothing stored, before it. A no-op below sm_90, where the launch
-// attribute is never set either.
+// Nothing that an earlier kernel wrote may be read, and nothing stored, before it. A no-op below
+// sm_90, where the launch attribute is never set either.
 PEERSUM_DEVICE void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The first thread that issues it counts for its whole block. Where it may stand: README.md, "Programmatic dependent launch".
+// The first thread that issues it counts for its whole block. Where it may stand: README.md,
+// "Programmatic dependent launch".
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -111,12 +117,15 @@ PEERSUM_DEVICE void spin_pause() {}
 
 PEERSUM_DEVICE Unit ld_global_v4(const void* address) {
     Unit v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
     return v;
 }
 
 PEERSUM_DEVICE void st_global_v4(void* address, Unit v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w));
 }
 
 PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) {
@@ -129,8 +138,10 @@ PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) {
 
 // The low 16 bits of `value`.
 PEERSUM_DEVICE void st_global_u16(void* address, peersum_u32 value) {
-    asm volatile("{\n\t.reg .u16 half;\n\tcvt.u16.u32 half, %1;\n\tst.global.u16 [%0], half;\n\t}" ::"l"(address),
-                 "r"(value));
+    asm volatile(
+        "{\n\t.reg .u16 half;\n\tcvt.u16.u32 half, %1;\n\tst.global.u16 [%0], half;\n\t}" ::"l"(
+            address),
+        "r"(value));
 }
 
 PEERSUM_DEVICE peersum_u32 ld_global_u32(const void* address) {
@@ -153,8 +164,9 @@ PEERSUM_DEVICE void st_global_u64(void* address, peersum_u64 value) {
     asm volatile("st.global.u64 [%0], %1;" ::"l"(address), "l"(value));
 }
 
-// --- Relaxed accesses at system scope: memory that a peer reads or writes during the call. They never come from or stay in
-// L1, and each word is single-copy atomic; a scalar 64-bit one is as a whole.
+// --- Relaxed accesses at system scope: memory that a peer reads or writes during the call. They
+// never come from or stay in L1, and each word is single-copy atomic; a scalar 64-bit one is as a
+// whole.
 
 PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) {
     Unit v;
@@ -164,30 +176,36 @@ PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) {
     return v;
 }
 
-// Loads into `v` if `condition`, else leaves it: predicated rather than branched, so that a batch of loads stays one.
+// Loads into `v` if `condition`, else leaves it: predicated rather than branched, so that a batch
+// of loads stays one.
 PEERSUM_DEVICE void ld_relaxed_sys_v4_if(bool condition, const void* address, Unit& v) {
-    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
-                 "@p ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
-                 : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-                 : "l"(address), "r"(static_cast<peersum_u32>(condition)));
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+        "@p ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+        : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+        : "l"(address), "r"(static_cast<peersum_u32>(condition)));
 }
 
 PEERSUM_DEVICE void st_relaxed_sys_v4(void* address, Unit v) {
-    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z),
-                 "r"(v.w));
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w));
 }
 
 PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u16(const void* address) {
     peersum_u32 value;
-    asm volatile("{\n\t.reg .u16 half;\n\tld.relaxed.sys.global.u16 half, [%1];\n\tcvt.u32.u16 %0, half;\n\t}"
-                 : "=r"(value)
-                 : "l"(address));
+    asm volatile(
+        "{\n\t.reg .u16 half;\n\tld.relaxed.sys.global.u16 half, [%1];\n\tcvt.u32.u16 %0, "
+        "half;\n\t}"
+        : "=r"(value)
+        : "l"(address));
     return value;
 }
 
 PEERSUM_DEVICE void st_relaxed_sys_u16(void* address, peersum_u32 value) {
-    asm volatile("{\n\t.reg .u16 half;\n\tcvt.u16.u32 half, %1;\n\tst.relaxed.sys.global.u16 [%0], half;\n\t}" ::"l"(address),
-                 "r"(value));
+    asm volatile(
+        "{\n\t.reg .u16 half;\n\tcvt.u16.u32 half, %1;\n\tst.relaxed.sys.global.u16 [%0], "
+        "half;\n\t}" ::"l"(address),
+        "r"(value));
 }
 
 PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u32(const void* address) {
@@ -232,15 +250,19 @@ PEERSUM_DEVICE void st_release_sys_u32(void* address, peersum_u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// A relaxed store that a fence precedes: the two are a release. (On the CPU it is one by itself: ThreadSanitizer knows no fences.)
-PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 value) { st_relaxed_sys_u64(address, value); }
+// A relaxed store that a fence precedes: the two are a release. (On the CPU it is one by itself:
+// ThreadSanitizer knows no fences.)
+PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 value) {
+    st_relaxed_sys_u64(address, value);
+}
 
 PEERSUM_DEVICE void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
 PEERSUM_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
 // The old value; only threads of this device compete for the word.
-PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected, peersum_u32 desired) {
+PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected,
+                                                    peersum_u32 desired) {
     peersum_u32 old;
     asm volatile("atom.relaxed.gpu.global.cas.b32 %0, [%1], %2, %3;"
                  : "=r"(old)
@@ -249,7 +271,8 @@ PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 e
     return old;
 }
 
-// --- Arithmetic. Without .ftz subnormals are kept; a NaN result is the canonical one whatever NaN went in.
+// --- Arithmetic. Without .ftz subnormals are kept; a NaN result is the canonical one whatever NaN
+// went in.
 
 PEERSUM_DEVICE float add_rn_f32(float a, float b) {
     float sum;
@@ -272,13 +295,17 @@ PEERSUM_DEVICE peersum_u32 mov_b32_u32(float value) {
 // The low (high) half of `pair` as f16.
 PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) {
     float value;
-    asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}" : "=f"(value) : "r"(pair));
+    asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"
+        : "=f"(value)
+        : "r"(pair));
     return value;
 }
 
 PEERSUM_DEVICE float cvt_f32_f16_high(peersum_u32 pair) {
     float value;
-    asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, high;\n\t}" : "=f"(value) : "r"(pair));
+    asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, high;\n\t}"
+        : "=f"(value)
+        : "r"(pair));
     return value;
 }
 

@@ -1,5 +1,6 @@
-// protocol.cuh - what both families share: entering and leaving a call, the per-call header, bounded waiting, failure.
-// The argument for each ordering stands in README.md beside this file; the comments here name the step.
+// protocol.cuh - what both families share: entering and leaving a call, the per-call header,
+// bounded waiting, failure. The argument for each ordering stands in README.md beside this file;
+// the comments here name the step.
 #pragma once
 
 #include "element.cuh"
@@ -21,23 +22,26 @@ constexpr peersum_u32 FAMILY = PEERSUM_MODULE_FAMILY;
 #define PEERSUM_BREAK PEERSUM_BREAK_NOTHING
 #endif
 
-// PEERSUM_UNSAFE_BASELINE: no header, no bound, no poison; what safety costs is measured against it.
+// PEERSUM_UNSAFE_BASELINE: no header, no bound, no poison; what safety costs is measured against
+// it.
 #ifdef PEERSUM_UNSAFE_BASELINE
 constexpr bool GUARDED = false;
 #else
 constexpr bool GUARDED = true;
 #endif
 
-// PEERSUM_STRICT_ORDER: the formal chain from a re-arm to the peer's next store into the slot (README.md, "Re-arming").
+// PEERSUM_STRICT_ORDER: the formal chain from a re-arm to the peer's next store into the slot
+// (README.md, "Re-arming").
 #ifdef PEERSUM_STRICT_ORDER
 constexpr bool STRICT_ORDER = true;
 #else
 constexpr bool STRICT_ORDER = false;
 #endif
 
-// Where a thread stands in its launch. A block has `threads` threads that handle units and behind them WORLD_SIZE that carry signals: the one at
-// WORLD_SIZE's `step` exchanges headers and flags with the `step`-th peer. They run beside the data, in a warp of their own where the others fill theirs, so
-// that no unit waits for a signal's instructions.
+// Where a thread stands in its launch. A block has `threads` threads that handle units and behind
+// them WORLD_SIZE that carry signals: the one at WORLD_SIZE's `step` exchanges headers and flags
+// with the `step`-th peer. They run beside the data, in a warp of their own where the others fill
+// theirs, so that no unit waits for a signal's instructions.
 struct Place {
     peersum_u32 thread, threads, block, blocks;
 
@@ -48,13 +52,16 @@ struct Place {
     __device__ __forceinline__ peersum_u32 unit_stride() const { return blocks * threads; }
 };
 
-PEERSUM_DEVICE Place place_of_thread() { return Place{tid_x(), ntid_x() - WORLD_SIZE, ctaid_x(), nctaid_x()}; }
+PEERSUM_DEVICE Place place_of_thread() {
+    return Place{tid_x(), ntid_x() - WORLD_SIZE, ctaid_x(), nctaid_x()};
+}
 
 // One call as one thread sees it.
 struct Call : Place {
     const PeersumParams& params;
     PeersumControl* control;
-    // Epochs before this call. The families count apart; all calls of the communicator are their sum.
+    // Epochs before this call. The families count apart; all calls of the communicator are their
+    // sum.
     peersum_u64 pull_epoch;
     peersum_u32 push_epoch;
     // The poison word as it was on entry.
@@ -118,19 +125,15 @@ PEERSUM_DEVICE Said said_of([[maybe_unused]] const PeersumParams& params, peersu
 #endif
 }
 
-// The first act of every call: wait for the kernels before it, then read this block's epochs and poison in one access.
-// Relaxed suffices: the epochs were stored by an earlier kernel of this stream; the poison word carries no data.
+// The first act of every call: wait for the kernels before it, then read this block's epochs and
+// poison in one access. Relaxed suffices: the epochs were stored by an earlier kernel of this
+// stream; the poison word carries no data.
 PEERSUM_DEVICE Call enter(const PeersumParams& params, const Place& place) {
     griddepcontrol_wait();
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
     const Unit state = ld_relaxed_sys_v4(&control->blocks[place.block]);
     const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
-    return Call{place,
-                params,
-                control,
-                pull_epoch,
-                state.z,
-                GUARDED ? state.w : 0,
+    return Call{place, params, control, pull_epoch, state.z, GUARDED ? state.w : 0,
                 units_of(params.elements),
                 // The sequence modulo 2^16: the shift drops the rest.
                 (pull_epoch + state.z) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
@@ -141,35 +144,44 @@ constexpr peersum_u32 LEAVE_UNCLAIMED = 0;
 constexpr peersum_u32 LEAVE_CLAIMED = 1;
 constexpr peersum_u32 LEAVE_DONE = 2;
 
-// The calls of its family before the call that `own_header` is of: this one or the one before, and the block may have counted this one already.
+// The calls of its family before the call that `own_header` is of: this one or the one before, and
+// the block may have counted this one already.
 PEERSUM_DEVICE peersum_u64 epoch_of(const PeersumBlockState* block, peersum_u64 own_header) {
     const Unit state = ld_relaxed_sys_v4(block);
     const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
-    const peersum_u32 family = static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
+    const peersum_u32 family =
+        static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
     const peersum_u64 epoch = family == PEERSUM_FAMILY_PULL ? pull_epoch : state.z;
-    // How many calls were counted from that one on. One: that one, of its own family. Two: it and this one.
-    const peersum_u32 counted = (static_cast<peersum_u32>(pull_epoch + state.z) - sequence_of(own_header)) & 0xFFFF;
+    // How many calls were counted from that one on. One: that one, of its own family. Two: it and
+    // this one.
+    const peersum_u32 counted =
+        (static_cast<peersum_u32>(pull_epoch + state.z) - sequence_of(own_header)) & 0xFFFF;
     if (counted == 0) return epoch;
     return epoch - (counted == 2 && family == FAMILY ? 2 : 1);
 }
 
-// Records why this rank leaves and poisons itself and every peer; the rank's first thread to come does it for all, and the others wait until it
-// has. So all of it is performed before any thread that leaves goes on: no block fills a buffer with NaN that a peer may still read without
-// finding poison, and no later call of this rank stores data that a late peer would take for its own.
-// Not inlined, like everything that only a waiting or failing call runs: one copy of it instead of one a wait. (extern "C", because the
-// compiler puts a hash of the path into the names of local functions, and two builds must give the same bytes.)
+// Records why this rank leaves and poisons itself and every peer; the rank's first thread to come
+// does it for all, and the others wait until it has. So all of it is performed before any thread
+// that leaves goes on: no block fills a buffer with NaN that a peer may still read without finding
+// poison, and no later call of this rank stores data that a late peer would take for its own. Not
+// inlined, like everything that only a waiting or failing call runs: one copy of it instead of one
+// a wait. (extern "C", because the compiler puts a hash of the path into the names of local
+// functions, and two builds must give the same bytes.)
 extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params,
                                                       peersum_u32 cause, peersum_u32 peer,
                                                       peersum_u32 poison, peersum_u64 waited_ns,
                                                       Said own, peersum_u64 peer_header) {
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
-    if (atom_cas_relaxed_gpu_u32(&control->leave_claim, LEAVE_UNCLAIMED, LEAVE_CLAIMED) != LEAVE_UNCLAIMED) {
-        // Acquire: what this thread stores from here on comes behind the claimant's fence. The claimant runs, and waits for nobody.
+    if (atom_cas_relaxed_gpu_u32(&control->leave_claim, LEAVE_UNCLAIMED, LEAVE_CLAIMED) !=
+        LEAVE_UNCLAIMED) {
+        // Acquire: what this thread stores from here on comes behind the claimant's fence. The
+        // claimant runs, and waits for nobody.
         while (ld_acquire_sys_u32(&control->leave_claim) != LEAVE_DONE) spin_pause();
         return;
     }
 #pragma unroll 1
-    for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&control->blocks[b].poison, poison);
+    for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b)
+        st_relaxed_sys_u32(&control->blocks[b].poison, poison);
 
     PeersumStatus* status = reinterpret_cast<PeersumStatus*>(params.status);
     const peersum_u32 family =
@@ -197,21 +209,25 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 #pragma unroll 1
     for (peersum_u32 step = 0; step < WORLD_SIZE; ++step) {
         PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[step]);
-        // The threads that send this call's headers may find the poison on entry and not send them; without them a peer could not tell a
-        // disagreement from another failure. The very words that they would send.
+        // The threads that send this call's headers may find the poison on entry and not send them;
+        // without them a peer could not tell a disagreement from another failure. The very words
+        // that they would send.
         if (own_detail != 0)
             st_relaxed_sys_u64(&peer_control->details[ring][params.rank], own_detail);
         st_relaxed_sys_u64(&peer_control->headers[ring][params.rank], own.header);
 #pragma unroll 1
-        for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b) st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
+        for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b)
+            st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
     }
-    // The peers' words are performed before anything that this thread does, and, by the release, before anything that those do who wait for it.
+    // The peers' words are performed before anything that this thread does, and, by the release,
+    // before anything that those do who wait for it.
     fence_acq_rel_sys();
     st_release_sys_u32(&control->leave_claim, LEAVE_DONE);
 }
 
-// A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays. Every thread that sees it does, because the
-// word may be written between two threads' loads, and one that saw it makes its whole block lose the call in the pull family.
+// A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays.
+// Every thread that sees it does, because the word may be written between two threads' loads, and
+// one that saw it makes its whole block lose the call in the pull family.
 PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
     if (call.poison != 0) {
         peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0,
@@ -259,14 +275,17 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
     return 0;
 }
 
-// The bound of one wait. The clock starts at the first look, POLLS_BETWEEN_LOOKS fruitless polls after the wait began.
+// The bound of one wait. The clock starts at the first look, POLLS_BETWEEN_LOOKS fruitless polls
+// after the wait began.
 struct Wait {
     peersum_u32 polls = 0;
     peersum_u64 start_ns = 0;
 };
 
 // Counts a fruitless poll.
-PEERSUM_DEVICE bool is_time_to_look(Wait& wait) { return GUARDED && ++wait.polls % POLLS_BETWEEN_LOOKS == 0; }
+PEERSUM_DEVICE bool is_time_to_look(Wait& wait) {
+    return GUARDED && ++wait.polls % POLLS_BETWEEN_LOOKS == 0;
+}
 
 // At a look: whether to stop waiting for `peer`.
 PEERSUM_DEVICE bool gives_up(const Call& call, Wait& wait, peersum_u32 peer, Said own) {
@@ -274,7 +293,8 @@ PEERSUM_DEVICE bool gives_up(const Call& call, Wait& wait, peersum_u32 peer, Sai
     return wait.start_ns == 0;
 }
 
-// Waits until a word that was loaded as `word` has `arrived`. False if the wait for `peer` was given up.
+// Waits until a word that was loaded as `word` has `arrived`. False if the wait for `peer` was
+// given up.
 template <typename Load, typename Arrived>
 PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, Said own, peersum_u64 word,
                                Load load, Arrived arrived) {
@@ -287,10 +307,12 @@ PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, Said own, pee
     return true;
 }
 
-// A signal thread's part in telling every peer what this rank calls, and in comparing what was called before. All of it lies in block 0.
+// A signal thread's part in telling every peer what this rank calls, and in comparing what was
+// called before. All of it lies in block 0.
 struct Headers {
     bool is_exchanged;
-    // The peer's header of the call before this one, as far as it has come, and what this rank called then.
+    // The peer's header of the call before this one, as far as it has come, and what this rank
+    // called then.
     peersum_u64 previous;
     peersum_u64 own_previous;
     const peersum_u64* awaited;
@@ -388,7 +410,8 @@ PEERSUM_DEVICE bool previous_headers_agree(const Call& call, const Headers& head
                                  headers.own_previous_detail);
 }
 
-// PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this block's first store to a slot.
+// PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this
+// block's first store to a slot.
 PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     bool arrived = true;
     if (call.carries_signals() && call.step() != 0) {
@@ -404,7 +427,8 @@ PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     return !bar_red_or(!arrived);
 }
 
-// Counts this call in a block's state. Relaxed: a thread of the block that leaves may read it meanwhile; else a later kernel of this stream does.
+// Counts this call in a block's state. Relaxed: a thread of the block that leaves may read it
+// meanwhile; else a later kernel of this stream does.
 PEERSUM_DEVICE void advance_epoch_of(const Call& call, peersum_u32 block) {
     if (PEERSUM_BREAK == PEERSUM_BREAK_EPOCH_NOT_ADVANCED) return;
     PeersumBlockState* state = &call.control->blocks[block];
@@ -415,38 +439,45 @@ PEERSUM_DEVICE void advance_epoch_of(const Call& call, peersum_u32 block) {
     }
 }
 
-// For a thread that carries signals: counts this call in the block's own state, which all threads of the block have read.
+// For a thread that carries signals: counts this call in the block's own state, which all threads
+// of the block have read.
 PEERSUM_DEVICE void advance_own_epoch(const Call& call) {
     if (call.step() == 0) advance_epoch_of(call, call.block);
 }
 
-// For a thread that handles units: counts this call in the states of the blocks that it did not launch (block b has b + blocks, b + 2 blocks, ...). Nobody
-// reads these in this call, so that it may be done at any time.
+// For a thread that handles units: counts this call in the states of the blocks that it did not
+// launch (block b has b + blocks, b + 2 blocks, ...). Nobody reads these in this call, so that it
+// may be done at any time.
 PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
 #pragma unroll 1
-    for (peersum_u32 b = call.block + call.blocks * (1 + call.thread); b < PEERSUM_MAX_BLOCKS; b += call.blocks * call.threads) {
+    for (peersum_u32 b = call.block + call.blocks * (1 + call.thread); b < PEERSUM_MAX_BLOCKS;
+         b += call.blocks * call.threads) {
         advance_epoch_of(call, b);
     }
 }
 
-// Adds up the units of all ranks in rank order. (Two may come in either order: an addition of two is commutative, bit for bit.)
+// Adds up the units of all ranks in rank order. (Two may come in either order: an addition of two
+// is commutative, bit for bit.)
 PEERSUM_DEVICE Unit reduce(const Unit (&v)[WORLD_SIZE]) {
     constexpr bool REVERSED = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED;
     Sum sum = unpack(v[REVERSED ? WORLD_SIZE - 1 : 0]);
 #pragma unroll
-    for (int rank = 1; rank < WORLD_SIZE; ++rank) add(sum, v[REVERSED ? WORLD_SIZE - 1 - rank : rank]);
+    for (int rank = 1; rank < WORLD_SIZE; ++rank)
+        add(sum, v[REVERSED ? WORLD_SIZE - 1 - rank : rank]);
     return round(sum);
 }
 
-// The units of a call that one thread handles from end to end: first, first + stride, ... below `end`, and of each of these every `period`-th.
-// One-shot: end = period = all units. Two-shot: end = period = the chunk, so that a thread has the same place in every chunk.
+// The units of a call that one thread handles from end to end: first, first + stride, ... below
+// `end`, and of each of these every `period`-th. One-shot: end = period = all units. Two-shot: end
+// = period = the chunk, so that a thread has the same place in every chunk.
 struct Share {
     peersum_u32 end;
     peersum_u32 period;
 };
 
-// The caller's input or output as whole units. Units that are not one aligned access (all of a misaligned array; a partial tail) are copied
-// element by element from or to scratch memory of this rank, by the thread that handles them: the protocols know 16-byte accesses only.
+// The caller's input or output as whole units. Units that are not one aligned access (all of a
+// misaligned array; a partial tail) are copied element by element from or to scratch memory of this
+// rank, by the thread that handles them: the protocols know 16-byte accesses only.
 struct Buffer {
     peersum_u64 address;
     peersum_u64 scratch;
@@ -461,10 +492,14 @@ PEERSUM_DEVICE Buffer buffer_at(peersum_u64 address, peersum_u64 scratch, peersu
     return Buffer{address, scratch, wide_units(address, elements)};
 }
 
-// Copies this thread's units in [begin, end) element by element: `readable` elements of the source exist, behind them are zeros;
-// `writable` elements of the destination exist, nothing behind them is touched. Without a source (0) every element becomes NaN.
-extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destination, peersum_u64 writable, peersum_u64 source,
-                                                            peersum_u64 readable, peersum_u32 begin, peersum_u32 end, Share share) {
+// Copies this thread's units in [begin, end) element by element: `readable` elements of the source
+// exist, behind them are zeros; `writable` elements of the destination exist, nothing behind them
+// is touched. Without a source (0) every element becomes NaN.
+extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destination,
+                                                            peersum_u64 writable,
+                                                            peersum_u64 source,
+                                                            peersum_u64 readable, peersum_u32 begin,
+                                                            peersum_u32 end, Share share) {
     const Place place = place_of_thread();
 #pragma unroll 1
     for (peersum_u32 i = place.first_unit(); i < share.end; i += place.unit_stride()) {
@@ -473,7 +508,8 @@ extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destinat
             if (unit < begin) continue;
             const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
 #pragma unroll 1
-            for (peersum_u64 element = first; element < first + PER_UNIT && element < writable; ++element) {
+            for (peersum_u64 element = first; element < first + PER_UNIT && element < writable;
+                 ++element) {
                 const peersum_u64 offset = element * Element::BYTES;
                 peersum_u32 value = 0;
                 if (source == 0) {
@@ -490,16 +526,18 @@ extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destinat
 // Before the first `at` of an input.
 PEERSUM_DEVICE void load_narrow_units(const Call& call, const Buffer& input, Share share) {
     if (input.wide == call.units) return;
-    peersum_copy_narrow(input.scratch, static_cast<peersum_u64>(call.units) * PER_UNIT, input.address, call.params.elements,
-                        input.wide, call.units, share);
+    peersum_copy_narrow(input.scratch, static_cast<peersum_u64>(call.units) * PER_UNIT,
+                        input.address, call.params.elements, input.wide, call.units, share);
 }
 
-// After the last store through `at` of an output, of which units below `end` were stored so. A call that is lost leaves NaN in all of this
-// thread's part of it.
-PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, peersum_u32 end, Share share, bool lost) {
+// After the last store through `at` of an output, of which units below `end` were stored so. A call
+// that is lost leaves NaN in all of this thread's part of it.
+PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, peersum_u32 end,
+                                       Share share, bool lost) {
     if (output.wide >= end && !lost) return;
-    peersum_copy_narrow(output.address, call.params.elements, lost ? 0 : output.scratch, call.params.elements,
-                        lost ? 0 : output.wide, lost ? call.units : end, share);
+    peersum_copy_narrow(output.address, call.params.elements, lost ? 0 : output.scratch,
+                        call.params.elements, lost ? 0 : output.wide, lost ? call.units : end,
+                        share);
 }
 
 // peersum_push_one_shot_bf16_ws8 and the like.
@@ -508,20 +546,21 @@ PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, p
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
 // `blocks`: how many of the largest blocks must fit a multiprocessor. With 1 a block may take all
 // registers; without a number ptxas aims for two on some architectures, and spills.
-#define PEERSUM_KERNEL(family_algorithm, blocks)                                             \
+#define PEERSUM_KERNEL(family_algorithm, blocks)                                                   \
     extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) \
         PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
-// PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that let only one kernel run at a time.
+// PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that let only one
+// kernel run at a time.
 #ifdef PEERSUM_ONE_LAUNCH
 struct AllParams {
     PeersumParams of_rank[WORLD_SIZE];
 };
-#define PEERSUM_ENTRY(family_algorithm, blocks)                                             \
-    PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params);                \
-    PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ AllParams all) {       \
-        run_##family_algorithm(all.of_rank[ctaid_y()]);                                     \
-    }                                                                                       \
+#define PEERSUM_ENTRY(family_algorithm, blocks)                                       \
+    PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params);          \
+    PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ AllParams all) { \
+        run_##family_algorithm(all.of_rank[ctaid_y()]);                               \
+    }                                                                                 \
     PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params)
 #else
 #define PEERSUM_ENTRY(family_algorithm, blocks) \

@@ -1,31 +1,41 @@
-// pull.cu - the pull family: barriers between the ranks' blocks of the same index, and loads from every peer.
+// pull.cu - the pull family: barriers between the ranks' blocks of the same index, and loads from
+// every peer.
 //
-// After the custom all-reduces of vLLM, FlashInfer and TensorRT-LLM (one-shot and two-shot with per-block flags). Differences: the kernel
-// stages its input itself and alternates two staging halves, which spares the closing barrier; one flag word a (block, peer),
-// written by plain stores and compared in 64 bits.
+// After the custom all-reduces of vLLM, FlashInfer and TensorRT-LLM (one-shot and two-shot with
+// per-block flags). Differences: the kernel stages its input itself and alternates two staging
+// halves, which spares the closing barrier; one flag word a (block, peer), written by plain stores
+// and compared in 64 bits.
 //
-// The block that handles a unit is a function of the unit's index within its chunk (two-shot) or in the array (one-shot), the same
-// in every phase and on every rank: a flag of block b speaks for what block b alone wrote.
+// The block that handles a unit is a function of the unit's index within its chunk (two-shot) or in
+// the array (one-shot), the same in every phase and on every rank: a flag of block b speaks for
+// what block b alone wrote.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
 #include "protocol.cuh"
 
-// The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank. Element by element in the same order; the sums of
-// the units first_unit, first_unit + stride, ... in [begin, end) go to every rank's buffer, or to `output` if there is one.
-extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params, peersum_u64 output, peersum_u32 first_unit,
+// The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank.
+// Element by element in the same order; the sums of the units first_unit, first_unit + stride, ...
+// in [begin, end) go to every rank's buffer, or to `output` if there is one.
+extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params,
+                                                           peersum_u64 output,
+                                                           peersum_u32 first_unit,
                                                            peersum_u32 begin, peersum_u32 end) {
-    const peersum_u64 limit = static_cast<peersum_u64>(end) * PER_UNIT < params.elements ? static_cast<peersum_u64>(end) * PER_UNIT
-                                                                                         : params.elements;
+    const peersum_u64 limit = static_cast<peersum_u64>(end) * PER_UNIT < params.elements
+                                  ? static_cast<peersum_u64>(end) * PER_UNIT
+                                  : params.elements;
 #pragma unroll 1
     for (peersum_u32 unit = first_unit; unit < end; unit += place_of_thread().unit_stride()) {
         if (unit < begin) continue;
         const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
 #pragma unroll 1
-        for (peersum_u64 element = first; element < first + PER_UNIT && element < limit; ++element) {
+        for (peersum_u64 element = first; element < first + PER_UNIT && element < limit;
+             ++element) {
             const peersum_u64 offset = element * Element::BYTES;
             float sum = 0;
 #pragma unroll 1
             for (int term = 0; term < WORLD_SIZE; ++term) {
-                const int rank = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED ? WORLD_SIZE - 1 - term : term;
+                const int rank = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED
+                                     ? WORLD_SIZE - 1 - term
+                                     : term;
                 float value[Element::PER_WORD];
                 Element::unpack(load_element(params.source[rank] + offset), value);
                 sum = term == 0 ? value[0] : add_rn_f32(sum, value[0]);
@@ -37,7 +47,8 @@ extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& 
                 continue;
             }
 #pragma unroll 1
-            for (int rank = 0; rank < WORLD_SIZE; ++rank) store_element(params.source[rank] + offset, result);
+            for (int rank = 0; rank < WORLD_SIZE; ++rank)
+                store_element(params.source[rank] + offset, result);
         }
     }
 }
@@ -48,14 +59,17 @@ namespace {
 enum class Announce {
     // Stores of this kernel, which the peer loads behind the flag: a release.
     Stores,
-    // What an earlier kernel stored: performed before this kernel began, so that no thread waits for the block's others. A release would add nothing.
+    // What an earlier kernel stored: performed before this kernel began, so that no thread waits
+    // for the block's others. A release would add nothing.
     EarlierStores,
-    // Loads of this kernel that have returned: performed before the flag's store is issued. A release would add nothing but the wait for stores that
+    // Loads of this kernel that have returned: performed before the flag's store is issued. A
+    // release would add nothing but the wait for stores that
     // no peer reads (README.md, "Pull").
     Loads,
 };
 
-// A signal thread's part in a meeting: tells one peer that this block is here, and waits for the same block there. False if this block is lost.
+// A signal thread's part in a meeting: tells one peer that this block is here, and waits for the
+// same block there. False if this block is lost.
 template <peersum_u32 PHASE>
 PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     constexpr bool IS_OPENING = PHASE == PEERSUM_PULL_PHASE_OPEN;
@@ -64,14 +78,18 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     const peersum_u32 step = call.step();
     const bool meets_peer = !BROKEN && step != 0;
     const peersum_u64 flag = call.pull_epoch * PEERSUM_PULL_PHASES + PHASE;
-    peersum_u64* theirs = &call.control_of(meets_peer ? step : 0)->pull_flags[call.block][call.params.rank];
-    // A look at poison behind this block's last load of a peer's memory: a peer that left may have gone on to overwrite what was read. It is on its way
-    // together with what the meeting waits for anyway.
+    peersum_u64* theirs =
+        &call.control_of(meets_peer ? step : 0)->pull_flags[call.block][call.params.rank];
+    // A look at poison behind this block's last load of a peer's memory: a peer that left may have
+    // gone on to overwrite what was read. It is on its way together with what the meeting waits for
+    // anyway.
     peersum_u32 poison = 0;
-    if (!IS_OPENING && GUARDED) poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
+    if (!IS_OPENING && GUARDED)
+        poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
     if (announce == Announce::Stores) {
-        // What is announced must have been reduced from what was not overwritten: a peer that takes it may have heard of no failure.
-        // A fence of the system takes 0.8 to 2.3 us on a card that ranks share, one of the device 0.3.
+        // What is announced must have been reduced from what was not overwritten: a peer that takes
+        // it may have heard of no failure. A fence of the system takes 0.8 to 2.3 us on a card that
+        // ranks share, one of the device 0.3.
         if ((call.params.flags & PEERSUM_FLAG_ONE_DEVICE) != 0) {
             fence_acq_rel_gpu();
         } else {
@@ -85,7 +103,8 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     if (IS_OPENING) headers = send_header(call);
     bool lost = false;
     if (meets_peer && poison == 0) {
-        // Acquire: what the peer's block stored before its release is visible after it, and through the block barrier to every thread here.
+        // Acquire: what the peer's block stored before its release is visible after it, and through
+        // the block barrier to every thread here.
         const peersum_u32 peer = call.peer(step);
         const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
@@ -95,7 +114,8 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     }
     if (IS_OPENING && !lost) lost = !previous_headers_agree(call, headers);
     if (poison != 0) {
-        // As on entry: the words of a rank's blocks come one by one, and the one that the host looks at may be the last.
+        // As on entry: the words of a rank's blocks come one by one, and the one that the host
+        // looks at may be the last.
         peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0,
                       said_of(call.params, call.header), 0);
         lost = true;
@@ -103,17 +123,19 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     return !lost;
 }
 
-// Meets the same block of every rank. False if this block is lost; `lost` of any thread becomes the whole block's. What is announced is true of all
-// threads of the block, or nothing is announced.
+// Meets the same block of every rank. False if this block is lost; `lost` of any thread becomes the
+// whole block's. What is announced is true of all threads of the block, or nothing is announced.
 template <peersum_u32 PHASE>
 PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
-    // The block barrier makes the accesses of all threads happen before the flag's store; a release is cumulative over it.
+    // The block barrier makes the accesses of all threads happen before the flag's store; a release
+    // is cumulative over it.
     if (announce != Announce::EarlierStores) lost = bar_red_or(lost);
     if (call.carries_signals() && !lost) lost = !exchange_flags<PHASE>(call, announce);
     return !bar_red_or(lost);
 }
 
-// Units that a thread has on their way at once. Few ranks give few loads a unit; together with them this fills the time that memory takes.
+// Units that a thread has on their way at once. Few ranks give few loads a unit; together with them
+// this fills the time that memory takes.
 constexpr int BATCH = WORLD_SIZE == 2 ? 4 : WORLD_SIZE <= 4 ? 2 : 1;
 
 // Every rank's copy of the array as this rank maps it: its staging half, or its symmetric buffer.
@@ -123,7 +145,8 @@ struct Copies {
     peersum_u32 wide;
     // This rank's staging half of this call.
     peersum_u64 own;
-    // This rank's other half, for narrow units of the output: behind the opening barrier no peer reads it any more.
+    // This rank's other half, for narrow units of the output: behind the opening barrier no peer
+    // reads it any more.
     peersum_u64 scratch;
     peersum_u64 base[WORLD_SIZE];
 };
@@ -140,15 +163,18 @@ PEERSUM_DEVICE Copies copies_of(const Call& call) {
     const peersum_u64 offset = !copies.staged ? 0 : is_odd ? odd_half : even_half;
 #pragma unroll
     for (int rank = 0; rank < WORLD_SIZE; ++rank) copies.base[rank] = params.source[rank] + offset;
-    copies.wide = copies.staged               ? call.units
-                  : (params.flags & PEERSUM_FLAG_SOURCE_ALIGNED) != 0 ? static_cast<peersum_u32>(params.elements / PER_UNIT)
-                                             : 0;
+    copies.wide = copies.staged ? call.units
+                  : (params.flags & PEERSUM_FLAG_SOURCE_ALIGNED) != 0
+                      ? static_cast<peersum_u32>(params.elements / PER_UNIT)
+                      : 0;
     return copies;
 }
 
-// Sums units that are one aligned access in every copy: `unit`, `unit + stride`, ... below `end`, at most BATCH. Relaxed loads at system scope: ordered
-// behind the barrier's acquire, and never served from a stale L1 line.
-PEERSUM_DEVICE void sums_of_all(const Copies& copies, peersum_u32 unit, peersum_u32 stride, peersum_u32 end, Unit (&sum)[BATCH]) {
+// Sums units that are one aligned access in every copy: `unit`, `unit + stride`, ... below `end`,
+// at most BATCH. Relaxed loads at system scope: ordered behind the barrier's acquire, and never
+// served from a stale L1 line.
+PEERSUM_DEVICE void sums_of_all(const Copies& copies, peersum_u32 unit, peersum_u32 stride,
+                                peersum_u32 end, Unit (&sum)[BATCH]) {
     Unit v[BATCH][WORLD_SIZE];
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
@@ -169,28 +195,34 @@ PEERSUM_DEVICE void sums_of_all(const Copies& copies, peersum_u32 unit, peersum_
 }
 
 // The units of [begin, end) that are not wide, of which this thread has those at its place in it.
-PEERSUM_DEVICE void sum_narrow_units(const Call& call, const Copies& copies, peersum_u64 output, peersum_u32 begin, peersum_u32 end) {
+PEERSUM_DEVICE void sum_narrow_units(const Call& call, const Copies& copies, peersum_u64 output,
+                                     peersum_u32 begin, peersum_u32 end) {
     if (copies.wide >= end) return;
     peersum_sum_narrow(call.params, output, begin + call.first_unit(), copies.wide, end);
 }
 
-// Copies this thread's units of the input into this rank's staging half, which serves its narrow ones as scratch as well.
+// Copies this thread's units of the input into this rank's staging half, which serves its narrow
+// ones as scratch as well.
 template <bool TWO_SHOT>
 PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
-    // A thread's units are a chunk apart in a two-shot call and a stride in a one-shot; so many are on their way at once.
+    // A thread's units are a chunk apart in a two-shot call and a stride in a one-shot; so many are
+    // on their way at once.
     constexpr int LOADS = TWO_SHOT ? WORLD_SIZE : 4;
     const Buffer input = buffer_at(call.params.input, copies.own, call.params.elements);
     const peersum_u32 apart = TWO_SHOT ? share.period : call.unit_stride();
 #pragma unroll 1
-    for (peersum_u32 i = call.first_unit(); i < share.end; i += (TWO_SHOT ? 1 : LOADS) * call.unit_stride()) {
+    for (peersum_u32 i = call.first_unit(); i < share.end;
+         i += (TWO_SHOT ? 1 : LOADS) * call.unit_stride()) {
         Unit v[LOADS];
 #pragma unroll
         for (int k = 0; k < LOADS; ++k) {
-            if (i + k * apart < input.wide) v[k] = ld_global_v4(unit_address(input.address, i + k * apart));
+            if (i + k * apart < input.wide)
+                v[k] = ld_global_v4(unit_address(input.address, i + k * apart));
         }
 #pragma unroll
         for (int k = 0; k < LOADS; ++k) {
-            if (i + k * apart < input.wide) st_relaxed_sys_v4(unit_address(copies.own, i + k * apart), v[k]);
+            if (i + k * apart < input.wide)
+                st_relaxed_sys_v4(unit_address(copies.own, i + k * apart), v[k]);
         }
     }
     load_narrow_units(call, input, share);
@@ -202,14 +234,17 @@ PEERSUM_DEVICE bool open(const Call& call, const Copies& copies, Share share) {
     const bool lost = call.poison != 0;
     leave_if_poisoned(call);
     if (!lost && copies.staged && !call.carries_signals()) stage<TWO_SHOT>(call, copies, share);
-    const bool met = meet<PEERSUM_PULL_PHASE_OPEN>(call, copies.staged ? Announce::Stores : Announce::EarlierStores, lost);
-    // This block has met itself on every rank, so it runs on all of them, and what they still wait for is on its way whoever takes the seats that are
-    // left (README.md, "Programmatic dependent launch").
+    const bool met = meet<PEERSUM_PULL_PHASE_OPEN>(
+        call, copies.staged ? Announce::Stores : Announce::EarlierStores, lost);
+    // This block has met itself on every rank, so it runs on all of them, and what they still wait
+    // for is on its way whoever takes the seats that are left (README.md, "Programmatic dependent
+    // launch").
     if (met) griddepcontrol_launch_dependents();
     return met;
 }
 
-// The end of every pull call: all threads of the block have read its epoch ahead of the opening's barrier.
+// The end of every pull call: all threads of the block have read its epoch ahead of the opening's
+// barrier.
 PEERSUM_DEVICE void end_call(const Call& call) {
     if (call.carries_signals()) {
         advance_own_epoch(call);
@@ -218,9 +253,10 @@ PEERSUM_DEVICE void end_call(const Call& call) {
     }
 }
 
-// Staged: a half is written again two calls of this family later, behind the opening barrier of the call between, which a peer's block
-// enters only in a later kernel than its reads here. So a staged call needs no closing barrier.
-// Symmetric: the closing barrier keeps a buffer from being overwritten by its owner while a peer still reads it.
+// Staged: a half is written again two calls of this family later, behind the opening barrier of the
+// call between, which a peer's block enters only in a later kernel than its reads here. So a staged
+// call needs no closing barrier. Symmetric: the closing barrier keeps a buffer from being
+// overwritten by its owner while a peer still reads it.
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Place place = place_of_thread();
     const Call call = enter(params, place);
@@ -238,10 +274,12 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
             sums_of_all(copies, unit, stride, copies.wide, sum);
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
-                if (k == 0 || unit + k * stride < copies.wide) st_global_v4(output.at(unit + k * stride), sum[k]);
+                if (k == 0 || unit + k * stride < copies.wide)
+                    st_global_v4(output.at(unit + k * stride), sum[k]);
             }
         }
-        // These go to the output itself, so the output's scratch holds units below copies.wide only.
+        // These go to the output itself, so the output's scratch holds units below copies.wide
+        // only.
         sum_narrow_units(call, copies, params.output, 0, call.units);
     }
     if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Loads, lost);
@@ -249,8 +287,10 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     end_call(call);
 }
 
-// Takes unit `i` of every other owner's reduced chunk into the output. The own chunk was stored when it was reduced.
-PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer& output, peersum_u32 chunk, peersum_u32 i) {
+// Takes unit `i` of every other owner's reduced chunk into the output. The own chunk was stored
+// when it was reduced.
+PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer& output,
+                           peersum_u32 chunk, peersum_u32 i) {
     // All loads are on their way before the first store.
     Unit v[WORLD_SIZE];
     bool wanted[WORLD_SIZE];
@@ -258,7 +298,8 @@ PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer&
     for (int owner = 0; owner < WORLD_SIZE; ++owner) {
         wanted[owner] = owner != call.params.rank && owner * chunk + i < call.units;
         v[owner] = nan_unit();
-        ld_relaxed_sys_v4_if(wanted[owner], unit_address(copies.base[owner], owner * chunk + i), v[owner]);
+        ld_relaxed_sys_v4_if(wanted[owner], unit_address(copies.base[owner], owner * chunk + i),
+                             v[owner]);
     }
 #pragma unroll
     for (int owner = 0; owner < WORLD_SIZE; ++owner) {
@@ -267,8 +308,9 @@ PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer&
 }
 
 // Chunk c of the array is reduced by rank c.
-// Staged: the result replaces the owner's staged chunk, which no peer reads in that phase, and is gathered by reading behind the second barrier.
-// Symmetric: the owner writes the result into every rank's buffer; a chunk is read and written by its owner alone, so that no barrier is needed
+// Staged: the result replaces the owner's staged chunk, which no peer reads in that phase, and is
+// gathered by reading behind the second barrier. Symmetric: the owner writes the result into every
+// rank's buffer; a chunk is read and written by its owner alone, so that no barrier is needed
 // between the two.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const Place place = place_of_thread();
@@ -276,7 +318,8 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const peersum_u32 chunk = (call.units + WORLD_SIZE - 1) / WORLD_SIZE;
     const Share share{chunk, chunk};
     const Copies copies = copies_of(call);
-    const Buffer output = buffer_at(copies.staged ? params.output : params.source[params.rank], copies.scratch, params.elements);
+    const Buffer output = buffer_at(copies.staged ? params.output : params.source[params.rank],
+                                    copies.scratch, params.elements);
 
     bool lost = !open<true>(call, copies, share);
     if (!lost && !call.carries_signals()) {
@@ -297,7 +340,8 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
                     st_global_v4(output.at(at), sum[k]);
                 } else {
 #pragma unroll
-                    for (int rank = 0; rank < WORLD_SIZE; ++rank) st_relaxed_sys_v4(unit_address(copies.base[rank], at), sum[k]);
+                    for (int rank = 0; rank < WORLD_SIZE; ++rank)
+                        st_relaxed_sys_v4(unit_address(copies.base[rank], at), sum[k]);
                 }
             }
         }
@@ -307,7 +351,8 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     if (!call.carries_signals()) {
         if (copies.staged && !lost) {
 #pragma unroll 1
-            for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride()) gather(call, copies, output, chunk, i);
+            for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride())
+                gather(call, copies, output, chunk, i);
         }
         // A symmetric result is in place already.
         if (copies.staged || lost) store_narrow_units(call, output, copies.wide, share, lost);

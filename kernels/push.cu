@@ -1,16 +1,20 @@
-// push.cu - the push family: every rank stores its units into slots at every rank and polls its own. The data is the flag.
+// push.cu - the push family: every rank stores its units into slots at every rank and polls its
+// own. The data is the flag.
 //
-// After NCCL's LL protocols and Lamport-style all-reduces, in which a value that is not data marks an empty slot. What differs: integer
-// compares of every word, no finite value ever touched, exactly the received words re-armed, an epoch a block that any grid may follow.
+// After NCCL's LL protocols and Lamport-style all-reduces, in which a value that is not data marks
+// an empty slot. What differs: integer compares of every word, no finite value ever touched,
+// exactly the received words re-armed, an epoch a block that any grid may follow.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #include "protocol.cuh"
 
 namespace {
 
-constexpr Unit EMPTY_UNIT{PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY};
+constexpr Unit EMPTY_UNIT{PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY,
+                          PEERSUM_SLOT_EMPTY};
 
-// A pair keeps its own unit in registers. Larger groups send it to themselves as well: slots that are all alike need no choice between "mine" and
-// "theirs" in the unrolled loops, which at eight ranks costs more than the slot.
+// A pair keeps its own unit in registers. Larger groups send it to themselves as well: slots that
+// are all alike need no choice between "mine" and "theirs" in the unrolled loops, which at eight
+// ranks costs more than the slot.
 constexpr bool KEEPS_OWN = WORLD_SIZE == 2;
 constexpr int FIRST_STEP = KEEPS_OWN ? 1 : 0;
 // The slots that one unit is awaited in: those that there are for it. A pair has one, its peer's.
@@ -21,16 +25,21 @@ PEERSUM_DEVICE peersum_u32 sendable(peersum_u32 word) {
     return word == PEERSUM_SLOT_EMPTY ? PEERSUM_SLOT_EMPTY_SUBSTITUTE : word;
 }
 
-PEERSUM_DEVICE Unit sendable(Unit v) { return Unit{sendable(v.x), sendable(v.y), sendable(v.z), sendable(v.w)}; }
+PEERSUM_DEVICE Unit sendable(Unit v) {
+    return Unit{sendable(v.x), sendable(v.y), sendable(v.z), sendable(v.w)};
+}
 
 PEERSUM_DEVICE peersum_u32 larger(peersum_u32 a, peersum_u32 b) { return a > b ? a : b; }
 
-// The largest word: PEERSUM_SLOT_EMPTY, the largest there is, if any lane is missing. Every lane is looked at: a 16-byte store may arrive in parts.
+// The largest word: PEERSUM_SLOT_EMPTY, the largest there is, if any lane is missing. Every lane is
+// looked at: a 16-byte store may arrive in parts.
 PEERSUM_DEVICE peersum_u32 largest_word(Unit v) {
-    return larger(larger(v.x, v.y), PEERSUM_BREAK == PEERSUM_BREAK_LANE_UNCHECKED ? v.z : larger(v.z, v.w));
+    return larger(larger(v.x, v.y),
+                  PEERSUM_BREAK == PEERSUM_BREAK_LANE_UNCHECKED ? v.z : larger(v.z, v.w));
 }
 
-// Where the slots of `unit` begin in the first half of their group, one for each source, PEERSUM_SLOT_GROUP apart.
+// Where the slots of `unit` begin in the first half of their group, one for each source,
+// PEERSUM_SLOT_GROUP apart.
 PEERSUM_DEVICE peersum_u64 slots_offset(peersum_u32 unit) {
     const peersum_u32 groups_before = unit & ~(PEERSUM_SLOT_GROUP - 1);
     return static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES +
@@ -51,7 +60,8 @@ PEERSUM_DEVICE peersum_u64 sent_to(const PeersumParams& params, peersum_u64 slot
     return reinterpret_cast<peersum_u64>(slot_of(slots, KEEPS_OWN ? 0 : params.rank));
 }
 
-// Stores a unit at offset `slot` of the `step`-th peer's arena. Relaxed: the words are their own flags, nothing else is ordered by them.
+// Stores a unit at offset `slot` of the `step`-th peer's arena. Relaxed: the words are their own
+// flags, nothing else is ordered by them.
 PEERSUM_DEVICE void send(const PeersumParams& params, peersum_u64 slot, int step, Unit v) {
     st_relaxed_sys_v4(reinterpret_cast<void*>(params.arena[step] + slot), v);
 }
@@ -62,17 +72,22 @@ PEERSUM_DEVICE void send_to_all(const PeersumParams& params, peersum_u64 slot, U
 }
 
 // Where this rank awaits a unit: the first of SOURCES slots.
-PEERSUM_DEVICE peersum_u64 awaited_at(const PeersumParams& params, peersum_u64 slots) { return params.arena[0] + slots; }
+PEERSUM_DEVICE peersum_u64 awaited_at(const PeersumParams& params, peersum_u64 slots) {
+    return params.arena[0] + slots;
+}
 
 }  // namespace
 
 // As peersum_look, for the slots of a unit: finds whom the wait is for.
-extern "C" __device__ __noinline__ peersum_u64 peersum_look_at_slots(const PeersumParams& params, peersum_u64 own_header,
-                                                                     peersum_u64 first_slot, peersum_u64 start_ns) {
+extern "C" __device__ __noinline__ peersum_u64 peersum_look_at_slots(const PeersumParams& params,
+                                                                     peersum_u64 own_header,
+                                                                     peersum_u64 first_slot,
+                                                                     peersum_u64 start_ns) {
     peersum_u32 missing = WORLD_SIZE;
 #pragma unroll 1
     for (peersum_u32 source = 0; source < SOURCES; ++source) {
-        if (largest_word(ld_relaxed_sys_v4(slot_of(first_slot, source))) == PEERSUM_SLOT_EMPTY) missing = source;
+        if (largest_word(ld_relaxed_sys_v4(slot_of(first_slot, source))) == PEERSUM_SLOT_EMPTY)
+            missing = source;
     }
     // All have come since the last poll: the wait ends at the next.
     if (missing == WORLD_SIZE) return start_ns == 0 ? globaltimer() : start_ns;
@@ -110,7 +125,8 @@ PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[
     while (!poll(first_slot, v)) {
         spin_pause();
         if (is_time_to_look(wait)) {
-            wait.start_ns = peersum_look_at_slots(call.params, call.header, first_slot, wait.start_ns);
+            wait.start_ns =
+                peersum_look_at_slots(call.params, call.header, first_slot, wait.start_ns);
             if (wait.start_ns == 0) return false;
         }
     }
@@ -122,19 +138,26 @@ PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[
 PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
     Unit v[WORLD_SIZE];
 #pragma unroll
-    for (int source = 0; source < WORLD_SIZE; ++source) v[source] = source < SOURCES ? received[source % SOURCES] : own;
+    for (int source = 0; source < WORLD_SIZE; ++source)
+        v[source] = source < SOURCES ? received[source % SOURCES] : own;
     return reduce(v);
 }
 
-// Memory of this rank alone for units that are not one aligned access: the staging half that the next pull call will write. No peer reads it any
-// more: this rank has passed the opening barrier of the last pull call, and so every peer has ended the one before.
+// Memory of this rank alone for units that are not one aligned access: the staging half that the
+// next pull call will write. No peer reads it any more: this rank has passed the opening barrier of
+// the last pull call, and so every peer has ended the one before.
 PEERSUM_DEVICE peersum_u64 scratch(const Call& call) {
-    return call.params.arena[0] + call.params.staging_offset + (call.pull_epoch & 1) * call.params.staging_half_bytes;
+    return call.params.arena[0] + call.params.staging_offset +
+           (call.pull_epoch & 1) * call.params.staging_half_bytes;
 }
 
-PEERSUM_DEVICE Buffer input_of(const Call& call) { return buffer_at(call.params.input, scratch(call), call.params.elements); }
+PEERSUM_DEVICE Buffer input_of(const Call& call) {
+    return buffer_at(call.params.input, scratch(call), call.params.elements);
+}
 
-PEERSUM_DEVICE Buffer output_of(const Call& call) { return buffer_at(call.params.output, scratch(call), call.params.elements); }
+PEERSUM_DEVICE Buffer output_of(const Call& call) {
+    return buffer_at(call.params.output, scratch(call), call.params.elements);
+}
 
 // What every push call does before its first store to a peer: whether the call is lost.
 PEERSUM_DEVICE bool is_poisoned(const Call& call) {
@@ -143,18 +166,22 @@ PEERSUM_DEVICE bool is_poisoned(const Call& call) {
     return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
 }
 
-// For a thread that has the first unit that its like on every rank sent it: so this block runs on all of them, and what they still wait for is on its way
-// whoever takes the seats that are left. The first thread of a block counts for it (README.md, "Programmatic dependent launch").
+// For a thread that has the first unit that its like on every rank sent it: so this block runs on
+// all of them, and what they still wait for is on its way whoever takes the seats that are left.
+// The first thread of a block counts for it (README.md, "Programmatic dependent launch").
 PEERSUM_DEVICE void let_next_kernel_come() { griddepcontrol_launch_dependents(); }
 
-// The threads of a block, as the barrier counts them at which all have read the block's epoch: those that handle units go on at once, those that carry
-// signals wait there and advance it beside the data. So no thread that has stored its results waits for another.
+// The threads of a block, as the barrier counts them at which all have read the block's epoch:
+// those that handle units go on at once, those that carry signals wait there and advance it beside
+// the data. So no thread that has stored its results waits for another.
 PEERSUM_DEVICE peersum_u32 threads_that_read_epoch(const Place& place) {
     return place.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
 }
 
 // For a thread that handles units: it has read the block's state.
-PEERSUM_DEVICE void has_read_epoch(const Call& call) { barrier_cta_arrive(threads_that_read_epoch(call)); }
+PEERSUM_DEVICE void has_read_epoch(const Call& call) {
+    barrier_cta_arrive(threads_that_read_epoch(call));
+}
 
 // All that a thread does that carries signals.
 PEERSUM_DEVICE void carry_signals(const Call& call, bool lost) {
@@ -257,13 +284,12 @@ PEERSUM_DEVICE bool reduce_last_two(const Call& call, peersum_u32 unit, Unit own
     rearm(second_slot);
     if (unit == call.first_unit()) let_next_kernel_come();
     st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
-    st_global_v4(unit_address(params.output, second),
-                 reduce_received(second_received, second_own));
+    st_global_v4(unit_address(params.output, second), reduce_received(second_received, second_own));
     return true;
 }
 
-// Reduces a thread's units in a one-shot call without narrow units. The first, `own`, is sent already.
-// False if a wait was given up.
+// Reduces a thread's units in a one-shot call without narrow units. The first, `own`, is sent
+// already. False if a wait was given up.
 PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
                                 peersum_u64 first_slot) {
     const PeersumParams& params = call.params;
@@ -313,7 +339,8 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const peersum_u32 first = place.first_unit();
     const bool is_wide = wide_units(params.input, params.elements) == units &&
                          wide_units(params.output, params.elements) == units;
-    // At small sizes a thread's first unit is its only one. What can be known of it is computed while the block's state is loaded.
+    // At small sizes a thread's first unit is its only one. What can be known of it is computed
+    // while the block's state is loaded.
     peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
     peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
     peersum_u64 slot = sent_to(params, params.push_offset + slots_offset(first));
@@ -326,7 +353,8 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     computed_here(narrow);
 
     const Call call = enter(params, place);
-    // Loaded together with the block's state. A poisoned call may read its own input, it may only not store.
+    // Loaded together with the block's state. A poisoned call may read its own input, it may only
+    // not store.
     Unit own = EMPTY_UNIT;
     if (narrow == 0 && first < units && !place.carries_signals())
         own = ld_global_v4(reinterpret_cast<const void*>(from));
@@ -349,7 +377,8 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 }
 
 // Sends place `i` of every chunk to the chunk's owner.
-PEERSUM_DEVICE void scatter_unit(const Call& call, const Buffer& input, peersum_u64 scatter, peersum_u32 chunk, peersum_u32 i) {
+PEERSUM_DEVICE void scatter_unit(const Call& call, const Buffer& input, peersum_u64 scatter,
+                                 peersum_u32 chunk, peersum_u32 i) {
     Unit v[WORLD_SIZE];
 #pragma unroll
     for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) {
@@ -359,11 +388,13 @@ PEERSUM_DEVICE void scatter_unit(const Call& call, const Buffer& input, peersum_
     }
     const peersum_u64 slot = sent_to(call.params, scatter + slots_offset(i));
 #pragma unroll
-    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(call.params, slot, step, sendable(v[step]));
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
+        send(call.params, slot, step, sendable(v[step]));
 }
 
 // Reduces place `i` of this rank's chunk and sends it to all. False if the wait was given up.
-PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buffer& output, peersum_u64 scatter, peersum_u64 gather, peersum_u32 chunk,
+PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buffer& output,
+                                peersum_u64 scatter, peersum_u64 gather, peersum_u32 chunk,
                                 peersum_u32 i) {
     const peersum_u32 unit = call.params.rank * chunk + i;
     Unit own{0, 0, 0, 0};
@@ -379,7 +410,8 @@ PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buf
 }
 
 // Stores place `i` of every owner's reduced chunk. False if the wait was given up.
-PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_u64 gather, peersum_u32 chunk, peersum_u32 i) {
+PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_u64 gather,
+                                peersum_u32 chunk, peersum_u32 i) {
     Unit v[SOURCES];
     if (!collect(call, awaited_at(call.params, gather + slots_offset(i)), v)) return false;
 #pragma unroll
@@ -391,9 +423,11 @@ PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_
     return true;
 }
 
-// Chunk c of the array belongs to rank c, who reduces it and sends the result to all. A thread handles the same place of every chunk from end
-// to end (sends it, reduces it where this rank owns it, stores the result), so no barrier is needed between the steps. All chunks are equally
-// long: what lies behind the array is sent as zeros and not stored, so that every wait is for the same slots.
+// Chunk c of the array belongs to rank c, who reduces it and sends the result to all. A thread
+// handles the same place of every chunk from end to end (sends it, reduces it where this rank owns
+// it, stores the result), so no barrier is needed between the steps. All chunks are equally long:
+// what lies behind the array is sent as zeros and not stored, so that every wait is for the same
+// slots.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const Place place = place_of_thread();
     const peersum_u32 units = units_of(params.elements);
@@ -412,8 +446,9 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     advance_unlaunched_epochs(call);
     if (!lost) {
         load_narrow_units(call, input, share);
-        // The steps of a thread's units overlap: while one is on its way to its owner, the one before is reduced and the one before that is gathered. So
-        // the links always have both kinds to carry, and what arrives is taken while it is still in the cache.
+        // The steps of a thread's units overlap: while one is on its way to its owner, the one
+        // before is reduced and the one before that is gathered. So the links always have both
+        // kinds to carry, and what arrives is taken while it is still in the cache.
         peersum_u32 scattered = place.first_unit(), reduced = scattered, gathered = scattered;
 #pragma unroll 1
         while (gathered < chunk) {
@@ -421,7 +456,8 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
             if (scattered < chunk) scatter_unit(call, input, scatter, chunk, scattered);
             scattered += stride;
             if (is_first) continue;
-            if (reduced < chunk) lost = !reduce_unit(call, input, output, scatter, gather, chunk, reduced);
+            if (reduced < chunk)
+                lost = !reduce_unit(call, input, output, scatter, gather, chunk, reduced);
             reduced += stride;
             if (is_second && !lost) continue;
             if (!lost) lost = !gather_unit(call, output, gather, chunk, gathered);
