@@ -10,7 +10,8 @@
 // the array (one-shot), the same in every phase and on every rank: a flag of block b speaks for
 // what block b alone wrote.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
-#include "protocol.cuh"
+#include "headers.cuh"
+#include "units.cuh"
 
 // The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank.
 // Element by element in the same order; the sums of the units first_unit, first_unit + stride, ...
@@ -23,7 +24,7 @@ extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& 
                                   ? static_cast<peersum_u64>(end) * PER_UNIT
                                   : params.elements;
 #pragma unroll 1
-    for (peersum_u32 unit = first_unit; unit < end; unit += place_of_thread().unit_stride()) {
+    for (peersum_u32 unit = first_unit; unit < end; unit += position_of_thread().unit_stride()) {
         if (unit < begin) continue;
         const peersum_u64 first = static_cast<peersum_u64>(unit) * PER_UNIT;
 #pragma unroll 1
@@ -108,7 +109,7 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
         const peersum_u32 peer = call.peer(step);
         const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
-            call, peer, said_of(call.params, call.header), ld_acquire_sys_u64(awaited),
+            call, peer, announcement_of(call.params, call.header), ld_acquire_sys_u64(awaited),
             [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
     }
@@ -117,7 +118,7 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
         // As on entry: the words of a rank's blocks come one by one, and the one that the host
         // looks at may be the last.
         peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0,
-                      said_of(call.params, call.header), 0);
+                      announcement_of(call.params, call.header), 0);
         lost = true;
     }
     return !lost;
@@ -258,8 +259,8 @@ PEERSUM_DEVICE void end_call(const Call& call) {
 // call needs no closing barrier. Symmetric: the closing barrier keeps a buffer from being
 // overwritten by its owner while a peer still reads it.
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
-    const Place place = place_of_thread();
-    const Call call = enter(params, place);
+    const ThreadPosition position = position_of_thread();
+    const Call call = enter(params, position);
     const Share share{call.units, call.units};
     const Copies copies = copies_of(call);
     const Buffer output = buffer_at(params.output, copies.scratch, params.elements);
@@ -313,8 +314,8 @@ PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer&
 // rank's buffer; a chunk is read and written by its owner alone, so that no barrier is needed
 // between the two.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
-    const Place place = place_of_thread();
-    const Call call = enter(params, place);
+    const ThreadPosition position = position_of_thread();
+    const Call call = enter(params, position);
     const peersum_u32 chunk = (call.units + WORLD_SIZE - 1) / WORLD_SIZE;
     const Share share{chunk, chunk};
     const Copies copies = copies_of(call);

@@ -5,134 +5,9 @@
 // an empty slot. What differs: integer compares of every word, no finite value ever touched,
 // exactly the received words re-armed, an epoch a block that any grid may follow.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
-#include "protocol.cuh"
+#include "slots.cuh"
 
 namespace {
-
-constexpr Unit EMPTY_UNIT{PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY,
-                          PEERSUM_SLOT_EMPTY};
-
-// A pair keeps its own unit in registers. Larger groups send it to themselves as well: slots that
-// are all alike need no choice between "mine" and "theirs" in the unrolled loops, which at eight
-// ranks costs more than the slot.
-constexpr bool KEEPS_OWN = WORLD_SIZE == 2;
-constexpr int FIRST_STEP = KEEPS_OWN ? 1 : 0;
-// The slots that one unit is awaited in: those that there are for it. A pair has one, its peer's.
-constexpr int SOURCES = KEEPS_OWN ? 1 : WORLD_SIZE;
-
-// A word that is exactly the empty mark becomes another NaN, on this register copy only.
-PEERSUM_DEVICE peersum_u32 sendable(peersum_u32 word) {
-    return word == PEERSUM_SLOT_EMPTY ? PEERSUM_SLOT_EMPTY_SUBSTITUTE : word;
-}
-
-PEERSUM_DEVICE Unit sendable(Unit v) {
-    return Unit{sendable(v.x), sendable(v.y), sendable(v.z), sendable(v.w)};
-}
-
-PEERSUM_DEVICE peersum_u32 larger(peersum_u32 a, peersum_u32 b) { return a > b ? a : b; }
-
-// The largest word: PEERSUM_SLOT_EMPTY, the largest there is, if any lane is missing. Every lane is
-// looked at: a 16-byte store may arrive in parts.
-PEERSUM_DEVICE peersum_u32 largest_word(Unit v) {
-    return larger(larger(v.x, v.y),
-                  PEERSUM_BREAK == PEERSUM_BREAK_LANE_UNCHECKED ? v.z : larger(v.z, v.w));
-}
-
-// Where the slots of `unit` begin in the first half of their group, one for each source,
-// PEERSUM_SLOT_GROUP apart.
-PEERSUM_DEVICE peersum_u64 slots_offset(peersum_u32 unit) {
-    const peersum_u32 groups_before = unit & ~(PEERSUM_SLOT_GROUP - 1);
-    return static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES +
-           static_cast<peersum_u64>(groups_before) * ((2 * SOURCES - 1) * PEERSUM_UNIT_BYTES);
-}
-
-PEERSUM_DEVICE void* slot_of(peersum_u64 first_slot, peersum_u32 source) {
-    return unit_address(first_slot, source * PEERSUM_SLOT_GROUP);
-}
-
-// Where a call's half of each group begins.
-PEERSUM_DEVICE peersum_u64 half_offset(const Call& call) {
-    return (call.push_epoch & 1) * (SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES);
-}
-
-// Where this rank stores a unit within every arena, given the offset of the unit's slots.
-PEERSUM_DEVICE peersum_u64 sent_to(const PeersumParams& params, peersum_u64 slots) {
-    return reinterpret_cast<peersum_u64>(slot_of(slots, KEEPS_OWN ? 0 : params.rank));
-}
-
-// Stores a unit at offset `slot` of the `step`-th peer's arena. Relaxed: the words are their own
-// flags, nothing else is ordered by them.
-PEERSUM_DEVICE void send(const PeersumParams& params, peersum_u64 slot, int step, Unit v) {
-    st_relaxed_sys_v4(reinterpret_cast<void*>(params.arena[step] + slot), v);
-}
-
-PEERSUM_DEVICE void send_to_all(const PeersumParams& params, peersum_u64 slot, Unit v) {
-#pragma unroll
-    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(params, slot, step, v);
-}
-
-// Where this rank awaits a unit: the first of SOURCES slots.
-PEERSUM_DEVICE peersum_u64 awaited_at(const PeersumParams& params, peersum_u64 slots) {
-    return params.arena[0] + slots;
-}
-
-}  // namespace
-
-// As peersum_look, for the slots of a unit: finds whom the wait is for.
-extern "C" __device__ __noinline__ peersum_u64 peersum_look_at_slots(const PeersumParams& params,
-                                                                     peersum_u64 own_header,
-                                                                     peersum_u64 first_slot,
-                                                                     peersum_u64 start_ns) {
-    peersum_u32 missing = WORLD_SIZE;
-#pragma unroll 1
-    for (peersum_u32 source = 0; source < SOURCES; ++source) {
-        if (largest_word(ld_relaxed_sys_v4(slot_of(first_slot, source))) == PEERSUM_SLOT_EMPTY)
-            missing = source;
-    }
-    // All have come since the last poll: the wait ends at the next.
-    if (missing == WORLD_SIZE) return start_ns == 0 ? globaltimer() : start_ns;
-    return peersum_look(params, Said{own_header}, KEEPS_OWN ? params.rank ^ 1 : missing, start_ns);
-}
-
-namespace {
-
-// One poll of a unit's slots: whether all are there.
-PEERSUM_DEVICE bool poll(peersum_u64 first_slot, Unit (&v)[SOURCES]) {
-    // All loads are on their way at once.
-#pragma unroll
-    for (int source = 0; source < SOURCES; ++source)
-        v[source] = ld_relaxed_sys_v4(slot_of(first_slot, source));
-    peersum_u32 largest = 0;
-#pragma unroll
-    for (int source = 0; source < SOURCES; ++source)
-        largest = larger(largest, largest_word(v[source]));
-    return largest != PEERSUM_SLOT_EMPTY;
-}
-
-// Empties a unit's slots again: exactly the words that were taken, by the thread that took them.
-// That is performed before this kernel ends, and a peer stores here again only after it saw data
-// that this rank sent from a later kernel (README.md, "Re-arming").
-PEERSUM_DEVICE void rearm(peersum_u64 first_slot) {
-    if (PEERSUM_BREAK == PEERSUM_BREAK_NO_REARM) return;
-#pragma unroll
-    for (int source = 0; source < SOURCES; ++source)
-        st_relaxed_sys_v4(slot_of(first_slot, source), EMPTY_UNIT);
-}
-
-// Polls a unit's slots until all are there, and empties them again. False if the wait was given up.
-PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[SOURCES]) {
-    Wait wait;
-    while (!poll(first_slot, v)) {
-        spin_pause();
-        if (is_time_to_look(wait)) {
-            wait.start_ns =
-                peersum_look_at_slots(call.params, call.header, first_slot, wait.start_ns);
-            if (wait.start_ns == 0) return false;
-        }
-    }
-    rearm(first_slot);
-    return true;
-}
 
 // The sum of a unit over all ranks, given what was received; `own` is this rank's, if it keeps it.
 PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
@@ -174,8 +49,8 @@ PEERSUM_DEVICE void let_next_kernel_come() { griddepcontrol_launch_dependents();
 // The threads of a block, as the barrier counts them at which all have read the block's epoch:
 // those that handle units go on at once, those that carry signals wait there and advance it beside
 // the data. So no thread that has stored its results waits for another.
-PEERSUM_DEVICE peersum_u32 threads_that_read_epoch(const Place& place) {
-    return place.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
+PEERSUM_DEVICE peersum_u32 threads_that_read_epoch(const ThreadPosition& position) {
+    return position.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
 }
 
 // For a thread that handles units: it has read the block's state.
@@ -200,10 +75,11 @@ PEERSUM_DEVICE peersum_u32 epochs_of(const Call& call) {
 }
 
 // The call with these epochs: its halves and its header are right, since they depend on no more.
-PEERSUM_DEVICE Call call_of(const PeersumParams& params, const Place& place, peersum_u32 epochs) {
+PEERSUM_DEVICE Call call_of(const PeersumParams& params, const ThreadPosition& position,
+                            peersum_u32 epochs) {
     const peersum_u32 pull_epoch = epochs >> 16, push_epoch = epochs & 0xFFFF;
     const peersum_u64 sequence = pull_epoch + push_epoch;
-    return Call{place,
+    return Call{position,
                 params,
                 reinterpret_cast<PeersumControl*>(params.arena[0]),
                 pull_epoch,
@@ -224,13 +100,13 @@ extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParam
                                                               peersum_u32 epochs,
                                                               peersum_u32 awaited,
                                                               peersum_u32 unsent) {
-    const Place place = place_of_thread();
-    const Call call = call_of(params, place, epochs);
+    const ThreadPosition position = position_of_thread();
+    const Call call = call_of(params, position, epochs);
     const peersum_u32 units = call.units;
     const Buffer input = input_of(call), output = output_of(call);
     const Share share{units, units};
     const peersum_u64 slots = params.push_offset + half_offset(call);
-    const peersum_u32 stride = place.unit_stride();
+    const peersum_u32 stride = position.unit_stride();
     if (unsent == awaited) load_narrow_units(call, input, share);
 #pragma unroll 1
     for (; awaited < units; awaited += stride) {
@@ -243,7 +119,7 @@ extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParam
         Unit received[SOURCES];
         if (!collect(call, awaited_at(params, slots + slots_offset(awaited)), received))
             return false;
-        if (awaited == place.first_unit()) let_next_kernel_come();
+        if (awaited == position.first_unit()) let_next_kernel_come();
         Unit own = EMPTY_UNIT;
         if (KEEPS_OWN) own = ld_global_v4(input.at(awaited));
         st_global_v4(output.at(awaited), reduce_received(received, own));
@@ -334,9 +210,9 @@ PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
 }
 
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
-    const Place place = place_of_thread();
+    const ThreadPosition position = position_of_thread();
     const peersum_u32 units = units_of(params.elements);
-    const peersum_u32 first = place.first_unit();
+    const peersum_u32 first = position.first_unit();
     const bool is_wide = wide_units(params.input, params.elements) == units &&
                          wide_units(params.output, params.elements) == units;
     // At small sizes a thread's first unit is its only one. What can be known of it is computed
@@ -352,15 +228,15 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     computed_here(first_slot);
     computed_here(narrow);
 
-    const Call call = enter(params, place);
+    const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input, it may only
     // not store.
     Unit own = EMPTY_UNIT;
-    if (narrow == 0 && first < units && !place.carries_signals())
+    if (narrow == 0 && first < units && !position.carries_signals())
         own = ld_global_v4(reinterpret_cast<const void*>(from));
-    if (!place.carries_signals()) has_read_epoch(call);
+    if (!position.carries_signals()) has_read_epoch(call);
     const bool lost = is_poisoned(call);
-    if (place.carries_signals()) return carry_signals(call, lost);
+    if (position.carries_signals()) return carry_signals(call, lost);
     // Ways out of their own: a call that goes well and has no narrow units keeps no register for
     // these.
     if (lost || narrow != 0) advance_unlaunched_epochs(call);
@@ -429,16 +305,16 @@ PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_
 // what lies behind the array is sent as zeros and not stored, so that every wait is for the same
 // slots.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
-    const Place place = place_of_thread();
+    const ThreadPosition position = position_of_thread();
     const peersum_u32 units = units_of(params.elements);
     const peersum_u32 chunk = (units + WORLD_SIZE - 1) / WORLD_SIZE;
-    const peersum_u32 stride = place.unit_stride();
+    const peersum_u32 stride = position.unit_stride();
     const Share share{chunk, chunk};
 
-    const Call call = enter(params, place);
-    if (!place.carries_signals()) has_read_epoch(call);
+    const Call call = enter(params, position);
+    if (!position.carries_signals()) has_read_epoch(call);
     bool lost = is_poisoned(call);
-    if (place.carries_signals()) return carry_signals(call, lost);
+    if (position.carries_signals()) return carry_signals(call, lost);
     const peersum_u64 scatter = params.push_offset + half_offset(call);
     const peersum_u64 gather = scatter + params.push_half_bytes;
     const Buffer input = input_of(call);
@@ -449,7 +325,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
         // The steps of a thread's units overlap: while one is on its way to its owner, the one
         // before is reduced and the one before that is gathered. So the links always have both
         // kinds to carry, and what arrives is taken while it is still in the cache.
-        peersum_u32 scattered = place.first_unit(), reduced = scattered, gathered = scattered;
+        peersum_u32 scattered = position.first_unit(), reduced = scattered, gathered = scattered;
 #pragma unroll 1
         while (gathered < chunk) {
             const bool is_first = scattered == reduced, is_second = reduced == gathered;

@@ -24,11 +24,15 @@ macro_rules! sources {
 /// Every source file, in alphabetical order. They include nothing but each other.
 pub const SOURCES: &[Source] = sources![
     "abi.h",
+    "call.cuh",
     "element.cuh",
+    "failure.cuh",
+    "headers.cuh",
     "platform.cuh",
-    "protocol.cuh",
     "pull.cu",
-    "push.cu"
+    "push.cu",
+    "slots.cuh",
+    "units.cuh"
 ];
 
 /// The packed cubins of a release. Empty in a checkout: only a packaged crate carries them.
@@ -78,7 +82,7 @@ impl HarnessBuild {
             .iter()
             .map(|source| {
                 let text = match source.path {
-                    "protocol.cuh" => format!("#define {switch}\n{}", source.text),
+                    "call.cuh" => format!("#define {switch}\n{}", source.text),
                     _ => source.text.to_owned(),
                 };
                 (source.path, text)

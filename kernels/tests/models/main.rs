@@ -1,4 +1,4 @@
-//! Models of the protocols in push.cu, pull.cu and protocol.cuh, explored exhaustively for small cases: every interleaving of 2 and 3 ranks, and every
+//! Models of the protocols in push.cu, pull.cu and what they share, explored exhaustively for small cases: every interleaving of 2 and 3 ranks, and every
 //! order in which relaxed stores may become visible. `cargo test -p peersum-kernels --test models -- --nocapture` prints how many states that are.
 //!
 //! | file | job |

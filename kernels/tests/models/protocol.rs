@@ -1,4 +1,4 @@
-//! protocol.cuh: entering and ending a call, and the block barriers between.
+//! call.cuh: entering and ending a call, and the block barriers between.
 
 use crate::machine::{At, Break, Id, Machine, State, Thread, Violation, thread, thread_mut};
 use crate::memory::{BLOCKS, poison, pull_epoch, push_epoch};

@@ -1,0 +1,207 @@
+// failure.cuh - bounded waits, and how a rank leaves a call: it records why and poisons every rank.
+// README.md beside this file has the argument for each ordering; the comments here name the step.
+#pragma once
+
+#include "call.cuh"
+
+// What this rank says of one of its calls.
+struct Announcement {
+    peersum_u64 header;
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+    // 0 if the call has none. Modules of the push family launch no call with a detail and have no
+    // register for one: that of an earlier call lies in memory.
+    peersum_u64 own_detail;
+#endif
+
+    __device__ __forceinline__ peersum_u64
+    detail([[maybe_unused]] const PeersumParams& params) const {
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+        return own_detail;
+#else
+        if (!has_detail(header)) return 0;
+        const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[0]);
+        return ld_global_u64(&control->own_details[sequence_of(header) % PEERSUM_HEADER_RING]);
+#endif
+    }
+};
+
+// What this rank says of a call with these parameters.
+PEERSUM_DEVICE Announcement announcement_of([[maybe_unused]] const PeersumParams& params,
+                                            peersum_u64 header) {
+#if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
+    if (!has_detail(header)) return Announcement{header, 0};
+    return Announcement{header, static_cast<peersum_u64>(sequence_of(header))
+                                        << PEERSUM_HEADER_SEQUENCE_SHIFT |
+                                    params.detail};
+#else
+    return Announcement{header};
+#endif
+}
+
+// Values of PeersumControl::leave_claim.
+constexpr peersum_u32 LEAVE_UNCLAIMED = 0;
+constexpr peersum_u32 LEAVE_CLAIMED = 1;
+constexpr peersum_u32 LEAVE_DONE = 2;
+
+// The calls of its family before the call that `own_header` is of: this one or the one before, and
+// the block may have counted this one already.
+PEERSUM_DEVICE peersum_u64 epoch_of(const PeersumBlockState* block, peersum_u64 own_header) {
+    const Unit state = ld_relaxed_sys_v4(block);
+    const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
+    const peersum_u32 family =
+        static_cast<peersum_u32>(own_header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
+    const peersum_u64 epoch = family == PEERSUM_FAMILY_PULL ? pull_epoch : state.z;
+    // How many calls were counted from that one on. One: that one, of its own family. Two: it and
+    // this one.
+    const peersum_u32 counted =
+        (static_cast<peersum_u32>(pull_epoch + state.z) - sequence_of(own_header)) & 0xFFFF;
+    if (counted == 0) return epoch;
+    return epoch - (counted == 2 && family == FAMILY ? 2 : 1);
+}
+
+// Records why this rank leaves and poisons itself and every peer; the rank's first thread to come
+// does it for all, and the others wait until it has. So all of it is performed before any thread
+// that leaves goes on: no block fills a buffer with NaN that a peer may still read without finding
+// poison, and no later call of this rank stores data that a late peer would take for its own. Not
+// inlined, like everything that only a waiting or failing call runs: one copy of it instead of one
+// a wait. (extern "C", because the compiler puts a hash of the path into the names of local
+// functions, and two builds must give the same bytes.)
+extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& params,
+                                                      peersum_u32 cause, peersum_u32 peer,
+                                                      peersum_u32 poison, peersum_u64 waited_ns,
+                                                      Announcement own, peersum_u64 peer_header) {
+    PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
+    if (atom_cas_relaxed_gpu_u32(&control->leave_claim, LEAVE_UNCLAIMED, LEAVE_CLAIMED) !=
+        LEAVE_UNCLAIMED) {
+        // Acquire: what this thread stores from here on comes behind the claimant's fence. The
+        // claimant runs, and waits for nobody.
+        while (ld_acquire_sys_u32(&control->leave_claim) != LEAVE_DONE) spin_pause();
+        return;
+    }
+#pragma unroll 1
+    for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b)
+        st_relaxed_sys_u32(&control->blocks[b].poison, poison);
+
+    PeersumStatus* status = reinterpret_cast<PeersumStatus*>(params.status);
+    const peersum_u32 family =
+        static_cast<peersum_u32>(own.header >> PEERSUM_HEADER_FAMILY_SHIFT & 1);
+    st_relaxed_sys_u32(&status->cause, cause);
+    st_relaxed_sys_u32(&status->rank, params.rank);
+    st_relaxed_sys_u32(&status->peer, peer);
+    st_relaxed_sys_u32(&status->origin, poison - 1);
+    st_relaxed_sys_u32(&status->family, family);
+    st_relaxed_sys_u32(&status->algorithm,
+                       static_cast<peersum_u32>(own.header >> PEERSUM_HEADER_ALGORITHM_SHIFT & 1));
+    st_relaxed_sys_u32(&status->block, ctaid_x());
+    st_relaxed_sys_u64(&status->epoch, epoch_of(&control->blocks[ctaid_x()], own.header));
+    st_relaxed_sys_u64(&status->waited_ns, waited_ns);
+    st_relaxed_sys_u64(&status->own_header, own.header);
+    st_relaxed_sys_u64(&status->peer_header, peer_header);
+    const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
+    const peersum_u64 own_detail = own.detail(params);
+    st_relaxed_sys_u64(&status->own_detail, own_detail);
+    st_relaxed_sys_u64(&status->peer_detail,
+                       own_detail != 0 ? ld_relaxed_sys_u64(&control->details[ring][peer]) : 0);
+    // Release: the host that sees `valid` must see the fields above.
+    st_release_sys_u32(&status->valid, 1);
+
+#pragma unroll 1
+    for (peersum_u32 step = 0; step < WORLD_SIZE; ++step) {
+        PeersumControl* peer_control = reinterpret_cast<PeersumControl*>(params.arena[step]);
+        // The threads that send this call's headers may find the poison on entry and not send them;
+        // without them a peer could not tell a disagreement from another failure. The very words
+        // that they would send.
+        if (own_detail != 0)
+            st_relaxed_sys_u64(&peer_control->details[ring][params.rank], own_detail);
+        st_relaxed_sys_u64(&peer_control->headers[ring][params.rank], own.header);
+#pragma unroll 1
+        for (peersum_u32 b = 0; b < PEERSUM_MAX_BLOCKS; ++b)
+            st_relaxed_sys_u32(&peer_control->blocks[b].poison, poison);
+    }
+    // The peers' words are performed before anything that this thread does, and, by the release,
+    // before anything that those do who wait for it.
+    fence_acq_rel_sys();
+    st_release_sys_u32(&control->leave_claim, LEAVE_DONE);
+}
+
+// A rank that finds itself poisoned on entry leaves too: it records a status of its own and relays.
+// Every thread that sees it does, because the word may be written between two threads' loads, and
+// one that saw it makes its whole block lose the call in the pull family.
+PEERSUM_DEVICE void leave_if_poisoned(const Call& call) {
+    if (call.poison != 0) {
+        peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, call.poison, 0,
+                      announcement_of(call.params, call.header), 0);
+    }
+}
+
+// One look at whether the wait for `peer` is over: 0 if so, and then the rank has left; else when
+// the wait began, by the device's clock. `own` is what this rank says of the call whose arrival is
+// awaited; `start_ns` is 0 at the first look.
+extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams& params,
+                                                            Announcement own, peersum_u32 peer,
+                                                            peersum_u64 start_ns) {
+    const peersum_u64 now_ns = globaltimer();
+    if (start_ns == 0) start_ns = now_ns;
+    const peersum_u64 waited_ns = now_ns - start_ns;
+    const PeersumControl* control = reinterpret_cast<const PeersumControl*>(params.arena[0]);
+    const PeersumStatus* status = reinterpret_cast<const PeersumStatus*>(params.status);
+    const peersum_u32 poison = ld_relaxed_sys_u32(&control->blocks[ctaid_x()].poison);
+    // What the peer says of the same call, as far as it has come: a disagreement explains the wait,
+    // and no more waiting helps.
+    const peersum_u32 ring = sequence_of(own.header) % PEERSUM_HEADER_RING;
+    const peersum_u64 peer_header = ld_relaxed_sys_u64(&control->headers[ring][peer]);
+    bool differs = sequence_of(peer_header) == sequence_of(own.header) && peer_header != own.header;
+    const peersum_u64 own_detail = own.detail(params);
+    if (peer_header == own.header && own_detail != 0) {
+        // 0 until it comes: the thread that has compared a detail removes it.
+        const peersum_u64 peer_detail = ld_relaxed_sys_u64(&control->details[ring][peer]);
+        differs = peer_detail != 0 && peer_detail != own_detail;
+    }
+
+    peersum_u32 cause = PEERSUM_CAUSE_NONE;
+    if (differs) {
+        cause = PEERSUM_CAUSE_DISAGREEMENT;
+    } else if (poison != 0) {
+        cause = PEERSUM_CAUSE_POISON;
+    } else if (ld_relaxed_sys_u32(&status->abort) != 0) {
+        cause = PEERSUM_CAUSE_ABORT;
+    } else if (waited_ns > params.timeout_ns) {
+        cause = PEERSUM_CAUSE_TIMEOUT;
+    }
+    if (cause == PEERSUM_CAUSE_NONE) return start_ns;
+    peersum_leave(params, cause, peer, poison != 0 ? poison : params.rank + 1, waited_ns, own,
+                  peer_header);
+    return 0;
+}
+
+// The bound of one wait. The clock starts at the first look, POLLS_BETWEEN_LOOKS fruitless polls
+// after the wait began.
+struct Wait {
+    peersum_u32 polls = 0;
+    peersum_u64 start_ns = 0;
+};
+
+// Counts a fruitless poll.
+PEERSUM_DEVICE bool is_time_to_look(Wait& wait) {
+    return GUARDED && ++wait.polls % POLLS_BETWEEN_LOOKS == 0;
+}
+
+// At a look: whether to stop waiting for `peer`.
+PEERSUM_DEVICE bool gives_up(const Call& call, Wait& wait, peersum_u32 peer, Announcement own) {
+    wait.start_ns = peersum_look(call.params, own, peer, wait.start_ns);
+    return wait.start_ns == 0;
+}
+
+// Waits until a word that was loaded as `word` has `arrived`. False if the wait for `peer` was
+// given up.
+template <typename Load, typename Arrived>
+PEERSUM_DEVICE bool await_word(const Call& call, peersum_u32 peer, Announcement own,
+                               peersum_u64 word, Load load, Arrived arrived) {
+    Wait wait;
+    while (!arrived(word)) {
+        spin_pause();
+        if (is_time_to_look(wait) && gives_up(call, wait, peer, own)) return false;
+        word = load();
+    }
+    return true;
+}
