@@ -6,7 +6,7 @@ use std::time::Duration;
 use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi;
 
-use crate::buffer::BufferError;
+use crate::device::BufferError;
 use crate::device::DeviceError;
 use crate::dispatch::TableError;
 use crate::rendezvous::RendezvousError;

@@ -112,7 +112,6 @@
 
 #![deny(missing_docs)]
 
-pub mod buffer;
 mod communicator;
 pub mod cuda;
 pub mod device;
@@ -129,7 +128,6 @@ pub mod reference;
 pub mod rendezvous;
 mod shared_library;
 
-pub use buffer::{BufferError, Input, Output};
 #[doc(hidden)]
 pub use communicator::BareLaunch;
 pub use communicator::{
@@ -138,6 +136,7 @@ pub use communicator::{
 };
 pub use cuda::{Cuda, open_context};
 pub use cudarc;
+pub use device::{BufferError, DeviceBuffer, Input, Output};
 pub use doctor::doctor;
 pub use element::Element;
 pub use error::{AbsentPeer, CallKind, CallSignature, Error, Failure, ProcessState, SymmetricPart};

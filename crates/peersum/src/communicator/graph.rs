@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use super::Communicator;
-use crate::buffer::{AsViewMut, Input, Output};
+use crate::device::{AsViewMut, Input, Output};
 use crate::device::{Device, Recording};
 use crate::element::Element;
 use crate::error::Error;

@@ -38,9 +38,9 @@ pub use shared::SharedCommunicator;
 pub(crate) use sharing::{Shared, share};
 pub use symmetric::SymmetricBuffer;
 
-use crate::buffer::{Input, Output};
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity, LaunchShape};
+use crate::device::{Input, Output};
 use crate::dispatch::{DispatchTable, Plan};
 use crate::element::Element;
 use crate::error::{CallKind, CallSignature, Error, Failure};

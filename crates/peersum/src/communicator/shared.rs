@@ -3,8 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{AbortHandle, Communicator};
-use crate::buffer::{Input, Output};
 use crate::device::Device;
+use crate::device::{Input, Output};
 use crate::element::Element;
 use crate::error::Error;
 

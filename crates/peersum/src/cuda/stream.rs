@@ -5,12 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 
+use super::device::{Cuda, STREAM_LEGACY, STREAM_PER_THREAD};
 use super::driver::{bind, check, describe, note};
-use super::{STREAM_LEGACY, STREAM_PER_THREAD};
 use crate::device::{DeviceError, DeviceStream};
 
 impl DeviceStream for Arc<CudaStream> {
-    type Device = super::Cuda;
+    type Device = Cuda;
 
     fn stand_in(&self) -> Result<Option<Self>, DeviceError> {
         if !matches!(
