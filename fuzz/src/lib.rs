@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use peersum::Rendezvous;
-use peersum::dispatch::{DispatchTable, Link, Placement};
+use peersum::dispatch::{DispatchTable, Placement, Topology};
 use peersum_artifact::pack::Pack;
 use peersum_artifact::{Manifest, inspect_cubin, text_sections, verify_bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -89,9 +89,9 @@ pub fn dispatch_table(input: &[u8]) -> bool {
     };
     let mut accepted = false;
     for (arch, world_size, link) in [
-        (None, 2, Link::Shared),
-        (Some("sm_90"), 8, Link::Peer),
-        (None, 3, Link::Emulator),
+        (None, 2, Topology::Shared),
+        (Some("sm_90"), 8, Topology::Peer),
+        (None, 3, Topology::Emulator),
     ] {
         let table = match DispatchTable::choose(text, arch, world_size, link) {
             Ok(table) => table,

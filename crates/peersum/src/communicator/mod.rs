@@ -431,7 +431,7 @@ impl<D: Device> Communicator<D> {
     /// [`Error::InvalidSetting`] if the plan's shape is outside what the kernels allow.
     pub fn force_plan(&mut self, plan: Option<Plan>) -> Result<(), Error> {
         if let Some(plan) = plan {
-            plan.check_shape(self.table.link)
+            plan.check_shape(self.table.topology)
                 .map_err(|reason| Error::InvalidSetting {
                     setting: "plan",
                     reason,

@@ -6,7 +6,7 @@ use super::agreement::gather;
 use super::builder::{CommunicatorBuilder, StreamClaim};
 use super::{Call, Communicator, setup};
 use crate::device::{Device, DeviceStream};
-use crate::dispatch::{DispatchTable, Link as Between};
+use crate::dispatch::{DispatchTable, Topology};
 use crate::error::Error;
 use crate::nccl::{AcrossHosts, Link};
 use crate::rendezvous::RendezvousError;
@@ -72,7 +72,7 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
         _ => None,
     };
     // No call is ever looked up in it.
-    let table = DispatchTable::shipped(None, 2, Between::Peer)?;
+    let table = DispatchTable::shipped(None, 2, Topology::Peer)?;
     let mut communicator =
         setup::unconnected(&builder, device, identity, table, claim, rank, world_size);
     communicator.nccl = nccl;

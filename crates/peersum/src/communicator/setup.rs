@@ -15,7 +15,7 @@ use super::probe::{nanoseconds, probe_bytes};
 use super::sharing::{Shared, share};
 use super::{Communicator, processes, seats};
 use crate::device::{Device, DeviceIdentity, DeviceStream};
-use crate::dispatch::{DispatchTable, Link};
+use crate::dispatch::{DispatchTable, Topology};
 use crate::error::Error;
 use crate::loader::{LoadPolicy, LoadReport};
 use crate::rendezvous::{Group, ProcessId};
@@ -153,9 +153,9 @@ fn connect<D: Device>(
     #[cfg(feature = "nccl")]
     builder.refuse_nccl_on_shared_devices(shares_device)?;
     let link = match (hellos.iter().any(|hello| hello.is_emulated), shares_device) {
-        (true, _) => Link::Emulator,
-        (false, true) => Link::Shared,
-        (false, false) => Link::Peer,
+        (true, _) => Topology::Emulator,
+        (false, true) => Topology::Shared,
+        (false, false) => Topology::Peer,
     };
     // A table for one architecture serves a group of that architecture alone.
     let arch = identity.arch.filter(|arch| {

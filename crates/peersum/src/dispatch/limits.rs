@@ -1,9 +1,10 @@
 //! The largest launches that a rank may make.
 
 use peersum_artifact::{Algorithm, Family};
+use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, abi};
+use super::plan::Plan;
 
 const FAMILIES: usize = Family::ALL.len();
 const ALGORITHMS: usize = Algorithm::ALL.len();
