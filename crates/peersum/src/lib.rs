@@ -1,12 +1,15 @@
 //! A low-latency all-reduce for the GPUs of one machine, with kernels compiled ahead of time.
 //!
-//! For programs that split a model over 2 to 8 GPUs of one machine and sum activations after each layer, a few kilobytes to a few megabytes at a
-//! time. A call is one kernel launch: GPUs write to and read from each other's memory directly. The CUDA kernels come as cubins, compiled when the
-//! program was packaged, so that neither a CUDA toolkit nor a compile at start-up is needed; where a cubin is missing NVRTC compiles it once.
+//! For programs that split a model over 2 to 8 GPUs of one machine and sum activations after each
+//! layer, a few kilobytes to a few megabytes at a time. A call is one kernel launch: GPUs write to
+//! and read from each other's memory directly. The CUDA kernels come as cubins, compiled when the
+//! program was packaged, so that neither a CUDA toolkit nor a compile at start-up is needed; where
+//! a cubin is missing NVRTC compiles it once.
 //!
 //! # Example
 //!
-//! One process a rank, started by torchrun, mpirun, srun, or a loop of the shell that sets `RANK` and `WORLD_SIZE`:
+//! One process a rank, started by torchrun, mpirun, srun, or a loop of the shell that sets `RANK`
+//! and `WORLD_SIZE`:
 //!
 //! ```no_run
 //! use half::bf16;
@@ -26,16 +29,19 @@
 //! # }
 //! ```
 //!
-//! Threads of one process are ranks as well ([`Rendezvous::threads`]). Calls can be captured into a CUDA graph ([`Communicator::capture`]). Buffers
-//! of [`Communicator::symmetric_alloc`] are read by the peers without a staged copy. [`Communicator::into_shared`] gives a handle
-//! for several threads. `examples/` has a program for each.
+//! Threads of one process are ranks as well ([`Rendezvous::threads`]). Calls can be captured into a
+//! CUDA graph ([`Communicator::capture`]). Buffers of [`Communicator::symmetric_alloc`] are read by
+//! the peers without a staged copy. [`Communicator::into_shared`] gives a handle for several
+//! threads. `examples/` has a program for each.
 //!
 //! # Numbers
 //!
-//! Every element is `round(((x[0] + x[1]) + x[2]) + ... + x[W-1])` in rank order: float32 accumulation and one rounding to nearest even.
-//! All ranks get the same bits, whatever the algorithm, the alignment, in place or not, eager or in a graph, and these are the bits of
-//! [`mod@reference`], a plain Rust function. Signed zeros, infinities and subnormals come out as that expression says; every NaN is the canonical one
-//! (`0x7FFF` for f16 and bf16, `0x7FFF_FFFF` for f32). So which kernel a call takes never changes a result. A group of one copies its input.
+//! Every element is `round(((x[0] + x[1]) + x[2]) + ... + x[W-1])` in rank order: float32
+//! accumulation and one rounding to nearest even. All ranks get the same bits, whatever the
+//! algorithm, the alignment, in place or not, eager or in a graph, and these are the bits of
+//! [`mod@reference`], a plain Rust function. Signed zeros, infinities and subnormals come out as
+//! that expression says; every NaN is the canonical one (`0x7FFF` for f16 and bf16, `0x7FFF_FFFF`
+//! for f32). So which kernel a call takes never changes a result. A group of one copies its input.
 //!
 //! # Failures
 //!
@@ -45,22 +51,28 @@
 //! reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says
 //! why:
 //!
-//! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and whose process has ended or is stopped;
-//! - [`Failure::Disagreement`], on every rank, for ranks that call with different sizes, types or algorithms, with both sides' values;
-//! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that failed first to those who were told,
-//!   and whom they waited for themselves.
+//! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and
+//!   whose process has ended or is stopped;
+//! - [`Failure::Disagreement`], on every rank, for ranks that call with different sizes, types or
+//!   algorithms, with both sides' values;
+//! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that
+//!   failed first to those who were told, and whom they waited for themselves.
 //!
-//! A communicator that failed gives the same reason at each later call and moves no data. It is not repaired: drop it and build a new one. What the
-//! ranks' headers cannot show is a skipped call whose neighbours in the sequence are of the same size, type and algorithm: then one
-//! rank's inputs of two different calls are summed.
+//! A communicator that failed gives the same reason at each later call and moves no data. It is not
+//! repaired: drop it and build a new one. What the ranks' headers cannot show is a skipped call
+//! whose neighbours in the sequence are of the same size, type and algorithm: then one rank's
+//! inputs of two different calls are summed.
 //!
-//! Set-up compares versions, kernel sources, dispatch tables and sizes; where ranks differ, every rank gets an error with both values.
+//! Set-up compares versions, kernel sources, dispatch tables and sizes; where ranks differ, every
+//! rank gets an error with both values.
 //!
 //! # Memory
 //!
-//! A rank of a group of two or more holds `20992 + 2 x push half + 2 x max_bytes` bytes of device memory, each part rounded up to 128 bytes, and its symmetric
-//! buffers; [`Communicator::memory_bytes`] has the number. By default that is 2 x 32 MiB + 2 x 64 MiB. Ranks that share a device add 16 bytes for each thread of
-//! the largest grid. Everything is allocated by [`CommunicatorBuilder::build`] and [`Communicator::symmetric_alloc`], nothing by a call. Larger
+//! A rank of a group of two or more holds `20992 + 2 x push half + 2 x max_bytes` bytes of device
+//! memory, each part rounded up to 128 bytes, and its symmetric buffers;
+//! [`Communicator::memory_bytes`] has the number. By default that is 2 x 32 MiB + 2 x 64 MiB. Ranks
+//! that share a device add 16 bytes for each thread of the largest grid. Everything is allocated by
+//! [`CommunicatorBuilder::build`] and [`Communicator::symmetric_alloc`], nothing by a call. Larger
 //! calls than [`CommunicatorBuilder::max_bytes`] are split, not refused.
 //!
 //! # Environment
@@ -112,6 +124,7 @@
 
 #![deny(missing_docs)]
 
+mod call_signature;
 mod communicator;
 pub mod cuda;
 pub mod device;
@@ -119,6 +132,7 @@ pub mod dispatch;
 pub mod doctor;
 mod element;
 mod error;
+mod failure;
 pub mod loader;
 #[cfg(feature = "nccl")]
 pub mod nccl;
@@ -128,6 +142,7 @@ pub mod reference;
 pub mod rendezvous;
 mod shared_library;
 
+pub use call_signature::{CallKind, CallSignature, SymmetricPart};
 #[doc(hidden)]
 pub use communicator::BareLaunch;
 pub use communicator::{
@@ -139,5 +154,6 @@ pub use cudarc;
 pub use device::{BufferError, DeviceBuffer, Input, Output};
 pub use doctor::doctor;
 pub use element::Element;
-pub use error::{AbsentPeer, CallKind, CallSignature, Error, Failure, ProcessState, SymmetricPart};
+pub use error::Error;
+pub use failure::{AbsentPeer, Failure, ProcessState};
 pub use rendezvous::Rendezvous;

@@ -6,27 +6,34 @@ use std::time::{Duration, Instant};
 use peersum_artifact::Family;
 use peersum_kernels::abi;
 
+use super::connected::Connected;
 use super::layout::{ControlHead, sequence};
-use super::links::Links;
-use super::{Communicator, processes};
+use super::processes;
+use super::state::Communicator;
+use crate::call_signature::{CallSignature, is_detail_of};
 use crate::device::Device;
-use crate::error::{CallSignature, Error, Failure, is_detail_of};
+use crate::error::Error;
+use crate::failure::Failure;
 
 /// Pause between two looks for a header that is still on its way.
 const HEADER_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-/// How long a rank that was told of a failure waits for the header of its own last call from the rank that failed first, which may explain it: another
-/// thread of that rank sends it than the one that finds a difference and tells all.
+/// How long a rank that was told of a failure waits for the header of its own last call from the
+/// rank that failed first, which may explain it: another thread of that rank sends it than the one
+/// that finds a difference and tells all.
 const OVERTAKEN_HEADER_PATIENCE: Duration = Duration::from_millis(100);
 
 impl<D: Device> Communicator<D> {
-    /// Waits for everything launched so far. The only proof: outputs of all calls up to here are valid once this has returned `Ok`.
+    /// Waits for everything launched so far. The only proof: outputs of all calls up to here are
+    /// valid once this has returned `Ok`.
     ///
-    /// Cheap enough for once a step, where an engine reads its logits; one such check after a graph of many calls is enough.
+    /// Cheap enough for once a step, where an engine reads its logits; one such check after a graph
+    /// of many calls is enough.
     ///
     /// # Errors
-    /// [`Error::Failed`] names the first failure of this rank: a peer that did not come within the timeout, an abort, ranks that called
-    /// differently, or a peer that failed first. Outputs that were not reduced hold NaN.
+    /// [`Error::Failed`] names the first failure of this rank: a peer that did not come within the
+    /// timeout, an abort, ranks that called differently, or a peer that failed first. Outputs that
+    /// were not reduced hold NaN.
     pub fn synchronize(&mut self) -> Result<(), Error> {
         if self.capturing {
             return Err(Error::Capture(
@@ -39,19 +46,20 @@ impl<D: Device> Communicator<D> {
         self.device.synchronize()?;
         #[cfg(feature = "nccl")]
         self.check_nccl()?;
-        let Some(links) = &self.links else {
+        let Some(connected) = &self.connected else {
             return Ok(());
         };
-        let Some(mut failure) = self.find_failure(links)? else {
+        let Some(mut failure) = self.find_failure(connected)? else {
             return Ok(());
         };
-        failure.note_absent(|| processes::absent(&links.processes));
+        failure.note_absent(|| processes::absent(&connected.processes));
         // Set once: this returns early if a failure is known.
         let _ = self.failure.set(failure.clone());
         Err(failure.into())
     }
 
-    /// Refuses a call once a failure is known, with the reason that every later call and `synchronize` give too.
+    /// Refuses a call once a failure is known, with the reason that every later call and
+    /// `synchronize` give too.
     pub(super) fn refuse_if_failed(&mut self) -> Result<(), Error> {
         let Err(known) = self.status() else {
             return Ok(());
@@ -59,18 +67,19 @@ impl<D: Device> Communicator<D> {
         if self.failure.get().is_some() || self.may_record() {
             return Err(known);
         }
-        // Every wait of a failed rank ends at its next look, so the stream is done soon, and then the cause can be looked up.
+        // Every wait of a failed rank ends at its next look, so the stream is done soon, and then
+        // the cause can be looked up.
         self.synchronize()
     }
 
     /// The stream is done: what its record, its poison word and its headers say.
-    fn find_failure(&self, links: &Links<D>) -> Result<Option<Failure>, Error> {
-        if let Some(status) = links.status.failure() {
+    fn find_failure(&self, connected: &Connected<D>) -> Result<Option<Failure>, Error> {
+        if let Some(status) = connected.status.failure() {
             let failure = Failure::from_status(&status);
             return match failure {
                 Failure::PeerFailed { .. } | Failure::PeerTimeout { .. } => self
                     .explain(
-                        links,
+                        connected,
                         failure,
                         Some(Said {
                             header: status.own_header,
@@ -81,23 +90,23 @@ impl<D: Device> Communicator<D> {
                 _ => Ok(Some(failure)),
             };
         }
-        if let Some(failure) = self.check_last_call(links)? {
+        if let Some(failure) = self.check_last_call(connected)? {
             return Ok(Some(failure));
         }
         if self.status().is_ok() {
             return Ok(None);
         }
         // Aborted while no call waited: no kernel of this rank will tell the peers.
-        self.poison_all(links)?;
+        self.poison_all(connected)?;
         Ok(Some(Failure::AbortedIdle { rank: self.rank }))
     }
 
     /// Every call's headers and details are checked in the call after it; those of the last are
     /// checked here.
-    fn check_last_call(&self, links: &Links<D>) -> Result<Option<Failure>, Error> {
+    fn check_last_call(&self, connected: &Connected<D>) -> Result<Option<Failure>, Error> {
         let began = Instant::now();
         loop {
-            let head = self.read_head(links)?;
+            let head = self.read_head(connected)?;
             let state = head.blocks[0];
             if state.poison != 0 {
                 let told = Failure::PeerFailed {
@@ -106,7 +115,7 @@ impl<D: Device> Communicator<D> {
                     waited_for: None,
                     absent: Vec::new(),
                 };
-                return self.explain(links, told, None).map(Some);
+                return self.explain(connected, told, None).map(Some);
             }
             let last = sequence(state.push_epoch, state.pull_epoch).wrapping_sub(1);
             let slot = usize::from(last) % abi::PEERSUM_HEADER_RING as usize;
@@ -119,13 +128,13 @@ impl<D: Device> Communicator<D> {
                 return Ok(None);
             };
             if let Some(disagreement) = disagreement(self.rank, own, peer, theirs) {
-                self.poison_all(links)?;
+                self.poison_all(connected)?;
                 return Ok(Some(disagreement));
             }
             // Headers and details are relaxed stores: the peer's may arrive after the data of the
             // same call.
             if began.elapsed() > self.timeout {
-                self.poison_all(links)?;
+                self.poison_all(connected)?;
                 let algorithm = CallSignature::from_header(own.header).kind;
                 return Ok(Some(Failure::PeerTimeout {
                     rank: self.rank,
@@ -153,18 +162,19 @@ impl<D: Device> Communicator<D> {
     /// have said of a call that it began but, being poisoned, may not have made.
     fn explain(
         &self,
-        links: &Links<D>,
+        connected: &Connected<D>,
         failure: Failure,
         unsent: Option<Said>,
     ) -> Result<Failure, Error> {
         let began = Instant::now();
         loop {
-            let headers = Headers::read(self, links)?;
+            let headers = Headers::read(self, connected)?;
             if let Some(disagreement) = headers.disagreement(unsent) {
                 return Ok(disagreement);
             }
-            // Whoever waited out the deadline has given the headers time enough; and what made the first rank to fail find a difference is
-            // known there, so that only its own header can be on its way.
+            // Whoever waited out the deadline has given the headers time enough; and what made the
+            // first rank to fail find a difference is known there, so that only its own header can
+            // be on its way.
             let Failure::PeerFailed { origin, .. } = failure else {
                 return Ok(failure);
             };
@@ -175,10 +185,14 @@ impl<D: Device> Communicator<D> {
         }
     }
 
-    fn read_head(&self, links: &Links<D>) -> Result<Box<ControlHead>, Error> {
+    fn read_head(&self, connected: &Connected<D>) -> Result<Box<ControlHead>, Error> {
         let mut head = ControlHead::zeroed();
-        // SAFETY: the control block lies at the start of this rank's arena, which `links` holds, and is larger than its head.
-        unsafe { self.device.read(links.own_control(), head.bytes_mut())? };
+        // SAFETY: the control block lies at the start of this rank's arena, which `connected`
+        // holds, and is larger than its head.
+        unsafe {
+            self.device
+                .read(connected.own_control(), head.bytes_mut())?
+        };
         Ok(head)
     }
 
@@ -187,10 +201,11 @@ impl<D: Device> Communicator<D> {
         (0..self.world_size).filter(move |&peer| peer != rank)
     }
 
-    /// Tells every rank, this one included, that this rank has failed. Done by the device itself where a kernel finds the failure.
-    fn poison_all(&self, links: &Links<D>) -> Result<(), Error> {
-        for word in links.poison_words(self.world_size) {
-            // SAFETY: the word lies in an arena that `links` holds or maps.
+    /// Tells every rank, this one included, that this rank has failed. Done by the device itself
+    /// where a kernel finds the failure.
+    fn poison_all(&self, connected: &Connected<D>) -> Result<(), Error> {
+        for word in connected.poison_words(self.world_size) {
+            // SAFETY: the word lies in an arena that `connected` holds or maps.
             unsafe { self.device.fill(word, self.rank + 1, 1)? };
         }
         self.device.synchronize()?;
@@ -236,8 +251,9 @@ impl Said {
     }
 }
 
-/// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a call's headers and not others, its own copy included, so
-/// each rank's own ring and every peer's are looked at.
+/// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a
+/// call's headers and not others, its own copy included, so each rank's own ring and every peer's
+/// are looked at.
 struct Headers {
     rank: u32,
     /// Calls of this communicator so far, modulo 2^16.
@@ -247,15 +263,19 @@ struct Headers {
 }
 
 impl Headers {
-    fn read<D: Device>(communicator: &Communicator<D>, links: &Links<D>) -> Result<Self, Error> {
-        let mut heads = vec![(communicator.rank, communicator.read_head(links)?)];
+    fn read<D: Device>(
+        communicator: &Communicator<D>,
+        connected: &Connected<D>,
+    ) -> Result<Self, Error> {
+        let mut heads = vec![(communicator.rank, communicator.read_head(connected)?)];
         for peer in communicator.peers() {
             let mut head = ControlHead::zeroed();
-            // SAFETY: the peer's arena begins with its control block, and is mapped as long as `links` lives.
+            // SAFETY: the peer's arena begins with its control block, and is mapped as long as
+            // `connected` lives.
             let read = unsafe {
                 communicator
                     .device
-                    .read(links.arenas[peer as usize], head.bytes_mut())
+                    .read(connected.arenas[peer as usize], head.bytes_mut())
             };
             // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
             if read.is_ok() {

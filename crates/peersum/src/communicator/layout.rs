@@ -1,6 +1,9 @@
-//! Where things lie in an arena, and what it holds before the first call. The counterpart of `abi.h`.
+//! Where things lie in an arena, and what it holds before the first call. The counterpart of
+//! `abi.h`.
 
 use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl};
+
+use crate::dispatch::Route;
 
 /// Offsets and sizes within an arena, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,7 +12,8 @@ pub(crate) struct ArenaLayout {
     pub(crate) push_half_bytes: u64,
     pub(crate) staging_offset: u64,
     pub(crate) staging_half_bytes: u64,
-    /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty where no probe is run.
+    /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty
+    /// where no probe is run.
     pub(crate) probe_offset: u64,
     pub(crate) total_bytes: u64,
 }
@@ -66,6 +70,28 @@ impl ArenaLayout {
             total_bytes: probe_offset + align(probe_bytes),
         }
     }
+
+    /// The largest call of a route, in units. The counterpart of what the kernels compute from the
+    /// same sizes.
+    pub(super) fn capacity_units(&self, route: Route, world_size: u32) -> u64 {
+        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
+        let group_bytes = slot_group_bytes(world_size);
+        let world_size = u64::from(world_size);
+        let staging = self.staging_half_bytes / unit;
+        // Units whose slots fit, in whole groups.
+        let group = u64::from(abi::PEERSUM_SLOT_GROUP);
+        let slots = |bytes: u64| bytes / group_bytes * group;
+        // Indices of units fit 31 bits on the device.
+        let most = (1 << 31) - 1;
+        let capacity = match route {
+            // A push call may keep narrow units in a staging half.
+            Route::PushOneShot => slots(self.push_half_bytes).min(staging),
+            Route::PushTwoShot => (slots(self.push_half_bytes / 2) * world_size).min(staging),
+            Route::PullOneShot | Route::PullTwoShot => staging,
+            Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
+        };
+        capacity.min(most)
+    }
 }
 
 /// The epochs that a communicator starts from. Tests start them near their wrap-around.
@@ -87,7 +113,8 @@ pub(crate) fn sequence(push_epoch: u32, pull_epoch: u64) -> u16 {
     (pull_epoch.wrapping_add(u64::from(push_epoch)) & 0xFFFF) as u16
 }
 
-/// The header that stands in the ring for a call before the first: every rank's is the same, so it agrees with itself.
+/// The header that stands in the ring for a call before the first: every rank's is the same, so it
+/// agrees with itself.
 pub(crate) fn initial_header(sequence: u16) -> u64 {
     u64::from(sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
 }
@@ -121,8 +148,8 @@ pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
 
 /// A control block's bytes.
 pub(crate) fn control_bytes(control: &PeersumControl) -> &[u8] {
-    // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding (asserted below), so each of its bytes is
-    // initialised.
+    // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding
+    // (asserted below), so each of its bytes is initialised.
     unsafe { std::slice::from_raw_parts((&raw const *control).cast(), size_of::<PeersumControl>()) }
 }
 
@@ -188,7 +215,6 @@ impl ControlHead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::Route;
 
     #[test]
     fn the_ring_starts_with_the_four_calls_before_the_first_also_across_the_wrap() {

@@ -3,8 +3,10 @@
 use core::ffi::c_char;
 
 use super::agreement::gather;
-use super::builder::{CommunicatorBuilder, StreamClaim};
-use super::{Call, Communicator, setup};
+use super::builder::CommunicatorBuilder;
+use super::call::Call;
+use super::state::Communicator;
+use super::stream_claim::StreamClaim;
 use crate::device::{Device, DeviceStream};
 use crate::dispatch::{DispatchTable, Topology};
 use crate::error::Error;
@@ -12,14 +14,6 @@ use crate::nccl::{AcrossHosts, Link};
 use crate::rendezvous::RendezvousError;
 
 impl CommunicatorBuilder {
-    /// What is compared between the ranks. Opens NCCL, so that a rank without it fails before any rank waits for it in NCCL.
-    pub(super) fn above_range_name(&self, world_size: u32) -> Result<String, Error> {
-        Ok(match &self.above_range {
-            Some(nccl) if world_size > 1 => format!("NCCL {}", nccl.open()?.version()),
-            _ => "peersum's kernels".to_owned(),
-        })
-    }
-
     pub(super) fn refuse_nccl_on_shared_devices(&self, shares_device: bool) -> Result<(), Error> {
         if shares_device && self.above_range.is_some() {
             return Err(Error::InvalidSetting {
@@ -74,18 +68,19 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
     // No call is ever looked up in it.
     let table = DispatchTable::shipped(None, 2, Topology::Peer)?;
     let mut communicator =
-        setup::unconnected(&builder, device, identity, table, claim, rank, world_size);
+        Communicator::unconnected(&builder, device, identity, table, claim, rank, world_size);
     communicator.nccl = nccl;
     Ok(communicator)
 }
 
 impl<D: Device> Communicator<D> {
-    /// Lets NCCL's ranks meet, as the last step of set-up: whatever else can fail on one rank alone has not.
+    /// Lets NCCL's ranks meet, as the last step of set-up: whatever else can fail on one rank alone
+    /// has not.
     pub(super) fn connect_nccl(&mut self, builder: &CommunicatorBuilder) -> Result<(), Error> {
         let (Some(nccl), Some(group), true) = (
             &builder.above_range,
             self.group.as_mut(),
-            self.links.is_some(),
+            self.connected.is_some(),
         ) else {
             return Ok(());
         };
@@ -123,13 +118,14 @@ impl<D: Device> Communicator<D> {
     /// NCCL, if it carries out a call of so many bytes. A forced plan is one of peersum's kernels.
     pub(super) fn nccl_for(&self, bytes: u64) -> Option<&Link> {
         self.nccl.as_ref().filter(|nccl| {
-            bytes > nccl.above_bytes && (self.forced.is_none() || self.links.is_none())
+            bytes > nccl.above_bytes && (self.forced.is_none() || self.connected.is_none())
         })
     }
 
     pub(super) fn enqueue_to_nccl(&self, nccl: &Link, call: Call) -> Result<(), Error> {
         let stream = self.device.library_stream()?;
-        // SAFETY: `Input` and `Output` vouch for both ranges for whatever is enqueued on the communicator's stream, which this is, with its context current.
+        // SAFETY: `Input` and `Output` vouch for both ranges for whatever is enqueued on the
+        // communicator's stream, which this is, with its context current.
         unsafe { nccl.all_reduce(call.dtype, call.input, call.output, call.elements, stream) }
     }
 

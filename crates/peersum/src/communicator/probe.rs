@@ -5,7 +5,8 @@ use std::time::Duration;
 use peersum_artifact::Dtype;
 use peersum_kernels::abi;
 
-use super::{Call, Communicator};
+use super::call::Call;
+use super::state::Communicator;
 use crate::device::Device;
 use crate::dispatch::{LaunchLimits, Plan, Route};
 use crate::error::Error;
@@ -35,14 +36,14 @@ impl<D: Device> Communicator<D> {
     /// Meets all ranks once with the largest grid that any call may have. Blocks that cannot run at
     /// once time out.
     pub(super) fn probe_co_residency(&mut self) -> Result<(), Error> {
-        let Some(links) = &self.links else {
+        let Some(connected) = &self.connected else {
             return Ok(());
         };
-        let address = links.own_control() + links.layout.probe_offset;
-        let plan = probe_plan(&links.limits);
-        let most = links.layout.capacity_units(plan.route, self.world_size)
+        let address = connected.own_control() + connected.layout.probe_offset;
+        let plan = probe_plan(&connected.limits);
+        let most = connected.layout.capacity_units(plan.route, self.world_size)
             * u64::from(abi::PEERSUM_UNIT_BYTES);
-        let bytes = probe_bytes(&links.limits).min(most);
+        let bytes = probe_bytes(&connected.limits).min(most);
         let call = Call {
             dtype: Dtype::F32,
             input: address,
@@ -66,8 +67,8 @@ impl<D: Device> Communicator<D> {
     }
 
     fn replace_timeout(&mut self, timeout: Duration) -> Duration {
-        if let Some(links) = &mut self.links {
-            links.params.timeout_ns = nanoseconds(timeout);
+        if let Some(connected) = &mut self.connected {
+            connected.params.timeout_ns = nanoseconds(timeout);
         }
         std::mem::replace(&mut self.timeout, timeout)
     }

@@ -1,4 +1,5 @@
-//! The peers' processes: a call that has waited in vain asks the system which of them do not run any more.
+//! The peers' processes: a call that has waited in vain asks the system which of them do not run
+//! any more.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -6,18 +7,20 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use crate::error::{AbsentPeer, Error, ProcessState};
+use crate::error::Error;
+use crate::failure::{AbsentPeer, ProcessState};
 use crate::rendezvous::Group;
 
-/// The process of a peer, named by a descriptor that the peer has made: unlike a number it cannot come to mean another process, and it means the
-/// same in every PID namespace.
+/// The process of a peer, named by a descriptor that the peer has made: unlike a number it cannot
+/// come to mean another process, and it means the same in every PID namespace.
 #[derive(Debug)]
 pub(super) struct PeerProcess {
     rank: u32,
     pidfd: OwnedFd,
 }
 
-/// A barrier at which the ranks exchange descriptors of their processes. A rank whose system has none (Linux before 5.3) gives none.
+/// A barrier at which the ranks exchange descriptors of their processes. A rank whose system has
+/// none (Linux before 5.3) gives none.
 pub(super) fn meet(
     group: &mut Group,
     label: &str,

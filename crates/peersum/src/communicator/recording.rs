@@ -1,6 +1,6 @@
 //! Whether the communicator's stream records, and whose capture that is.
 
-use super::Communicator;
+use super::state::Communicator;
 use crate::device::{Device, Recording};
 use crate::error::Error;
 

@@ -21,14 +21,16 @@ use crate::device::{
 use crate::element::Element;
 use crate::loader::{self, DeviceTarget, LoadError, LoadPolicy, LoadReport};
 
-/// The stream that every thread of the process shares: `CU_STREAM_LEGACY` of cuda.h. Null names it as well.
+/// The stream that every thread of the process shares: `CU_STREAM_LEGACY` of cuda.h. Null names it
+/// as well.
 pub(super) const STREAM_LEGACY: usize = 1;
 /// A stream of each thread's own: `CU_STREAM_PER_THREAD` of cuda.h.
 pub(super) const STREAM_PER_THREAD: usize = 2;
 
 /// One stream of an NVIDIA GPU.
 ///
-/// Every method makes the stream's context the calling thread's current one and leaves it so, as `cudarc` does.
+/// Every method makes the stream's context the calling thread's current one and leaves it so, as
+/// `cudarc` does.
 pub struct Cuda {
     stream: Arc<CudaStream>,
     arch: Arch,
@@ -50,7 +52,8 @@ impl Cuda {
         Ok(graph::recording(&self.stream)? != Recording::Off)
     }
 
-    /// Fails while the stream records: the driver would refuse `call` as well, and spoil the recording.
+    /// Fails while the stream records: the driver would refuse `call` as well, and spoil the
+    /// recording.
     fn refuse_while_capturing(&self, call: &'static str) -> Result<(), DeviceError> {
         if self.is_recording()? {
             return Err(DeviceError::Driver {
@@ -124,14 +127,16 @@ unsafe impl Device for Cuda {
     }
 
     fn stream_id(&self) -> u64 {
-        // The special handles, equal in all contexts, are refused by `open`: this is an address, unique in the process.
+        // The special handles, equal in all contexts, are refused by `open`: this is an address,
+        // unique in the process.
         self.cu_stream().addr() as u64
     }
 
     fn identity(&self) -> Result<DeviceIdentity, DeviceError> {
         let device = self.stream.context().cu_device();
         let mut name: [c_char; 256] = [0; 256];
-        // SAFETY: `name` has room for as many characters as is said, less one so that a NUL stays at its end.
+        // SAFETY: `name` has room for as many characters as is said, less one so that a NUL stays
+        // at its end.
         check("cuDeviceGetName", unsafe {
             sys::cuDeviceGetName(name.as_mut_ptr(), 255, device)
         })?;
@@ -249,8 +254,8 @@ unsafe impl Device for Cuda {
         }
         self.bind()?;
         self.refuse_while_capturing("cuMemcpyHtoDAsync")?;
-        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, see `wait` below; the destination is
-        // the caller's promise.
+        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, see `wait`
+        // below; the destination is the caller's promise.
         check("cuMemcpyHtoDAsync", unsafe {
             sys::cuMemcpyHtoDAsync_v2(
                 destination,
@@ -268,8 +273,8 @@ unsafe impl Device for Cuda {
         }
         self.bind()?;
         self.refuse_while_capturing("cuMemcpyDtoHAsync")?;
-        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, see `wait` below; the source is the
-        // caller's promise.
+        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, see `wait`
+        // below; the source is the caller's promise.
         check("cuMemcpyDtoHAsync", unsafe {
             sys::cuMemcpyDtoHAsync_v2(
                 bytes.as_mut_ptr().cast(),
@@ -289,8 +294,8 @@ unsafe impl Device for Cuda {
         params: &PeersumParams,
     ) -> Result<(), DeviceError> {
         self.bind()?;
-        // SAFETY: the stream lives as long as `self`, the kernel as long as `module`; addresses and shape are the
-        // caller's promise.
+        // SAFETY: the stream lives as long as `self`, the kernel as long as `module`; addresses and
+        // shape are the caller's promise.
         unsafe {
             launch::launch(
                 self.cu_stream(),

@@ -1,8 +1,9 @@
 //! Calls into libcuda: their errors as [`DeviceError`], the current context, attributes.
 //!
-//! `cudarc` panics at the first call of a function that the installed driver lacks. Every function called here is in
-//! the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers older than [`MIN_DRIVER`]; the one newer
-//! function that is used, `cuFuncLoad`, is looked up by hand.
+//! `cudarc` panics at the first call of a function that the installed driver lacks. Every function
+//! called here is in the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers
+//! older than [`MIN_DRIVER`]; the one newer function that is used, `cuFuncLoad`, is looked up by
+//! hand.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
@@ -15,13 +16,15 @@ use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 use crate::device::DeviceError;
 use crate::shared_library::loader_reason;
 
-/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and newer).
+/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
+/// newer).
 pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
     major: 12,
     minor: 0,
 };
 
-/// The names of the driver's library: as the driver installs it, then the link of a development package.
+/// The names of the driver's library: as the driver installs it, then the link of a development
+/// package.
 const LIBRARY_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 /// The driver's library, kept open for the life of the process: it does not take being unloaded.
@@ -32,11 +35,12 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
     }
     let mut failures = Vec::new();
     for name in LIBRARY_NAMES {
-        // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which expects to be
-        // opened at any time and by any thread; there are no termination routines to fear, as it is never closed.
+        // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which
+        // expects to be opened at any time and by any thread; there are no termination routines to
+        // fear, as it is never closed.
         match unsafe { Library::new(name) } {
-            // Where another thread was faster, its handle stays and ours is closed: the library's use count stays above
-            // zero.
+            // Where another thread was faster, its handle stays and ours is closed: the library's
+            // use count stays above zero.
             Ok(library) => return Ok(LIBRARY.get_or_init(|| library)),
             Err(error) => failures.push(loader_reason(&error)),
         }
@@ -53,8 +57,9 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
 
 /// Whether the CUDA driver's library can be opened, without any call into it.
 ///
-/// `cudarc` panics in its first call where the library is missing, `CudaContext::new` included: a program that must
-/// run on machines without a GPU asks here first. It says nothing of whether there is a device.
+/// `cudarc` panics in its first call where the library is missing, `CudaContext::new` included: a
+/// program that must run on machines without a GPU asks here first. It says nothing of whether
+/// there is a device.
 ///
 /// # Errors
 ///
@@ -99,8 +104,9 @@ pub(super) fn note(result: Result<(), DeviceError>) {
 
 /// Makes `context` the calling thread's current context.
 ///
-/// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the context left behind
-/// when they were dropped, and a rank that fails a call for such a reason would leave its peers waiting.
+/// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the
+/// context left behind when they were dropped, and a rank that fails a call for such a reason would
+/// leave its peers waiting.
 pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
     let wanted = context.cu_ctx();
     let mut current = std::ptr::null_mut();
@@ -111,8 +117,9 @@ pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
     if current == wanted {
         return Ok(());
     }
-    // SAFETY: the context lives as long as `context`, which owns it; a thread that keeps it as its current context
-    // after that gets errors and no undefined behaviour, as with every use of cudarc.
+    // SAFETY: the context lives as long as `context`, which owns it; a thread that keeps it as its
+    // current context after that gets errors and no undefined behaviour, as with every use of
+    // cudarc.
     check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(wanted) })
 }
 
@@ -122,7 +129,8 @@ pub(crate) fn attribute(
     attribute: CUdevice_attribute,
 ) -> Result<i32, DeviceError> {
     let mut value = 0;
-    // SAFETY: `value` is a place for one int; an unknown device or attribute is an error that is returned.
+    // SAFETY: `value` is a place for one int; an unknown device or attribute is an error that is
+    // returned.
     check("cuDeviceGetAttribute", unsafe {
         sys::cuDeviceGetAttribute(&raw mut value, attribute, device)
     })?;
@@ -179,20 +187,22 @@ pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
 /// Whether `device` can address memory of `peer`.
 pub(super) fn can_access_peer(device: CUdevice, peer: CUdevice) -> Result<bool, DeviceError> {
     let mut can = 0;
-    // SAFETY: `can` is a place for one int; devices that do not exist are an error that is returned.
+    // SAFETY: `can` is a place for one int; devices that do not exist are an error that is
+    // returned.
     check("cuDeviceCanAccessPeer", unsafe {
         sys::cuDeviceCanAccessPeer(&raw mut can, device, peer)
     })?;
     Ok(can != 0)
 }
 
-/// Loads a function onto the device now. Under lazy loading the driver would do it at the first launch, which waits
-/// until the device is idle: never, while a peer's kernel spins for this very launch.
+/// Loads a function onto the device now. Under lazy loading the driver would do it at the first
+/// launch, which waits until the device is idle: never, while a peer's kernel spins for this very
+/// launch.
 pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
     // The result is declared as a number: cudarc's enumeration may lack an error of a newer driver.
     type FuncLoad = unsafe extern "C" fn(CUfunction) -> c_int;
-    // Where cudarc has found the driver under another name than ours, or the driver is older than CUDA 12.4, the query of
-    // the function's attributes by the caller has to do.
+    // Where cudarc has found the driver under another name than ours, or the driver is older than
+    // CUDA 12.4, the query of the function's attributes by the caller has to do.
     let Ok(library) = library() else {
         return Ok(());
     };
@@ -214,7 +224,8 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
 pub(crate) fn describe_number(failure: c_int) -> String {
     type GetErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
     let text = |function: &[u8]| {
-        // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this signature.
+        // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this
+        // signature.
         let get = unsafe { library().ok()?.get::<GetErrorText>(function) }.ok()?;
         let mut text = std::ptr::null();
         // SAFETY: `text` is a place for one pointer; a number that is unknown leaves null in it.

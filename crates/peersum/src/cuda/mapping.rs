@@ -14,13 +14,15 @@ use super::driver::{bind, can_access_peer, check, note};
 use super::vmm::{MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Import};
 
-/// A peer's memory as this rank maps it. Unmapped when dropped, at which time no launch of this rank may use it.
+/// A peer's memory as this rank maps it. Unmapped when dropped, at which time no launch of this
+/// rank may use it.
 pub struct Mapping(Kind);
 
 enum Kind {
     Vmm(MappedRange),
     LegacyIpc(IpcMemory),
-    /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely on it.
+    /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely
+    /// on it.
     SameProcess(u64),
 }
 
@@ -131,8 +133,8 @@ fn map_descriptor(
 /// Makes memory at `address`, of a thread of this process, addressable from `context`.
 fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
     let mut owner_context: CUcontext = std::ptr::null_mut();
-    // SAFETY: the attribute is one context handle, for which the place is; an address that the driver does not know is
-    // an error that is returned.
+    // SAFETY: the attribute is one context handle, for which the place is; an address that the
+    // driver does not know is an error that is returned.
     check("cuPointerGetAttribute", unsafe {
         sys::cuPointerGetAttribute(
             (&raw mut owner_context).cast::<c_void>(),
@@ -154,8 +156,8 @@ fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
         )
     });
     let reach = Reach::of(context.cu_device(), known.ok().map(|()| ordinal))?;
-    // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes part in. Access is
-    // granted to the current context, which is `context`.
+    // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes
+    // part in. Access is granted to the current context, which is `context`.
     match unsafe { sys::cuCtxEnablePeerAccess(owner_context, 0) } {
         CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
         result => {
@@ -176,7 +178,8 @@ impl IpcMemory {
             reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
         };
         let mut address = 0;
-        // SAFETY: `address` is a place for one address; bytes that are no handle are an error that is returned.
+        // SAFETY: `address` is a place for one address; bytes that are no handle are an error that
+        // is returned.
         check("cuIpcOpenMemHandle", unsafe {
             sys::cuIpcOpenMemHandle_v2(
                 &raw mut address,

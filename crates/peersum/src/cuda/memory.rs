@@ -9,11 +9,13 @@ use super::driver::{bind, check, note};
 use super::vmm::{self, MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Export, MemorySharing};
 
-/// What plain memory is rounded up to. The driver packs smaller allocations into blocks of this size, and legacy IPC
-/// hands out the whole block: another allocation of this process must not lie in it.
+/// What plain memory is rounded up to. The driver packs smaller allocations into blocks of this
+/// size, and legacy IPC hands out the whole block: another allocation of this process must not lie
+/// in it.
 const PLAIN_GRANULARITY_BYTES: usize = 2 << 20;
 
-/// Memory of this rank that peers can map. Freed when dropped, at which time no launch may use it, here or at a peer.
+/// Memory of this rank that peers can map. Freed when dropped, at which time no launch may use it,
+/// here or at a peer.
 pub struct Allocation(Kind);
 
 enum Kind {
@@ -115,7 +117,8 @@ impl Allocation {
     }
 }
 
-/// Memory of `cuMemAlloc`: legacy IPC takes neither memory of pools (which cudarc's slices come from) nor VMM memory.
+/// Memory of `cuMemAlloc`: legacy IPC takes neither memory of pools (which cudarc's slices come
+/// from) nor VMM memory.
 struct PlainMemory {
     context: Arc<CudaContext>,
     address: CUdeviceptr,
@@ -143,7 +146,8 @@ impl PlainMemory {
 
     fn ipc_handle(&self) -> Result<[u8; 64], DeviceError> {
         let mut handle = CUipcMemHandle { reserved: [0; 64] };
-        // SAFETY: `handle` is a place for one handle, and the address is the start of a live allocation.
+        // SAFETY: `handle` is a place for one handle, and the address is the start of a live
+        // allocation.
         check("cuIpcGetMemHandle", unsafe {
             sys::cuIpcGetMemHandle(&raw mut handle, self.address)
         })?;

@@ -13,8 +13,8 @@ use super::driver::{bind, check, describe, load_function, note};
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
 
-/// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time no launch of it
-/// may be in flight.
+/// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time
+/// no launch of it may be in flight.
 pub struct Module {
     context: Arc<CudaContext>,
     module: CUmodule,
@@ -22,15 +22,16 @@ pub struct Module {
     two_shot: Kernel,
 }
 
-// SAFETY: the handles name objects of the driver, which may be used by any thread whose current context is theirs;
-// every use binds it first. They are null or live for as long as `self`.
+// SAFETY: the handles name objects of the driver, which may be used by any thread whose current
+// context is theirs; every use binds it first. They are null or live for as long as `self`.
 unsafe impl Send for Module {}
 
 /// One entry point.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     pub(super) function: CUfunction,
-    /// Whether it waits for the kernel before it, so that it may be launched with the programmatic attribute.
+    /// Whether it waits for the kernel before it, so that it may be launched with the programmatic
+    /// attribute.
     pub(super) pdl: bool,
     /// What a block has beyond the threads of its launch shape: those that carry signals.
     pub(super) signal_threads: u32,
@@ -125,14 +126,16 @@ impl Module {
         self.entry_point(algorithm).function
     }
 
-    /// How many threads the driver is told of for a block of `threads`: those that carry signals are added.
+    /// How many threads the driver is told of for a block of `threads`: those that carry signals
+    /// are added.
     #[doc(hidden)]
     #[must_use]
     pub fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
         threads + self.entry_point(algorithm).signal_threads
     }
 
-    /// The largest block that this algorithm's kernel may be launched with, in threads of a launch shape.
+    /// The largest block that this algorithm's kernel may be launched with, in threads of a launch
+    /// shape.
     #[must_use]
     pub fn max_threads(&self, algorithm: Algorithm) -> u32 {
         self.entry_point(algorithm).max_threads
@@ -192,9 +195,9 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
         std::ptr::without_provenance_mut(log.len()),
     ];
     let mut module = std::ptr::null_mut();
-    // SAFETY: the loader has verified the bytes: a cubin whose ELF it has read, or PTX that ends in NUL. That is how the
-    // driver finds the end. `options` and `values` are two each; the values are the log's place and its size, and all
-    // outlive the call.
+    // SAFETY: the loader has verified the bytes: a cubin whose ELF it has read, or PTX that ends in
+    // NUL. That is how the driver finds the end. `options` and `values` are two each; the values
+    // are the log's place and its size, and all outlive the call.
     let result = unsafe {
         sys::cuModuleLoadDataEx(
             &raw mut module,

@@ -16,7 +16,8 @@ struct HostStatus {
     record: NonNull<PeersumStatus>,
 }
 
-// SAFETY: the memory belongs to no thread. It is handed out as a raw pointer only, whose users access it atomically.
+// SAFETY: the memory belongs to no thread. It is handed out as a raw pointer only, whose users
+// access it atomically.
 unsafe impl Send for HostStatus {}
 // SAFETY: as for `Send`; `as_ptr` only copies the pointer.
 unsafe impl Sync for HostStatus {}
@@ -31,9 +32,9 @@ unsafe impl StatusMemory for HostStatus {
 impl Drop for HostStatus {
     fn drop(&mut self) {
         note(bind(&self.context).and_then(|()| {
-            // SAFETY: the memory came from `cuMemHostAlloc` and is freed once, here: the last clone of the record is
-            // gone, and with it every pointer on the host. The device's last launch has ended before the communicator
-            // gives up its clone.
+            // SAFETY: the memory came from `cuMemHostAlloc` and is freed once, here: the last clone
+            // of the record is gone, and with it every pointer on the host. The device's last
+            // launch has ended before the communicator gives up its clone.
             check("cuMemFreeHost", unsafe {
                 sys::cuMemFreeHost(self.record.as_ptr().cast())
             })
@@ -61,8 +62,8 @@ pub(super) fn allocate(context: &Arc<CudaContext>) -> Result<StatusRecord, Devic
         context: Arc::clone(context),
         record,
     };
-    // SAFETY: the memory is as large as one record, page-aligned, and nobody else has it yet. Zero is a valid value of
-    // every field.
+    // SAFETY: the memory is as large as one record, page-aligned, and nobody else has it yet. Zero
+    // is a valid value of every field.
     unsafe { record.write_bytes(0, 1) };
     let mut device_address = 0;
     // SAFETY: `device_address` is a place for one address; the memory was allocated as mapped.

@@ -54,7 +54,8 @@ impl DeviceStream for Arc<CudaStream> {
                 )
             })
         });
-        // SAFETY: the event is live and not used again; the driver keeps it until what waits for it has passed.
+        // SAFETY: the event is live and not used again; the driver keeps it until what waits for it
+        // has passed.
         note(check("cuEventDestroy", unsafe {
             sys::cuEventDestroy_v2(event)
         }));

@@ -1,4 +1,4 @@
-//! Seats: how many blocks each rank may launch so that all that must run together does.
+//! Occupancy: how many blocks each rank may launch so that all that must run together does.
 //!
 //! A block that waits for a peer's block keeps its place on a multiprocessor. If such blocks keep a
 //! peer's block from running, nobody ends. So a device has a fixed number of seats, each block has
@@ -54,7 +54,7 @@ fn reserved() -> MutexGuard<'static, Option<Devices>> {
 
 /// One group on one device.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct GroupOnDevice<'a> {
     pub(super) device: &'a DeviceIdentity,
     /// Tells the ranks of this group from those of others in the process.
     pub(super) group: u64,
@@ -62,7 +62,7 @@ pub(super) struct Place<'a> {
     pub(super) ranks: u32,
 }
 
-impl Place<'_> {
+impl GroupOnDevice<'_> {
     fn capacity(&self) -> u32 {
         let multiprocessors = self.device.multiprocessors;
         multiprocessors.saturating_mul(SEATS_PER_MULTIPROCESSOR)
@@ -82,7 +82,7 @@ impl Place<'_> {
 
     /// Takes seats for `blocks` blocks of each rank of the group. All its ranks of this process
     /// call this, and hold what the first of them took.
-    pub(super) fn reserve(&self, blocks: u32) -> Result<Seats, Error> {
+    pub(super) fn reserve(&self, blocks: u32) -> Result<Occupancy, Error> {
         let mut devices = reserved();
         let reservations = devices
             .get_or_insert_default()
@@ -115,8 +115,8 @@ impl Place<'_> {
     }
 
     /// For a rank that is counted among the holders: dropping it takes the lock, and gives back.
-    fn seats(&self) -> Seats {
-        Seats {
+    fn seats(&self) -> Occupancy {
+        Occupancy {
             uuid: self.device.uuid,
             group: self.group,
         }
@@ -125,12 +125,12 @@ impl Place<'_> {
 
 /// A rank's part in its group's reservation on one device, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seats {
+pub(super) struct Occupancy {
     uuid: [u8; 16],
     group: u64,
 }
 
-impl Seats {
+impl Occupancy {
     /// Gives back what the ranks have not agreed on.
     pub(super) fn shrink_to(&self, blocks: u32) {
         self.with_own(|own| own.blocks = own.blocks.min(blocks));
@@ -151,7 +151,7 @@ impl Seats {
     }
 }
 
-impl Drop for Seats {
+impl Drop for Occupancy {
     fn drop(&mut self) {
         self.with_own(|own| own.holders -= 1);
     }
@@ -210,15 +210,15 @@ mod tests {
         }
     }
 
-    fn place(device: &DeviceIdentity, group: u64, ranks: u32) -> Place<'_> {
-        Place {
+    fn place(device: &DeviceIdentity, group: u64, ranks: u32) -> GroupOnDevice<'_> {
+        GroupOnDevice {
             device,
             group,
             ranks,
         }
     }
 
-    /// Seats that are taken.
+    /// Occupancy that are taken.
     fn taken(device: &DeviceIdentity) -> u32 {
         let devices = reserved();
         let reservations = devices
