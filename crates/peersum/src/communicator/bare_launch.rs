@@ -30,7 +30,7 @@ impl Communicator<Cuda> {
         let placement = connected.placement(input, output, bytes);
         let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
-        if len == 0 || units > connected.layout.capacity_units(plan.route, self.world_size) {
+        if len == 0 || units > connected.layout.capacity_units(plan.route) {
             return None;
         }
         let (shape, params) = self.prepare(connected, plan, call);

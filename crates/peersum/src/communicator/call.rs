@@ -157,7 +157,7 @@ impl<D: Device> Communicator<D> {
             });
         }
         let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
-        let piece = connected.layout.capacity_units(plan.route, self.world_size) * unit_elements;
+        let piece = connected.layout.capacity_units(plan.route) * unit_elements;
         let mut done = 0;
         while done < call.elements {
             let elements = piece.min(call.elements - done);
@@ -218,7 +218,7 @@ impl<D: Device> Communicator<D> {
             // `enqueue` has made sure that the whole input is symmetric, so every piece of it is.
             && let Some(range) = connected.find_symmetric(call.input, bytes)
         {
-            signature.part = Some(range.part());
+            signature.part = Some(range.part);
             params.source = range.addresses;
             let is_aligned =
                 |address: &u64| address.is_multiple_of(u64::from(abi::PEERSUM_UNIT_BYTES));

@@ -4,10 +4,10 @@
 use std::time::{Duration, Instant};
 
 use peersum_artifact::Family;
-use peersum_kernels::abi;
+use peersum_kernels::abi::{self, PeersumControl};
 
 use super::connected::Connected;
-use super::layout::{ControlHead, sequence};
+use super::layout::{head_bytes_mut, sequence, zeroed_control};
 use super::processes;
 use super::state::Communicator;
 use crate::call_signature::{CallSignature, is_detail_of};
@@ -40,7 +40,7 @@ impl<D: Device> Communicator<D> {
                 "synchronize waits for launches, and a capture only records them: end it first",
             ));
         }
-        if let Some(failure) = self.failure.get() {
+        if let Some(failure) = self.handle.failure.get() {
             return Err(failure.clone().into());
         }
         self.device.synchronize()?;
@@ -54,7 +54,7 @@ impl<D: Device> Communicator<D> {
         };
         failure.note_absent(|| processes::absent(&connected.processes));
         // Set once: this returns early if a failure is known.
-        let _ = self.failure.set(failure.clone());
+        let _ = self.handle.failure.set(failure.clone());
         Err(failure.into())
     }
 
@@ -64,7 +64,7 @@ impl<D: Device> Communicator<D> {
         let Err(known) = self.status() else {
             return Ok(());
         };
-        if self.failure.get().is_some() || self.may_record() {
+        if self.handle.failure.get().is_some() || self.may_record() {
             return Err(known);
         }
         // Every wait of a failed rank ends at its next look, so the stream is done soon, and then
@@ -81,7 +81,7 @@ impl<D: Device> Communicator<D> {
                     .explain(
                         connected,
                         failure,
-                        Some(Said {
+                        Some(CallWords {
                             header: status.own_header,
                             detail: status.own_detail,
                         }),
@@ -119,10 +119,10 @@ impl<D: Device> Communicator<D> {
             }
             let last = sequence(state.push_epoch, state.pull_epoch).wrapping_sub(1);
             let slot = usize::from(last) % abi::PEERSUM_HEADER_RING as usize;
-            let own = Said::own(&head, slot);
+            let own = CallWords::own(&head, slot);
             let Some((peer, theirs)) = self
                 .peers()
-                .map(|peer| (peer, Said::of_peer(&head, slot, peer)))
+                .map(|peer| (peer, CallWords::of_peer(&head, slot, peer)))
                 .find(|(_, theirs)| *theirs != own)
             else {
                 return Ok(None);
@@ -131,7 +131,7 @@ impl<D: Device> Communicator<D> {
                 self.poison_all(connected)?;
                 return Ok(Some(disagreement));
             }
-            // Headers and details are relaxed stores: the peer's may arrive after the data of the
+            // LatestCalls and details are relaxed stores: the peer's may arrive after the data of the
             // same call.
             if began.elapsed() > self.timeout {
                 self.poison_all(connected)?;
@@ -164,11 +164,11 @@ impl<D: Device> Communicator<D> {
         &self,
         connected: &Connected<D>,
         failure: Failure,
-        unsent: Option<Said>,
+        unsent: Option<CallWords>,
     ) -> Result<Failure, Error> {
         let began = Instant::now();
         loop {
-            let headers = Headers::read(self, connected)?;
+            let headers = LatestCalls::read(self, connected)?;
             if let Some(disagreement) = headers.disagreement(unsent) {
                 return Ok(disagreement);
             }
@@ -185,13 +185,13 @@ impl<D: Device> Communicator<D> {
         }
     }
 
-    fn read_head(&self, connected: &Connected<D>) -> Result<Box<ControlHead>, Error> {
-        let mut head = ControlHead::zeroed();
+    fn read_head(&self, connected: &Connected<D>) -> Result<Box<PeersumControl>, Error> {
+        let mut head = zeroed_control();
         // SAFETY: the control block lies at the start of this rank's arena, which `connected`
         // holds, and is larger than its head.
         unsafe {
             self.device
-                .read(connected.own_control(), head.bytes_mut())?
+                .read(connected.own_control(), head_bytes_mut(&mut head))?
         };
         Ok(head)
     }
@@ -204,7 +204,7 @@ impl<D: Device> Communicator<D> {
     /// Tells every rank, this one included, that this rank has failed. Done by the device itself
     /// where a kernel finds the failure.
     fn poison_all(&self, connected: &Connected<D>) -> Result<(), Error> {
-        for word in connected.poison_words(self.world_size) {
+        for word in connected.poison_words() {
             // SAFETY: the word lies in an arena that `connected` holds or maps.
             unsafe { self.device.fill(word, self.rank + 1, 1)? };
         }
@@ -216,30 +216,30 @@ impl<D: Device> Communicator<D> {
 /// What a rank said of one of its calls: the header, and the detail or 0 if there is none or it has
 /// not come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Said {
+struct CallWords {
     header: u64,
     detail: u64,
 }
 
-impl Said {
-    fn new(header: u64, detail: u64) -> Said {
+impl CallWords {
+    fn new(header: u64, detail: u64) -> CallWords {
         let has_detail =
             CallSignature::from_header(header).symmetric && is_detail_of(header, detail);
-        Said {
+        CallWords {
             header,
             detail: if has_detail { detail } else { 0 },
         }
     }
 
     /// What the owner of `head` said.
-    fn own(head: &ControlHead, slot: usize) -> Said {
-        Said::new(head.own_headers[slot], head.own_details[slot])
+    fn own(head: &PeersumControl, slot: usize) -> CallWords {
+        CallWords::new(head.own_headers[slot], head.own_details[slot])
     }
 
     /// What `peer` told the owner of `head`.
-    fn of_peer(head: &ControlHead, slot: usize, peer: u32) -> Said {
+    fn of_peer(head: &PeersumControl, slot: usize, peer: u32) -> CallWords {
         let peer = peer as usize;
-        Said::new(head.headers[slot][peer], head.details[slot][peer])
+        CallWords::new(head.headers[slot][peer], head.details[slot][peer])
     }
 
     fn sequence(self) -> u16 {
@@ -254,28 +254,28 @@ impl Said {
 /// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a
 /// call's headers and not others, its own copy included, so each rank's own ring and every peer's
 /// are looked at.
-struct Headers {
+struct LatestCalls {
     rank: u32,
     /// Calls of this communicator so far, modulo 2^16.
     now: u16,
     /// By rank, in no order.
-    by_rank: Vec<Vec<Said>>,
+    by_rank: Vec<Vec<CallWords>>,
 }
 
-impl Headers {
+impl LatestCalls {
     fn read<D: Device>(
         communicator: &Communicator<D>,
         connected: &Connected<D>,
     ) -> Result<Self, Error> {
         let mut heads = vec![(communicator.rank, communicator.read_head(connected)?)];
         for peer in communicator.peers() {
-            let mut head = ControlHead::zeroed();
+            let mut head = zeroed_control();
             // SAFETY: the peer's arena begins with its control block, and is mapped as long as
             // `connected` lives.
             let read = unsafe {
                 communicator
                     .device
-                    .read(connected.arenas[peer as usize], head.bytes_mut())
+                    .read(connected.arenas[peer as usize], head_bytes_mut(&mut head))
             };
             // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
             if read.is_ok() {
@@ -286,26 +286,26 @@ impl Headers {
         let said_by = |rank: u32| {
             heads.iter().flat_map(move |(owner, head)| {
                 (0..abi::PEERSUM_HEADER_RING as usize).map(move |slot| match *owner == rank {
-                    true => Said::own(head, slot),
-                    false => Said::of_peer(head, slot, rank),
+                    true => CallWords::own(head, slot),
+                    false => CallWords::of_peer(head, slot, rank),
                 })
             })
         };
         let by_rank = (0..communicator.world_size)
             .map(|rank| said_by(rank).collect())
             .collect();
-        Ok(Headers {
+        Ok(LatestCalls {
             rank: communicator.rank,
             now: sequence(state.push_epoch, state.pull_epoch),
             by_rank,
         })
     }
 
-    fn own(&self) -> &[Said] {
+    fn own(&self) -> &[CallWords] {
         &self.by_rank[self.rank as usize]
     }
 
-    fn peers(&self) -> impl Iterator<Item = (u32, &[Said])> {
+    fn peers(&self) -> impl Iterator<Item = (u32, &[CallWords])> {
         let rank = self.rank;
         (0..)
             .zip(&self.by_rank)
@@ -314,12 +314,12 @@ impl Headers {
     }
 
     /// How many calls ago.
-    fn age(&self, said: Said) -> u16 {
+    fn age(&self, said: CallWords) -> u16 {
         self.now.wrapping_sub(said.sequence())
     }
 
-    fn disagreement(&self, unsent: Option<Said>) -> Option<Failure> {
-        let mut calls: Vec<Said> = self.own().iter().copied().chain(unsent).collect();
+    fn disagreement(&self, unsent: Option<CallWords>) -> Option<Failure> {
+        let mut calls: Vec<CallWords> = self.own().iter().copied().chain(unsent).collect();
         // The oldest first: what comes after a disagreement follows from it.
         calls.sort_by_key(|&own| std::cmp::Reverse(self.age(own)));
         calls.iter().find_map(|&own| {
@@ -343,7 +343,7 @@ impl Headers {
 
 /// What two ranks said of the same call if it differs. A detail that has not come differs from
 /// none.
-fn disagreement(rank: u32, own: Said, peer: u32, theirs: Said) -> Option<Failure> {
+fn disagreement(rank: u32, own: CallWords, peer: u32, theirs: CallWords) -> Option<Failure> {
     let differ = own.header != theirs.header
         || own.detail != theirs.detail && own.detail != 0 && theirs.detail != 0;
     (differ && theirs.sequence() == own.sequence()).then(|| Failure::Disagreement {

@@ -1,8 +1,9 @@
-//! What a rank of a group of two or more holds: modules, its arena, its peers' arenas.
+//! What connects a rank to its group: modules, its arena, its peers' arenas.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
-use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
+use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl, PeersumParams};
 
 use super::layout::ArenaLayout;
 use super::lent::LentMemory;
@@ -30,22 +31,13 @@ pub(super) struct SymmetricMapping<D: Device> {
 
 /// A part of a symmetric buffer.
 pub(super) struct SymmetricRange {
-    index: usize,
-    offset: u64,
+    /// What the call tells the peers of it, so that ranks that use different ones find out.
+    pub(super) part: SymmetricPart,
     /// By rank, as this rank maps them.
     pub(super) addresses: [u64; RANKS],
 }
 
-impl SymmetricRange {
-    /// What the call tells the peers of the part, so that ranks that use different ones find out.
-    pub(super) fn part(&self) -> SymmetricPart {
-        SymmetricPart {
-            buffer: self.index as u16,
-            offset_bytes: self.offset,
-        }
-    }
-}
-
+/// What a rank of a group of two or more holds.
 pub(super) struct Connected<D: Device> {
     pub(super) modules: Modules<D>,
     pub(super) reports: Vec<LoadReport>,
@@ -66,7 +58,7 @@ pub(super) struct Connected<D: Device> {
     pub(super) processes: Vec<PeerProcess>,
     /// Held for its memory, which `params` addresses.
     pub(super) arena: LentMemory<D>,
-    /// Held so that other communicators of this process leave this one's blocks their places.
+    /// Held so that other communicators of this process leave this one's blocks their seats.
     pub(super) _occupancy: Occupancy,
 }
 
@@ -110,13 +102,10 @@ impl<D: Device> Connected<D> {
         std::mem::forget((modules, status, symmetric, mappings, arena, seats));
     }
 
+    /// The device memory that this rank holds.
     pub(super) fn memory_bytes(&self) -> u64 {
-        self.layout.total_bytes
-            + self
-                .symmetric
-                .iter()
-                .map(|buffer| buffer.bytes)
-                .sum::<u64>()
+        let symmetric: u64 = self.symmetric.iter().map(|buffer| buffer.bytes).sum();
+        self.layout.total_bytes + symmetric
     }
 
     /// Where this rank's control block lies.
@@ -128,19 +117,19 @@ impl<D: Device> Connected<D> {
     /// of buffers at most: a scan will do.
     pub(super) fn find_symmetric(&self, address: u64, bytes: u64) -> Option<SymmetricRange> {
         let own = self.params.rank as usize;
-        self.symmetric
-            .iter()
-            .enumerate()
-            .find_map(|(index, buffer)| {
-                let offset = address.checked_sub(buffer.addresses[own])?;
-                (offset < buffer.bytes && bytes <= buffer.bytes - offset).then(|| SymmetricRange {
-                    index,
-                    offset,
-                    addresses: buffer.addresses.map(|base| base.wrapping_add(offset)),
-                })
+        (0..).zip(&self.symmetric).find_map(|(index, buffer)| {
+            let offset = address.checked_sub(buffer.addresses[own])?;
+            (offset < buffer.bytes && bytes <= buffer.bytes - offset).then(|| SymmetricRange {
+                part: SymmetricPart {
+                    buffer: index,
+                    offset_bytes: offset,
+                },
+                addresses: buffer.addresses.map(|base| base.wrapping_add(offset)),
             })
+        })
     }
 
+    /// The kind of source and destination of a call whose buffers have `bytes` bytes.
     pub(super) fn placement(&self, input: u64, output: u64, bytes: u64) -> Placement {
         match self.find_symmetric(input, bytes) {
             None => Placement::Ordinary,
@@ -149,15 +138,16 @@ impl<D: Device> Connected<D> {
         }
     }
 
-    /// The addresses of every rank's poison words, one a block.
-    pub(super) fn poison_words(&self, world_size: u32) -> impl Iterator<Item = u64> {
-        let blocks = std::mem::offset_of!(PeersumControl, blocks) as u64;
-        let poison = std::mem::offset_of!(abi::PeersumBlockState, poison) as u64;
-        let stride = size_of::<abi::PeersumBlockState>() as u64;
-        let arenas = self.arenas;
-        (0..world_size as usize).flat_map(move |rank| {
-            (0..u64::from(abi::PEERSUM_MAX_BLOCKS))
-                .map(move |block| arenas[rank] + blocks + block * stride + poison)
+    /// The addresses of every rank's poison words, one for each block.
+    pub(super) fn poison_words(&self) -> impl Iterator<Item = u64> {
+        let first = offset_of!(PeersumControl, blocks) + offset_of!(PeersumBlockState, poison);
+        let arenas = self
+            .arenas
+            .into_iter()
+            .take(self.layout.world_size as usize);
+        arenas.flat_map(move |arena| {
+            (0..abi::PEERSUM_MAX_BLOCKS as usize)
+                .map(move |block| arena + (first + block * size_of::<PeersumBlockState>()) as u64)
         })
     }
 }

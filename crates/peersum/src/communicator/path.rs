@@ -66,7 +66,7 @@ impl<D: Device> Communicator<D> {
 
     fn plan_within_slots(&self, connected: &Connected<D>, plan: Plan, bytes: u64) -> Plan {
         let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
-        let capacity = connected.layout.capacity_units(plan.route, self.world_size);
+        let capacity = connected.layout.capacity_units(plan.route);
         let is_push = matches!(plan.route, Route::PushOneShot | Route::PushTwoShot);
         if is_push && bytes.div_ceil(unit) > capacity && capacity * unit < LEAST_PUSH_PIECE_BYTES {
             return Plan {

@@ -41,8 +41,7 @@ impl<D: Device> Communicator<D> {
         };
         let address = connected.own_control() + connected.layout.probe_offset;
         let plan = probe_plan(&connected.limits);
-        let most = connected.layout.capacity_units(plan.route, self.world_size)
-            * u64::from(abi::PEERSUM_UNIT_BYTES);
+        let most = connected.layout.capacity_units(plan.route) * u64::from(abi::PEERSUM_UNIT_BYTES);
         let bytes = probe_bytes(&connected.limits).min(most);
         let call = Call {
             dtype: Dtype::F32,

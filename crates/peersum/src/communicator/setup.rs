@@ -79,6 +79,7 @@ impl CommunicatorBuilder {
         let mut communicator =
             Communicator::unconnected(&self, device, identity, table, claim, rank, world_size);
         let shares_device = connected.as_ref().is_some_and(|own| own.shares_device);
+        communicator.handle.status = connected.as_ref().map(|own| own.status.clone());
         communicator.connected = connected;
         communicator.group = Some(group);
         if shares_device {

@@ -2,11 +2,11 @@
 
 use std::cell::Cell;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::abort::{self, AbortHandle};
+use super::abort::AbortHandle;
 use super::builder::CommunicatorBuilder;
 use super::connected::Connected;
 use super::stream_claim::StreamClaim;
@@ -14,7 +14,6 @@ use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity};
 use crate::dispatch::{DispatchTable, Plan};
 use crate::error::Error;
-use crate::failure::Failure;
 use crate::loader::LoadReport;
 use crate::rendezvous::{Group, ProcessId};
 
@@ -48,8 +47,8 @@ pub struct Communicator<D: Device = Cuda> {
     pub(super) pdl: bool,
     pub(super) timeout: Duration,
     pub(super) setup_timeout: Duration,
-    /// The first failure that was looked up. Handles read it on other threads.
-    pub(super) failure: Arc<OnceLock<Failure>>,
+    /// What this rank knows of its failure. Other threads have clones.
+    pub(super) handle: AbortHandle,
     /// Whether `capture_begin` has begun a capture that nothing has ended.
     pub(super) capturing: bool,
     pub(super) allow_outside_capture: bool,
@@ -84,11 +83,15 @@ impl<D: Device> Communicator<D> {
             pdl: builder.pdl,
             timeout: builder.timeout,
             setup_timeout: builder.setup_timeout,
-            failure: Arc::default(),
+            handle: AbortHandle {
+                rank,
+                failure: Arc::default(),
+                status: None,
+            },
             capturing: false,
             allow_outside_capture: builder.allow_outside_capture,
             _stream_claim: claim,
-            not_sync: std::marker::PhantomData,
+            not_sync: PhantomData,
         }
     }
 
@@ -98,20 +101,15 @@ impl<D: Device> Communicator<D> {
     ///
     /// # Errors
     /// [`Error::Failed`] with the reason, as far as it is known without asking the device: where
-    /// this says [`Failure::PeerFailed`], [`Communicator::synchronize`] may find the
-    /// [`Failure::Disagreement`] behind it.
+    /// this says [`Failure::PeerFailed`](crate::Failure::PeerFailed), [`Communicator::synchronize`] may find the
+    /// [`Failure::Disagreement`](crate::Failure::Disagreement) behind it.
     pub fn status(&self) -> Result<(), Error> {
-        let status = self.connected.as_ref().map(|connected| &connected.status);
-        abort::known_failure(self.rank, &self.failure, status)
+        self.handle.status()
     }
 
     /// A handle with which any thread can read the status of this rank and end every wait of it.
     pub fn abort_handle(&self) -> AbortHandle {
-        let status = self
-            .connected
-            .as_ref()
-            .map(|connected| connected.status.clone());
-        AbortHandle::new(self.rank, Arc::clone(&self.failure), status)
+        self.handle.clone()
     }
 
     /// This rank, from 0.

@@ -48,7 +48,7 @@ impl<D: Device> Drop for Communicator<D> {
             false => TEARDOWN_PATIENCE.min(self.timeout),
         };
         let peers_are_done = match &mut self.group {
-            Some(group) if self.failure.get().is_none() || lent_by_address => {
+            Some(group) if self.handle.failure.get().is_none() || lent_by_address => {
                 group.barrier("teardown", patience).is_ok()
             }
             _ => false,
