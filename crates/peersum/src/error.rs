@@ -53,12 +53,12 @@ pub enum Error {
     /// A call does not take this buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
-    /// The blocks of all ranks that share a device cannot run at once, and so could wait for each
-    /// other for ever.
+    /// The blocks of all ranks that share a device cannot run at once, so the ranks could deadlock.
     #[error(
-        "the blocks of the ranks that share device {device} did not run at the same time within {waited:?}: set \
-         CUDA_DEVICE_MAX_CONNECTIONS=32 before the CUDA context is made, so that no two ranks' streams share a hardware queue, \
-         and keep other kernels off the device while communicators are built"
+        "the blocks of the ranks that share device {device} did not run at the same time within \
+         {waited:?}: set CUDA_DEVICE_MAX_CONNECTIONS=32 before creating the CUDA context, so that \
+         no two ranks' streams share a hardware queue, and keep other kernels off the device while \
+         communicators are built"
     )]
     NotCoResident {
         /// The device's name.
@@ -68,10 +68,10 @@ pub enum Error {
     },
     /// Other communicators of this process hold the device's multiprocessors.
     #[error(
-        "device {device} runs {capacity} blocks at once, and other communicators of this process may \
-         use {reserved} of them. This one needs {ranks} x {blocks} (ranks on the device x blocks), so \
-         kernels of both could wait for each other for ever. By default a communicator takes half of \
-         a device: set `CommunicatorBuilder::max_blocks(n)` for every communicator of this process, \
+        "device {device} runs {capacity} blocks at once, and other communicators of this process \
+         may use {reserved} of them. This one needs {ranks} x {blocks} (ranks on the device x \
+         blocks), so their kernels could deadlock. By default a communicator takes half of a \
+         device: set `CommunicatorBuilder::max_blocks(n)` for every communicator of this process, \
          on all ranks, so that the sum of ranks x n is at most {capacity}. Here n may be {}",
         possible_blocks(*capacity, *reserved, *ranks)
     )]
@@ -89,7 +89,8 @@ pub enum Error {
     },
     /// The stream carries a communicator already.
     #[error(
-        "this stream carries another communicator already; give each communicator a stream of its own"
+        "this stream carries another communicator already; give each communicator a stream of its \
+         own"
     )]
     StreamTaken,
     /// A setting has no meaning.
@@ -118,7 +119,7 @@ pub enum Error {
     /// The dispatch table cannot be used.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The ranks did not find each other, or one was lost during set-up.
+    /// The ranks did not meet, or one was lost during set-up.
     #[error(transparent)]
     Rendezvous(#[from] RendezvousError),
     /// The device refused.

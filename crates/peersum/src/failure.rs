@@ -12,7 +12,8 @@ use crate::call_signature::{CallKind, CallSignature};
 pub enum Failure {
     /// A peer did not come in time.
     #[error(
-        "rank {rank} waited {waited:?} for rank {peer} in {algorithm} (epoch {epoch}, block {block}): {}",
+        "rank {rank} waited {waited:?} for rank {peer} in {algorithm} (epoch {epoch}, block \
+         {block}): {}",
         explain_absence(absent, "that rank died, stalls, or never made this call")
     )]
     PeerTimeout {
@@ -35,7 +36,8 @@ pub enum Failure {
     },
     /// An [`AbortHandle`](crate::AbortHandle) ended the call.
     #[error(
-        "rank {rank} was aborted by this program while it waited for rank {peer} in {algorithm} (epoch {epoch})"
+        "rank {rank} was aborted by this program while it waited for rank {peer} in {algorithm} \
+         (epoch {epoch})"
     )]
     Aborted {
         /// This rank.
@@ -72,7 +74,8 @@ pub enum Failure {
     },
     /// Two ranks made different calls at the same place in the sequence.
     #[error(
-        "rank {rank} called {own}, but rank {peer} called {theirs}; every rank must make the same calls in the same order"
+        "rank {rank} called {own}, but rank {peer} called {theirs}; every rank must make the same \
+         calls in the same order"
     )]
     Disagreement {
         /// This rank.
@@ -129,10 +132,12 @@ impl Failure {
 
     /// Whether peers that do not run any more are the reason.
     pub(crate) fn names_absent(&self) -> bool {
-        matches!(
-            self,
-            Failure::PeerTimeout { absent, .. } | Failure::PeerFailed { absent, .. } if !absent.is_empty()
-        )
+        match self {
+            Failure::PeerTimeout { absent, .. } | Failure::PeerFailed { absent, .. } => {
+                !absent.is_empty()
+            }
+            _ => false,
+        }
     }
 
     /// Reads the device's record.

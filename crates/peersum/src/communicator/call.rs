@@ -11,7 +11,7 @@ use crate::dispatch::Plan;
 use crate::element::Element;
 use crate::error::Error;
 
-/// One launch, or several pieces of one call.
+/// A call, or one of the pieces that it is launched in.
 #[derive(Clone, Copy)]
 pub(super) struct Call {
     pub(super) dtype: Dtype,
@@ -79,7 +79,7 @@ impl<D: Device> Communicator<D> {
                 output: output.len(),
             });
         }
-        // Before the buffers' own waits are enqueued.
+        // Checked before the buffers enqueue waits of their own.
         self.check_recording()?;
         let stream = self.device.stream().clone();
         input.check(&stream)?;
@@ -150,8 +150,8 @@ impl<D: Device> Communicator<D> {
             return Err(Error::InvalidSetting {
                 setting: "plan",
                 reason: format!(
-                    "{:?} needs a symmetric buffer as its input, the one-shot another buffer as its output, the \
-                     two-shot the same",
+                    "{:?} needs a symmetric buffer as its input, and as its output another buffer \
+                     (one-shot) or the same one (two-shot)",
                     plan.route
                 ),
             });
@@ -174,18 +174,17 @@ impl<D: Device> Communicator<D> {
         Ok(())
     }
 
+    /// Launches one piece of a call.
     fn launch(&self, connected: &Connected<D>, plan: Plan, call: Call) -> Result<(), Error> {
         let (shape, params) = self.prepare(connected, plan, call);
         let module = connected.modules.get(plan.route.family(), call.dtype);
+        let algorithm = plan.route.algorithm();
         // SAFETY: `params` holds this rank's view of the group's arenas and symmetric buffers,
         // mapped as long as `connected` lives, and the caller's input and output, which `Input` and
         // `Output` keep valid for what is enqueued here; the status record is held by `connected`.
         // The shape is within the table's checked bounds. Teardown waits for the stream before any
         // of it is unmapped.
-        unsafe {
-            self.device
-                .launch(module, plan.route.algorithm(), shape, &params)?
-        };
+        unsafe { self.device.launch(module, algorithm, shape, &params)? };
         Ok(())
     }
 

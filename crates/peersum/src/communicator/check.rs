@@ -7,20 +7,21 @@ use peersum_artifact::Family;
 use peersum_kernels::abi::{self, PeersumControl};
 
 use super::connected::Connected;
+use super::latest_calls::{CallWords, LatestCalls, disagreement};
 use super::layout::{head_bytes_mut, sequence, zeroed_control};
 use super::processes;
 use super::state::Communicator;
-use crate::call_signature::{CallSignature, is_detail_of};
-use crate::device::Device;
+use crate::call_signature::CallSignature;
+use crate::device::{Device, DeviceError};
 use crate::error::Error;
 use crate::failure::Failure;
 
 /// Pause between two looks for a header that is still on its way.
 const HEADER_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-/// How long a rank that was told of a failure waits for the header of its own last call from the
-/// rank that failed first, which may explain it: another thread of that rank sends it than the one
-/// that finds a difference and tells all.
+/// How long a rank that was told of a failure waits for the header of its last call from the rank
+/// that failed first. That header may explain the failure. It may come late, because another thread
+/// of that rank sends it than the one that finds a difference and tells all ranks.
 const OVERTAKEN_HEADER_PATIENCE: Duration = Duration::from_millis(100);
 
 impl<D: Device> Communicator<D> {
@@ -72,23 +73,21 @@ impl<D: Device> Communicator<D> {
         self.synchronize()
     }
 
-    /// The stream is done: what its record, its poison word and its headers say.
+    /// What the record, the poison word and the headers say, once the stream is done.
     fn find_failure(&self, connected: &Connected<D>) -> Result<Option<Failure>, Error> {
         if let Some(status) = connected.status.failure() {
             let failure = Failure::from_status(&status);
-            return match failure {
-                Failure::PeerFailed { .. } | Failure::PeerTimeout { .. } => self
-                    .explain(
-                        connected,
-                        failure,
-                        Some(CallWords {
-                            header: status.own_header,
-                            detail: status.own_detail,
-                        }),
-                    )
-                    .map(Some),
-                _ => Ok(Some(failure)),
+            if !matches!(
+                failure,
+                Failure::PeerFailed { .. } | Failure::PeerTimeout { .. }
+            ) {
+                return Ok(Some(failure));
+            }
+            let unsent = CallWords {
+                header: status.own_header,
+                detail: status.own_detail,
             };
+            return self.explain(connected, failure, Some(unsent)).map(Some);
         }
         if let Some(failure) = self.check_last_call(connected)? {
             return Ok(Some(failure));
@@ -106,7 +105,7 @@ impl<D: Device> Communicator<D> {
     fn check_last_call(&self, connected: &Connected<D>) -> Result<Option<Failure>, Error> {
         let began = Instant::now();
         loop {
-            let head = self.read_head(connected)?;
+            let head = self.read_head(connected, self.rank)?;
             let state = head.blocks[0];
             if state.poison != 0 {
                 let told = Failure::PeerFailed {
@@ -131,7 +130,7 @@ impl<D: Device> Communicator<D> {
                 self.poison_all(connected)?;
                 return Ok(Some(disagreement));
             }
-            // LatestCalls and details are relaxed stores: the peer's may arrive after the data of the
+            // Headers and details are relaxed stores: the peer's may arrive after the data of the
             // same call.
             if began.elapsed() > self.timeout {
                 self.poison_all(connected)?;
@@ -158,8 +157,8 @@ impl<D: Device> Communicator<D> {
     }
 
     /// Prefers a disagreement that the headers show to `failure`, which only names a rank: where
-    /// any two ranks differ, every rank differs from some other. `unsent` is what this rank would
-    /// have said of a call that it began but, being poisoned, may not have made.
+    /// any two ranks differ, every rank differs from some other. For `unsent` see
+    /// [`LatestCalls::disagreement`].
     fn explain(
         &self,
         connected: &Connected<D>,
@@ -168,31 +167,44 @@ impl<D: Device> Communicator<D> {
     ) -> Result<Failure, Error> {
         let began = Instant::now();
         loop {
-            let headers = LatestCalls::read(self, connected)?;
-            if let Some(disagreement) = headers.disagreement(unsent) {
+            let calls = self.read_latest_calls(connected)?;
+            if let Some(disagreement) = calls.disagreement(unsent) {
                 return Ok(disagreement);
             }
-            // Whoever waited out the deadline has given the headers time enough; and what made the
-            // first rank to fail find a difference is known there, so that only its own header can
-            // be on its way.
+            // A rank that waited until the deadline has given the headers enough time. If a peer
+            // failed first, what made it fail lies in its own control block, which was read above:
+            // only the header that it sends itself can still be on its way.
             let Failure::PeerFailed { origin, .. } = failure else {
                 return Ok(failure);
             };
-            if headers.last_call_is_known(origin) || began.elapsed() > OVERTAKEN_HEADER_PATIENCE {
+            if calls.last_call_is_known(origin) || began.elapsed() > OVERTAKEN_HEADER_PATIENCE {
                 return Ok(failure);
             }
             std::thread::sleep(HEADER_POLL_INTERVAL);
         }
     }
 
-    fn read_head(&self, connected: &Connected<D>) -> Result<Box<PeersumControl>, Error> {
+    fn read_latest_calls(&self, connected: &Connected<D>) -> Result<LatestCalls, Error> {
+        let own = self.read_head(connected, self.rank)?;
+        // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
+        let peers: Vec<_> = self
+            .peers()
+            .filter_map(|peer| Some((peer, self.read_head(connected, peer).ok()?)))
+            .collect();
+        Ok(LatestCalls::new(self.rank, self.world_size, &own, &peers))
+    }
+
+    /// The head of a rank's control block.
+    fn read_head(
+        &self,
+        connected: &Connected<D>,
+        rank: u32,
+    ) -> Result<Box<PeersumControl>, DeviceError> {
         let mut head = zeroed_control();
-        // SAFETY: the control block lies at the start of this rank's arena, which `connected`
-        // holds, and is larger than its head.
-        unsafe {
-            self.device
-                .read(connected.own_control(), head_bytes_mut(&mut head))?
-        };
+        let arena = connected.arenas[rank as usize];
+        // SAFETY: every rank's arena begins with its control block, which is larger than its head.
+        // `connected` holds this rank's arena, and maps those of the peers as long as it lives.
+        unsafe { self.device.read(arena, head_bytes_mut(&mut head))? };
         Ok(head)
     }
 
@@ -211,145 +223,4 @@ impl<D: Device> Communicator<D> {
         self.device.synchronize()?;
         Ok(())
     }
-}
-
-/// What a rank said of one of its calls: the header, and the detail or 0 if there is none or it has
-/// not come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct CallWords {
-    header: u64,
-    detail: u64,
-}
-
-impl CallWords {
-    fn new(header: u64, detail: u64) -> CallWords {
-        let has_detail =
-            CallSignature::from_header(header).symmetric && is_detail_of(header, detail);
-        CallWords {
-            header,
-            detail: if has_detail { detail } else { 0 },
-        }
-    }
-
-    /// What the owner of `head` said.
-    fn own(head: &PeersumControl, slot: usize) -> CallWords {
-        CallWords::new(head.own_headers[slot], head.own_details[slot])
-    }
-
-    /// What `peer` told the owner of `head`.
-    fn of_peer(head: &PeersumControl, slot: usize, peer: u32) -> CallWords {
-        let peer = peer as usize;
-        CallWords::new(head.headers[slot][peer], head.details[slot][peer])
-    }
-
-    fn sequence(self) -> u16 {
-        CallSignature::from_header(self.header).sequence
-    }
-
-    fn signature(self) -> CallSignature {
-        CallSignature::from_words(self.header, self.detail)
-    }
-}
-
-/// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a
-/// call's headers and not others, its own copy included, so each rank's own ring and every peer's
-/// are looked at.
-struct LatestCalls {
-    rank: u32,
-    /// Calls of this communicator so far, modulo 2^16.
-    now: u16,
-    /// By rank, in no order.
-    by_rank: Vec<Vec<CallWords>>,
-}
-
-impl LatestCalls {
-    fn read<D: Device>(
-        communicator: &Communicator<D>,
-        connected: &Connected<D>,
-    ) -> Result<Self, Error> {
-        let mut heads = vec![(communicator.rank, communicator.read_head(connected)?)];
-        for peer in communicator.peers() {
-            let mut head = zeroed_control();
-            // SAFETY: the peer's arena begins with its control block, and is mapped as long as
-            // `connected` lives.
-            let read = unsafe {
-                communicator
-                    .device
-                    .read(connected.arenas[peer as usize], head_bytes_mut(&mut head))
-            };
-            // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
-            if read.is_ok() {
-                heads.push((peer, head));
-            }
-        }
-        let state = heads[0].1.blocks[0];
-        let said_by = |rank: u32| {
-            heads.iter().flat_map(move |(owner, head)| {
-                (0..abi::PEERSUM_HEADER_RING as usize).map(move |slot| match *owner == rank {
-                    true => CallWords::own(head, slot),
-                    false => CallWords::of_peer(head, slot, rank),
-                })
-            })
-        };
-        let by_rank = (0..communicator.world_size)
-            .map(|rank| said_by(rank).collect())
-            .collect();
-        Ok(LatestCalls {
-            rank: communicator.rank,
-            now: sequence(state.push_epoch, state.pull_epoch),
-            by_rank,
-        })
-    }
-
-    fn own(&self) -> &[CallWords] {
-        &self.by_rank[self.rank as usize]
-    }
-
-    fn peers(&self) -> impl Iterator<Item = (u32, &[CallWords])> {
-        let rank = self.rank;
-        (0..)
-            .zip(&self.by_rank)
-            .filter(move |(peer, _)| *peer != rank)
-            .map(|(peer, said)| (peer, said.as_slice()))
-    }
-
-    /// How many calls ago.
-    fn age(&self, said: CallWords) -> u16 {
-        self.now.wrapping_sub(said.sequence())
-    }
-
-    fn disagreement(&self, unsent: Option<CallWords>) -> Option<Failure> {
-        let mut calls: Vec<CallWords> = self.own().iter().copied().chain(unsent).collect();
-        // The oldest first: what comes after a disagreement follows from it.
-        calls.sort_by_key(|&own| std::cmp::Reverse(self.age(own)));
-        calls.iter().find_map(|&own| {
-            self.peers().find_map(|(peer, said)| {
-                said.iter()
-                    .find_map(|&theirs| disagreement(self.rank, own, peer, theirs))
-            })
-        })
-    }
-
-    /// Whether a peer's header of this rank's last call has come to any rank.
-    fn last_call_is_known(&self, peer: u32) -> bool {
-        let Some(last) = self.own().iter().map(|&own| self.age(own)).min() else {
-            return true;
-        };
-        self.peers()
-            .filter(|(rank, _)| *rank == peer)
-            .all(|(_, said)| said.iter().any(|&said| self.age(said) == last))
-    }
-}
-
-/// What two ranks said of the same call if it differs. A detail that has not come differs from
-/// none.
-fn disagreement(rank: u32, own: CallWords, peer: u32, theirs: CallWords) -> Option<Failure> {
-    let differ = own.header != theirs.header
-        || own.detail != theirs.detail && own.detail != 0 && theirs.detail != 0;
-    (differ && theirs.sequence() == own.sequence()).then(|| Failure::Disagreement {
-        rank,
-        peer,
-        own: own.signature(),
-        theirs: theirs.signature(),
-    })
 }

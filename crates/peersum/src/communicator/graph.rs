@@ -132,13 +132,11 @@ impl<'a, D: Device> Capture<'a, '_, D> {
     }
 }
 
-/// Ends the capture when it is dropped, in case that the program panics.
-struct OpenCapture<'c, D: Device>(&'c mut Communicator<D>);
-
-impl<D: Device> Drop for OpenCapture<'_, D> {
+/// Ends the capture in case that the program panics.
+impl<D: Device> Drop for Capture<'_, '_, D> {
     fn drop(&mut self) {
-        if self.0.capturing {
-            self.0.end_any_capture();
+        if self.communicator.capturing {
+            self.communicator.end_any_capture();
         }
     }
 }
@@ -161,13 +159,13 @@ impl<D: Device> Communicator<D> {
         record: impl FnOnce(&mut Capture<'a, '_, D>) -> Result<(), Error>,
     ) -> Result<Graph<'a, D>, Error> {
         self.capture_begin()?;
-        let open = OpenCapture(self);
-        let recorded = record(&mut Capture {
-            communicator: &mut *open.0,
+        let mut capture = Capture {
+            communicator: self,
             buffers: PhantomData,
-        });
+        };
+        let recorded = record(&mut capture);
         // The capture is ended whatever happened, so that the stream is usable again.
-        let graph = open.0.end_capture();
+        let graph = capture.communicator.end_capture();
         recorded?;
         graph
     }

@@ -8,6 +8,7 @@ mod call;
 mod check;
 mod connected;
 mod graph;
+mod latest_calls;
 mod layout;
 mod lent;
 mod modules;

@@ -93,8 +93,8 @@ unsafe impl Device for Cuda {
         match stream.cu_stream().addr() {
             0 | STREAM_LEGACY => {
                 return unsuitable(
-                    "it is the legacy default stream, which waits for the other streams of the process and they for it, \
-                     so that ranks could wait for each other for ever",
+                    "it is the legacy default stream: it and the other streams of the process \
+                     wait for each other, so that ranks could deadlock",
                 );
             }
             STREAM_PER_THREAD => {
@@ -112,7 +112,7 @@ unsafe impl Device for Cuda {
         }
         let arch = arch(context.cu_device())?;
         if !arch.runs_kernels() {
-            // Before the ranks meet, so that it is told at once.
+            // Checked before the ranks meet, so that the error comes at once.
             return Err(LoadError::ArchTooOld { device: arch }.into());
         }
         Ok(Self {

@@ -48,8 +48,8 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
     Err(DeviceError::LibraryMissing {
         library: LIBRARY_NAMES[0].to_owned(),
         help: format!(
-            "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a container with the GPUs \
-             passed in, for instance `--gpus all`; tried: {}",
+            "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a \
+             container with the GPUs passed in, for instance `--gpus all`; tried: {}",
             failures.join("; ")
         ),
     })
@@ -177,7 +177,8 @@ pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
         return Err(DeviceError::Driver {
             call: "cuDriverGetVersion",
             message: format!(
-                "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's driver{branch}"
+                "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's \
+                 driver{branch}"
             ),
         });
     }

@@ -78,9 +78,10 @@ impl Reach {
             Ok(true) => Ok(Self::Peer { own, owner }),
             Ok(false) => Err(DeviceError::CannotShare {
                 reason: format!(
-                    "device {own} cannot address the memory of device {owner}, where a peer's memory is \
-                     (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices can; in a virtual \
-                     machine peer access may be off, and on some hosts the IOMMU or PCIe access control forbids it"
+                    "device {own} cannot address the memory of device {owner}, where a peer's \
+                     memory is (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows \
+                     which devices can; in a virtual machine peer access may be off, and on some \
+                     hosts the IOMMU or PCIe access control forbids it"
                 ),
             }),
             Err(_) => Ok(Self::Unknown),
@@ -93,7 +94,8 @@ impl Reach {
         let promise = match self {
             Self::SameDevice => "a peer's memory is on this rank's own device".to_owned(),
             Self::Peer { own, owner } => format!(
-                "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says yes)"
+                "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says \
+                 yes)"
             ),
             Self::Unknown => "a peer's memory was received".to_owned(),
         };

@@ -52,11 +52,15 @@ impl Allocation {
             if sharing == MemorySharing::FileDescriptor {
                 return Err(DeviceError::CannotShare {
                     reason: format!(
-                        "as a file descriptor, which was demanded: {reason}. Legacy IPC was not tried"
+                        "as a file descriptor, which was demanded: {reason}. Legacy IPC was not \
+                         tried"
                     ),
                 });
             }
-            tracing::warn!(%reason, "memory is shared by legacy CUDA IPC, not as a file descriptor");
+            tracing::warn!(
+                %reason,
+                "memory is shared by legacy CUDA IPC, not as a file descriptor"
+            );
         }
         let memory = PlainMemory::allocate(context, bytes).map_err(|error| match &instead_of {
             None => error,

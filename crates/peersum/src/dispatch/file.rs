@@ -302,8 +302,10 @@ mod tests {
         let file = |schema: u32, ordinary: &str| {
             let good = row("pull_one_shot", 4, "null");
             format!(
-                r#"{{"schema":{schema},"tables":[{{"arch":null,"world_sizes":[2],"link":"peer",
-                    "ordinary":[{ordinary}],"symmetric":[{good}],"symmetric_in_place":[{good}]}}]}}"#
+                r#"{{"schema":{schema},"tables":[{{
+                    "arch":null,"world_sizes":[2],"link":"peer","ordinary":[{ordinary}],
+                    "symmetric":[{good}],"symmetric_in_place":[{good}]
+                }}]}}"#
             )
         };
         let refusal = |text: String| {
