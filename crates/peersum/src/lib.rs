@@ -77,18 +77,11 @@
 //!
 //! # Environment
 //!
-//! Each can be given in code instead; none is read after `build`.
-//!
-//! | variable | meaning |
-//! | --- | --- |
-//! | `RANK`, `WORLD_SIZE`, `LOCAL_RANK` | which rank this process is, of how many, and of which GPU; Open MPI's and Slurm's names too: [`Rendezvous::from_env`] |
-//! | `PEERSUM_RENDEZVOUS_DIR` | the directory of the Unix socket where ranks meet, mode 0700; default `$XDG_RUNTIME_DIR/peersum`, else `peersum-{uid}` in `/tmp` |
-//! | `PEERSUM_GROUP` | the name of the group, for several at once |
-//! | `PEERSUM_CUBIN_DIR` | a directory of cubins with their manifest, looked at before those in the program |
-//! | `PEERSUM_CACHE_DIR` | where modules that NVRTC compiled are kept; default `peersum` in the user's cache directory |
-//! | `PEERSUM_JIT` | `allow`, `deny` (a missing module is an error that lists every place) or `force`: [`loader::JitMode`] |
-//! | `CUDA_HOME`, `CUDA_PATH` | a toolkit to look for NVRTC in, by its absolute path; a relative one is not looked at |
-//! | `CUDA_DEVICE_MAX_CONNECTIONS` | CUDA's own: how many hardware queues a context has for its streams, 1 to 32, by default 8. Set it before the context is created: to 32 if ranks share a GPU, and to the number of streams in use on a GPU or more if the process has several communicators there |
+//! [`environment`] lists the variables that this crate reads. One more is CUDA's own:
+//! `CUDA_DEVICE_MAX_CONNECTIONS` is the number of hardware queues that a context has for its
+//! streams, 1 to 32, by default 8. Set it before the context is created: to 32 if ranks share a
+//! GPU, and to the number of streams in use on a GPU or more if the process has several
+//! communicators there.
 //!
 //! If a context has more streams than hardware queues, several streams go through one queue, and a
 //! kernel can be held up by another stream's. A call that waits for its peer then keeps another
@@ -131,6 +124,7 @@ pub mod device;
 pub mod dispatch;
 pub mod doctor;
 mod element;
+pub mod environment;
 mod error;
 mod failure;
 pub mod loader;

@@ -101,7 +101,8 @@ impl<D: Device> Communicator<D> {
     ///
     /// # Errors
     /// [`Error::Failed`] with the reason, as far as it is known without asking the device: where
-    /// this says [`Failure::PeerFailed`](crate::Failure::PeerFailed), [`Communicator::synchronize`] may find the
+    /// this says [`Failure::PeerFailed`](crate::Failure::PeerFailed),
+    /// [`Communicator::synchronize`] may find the
     /// [`Failure::Disagreement`](crate::Failure::Disagreement) behind it.
     pub fn status(&self) -> Result<(), Error> {
         self.handle.status()
