@@ -79,6 +79,18 @@ pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceEr
     }
 }
 
+/// The value that the driver function `call` leaves in the place that it is given. The place holds
+/// `initial` before.
+pub(super) fn returned<T>(
+    call: &'static str,
+    initial: T,
+    run: impl FnOnce(*mut T) -> CUresult,
+) -> Result<T, DeviceError> {
+    let mut value = initial;
+    check(call, run(&raw mut value))?;
+    Ok(value)
+}
+
 /// The driver's name and description of an error.
 pub(crate) fn describe(failure: CUresult) -> String {
     let error = DriverError(failure);
@@ -109,10 +121,9 @@ pub(super) fn note(result: Result<(), DeviceError>) {
 /// leave its peers waiting.
 pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
     let wanted = context.cu_ctx();
-    let mut current = std::ptr::null_mut();
-    // SAFETY: `current` is a place for one context handle.
-    check("cuCtxGetCurrent", unsafe {
-        sys::cuCtxGetCurrent(&raw mut current)
+    // SAFETY: the place is one context handle.
+    let current = returned("cuCtxGetCurrent", std::ptr::null_mut(), |current| unsafe {
+        sys::cuCtxGetCurrent(current)
     })?;
     if current == wanted {
         return Ok(());
@@ -128,13 +139,10 @@ pub(crate) fn attribute(
     device: CUdevice,
     attribute: CUdevice_attribute,
 ) -> Result<i32, DeviceError> {
-    let mut value = 0;
-    // SAFETY: `value` is a place for one int; an unknown device or attribute is an error that is
-    // returned.
-    check("cuDeviceGetAttribute", unsafe {
-        sys::cuDeviceGetAttribute(&raw mut value, attribute, device)
-    })?;
-    Ok(value)
+    // SAFETY: the place is one int; an unknown device or attribute is an error that is returned.
+    returned("cuDeviceGetAttribute", 0, |value| unsafe {
+        sys::cuDeviceGetAttribute(value, attribute, device)
+    })
 }
 
 /// A device's compute capability.
@@ -154,20 +162,18 @@ pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
 
 /// The number of devices that this process sees.
 pub(crate) fn device_count() -> Result<u32, DeviceError> {
-    let mut count = 0;
-    // SAFETY: `count` is a place for one int.
-    check("cuDeviceGetCount", unsafe {
-        sys::cuDeviceGetCount(&raw mut count)
+    // SAFETY: the place is one int.
+    let count = returned("cuDeviceGetCount", 0, |count| unsafe {
+        sys::cuDeviceGetCount(count)
     })?;
     Ok(u32::try_from(count).unwrap_or(0))
 }
 
 /// The newest CUDA that the driver supports, if that is new enough.
 pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
-    let mut version = 0;
-    // SAFETY: `version` is a place for one int.
-    check("cuDriverGetVersion", unsafe {
-        sys::cuDriverGetVersion(&raw mut version)
+    // SAFETY: the place is one int.
+    let version = returned("cuDriverGetVersion", 0, |version| unsafe {
+        sys::cuDriverGetVersion(version)
     })?;
     let version = CudaVersion::from_driver_api(version);
     if version < MIN_DRIVER {
@@ -187,11 +193,9 @@ pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
 
 /// Whether `device` can address memory of `peer`.
 pub(super) fn can_access_peer(device: CUdevice, peer: CUdevice) -> Result<bool, DeviceError> {
-    let mut can = 0;
-    // SAFETY: `can` is a place for one int; devices that do not exist are an error that is
-    // returned.
-    check("cuDeviceCanAccessPeer", unsafe {
-        sys::cuDeviceCanAccessPeer(&raw mut can, device, peer)
+    // SAFETY: the place is one int; devices that do not exist are an error that is returned.
+    let can = returned("cuDeviceCanAccessPeer", 0, |can| unsafe {
+        sys::cuDeviceCanAccessPeer(can, device, peer)
     })?;
     Ok(can != 0)
 }

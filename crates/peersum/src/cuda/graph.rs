@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
 
-use super::driver::{bind, check, note};
+use super::driver::{bind, check, note, returned};
 use crate::device::{DeviceError, Recording};
 
 /// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends
@@ -35,11 +35,10 @@ pub(super) fn begin(stream: &CudaStream) -> Result<(), DeviceError> {
 
 /// Whether a stream of the current context is being recorded, by whomever.
 pub(super) fn recording(stream: &CudaStream) -> Result<Recording, DeviceError> {
-    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the stream is live, and `status` is a place for the status, whose three values cudarc
-    // knows.
-    check("cuStreamIsCapturing", unsafe {
-        sys::cuStreamIsCapturing(stream.cu_stream(), &raw mut status)
+    let off = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the stream is live, and the place is the status, whose three values cudarc knows.
+    let status = returned("cuStreamIsCapturing", off, |status| unsafe {
+        sys::cuStreamIsCapturing(stream.cu_stream(), status)
     })?;
     Ok(match status {
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Recording::Off,
@@ -57,11 +56,9 @@ impl Graph {
         check("cuStreamEndCapture", unsafe {
             sys::cuStreamEndCapture(stream.cu_stream(), &raw mut template.0)
         })?;
-        let mut executable = std::ptr::null_mut();
-        // SAFETY: `executable` is a place for one handle; the template is live and not needed after
-        // the call.
-        check("cuGraphInstantiate", unsafe {
-            sys::cuGraphInstantiateWithFlags(&raw mut executable, template.0, 0)
+        // SAFETY: the place is one handle; the template is live and not needed after the call.
+        let executable = returned("cuGraphInstantiate", std::ptr::null_mut(), |place| unsafe {
+            sys::cuGraphInstantiateWithFlags(place, template.0, 0)
         })?;
         let graph = Self {
             stream: Arc::clone(stream),

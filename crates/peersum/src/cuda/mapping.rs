@@ -1,6 +1,6 @@
 //! A peer's memory as this rank maps it.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
     CUresult,
 };
 
-use super::driver::{bind, can_access_peer, check, note};
+use super::driver::{bind, can_access_peer, check, note, returned};
 use super::vmm::{MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Import};
 
@@ -134,30 +134,23 @@ fn map_descriptor(
 
 /// Makes memory at `address`, of a thread of this process, addressable from `context`.
 fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
-    let mut owner_context: CUcontext = std::ptr::null_mut();
-    // SAFETY: the attribute is one context handle, for which the place is; an address that the
-    // driver does not know is an error that is returned.
-    check("cuPointerGetAttribute", unsafe {
-        sys::cuPointerGetAttribute(
-            (&raw mut owner_context).cast::<c_void>(),
-            CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT,
-            address,
-        )
+    let none: CUcontext = std::ptr::null_mut();
+    // SAFETY: the attribute is one context handle, and so is the place; an address that the driver
+    // does not know is an error that is returned.
+    let owner_context = returned("cuPointerGetAttribute", none, |place| unsafe {
+        let which = CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT;
+        sys::cuPointerGetAttribute(place.cast(), which, address)
     })
     .map_err(|failure| Reach::Unknown.refused(&failure, NEEDS))?;
     if owner_context == context.cu_ctx() {
         return Ok(());
     }
-    let mut ordinal: i32 = -1;
-    // SAFETY: the attribute is one int, for which the place is.
-    let known = check("cuPointerGetAttribute", unsafe {
-        sys::cuPointerGetAttribute(
-            (&raw mut ordinal).cast::<c_void>(),
-            CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
-            address,
-        )
+    // SAFETY: the attribute is one int, and so is the place.
+    let ordinal = returned("cuPointerGetAttribute", -1_i32, |place| unsafe {
+        let which = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+        sys::cuPointerGetAttribute(place.cast(), which, address)
     });
-    let reach = Reach::of(context.cu_device(), known.ok().map(|()| ordinal))?;
+    let reach = Reach::of(context.cu_device(), ordinal.ok())?;
     // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes
     // part in. Access is granted to the current context, which is `context`.
     match unsafe { sys::cuCtxEnablePeerAccess(owner_context, 0) } {
@@ -179,12 +172,10 @@ impl IpcMemory {
         let handle = CUipcMemHandle {
             reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
         };
-        let mut address = 0;
-        // SAFETY: `address` is a place for one address; bytes that are no handle are an error that
-        // is returned.
-        check("cuIpcOpenMemHandle", unsafe {
+        // SAFETY: the place is one address; bytes that are no handle are an error that is returned.
+        let address = returned("cuIpcOpenMemHandle", 0, |address| unsafe {
             sys::cuIpcOpenMemHandle_v2(
-                &raw mut address,
+                address,
                 handle,
                 CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32,
             )

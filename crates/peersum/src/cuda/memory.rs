@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdeviceptr, CUipcMemHandle};
 
-use super::driver::{bind, check, note};
+use super::driver::{bind, check, note, returned};
 use super::vmm::{self, MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Export, MemorySharing};
 
@@ -137,10 +137,9 @@ impl PlainMemory {
                 call: "cuMemAlloc",
                 message: format!("{bytes} bytes are more than can be addressed"),
             })?;
-        let mut address = 0;
-        // SAFETY: `address` is a place for one address.
-        check("cuMemAlloc", unsafe {
-            sys::cuMemAlloc_v2(&raw mut address, bytes)
+        // SAFETY: the place is one address.
+        let address = returned("cuMemAlloc", 0, |address| unsafe {
+            sys::cuMemAlloc_v2(address, bytes)
         })?;
         Ok(Self {
             context: Arc::clone(context),
@@ -149,11 +148,10 @@ impl PlainMemory {
     }
 
     fn ipc_handle(&self) -> Result<[u8; 64], DeviceError> {
-        let mut handle = CUipcMemHandle { reserved: [0; 64] };
-        // SAFETY: `handle` is a place for one handle, and the address is the start of a live
-        // allocation.
-        check("cuIpcGetMemHandle", unsafe {
-            sys::cuIpcGetMemHandle(&raw mut handle, self.address)
+        let empty = CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: the place is one handle, and the address is the start of a live allocation.
+        let handle = returned("cuIpcGetMemHandle", empty, |handle| unsafe {
+            sys::cuIpcGetMemHandle(handle, self.address)
         })?;
         Ok(handle.reserved.map(|byte| byte.to_ne_bytes()[0]))
     }

@@ -9,7 +9,7 @@ use cudarc::driver::sys::{
 };
 use peersum_artifact::{Algorithm, ModuleKey};
 
-use super::driver::{bind, check, describe, load_function, note};
+use super::driver::{bind, check, describe, load_function, note, returned};
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
 
@@ -90,14 +90,10 @@ impl Module {
             failure => return Err(missing(&describe(failure))),
         }
         load_function(function)?;
-        let mut bound = 0;
-        // SAFETY: `bound` is a place for one int, the function is live.
-        check("cuFuncGetAttribute", unsafe {
-            sys::cuFuncGetAttribute(
-                &raw mut bound,
-                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
-                function,
-            )
+        let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+        // SAFETY: the place is one int, the function is live.
+        let bound = returned("cuFuncGetAttribute", 0, |bound| unsafe {
+            sys::cuFuncGetAttribute(bound, which, function)
         })?;
         let signal_threads = key.world_size.get();
         Ok(Kernel {
@@ -158,15 +154,11 @@ impl Module {
         if threads > kernel.max_threads {
             return Ok(0);
         }
-        let mut blocks = 0;
-        // SAFETY: `blocks` is a place for one int, the function is live.
-        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                &raw mut blocks,
-                kernel.function,
-                self.launched_threads(algorithm, threads).cast_signed(),
-                0,
-            )
+        let threads = self.launched_threads(algorithm, threads).cast_signed();
+        let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
+        // SAFETY: the place is one int, the function is live.
+        let blocks = returned(call, 0, |blocks| unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel.function, threads, 0)
         })?;
         Ok(u32::try_from(blocks).unwrap_or(0))
     }

@@ -6,7 +6,7 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 
 use super::device::{Cuda, STREAM_LEGACY, STREAM_PER_THREAD};
-use super::driver::{bind, check, describe, note};
+use super::driver::{bind, check, describe, note, returned};
 use crate::device::{DeviceError, DeviceStream};
 
 impl DeviceStream for Arc<CudaStream> {
@@ -32,13 +32,9 @@ impl DeviceStream for Arc<CudaStream> {
 
     fn wait_for(&self, other: &Self) -> Result<(), DeviceError> {
         bind(self.context())?;
-        let mut event = std::ptr::null_mut();
-        // SAFETY: `event` is a place for one handle.
-        check("cuEventCreate", unsafe {
-            sys::cuEventCreate(
-                &raw mut event,
-                CUevent_flags::CU_EVENT_DISABLE_TIMING as u32,
-            )
+        // SAFETY: the place is one handle.
+        let event = returned("cuEventCreate", std::ptr::null_mut(), |event| unsafe {
+            sys::cuEventCreate(event, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
         })?;
         // SAFETY: both streams and the event are live and of one context.
         let waits = check("cuEventRecord", unsafe {

@@ -12,8 +12,11 @@ use cudarc::driver::sys::{
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::driver::{attribute, bind, check, note};
+use super::driver::{attribute, bind, check, note, returned};
 use crate::device::DeviceError;
+
+const POSIX_FD: CUmemAllocationHandleType =
+    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 const ALLOCATION_PINNED: c_int = 1;
 const HANDLE_POSIX_FD: c_int = 1;
@@ -86,15 +89,10 @@ impl Properties {
 
     /// `bytes` as a size that can be allocated and mapped.
     pub(super) fn mapped_bytes(&self, bytes: usize) -> Result<usize, DeviceError> {
-        let mut granularity = 0;
-        // SAFETY: `granularity` is a place for one size; the properties have the layout that the
-        // driver reads.
-        check("cuMemGetAllocationGranularity", unsafe {
-            sys::cuMemGetAllocationGranularity(
-                &raw mut granularity,
-                (&raw const *self).cast(),
-                CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM,
-            )
+        let minimum = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+        // SAFETY: the place is one size; the properties have the layout that the driver reads.
+        let granularity = returned("cuMemGetAllocationGranularity", 0, |place| unsafe {
+            sys::cuMemGetAllocationGranularity(place, (&raw const *self).cast(), minimum)
         })?;
         // Even an empty allocation has an address.
         bytes
@@ -145,11 +143,9 @@ impl Physical {
         properties: &Properties,
         bytes: usize,
     ) -> Result<Self, DeviceError> {
-        let mut handle = 0;
-        // SAFETY: `handle` is a place for one handle; the properties have the layout that the
-        // driver reads.
-        check("cuMemCreate", unsafe {
-            sys::cuMemCreate(&raw mut handle, bytes, (&raw const *properties).cast(), 0)
+        // SAFETY: the place is one handle; the properties have the layout that the driver reads.
+        let handle = returned("cuMemCreate", 0, |handle| unsafe {
+            sys::cuMemCreate(handle, bytes, (&raw const *properties).cast(), 0)
         })?;
         Ok(Self {
             context: Arc::clone(context),
@@ -162,18 +158,13 @@ impl Physical {
         context: &Arc<CudaContext>,
         fd: BorrowedFd<'_>,
     ) -> Result<Self, DeviceError> {
-        let mut handle = 0;
         // For this handle type the descriptor's number itself is passed in the pointer's place.
         let number = std::ptr::without_provenance_mut::<c_void>(fd.as_raw_fd() as usize);
-        // SAFETY: `handle` is a place for one handle. The driver reads `number` as a descriptor,
-        // which is open during the call since `fd` borrows it; a descriptor of something else is an
-        // error that is returned.
-        check("cuMemImportFromShareableHandle", unsafe {
-            sys::cuMemImportFromShareableHandle(
-                &raw mut handle,
-                number,
-                CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-            )
+        // SAFETY: the place is one handle. The driver reads `number` as a descriptor, which is open
+        // during the call since `fd` borrows it; a descriptor of something else is an error that is
+        // returned.
+        let handle = returned("cuMemImportFromShareableHandle", 0, |handle| unsafe {
+            sys::cuMemImportFromShareableHandle(handle, number, POSIX_FD)
         })?;
         Ok(Self {
             context: Arc::clone(context),
@@ -183,27 +174,20 @@ impl Physical {
 
     /// What the memory was allocated as.
     pub(super) fn properties(&self) -> Result<Properties, DeviceError> {
-        let mut properties = Properties::shareable(0);
+        let call = "cuMemGetAllocationPropertiesFromHandle";
         // SAFETY: the place has the layout that the driver writes, and numbers without invalid
         // values; the handle is live.
-        check("cuMemGetAllocationPropertiesFromHandle", unsafe {
-            sys::cuMemGetAllocationPropertiesFromHandle((&raw mut properties).cast(), self.handle)
-        })?;
-        Ok(properties)
+        returned(call, Properties::shareable(0), |place| unsafe {
+            sys::cuMemGetAllocationPropertiesFromHandle(place.cast(), self.handle)
+        })
     }
 
     /// A new file descriptor for the memory.
     pub(super) fn export(&self) -> Result<OwnedFd, DeviceError> {
-        let mut fd: c_int = -1;
-        // SAFETY: for this handle type the driver writes an int, for which `fd` is a place; the
-        // handle is live.
-        check("cuMemExportToShareableHandle", unsafe {
-            sys::cuMemExportToShareableHandle(
-                (&raw mut fd).cast(),
-                self.handle,
-                CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-                0,
-            )
+        // SAFETY: for this handle type the driver writes an int, which the place is; the handle is
+        // live.
+        let fd = returned("cuMemExportToShareableHandle", -1_i32, |fd| unsafe {
+            sys::cuMemExportToShareableHandle(fd.cast(), self.handle, POSIX_FD, 0)
         })?;
         // SAFETY: on success the driver has opened this descriptor for the caller, who owns it
         // alone.
@@ -243,11 +227,9 @@ impl MappedRange {
         physical: &Physical,
         bytes: usize,
     ) -> Result<Self, DeviceError> {
-        let mut address = 0;
-        // SAFETY: `address` is a place for one address. Alignment 0 means the granularity, address
-        // 0 any.
-        check("cuMemAddressReserve", unsafe {
-            sys::cuMemAddressReserve(&raw mut address, bytes, 0, 0, 0)
+        // SAFETY: the place is one address. Alignment 0 means the granularity, address 0 any.
+        let address = returned("cuMemAddressReserve", 0, |address| unsafe {
+            sys::cuMemAddressReserve(address, bytes, 0, 0, 0)
         })?;
         let mut range = Self {
             context: Arc::clone(context),
