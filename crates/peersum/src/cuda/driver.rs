@@ -114,6 +114,11 @@ pub(super) fn note(result: Result<(), DeviceError>) {
     }
 }
 
+/// Gives back an object of `context` that is dropped, by the driver function `call`.
+pub(super) fn give_back(context: &CudaContext, call: &'static str, run: impl FnOnce() -> CUresult) {
+    note(bind(context).and_then(|()| check(call, run())));
+}
+
 /// Makes `context` the calling thread's current context.
 ///
 /// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the

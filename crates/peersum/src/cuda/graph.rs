@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
 
-use super::driver::{bind, check, note, returned};
+use super::driver::{check, give_back, note, returned};
 use crate::device::{DeviceError, Recording};
 
 /// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends
@@ -87,13 +87,12 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        note(bind(self.stream.context()).and_then(|()| {
-            // SAFETY: the handle is live and destroyed once, here. The driver puts it off while a
-            // run is in flight.
-            check("cuGraphExecDestroy", unsafe {
-                sys::cuGraphExecDestroy(self.executable)
-            })
-        }));
+        let context = self.stream.context();
+        // SAFETY: the handle is live and destroyed once, here. The driver puts it off while a run
+        // is in flight.
+        give_back(context, "cuGraphExecDestroy", || unsafe {
+            sys::cuGraphExecDestroy(self.executable)
+        });
     }
 }
 

@@ -10,7 +10,7 @@ use cudarc::driver::sys::{
     CUresult,
 };
 
-use super::driver::{bind, can_access_peer, check, note, returned};
+use super::driver::{can_access_peer, check, give_back, returned};
 use super::vmm::{MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Import};
 
@@ -190,12 +190,10 @@ impl IpcMemory {
 
 impl Drop for IpcMemory {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
-            check("cuIpcCloseMemHandle", unsafe {
-                sys::cuIpcCloseMemHandle(self.address)
-            })
-        }));
+        // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
+        give_back(&self.context, "cuIpcCloseMemHandle", || unsafe {
+            sys::cuIpcCloseMemHandle(self.address)
+        });
     }
 }
 

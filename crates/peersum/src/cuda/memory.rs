@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdeviceptr, CUipcMemHandle};
 
-use super::driver::{bind, check, note, returned};
+use super::driver::{give_back, returned};
 use super::vmm::{self, MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Export, MemorySharing};
 
@@ -159,9 +159,9 @@ impl PlainMemory {
 
 impl Drop for PlainMemory {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the address came from `cuMemAlloc` and is freed once, here.
-            check("cuMemFree", unsafe { sys::cuMemFree_v2(self.address) })
-        }));
+        // SAFETY: the address came from `cuMemAlloc` and is freed once, here.
+        give_back(&self.context, "cuMemFree", || unsafe {
+            sys::cuMemFree_v2(self.address)
+        });
     }
 }

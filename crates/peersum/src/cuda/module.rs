@@ -9,7 +9,7 @@ use cudarc::driver::sys::{
 };
 use peersum_artifact::{Algorithm, ModuleKey};
 
-use super::driver::{bind, check, describe, load_function, note, returned};
+use super::driver::{describe, give_back, load_function, returned};
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
 
@@ -166,12 +166,10 @@ impl Module {
 
 impl Drop for Module {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the module was loaded in this context and is unloaded once, here.
-            check("cuModuleUnload", unsafe {
-                sys::cuModuleUnload(self.module)
-            })
-        }));
+        // SAFETY: the module was loaded in this context and is unloaded once, here.
+        give_back(&self.context, "cuModuleUnload", || unsafe {
+            sys::cuModuleUnload(self.module)
+        });
     }
 }
 

@@ -7,7 +7,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::sys;
 use peersum_kernels::abi::PeersumStatus;
 
-use super::driver::{bind, check, note, returned};
+use super::driver::{give_back, returned};
 use crate::device::{DeviceError, StatusMemory, StatusRecord};
 
 /// Page-locked host memory that holds one record.
@@ -31,14 +31,12 @@ unsafe impl StatusMemory for HostStatus {
 
 impl Drop for HostStatus {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the memory came from `cuMemHostAlloc` and is freed once, here: the last clone
-            // of the record is gone, and with it every pointer on the host. The device's last
-            // launch has ended before the communicator gives up its clone.
-            check("cuMemFreeHost", unsafe {
-                sys::cuMemFreeHost(self.record.as_ptr().cast())
-            })
-        }));
+        // SAFETY: the memory came from `cuMemHostAlloc` and is freed once, here: the last clone of
+        // the record is gone, and with it every pointer on the host. The device's last launch has
+        // ended before the communicator gives up its clone.
+        give_back(&self.context, "cuMemFreeHost", || unsafe {
+            sys::cuMemFreeHost(self.record.as_ptr().cast())
+        });
     }
 }
 

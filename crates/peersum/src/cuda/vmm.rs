@@ -12,7 +12,7 @@ use cudarc::driver::sys::{
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::driver::{attribute, bind, check, note, returned};
+use super::driver::{attribute, bind, check, give_back, note, returned};
 use crate::device::DeviceError;
 
 const POSIX_FD: CUmemAllocationHandleType =
@@ -203,11 +203,11 @@ impl Physical {
 
 impl Drop for Physical {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the handle came from the driver and is released once, here. Mappings keep the
-            // memory by themselves.
-            check("cuMemRelease", unsafe { sys::cuMemRelease(self.handle) })
-        }));
+        // SAFETY: the handle came from the driver and is released once, here. Mappings keep the
+        // memory by themselves.
+        give_back(&self.context, "cuMemRelease", || unsafe {
+            sys::cuMemRelease(self.handle)
+        });
     }
 }
 
