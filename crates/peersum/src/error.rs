@@ -127,6 +127,15 @@ pub enum Error {
     Device(#[from] DeviceError),
 }
 
+impl Error {
+    pub(crate) fn invalid(setting: &'static str, reason: impl Into<String>) -> Self {
+        Error::InvalidSetting {
+            setting,
+            reason: reason.into(),
+        }
+    }
+}
+
 /// What is left for `max_blocks` on a device, for [`Error::DeviceFull`].
 fn possible_blocks(capacity: u32, reserved: u32, ranks: u32) -> String {
     match capacity.saturating_sub(reserved) / ranks.max(1) {

@@ -147,14 +147,12 @@ impl<D: Device> Communicator<D> {
         let placement = connected.placement(call.input, call.output, bytes);
         let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         if !plan.route.serves(placement) {
-            return Err(Error::InvalidSetting {
-                setting: "plan",
-                reason: format!(
-                    "{:?} needs a symmetric buffer as its input, and as its output another buffer \
-                     (one-shot) or the same one (two-shot)",
-                    plan.route
-                ),
-            });
+            let reason = format!(
+                "{:?} needs a symmetric buffer as its input, and as its output another buffer \
+                 (one-shot) or the same one (two-shot)",
+                plan.route
+            );
+            return Err(Error::invalid("plan", reason));
         }
         let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
         let piece = connected.layout.capacity_units(plan.route) * unit_elements;

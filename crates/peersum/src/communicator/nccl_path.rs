@@ -16,13 +16,11 @@ use crate::rendezvous::RendezvousError;
 impl CommunicatorBuilder {
     pub(super) fn refuse_nccl_on_shared_devices(&self, shares_device: bool) -> Result<(), Error> {
         if shares_device && self.above_range.is_some() {
-            return Err(Error::InvalidSetting {
-                setting: "above_range",
-                reason: "ranks of this group share a device, which NCCL refuses by default: \
-                         leave above_range out, and larger calls go through peersum's kernels \
-                         in pieces"
-                    .to_owned(),
-            });
+            return Err(Error::invalid(
+                "above_range",
+                "ranks of this group share a device, which NCCL refuses by default: leave \
+                 above_range out, and larger calls go through peersum's kernels in pieces",
+            ));
         }
         Ok(())
     }
@@ -39,17 +37,11 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
         rank,
         world_size,
     } = across_hosts;
-    let invalid = |setting, reason: &str| {
-        Err(Error::InvalidSetting {
-            setting,
-            reason: reason.to_owned(),
-        })
-    };
     if builder.rendezvous.is_some() {
-        return invalid(
+        return Err(Error::invalid(
             "above_range",
             "a group across hosts has NCCL's id in the place of a rendezvous; give one of the two",
-        );
+        ));
     }
     if rank >= world_size {
         return Err(RendezvousError::InvalidRank { rank, world_size }.into());

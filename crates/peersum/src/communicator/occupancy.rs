@@ -170,14 +170,13 @@ fn largest_block<D: Device>(
             return Ok(threads);
         }
     }
-    Err(DeviceError::Driver {
-        call: "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-        message: format!(
-            "two blocks of the {family} {algorithm} kernel do not fit one multiprocessor, \
-             even with {} threads each",
-            abi::PEERSUM_WARP_THREADS
-        ),
-    })
+    let message = format!(
+        "two blocks of the {family} {algorithm} kernel do not fit one multiprocessor, even with {} \
+         threads each",
+        abi::PEERSUM_WARP_THREADS
+    );
+    let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
+    Err(DeviceError::driver(call, message))
 }
 
 #[cfg(test)]

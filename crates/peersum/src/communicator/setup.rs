@@ -55,7 +55,7 @@ impl CommunicatorBuilder {
             return super::nccl_path::build_across_hosts(self, across_hosts, stream);
         }
         let rendezvous = self.rendezvous.take().ok_or_else(|| {
-            invalid(
+            Error::invalid(
                 "rendezvous",
                 "every rank needs one; `Rendezvous::from_env()` reads what torchrun, mpirun and \
                  srun set",
@@ -93,7 +93,7 @@ impl CommunicatorBuilder {
     fn check_settings(&self, rendezvous: &Rendezvous) -> Result<(), Error> {
         let world_size = rendezvous.world_size();
         if !(1..=abi::PEERSUM_MAX_WORLD_SIZE).contains(&world_size) {
-            return Err(invalid(
+            return Err(Error::invalid(
                 "world size",
                 format!(
                     "{world_size} ranks; 1 to {} are possible",
@@ -103,26 +103,19 @@ impl CommunicatorBuilder {
         }
         let max_bytes = self.max_bytes;
         if !(1..=MOST_BYTES).contains(&max_bytes) {
-            return Err(invalid(
+            return Err(Error::invalid(
                 "max_bytes",
                 format!("{max_bytes} bytes; from 1 byte to less than 32 GiB are possible"),
             ));
         }
         let push_half_bytes = self.push_half_bytes_or_default();
         if push_half_bytes > MOST_BYTES {
-            return Err(invalid(
+            return Err(Error::invalid(
                 "push_half_bytes",
                 format!("{push_half_bytes} bytes; less than 32 GiB are possible"),
             ));
         }
         Ok(())
-    }
-}
-
-fn invalid(setting: &'static str, reason: impl Into<String>) -> Error {
-    Error::InvalidSetting {
-        setting,
-        reason: reason.into(),
     }
 }
 
@@ -273,12 +266,11 @@ fn load_modules<D: Device>(
 ) -> Result<(Modules<D>, Vec<LoadReport>), Error> {
     let policy = match &builder.load_policy {
         Some(policy) => policy.clone(),
-        None => {
-            LoadPolicy::from_env().map_err(|error| invalid("environment", error.to_string()))?
-        }
+        None => LoadPolicy::from_env()
+            .map_err(|error| Error::invalid("environment", error.to_string()))?,
     };
     let world_size = WorldSize::try_from(world_size)
-        .map_err(|error| invalid("world size", error.to_string()))?;
+        .map_err(|error| Error::invalid("world size", error.to_string()))?;
     let mut modules = Vec::new();
     let mut reports = Vec::new();
     for (family, dtype) in Modules::<D>::keys() {
@@ -332,7 +324,7 @@ fn allocate<D: Device>(
     let layout = ArenaLayout::new(world_size, builder.max_bytes, push_half_bytes, probe_bytes);
     let bytes = usize::try_from(layout.total_bytes).map_err(|_| {
         let bytes = layout.total_bytes;
-        invalid(
+        Error::invalid(
             "max_bytes",
             format!("an arena of {bytes} bytes is larger than an address space"),
         )

@@ -171,12 +171,10 @@ fn import<D: Device>(
             (None, Some(address), _) => Import::SameProcess(address),
             (None, None, Some(handle)) => Import::LegacyIpc(handle),
             (None, None, None) => {
-                return Err(DeviceError::CannotShare {
-                    reason: format!(
-                        "rank {rank} offered no file descriptor and no legacy handle for its \
-                         {label}"
-                    ),
-                }
+                return Err(DeviceError::cannot_share(format!(
+                    "rank {rank} offered no file descriptor and no legacy handle for its \
+                     {label}"
+                ))
                 .into());
             }
         };

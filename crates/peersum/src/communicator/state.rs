@@ -172,10 +172,7 @@ impl<D: Device> Communicator<D> {
     pub fn force_plan(&mut self, plan: Option<Plan>) -> Result<(), Error> {
         if let Some(plan) = plan {
             plan.check_shape(self.table.topology)
-                .map_err(|reason| Error::InvalidSetting {
-                    setting: "plan",
-                    reason,
-                })?;
+                .map_err(|reason| Error::invalid("plan", reason))?;
         }
         self.forced = plan;
         Ok(())

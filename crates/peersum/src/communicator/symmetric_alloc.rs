@@ -94,12 +94,7 @@ impl<D: Device> Communicator<D> {
 
     /// A call must be able to tell the peers which part of which buffer it uses.
     fn check_symmetric_limits(&self, bytes: u64) -> Result<(), Error> {
-        let refuse = |reason| {
-            Err(Error::InvalidSetting {
-                setting: "symmetric_alloc",
-                reason,
-            })
-        };
+        let refuse = |reason: String| Err(Error::invalid("symmetric_alloc", reason));
         if bytes > SymmetricPart::MAX_BUFFER_BYTES {
             return refuse(format!(
                 "{bytes} bytes; a symmetric buffer has at most {}",

@@ -56,10 +56,10 @@ impl Cuda {
     /// recording.
     fn refuse_while_capturing(&self, call: &'static str) -> Result<(), DeviceError> {
         if self.is_recording()? {
-            return Err(DeviceError::Driver {
+            return Err(DeviceError::driver(
                 call,
-                message: "the stream is recording a graph: end the recording first".to_owned(),
-            });
+                "the stream is recording a graph: end the recording first",
+            ));
         }
         Ok(())
     }

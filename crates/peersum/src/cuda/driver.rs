@@ -72,10 +72,7 @@ pub fn driver_present() -> Result<(), DeviceError> {
 pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
-        failure => Err(DeviceError::Driver {
-            call,
-            message: describe(failure),
-        }),
+        failure => Err(DeviceError::driver(call, describe(failure))),
     }
 }
 
@@ -154,9 +151,9 @@ pub(crate) fn attribute(
 pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     let part = |which| {
         let value = attribute(device, which)?;
-        u8::try_from(value).map_err(|_| DeviceError::Driver {
-            call: "cuDeviceGetAttribute",
-            message: format!("{which:?} is {value}, which no architecture has"),
+        u8::try_from(value).map_err(|_| {
+            let message = format!("{which:?} is {value}, which no architecture has");
+            DeviceError::driver("cuDeviceGetAttribute", message)
         })
     };
     Ok(Arch::plain(
@@ -185,13 +182,11 @@ pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
         let branch = driver_branch_floor(MIN_DRIVER.major)
             .map(|branch| format!(" (branch {branch} or newer)"))
             .unwrap_or_default();
-        return Err(DeviceError::Driver {
-            call: "cuDriverGetVersion",
-            message: format!(
-                "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's \
-                 driver{branch}"
-            ),
-        });
+        let message = format!(
+            "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's \
+             driver{branch}"
+        );
+        return Err(DeviceError::driver("cuDriverGetVersion", message));
     }
     Ok(version)
 }
@@ -223,10 +218,7 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
     // SAFETY: `function` is a live function of the current context's module.
     match unsafe { func_load(function) } {
         0 => Ok(()),
-        failure => Err(DeviceError::Driver {
-            call: "cuFuncLoad",
-            message: describe_number(failure),
-        }),
+        failure => Err(DeviceError::driver("cuFuncLoad", describe_number(failure))),
     }
 }
 

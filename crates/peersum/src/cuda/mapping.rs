@@ -76,14 +76,12 @@ impl Reach {
         }
         match can_access_peer(own, owner) {
             Ok(true) => Ok(Self::Peer { own, owner }),
-            Ok(false) => Err(DeviceError::CannotShare {
-                reason: format!(
-                    "device {own} cannot address the memory of device {owner}, where a peer's \
-                     memory is (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows \
-                     which devices can; in a virtual machine peer access may be off, and on some \
-                     hosts the IOMMU or PCIe access control forbids it"
-                ),
-            }),
+            Ok(false) => Err(DeviceError::cannot_share(format!(
+                "device {own} cannot address the memory of device {owner}, where a peer's memory \
+                 is (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices \
+                 can; in a virtual machine peer access may be off, and on some hosts the IOMMU or \
+                 PCIe access control forbids it"
+            ))),
             Err(_) => Ok(Self::Unknown),
         }
     }
@@ -99,9 +97,9 @@ impl Reach {
             ),
             Self::Unknown => "a peer's memory was received".to_owned(),
         };
-        DeviceError::CannotShare {
-            reason: format!("{promise}, but mapping it failed: {failure}. {needs}"),
-        }
+        DeviceError::cannot_share(format!(
+            "{promise}, but mapping it failed: {failure}. {needs}"
+        ))
     }
 }
 
@@ -204,10 +202,7 @@ mod tests {
     /// As docs/packaging.md and the doctor say it.
     #[test]
     fn only_legacy_ipc_asks_for_common_namespaces() {
-        let failure = DeviceError::Driver {
-            call: "cuMemMap",
-            message: "no".to_owned(),
-        };
+        let failure = DeviceError::driver("cuMemMap", "no");
         let text = |needs| Reach::Unknown.refused(&failure, needs).to_string();
         assert!(text(NEEDS).contains("PID and IPC namespaces may differ"));
         assert!(!text(NEEDS).contains("--pid=host"));

@@ -50,12 +50,9 @@ impl Allocation {
         };
         if let Some(reason) = &instead_of {
             if sharing == MemorySharing::FileDescriptor {
-                return Err(DeviceError::CannotShare {
-                    reason: format!(
-                        "as a file descriptor, which was demanded: {reason}. Legacy IPC was not \
-                         tried"
-                    ),
-                });
+                return Err(DeviceError::cannot_share(format!(
+                    "as a file descriptor, which was demanded: {reason}. Legacy IPC was not tried"
+                )));
             }
             tracing::warn!(
                 %reason,
@@ -64,9 +61,9 @@ impl Allocation {
         }
         let memory = PlainMemory::allocate(context, bytes).map_err(|error| match &instead_of {
             None => error,
-            Some(reason) => DeviceError::CannotShare {
-                reason: format!("as a file descriptor: {reason}; for legacy CUDA IPC: {error}"),
-            },
+            Some(reason) => DeviceError::cannot_share(format!(
+                "as a file descriptor: {reason}; for legacy CUDA IPC: {error}"
+            )),
         })?;
         Ok(Self(Kind::Plain { memory, instead_of }))
     }
@@ -97,26 +94,18 @@ impl Allocation {
     /// Prepares the memory for another rank.
     pub(super) fn export(&self, same_process: bool) -> Result<Export, DeviceError> {
         match &self.0 {
-            Kind::Vmm { physical, .. } => {
-                physical
-                    .export()
-                    .map(Export::Fd)
-                    .map_err(|error| DeviceError::CannotShare {
-                        reason: format!("as a file descriptor: {error}"),
-                    })
-            }
+            Kind::Vmm { physical, .. } => physical.export().map(Export::Fd).map_err(|error| {
+                DeviceError::cannot_share(format!("as a file descriptor: {error}"))
+            }),
             Kind::Plain { memory, .. } if same_process => Ok(Export::SameProcess(memory.address)),
-            Kind::Plain { memory, instead_of } => memory
-                .ipc_handle()
-                .map(Export::LegacyIpc)
-                .map_err(|error| DeviceError::CannotShare {
-                    reason: match instead_of {
-                        Some(reason) => {
-                            format!("as a file descriptor: {reason}; by legacy CUDA IPC: {error}")
-                        }
-                        None => format!("by legacy CUDA IPC: {error}"),
-                    },
-                }),
+            Kind::Plain { memory, instead_of } => {
+                memory.ipc_handle().map(Export::LegacyIpc).map_err(|error| {
+                    let first = instead_of.as_ref();
+                    let first = first.map(|reason| format!("as a file descriptor: {reason}; "));
+                    let first = first.unwrap_or_default();
+                    DeviceError::cannot_share(format!("{first}by legacy CUDA IPC: {error}"))
+                })
+            }
         }
     }
 }
@@ -133,9 +122,9 @@ impl PlainMemory {
         let bytes = bytes
             .max(1)
             .checked_next_multiple_of(PLAIN_GRANULARITY_BYTES)
-            .ok_or_else(|| DeviceError::Driver {
-                call: "cuMemAlloc",
-                message: format!("{bytes} bytes are more than can be addressed"),
+            .ok_or_else(|| {
+                let message = format!("{bytes} bytes are more than can be addressed");
+                DeviceError::driver("cuMemAlloc", message)
             })?;
         // SAFETY: the place is one address.
         let address = returned("cuMemAlloc", 0, |address| unsafe {

@@ -74,9 +74,10 @@ impl Module {
         algorithm: Algorithm,
     ) -> Result<Kernel, DeviceError> {
         let name = key.entry_point(algorithm);
-        let missing = |message: &str| DeviceError::Driver {
-            call: "cuModuleGetFunction",
-            message: format!("{name} of {key}, from {}: {message}", image.report.origin),
+        let missing = |message: &str| {
+            let origin = &image.report.origin;
+            let message = format!("{name} of {key}, from {origin}: {message}");
+            DeviceError::driver("cuModuleGetFunction", message)
         };
         let entry_point = image
             .entry_point(algorithm)
@@ -203,14 +204,12 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
     let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
     let log = String::from_utf8_lossy(&log[..end]);
     let log = log.trim();
-    Err(DeviceError::Driver {
-        call: "cuModuleLoadData",
-        message: format!(
-            "{}, for {key} ({}) from {}{}{log}",
-            describe(result),
-            image.target,
-            image.report.origin,
-            if log.is_empty() { "" } else { ": " },
-        ),
-    })
+    let message = format!(
+        "{}, for {key} ({}) from {}{}{log}",
+        describe(result),
+        image.target,
+        image.report.origin,
+        if log.is_empty() { "" } else { ": " },
+    );
+    Err(DeviceError::driver("cuModuleLoadData", message))
 }

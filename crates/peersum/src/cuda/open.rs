@@ -67,9 +67,9 @@ pub fn open_context(local_rank: u32) -> Result<Arc<CudaContext>, DeviceError> {
 
 /// Opens a GPU of a driver that [`start`] has started.
 pub(crate) fn open_gpu(ordinal: u32) -> Result<Arc<CudaContext>, DeviceError> {
-    CudaContext::new(ordinal as usize).map_err(|error| DeviceError::Driver {
-        call: "cuDevicePrimaryCtxRetain",
-        message: format!("GPU {ordinal}: {}", describe(error.0)),
+    CudaContext::new(ordinal as usize).map_err(|error| {
+        let message = format!("GPU {ordinal}: {}", describe(error.0));
+        DeviceError::driver("cuDevicePrimaryCtxRetain", message)
     })
 }
 

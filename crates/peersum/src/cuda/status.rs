@@ -47,11 +47,8 @@ pub(super) fn allocate(context: &Arc<CudaContext>) -> Result<StatusRecord, Devic
     let memory = returned("cuMemHostAlloc", std::ptr::null_mut(), |memory| unsafe {
         sys::cuMemHostAlloc(memory, size_of::<PeersumStatus>(), flags)
     })?;
-    let record =
-        NonNull::new(memory.cast::<PeersumStatus>()).ok_or_else(|| DeviceError::Driver {
-            call: "cuMemHostAlloc",
-            message: "it returned null".to_owned(),
-        })?;
+    let record = NonNull::new(memory.cast::<PeersumStatus>())
+        .ok_or_else(|| DeviceError::driver("cuMemHostAlloc", "it returned null"))?;
     let host = HostStatus {
         context: Arc::clone(context),
         record,

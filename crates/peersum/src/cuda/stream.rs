@@ -23,10 +23,7 @@ impl DeviceStream for Arc<CudaStream> {
         let stream = self
             .context()
             .new_stream()
-            .map_err(|error| DeviceError::Driver {
-                call: "cuStreamCreate",
-                message: describe(error.0),
-            })?;
+            .map_err(|error| DeviceError::driver("cuStreamCreate", describe(error.0)))?;
         Ok(Some(stream))
     }
 

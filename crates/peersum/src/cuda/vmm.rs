@@ -98,11 +98,10 @@ impl Properties {
         bytes
             .max(1)
             .checked_next_multiple_of(granularity)
-            .ok_or_else(|| DeviceError::Driver {
-                call: "cuMemGetAllocationGranularity",
-                message: format!(
-                    "{bytes} bytes cannot be rounded up to multiples of {granularity}"
-                ),
+            .ok_or_else(|| {
+                let message =
+                    format!("{bytes} bytes cannot be rounded up to multiples of {granularity}");
+                DeviceError::driver("cuMemGetAllocationGranularity", message)
             })
     }
 }

@@ -65,6 +65,21 @@ pub enum DeviceError {
     },
 }
 
+impl DeviceError {
+    pub(crate) fn driver(call: &'static str, message: impl Into<String>) -> Self {
+        DeviceError::Driver {
+            call,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn cannot_share(reason: impl Into<String>) -> Self {
+        DeviceError::CannotShare {
+            reason: reason.into(),
+        }
+    }
+}
+
 /// Why a call does not take a buffer. Nothing was launched.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
