@@ -21,21 +21,30 @@ impl fmt::Display for CallKind {
 }
 
 impl CallKind {
+    /// From the numbers of `abi.h`. An unknown number stands for the first of its kind.
     pub(crate) fn from_abi(family: u32, algorithm: u32) -> CallKind {
+        let family = Family::ALL.get(family as usize);
+        let algorithm = Algorithm::ALL.get(algorithm as usize);
         CallKind {
-            family: if family == abi::PEERSUM_FAMILY_PULL {
-                Family::Pull
-            } else {
-                Family::Push
-            },
-            algorithm: if algorithm == abi::PEERSUM_ALGORITHM_TWO_SHOT {
-                Algorithm::TwoShot
-            } else {
-                Algorithm::OneShot
-            },
+            family: *family.unwrap_or(&Family::Push),
+            algorithm: *algorithm.unwrap_or(&Algorithm::OneShot),
         }
     }
 }
+
+/// The kinds have the numbers of `abi.h`, by which headers and records name them.
+const _: () = {
+    assert!(Family::Push as u32 == abi::PEERSUM_FAMILY_PUSH);
+    assert!(Family::Pull as u32 == abi::PEERSUM_FAMILY_PULL);
+    assert!(Algorithm::OneShot as u32 == abi::PEERSUM_ALGORITHM_ONE_SHOT);
+    assert!(Algorithm::TwoShot as u32 == abi::PEERSUM_ALGORITHM_TWO_SHOT);
+    assert!(Dtype::F16 as u32 == abi::PEERSUM_DTYPE_F16);
+    assert!(Dtype::Bf16 as u32 == abi::PEERSUM_DTYPE_BF16);
+    assert!(Dtype::F32 as u32 == abi::PEERSUM_DTYPE_F32);
+};
+
+/// What a header says for a type that no rank of this version sends.
+const UNKNOWN_DTYPE: u32 = 3;
 
 /// Where the input of a call with a symmetric buffer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,12 +106,9 @@ impl CallSignature {
             ),
             symmetric: field(abi::PEERSUM_HEADER_SOURCE_SHIFT, 1) == abi::PEERSUM_SOURCE_SYMMETRIC,
             part: None,
-            dtype: match field(abi::PEERSUM_HEADER_DTYPE_SHIFT, 2) {
-                abi::PEERSUM_DTYPE_F16 => Some(Dtype::F16),
-                abi::PEERSUM_DTYPE_BF16 => Some(Dtype::Bf16),
-                abi::PEERSUM_DTYPE_F32 => Some(Dtype::F32),
-                _ => None,
-            },
+            dtype: Dtype::ALL
+                .get(field(abi::PEERSUM_HEADER_DTYPE_SHIFT, 2) as usize)
+                .copied(),
             bytes: header & ((1 << abi::PEERSUM_HEADER_BYTES_BITS) - 1),
         }
     }
@@ -110,20 +116,9 @@ impl CallSignature {
     /// The word that a call sends. The device adds the sequence; a signature to be launched has
     /// sequence 0.
     pub(crate) fn header(&self) -> u64 {
-        let family = match self.kind.family {
-            Family::Push => abi::PEERSUM_FAMILY_PUSH,
-            Family::Pull => abi::PEERSUM_FAMILY_PULL,
-        };
-        let algorithm = match self.kind.algorithm {
-            Algorithm::OneShot => abi::PEERSUM_ALGORITHM_ONE_SHOT,
-            Algorithm::TwoShot => abi::PEERSUM_ALGORITHM_TWO_SHOT,
-        };
-        let dtype = match self.dtype {
-            Some(Dtype::F16) => abi::PEERSUM_DTYPE_F16,
-            Some(Dtype::Bf16) => abi::PEERSUM_DTYPE_BF16,
-            Some(Dtype::F32) => abi::PEERSUM_DTYPE_F32,
-            None => 3,
-        };
+        let family = self.kind.family as u32;
+        let algorithm = self.kind.algorithm as u32;
+        let dtype = self.dtype.map_or(UNKNOWN_DTYPE, |dtype| dtype as u32);
         u64::from(self.sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
             | u64::from(abi::PEERSUM_OPERATION_ALL_REDUCE) << abi::PEERSUM_HEADER_OPERATION_SHIFT
             | u64::from(self.symmetric) << abi::PEERSUM_HEADER_SOURCE_SHIFT

@@ -8,7 +8,7 @@ use super::call::Call;
 use super::state::Communicator;
 use super::stream_claim::StreamClaim;
 use crate::device::{Device, DeviceStream};
-use crate::dispatch::{DispatchTable, Topology};
+use crate::dispatch::{DispatchTables, Topology};
 use crate::error::Error;
 use crate::nccl::{AcrossHosts, Link};
 use crate::rendezvous::RendezvousError;
@@ -58,7 +58,7 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
         _ => None,
     };
     // No call is ever looked up in it.
-    let table = DispatchTable::shipped(None, 2, Topology::Peer)?;
+    let table = DispatchTables::shipped()?.choose(None, 2, Topology::Peer)?;
     let mut communicator =
         Communicator::unconnected(&builder, device, identity, table, claim, rank, world_size);
     communicator.nccl = nccl;

@@ -16,7 +16,7 @@ use super::state::Communicator;
 use super::stream_claim::StreamClaim;
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity, DeviceStream};
-use crate::dispatch::{DispatchTable, LaunchLimits, Topology};
+use crate::dispatch::{DispatchTable, DispatchTables, LaunchLimits, Topology};
 use crate::error::Error;
 use crate::loader::{LoadPolicy, LoadReport};
 use crate::rendezvous::{Group, Rendezvous};
@@ -247,10 +247,11 @@ fn meet(
     let arch = arch.map(|arch| arch.to_string());
     // A group of one launches nothing; any table will do.
     let table_size = group.world_size().max(2);
-    let table = match &builder.tables {
-        Some(text) => DispatchTable::choose(text, arch.as_deref(), table_size, topology)?,
-        None => DispatchTable::shipped(arch.as_deref(), table_size, topology)?,
+    let tables = match &builder.tables {
+        Some(text) => DispatchTables::parse(text)?,
+        None => DispatchTables::shipped()?,
     };
+    let table = tables.choose(arch.as_deref(), table_size, topology)?;
     Ok(Meeting {
         table,
         ranks_on_device,

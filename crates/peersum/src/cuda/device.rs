@@ -3,12 +3,12 @@
 use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUdevice_attribute, CUstream, CUuuid};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstream, CUuuid};
 use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
 use peersum_artifact::{Algorithm, Arch, CudaVersion, ModuleKey};
 use peersum_kernels::abi::PeersumParams;
 
-use super::driver::{self, arch, attribute, bind, check};
+use super::driver::{self, arch, attribute, bind, check, returned};
 use super::graph::{self, Graph};
 use super::mapping::Mapping;
 use super::memory::Allocation;
@@ -43,32 +43,45 @@ impl Cuda {
         bind(self.stream.context())
     }
 
-    fn cu_stream(&self) -> CUstream {
-        self.stream.cu_stream()
+    /// Makes the context current and calls the driver function `call` with the stream, which is
+    /// live.
+    fn enqueue(
+        &self,
+        call: &'static str,
+        run: impl FnOnce(CUstream) -> CUresult,
+    ) -> Result<(), DeviceError> {
+        self.bind()?;
+        check(call, run(self.stream.cu_stream()))
     }
 
-    /// Whether the stream, whose context is current, records.
-    fn is_recording(&self) -> Result<bool, DeviceError> {
-        Ok(graph::recording(&self.stream)? != Recording::Off)
+    /// As [`Cuda::enqueue`], and waits until the stream has passed it.
+    fn enqueue_and_wait(
+        &self,
+        call: &'static str,
+        run: impl FnOnce(CUstream) -> CUresult,
+    ) -> Result<(), DeviceError> {
+        self.refuse_while_recording(call)?;
+        self.enqueue(call, run)?;
+        self.wait()
     }
 
     /// Fails while the stream records: the driver would refuse `call` as well, and spoil the
     /// recording.
-    fn refuse_while_capturing(&self, call: &'static str) -> Result<(), DeviceError> {
-        if self.is_recording()? {
-            return Err(DeviceError::driver(
+    fn refuse_while_recording(&self, call: &'static str) -> Result<(), DeviceError> {
+        match self.recording()? {
+            Recording::Off => Ok(()),
+            Recording::On | Recording::Spoilt => Err(DeviceError::driver(
                 call,
                 "the stream is recording a graph: end the recording first",
-            ));
+            )),
         }
-        Ok(())
     }
 
-    /// Waits for the stream, whose context is current and which does not record.
+    /// Waits for the stream, which does not record.
     fn wait(&self) -> Result<(), DeviceError> {
         // SAFETY: the stream is live.
-        check("cuStreamSynchronize", unsafe {
-            sys::cuStreamSynchronize(self.cu_stream())
+        self.enqueue("cuStreamSynchronize", |stream| unsafe {
+            sys::cuStreamSynchronize(stream)
         })
     }
 }
@@ -129,24 +142,22 @@ unsafe impl Device for Cuda {
     fn stream_id(&self) -> u64 {
         // The special handles, equal in all contexts, are refused by `open`: this is an address,
         // unique in the process.
-        self.cu_stream().addr() as u64
+        self.stream.cu_stream().addr() as u64
     }
 
     fn identity(&self) -> Result<DeviceIdentity, DeviceError> {
         let device = self.stream.context().cu_device();
-        let mut name: [c_char; 256] = [0; 256];
-        // SAFETY: `name` has room for as many characters as is said, less one so that a NUL stays
-        // at its end.
-        check("cuDeviceGetName", unsafe {
-            sys::cuDeviceGetName(name.as_mut_ptr(), 255, device)
+        // SAFETY: the place has room for 256 characters, of which the last stays a NUL.
+        let name = returned("cuDeviceGetName", [0; 256], |name| unsafe {
+            sys::cuDeviceGetName(name.cast::<c_char>(), 255, device)
         })?;
         // SAFETY: the array ends in a NUL, written or left.
         let name = unsafe { CStr::from_ptr(name.as_ptr()) };
-        let mut uuid = CUuuid { bytes: [0; 16] };
+        let none = CUuuid { bytes: [0; 16] };
         // Unlike its first version, this one tells the parts of a partitioned device (MIG) apart.
-        // SAFETY: `uuid` is a place for one UUID.
-        check("cuDeviceGetUuid", unsafe {
-            sys::cuDeviceGetUuid_v2(&raw mut uuid, device)
+        // SAFETY: the place is one UUID.
+        let uuid = returned("cuDeviceGetUuid", none, |uuid| unsafe {
+            sys::cuDeviceGetUuid_v2(uuid, device)
         })?;
         let multiprocessors = attribute(
             device,
@@ -230,10 +241,9 @@ unsafe impl Device for Cuda {
         if words == 0 {
             return Ok(());
         }
-        self.bind()?;
         // SAFETY: the stream is live; the range is the caller's promise.
-        check("cuMemsetD32Async", unsafe {
-            sys::cuMemsetD32Async(address, word, words, self.cu_stream())
+        self.enqueue("cuMemsetD32Async", |stream| unsafe {
+            sys::cuMemsetD32Async(address, word, words, stream)
         })
     }
 
@@ -241,10 +251,9 @@ unsafe impl Device for Cuda {
         if bytes == 0 {
             return Ok(());
         }
-        self.bind()?;
         // SAFETY: the stream is live; the ranges are the caller's promise.
-        check("cuMemcpyDtoDAsync", unsafe {
-            sys::cuMemcpyDtoDAsync_v2(destination, source, bytes, self.cu_stream())
+        self.enqueue("cuMemcpyDtoDAsync", |stream| unsafe {
+            sys::cuMemcpyDtoDAsync_v2(destination, source, bytes, stream)
         })
     }
 
@@ -252,38 +261,24 @@ unsafe impl Device for Cuda {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
-        self.refuse_while_capturing("cuMemcpyHtoDAsync")?;
-        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, see `wait`
-        // below; the destination is the caller's promise.
-        check("cuMemcpyHtoDAsync", unsafe {
-            sys::cuMemcpyHtoDAsync_v2(
-                destination,
-                bytes.as_ptr().cast(),
-                bytes.len(),
-                self.cu_stream(),
-            )
-        })?;
-        self.wait()
+        let (source, len) = (bytes.as_ptr().cast(), bytes.len());
+        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, since this
+        // waits; the destination is the caller's promise.
+        self.enqueue_and_wait("cuMemcpyHtoDAsync", |stream| unsafe {
+            sys::cuMemcpyHtoDAsync_v2(destination, source, len, stream)
+        })
     }
 
     unsafe fn read(&self, source: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.bind()?;
-        self.refuse_while_capturing("cuMemcpyDtoHAsync")?;
-        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, see `wait`
-        // below; the source is the caller's promise.
-        check("cuMemcpyDtoHAsync", unsafe {
-            sys::cuMemcpyDtoHAsync_v2(
-                bytes.as_mut_ptr().cast(),
-                source,
-                bytes.len(),
-                self.cu_stream(),
-            )
-        })?;
-        self.wait()
+        let (destination, len) = (bytes.as_mut_ptr().cast(), bytes.len());
+        // SAFETY: the stream is live; `bytes` is borrowed until the copy has ended, since this
+        // waits; the source is the caller's promise.
+        self.enqueue_and_wait("cuMemcpyDtoHAsync", |stream| unsafe {
+            sys::cuMemcpyDtoHAsync_v2(destination, source, len, stream)
+        })
     }
 
     unsafe fn launch(
@@ -298,7 +293,7 @@ unsafe impl Device for Cuda {
         // shape are the caller's promise.
         unsafe {
             launch::launch(
-                self.cu_stream(),
+                self.stream.cu_stream(),
                 module.entry_point(algorithm),
                 shape,
                 params,
@@ -307,10 +302,9 @@ unsafe impl Device for Cuda {
     }
 
     fn library_stream(&self) -> Result<LibraryStream, DeviceError> {
-        self.bind()?;
         Ok(LibraryStream {
-            handle: self.cu_stream().cast(),
-            is_recording: self.is_recording()?,
+            handle: self.stream.cu_stream().cast(),
+            is_recording: self.recording()? != Recording::Off,
         })
     }
 
@@ -320,8 +314,7 @@ unsafe impl Device for Cuda {
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {
-        self.bind()?;
-        self.refuse_while_capturing("cuStreamSynchronize")?;
+        self.refuse_while_recording("cuStreamSynchronize")?;
         self.wait()
     }
 

@@ -142,34 +142,6 @@ impl DispatchTables {
     }
 }
 
-impl DispatchTable {
-    /// The shipped table that fits best: the architecture's own, else the one for every
-    /// architecture.
-    ///
-    /// # Errors
-    /// [`TableError`] if the shipped text is damaged; it is parsed here and not trusted.
-    pub fn shipped(
-        arch: Option<&str>,
-        world_size: u32,
-        topology: Topology,
-    ) -> Result<DispatchTable, TableError> {
-        DispatchTables::shipped()?.choose(arch, world_size, topology)
-    }
-
-    /// As [`DispatchTable::shipped`], from the text of a table file.
-    ///
-    /// # Errors
-    /// [`TableError`] names what is wrong with the text.
-    pub fn choose(
-        text: &str,
-        arch: Option<&str>,
-        world_size: u32,
-        topology: Topology,
-    ) -> Result<DispatchTable, TableError> {
-        DispatchTables::parse(text)?.choose(arch, world_size, topology)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,7 +204,10 @@ mod tests {
         // Other architectures and topologies are not touched.
         assert_eq!(
             tables.choose(Some("sm_80"), 4, Topology::Shared).unwrap(),
-            DispatchTable::shipped(Some("sm_80"), 4, Topology::Shared).unwrap()
+            DispatchTables::shipped()
+                .unwrap()
+                .choose(Some("sm_80"), 4, Topology::Shared)
+                .unwrap()
         );
     }
 
@@ -259,6 +234,7 @@ mod tests {
 
     #[test]
     fn every_architecture_world_size_and_topology_has_a_shipped_table() {
+        let tables = DispatchTables::shipped().unwrap();
         for arch in [
             None,
             Some("sm_80"),
@@ -269,7 +245,7 @@ mod tests {
         ] {
             for world_size in 2..=8 {
                 for topology in [Topology::Shared, Topology::Peer, Topology::Emulator] {
-                    DispatchTable::shipped(arch, world_size, topology).unwrap();
+                    tables.choose(arch, world_size, topology).unwrap();
                 }
             }
         }
@@ -277,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_message_takes_the_first_row_that_it_fits() {
-        let table = DispatchTable::shipped(None, 2, Topology::Peer).unwrap();
+        let tables = DispatchTables::shipped().unwrap();
+        let table = tables.choose(None, 2, Topology::Peer).unwrap();
         let bound = table.ordinary[0].max_bytes.unwrap();
         assert_eq!(table.plan(Placement::Ordinary, 1), table.ordinary[0].plan);
         assert_eq!(
@@ -308,20 +285,10 @@ mod tests {
                 }}]}}"#
             )
         };
-        let refusal = |text: String| {
-            DispatchTable::choose(&text, None, 2, Topology::Peer)
-                .unwrap_err()
-                .to_string()
-        };
-        assert!(
-            DispatchTable::choose(
-                &file(1, &row("push_one_shot", 4, "null")),
-                None,
-                2,
-                Topology::Peer
-            )
-            .is_ok()
-        );
+        let choose = |text: &str, topology| DispatchTables::parse(text)?.choose(None, 2, topology);
+        let refusal = |text: String| choose(&text, Topology::Peer).unwrap_err().to_string();
+        let good = file(1, &row("push_one_shot", 4, "null"));
+        assert!(choose(&good, Topology::Peer).is_ok());
         assert!(refusal(file(2, &row("push_one_shot", 4, "null"))).contains("schema 2"));
         assert!(refusal(file(1, "")).contains("no row"));
         assert!(refusal(file(1, &row("push_one_shot", 4, "64"))).contains("last row"));
@@ -335,7 +302,7 @@ mod tests {
             r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"threads":40}"#;
         assert!(refusal(file(1, part_of_a_warp)).contains("40 threads a block"));
         let emulated = file(1, part_of_a_warp).replace("peer", "emulator");
-        assert!(DispatchTable::choose(&emulated, None, 2, Topology::Emulator).is_ok());
+        assert!(choose(&emulated, Topology::Emulator).is_ok());
         let falling = [
             row("push_one_shot", 4, "64"),
             row("push_one_shot", 4, "64"),

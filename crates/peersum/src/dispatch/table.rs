@@ -137,18 +137,6 @@ impl DispatchTable {
         )
     }
 
-    /// The largest grid of any row.
-    pub fn max_blocks(&self) -> u32 {
-        let blocks = self.all_rows().map(|row| row.plan.blocks);
-        blocks.max().unwrap_or(1)
-    }
-
-    /// The largest block of any row, in threads.
-    pub fn max_threads(&self) -> u32 {
-        let threads = self.all_rows().map(|row| row.plan.threads);
-        threads.max().unwrap_or(abi::PEERSUM_MIN_THREADS)
-    }
-
     /// The largest grid of any row within the limits.
     pub(crate) fn largest_grid(&self, limits: &LaunchLimits) -> u32 {
         let blocks = self.all_rows().map(|row| limits.apply(row.plan).blocks);
