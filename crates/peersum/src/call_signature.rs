@@ -43,7 +43,7 @@ const _: () = {
     assert!(Dtype::F32 as u32 == abi::PEERSUM_DTYPE_F32);
 };
 
-/// What a header says for a type that no rank of this version sends.
+/// A header's number for a type that no rank of this version sends.
 const UNKNOWN_DTYPE: u32 = 3;
 
 /// Where the input of a call with a symmetric buffer begins.
@@ -81,7 +81,7 @@ pub struct CallSignature {
 }
 
 impl CallSignature {
-    /// Reads what a rank said of a call. A detail that is 0, or of another call, says nothing.
+    /// Reads what a rank told of a call. A detail that is 0, or of another call, counts as none.
     pub(crate) fn from_words(header: u64, detail: u64) -> CallSignature {
         let mut signature = Self::from_header(header);
         if signature.symmetric && is_detail_of(header, detail) {
@@ -128,7 +128,7 @@ impl CallSignature {
             | self.bytes
     }
 
-    /// The second word of a call with a symmetric buffer, likewise without the sequence; 0 for any
+    /// The second word of a call with a symmetric buffer, also without the sequence; 0 for any
     /// other call.
     pub(crate) fn detail(&self) -> u64 {
         self.part.map_or(0, |part| {

@@ -1,4 +1,4 @@
-//! What can go wrong, with what a person needs to act.
+//! The errors of a communicator, each with what to do.
 
 use std::time::Duration;
 
@@ -93,7 +93,7 @@ pub enum Error {
          own"
     )]
     StreamTaken,
-    /// A setting has no meaning.
+    /// A setting cannot be used.
     #[error("{setting}: {reason}")]
     InvalidSetting {
         /// The setting, for instance `max_bytes`.

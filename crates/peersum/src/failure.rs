@@ -10,7 +10,7 @@ use crate::call_signature::{CallKind, CallSignature};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// A peer did not come in time.
+    /// A peer did not arrive in time.
     #[error(
         "rank {rank} waited {waited:?} for rank {peer} in {algorithm} (epoch {epoch}, block \
          {block}): {}",
@@ -19,7 +19,7 @@ pub enum Failure {
     PeerTimeout {
         /// This rank.
         rank: u32,
-        /// The rank that did not come.
+        /// The rank that did not arrive.
         peer: u32,
         /// The call's family and algorithm.
         algorithm: CallKind,
@@ -42,7 +42,7 @@ pub enum Failure {
     Aborted {
         /// This rank.
         rank: u32,
-        /// Whom it waited for.
+        /// The rank that it waited for.
         peer: u32,
         /// The call's family and algorithm.
         algorithm: CallKind,

@@ -1,4 +1,4 @@
-//! The bare launch of a call's kernel, for the benchmark that shows what a call costs beside it.
+//! The bare launch of a call's kernel, for the benchmark that shows the overhead of a call.
 
 use peersum_kernels::abi::{self, PeersumParams};
 

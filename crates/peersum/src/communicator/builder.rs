@@ -22,8 +22,8 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 /// at very different speeds.
 const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Settings of a [`Communicator`]. All ranks must use the same, except for where modules are loaded
-/// from and for the timeouts.
+/// Settings of a [`Communicator`](crate::Communicator). All ranks must use the same, except for
+/// where modules are loaded from and for the timeouts.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CommunicatorBuilder {
@@ -84,17 +84,18 @@ impl CommunicatorBuilder {
 
     /// Takes calls also while the program itself captures the communicator's stream, for instance
     /// with cudarc's `begin_capture`. Without this setting such a call is [`Error::Capture`], and
-    /// [`Communicator::capture_begin`] is the way to capture.
+    /// [`Communicator::capture_begin`](crate::Communicator::capture_begin) is the way to capture.
     ///
     /// # Safety
     /// A graph that the program captured knows nothing of the communicator. For every such graph
-    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it
+    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must make sure
     /// that:
     /// - it is launched only while the communicator lives, and all its launches have ended before
     ///   the communicator is dropped;
-    /// - it is launched on the communicator's stream only ([`Communicator::stream`]), or so that
-    ///   every launch is ordered by events after all earlier calls and before all later ones: two
-    ///   calls of one communicator must never run at once;
+    /// - it is launched on the communicator's stream only
+    ///   ([`Communicator::stream`](crate::Communicator::stream)), or so that every launch is
+    ///   ordered by events after all earlier calls and before all later ones: two calls of one
+    ///   communicator must never run at once;
     /// - every buffer of its calls stays allocated, at its address, as long as the graph is
     ///   launched;
     /// - one launch follows the other: it is in no conditional, parallel or repeated branch of
@@ -111,8 +112,9 @@ impl CommunicatorBuilder {
     ///
     /// These calls fit: a one-shot push of this size divided by the world size, and a two-shot push
     /// of half this size; for a pair of ranks, both of this size. Larger calls go as
-    /// [`Communicator::plan`] says. Any value works: it is rounded up to a multiple of 1 KiB for
-    /// each rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and more are refused.
+    /// [`Communicator::plan`](crate::Communicator::plan) says. Any value works: it is rounded up to
+    /// a multiple of 1 KiB for each rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and
+    /// more are refused.
     ///
     /// Default: 32 MiB, or 16 times `max_bytes` if that is less.
     pub fn push_half_bytes(mut self, bytes: usize) -> Self {

@@ -46,7 +46,7 @@ impl<D: Device> Communicator<D> {
     /// in place while another does not. For symmetric inputs either every rank works in place or
     /// none does: where the dispatch table has a route for symmetric buffers the algorithms differ,
     /// because in place each rank writes its share of the sum into every rank's buffer, and then it
-    /// is [`Failure::Disagreement`] on every rank.
+    /// is [`Failure::Disagreement`](crate::Failure::Disagreement) on every rank.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`]; [`Error::Buffer`] for memory of another GPU or context;

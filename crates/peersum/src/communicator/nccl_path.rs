@@ -66,8 +66,8 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
 }
 
 impl<D: Device> Communicator<D> {
-    /// Lets NCCL's ranks meet, as the last step of set-up: whatever else can fail on one rank alone
-    /// has not.
+    /// Lets NCCL's ranks meet. This is the last step of set-up, when nothing else can fail on one
+    /// rank alone.
     pub(super) fn connect_nccl(&mut self, builder: &CommunicatorBuilder) -> Result<(), Error> {
         let (Some(nccl), Some(group), true) = (
             &builder.above_range,
@@ -121,7 +121,7 @@ impl<D: Device> Communicator<D> {
         unsafe { nccl.all_reduce(call.dtype, call.input, call.output, call.elements, stream) }
     }
 
-    /// What NCCL has noticed by itself.
+    /// Errors that NCCL has noticed on its own.
     pub(super) fn check_nccl(&self) -> Result<(), Error> {
         self.nccl.as_ref().map_or(Ok(()), Link::check)
     }
@@ -130,9 +130,9 @@ impl<D: Device> Communicator<D> {
         let Some(nccl) = self.nccl.take() else {
             return;
         };
-        // Where a rank is known to have failed, only the abort ends the calls that wait for it.
+        // If a rank is known to have failed, only the abort ends the calls that wait for it.
         if self.status().is_ok() && nccl.check().is_ok() {
-            // An error leaves nothing to wait for.
+            // After an error there is nothing to wait for.
             let _ = self.device.synchronize();
         }
     }

@@ -1,13 +1,14 @@
 //! Seats: how many blocks each rank may launch so that all blocks that wait for each other run.
 //!
 //! A block that waits for a peer's block keeps its place on a multiprocessor. If such blocks keep a
-//! peer's block from running, all wait for ever. So a device has a fixed number of seats, each
+//! peer's block from running, the ranks deadlock. So a device has a fixed number of seats, each
 //! block has one, and the communicators of this process never hold more than there are.
 //!
 //! A seat is half a multiprocessor, whatever the size of the block. No block is larger (see
 //! [`thread_limits`]), so a multiprocessor with fewer than two blocks has room for any other one,
-//! in whatever order blocks of different sizes come. Larger blocks would have to wait until a whole
-//! multiprocessor is empty: for ever, if another communicator keeps a small block on each.
+//! in whatever order blocks of different sizes come. A larger block would have to wait until a
+//! whole multiprocessor is empty, which never happens if another communicator keeps a small block
+//! on each.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -79,8 +80,8 @@ impl GroupOnDevice<'_> {
         (self.capacity() / self.ranks.max(1)).clamp(1, abi::PEERSUM_MAX_BLOCKS)
     }
 
-    /// The most blocks that a rank has if the builder says nothing. What other groups hold must not
-    /// matter: it can differ between processes, and between two runs of a program.
+    /// The most blocks that a rank has by default. It does not depend on what other groups hold,
+    /// which can differ between processes, and between two runs of a program.
     pub(super) fn default_share(&self) -> u32 {
         let share = self.capacity() / DEFAULT_COMMUNICATORS / self.ranks.max(1);
         share.clamp(1, abi::PEERSUM_MAX_BLOCKS)

@@ -7,16 +7,16 @@ use super::state::Communicator;
 use crate::device::Device;
 use crate::dispatch::{Placement, Plan, Route};
 
-/// What must fit into the push slots for a larger call to go through them in pieces. A launch a
-/// piece then costs little beside the bytes; with less a call that does not fit is staged and
-/// pulled, which takes any size up to `max_bytes` in one launch.
+/// What must fit into the push slots for a larger call to go through them in pieces. One launch for
+/// each piece then costs little compared to the bytes. With less, a call that does not fit is
+/// staged and pulled, which takes any size up to `max_bytes` in one launch.
 const LEAST_PUSH_PIECE_BYTES: u64 = 1 << 20;
 
 /// What carries out a call. See [`Communicator::path`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallPath {
-    /// Nothing: there is no element.
+    /// Nothing: the call has no element.
     Nothing,
     /// A copy, for the sum over one rank is its input.
     Copy,

@@ -33,8 +33,8 @@ fn probe_plan(limits: &LaunchLimits) -> Plan {
 }
 
 impl<D: Device> Communicator<D> {
-    /// Meets all ranks once with the largest grid that any call may have. Blocks that cannot run at
-    /// once time out.
+    /// Makes one call with the largest grid that any call may have. If the ranks' blocks cannot run
+    /// at the same time, it times out.
     pub(super) fn probe_co_residency(&mut self) -> Result<(), Error> {
         let Some(connected) = &self.connected else {
             return Ok(());
@@ -55,7 +55,7 @@ impl<D: Device> Communicator<D> {
         self.forced = None;
         self.replace_timeout(timeout);
         match outcome {
-            // A rank that does not run is why, not the device.
+            // The reason is a rank that does not run, not the device.
             Err(Error::Failed(failure)) if failure.names_absent() => Err(failure.into()),
             Err(Error::Failed(_)) => Err(Error::NotCoResident {
                 device: self.identity.name.clone(),
@@ -73,7 +73,7 @@ impl<D: Device> Communicator<D> {
     }
 }
 
-/// A duration as the device counts it; more than 584 years are as good as for ever.
+/// A duration in the device's unit. It holds 584 years; longer durations are cut to that.
 pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -144,7 +144,7 @@ fn connect<D: Device>(
     let own_address = device.allocation_address(&arena);
     arm(device, own_address, &layout, builder.start)?;
     trace_step(rank, "armed");
-    // Whatever fails from here on leaks the arena if peers may use it by its address.
+    // A failure from here on leaks the arena if peers may use it by its address.
     let SharedMemory {
         memory: arena,
         addresses,

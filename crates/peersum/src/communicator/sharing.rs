@@ -12,7 +12,7 @@ use crate::device::{Device, DeviceError, Export, Import};
 use crate::error::Error;
 use crate::rendezvous::{Group, MessageWithFds, RendezvousError};
 
-/// What every rank tells the others of its memory; a file descriptor travels beside it.
+/// What every rank tells the others of its memory. A file descriptor travels with it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct MemoryOffer {
     bytes: u64,

@@ -47,7 +47,7 @@ impl<D: Device> Communicator<D> {
             .map_or(MemorySharing::Auto, |connected| connected.sharing);
         // A handle to the stream that may outlive the communicator.
         let device = D::open(self.device.stream())?;
-        // Neither is returned at once: the other ranks are told.
+        // Errors are not returned at once: the other ranks must learn of them first.
         let bytes = symmetric_bytes::<T>(len);
         let own_bytes = *bytes.as_ref().unwrap_or(&0);
         let own = bytes.and_then(|bytes| {

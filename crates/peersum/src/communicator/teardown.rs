@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::state::Communicator;
 use crate::device::Device;
 
-/// The longest that a rank that is dropped waits for its peers to be dropped too, before it frees
-/// what they map.
+/// Maximum time that `drop` waits for the peers before it frees memory that they may still map.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for the communicator's stream and then frees its memory. A capture that is open on the
@@ -33,15 +32,15 @@ impl<D: Device> Drop for Communicator<D> {
                 %error,
                 "device memory is leaked: the communicator's stream cannot be waited for"
             );
-            // The peers' memory is mapped still, so this rank does not meet them: they keep what
-            // they lent.
+            // The peers' memory is still mapped here, so this rank does not meet them at the
+            // barrier: they must not free what they lent.
             connected.leak();
             return;
         }
         connected.close_mappings();
-        // Peers may still have kernels that use this rank's memory. What they mapped from a file
-        // descriptor stays theirs until they unmap it, so the wait is a courtesy, which a failed
-        // group goes without; what they know by its address must outlive their use of it.
+        // Peers may still run kernels that use this rank's memory. What they mapped from a file
+        // descriptor stays alive until they unmap it, so this wait is not needed, and a failed
+        // group skips it. What they know by its address must outlive their use of it.
         let lent_by_address = connected.lent_by_address();
         let patience = match lent_by_address {
             true => TEARDOWN_PATIENCE,
@@ -69,7 +68,7 @@ impl<D: Device> Communicator<D> {
         self.process.is_some_and(|process| !process.is_current())
     }
 
-    /// Keeps for ever what the child has of the device. The group knows by itself what to do.
+    /// Leaks what the child has of the device. The group detects the fork on its own.
     pub(super) fn leave_to_parent(&mut self) {
         forget(self.connected.take());
         #[cfg(feature = "nccl")]

@@ -39,8 +39,8 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
         // expects to be opened at any time and by any thread; there are no termination routines to
         // fear, as it is never closed.
         match unsafe { Library::new(name) } {
-            // Where another thread was faster, its handle stays and ours is closed: the library's
-            // use count stays above zero.
+            // If another thread was faster, its handle stays and ours is closed: the library's use
+            // count stays above zero.
             Ok(library) => return Ok(LIBRARY.get_or_init(|| library)),
             Err(error) => failures.push(loader_reason(&error)),
         }
@@ -57,8 +57,8 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
 
 /// Whether the CUDA driver's library can be opened, without any call into it.
 ///
-/// `cudarc` panics in its first call where the library is missing, `CudaContext::new` included: a
-/// program that must run on machines without a GPU asks here first. It says nothing of whether
+/// `cudarc` panics in its first call if the library is missing, `CudaContext::new` included: a
+/// program that must run on machines without a GPU asks here first. It does not tell whether
 /// there is a device.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ pub(crate) fn describe(failure: CUresult) -> String {
     )
 }
 
-/// Notes a failure to give something back, which nobody can act on.
+/// Logs a failure to give something back: the caller cannot act on it.
 pub(super) fn note(result: Result<(), DeviceError>) {
     if let Err(error) = result {
         tracing::warn!(%error, "a resource of the device was not given back");
@@ -206,8 +206,8 @@ pub(super) fn can_access_peer(device: CUdevice, peer: CUdevice) -> Result<bool, 
 pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
     // The result is declared as a number: cudarc's enumeration may lack an error of a newer driver.
     type FuncLoad = unsafe extern "C" fn(CUfunction) -> c_int;
-    // Where cudarc has found the driver under another name than ours, or the driver is older than
-    // CUDA 12.4, the query of the function's attributes by the caller has to do.
+    // If cudarc has found the driver under another name than ours, or the driver is older than CUDA
+    // 12.4, the caller's query of the function's attributes must be enough.
     let Ok(library) = library() else {
         return Ok(());
     };

@@ -33,14 +33,14 @@ pub(super) struct Kernel {
     /// Whether it waits for the kernel before it, so that it may be launched with the programmatic
     /// attribute.
     pub(super) pdl: bool,
-    /// What a block has beyond the threads of its launch shape: those that carry signals.
+    /// Threads that a block has beyond those of its launch shape: they carry signals.
     pub(super) signal_threads: u32,
     /// The largest launch shape's block.
     max_threads: u32,
 }
 
 impl Kernel {
-    /// Stands in until the real one is there.
+    /// The value until the kernel is loaded.
     const ABSENT: Self = Self {
         function: std::ptr::null_mut(),
         pdl: false,
@@ -123,7 +123,7 @@ impl Module {
         self.entry_point(algorithm).function
     }
 
-    /// How many threads the driver is told of for a block of `threads`: those that carry signals
+    /// The threads of a launched block whose launch shape has `threads`: those that carry signals
     /// are added.
     #[doc(hidden)]
     #[must_use]
@@ -174,7 +174,7 @@ impl Drop for Module {
     }
 }
 
-/// Hands the image to the driver, with a place for what its compiler has to say.
+/// Hands the image to the driver, with room for the messages of its compiler.
 fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceError> {
     let mut log = vec![0u8; 4096];
     let mut options = [

@@ -267,8 +267,8 @@ impl Drop for MappedRange {
     fn drop(&mut self) {
         note(bind(&self.context).and_then(|()| {
             if self.mapped {
-                // SAFETY: exactly this range was mapped, and whoever drops it has no launch in
-                // flight that uses it: the contract of `Device`'s launch functions.
+                // SAFETY: exactly this range was mapped, and no launch that uses it is in flight
+                // when it is dropped: the contract of `Device`'s launch functions.
                 check("cuMemUnmap", unsafe {
                     sys::cuMemUnmap(self.address, self.bytes)
                 })?;

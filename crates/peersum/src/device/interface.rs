@@ -38,8 +38,8 @@ pub trait DeviceBuffer<T: Element, D: Device> {
 ///
 /// # Safety
 /// The address that `with_input` passes on must be aligned to `T` and readable by the device for
-/// `len()` elements by everything that `launch` enqueues on `stream`; whatever orders that against
-/// earlier and later work on the memory is held until `launch` has returned.
+/// `len()` elements by everything that `launch` enqueues on `stream`. What orders that against
+/// earlier and later work on the memory must be held until `launch` has returned.
 pub unsafe trait Input<T: Element, D: Device>: DeviceBuffer<T, D> {
     /// Calls `launch` with the address of the first element as the device sees it.
     fn with_input<R>(&self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
@@ -86,7 +86,7 @@ pub trait DeviceStream: Sized {
         Ok(None)
     }
 
-    /// Lets whatever is enqueued here from now on wait for all that `other` holds so far.
+    /// Makes all work that is enqueued here from now on wait for all work of `other` so far.
     fn wait_for(&self, other: &Self) -> Result<(), DeviceError>;
 }
 
@@ -175,8 +175,9 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// [`Device::disown`], which must happen instead of dropping it.
     unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> Self::Buffer<T>;
 
-    /// Ends an adopted buffer without freeing its memory. What uses the buffer on another stream is
-    /// done, or the buffer's own stream waits for it, as far as the device keeps account of that.
+    /// Ends an adopted buffer without freeing its memory. Work on another stream that uses the
+    /// buffer is done, or the buffer's own stream waits for it, as far as the device keeps track of
+    /// that.
     fn disown<T: Element>(buffer: Self::Buffer<T>);
 
     /// Allocates a zeroed status record in host memory that the device maps.
@@ -220,8 +221,8 @@ pub unsafe trait Device: Send + Sized + 'static {
         params: &PeersumParams,
     ) -> Result<(), DeviceError>;
 
-    /// The stream for a library that enqueues work of its own on it. What has been enqueued comes
-    /// first, what follows comes after.
+    /// The stream for a library that enqueues its own work on it, after all earlier and before all
+    /// later work.
     fn library_stream(&self) -> Result<LibraryStream, DeviceError>;
 
     /// Whether the stream records, also if the program itself began the capture; never waits, and

@@ -4,8 +4,8 @@ use super::origin::Origin;
 use super::plan::Plan;
 use super::table::{DispatchTable, Row};
 
-/// From this size up a measurement speaks for every larger message too, and up to [`SMALL_BYTES`]
-/// for every smaller one.
+/// A measurement of at least this size serves every larger message too, and one of at most
+/// [`SMALL_BYTES`] every smaller one.
 const LARGE_BYTES: u64 = 16 << 20;
 /// See [`LARGE_BYTES`].
 const SMALL_BYTES: u64 = 4 << 10;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Nobody has measured it: a guess from what was measured elsewhere.
+    /// It was not measured: a guess from what was measured elsewhere.
     #[default]
     Default,
     /// It was the fastest of those that were tried.

@@ -81,9 +81,10 @@ impl Route {
 pub struct Plan {
     /// The route.
     pub route: Route,
-    /// The grid. A communicator launches no more than its [`LaunchLimits`] allow.
+    /// The grid. A communicator launches no more than its [`LaunchLimits`](super::LaunchLimits)
+    /// allow.
     pub blocks: u32,
-    /// Threads a block that handle units; likewise limited.
+    /// Threads of a block that handle units; limited in the same way.
     pub threads: u32,
 }
 
