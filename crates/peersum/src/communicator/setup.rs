@@ -11,7 +11,7 @@ use super::modules::Modules;
 use super::occupancy::{GroupOnDevice, Occupancy, thread_limits};
 use super::probe::{nanoseconds, probe_bytes};
 use super::processes;
-use super::sharing::{SharedMemory, share};
+use super::sharing::share;
 use super::state::Communicator;
 use super::stream_claim::StreamClaim;
 use crate::cuda::Cuda;
@@ -68,7 +68,13 @@ impl CommunicatorBuilder {
         let (rank, world_size) = (rendezvous.rank(), rendezvous.world_size());
         let mut group = rendezvous.join(self.setup_timeout)?;
         trace_step(rank, "joined");
-        let (connected, table) = match connect(&self, &device, &identity, &mut group) {
+        let setup = Setup {
+            builder: &self,
+            device: &device,
+            identity: &identity,
+            group: &mut group,
+        };
+        let (connected, table) = match setup.connect() {
             Ok(connected) => connected,
             Err(error) => {
                 // The others learn why at once, instead of waiting for their deadline.
@@ -92,28 +98,20 @@ impl CommunicatorBuilder {
 
     fn check_settings(&self, rendezvous: &Rendezvous) -> Result<(), Error> {
         let world_size = rendezvous.world_size();
-        if !(1..=abi::PEERSUM_MAX_WORLD_SIZE).contains(&world_size) {
-            return Err(Error::invalid(
-                "world size",
-                format!(
-                    "{world_size} ranks; 1 to {} are possible",
-                    abi::PEERSUM_MAX_WORLD_SIZE
-                ),
-            ));
+        let most = abi::PEERSUM_MAX_WORLD_SIZE;
+        if !(1..=most).contains(&world_size) {
+            let reason = format!("{world_size} ranks; 1 to {most} are possible");
+            return Err(Error::invalid("world size", reason));
         }
-        let max_bytes = self.max_bytes;
-        if !(1..=MOST_BYTES).contains(&max_bytes) {
-            return Err(Error::invalid(
-                "max_bytes",
-                format!("{max_bytes} bytes; from 1 byte to less than 32 GiB are possible"),
-            ));
+        let bytes = self.max_bytes;
+        if !(1..=MOST_BYTES).contains(&bytes) {
+            let reason = format!("{bytes} bytes; from 1 byte to less than 32 GiB are possible");
+            return Err(Error::invalid("max_bytes", reason));
         }
-        let push_half_bytes = self.push_half_bytes_or_default();
-        if push_half_bytes > MOST_BYTES {
-            return Err(Error::invalid(
-                "push_half_bytes",
-                format!("{push_half_bytes} bytes; less than 32 GiB are possible"),
-            ));
+        let bytes = self.push_half_bytes_or_default();
+        if bytes > MOST_BYTES {
+            let reason = format!("{bytes} bytes; less than 32 GiB are possible");
+            return Err(Error::invalid("push_half_bytes", reason));
         }
         Ok(())
     }
@@ -124,81 +122,12 @@ fn trace_step(rank: u32, step: &'static str) {
     tracing::debug!(rank, step, "set-up");
 }
 
-/// What this rank then holds, `None` for a group of one, and the table that the ranks agree on.
-fn connect<D: Device>(
-    builder: &CommunicatorBuilder,
-    device: &D,
-    identity: &DeviceIdentity,
-    group: &mut Group,
-) -> Result<(Option<Connected<D>>, DispatchTable), Error> {
-    let met = meet(builder, identity, group)?;
-    let (rank, world_size) = (group.rank(), group.world_size());
-    if world_size == 1 {
-        return Ok((None, met.table));
-    }
-    let (modules, reports) = load_modules(builder, device, world_size)?;
-    trace_step(rank, "loaded");
-    let (limits, occupancy) = occupy(builder, device, identity, &modules, &met, group)?;
-
-    let (layout, arena) = allocate(builder, device, world_size, met.probe_bytes(&limits))?;
-    let own_address = device.allocation_address(&arena);
-    arm(device, own_address, &layout, builder.start)?;
-    trace_step(rank, "armed");
-    // A failure from here on leaks the arena if peers may use it by its address.
-    let SharedMemory {
-        memory: arena,
-        addresses,
-        mappings,
-    } = share(
-        device,
-        group,
-        Ok(arena),
-        layout.total_bytes,
-        "arena",
-        builder.setup_timeout,
-    )?;
-    // The last thing that can fail on this rank alone: behind the barrier the peers use the arena.
-    let status = device.allocate_status()?;
-    trace_step(rank, "mapped");
-    // Slots are armed before the first peer stores to them.
-    let processes = processes::meet(group, "armed", builder.setup_timeout)?;
-
-    // The device's scope holds the threads of one process.
-    let is_one_device = met.ranks_on_device == world_size
-        && (0..world_size).all(|rank| group.is_same_process(rank));
-    let params = PeersumParams {
-        arena: rotated(&addresses, rank, world_size),
-        source: addresses,
-        push_offset: layout.push_offset,
-        push_half_bytes: layout.push_half_bytes,
-        staging_offset: layout.staging_offset,
-        staging_half_bytes: layout.staging_half_bytes,
-        status: status.device_address,
-        timeout_ns: nanoseconds(builder.timeout),
-        rank,
-        flags: match is_one_device {
-            true => abi::PEERSUM_FLAG_ONE_DEVICE,
-            false => 0,
-        },
-        ..PeersumParams::default()
-    };
-    let connected = Connected {
-        modules,
-        reports,
-        layout,
-        params,
-        arenas: addresses,
-        status,
-        limits,
-        shares_device: met.shares_device,
-        sharing: builder.sharing,
-        symmetric: Vec::new(),
-        mappings,
-        processes,
-        arena,
-        _occupancy: occupancy,
-    };
-    Ok((Some(connected), met.table))
+/// What a rank has while it is set up.
+struct Setup<'a, D: Device> {
+    builder: &'a CommunicatorBuilder,
+    device: &'a D,
+    identity: &'a DeviceIdentity,
+    group: &'a mut Group,
 }
 
 /// What a rank knows once all ranks have told their settings.
@@ -212,125 +141,185 @@ struct Meeting {
     group_token: u64,
 }
 
-impl Meeting {
-    fn probe_bytes(&self, limits: &LaunchLimits) -> u64 {
-        if self.shares_device {
-            probe_bytes(limits)
+impl<D: Device> Setup<'_, D> {
+    /// What this rank then holds, `None` for a group of one, and the table that the ranks agree on.
+    fn connect(mut self) -> Result<(Option<Connected<D>>, DispatchTable), Error> {
+        let (builder, device) = (self.builder, self.device);
+        let met = self.meet()?;
+        let (rank, world_size) = (self.group.rank(), self.group.world_size());
+        if world_size == 1 {
+            return Ok((None, met.table));
+        }
+        let (modules, reports) = self.load_modules()?;
+        trace_step(rank, "loaded");
+        let (limits, occupancy) = self.occupy(&modules, &met)?;
+
+        let probe = if met.shares_device {
+            probe_bytes(&limits)
         } else {
             0
-        }
-    }
-}
-
-/// Compares the settings of all ranks, and chooses the dispatch table for what they run on.
-fn meet(
-    builder: &CommunicatorBuilder,
-    identity: &DeviceIdentity,
-    group: &mut Group,
-) -> Result<Meeting, Error> {
-    let ranks = exchange_settings(builder, identity, group)?;
-    let uuids = || ranks.iter().map(|rank| rank.device.uuid);
-    let ranks_on_device = uuids().filter(|uuid| *uuid == identity.uuid).count() as u32;
-    let shares_device = uuids()
-        .enumerate()
-        .any(|(a, uuid)| uuids().skip(a + 1).any(|other| other == uuid));
-    #[cfg(feature = "nccl")]
-    builder.refuse_nccl_on_shared_devices(shares_device)?;
-    let topology = match (ranks.iter().any(|rank| rank.is_emulated), shares_device) {
-        (true, _) => Topology::Emulator,
-        (false, true) => Topology::Shared,
-        (false, false) => Topology::Peer,
-    };
-    // A table for one architecture serves a group of that architecture alone.
-    let is_everywhere = ranks.iter().all(|rank| rank.device.arch == identity.arch);
-    let arch = identity.cubin_arch().filter(|_| is_everywhere);
-    let arch = arch.map(|arch| arch.to_string());
-    // A group of one launches nothing; any table will do.
-    let table_size = group.world_size().max(2);
-    let tables = match &builder.tables {
-        Some(text) => DispatchTables::parse(text)?,
-        None => DispatchTables::shipped()?,
-    };
-    let table = tables.choose(arch.as_deref(), table_size, topology)?;
-    Ok(Meeting {
-        table,
-        ranks_on_device,
-        shares_device,
-        group_token: ranks.first().map_or(0, |rank| rank.token),
-    })
-}
-
-fn load_modules<D: Device>(
-    builder: &CommunicatorBuilder,
-    device: &D,
-    world_size: u32,
-) -> Result<(Modules<D>, Vec<LoadReport>), Error> {
-    let policy = match &builder.load_policy {
-        Some(policy) => policy.clone(),
-        None => LoadPolicy::from_env()
-            .map_err(|error| Error::invalid("environment", error.to_string()))?,
-    };
-    let world_size = WorldSize::try_from(world_size)
-        .map_err(|error| Error::invalid("world size", error.to_string()))?;
-    let mut modules = Vec::new();
-    let mut reports = Vec::new();
-    for (family, dtype) in Modules::<D>::keys() {
-        let key = ModuleKey {
-            family,
-            dtype,
-            world_size,
         };
-        let (module, report) = device.load(&policy, key)?;
-        tracing::debug!(%report, "loaded");
-        modules.push(module);
-        reports.push(report);
-    }
-    Ok((Modules::new(modules), reports))
-}
-
-/// The largest launches that all ranks can make, and this rank's seats for them on its device.
-fn occupy<D: Device>(
-    builder: &CommunicatorBuilder,
-    device: &D,
-    identity: &DeviceIdentity,
-    modules: &Modules<D>,
-    met: &Meeting,
-    group: &mut Group,
-) -> Result<(LaunchLimits, Occupancy), Error> {
-    let own = GroupOnDevice {
-        device: identity,
-        group: met.group_token,
-        ranks: met.ranks_on_device,
-    };
-    let limits = thread_limits(device, modules, abi::PEERSUM_MAX_BLOCKS)?;
-    let blocks = match builder.max_blocks {
-        Some(blocks) => blocks.clamp(1, own.most()),
-        None => met.table.largest_grid(&limits).min(own.default_share()),
-    };
-    let occupancy = own.reserve(blocks)?;
-    let limits = limits.with_blocks(blocks);
-    let limits = agree_on_limits(group, &met.table, limits, builder.setup_timeout)?;
-    occupancy.shrink_to(limits.blocks());
-    Ok((limits, occupancy))
-}
-
-/// This rank's arena, and where things lie in it.
-fn allocate<D: Device>(
-    builder: &CommunicatorBuilder,
-    device: &D,
-    world_size: u32,
-    probe_bytes: u64,
-) -> Result<(ArenaLayout, D::Allocation), Error> {
-    let push_half_bytes = builder.push_half_bytes_or_default();
-    let layout = ArenaLayout::new(world_size, builder.max_bytes, push_half_bytes, probe_bytes);
-    let bytes = usize::try_from(layout.total_bytes).map_err(|_| {
+        let (layout, arena) = self.allocate(probe)?;
+        arm(
+            device,
+            device.allocation_address(&arena),
+            &layout,
+            builder.start,
+        )?;
+        trace_step(rank, "armed");
+        // A failure from here on leaks the arena if peers may use it by its address.
         let bytes = layout.total_bytes;
-        Error::invalid(
-            "max_bytes",
-            format!("an arena of {bytes} bytes is larger than an address space"),
-        )
-    })?;
-    Ok((layout, device.allocate_shared(bytes, builder.sharing)?))
+        let arena = share(
+            device,
+            self.group,
+            Ok(arena),
+            bytes,
+            "arena",
+            builder.setup_timeout,
+        )?;
+        // The last thing that can fail on this rank alone: behind the barrier the peers use the
+        // arena.
+        let status = device.allocate_status()?;
+        trace_step(rank, "mapped");
+        // Slots are armed before the first peer stores to them.
+        let processes = processes::meet(self.group, "armed", builder.setup_timeout)?;
+
+        // The device's scope holds the threads of one process.
+        let is_one_device = met.ranks_on_device == world_size
+            && (0..world_size).all(|rank| self.group.is_same_process(rank));
+        let params = PeersumParams {
+            arena: rotated(&arena.addresses, rank, world_size),
+            source: arena.addresses,
+            push_offset: layout.push_offset,
+            push_half_bytes: layout.push_half_bytes,
+            staging_offset: layout.staging_offset,
+            staging_half_bytes: layout.staging_half_bytes,
+            status: status.device_address,
+            timeout_ns: nanoseconds(builder.timeout),
+            rank,
+            flags: match is_one_device {
+                true => abi::PEERSUM_FLAG_ONE_DEVICE,
+                false => 0,
+            },
+            ..PeersumParams::default()
+        };
+        let connected = Connected {
+            modules,
+            reports,
+            layout,
+            params,
+            arenas: arena.addresses,
+            status,
+            limits,
+            shares_device: met.shares_device,
+            sharing: builder.sharing,
+            symmetric: Vec::new(),
+            mappings: arena.mappings,
+            processes,
+            arena: arena.memory,
+            _occupancy: occupancy,
+        };
+        Ok((Some(connected), met.table))
+    }
+
+    /// Compares the settings of all ranks, and chooses the dispatch table for what they run on.
+    fn meet(&mut self) -> Result<Meeting, Error> {
+        let identity = self.identity;
+        let ranks = exchange_settings(self.builder, identity, self.group)?;
+        let uuids = || ranks.iter().map(|rank| rank.device.uuid);
+        let ranks_on_device = uuids().filter(|uuid| *uuid == identity.uuid).count() as u32;
+        let shares_device = uuids()
+            .enumerate()
+            .any(|(a, uuid)| uuids().skip(a + 1).any(|other| other == uuid));
+        #[cfg(feature = "nccl")]
+        self.builder.refuse_nccl_on_shared_devices(shares_device)?;
+        let topology = match (ranks.iter().any(|rank| rank.is_emulated), shares_device) {
+            (true, _) => Topology::Emulator,
+            (false, true) => Topology::Shared,
+            (false, false) => Topology::Peer,
+        };
+        // A table for one architecture serves a group of that architecture alone.
+        let is_everywhere = ranks.iter().all(|rank| rank.device.arch == identity.arch);
+        let arch = identity.cubin_arch().filter(|_| is_everywhere);
+        let arch = arch.map(|arch| arch.to_string());
+        let tables = match &self.builder.tables {
+            Some(text) => DispatchTables::parse(text)?,
+            None => DispatchTables::shipped()?,
+        };
+        // A group of one launches nothing; any table will do.
+        let table_size = self.group.world_size().max(2);
+        Ok(Meeting {
+            table: tables.choose(arch.as_deref(), table_size, topology)?,
+            ranks_on_device,
+            shares_device,
+            group_token: ranks.first().map_or(0, |rank| rank.token),
+        })
+    }
+
+    fn load_modules(&self) -> Result<(Modules<D>, Vec<LoadReport>), Error> {
+        let policy = match &self.builder.load_policy {
+            Some(policy) => policy.clone(),
+            None => LoadPolicy::from_env()
+                .map_err(|error| Error::invalid("environment", error.to_string()))?,
+        };
+        let world_size = WorldSize::try_from(self.group.world_size())
+            .map_err(|error| Error::invalid("world size", error.to_string()))?;
+        let mut modules = Vec::new();
+        let mut reports = Vec::new();
+        for (family, dtype) in Modules::<D>::keys() {
+            let key = ModuleKey {
+                family,
+                dtype,
+                world_size,
+            };
+            let (module, report) = self.device.load(&policy, key)?;
+            tracing::debug!(%report, "loaded");
+            modules.push(module);
+            reports.push(report);
+        }
+        Ok((Modules::new(modules), reports))
+    }
+
+    /// The largest launches that all ranks can make, and this rank's seats for them on its device.
+    fn occupy(
+        &mut self,
+        modules: &Modules<D>,
+        met: &Meeting,
+    ) -> Result<(LaunchLimits, Occupancy), Error> {
+        let own = GroupOnDevice {
+            device: self.identity,
+            group: met.group_token,
+            ranks: met.ranks_on_device,
+        };
+        let limits = thread_limits(self.device, modules, abi::PEERSUM_MAX_BLOCKS)?;
+        let blocks = match self.builder.max_blocks {
+            Some(blocks) => blocks.clamp(1, own.most()),
+            None => met.table.largest_grid(&limits).min(own.default_share()),
+        };
+        let occupancy = own.reserve(blocks)?;
+        let limits = limits.with_blocks(blocks);
+        let timeout = self.builder.setup_timeout;
+        let limits = agree_on_limits(self.group, &met.table, limits, timeout)?;
+        occupancy.shrink_to(limits.blocks());
+        Ok((limits, occupancy))
+    }
+
+    /// This rank's arena, and where things lie in it.
+    fn allocate(&self, probe_bytes: u64) -> Result<(ArenaLayout, D::Allocation), Error> {
+        let layout = ArenaLayout::new(
+            self.group.world_size(),
+            self.builder.max_bytes,
+            self.builder.push_half_bytes_or_default(),
+            probe_bytes,
+        );
+        let bytes = usize::try_from(layout.total_bytes).map_err(|_| {
+            let bytes = layout.total_bytes;
+            let reason = format!("an arena of {bytes} bytes is larger than an address space");
+            Error::invalid("max_bytes", reason)
+        })?;
+        let arena = self.device.allocate_shared(bytes, self.builder.sharing)?;
+        Ok((layout, arena))
+    }
 }
 
 /// Brings an arena into the state before the first call, and waits for it.

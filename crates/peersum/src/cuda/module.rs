@@ -16,15 +16,21 @@ use crate::loader::LoadedImage;
 /// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time
 /// no launch of it may be in flight.
 pub struct Module {
-    context: Arc<CudaContext>,
-    module: CUmodule,
-    one_shot: Kernel,
-    two_shot: Kernel,
+    /// Held for the kernels.
+    _image: Image,
+    /// By algorithm, in the order of its declaration.
+    kernels: [Kernel; 2],
 }
 
 // SAFETY: the handles name objects of the driver, which may be used by any thread whose current
-// context is theirs; every use binds it first. They are null or live for as long as `self`.
+// context is theirs; every use binds it first. They are live for as long as `self`.
 unsafe impl Send for Module {}
+
+/// A loaded image. Unloaded when dropped.
+struct Image {
+    context: Arc<CudaContext>,
+    module: CUmodule,
+}
 
 /// One entry point.
 #[derive(Clone, Copy)]
@@ -39,16 +45,6 @@ pub(super) struct Kernel {
     max_threads: u32,
 }
 
-impl Kernel {
-    /// The value until the kernel is loaded.
-    const ABSENT: Self = Self {
-        function: std::ptr::null_mut(),
-        pdl: false,
-        signal_threads: 0,
-        max_threads: 0,
-    };
-}
-
 impl Module {
     /// Loads the image's kernels into the current context, which is `context`.
     pub(super) fn load(
@@ -56,64 +52,22 @@ impl Module {
         image: &LoadedImage,
         key: ModuleKey,
     ) -> Result<Self, DeviceError> {
-        let mut loaded = Self {
+        let loaded = Image {
             context: Arc::clone(context),
             module: load_image(image, key)?,
-            one_shot: Kernel::ABSENT,
-            two_shot: Kernel::ABSENT,
         };
-        loaded.one_shot = loaded.kernel(image, key, Algorithm::OneShot)?;
-        loaded.two_shot = loaded.kernel(image, key, Algorithm::TwoShot)?;
-        Ok(loaded)
-    }
-
-    fn kernel(
-        &self,
-        image: &LoadedImage,
-        key: ModuleKey,
-        algorithm: Algorithm,
-    ) -> Result<Kernel, DeviceError> {
-        let name = key.entry_point(algorithm);
-        let missing = |message: &str| {
-            let origin = &image.report.origin;
-            let message = format!("{name} of {key}, from {origin}: {message}");
-            DeviceError::driver("cuModuleGetFunction", message)
-        };
-        let entry_point = image
-            .entry_point(algorithm)
-            .ok_or_else(|| missing("the image's description does not list it"))?;
-        let symbol =
-            CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
-        let mut function = std::ptr::null_mut();
-        // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
-        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) } {
-            CUresult::CUDA_SUCCESS => {}
-            failure => return Err(missing(&describe(failure))),
-        }
-        load_function(function)?;
-        let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
-        // SAFETY: the place is one int, the function is live.
-        let bound = returned("cuFuncGetAttribute", 0, |bound| unsafe {
-            sys::cuFuncGetAttribute(bound, which, function)
-        })?;
-        let signal_threads = key.world_size.get();
-        Ok(Kernel {
-            function,
-            pdl: entry_point.pdl,
-            signal_threads,
-            // PTX is compiled here, and may need more registers than its manifest could know.
-            max_threads: entry_point
-                .max_threads
-                .min(u32::try_from(bound).unwrap_or(0))
-                .saturating_sub(signal_threads),
+        let kernels = [
+            loaded.kernel(image, key, Algorithm::OneShot)?,
+            loaded.kernel(image, key, Algorithm::TwoShot)?,
+        ];
+        Ok(Self {
+            _image: loaded,
+            kernels,
         })
     }
 
     pub(super) fn entry_point(&self, algorithm: Algorithm) -> &Kernel {
-        match algorithm {
-            Algorithm::OneShot => &self.one_shot,
-            Algorithm::TwoShot => &self.two_shot,
-        }
+        &self.kernels[algorithm as usize]
     }
 
     /// The driver's handle of this algorithm's kernel, live as long as the module.
@@ -165,7 +119,52 @@ impl Module {
     }
 }
 
-impl Drop for Module {
+impl Image {
+    /// Loads one entry point onto the device.
+    fn kernel(
+        &self,
+        image: &LoadedImage,
+        key: ModuleKey,
+        algorithm: Algorithm,
+    ) -> Result<Kernel, DeviceError> {
+        let name = key.entry_point(algorithm);
+        let missing = |message: &str| {
+            let origin = &image.report.origin;
+            let message = format!("{name} of {key}, from {origin}: {message}");
+            DeviceError::driver("cuModuleGetFunction", message)
+        };
+        let entry_point = image
+            .entry_point(algorithm)
+            .ok_or_else(|| missing("the image's description does not list it"))?;
+        let symbol =
+            CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
+        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) } {
+            CUresult::CUDA_SUCCESS => {}
+            failure => return Err(missing(&describe(failure))),
+        }
+        load_function(function)?;
+        let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+        // SAFETY: the place is one int, the function is live.
+        let bound = returned("cuFuncGetAttribute", 0, |bound| unsafe {
+            sys::cuFuncGetAttribute(bound, which, function)
+        })?;
+        let signal_threads = key.world_size.get();
+        Ok(Kernel {
+            function,
+            pdl: entry_point.pdl,
+            signal_threads,
+            // PTX is compiled here, and may need more registers than its manifest could know.
+            max_threads: entry_point
+                .max_threads
+                .min(u32::try_from(bound).unwrap_or(0))
+                .saturating_sub(signal_threads),
+        })
+    }
+}
+
+impl Drop for Image {
     fn drop(&mut self) {
         // SAFETY: the module was loaded in this context and is unloaded once, here.
         give_back(&self.context, "cuModuleUnload", || unsafe {
