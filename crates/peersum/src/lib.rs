@@ -1,15 +1,15 @@
 //! A low-latency all-reduce for the GPUs of one machine, with kernels compiled ahead of time.
 //!
-//! For programs that split a model over 2 to 8 GPUs of one machine and sum activations after each
-//! layer, a few kilobytes to a few megabytes at a time. A call is one kernel launch: GPUs write to
-//! and read from each other's memory directly. The CUDA kernels come as cubins, compiled when the
-//! program was packaged, so that neither a CUDA toolkit nor a compile at start-up is needed; where
-//! a cubin is missing NVRTC compiles it once.
+//! It is for programs that split a model over 2 to 8 GPUs of one machine and sum activations after
+//! each layer, a few kilobytes to a few megabytes at a time. A call is one kernel launch: GPUs
+//! write to and read from each other's memory directly. The CUDA kernels come as cubins, compiled
+//! when the program was packaged, so that neither a CUDA toolkit nor a compile at start-up is
+//! needed. If a cubin is missing, NVRTC compiles it once.
 //!
 //! # Example
 //!
-//! One process a rank, started by torchrun, mpirun, srun, or a loop of the shell that sets `RANK`
-//! and `WORLD_SIZE`:
+//! Each rank is a process, started by torchrun, mpirun, srun, or a shell loop that sets `RANK` and
+//! `WORLD_SIZE`:
 //!
 //! ```no_run
 //! use half::bf16;
@@ -29,7 +29,7 @@
 //! # }
 //! ```
 //!
-//! Threads of one process are ranks as well ([`Rendezvous::threads`]). Calls can be captured into a
+//! Ranks can also be threads of one process ([`Rendezvous::threads`]). Calls can be captured into a
 //! CUDA graph ([`Communicator::capture`]). Buffers of [`Communicator::symmetric_alloc`] are read by
 //! the peers without a staged copy. [`Communicator::into_shared`] gives a handle for several
 //! threads. `examples/` has a program for each.
@@ -45,26 +45,26 @@
 //!
 //! # Failures
 //!
-//! Every wait of peersum's own has a deadline; only calls that go to NCCL (the feature `nccl`) wait
-//! without one. A rank that a peer keeps waiting past [`CommunicatorBuilder::timeout`] gives up,
-//! and so do all others; an [`AbortHandle`] ends the waits of its rank at once. What was not
-//! reduced is filled with NaN, the CUDA context survives, and [`Communicator::synchronize`] says
-//! why:
+//! Every wait of peersum has a deadline; only calls that go to NCCL (the feature `nccl`) wait
+//! without one. If a rank waits for a peer longer than [`CommunicatorBuilder::timeout`], it gives
+//! up, and so do all others; an [`AbortHandle`] ends the waits of its rank at once. Outputs that
+//! were not reduced are filled with NaN, the CUDA context survives, and
+//! [`Communicator::synchronize`] returns the reason:
 //!
 //! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and
 //!   whose process has ended or is stopped;
-//! - [`Failure::Disagreement`], on every rank, for ranks that call with different sizes, types or
-//!   algorithms, with both sides' values;
+//! - [`Failure::Disagreement`], on every rank, if ranks call with different sizes, types or
+//!   algorithms: it has both sides' values;
 //! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that
 //!   failed first to those who were told, and whom they waited for themselves.
 //!
-//! A communicator that failed gives the same reason at each later call and moves no data. It is not
-//! repaired: drop it and build a new one. What the ranks' headers cannot show is a skipped call
-//! whose neighbours in the sequence are of the same size, type and algorithm: then one rank's
-//! inputs of two different calls are summed.
+//! A communicator that failed returns the same reason from each later call and moves no data. It
+//! cannot be repaired: drop it and build a new one. The ranks' headers cannot show one mistake: if
+//! a rank skips a call and the calls around it have the same size, type and algorithm, inputs of
+//! two different calls are summed.
 //!
-//! Set-up compares versions, kernel sources, dispatch tables and sizes; where ranks differ, every
-//! rank gets an error with both values.
+//! Set-up compares versions, kernel sources, dispatch tables and sizes; if ranks differ, every rank
+//! gets an error with both values.
 //!
 //! # Memory
 //!
@@ -87,7 +87,7 @@
 //! kernel can be held up by another stream's. A call that waits for its peer then keeps another
 //! communicator's call from starting, and if the ranks enqueue the calls in different orders, both
 //! wait until their timeout. The streams of the program's own kernels and copies count too. CUDA
-//! takes the number as a wish.
+//! treats the number as a hint.
 //!
 //! # Features
 //!
@@ -98,7 +98,7 @@
 //!
 //! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
 //!
-//! # Building where an nvcc is on PATH
+//! # Building when an nvcc is on PATH
 //!
 //! This crate needs no nvcc, but cudarc's build script runs the first one on `PATH` to choose the
 //! CUDA version of its bindings (without any it takes the newest that it knows). An nvcc that it

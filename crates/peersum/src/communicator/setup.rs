@@ -45,9 +45,9 @@ impl CommunicatorBuilder {
     /// allocated after this but by [`Communicator::symmetric_alloc`].
     ///
     /// # Errors
-    /// [`Error::Rendezvous`] if a rank does not come or is lost, [`Error::SetupMismatch`] on every
-    /// rank if settings differ, [`Error::Device`] for a library, module or memory that cannot be
-    /// had, [`Error::NotCoResident`] for ranks that share a device, [`Error::DeviceFull`] for
+    /// [`Error::Rendezvous`] if a rank does not arrive or is lost, [`Error::SetupMismatch`] on
+    /// every rank if settings differ, [`Error::Device`] if a library, a module or memory is not
+    /// available, [`Error::NotCoResident`] for ranks that share a device, [`Error::DeviceFull`] for
     /// communicators that do, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
     pub fn build<S: DeviceStream>(mut self, stream: &S) -> Result<Communicator<S::Device>, Error> {
         #[cfg(feature = "nccl")]
