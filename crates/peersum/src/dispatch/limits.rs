@@ -1,7 +1,6 @@
 //! The largest launches that a rank may make.
 
 use peersum_artifact::{Algorithm, Family};
-use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
@@ -83,11 +82,7 @@ impl LaunchLimits {
     /// unit, which would only lengthen the launch. A function of the bytes, as the grid must be.
     pub(crate) fn launched(&self, plan: Plan, bytes: u64, world_size: u32) -> Plan {
         let plan = self.apply(plan);
-        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
-        let places = match plan.route.algorithm() {
-            Algorithm::OneShot => units,
-            Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
-        };
+        let places = plan.route.places(bytes, world_size);
         let useful = places.div_ceil(u64::from(plan.threads)).max(1);
         Plan {
             blocks: useful.min(u64::from(plan.blocks)) as u32,

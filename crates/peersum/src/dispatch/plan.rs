@@ -61,6 +61,17 @@ impl Route {
         }
     }
 
+    /// What the threads of a call share out among them: the units of the message, or for two-shot
+    /// algorithms those of one rank's chunk.
+    #[doc(hidden)]
+    pub fn places(self, bytes: u64, world_size: u32) -> u64 {
+        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
+        match self.algorithm() {
+            Algorithm::OneShot => units,
+            Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
+        }
+    }
+
     /// Whether a call with this placement can take the route.
     pub fn serves(self, placement: Placement) -> bool {
         match self {
