@@ -17,7 +17,7 @@ use crate::loader::LoadedImage;
 /// no launch of it may be in flight.
 pub struct Module {
     /// Held for the kernels.
-    _image: Image,
+    _module: DriverModule,
     /// By algorithm, in the order of its declaration.
     kernels: [Kernel; 2],
 }
@@ -26,10 +26,10 @@ pub struct Module {
 // context is theirs; every use binds it first. They are live for as long as `self`.
 unsafe impl Send for Module {}
 
-/// A loaded image. Unloaded when dropped.
-struct Image {
+/// A module of the driver. Unloaded when dropped.
+struct DriverModule {
     context: Arc<CudaContext>,
-    module: CUmodule,
+    handle: CUmodule,
 }
 
 /// One entry point.
@@ -52,16 +52,16 @@ impl Module {
         image: &LoadedImage,
         key: ModuleKey,
     ) -> Result<Self, DeviceError> {
-        let loaded = Image {
+        let module = DriverModule {
             context: Arc::clone(context),
-            module: load_image(image, key)?,
+            handle: load_image(image, key)?,
         };
         let kernels = [
-            loaded.kernel(image, key, Algorithm::OneShot)?,
-            loaded.kernel(image, key, Algorithm::TwoShot)?,
+            module.kernel(image, key, Algorithm::OneShot)?,
+            module.kernel(image, key, Algorithm::TwoShot)?,
         ];
         Ok(Self {
-            _image: loaded,
+            _module: module,
             kernels,
         })
     }
@@ -119,7 +119,7 @@ impl Module {
     }
 }
 
-impl Image {
+impl DriverModule {
     /// Loads one entry point onto the device.
     fn kernel(
         &self,
@@ -140,7 +140,7 @@ impl Image {
             CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
         let mut function = std::ptr::null_mut();
         // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
-        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) } {
+        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.handle, symbol.as_ptr()) } {
             CUresult::CUDA_SUCCESS => {}
             failure => return Err(missing(&describe(failure))),
         }
@@ -164,11 +164,11 @@ impl Image {
     }
 }
 
-impl Drop for Image {
+impl Drop for DriverModule {
     fn drop(&mut self) {
         // SAFETY: the module was loaded in this context and is unloaded once, here.
         give_back(&self.context, "cuModuleUnload", || unsafe {
-            sys::cuModuleUnload(self.module)
+            sys::cuModuleUnload(self.handle)
         });
     }
 }
