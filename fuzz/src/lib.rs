@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use peersum::Rendezvous;
-use peersum::dispatch::{DispatchTable, Link, Placement};
+use peersum::dispatch::{DispatchTables, Placement, Topology};
 use peersum_artifact::pack::Pack;
 use peersum_artifact::{Manifest, inspect_cubin, text_sections, verify_bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -87,13 +87,20 @@ pub fn dispatch_table(input: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(input) else {
         return false;
     };
+    let tables = match DispatchTables::parse(text) {
+        Ok(tables) => tables,
+        Err(error) => {
+            let _ = error.to_string();
+            return false;
+        }
+    };
     let mut accepted = false;
-    for (arch, world_size, link) in [
-        (None, 2, Link::Shared),
-        (Some("sm_90"), 8, Link::Peer),
-        (None, 3, Link::Emulator),
+    for (arch, world_size, topology) in [
+        (None, 2, Topology::Shared),
+        (Some("sm_90"), 8, Topology::Peer),
+        (None, 3, Topology::Emulator),
     ] {
-        let table = match DispatchTable::choose(text, arch, world_size, link) {
+        let table = match tables.choose(arch, world_size, topology) {
             Ok(table) => table,
             Err(error) => {
                 let _ = error.to_string();
@@ -102,19 +109,13 @@ pub fn dispatch_table(input: &[u8]) -> bool {
         };
         accepted = true;
         let _ = table.digest();
-        for placement in [
-            Placement::Ordinary,
-            Placement::Symmetric,
-            Placement::SymmetricInPlace,
-        ] {
+        for placement in Placement::ALL {
             for bytes in [0, 1, 4096, 1 << 20, u64::MAX] {
                 let plan = table.plan(placement, bytes);
                 assert!(plan.route.serves(placement), "{plan:?}");
-                assert!((1..=table.max_blocks()).contains(&plan.blocks), "{plan:?}");
-                assert!(
-                    (1..=table.max_threads()).contains(&plan.threads),
-                    "{plan:?}"
-                );
+                let mut rows = table.rows(placement).iter();
+                assert!(rows.any(|row| row.plan == plan), "{plan:?}");
+                assert!(plan.blocks >= 1 && plan.threads >= 1, "{plan:?}");
             }
         }
     }

@@ -47,8 +47,9 @@ fn sum<T: CudaDType + NcclType>(
     let elements = elements(layout)?;
     let partial: &CudaSlice<T> = storage.as_cuda_slice()?;
     let device = storage.device();
-    // The driver allocates no zero bytes, and a storage may be longer than its tensor.
-    // SAFETY: the call below writes every element that the tensor has, in the order of the device's own stream, before anything reads it.
+    // The driver allocates no zero bytes, and a storage may be longer than its tensor. SAFETY: the
+    // call below writes every element that the tensor has, in the order of the device's own stream,
+    // before anything reads it.
     let mut sum = unsafe { device.alloc::<T>(elements.len().max(1)) }?;
     comm.all_reduce(&partial.slice(elements), &mut sum, &ReduceOp::Sum)
         .map_err(AllReduceError::from)?;
@@ -67,7 +68,8 @@ fn sum_in_place<T: CudaDType + NcclType>(
     Ok(())
 }
 
-/// The communicator's calls are ordered with the work on the stream that it was given, and with no other.
+/// The communicator's calls are ordered with the work on the stream that it was given, and with no
+/// other.
 fn require_stream(comm: &Comm, device: &CudaDevice) -> Result<()> {
     let (own, theirs) = (comm.stream(), device.cuda_stream());
     // The default streams' handles are the same in every context.

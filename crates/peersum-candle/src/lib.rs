@@ -1,4 +1,5 @@
-//! peersum's all-reduce as operations of candle: sums a tensor over the ranks of a group, for layers that are split over several GPUs.
+//! peersum's all-reduce as operations of candle: sums a tensor over the ranks of a group, for
+//! layers that are split over several GPUs.
 //!
 //! ```no_run
 //! # #[cfg(feature = "cuda")]
@@ -25,14 +26,18 @@
 //! ```
 //!
 //! - Types: bf16, f16 and f32; another is candle's `UnsupportedDTypeForOp`.
-//! - Layouts: a contiguous tensor that begins anywhere in its storage (`narrow` along the first dimension, say); another is candle's `RequiresContiguous`: call
-//!   `contiguous()` first. A tensor without elements is summed without a launch.
-//! - The tensor must be on the device, with its stream, that the communicator was built for; else it is [`AllReduceError::OtherStream`]. `Device::new_cuda` works, at
-//!   some microseconds a call (see [`peersum::nccl_shape`]); `Device::new_cuda_with_stream` saves them.
-//! - A tensor on the CPU is [`AllReduceError::OnCpu`]: an engine that runs on the CPU has one rank and leaves the operation out.
+//! - Layouts: a contiguous tensor that begins anywhere in its storage (`narrow` along the first
+//!   dimension, say); another is candle's `RequiresContiguous`: call `contiguous()` first. A tensor
+//!   without elements is summed without a launch.
+//! - The tensor must be on the device, with its stream, that the communicator was built for; else
+//!   it is [`AllReduceError::OtherStream`]. `Device::new_cuda` works, at some microseconds a call
+//!   (see [`peersum::nccl_shape`]); `Device::new_cuda_with_stream` saves them.
+//! - A tensor on the CPU is [`AllReduceError::OnCpu`]: an engine that runs on the CPU has one rank
+//!   and leaves the operation out.
 //! - There is no backward pass.
 //!
-//! Without the feature `cuda` the crate builds with no CUDA on the machine, and every use of the operation is an error.
+//! Without the feature `cuda` the crate builds with no CUDA on the machine, and every use of the
+//! operation is an error.
 
 #![deny(missing_docs)]
 
@@ -48,19 +53,22 @@ use peersum::nccl_shape::{Comm, NcclError};
 /// The operations' name in candle's errors.
 const NAME: &str = "peersum-all-reduce";
 
-/// What candle's own errors have no name for. It travels as the cause of [`candle_core::Error::Cuda`].
+/// What candle's own errors have no name for. It travels as the cause of
+/// [`candle_core::Error::Cuda`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AllReduceError {
     /// The tensor is on the CPU.
     #[error(
-        "{NAME}: the tensor is on the CPU, and only GPUs reduce; move it with `to_device`, and leave the operation out where there is one rank"
+        "{NAME}: the tensor is on the CPU, and only GPUs reduce; move it with `to_device`, and leave \
+         the operation out if there is one rank"
     )]
     OnCpu,
     /// The tensor belongs to another stream than the communicator.
     #[error(
-        "{NAME}: the tensor is on another stream than the communicator, so that nothing would order the two; build the communicator on \
-         `device.as_cuda_device()?.cuda_stream()` of the very device that the tensors are made on, or on a clone of it"
+        "{NAME}: the tensor is on another stream than the communicator, so that nothing would order \
+         the two; build the communicator on `device.as_cuda_device()?.cuda_stream()` of the very \
+         device that the tensors are made on, or on a clone of it"
     )]
     OtherStream,
     /// The communicator's own error.
@@ -74,11 +82,11 @@ impl From<AllReduceError> for candle_core::Error {
     }
 }
 
-/// The sum over all ranks, as a [`CustomOp1`] (`tensor.apply_op1_no_bwd(&all_reduce)`) and as an [`InplaceOp1`]
-/// (`tensor.inplace_op1(&all_reduce)`).
+/// The sum over all ranks, as a [`CustomOp1`] (`tensor.apply_op1_no_bwd(&all_reduce)`) and as an
+/// [`InplaceOp1`] (`tensor.inplace_op1(&all_reduce)`).
 ///
-/// Every rank must apply it in the same order to tensors of the same size and type. `Ok` means launched: call [`Comm::synchronize`] of
-/// [`AllReduce::comm`] once a step.
+/// Every rank must apply it in the same order to tensors of the same size and type. `Ok` means
+/// launched: call [`Comm::synchronize`] of [`AllReduce::comm`] once a step.
 #[derive(Debug, Clone)]
 pub struct AllReduce {
     comm: Arc<Comm>,

@@ -1,5 +1,6 @@
-//! The operations on real tensors. Needs a GPU; ranks are threads, one a GPU where there are enough, else they share the first.
-//! README.md says how to build it, and that `CUDA_DEVICE_MAX_CONNECTIONS=32` must be set.
+//! The operations on real tensors. Needs a GPU; ranks are threads, one a GPU where there are
+//! enough, else they share the first. README.md says how to build it, and that
+//! `CUDA_DEVICE_MAX_CONNECTIONS=32` must be set.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 

@@ -7,8 +7,8 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use peersum::buffer::AsViewMut;
-use peersum::{BufferError, Element, Input, Output};
+use peersum::device::AsViewMut;
+use peersum::{BufferError, DeviceBuffer, Element, Input, Output};
 
 use crate::emulator::Emulator;
 use crate::stream::EmulatorStream;
@@ -172,7 +172,7 @@ impl<T: Element> EmulatorBuffer<T> {
         }
     }
 
-    /// As [`Input::check`].
+    /// As [`DeviceBuffer::check`].
     fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
         let identity = |stream: &EmulatorStream| stream.device().identity().clone();
         match self.adopted_on.as_ref().map(identity) {
@@ -333,9 +333,7 @@ unsafe impl<T: Element> AsViewMut for EmulatorViewMut<'_, T> {
     }
 }
 
-// SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited for before the host uses or frees
-// the memory.
-unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
+impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
     fn len(&self) -> usize {
         self.len
     }
@@ -343,7 +341,31 @@ unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
     fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
         EmulatorBuffer::check(self, stream)
     }
+}
 
+impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorView<'_, T> {
+    fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        self.buffer.check(stream)
+    }
+}
+
+impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorViewMut<'_, T> {
+    fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+        self.buffer.check(stream)
+    }
+}
+
+// SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited for before the host uses or frees
+// the memory.
+unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.lend(stream, 0))
     }
@@ -351,14 +373,6 @@ unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
 
 // SAFETY: as above.
 unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
-    fn len(&self) -> usize {
-        self.len
-    }
-
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        EmulatorBuffer::check(self, stream)
-    }
-
     fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.lend(stream, 0))
     }
@@ -366,14 +380,6 @@ unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
 
 // SAFETY: as for the whole buffer, within which the range lies.
 unsafe impl<T: Element> Input<T, Emulator> for EmulatorView<'_, T> {
-    fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        self.buffer.check(stream)
-    }
-
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.buffer.lend(stream, self.range.start))
     }
@@ -381,14 +387,6 @@ unsafe impl<T: Element> Input<T, Emulator> for EmulatorView<'_, T> {
 
 // SAFETY: as for the whole buffer, within which the range lies.
 unsafe impl<T: Element> Input<T, Emulator> for EmulatorViewMut<'_, T> {
-    fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        self.buffer.check(stream)
-    }
-
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.buffer.lend(stream, self.range.start))
     }
@@ -396,14 +394,6 @@ unsafe impl<T: Element> Input<T, Emulator> for EmulatorViewMut<'_, T> {
 
 // SAFETY: as for the whole buffer, within which the range lies.
 unsafe impl<T: Element> Output<T, Emulator> for EmulatorViewMut<'_, T> {
-    fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        self.buffer.check(stream)
-    }
-
     fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.buffer.lend(stream, self.range.start))
     }

@@ -257,10 +257,6 @@ unsafe impl Device for Emulator {
         })
     }
 
-    fn is_idle(&self) -> Result<bool, DeviceError> {
-        Ok(self.stream.is_idle())
-    }
-
     fn synchronize(&self) -> Result<(), DeviceError> {
         self.refuse_while_capturing("synchronize")?;
         self.stream.synchronize();

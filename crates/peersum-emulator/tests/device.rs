@@ -6,7 +6,7 @@ mod rig;
 use half::bf16;
 use peersum::device::{Device, DeviceError, Export, Import, LaunchShape, MemorySharing};
 use peersum::loader::LoadPolicy;
-use peersum::{Input, Output};
+use peersum::{DeviceBuffer, Input, Output};
 use peersum_artifact::Algorithm;
 use peersum_emulator::{Emulator, EmulatorBuffer, EmulatorDevice};
 use rig::{Setup, World, kinds, random_inputs, seeded};
@@ -66,7 +66,7 @@ fn work_of_a_stream_is_done_in_order_and_reads_see_it() {
         emulator.read(address + 4096, &mut found).unwrap();
     }
     assert_eq!(found, [1, 1, 7, 8, 1, 1, 1, 1]);
-    assert!(emulator.is_idle().unwrap());
+    assert!(emulator.stream().is_idle());
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn a_buffer_waits_for_the_streams_that_use_it() {
     let mut buffer = EmulatorBuffer::<f32>::zeroed(1 << 16);
     let word = 1.5_f32.to_bits();
     for _ in 0..50 {
-        let len = Output::<f32, Emulator>::len(&buffer);
+        let len = DeviceBuffer::<f32, Emulator>::len(&buffer);
         // SAFETY: the range is the buffer's.
         buffer.with_output(emulator.stream(), |address| unsafe {
             emulator.fill(address, word, len).unwrap()
@@ -205,7 +205,7 @@ fn a_buffer_waits_for_the_streams_that_use_it() {
             .all(|&element| element.to_bits() == word)
     );
     let view = buffer.slice(3..10);
-    assert_eq!(Input::<f32, Emulator>::len(&view), 7);
+    assert_eq!(DeviceBuffer::<f32, Emulator>::len(&view), 7);
     let first = view.with_input(emulator.stream(), |address| address);
     assert_eq!(first, buffer.address() + 12);
 }

@@ -5,7 +5,7 @@ mod harness_run;
 
 use std::fs;
 
-use peersum::dispatch::{DispatchTables, Link, Origin, Placement};
+use peersum::dispatch::{DispatchTables, Origin, Placement, Topology};
 use serde_json::Value;
 
 use harness_run::run;
@@ -31,7 +31,7 @@ fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicato
     let text = fs::read_to_string(directory.path().join("tuned/tables.json")).unwrap();
     let tables = DispatchTables::parse(&text).unwrap();
     assert_eq!(tables.to_json().unwrap(), text);
-    let tuned = tables.choose(None, 2, Link::Emulator).unwrap();
+    let tuned = tables.choose(None, 2, Topology::Emulator).unwrap();
     assert_eq!(tuned.world_sizes, [2]);
     for placement in Placement::ALL {
         for bytes in [512, 8192] {
@@ -52,15 +52,15 @@ fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicato
     // What was not swept is as it was shipped.
     let shipped = DispatchTables::shipped().unwrap();
     for (arch, world_size, link) in [
-        (Some("sm_90"), 2, Link::Peer),
-        (Some("sm_90"), 8, Link::Shared),
+        (Some("sm_90"), 2, Topology::Peer),
+        (Some("sm_90"), 8, Topology::Shared),
     ] {
         assert_eq!(
             tables.choose(arch, world_size, link).unwrap(),
             shipped.choose(arch, world_size, link).unwrap()
         );
     }
-    let others = tables.choose(None, 3, Link::Emulator).unwrap();
+    let others = tables.choose(None, 3, Topology::Emulator).unwrap();
     assert_eq!(others.world_sizes, [3, 4, 5, 6, 7, 8]);
 
     let output = run(

@@ -9,11 +9,12 @@
 //! done; wait
 //! ```
 //!
-//! torchrun, mpirun and srun set what the loop sets. The kernels come from `$PEERSUM_CUBIN_DIR`, else NVRTC compiles them once.
+//! torchrun, mpirun and srun set what the loop sets. The kernels come from `$PEERSUM_CUBIN_DIR`,
+//! else NVRTC compiles them once.
 
 use peersum::{Communicator, Rendezvous};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> anyhow::Result<()> {
     // RANK, WORLD_SIZE and LOCAL_RANK as torchrun, mpirun or srun set them.
     let rendezvous = Rendezvous::from_env()?;
     // The GPU of this rank, or an error that says what is missing.

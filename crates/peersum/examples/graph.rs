@@ -23,7 +23,8 @@ fn main() -> anyhow::Result<()> {
 
     let mut attention = stream.clone_htod(&vec![bf16::ONE; 4096])?;
     let mut mlp = stream.clone_htod(&vec![bf16::ONE; 4096])?;
-    // The graph borrows its buffers for as long as it lives; `Held` lends them and lets the program use them meanwhile.
+    // The graph borrows its buffers for as long as it lives; `Held` lends them and lets the program
+    // use them meanwhile.
     let (mut attention, mut mlp) = (Held::new(&mut attention), Held::new(&mut mlp));
     let layer = communicator.capture(|capture| {
         capture.all_reduce_in_place(&mut attention)?;

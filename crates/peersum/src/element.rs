@@ -1,14 +1,13 @@
 //! The element types of an all-reduce.
 
+use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::{bf16, f16};
 use peersum_artifact::Dtype;
 
 use crate::reference::ReferenceElement;
 
 /// An element type: [`struct@f16`], [`bf16`] or `f32`. Sealed.
-pub trait Element:
-    ReferenceElement + cudarc::driver::DeviceRepr + cudarc::driver::ValidAsZeroBits + Unpin + 'static
-{
+pub trait Element: ReferenceElement + DeviceRepr + ValidAsZeroBits + Unpin + 'static {
     /// Its name in modules, headers and manifests.
     const DTYPE: Dtype;
 }

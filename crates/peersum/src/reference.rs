@@ -1,8 +1,9 @@
 //! The numeric contract as plain Rust: the bits that every all-reduce of this crate must return.
 //!
-//! `out = round(((x[0] + x[1]) + x[2]) + ... + x[W-1])`: float32 accumulation in rank order and one rounding to nearest,
-//! ties to even. Signed zeros, infinities and subnormals come out as that expression says. A NaN, given or produced
-//! (`inf - inf`), is the canonical NaN of the hardware: `0x7FFF` for f16 and bf16, `0x7FFF_FFFF` for f32.
+//! `out = round(((x[0] + x[1]) + x[2]) + ... + x[W-1])`: float32 accumulation in rank order and one
+//! rounding to nearest, ties to even. Signed zeros, infinities and subnormals come out as that
+//! expression says. A NaN, given or produced (`inf - inf`), is the canonical NaN of the hardware:
+//! `0x7FFF` for f16 and bf16, `0x7FFF_FFFF` for f32.
 //!
 //! A group of one rank does not add: its output is its input, bit for bit, NaN payloads included.
 
@@ -122,7 +123,8 @@ impl ReferenceElement for f16 {
 
 /// The all-reduce of `inputs`, one slice a rank in rank order, as every rank must receive it.
 ///
-/// A single input is copied unchanged, since a group of one rank computes nothing. No inputs give an empty result.
+/// A single input is copied unchanged, since a group of one rank computes nothing. No inputs give
+/// an empty result.
 ///
 /// # Panics
 ///
@@ -163,8 +165,9 @@ pub fn all_reduce<T: ReferenceElement>(inputs: &[&[T]]) -> Vec<T> {
 #[inline]
 fn f32_to_bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
-    // The kept half grows by one when the dropped half is above the tie, or at it and the kept half is odd. The carry may
-    // run into the exponent: that is the next binade, and above the largest finite value infinity, as it should be.
+    // The kept half grows by one when the dropped half is above the tie, or at it and the kept half
+    // is odd. The carry may run into the exponent: that is the next binade, and above the largest
+    // finite value infinity, as it should be.
     let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
     if value.is_nan() { 0x7FFF } else { rounded }
 }
@@ -174,7 +177,8 @@ fn f32_to_bf16_bits(value: f32) -> u16 {
 fn f32_to_f16_bits(value: f32) -> u16 {
     /// 2^-14, the smallest normal binary16 value.
     const SMALLEST_NORMAL: u32 = 0x3880_0000;
-    /// 2^16, from which on everything is infinity; the values just below round to it by their carry.
+    /// 2^16, from which on everything is infinity; the values just below round to it by their
+    /// carry.
     const OVERFLOW: u32 = 0x4780_0000;
     /// The difference of the exponent biases (127 and 15), in place.
     const REBIAS: u32 = (127 - 15) << 23;
@@ -186,7 +190,8 @@ fn f32_to_f16_bits(value: f32) -> u16 {
         .wrapping_sub(REBIAS)
         .wrapping_add(0xFFF + ((magnitude >> 13) & 1))
         >> 13;
-    // Between 0.5 and 1 a float32 has steps of 2^-24, the step of binary16's subnormals: the addition rounds.
+    // Between 0.5 and 1 a float32 has steps of 2^-24, the step of binary16's subnormals: the
+    // addition rounds.
     let subnormal = (f32::from_bits(magnitude) + 0.5)
         .to_bits()
         .wrapping_sub(0.5_f32.to_bits());
@@ -217,7 +222,8 @@ fn f16_bits_to_f32(bits: u16) -> f32 {
         // Infinity and NaN: the largest exponent of either format.
         magnitude + ((255 - 31) << 23)
     } else if exponent == 0 {
-        // 2^-14 with the fraction of the subnormal, less 2^-14: exact, and no float32 subnormal is touched on the way.
+        // 2^-14 with the fraction of the subnormal, less 2^-14: exact, and no float32 subnormal is
+        // touched on the way.
         (f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23)).to_bits()
     } else {
         magnitude + ((127 - 15) << 23)

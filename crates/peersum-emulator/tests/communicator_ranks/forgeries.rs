@@ -8,7 +8,7 @@ use peersum_emulator::EmulatorDevice;
 use crate::stage::{PATIENCE, settings};
 
 /// The exchanges of set-up that compare settings, in their order.
-const LABELS: [&str; 2] = ["hello", "seating"];
+const LABELS: [&str; 2] = ["settings", "launch limits"];
 
 /// The words of a genuine rank in the first exchanges.
 fn genuine_words() -> Vec<String> {
@@ -96,11 +96,11 @@ fn place(words: &str, field: &str) -> Range<usize> {
 #[test]
 fn a_rank_of_another_version_kernel_digest_or_dispatch_table_is_refused_by_all_with_both_values() {
     let cases = [
-        ("hello", "version", "version", "0.0.9"),
-        ("hello", "abi_version", "ABI version", "77"),
-        ("hello", "kernel_sources", "kernel sources", "0badc0de"),
-        ("hello", "tables", "dispatch tables", "another-file"),
-        ("seating", "table_digest", "dispatch table", "0badc0de"),
+        ("settings", "version", "version", "0.0.9"),
+        ("settings", "abi_version", "ABI version", "77"),
+        ("settings", "kernel_sources", "kernel sources", "0badc0de"),
+        ("settings", "tables", "dispatch tables", "another-file"),
+        ("launch limits", "table_digest", "dispatch table", "0badc0de"),
     ];
     for (label, field, what, forged) in cases {
         for (world_size, forger) in [(2, 0), (2, 1), (3, 0), (3, 2), (8, 5)] {

@@ -11,7 +11,7 @@ use peersum::Cuda;
 use peersum::cudarc::driver::{CudaContext, CudaFunction, CudaStream, sys};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, Export, Import, MemorySharing};
-use peersum::dispatch::Link;
+use peersum::dispatch::Topology;
 
 use super::launch::with_config;
 use super::machine::{Gpus, Machine};
@@ -105,9 +105,9 @@ pub(crate) fn measure(
     method: Method,
 ) -> Result<Limits> {
     let link = if world_size > gpus.devices() {
-        Link::Shared
+        Topology::Shared
     } else {
-        Link::Peer
+        Topology::Peer
     };
     let largest = bytes.iter().copied().max().unwrap_or(0) as u64;
     let data_bytes = largest.max(BULK_BYTES).next_multiple_of(4096);
@@ -168,7 +168,7 @@ pub(crate) fn measure(
 }
 
 impl Rank<'_> {
-    fn measure_all(&mut self, link: Link, bytes: &[usize], method: Method) -> Result<Limits> {
+    fn measure_all(&mut self, link: Topology, bytes: &[usize], method: Method) -> Result<Limits> {
         let kernels = |this: &Self, exchange: bool| {
             if exchange {
                 this.kernels.exchange.clone()
@@ -200,7 +200,7 @@ impl Rank<'_> {
         let load_us = self.time(&load, self.blocks, THREADS, pdl, bulk)?;
         let gb_s = |us: f64| (BULK_BYTES as f64 / us / 10.0).round() / 100.0;
         let mut copies = Vec::new();
-        if link == Link::Shared {
+        if link == Topology::Shared {
             let mut sizes: Vec<u64> = bytes.iter().map(|bytes| *bytes as u64).collect();
             sizes.push(16);
             sizes.sort_unstable();

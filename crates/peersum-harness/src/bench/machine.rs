@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::{CudaContext, CudaStream};
 use peersum::device::DeviceStream;
-use peersum::dispatch::Link;
+use peersum::dispatch::Topology;
 use peersum::loader::{JitMode, LoadPolicy};
 use peersum_artifact::Manifest;
 use peersum_emulator::{EmulatorDevice, EmulatorStream};
@@ -203,10 +203,10 @@ impl Machine for Emulators {
 }
 
 /// How ranks are connected, as the communicator sees it.
-pub(crate) fn link_of<M: Machine>(choice: DeviceChoice, machine: &M, world_size: u32) -> Link {
+pub(crate) fn link_of<M: Machine>(choice: DeviceChoice, machine: &M, world_size: u32) -> Topology {
     match choice {
-        DeviceChoice::Emulator => Link::Emulator,
-        DeviceChoice::Cuda if world_size > machine.devices() => Link::Shared,
-        DeviceChoice::Cuda => Link::Peer,
+        DeviceChoice::Emulator => Topology::Emulator,
+        DeviceChoice::Cuda if world_size > machine.devices() => Topology::Shared,
+        DeviceChoice::Cuda => Topology::Peer,
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use peersum::dispatch::{Link, Placement, Plan};
+use peersum::dispatch::{Placement, Plan, Topology};
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -89,7 +89,7 @@ pub(crate) struct Cell {
     pub(crate) system: System,
     pub(crate) build: Build,
     pub(crate) world_size: u32,
-    pub(crate) link: Link,
+    pub(crate) link: Topology,
     pub(crate) dtype: Dtype,
     /// The message, in bytes.
     pub(crate) bytes: u64,
@@ -168,7 +168,7 @@ impl ByPdl {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Limits {
     pub(crate) world_size: u32,
-    pub(crate) link: Link,
+    pub(crate) link: Topology,
     /// An empty kernel in a graph.
     pub(crate) empty_us: ByPdl,
     /// A kernel with one exchange of flags between all ranks, in a graph.
@@ -197,7 +197,7 @@ impl Limits {
     pub(crate) fn call_us(&self, bytes: u64, pdl: bool) -> Option<f64> {
         let exchange = self.exchange_us.get(pdl);
         let moving = match self.link {
-            Link::Shared => {
+            Topology::Shared => {
                 let least = self
                     .copies
                     .iter()
@@ -206,8 +206,8 @@ impl Limits {
                 let copied = self.copies.iter().find(|copied| copied.bytes == bytes)?;
                 copied.us - least
             }
-            Link::Peer => bus_bytes(bytes, self.world_size) / self.store_gb_s / 1000.0,
-            Link::Emulator => return None,
+            Topology::Peer => bus_bytes(bytes, self.world_size) / self.store_gb_s / 1000.0,
+            Topology::Emulator => return None,
         };
         Some(super::timing::rounded(exchange + moving))
     }
@@ -246,7 +246,7 @@ impl Report {
     }
 
     /// World sizes and types, each once, sorted.
-    pub(crate) fn groups(&self) -> Vec<(u32, Link, Dtype)> {
+    pub(crate) fn groups(&self) -> Vec<(u32, Topology, Dtype)> {
         let mut groups: Vec<_> = self
             .cells
             .iter()
@@ -262,7 +262,7 @@ impl Report {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn limits(link: Link) -> Limits {
+    pub(crate) fn limits(link: Topology) -> Limits {
         Limits {
             world_size: 4,
             link,
@@ -284,15 +284,15 @@ pub(crate) mod tests {
     #[test]
     fn over_a_link_the_limit_is_an_exchange_and_the_bus_bytes() {
         // 1.5 x 720000 bytes at 360 GB/s are 3 us.
-        assert_eq!(limits(Link::Peer).call_us(720_000, true), Some(4.5));
-        assert_eq!(limits(Link::Peer).call_us(720_000, false), Some(4.9));
+        assert_eq!(limits(Topology::Peer).call_us(720_000, true), Some(4.5));
+        assert_eq!(limits(Topology::Peer).call_us(720_000, false), Some(4.9));
     }
 
     #[test]
     fn on_a_shared_device_the_limit_is_an_exchange_and_what_a_copy_takes_beyond_the_least() {
-        assert_eq!(limits(Link::Shared).call_us(1 << 20, true), Some(4.0));
-        assert_eq!(limits(Link::Shared).call_us(16, true), Some(1.5));
+        assert_eq!(limits(Topology::Shared).call_us(1 << 20, true), Some(4.0));
+        assert_eq!(limits(Topology::Shared).call_us(16, true), Some(1.5));
         // A size that was not copied has no limit.
-        assert_eq!(limits(Link::Shared).call_us(4096, true), None);
+        assert_eq!(limits(Topology::Shared).call_us(4096, true), None);
     }
 }

@@ -1,6 +1,6 @@
 //! The curves of one world size and type.
 
-use peersum::dispatch::{Link, Placement};
+use peersum::dispatch::{Placement, Topology};
 use peersum_artifact::Dtype;
 
 use super::machine::Build;
@@ -32,7 +32,7 @@ pub(crate) struct Point {
 }
 
 /// The curves of a group, in an order that depends on nothing but what was measured.
-pub(crate) fn of(report: &Report, group: (u32, Link, Dtype)) -> Vec<Series> {
+pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> {
     let cells: Vec<&Cell> = report
         .cells
         .iter()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, Link, MeasuredRow, Measurement, Origin, Placement, Row,
+    DispatchTable, DispatchTables, MeasuredRow, Measurement, Origin, Placement, Row, Topology,
 };
 use peersum_artifact::Dtype;
 
@@ -168,7 +168,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 struct Group<'a> {
     args: &'a TuneArgs,
     world_size: u32,
-    link: Link,
+    link: Topology,
     base: &'a DispatchTables,
     /// The base as every rank is given it.
     tables: String,
@@ -285,7 +285,7 @@ impl Outcome<'_> {
         Some(DispatchTable {
             arch: self.arch.clone(),
             world_sizes: vec![self.group.world_size],
-            link: self.group.link,
+            topology: self.group.link,
             ordinary: rows(Placement::Ordinary),
             symmetric: rows(Placement::Symmetric),
             symmetric_in_place: rows(Placement::SymmetricInPlace),

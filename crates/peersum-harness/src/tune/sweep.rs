@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use half::{bf16, f16};
-use peersum::dispatch::{Link, Placement, Plan, Route};
+use peersum::dispatch::{Placement, Plan, Route, Topology};
 use peersum_artifact::Dtype;
 
 use crate::bench::candidates::{candidates, own_placement};
@@ -25,15 +25,15 @@ pub(super) struct Shapes {
 }
 
 impl Shapes {
-    pub(super) fn of(link: Link) -> Shapes {
+    pub(super) fn of(link: Topology) -> Shapes {
         match link {
             // An emulated thread is a thread of the host.
-            Link::Emulator => Shapes {
+            Topology::Emulator => Shapes {
                 blocks: &[1],
                 threads: &[8, 16],
                 max_blocks: Some(2),
             },
-            Link::Shared | Link::Peer => Shapes {
+            Topology::Shared | Topology::Peer => Shapes {
                 blocks: &[1, 2, 4, 8, 16, 24, 32, 48, 64, 96],
                 // Each of the last three is the largest that fits a seat for some kernel: with the
                 // warp for signals they have 8, 12 and 16 warps, and registers are given to four
@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn no_block_is_tried_that_has_more_threads_than_twice_the_places() {
-        let shapes = Shapes::of(Link::Shared);
+        let shapes = Shapes::of(Topology::Shared);
         assert_eq!(
             shapes.for_places(40, 2),
             [(1, 32), (1, 64), (2, 32), (2, 64)]

@@ -8,7 +8,8 @@
 use anyhow::Context;
 use peersum::cudarc::driver::CudaContext;
 
-/// `engine.rs` does not say whose types these are; a test compiles it with those of `cudarc::nccl` as well.
+/// `engine.rs` does not say whose types these are; a test compiles it with those of `cudarc::nccl`
+/// as well.
 mod engine {
     use peersum::nccl_shape::{Comm, Id, NcclType, ReduceOp, result::NcclError};
 

@@ -4,32 +4,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use crate::device::StatusRecord;
-use crate::error::{Error, Failure};
+use crate::error::Error;
+use crate::failure::Failure;
 
 /// Reads the status of one rank and ends its waits, from any thread. Takes no lock and never waits.
 ///
 /// It may outlive the communicator, whose last status it then keeps.
 #[derive(Clone)]
 pub struct AbortHandle {
-    rank: u32,
-    failure: Arc<OnceLock<Failure>>,
+    pub(super) rank: u32,
+    /// The first failure that was looked up.
+    pub(super) failure: Arc<OnceLock<Failure>>,
     /// `None` for a rank that has no kernels of peersum.
-    status: Option<StatusRecord>,
+    pub(super) status: Option<StatusRecord>,
 }
 
 impl AbortHandle {
-    pub(super) fn new(
-        rank: u32,
-        failure: Arc<OnceLock<Failure>>,
-        status: Option<StatusRecord>,
-    ) -> Self {
-        AbortHandle {
-            rank,
-            failure,
-            status,
-        }
-    }
-
     /// Ends the waits of this rank within milliseconds; its calls then fail with
     /// [`Failure::Aborted`], and so do its peers'. The communicator is poisoned for good.
     pub fn abort(&self) {
@@ -46,28 +36,19 @@ impl AbortHandle {
     /// # Errors
     /// [`Error::Failed`] with the reason, as far as it is known.
     pub fn status(&self) -> Result<(), Error> {
-        known_failure(self.rank, &self.failure, self.status.as_ref())
+        if let Some(failure) = self.failure.get() {
+            return Err(failure.clone().into());
+        }
+        let Some(status) = &self.status else {
+            return Ok(());
+        };
+        if let Some(record) = status.failure() {
+            return Err(Failure::from_status(&record).into());
+        }
+        // Relaxed: the word carries nothing but itself.
+        if status.abort_word().load(Ordering::Relaxed) != 0 {
+            return Err(Failure::AbortedIdle { rank: self.rank }.into());
+        }
+        Ok(())
     }
-}
-
-/// The failure that was looked up, else what the device's record and the abort word say.
-pub(super) fn known_failure(
-    rank: u32,
-    failure: &OnceLock<Failure>,
-    status: Option<&StatusRecord>,
-) -> Result<(), Error> {
-    if let Some(failure) = failure.get() {
-        return Err(failure.clone().into());
-    }
-    let Some(status) = status else {
-        return Ok(());
-    };
-    if let Some(record) = status.failure() {
-        return Err(Failure::from_status(&record).into());
-    }
-    // Relaxed: the word carries nothing but itself.
-    if status.abort_word().load(Ordering::Relaxed) != 0 {
-        return Err(Failure::AbortedIdle { rank }.into());
-    }
-    Ok(())
 }

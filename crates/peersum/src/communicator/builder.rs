@@ -1,14 +1,9 @@
 //! The settings of a communicator.
 
-use std::any::TypeId;
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::Communicator;
 use super::layout::StartEpochs;
-use super::setup;
-use crate::device::{DeviceStream, MemorySharing};
+use crate::device::MemorySharing;
 use crate::error::Error;
 use crate::loader::LoadPolicy;
 use crate::rendezvous::Rendezvous;
@@ -16,16 +11,19 @@ use crate::rendezvous::Rendezvous;
 /// The largest call that is not split, unless set otherwise: 64 MiB.
 const DEFAULT_MAX_BYTES: u64 = 64 << 20;
 
-/// One half of the push slots, unless set otherwise: 32 MiB, or 16 times `max_bytes` if that is less. 16 MiB cost a pair 4 % at 64 MiB, in pieces of 16.
+/// One half of the push slots, unless set otherwise: 32 MiB, or 16 times `max_bytes` if that is
+/// less. 16 MiB cost a pair 4 % at 64 MiB, in pieces of 16.
 const DEFAULT_PUSH_HALF_BYTES: u64 = 32 << 20;
 
 /// How long a call waits for a peer, unless set otherwise.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long the ranks wait for each other during set-up, unless set otherwise. Engines load weights at very different speeds.
+/// How long the ranks wait for each other during set-up, unless set otherwise. Engines load weights
+/// at very different speeds.
 const DEFAULT_SETUP_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Settings of a [`Communicator`]. All ranks must use the same, except for where modules are loaded from and for the timeouts.
+/// Settings of a [`Communicator`](crate::Communicator). All ranks must use the same, except for
+/// where modules are loaded from and for the timeouts.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct CommunicatorBuilder {
@@ -86,17 +84,18 @@ impl CommunicatorBuilder {
 
     /// Takes calls also while the program itself captures the communicator's stream, for instance
     /// with cudarc's `begin_capture`. Without this setting such a call is [`Error::Capture`], and
-    /// [`Communicator::capture_begin`] is the way to capture.
+    /// [`Communicator::capture_begin`](crate::Communicator::capture_begin) is the way to capture.
     ///
     /// # Safety
     /// A graph that the program captured knows nothing of the communicator. For every such graph
-    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must see to it
+    /// that holds a call, or a launch of a [`Graph`](crate::Graph), the program must make sure
     /// that:
     /// - it is launched only while the communicator lives, and all its launches have ended before
     ///   the communicator is dropped;
-    /// - it is launched on the communicator's stream only ([`Communicator::stream`]), or so that
-    ///   every launch is ordered by events after all earlier calls and before all later ones: two
-    ///   calls of one communicator must never run at once;
+    /// - it is launched on the communicator's stream only
+    ///   ([`Communicator::stream`](crate::Communicator::stream)), or so that every launch is
+    ///   ordered by events after all earlier calls and before all later ones: two calls of one
+    ///   communicator must never run at once;
     /// - every buffer of its calls stays allocated, at its address, as long as the graph is
     ///   launched;
     /// - one launch follows the other: it is in no conditional, parallel or repeated branch of
@@ -113,8 +112,9 @@ impl CommunicatorBuilder {
     ///
     /// These calls fit: a one-shot push of this size divided by the world size, and a two-shot push
     /// of half this size; for a pair of ranks, both of this size. Larger calls go as
-    /// [`Communicator::plan`] says. Any value works: it is rounded up to a multiple of 1 KiB for
-    /// each rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and more are refused.
+    /// [`Communicator::plan`](crate::Communicator::plan) says. Any value works: it is rounded up to
+    /// a multiple of 1 KiB for each rank (of 1 KiB for a pair), and to at least 8 KiB. 32 GiB and
+    /// more are refused.
     ///
     /// Default: 32 MiB, or 16 times `max_bytes` if that is less.
     pub fn push_half_bytes(mut self, bytes: usize) -> Self {
@@ -150,7 +150,8 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// How long the ranks wait for each other during set-up and in collective allocations. Default: 5 minutes.
+    /// How long the ranks wait for each other during set-up and in collective allocations. Default:
+    /// 5 minutes.
     pub fn setup_timeout(mut self, timeout: Duration) -> Self {
         self.setup_timeout = timeout;
         self
@@ -171,28 +172,32 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// How memory is shared between the ranks. Default: file descriptors where the driver can, else legacy CUDA IPC.
+    /// How memory is shared between the ranks. Default: file descriptors where the driver can, else
+    /// legacy CUDA IPC.
     pub fn memory_sharing(mut self, sharing: MemorySharing) -> Self {
         self.sharing = sharing;
         self
     }
 
-    /// The text of a file of dispatch tables, as `cargo xtask tune` writes it, instead of the shipped ones.
+    /// The text of a file of dispatch tables, as `cargo xtask tune` writes it, instead of the
+    /// shipped ones.
     pub fn dispatch_tables(mut self, json: impl Into<String>) -> Self {
         self.tables = Some(json.into());
         self
     }
 
-    /// Sends calls larger than [`CommunicatorBuilder::max_bytes`] to NCCL, instead of in pieces through peersum's kernels; or every call, with
-    /// [`Nccl::across_hosts`](crate::nccl::Nccl::across_hosts), which takes the place of a rendezvous. What differs then is said in [`crate::nccl`].
-    /// Default: no NCCL.
+    /// Sends calls larger than [`CommunicatorBuilder::max_bytes`] to NCCL, instead of in pieces
+    /// through peersum's kernels; or every call, with
+    /// [`Nccl::across_hosts`](crate::nccl::Nccl::across_hosts), which takes the place of a
+    /// rendezvous. What differs then is said in [`crate::nccl`]. Default: no NCCL.
     #[cfg(feature = "nccl")]
     pub fn above_range(mut self, nccl: crate::nccl::Nccl) -> Self {
         self.above_range = Some(nccl);
         self
     }
 
-    /// Lets the epochs start elsewhere than at 0 calls, to test their wrap-around within reach. `pull` is at least 1.
+    /// Lets the epochs start elsewhere than at 0 calls, to test their wrap-around within reach.
+    /// `pull` is at least 1.
     #[doc(hidden)]
     pub fn start_epochs(mut self, push: u32, pull: u64) -> Self {
         self.start = StartEpochs {
@@ -203,58 +208,20 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// Meets the other ranks, loads every module, allocates and shares all memory. Collective: every rank calls it.
-    ///
-    /// `stream` is this communicator's alone among communicators, and not the legacy default
-    /// stream; other work of the program may use it. If a process has several communicators on a
-    /// device, or several ranks, set `CUDA_DEVICE_MAX_CONNECTIONS` before its CUDA context is
-    /// created, to the number of streams that it uses on that device or more (32 is the most): see
-    /// the [environment](crate#environment). Every later call is enqueued on it. Nothing is
-    /// allocated after this but by [`Communicator::symmetric_alloc`].
-    ///
-    /// # Errors
-    /// [`Error::Rendezvous`] if a rank does not come or is lost, [`Error::SetupMismatch`] on every
-    /// rank if settings differ, [`Error::Device`] for a library, module or memory that cannot be
-    /// had, [`Error::NotCoResident`] for ranks that share a device, [`Error::DeviceFull`] for
-    /// communicators that do, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
-    pub fn build<S: DeviceStream>(self, stream: &S) -> Result<Communicator<S::Device>, Error> {
-        setup::build(self, stream)
+    /// What carries out calls above the custom range, as the ranks compare it: one rank may have
+    /// been built with the feature `nccl` and another without. Opens NCCL, so that a rank that
+    /// lacks it fails before any rank waits for it in NCCL.
+    pub(super) fn above_range_name(&self, world_size: u32) -> Result<String, Error> {
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = self.above_range.as_ref().filter(|_| world_size > 1) {
+            return Ok(format!("NCCL {}", nccl.open()?.version()));
+        }
+        let _ = world_size;
+        Ok("peersum's kernels".to_owned())
     }
 
     pub(super) fn push_half_bytes_or_default(&self) -> u64 {
         self.push_half_bytes
             .unwrap_or_else(|| DEFAULT_PUSH_HALF_BYTES.min(self.max_bytes.saturating_mul(16)))
-    }
-}
-
-/// Streams that carry a communicator in this process.
-static CLAIMED_STREAMS: Mutex<Option<HashSet<(TypeId, u64)>>> = Mutex::new(None);
-
-/// A stream's claim by one communicator, given back when dropped.
-#[derive(Debug)]
-pub(super) struct StreamClaim(TypeId, u64);
-
-impl StreamClaim {
-    pub(super) fn new<D: 'static>(stream_id: u64) -> Result<StreamClaim, Error> {
-        let claim = (TypeId::of::<D>(), stream_id);
-        let mut claimed = CLAIMED_STREAMS
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if claimed.get_or_insert_default().insert(claim) {
-            Ok(StreamClaim(claim.0, claim.1))
-        } else {
-            Err(Error::StreamTaken)
-        }
-    }
-}
-
-impl Drop for StreamClaim {
-    fn drop(&mut self) {
-        let mut claimed = CLAIMED_STREAMS
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(claimed) = claimed.as_mut() {
-            claimed.remove(&(self.0, self.1));
-        }
     }
 }

@@ -4,100 +4,108 @@
 use std::time::{Duration, Instant};
 
 use peersum_artifact::Family;
-use peersum_kernels::abi;
+use peersum_kernels::abi::{self, PeersumControl};
 
-use super::layout::{ControlHead, sequence};
-use super::links::Links;
-use super::{Communicator, processes};
-use crate::device::Device;
-use crate::error::{CallSignature, Error, Failure, is_detail_of};
+use super::connected::Connected;
+use super::latest_calls::{CallWords, LatestCalls, disagreement};
+use super::layout::{head_bytes_mut, sequence, zeroed_control};
+use super::processes;
+use super::state::Communicator;
+use crate::call_signature::CallSignature;
+use crate::device::{Device, DeviceError};
+use crate::error::Error;
+use crate::failure::Failure;
 
 /// Pause between two looks for a header that is still on its way.
 const HEADER_POLL_INTERVAL: Duration = Duration::from_micros(50);
 
-/// How long a rank that was told of a failure waits for the header of its own last call from the rank that failed first, which may explain it: another
-/// thread of that rank sends it than the one that finds a difference and tells all.
+/// How long a rank that was told of a failure waits for the header of its last call from the rank
+/// that failed first. That header may explain the failure. It may come late, because another thread
+/// of that rank sends it than the one that finds a difference and tells all ranks.
 const OVERTAKEN_HEADER_PATIENCE: Duration = Duration::from_millis(100);
 
 impl<D: Device> Communicator<D> {
-    /// Waits for everything launched so far. The only proof: outputs of all calls up to here are valid once this has returned `Ok`.
+    /// Waits for everything launched so far. The only proof: outputs of all calls up to here are
+    /// valid once this has returned `Ok`.
     ///
-    /// Cheap enough for once a step, where an engine reads its logits; one such check after a graph of many calls is enough.
+    /// Cheap enough for once a step, where an engine reads its logits; one such check after a graph
+    /// of many calls is enough.
     ///
     /// # Errors
-    /// [`Error::Failed`] names the first failure of this rank: a peer that did not come within the timeout, an abort, ranks that called
-    /// differently, or a peer that failed first. Outputs that were not reduced hold NaN.
+    /// [`Error::Failed`] names the first failure of this rank: a peer that did not come within the
+    /// timeout, an abort, ranks that called differently, or a peer that failed first. Outputs that
+    /// were not reduced hold NaN.
     pub fn synchronize(&mut self) -> Result<(), Error> {
         if self.capturing {
             return Err(Error::Capture(
                 "synchronize waits for launches, and a capture only records them: end it first",
             ));
         }
-        if let Some(failure) = self.failure.get() {
+        if let Some(failure) = self.handle.failure.get() {
             return Err(failure.clone().into());
         }
         self.device.synchronize()?;
         #[cfg(feature = "nccl")]
         self.check_nccl()?;
-        let Some(links) = &self.links else {
+        let Some(connected) = &self.connected else {
             return Ok(());
         };
-        let Some(mut failure) = self.find_failure(links)? else {
+        let Some(mut failure) = self.find_failure(connected)? else {
             return Ok(());
         };
-        failure.note_absent(|| processes::absent(&links.processes));
+        failure.note_absent(|| processes::absent(&connected.processes));
         // Set once: this returns early if a failure is known.
-        let _ = self.failure.set(failure.clone());
+        let _ = self.handle.failure.set(failure.clone());
         Err(failure.into())
     }
 
-    /// Refuses a call once a failure is known, with the reason that every later call and `synchronize` give too.
+    /// Refuses a call once a failure is known, with the reason that every later call and
+    /// `synchronize` give too.
     pub(super) fn refuse_if_failed(&mut self) -> Result<(), Error> {
         let Err(known) = self.status() else {
             return Ok(());
         };
-        if self.failure.get().is_some() || self.may_record() {
+        if self.handle.failure.get().is_some() || self.may_record() {
             return Err(known);
         }
-        // Every wait of a failed rank ends at its next look, so the stream is done soon, and then the cause can be looked up.
+        // Every wait of a failed rank ends at its next look, so the stream is done soon, and then
+        // the cause can be looked up.
         self.synchronize()
     }
 
-    /// The stream is done: what its record, its poison word and its headers say.
-    fn find_failure(&self, links: &Links<D>) -> Result<Option<Failure>, Error> {
-        if let Some(status) = links.status.failure() {
+    /// What the record, the poison word and the headers say, once the stream is done.
+    fn find_failure(&self, connected: &Connected<D>) -> Result<Option<Failure>, Error> {
+        if let Some(status) = connected.status.failure() {
             let failure = Failure::from_status(&status);
-            return match failure {
-                Failure::PeerFailed { .. } | Failure::PeerTimeout { .. } => self
-                    .explain(
-                        links,
-                        failure,
-                        Some(Said {
-                            header: status.own_header,
-                            detail: status.own_detail,
-                        }),
-                    )
-                    .map(Some),
-                _ => Ok(Some(failure)),
+            if !matches!(
+                failure,
+                Failure::PeerFailed { .. } | Failure::PeerTimeout { .. }
+            ) {
+                return Ok(Some(failure));
+            }
+            let unsent = CallWords {
+                header: status.own_header,
+                detail: status.own_detail,
             };
+            return self.explain(connected, failure, Some(unsent)).map(Some);
         }
-        if let Some(failure) = self.check_last_call(links)? {
+        if let Some(failure) = self.check_last_call(connected)? {
             return Ok(Some(failure));
         }
         if self.status().is_ok() {
             return Ok(None);
         }
         // Aborted while no call waited: no kernel of this rank will tell the peers.
-        self.poison_all(links)?;
+        self.poison_all(connected)?;
         Ok(Some(Failure::AbortedIdle { rank: self.rank }))
     }
 
     /// Every call's headers and details are checked in the call after it; those of the last are
     /// checked here.
-    fn check_last_call(&self, links: &Links<D>) -> Result<Option<Failure>, Error> {
+    fn check_last_call(&self, connected: &Connected<D>) -> Result<Option<Failure>, Error> {
         let began = Instant::now();
         loop {
-            let head = self.read_head(links)?;
+            let head = self.read_head(connected, self.rank)?;
             let state = head.blocks[0];
             if state.poison != 0 {
                 let told = Failure::PeerFailed {
@@ -106,26 +114,26 @@ impl<D: Device> Communicator<D> {
                     waited_for: None,
                     absent: Vec::new(),
                 };
-                return self.explain(links, told, None).map(Some);
+                return self.explain(connected, told, None).map(Some);
             }
             let last = sequence(state.push_epoch, state.pull_epoch).wrapping_sub(1);
             let slot = usize::from(last) % abi::PEERSUM_HEADER_RING as usize;
-            let own = Said::own(&head, slot);
+            let own = CallWords::own(&head, slot);
             let Some((peer, theirs)) = self
                 .peers()
-                .map(|peer| (peer, Said::of_peer(&head, slot, peer)))
+                .map(|peer| (peer, CallWords::of_peer(&head, slot, peer)))
                 .find(|(_, theirs)| *theirs != own)
             else {
                 return Ok(None);
             };
             if let Some(disagreement) = disagreement(self.rank, own, peer, theirs) {
-                self.poison_all(links)?;
+                self.poison_all(connected)?;
                 return Ok(Some(disagreement));
             }
             // Headers and details are relaxed stores: the peer's may arrive after the data of the
             // same call.
             if began.elapsed() > self.timeout {
-                self.poison_all(links)?;
+                self.poison_all(connected)?;
                 let algorithm = CallSignature::from_header(own.header).kind;
                 return Ok(Some(Failure::PeerTimeout {
                     rank: self.rank,
@@ -149,36 +157,54 @@ impl<D: Device> Communicator<D> {
     }
 
     /// Prefers a disagreement that the headers show to `failure`, which only names a rank: where
-    /// any two ranks differ, every rank differs from some other. `unsent` is what this rank would
-    /// have said of a call that it began but, being poisoned, may not have made.
+    /// any two ranks differ, every rank differs from some other. For `unsent` see
+    /// [`LatestCalls::disagreement`].
     fn explain(
         &self,
-        links: &Links<D>,
+        connected: &Connected<D>,
         failure: Failure,
-        unsent: Option<Said>,
+        unsent: Option<CallWords>,
     ) -> Result<Failure, Error> {
         let began = Instant::now();
         loop {
-            let headers = Headers::read(self, links)?;
-            if let Some(disagreement) = headers.disagreement(unsent) {
+            let calls = self.read_latest_calls(connected)?;
+            if let Some(disagreement) = calls.disagreement(unsent) {
                 return Ok(disagreement);
             }
-            // Whoever waited out the deadline has given the headers time enough; and what made the first rank to fail find a difference is
-            // known there, so that only its own header can be on its way.
+            // A rank that waited until the deadline has given the headers enough time. If a peer
+            // failed first, what made it fail lies in its own control block, which was read above:
+            // only the header that it sends itself can still be on its way.
             let Failure::PeerFailed { origin, .. } = failure else {
                 return Ok(failure);
             };
-            if headers.last_call_is_known(origin) || began.elapsed() > OVERTAKEN_HEADER_PATIENCE {
+            if calls.last_call_is_known(origin) || began.elapsed() > OVERTAKEN_HEADER_PATIENCE {
                 return Ok(failure);
             }
             std::thread::sleep(HEADER_POLL_INTERVAL);
         }
     }
 
-    fn read_head(&self, links: &Links<D>) -> Result<Box<ControlHead>, Error> {
-        let mut head = ControlHead::zeroed();
-        // SAFETY: the control block lies at the start of this rank's arena, which `links` holds, and is larger than its head.
-        unsafe { self.device.read(links.own_control(), head.bytes_mut())? };
+    fn read_latest_calls(&self, connected: &Connected<D>) -> Result<LatestCalls, Error> {
+        let own = self.read_head(connected, self.rank)?;
+        // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
+        let peers: Vec<_> = self
+            .peers()
+            .filter_map(|peer| Some((peer, self.read_head(connected, peer).ok()?)))
+            .collect();
+        Ok(LatestCalls::new(self.rank, self.world_size, &own, &peers))
+    }
+
+    /// The head of a rank's control block.
+    fn read_head(
+        &self,
+        connected: &Connected<D>,
+        rank: u32,
+    ) -> Result<Box<PeersumControl>, DeviceError> {
+        let mut head = zeroed_control();
+        let arena = connected.arenas[rank as usize];
+        // SAFETY: every rank's arena begins with its control block, which is larger than its head.
+        // `connected` holds this rank's arena, and maps those of the peers as long as it lives.
+        unsafe { self.device.read(arena, head_bytes_mut(&mut head))? };
         Ok(head)
     }
 
@@ -187,149 +213,14 @@ impl<D: Device> Communicator<D> {
         (0..self.world_size).filter(move |&peer| peer != rank)
     }
 
-    /// Tells every rank, this one included, that this rank has failed. Done by the device itself where a kernel finds the failure.
-    fn poison_all(&self, links: &Links<D>) -> Result<(), Error> {
-        for word in links.poison_words(self.world_size) {
-            // SAFETY: the word lies in an arena that `links` holds or maps.
+    /// Tells every rank, this one included, that this rank has failed. Done by the device itself
+    /// where a kernel finds the failure.
+    fn poison_all(&self, connected: &Connected<D>) -> Result<(), Error> {
+        for word in connected.poison_words() {
+            // SAFETY: the word lies in an arena that `connected` holds or maps.
             unsafe { self.device.fill(word, self.rank + 1, 1)? };
         }
         self.device.synchronize()?;
         Ok(())
     }
-}
-
-/// What a rank said of one of its calls: the header, and the detail or 0 if there is none or it has
-/// not come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Said {
-    header: u64,
-    detail: u64,
-}
-
-impl Said {
-    fn new(header: u64, detail: u64) -> Said {
-        let has_detail =
-            CallSignature::from_header(header).symmetric && is_detail_of(header, detail);
-        Said {
-            header,
-            detail: if has_detail { detail } else { 0 },
-        }
-    }
-
-    /// What the owner of `head` said.
-    fn own(head: &ControlHead, slot: usize) -> Said {
-        Said::new(head.own_headers[slot], head.own_details[slot])
-    }
-
-    /// What `peer` told the owner of `head`.
-    fn of_peer(head: &ControlHead, slot: usize, peer: u32) -> Said {
-        let peer = peer as usize;
-        Said::new(head.headers[slot][peer], head.details[slot][peer])
-    }
-
-    fn sequence(self) -> u16 {
-        CallSignature::from_header(self.header).sequence
-    }
-
-    fn signature(self) -> CallSignature {
-        CallSignature::from_words(self.header, self.detail)
-    }
-}
-
-/// What is known of the ranks' latest calls. A poisoned rank's threads may have sent some of a call's headers and not others, its own copy included, so
-/// each rank's own ring and every peer's are looked at.
-struct Headers {
-    rank: u32,
-    /// Calls of this communicator so far, modulo 2^16.
-    now: u16,
-    /// By rank, in no order.
-    by_rank: Vec<Vec<Said>>,
-}
-
-impl Headers {
-    fn read<D: Device>(communicator: &Communicator<D>, links: &Links<D>) -> Result<Self, Error> {
-        let mut heads = vec![(communicator.rank, communicator.read_head(links)?)];
-        for peer in communicator.peers() {
-            let mut head = ControlHead::zeroed();
-            // SAFETY: the peer's arena begins with its control block, and is mapped as long as `links` lives.
-            let read = unsafe {
-                communicator
-                    .device
-                    .read(links.arenas[peer as usize], head.bytes_mut())
-            };
-            // What a lost peer knew is lost with it, and no reason to hide why this rank failed.
-            if read.is_ok() {
-                heads.push((peer, head));
-            }
-        }
-        let state = heads[0].1.blocks[0];
-        let said_by = |rank: u32| {
-            heads.iter().flat_map(move |(owner, head)| {
-                (0..abi::PEERSUM_HEADER_RING as usize).map(move |slot| match *owner == rank {
-                    true => Said::own(head, slot),
-                    false => Said::of_peer(head, slot, rank),
-                })
-            })
-        };
-        let by_rank = (0..communicator.world_size)
-            .map(|rank| said_by(rank).collect())
-            .collect();
-        Ok(Headers {
-            rank: communicator.rank,
-            now: sequence(state.push_epoch, state.pull_epoch),
-            by_rank,
-        })
-    }
-
-    fn own(&self) -> &[Said] {
-        &self.by_rank[self.rank as usize]
-    }
-
-    fn peers(&self) -> impl Iterator<Item = (u32, &[Said])> {
-        let rank = self.rank;
-        (0..)
-            .zip(&self.by_rank)
-            .filter(move |(peer, _)| *peer != rank)
-            .map(|(peer, said)| (peer, said.as_slice()))
-    }
-
-    /// How many calls ago.
-    fn age(&self, said: Said) -> u16 {
-        self.now.wrapping_sub(said.sequence())
-    }
-
-    fn disagreement(&self, unsent: Option<Said>) -> Option<Failure> {
-        let mut calls: Vec<Said> = self.own().iter().copied().chain(unsent).collect();
-        // The oldest first: what comes after a disagreement follows from it.
-        calls.sort_by_key(|&own| std::cmp::Reverse(self.age(own)));
-        calls.iter().find_map(|&own| {
-            self.peers().find_map(|(peer, said)| {
-                said.iter()
-                    .find_map(|&theirs| disagreement(self.rank, own, peer, theirs))
-            })
-        })
-    }
-
-    /// Whether a peer's header of this rank's last call has come to any rank.
-    fn last_call_is_known(&self, peer: u32) -> bool {
-        let Some(last) = self.own().iter().map(|&own| self.age(own)).min() else {
-            return true;
-        };
-        self.peers()
-            .filter(|(rank, _)| *rank == peer)
-            .all(|(_, said)| said.iter().any(|&said| self.age(said) == last))
-    }
-}
-
-/// What two ranks said of the same call if it differs. A detail that has not come differs from
-/// none.
-fn disagreement(rank: u32, own: Said, peer: u32, theirs: Said) -> Option<Failure> {
-    let differ = own.header != theirs.header
-        || own.detail != theirs.detail && own.detail != 0 && theirs.detail != 0;
-    (differ && theirs.sequence() == own.sequence()).then(|| Failure::Disagreement {
-        rank,
-        peer,
-        own: own.signature(),
-        theirs: theirs.signature(),
-    })
 }

@@ -3,13 +3,14 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-use super::Communicator;
-use crate::buffer::{AsViewMut, Input, Output};
+use super::state::Communicator;
+use crate::device::{AsViewMut, Input, Output};
 use crate::device::{Device, Recording};
 use crate::element::Element;
 use crate::error::Error;
 
-/// A buffer that a graph uses: borrowed for as long as the graph lives, and still the program's to fill and read between launches.
+/// A buffer that a graph uses: borrowed for as long as the graph lives, and still the program's to
+/// fill and read between launches.
 ///
 /// Work on the buffer is ordered with the graph's launches as with any call: in the stream. Read it
 /// through `Deref`, and write it through [`Held::as_view_mut`]. There is no `&mut` of the buffer
@@ -59,7 +60,8 @@ impl<B: AsViewMut + ?Sized> Held<'_, B> {
     }
 }
 
-/// Recorded calls of one communicator. Launched through that communicator only, so that one communicator cannot run on two streams.
+/// Recorded calls of one communicator. Launched through that communicator only, so that one
+/// communicator cannot run on two streams.
 pub struct Graph<'a, D: Device> {
     graph: D::Graph,
     communicator: u64,
@@ -67,11 +69,12 @@ pub struct Graph<'a, D: Device> {
 }
 
 impl<D: Device> Graph<'_, D> {
-    /// Enqueues every recorded call on the communicator's stream. All ranks must launch graphs of the same calls.
+    /// Enqueues every recorded call on the communicator's stream. All ranks must launch graphs of
+    /// the same calls.
     ///
     /// # Errors
-    /// [`Error::ForeignGraph`] for another communicator than the one that it was captured on; [`Error::Failed`] if the communicator is known to
-    /// have failed, and then no data moves.
+    /// [`Error::ForeignGraph`] for another communicator than the one that it was captured on;
+    /// [`Error::Failed`] if the communicator is known to have failed, and then no data moves.
     pub fn launch(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
         if communicator.id != self.communicator {
             return Err(Error::ForeignGraph);
@@ -84,8 +87,9 @@ impl<D: Device> Graph<'_, D> {
         // In a capture of the program the graph would become a part of another.
         communicator.check_recording()?;
         communicator.refuse_if_failed()?;
-        // SAFETY: the communicator is the one that the graph was captured on, so its arenas are mapped; the buffers are borrowed for `'a`, or the
-        // caller of `capture_end` has promised that they live.
+        // SAFETY: the communicator is the one that the graph was captured on, so its arenas are
+        // mapped; the buffers are borrowed for `'a`, or the caller of `capture_end` has promised
+        // that they live.
         unsafe { communicator.device.launch_graph(&self.graph)? };
         Ok(())
     }
@@ -128,13 +132,11 @@ impl<'a, D: Device> Capture<'a, '_, D> {
     }
 }
 
-/// Ends the capture when it is dropped, in case that the program panics.
-struct OpenCapture<'c, D: Device>(&'c mut Communicator<D>);
-
-impl<D: Device> Drop for OpenCapture<'_, D> {
+/// Ends the capture in case that the program panics.
+impl<D: Device> Drop for Capture<'_, '_, D> {
     fn drop(&mut self) {
-        if self.0.capturing {
-            self.0.end_any_capture();
+        if self.communicator.capturing {
+            self.communicator.end_any_capture();
         }
     }
 }
@@ -157,19 +159,19 @@ impl<D: Device> Communicator<D> {
         record: impl FnOnce(&mut Capture<'a, '_, D>) -> Result<(), Error>,
     ) -> Result<Graph<'a, D>, Error> {
         self.capture_begin()?;
-        let open = OpenCapture(self);
-        let recorded = record(&mut Capture {
-            communicator: &mut *open.0,
+        let mut capture = Capture {
+            communicator: self,
             buffers: PhantomData,
-        });
+        };
+        let recorded = record(&mut capture);
         // The capture is ended whatever happened, so that the stream is usable again.
-        let graph = open.0.end_capture();
+        let graph = capture.communicator.end_capture();
         recorded?;
         graph
     }
 
-    /// Starts recording on the communicator's stream: its calls, and whatever else the program enqueues there, until
-    /// [`Communicator::capture_end`].
+    /// Starts recording on the communicator's stream: its calls, and whatever else the program
+    /// enqueues there, until [`Communicator::capture_end`].
     ///
     /// # Errors
     /// [`Error::Capture`] if a capture is open, the communicator's or the program's;
@@ -192,7 +194,8 @@ impl<D: Device> Communicator<D> {
     /// Ends a recording that [`Communicator::capture_begin`] started.
     ///
     /// # Safety
-    /// Every buffer that was passed to a call since then must stay allocated, at its address, as long as the graph is launched.
+    /// Every buffer that was passed to a call since then must stay allocated, at its address, as
+    /// long as the graph is launched.
     ///
     /// # Errors
     /// [`Error::Capture`] if no capture is open, or if something that a capture cannot contain was

@@ -1,15 +1,22 @@
-//! Where things lie in an arena, and what it holds before the first call. The counterpart of `abi.h`.
+//! Where things lie in an arena, and what it holds before the first call. The counterpart of
+//! `abi.h`.
+
+use std::mem::offset_of;
 
 use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl};
+
+use crate::dispatch::Route;
 
 /// Offsets and sizes within an arena, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ArenaLayout {
+    pub(crate) world_size: u32,
     pub(crate) push_offset: u64,
     pub(crate) push_half_bytes: u64,
     pub(crate) staging_offset: u64,
     pub(crate) staging_half_bytes: u64,
-    /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty where no probe is run.
+    /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty
+    /// where no probe is run.
     pub(crate) probe_offset: u64,
     pub(crate) total_bytes: u64,
 }
@@ -58,6 +65,7 @@ impl ArenaLayout {
         let staging_half_bytes = align(max_bytes);
         let probe_offset = staging_offset + 2 * staging_half_bytes;
         ArenaLayout {
+            world_size,
             push_offset,
             push_half_bytes,
             staging_offset,
@@ -65,6 +73,28 @@ impl ArenaLayout {
             probe_offset,
             total_bytes: probe_offset + align(probe_bytes),
         }
+    }
+
+    /// The largest call of a route, in units. The counterpart of what the kernels compute from the
+    /// same sizes.
+    pub(super) fn capacity_units(&self, route: Route) -> u64 {
+        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
+        let group_bytes = slot_group_bytes(self.world_size);
+        let world_size = u64::from(self.world_size);
+        let staging = self.staging_half_bytes / unit;
+        // Units whose slots fit, in whole groups.
+        let group = u64::from(abi::PEERSUM_SLOT_GROUP);
+        let slots = |bytes: u64| bytes / group_bytes * group;
+        // Indices of units fit 31 bits on the device.
+        let most = (1 << 31) - 1;
+        let capacity = match route {
+            // A push call may keep narrow units in a staging half.
+            Route::PushOneShot => slots(self.push_half_bytes).min(staging),
+            Route::PushTwoShot => (slots(self.push_half_bytes / 2) * world_size).min(staging),
+            Route::PullOneShot | Route::PullTwoShot => staging,
+            Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
+        };
+        capacity.min(most)
     }
 }
 
@@ -87,108 +117,76 @@ pub(crate) fn sequence(push_epoch: u32, pull_epoch: u64) -> u16 {
     (pull_epoch.wrapping_add(u64::from(push_epoch)) & 0xFFFF) as u16
 }
 
-/// The header that stands in the ring for a call before the first: every rank's is the same, so it agrees with itself.
-pub(crate) fn initial_header(sequence: u16) -> u64 {
-    u64::from(sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
+/// A control block of zeros.
+pub(crate) fn zeroed_control() -> Box<PeersumControl> {
+    const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
+    const RING: usize = abi::PEERSUM_HEADER_RING as usize;
+    const BLOCKS: usize = abi::PEERSUM_MAX_BLOCKS as usize;
+    Box::new(PeersumControl {
+        blocks: [PeersumBlockState::default(); BLOCKS],
+        headers: [[0; RANKS]; RING],
+        own_headers: [0; RING],
+        details: [[0; RANKS]; RING],
+        own_details: [0; RING],
+        leave_claim: 0,
+        reserved: [0; 47],
+        pull_flags: [[0; RANKS]; BLOCKS],
+    })
 }
 
 /// The control block before the first call.
 pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
-    let ring = abi::PEERSUM_HEADER_RING as u16;
-    let state = PeersumBlockState {
+    let mut control = zeroed_control();
+    control.blocks.fill(PeersumBlockState {
         pull_epoch: start.pull,
         push_epoch: start.push,
         poison: 0,
-    };
-    let mut control = Box::new(PeersumControl {
-        blocks: [state; abi::PEERSUM_MAX_BLOCKS as usize],
-        headers: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
-        own_headers: [0; abi::PEERSUM_HEADER_RING as usize],
-        details: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
-        own_details: [0; abi::PEERSUM_HEADER_RING as usize],
-        leave_claim: 0,
-        reserved: [0; 47],
-        pull_flags: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_MAX_BLOCKS as usize],
     });
-    for back in 1..=ring {
+    for back in 1..=abi::PEERSUM_HEADER_RING as u16 {
         let sequence = sequence(start.push, start.pull).wrapping_sub(back);
-        let slot = usize::from(sequence % ring);
-        control.headers[slot] = [initial_header(sequence); abi::PEERSUM_MAX_WORLD_SIZE as usize];
-        control.own_headers[slot] = initial_header(sequence);
+        let slot = usize::from(sequence) % control.own_headers.len();
+        // Every rank's is the same, so it agrees with itself.
+        let header = u64::from(sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT;
+        control.headers[slot].fill(header);
+        control.own_headers[slot] = header;
     }
     control
 }
 
 /// A control block's bytes.
 pub(crate) fn control_bytes(control: &PeersumControl) -> &[u8] {
-    // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding (asserted below), so each of its bytes is
-    // initialised.
+    // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding
+    // (asserted below), so each of its bytes is initialised.
     unsafe { std::slice::from_raw_parts((&raw const *control).cast(), size_of::<PeersumControl>()) }
 }
 
 /// The part of a control block that `synchronize` reads back: block states, headers, details.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(crate) struct ControlHead {
-    pub(crate) blocks: [PeersumBlockState; abi::PEERSUM_MAX_BLOCKS as usize],
-    pub(crate) headers:
-        [[u64; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
-    pub(crate) own_headers: [u64; abi::PEERSUM_HEADER_RING as usize],
-    pub(crate) details:
-        [[u64; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
-    pub(crate) own_details: [u64; abi::PEERSUM_HEADER_RING as usize],
+const HEAD_BYTES: usize = offset_of!(PeersumControl, leave_claim);
+
+/// The bytes of a control block's head, to read them from a device.
+pub(crate) fn head_bytes_mut(control: &mut PeersumControl) -> &mut [u8] {
+    // SAFETY: as for `control_bytes`, of which these are the first; any bytes are valid fields.
+    unsafe { std::slice::from_raw_parts_mut((&raw mut *control).cast(), HEAD_BYTES) }
 }
 
 const _: () = {
-    assert!(
-        std::mem::offset_of!(PeersumControl, blocks) == std::mem::offset_of!(ControlHead, blocks)
-    );
-    assert!(
-        std::mem::offset_of!(PeersumControl, headers) == std::mem::offset_of!(ControlHead, headers)
-    );
-    assert!(
-        std::mem::offset_of!(PeersumControl, own_headers)
-            == std::mem::offset_of!(ControlHead, own_headers)
-    );
-    assert!(
-        std::mem::offset_of!(PeersumControl, details) == std::mem::offset_of!(ControlHead, details)
-    );
-    assert!(
-        std::mem::offset_of!(PeersumControl, own_details)
-            == std::mem::offset_of!(ControlHead, own_details)
-    );
     let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
     let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     let ring = abi::PEERSUM_HEADER_RING as usize;
-    // Blocks of 16 bytes, headers and details with a rank's own, claim and reserved words, flags:
-    // no padding between them.
-    assert!(
-        size_of::<PeersumControl>()
-            == blocks * 16 + 2 * (ring * ranks * 8 + ring * 8) + 48 * 4 + blocks * ranks * 8
-    );
+    // Blocks of 16 bytes, then headers and details with a rank's own: the head, without padding.
+    assert!(HEAD_BYTES == blocks * 16 + 2 * (ring * ranks * 8 + ring * 8));
+    assert!(offset_of!(PeersumControl, blocks) < HEAD_BYTES);
+    assert!(offset_of!(PeersumControl, headers) < HEAD_BYTES);
+    assert!(offset_of!(PeersumControl, own_headers) < HEAD_BYTES);
+    assert!(offset_of!(PeersumControl, details) < HEAD_BYTES);
+    assert!(offset_of!(PeersumControl, own_details) < HEAD_BYTES);
+    // Claim and reserved words, flags: no padding either.
+    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 48 * 4 + blocks * ranks * 8);
 };
-
-impl ControlHead {
-    pub(crate) fn zeroed() -> Box<ControlHead> {
-        Box::new(ControlHead {
-            blocks: [PeersumBlockState::default(); abi::PEERSUM_MAX_BLOCKS as usize],
-            headers: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
-            own_headers: [0; abi::PEERSUM_HEADER_RING as usize],
-            details: [[0; abi::PEERSUM_MAX_WORLD_SIZE as usize]; abi::PEERSUM_HEADER_RING as usize],
-            own_details: [0; abi::PEERSUM_HEADER_RING as usize],
-        })
-    }
-
-    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `control_bytes`; any bytes are a valid ControlHead.
-        unsafe { std::slice::from_raw_parts_mut((&raw mut *self).cast(), size_of::<ControlHead>()) }
-    }
-}
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::Route;
 
     #[test]
     fn the_ring_starts_with_the_four_calls_before_the_first_also_across_the_wrap() {
@@ -221,7 +219,7 @@ mod tests {
                 );
                 assert!(layout.push_half_bytes >= push_half_bytes.max(MIN_PUSH_HALF_BYTES));
                 for route in [Route::PushOneShot, Route::PushTwoShot] {
-                    assert!(layout.capacity_units(route, world_size) > 0);
+                    assert!(layout.capacity_units(route) > 0);
                 }
             }
         }

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::device::Device;
 
-/// Memory of this rank that its peers may use. Freed when dropped, but leaked as long as something
-/// may use it that does not keep it alive.
+/// Memory of this rank that its peers may use. Dropping it frees it, unless something may still use
+/// it that does not keep it alive: then it is leaked.
 ///
-/// What travels as a file descriptor stays the peer's until it unmaps it. What travels as a bare
-/// address or a legacy IPC handle does not: it may be freed once every peer has let go of it.
+/// Memory that travels as a file descriptor stays alive until the peer unmaps it. Memory that
+/// travels as a bare address or a legacy IPC handle does not: it may be freed only once no peer
+/// uses it any more.
 pub(crate) struct LentMemory<D: Device> {
     // Taken in `drop` only.
     allocation: ManuallyDrop<D::Allocation>,
@@ -39,8 +40,8 @@ impl<D: Device> LentMemory<D> {
 
     /// No peer uses the memory any more.
     pub(crate) fn peers_let_go(&self) {
-        // Relaxed, here and below: whoever drops the memory last has synchronised with all other
-        // owners.
+        // Relaxed, here and below: the last owner that drops the memory has synchronised with all
+        // others.
         self.must_stay.store(false, Ordering::Relaxed);
     }
 

@@ -3,32 +3,24 @@
 use core::ffi::c_char;
 
 use super::agreement::gather;
-use super::builder::{CommunicatorBuilder, StreamClaim};
-use super::{Call, Communicator, setup};
+use super::builder::CommunicatorBuilder;
+use super::call::Call;
+use super::state::Communicator;
+use super::stream_claim::StreamClaim;
 use crate::device::{Device, DeviceStream};
-use crate::dispatch::{DispatchTable, Link as Between};
+use crate::dispatch::{DispatchTables, Topology};
 use crate::error::Error;
 use crate::nccl::{AcrossHosts, Link};
 use crate::rendezvous::RendezvousError;
 
 impl CommunicatorBuilder {
-    /// What is compared between the ranks. Opens NCCL, so that a rank without it fails before any rank waits for it in NCCL.
-    pub(super) fn above_range_name(&self, world_size: u32) -> Result<String, Error> {
-        Ok(match &self.above_range {
-            Some(nccl) if world_size > 1 => format!("NCCL {}", nccl.open()?.version()),
-            _ => "peersum's kernels".to_owned(),
-        })
-    }
-
     pub(super) fn refuse_nccl_on_shared_devices(&self, shares_device: bool) -> Result<(), Error> {
         if shares_device && self.above_range.is_some() {
-            return Err(Error::InvalidSetting {
-                setting: "above_range",
-                reason: "ranks of this group share a device, which NCCL refuses by default: \
-                         leave above_range out, and larger calls go through peersum's kernels \
-                         in pieces"
-                    .to_owned(),
-            });
+            return Err(Error::invalid(
+                "above_range",
+                "ranks of this group share a device, which NCCL refuses by default: leave \
+                 above_range out, and larger calls go through peersum's kernels in pieces",
+            ));
         }
         Ok(())
     }
@@ -45,17 +37,11 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
         rank,
         world_size,
     } = across_hosts;
-    let invalid = |setting, reason: &str| {
-        Err(Error::InvalidSetting {
-            setting,
-            reason: reason.to_owned(),
-        })
-    };
     if builder.rendezvous.is_some() {
-        return invalid(
+        return Err(Error::invalid(
             "above_range",
             "a group across hosts has NCCL's id in the place of a rendezvous; give one of the two",
-        );
+        ));
     }
     if rank >= world_size {
         return Err(RendezvousError::InvalidRank { rank, world_size }.into());
@@ -72,20 +58,21 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
         _ => None,
     };
     // No call is ever looked up in it.
-    let table = DispatchTable::shipped(None, 2, Between::Peer)?;
+    let table = DispatchTables::shipped()?.choose(None, 2, Topology::Peer)?;
     let mut communicator =
-        setup::unconnected(&builder, device, identity, table, claim, rank, world_size);
+        Communicator::unconnected(&builder, device, identity, table, claim, rank, world_size);
     communicator.nccl = nccl;
     Ok(communicator)
 }
 
 impl<D: Device> Communicator<D> {
-    /// Lets NCCL's ranks meet, as the last step of set-up: whatever else can fail on one rank alone has not.
+    /// Lets NCCL's ranks meet. This is the last step of set-up, when nothing else can fail on one
+    /// rank alone.
     pub(super) fn connect_nccl(&mut self, builder: &CommunicatorBuilder) -> Result<(), Error> {
         let (Some(nccl), Some(group), true) = (
             &builder.above_range,
             self.group.as_mut(),
-            self.links.is_some(),
+            self.connected.is_some(),
         ) else {
             return Ok(());
         };
@@ -123,17 +110,18 @@ impl<D: Device> Communicator<D> {
     /// NCCL, if it carries out a call of so many bytes. A forced plan is one of peersum's kernels.
     pub(super) fn nccl_for(&self, bytes: u64) -> Option<&Link> {
         self.nccl.as_ref().filter(|nccl| {
-            bytes > nccl.above_bytes && (self.forced.is_none() || self.links.is_none())
+            bytes > nccl.above_bytes && (self.forced.is_none() || self.connected.is_none())
         })
     }
 
     pub(super) fn enqueue_to_nccl(&self, nccl: &Link, call: Call) -> Result<(), Error> {
         let stream = self.device.library_stream()?;
-        // SAFETY: `Input` and `Output` vouch for both ranges for whatever is enqueued on the communicator's stream, which this is, with its context current.
+        // SAFETY: `Input` and `Output` vouch for both ranges for whatever is enqueued on the
+        // communicator's stream, which this is, with its context current.
         unsafe { nccl.all_reduce(call.dtype, call.input, call.output, call.elements, stream) }
     }
 
-    /// What NCCL has noticed by itself.
+    /// Errors that NCCL has noticed on its own.
     pub(super) fn check_nccl(&self) -> Result<(), Error> {
         self.nccl.as_ref().map_or(Ok(()), Link::check)
     }
@@ -142,9 +130,9 @@ impl<D: Device> Communicator<D> {
         let Some(nccl) = self.nccl.take() else {
             return;
         };
-        // Where a rank is known to have failed, only the abort ends the calls that wait for it.
+        // If a rank is known to have failed, only the abort ends the calls that wait for it.
         if self.status().is_ok() && nccl.check().is_ok() {
-            // An error leaves nothing to wait for.
+            // After an error there is nothing to wait for.
             let _ = self.device.synchronize();
         }
     }

@@ -2,20 +2,21 @@
 
 use peersum_kernels::abi;
 
-use super::Communicator;
-use super::links::Links;
+use super::connected::Connected;
+use super::state::Communicator;
 use crate::device::Device;
 use crate::dispatch::{Placement, Plan, Route};
 
-/// What must fit into the push slots for a larger call to go through them in pieces. A launch a piece then costs little beside the bytes; with less a
-/// call that does not fit is staged and pulled, which takes any size up to `max_bytes` in one launch.
+/// What must fit into the push slots for a larger call to go through them in pieces. One launch for
+/// each piece then costs little compared to the bytes. With less, a call that does not fit is
+/// staged and pulled, which takes any size up to `max_bytes` in one launch.
 const LEAST_PUSH_PIECE_BYTES: u64 = 1 << 20;
 
 /// What carries out a call. See [`Communicator::path`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallPath {
-    /// Nothing: there is no element.
+    /// Nothing: the call has no element.
     Nothing,
     /// A copy, for the sum over one rank is its input.
     Copy,
@@ -35,19 +36,21 @@ impl<D: Device> Communicator<D> {
         if self.nccl_for(bytes as u64).is_some() {
             return CallPath::Nccl;
         }
-        match self.links {
+        match self.connected {
             Some(_) => CallPath::Kernels,
             None => CallPath::Copy,
         }
     }
 
-    /// The algorithm and the largest grid of a call of `bytes` bytes through peersum's kernels, whose buffers are as `placement` says: what the
-    /// [`dispatch_table`](Communicator::dispatch_table) says, except where the push slots are too small for it. Such a call takes the table's route in
-    /// pieces if at least a megabyte fits into the slots, and otherwise a staged pull. The same on every rank.
+    /// The algorithm and the largest grid of a call of `bytes` bytes through peersum's kernels,
+    /// whose buffers are as `placement` says: what the
+    /// [`dispatch_table`](Communicator::dispatch_table) says, except where the push slots are too
+    /// small for it. Such a call takes the table's route in pieces if at least a megabyte fits into
+    /// the slots, and otherwise a staged pull. The same on every rank.
     pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
         let plan = self.table.plan(placement, bytes);
-        match &self.links {
-            Some(links) => self.plan_within_slots(links, plan, bytes),
+        match &self.connected {
+            Some(connected) => self.plan_within_slots(connected, plan, bytes),
             None => plan,
         }
     }
@@ -56,14 +59,14 @@ impl<D: Device> Communicator<D> {
     /// larger blocks than this communicator's share of a GPU allows. (A call in several pieces does
     /// so for each.) The same on every rank.
     pub fn launched(&self, plan: Plan, bytes: u64) -> Plan {
-        self.links.as_ref().map_or(plan, |links| {
-            links.limits.launched(plan, bytes, self.world_size)
+        self.connected.as_ref().map_or(plan, |connected| {
+            connected.limits.launched(plan, bytes, self.world_size)
         })
     }
 
-    fn plan_within_slots(&self, links: &Links<D>, plan: Plan, bytes: u64) -> Plan {
+    fn plan_within_slots(&self, connected: &Connected<D>, plan: Plan, bytes: u64) -> Plan {
         let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
-        let capacity = links.layout.capacity_units(plan.route, self.world_size);
+        let capacity = connected.layout.capacity_units(plan.route);
         let is_push = matches!(plan.route, Route::PushOneShot | Route::PushTwoShot);
         if is_push && bytes.div_ceil(unit) > capacity && capacity * unit < LEAST_PUSH_PIECE_BYTES {
             return Plan {
@@ -72,13 +75,5 @@ impl<D: Device> Communicator<D> {
             };
         }
         plan
-    }
-}
-
-#[cfg(not(feature = "nccl"))]
-impl super::CommunicatorBuilder {
-    /// What is compared between the ranks: this one may have been built without the feature, another with it.
-    pub(super) fn above_range_name(&self, _: u32) -> Result<String, crate::error::Error> {
-        Ok("peersum's kernels".to_owned())
     }
 }

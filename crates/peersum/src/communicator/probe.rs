@@ -5,7 +5,8 @@ use std::time::Duration;
 use peersum_artifact::Dtype;
 use peersum_kernels::abi;
 
-use super::{Call, Communicator};
+use super::call::Call;
+use super::state::Communicator;
 use crate::device::Device;
 use crate::dispatch::{LaunchLimits, Plan, Route};
 use crate::error::Error;
@@ -32,17 +33,16 @@ fn probe_plan(limits: &LaunchLimits) -> Plan {
 }
 
 impl<D: Device> Communicator<D> {
-    /// Meets all ranks once with the largest grid that any call may have. Blocks that cannot run at
-    /// once time out.
+    /// Makes one call with the largest grid that any call may have. If the ranks' blocks cannot run
+    /// at the same time, it times out.
     pub(super) fn probe_co_residency(&mut self) -> Result<(), Error> {
-        let Some(links) = &self.links else {
+        let Some(connected) = &self.connected else {
             return Ok(());
         };
-        let address = links.own_control() + links.layout.probe_offset;
-        let plan = probe_plan(&links.limits);
-        let most = links.layout.capacity_units(plan.route, self.world_size)
-            * u64::from(abi::PEERSUM_UNIT_BYTES);
-        let bytes = probe_bytes(&links.limits).min(most);
+        let address = connected.own_control() + connected.layout.probe_offset;
+        let plan = probe_plan(&connected.limits);
+        let most = connected.layout.capacity_units(plan.route) * u64::from(abi::PEERSUM_UNIT_BYTES);
+        let bytes = probe_bytes(&connected.limits).min(most);
         let call = Call {
             dtype: Dtype::F32,
             input: address,
@@ -55,7 +55,7 @@ impl<D: Device> Communicator<D> {
         self.forced = None;
         self.replace_timeout(timeout);
         match outcome {
-            // A rank that does not run is why, not the device.
+            // The reason is a rank that does not run, not the device.
             Err(Error::Failed(failure)) if failure.names_absent() => Err(failure.into()),
             Err(Error::Failed(_)) => Err(Error::NotCoResident {
                 device: self.identity.name.clone(),
@@ -66,14 +66,14 @@ impl<D: Device> Communicator<D> {
     }
 
     fn replace_timeout(&mut self, timeout: Duration) -> Duration {
-        if let Some(links) = &mut self.links {
-            links.params.timeout_ns = nanoseconds(timeout);
+        if let Some(connected) = &mut self.connected {
+            connected.params.timeout_ns = nanoseconds(timeout);
         }
         std::mem::replace(&mut self.timeout, timeout)
     }
 }
 
-/// A duration as the device counts it; more than 584 years are as good as for ever.
+/// A duration in the device's unit. It holds 584 years; longer durations are cut to that.
 pub(super) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! The peers' processes: a call that has waited in vain asks the system which of them do not run any more.
+//! The peers' processes: after a timeout a rank asks the system which of them do not run any more.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -6,18 +6,20 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use crate::error::{AbsentPeer, Error, ProcessState};
+use crate::error::Error;
+use crate::failure::{AbsentPeer, ProcessState};
 use crate::rendezvous::Group;
 
-/// The process of a peer, named by a descriptor that the peer has made: unlike a number it cannot come to mean another process, and it means the
-/// same in every PID namespace.
+/// The process of a peer, named by a descriptor that the peer has made. Unlike a process id, a
+/// descriptor never comes to mean another process, and it means the same in every PID namespace.
 #[derive(Debug)]
 pub(super) struct PeerProcess {
     rank: u32,
     pidfd: OwnedFd,
 }
 
-/// A barrier at which the ranks exchange descriptors of their processes. A rank whose system has none (Linux before 5.3) gives none.
+/// A barrier at which the ranks exchange descriptors of their processes. A rank whose system has
+/// none (Linux before 5.3) gives none.
 pub(super) fn meet(
     group: &mut Group,
     label: &str,
@@ -37,7 +39,7 @@ pub(super) fn meet(
         .collect())
 }
 
-/// Those that do not run.
+/// The peers whose processes do not run.
 pub(super) fn absent(processes: &[PeerProcess]) -> Vec<AbsentPeer> {
     processes
         .iter()
@@ -58,14 +60,14 @@ impl PeerProcess {
         }
         let descriptor = self.pidfd.as_raw_fd();
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}")).ok()?;
-        // Its number in this process's namespace; none that is positive if it has none there.
+        // Its id in this process's namespace; not positive if it has none there.
         let pid: u32 = info
             .lines()
             .find_map(|line| line.strip_prefix("Pid:"))
             .and_then(|pid| pid.trim().parse().ok())
             .filter(|pid| *pid > 0)?;
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the program's name, which may hold anything, in parentheses.
+        // The state follows the program's name, which is in parentheses and may hold anything.
         let (_, fields) = stat.rsplit_once(") ")?;
         fields
             .starts_with(['T', 't'])

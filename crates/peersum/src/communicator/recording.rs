@@ -1,11 +1,11 @@
 //! Whether the communicator's stream records, and whose capture that is.
 
-use super::Communicator;
+use super::state::Communicator;
 use crate::device::{Device, Recording};
 use crate::error::Error;
 
-/// A graph of such a capture is the program's: it could outlive the communicator or run on another
-/// stream, beside another call.
+/// The program owns the graph of such a capture: it could outlive the communicator, or run on
+/// another stream at the same time as another call.
 const NOT_OURS: &str = "the program captures the communicator's stream, so this call would become \
      part of a graph that the communicator does not know; capture with `Communicator::capture`, or \
      with `capture_begin` and `capture_end`, or build the communicator with the unsafe setting \
@@ -34,7 +34,7 @@ impl<D: Device> Communicator<D> {
         }
     }
 
-    /// Whether the stream cannot be waited for now.
+    /// Whether the stream may record, so that it cannot be waited for now.
     pub(super) fn may_record(&self) -> bool {
         self.capturing || !matches!(self.device.recording(), Ok(Recording::Off))
     }
@@ -43,12 +43,12 @@ impl<D: Device> Communicator<D> {
     pub(super) fn end_any_capture(&mut self) {
         if self.may_record() {
             self.capturing = false;
-            // If it fails the stream still records, and whoever waits for the stream learns of it.
+            // If it fails, the stream still records, and the next wait for the stream fails.
             let _ = self.device.capture_end();
         }
     }
 
-    /// The error of a capture that could not be ended or begun, with what to do if it was spoilt.
+    /// The error of a capture that could not be ended, with what to do if it was spoilt.
     pub(super) fn capture_error(
         &self,
         was_spoilt: bool,

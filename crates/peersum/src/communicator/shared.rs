@@ -2,29 +2,35 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{AbortHandle, Communicator};
-use crate::buffer::{Input, Output};
+use super::abort::AbortHandle;
+use super::state::Communicator;
 use crate::device::Device;
+use crate::device::{Input, Output};
 use crate::element::Element;
 use crate::error::Error;
 
 /// A [`Communicator`] that can be shared between threads: each call locks a mutex.
 ///
-/// The order of calls must still be the same on every rank; threads that race for the mutex do not give one.
+/// The order of calls must still be the same on every rank; threads that race for the mutex do not
+/// give one.
 pub struct SharedCommunicator<D: Device> {
     communicator: Mutex<Communicator<D>>,
     handle: AbortHandle,
 }
 
-impl<D: Device> SharedCommunicator<D> {
-    pub(super) fn new(communicator: Communicator<D>) -> Self {
+impl<D: Device> Communicator<D> {
+    /// Wraps the communicator in a mutex, for callers that need `&self` and `Sync`.
+    pub fn into_shared(self) -> SharedCommunicator<D> {
         SharedCommunicator {
-            handle: communicator.abort_handle(),
-            communicator: Mutex::new(communicator),
+            handle: self.abort_handle(),
+            communicator: Mutex::new(self),
         }
     }
+}
 
-    /// The communicator, locked. A panic of another thread that held it does not spread: a communicator keeps its own state of failure.
+impl<D: Device> SharedCommunicator<D> {
+    /// The communicator, locked. A panic of another thread that held it does not spread: a
+    /// communicator keeps its own state of failure.
     pub fn lock(&self) -> MutexGuard<'_, Communicator<D>> {
         self.communicator
             .lock()

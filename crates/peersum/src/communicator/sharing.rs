@@ -1,24 +1,20 @@
 //! Sharing memory between the ranks: arenas at set-up, symmetric buffers later.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::agreement::parse;
+use super::agreement::{parse, require_equal};
+use super::connected::RANKS;
 use super::lent::LentMemory;
-use super::links::{RANKS, SymmetricLink};
-use super::symmetric::SymmetricRegion;
-use super::{Communicator, SymmetricBuffer};
-use crate::device::{Device, Export, Import, MemorySharing};
-use crate::element::Element;
-use crate::error::{Error, SymmetricPart};
+use crate::device::{Device, DeviceError, Export, Import};
+use crate::error::Error;
 use crate::rendezvous::{Group, MessageWithFds, RendezvousError};
 
-/// What every rank tells the others of its memory; a file descriptor travels beside it.
+/// What every rank tells the others of its memory. A file descriptor travels with it.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Offer {
+struct MemoryOffer {
     bytes: u64,
     legacy_ipc: Option<Vec<u8>>,
     /// Valid for ranks of the same process.
@@ -28,7 +24,7 @@ struct Offer {
 }
 
 /// This rank's memory and its peers', shared.
-pub(crate) struct Shared<D: Device> {
+pub(crate) struct SharedMemory<D: Device> {
     pub(crate) memory: LentMemory<D>,
     /// By rank, as this rank sees them.
     pub(crate) addresses: [u64; RANKS],
@@ -48,14 +44,14 @@ pub(crate) fn share<D: Device>(
     bytes: u64,
     label: &str,
     timeout: Duration,
-) -> Result<Shared<D>, Error> {
+) -> Result<SharedMemory<D>, Error> {
     let mut descriptors = Vec::new();
     let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptors));
     let message = match &own {
         Ok((offer, _)) => serde_json::to_vec(offer),
-        Err(error) => serde_json::to_vec(&Offer {
+        Err(error) => serde_json::to_vec(&MemoryOffer {
             failure: Some(error.to_string()),
-            ..Offer::default()
+            ..MemoryOffer::default()
         }),
     }
     .unwrap_or_default();
@@ -80,7 +76,7 @@ pub(crate) fn share<D: Device>(
         .find(|(_, outcome)| !outcome.is_empty());
     let Some((rank, reason)) = failed else {
         let (addresses, mappings) = imported?;
-        return Ok(Shared {
+        return Ok(SharedMemory {
             memory,
             addresses,
             mappings,
@@ -105,10 +101,10 @@ fn offer<D: Device>(
     allocation: D::Allocation,
     bytes: u64,
     descriptors: &mut Vec<OwnedFd>,
-) -> Result<(Offer, LentMemory<D>), Error> {
-    let mut offer = Offer {
+) -> Result<(MemoryOffer, LentMemory<D>), Error> {
+    let mut offer = MemoryOffer {
         bytes,
-        ..Offer::default()
+        ..MemoryOffer::default()
     };
     let (here, elsewhere): (Vec<u32>, Vec<u32>) = (0..group.world_size())
         .filter(|rank| *rank != group.rank())
@@ -132,28 +128,19 @@ fn offer<D: Device>(
 }
 
 /// All offers, if every rank has memory, of one size. Every rank computes the same.
-fn agree(received: &[MessageWithFds]) -> Result<Vec<Offer>, Error> {
-    let offers = received
-        .iter()
-        .enumerate()
+fn agree(received: &[MessageWithFds]) -> Result<Vec<MemoryOffer>, Error> {
+    let offers = (0..)
+        .zip(received)
         .map(|(rank, (message, _))| parse("memory", rank, message))
-        .collect::<Result<Vec<Offer>, Error>>()?;
+        .collect::<Result<Vec<MemoryOffer>, Error>>()?;
     for (rank, offer) in (0..).zip(&offers) {
         if let Some(reason) = offer.failure.clone() {
             return Err(RendezvousError::PeerFailed { rank, reason }.into());
         }
     }
-    let size = |rank: usize| offers.get(rank).map_or(0, |offer| offer.bytes);
-    match (0..offers.len()).find(|rank| size(*rank) != size(0)) {
-        None => Ok(offers),
-        Some(other) => Err(Error::SetupMismatch {
-            what: "the size of shared memory",
-            rank: 0,
-            value: size(0).to_string(),
-            other_rank: other as u32,
-            other_value: size(other).to_string(),
-        }),
-    }
+    let size = |offer: &MemoryOffer| offer.bytes.to_string();
+    require_equal("the size of shared memory", &offers, size)?;
+    Ok(offers)
 }
 
 /// Every rank's address as this rank sees it, and the mappings of the peers' memory.
@@ -161,7 +148,7 @@ fn import<D: Device>(
     device: &D,
     group: &Group,
     memory: &LentMemory<D>,
-    offers: &[Offer],
+    offers: &[MemoryOffer],
     received: &[MessageWithFds],
     label: &str,
 ) -> Result<([u64; RANKS], Vec<D::Mapping>), Error> {
@@ -184,12 +171,10 @@ fn import<D: Device>(
             (None, Some(address), _) => Import::SameProcess(address),
             (None, None, Some(handle)) => Import::LegacyIpc(handle),
             (None, None, None) => {
-                return Err(crate::device::DeviceError::CannotShare {
-                    reason: format!(
-                        "rank {rank} offered no file descriptor and no legacy handle for its \
-                         {label}"
-                    ),
-                }
+                return Err(DeviceError::cannot_share(format!(
+                    "rank {rank} offered no file descriptor and no legacy handle for its \
+                     {label}"
+                ))
                 .into());
             }
         };
@@ -199,109 +184,4 @@ fn import<D: Device>(
         mappings.push(mapping);
     }
     Ok((addresses, mappings))
-}
-
-/// The bytes behind a symmetric buffer of `len` elements.
-fn symmetric_bytes<T: Element>(len: usize) -> Result<usize, Error> {
-    len.checked_mul(size_of::<T>())
-        // A buffer of no elements still has an address on every rank.
-        .and_then(|bytes| bytes.max(1).checked_next_multiple_of(256))
-        .filter(|bytes| isize::try_from(*bytes).is_ok())
-        .ok_or(Error::TooLong {
-            elements: len,
-            element_bytes: size_of::<T>(),
-        })
-}
-
-impl<D: Device> Communicator<D> {
-    /// Allocates `len` elements on every rank that the peers' pull kernels read and write without
-    /// staging. Collective: all ranks call it in the same order with the same length.
-    ///
-    /// Waits for the stream and for the other ranks. The memory is freed once the communicator and
-    /// the buffer are both gone. If one rank fails, all do, and the communicator stays usable.
-    ///
-    /// # Errors
-    /// [`Error::Device`] if memory is short or cannot be shared, [`Error::SetupMismatch`] if
-    /// lengths differ, [`Error::TooLong`] for a length that no memory has, [`Error::Rendezvous`] if
-    /// another rank fails or does not call within the set-up timeout, [`Error::Failed`] if the
-    /// communicator has failed.
-    pub fn symmetric_alloc<T: Element>(
-        &mut self,
-        len: usize,
-    ) -> Result<SymmetricBuffer<T, D>, Error> {
-        self.synchronize()?;
-        let sharing = self
-            .links
-            .as_ref()
-            .map_or(MemorySharing::Auto, |links| links.sharing);
-        // A handle to the stream that may outlive the communicator.
-        let device = D::open(self.device.stream())?;
-        // Neither is returned at once: the other ranks are told.
-        let bytes = symmetric_bytes::<T>(len);
-        let own_bytes = *bytes.as_ref().unwrap_or(&0);
-        let own = bytes.and_then(|bytes| {
-            self.check_symmetric_limits(bytes as u64)?;
-            Ok(self.device.allocate_shared(bytes, sharing)?)
-        });
-        let (Some(links), Some(group)) = (&mut self.links, &mut self.group) else {
-            let region = SymmetricRegion::new(LentMemory::new(own?, false), device);
-            return Ok(self.adopt(Arc::new(region), len));
-        };
-        let bytes = own_bytes as u64;
-        let Shared {
-            memory,
-            addresses,
-            mappings,
-        } = share(
-            &self.device,
-            group,
-            own,
-            bytes,
-            "symmetric buffer",
-            self.setup_timeout,
-        )?;
-        let region = Arc::new(SymmetricRegion::new(memory, device));
-        links.symmetric.push(SymmetricLink {
-            addresses,
-            region: Arc::clone(&region),
-            mappings,
-            bytes,
-        });
-        Ok(self.adopt(region, len))
-    }
-
-    fn adopt<T: Element>(
-        &self,
-        region: Arc<SymmetricRegion<D>>,
-        len: usize,
-    ) -> SymmetricBuffer<T, D> {
-        let address = self.device.allocation_address(region.memory.allocation());
-        // SAFETY: the region was allocated with `symmetric_bytes::<T>(len)` bytes, aligned to 256.
-        // It lives as long as the buffer, and the buffer disowns it.
-        unsafe { SymmetricBuffer::new(region, self.device.adopt(address, len)) }
-    }
-
-    /// A call must be able to tell the peers which part of which buffer it uses.
-    fn check_symmetric_limits(&self, bytes: u64) -> Result<(), Error> {
-        let refuse = |reason| {
-            Err(Error::InvalidSetting {
-                setting: "symmetric_alloc",
-                reason,
-            })
-        };
-        if bytes > SymmetricPart::MAX_BUFFER_BYTES {
-            return refuse(format!(
-                "{bytes} bytes; a symmetric buffer has at most {}",
-                SymmetricPart::MAX_BUFFER_BYTES
-            ));
-        }
-        let buffers = self.links.as_ref().map_or(0, |links| links.symmetric.len());
-        if buffers >= SymmetricPart::MAX_BUFFERS {
-            return refuse(format!(
-                "this communicator has {buffers} symmetric buffers, the most that it can have; \
-                 allocate a large one and use parts of it"
-            ));
-        }
-        Ok(())
-    }
 }

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use super::lent::LentMemory;
-use crate::buffer::AsViewMut;
+use crate::device::AsViewMut;
 use crate::device::Device;
 use crate::element::Element;
 

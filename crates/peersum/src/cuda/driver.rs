@@ -1,8 +1,9 @@
 //! Calls into libcuda: their errors as [`DeviceError`], the current context, attributes.
 //!
-//! `cudarc` panics at the first call of a function that the installed driver lacks. Every function called here is in
-//! the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers older than [`MIN_DRIVER`]; the one newer
-//! function that is used, `cuFuncLoad`, is looked up by hand.
+//! `cudarc` panics at the first call of a function that the installed driver lacks. Every function
+//! called here is in the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers
+//! older than [`MIN_DRIVER`]; the one newer function that is used, `cuFuncLoad`, is looked up by
+//! hand.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
@@ -12,15 +13,18 @@ use cudarc::driver::{CudaContext, DriverError};
 use libloading::Library;
 use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 
-use crate::device::{DeviceError, loader_reason};
+use crate::device::DeviceError;
+use crate::shared_library::loader_reason;
 
-/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and newer).
+/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
+/// newer).
 pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
     major: 12,
     minor: 0,
 };
 
-/// The names of the driver's library: as the driver installs it, then the link of a development package.
+/// The names of the driver's library: as the driver installs it, then the link of a development
+/// package.
 const LIBRARY_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
 /// The driver's library, kept open for the life of the process: it does not take being unloaded.
@@ -31,11 +35,12 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
     }
     let mut failures = Vec::new();
     for name in LIBRARY_NAMES {
-        // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which expects to be
-        // opened at any time and by any thread; there are no termination routines to fear, as it is never closed.
+        // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which
+        // expects to be opened at any time and by any thread; there are no termination routines to
+        // fear, as it is never closed.
         match unsafe { Library::new(name) } {
-            // Where another thread was faster, its handle stays and ours is closed: the library's use count stays above
-            // zero.
+            // If another thread was faster, its handle stays and ours is closed: the library's use
+            // count stays above zero.
             Ok(library) => return Ok(LIBRARY.get_or_init(|| library)),
             Err(error) => failures.push(loader_reason(&error)),
         }
@@ -43,8 +48,8 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
     Err(DeviceError::LibraryMissing {
         library: LIBRARY_NAMES[0].to_owned(),
         help: format!(
-            "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a container with the GPUs \
-             passed in, for instance `--gpus all`; tried: {}",
+            "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a \
+             container with the GPUs passed in, for instance `--gpus all`; tried: {}",
             failures.join("; ")
         ),
     })
@@ -52,8 +57,9 @@ pub(crate) fn library() -> Result<&'static Library, DeviceError> {
 
 /// Whether the CUDA driver's library can be opened, without any call into it.
 ///
-/// `cudarc` panics in its first call where the library is missing, `CudaContext::new` included: a program that must
-/// run on machines without a GPU asks here first. It says nothing of whether there is a device.
+/// `cudarc` panics in its first call if the library is missing, `CudaContext::new` included: a
+/// program that must run on machines without a GPU asks here first. It does not tell whether
+/// there is a device.
 ///
 /// # Errors
 ///
@@ -66,11 +72,20 @@ pub fn driver_present() -> Result<(), DeviceError> {
 pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
-        failure => Err(DeviceError::Driver {
-            call,
-            message: describe(failure),
-        }),
+        failure => Err(DeviceError::driver(call, describe(failure))),
     }
+}
+
+/// The value that the driver function `call` leaves in the place that it is given. The place holds
+/// `initial` before.
+pub(super) fn returned<T>(
+    call: &'static str,
+    initial: T,
+    run: impl FnOnce(*mut T) -> CUresult,
+) -> Result<T, DeviceError> {
+    let mut value = initial;
+    check(call, run(&raw mut value))?;
+    Ok(value)
 }
 
 /// The driver's name and description of an error.
@@ -89,29 +104,35 @@ pub(crate) fn describe(failure: CUresult) -> String {
     )
 }
 
-/// Notes a failure to give something back, which nobody can act on.
+/// Logs a failure to give something back: the caller cannot act on it.
 pub(super) fn note(result: Result<(), DeviceError>) {
     if let Err(error) = result {
         tracing::warn!(%error, "a resource of the device was not given back");
     }
 }
 
+/// Gives back an object of `context` that is dropped, by the driver function `call`.
+pub(super) fn give_back(context: &CudaContext, call: &'static str, run: impl FnOnce() -> CUresult) {
+    note(bind(context).and_then(|()| check(call, run())));
+}
+
 /// Makes `context` the calling thread's current context.
 ///
-/// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the context left behind
-/// when they were dropped, and a rank that fails a call for such a reason would leave its peers waiting.
+/// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the
+/// context left behind when they were dropped, and a rank that fails a call for such a reason would
+/// leave its peers waiting.
 pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
     let wanted = context.cu_ctx();
-    let mut current = std::ptr::null_mut();
-    // SAFETY: `current` is a place for one context handle.
-    check("cuCtxGetCurrent", unsafe {
-        sys::cuCtxGetCurrent(&raw mut current)
+    // SAFETY: the place is one context handle.
+    let current = returned("cuCtxGetCurrent", std::ptr::null_mut(), |current| unsafe {
+        sys::cuCtxGetCurrent(current)
     })?;
     if current == wanted {
         return Ok(());
     }
-    // SAFETY: the context lives as long as `context`, which owns it; a thread that keeps it as its current context
-    // after that gets errors and no undefined behaviour, as with every use of cudarc.
+    // SAFETY: the context lives as long as `context`, which owns it; a thread that keeps it as its
+    // current context after that gets errors and no undefined behaviour, as with every use of
+    // cudarc.
     check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(wanted) })
 }
 
@@ -120,21 +141,19 @@ pub(crate) fn attribute(
     device: CUdevice,
     attribute: CUdevice_attribute,
 ) -> Result<i32, DeviceError> {
-    let mut value = 0;
-    // SAFETY: `value` is a place for one int; an unknown device or attribute is an error that is returned.
-    check("cuDeviceGetAttribute", unsafe {
-        sys::cuDeviceGetAttribute(&raw mut value, attribute, device)
-    })?;
-    Ok(value)
+    // SAFETY: the place is one int; an unknown device or attribute is an error that is returned.
+    returned("cuDeviceGetAttribute", 0, |value| unsafe {
+        sys::cuDeviceGetAttribute(value, attribute, device)
+    })
 }
 
 /// A device's compute capability.
 pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     let part = |which| {
         let value = attribute(device, which)?;
-        u8::try_from(value).map_err(|_| DeviceError::Driver {
-            call: "cuDeviceGetAttribute",
-            message: format!("{which:?} is {value}, which no architecture has"),
+        u8::try_from(value).map_err(|_| {
+            let message = format!("{which:?} is {value}, which no architecture has");
+            DeviceError::driver("cuDeviceGetAttribute", message)
         })
     };
     Ok(Arch::plain(
@@ -145,53 +164,50 @@ pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
 
 /// The number of devices that this process sees.
 pub(crate) fn device_count() -> Result<u32, DeviceError> {
-    let mut count = 0;
-    // SAFETY: `count` is a place for one int.
-    check("cuDeviceGetCount", unsafe {
-        sys::cuDeviceGetCount(&raw mut count)
+    // SAFETY: the place is one int.
+    let count = returned("cuDeviceGetCount", 0, |count| unsafe {
+        sys::cuDeviceGetCount(count)
     })?;
     Ok(u32::try_from(count).unwrap_or(0))
 }
 
 /// The newest CUDA that the driver supports, if that is new enough.
 pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
-    let mut version = 0;
-    // SAFETY: `version` is a place for one int.
-    check("cuDriverGetVersion", unsafe {
-        sys::cuDriverGetVersion(&raw mut version)
+    // SAFETY: the place is one int.
+    let version = returned("cuDriverGetVersion", 0, |version| unsafe {
+        sys::cuDriverGetVersion(version)
     })?;
     let version = CudaVersion::from_driver_api(version);
     if version < MIN_DRIVER {
         let branch = driver_branch_floor(MIN_DRIVER.major)
             .map(|branch| format!(" (branch {branch} or newer)"))
             .unwrap_or_default();
-        return Err(DeviceError::Driver {
-            call: "cuDriverGetVersion",
-            message: format!(
-                "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's driver{branch}"
-            ),
-        });
+        let message = format!(
+            "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's \
+             driver{branch}"
+        );
+        return Err(DeviceError::driver("cuDriverGetVersion", message));
     }
     Ok(version)
 }
 
 /// Whether `device` can address memory of `peer`.
 pub(super) fn can_access_peer(device: CUdevice, peer: CUdevice) -> Result<bool, DeviceError> {
-    let mut can = 0;
-    // SAFETY: `can` is a place for one int; devices that do not exist are an error that is returned.
-    check("cuDeviceCanAccessPeer", unsafe {
-        sys::cuDeviceCanAccessPeer(&raw mut can, device, peer)
+    // SAFETY: the place is one int; devices that do not exist are an error that is returned.
+    let can = returned("cuDeviceCanAccessPeer", 0, |can| unsafe {
+        sys::cuDeviceCanAccessPeer(can, device, peer)
     })?;
     Ok(can != 0)
 }
 
-/// Loads a function onto the device now. Under lazy loading the driver would do it at the first launch, which waits
-/// until the device is idle: never, while a peer's kernel spins for this very launch.
+/// Loads a function onto the device now. Under lazy loading the driver would do it at the first
+/// launch, which waits until the device is idle: never, while a peer's kernel spins for this very
+/// launch.
 pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
     // The result is declared as a number: cudarc's enumeration may lack an error of a newer driver.
     type FuncLoad = unsafe extern "C" fn(CUfunction) -> c_int;
-    // Where cudarc has found the driver under another name than ours, or the driver is older than CUDA 12.4, the query of
-    // the function's attributes by the caller has to do.
+    // If cudarc has found the driver under another name than ours, or the driver is older than CUDA
+    // 12.4, the caller's query of the function's attributes must be enough.
     let Ok(library) = library() else {
         return Ok(());
     };
@@ -202,10 +218,7 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
     // SAFETY: `function` is a live function of the current context's module.
     match unsafe { func_load(function) } {
         0 => Ok(()),
-        failure => Err(DeviceError::Driver {
-            call: "cuFuncLoad",
-            message: describe_number(failure),
-        }),
+        failure => Err(DeviceError::driver("cuFuncLoad", describe_number(failure))),
     }
 }
 
@@ -213,7 +226,8 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
 pub(crate) fn describe_number(failure: c_int) -> String {
     type GetErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
     let text = |function: &[u8]| {
-        // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this signature.
+        // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this
+        // signature.
         let get = unsafe { library().ok()?.get::<GetErrorText>(function) }.ok()?;
         let mut text = std::ptr::null();
         // SAFETY: `text` is a place for one pointer; a number that is unknown leaves null in it.

@@ -5,22 +5,24 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
 
-use super::driver::{bind, check, note};
+use super::driver::{check, give_back, note, returned};
 use crate::device::{DeviceError, Recording};
 
-/// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends first.
+/// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends
+/// first.
 pub struct Graph {
     stream: Arc<CudaStream>,
     executable: CUgraphExec,
 }
 
-// SAFETY: the handle names an object of the driver, which may be used by any thread, one at a time; there is no `Sync`.
+// SAFETY: the handle names an object of the driver, which may be used by any thread, one at a time;
+// there is no `Sync`.
 unsafe impl Send for Graph {}
 
 /// Starts recording on a stream of the current context.
 ///
-/// In the thread-local mode, only calls of this thread that a recording cannot hold are refused meanwhile: other ranks
-/// of the process go on allocating.
+/// In the thread-local mode, only calls of this thread that a recording cannot hold are refused
+/// meanwhile: other ranks of the process go on allocating.
 pub(super) fn begin(stream: &CudaStream) -> Result<(), DeviceError> {
     // SAFETY: the stream is live.
     check("cuStreamBeginCapture", unsafe {
@@ -33,10 +35,10 @@ pub(super) fn begin(stream: &CudaStream) -> Result<(), DeviceError> {
 
 /// Whether a stream of the current context is being recorded, by whomever.
 pub(super) fn recording(stream: &CudaStream) -> Result<Recording, DeviceError> {
-    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the stream is live, and `status` is a place for the status, whose three values cudarc knows.
-    check("cuStreamIsCapturing", unsafe {
-        sys::cuStreamIsCapturing(stream.cu_stream(), &raw mut status)
+    let off = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    // SAFETY: the stream is live, and the place is the status, whose three values cudarc knows.
+    let status = returned("cuStreamIsCapturing", off, |status| unsafe {
+        sys::cuStreamIsCapturing(stream.cu_stream(), status)
     })?;
     Ok(match status {
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Recording::Off,
@@ -49,15 +51,14 @@ impl Graph {
     /// Ends recording on a stream of the current context, and uploads what was recorded.
     pub(super) fn end(stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
         let mut template = Template(std::ptr::null_mut());
-        // SAFETY: the stream is live, and `template` is a place for one handle. A recording that something spoilt
-        // leaves null in it and is an error that is returned.
+        // SAFETY: the stream is live, and `template` is a place for one handle. A recording that
+        // something spoilt leaves null in it and is an error that is returned.
         check("cuStreamEndCapture", unsafe {
             sys::cuStreamEndCapture(stream.cu_stream(), &raw mut template.0)
         })?;
-        let mut executable = std::ptr::null_mut();
-        // SAFETY: `executable` is a place for one handle; the template is live and not needed after the call.
-        check("cuGraphInstantiate", unsafe {
-            sys::cuGraphInstantiateWithFlags(&raw mut executable, template.0, 0)
+        // SAFETY: the place is one handle; the template is live and not needed after the call.
+        let executable = returned("cuGraphInstantiate", std::ptr::null_mut(), |place| unsafe {
+            sys::cuGraphInstantiateWithFlags(place, template.0, 0)
         })?;
         let graph = Self {
             stream: Arc::clone(stream),
@@ -86,12 +87,12 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        note(bind(self.stream.context()).and_then(|()| {
-            // SAFETY: the handle is live and destroyed once, here. The driver puts it off while a run is in flight.
-            check("cuGraphExecDestroy", unsafe {
-                sys::cuGraphExecDestroy(self.executable)
-            })
-        }));
+        let context = self.stream.context();
+        // SAFETY: the handle is live and destroyed once, here. The driver puts it off while a run
+        // is in flight.
+        give_back(context, "cuGraphExecDestroy", || unsafe {
+            sys::cuGraphExecDestroy(self.executable)
+        });
     }
 }
 

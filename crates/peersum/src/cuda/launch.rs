@@ -11,12 +11,13 @@ use super::driver::check;
 use super::module::Kernel;
 use crate::device::{DeviceError, LaunchShape};
 
-/// Enqueues `kernel`. Everything it needs is on the stack, and the driver copies it before it returns.
+/// Enqueues `kernel`. Everything it needs is on the stack, and the driver copies it before it
+/// returns.
 ///
 /// # Safety
 ///
-/// The stream and the kernel are live and of the current context. Every address in `params` is valid for the kernel
-/// until it ends, and `shape` within the kernel's bounds.
+/// The stream and the kernel are live and of the current context. Every address in `params` is
+/// valid for the kernel until it ends, and `shape` within the kernel's bounds.
 pub(super) unsafe fn launch(
     stream: CUstream,
     kernel: &Kernel,
@@ -32,7 +33,8 @@ pub(super) unsafe fn launch(
         pad: [0; 4],
         value,
     };
-    // A kernel that does not wait would run beside the one before it, and read what that one has not written yet.
+    // A kernel that does not wait would run beside the one before it, and read what that one has
+    // not written yet.
     let attributes = c_uint::from(shape.pdl && kernel.pdl);
     let config = CUlaunchConfig {
         gridDimX: shape.blocks,
@@ -47,9 +49,10 @@ pub(super) unsafe fn launch(
         numAttrs: attributes,
     };
     let mut arguments: [*mut c_void; 1] = [(&raw const *params).cast_mut().cast()];
-    // SAFETY: the kernel takes one argument, a `PeersumParams`, which the driver only reads, as many bytes as the
-    // kernel's code says; the loader has made sure that the code was compiled from the sources whose ABI this is. The
-    // attribute is initialised whether it counts or not. The rest is the caller's promise.
+    // SAFETY: the kernel takes one argument, a `PeersumParams`, which the driver only reads, as
+    // many bytes as the kernel's code says; the loader has made sure that the code was compiled
+    // from the sources whose ABI this is. The attribute is initialised whether it counts or not.
+    // The rest is the caller's promise.
     check("cuLaunchKernelEx", unsafe {
         sys::cuLaunchKernelEx(
             &raw const config,

@@ -1,6 +1,6 @@
 //! A peer's memory as this rank maps it.
 
-use std::ffi::{c_char, c_void};
+use std::ffi::c_char;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -10,17 +10,19 @@ use cudarc::driver::sys::{
     CUresult,
 };
 
-use super::driver::{bind, can_access_peer, check, note};
+use super::driver::{can_access_peer, check, give_back, returned};
 use super::vmm::{MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Import};
 
-/// A peer's memory as this rank maps it. Unmapped when dropped, at which time no launch of this rank may use it.
+/// A peer's memory as this rank maps it. Unmapped when dropped, at which time no launch of this
+/// rank may use it.
 pub struct Mapping(Kind);
 
 enum Kind {
     Vmm(MappedRange),
     LegacyIpc(IpcMemory),
-    /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely on it.
+    /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely
+    /// on it.
     SameProcess(u64),
 }
 
@@ -74,13 +76,12 @@ impl Reach {
         }
         match can_access_peer(own, owner) {
             Ok(true) => Ok(Self::Peer { own, owner }),
-            Ok(false) => Err(DeviceError::CannotShare {
-                reason: format!(
-                    "device {own} cannot address the memory of device {owner}, where a peer's memory is \
-                     (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices can; in a virtual \
-                     machine peer access may be off, and on some hosts the IOMMU or PCIe access control forbids it"
-                ),
-            }),
+            Ok(false) => Err(DeviceError::cannot_share(format!(
+                "device {own} cannot address the memory of device {owner}, where a peer's memory \
+                 is (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices \
+                 can; in a virtual machine peer access may be off, and on some hosts the IOMMU or \
+                 PCIe access control forbids it"
+            ))),
             Err(_) => Ok(Self::Unknown),
         }
     }
@@ -91,13 +92,14 @@ impl Reach {
         let promise = match self {
             Self::SameDevice => "a peer's memory is on this rank's own device".to_owned(),
             Self::Peer { own, owner } => format!(
-                "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says yes)"
+                "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says \
+                 yes)"
             ),
             Self::Unknown => "a peer's memory was received".to_owned(),
         };
-        DeviceError::CannotShare {
-            reason: format!("{promise}, but mapping it failed: {failure}. {needs}"),
-        }
+        DeviceError::cannot_share(format!(
+            "{promise}, but mapping it failed: {failure}. {needs}"
+        ))
     }
 }
 
@@ -130,32 +132,25 @@ fn map_descriptor(
 
 /// Makes memory at `address`, of a thread of this process, addressable from `context`.
 fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
-    let mut owner_context: CUcontext = std::ptr::null_mut();
-    // SAFETY: the attribute is one context handle, for which the place is; an address that the driver does not know is
-    // an error that is returned.
-    check("cuPointerGetAttribute", unsafe {
-        sys::cuPointerGetAttribute(
-            (&raw mut owner_context).cast::<c_void>(),
-            CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT,
-            address,
-        )
+    let none: CUcontext = std::ptr::null_mut();
+    // SAFETY: the attribute is one context handle, and so is the place; an address that the driver
+    // does not know is an error that is returned.
+    let owner_context = returned("cuPointerGetAttribute", none, |place| unsafe {
+        let which = CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT;
+        sys::cuPointerGetAttribute(place.cast(), which, address)
     })
     .map_err(|failure| Reach::Unknown.refused(&failure, NEEDS))?;
     if owner_context == context.cu_ctx() {
         return Ok(());
     }
-    let mut ordinal: i32 = -1;
-    // SAFETY: the attribute is one int, for which the place is.
-    let known = check("cuPointerGetAttribute", unsafe {
-        sys::cuPointerGetAttribute(
-            (&raw mut ordinal).cast::<c_void>(),
-            CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
-            address,
-        )
+    // SAFETY: the attribute is one int, and so is the place.
+    let ordinal = returned("cuPointerGetAttribute", -1_i32, |place| unsafe {
+        let which = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+        sys::cuPointerGetAttribute(place.cast(), which, address)
     });
-    let reach = Reach::of(context.cu_device(), known.ok().map(|()| ordinal))?;
-    // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes part in. Access is
-    // granted to the current context, which is `context`.
+    let reach = Reach::of(context.cu_device(), ordinal.ok())?;
+    // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes
+    // part in. Access is granted to the current context, which is `context`.
     match unsafe { sys::cuCtxEnablePeerAccess(owner_context, 0) } {
         CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
         result => {
@@ -175,11 +170,10 @@ impl IpcMemory {
         let handle = CUipcMemHandle {
             reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
         };
-        let mut address = 0;
-        // SAFETY: `address` is a place for one address; bytes that are no handle are an error that is returned.
-        check("cuIpcOpenMemHandle", unsafe {
+        // SAFETY: the place is one address; bytes that are no handle are an error that is returned.
+        let address = returned("cuIpcOpenMemHandle", 0, |address| unsafe {
             sys::cuIpcOpenMemHandle_v2(
-                &raw mut address,
+                address,
                 handle,
                 CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32,
             )
@@ -194,12 +188,10 @@ impl IpcMemory {
 
 impl Drop for IpcMemory {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
-            check("cuIpcCloseMemHandle", unsafe {
-                sys::cuIpcCloseMemHandle(self.address)
-            })
-        }));
+        // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
+        give_back(&self.context, "cuIpcCloseMemHandle", || unsafe {
+            sys::cuIpcCloseMemHandle(self.address)
+        });
     }
 }
 
@@ -210,10 +202,7 @@ mod tests {
     /// As docs/packaging.md and the doctor say it.
     #[test]
     fn only_legacy_ipc_asks_for_common_namespaces() {
-        let failure = DeviceError::Driver {
-            call: "cuMemMap",
-            message: "no".to_owned(),
-        };
+        let failure = DeviceError::driver("cuMemMap", "no");
         let text = |needs| Reach::Unknown.refused(&failure, needs).to_string();
         assert!(text(NEEDS).contains("PID and IPC namespaces may differ"));
         assert!(!text(NEEDS).contains("--pid=host"));

@@ -5,15 +5,17 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdeviceptr, CUipcMemHandle};
 
-use super::driver::{bind, check, note};
+use super::driver::{give_back, returned};
 use super::vmm::{self, MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Export, MemorySharing};
 
-/// What plain memory is rounded up to. The driver packs smaller allocations into blocks of this size, and legacy IPC
-/// hands out the whole block: another allocation of this process must not lie in it.
+/// What plain memory is rounded up to. The driver packs smaller allocations into blocks of this
+/// size, and legacy IPC hands out the whole block: another allocation of this process must not lie
+/// in it.
 const PLAIN_GRANULARITY_BYTES: usize = 2 << 20;
 
-/// Memory of this rank that peers can map. Freed when dropped, at which time no launch may use it, here or at a peer.
+/// Memory of this rank that peers can map. Freed when dropped, at which time no launch may use it,
+/// here or at a peer.
 pub struct Allocation(Kind);
 
 enum Kind {
@@ -48,19 +50,20 @@ impl Allocation {
         };
         if let Some(reason) = &instead_of {
             if sharing == MemorySharing::FileDescriptor {
-                return Err(DeviceError::CannotShare {
-                    reason: format!(
-                        "as a file descriptor, which was demanded: {reason}. Legacy IPC was not tried"
-                    ),
-                });
+                return Err(DeviceError::cannot_share(format!(
+                    "as a file descriptor, which was demanded: {reason}. Legacy IPC was not tried"
+                )));
             }
-            tracing::warn!(%reason, "memory is shared by legacy CUDA IPC, not as a file descriptor");
+            tracing::warn!(
+                %reason,
+                "memory is shared by legacy CUDA IPC, not as a file descriptor"
+            );
         }
         let memory = PlainMemory::allocate(context, bytes).map_err(|error| match &instead_of {
             None => error,
-            Some(reason) => DeviceError::CannotShare {
-                reason: format!("as a file descriptor: {reason}; for legacy CUDA IPC: {error}"),
-            },
+            Some(reason) => DeviceError::cannot_share(format!(
+                "as a file descriptor: {reason}; for legacy CUDA IPC: {error}"
+            )),
         })?;
         Ok(Self(Kind::Plain { memory, instead_of }))
     }
@@ -91,31 +94,24 @@ impl Allocation {
     /// Prepares the memory for another rank.
     pub(super) fn export(&self, same_process: bool) -> Result<Export, DeviceError> {
         match &self.0 {
-            Kind::Vmm { physical, .. } => {
-                physical
-                    .export()
-                    .map(Export::Fd)
-                    .map_err(|error| DeviceError::CannotShare {
-                        reason: format!("as a file descriptor: {error}"),
-                    })
-            }
+            Kind::Vmm { physical, .. } => physical.export().map(Export::Fd).map_err(|error| {
+                DeviceError::cannot_share(format!("as a file descriptor: {error}"))
+            }),
             Kind::Plain { memory, .. } if same_process => Ok(Export::SameProcess(memory.address)),
-            Kind::Plain { memory, instead_of } => memory
-                .ipc_handle()
-                .map(Export::LegacyIpc)
-                .map_err(|error| DeviceError::CannotShare {
-                    reason: match instead_of {
-                        Some(reason) => {
-                            format!("as a file descriptor: {reason}; by legacy CUDA IPC: {error}")
-                        }
-                        None => format!("by legacy CUDA IPC: {error}"),
-                    },
-                }),
+            Kind::Plain { memory, instead_of } => {
+                memory.ipc_handle().map(Export::LegacyIpc).map_err(|error| {
+                    let first = instead_of.as_ref();
+                    let first = first.map(|reason| format!("as a file descriptor: {reason}; "));
+                    let first = first.unwrap_or_default();
+                    DeviceError::cannot_share(format!("{first}by legacy CUDA IPC: {error}"))
+                })
+            }
         }
     }
 }
 
-/// Memory of `cuMemAlloc`: legacy IPC takes neither memory of pools (which cudarc's slices come from) nor VMM memory.
+/// Memory of `cuMemAlloc`: legacy IPC takes neither memory of pools (which cudarc's slices come
+/// from) nor VMM memory.
 struct PlainMemory {
     context: Arc<CudaContext>,
     address: CUdeviceptr,
@@ -126,14 +122,13 @@ impl PlainMemory {
         let bytes = bytes
             .max(1)
             .checked_next_multiple_of(PLAIN_GRANULARITY_BYTES)
-            .ok_or_else(|| DeviceError::Driver {
-                call: "cuMemAlloc",
-                message: format!("{bytes} bytes are more than can be addressed"),
+            .ok_or_else(|| {
+                let message = format!("{bytes} bytes are more than can be addressed");
+                DeviceError::driver("cuMemAlloc", message)
             })?;
-        let mut address = 0;
-        // SAFETY: `address` is a place for one address.
-        check("cuMemAlloc", unsafe {
-            sys::cuMemAlloc_v2(&raw mut address, bytes)
+        // SAFETY: the place is one address.
+        let address = returned("cuMemAlloc", 0, |address| unsafe {
+            sys::cuMemAlloc_v2(address, bytes)
         })?;
         Ok(Self {
             context: Arc::clone(context),
@@ -142,10 +137,10 @@ impl PlainMemory {
     }
 
     fn ipc_handle(&self) -> Result<[u8; 64], DeviceError> {
-        let mut handle = CUipcMemHandle { reserved: [0; 64] };
-        // SAFETY: `handle` is a place for one handle, and the address is the start of a live allocation.
-        check("cuIpcGetMemHandle", unsafe {
-            sys::cuIpcGetMemHandle(&raw mut handle, self.address)
+        let empty = CUipcMemHandle { reserved: [0; 64] };
+        // SAFETY: the place is one handle, and the address is the start of a live allocation.
+        let handle = returned("cuIpcGetMemHandle", empty, |handle| unsafe {
+            sys::cuIpcGetMemHandle(handle, self.address)
         })?;
         Ok(handle.reserved.map(|byte| byte.to_ne_bytes()[0]))
     }
@@ -153,9 +148,9 @@ impl PlainMemory {
 
 impl Drop for PlainMemory {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the address came from `cuMemAlloc` and is freed once, here.
-            check("cuMemFree", unsafe { sys::cuMemFree_v2(self.address) })
-        }));
+        // SAFETY: the address came from `cuMemAlloc` and is freed once, here.
+        give_back(&self.context, "cuMemFree", || unsafe {
+            sys::cuMemFree_v2(self.address)
+        });
     }
 }

@@ -9,43 +9,40 @@ use cudarc::driver::sys::{
 };
 use peersum_artifact::{Algorithm, ModuleKey};
 
-use super::driver::{bind, check, describe, load_function, note};
+use super::driver::{describe, give_back, load_function, returned};
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
 
-/// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time no launch of it
-/// may be in flight.
+/// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time
+/// no launch of it may be in flight.
 pub struct Module {
-    context: Arc<CudaContext>,
-    module: CUmodule,
-    one_shot: Kernel,
-    two_shot: Kernel,
+    /// Held for the kernels.
+    _module: DriverModule,
+    /// By algorithm, in the order of its declaration.
+    kernels: [Kernel; 2],
 }
 
-// SAFETY: the handles name objects of the driver, which may be used by any thread whose current context is theirs;
-// every use binds it first. They are null or live for as long as `self`.
+// SAFETY: the handles name objects of the driver, which may be used by any thread whose current
+// context is theirs; every use binds it first. They are live for as long as `self`.
 unsafe impl Send for Module {}
+
+/// A module of the driver. Unloaded when dropped.
+struct DriverModule {
+    context: Arc<CudaContext>,
+    handle: CUmodule,
+}
 
 /// One entry point.
 #[derive(Clone, Copy)]
 pub(super) struct Kernel {
     pub(super) function: CUfunction,
-    /// Whether it waits for the kernel before it, so that it may be launched with the programmatic attribute.
+    /// Whether it waits for the kernel before it, so that it may be launched with the programmatic
+    /// attribute.
     pub(super) pdl: bool,
-    /// What a block has beyond the threads of its launch shape: those that carry signals.
+    /// Threads that a block has beyond those of its launch shape: they carry signals.
     pub(super) signal_threads: u32,
     /// The largest launch shape's block.
     max_threads: u32,
-}
-
-impl Kernel {
-    /// Stands in until the real one is there.
-    const ABSENT: Self = Self {
-        function: std::ptr::null_mut(),
-        pdl: false,
-        signal_threads: 0,
-        max_threads: 0,
-    };
 }
 
 impl Module {
@@ -55,67 +52,22 @@ impl Module {
         image: &LoadedImage,
         key: ModuleKey,
     ) -> Result<Self, DeviceError> {
-        let mut loaded = Self {
+        let module = DriverModule {
             context: Arc::clone(context),
-            module: load_image(image, key)?,
-            one_shot: Kernel::ABSENT,
-            two_shot: Kernel::ABSENT,
+            handle: load_image(image, key)?,
         };
-        loaded.one_shot = loaded.kernel(image, key, Algorithm::OneShot)?;
-        loaded.two_shot = loaded.kernel(image, key, Algorithm::TwoShot)?;
-        Ok(loaded)
-    }
-
-    fn kernel(
-        &self,
-        image: &LoadedImage,
-        key: ModuleKey,
-        algorithm: Algorithm,
-    ) -> Result<Kernel, DeviceError> {
-        let name = key.entry_point(algorithm);
-        let missing = |message: &str| DeviceError::Driver {
-            call: "cuModuleGetFunction",
-            message: format!("{name} of {key}, from {}: {message}", image.report.origin),
-        };
-        let entry_point = image
-            .entry_point(algorithm)
-            .ok_or_else(|| missing("the image's description does not list it"))?;
-        let symbol =
-            CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
-        let mut function = std::ptr::null_mut();
-        // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
-        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.module, symbol.as_ptr()) } {
-            CUresult::CUDA_SUCCESS => {}
-            failure => return Err(missing(&describe(failure))),
-        }
-        load_function(function)?;
-        let mut bound = 0;
-        // SAFETY: `bound` is a place for one int, the function is live.
-        check("cuFuncGetAttribute", unsafe {
-            sys::cuFuncGetAttribute(
-                &raw mut bound,
-                CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK,
-                function,
-            )
-        })?;
-        let signal_threads = key.world_size.get();
-        Ok(Kernel {
-            function,
-            pdl: entry_point.pdl,
-            signal_threads,
-            // PTX is compiled here, and may need more registers than its manifest could know.
-            max_threads: entry_point
-                .max_threads
-                .min(u32::try_from(bound).unwrap_or(0))
-                .saturating_sub(signal_threads),
+        let kernels = [
+            module.kernel(image, key, Algorithm::OneShot)?,
+            module.kernel(image, key, Algorithm::TwoShot)?,
+        ];
+        Ok(Self {
+            _module: module,
+            kernels,
         })
     }
 
     pub(super) fn entry_point(&self, algorithm: Algorithm) -> &Kernel {
-        match algorithm {
-            Algorithm::OneShot => &self.one_shot,
-            Algorithm::TwoShot => &self.two_shot,
-        }
+        &self.kernels[algorithm as usize]
     }
 
     /// The driver's handle of this algorithm's kernel, live as long as the module.
@@ -125,14 +77,16 @@ impl Module {
         self.entry_point(algorithm).function
     }
 
-    /// How many threads the driver is told of for a block of `threads`: those that carry signals are added.
+    /// The threads of a launched block whose launch shape has `threads`: those that carry signals
+    /// are added.
     #[doc(hidden)]
     #[must_use]
     pub fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
         threads + self.entry_point(algorithm).signal_threads
     }
 
-    /// The largest block that this algorithm's kernel may be launched with, in threads of a launch shape.
+    /// The largest block that this algorithm's kernel may be launched with, in threads of a launch
+    /// shape.
     #[must_use]
     pub fn max_threads(&self, algorithm: Algorithm) -> u32 {
         self.entry_point(algorithm).max_threads
@@ -155,32 +109,71 @@ impl Module {
         if threads > kernel.max_threads {
             return Ok(0);
         }
-        let mut blocks = 0;
-        // SAFETY: `blocks` is a place for one int, the function is live.
-        check("cuOccupancyMaxActiveBlocksPerMultiprocessor", unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
-                &raw mut blocks,
-                kernel.function,
-                self.launched_threads(algorithm, threads).cast_signed(),
-                0,
-            )
+        let threads = self.launched_threads(algorithm, threads).cast_signed();
+        let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
+        // SAFETY: the place is one int, the function is live.
+        let blocks = returned(call, 0, |blocks| unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel.function, threads, 0)
         })?;
         Ok(u32::try_from(blocks).unwrap_or(0))
     }
 }
 
-impl Drop for Module {
-    fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the module was loaded in this context and is unloaded once, here.
-            check("cuModuleUnload", unsafe {
-                sys::cuModuleUnload(self.module)
-            })
-        }));
+impl DriverModule {
+    /// Loads one entry point onto the device.
+    fn kernel(
+        &self,
+        image: &LoadedImage,
+        key: ModuleKey,
+        algorithm: Algorithm,
+    ) -> Result<Kernel, DeviceError> {
+        let name = key.entry_point(algorithm);
+        let missing = |message: &str| {
+            let origin = &image.report.origin;
+            let message = format!("{name} of {key}, from {origin}: {message}");
+            DeviceError::driver("cuModuleGetFunction", message)
+        };
+        let entry_point = image
+            .entry_point(algorithm)
+            .ok_or_else(|| missing("the image's description does not list it"))?;
+        let symbol =
+            CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
+        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.handle, symbol.as_ptr()) } {
+            CUresult::CUDA_SUCCESS => {}
+            failure => return Err(missing(&describe(failure))),
+        }
+        load_function(function)?;
+        let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
+        // SAFETY: the place is one int, the function is live.
+        let bound = returned("cuFuncGetAttribute", 0, |bound| unsafe {
+            sys::cuFuncGetAttribute(bound, which, function)
+        })?;
+        let signal_threads = key.world_size.get();
+        Ok(Kernel {
+            function,
+            pdl: entry_point.pdl,
+            signal_threads,
+            // PTX is compiled here, and may need more registers than its manifest could know.
+            max_threads: entry_point
+                .max_threads
+                .min(u32::try_from(bound).unwrap_or(0))
+                .saturating_sub(signal_threads),
+        })
     }
 }
 
-/// Hands the image to the driver, with a place for what its compiler has to say.
+impl Drop for DriverModule {
+    fn drop(&mut self) {
+        // SAFETY: the module was loaded in this context and is unloaded once, here.
+        give_back(&self.context, "cuModuleUnload", || unsafe {
+            sys::cuModuleUnload(self.handle)
+        });
+    }
+}
+
+/// Hands the image to the driver, with room for the messages of its compiler.
 fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceError> {
     let mut log = vec![0u8; 4096];
     let mut options = [
@@ -192,9 +185,9 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
         std::ptr::without_provenance_mut(log.len()),
     ];
     let mut module = std::ptr::null_mut();
-    // SAFETY: the loader has verified the bytes: a cubin whose ELF it has read, or PTX that ends in NUL. That is how the
-    // driver finds the end. `options` and `values` are two each; the values are the log's place and its size, and all
-    // outlive the call.
+    // SAFETY: the loader has verified the bytes: a cubin whose ELF it has read, or PTX that ends in
+    // NUL. That is how the driver finds the end. `options` and `values` are two each; the values
+    // are the log's place and its size, and all outlive the call.
     let result = unsafe {
         sys::cuModuleLoadDataEx(
             &raw mut module,
@@ -210,14 +203,12 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
     let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
     let log = String::from_utf8_lossy(&log[..end]);
     let log = log.trim();
-    Err(DeviceError::Driver {
-        call: "cuModuleLoadData",
-        message: format!(
-            "{}, for {key} ({}) from {}{}{log}",
-            describe(result),
-            image.target,
-            image.report.origin,
-            if log.is_empty() { "" } else { ": " },
-        ),
-    })
+    let message = format!(
+        "{}, for {key} ({}) from {}{}{log}",
+        describe(result),
+        image.target,
+        image.report.origin,
+        if log.is_empty() { "" } else { ": " },
+    );
+    Err(DeviceError::driver("cuModuleLoadData", message))
 }

@@ -24,8 +24,8 @@ const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 /// ranks are threads of one process. To share several GPUs among more ranks, give the number of the
 /// GPU that a rank is to use.
 ///
-/// Use this in place of `CudaContext::new`, which panics where the driver's library or a function
-/// of it is missing. Like that, it gives the device's primary context.
+/// Use this in place of `CudaContext::new`, which panics if the driver's library or a function of
+/// it is missing. Both give the device's primary context.
 ///
 /// # Errors
 ///
@@ -67,13 +67,13 @@ pub fn open_context(local_rank: u32) -> Result<Arc<CudaContext>, DeviceError> {
 
 /// Opens a GPU of a driver that [`start`] has started.
 pub(crate) fn open_gpu(ordinal: u32) -> Result<Arc<CudaContext>, DeviceError> {
-    CudaContext::new(ordinal as usize).map_err(|error| DeviceError::Driver {
-        call: "cuDevicePrimaryCtxRetain",
-        message: format!("GPU {ordinal}: {}", describe(error.0)),
+    CudaContext::new(ordinal as usize).map_err(|error| {
+        let message = format!("GPU {ordinal}: {}", describe(error.0));
+        DeviceError::driver("cuDevicePrimaryCtxRetain", message)
     })
 }
 
-/// What a rank is told that has no GPU among the `visible` ones.
+/// The help for a rank that has no GPU among the `visible` ones.
 fn no_gpu_help(visible: u32, visible_devices: Option<&OsStr>) -> String {
     let setting = match visible_devices {
         Some(value) => format!("{VISIBLE_DEVICES}={}", value.to_string_lossy()),

@@ -1,4 +1,4 @@
-//! Starting the driver without a panic: `cudarc` panics at its first call where the library or a
+//! Starting the driver without a panic: `cudarc` panics at its first call if the library or a
 //! function of it is missing.
 
 use std::ffi::c_int;
@@ -8,7 +8,7 @@ use peersum_artifact::{CudaVersion, driver_branch_floor};
 use super::driver::{MIN_DRIVER, describe_number, library};
 use crate::device::DeviceError;
 
-/// Every function of the driver that this crate or `cudarc` under it calls: where one is missing,
+/// Every function of the driver that this crate or `cudarc` under it calls. If one is missing,
 /// `cudarc` panics.
 const FUNCTIONS: &[&str] = &[
     "cuCtxEnablePeerAccess",
@@ -75,7 +75,6 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamDestroy_v2",
     "cuStreamEndCapture",
     "cuStreamIsCapturing",
-    "cuStreamQuery",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 
-use super::driver::{bind, check, describe, note};
-use super::{STREAM_LEGACY, STREAM_PER_THREAD};
+use super::device::{Cuda, STREAM_LEGACY, STREAM_PER_THREAD};
+use super::driver::{bind, check, describe, note, returned};
 use crate::device::{DeviceError, DeviceStream};
 
 impl DeviceStream for Arc<CudaStream> {
-    type Device = super::Cuda;
+    type Device = Cuda;
 
     fn stand_in(&self) -> Result<Option<Self>, DeviceError> {
         if !matches!(
@@ -23,22 +23,15 @@ impl DeviceStream for Arc<CudaStream> {
         let stream = self
             .context()
             .new_stream()
-            .map_err(|error| DeviceError::Driver {
-                call: "cuStreamCreate",
-                message: describe(error.0),
-            })?;
+            .map_err(|error| DeviceError::driver("cuStreamCreate", describe(error.0)))?;
         Ok(Some(stream))
     }
 
     fn wait_for(&self, other: &Self) -> Result<(), DeviceError> {
         bind(self.context())?;
-        let mut event = std::ptr::null_mut();
-        // SAFETY: `event` is a place for one handle.
-        check("cuEventCreate", unsafe {
-            sys::cuEventCreate(
-                &raw mut event,
-                CUevent_flags::CU_EVENT_DISABLE_TIMING as u32,
-            )
+        // SAFETY: the place is one handle.
+        let event = returned("cuEventCreate", std::ptr::null_mut(), |event| unsafe {
+            sys::cuEventCreate(event, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
         })?;
         // SAFETY: both streams and the event are live and of one context.
         let waits = check("cuEventRecord", unsafe {
@@ -54,7 +47,8 @@ impl DeviceStream for Arc<CudaStream> {
                 )
             })
         });
-        // SAFETY: the event is live and not used again; the driver keeps it until what waits for it has passed.
+        // SAFETY: the event is live and not used again; the driver keeps it until what waits for it
+        // has passed.
         note(check("cuEventDestroy", unsafe {
             sys::cuEventDestroy_v2(event)
         }));

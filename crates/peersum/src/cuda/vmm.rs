@@ -1,4 +1,5 @@
-//! Virtual memory management: physical memory as a handle that travels as a file descriptor, and its mappings.
+//! Virtual memory management: physical memory as a handle that travels as a file descriptor, and
+//! its mappings.
 
 use std::ffi::{c_int, c_uchar, c_ushort, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -11,16 +12,20 @@ use cudarc::driver::sys::{
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::driver::{attribute, bind, check, note};
+use super::driver::{attribute, bind, check, give_back, note, returned};
 use crate::device::DeviceError;
+
+const POSIX_FD: CUmemAllocationHandleType =
+    CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR;
 
 const ALLOCATION_PINNED: c_int = 1;
 const HANDLE_POSIX_FD: c_int = 1;
 const LOCATION_DEVICE: c_int = 1;
 const ACCESS_READ_WRITE: c_int = 3;
 
-/// `CUmemLocation` of cuda.h. Its binding changes its shape, not its layout, from one CUDA version to the next; which
-/// version cudarc is built for is the consumer's choice, so the layout is written down here.
+/// `CUmemLocation` of cuda.h. Its binding changes its shape, not its layout, from one CUDA version
+/// to the next; which version cudarc is built for is the consumer's choice, so the layout is
+/// written down here.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct Location {
@@ -28,7 +33,8 @@ struct Location {
     id: c_int,
 }
 
-/// `CUmemAllocationProp` of cuda.h, with plain numbers where the binding has enumerations: the driver writes it too.
+/// `CUmemAllocationProp` of cuda.h, with plain numbers where the binding has enumerations: the
+/// driver writes it too.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Properties {
@@ -58,7 +64,8 @@ const _: () = {
 };
 
 impl Properties {
-    /// Memory of `device` that travels as a file descriptor: pinned, not compressed, not for network adapters.
+    /// Memory of `device` that travels as a file descriptor: pinned, not compressed, not for
+    /// network adapters.
     pub(super) fn shareable(device: CUdevice) -> Self {
         Self {
             kind: ALLOCATION_PINNED,
@@ -82,24 +89,19 @@ impl Properties {
 
     /// `bytes` as a size that can be allocated and mapped.
     pub(super) fn mapped_bytes(&self, bytes: usize) -> Result<usize, DeviceError> {
-        let mut granularity = 0;
-        // SAFETY: `granularity` is a place for one size; the properties have the layout that the driver reads.
-        check("cuMemGetAllocationGranularity", unsafe {
-            sys::cuMemGetAllocationGranularity(
-                &raw mut granularity,
-                (&raw const *self).cast(),
-                CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM,
-            )
+        let minimum = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+        // SAFETY: the place is one size; the properties have the layout that the driver reads.
+        let granularity = returned("cuMemGetAllocationGranularity", 0, |place| unsafe {
+            sys::cuMemGetAllocationGranularity(place, (&raw const *self).cast(), minimum)
         })?;
         // Even an empty allocation has an address.
         bytes
             .max(1)
             .checked_next_multiple_of(granularity)
-            .ok_or_else(|| DeviceError::Driver {
-                call: "cuMemGetAllocationGranularity",
-                message: format!(
-                    "{bytes} bytes cannot be rounded up to multiples of {granularity}"
-                ),
+            .ok_or_else(|| {
+                let message =
+                    format!("{bytes} bytes cannot be rounded up to multiples of {granularity}");
+                DeviceError::driver("cuMemGetAllocationGranularity", message)
             })
     }
 }
@@ -126,8 +128,8 @@ pub(super) fn supported(device: CUdevice) -> Result<(), String> {
     Ok(())
 }
 
-/// Physical memory, of this process or a peer's. Released when dropped; the memory lives on in its mappings and in
-/// the handles of other processes.
+/// Physical memory, of this process or a peer's. Released when dropped; the memory lives on in its
+/// mappings and in the handles of other processes.
 pub(super) struct Physical {
     context: Arc<CudaContext>,
     handle: CUmemGenericAllocationHandle,
@@ -140,10 +142,9 @@ impl Physical {
         properties: &Properties,
         bytes: usize,
     ) -> Result<Self, DeviceError> {
-        let mut handle = 0;
-        // SAFETY: `handle` is a place for one handle; the properties have the layout that the driver reads.
-        check("cuMemCreate", unsafe {
-            sys::cuMemCreate(&raw mut handle, bytes, (&raw const *properties).cast(), 0)
+        // SAFETY: the place is one handle; the properties have the layout that the driver reads.
+        let handle = returned("cuMemCreate", 0, |handle| unsafe {
+            sys::cuMemCreate(handle, bytes, (&raw const *properties).cast(), 0)
         })?;
         Ok(Self {
             context: Arc::clone(context),
@@ -156,17 +157,13 @@ impl Physical {
         context: &Arc<CudaContext>,
         fd: BorrowedFd<'_>,
     ) -> Result<Self, DeviceError> {
-        let mut handle = 0;
         // For this handle type the descriptor's number itself is passed in the pointer's place.
         let number = std::ptr::without_provenance_mut::<c_void>(fd.as_raw_fd() as usize);
-        // SAFETY: `handle` is a place for one handle. The driver reads `number` as a descriptor, which is open during
-        // the call since `fd` borrows it; a descriptor of something else is an error that is returned.
-        check("cuMemImportFromShareableHandle", unsafe {
-            sys::cuMemImportFromShareableHandle(
-                &raw mut handle,
-                number,
-                CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-            )
+        // SAFETY: the place is one handle. The driver reads `number` as a descriptor, which is open
+        // during the call since `fd` borrows it; a descriptor of something else is an error that is
+        // returned.
+        let handle = returned("cuMemImportFromShareableHandle", 0, |handle| unsafe {
+            sys::cuMemImportFromShareableHandle(handle, number, POSIX_FD)
         })?;
         Ok(Self {
             context: Arc::clone(context),
@@ -176,28 +173,23 @@ impl Physical {
 
     /// What the memory was allocated as.
     pub(super) fn properties(&self) -> Result<Properties, DeviceError> {
-        let mut properties = Properties::shareable(0);
-        // SAFETY: the place has the layout that the driver writes, and numbers without invalid values; the handle is
-        // live.
-        check("cuMemGetAllocationPropertiesFromHandle", unsafe {
-            sys::cuMemGetAllocationPropertiesFromHandle((&raw mut properties).cast(), self.handle)
-        })?;
-        Ok(properties)
+        let call = "cuMemGetAllocationPropertiesFromHandle";
+        // SAFETY: the place has the layout that the driver writes, and numbers without invalid
+        // values; the handle is live.
+        returned(call, Properties::shareable(0), |place| unsafe {
+            sys::cuMemGetAllocationPropertiesFromHandle(place.cast(), self.handle)
+        })
     }
 
     /// A new file descriptor for the memory.
     pub(super) fn export(&self) -> Result<OwnedFd, DeviceError> {
-        let mut fd: c_int = -1;
-        // SAFETY: for this handle type the driver writes an int, for which `fd` is a place; the handle is live.
-        check("cuMemExportToShareableHandle", unsafe {
-            sys::cuMemExportToShareableHandle(
-                (&raw mut fd).cast(),
-                self.handle,
-                CUmemAllocationHandleType::CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
-                0,
-            )
+        // SAFETY: for this handle type the driver writes an int, which the place is; the handle is
+        // live.
+        let fd = returned("cuMemExportToShareableHandle", -1_i32, |fd| unsafe {
+            sys::cuMemExportToShareableHandle(fd.cast(), self.handle, POSIX_FD, 0)
         })?;
-        // SAFETY: on success the driver has opened this descriptor for the caller, who owns it alone.
+        // SAFETY: on success the driver has opened this descriptor for the caller, who owns it
+        // alone.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // A program that this process starts would otherwise keep the memory alive.
         fcntl_setfd(&fd, FdFlags::CLOEXEC).map_err(|source| DeviceError::System {
@@ -210,11 +202,11 @@ impl Physical {
 
 impl Drop for Physical {
     fn drop(&mut self) {
-        note(bind(&self.context).and_then(|()| {
-            // SAFETY: the handle came from the driver and is released once, here. Mappings keep the memory by
-            // themselves.
-            check("cuMemRelease", unsafe { sys::cuMemRelease(self.handle) })
-        }));
+        // SAFETY: the handle came from the driver and is released once, here. Mappings keep the
+        // memory by themselves.
+        give_back(&self.context, "cuMemRelease", || unsafe {
+            sys::cuMemRelease(self.handle)
+        });
     }
 }
 
@@ -227,17 +219,16 @@ pub(super) struct MappedRange {
 }
 
 impl MappedRange {
-    /// Maps the first `bytes` bytes of `physical`, a multiple of its granularity, for reading and writing by the
-    /// context's device alone.
+    /// Maps the first `bytes` bytes of `physical`, a multiple of its granularity, for reading and
+    /// writing by the context's device alone.
     pub(super) fn map(
         context: &Arc<CudaContext>,
         physical: &Physical,
         bytes: usize,
     ) -> Result<Self, DeviceError> {
-        let mut address = 0;
-        // SAFETY: `address` is a place for one address. Alignment 0 means the granularity, address 0 any.
-        check("cuMemAddressReserve", unsafe {
-            sys::cuMemAddressReserve(&raw mut address, bytes, 0, 0, 0)
+        // SAFETY: the place is one address. Alignment 0 means the granularity, address 0 any.
+        let address = returned("cuMemAddressReserve", 0, |address| unsafe {
+            sys::cuMemAddressReserve(address, bytes, 0, 0, 0)
         })?;
         let mut range = Self {
             context: Arc::clone(context),
@@ -245,7 +236,8 @@ impl MappedRange {
             bytes,
             mapped: false,
         };
-        // SAFETY: the range was reserved just now, is of this size, and nothing is mapped in it; the handle is live.
+        // SAFETY: the range was reserved just now, is of this size, and nothing is mapped in it;
+        // the handle is live.
         check("cuMemMap", unsafe {
             sys::cuMemMap(address, bytes, 0, physical.handle, 0)
         })?;
@@ -257,7 +249,8 @@ impl MappedRange {
             },
             flags: ACCESS_READ_WRITE,
         };
-        // SAFETY: the whole range is mapped; `access` is one descriptor of the layout that the driver reads.
+        // SAFETY: the whole range is mapped; `access` is one descriptor of the layout that the
+        // driver reads.
         check("cuMemSetAccess", unsafe {
             sys::cuMemSetAccess(address, bytes, (&raw const access).cast(), 1)
         })?;
@@ -274,8 +267,8 @@ impl Drop for MappedRange {
     fn drop(&mut self) {
         note(bind(&self.context).and_then(|()| {
             if self.mapped {
-                // SAFETY: exactly this range was mapped, and whoever drops it has no launch in flight that uses it:
-                // the contract of `Device`'s launch functions.
+                // SAFETY: exactly this range was mapped, and no launch that uses it is in flight
+                // when it is dropped: the contract of `Device`'s launch functions.
                 check("cuMemUnmap", unsafe {
                     sys::cuMemUnmap(self.address, self.bytes)
                 })?;

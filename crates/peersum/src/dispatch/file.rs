@@ -4,13 +4,12 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DispatchTable, Link, Placement, TableError};
+use super::error::{SCHEMA, TableError};
+use super::plan::{Placement, Topology};
+use super::table::DispatchTable;
 
 /// The tables that this version ships.
 const SHIPPED: &str = include_str!("tables.json");
-
-/// The schema of a table file.
-pub(super) const SCHEMA: u32 = 1;
 
 /// The largest table file that is read, in bytes.
 const MAX_FILE_BYTES: usize = 4 << 20;
@@ -61,17 +60,18 @@ impl DispatchTables {
         &self,
         arch: Option<&str>,
         world_size: u32,
-        link: Link,
+        topology: Topology,
     ) -> Result<DispatchTable, TableError> {
-        let serves =
-            |table: &&DispatchTable| table.link == link && table.world_sizes.contains(&world_size);
+        let serves = |table: &&DispatchTable| {
+            table.topology == topology && table.world_sizes.contains(&world_size)
+        };
         let candidates = || self.tables.iter().filter(serves);
         let table = candidates()
             .find(|table| table.arch.is_some() && table.arch.as_deref() == arch)
             .or_else(|| candidates().find(|table| table.arch.is_none()))
             .ok_or_else(|| TableError::Row {
                 table: format!(
-                    "{} x {world_size} over {link:?}",
+                    "{} x {world_size} over {topology:?}",
                     arch.unwrap_or("any architecture")
                 ),
                 reason: "there is no such table and none for every architecture".to_owned(),
@@ -80,10 +80,10 @@ impl DispatchTables {
         Ok(table.clone())
     }
 
-    /// Puts a table in the place of what served its architecture, link and world sizes before.
+    /// Puts a table in the place of what served its architecture, topology and world sizes before.
     pub fn insert(&mut self, table: DispatchTable) {
         for other in &mut self.tables {
-            if (&other.arch, other.link) == (&table.arch, table.link) {
+            if (&other.arch, other.topology) == (&table.arch, table.topology) {
                 other
                     .world_sizes
                     .retain(|size| !table.world_sizes.contains(size));
@@ -94,20 +94,22 @@ impl DispatchTables {
         self.sort();
     }
 
-    /// Tables for every architecture first, then by architecture, link and world size.
+    /// Tables for every architecture first, then by architecture, topology and world size.
     fn sort(&mut self) {
         for table in &mut self.tables {
             table.world_sizes.sort_unstable();
         }
         self.tables.sort_by(|a, b| {
-            (&a.arch, a.link, &a.world_sizes).cmp(&(&b.arch, b.link, &b.world_sizes))
+            (&a.arch, a.topology, &a.world_sizes).cmp(&(&b.arch, b.topology, &b.world_sizes))
         });
     }
 
-    /// The text of a file: sorted, one row a line, so that equal tables are equal files and a change shows row by row.
+    /// The text of a file: sorted, one row a line, so that equal tables are equal files and a
+    /// change shows row by row.
     ///
     /// # Errors
-    /// [`TableError::Parse`] if a row cannot be written as JSON, which no row of numbers and names does.
+    /// [`TableError::Parse`] if a row cannot be written as JSON, which no row of numbers and names
+    /// does.
     pub fn to_json(&self) -> Result<String, TableError> {
         let mut sorted = self.clone();
         sorted.sort();
@@ -117,7 +119,7 @@ impl DispatchTables {
             let head = (
                 serde_json::to_string(&table.arch)?,
                 serde_json::to_string(&table.world_sizes)?,
-                serde_json::to_string(&table.link)?,
+                serde_json::to_string(&table.topology)?,
             );
             // Writing to a string cannot fail.
             let _ = write!(
@@ -186,20 +188,26 @@ mod tests {
     #[test]
     fn an_inserted_table_takes_its_world_sizes_from_the_others_and_leaves_them_the_rest() {
         let mut tables = DispatchTables::shipped().unwrap();
-        let before = tables.choose(Some("sm_90"), 3, Link::Shared).unwrap();
-        let mut own = tables.choose(Some("sm_90"), 4, Link::Shared).unwrap();
+        let before = tables.choose(Some("sm_90"), 3, Topology::Shared).unwrap();
+        let mut own = tables.choose(Some("sm_90"), 4, Topology::Shared).unwrap();
         own.world_sizes = vec![4];
         own.ordinary[0].plan.threads = 32;
         tables.insert(own.clone());
-        assert_eq!(tables.choose(Some("sm_90"), 4, Link::Shared).unwrap(), own);
-        let mut left = tables.choose(Some("sm_90"), 3, Link::Shared).unwrap();
+        assert_eq!(
+            tables.choose(Some("sm_90"), 4, Topology::Shared).unwrap(),
+            own
+        );
+        let mut left = tables.choose(Some("sm_90"), 3, Topology::Shared).unwrap();
         assert!(!left.world_sizes.contains(&4));
         left.world_sizes = before.world_sizes.clone();
         assert_eq!(left, before);
-        // Other architectures and links are not touched.
+        // Other architectures and topologies are not touched.
         assert_eq!(
-            tables.choose(Some("sm_80"), 4, Link::Shared).unwrap(),
-            DispatchTable::shipped(Some("sm_80"), 4, Link::Shared).unwrap()
+            tables.choose(Some("sm_80"), 4, Topology::Shared).unwrap(),
+            DispatchTables::shipped()
+                .unwrap()
+                .choose(Some("sm_80"), 4, Topology::Shared)
+                .unwrap()
         );
     }
 
@@ -207,7 +215,9 @@ mod tests {
     fn the_order_in_which_tables_are_inserted_does_not_show_in_the_file() {
         let base = DispatchTables::shipped().unwrap();
         let table = |world_size| {
-            let mut table = base.choose(Some("sm_90"), world_size, Link::Peer).unwrap();
+            let mut table = base
+                .choose(Some("sm_90"), world_size, Topology::Peer)
+                .unwrap();
             table.arch = Some("sm_100".to_owned());
             table.world_sizes = vec![world_size];
             table
@@ -220,5 +230,92 @@ mod tests {
             tables.to_json().unwrap()
         };
         assert_eq!(written([2, 4, 8]), written([8, 2, 4]));
+    }
+
+    #[test]
+    fn every_architecture_world_size_and_topology_has_a_shipped_table() {
+        let tables = DispatchTables::shipped().unwrap();
+        for arch in [
+            None,
+            Some("sm_80"),
+            Some("sm_90"),
+            Some("sm_100"),
+            Some("sm_120"),
+            Some("sm_999"),
+        ] {
+            for world_size in 2..=8 {
+                for topology in [Topology::Shared, Topology::Peer, Topology::Emulator] {
+                    tables.choose(arch, world_size, topology).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_takes_the_first_row_that_it_fits() {
+        let tables = DispatchTables::shipped().unwrap();
+        let table = tables.choose(None, 2, Topology::Peer).unwrap();
+        let bound = table.ordinary[0].max_bytes.unwrap();
+        assert_eq!(table.plan(Placement::Ordinary, 1), table.ordinary[0].plan);
+        assert_eq!(
+            table.plan(Placement::Ordinary, bound),
+            table.ordinary[0].plan
+        );
+        assert_eq!(
+            table.plan(Placement::Ordinary, bound + 1),
+            table.ordinary[1].plan
+        );
+        assert_eq!(
+            table.plan(Placement::Ordinary, u64::MAX),
+            table.ordinary.last().unwrap().plan
+        );
+    }
+
+    #[test]
+    fn a_table_that_breaks_a_rule_is_refused_with_the_rule() {
+        let row = |route: &str, blocks: u32, max: &str| {
+            format!(r#"{{"max_bytes":{max},"route":"{route}","blocks":{blocks},"threads":256}}"#)
+        };
+        let file = |schema: u32, ordinary: &str| {
+            let good = row("pull_one_shot", 4, "null");
+            format!(
+                r#"{{"schema":{schema},"tables":[{{
+                    "arch":null,"world_sizes":[2],"link":"peer","ordinary":[{ordinary}],
+                    "symmetric":[{good}],"symmetric_in_place":[{good}]
+                }}]}}"#
+            )
+        };
+        let choose = |text: &str, topology| DispatchTables::parse(text)?.choose(None, 2, topology);
+        let refusal = |text: String| choose(&text, Topology::Peer).unwrap_err().to_string();
+        let good = file(1, &row("push_one_shot", 4, "null"));
+        assert!(choose(&good, Topology::Peer).is_ok());
+        assert!(refusal(file(2, &row("push_one_shot", 4, "null"))).contains("schema 2"));
+        assert!(refusal(file(1, "")).contains("no row"));
+        assert!(refusal(file(1, &row("push_one_shot", 4, "64"))).contains("last row"));
+        assert!(refusal(file(1, &row("push_one_shot", 0, "null"))).contains("0 blocks"));
+        assert!(refusal(file(1, &row("push_one_shot", 257, "null"))).contains("257 blocks"));
+        assert!(
+            refusal(file(1, &row("symmetric_two_shot", 4, "null"))).contains("SymmetricTwoShot")
+        );
+        // A warp on a GPU either handles units or carries signals. An emulated thread stands alone.
+        let part_of_a_warp =
+            r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"threads":40}"#;
+        assert!(refusal(file(1, part_of_a_warp)).contains("40 threads a block"));
+        let emulated = file(1, part_of_a_warp).replace("peer", "emulator");
+        assert!(choose(&emulated, Topology::Emulator).is_ok());
+        let falling = [
+            row("push_one_shot", 4, "64"),
+            row("push_one_shot", 4, "64"),
+            row("push_one_shot", 4, "null"),
+        ]
+        .join(",");
+        assert!(refusal(file(1, &falling)).contains("rise"));
+        let twice =
+            r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"blocks":4,"threads":8}"#;
+        assert!(refusal(file(1, twice)).contains("duplicate field `blocks`"));
+        // However deep: refused, and not by an exhausted stack.
+        assert!(refusal("[".repeat(1 << 20)).contains("not valid"));
+        let deep = format!(r#"{{"schema":1,"tables":{}"#, "[".repeat(1 << 20));
+        assert!(refusal(deep).contains("not valid"));
     }
 }

@@ -3,7 +3,7 @@
 use peersum_artifact::{Algorithm, Family};
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, abi};
+use super::plan::Plan;
 
 const FAMILIES: usize = Family::ALL.len();
 const ALGORITHMS: usize = Algorithm::ALL.len();
@@ -82,11 +82,7 @@ impl LaunchLimits {
     /// unit, which would only lengthen the launch. A function of the bytes, as the grid must be.
     pub(crate) fn launched(&self, plan: Plan, bytes: u64, world_size: u32) -> Plan {
         let plan = self.apply(plan);
-        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
-        let places = match plan.route.algorithm() {
-            Algorithm::OneShot => units,
-            Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
-        };
+        let places = plan.route.places(bytes, world_size);
         let useful = places.div_ceil(u64::from(plan.threads)).max(1);
         Plan {
             blocks: useful.min(u64::from(plan.blocks)) as u32,

@@ -1,8 +1,11 @@
 //! Putting measured rows over a table.
 
-use super::{DispatchTable, Plan, Row};
+use super::origin::Origin;
+use super::plan::Plan;
+use super::table::{DispatchTable, Row};
 
-/// From this size up a measurement speaks for every larger message too, and up to [`SMALL_BYTES`] for every smaller one.
+/// A measurement of at least this size serves every larger message too, and one of at most
+/// [`SMALL_BYTES`] every smaller one.
 const LARGE_BYTES: u64 = 16 << 20;
 /// See [`LARGE_BYTES`].
 const SMALL_BYTES: u64 = 4 << 10;
@@ -17,8 +20,9 @@ pub struct MeasuredRow {
 }
 
 impl DispatchTable {
-    /// `base` with measured rows over it. Each serves messages from half to twice its size, and between two that were measured the geometric mean
-    /// divides; what lies outside all of them keeps the base's rows.
+    /// `base` with measured rows over it. Each serves messages from half to twice its size, and
+    /// between two that were measured the geometric mean divides; what lies outside all of them
+    /// keeps the base's rows.
     pub fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
         let mut measured: Vec<&MeasuredRow> = measured.iter().filter(|row| row.bytes > 0).collect();
         measured.sort_by_key(|row| row.bytes);
@@ -76,7 +80,7 @@ impl DispatchTable {
 
 impl Row {
     /// A row of no size yet.
-    pub fn new(plan: Plan, origin: super::Origin) -> Row {
+    pub fn new(plan: Plan, origin: Origin) -> Row {
         Row {
             max_bytes: None,
             plan,
@@ -88,7 +92,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::{Measurement, Origin, Route};
+    use crate::dispatch::{Measurement, Route};
 
     fn plan(blocks: u32) -> Plan {
         Plan {

@@ -7,14 +7,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Origin {
-    /// Nobody has measured it: a guess from what was measured elsewhere.
+    /// It was not measured: a guess from what was measured elsewhere.
     #[default]
     Default,
     /// It was the fastest of those that were tried.
     Measured(Measurement),
 }
 
-/// What a row was measured on. The link is the table's. No date: equal measurements give equal files.
+/// What a row was measured on. The topology is the table's.
+/// No date: equal measurements give equal files.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measurement {
     /// The device's name, for instance `NVIDIA H100 80GB HBM3`.
@@ -27,7 +28,8 @@ pub struct Measurement {
     pub dtypes: Vec<Dtype>,
     /// The message that was measured, in bytes.
     pub bytes: u64,
-    /// What it took in a replayed graph, in microseconds a call, the slowest type's median; `None` if it was not written down.
+    /// What it took in a replayed graph, in microseconds a call, the slowest type's median; `None`
+    /// if it was not written down.
     pub us: Option<f64>,
     /// peersum's version.
     pub peersum: String,

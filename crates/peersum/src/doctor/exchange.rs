@@ -7,7 +7,7 @@ use peersum_artifact::Digest;
 use rustix::io::Errno;
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::communicator::{Shared, share};
+use crate::communicator::{SharedMemory, share};
 use crate::device::{Device, DeviceError, DeviceStream, MemorySharing};
 use crate::error::Error;
 use crate::rendezvous::{Group, Rendezvous, RendezvousError};
@@ -93,7 +93,7 @@ struct Both<'a, D: Device> {
 }
 
 impl<D: Device> Both<'_, D> {
-    fn run(mut self, shared: &Shared<D>) -> Result<Exchanged, Error> {
+    fn run(mut self, shared: &SharedMemory<D>) -> Result<Exchanged, Error> {
         let peer = 1 - self.group.rank() as usize;
         let theirs = shared.addresses[peer];
 

@@ -13,11 +13,11 @@ use super::nvrtc::NvrtcSearch;
 use crate::privilege::gained_rights;
 
 /// Names the directory of cubins.
-pub const CUBIN_DIR_VARIABLE: &str = "PEERSUM_CUBIN_DIR";
+pub const CUBIN_DIR_VARIABLE: &str = crate::environment::CUBIN_DIR;
 /// Names the directory of the JIT cache.
-pub const CACHE_DIR_VARIABLE: &str = "PEERSUM_CACHE_DIR";
+pub const CACHE_DIR_VARIABLE: &str = crate::environment::CACHE_DIR;
 /// Says whether modules may be compiled at run time.
-pub const JIT_VARIABLE: &str = "PEERSUM_JIT";
+pub const JIT_VARIABLE: &str = crate::environment::JIT;
 
 /// Whether modules may be compiled at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -69,9 +69,9 @@ pub use crate::element::Element as NcclType;
 pub use id::Id;
 pub use result::{NcclError, NcclStatus};
 
-use crate::buffer::{Input, Output};
 use crate::communicator::{AbortHandle, Communicator, SharedCommunicator};
 use crate::device::{Device, DeviceStream};
+use crate::device::{Input, Output};
 use crate::error::Error;
 use crate::rendezvous::Rendezvous;
 

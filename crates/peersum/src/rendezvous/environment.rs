@@ -6,8 +6,7 @@ use rustix::fs::FileType;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-const DIRECTORY: &str = "PEERSUM_RENDEZVOUS_DIR";
-const GROUP: &str = "PEERSUM_GROUP";
+use crate::environment::{GROUP, RENDEZVOUS_DIR as DIRECTORY};
 
 /// The variables by which a launcher tells a process its place.
 struct Launcher {

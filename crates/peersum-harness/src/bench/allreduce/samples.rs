@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use half::{bf16, f16};
 use peersum::Element;
-use peersum::dispatch::{Link, Placement, Plan, Route};
+use peersum::dispatch::{Placement, Plan, Route, Topology};
 use peersum_artifact::Dtype;
 
 use super::BenchArgs;
@@ -41,7 +41,7 @@ impl Sample {
                 system: measured.system,
                 build: Build::Shipped,
                 world_size,
-                link: Link::Peer,
+                link: Topology::Peer,
                 dtype: measured.dtype,
                 bytes: measured.bytes as u64,
                 launch: measured.launch,
@@ -127,7 +127,7 @@ fn measure_type<T: Element, M: Machine>(
     args: &BenchArgs,
     routes: &[Route],
     settings: &GroupSettings,
-    link: Link,
+    link: Topology,
     rank: &mut Rank<'_, M>,
     samples: &mut Vec<Sample>,
 ) -> Result<()>

@@ -1,15 +1,15 @@
-//! Seats: how many blocks each rank may launch so that all that must run together does.
+//! Seats: how many blocks each rank may launch so that all blocks that wait for each other run.
 //!
 //! A block that waits for a peer's block keeps its place on a multiprocessor. If such blocks keep a
-//! peer's block from running, nobody ends. So a device has a fixed number of seats, each block has
-//! one, and the communicators of this process never hold more than there are.
+//! peer's block from running, the ranks deadlock. So a device has a fixed number of seats, each
+//! block has one, and the communicators of this process never hold more than there are.
 //!
 //! A seat is half a multiprocessor, whatever the size of the block. No block is larger (see
 //! [`thread_limits`]), so a multiprocessor with fewer than two blocks has room for any other one,
-//! in whatever order blocks of different sizes come. Larger blocks would have to wait until a whole
-//! multiprocessor is empty: for ever, if another communicator keeps a small block on each.
+//! in whatever order blocks of different sizes come. A larger block would have to wait until a
+//! whole multiprocessor is empty, which never happens if another communicator keeps a small block
+//! on each.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use peersum_artifact::{Algorithm, Family};
@@ -26,10 +26,13 @@ const SEATS_PER_MULTIPROCESSOR: u32 = 2;
 /// Communicators with default settings that each device has room for.
 const DEFAULT_COMMUNICATORS: u32 = 2;
 
+/// A device, by its UUID, and a group, by its token.
+type OccupancyKey = ([u8; 16], u64);
+
 /// What one group holds on one device. Its ranks of this process hold it together.
 #[derive(Debug)]
 struct Reservation {
-    group: u64,
+    key: OccupancyKey,
     /// Of each rank on the device, in this process or another.
     blocks: u32,
     ranks: u32,
@@ -43,18 +46,22 @@ impl Reservation {
     }
 }
 
-type Devices = HashMap<[u8; 16], Vec<Reservation>>;
+/// What the groups of this process hold.
+static RESERVED: Mutex<Vec<Reservation>> = Mutex::new(Vec::new());
 
-/// What the groups of this process hold, by device.
-static RESERVED: Mutex<Option<Devices>> = Mutex::new(None);
-
-fn reserved() -> MutexGuard<'static, Option<Devices>> {
+fn reserved() -> MutexGuard<'static, Vec<Reservation>> {
     RESERVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The seats of a device that are taken.
+fn taken(reservations: &[Reservation], uuid: [u8; 16]) -> u32 {
+    let on_device = reservations.iter().filter(|own| own.key.0 == uuid);
+    on_device.map(Reservation::seats).sum()
 }
 
 /// One group on one device.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct GroupOnDevice<'a> {
     pub(super) device: &'a DeviceIdentity,
     /// Tells the ranks of this group from those of others in the process.
     pub(super) group: u64,
@@ -62,7 +69,7 @@ pub(super) struct Place<'a> {
     pub(super) ranks: u32,
 }
 
-impl Place<'_> {
+impl GroupOnDevice<'_> {
     fn capacity(&self) -> u32 {
         let multiprocessors = self.device.multiprocessors;
         multiprocessors.saturating_mul(SEATS_PER_MULTIPROCESSOR)
@@ -73,8 +80,8 @@ impl Place<'_> {
         (self.capacity() / self.ranks.max(1)).clamp(1, abi::PEERSUM_MAX_BLOCKS)
     }
 
-    /// The most blocks that a rank has if the builder says nothing. What other groups hold must not
-    /// matter: it can differ between processes, and between two runs of a program.
+    /// The most blocks that a rank has by default. It does not depend on what other groups hold,
+    /// which can differ between processes, and between two runs of a program.
     pub(super) fn default_share(&self) -> u32 {
         let share = self.capacity() / DEFAULT_COMMUNICATORS / self.ranks.max(1);
         share.clamp(1, abi::PEERSUM_MAX_BLOCKS)
@@ -82,26 +89,22 @@ impl Place<'_> {
 
     /// Takes seats for `blocks` blocks of each rank of the group. All its ranks of this process
     /// call this, and hold what the first of them took.
-    pub(super) fn reserve(&self, blocks: u32) -> Result<Seats, Error> {
-        let mut devices = reserved();
-        let reservations = devices
-            .get_or_insert_default()
-            .entry(self.device.uuid)
-            .or_default();
-        if let Some(own) = reservations.iter_mut().find(|own| own.group == self.group) {
+    pub(super) fn reserve(&self, blocks: u32) -> Result<Occupancy, Error> {
+        let key = (self.device.uuid, self.group);
+        let mut reservations = reserved();
+        if let Some(own) = reservations.iter_mut().find(|own| own.key == key) {
             own.holders += 1;
             own.blocks = own.blocks.min(blocks);
-            return Ok(self.seats());
+            return Ok(Occupancy(key));
         }
         let own = Reservation {
-            group: self.group,
+            key,
             blocks,
             ranks: self.ranks.max(1),
             holders: 1,
         };
-        let of_others: u32 = reservations.iter().map(Reservation::seats).sum();
-        let free = self.capacity().saturating_sub(of_others);
-        if own.seats() > free {
+        let of_others = taken(&reservations, self.device.uuid);
+        if own.seats() > self.capacity().saturating_sub(of_others) {
             return Err(Error::DeviceFull {
                 device: self.device.name.clone(),
                 capacity: self.capacity(),
@@ -111,49 +114,32 @@ impl Place<'_> {
             });
         }
         reservations.push(own);
-        Ok(self.seats())
-    }
-
-    /// For a rank that is counted among the holders: dropping it takes the lock, and gives back.
-    fn seats(&self) -> Seats {
-        Seats {
-            uuid: self.device.uuid,
-            group: self.group,
-        }
+        Ok(Occupancy(key))
     }
 }
 
 /// A rank's part in its group's reservation on one device, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seats {
-    uuid: [u8; 16],
-    group: u64,
-}
+pub(super) struct Occupancy(OccupancyKey);
 
-impl Seats {
+impl Occupancy {
     /// Gives back what the ranks have not agreed on.
     pub(super) fn shrink_to(&self, blocks: u32) {
-        self.with_own(|own| own.blocks = own.blocks.min(blocks));
+        self.change(|own| own.blocks = own.blocks.min(blocks));
     }
 
-    fn with_own(&self, change: impl FnOnce(&mut Reservation)) {
-        let mut devices = reserved();
-        let Some(reservations) = devices
-            .as_mut()
-            .and_then(|devices| devices.get_mut(&self.uuid))
-        else {
-            return;
-        };
-        if let Some(own) = reservations.iter_mut().find(|own| own.group == self.group) {
+    fn change(&self, change: impl FnOnce(&mut Reservation)) {
+        let mut reservations = reserved();
+        if let Some(own) = reservations.iter_mut().find(|own| own.key == self.0) {
             change(own);
         }
         reservations.retain(|reservation| reservation.holders > 0);
     }
 }
 
-impl Drop for Seats {
+impl Drop for Occupancy {
     fn drop(&mut self) {
-        self.with_own(|own| own.holders -= 1);
+        self.change(|own| own.holders -= 1);
     }
 }
 
@@ -185,21 +171,20 @@ fn largest_block<D: Device>(
             return Ok(threads);
         }
     }
-    Err(DeviceError::Driver {
-        call: "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-        message: format!(
-            "two blocks of the {family} {algorithm} kernel do not fit one multiprocessor, \
-             even with {} threads each",
-            abi::PEERSUM_WARP_THREADS
-        ),
-    })
+    let message = format!(
+        "two blocks of the {family} {algorithm} kernel do not fit one multiprocessor, even with {} \
+         threads each",
+        abi::PEERSUM_WARP_THREADS
+    );
+    let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
+    Err(DeviceError::driver(call, message))
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Barrier;
 
-    use super::*;
+    use super::{DeviceIdentity, Error, GroupOnDevice, reserved};
 
     fn device(number: u8, multiprocessors: u32) -> DeviceIdentity {
         DeviceIdentity {
@@ -210,33 +195,28 @@ mod tests {
         }
     }
 
-    fn place(device: &DeviceIdentity, group: u64, ranks: u32) -> Place<'_> {
-        Place {
+    fn group_on(device: &DeviceIdentity, group: u64, ranks: u32) -> GroupOnDevice<'_> {
+        GroupOnDevice {
             device,
             group,
             ranks,
         }
     }
 
-    /// Seats that are taken.
     fn taken(device: &DeviceIdentity) -> u32 {
-        let devices = reserved();
-        let reservations = devices
-            .as_ref()
-            .and_then(|devices| devices.get(&device.uuid));
-        reservations.map_or(0, |all| all.iter().map(Reservation::seats).sum())
+        super::taken(&reserved(), device.uuid)
     }
 
     #[test]
     fn the_default_share_is_a_constant_and_two_of_them_fill_a_device() {
         let gpu = device(1, 132);
         for ranks in 1..=8 {
-            let share = place(&gpu, 1, ranks).default_share();
+            let share = group_on(&gpu, 1, ranks).default_share();
             assert_eq!(share, 132 / ranks);
-            let first = place(&gpu, 1, ranks).reserve(share).unwrap();
-            assert_eq!(place(&gpu, 2, ranks).default_share(), share);
-            let second = place(&gpu, 2, ranks).reserve(share).unwrap();
-            let refusal = place(&gpu, 3, ranks).reserve(share).unwrap_err();
+            let first = group_on(&gpu, 1, ranks).reserve(share).unwrap();
+            assert_eq!(group_on(&gpu, 2, ranks).default_share(), share);
+            let second = group_on(&gpu, 2, ranks).reserve(share).unwrap();
+            let refusal = group_on(&gpu, 3, ranks).reserve(share).unwrap_err();
             let Error::DeviceFull { capacity: 264, .. } = &refusal else {
                 panic!("{refusal}");
             };
@@ -249,7 +229,7 @@ mod tests {
     #[test]
     fn ranks_of_one_group_hold_one_reservation_until_the_last_is_gone() {
         let gpu = device(2, 132);
-        let own = place(&gpu, 1, 4);
+        let own = group_on(&gpu, 1, 4);
         let first = own.reserve(66).unwrap();
         let second = own.reserve(50).unwrap();
         assert_eq!(taken(&gpu), 200);
@@ -258,7 +238,7 @@ mod tests {
         assert_eq!(taken(&gpu), 132);
         drop(first);
         assert_eq!(taken(&gpu), 132, "one rank is left");
-        let other = place(&gpu, 2, 1).reserve(132).unwrap();
+        let other = group_on(&gpu, 2, 1).reserve(132).unwrap();
         drop(second);
         assert_eq!(taken(&gpu), 132);
         drop(other);
@@ -278,7 +258,7 @@ mod tests {
                         let (gpu, start, all_have_tried) = (&gpu, &start, &all_have_tried);
                         scope.spawn(move || {
                             start.wait();
-                            let seats = place(gpu, group, 1).reserve(10);
+                            let seats = group_on(gpu, group, 1).reserve(10);
                             assert!(taken(gpu) <= 32);
                             all_have_tried.wait();
                             seats.is_ok()

@@ -1,25 +1,26 @@
-//! What a rank of a group of two or more holds: modules, its arena, its peers' arenas.
+//! What connects a rank to its group: modules, its arena, its peers' arenas.
 
+use std::mem::offset_of;
 use std::sync::Arc;
 
-use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
+use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl, PeersumParams};
 
-use super::layout::{ArenaLayout, slot_group_bytes};
+use super::layout::ArenaLayout;
 use super::lent::LentMemory;
 use super::modules::Modules;
+use super::occupancy::Occupancy;
 use super::processes::PeerProcess;
-use super::seats::Seats;
 use super::symmetric::SymmetricRegion;
+use crate::call_signature::SymmetricPart;
 use crate::device::{Device, MemorySharing, StatusRecord};
-use crate::dispatch::{LaunchLimits, Placement, Route};
-use crate::error::SymmetricPart;
+use crate::dispatch::{LaunchLimits, Placement};
 use crate::loader::LoadReport;
 
 /// The most ranks of a group.
 pub(super) const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
 
 /// A symmetric buffer on every rank.
-pub(super) struct SymmetricLink<D: Device> {
+pub(super) struct SymmetricMapping<D: Device> {
     /// By rank, as this rank maps them.
     pub(super) addresses: [u64; RANKS],
     /// Kept until teardown: a late owner may still write into it.
@@ -30,23 +31,14 @@ pub(super) struct SymmetricLink<D: Device> {
 
 /// A part of a symmetric buffer.
 pub(super) struct SymmetricRange {
-    index: usize,
-    offset: u64,
+    /// What the call tells the peers of it, so that ranks that use different ones find out.
+    pub(super) part: SymmetricPart,
     /// By rank, as this rank maps them.
     pub(super) addresses: [u64; RANKS],
 }
 
-impl SymmetricRange {
-    /// What the call tells the peers of the part, so that ranks that use different ones find out.
-    pub(super) fn part(&self) -> SymmetricPart {
-        SymmetricPart {
-            buffer: self.index as u16,
-            offset_bytes: self.offset,
-        }
-    }
-}
-
-pub(super) struct Links<D: Device> {
+/// What a rank of a group of two or more holds.
+pub(super) struct Connected<D: Device> {
     pub(super) modules: Modules<D>,
     pub(super) reports: Vec<LoadReport>,
     pub(super) layout: ArenaLayout,
@@ -60,17 +52,17 @@ pub(super) struct Links<D: Device> {
     /// Whether any two ranks of the group use the same device.
     pub(super) shares_device: bool,
     pub(super) sharing: MemorySharing,
-    pub(super) symmetric: Vec<SymmetricLink<D>>,
+    pub(super) symmetric: Vec<SymmetricMapping<D>>,
     pub(super) mappings: Vec<D::Mapping>,
     /// The peers' that are not threads of this one.
     pub(super) processes: Vec<PeerProcess>,
     /// Held for its memory, which `params` addresses.
     pub(super) arena: LentMemory<D>,
-    /// Held so that other communicators of this process leave this one's blocks their places.
-    pub(super) _seats: Seats,
+    /// Held so that other communicators of this process leave this one's blocks their seats.
+    pub(super) _occupancy: Occupancy,
 }
 
-impl<D: Device> Links<D> {
+impl<D: Device> Connected<D> {
     /// Unmaps the peers' memory, which ends what keeps them from freeing it.
     pub(super) fn close_mappings(&mut self) {
         self.mappings.clear();
@@ -97,26 +89,23 @@ impl<D: Device> Links<D> {
 
     /// Gives up all that a kernel of this rank may still use, without freeing or unmapping it.
     pub(super) fn leak(self) {
-        let Links {
+        let Connected {
             modules,
             status,
             symmetric,
             mappings,
             arena,
-            _seats: seats,
+            _occupancy: seats,
             ..
         } = self;
         // Its blocks keep their seats as long as it may run.
         std::mem::forget((modules, status, symmetric, mappings, arena, seats));
     }
 
+    /// The device memory that this rank holds.
     pub(super) fn memory_bytes(&self) -> u64 {
-        self.layout.total_bytes
-            + self
-                .symmetric
-                .iter()
-                .map(|buffer| buffer.bytes)
-                .sum::<u64>()
+        let symmetric: u64 = self.symmetric.iter().map(|buffer| buffer.bytes).sum();
+        self.layout.total_bytes + symmetric
     }
 
     /// Where this rank's control block lies.
@@ -124,22 +113,23 @@ impl<D: Device> Links<D> {
         self.arenas[self.params.rank as usize]
     }
 
-    /// The part of a symmetric buffer that `bytes` bytes at an address of this rank are. A handful of buffers at most: a scan will do.
+    /// The part of a symmetric buffer that `bytes` bytes at an address of this rank are. A handful
+    /// of buffers at most: a scan will do.
     pub(super) fn find_symmetric(&self, address: u64, bytes: u64) -> Option<SymmetricRange> {
         let own = self.params.rank as usize;
-        self.symmetric
-            .iter()
-            .enumerate()
-            .find_map(|(index, buffer)| {
-                let offset = address.checked_sub(buffer.addresses[own])?;
-                (offset < buffer.bytes && bytes <= buffer.bytes - offset).then(|| SymmetricRange {
-                    index,
-                    offset,
-                    addresses: buffer.addresses.map(|base| base.wrapping_add(offset)),
-                })
+        (0..).zip(&self.symmetric).find_map(|(index, buffer)| {
+            let offset = address.checked_sub(buffer.addresses[own])?;
+            (offset < buffer.bytes && bytes <= buffer.bytes - offset).then(|| SymmetricRange {
+                part: SymmetricPart {
+                    buffer: index,
+                    offset_bytes: offset,
+                },
+                addresses: buffer.addresses.map(|base| base.wrapping_add(offset)),
             })
+        })
     }
 
+    /// The kind of source and destination of a call whose buffers have `bytes` bytes.
     pub(super) fn placement(&self, input: u64, output: u64, bytes: u64) -> Placement {
         match self.find_symmetric(input, bytes) {
             None => Placement::Ordinary,
@@ -148,38 +138,16 @@ impl<D: Device> Links<D> {
         }
     }
 
-    /// The addresses of every rank's poison words, one a block.
-    pub(super) fn poison_words(&self, world_size: u32) -> impl Iterator<Item = u64> {
-        let blocks = std::mem::offset_of!(PeersumControl, blocks) as u64;
-        let poison = std::mem::offset_of!(abi::PeersumBlockState, poison) as u64;
-        let stride = size_of::<abi::PeersumBlockState>() as u64;
-        let arenas = self.arenas;
-        (0..world_size as usize).flat_map(move |rank| {
-            (0..u64::from(abi::PEERSUM_MAX_BLOCKS))
-                .map(move |block| arenas[rank] + blocks + block * stride + poison)
+    /// The addresses of every rank's poison words, one for each block.
+    pub(super) fn poison_words(&self) -> impl Iterator<Item = u64> {
+        let first = offset_of!(PeersumControl, blocks) + offset_of!(PeersumBlockState, poison);
+        let arenas = self
+            .arenas
+            .into_iter()
+            .take(self.layout.world_size as usize);
+        arenas.flat_map(move |arena| {
+            (0..abi::PEERSUM_MAX_BLOCKS as usize)
+                .map(move |block| arena + (first + block * size_of::<PeersumBlockState>()) as u64)
         })
-    }
-}
-
-impl ArenaLayout {
-    /// The largest call of a route, in units. The counterpart of what the kernels compute from the same sizes.
-    pub(super) fn capacity_units(&self, route: Route, world_size: u32) -> u64 {
-        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
-        let group_bytes = slot_group_bytes(world_size);
-        let world_size = u64::from(world_size);
-        let staging = self.staging_half_bytes / unit;
-        // Units whose slots fit, in whole groups.
-        let group = u64::from(abi::PEERSUM_SLOT_GROUP);
-        let slots = |bytes: u64| bytes / group_bytes * group;
-        // Indices of units fit 31 bits on the device.
-        let most = (1 << 31) - 1;
-        let capacity = match route {
-            // A push call may keep narrow units in a staging half.
-            Route::PushOneShot => slots(self.push_half_bytes).min(staging),
-            Route::PushTwoShot => (slots(self.push_half_bytes / 2) * world_size).min(staging),
-            Route::PullOneShot | Route::PullTwoShot => staging,
-            Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
-        };
-        capacity.min(most)
     }
 }
