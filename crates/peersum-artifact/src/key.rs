@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::vocabulary::{ParseNameError, name_traits, vocabulary};
 
 /// How data travels between ranks.
@@ -94,6 +97,22 @@ impl TryFrom<u32> for WorldSize {
             Ok(small @ 2..=8) => Ok(WorldSize(small)),
             _ => Err(WorldSize::error(ranks)),
         }
+    }
+}
+
+impl Serialize for WorldSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.get())
+    }
+}
+
+impl<'de> Deserialize<'de> for WorldSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ranks = u64::deserialize(deserializer)?;
+        let small = u32::try_from(ranks).map_err(|_| WorldSize::error(ranks));
+        small
+            .and_then(WorldSize::try_from)
+            .map_err(D::Error::custom)
     }
 }
 

@@ -113,52 +113,16 @@ impl<'a> Pack<'a> {
         let Some((header, payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(length("the header", HEADER_BYTES as u64, bytes.len()));
         };
-        let [
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            v0,
-            v1,
-            v2,
-            v3,
-            method,
-            _,
-            _,
-            _,
-            lengths @ ..,
-        ] = *header;
-        let version = u32::from_le_bytes([v0, v1, v2, v3]);
+        let version = u32::from_le_bytes(field(header, 8));
         if version != PACK_VERSION {
             return Err(PackError::Version { found: version });
         }
+        let [method] = field(header, 12);
         if method != DEFLATE {
             return Err(PackError::Compression { method });
         }
-        let [
-            m0,
-            m1,
-            m2,
-            m3,
-            m4,
-            m5,
-            m6,
-            m7,
-            p0,
-            p1,
-            p2,
-            p3,
-            p4,
-            p5,
-            p6,
-            p7,
-        ] = lengths;
-        let manifest_bytes = u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7]);
-        let payload_bytes = u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]);
+        let manifest_bytes = u64::from_le_bytes(field(header, 16));
+        let payload_bytes = u64::from_le_bytes(field(header, 24));
         if payload_bytes != payload.len() as u64 {
             return Err(length("the payload", payload_bytes, payload.len()));
         }
@@ -241,6 +205,11 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     pack.extend((payload.len() as u64).to_le_bytes());
     pack.extend(payload);
     Ok(pack)
+}
+
+/// The bytes of the header from `at` on.
+fn field<const N: usize>(header: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    std::array::from_fn(|index| header[at + index])
 }
 
 fn length(part: &'static str, expected: u64, found: usize) -> PackError {

@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
+use std::time::{Duration, Instant};
+
 use peersum_artifact::{
-    Arch, Digest, Family, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, SchemaError,
+    Arch, Digest, EntryPoint, Family, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError,
+    ManifestModule, ModuleKey, RELEASE_SET, SchemaError,
 };
 use serde_json::{Value, json};
 
@@ -22,6 +25,39 @@ fn parse_with(pointer: &str, value: Value) -> Result<Manifest, SchemaError> {
         .unwrap_or_else(|| panic!("no {pointer}"));
     *place = value;
     Manifest::parse(&manifest.to_string())
+}
+
+/// The refusal of the sample with the value at a JSON pointer replaced: its place and its problem.
+#[track_caller]
+fn refused_with(pointer: &str, value: Value) -> (String, String) {
+    place_and_problem(parse_with(pointer, value))
+}
+
+/// The refusal's place and problem, both of which its message says, and what to do.
+#[track_caller]
+fn place_and_problem(result: Result<Manifest, SchemaError>) -> (String, String) {
+    let error = result.unwrap_err();
+    let message = error.to_string();
+    let SchemaError::Invalid { place, problem } = error else {
+        panic!("{error:?}");
+    };
+    assert!(
+        message.contains(&place) && message.contains(&problem),
+        "{message}"
+    );
+    assert!(message.contains("precompile again"), "{message}");
+    (place, problem)
+}
+
+/// Whether an error's place and problem name the field at a JSON pointer: by the place itself, or
+/// as a field of the object at that place.
+fn names_field(place: &str, problem: &str, pointer: &str) -> bool {
+    let field = as_written(pointer);
+    place == field
+        || field
+            .strip_prefix(place.trim_start_matches('.'))
+            .map(|rest| rest.trim_start_matches('.'))
+            .is_some_and(|rest| problem.contains(&format!("`{rest}`")))
 }
 
 /// The JSON pointers of every field of every object in `value`.
@@ -118,10 +154,11 @@ fn each_missing_field_is_named() {
             .unwrap()
             .remove(name)
             .unwrap();
-        match Manifest::parse(&edited.to_string()) {
-            Err(SchemaError::MissingField { field }) => assert_eq!(field, as_written(&pointer)),
-            other => panic!("without {pointer}: {other:?}"),
-        }
+        let (place, problem) = place_and_problem(Manifest::parse(&edited.to_string()));
+        assert!(
+            problem.contains("missing field") && names_field(&place, &problem, &pointer),
+            "without {pointer}: {place}: {problem}"
+        );
     }
 }
 
@@ -130,10 +167,11 @@ fn each_field_of_another_type_is_named() {
     let mut all = Vec::new();
     fields(&sample(), "", &mut all);
     for pointer in all {
-        match parse_with(&pointer, Value::Null) {
-            Err(SchemaError::WrongType { field, .. }) => assert_eq!(field, as_written(&pointer)),
-            other => panic!("{pointer} as null: {other:?}"),
-        }
+        let (place, problem) = refused_with(&pointer, Value::Null);
+        assert!(
+            names_field(&place, &problem, &pointer),
+            "{pointer} as null: {place}: {problem}"
+        );
     }
     for (pointer, value) in [
         ("/modules/0/bytes", json!(-1)),
@@ -143,18 +181,50 @@ fn each_field_of_another_type_is_named() {
         ("/flags/0", json!(3)),
         ("/modules/0", json!([])),
     ] {
-        assert!(
-            matches!(
-                parse_with(pointer, value),
-                Err(SchemaError::WrongType { .. })
-            ),
-            "{pointer}"
-        );
+        let (place, problem) = refused_with(pointer, value);
+        assert_eq!(place, as_written(pointer), "{problem}");
+        assert!(problem.contains("expected"), "{problem}");
     }
-    assert!(matches!(
-        Manifest::parse("[]"),
-        Err(SchemaError::WrongType { .. })
-    ));
+    let (place, problem) = place_and_problem(Manifest::parse("[]"));
+    assert_eq!(place, ".");
+    assert!(problem.contains("an object"), "{problem}");
+}
+
+/// Run it with `--release -- --ignored --nocapture`: it prints the time, which an unoptimised build
+/// does not keep to.
+#[test]
+#[ignore = "measures a release build"]
+fn the_release_set_is_read_within_a_millisecond() {
+    let bytes = data("push.sm_90.cubin");
+    let modules = ModuleKey::all().flat_map(|key| {
+        let entries = RELEASE_SET.map(|target| entry(key.family, target, &bytes));
+        entries.map(|entry| ManifestModule {
+            key,
+            entry_points: entry
+                .entry_points
+                .iter()
+                .zip(key.entry_points())
+                .map(|(entry_point, name)| EntryPoint {
+                    name,
+                    ..entry_point.clone()
+                })
+                .collect(),
+            ..entry
+        })
+    });
+    let text = manifest(modules.collect()).to_json_string();
+    let mut times: Vec<_> = (0..101)
+        .map(|_| {
+            let begun = Instant::now();
+            let read = Manifest::parse(&text).unwrap();
+            assert_eq!(read.modules.len(), 42 * RELEASE_SET.len());
+            begun.elapsed()
+        })
+        .collect();
+    times.sort();
+    let median = times[times.len() / 2];
+    println!("{} bytes of manifest in {median:?}", text.len());
+    assert!(median < Duration::from_millis(1), "{median:?}");
 }
 
 #[test]
@@ -202,15 +272,10 @@ fn a_file_outside_the_directory_is_refused() {
         "sub\\peersum_push_bf16_ws8.sm_90.cubin",
         "peersum_push_bf16_ws8.sm_90.cubin\0",
     ] {
-        match parse_with("/modules/1/file", json!(escape)) {
-            Err(SchemaError::PathEscape { field, found }) => {
-                assert_eq!(
-                    (field.as_str(), found.as_str()),
-                    ("modules[1].file", escape)
-                );
-            }
-            other => panic!("{escape:?}: {other:?}"),
-        }
+        let (place, problem) = refused_with("/modules/1/file", json!(escape));
+        assert_eq!(place, "modules[1]");
+        let found = format!("`file`: `{}` leads out", escape.escape_debug());
+        assert!(problem.contains(&found), "{problem}");
     }
     for escape in [
         "/abs.h",
@@ -222,11 +287,9 @@ fn a_file_outside_the_directory_is_refused() {
         "a\\b.h",
         "abi.h\0",
     ] {
-        let result = parse_with("/sources/0/path", json!(escape));
-        assert!(
-            matches!(result, Err(SchemaError::PathEscape { .. })),
-            "{escape:?}: {result:?}"
-        );
+        let (place, problem) = refused_with("/sources/0/path", json!(escape));
+        assert_eq!(place, "sources[0].path");
+        assert!(problem.contains("leads out"), "{problem}");
     }
     assert!(parse_with("/sources/0/path", json!("sub/abi.h")).is_ok());
 }
@@ -248,32 +311,26 @@ fn names_and_files_must_be_those_of_the_key() {
             "peersum_push_one_shot_bf16_ws8",
         ),
     ] {
-        match parse_with(pointer, json!(value)) {
-            Err(SchemaError::Mismatch { field, found, .. }) => {
-                assert_eq!((field, found.as_str()), (as_written(pointer), value));
-            }
-            other => panic!("{pointer} as {value}: {other:?}"),
-        }
+        let (place, problem) = refused_with(pointer, json!(value));
+        assert!(names_field(&place, &problem, pointer), "{place}: {problem}");
+        assert!(
+            problem.contains(&format!("is `{value}`, but must be")),
+            "{problem}"
+        );
     }
     for (pointer, value) in [
         ("/modules/1/family", json!("pull")),
         ("/modules/1/world_size", json!(7)),
     ] {
-        assert!(
-            matches!(
-                parse_with(pointer, value),
-                Err(SchemaError::Mismatch { .. })
-            ),
-            "{pointer}"
-        );
+        let (place, problem) = refused_with(pointer, value);
+        assert_eq!(place, "modules[1]");
+        assert!(problem.contains("but must be"), "{problem}");
     }
     for count in [0, 1, 3] {
         let entry_points = vec![sample()["modules"][1]["entry_points"][0].clone(); count];
-        let result = parse_with("/modules/1/entry_points", json!(entry_points));
-        assert!(
-            matches!(result, Err(SchemaError::Mismatch { .. })),
-            "{count} entry points"
-        );
+        let (place, problem) = refused_with("/modules/1/entry_points", json!(entry_points));
+        assert_eq!(place, "modules[1]");
+        assert!(problem.contains("but must have 2"), "{problem}");
     }
 }
 
@@ -289,13 +346,9 @@ fn a_value_outside_its_set_is_refused_with_the_valid_ones() {
         ("/modules/0/ptx_version", json!("9"), "9.0"),
         ("/toolkit/compiler", json!("clang"), "nvcc, nvrtc"),
     ] {
-        let error = parse_with(pointer, value).unwrap_err();
-        assert!(matches!(error, SchemaError::Unknown { .. }), "{error:?}");
-        let message = error.to_string();
-        assert!(
-            message.contains(&as_written(pointer)) && message.contains(valid),
-            "{message}"
-        );
+        let (place, problem) = refused_with(pointer, value);
+        assert_eq!(place, as_written(pointer));
+        assert!(problem.contains(valid), "{problem}");
     }
 }
 
@@ -310,31 +363,30 @@ fn a_digest_of_another_length_or_alphabet_is_refused() {
             &good.replacen('e', "z", 1),
             "",
         ] {
-            let result = parse_with(&format!("/modules/0/{field}"), json!(bad));
-            assert!(
-                matches!(result, Err(SchemaError::Unknown { .. })),
-                "{field} {bad}: {result:?}"
-            );
+            let (place, problem) = refused_with(&format!("/modules/0/{field}"), json!(bad));
+            assert_eq!(place, format!("modules[0].{field}"));
+            assert!(problem.contains("unknown digest"), "{problem}");
         }
     }
-    assert!(matches!(
-        parse_with("/sources/0/sha256", json!("00")),
-        Err(SchemaError::Unknown { .. })
-    ));
+    let (place, _) = refused_with("/sources/0/sha256", json!("00"));
+    assert_eq!(place, "sources[0].sha256");
 }
 
 #[test]
 fn a_length_beyond_any_real_module_is_refused() {
     for bytes in [(64 << 20) + 1, u64::MAX] {
-        let error = parse_with("/modules/0/bytes", json!(bytes)).unwrap_err();
+        let (place, problem) = refused_with("/modules/0/bytes", json!(bytes));
+        assert_eq!(place, "modules[0]");
         assert!(
-            matches!(error, SchemaError::TooLarge { found, .. } if found == bytes),
-            "{error}"
+            problem.contains(&format!("`bytes` is {bytes}")),
+            "{problem}"
         );
     }
     assert!(parse_with("/modules/0/bytes", json!(64 << 20)).is_ok());
-    let result = parse_with("/modules/1/entry_points/0/registers", json!(1_u64 << 32));
-    assert!(matches!(result, Err(SchemaError::TooLarge { .. })));
+    let registers = "/modules/1/entry_points/0/registers";
+    let (place, problem) = refused_with(registers, json!(1_u64 << 32));
+    assert_eq!(place, as_written(registers));
+    assert!(problem.contains("4294967296"), "{problem}");
 }
 
 #[test]
@@ -367,13 +419,15 @@ fn a_field_that_is_given_twice_is_refused_even_with_one_value() {
         let (before, behind) = whole.split_once(&name).unwrap();
         let value = match field {
             "modules" => "[]".to_owned(),
-            "toolkit" => "{}".to_owned(),
+            "toolkit" => behind[..=behind.find('}').unwrap()].to_owned(),
             _ => behind[..behind.find([',', '\n']).unwrap()].to_owned(),
         };
         let twice = format!("{before}{name}{value},{name}{behind}");
-        let error = Manifest::parse(&twice).unwrap_err();
-        assert!(matches!(error, SchemaError::Duplicate { .. }), "{error}");
-        assert!(error.to_string().contains(field), "{error}");
+        let (_, problem) = place_and_problem(Manifest::parse(&twice));
+        assert!(
+            problem.contains(&format!("duplicate field `{field}`")),
+            "{problem}"
+        );
     }
 }
 
@@ -393,10 +447,17 @@ fn what_is_no_json_is_refused() {
         );
     }
     // Deep nesting ends in an error, not in an overflow of the stack.
-    assert!(matches!(
-        Manifest::parse(&"[".repeat(1 << 20)),
-        Err(SchemaError::Json(_))
-    ));
+    for start in ["", "{\"schema\": 1, \"flags\": "] {
+        assert!(matches!(
+            Manifest::parse(&(start.to_owned() + &"[".repeat(1 << 20))),
+            Err(SchemaError::Json(_))
+        ));
+    }
+    let closed = "[".repeat(1 << 20) + &"]".repeat(1 << 20);
+    for field in ["flags", "later"] {
+        let text = format!("{{\"schema\": 1, \"{field}\": {closed}}}");
+        assert!(Manifest::parse(&text).is_err());
+    }
     let whole = sample_manifest().to_json_string();
     for length in (0..whole.trim_end().len()).step_by(7) {
         assert!(

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{MAX_MODULE_BYTES, ManifestModule};
+use super::model::{MAX_MODULE_BYTES, ManifestModule};
 use crate::arch::{Arch, Target};
 use crate::cuda_version::PtxVersion;
 use crate::digest::Digest;
