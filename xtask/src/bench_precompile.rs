@@ -5,7 +5,7 @@
 //! is done ahead of the clock. Floor and precompile take turns, so that what else the machine does meets both.
 
 use crate::cargo::cargo;
-use crate::precompile::compile::nvcc_command;
+use crate::precompile::command::nvcc_command;
 use crate::precompile::inputs::Inputs;
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
 use crate::workspace;
@@ -15,7 +15,7 @@ use peersum_artifact::{ModuleKey, Target};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -50,7 +50,7 @@ pub(crate) struct BenchPrecompileArgs {
 ///
 /// # Errors
 /// When there is no compiler, or anything that is timed fails.
-pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     let jobs = args
         .jobs
         .or_else(|| std::thread::available_parallelism().ok())
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<ExitCode> {
             built.as_secs_f64()
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
 /// The compiler's own calls, preprocessing done.

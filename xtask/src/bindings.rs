@@ -4,7 +4,6 @@
 //! the command runs itself again with it. Nothing else needs either.
 
 use clap::Args;
-use std::process::ExitCode;
 #[cfg(any(feature = "bindings", test))]
 use {
     anyhow::Context as _,
@@ -28,9 +27,20 @@ pub(crate) struct BindingsArgs {
 /// Runs `cargo xtask bindings`.
 ///
 /// # Errors
-/// No libclang can be had, the header does not parse, the bindings cannot be written, or with `--check` they are stale.
-pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<ExitCode> {
-    implementation::run(args)
+/// There is no libclang, the header does not parse, the bindings cannot be written, or with
+/// `--check` they are stale.
+#[cfg(feature = "bindings")]
+pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<bool> {
+    generator::run(args.check)
+}
+
+/// Runs the command with what it needs compiled in.
+///
+/// # Errors
+/// Cargo cannot be started.
+#[cfg(not(feature = "bindings"))]
+pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
+    crate::cargo::run_again_with_feature("bindings")
 }
 
 /// Brings the committed bindings in line with `generated`, or with `check` only says whether they are. Returns what was
@@ -68,28 +78,16 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(not(feature = "bindings"))]
-mod implementation {
-    use super::BindingsArgs;
-    use crate::cargo;
-    use std::process::ExitCode;
-
-    pub(super) fn run(_args: &BindingsArgs) -> anyhow::Result<ExitCode> {
-        cargo::run_again_with_feature("bindings")
-    }
-}
-
 #[cfg(feature = "bindings")]
-mod implementation {
-    use super::BindingsArgs;
+mod generator {
     use crate::toolchain::wheels::WheelSet;
     use crate::workspace;
-    use anyhow::{Context as _, bail};
+    use anyhow::{Context as _, bail, ensure};
     use bindgen::callbacks::ParseCallbacks;
     use bindgen::{Formatter, MacroTypeVariation, RustEdition, RustTarget};
     use std::os::unix::process::CommandExt as _;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, ExitCode};
+    use std::process::Command;
 
     /// Where clang-sys looks first.
     const LIBRARY_VARIABLE: &str = "LIBCLANG_PATH";
@@ -114,22 +112,22 @@ mod implementation {
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]";
 
-    pub(super) fn run(args: &BindingsArgs) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(check: bool) -> anyhow::Result<bool> {
         if let Err(reason) = clang_sys::load() {
             return with_pinned_libclang(&reason);
         }
         let kernels = workspace::root().join("kernels");
         let path = kernels.join("src/abi.rs");
         let generated = generate(&kernels.join("abi.h"))?;
-        let outcome = super::settle(&path, &generated, args.check)?;
+        let outcome = super::settle(&path, &generated, check)?;
         eprintln!("{} {}", path.display(), outcome);
-        Ok(ExitCode::SUCCESS)
+        Ok(true)
     }
 
     /// Installs the pinned libclang and starts this command anew with it, since the library is found by the environment.
     ///
     /// Returns only if that failed.
-    fn with_pinned_libclang(reason: &str) -> anyhow::Result<ExitCode> {
+    fn with_pinned_libclang(reason: &str) -> anyhow::Result<bool> {
         if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
             bail!(
                 "no usable libclang in {LIBRARY_VARIABLE}={}: {reason}. Correct it, or unset it to have a pinned one installed",
@@ -137,9 +135,10 @@ mod implementation {
             );
         }
         let installed = LIBCLANG.install(
-            |site| match site.join(WHEEL_LIBRARY).is_file() {
-                true => Ok(PathBuf::from(WHEEL_LIBRARY)),
-                false => Err(format!("it has no {WHEEL_LIBRARY}")),
+            |site| {
+                let is_there = site.join(WHEEL_LIBRARY).is_file();
+                ensure!(is_there, "it has no {WHEEL_LIBRARY}");
+                Ok(PathBuf::from(WHEEL_LIBRARY))
             },
             &mut |note| eprintln!("note: {note}"),
         )?;

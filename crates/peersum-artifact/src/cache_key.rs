@@ -41,11 +41,7 @@ impl CompilerId {
     /// The toolkit release that the compiler belongs to, or `None` where the version does not begin with one.
     #[must_use]
     pub fn toolkit(&self) -> Option<CudaVersion> {
-        let mut numbers = self.version.split('.').map(str::parse);
-        Some(CudaVersion {
-            major: numbers.next()?.ok()?,
-            minor: numbers.next()?.ok()?,
-        })
+        CudaVersion::of_release(&self.version)
     }
 }
 

@@ -27,6 +27,17 @@ impl CudaVersion {
         }
     }
 
+    /// The release that a compiler's version such as `13.0.88` belongs to, or `None` if the text does
+    /// not begin with two numbers.
+    #[must_use]
+    pub fn of_release(version: &str) -> Option<CudaVersion> {
+        let mut numbers = version.split('.').map(str::parse);
+        Some(CudaVersion {
+            major: numbers.next()?.ok()?,
+            minor: numbers.next()?.ok()?,
+        })
+    }
+
     /// Whether a driver that supports this release loads cubins of the given toolkit: any minor version of its own
     /// major or of an older one.
     #[must_use]

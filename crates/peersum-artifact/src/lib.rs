@@ -23,6 +23,7 @@ mod manifest;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod ptx;
+mod ptxas;
 mod vocabulary;
 
 pub use arch::{Arch, ArchVariant, RELEASE_SET, Target, best_target};
@@ -38,4 +39,5 @@ pub use manifest::{
     VerifyError, verify_bytes, verify_file,
 };
 pub use ptx::{PtxError, PtxInfo, inspect_ptx};
+pub use ptxas::PtxasReport;
 pub use vocabulary::ParseNameError;

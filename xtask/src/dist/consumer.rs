@@ -1,7 +1,7 @@
 //! A program that depends on the release's crates, built and run with nothing else of this project in reach.
 
-use super::release::progress;
-use super::verify::UnpackedCrate;
+use super::progress::progress;
+use super::unpacked::UnpackedCrate;
 use crate::cargo::{captured, cargo};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
@@ -97,23 +97,6 @@ impl Consumer {
             .with_context(|| format!("cannot start {command:?}"))?;
         ensure!(status.success(), "the program ended with {status}");
         progress(begun, "ran it");
-        Ok(())
-    }
-
-    /// Copies the executable into `directory` and prints how to run it elsewhere.
-    ///
-    /// # Errors
-    /// It cannot be copied.
-    pub(super) fn keep(&self, directory: &Path) -> anyhow::Result<()> {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make `{}`", directory.display()))?;
-        let kept = directory.join("peersum-consumer");
-        fs::copy(&self.executable, &kept)
-            .with_context(|| format!("cannot write `{}`", kept.display()))?;
-        println!(
-            "PEERSUM_JIT=deny CUDA_DEVICE_MAX_CONNECTIONS=32 {} --gpu",
-            kept.display()
-        );
         Ok(())
     }
 }
@@ -244,10 +227,10 @@ fn library_path_without_nvrtc() -> OsString {
     std::env::join_paths(kept).unwrap_or_default()
 }
 
-/// The path as a string of TOML.
+/// The path as a string of TOML, which JSON's strings are.
 fn toml_string(path: &Path) -> anyhow::Result<String> {
     let text = path
         .to_str()
         .with_context(|| format!("`{}` is not UTF-8, as cargo wants it", path.display()))?;
-    Ok(toml::Value::String(text.to_owned()).to_string())
+    Ok(serde_json::to_string(text)?)
 }

@@ -10,6 +10,8 @@ mod consumer;
 #[cfg(feature = "dist")]
 mod notes;
 #[cfg(feature = "dist")]
+mod progress;
+#[cfg(feature = "dist")]
 mod release;
 #[cfg(feature = "dist")]
 mod scratch;
@@ -18,11 +20,13 @@ mod stage;
 #[cfg(feature = "dist")]
 mod sums;
 #[cfg(feature = "dist")]
+mod unpacked;
+#[cfg(feature = "dist")]
 mod verify;
 
+use crate::precompile::ArchChoice;
 use clap::Args;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Make the files of a release, or check them
 ///
@@ -37,8 +41,8 @@ pub(crate) struct DistArgs {
     out: Option<PathBuf>,
 
     /// What to compile for, as for precompile [default: sm_80,sm_90,sm_100,sm_120,compute_80]
-    #[arg(long, value_name = "LIST")]
-    arch: Vec<String>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    arch: Vec<ArchChoice>,
 
     /// Package the modules of this directory instead of compiling
     #[arg(long, value_name = "DIR", conflicts_with = "arch", hide = true)]
@@ -47,10 +51,6 @@ pub(crate) struct DistArgs {
     /// Make nothing; check the sums of DIR, build a program from its .crate files alone, offline, and run it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "arch", "cubins"])]
     verify: Option<PathBuf>,
-
-    /// Leave the program that --verify built in this directory, to be run on another machine
-    #[arg(long, value_name = "DIR", requires = "verify")]
-    keep_consumer: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
@@ -72,8 +72,6 @@ Examples:
   cargo xtask dist                                       the release, into target/dist
   cargo xtask dist --arch sm_90 --out target/h100        a package for one kind of machine
   cargo xtask dist --verify target/dist
-  cargo xtask dist --verify target/dist --keep-consumer target/consumer
-                                                         prints how to run it on a machine that has a GPU
 
 Exit status: 0 if all is well, else 1; an earlier output is then untouched.";
 
@@ -81,30 +79,19 @@ Exit status: 0 if all is well, else 1; an earlier output is then untouched.";
 ///
 /// # Errors
 /// What is missing, does not compile, or does not hold.
-pub(crate) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
-    implementation::run(args)
-}
-
-#[cfg(not(feature = "dist"))]
-mod implementation {
-    use super::DistArgs;
-    use crate::cargo;
-    use std::process::ExitCode;
-
-    pub(super) fn run(_args: &DistArgs) -> anyhow::Result<ExitCode> {
-        cargo::run_again_with_feature("dist")
-    }
-}
-
 #[cfg(feature = "dist")]
-mod implementation {
-    use super::{DistArgs, release, verify};
-    use std::process::ExitCode;
-
-    pub(super) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
-        match &args.verify {
-            Some(directory) => verify::run(directory, args.keep_consumer.as_deref()),
-            None => release::run(args.out.as_deref(), &args.arch, args.cubins.as_deref()),
-        }
+pub(crate) fn run(args: &DistArgs) -> anyhow::Result<bool> {
+    match &args.verify {
+        Some(directory) => verify::run(directory),
+        None => release::run(args.out.as_deref(), &args.arch, args.cubins.as_deref()),
     }
+}
+
+/// Runs the command with what it needs compiled in.
+///
+/// # Errors
+/// Cargo cannot be started.
+#[cfg(not(feature = "dist"))]
+pub(crate) fn run(_args: &DistArgs) -> anyhow::Result<bool> {
+    crate::cargo::run_again_with_feature("dist")
 }

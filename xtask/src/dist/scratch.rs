@@ -4,10 +4,11 @@
 //! A scratch directory is in use as long as the file `lock` in it is locked. The programs that dist starts inherit the lock, since
 //! they outlive a dist that is killed: it is free when the last process that works in the directory has ended.
 
+use crate::lock;
 use anyhow::Context as _;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::geteuid;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -62,23 +63,16 @@ impl ScratchDir {
 
 /// Locks a scratch directory; `None` if it is in use or gone.
 fn try_lock(directory: &Path) -> io::Result<Option<File>> {
-    let opened = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(directory.join(LOCK_FILE));
-    let lock = match opened {
+    let lock = match lock::try_lock(&directory.join(LOCK_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
+        lock => lock?,
     };
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(error),
-    }
     // Whoever held it when it was opened may have removed it with the directory.
-    let is_there = lock.metadata()?.nlink() > 0;
-    Ok(is_there.then_some(lock))
+    let is_there = |lock: &File| lock.metadata().map(|metadata| metadata.nlink() > 0);
+    match lock {
+        Some(lock) if is_there(&lock)? => Ok(Some(lock)),
+        _ => Ok(None),
+    }
 }
 
 /// Removes the scratch directories of the user `owner` that are not in use. What cannot be removed keeps no run from its work.

@@ -55,7 +55,7 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
         workspace_root: PathBuf,
     }
     let mut packages = Vec::new();
-    for workspace in workspace::workspaces()? {
+    for workspace in workspaces()? {
         let output = captured(cargo(&workspace).args([
             "metadata",
             "--no-deps",
@@ -71,6 +71,30 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
         }));
     }
     Ok(packages)
+}
+
+/// The directories of all workspaces that crates are published from: the root, and each of
+/// `crates/` that is a workspace of its own, so that no other build waits for its dependencies.
+///
+/// # Errors
+/// The directory or a manifest cannot be read.
+fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
+    let root = workspace::root();
+    let crates = root.join("crates");
+    let unreadable = |path: &Path| format!("cannot read `{}`", path.display());
+    let mut own = Vec::new();
+    for entry in fs::read_dir(&crates).with_context(|| unreadable(&crates))? {
+        let directory = entry.with_context(|| unreadable(&crates))?.path();
+        let manifest = directory.join("Cargo.toml");
+        if manifest.is_file() {
+            let text = fs::read_to_string(&manifest).with_context(|| unreadable(&manifest))?;
+            if text.lines().any(|line| line == "[workspace]") {
+                own.push(directory);
+            }
+        }
+    }
+    own.sort();
+    Ok(std::iter::once(root).chain(own).collect())
 }
 
 /// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the cubins.

@@ -3,9 +3,10 @@
 use super::compile::{Compiled, Failure, Job};
 use super::inputs::Inputs;
 use super::matrix::Artifact;
+use super::output::{LockedOutput, OutputDir};
 use super::plan::Plan;
 use super::progress::{Reporter, Status, Summary};
-use super::publish::{LockedOutput, OutputDir, Staging};
+use super::staging::Staging;
 use super::timeline::Span;
 use crate::toolchain::Nvcc;
 use anyhow::{Context as _, ensure};
@@ -78,7 +79,7 @@ impl Run<'_> {
         if summary.failed == 0 {
             self.ensure_sources_unchanged(&plan.jobs)?;
             for entry in &plan.reused {
-                staging.keep(self.output, &entry.file_name())?;
+                staging.keep(self.output.path(), &entry.file_name())?;
             }
             let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
             staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;

@@ -4,8 +4,8 @@
 //! of them `noexcept`, the two contradict each other, and no file compiles: `rsqrt` of CUDA 13.0
 //! with glibc 2.42, `sinpi` and `cospi` of CUDA 12.8 with glibc 2.41. The prelude includes neither.
 
-use super::compile::{HIDDEN_FLAG_VARIABLES, escaped};
-use crate::toolchain::Nvcc;
+use super::command::escaped;
+use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
 use anyhow::Context as _;
 use peersum_artifact::Target;
 use std::fs;

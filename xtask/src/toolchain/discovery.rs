@@ -1,7 +1,8 @@
 //! Where to look for an nvcc and for a host compiler.
 
+use anyhow::Context as _;
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -94,47 +95,35 @@ fn real_nvcc(program: PathBuf) -> PathBuf {
     }
 }
 
-/// Why there is no host compiler.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NoHostCompiler {
-    /// `$NVCC_CCBIN` names nothing that could be run.
-    #[error("$NVCC_CCBIN is {0:?}, which is no program; unset it or name a C++ compiler")]
-    Named(String),
-
-    /// There is no C++ compiler at all.
-    #[error(
-        "nvcc needs a C++ compiler of the host, and none of $CXX, c++, g++, clang++ and cc is on PATH. Install one \
-         (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or name it in NVCC_CCBIN"
-    )]
-    Absent,
-}
-
 /// The host compiler for `-ccbin`: `$NVCC_CCBIN`, `$CXX`, else the first of the usual names on `PATH`.
 ///
 /// # Errors
 /// `$NVCC_CCBIN` names no program, or there is none.
-pub(crate) fn host_compiler() -> Result<PathBuf, NoHostCompiler> {
+pub(crate) fn host_compiler() -> anyhow::Result<PathBuf> {
     if let Some(name) = variable("NVCC_CCBIN") {
         // nvcc takes a directory too and looks for its usual compiler there.
         if Path::new(&name).is_dir() {
             return Ok(name.into());
         }
-        return find_program(&name)
-            .ok_or_else(|| NoHostCompiler::Named(name.to_string_lossy().into_owned()));
+        return find_program(&name).with_context(|| {
+            format!("$NVCC_CCBIN is {name:?}, which is no program; unset it or name a C++ compiler")
+        });
     }
-    // $CXX may be a command line ("ccache g++"), which -ccbin cannot take; the usual names serve as well then.
+    // $CXX may be a command line ("ccache g++"), which -ccbin cannot take; then the usual names do.
+    let usual = ["c++", "g++", "clang++", "cc"].map(OsString::from);
     variable("CXX")
-        .and_then(|name| find_program(&name))
-        .or_else(|| {
-            ["c++", "g++", "clang++", "cc"]
-                .iter()
-                .find_map(|name| find_program(OsStr::new(name)))
-        })
-        .ok_or(NoHostCompiler::Absent)
+        .into_iter()
+        .chain(usual)
+        .find_map(|name| find_program(&name))
+        .context(
+            "nvcc needs a C++ compiler of the host, and none of $CXX, c++, g++, clang++ and cc is \
+             on PATH. Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) \
+             or name it in NVCC_CCBIN",
+        )
 }
 
 /// A variable that is set to something.
-fn variable(name: &str) -> Option<std::ffi::OsString> {
+fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 

@@ -1,11 +1,11 @@
 //! The program that fetches wheels: `python3 -m pip`, else `uv pip`.
 
+use anyhow::{Context as _, bail, ensure};
 use std::env;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
@@ -63,46 +63,14 @@ pub(crate) enum Installer {
     Uv,
 }
 
-/// Why neither installer is usable.
-#[derive(Debug)]
-pub(crate) struct NoInstaller {
-    pip: String,
-    uv: String,
-}
-
-impl fmt::Display for NoInstaller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, and {}", self.pip, self.uv)
-    }
-}
-
-/// An installer that ended with a failure.
-#[derive(Debug)]
-pub(crate) struct InstallerFailed {
-    /// The command line, environment changes included.
-    pub(crate) command: String,
-    pub(crate) status: ExitStatus,
-    /// All that it printed, on either stream.
-    pub(crate) output: String,
-}
-
-/// Why an installer did not do its work.
-#[derive(Debug)]
-pub(crate) enum RunError {
-    /// It could not be started or listened to.
-    Io(String, io::Error),
-    Failed(InstallerFailed),
-}
-
 impl Installer {
     /// Finds pip, else uv.
     ///
     /// # Errors
     /// What is wrong with each of them.
-    pub(crate) fn find() -> Result<Self, NoInstaller> {
-        let pip = match pip_fault() {
-            None => return Ok(Self::Pip),
-            Some(fault) => fault,
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let Some(pip) = pip_fault() else {
+            return Ok(Self::Pip);
         };
         match Command::new("uv")
             .arg("--version")
@@ -110,18 +78,11 @@ impl Installer {
             .output()
         {
             Ok(output) if output.status.success() => Ok(Self::Uv),
-            Ok(output) => Err(NoInstaller {
-                pip,
-                uv: format!("`uv --version` ended with {}", output.status),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NoInstaller {
-                pip,
-                uv: "uv is not on PATH".to_owned(),
-            }),
-            Err(error) => Err(NoInstaller {
-                pip,
-                uv: format!("uv cannot be started ({error})"),
-            }),
+            Ok(output) => bail!("{pip}, and `uv --version` ended with {}", output.status),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                bail!("{pip}, and uv is not on PATH")
+            }
+            Err(error) => bail!("{pip}, and uv cannot be started ({error})"),
         }
     }
 
@@ -138,7 +99,7 @@ impl Installer {
         target: &Path,
         lock: File,
         notes: &mut dyn FnMut(String),
-    ) -> Result<(), RunError> {
+    ) -> anyhow::Result<()> {
         let mut command = self.command();
         command
             .args(["--require-hashes", "--no-deps", "--only-binary=:all:"])
@@ -150,9 +111,9 @@ impl Installer {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let described = format!("{command:?}");
-        let io_error = |error| RunError::Io(described.clone(), error);
+        let cannot_run = || format!("cannot run {described}");
 
-        let mut child = command.spawn().map_err(io_error)?;
+        let mut child = command.spawn().with_context(cannot_run)?;
         let (sender, lines) = mpsc::channel();
         let mut output = String::new();
         thread::scope(|scope| {
@@ -171,17 +132,13 @@ impl Installer {
                 output.push_str(&line);
             }
         });
-        let status = child.wait().map_err(io_error)?;
-
-        if status.success() {
-            Ok(())
-        } else {
-            Err(RunError::Failed(InstallerFailed {
-                command: described,
-                status,
-                output,
-            }))
-        }
+        let status = child.wait().with_context(cannot_run)?;
+        ensure!(
+            status.success(),
+            "the installer ended with {status}. The command was\n  {described}\nand it printed\n{}",
+            output.trim_end()
+        );
+        Ok(())
     }
 
     /// The command without what says what to install and where.
