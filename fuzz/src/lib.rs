@@ -1,5 +1,6 @@
-//! One function for everything that peersum reads from a file or a socket: it is given any bytes, must not panic, and asserts what has to hold of whatever
-//! it accepts. libFuzzer calls these, and so does `cargo test`, which includes this file.
+//! One function for everything that peersum reads from a file or a socket: it is given any bytes,
+//! must not panic, and asserts what has to hold of whatever it accepts. libFuzzer calls these, and
+//! so does `cargo test`, which includes this file.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
@@ -124,11 +125,13 @@ pub fn dispatch_table(input: &[u8]) -> bool {
 /// The label of the exchange that [`rendezvous`] enters.
 pub const LABEL: &str = "exchange";
 
-/// Input bytes of [`rendezvous`] in front of the stream: which rank hears it (bit 0), how many bytes of the stream are there when the group is formed
-/// (two bytes, little endian; the rest comes then), and how many file descriptors come with either part.
+/// Input bytes of [`rendezvous`] in front of the stream: which rank hears it (bit 0), how many
+/// bytes of the stream are there when the group is formed (two bytes, little endian; the rest comes
+/// then), and how many file descriptors come with either part.
 pub const CONTROL_BYTES: usize = 5;
 
-/// Everything that one rank of two sends to the other: greeting, exchange, and whatever else. True if an exchange came about.
+/// Everything that one rank of two sends to the other: greeting, exchange, and whatever else. True
+/// if an exchange came about.
 pub fn rendezvous(input: &[u8]) -> bool {
     let Some((&[listener, at_low, at_high, first, second], stream)) =
         input.split_first_chunk::<CONTROL_BYTES>()
@@ -156,7 +159,8 @@ pub fn rendezvous(input: &[u8]) -> bool {
         assert_eq!(parts.len(), 2);
         assert_eq!(parts[group.rank() as usize].0, b"own");
     }
-    // Whatever else was sent meets a group that expects nothing, or that has failed; and then its end.
+    // Whatever else was sent meets a group that expects nothing, or that has failed; and then its
+    // end.
     let _ = group.barrier("behind", Duration::ZERO);
     drop(socket);
     let _ = group.barrier("lost", Duration::ZERO);

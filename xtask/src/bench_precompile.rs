@@ -1,8 +1,10 @@
-//! `cargo xtask bench precompile`: the compile times of this project against the floor that the compiler sets.
+//! `cargo xtask bench precompile`: the compile times of this project against the floor that the
+//! compiler sets.
 //!
-//! The floor is cicc and ptxas alone, called directly for the same modules with as many jobs: what no driver of them can
-//! beat with one process a module. nvcc itself says how it calls the two (`--dryrun`); the preprocessing before them
-//! is done ahead of the clock. Floor and precompile take turns, so that what else the machine does meets both.
+//! The floor is cicc and ptxas alone, called directly for the same modules with as many jobs: what
+//! no driver of them can beat with one process a module. nvcc itself says how it calls the two
+//! (`--dryrun`); the preprocessing before them is done ahead of the clock. Floor and precompile
+//! take turns, so that what else the machine does meets both.
 
 use crate::cargo::cargo;
 use crate::precompile::command::nvcc_command;
@@ -25,8 +27,8 @@ const IDLE_RUNS: usize = 21;
 
 /// Time precompile against cicc and ptxas called directly
 ///
-/// Prints the cold build of the 42 modules for sm_90 beside the floor that the compiler itself sets, the cold build of
-/// the release set, and a run with nothing to do.
+/// Prints the cold build of the 42 modules for sm_90 beside the floor that the compiler itself
+/// sets, the cold build of the release set, and a run with nothing to do.
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecompileArgs {
     /// Compiler processes at a time [default: the number of cores]
@@ -75,7 +77,8 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
         floor.as_secs_f64()
     );
     println!(
-        "cold, sm_90, 42 modules                 {:8.2} s   {ratio:.2} x the floor (goal: at most 1.20)",
+        "cold, sm_90, 42 modules                 {:8.2} s   {ratio:.2} x the floor (goal: at \
+         most 1.20)",
         cold.as_secs_f64()
     );
 

@@ -1,7 +1,7 @@
 //! `cargo xtask bindings`: the Rust side of `kernels/abi.h`, made by bindgen and committed.
 //!
-//! bindgen and the libclang that it loads are heavy, so they are behind the feature `bindings` of this crate: without it,
-//! the command runs itself again with it. Nothing else needs either.
+//! bindgen and the libclang that it loads are heavy, so they are behind the feature `bindings` of
+//! this crate: without it, the command runs itself again with it. Nothing else needs either.
 
 use clap::Args;
 #[cfg(any(feature = "bindings", test))]
@@ -15,8 +15,8 @@ use {
 
 /// Regenerate kernels/src/abi.rs from kernels/abi.h.
 ///
-/// libclang is taken from the machine (LIBCLANG_PATH, else where it is usually installed); where there is none, a pinned
-/// one is installed once into the user's cache.
+/// libclang is taken from the machine (LIBCLANG_PATH, else where it is usually installed); where
+/// there is none, a pinned one is installed once into the user's cache.
 #[derive(Debug, Args)]
 pub(crate) struct BindingsArgs {
     /// Write nothing; fail if the committed bindings are not those of the header
@@ -43,8 +43,8 @@ pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
     crate::cargo::run_again_with_feature("bindings")
 }
 
-/// Brings the committed bindings in line with `generated`, or with `check` only says whether they are. Returns what was
-/// done, as the rest of a sentence that begins with the path.
+/// Brings the committed bindings in line with `generated`, or with `check` only says whether they
+/// are. Returns what was done, as the rest of a sentence that begins with the path.
 #[cfg(any(feature = "bindings", test))]
 fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static str> {
     let committed = match fs::read(path) {
@@ -98,14 +98,16 @@ mod generator {
         download: "about 25 MB",
         licence: None,
         ways_out: &[
-            "install libclang (Debian, Ubuntu: apt install libclang-dev), or set LIBCLANG_PATH to a directory that has it",
+            "install libclang (Debian, Ubuntu: apt install libclang-dev), or set LIBCLANG_PATH to \
+             a directory that has it",
         ],
     };
 
     /// The library's path within its wheel.
     const WHEEL_LIBRARY: &str = "clang/native/libclang.so";
 
-    /// What the generated file begins with. Constants come from macros, whose comments libclang does not give.
+    /// What the generated file begins with. Constants come from macros, whose comments libclang
+    /// does not give.
     const HEAD: &str = "\
 //! What the host and the kernels agree on. Its documentation is `kernels/abi.h`.
 //!
@@ -124,13 +126,15 @@ mod generator {
         Ok(true)
     }
 
-    /// Installs the pinned libclang and starts this command anew with it, since the library is found by the environment.
+    /// Installs the pinned libclang and starts this command anew with it, since the library is
+    /// found by the environment.
     ///
     /// Returns only if that failed.
     fn with_pinned_libclang(reason: &str) -> anyhow::Result<bool> {
         if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
             bail!(
-                "no usable libclang in {LIBRARY_VARIABLE}={}: {reason}. Correct it, or unset it to have a pinned one installed",
+                "no usable libclang in {LIBRARY_VARIABLE}={}: {reason}. Correct it, or unset it to \
+                 install a pinned one",
                 path.display()
             );
         }
@@ -155,7 +159,8 @@ mod generator {
         let target = RustTarget::stable(89, 0).map_err(|error| anyhow::anyhow!("{error}"))?;
         let bindings = bindgen::Builder::default()
             .header(header.to_string_lossy())
-            // Ordinary comments document the items too; and no header of the machine's may be found.
+            // Ordinary comments document the items too; and no header of the machine's may be
+            // found.
             .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments", "-nostdinc"])
             // One target for all: the layout is the same on every 64-bit Linux that has a GPU.
             .clang_arg("--target=x86_64-unknown-linux-gnu")

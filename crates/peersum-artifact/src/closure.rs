@@ -42,7 +42,7 @@ pub enum ClosureError {
     },
     /// A `#include <...>`: kernels include nothing but each other.
     #[error(
-        "{file}:{line}: includes the system header <{included}>; kernels include nothing but each other"
+        "{file}:{line}: includes the system header <{included}>; kernels include only each other"
     )]
     SystemHeader {
         /// The file with the directive.
@@ -54,7 +54,7 @@ pub enum ClosureError {
     },
     /// A directive whose file cannot be told from its text alone.
     #[error(
-        "{file}:{line}: `{directive}` is not of the form #include \"file\", the only one that kernels use"
+        "{file}:{line}: `{directive}` is not of the form #include \"file\", the only one allowed"
     )]
     Unsupported {
         /// The file with the directive.
@@ -68,12 +68,14 @@ pub enum ClosureError {
 
 /// Forms the include closure of `root` among `sources`, which are pairs of path and text.
 ///
-/// Directives are read as text, without evaluating conditionals or comments that span lines: the closure may hold a
-/// file that some configuration does not include, never lack one. Includes may be cyclic.
+/// Directives are read as text, without evaluating conditionals or comments that span lines: the
+/// closure may hold a file that some configuration does not include, never lack one. Includes may
+/// be cyclic.
 ///
 /// # Errors
 ///
-/// The root or an included file is not among the sources, or a directive is not of the form `#include "file"`.
+/// The root or an included file is not among the sources, or a directive is not of the form
+/// `#include "file"`.
 pub fn include_closure(root: &str, sources: &[(&str, &str)]) -> Result<Closure, ClosureError> {
     let texts: BTreeMap<&str, &str> = sources.iter().copied().collect();
     let known = || texts.keys().copied().collect::<Vec<_>>().join(", ");

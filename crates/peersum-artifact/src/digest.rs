@@ -94,12 +94,14 @@ fn parse_hex(digits: &[u8]) -> Option<[u8; 32]> {
 
 name_traits!(Digest);
 
-/// Hashes a sequence of fields so that no two different sequences feed the same bytes: every variable-length field is
-/// preceded by its length, every list by its count, every optional by a flag.
+/// Hashes a sequence of fields so that no two different sequences feed the same bytes: every
+/// variable-length field is preceded by its length, every list by its count, every optional by a
+/// flag.
 pub(crate) struct Encoder(Sha256);
 
 impl Encoder {
-    /// Starts with a domain name, which separates digests of different meaning and of different schemas.
+    /// Starts with a domain name, which separates digests of different meaning and of different
+    /// schemas.
     pub(crate) fn new(domain: &str) -> Encoder {
         let mut encoder = Encoder(Sha256::new());
         encoder.text(domain);

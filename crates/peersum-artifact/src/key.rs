@@ -129,7 +129,8 @@ impl FromStr for WorldSize {
 }
 
 impl WorldSize {
-    /// As [`Display`](fmt::Display) writes it. Reading a manifest puts together a thousand names, too many for formatting.
+    /// As [`Display`](fmt::Display) writes it. Reading a manifest puts together a thousand names,
+    /// too many for formatting.
     const fn digit(self) -> &'static str {
         match self.0 {
             2 => "2",
@@ -222,7 +223,8 @@ impl ModuleKey {
         }
     }
 
-    /// The preprocessor definitions of the module as `NAME=value`, in the order in which they are passed.
+    /// The preprocessor definitions of the module as `NAME=value`, in the order in which they are
+    /// passed.
     #[must_use]
     pub fn defines(&self) -> Vec<String> {
         vec![

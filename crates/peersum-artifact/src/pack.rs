@@ -4,14 +4,15 @@
 //! | --- | --- |
 //! | 8 | the magic [`MAGIC`] |
 //! | 4 | the version of this format, little-endian as all numbers here: [`PACK_VERSION`] |
-//! | 1 | how the modules' files are compressed: 1 is DEFLATE, each file for itself, the only one so far |
+//! | 1 | how each module's file is compressed: 1 is DEFLATE, the only way so far |
 //! | 3 | zero |
 //! | 8 | the manifest's length |
 //! | 8 | the payload's length |
 //!
-//! The payload is the manifest; then, in the manifest's order, the compressed length of each module's file in 4 bytes; then the compressed files,
-//! one after the other. The manifest is not compressed, because it is read at each start of a program; of the files a program inflates
-//! only those that it loads. No bytes at all are no pack.
+//! The payload is the manifest; then, in the manifest's order, the compressed length of each
+//! module's file in 4 bytes; then the compressed files, one after the other. The manifest is not
+//! compressed, because it is read at each start of a program; of the files a program inflates only
+//! those that it loads. No bytes at all are no pack.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -45,7 +46,8 @@ pub enum PackError {
     NotAPack,
     /// A format that this crate does not know.
     #[error(
-        "the pack has format version {found}, and this version of peersum reads {PACK_VERSION}: build both from one release"
+        "the pack has format version {found}, and this version of peersum reads {PACK_VERSION}: \
+         build both from one release"
     )]
     Version {
         /// The pack's version.
@@ -90,7 +92,8 @@ impl<'a> Pack<'a> {
     ///
     /// # Errors
     ///
-    /// The bytes are not a whole pack of this version. No input panics or allocates more than its own size suggests.
+    /// The bytes are not a whole pack of this version. No input panics or allocates more than its
+    /// own size suggests.
     pub fn parse(bytes: &'a [u8]) -> Result<Option<Pack<'a>>, PackError> {
         Pack::parse_with(bytes, |text| Manifest::parse(text).map(Arc::new))
     }
@@ -167,7 +170,8 @@ impl<'a> Pack<'a> {
         let most = usize::try_from(module.bytes).unwrap_or(usize::MAX);
         let bytes = match miniz_oxide::inflate::decompress_to_vec_with_limit(deflated, most) {
             Ok(bytes) => bytes,
-            // What could be inflated is not the whole file, or not this file: the verification says in what.
+            // What could be inflated is not the whole file, or not this file: the verification says
+            // in what.
             Err(error) => error.output,
         };
         verify_bytes(&bytes, module)?;
@@ -192,7 +196,8 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     for module in &manifest.modules {
         let file = verify_file(directory, module)?;
         let deflated = miniz_oxide::deflate::compress_to_vec(&file, DEFLATE_LEVEL);
-        // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block to what it cannot compress.
+        // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block
+        // to what it cannot compress.
         payload.extend((deflated.len() as u32).to_le_bytes());
         files.extend(deflated);
     }
@@ -236,10 +241,18 @@ mod tests {
     use super::*;
     use crate::manifest::MAX_MODULE_BYTES;
 
+    /// The text of a manifest of these modules.
+    fn manifest_of(modules: &str) -> String {
+        format!(
+            r#"{{"schema": 1, "peersum_version": "0.1.0",
+            "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}},
+            "flags": [], "sources": [], "modules": [{modules}]}}"#
+        )
+    }
+
     /// A pack of no modules: header and manifest alone.
     fn empty_pack() -> Vec<u8> {
-        let manifest = r#"{"schema": 1, "peersum_version": "0.1.0",
-            "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"}, "flags": [], "sources": [], "modules": []}"#;
+        let manifest = manifest_of("");
         let mut pack = MAGIC.to_vec();
         pack.extend(PACK_VERSION.to_le_bytes());
         pack.extend([DEFLATE, 0, 0, 0]);
@@ -321,25 +334,24 @@ mod tests {
                 let digest = "0".repeat(64);
                 let entry = |algorithm| {
                     format!(
-                        r#"{{"name": "peersum_push_{algorithm}_{dtype}_ws2", "registers": 1, "spill_bytes": 0, "shared_bytes": 0,
+                        r#"{{"name": "peersum_push_{algorithm}_{dtype}_ws2",
+                            "registers": 1, "spill_bytes": 0, "shared_bytes": 0,
                             "max_threads": 512, "pdl": true}}"#
                     )
                 };
                 // The most that a manifest may say of one file.
                 format!(
-                    r#"{{"name": "{name}", "family": "push", "dtype": "{dtype}", "world_size": 2, "arch": "sm_90", "kind": "cubin",
-                        "file": "{name}.sm_90.cubin", "bytes": {MAX_MODULE_BYTES}, "sha256": "{digest}", "closure_digest": "{digest}",
+                    r#"{{"name": "{name}", "family": "push", "dtype": "{dtype}", "world_size": 2,
+                        "arch": "sm_90", "kind": "cubin", "file": "{name}.sm_90.cubin",
+                        "bytes": {MAX_MODULE_BYTES}, "sha256": "{digest}",
+                        "closure_digest": "{digest}",
                         "key": "{digest}", "entry_points": [{}, {}]}}"#,
                     entry("one_shot"),
                     entry("two_shot")
                 )
             })
             .collect();
-        let manifest = format!(
-            r#"{{"schema": 1, "peersum_version": "0.1.0",
-            "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}}, "flags": [], "sources": [], "modules": [{}]}}"#,
-            modules.join(",")
-        );
+        let manifest = manifest_of(&modules.join(","));
         // An index whose first file is longer than all that follows.
         let mut files = u32::MAX.to_le_bytes().to_vec();
         files.extend([0; 4]);

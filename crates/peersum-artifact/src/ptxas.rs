@@ -92,7 +92,8 @@ mod tests {
              ptxas info    : Compiling entry function 'one' for 'sm_90'\n\
              ptxas info    : Function properties for one\n    \
              0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
-             ptxas info    : Used 60 registers, used 1 barriers, 4096 bytes smem, 364 bytes cmem[0]\n\
+             ptxas info    : Used 60 registers, used 1 barriers, 4096 bytes smem, \
+             364 bytes cmem[0]\n\
              ptxas info    : Compile time = 85.315 ms\n\
              ptxas info    : Compiling entry function 'two' for 'sm_90'\n\
              ptxas info    : Function properties for two\n    \

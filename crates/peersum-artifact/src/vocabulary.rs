@@ -19,7 +19,8 @@ pub struct ParseNameError {
     pub valid: String,
 }
 
-/// Implements `ALL`, `as_str`, `Display`, `FromStr` and serde (as the name) for an enum of unit variants.
+/// Implements `ALL`, `as_str`, `Display`, `FromStr` and serde (as the name) for an enum of unit
+/// variants.
 macro_rules! vocabulary {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {

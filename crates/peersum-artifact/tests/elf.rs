@@ -171,7 +171,8 @@ fn a_section_that_reaches_past_the_end_is_refused() {
         for (field, value) in past_the_end {
             let mut bytes = whole.clone();
             bytes[field..field + 8].copy_from_slice(&value.to_le_bytes());
-            // A size that is added to an offset of 64 or more; an empty section may lie anywhere up to the end.
+            // A size that is added to an offset of 64 or more; an empty section may lie anywhere up
+            // to the end.
             let error = inspect_cubin(&bytes).unwrap_err();
             assert!(matches!(error, ElfError::Truncated { .. }), "{error}");
             tried += 1;
@@ -279,7 +280,8 @@ fn tables_whose_place_or_size_overflows_are_refused() {
     refusal(&bytes);
 }
 
-/// Where a name is kept: in the table of sections' names if it begins with `.text.`, else in that of symbols.
+/// Where a name is kept: in the table of sections' names if it begins with `.text.`, else in that
+/// of symbols.
 fn place_of(whole: &[u8], name: &str) -> usize {
     let name = format!("\0{name}\0");
     let found = whole

@@ -1,4 +1,5 @@
-//! The two kinds of archive of a release: `.tar.zst`, which is written here, and `.crate`, which cargo writes.
+//! The two kinds of archive of a release: `.tar.zst`, which is written here, and `.crate`, which
+//! cargo writes.
 
 use anyhow::{Context as _, ensure};
 use flate2::read::GzDecoder;
@@ -9,8 +10,8 @@ use std::path::{Path, PathBuf};
 /// A fifth larger than at the slowest level, which takes 20 times as long.
 const LEVEL: i32 = 9;
 
-/// Packs `files` into a directory `directory` of an archive. The same files give the same bytes: there are no times, no
-/// owners and one order.
+/// Packs `files` into a directory `directory` of an archive. The same files give the same bytes:
+/// there are no times, no owners and one order.
 ///
 /// # Errors
 /// A name that a tar archive cannot hold.

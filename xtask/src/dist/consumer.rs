@@ -1,4 +1,5 @@
-//! A program that depends on the release's crates, built and run with nothing else of this project in reach.
+//! A program that depends on the release's crates, built and run with nothing else of this project
+//! in reach.
 
 use super::progress::progress;
 use super::unpacked::UnpackedCrate;
@@ -17,7 +18,8 @@ use std::time::Instant;
 const MAIN: &str = include_str!("consumer/main.rs");
 const MANIFEST: &str = include_str!("consumer/manifest.toml");
 
-/// What building the program may call: cargo and rustc come with an absolute path. No nvcc, by leaving it out.
+/// What building the program may call: cargo and rustc come with an absolute path. No nvcc, by
+/// leaving it out.
 const TOOLS: [&str; 11] = [
     "cc", "c++", "gcc", "g++", "clang", "clang++", "ar", "as", "ld", "ld.lld", "lld",
 ];
@@ -29,7 +31,8 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
-    /// Builds the program in `place` from `crates` alone, apart from third-party sources at the versions of Cargo.lock.
+    /// Builds the program in `place` from `crates` alone, apart from third-party sources at the
+    /// versions of Cargo.lock.
     ///
     /// # Errors
     /// Something cannot be had or does not build.
@@ -50,7 +53,8 @@ impl Consumer {
         fs::write(
             project.join(".cargo/config.toml"),
             format!(
-                "[source.crates-io]\nreplace-with = \"release\"\n[source.release]\ndirectory = {}\n",
+                "[source.crates-io]\nreplace-with = \"release\"\n\
+                 [source.release]\ndirectory = {}\n",
                 toml_string(&sources)?
             ),
         )?;
@@ -101,9 +105,11 @@ impl Consumer {
     }
 }
 
-/// Fills `sources` with everything else that the program needs, at the versions of this checkout's Cargo.lock.
+/// Fills `sources` with everything else that the program needs, at the versions of this checkout's
+/// Cargo.lock.
 ///
-/// The registry does not have the release's crates yet, so here they are patched in; the program itself has no such patch.
+/// The registry does not have the release's crates yet, so here they are patched in; the program
+/// itself has no such patch.
 fn vendor_dependencies(
     crates: &[UnpackedCrate],
     seed: &Path,
@@ -170,7 +176,8 @@ fn write_project(directory: &Path, manifest: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fills a directory with links to the tools that this machine has, and to the cargo and the rustc that run us.
+/// Fills a directory with links to the tools that this machine has, and to the cargo and the rustc
+/// that run us.
 fn link_tools(tools: &Path) -> anyhow::Result<()> {
     fs::create_dir(tools)?;
     let cargo = std::env::var_os("CARGO").map(PathBuf::from);
@@ -209,7 +216,8 @@ fn bare(program: &Path, home: &Path) -> Command {
     command
 }
 
-/// `LD_LIBRARY_PATH`, where a container may have put the driver, without the directories that have NVRTC in them.
+/// `LD_LIBRARY_PATH`, where a container may have put the driver, without the directories that have
+/// NVRTC in them.
 fn library_path_without_nvrtc() -> OsString {
     let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let has_nvrtc = |directory: &Path| {

@@ -1,7 +1,8 @@
-//! `cargo xtask dist`: the files of a release, and the proof that a program can be built from them alone.
+//! `cargo xtask dist`: the files of a release, and the proof that a program can be built from them
+//! alone.
 //!
-//! Compression and archives are heavy dependencies, so they are behind the feature `dist` of this crate: without it, the
-//! command runs itself again with it.
+//! Compression and archives are heavy dependencies, so they are behind the feature `dist` of this
+//! crate: without it, the command runs itself again with it.
 
 #[cfg(feature = "dist")]
 mod archive;
@@ -30,9 +31,10 @@ use std::path::PathBuf;
 
 /// Make the files of a release, or check them
 ///
-/// Precompiles the release set with the pinned compiler and writes an archive of the cubins, the .crate files of every
-/// publishable crate (peersum-kernels with the cubins in it), release notes and SHA256SUMS. The same checkout and the
-/// same cargo give the same bytes. The output is replaced as a whole, so it is complete at any moment.
+/// Precompiles the release set with the pinned compiler and writes an archive of the cubins, the
+/// .crate files of every publishable crate (peersum-kernels with the cubins in it), release notes
+/// and SHA256SUMS. The same checkout and the same cargo give the same bytes. The output is replaced
+/// as a whole, so it is complete at any moment.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct DistArgs {
@@ -48,25 +50,27 @@ pub(crate) struct DistArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "arch", hide = true)]
     cubins: Option<PathBuf>,
 
-    /// Make nothing; check the sums of DIR, build a program from its .crate files alone, offline, and run it
+    /// Make nothing; check the sums of DIR, build a program from its .crate files alone, offline,
+    /// and run it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "arch", "cubins"])]
     verify: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
 The files:
-  peersum-cubins-{version}-cuda{major}.tar.zst   for PEERSUM_CUBIN_DIR: cubins, PTX, manifest.json, licences
-  {crate}-{version}.crate                        what crates.io serves; peersum-kernels carries the cubins
+  peersum-cubins-{version}-cuda{major}.tar.zst   for PEERSUM_CUBIN_DIR: cubins, PTX, manifest.json
+                                                 and licences
+  {crate}-{version}.crate                        for crates.io; peersum-kernels has the cubins in it
   RELEASE-NOTES.md                               the version's section of CHANGELOG.md
   SHA256SUMS                                     of all of these, for `sha256sum --check`
 
 What --verify does:
-  1. Every file is there, none is too many, and each has its sum.
-  2. The archive unpacks, each module holds, and peersum-kernels carries these very modules.
-  3. A program that depends on peersum builds with --offline, from the .crate files and vendored sources of the other
-     dependencies, with an empty cargo home and a PATH that holds a compiler and a linker and no nvcc.
-  4. It loads every module of the release from its own executable with PEERSUM_JIT=deny, sums over ranks on the emulator, and
-     sums on the GPUs if there are any.
+  1. Checks that no file is missing, none is extra, and each has its sum.
+  2. Unpacks the archive, verifies each module, and checks that peersum-kernels carries the same.
+  3. Builds a program that depends on peersum: offline, from the .crate files and vendored sources
+     of the other dependencies, with an empty cargo home and a PATH without nvcc.
+  4. Runs it: it loads every module of the release from its own executable with PEERSUM_JIT=deny,
+     and runs all-reduces on the emulator and on the GPUs, if there are any.
 
 Examples:
   cargo xtask dist                                       the release, into target/dist

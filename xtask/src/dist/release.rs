@@ -36,7 +36,8 @@ fn is_release_name(name: &str) -> bool {
 /// Makes the release in `out`, of the modules for `arch`, or of those that lie in `cubins`.
 ///
 /// # Errors
-/// Anything that keeps a file from being made. Modules that do not compile are reported and make the exit code 1.
+/// Anything that keeps a file from being made. Modules that do not compile are reported and make
+/// the exit code 1.
 pub(super) fn run(
     out: Option<&Path>,
     arch: &[ArchChoice],
@@ -92,7 +93,8 @@ pub(super) fn run(
 
 /// Compiles and returns the directory. `None` if modules failed, which was reported.
 ///
-/// The default set lies where precompile puts it, so that nothing compiles twice; another would replace it there.
+/// The default set lies where precompile puts it, so that nothing compiles twice; another would
+/// replace it there.
 fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
     let directory = match arch {
         [] => workspace::cubins(),

@@ -1,8 +1,9 @@
-//! The directory that dist works in, among the system's temporary files. It is removed when it is dropped; what a run that was
-//! killed left is removed by the next one.
+//! The directory that dist works in, among the system's temporary files. It is removed when it is
+//! dropped; what a run that was killed left is removed by the next one.
 //!
-//! A scratch directory is in use as long as the file `lock` in it is locked. The programs that dist starts inherit the lock, since
-//! they outlive a dist that is killed: it is free when the last process that works in the directory has ended.
+//! A scratch directory is in use as long as the file `lock` in it is locked. The programs that dist
+//! starts inherit the lock, since they outlive a dist that is killed: it is free when the last
+//! process that works in the directory has ended.
 
 use crate::lock;
 use anyhow::Context as _;
@@ -26,7 +27,8 @@ pub(super) struct ScratchDir {
 }
 
 impl ScratchDir {
-    /// Removes what killed runs of this user left, then makes an empty directory, apart from its lock.
+    /// Removes what killed runs of this user left, then makes an empty directory, apart from its
+    /// lock.
     ///
     /// # Errors
     /// When the place cannot be written.
@@ -75,7 +77,8 @@ fn try_lock(directory: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Removes the scratch directories of the user `owner` that are not in use. What cannot be removed keeps no run from its work.
+/// Removes the scratch directories of the user `owner` that are not in use. What cannot be removed
+/// keeps no run from its work.
 fn remove_abandoned(parent: &Path, owner: u32) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_scratch = entry

@@ -1,5 +1,6 @@
-//! The stage: a copy of the checkout outside git, in which the publishable crates get what a checkout does not hold (the
-//! packed cubins, the licences beside each manifest), and where cargo packages them.
+//! The stage: a copy of the checkout outside git, in which the publishable crates get what a
+//! checkout does not hold (the packed cubins, the licences beside each manifest), and where cargo
+//! packages them.
 
 use super::scratch::ScratchDir;
 use crate::cargo::{captured, cargo};
@@ -97,7 +98,8 @@ fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
     Ok(std::iter::once(root).chain(own).collect())
 }
 
-/// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the cubins.
+/// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the
+/// cubins.
 ///
 /// # Errors
 /// A file cannot be copied, cargo refuses to package, or a crate is too large for the registry.
@@ -119,8 +121,8 @@ pub(super) fn package(
     for workspace in workspaces {
         let mut command = cargo(&within(workspace, &root, &copy)?);
         command
-            // What a crate is made of must not depend on a registry's state. No lock file: these are libraries, whose
-            // users have their own.
+            // What a crate is made of must not depend on a registry's state. No lock file: these
+            // are libraries, whose users have their own.
             .args([
                 "package",
                 "--offline",
@@ -144,7 +146,8 @@ pub(super) fn package(
             .with_context(|| format!("cargo package left no `{}`", path.display()))?;
         ensure!(
             bytes.len() <= MAX_CRATE_BYTES,
-            "{name} has {} bytes, and crates.io accepts {MAX_CRATE_BYTES}: compile for fewer architectures",
+            "{name} has {} bytes, and crates.io accepts {MAX_CRATE_BYTES}: compile for fewer \
+             architectures",
             bytes.len()
         );
         crates.insert(name, bytes);
@@ -187,7 +190,8 @@ fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
     Ok(copy.components().chain(relative.components()).collect())
 }
 
-/// Copies a package's directory; what of it goes into the crate is the manifest's to say (`include`).
+/// Copies a package's directory; what of it goes into the crate is the manifest's to say
+/// (`include`).
 fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot make `{}`", to.display()))?;
     let unreadable = || format!("cannot read `{}`", from.display());

@@ -71,7 +71,8 @@ impl Release {
         Ok(Self { archive, crates })
     }
 
-    /// Every module of the archive holds what its manifest says, and the crate's pack is of these very files.
+    /// Every module of the archive holds what its manifest says, and the crate's pack is of these
+    /// very files.
     fn ensure_crate_carries_archive(&self) -> anyhow::Result<()> {
         let expected = pack_directory(&self.archive)
             .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;
@@ -84,7 +85,8 @@ impl Release {
         let found = fs::read(&path).with_context(|| format!("{PACK_CRATE} has no {PACK_FILE}"))?;
         ensure!(
             found == expected,
-            "{PACK_CRATE} does not carry the modules of the archive ({} bytes of {PACK_FILE}, not {})",
+            "{PACK_CRATE} does not carry the modules of the archive: {PACK_FILE} has {} bytes, \
+             not {}",
             found.len(),
             expected.len()
         );

@@ -41,9 +41,9 @@ pub(crate) enum HarnessCommand {
 /// What `--help` prints after the harness's own help.
 const XTASK_FLAGS: &str = "
 Flags of cargo xtask, which compiles the kernels first:
-      --compile-for <LIST>      Compile for these architectures, such as sm_90, and run nothing: for a
-                                machine without a compiler. Prints where the files are, or the flags
-                                that name them
+      --compile-for <LIST>      Compile for these architectures, such as sm_90, for a machine that
+                                has no compiler. Run nothing; print the directory of the files, or
+                                the harness's flags with it
       --toolkit <pinned|PATH>   The CUDA toolkit, as for precompile";
 
 impl HarnessCommand {

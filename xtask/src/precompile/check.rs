@@ -11,9 +11,11 @@ use std::path::Path;
 /// How often a check is begun anew because a precompile replaced the directory meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// Everything that is missing, damaged or stale among `artifacts`, one line each; empty if all is well.
+/// Everything that is missing, damaged or stale among `artifacts`, one line each; empty if all is
+/// well.
 ///
-/// A directory that a precompile replaces while it is read would look damaged; the check then begins anew.
+/// A directory that a precompile replaces while it is read would look damaged; the check then
+/// begins anew.
 pub(crate) fn problems(directory: &Path, artifacts: &[Artifact], inputs: &Inputs) -> Vec<String> {
     let mut problems = Vec::new();
     for _ in 0..ATTEMPTS {

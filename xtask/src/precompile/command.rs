@@ -41,8 +41,10 @@ pub(crate) fn nvcc_command(
     // `--keep` writes the PTX, which goes through a file anyway, where it can be read afterwards.
     let command = cmd!(
         shell,
-        "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...} --keep -o {file} {source}"
-    );
+        "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...}"
+    )
+    .args(["--keep", "-o", &file])
+    .arg(source);
     let mut command = Command::from(command);
     command.env("TMPDIR", directory).stdin(Stdio::null());
     for variable in HIDDEN_FLAG_VARIABLES {
@@ -51,7 +53,8 @@ pub(crate) fn nvcc_command(
     Ok(command)
 }
 
-/// A path as nvcc wants it. It hands its arguments to a shell between double quotes and escapes nothing but quotes.
+/// A path as nvcc wants it. It hands its arguments to a shell between double quotes and escapes
+/// nothing but quotes.
 pub(super) fn escaped(path: &Path) -> OsString {
     let mut escaped = Vec::new();
     for &byte in path.as_os_str().as_bytes() {

@@ -94,7 +94,8 @@ impl Job {
         }
     }
 
-    /// Runs the compiler in a directory of its own and puts the files, verified, into the staging area.
+    /// Runs the compiler in a directory of its own and puts the files, verified, into the staging
+    /// area.
     ///
     /// # Errors
     /// The compiler's failure, spilled registers, or a file that cannot be written.
@@ -140,7 +141,8 @@ impl Job {
             .collect();
         if !spills.is_empty() {
             let message = format!(
-                "registers spill to memory in {}; lower the launch bounds of this world size or hold less in registers",
+                "registers spill to memory in {}; lower the launch bounds of this world size or \
+                 hold less in registers",
                 spills.join(", ")
             );
             return Err(failure(message, &shown, &text));
@@ -149,7 +151,8 @@ impl Job {
         let modules = self
             .collect(target, &scratch, &report, inputs, staging)
             .map_err(|error| failure(format!("{error:#}"), &shown, &report.remarks.join("\n")))?;
-        // The disk space is wanted for the rest of the matrix; what cannot be removed goes with the staging area.
+        // The disk space is wanted for the rest of the matrix; what cannot be removed goes with the
+        // staging area.
         let _ = fs::remove_dir_all(&scratch);
         Ok(Compiled {
             modules,
@@ -254,7 +257,8 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its kind.
+/// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its
+/// kind.
 fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
     for entry in fs::read_dir(scratch).context("cannot read the scratch directory")? {
         let path = entry.context("cannot read the scratch directory")?.path();

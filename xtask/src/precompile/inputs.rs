@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is absent because it
-/// writes the directory and the file's time into the cubin.
+/// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is
+/// absent because it writes the directory and the file's time into the cubin.
 const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-Xptxas", "-v"];
 
 /// The file that nvcc includes of its own accord and that the prelude answers.

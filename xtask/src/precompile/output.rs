@@ -1,8 +1,8 @@
 //! The output directory: what may be replaced, the lock, the staging area and the exchange.
 //!
-//! Beside the output directory `cubins` lie `.cubins.lock`, which stays, and while a run works `.cubins.staging-*`, which
-//! holds the whole next state. One rename exchanges the two, so that a run killed at any moment leaves the old state or
-//! the new one.
+//! Beside the output directory `cubins` lie `.cubins.lock`, which stays, and while a run works
+//! `.cubins.staging-*`, which holds the whole next state. One rename exchanges the two, so that a
+//! run killed at any moment leaves the old state or the new one.
 
 use super::staging::{PARTIAL_PREFIX, Staging, sync_dir};
 use crate::lock;
@@ -14,14 +14,16 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What a command writes into its output directory. Nothing else may lie there, since the directory is replaced as a whole.
+/// What a command writes into its output directory. Nothing else may lie there, since the directory
+/// is replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Contents {
     /// The command, for messages.
     pub(crate) command: &'static str,
     /// Whether the command could have written a file of this name.
     pub(crate) is_name: fn(&str) -> bool,
-    /// The file that vouches for the others: where files can only be replaced one by one, it comes last.
+    /// The file that vouches for the others: where files can only be replaced one by one, it comes
+    /// last.
     pub(crate) last: &'static str,
 }
 
@@ -42,8 +44,8 @@ pub(crate) struct OutputDir {
 }
 
 impl OutputDir {
-    /// Settles where the output lies: symbolic links are followed, so that the directory behind one is replaced and not
-    /// the link.
+    /// Settles where the output lies: symbolic links are followed, so that the directory behind one
+    /// is replaced and not the link.
     ///
     /// # Errors
     /// When the path names no directory that could exist.
@@ -94,8 +96,8 @@ impl OutputDir {
         name
     }
 
-    /// Takes the lock beside the directory and removes what killed runs left. `waiting` is told, once, what the lock is
-    /// waited for.
+    /// Takes the lock beside the directory and removes what killed runs left. `waiting` is told,
+    /// once, what the lock is waited for.
     ///
     /// # Errors
     /// When the place cannot be written.
@@ -139,7 +141,8 @@ impl LockedOutput<'_> {
     /// The names of the files in the directory; empty if it does not exist.
     ///
     /// # Errors
-    /// When the directory holds something that the command does not write: replacing it would delete it.
+    /// When the directory holds something that the command does not write: replacing it would
+    /// delete it.
     pub(crate) fn file_names(&self) -> anyhow::Result<BTreeSet<String>> {
         let contents = self.dir.contents;
         let path = &self.dir.path;
@@ -167,8 +170,8 @@ impl LockedOutput<'_> {
             match ours {
                 Some(name) if !is_directory => names.insert(name.to_owned()),
                 _ => bail!(
-                    "`{}` holds `{}`, which {} did not write; a run replaces the whole directory, so move that \
-                     away or give another place with --out",
+                    "`{}` holds `{}`, which {} did not write; a run replaces the whole \
+                     directory, so move that away or give another place with --out",
                     path.display(),
                     name.display(),
                     contents.command
@@ -183,7 +186,8 @@ impl LockedOutput<'_> {
     /// # Errors
     /// When the place cannot be written.
     pub(crate) fn stage(&self) -> anyhow::Result<Staging> {
-        // The process id keeps a compiler that outlived its killed parent out of the directories of a later run.
+        // The process id keeps a compiler that outlived its killed parent out of the directories of
+        // a later run.
         let root = self
             .dir
             .parent
@@ -199,14 +203,15 @@ impl LockedOutput<'_> {
     /// Puts the staged state in the directory's place.
     ///
     /// # Errors
-    /// When the file system refuses; the old state stays, or, where no exchange exists, a mixture that the digests of
-    /// the manifest expose.
+    /// When the file system refuses; the old state stays, or, where no exchange exists, a mixture
+    /// that the digests of the manifest expose.
     pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
         staging.replace(&self.dir.path, self.dir.contents.last)?;
         sync_dir(&self.dir.parent)
     }
 
-    /// Removes the staging areas of killed runs. What cannot be removed now is left for the next run: it is in nobody's way.
+    /// Removes the staging areas of killed runs. What cannot be removed now is left for the next
+    /// run: it is in nobody's way.
     fn remove_leftovers(&self) {
         let prefix = self.dir.hidden(".staging-");
         for entry in fs::read_dir(&self.dir.parent)

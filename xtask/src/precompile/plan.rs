@@ -52,7 +52,8 @@ impl Plan {
         for (artifact, key, entry) in planned {
             match entry {
                 Some(entry) => reused.push(entry),
-                // A cubin and the PTX of the same architecture come out of one process: the PTX is on its way anyway.
+                // A cubin and the PTX of the same architecture come out of one process: the PTX is
+                // on its way anyway.
                 None => jobs
                     .entry((artifact.module, artifact.target.arch()))
                     .or_insert_with(|| Job::new(artifact.module, artifact.target.arch()))
@@ -112,7 +113,8 @@ fn holds(files: &FileStates, entry: &ManifestModule) -> bool {
     files.get(&entry.file_name()) == Some(&(entry.bytes, entry.sha256))
 }
 
-/// Reads the manifest of the output as it is. A damaged one counts as none, with a note: what it lists is rebuilt.
+/// Reads the manifest of the output as it is. A damaged one counts as none, with a note: what it
+/// lists is rebuilt.
 ///
 /// # Errors
 /// When a newer peersum wrote it: this one must not replace what it does not understand.
@@ -127,8 +129,8 @@ pub(crate) fn present_manifest(
             error: SchemaError::NewerSchema { found },
             ..
         }) => bail!(
-            "`{}` was written by a newer peersum (manifest schema {found}) and is left as it is; update this checkout, \
-             remove the directory, or give another place with --out",
+            "`{}` was written by a newer peersum (manifest schema {found}) and is left as it is; \
+             update this checkout, remove the directory, or give another place with --out",
             directory.display()
         ),
         Err(error) => {

@@ -51,7 +51,8 @@ mod tests {
         let entries = ptx_entries(
             "//\n.version 9.0\n.target sm_90\n\
              .visible .entry one(\n\t.param .u64 one_param_0\n)\n.maxntid 256, 2, 1\n{\n\
-             \tgriddepcontrol.wait;\n\tret;\n}\n\t// .globl two\n.visible .entry two()\n{\n\tret;\n}\n",
+             \tgriddepcontrol.wait;\n\tret;\n}\n\
+             \t// .globl two\n.visible .entry two()\n{\n\tret;\n}\n",
         );
         assert_eq!(
             entries["one"],

@@ -26,7 +26,8 @@ pub(crate) struct Run<'a> {
     pub(crate) started: Started,
 }
 
-/// When a run began, by the wall's clock and by the CPU time that this process had used by then: of what it ran before, such as a build.
+/// When a run began, by the wall's clock and by the CPU time that this process had used by then: of
+/// what it ran before, such as a build.
 #[derive(Clone, Copy)]
 pub(crate) struct Started {
     at: Instant,
@@ -140,7 +141,8 @@ impl Run<'_> {
         let results = Mutex::new((Vec::new(), Vec::new()));
         let next = AtomicUsize::new(0);
         let (reporter, started) = (&*self.reporter, self.started.at);
-        // Not a parallel iterator: those halve the list, and the slow modules at its front are to start first.
+        // Not a parallel iterator: those halve the list, and the slow modules at its front are to
+        // start first.
         pool.broadcast(|worker| {
             while let Some(job) = plan.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let begun = Instant::now();
@@ -170,7 +172,8 @@ impl Run<'_> {
         Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Refuses to publish modules whose sources were edited while they were compiled: their keys would lie.
+    /// Refuses to publish modules whose sources were edited while they were compiled: their keys
+    /// would lie.
     fn ensure_sources_unchanged(&self, jobs: &[Job]) -> anyhow::Result<()> {
         let modules: Vec<_> = jobs.iter().map(Job::module).collect();
         let prelude_dir = self.inputs.prelude.as_ref().map(|prelude| &*prelude.dir);
@@ -181,7 +184,8 @@ impl Run<'_> {
                 .all(|module| now.closure(module) == self.inputs.closure(module));
         ensure!(
             same,
-            "the sources in `{}` changed while they were compiled; nothing was published, run it again",
+            "the sources in `{}` changed while they were compiled; nothing was published: run it \
+             again",
             self.inputs.kernels_dir.display()
         );
         Ok(())
@@ -212,7 +216,8 @@ fn report(
 /// CPU time of this process and of the children it has waited for, in seconds.
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // Field 2 is the program's name in parentheses and may hold spaces; utime, stime, cutime, cstime are 14 to 17.
+    // Field 2 is the program's name in parentheses and may hold spaces; utime, stime, cutime,
+    // cstime are 14 to 17.
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u64 = fields
         .split_whitespace()

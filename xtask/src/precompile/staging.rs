@@ -66,8 +66,8 @@ impl Staging {
         write().with_context(|| format!("cannot write `{}`", path.display()))
     }
 
-    /// Takes over a file of the present state: the same file under a second name, or a copy where the file system has no
-    /// hard links.
+    /// Takes over a file of the present state: the same file under a second name, or a copy where
+    /// the file system has no hard links.
     ///
     /// # Errors
     /// When neither works.
@@ -105,7 +105,8 @@ fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Moves each file of `next` into `path`, the file `last` at the end, then removes what the new state does not have.
+/// Moves each file of `next` into `path`, the file `last` at the end, then removes what the new
+/// state does not have.
 pub(super) fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyhow::Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create `{}`", path.display()))?;
     let mut names: Vec<OsString> = Vec::new();

@@ -31,7 +31,8 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
     }
 }
 
-/// The nvccs that the environment names or that lie in the usual places, the first choice first, none twice.
+/// The nvccs that the environment names or that lie in the usual places, the first choice first,
+/// none twice.
 ///
 /// `notes` is told which directories are not looked at.
 pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
@@ -86,8 +87,9 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
     distinct
 }
 
-/// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was called by. A link to a
-/// program of another name, such as a compiler cache, means that name and stays.
+/// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was
+/// called by. A link to a program of another name, such as a compiler cache, means that name and
+/// stays.
 fn real_nvcc(program: PathBuf) -> PathBuf {
     match fs::canonicalize(&program) {
         Ok(real) if real.file_name() == Some(OsStr::new("nvcc")) => real,
@@ -95,7 +97,8 @@ fn real_nvcc(program: PathBuf) -> PathBuf {
     }
 }
 
-/// The host compiler for `-ccbin`: `$NVCC_CCBIN`, `$CXX`, else the first of the usual names on `PATH`.
+/// The host compiler for `-ccbin`: `$NVCC_CCBIN`, `$CXX`, else the first of the usual names on
+/// `PATH`.
 ///
 /// # Errors
 /// `$NVCC_CCBIN` names no program, or there is none.
@@ -140,7 +143,8 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
 fn programs_on_path(name: &OsStr) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = env::split_paths(&path)
-        // An empty or relative entry means the current directory, which must not decide which compiler is used.
+        // An empty or relative entry means the current directory, which must not decide which
+        // compiler is used.
         .filter(|dir| dir.is_absolute())
         .collect();
     let name = name.to_owned();

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 /// The form of a remembered answer.
 const MEMORY_SCHEMA: u32 = 1;
 
-/// Which compiler an nvcc is and what it compiles for. It is the same for every installation of one release.
+/// Which compiler an nvcc is and what it compiles for. It is the same for every installation of one
+/// release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Identity {
@@ -119,7 +120,8 @@ fn recall(file: &Path, program: &Path) -> Option<Probed> {
     })
 }
 
-/// Writes down what `probed` says. That it cannot be written costs the next run a few questions and nothing else.
+/// Writes down what `probed` says. That it cannot be written costs the next run a few questions and
+/// nothing else.
 fn remember(file: &Path, nvcc: Fingerprint, probed: &Probed) {
     let parts = [&probed.layout.cicc, &probed.layout.ptxas];
     let parts = parts

@@ -34,11 +34,11 @@ fn indented(output: &str) -> String {
     format!(" and printed:{}", lines.concat())
 }
 
-/// Finds out what `program` is, from memory if neither it nor its cicc and ptxas have changed since it was asked last;
-/// no process is started then.
+/// Finds out what `program` is, from memory if neither it nor its cicc and ptxas have changed since
+/// it was asked last; no process is started then.
 ///
-/// Only an nvcc that is a binary within its toolkit is remembered. A script or a compiler cache in front of nvcc may
-/// call another one tomorrow and look the same, so such a one is asked each time.
+/// Only an nvcc that is a binary within its toolkit is remembered. A script or a compiler cache in
+/// front of nvcc may call another one tomorrow and look the same, so such a one is asked each time.
 ///
 /// # Errors
 /// Why it cannot be used. Faults are never remembered.
@@ -125,7 +125,8 @@ fn run(program: &Path, arguments: &[&str]) -> io::Result<Output> {
         .output()
 }
 
-/// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build cuda_13.0.r13.0/compiler.36424714_0`.
+/// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build
+/// cuda_13.0.r13.0/compiler.36424714_0`.
 fn parse_version(text: &str) -> Option<(String, String)> {
     let version = text.lines().find_map(|line| {
         let (_, rest) = line.split_once("release ")?;
@@ -144,8 +145,9 @@ fn parse_version(text: &str) -> Option<(String, String)> {
     Some((version, build))
 }
 
-/// Where the parts of `program`'s toolkit lie and in which directory nvcc itself believes to be, as `--dryrun` says, which
-/// starts no part of the toolkit and needs no input file. Distributions lay toolkits out in several ways.
+/// Where the parts of `program`'s toolkit lie and in which directory nvcc itself believes to be, as
+/// `--dryrun` says, which starts no part of the toolkit and needs no input file. Distributions lay
+/// toolkits out in several ways.
 fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
     let unknown = Layout {
         stock_headers: true,

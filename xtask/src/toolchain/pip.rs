@@ -12,9 +12,10 @@ use std::thread;
 /// The first pip that knows the manylinux2014 tag of NVIDIA's wheels.
 const OLDEST_PIP: (u32, u32) = (19, 3);
 
-/// Settings that would have pip do something else than fill the target directory: install elsewhere, for another
-/// platform or from source, read further requirements, or end early. Which index to use, through which proxy and with
-/// which certificates stays the user's choice, here and in pip's configuration files.
+/// Settings that would have pip do something else than fill the target directory: install
+/// elsewhere, for another platform or from source, read further requirements, or end early. Which
+/// index to use, through which proxy and with which certificates stays the user's choice, here and
+/// in pip's configuration files.
 const PIP_VARIABLES_REMOVED: &[&str] = &[
     "PIP_ABI",
     "PIP_CONSTRAINT",
@@ -36,7 +37,8 @@ const PIP_VARIABLES_REMOVED: &[&str] = &[
     "PIP_VERSION",
 ];
 
-/// Switches that a configuration file may have set too, which only a variable with the opposite value overrides.
+/// Switches that a configuration file may have set too, which only a variable with the opposite
+/// value overrides.
 const PIP_VARIABLES_OFF: &[&str] = &["PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "PIP_USER"];
 
 /// The same for uv.
@@ -86,10 +88,12 @@ impl Installer {
         }
     }
 
-    /// Installs the wheels that `requirements` names into the directory `target`, every hash checked.
+    /// Installs the wheels that `requirements` names into the directory `target`, every hash
+    /// checked.
     ///
-    /// The child's standard input is `lock`: an empty file, and so the end of file at once, but an installer that
-    /// outlives a killed xtask goes on holding the lock that way, and nobody cleans up under it.
+    /// The child's standard input is `lock`: an empty file, and so the end of file at once, but an
+    /// installer that outlives a killed xtask goes on holding the lock that way, and nobody cleans
+    /// up under it.
     ///
     /// # Errors
     /// The installer could not be run, or it failed; then all that it printed is in the error.
@@ -147,8 +151,8 @@ impl Installer {
             Self::Pip => {
                 let mut command = pip();
                 command.args(["install", "--progress-bar=off"]);
-                // A configuration file may name a prefix, which pip refuses together with a target, or a root to put in front
-                // of every path; these are neither.
+                // A configuration file may name a prefix, which pip refuses together with a target,
+                // or a root to put in front of every path; these are neither.
                 command.args(["--prefix=", "--root=/"]);
                 command
             }
@@ -173,8 +177,8 @@ fn pip() -> Command {
     command
 }
 
-/// Takes those of `variables` that are set out of the environment of `command`, and leaves the others unmentioned, so that
-/// the command reads short where it is shown.
+/// Takes those of `variables` that are set out of the environment of `command`, and leaves the
+/// others unmentioned, so that the command reads short where it is shown.
 fn remove_variables(command: &mut Command, variables: &[&str]) {
     for variable in variables {
         if env::var_os(variable).is_some() {

@@ -42,8 +42,8 @@ pub(crate) struct Nvcc {
     pub(crate) origin: String,
     /// Its version and build, as they go into cache keys and the manifest.
     pub(crate) compiler: CompilerId,
-    /// The targets that it lists, such as `sm_80` and `compute_80`. It never lists those with a suffix (`sm_90a`), which
-    /// it compiles for all the same where it lists the plain one.
+    /// The targets that it lists, such as `sm_80` and `compute_80`. It never lists those with a
+    /// suffix (`sm_90a`), which it compiles for all the same where it lists the plain one.
     pub(crate) gpu_codes: Vec<String>,
     /// The value for `-ccbin`.
     pub(crate) host_compiler: PathBuf,
@@ -69,7 +69,7 @@ pub(super) const COMPILER: WheelSet<'static> = WheelSet {
     download: "about 100 MB",
     licence: Some(LICENCE),
     ways_out: &[
-        "use a CUDA toolkit that the machine has, 12.4 to 13.x: --toolkit PATH, or set NVCC to its nvcc",
+        "use a CUDA toolkit of the machine, 12.4 to 13.x: --toolkit PATH, or set NVCC to its nvcc",
     ],
 };
 
@@ -84,11 +84,12 @@ pub(super) const NVRTC: WheelSet<'static> = WheelSet {
 
 /// Finds the nvcc to compile with; installs the pinned one if it comes to that.
 ///
-/// `notes` is given one line for each nvcc that was found and passed over, and lines about an install.
+/// `notes` is given one line for each nvcc that was found and passed over, and lines about an
+/// install.
 ///
 /// # Errors
-/// An nvcc that was asked for cannot be used, the machine has no C++ compiler, or the pinned toolchain cannot be
-/// installed.
+/// An nvcc that was asked for cannot be used, the machine has no C++ compiler, or the pinned
+/// toolchain cannot be installed.
 pub(crate) fn resolve(
     choice: &ToolkitChoice,
     notes: &mut dyn FnMut(String),
@@ -101,7 +102,8 @@ pub(crate) fn resolve(
     Ok(pinned(installed, host_compiler))
 }
 
-/// The path of the pinned `libnvrtc.so.13`, installed on first use. Its builtins library lies beside it.
+/// The path of the pinned `libnvrtc.so.13`, installed on first use. Its builtins library lies
+/// beside it.
 ///
 /// # Errors
 /// It is not there and cannot be installed.
@@ -110,7 +112,8 @@ pub(crate) fn resolve_nvrtc(notes: &mut dyn FnMut(String)) -> anyhow::Result<Pat
     Ok(installed.dir.join(installed.facts))
 }
 
-/// The nvcc that the choice and the machine lead to; `None` if that is the pinned one. Installs nothing.
+/// The nvcc that the choice and the machine lead to; `None` if that is the pinned one. Installs
+/// nothing.
 pub(super) fn find(
     choice: &ToolkitChoice,
     notes: &mut dyn FnMut(String),

@@ -1,7 +1,8 @@
 //! Small JSON files that say of themselves whether they are whole.
 //!
-//! The first line is the SHA-256 of the rest. A file that a crash cut short, that another version wrote or that somebody
-//! edited reads as absent, so a caller can do no worse than the work that the file would have saved.
+//! The first line is the SHA-256 of the rest. A file that a crash cut short, that another version
+//! wrote or that somebody edited reads as absent, so a caller can do no worse than the work that
+//! the file would have saved.
 
 use peersum_artifact::Digest;
 use serde::{Serialize, de::DeserializeOwned};

@@ -1,8 +1,9 @@
 //! Sets of pinned wheels, each installed once for a user and never used half.
 //!
-//! A set goes into a directory named after its requirements. It is filled beside its place, checked, stamped and moved there
-//! by one rename, under a lock beside it. The stamp lists every file with its length, so an install that lost
-//! a file is found by a few hundred `stat` calls and made anew.
+//! A set goes into a directory named after its requirements. It is filled beside its place,
+//! checked, stamped and moved there by one rename, under a lock beside it. The stamp lists every
+//! file with its length, so an install that lost a file is found by a few hundred `stat` calls and
+//! made anew.
 
 use super::pip::Installer;
 use super::sealed;
@@ -34,7 +35,8 @@ pub(crate) struct WheelSet<'a> {
     pub(crate) download: &'a str,
     /// The licence that whoever installs it accepts, if it is not a free one.
     pub(crate) licence: Option<&'a str>,
-    /// What somebody can do, other than installing pip or uv, who cannot have the set installed: items of a list.
+    /// What somebody can do, other than installing pip or uv, who cannot have the set installed:
+    /// items of a list.
     pub(crate) ways_out: &'a [&'a str],
 }
 
@@ -65,7 +67,8 @@ fn cannot<'a>(action: &'a str, path: &'a Path) -> impl FnOnce() -> String + 'a {
     }
 }
 
-/// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the user's cache directory.
+/// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the
+/// user's cache directory.
 ///
 /// `None` if the environment names neither.
 pub(crate) fn root() -> Option<PathBuf> {
@@ -122,12 +125,13 @@ impl WheelSet<'_> {
 
     /// Installs the set unless it is there and whole.
     ///
-    /// `check` is given the directory of the unpacked wheels before anybody else can see it and returns what is to be kept
-    /// about them, or why they do not work. `notes` is told what is waited for, fetched and accepted, a line at a time.
+    /// `check` is given the directory of the unpacked wheels before anybody else can see it and
+    /// returns what is to be kept about them, or why they do not work. `notes` is told what is
+    /// waited for, fetched and accepted, a line at a time.
     ///
     /// # Errors
-    /// No installer, a failed one, wheels that do not pass the check, or a failure of the file system. What was installed
-    /// before is left as it was.
+    /// No installer, a failed one, wheels that do not pass the check, or a failure of the file
+    /// system. What was installed before is left as it was.
     pub(crate) fn install<T: Serialize + DeserializeOwned>(
         &self,
         check: impl FnOnce(&Path) -> anyhow::Result<T>,
@@ -246,8 +250,8 @@ impl WheelSet<'_> {
         Ok(site)
     }
 
-    /// SHA-256 over the requirements that are not comments and the architecture, since a home directory may be shared by
-    /// machines of two.
+    /// SHA-256 over the requirements that are not comments and the architecture, since a home
+    /// directory may be shared by machines of two.
     fn digest(&self) -> String {
         let lines = self.requirements.lines().map(str::trim);
         let mut text = String::from(env::consts::ARCH);
@@ -272,8 +276,8 @@ impl WheelSet<'_> {
             .collect()
     }
 
-    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed costs disk space and no
-    /// more, so it is a note.
+    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed
+    /// costs disk space and no more, so it is a note.
     fn remove_leftovers(&self, root: &Path, notes: &mut dyn FnMut(String)) {
         for path in self.leftovers(root) {
             if let Err(error) = fs::remove_dir_all(&path) {
@@ -297,7 +301,8 @@ fn put_in_place(site: &Path, staging: &Path, dir: &Path) -> anyhow::Result<()> {
     sync(dir.parent().unwrap_or(dir))
 }
 
-/// Lists the files under `dir` by their path within `site`, and has each of them on the disk before the stamp says so.
+/// Lists the files under `dir` by their path within `site`, and has each of them on the disk before
+/// the stamp says so.
 fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(cannot("list", dir))? {
         let path = entry.with_context(cannot("list", dir))?.path();

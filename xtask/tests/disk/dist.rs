@@ -1,5 +1,6 @@
-//! dist, of two modules that are there already: in a checkout so small that every change can be made to fail, and in a copy of this
-//! one at some of its changes. cargo, which packages, is on no faulty disk.
+//! dist, of two modules that are there already: in a checkout so small that every change can be
+//! made to fail, and in a copy of this one at some of its changes. cargo, which packages, is on no
+//! faulty disk.
 
 use crate::checkout::test_file;
 use crate::faulty_disk::{Fault, FaultyDisk};
@@ -85,8 +86,8 @@ impl Turns {
         }
     }
 
-    /// A run to the other release, behind a killed one and on a disk that fails, and one that must put things right. Returns whether
-    /// the first came as far as the fault.
+    /// A run to the other release, behind a killed one and on a disk that fails, and one that must
+    /// put things right. Returns whether the first came as far as the fault.
     fn fail_and_repair(&mut self, disk: FaultyDisk) -> bool {
         self.turn();
         self.leave_what_a_killed_run_leaves();
@@ -186,7 +187,8 @@ pub(crate) fn small_checkout() -> Checkout {
         ("LICENSE-MIT", "MIT\n"),
         (
             "kernels/Cargo.toml",
-            "[package]\nname = \"peersum-kernels\"\nversion = \"0.1.0\"\nedition = \"2024\"\ninclude = [\"/src\", \"/pack\", \"/LICENSE-*\"]\n",
+            "[package]\nname = \"peersum-kernels\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+             include = [\"/src\", \"/pack\", \"/LICENSE-*\"]\n",
         ),
         ("kernels/src/lib.rs", ""),
     ] {
@@ -195,7 +197,8 @@ pub(crate) fn small_checkout() -> Checkout {
     Checkout::of(original.path(), "checkout")
 }
 
-/// Lets every change that a run makes fail in turn, from the one at `first` on, until a run makes no more.
+/// Lets every change that a run makes fail in turn, from the one at `first` on, until a run makes
+/// no more.
 fn every_change(turns: &mut Turns, fault: Fault, exchanges: bool, first: usize) {
     for at in first.. {
         let disk = FaultyDisk {

@@ -60,7 +60,8 @@ pub(crate) struct FaultyRun {
 }
 
 impl FaultyDisk {
-    /// Runs `command`, without its standard input. `inherits` says whether it has this process's environment beside its own.
+    /// Runs `command`, without its standard input. `inherits` says whether it has this process's
+    /// environment beside its own.
     pub(crate) fn run(self, command: &Command, inherits: bool) -> FaultyRun {
         let report = tempfile::NamedTempFile::new().unwrap();
         let mut run = Command::new(program());

@@ -1,5 +1,6 @@
-//! precompile, the toolchain's install and dist on disks that fill up, that may not be written and that fail, and killed at every
-//! change they make: the next run repairs what is there or says what is wrong, and no file passes for what it is not.
+//! precompile, the toolchain's install and dist on disks that fill up, that may not be written and
+//! that fail, and killed at every change they make: the next run repairs what is there or says what
+//! is wrong, and no file passes for what it is not.
 
 #![allow(missing_docs)]
 // The helpers of the tests, which are not test functions themselves, fail a test by panicking too.

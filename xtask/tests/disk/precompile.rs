@@ -1,4 +1,5 @@
-//! precompile, with an nvcc that answers from memory what the pinned one said, so that a run takes a few milliseconds.
+//! precompile, with an nvcc that answers from memory what the pinned one said, so that a run takes
+//! a few milliseconds.
 
 use crate::checkout::{Answer, Checkout, Snapshot, pinned_nvcc, test_file};
 use crate::faulty_disk::{Fault, FaultyDisk};
@@ -10,7 +11,8 @@ use tempfile::TempDir;
 /// The sources' two values, between which the output is to go back and forth.
 const VALUES: [&str; 2] = ["2.0f", "3.0f"];
 
-/// A checkout whose output is to change with every run: two of its four modules are compiled, two stay.
+/// A checkout whose output is to change with every run: two of its four modules are compiled, two
+/// stay.
 pub(crate) struct Turns {
     pub(crate) checkout: Checkout,
     /// What nvcc said so far; on no faulty disk.

@@ -1,6 +1,7 @@
 //! Real disks: small ones that fill up, and ones that are mounted read-only.
 //!
-//! Each test mounts them in a mount namespace of its own, which ends with the test, whatever becomes of it.
+//! Each test mounts them in a mount namespace of its own, which ends with the test, whatever
+//! becomes of it.
 
 use crate::checkout::{Answer, Checkout};
 #[cfg(feature = "dist")]
@@ -13,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-/// Calls `test` where it may mount what nobody else sees, with an empty directory, or says that it cannot.
+/// Calls `test` where it may mount what nobody else sees, with an empty directory, or says that it
+/// cannot.
 fn with_own_mounts(test: fn(&Path)) {
     let root = tempfile::tempdir().unwrap();
     let ended = thread::scope(|scope| {
         let in_namespace = scope.spawn(|| {
-            // SAFETY: a mount namespace changes what paths mean to this thread and the programs that it starts, and takes
-            // memory and descriptors from nobody.
+            // SAFETY: a mount namespace changes what paths mean to this thread and the programs
+            // that it starts, and takes memory and descriptors from nobody.
             let apart = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
             if apart.is_ok() && mount(&["--make-rprivate", "/"]) {
                 test(root.path());

@@ -98,7 +98,8 @@ pub(crate) fn succeeded(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a command, which must end with exit status 1, without a panic and with each of `words` in what it says.
+/// Runs a command, which must end with exit status 1, without a panic and with each of `words` in
+/// what it says.
 #[track_caller]
 pub(crate) fn failed_saying(command: &mut Command, words: &[&str]) {
     let output = command.output().unwrap();

@@ -1,4 +1,5 @@
-//! `cargo xtask dist` through the real binary, in copies of this checkout and with two small modules.
+//! `cargo xtask dist` through the real binary, in copies of this checkout and with two small
+//! modules.
 
 #![allow(missing_docs)]
 // The helpers of the tests, which are not test functions themselves, fail a test by panicking too.

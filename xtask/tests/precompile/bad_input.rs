@@ -67,7 +67,8 @@ fn native_without_a_gpu_is_an_error_that_says_what_to_do() {
     fs::create_dir(&bin).unwrap();
     std::os::unix::fs::symlink(test_file("fakes/nvidia-smi.sh"), bin.join("nvidia-smi")).unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    // A compiler in a directory of its own: the real one may have a device query beside it that finds a real GPU.
+    // A compiler in a directory of its own: the real one may have a device query beside it that
+    // finds a real GPU.
     let nvcc = bin.join("nvcc");
     std::os::unix::fs::symlink(test_file("fakes/nvcc-failing.sh"), &nvcc).unwrap();
     let mut command = checkout.precompile_with(nvcc.to_str().unwrap(), "native", &[]);
@@ -142,10 +143,14 @@ fn everything_a_failing_nvcc_says_is_shown_and_the_rest_still_runs() {
 #[test]
 fn a_kernel_that_spills_registers_is_refused() {
     let checkout = Checkout::new();
-    // 64 values that must stay alive, at the 32 registers that two blocks of 1024 threads leave a thread.
+    // 64 values that must stay alive, at the 32 registers that two blocks of 1024 threads leave a
+    // thread.
     let mut body =
         String::from("float v[64];\n#pragma unroll\nfor (int i = 0; i < 64; ++i) v[i] = out[i];\n");
-    body.push_str("asm volatile(\"bar.sync 0;\" ::: \"memory\");\n#pragma unroll\nfor (int i = 0; i < 64; ++i) out[63 - i] = v[i];\n");
+    body.push_str(
+        "asm volatile(\"bar.sync 0;\" ::: \"memory\");\n\
+         #pragma unroll\nfor (int i = 0; i < 64; ++i) out[63 - i] = v[i];\n",
+    );
     checkout.edit(
         "push.cu",
         "__launch_bounds__(512)",
@@ -247,7 +252,8 @@ fn the_output_of_a_newer_peersum_is_left_alone() {
     assert_eq!(snapshot(&checkout.out()), before);
 }
 
-/// Runs precompile under a shell that `prefix` starts, by way of `script`, in which "$@" is the command.
+/// Runs precompile under a shell that `prefix` starts, by way of `script`, in which "$@" is the
+/// command.
 fn in_shell(checkout: &Checkout, arguments: &[&str], prefix: &[&str], script: &str) -> Answer {
     let command = checkout.precompile(arguments);
     let words: Vec<&str> = prefix
@@ -277,7 +283,8 @@ fn a_file_that_cannot_grow_leaves_the_earlier_output_and_an_error_that_names_it(
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile(&["--family", "push"])).succeeded();
     let earlier = checkout.whole_output();
-    // In blocks of 512 bytes: too few for a module. The signal is ignored, so that the write fails instead.
+    // In blocks of 512 bytes: too few for a module. The signal is ignored, so that the write fails
+    // instead.
     in_shell(
         &checkout,
         &[],

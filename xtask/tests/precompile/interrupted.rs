@@ -56,7 +56,8 @@ fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
     }
     println!("{killed} of 20 runs were killed before they ended, {published} had published");
 
-    // And the next run is none the worse for it: nothing but the lock and the output is left beside.
+    // And the next run is none the worse for it: nothing but the lock and the output is left
+    // beside.
     Answer::of(&mut checkout.precompile(&[])).succeeded();
     let state = checkout.whole_output();
     assert_eq!(state == second, wants_second);

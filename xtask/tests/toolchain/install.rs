@@ -1,4 +1,5 @@
-//! The pinned toolchain's install, with a small wheel made on the spot in place of NVIDIA's: nothing here needs a network.
+//! The pinned toolchain's install, with a small wheel made on the spot in place of NVIDIA's:
+//! nothing here needs a network.
 
 use crate::machine::{Answer, Machine, fake};
 use crate::seeded::seeded;
@@ -361,7 +362,8 @@ fn an_install_killed_at_any_moment_is_whole_or_not_there() {
     machine.has_uv();
     let begin = Instant::now();
     let dir = machine.ask(&["install"]).succeeded().directory();
-    // Kills come within this time. It follows what an install takes, so that most of them come before the end of one.
+    // Kills come within this time. It follows what an install takes, so that most of them come
+    // before the end of one.
     let mut span = begin.elapsed();
     let mut not_there = 0;
     for _ in 0..20 {

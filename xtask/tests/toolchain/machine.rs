@@ -1,4 +1,5 @@
-//! A machine for a test: its `PATH`, its home directory and the toolkits on it, all in one temporary directory.
+//! A machine for a test: its `PATH`, its home directory and the toolkits on it, all in one
+//! temporary directory.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,8 +15,8 @@ pub(crate) fn fake(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The python3 of the machine that runs the tests. A version manager's stand-in for it would need more of the environment
-/// than the tests leave.
+/// The python3 of the machine that runs the tests. A version manager's stand-in for it would need
+/// more of the environment than the tests leave.
 pub(crate) fn real_python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
@@ -110,8 +111,8 @@ impl Machine {
         self.dir.path().join(name)
     }
 
-    /// Puts `program` on the `PATH` as `name`. A link: a copy that is still open for writing in a process that another
-    /// test forks meanwhile could not be run.
+    /// Puts `program` on the `PATH` as `name`. A link: a copy that is still open for writing in a
+    /// process that another test forks meanwhile could not be run.
     pub(crate) fn has(&self, name: &str, program: &Path) {
         symlink(program, self.path("bin").join(name)).unwrap();
     }
@@ -173,7 +174,8 @@ impl Machine {
         Answer::of(&mut self.toolchain(arguments))
     }
 
-    /// Makes a wheel of a compiler that answers and writes its requirement to the file that is returned.
+    /// Makes a wheel of a compiler that answers and writes its requirement to the file that is
+    /// returned.
     pub(crate) fn compiler_wheel(&self) -> PathBuf {
         self.wheel(&[
             "nvidia/cu13/bin/nvcc=nvcc.sh",
@@ -181,7 +183,8 @@ impl Machine {
         ])
     }
 
-    /// Makes a wheel with ptxas, cicc and the given files, each as its path in the wheel and the fake that it is.
+    /// Makes a wheel with ptxas, cicc and the given files, each as its path in the wheel and the
+    /// fake that it is.
     pub(crate) fn wheel(&self, files: &[&str]) -> PathBuf {
         let release = self.path("release");
         fs::write(&release, "13.0.1\n").unwrap();
@@ -216,7 +219,8 @@ impl Machine {
         fs::read_to_string(self.path("installs")).map_or(0, |text| text.lines().count())
     }
 
-    /// What there is in the directory of toolchains, by name, without locks and remembered compilers.
+    /// What there is in the directory of toolchains, by name, without locks and remembered
+    /// compilers.
     pub(crate) fn toolchains(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path("toolchains")).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -38,7 +38,8 @@ impl Toolkit {
         Self { machine, dir }
     }
 
-    /// The version that xtask believes this nvcc to be, and how many questions it asked to find out.
+    /// The version that xtask believes this nvcc to be, and how many questions it asked to find
+    /// out.
     fn version(&self) -> (String, usize) {
         let log = self.dir.join("log");
         let _ = fs::remove_file(&log);
