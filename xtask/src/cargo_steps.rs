@@ -1,9 +1,10 @@
 //! `cargo xtask test` and `cargo xtask ci`: sequences of cargo and xtask steps.
 
+use crate::cargo;
 use crate::precompile::{self, Request, stock_headers};
+use crate::test_programs::TestPrograms;
 use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
-use crate::{cargo, harness};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use peersum_artifact::{Manifest, RELEASE_SET};
@@ -73,6 +74,10 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
     let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
     let (shell, cargo) = (shell()?, cargo::program());
     let given = &args.cargo_test_args;
+    if given.is_empty() {
+        test_workspace(&shell, &cubins, &nvrtc)?;
+        return Ok(true);
+    }
     let names_package = |argument: &String| argument == "-p" || argument.starts_with("--package");
     let scope: &[&str] = match given.iter().any(names_package) {
         true => &["--locked"],
@@ -82,19 +87,32 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
         .env("PEERSUM_TEST_CUBINS", cubins)
         .env("PEERSUM_TEST_NVRTC", nvrtc)
         .run()?;
-    if given.is_empty() {
-        // The harness that the tests have used: one in release mode would be a second build of
-        // everything, and the emulated kernels are optimised in either.
-        let harness = harness::binary_of_tests(&WORKSPACE)?;
-        for ranks in ["threads", "processes"] {
-            cmd!(
-                shell,
-                "{harness} grid --device emulator --grid smoke --ranks {ranks}"
-            )
-            .run()?;
-        }
-    }
     Ok(true)
+}
+
+/// All test programs, the examples in the documentation, and the smoke grid.
+fn test_workspace(shell: &Shell, cubins: &Path, nvrtc: &Path) -> anyhow::Result<()> {
+    let programs = TestPrograms::build(&WORKSPACE)?;
+    programs.run(&[
+        ("PEERSUM_TEST_CUBINS", cubins),
+        ("PEERSUM_TEST_NVRTC", nvrtc),
+    ])?;
+    let cargo = cargo::program();
+    let scope = &WORKSPACE;
+    cmd!(shell, "{cargo} test --doc {scope...}").run()?;
+    // The harness that the tests have used: one in release mode would be a second build of
+    // everything, and the emulated kernels are optimised in either.
+    let harness = programs
+        .executable("peersum-harness")
+        .context("cargo test builds no harness")?;
+    for ranks in ["threads", "processes"] {
+        cmd!(
+            shell,
+            "{harness} grid --device emulator --grid smoke --ranks {ranks}"
+        )
+        .run()?;
+    }
+    Ok(())
 }
 
 /// Runs every check of CI in turn and stops at the first that fails.

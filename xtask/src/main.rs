@@ -11,6 +11,7 @@ mod dist;
 mod harness;
 mod lock;
 mod precompile;
+mod test_programs;
 mod toolchain;
 mod workspace;
 

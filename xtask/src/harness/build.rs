@@ -14,32 +14,19 @@ pub(super) struct Device {
     pub(super) architectures: Vec<String>,
 }
 
-/// Builds the harness in release mode and returns its path.
+/// Builds the harness in release mode and returns its path, as cargo tells it.
 pub(super) fn release_binary() -> anyhow::Result<PathBuf> {
-    binary_of(&[
-        "build",
-        "--locked",
-        "--release",
-        "--package=peersum-harness",
-    ])
-}
-
-/// The harness that `cargo test` with these arguments has built for its tests.
-///
-/// # Errors
-/// They do not build, or the harness is not among them.
-pub(crate) fn binary_of_tests(arguments: &[&str]) -> anyhow::Result<PathBuf> {
-    binary_of(&[&["test", "--no-run"], arguments].concat())
-}
-
-/// Runs cargo and returns the path of the harness, as cargo tells it.
-fn binary_of(arguments: &[&str]) -> anyhow::Result<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
         executable: Option<PathBuf>,
     }
     let output = cargo(&workspace::root())
-        .args(arguments)
+        .args([
+            "build",
+            "--locked",
+            "--release",
+            "--package=peersum-harness",
+        ])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()

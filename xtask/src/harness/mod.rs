@@ -6,8 +6,6 @@ mod flags;
 mod kernels;
 mod prepare;
 
-pub(crate) use build::binary_of_tests;
-
 use crate::workspace;
 use anyhow::Context as _;
 use clap::Args;
