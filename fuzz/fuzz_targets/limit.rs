@@ -1,5 +1,5 @@
-//! No allocation of more than 64 MiB: it is refused, which ends the program. libFuzzer's own limit
-//! knows AddressSanitizer's allocator alone.
+//! Refuses an allocation of more than 64 MiB, which ends the program. libFuzzer's own limit works
+//! only with AddressSanitizer's allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 

@@ -1,10 +1,10 @@
 //! `cargo xtask bench precompile`: the compile times of this project against the floor that the
 //! compiler sets.
 //!
-//! The floor is cicc and ptxas alone, called directly for the same modules with as many jobs: what
-//! no driver of them can beat with one process a module. nvcc itself says how it calls the two
-//! (`--dryrun`); the preprocessing before them is done ahead of the clock. Floor and precompile
-//! take turns, so that what else the machine does meets both.
+//! The floor is the time of cicc and ptxas alone, called directly for the same modules with as many
+//! jobs: with one process a module, nothing can be faster. `nvcc --dryrun` prints how nvcc calls
+//! the two; the preprocessing before them is not timed. Floor and precompile run in turn, so that
+//! other load on the machine affects both.
 
 use crate::cargo::cargo;
 use crate::precompile::command::nvcc_command;
@@ -22,20 +22,20 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often the run with nothing to do is timed; it takes milliseconds.
+/// How many runs with nothing to do are timed; each takes milliseconds.
 const IDLE_RUNS: usize = 21;
 
 /// Time precompile against cicc and ptxas called directly
 ///
-/// Prints the cold build of the 42 modules for sm_90 beside the floor that the compiler itself
-/// sets, the cold build of the release set, and a run with nothing to do.
+/// Prints the time of a cold build of the 42 modules for sm_90 and that of the compiler's own
+/// processes alone, of a cold build of the release set, and of a run with nothing to do.
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecompileArgs {
     /// Compiler processes at a time [default: the number of cores]
     #[arg(long, short, value_name = "N")]
     jobs: Option<NonZeroUsize>,
 
-    /// How often each cold build for sm_90 and the floor are run; the median counts
+    /// Runs of the cold build for sm_90 and of the compiler's own processes; the median is printed
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
 
@@ -43,7 +43,7 @@ pub(crate) struct BenchPrecompileArgs {
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
 
-    /// Time a cold build of xtask itself, too; its dependencies must have been fetched
+    /// Also time a cold build of xtask itself; its dependencies must have been fetched
     #[arg(long)]
     xtask_build: bool,
 }
@@ -51,7 +51,7 @@ pub(crate) struct BenchPrecompileArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// When there is no compiler, or anything that is timed fails.
+/// There is no compiler, or something that is timed fails.
 pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     let jobs = args
         .jobs
@@ -120,7 +120,7 @@ struct Calls {
 }
 
 impl Floor {
-    /// Learns the calls from nvcc and runs those before cicc.
+    /// Asks nvcc for the calls, and runs those before cicc.
     fn prepare(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Self> {
         let root = workspace::root();
         let modules: Vec<ModuleKey> = ModuleKey::all().collect();
@@ -182,7 +182,7 @@ impl Floor {
 }
 
 impl Calls {
-    /// Takes the lines of `nvcc --dryrun` apart: variables first, then the commands in order.
+    /// Parses the output of `nvcc --dryrun`: first variables, then the commands in order.
     fn parse(nvcc: &Nvcc, dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
         let mut calls = Self {
             directory,
@@ -238,7 +238,7 @@ impl Calls {
     }
 }
 
-/// Times this very binary.
+/// Times `precompile` of this binary.
 fn precompile(
     nvcc: &Nvcc,
     jobs: usize,

@@ -1,7 +1,7 @@
 //! `cargo xtask bindings`: the Rust side of `kernels/abi.h`, made by bindgen and committed.
 //!
-//! bindgen and the libclang that it loads are heavy, so they are behind the feature `bindings` of
-//! this crate: without it, the command runs itself again with it. Nothing else needs either.
+//! bindgen and libclang take long to build and load, so they are behind the feature `bindings` of
+//! this crate. Without it, the command builds xtask with it and runs that. Nothing else needs them.
 
 use clap::Args;
 #[cfg(any(feature = "bindings", test))]
@@ -13,10 +13,10 @@ use {
     std::path::Path,
 };
 
-/// Regenerate kernels/src/abi.rs from kernels/abi.h.
+/// Regenerate kernels/src/abi.rs from kernels/abi.h
 ///
-/// libclang is taken from the machine (LIBCLANG_PATH, else where it is usually installed); where
-/// there is none, a pinned one is installed once into the user's cache.
+/// Uses the machine's libclang: LIBCLANG_PATH, else the usual directories. If there is none,
+/// installs a pinned one, once, in the user's cache directory.
 #[derive(Debug, Args)]
 pub(crate) struct BindingsArgs {
     /// Write nothing; fail if the committed bindings are not those of the header
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<bool> {
     generator::run(args.check)
 }
 
-/// Runs the command with what it needs compiled in.
+/// Builds xtask with bindgen and runs the command with that.
 ///
 /// # Errors
 /// Cargo cannot be started.
@@ -43,8 +43,8 @@ pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
     crate::cargo::run_again_with_feature("bindings")
 }
 
-/// Brings the committed bindings in line with `generated`, or with `check` only says whether they
-/// are. Returns what was done, as the rest of a sentence that begins with the path.
+/// Writes `generated` over the committed bindings if they differ; with `check`, a difference is an
+/// error. Returns what was done, to be printed after the path.
 #[cfg(any(feature = "bindings", test))]
 fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static str> {
     let committed = match fs::read(path) {
@@ -64,14 +64,14 @@ fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static 
     Ok("was regenerated")
 }
 
-/// Replaces the file by one rename, so that a build never sees half of it.
+/// Replaces the file by one rename, so that a build never sees an incomplete file.
 #[cfg(any(feature = "bindings", test))]
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(".abi.rs.")
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(text.as_bytes())?;
-    // A temporary file is its owner's alone; a source file is everybody's to read.
+    // Only its owner can read a temporary file; everybody can read a source file.
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(0o644))?;
     file.persist(path)?;
@@ -126,8 +126,8 @@ mod generator {
         Ok(true)
     }
 
-    /// Installs the pinned libclang and starts this command anew with it, since the library is
-    /// found by the environment.
+    /// Installs the pinned libclang and starts this command again with it: clang-sys finds the
+    /// library through the environment.
     ///
     /// Returns only if that failed.
     fn with_pinned_libclang(reason: &str) -> anyhow::Result<bool> {
@@ -159,8 +159,7 @@ mod generator {
         let target = RustTarget::stable(89, 0).map_err(|error| anyhow::anyhow!("{error}"))?;
         let bindings = bindgen::Builder::default()
             .header(header.to_string_lossy())
-            // Ordinary comments document the items too; and no header of the machine's may be
-            // found.
+            // Ordinary comments are documentation too, and the machine's headers must not be found.
             .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments", "-nostdinc"])
             // One target for all: the layout is the same on every 64-bit Linux that has a GPU.
             .clang_arg("--target=x86_64-unknown-linux-gnu")
@@ -174,7 +173,7 @@ mod generator {
             .derive_debug(true)
             .derive_copy(true)
             .derive_default(true)
-            // Its arrays are longer than those that the standard library has a default for.
+            // The standard library has no `Default` for arrays as long as its.
             .no_default("PeersumControl")
             .layout_tests(true)
             .sort_semantically(false)
@@ -191,7 +190,7 @@ mod generator {
 
     impl ParseCallbacks for Comments {
         fn process_comment(&self, comment: &str) -> Option<String> {
-            // A comment is one paragraph. Brackets are indices in it, and no links to Rust items.
+            // A comment is one paragraph. Brackets in it are indices, not links to Rust items.
             let lines: Vec<&str> = comment.lines().map(str::trim).collect();
             let text = lines.join(" ").replace('[', "\\[").replace(']', "\\]");
             // bindgen puts nothing between the slashes and the text.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::key::ModuleKey;
 use crate::vocabulary::{ParseNameError, name_traits};
 
-/// How far code for an architecture may use what only that architecture has.
+/// Which features code for an architecture may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ArchVariant {
     /// Compatible within the major version, from its own minor version on.
@@ -59,8 +59,8 @@ impl Arch {
     /// Whether a cubin made for this architecture runs on `device`, whose variant is ignored.
     ///
     /// A plain or `f` cubin serves the same major version and an equal or higher minor one, an `a`
-    /// cubin its own number alone. This is the rule for discrete GPUs; NVIDIA promises nothing of
-    /// it between those and Tegra.
+    /// cubin its own number alone. This is the rule among discrete GPUs. NVIDIA does not promise it
+    /// between discrete GPUs and Tegra.
     #[must_use]
     pub fn cubin_serves(self, device: Arch) -> bool {
         match self.variant {

@@ -23,7 +23,7 @@ pub enum ClosureError {
     UnknownRoot {
         /// The root that was asked for.
         root: String,
-        /// The sources there are.
+        /// The known sources.
         known: String,
     },
     /// An included file is not among the sources.
@@ -37,7 +37,7 @@ pub enum ClosureError {
         line: usize,
         /// The name it includes.
         included: String,
-        /// The sources there are.
+        /// The known sources.
         known: String,
     },
     /// A `#include <...>`: kernels include nothing but each other.
@@ -52,7 +52,7 @@ pub enum ClosureError {
         /// The header's name.
         included: String,
     },
-    /// A directive whose file cannot be told from its text alone.
+    /// A directive whose text alone does not tell the file.
     #[error(
         "{file}:{line}: `{directive}` is not of the form #include \"file\", the only one allowed"
     )]
@@ -159,7 +159,7 @@ fn include_directive(line: &str) -> Directive<'_> {
     let Some(directive) = line.trim_start().strip_prefix('#') else {
         return Directive::None;
     };
-    // `include_next` and `import` would also bring in a file, so neither may pass as no directive.
+    // `include_next` and `import` also include a file, so neither may be ignored.
     let directive = directive.trim_start();
     let Some(operand) = directive.strip_prefix("include") else {
         return if directive.starts_with("import") {

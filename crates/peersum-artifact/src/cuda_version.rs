@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::vocabulary::{ParseNameError, name_traits};
 
-/// A CUDA release, of a toolkit or as the newest that a driver supports. Sorts by age.
+/// A CUDA release: that of a toolkit, or the newest that a driver supports. Older ones sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CudaVersion {
     /// 13 of 13.0.
@@ -46,8 +46,7 @@ impl CudaVersion {
     }
 
     /// Whether a driver that supports this release compiles PTX of the given version. False for a
-    /// PTX version that this crate does not know: such a one is newer than every driver it can
-    /// vouch for.
+    /// PTX version that this crate does not know: the driver may be older.
     #[must_use]
     pub fn compiles_ptx(self, ptx: PtxVersion) -> bool {
         ptx.cuda().is_some_and(|needed| self >= needed)
@@ -73,7 +72,7 @@ pub fn driver_branch_floor(toolkit_major: u32) -> Option<u32> {
         .map(|(_, branch)| *branch)
 }
 
-/// A PTX ISA version, as in the `.version` directive. Sorts by age.
+/// A PTX ISA version, as in the `.version` directive. Older ones sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PtxVersion {
     /// 9 of 9.0.

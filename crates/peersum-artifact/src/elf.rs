@@ -1,4 +1,4 @@
-//! What a cubin's ELF says of itself.
+//! What the ELF headers of a cubin say.
 //!
 //! The driver's `cuModuleLoadData` takes no length and trusts what it reads, so a file is checked
 //! here first: every table, section and segment must lie within it.
@@ -28,7 +28,7 @@ const MAX_NAME_BYTES: usize = 4096;
 /// The most kernels of one cubin. peersum's have two.
 const MAX_KERNELS: usize = 256;
 
-/// What a cubin's ELF says of itself.
+/// What the ELF headers of a cubin say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CubinInfo {
     /// The architecture that the code needs. Never `f`, which leaves no mark in the file; see
@@ -83,7 +83,7 @@ pub enum ElfError {
         /// The flags.
         flags: u32,
     },
-    /// A part of the file is said to lie beyond its end.
+    /// A part of the file lies beyond its end.
     #[error("truncated: {part} lies beyond the file's end")]
     Truncated {
         /// Which part.
@@ -97,7 +97,7 @@ pub enum ElfError {
     },
 }
 
-/// Reads what a cubin says of itself, and checks that all it refers to lies within it.
+/// Reads the headers of a cubin, and checks that all they refer to lies within the file.
 ///
 /// # Errors
 ///
@@ -184,7 +184,7 @@ impl<'data> Cubin<'data> {
             }
         }
 
-        // Bounds come before names: the names' own section may be the one cut off.
+        // Check bounds before names: the section of the names itself may be cut off.
         let headers = header
             .section_headers(ENDIAN, bytes)
             .map_err(|_| truncated("the section header table"))?;

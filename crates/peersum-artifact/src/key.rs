@@ -129,8 +129,8 @@ impl FromStr for WorldSize {
 }
 
 impl WorldSize {
-    /// As [`Display`](fmt::Display) writes it. Reading a manifest puts together a thousand names,
-    /// too many for formatting.
+    /// As [`Display`](fmt::Display) writes it. Reading a manifest builds a thousand names, and the
+    /// formatting machinery would take most of that time.
     const fn digit(self) -> &'static str {
         match self.0 {
             2 => "2",

@@ -11,9 +11,10 @@
 //!   it needs.
 //! - [`Digest`], [`include_closure`] and [`cache_key`]: what makes two compilations the same.
 //! - [`Manifest`]: schema 1, read strictly.
-//! - [`inspect_cubin`] and [`text_sections`]: what a cubin's ELF says of itself.
+//! - [`inspect_cubin`] and [`text_sections`]: what the ELF headers of a cubin say.
 //!
-//! Digests find corruption, not malice: who can write the directory can also write its manifest.
+//! Digests detect corruption, not malice: whoever can write the directory can write its manifest
+//! too.
 
 mod arch;
 mod cache_key;

@@ -24,7 +24,7 @@ use crate::manifest::{
     verify_bytes, verify_file,
 };
 
-/// The first bytes of a pack. The last one is no text, so that a pack is not mistaken for any.
+/// The first bytes of a pack. The last one is not text, so that a pack is not mistaken for text.
 pub const MAGIC: [u8; 8] = *b"peersum\xff";
 
 /// The version of the format that this crate writes, and the only one that it reads.
@@ -41,7 +41,7 @@ const DEFLATE_LEVEL: u8 = 9;
 /// Why bytes are not a usable pack, or why none can be made.
 #[derive(Debug, Error)]
 pub enum PackError {
-    /// Something else.
+    /// Not a pack at all.
     #[error("not a pack of cubins: it does not begin with the pack's magic")]
     NotAPack,
     /// A format that this crate does not know.
@@ -80,7 +80,7 @@ pub enum PackError {
     File(#[from] VerifyError),
 }
 
-/// A pack, taken apart. The files are neither inflated nor verified yet; see [`Pack::verified`].
+/// A parsed pack. The files are neither inflated nor verified yet; see [`Pack::verified`].
 #[derive(Debug)]
 pub struct Pack<'a> {
     manifest: Arc<Manifest>,
@@ -88,7 +88,7 @@ pub struct Pack<'a> {
 }
 
 impl<'a> Pack<'a> {
-    /// Takes a pack apart, or returns `None` when there are no bytes.
+    /// Parses a pack. Returns `None` if there are no bytes.
     ///
     /// # Errors
     ///
@@ -170,8 +170,7 @@ impl<'a> Pack<'a> {
         let most = usize::try_from(module.bytes).unwrap_or(usize::MAX);
         let bytes = match miniz_oxide::inflate::decompress_to_vec_with_limit(deflated, most) {
             Ok(bytes) => bytes,
-            // What could be inflated is not the whole file, or not this file: the verification says
-            // in what.
+            // The output is incomplete, or another file: verification says which.
             Err(error) => error.output,
         };
         verify_bytes(&bytes, module)?;

@@ -1,8 +1,8 @@
-//! `cargo xtask dist`: the files of a release, and the proof that a program can be built from them
-//! alone.
+//! `cargo xtask dist`: makes the files of a release, and proves that a program can be built from
+//! them alone.
 //!
-//! Compression and archives are heavy dependencies, so they are behind the feature `dist` of this
-//! crate: without it, the command runs itself again with it.
+//! The compression crates take long to build, so they are behind the feature `dist` of this crate.
+//! Without it, the command builds xtask with it and runs that.
 
 #[cfg(feature = "dist")]
 mod archive;
@@ -82,7 +82,7 @@ Exit status: 0 if all is well, else 1; an earlier output is then untouched.";
 /// Runs the command.
 ///
 /// # Errors
-/// What is missing, does not compile, or does not hold.
+/// Something is missing, does not compile, or is not what it should be.
 #[cfg(feature = "dist")]
 pub(crate) fn run(args: &DistArgs) -> anyhow::Result<bool> {
     match &args.verify {
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &DistArgs) -> anyhow::Result<bool> {
     }
 }
 
-/// Runs the command with what it needs compiled in.
+/// Builds xtask with the compression crates and runs the command with that.
 ///
 /// # Errors
 /// Cargo cannot be started.

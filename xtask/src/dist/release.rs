@@ -33,11 +33,11 @@ fn is_release_name(name: &str) -> bool {
         || name.starts_with("peersum-") && (name.ends_with(".crate") || name.ends_with(".tar.zst"))
 }
 
-/// Makes the release in `out`, of the modules for `arch`, or of those that lie in `cubins`.
+/// Makes the release in `out`, with the modules for `arch`, or with those in the directory
+/// `cubins`.
 ///
 /// # Errors
-/// Anything that keeps a file from being made. Modules that do not compile are reported and make
-/// the exit code 1.
+/// A file cannot be made. If modules do not compile, they are reported and the result is `false`.
 pub(super) fn run(
     out: Option<&Path>,
     arch: &[ArchChoice],
@@ -45,7 +45,7 @@ pub(super) fn run(
 ) -> anyhow::Result<bool> {
     let root = workspace::root();
     let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
-    // Before anything is made, all that could refuse it.
+    // Check everything that may refuse the release before making anything.
     let output = OutputDir::new(&out, &RELEASE)?;
     let locked = output.lock(|waiting| eprintln!("note: {waiting}"))?;
     locked.file_names()?;
@@ -93,8 +93,8 @@ pub(super) fn run(
 
 /// Compiles and returns the directory. `None` if modules failed, which was reported.
 ///
-/// The default set lies where precompile puts it, so that nothing compiles twice; another would
-/// replace it there.
+/// The default set is where precompile puts it, so that nothing compiles twice. Another set would
+/// replace it there, so it has its own directory.
 fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
     let directory = match arch {
         [] => workspace::cubins(),

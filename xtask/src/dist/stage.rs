@@ -1,6 +1,5 @@
-//! The stage: a copy of the checkout outside git, in which the publishable crates get what a
-//! checkout does not hold (the packed cubins, the licences beside each manifest), and where cargo
-//! packages them.
+//! The stage: a copy of the checkout outside git. The publishable crates get what a checkout does
+//! not have (the packed cubins, the licences beside each manifest), and cargo packages them there.
 
 use super::scratch::ScratchDir;
 use crate::cargo::{captured, cargo};
@@ -48,7 +47,7 @@ impl Package {
 /// The packages of this checkout's workspaces.
 ///
 /// # Errors
-/// Cargo cannot say.
+/// `cargo metadata` fails.
 pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -121,8 +120,8 @@ pub(super) fn package(
     for workspace in workspaces {
         let mut command = cargo(&within(workspace, &root, &copy)?);
         command
-            // What a crate is made of must not depend on a registry's state. No lock file: these
-            // are libraries, whose users have their own.
+            // The contents of a crate must not depend on a registry's state. No lock file: these
+            // are libraries, and their users have their own.
             .args([
                 "package",
                 "--offline",
@@ -181,7 +180,7 @@ fn fill(root: &Path, copy: &Path, packages: &[Package], pack: &[u8]) -> anyhow::
     Ok(())
 }
 
-/// The path in `copy` of what has `path` in `root`.
+/// The path in `copy` that corresponds to `path` in `root`.
 fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
     let relative = path
         .strip_prefix(root)
@@ -190,8 +189,7 @@ fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
     Ok(copy.components().chain(relative.components()).collect())
 }
 
-/// Copies a package's directory; what of it goes into the crate is the manifest's to say
-/// (`include`).
+/// Copies a package's directory; the manifest says which files go into the crate (`include`).
 fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot make `{}`", to.display()))?;
     let unreadable = || format!("cannot read `{}`", from.display());

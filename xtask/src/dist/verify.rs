@@ -1,4 +1,4 @@
-//! The proof that a release is whole and that a program can be built from it alone.
+//! Checks that a release is complete and that a program can be built from it alone.
 
 use super::consumer::Consumer;
 use super::progress::progress;
@@ -18,7 +18,7 @@ use std::time::Instant;
 /// Checks the release in `directory`.
 ///
 /// # Errors
-/// The first thing that does not hold.
+/// The first check that fails.
 pub(super) fn run(directory: &Path) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let files = sums::read_checked(directory)
@@ -71,8 +71,8 @@ impl Release {
         Ok(Self { archive, crates })
     }
 
-    /// Every module of the archive holds what its manifest says, and the crate's pack is of these
-    /// very files.
+    /// Checks every module of the archive against its manifest, and that the crate's pack has the
+    /// same files.
     fn ensure_crate_carries_archive(&self) -> anyhow::Result<()> {
         let expected = pack_directory(&self.archive)
             .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;

@@ -50,7 +50,7 @@ pub(super) fn compile(
             command.env_remove(variable);
         }
         captured(&mut command)?;
-        // In one step, for a run beside this one.
+        // In one step, because another run may read it at the same time.
         fs::rename(&cubin, directory.join(&name)).context("cannot put the cubin in its place")?;
     }
     Ok(())

@@ -19,7 +19,7 @@ pub(super) type Start = ControlFlow<bool>;
 struct Needs {
     architectures: Vec<String>,
     toolkit: ToolkitChoice,
-    /// Whether nothing is to run here.
+    /// Whether another machine will run it, so nothing runs here.
     for_elsewhere: bool,
 }
 

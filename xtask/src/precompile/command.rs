@@ -12,7 +12,7 @@ use xshell::{Shell, cmd};
 /// The one command that makes a target of a module, to be run in `directory`.
 ///
 /// # Errors
-/// When the present directory is gone.
+/// The current directory is gone.
 pub(crate) fn nvcc_command(
     nvcc: &Nvcc,
     inputs: &Inputs,
@@ -31,14 +31,14 @@ pub(crate) fn nvcc_command(
         .defines()
         .into_iter()
         .map(|define| format!("-D{define}"));
-    // First on the path, so that it answers nvcc's implicit include.
+    // First on the include path, so that nvcc's implicit include finds it.
     let prelude = inputs
         .prelude
         .iter()
         .flat_map(|prelude| ["-I".into(), escaped(&prelude.dir)]);
     let file = target.file_name(&module);
     let source = escaped(&inputs.kernels_dir.join(module.source_root()));
-    // `--keep` writes the PTX, which goes through a file anyway, where it can be read afterwards.
+    // `--keep` keeps the PTX, which is read afterwards; nvcc writes it to a file anyway.
     let command = cmd!(
         shell,
         "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...}"
@@ -53,8 +53,8 @@ pub(crate) fn nvcc_command(
     Ok(command)
 }
 
-/// A path as nvcc wants it. It hands its arguments to a shell between double quotes and escapes
-/// nothing but quotes.
+/// A path escaped for nvcc, which passes its arguments to a shell between double quotes and escapes
+/// only quotes.
 pub(super) fn escaped(path: &Path) -> OsString {
     let mut escaped = Vec::new();
     for &byte in path.as_os_str().as_bytes() {

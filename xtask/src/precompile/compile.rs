@@ -1,4 +1,4 @@
-//! One nvcc process: its command, its failures, and what is read out of its results.
+//! One nvcc process: its run, its failures, and its results.
 
 use super::command::{nvcc_command, shown};
 use super::inputs::Inputs;
@@ -36,7 +36,7 @@ pub(crate) struct Failure {
     pub(crate) output: String,
 }
 
-/// What a process that ended well gave.
+/// The result of a process that succeeded.
 #[derive(Debug)]
 pub(crate) struct Compiled {
     /// The manifest entries of the files, which lie in the staging area.
@@ -81,7 +81,7 @@ impl Job {
             .unwrap_or_default()
     }
 
-    /// The target handed to nvcc: the cubin where one is asked for, since its PTX is kept.
+    /// The target to pass to nvcc: the cubin if one is asked for, since its PTX is kept.
     fn compiled_target(&self) -> Target {
         let wants_cubin = self
             .artifacts
@@ -125,7 +125,7 @@ impl Job {
                 "",
             )
         })?;
-        // Nothing else writes between the two, and neither is ever dropped.
+        // Both streams, for nothing that nvcc prints may be lost.
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         if !output.status.success() {
             return Err(failure(
@@ -147,12 +147,12 @@ impl Job {
             );
             return Err(failure(message, &shown, &text));
         }
-        // The compiler is content, so its report explains nothing; its warnings might.
+        // The compiler succeeded, so only its warnings may explain a failure.
         let modules = self
             .collect(target, &scratch, &report, inputs, staging)
             .map_err(|error| failure(format!("{error:#}"), &shown, &report.remarks.join("\n")))?;
-        // The disk space is wanted for the rest of the matrix; what cannot be removed goes with the
-        // staging area.
+        // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
+        // the staging area.
         let _ = fs::remove_dir_all(&scratch);
         Ok(Compiled {
             modules,

@@ -33,7 +33,7 @@ use std::path::PathBuf;
 /// Carries out the request. `false` if something failed, which was reported.
 ///
 /// # Errors
-/// Anything that keeps the run from starting or from publishing.
+/// The run cannot start, or cannot publish its result.
 pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let started = Started::now();
     let out = request.out.clone().unwrap_or_else(workspace::cubins);

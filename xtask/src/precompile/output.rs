@@ -1,8 +1,8 @@
 //! The output directory: what may be replaced, the lock, the staging area and the exchange.
 //!
-//! Beside the output directory `cubins` lie `.cubins.lock`, which stays, and while a run works
-//! `.cubins.staging-*`, which holds the whole next state. One rename exchanges the two, so that a
-//! run killed at any moment leaves the old state or the new one.
+//! Beside the output directory `cubins` are the file `.cubins.lock`, which stays, and during a run
+//! the directory `.cubins.staging-*`, which holds the whole next state. One rename exchanges the
+//! two directories, so a run that is killed at any moment leaves the old state or the new one.
 
 use super::staging::{PARTIAL_PREFIX, Staging, sync_dir};
 use crate::lock;
@@ -14,7 +14,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// What a command writes into its output directory. Nothing else may lie there, since the directory
+/// What a command writes into its output directory. Nothing else may be there, since the directory
 /// is replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Contents {
@@ -22,8 +22,7 @@ pub(crate) struct Contents {
     pub(crate) command: &'static str,
     /// Whether the command could have written a file of this name.
     pub(crate) is_name: fn(&str) -> bool,
-    /// The file that vouches for the others: where files can only be replaced one by one, it comes
-    /// last.
+    /// The file that describes the others. If files can only be replaced one by one, it comes last.
     pub(crate) last: &'static str,
 }
 
@@ -44,11 +43,11 @@ pub(crate) struct OutputDir {
 }
 
 impl OutputDir {
-    /// Settles where the output lies: symbolic links are followed, so that the directory behind one
-    /// is replaced and not the link.
+    /// Resolves the path: if it is a symbolic link, the directory behind it is replaced and not the
+    /// link.
     ///
     /// # Errors
-    /// When the path names no directory that could exist.
+    /// The path cannot name a directory.
     pub(crate) fn new(path: &Path, contents: &'static Contents) -> anyhow::Result<Self> {
         let path = match fs::canonicalize(path) {
             Ok(path) => path,
@@ -96,11 +95,11 @@ impl OutputDir {
         name
     }
 
-    /// Takes the lock beside the directory and removes what killed runs left. `waiting` is told,
-    /// once, what the lock is waited for.
+    /// Takes the lock beside the directory and removes what killed runs left. If another process
+    /// holds the lock, `waiting` gets a message, once.
     ///
     /// # Errors
-    /// When the place cannot be written.
+    /// The parent directory cannot be written.
     pub(crate) fn lock(&self, waiting: impl FnOnce(String)) -> anyhow::Result<LockedOutput<'_>> {
         let hint = || {
             format!(
@@ -141,8 +140,8 @@ impl LockedOutput<'_> {
     /// The names of the files in the directory; empty if it does not exist.
     ///
     /// # Errors
-    /// When the directory holds something that the command does not write: replacing it would
-    /// delete it.
+    /// The directory holds something that the command does not write: replacing it would delete
+    /// that.
     pub(crate) fn file_names(&self) -> anyhow::Result<BTreeSet<String>> {
         let contents = self.dir.contents;
         let path = &self.dir.path;
@@ -184,10 +183,10 @@ impl LockedOutput<'_> {
     /// A fresh staging area beside the directory. It is removed when it is dropped.
     ///
     /// # Errors
-    /// When the place cannot be written.
+    /// The parent directory cannot be written.
     pub(crate) fn stage(&self) -> anyhow::Result<Staging> {
-        // The process id keeps a compiler that outlived its killed parent out of the directories of
-        // a later run.
+        // The process id is in the name because a compiler may outlive its killed parent: it must
+        // not write into the directories of a later run.
         let root = self
             .dir
             .parent
@@ -203,15 +202,15 @@ impl LockedOutput<'_> {
     /// Puts the staged state in the directory's place.
     ///
     /// # Errors
-    /// When the file system refuses; the old state stays, or, where no exchange exists, a mixture
-    /// that the digests of the manifest expose.
+    /// The file system refuses. The old state stays; or, if the file system cannot exchange, a
+    /// mixture that the manifest's digests expose.
     pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
         staging.replace(&self.dir.path, self.dir.contents.last)?;
         sync_dir(&self.dir.parent)
     }
 
-    /// Removes the staging areas of killed runs. What cannot be removed now is left for the next
-    /// run: it is in nobody's way.
+    /// Removes the staging areas of killed runs. What cannot be removed now does no harm, and the
+    /// next run tries again.
     fn remove_leftovers(&self) {
         let prefix = self.dir.hidden(".staging-");
         for entry in fs::read_dir(&self.dir.parent)

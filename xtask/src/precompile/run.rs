@@ -1,4 +1,4 @@
-//! One run: compile what the plan asks for, and publish the whole or nothing.
+//! One run: compile what the plan asks for, and publish everything or nothing.
 
 use super::compile::{Compiled, Failure, Job};
 use super::inputs::Inputs;
@@ -26,8 +26,7 @@ pub(crate) struct Run<'a> {
     pub(crate) started: Started,
 }
 
-/// When a run began, by the wall's clock and by the CPU time that this process had used by then: of
-/// what it ran before, such as a build.
+/// When a run began, and the CPU time that this process had used by then, for instance for a build.
 #[derive(Clone, Copy)]
 pub(crate) struct Started {
     at: Instant,
@@ -44,10 +43,10 @@ impl Started {
 }
 
 impl Run<'_> {
-    /// Compiles what the plan asks for and publishes the whole, or nothing at all.
+    /// Compiles what the plan asks for and publishes everything, or nothing.
     ///
     /// # Errors
-    /// What keeps the output from being staged or published; it then stays as it was.
+    /// The output cannot be staged or published; it then stays as it was.
     pub(crate) fn carry_out(
         &mut self,
         plan: &Plan,
@@ -116,7 +115,7 @@ impl Run<'_> {
         }
     }
 
-    /// Runs every job, `jobs` at a time, whatever becomes of the others.
+    /// Runs every job, `jobs` at a time, even if others fail.
     fn compile(
         &mut self,
         plan: &Plan,
@@ -141,8 +140,8 @@ impl Run<'_> {
         let results = Mutex::new((Vec::new(), Vec::new()));
         let next = AtomicUsize::new(0);
         let (reporter, started) = (&*self.reporter, self.started.at);
-        // Not a parallel iterator: those halve the list, and the slow modules at its front are to
-        // start first.
+        // Not a parallel iterator: those split the list in halves, and the slow modules at its
+        // start must start first.
         pool.broadcast(|worker| {
             while let Some(job) = plan.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let begun = Instant::now();
@@ -173,7 +172,7 @@ impl Run<'_> {
     }
 
     /// Refuses to publish modules whose sources were edited while they were compiled: their keys
-    /// would lie.
+    /// would be wrong.
     fn ensure_sources_unchanged(&self, jobs: &[Job]) -> anyhow::Result<()> {
         let modules: Vec<_> = jobs.iter().map(Job::module).collect();
         let prelude_dir = self.inputs.prelude.as_ref().map(|prelude| &*prelude.dir);

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// The prefix of files that a file-by-file exchange across file systems leaves when it is killed.
 pub(super) const PARTIAL_PREFIX: &str = ".partial-";
 
-/// The next state of the output directory, on the way.
+/// The next state of the output directory, while it is made.
 #[derive(Debug)]
 pub(crate) struct Staging {
     root: PathBuf,
@@ -45,7 +45,7 @@ impl Staging {
     /// A fresh empty directory for one compiler process.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// It cannot be made.
     pub(crate) fn scratch(&self, name: &str) -> io::Result<PathBuf> {
         let path = self.scratch.join(name);
         fs::create_dir(&path)?;
@@ -55,7 +55,7 @@ impl Staging {
     /// Writes a file of the next state and waits until it is on the disk.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// It cannot be written.
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
         let path = self.next.join(name);
         let write = || -> io::Result<()> {
@@ -66,11 +66,10 @@ impl Staging {
         write().with_context(|| format!("cannot write `{}`", path.display()))
     }
 
-    /// Takes over a file of the present state: the same file under a second name, or a copy where
-    /// the file system has no hard links.
+    /// Keeps a file of the present state: by a hard link, or by a copy if the file system has none.
     ///
     /// # Errors
-    /// When neither works.
+    /// Neither works.
     pub(crate) fn keep(&self, output: &Path, name: &str) -> anyhow::Result<()> {
         let (from, to) = (output.join(name), self.next.join(name));
         if fs::hard_link(&from, &to).is_ok() {
@@ -88,7 +87,8 @@ impl Drop for Staging {
     }
 }
 
-/// Exchanges two directories by one rename; `false` if these two cannot be, and nothing happened.
+/// Exchanges two directories by one rename. `false` if they cannot be exchanged; then nothing
+/// happened.
 fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
     match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(true),
@@ -105,8 +105,8 @@ fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Moves each file of `next` into `path`, the file `last` at the end, then removes what the new
-/// state does not have.
+/// Moves each file of `next` into `path`, the file `last` at the end. Then removes the files that
+/// the new state does not have.
 pub(super) fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyhow::Result<()> {
     fs::create_dir_all(path).with_context(|| format!("cannot create `{}`", path.display()))?;
     let mut names: Vec<OsString> = Vec::new();
@@ -129,7 +129,8 @@ pub(super) fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyh
     sync_dir(path)
 }
 
-/// Renames a file, by way of a copy beside the target where the two lie on different file systems.
+/// Renames a file. If the two paths are on different file systems, copies it beside the target
+/// first.
 fn move_file(from: &Path, to: &Path, directory: &Path) -> io::Result<()> {
     match fs::rename(from, to) {
         Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {

@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use std::fs;
 use std::path::PathBuf;
 
-/// Install the pinned CUDA compiler, or say where a compiler is.
+/// Install the pinned CUDA compiler, or print where a compiler is
 #[derive(Debug, Args)]
 pub(crate) struct ToolchainArgs {
     #[command(subcommand)]
@@ -28,7 +28,7 @@ enum ToolchainCommand {
     Install(SetArgs),
     /// Print the directory of the pinned toolchain; fail if it is not installed
     Path(SetArgs),
-    /// Say which nvcc and host compiler `precompile` would use; installs nothing
+    /// Print which nvcc and host compiler `precompile` would use; install nothing
     Which {
         /// `pinned`, an nvcc or a toolkit's directory
         /// [default: $NVCC, $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda, else the pinned one]

@@ -13,7 +13,7 @@ pub(crate) struct Candidate {
     /// What led to it, as in "nvcc of {origin}": `$CUDA_HOME`, `PATH`.
     pub(crate) origin: String,
     pub(crate) program: PathBuf,
-    /// Whether somebody asked for this one, so that no other may take its place.
+    /// Whether the user asked for this one, so that no other may replace it.
     pub(crate) explicit: bool,
 }
 
@@ -31,14 +31,14 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
     }
 }
 
-/// The nvccs that the environment names or that lie in the usual places, the first choice first,
-/// none twice.
+/// The nvccs that the environment names or that are in the usual places, in order of preference,
+/// without duplicates.
 ///
-/// `notes` is told which directories are not looked at.
+/// `notes` gets a line for each directory that is ignored.
 pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(program) = variable("NVCC") {
-        // A bare name is looked up as a shell would; where that fails it is kept, for the message.
+        // A bare name is looked up as a shell would. If that fails, the message names it.
         candidates.push(Candidate {
             origin: "$NVCC".to_owned(),
             program: find_program(&program).unwrap_or_else(|| program.into()),
@@ -59,7 +59,7 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
         if dir.is_absolute() {
             discovered(format!("${name}"), dir.join("bin").join("nvcc"));
         } else {
-            // As a relative entry of PATH: the current directory must not decide.
+            // The current directory must not decide which compiler is used.
             notes(format!(
                 "passed over {} (${name}): it must be an absolute path",
                 dir.display()
@@ -88,8 +88,8 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
 }
 
 /// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was
-/// called by. A link to a program of another name, such as a compiler cache, means that name and
-/// stays.
+/// called by. A link to a program of another name, such as a compiler cache, is kept: the name
+/// selects what that does.
 fn real_nvcc(program: PathBuf) -> PathBuf {
     match fs::canonicalize(&program) {
         Ok(real) if real.file_name() == Some(OsStr::new("nvcc")) => real,

@@ -23,7 +23,7 @@ pub(crate) struct Identity {
     pub(crate) gpu_codes: Vec<String>,
 }
 
-/// Where the parts of a toolkit lie. What is unknown is `None`.
+/// Where the parts of a toolkit are; `None` if unknown.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Layout {
@@ -40,7 +40,7 @@ pub(crate) struct Probed {
     pub(crate) layout: Layout,
 }
 
-/// What tells a file from one that replaced it. The times are in nanoseconds since 1970.
+/// What distinguishes a file from one that replaced it. The times are in nanoseconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Fingerprint {
@@ -54,7 +54,7 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// `None` if there is no such file, or if its path is not UTF-8 and so cannot be written down.
+    /// `None` if there is no such file, or if its path is not UTF-8, which JSON cannot hold.
     fn of(path: &Path) -> Option<Self> {
         let path = fs::canonicalize(path).ok()?;
         path.to_str()?;
@@ -120,8 +120,7 @@ fn recall(file: &Path, program: &Path) -> Option<Probed> {
     })
 }
 
-/// Writes down what `probed` says. That it cannot be written costs the next run a few questions and
-/// nothing else.
+/// Writes down what `probed` says. If that fails, the next run asks again.
 fn remember(file: &Path, nvcc: Fingerprint, probed: &Probed) {
     let parts = [&probed.layout.cicc, &probed.layout.ptxas];
     let parts = parts

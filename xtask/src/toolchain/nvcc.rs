@@ -1,4 +1,5 @@
-//! What an nvcc is: asked of the program itself, and remembered as long as its files stay the same.
+//! What an nvcc is: it is asked itself, and the answer is remembered as long as its files stay the
+//! same.
 
 use super::memory;
 pub(crate) use super::memory::{Identity, Layout, Probed};
@@ -37,8 +38,8 @@ fn indented(output: &str) -> String {
 /// Finds out what `program` is, from memory if neither it nor its cicc and ptxas have changed since
 /// it was asked last; no process is started then.
 ///
-/// Only an nvcc that is a binary within its toolkit is remembered. A script or a compiler cache in
-/// front of nvcc may call another one tomorrow and look the same, so such a one is asked each time.
+/// Only an nvcc that is a binary in its toolkit is remembered. A script or a compiler cache in
+/// front of nvcc may call another nvcc without changing itself, so it is asked each time.
 ///
 /// # Errors
 /// Why it cannot be used. Faults are never remembered.
@@ -118,7 +119,7 @@ fn answer(program: &Path, argument: &str) -> anyhow::Result<String> {
 fn run(program: &Path, arguments: &[&str]) -> io::Result<Output> {
     Command::new(program)
         .args(arguments)
-        // nvcc adds these to every command line; what is asked here must not depend on them.
+        // nvcc adds these to every command line; its answers must not depend on them.
         .env_remove(HIDDEN_FLAG_VARIABLES[0])
         .env_remove(HIDDEN_FLAG_VARIABLES[1])
         .stdin(Stdio::null())
@@ -145,9 +146,9 @@ fn parse_version(text: &str) -> Option<(String, String)> {
     Some((version, build))
 }
 
-/// Where the parts of `program`'s toolkit lie and in which directory nvcc itself believes to be, as
-/// `--dryrun` says, which starts no part of the toolkit and needs no input file. Distributions lay
-/// toolkits out in several ways.
+/// Where the parts of `program`'s toolkit are, and in which directory nvcc believes to be, as
+/// `--dryrun` prints it. That starts no other program and needs no input file. The layout of
+/// toolkits differs between distributions.
 fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
     let unknown = Layout {
         stock_headers: true,
@@ -184,12 +185,12 @@ fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
     (layout, Some(here))
 }
 
-/// Whether nvcc's implicit include and the headers that it includes in turn lie in `dir`.
+/// Whether nvcc's implicit header and the headers that it includes are in `dir`.
 pub(crate) fn has_stock_headers(dir: &Path) -> bool {
     dir.join("cuda_runtime.h").is_file() && dir.join("crt/host_config.h").is_file()
 }
 
-/// Whether `program` is an ELF binary that lies in the directory `here`, where nvcc believes to be.
+/// Whether `program` is an ELF binary in the directory `here`, where nvcc believes to be.
 fn is_binary_of(program: &Path, here: Option<&Path>) -> bool {
     let mut magic = [0; 4];
     let is_elf = fs::File::open(program)

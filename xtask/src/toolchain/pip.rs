@@ -12,10 +12,10 @@ use std::thread;
 /// The first pip that knows the manylinux2014 tag of NVIDIA's wheels.
 const OLDEST_PIP: (u32, u32) = (19, 3);
 
-/// Settings that would have pip do something else than fill the target directory: install
-/// elsewhere, for another platform or from source, read further requirements, or end early. Which
-/// index to use, through which proxy and with which certificates stays the user's choice, here and
-/// in pip's configuration files.
+/// Settings that would make pip do something else than fill the target directory: install
+/// elsewhere, for another platform or from source, read further requirements, or exit early. The
+/// index, the proxy and the certificates stay the user's choice, here and in pip's configuration
+/// files.
 const PIP_VARIABLES_REMOVED: &[&str] = &[
     "PIP_ABI",
     "PIP_CONSTRAINT",
@@ -91,12 +91,11 @@ impl Installer {
     /// Installs the wheels that `requirements` names into the directory `target`, every hash
     /// checked.
     ///
-    /// The child's standard input is `lock`: an empty file, and so the end of file at once, but an
-    /// installer that outlives a killed xtask goes on holding the lock that way, and nobody cleans
-    /// up under it.
+    /// The child's standard input is `lock`, an empty file. This way an installer that outlives a
+    /// killed xtask still holds the lock, and no other run removes its files.
     ///
     /// # Errors
-    /// The installer could not be run, or it failed; then all that it printed is in the error.
+    /// The installer could not be run, or it failed; then the error has all that it printed.
     pub(crate) fn run(
         self,
         requirements: &Path,
@@ -128,7 +127,7 @@ impl Installer {
             if let Some(pipe) = child.stderr.take() {
                 scope.spawn(move || send_lines(pipe, &sender));
             }
-            // Ends when both pipes have, which is when both senders are gone.
+            // Ends when both pipes end, because both senders are dropped then.
             for line in lines {
                 if is_progress(&line) {
                     notes(line.trim().to_owned());
@@ -145,14 +144,14 @@ impl Installer {
         Ok(())
     }
 
-    /// The command without what says what to install and where.
+    /// The command, without the arguments that say what to install and where.
     fn command(self) -> Command {
         match self {
             Self::Pip => {
                 let mut command = pip();
                 command.args(["install", "--progress-bar=off"]);
-                // A configuration file may name a prefix, which pip refuses together with a target,
-                // or a root to put in front of every path; these are neither.
+                // A configuration file may set a prefix, which pip refuses together with a target,
+                // or a root in front of every path. These two values mean none.
                 command.args(["--prefix=", "--root=/"]);
                 command
             }
@@ -166,7 +165,7 @@ impl Installer {
     }
 }
 
-/// `python3 -m pip` with what must not be inherited taken out.
+/// `python3 -m pip`, without the settings that it must not inherit.
 fn pip() -> Command {
     let mut command = Command::new("python3");
     remove_variables(&mut command, PIP_VARIABLES_REMOVED);
@@ -177,8 +176,8 @@ fn pip() -> Command {
     command
 }
 
-/// Takes those of `variables` that are set out of the environment of `command`, and leaves the
-/// others unmentioned, so that the command reads short where it is shown.
+/// Removes those of `variables` that are set from the environment of `command`. It does not mention
+/// the others, so that the command is short when it is shown.
 fn remove_variables(command: &mut Command, variables: &[&str]) {
     for variable in variables {
         if env::var_os(variable).is_some() {
@@ -240,7 +239,7 @@ fn send_lines(pipe: impl Read, lines: &mpsc::Sender<String>) {
         .read_until(b'\n', &mut line)
         .is_ok_and(|bytes| bytes > 0)
     {
-        // The receiver outlives the senders; should it be gone, there is nobody to tell.
+        // The receiver outlives the senders, so this cannot fail.
         let _ = lines.send(String::from_utf8_lossy(&line).into_owned());
         line.clear();
     }

@@ -43,22 +43,22 @@ pub(crate) struct Nvcc {
     /// Its version and build, as they go into cache keys and the manifest.
     pub(crate) compiler: CompilerId,
     /// The targets that it lists, such as `sm_80` and `compute_80`. It never lists those with a
-    /// suffix (`sm_90a`), which it compiles for all the same where it lists the plain one.
+    /// suffix (`sm_90a`), but compiles for them if it lists the plain one.
     pub(crate) gpu_codes: Vec<String>,
     /// The value for `-ccbin`.
     pub(crate) host_compiler: PathBuf,
-    /// Its device compiler; `None` where nvcc did not say where it is.
+    /// Its device compiler; `None` if nvcc did not say where it is.
     pub(crate) cicc: Option<PathBuf>,
-    /// Its assembler; `None` where nvcc did not say where it is.
+    /// Its assembler; `None` if nvcc did not say where it is.
     pub(crate) ptxas: Option<PathBuf>,
-    /// Whether nvcc can do without a `cuda_runtime.h` of ours.
+    /// Whether it has a `cuda_runtime.h` of its own.
     pub(crate) stock_headers: bool,
 }
 
 /// The directory of the toolkit within the wheels of CUDA 13.
 const WHEEL_TOOLKIT: &str = "nvidia/cu13";
 
-/// What is shown before anything of NVIDIA's is installed.
+/// Shown before anything of NVIDIA's is installed.
 const LICENCE: &str = "NVIDIA's packages come under the CUDA Toolkit End User License Agreement \
                        (https://docs.nvidia.com/cuda/eula/); installing them means accepting it";
 
@@ -82,10 +82,9 @@ pub(super) const NVRTC: WheelSet<'static> = WheelSet {
     ways_out: &[],
 };
 
-/// Finds the nvcc to compile with; installs the pinned one if it comes to that.
+/// Finds the nvcc to compile with; installs the pinned one if there is no other.
 ///
-/// `notes` is given one line for each nvcc that was found and passed over, and lines about an
-/// install.
+/// `notes` gets one line for each nvcc that is passed over, and lines about an install.
 ///
 /// # Errors
 /// An nvcc that was asked for cannot be used, the machine has no C++ compiler, or the pinned
@@ -112,8 +111,7 @@ pub(crate) fn resolve_nvrtc(notes: &mut dyn FnMut(String)) -> anyhow::Result<Pat
     Ok(installed.dir.join(installed.facts))
 }
 
-/// The nvcc that the choice and the machine lead to; `None` if that is the pinned one. Installs
-/// nothing.
+/// The nvcc of this machine to use; `None` if that is the pinned one. Installs nothing.
 pub(super) fn find(
     choice: &ToolkitChoice,
     notes: &mut dyn FnMut(String),
@@ -170,7 +168,7 @@ fn usable(program: PathBuf, origin: String, probed: Probed, host_compiler: PathB
     }
 }
 
-/// The pinned nvcc of an install, which was asked who it is when it was installed.
+/// The nvcc of an installed set, which was asked for its version when it was installed.
 pub(super) fn pinned(installed: Installed<Identity>, host_compiler: PathBuf) -> Nvcc {
     let toolkit = installed.dir.join(WHEEL_TOOLKIT);
     let probed = Probed {
@@ -185,7 +183,7 @@ pub(super) fn pinned(installed: Installed<Identity>, host_compiler: PathBuf) -> 
     usable(toolkit.join("bin/nvcc"), origin, probed, host_compiler)
 }
 
-/// Installs a compiler's wheels; the facts that are kept are nvcc's own answers.
+/// Installs a compiler's wheels and keeps nvcc's answers about itself.
 pub(super) fn install_compiler(
     set: &WheelSet<'_>,
     notes: &mut dyn FnMut(String),
@@ -200,7 +198,7 @@ pub(super) fn install_compiler(
     )
 }
 
-/// Installs NVRTC's wheel; the fact that is kept is the library's path within it.
+/// Installs NVRTC's wheel and keeps the library's path in it.
 pub(super) fn install_nvrtc(
     set: &WheelSet<'_>,
     notes: &mut dyn FnMut(String),

@@ -1,9 +1,8 @@
-//! Sets of pinned wheels, each installed once for a user and never used half.
+//! Sets of pinned wheels. Each is installed once for a user, and never used incomplete.
 //!
-//! A set goes into a directory named after its requirements. It is filled beside its place,
-//! checked, stamped and moved there by one rename, under a lock beside it. The stamp lists every
-//! file with its length, so an install that lost a file is found by a few hundred `stat` calls and
-//! made anew.
+//! A set has a directory named after its requirements. It is filled beside its place, checked,
+//! stamped and moved there by one rename, under a lock beside it. The stamp lists every file with
+//! its length, so a few hundred `stat` calls find an install that lost a file; it is then repeated.
 
 use super::pip::Installer;
 use super::sealed;
@@ -33,10 +32,9 @@ pub(crate) struct WheelSet<'a> {
     pub(crate) requirements: &'a str,
     /// How much is to be fetched, as in "about 100 MB".
     pub(crate) download: &'a str,
-    /// The licence that whoever installs it accepts, if it is not a free one.
+    /// The licence that the user accepts by installing it, if it is not a free one.
     pub(crate) licence: Option<&'a str>,
-    /// What somebody can do, other than installing pip or uv, who cannot have the set installed:
-    /// items of a list.
+    /// What to do if it cannot be installed, other than installing pip or uv: items of a list.
     pub(crate) ways_out: &'a [&'a str],
 }
 
@@ -45,7 +43,7 @@ pub(crate) struct WheelSet<'a> {
 pub(crate) struct Installed<T> {
     /// The directory that the wheels were unpacked into (their `site-packages`).
     pub(crate) dir: PathBuf,
-    /// What the check found out when the set was installed.
+    /// What the check found when the set was installed.
     pub(crate) facts: T,
 }
 
@@ -76,7 +74,7 @@ pub(crate) fn root() -> Option<PathBuf> {
     if let Some(dir) = variable(DIRECTORY_VARIABLE) {
         return std::path::absolute(dir).ok();
     }
-    // A relative path in either is invalid and to be ignored, says the XDG specification.
+    // The XDG specification says to ignore a relative path in either.
     let absolute = |name| {
         variable(name)
             .map(PathBuf::from)
@@ -102,7 +100,7 @@ impl WheelSet<'_> {
         Ok(root.join(self.digest()))
     }
 
-    /// The set, if it is installed and whole.
+    /// The set, if it is installed and complete.
     ///
     /// # Errors
     /// The environment names no place where it could be.
@@ -123,15 +121,15 @@ impl WheelSet<'_> {
         }))
     }
 
-    /// Installs the set unless it is there and whole.
+    /// Installs the set unless it is there and complete.
     ///
-    /// `check` is given the directory of the unpacked wheels before anybody else can see it and
-    /// returns what is to be kept about them, or why they do not work. `notes` is told what is
-    /// waited for, fetched and accepted, a line at a time.
+    /// `check` gets the directory of the unpacked wheels before any other process can see it. It
+    /// returns the facts to keep about them, or why they do not work. `notes` gets a line for each
+    /// wait, download and licence.
     ///
     /// # Errors
-    /// No installer, a failed one, wheels that do not pass the check, or a failure of the file
-    /// system. What was installed before is left as it was.
+    /// There is no installer, it fails, the wheels do not pass the check, or the file system fails.
+    /// What was installed before stays as it was.
     pub(crate) fn install<T: Serialize + DeserializeOwned>(
         &self,
         check: impl FnOnce(&Path) -> anyhow::Result<T>,
@@ -250,8 +248,8 @@ impl WheelSet<'_> {
         Ok(site)
     }
 
-    /// SHA-256 over the requirements that are not comments and the architecture, since a home
-    /// directory may be shared by machines of two.
+    /// SHA-256 over the architecture and the requirements without comments. The architecture,
+    /// because machines of two architectures may share a home directory.
     fn digest(&self) -> String {
         let lines = self.requirements.lines().map(str::trim);
         let mut text = String::from(env::consts::ARCH);
@@ -277,7 +275,7 @@ impl WheelSet<'_> {
     }
 
     /// Removes what killed installs of this set left. Only under the lock. What cannot be removed
-    /// costs disk space and no more, so it is a note.
+    /// only costs disk space, so it is a note.
     fn remove_leftovers(&self, root: &Path, notes: &mut dyn FnMut(String)) {
         for path in self.leftovers(root) {
             if let Err(error) = fs::remove_dir_all(&path) {
@@ -301,8 +299,8 @@ fn put_in_place(site: &Path, staging: &Path, dir: &Path) -> anyhow::Result<()> {
     sync(dir.parent().unwrap_or(dir))
 }
 
-/// Lists the files under `dir` by their path within `site`, and has each of them on the disk before
-/// the stamp says so.
+/// Lists the files under `dir` by their path in `site`, and syncs each of them to the disk before
+/// the stamp is written.
 fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir).with_context(cannot("list", dir))? {
         let path = entry.with_context(cannot("list", dir))?.path();

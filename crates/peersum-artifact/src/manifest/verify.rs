@@ -90,7 +90,7 @@ pub enum VerifyError {
         /// Why.
         error: PtxError,
     },
-    /// Made for something else than the name says.
+    /// Made for another architecture than the name says.
     #[error("{file} is made for architecture {found}, not for {expected}")]
     Architecture {
         /// The file's name.
@@ -144,8 +144,8 @@ pub fn verify_file(directory: &Path, module: &ManifestModule) -> Result<Vec<u8>,
 
 /// Checks a module's bytes: length, digest, architecture and entry points.
 ///
-/// The last two hold even where file and manifest were exchanged together: a pull module never
-/// passes for a push one.
+/// The last two checks hold even if file and manifest were replaced together: a pull module never
+/// passes for a push module.
 ///
 /// # Errors
 ///
@@ -223,8 +223,8 @@ pub fn verify_bytes(bytes: &[u8], module: &ManifestModule) -> Result<(), VerifyE
 
 /// Reads a regular file of at most `limit` bytes that is no symbolic link.
 pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    // Not to wait where it is a pipe, and not to follow where it is a link: what was checked is
-    // what is read.
+    // Do not wait if it is a pipe, and do not follow it if it is a link: the file that is checked
+    // is the one that is read.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
