@@ -6,11 +6,11 @@
 //! the two; the preprocessing before them is not timed. Floor and precompile run in turn, so that
 //! other load on the machine affects both.
 
-use crate::cargo::cargo;
+use crate::cargo::{captured, cargo};
 use crate::precompile::command::nvcc_command;
 use crate::precompile::inputs::Inputs;
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
-use crate::workspace;
+use crate::{workers, workspace};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use peersum_artifact::{ModuleKey, Target};
@@ -18,8 +18,6 @@ use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How many runs with nothing to do are timed; each takes milliseconds.
@@ -71,36 +69,36 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
         colds.push(precompile(&nvcc, jobs, Some("sm_90"), &out)?);
     }
     let (floor, cold) = (median(floors), median(colds));
+    let show = |what: &str, time: Duration, remark: &str| {
+        println!("{what:36} {:9.3} s   {remark}", time.as_secs_f64());
+    };
+    show("floor, sm_90: cicc and ptxas alone", floor, "");
     let ratio = cold.as_secs_f64() / floor.as_secs_f64();
-    println!(
-        "floor, sm_90: cicc and ptxas alone      {:8.2} s",
-        floor.as_secs_f64()
-    );
-    println!(
-        "cold, sm_90, 42 modules                 {:8.2} s   {ratio:.2} x the floor (goal: at \
-         most 1.20)",
-        cold.as_secs_f64()
-    );
+    let remark = format!("{ratio:.2} x the floor (goal: at most 1.20)");
+    show("cold, sm_90, 42 modules", cold, &remark);
 
     let full = directory.path().join("full");
     let cold = precompile(&nvcc, jobs, None, &full)?;
-    println!(
-        "cold, the release set                   {:8.2} s   (goal: at most 14 on 2 cores)",
-        cold.as_secs_f64()
+    show(
+        "cold, the release set",
+        cold,
+        "(goal: at most 14 s on 2 cores)",
     );
     let idle: Result<Vec<_>, _> = (0..IDLE_RUNS)
         .map(|_| precompile(&nvcc, jobs, None, &full))
         .collect();
-    println!(
-        "nothing changed, the release set        {:8.1} ms  (goal: at most 30)",
-        median(idle?).as_secs_f64() * 1e3
+    show(
+        "nothing changed, the release set",
+        median(idle?),
+        "(goal: at most 0.030 s)",
     );
 
     if args.xtask_build {
         let built = build_xtask(jobs, &directory.path().join("target"))?;
-        println!(
-            "cold build of xtask                     {:8.1} s   (goal: at most 30 on 2 cores)",
-            built.as_secs_f64()
+        show(
+            "cold build of xtask",
+            built,
+            "(goal: at most 25 s on 2 cores)",
         );
     }
     Ok(true)
@@ -122,16 +120,10 @@ struct Calls {
 impl Floor {
     /// Asks nvcc for the calls, and runs those before cicc.
     fn prepare(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Self> {
-        let root = workspace::root();
         let modules: Vec<ModuleKey> = ModuleKey::all().collect();
-        let inputs = Inputs::read(
-            &root.join("kernels"),
-            Some(&root.join("xtask/prelude")),
-            &modules,
-        )?;
+        let inputs = Inputs::read(&workspace::kernels(), Some(&workspace::prelude()), &modules)?;
         let target: Target = "sm_90".parse()?;
-        let mut calls = Vec::new();
-        for module in modules {
+        let calls = modules.into_iter().map(|module| {
             let directory = directory.join(module.name());
             fs::create_dir_all(&directory)
                 .with_context(|| format!("cannot make `{}`", directory.display()))?;
@@ -140,44 +132,27 @@ impl Floor {
                 .arg("--dryrun")
                 .output()
                 .context("cannot start nvcc")?;
-            ensure!(
-                output.status.success(),
-                "nvcc --dryrun: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            calls.push(Calls::parse(
-                nvcc,
-                &String::from_utf8_lossy(&output.stderr),
-                directory,
-            )?);
-        }
-        Ok(Self { modules: calls })
+            let printed = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "nvcc --dryrun: {printed}");
+            Calls::parse(nvcc, &printed, directory)
+        });
+        Ok(Self {
+            modules: calls.collect::<anyhow::Result<_>>()?,
+        })
     }
 
     /// Runs cicc and ptxas for every module, `jobs` at a time.
     fn run(&self, jobs: usize) -> anyhow::Result<Duration> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build()?;
-        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
         let begun = Instant::now();
-        pool.broadcast(|_| {
-            while let Some(calls) = self.modules.get(next.fetch_add(1, Ordering::Relaxed)) {
-                for command in &calls.commands {
-                    if let Err(error) = calls.shell(command) {
-                        *failure
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-                    }
-                }
-            }
-        });
+        let outcomes = workers::each(&self.modules, jobs, |_, calls| {
+            calls
+                .commands
+                .iter()
+                .try_for_each(|command| calls.shell(command))
+        })?;
         let took = begun.elapsed();
-        match failure
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-        {
-            Some(error) => Err(error),
-            None => Ok(took),
-        }
+        outcomes.into_iter().collect::<anyhow::Result<()>>()?;
+        Ok(took)
     }
 }
 
@@ -221,19 +196,10 @@ impl Calls {
     }
 
     fn shell(&self, command: &str) -> anyhow::Result<()> {
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
         let mut shell = Command::new("sh");
-        shell
-            .args(["-c", &format!("exec {command}")])
-            .current_dir(&self.directory)
-            .stdin(Stdio::null());
-        let output = shell
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "{command}\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        shell.args(["-c", &format!("exec {command}")]);
+        captured(shell.current_dir(&self.directory).envs(environment))?;
         Ok(())
     }
 }
@@ -246,19 +212,10 @@ fn precompile(
     out: &Path,
 ) -> anyhow::Result<Duration> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    command
-        .args([
-            "precompile",
-            "--quiet",
-            "--jobs",
-            &jobs.to_string(),
-            "--toolkit",
-        ])
-        .arg(&nvcc.program);
-    command
-        .arg("--out")
-        .arg(out)
-        .args(arch.map(|arch| format!("--arch={arch}")));
+    command.args(["precompile", "--quiet", "--jobs", &jobs.to_string()]);
+    command.arg("--toolkit").arg(&nvcc.program);
+    command.arg("--out").arg(out);
+    command.args(arch.map(|arch| format!("--arch={arch}")));
     timed(&mut command)
 }
 
@@ -270,9 +227,8 @@ fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
         "--offline",
         "--quiet",
         "--package=xtask",
-        "--jobs",
-        &jobs.to_string(),
     ]);
+    cargo.args(["--jobs", &jobs.to_string()]);
     timed(cargo.env("CARGO_TARGET_DIR", target))
 }
 

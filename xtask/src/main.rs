@@ -13,6 +13,7 @@ mod lock;
 mod precompile;
 mod test_programs;
 mod toolchain;
+mod workers;
 mod workspace;
 
 use clap::{Parser, Subcommand};

@@ -2,14 +2,12 @@
 //! time, for a rank that never comes or a deadline, and leave the cores idle.
 
 use crate::cargo::cargo;
-use crate::workspace;
+use crate::{workers, workspace};
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// The most programs at a time. Each has as many threads as there are cores, and some measure time.
 const MAX_AT_ONCE: usize = 4;
@@ -85,23 +83,13 @@ impl TestPrograms {
             .filter_map(|artifact| Some((artifact.executable.as_deref()?, artifact)))
             .collect();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let next = AtomicUsize::new(0);
-        let failed = Mutex::new(Vec::new());
-        std::thread::scope(|scope| {
-            for _ in 0..cores.min(MAX_AT_ONCE) {
-                scope.spawn(|| {
-                    while let Some((path, artifact)) =
-                        programs.get(next.fetch_add(1, Ordering::Relaxed))
-                    {
-                        if let Err(error) = run_one(path, artifact, environment) {
-                            let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                            failed.push(format!("{error:#}"));
-                        }
-                    }
-                });
-            }
-        });
-        let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let outcomes = workers::each(&programs, cores.min(MAX_AT_ONCE), |_, (path, artifact)| {
+            run_one(path, artifact, environment)
+        })?;
+        let failed: Vec<String> = outcomes
+            .into_iter()
+            .filter_map(|outcome| Some(format!("{:#}", outcome.err()?)))
+            .collect();
         ensure!(
             failed.is_empty(),
             "test programs failed:\n  {}",

@@ -41,14 +41,14 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let kernels = request.kernels.clone().unwrap_or_else(workspace::kernels);
     let kernels = fs::canonicalize(&kernels)
         .with_context(|| format!("cannot read the kernels' directory `{}`", kernels.display()))?;
-    let mut reporter = Reporter::new(request.message_format, request.quiet);
+    let reporter = Reporter::new(request.message_format, request.quiet);
     if request.check {
         return check(request, &kernels, &output, &reporter);
     }
     let nvcc = toolchain::resolve(&request.toolkit.clone().unwrap_or_default(), &mut |note| {
         reporter.note(&note)
     })?;
-    compile(request, &nvcc, &kernels, &output, &mut reporter, started)
+    compile(request, &nvcc, &kernels, &output, &reporter, started)
 }
 
 /// `--check`: whether the output is what the request asks for, without a compiler.
@@ -75,7 +75,7 @@ fn compile(
     nvcc: &Nvcc,
     kernels: &std::path::Path,
     output: &OutputDir,
-    reporter: &mut Reporter,
+    reporter: &Reporter,
     started: Started,
 ) -> anyhow::Result<bool> {
     let targets = matrix::targets(&request.arch, nvcc.program.parent())?;
@@ -110,7 +110,7 @@ fn compile(
         }
     }
     let jobs = request.jobs().min(plan.jobs.len().max(1));
-    let mut run = Run {
+    let run = Run {
         nvcc,
         inputs: &inputs,
         output,

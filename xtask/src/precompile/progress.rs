@@ -1,13 +1,12 @@
-//! What a run prints while it works: a line of progress on a terminal, plain lines elsewhere, JSON
-//! lines for programs.
+//! What a run prints while it works: plain lines for people, JSON lines for programs.
 
 use super::compile::Failure;
 use super::matrix::Artifact;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
-use std::sync::{Mutex, PoisonError};
+use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The form of the messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -87,24 +86,9 @@ enum Message<'a> {
 pub(crate) struct Reporter {
     format: MessageFormat,
     quiet: bool,
-    /// Locked while a line is written, so that lines of several threads do not mix.
-    progress: Mutex<Option<Progress>>,
-}
-
-/// How many compiler processes have ended, shown at the foot of a terminal.
-#[derive(Debug)]
-struct Progress {
-    ended: usize,
-    total: usize,
-    latest: String,
-}
-
-impl Progress {
-    fn show(&self, terminal: &mut impl std::io::Write) {
-        let (ended, total) = (self.ended, self.total);
-        let _ = write!(terminal, "compiling {ended}/{total} {}", self.latest);
-        let _ = terminal.flush();
-    }
+    /// How many compiler processes have ended, and how many there are.
+    ended: AtomicUsize,
+    total: AtomicUsize,
 }
 
 impl Reporter {
@@ -112,41 +96,23 @@ impl Reporter {
         Self {
             format,
             quiet,
-            progress: Mutex::new(None),
+            ended: AtomicUsize::new(0),
+            total: AtomicUsize::new(0),
         }
-    }
-
-    fn talks(&self) -> bool {
-        self.format == MessageFormat::Human && !self.quiet
     }
 
     /// Says what the run is about to do with so many compiler processes.
     pub(crate) fn begin(&self, processes: usize, what: &str) {
-        if !self.talks() {
-            return;
-        }
-        self.line(what);
-        if std::io::stderr().is_terminal() {
-            *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = Some(Progress {
-                ended: 0,
-                total: processes,
-                latest: String::new(),
-            });
+        self.total.store(processes, Ordering::Relaxed);
+        if self.format == MessageFormat::Human && !self.quiet {
+            line(what);
         }
     }
 
-    /// Counts a process that ended. `false` if no terminal shows the count.
-    fn advance(&self, label: &str) -> bool {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(progress) = &mut *progress else {
-            return false;
-        };
-        progress.ended += 1;
-        label.clone_into(&mut progress.latest);
-        let mut terminal = std::io::stderr().lock();
-        let _ = terminal.write_all(CLEAR_LINE);
-        progress.show(&mut terminal);
-        true
+    /// Counts a process that ended, as `12 of 42`.
+    fn count(&self) -> String {
+        let ended = self.ended.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{ended} of {}", self.total.load(Ordering::Relaxed))
     }
 
     /// Something that a person should know although all is well.
@@ -154,7 +120,7 @@ impl Reporter {
         match self.format {
             MessageFormat::Json => json(&Message::Note { message }),
             MessageFormat::Human if self.quiet => {}
-            MessageFormat::Human => self.line(&format!("note: {message}")),
+            MessageFormat::Human => line(&format!("note: {message}")),
         }
     }
 
@@ -172,8 +138,9 @@ impl Reporter {
             let remarks = remarks.join("\n");
             self.note(&format!("{label}: the compiler remarks\n{remarks}"));
         }
-        if self.talks() && !self.advance(&label) {
-            self.line(&format!("built {label} in {seconds:.2} s"));
+        let count = self.count();
+        if self.format == MessageFormat::Human && !self.quiet {
+            line(&format!("built {label} in {seconds:.2} s ({count})"));
         }
     }
 
@@ -200,8 +167,8 @@ impl Reporter {
         for line in failure.output.lines() {
             let _ = writeln!(text, "  | {line}");
         }
-        self.line(text.trim_end());
-        self.advance(&label);
+        line(text.trim_end());
+        self.count();
     }
 
     /// The result of a check: the problems on stdout, one a line.
@@ -221,13 +188,13 @@ impl Reporter {
             let _ = writeln!(std::io::stdout().lock(), "{problem}");
         }
         if !problems.is_empty() {
-            self.line(&format!(
+            line(&format!(
                 "error: {out} is not what was asked for ({} of {modules} modules); \
                  `cargo xtask precompile` with the same flags makes it so",
                 problems.len()
             ));
         } else if !self.quiet {
-            self.line(&format!(
+            line(&format!(
                 "{modules} modules are there, undamaged and up to date; {out}"
             ));
         }
@@ -235,14 +202,6 @@ impl Reporter {
 
     /// The last message of a run.
     pub(crate) fn summary(&self, summary: &Summary) {
-        if let Some(_shown) = self
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            let _ = std::io::stderr().lock().write_all(CLEAR_LINE);
-        }
         if self.format == MessageFormat::Json {
             return json(&Message::Summary { summary });
         }
@@ -261,27 +220,14 @@ impl Reporter {
             let _ = write!(text, "; slowest {name}, {seconds:.2} s");
         }
         let _ = write!(text, "; {}", summary.out);
-        self.line(&text);
-    }
-
-    /// Writes a line to stderr, above the progress if that is shown.
-    fn line(&self, text: &str) {
-        let progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut stderr = std::io::stderr().lock();
-        // A closed stderr is no reason to stop compiling.
-        match &*progress {
-            None => drop(writeln!(stderr, "{text}")),
-            Some(progress) => {
-                let _ = stderr.write_all(CLEAR_LINE);
-                let _ = writeln!(stderr, "{text}");
-                progress.show(&mut stderr);
-            }
-        }
+        line(&text);
     }
 }
 
-/// Moves a terminal's cursor to the start of the line, and erases the line.
-const CLEAR_LINE: &[u8] = b"\r\x1b[2K";
+/// Writes a line to stderr. A closed stderr is no reason to stop compiling.
+fn line(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
 
 fn module<'a>(
     artifact: &Artifact,

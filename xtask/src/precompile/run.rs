@@ -1,6 +1,6 @@
 //! One run: compile what the plan asks for, and publish everything or nothing.
 
-use super::compile::{Compiled, Failure, Job};
+use super::compile::Job;
 use super::inputs::Inputs;
 use super::matrix::Artifact;
 use super::output::{LockedOutput, OutputDir};
@@ -9,12 +9,11 @@ use super::progress::{Reporter, Status, Summary};
 use super::staging::Staging;
 use super::timeline::Span;
 use crate::toolchain::Nvcc;
-use anyhow::{Context as _, ensure};
+use crate::workers;
+use anyhow::ensure;
 use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// What a run works with.
@@ -22,7 +21,7 @@ pub(crate) struct Run<'a> {
     pub(crate) nvcc: &'a Nvcc,
     pub(crate) inputs: &'a Inputs,
     pub(crate) output: &'a OutputDir,
-    pub(crate) reporter: &'a mut Reporter,
+    pub(crate) reporter: &'a Reporter,
     pub(crate) started: Started,
 }
 
@@ -48,7 +47,7 @@ impl Run<'_> {
     /// # Errors
     /// The output cannot be staged or published; it then stays as it was.
     pub(crate) fn carry_out(
-        &mut self,
+        &self,
         plan: &Plan,
         locked: &LockedOutput<'_>,
         present_files: &BTreeSet<String>,
@@ -117,7 +116,7 @@ impl Run<'_> {
 
     /// Runs every job, `jobs` at a time, even if others fail.
     fn compile(
-        &mut self,
+        &self,
         plan: &Plan,
         staging: &Staging,
         jobs: usize,
@@ -133,42 +132,35 @@ impl Run<'_> {
                 self.nvcc.compiler
             ),
         );
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(jobs)
-            .build()
-            .context("cannot start the compile threads")?;
-        let results = Mutex::new((Vec::new(), Vec::new()));
-        let next = AtomicUsize::new(0);
-        let (reporter, started) = (&*self.reporter, self.started.at);
-        // Not a parallel iterator: those split the list in halves, and the slow modules at its
-        // start must start first.
-        pool.broadcast(|worker| {
-            while let Some(job) = plan.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let begun = Instant::now();
-                let outcome = job.run(self.nvcc, self.inputs, staging);
-                let seconds = begun.elapsed().as_secs_f64();
-                let artifacts = job.artifacts();
-                report(reporter, &artifacts, seconds, &outcome);
-                let span = Span {
-                    name: job.label(),
-                    files: artifacts.len(),
-                    status: if outcome.is_ok() {
-                        Status::Built
-                    } else {
-                        Status::Failed
-                    },
-                    worker: worker.index(),
-                    start_seconds: begun.duration_since(started).as_secs_f64(),
-                    seconds,
-                };
-                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                results
-                    .0
-                    .extend(outcome.into_iter().flat_map(|compiled| compiled.modules));
-                results.1.push(span);
-            }
-        });
-        Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let ended = workers::each(&plan.jobs, jobs, |worker, job| {
+            let begun = Instant::now();
+            let outcome = job.run(self.nvcc, self.inputs, staging);
+            let span = Span {
+                name: job.label(),
+                files: job.artifacts().len(),
+                status: match outcome {
+                    Ok(_) => Status::Built,
+                    Err(_) => Status::Failed,
+                },
+                worker,
+                start_seconds: begun.duration_since(self.started.at).as_secs_f64(),
+                seconds: begun.elapsed().as_secs_f64(),
+            };
+            let modules = match outcome {
+                Ok(compiled) => {
+                    let remarks = &compiled.remarks;
+                    self.reporter.built(&job.artifacts(), span.seconds, remarks);
+                    compiled.modules
+                }
+                Err(failure) => {
+                    self.reporter.failed(&job.artifacts(), &failure);
+                    Vec::new()
+                }
+            };
+            (modules, span)
+        })?;
+        let (modules, spans): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+        Ok((modules.concat(), spans))
     }
 
     /// Refuses to publish modules whose sources were edited while they were compiled: their keys
@@ -197,18 +189,6 @@ impl Run<'_> {
             .map(|span| (span.name.clone(), span.seconds));
         summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
         summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
-    }
-}
-
-fn report(
-    reporter: &Reporter,
-    artifacts: &[Artifact],
-    seconds: f64,
-    outcome: &Result<Compiled, Failure>,
-) {
-    match outcome {
-        Ok(compiled) => reporter.built(artifacts, seconds, &compiled.remarks),
-        Err(failure) => reporter.failed(artifacts, failure),
     }
 }
 
