@@ -248,6 +248,10 @@ impl Job {
 
 fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
+        // As a shell reports SIGBUS and SIGSEGV: some of nvcc's tools crash on a full disk.
+        (Some(code @ (135 | 139)), _) => {
+            format!("exit status {code} (a tool of nvcc crashed; is the disk full?)")
+        }
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(9)) => {
             "killed by signal 9 (is the machine out of memory? try fewer --jobs)".to_owned()
