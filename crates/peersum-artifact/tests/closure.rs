@@ -1,4 +1,4 @@
-//! The include closure: complete, ordered, and never silently short.
+//! The include closure: complete, ordered, and never silently incomplete.
 
 use peersum_artifact::{Closure, ClosureError, Digest, include_closure};
 

@@ -65,8 +65,8 @@ fn modules_are_written_in_one_order_whatever_order_they_have() {
     );
 }
 
-/// Run it with `--release -- --ignored --nocapture`: it prints the time, which an unoptimised build
-/// does not keep to.
+/// Run it with `--release -- --ignored --nocapture`: it prints the time. An unoptimised build is
+/// slower.
 #[test]
 #[ignore = "measures a release build"]
 fn the_release_set_is_read_within_a_millisecond() {
@@ -154,7 +154,7 @@ fn a_directory_is_read_and_every_failure_names_its_path() {
         }
     ));
 
-    // A sparse file: nothing of it may be read into memory.
+    // A sparse file: it must not be read into memory.
     std::fs::File::create(&path)
         .unwrap()
         .set_len(1 << 40)
