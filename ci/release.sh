@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Installed here and not in CI, which it would keep busy for minutes.
+# Installed here and not in CI: it takes minutes to build. By hand: `cargo install --locked cargo-deny`, then `cargo deny check`.
 CARGO_DENY=0.20.2
 
 field() { sed -n "s/^$1 = \"\(.*\)\"$/\1/p" Cargo.toml | head -n 1; }
@@ -25,9 +25,13 @@ msrv=$(field rust-version)
 rustup toolchain install "$msrv" --profile minimal
 CARGO_TARGET_DIR=target/msrv RUSTUP_TOOLCHAIN=$msrv cargo check --locked --workspace --features xtask/dist
 
+# Licences, sources and advisories of all dependencies, of both workspaces that crates are published from.
 cargo deny --version 2>&1 | grep -qx "cargo-deny $CARGO_DENY" ||
     cargo install --locked --quiet "cargo-deny@$CARGO_DENY"
-cargo xtask deny --advisories
+rules=$PWD/deny.toml
+for workspace in . crates/peersum-candle; do
+    (cd "$workspace" && cargo deny --locked --config "$rules" check licenses bans sources advisories)
+done
 
 # Everything that a change must pass, which ends with the release in target/dist and its verification.
 .ci/run

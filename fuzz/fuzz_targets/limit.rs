@@ -1,4 +1,5 @@
-//! No allocation of more than 64 MiB: it is refused, which ends the program. libFuzzer's own limit knows AddressSanitizer's allocator alone.
+//! Refuses an allocation of more than 64 MiB, which ends the program. libFuzzer's own limit works
+//! only with AddressSanitizer's allocator.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -9,7 +10,8 @@ struct Limited;
 #[global_allocator]
 static ALLOCATOR: Limited = Limited;
 
-// SAFETY: every call within the limit goes to the system's allocator unchanged; null is how an allocation is refused.
+// SAFETY: every call within the limit goes to the system's allocator unchanged; null is how an
+// allocation is refused.
 unsafe impl GlobalAlloc for Limited {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() > MOST_BYTES {

@@ -1,5 +1,6 @@
-//! One function for everything that peersum reads from a file or a socket: it is given any bytes, must not panic, and asserts what has to hold of whatever
-//! it accepts. libFuzzer calls these, and so does `cargo test`, which includes this file.
+//! One function for each thing that peersum reads from a file or a socket. It takes any bytes, must
+//! not panic, and asserts what must be true of the input that it accepts. libFuzzer calls these
+//! functions, and so does `cargo test`, which includes this file.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path};
@@ -12,7 +13,7 @@ use peersum_artifact::pack::Pack;
 use peersum_artifact::{Manifest, inspect_cubin, text_sections, verify_bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-/// A manifest's text. True if it was accepted, as for all functions here.
+/// A manifest's text. Returns whether it was accepted, as all functions here do.
 pub fn manifest(input: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(input) else {
         return false;
@@ -125,11 +126,13 @@ pub fn dispatch_table(input: &[u8]) -> bool {
 /// The label of the exchange that [`rendezvous`] enters.
 pub const LABEL: &str = "exchange";
 
-/// Input bytes of [`rendezvous`] in front of the stream: which rank hears it (bit 0), how many bytes of the stream are there when the group is formed
-/// (two bytes, little endian; the rest comes then), and how many file descriptors come with either part.
+/// Input bytes of [`rendezvous`] in front of the stream: the rank that receives it (bit 0), how
+/// many bytes of the stream are sent before the group forms (two bytes, little endian; the rest
+/// follows), and how many file descriptors come with each part.
 pub const CONTROL_BYTES: usize = 5;
 
-/// Everything that one rank of two sends to the other: greeting, exchange, and whatever else. True if an exchange came about.
+/// Everything that one rank of two sends to the other: the greeting, the exchange, and anything
+/// else. Returns whether an exchange succeeded.
 pub fn rendezvous(input: &[u8]) -> bool {
     let Some((&[listener, at_low, at_high, first, second], stream)) =
         input.split_first_chunk::<CONTROL_BYTES>()
@@ -157,14 +160,15 @@ pub fn rendezvous(input: &[u8]) -> bool {
         assert_eq!(parts.len(), 2);
         assert_eq!(parts[group.rank() as usize].0, b"own");
     }
-    // Whatever else was sent meets a group that expects nothing, or that has failed; and then its end.
+    // Anything else that was sent reaches a group that expects nothing or has failed; then the
+    // connection closes.
     let _ = group.barrier("behind", Duration::ZERO);
     drop(socket);
     let _ = group.barrier("lost", Duration::ZERO);
     gathered.is_ok()
 }
 
-/// Sends what the socket takes at once, with some file descriptors.
+/// Sends what the socket accepts at once, with some file descriptors.
 fn send(socket: &OwnedFd, bytes: &[u8], descriptors: u8) {
     static DESCRIPTOR: OnceLock<std::fs::File> = OnceLock::new();
     const MOST: usize = 24;

@@ -1,9 +1,9 @@
 // Stands in for the `cuda_runtime.h` that nvcc includes ahead of every source file.
 //
-// The kernels use no CUDA header, but nvcc's own implicit one costs more than half of a module's compile time. This file
-// lies first on the include path and defines the keywords that the kernels use, as the stock headers define them, and
-// nothing else. The cubins are the same byte for byte: `cargo xtask ci` compares them, and
-// `cargo xtask precompile --stock-headers` does without this file.
+// The kernels use no CUDA header, but nvcc's own implicit one costs more than half of a module's
+// compile time. This file is first on the include path. It defines the keywords that the kernels
+// use, as the stock headers define them, and nothing else. The cubins are the same byte for byte:
+// `cargo xtask ci` compares them. `cargo xtask precompile --stock-headers` does without this file.
 #pragma once
 
 #define __host__ __attribute__((host))

@@ -1,39 +1,39 @@
-//! `cargo xtask bench precompile`: the compile times of this project against the floor that the compiler sets.
+//! `cargo xtask bench precompile`: the compile times of this project against the floor that the
+//! compiler sets.
 //!
-//! The floor is cicc and ptxas alone, called directly for the same modules with as many jobs: what no driver of them can
-//! beat with one process a module. nvcc itself says how it calls the two (`--dryrun`); the preprocessing before them
-//! is done ahead of the clock. Floor and precompile take turns, so that what else the machine does meets both.
+//! The floor is the time of cicc and ptxas alone, called directly for the same modules with as many
+//! jobs: with one process a module, nothing can be faster. `nvcc --dryrun` prints how nvcc calls
+//! the two; the preprocessing before them is not timed. Floor and precompile run in turn, so that
+//! other load on the machine affects both.
 
-use crate::cargo::cargo;
-use crate::precompile::compile::nvcc_command;
+use crate::cargo::{captured, cargo};
+use crate::precompile::command::nvcc_command;
 use crate::precompile::inputs::Inputs;
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
-use crate::workspace;
+use crate::{workers, workspace};
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use peersum_artifact::{ModuleKey, Target};
 use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How often the run with nothing to do is timed; it takes milliseconds.
+/// How many runs with nothing to do are timed; each takes milliseconds.
 const IDLE_RUNS: usize = 21;
 
 /// Time precompile against cicc and ptxas called directly
 ///
-/// Prints the cold build of the 42 modules for sm_90 beside the floor that the compiler itself sets, the cold build of
-/// the release set, and a run with nothing to do.
+/// Prints the time of a cold build of the 42 modules for sm_90 and that of the compiler's own
+/// processes alone, of a cold build of the release set, and of a run with nothing to do.
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecompileArgs {
     /// Compiler processes at a time [default: the number of cores]
     #[arg(long, short, value_name = "N")]
     jobs: Option<NonZeroUsize>,
 
-    /// How often each cold build for sm_90 and the floor are run; the median counts
+    /// Runs of the cold build for sm_90 and of the compiler's own processes; the median is printed
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
 
@@ -41,7 +41,7 @@ pub(crate) struct BenchPrecompileArgs {
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
 
-    /// Time a cold build of xtask itself, too; its dependencies must have been fetched
+    /// Also time a cold build of xtask itself; its dependencies must have been fetched
     #[arg(long)]
     xtask_build: bool,
 }
@@ -49,8 +49,8 @@ pub(crate) struct BenchPrecompileArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// When there is no compiler, or anything that is timed fails.
-pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<ExitCode> {
+/// There is no compiler, or something that is timed fails.
+pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     let jobs = args
         .jobs
         .or_else(|| std::thread::available_parallelism().ok())
@@ -69,38 +69,39 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<ExitCode> {
         colds.push(precompile(&nvcc, jobs, Some("sm_90"), &out)?);
     }
     let (floor, cold) = (median(floors), median(colds));
+    let show = |what: &str, time: Duration, remark: &str| {
+        println!("{what:36} {:9.3} s   {remark}", time.as_secs_f64());
+    };
+    show("floor, sm_90: cicc and ptxas alone", floor, "");
     let ratio = cold.as_secs_f64() / floor.as_secs_f64();
-    println!(
-        "floor, sm_90: cicc and ptxas alone      {:8.2} s",
-        floor.as_secs_f64()
-    );
-    println!(
-        "cold, sm_90, 42 modules                 {:8.2} s   {ratio:.2} x the floor (goal: at most 1.20)",
-        cold.as_secs_f64()
-    );
+    let remark = format!("{ratio:.2} x the floor (goal: at most 1.20)");
+    show("cold, sm_90, 42 modules", cold, &remark);
 
     let full = directory.path().join("full");
     let cold = precompile(&nvcc, jobs, None, &full)?;
-    println!(
-        "cold, the release set                   {:8.2} s   (goal: at most 14 on 2 cores)",
-        cold.as_secs_f64()
+    show(
+        "cold, the release set",
+        cold,
+        "(goal: at most 14 s on 2 cores)",
     );
     let idle: Result<Vec<_>, _> = (0..IDLE_RUNS)
         .map(|_| precompile(&nvcc, jobs, None, &full))
         .collect();
-    println!(
-        "nothing changed, the release set        {:8.1} ms  (goal: at most 30)",
-        median(idle?).as_secs_f64() * 1e3
+    show(
+        "nothing changed, the release set",
+        median(idle?),
+        "(goal: at most 0.030 s)",
     );
 
     if args.xtask_build {
         let built = build_xtask(jobs, &directory.path().join("target"))?;
-        println!(
-            "cold build of xtask                     {:8.1} s   (goal: at most 30 on 2 cores)",
-            built.as_secs_f64()
+        show(
+            "cold build of xtask",
+            built,
+            "(goal: at most 25 s on 2 cores)",
         );
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
 /// The compiler's own calls, preprocessing done.
@@ -117,18 +118,12 @@ struct Calls {
 }
 
 impl Floor {
-    /// Learns the calls from nvcc and runs those before cicc.
+    /// Asks nvcc for the calls, and runs those before cicc.
     fn prepare(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Self> {
-        let root = workspace::root();
         let modules: Vec<ModuleKey> = ModuleKey::all().collect();
-        let inputs = Inputs::read(
-            &root.join("kernels"),
-            Some(&root.join("xtask/prelude")),
-            &modules,
-        )?;
+        let inputs = Inputs::read(&workspace::kernels(), Some(&workspace::prelude()), &modules)?;
         let target: Target = "sm_90".parse()?;
-        let mut calls = Vec::new();
-        for module in modules {
+        let calls = modules.into_iter().map(|module| {
             let directory = directory.join(module.name());
             fs::create_dir_all(&directory)
                 .with_context(|| format!("cannot make `{}`", directory.display()))?;
@@ -137,49 +132,32 @@ impl Floor {
                 .arg("--dryrun")
                 .output()
                 .context("cannot start nvcc")?;
-            ensure!(
-                output.status.success(),
-                "nvcc --dryrun: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            calls.push(Calls::parse(
-                nvcc,
-                &String::from_utf8_lossy(&output.stderr),
-                directory,
-            )?);
-        }
-        Ok(Self { modules: calls })
+            let printed = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "nvcc --dryrun: {printed}");
+            Calls::parse(nvcc, &printed, directory)
+        });
+        Ok(Self {
+            modules: calls.collect::<anyhow::Result<_>>()?,
+        })
     }
 
     /// Runs cicc and ptxas for every module, `jobs` at a time.
     fn run(&self, jobs: usize) -> anyhow::Result<Duration> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(jobs).build()?;
-        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
         let begun = Instant::now();
-        pool.broadcast(|_| {
-            while let Some(calls) = self.modules.get(next.fetch_add(1, Ordering::Relaxed)) {
-                for command in &calls.commands {
-                    if let Err(error) = calls.shell(command) {
-                        *failure
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
-                    }
-                }
-            }
-        });
+        let outcomes = workers::each(&self.modules, jobs, |_, calls| {
+            calls
+                .commands
+                .iter()
+                .try_for_each(|command| calls.shell(command))
+        })?;
         let took = begun.elapsed();
-        match failure
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-        {
-            Some(error) => Err(error),
-            None => Ok(took),
-        }
+        outcomes.into_iter().collect::<anyhow::Result<()>>()?;
+        Ok(took)
     }
 }
 
 impl Calls {
-    /// Takes the lines of `nvcc --dryrun` apart: variables first, then the commands in order.
+    /// Parses the output of `nvcc --dryrun`: first variables, then the commands in order.
     fn parse(nvcc: &Nvcc, dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
         let mut calls = Self {
             directory,
@@ -218,24 +196,15 @@ impl Calls {
     }
 
     fn shell(&self, command: &str) -> anyhow::Result<()> {
+        let environment = self.environment.iter().map(|(name, value)| (name, value));
         let mut shell = Command::new("sh");
-        shell
-            .args(["-c", &format!("exec {command}")])
-            .current_dir(&self.directory)
-            .stdin(Stdio::null());
-        let output = shell
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "{command}\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        shell.args(["-c", &format!("exec {command}")]);
+        captured(shell.current_dir(&self.directory).envs(environment))?;
         Ok(())
     }
 }
 
-/// Times this very binary.
+/// Times `precompile` of this binary.
 fn precompile(
     nvcc: &Nvcc,
     jobs: usize,
@@ -243,19 +212,10 @@ fn precompile(
     out: &Path,
 ) -> anyhow::Result<Duration> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    command
-        .args([
-            "precompile",
-            "--quiet",
-            "--jobs",
-            &jobs.to_string(),
-            "--toolkit",
-        ])
-        .arg(&nvcc.program);
-    command
-        .arg("--out")
-        .arg(out)
-        .args(arch.map(|arch| format!("--arch={arch}")));
+    command.args(["precompile", "--quiet", "--jobs", &jobs.to_string()]);
+    command.arg("--toolkit").arg(&nvcc.program);
+    command.arg("--out").arg(out);
+    command.args(arch.map(|arch| format!("--arch={arch}")));
     timed(&mut command)
 }
 
@@ -267,9 +227,8 @@ fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
         "--offline",
         "--quiet",
         "--package=xtask",
-        "--jobs",
-        &jobs.to_string(),
     ]);
+    cargo.args(["--jobs", &jobs.to_string()]);
     timed(cargo.env("CARGO_TARGET_DIR", target))
 }
 

@@ -1,10 +1,9 @@
 //! `cargo xtask bindings`: the Rust side of `kernels/abi.h`, made by bindgen and committed.
 //!
-//! bindgen and the libclang that it loads are heavy, so they are behind the feature `bindings` of this crate: without it,
-//! the command runs itself again with it. Nothing else needs either.
+//! bindgen and libclang take long to build and load, so they are behind the feature `bindings` of
+//! this crate. Without it, the command builds xtask with it and runs that. Nothing else needs them.
 
 use clap::Args;
-use std::process::ExitCode;
 #[cfg(any(feature = "bindings", test))]
 use {
     anyhow::Context as _,
@@ -14,10 +13,10 @@ use {
     std::path::Path,
 };
 
-/// Regenerate kernels/src/abi.rs from kernels/abi.h.
+/// Regenerate kernels/src/abi.rs from kernels/abi.h
 ///
-/// libclang is taken from the machine (LIBCLANG_PATH, else where it is usually installed); where there is none, a pinned
-/// one is installed once into the user's cache.
+/// Uses the machine's libclang: LIBCLANG_PATH, else the usual directories. If there is none,
+/// installs a pinned one, once, in the user's cache directory.
 #[derive(Debug, Args)]
 pub(crate) struct BindingsArgs {
     /// Write nothing; fail if the committed bindings are not those of the header
@@ -28,13 +27,24 @@ pub(crate) struct BindingsArgs {
 /// Runs `cargo xtask bindings`.
 ///
 /// # Errors
-/// No libclang can be had, the header does not parse, the bindings cannot be written, or with `--check` they are stale.
-pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<ExitCode> {
-    implementation::run(args)
+/// There is no libclang, the header does not parse, the bindings cannot be written, or with
+/// `--check` they are stale.
+#[cfg(feature = "bindings")]
+pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<bool> {
+    generator::run(args.check)
 }
 
-/// Brings the committed bindings in line with `generated`, or with `check` only says whether they are. Returns what was
-/// done, as the rest of a sentence that begins with the path.
+/// Builds xtask with bindgen and runs the command with that.
+///
+/// # Errors
+/// Cargo cannot be started.
+#[cfg(not(feature = "bindings"))]
+pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
+    crate::cargo::run_again_with_feature("bindings")
+}
+
+/// Writes `generated` over the committed bindings if they differ; with `check`, a difference is an
+/// error. Returns what was done, to be printed after the path.
 #[cfg(any(feature = "bindings", test))]
 fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static str> {
     let committed = match fs::read(path) {
@@ -54,42 +64,30 @@ fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static 
     Ok("was regenerated")
 }
 
-/// Replaces the file by one rename, so that a build never sees half of it.
+/// Replaces the file by one rename, so that a build never sees an incomplete file.
 #[cfg(any(feature = "bindings", test))]
 fn write(path: &Path, text: &str) -> io::Result<()> {
     let mut file = tempfile::Builder::new()
         .prefix(".abi.rs.")
         .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
     file.write_all(text.as_bytes())?;
-    // A temporary file is its owner's alone; a source file is everybody's to read.
+    // Only its owner can read a temporary file; everybody can read a source file.
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(0o644))?;
     file.persist(path)?;
     Ok(())
 }
 
-#[cfg(not(feature = "bindings"))]
-mod implementation {
-    use super::BindingsArgs;
-    use crate::cargo;
-    use std::process::ExitCode;
-
-    pub(super) fn run(_args: &BindingsArgs) -> anyhow::Result<ExitCode> {
-        cargo::run_again_with_feature("bindings")
-    }
-}
-
 #[cfg(feature = "bindings")]
-mod implementation {
-    use super::BindingsArgs;
+mod generator {
     use crate::toolchain::wheels::WheelSet;
     use crate::workspace;
-    use anyhow::{Context as _, bail};
+    use anyhow::{Context as _, bail, ensure};
     use bindgen::callbacks::ParseCallbacks;
     use bindgen::{Formatter, MacroTypeVariation, RustEdition, RustTarget};
     use std::os::unix::process::CommandExt as _;
     use std::path::{Path, PathBuf};
-    use std::process::{Command, ExitCode};
+    use std::process::Command;
 
     /// Where clang-sys looks first.
     const LIBRARY_VARIABLE: &str = "LIBCLANG_PATH";
@@ -100,46 +98,51 @@ mod implementation {
         download: "about 25 MB",
         licence: None,
         ways_out: &[
-            "install libclang (Debian, Ubuntu: apt install libclang-dev), or set LIBCLANG_PATH to a directory that has it",
+            "install libclang (Debian, Ubuntu: apt install libclang-dev), or set LIBCLANG_PATH to \
+             a directory that has it",
         ],
     };
 
     /// The library's path within its wheel.
     const WHEEL_LIBRARY: &str = "clang/native/libclang.so";
 
-    /// What the generated file begins with. Constants come from macros, whose comments libclang does not give.
+    /// What the generated file begins with. Constants come from macros, whose comments libclang
+    /// does not give.
     const HEAD: &str = "\
 //! What the host and the kernels agree on. Its documentation is `kernels/abi.h`.
 //!
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]";
 
-    pub(super) fn run(args: &BindingsArgs) -> anyhow::Result<ExitCode> {
+    pub(super) fn run(check: bool) -> anyhow::Result<bool> {
         if let Err(reason) = clang_sys::load() {
             return with_pinned_libclang(&reason);
         }
         let kernels = workspace::root().join("kernels");
         let path = kernels.join("src/abi.rs");
         let generated = generate(&kernels.join("abi.h"))?;
-        let outcome = super::settle(&path, &generated, args.check)?;
+        let outcome = super::settle(&path, &generated, check)?;
         eprintln!("{} {}", path.display(), outcome);
-        Ok(ExitCode::SUCCESS)
+        Ok(true)
     }
 
-    /// Installs the pinned libclang and starts this command anew with it, since the library is found by the environment.
+    /// Installs the pinned libclang and starts this command again with it: clang-sys finds the
+    /// library through the environment.
     ///
     /// Returns only if that failed.
-    fn with_pinned_libclang(reason: &str) -> anyhow::Result<ExitCode> {
+    fn with_pinned_libclang(reason: &str) -> anyhow::Result<bool> {
         if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
             bail!(
-                "no usable libclang in {LIBRARY_VARIABLE}={}: {reason}. Correct it, or unset it to have a pinned one installed",
+                "no usable libclang in {LIBRARY_VARIABLE}={}: {reason}. Correct it, or unset it to \
+                 install a pinned one",
                 path.display()
             );
         }
         let installed = LIBCLANG.install(
-            |site| match site.join(WHEEL_LIBRARY).is_file() {
-                true => Ok(PathBuf::from(WHEEL_LIBRARY)),
-                false => Err(format!("it has no {WHEEL_LIBRARY}")),
+            |site| {
+                let is_there = site.join(WHEEL_LIBRARY).is_file();
+                ensure!(is_there, "it has no {WHEEL_LIBRARY}");
+                Ok(PathBuf::from(WHEEL_LIBRARY))
             },
             &mut |note| eprintln!("note: {note}"),
         )?;
@@ -156,7 +159,7 @@ mod implementation {
         let target = RustTarget::stable(89, 0).map_err(|error| anyhow::anyhow!("{error}"))?;
         let bindings = bindgen::Builder::default()
             .header(header.to_string_lossy())
-            // Ordinary comments document the items too; and no header of the machine's may be found.
+            // Ordinary comments are documentation too, and the machine's headers must not be found.
             .clang_args(["-x", "c", "-std=c11", "-fparse-all-comments", "-nostdinc"])
             // One target for all: the layout is the same on every 64-bit Linux that has a GPU.
             .clang_arg("--target=x86_64-unknown-linux-gnu")
@@ -170,7 +173,7 @@ mod implementation {
             .derive_debug(true)
             .derive_copy(true)
             .derive_default(true)
-            // Its arrays are longer than those that the standard library has a default for.
+            // The standard library has no `Default` for arrays as long as its.
             .no_default("PeersumControl")
             .layout_tests(true)
             .sort_semantically(false)
@@ -187,7 +190,7 @@ mod implementation {
 
     impl ParseCallbacks for Comments {
         fn process_comment(&self, comment: &str) -> Option<String> {
-            // A comment is one paragraph. Brackets are indices in it, and no links to Rust items.
+            // A comment is one paragraph. Brackets in it are indices, not links to Rust items.
             let lines: Vec<&str> = comment.lines().map(str::trim).collect();
             let text = lines.join(" ").replace('[', "\\[").replace(']', "\\]");
             // bindgen puts nothing between the slashes and the text.

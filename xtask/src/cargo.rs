@@ -1,15 +1,14 @@
-//! The cargo that runs us, and the way in which commands are run whose output matters only if they fail.
+//! Running cargo, and commands whose output matters only if they fail.
 
 #[cfg(not(all(feature = "bindings", feature = "dist")))]
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use std::ffi::OsString;
 use std::path::Path;
-#[cfg(not(all(feature = "bindings", feature = "dist")))]
-use std::process::ExitCode;
 use std::process::{Command, Stdio};
 
-fn program() -> OsString {
+/// The cargo that runs us.
+pub(crate) fn program() -> OsString {
     std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
 }
 
@@ -20,7 +19,8 @@ pub(crate) fn cargo(directory: &Path) -> Command {
     cargo
 }
 
-/// Runs a command to its end and returns its standard output; what it says otherwise is shown only if it fails.
+/// Runs a command to its end and returns its standard output; shows what else it printed only if it
+/// fails.
 ///
 /// # Errors
 /// It cannot be started, or fails.
@@ -39,29 +39,24 @@ pub(crate) fn captured(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Builds xtask with one more feature and runs this very command line with that.
+/// Builds xtask with one more feature and runs this very command line with it.
 ///
 /// # Errors
 /// Cargo cannot be started.
 #[cfg(not(all(feature = "bindings", feature = "dist")))]
-pub(crate) fn run_again_with_feature(feature: &str) -> anyhow::Result<ExitCode> {
-    let root = workspace::root();
-    let mut cargo = Command::new(program());
+pub(crate) fn run_again_with_feature(feature: &str) -> anyhow::Result<bool> {
+    // In the present directory: paths on the command line are relative to it.
+    let mut cargo = cargo(Path::new("."));
     cargo
         .args(["run", "--locked", "--quiet", "--package=xtask"])
         .arg(format!("--features={feature}"))
-        // Not from the workspace's root: paths on the command line are relative to where it was given.
         .arg("--manifest-path")
-        .arg(root.join("Cargo.toml"))
+        .arg(workspace::root().join("Cargo.toml"))
         .arg("--")
         .args(std::env::args_os().skip(1));
     let status = cargo
         .status()
         .with_context(|| format!("cannot start {cargo:?}"))?;
-    // The inner run has said what went wrong.
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    // The inner run has reported what went wrong.
+    Ok(status.success())
 }

@@ -1,22 +1,25 @@
-//! `cargo xtask test` and `cargo xtask ci`: thin sequences of cargo and xtask steps.
+//! `cargo xtask test` and `cargo xtask ci`: sequences of cargo and xtask steps.
 
-use crate::cargo::cargo;
-use crate::precompile::stock_headers;
-use crate::toolchain;
+use crate::cargo;
+use crate::precompile::{self, Request, stock_headers};
+use crate::test_programs::TestPrograms;
+use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use clap::Args;
 use peersum_artifact::{Manifest, RELEASE_SET};
 use std::fs;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use xshell::{Shell, cmd};
 
-/// Precompile, then run the tests of the whole workspace and the smoke grid on the emulator
+/// Run all tests, with the compiled kernels of this checkout
 ///
-/// The tests that need compiled modules or NVRTC get the ones of this checkout; both are installed or made on first use.
+/// Compiles the kernels, runs the tests of the whole workspace, and then the smoke grid on the
+/// emulator. Installs the pinned compiler and NVRTC on first use.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
-    /// Arguments for `cargo test`, such as `-p peersum-artifact` or `-- --nocapture` [default: --workspace]
+    /// Arguments for `cargo test`, such as `-p peersum-artifact` or `-- --nocapture`
+    /// [default: the whole workspace]
     #[arg(
         trailing_var_arg = true,
         allow_hyphen_values = true,
@@ -27,110 +30,136 @@ pub(crate) struct TestArgs {
 
 /// Run everything that a change must pass
 ///
-/// Format, lints, licences, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the same with nvcc's stock
-/// headers (the bytes must agree), the tests, and a release with a program built from it alone.
+/// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the same
+/// with nvcc's stock headers (the bytes must agree), the tests, and a release with a program built
+/// from it alone.
 #[derive(Debug, Args)]
 pub(crate) struct CiArgs {}
+
+/// The whole workspace for `cargo test`: with the protocols that are broken on purpose, which the
+/// tests must notice, and with what xtask builds only when asked.
+const WORKSPACE: [&str; 4] = [
+    "--locked",
+    "--workspace",
+    "--features",
+    "peersum-harness/negative-controls,xtask/dist",
+];
+
+/// A shell at the workspace's root.
+fn shell() -> anyhow::Result<Shell> {
+    let shell = Shell::new()?;
+    shell.change_dir(workspace::root());
+    Ok(shell)
+}
+
+/// Compiles the release set with the pinned compiler, into its usual place or another.
+fn compile(stock_headers: bool, out: &Path) -> anyhow::Result<()> {
+    let request = Request {
+        toolkit: Some(ToolkitChoice::Pinned),
+        stock_headers,
+        out: Some(out.to_path_buf()),
+        ..Request::default()
+    };
+    ensure!(precompile::run(&request)?, "some modules do not compile");
+    Ok(())
+}
 
 /// Runs `cargo test` over the workspace.
 ///
 /// # Errors
 /// A step cannot be started or fails.
-pub(crate) fn test(args: &TestArgs) -> anyhow::Result<ExitCode> {
-    step(xtask().args(["precompile", "--toolkit", "pinned"]))?;
+pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
+    let cubins = workspace::cubins();
+    compile(false, &cubins)?;
     let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
-    let mut cargo = cargo(&workspace::root());
-    cargo.args(["test", "--locked"]);
-    if !args
-        .cargo_test_args
-        .iter()
-        .any(|argument| argument == "-p" || argument.starts_with("--package"))
-    {
-        // With the protocols that are broken on purpose, which the tests must see, and what xtask builds only when asked.
-        cargo.args([
-            "--workspace",
-            "--features",
-            "peersum-harness/negative-controls,xtask/dist",
-        ]);
+    let (shell, cargo) = (shell()?, cargo::program());
+    let given = &args.cargo_test_args;
+    if given.is_empty() {
+        test_workspace(&shell, &cubins, &nvrtc)?;
+        return Ok(true);
     }
-    cargo.args(&args.cargo_test_args);
-    cargo
-        .env(
-            "PEERSUM_TEST_CUBINS",
-            workspace::root().join("target/cubins"),
+    let names_package = |argument: &String| argument == "-p" || argument.starts_with("--package");
+    let scope: &[&str] = match given.iter().any(names_package) {
+        true => &["--locked"],
+        false => &WORKSPACE,
+    };
+    cmd!(shell, "{cargo} test {scope...} {given...}")
+        .env("PEERSUM_TEST_CUBINS", cubins)
+        .env("PEERSUM_TEST_NVRTC", nvrtc)
+        .run()?;
+    Ok(true)
+}
+
+/// All test programs, the examples in the documentation, and the smoke grid.
+fn test_workspace(shell: &Shell, cubins: &Path, nvrtc: &Path) -> anyhow::Result<()> {
+    let programs = TestPrograms::build(&WORKSPACE)?;
+    programs.run(&[
+        ("PEERSUM_TEST_CUBINS", cubins),
+        ("PEERSUM_TEST_NVRTC", nvrtc),
+    ])?;
+    let cargo = cargo::program();
+    let scope = &WORKSPACE;
+    cmd!(shell, "{cargo} test --doc {scope...}").run()?;
+    // The harness that the tests have used: one in release mode would be a second build of
+    // everything, and the emulated kernels are optimised in either.
+    let harness = programs
+        .executable("peersum-harness")
+        .context("cargo test builds no harness")?;
+    for ranks in ["threads", "processes"] {
+        cmd!(
+            shell,
+            "{harness} grid --device emulator --grid smoke --ranks {ranks}"
         )
-        .env("PEERSUM_TEST_NVRTC", nvrtc);
-    step(&mut cargo)?;
-    if args.cargo_test_args.is_empty() {
-        for ranks in ["threads", "processes"] {
-            step(xtask().args([
-                "test-allreduce",
-                "--device",
-                "emulator",
-                "--grid",
-                "smoke",
-                "--ranks",
-                ranks,
-            ]))?;
-        }
+        .run()?;
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Runs every check of CI in turn and stops at the first that fails.
 ///
 /// # Errors
 /// A step cannot be started or fails.
-pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<ExitCode> {
-    step(cargo(&workspace::root()).args(["fmt", "--all", "--check"]))?;
-    step(cargo(&workspace::root()).args([
-        "clippy",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--features",
-        "xtask/dist",
-        "--",
-        "-D",
-        "warnings",
-    ]))?;
-    step(xtask().arg("deny"))?;
-    step(xtask().args(["bindings", "--check"]))?;
-    step(xtask().args(["precompile", "--toolkit", "pinned"]))?;
+pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
+    let (shell, cargo) = (shell()?, cargo::program());
+    // Another command of xtask runs through cargo: `bindings` builds this program with another
+    // feature in the same place, so the file that runs here may be gone.
+    cmd!(shell, "{cargo} fmt --all --check").run()?;
+    let features = "xtask/dist";
+    let lints = ["-D", "warnings"];
+    cmd!(
+        shell,
+        "{cargo} clippy --locked --workspace --all-targets --features {features} -- {lints...}"
+    )
+    .run()?;
+    cmd!(shell, "{cargo} xtask bindings --check").run()?;
+    compile(false, &workspace::cubins())?;
     prelude_matches_stock_headers()?;
     test(&TestArgs {
         cargo_test_args: Vec::new(),
     })?;
-    step(xtask().arg("dist"))?;
-    step(xtask().args(["dist", "--verify", "target/dist"]))?;
-    Ok(ExitCode::SUCCESS)
+    cmd!(shell, "{cargo} xtask dist").run()?;
+    cmd!(shell, "{cargo} xtask dist --verify target/dist").run()?;
+    Ok(true)
 }
 
-/// Compiles the whole matrix again without the prelude and compares the files: the prelude must not be able to change code.
+/// Compiles the whole matrix again without the prelude and compares the files: the prelude must not
+/// be able to change code.
 ///
-/// Where the pinned compiler's headers do not compile with this machine's C library there is
-/// nothing to compare with, which is said.
+/// If the pinned compiler's headers do not compile with this machine's C library, there is nothing
+/// to compare with; it says so.
 fn prelude_matches_stock_headers() -> anyhow::Result<()> {
-    let nvcc = toolchain::resolve(&toolchain::ToolkitChoice::Pinned, &mut |note| {
-        eprintln!("note: {note}");
+    let nvcc = toolchain::resolve(&ToolkitChoice::Pinned, &mut |note| {
+        eprintln!("note: {note}")
     })?;
     if let Some(fault) = stock_headers::fault(&nvcc, RELEASE_SET[0])? {
         eprintln!("NOT CHECKED: that the prelude changes no code. {fault}");
         return Ok(());
     }
-    let target = workspace::root().join("target");
-    let (with_prelude, stock) = (target.join("cubins"), target.join("cubins-stock-headers"));
-    step(
-        xtask()
-            .args([
-                "precompile",
-                "--toolkit",
-                "pinned",
-                "--stock-headers",
-                "--out",
-            ])
-            .arg(&stock),
-    )?;
+    let (with_prelude, stock) = (
+        workspace::cubins(),
+        workspace::target().join("cubins-stock-headers"),
+    );
+    compile(true, &stock)?;
     let modules = Manifest::read_dir(&stock)?.modules;
     for module in &modules {
         let read = |directory: &Path| {
@@ -139,7 +168,8 @@ fn prelude_matches_stock_headers() -> anyhow::Result<()> {
         };
         ensure!(
             read(&stock)? == read(&with_prelude)?,
-            "{} is not the same with xtask/prelude/cuda_runtime.h as with nvcc's own headers; mend the prelude",
+            "{} is not the same with xtask/prelude/cuda_runtime.h as with nvcc's own headers; \
+             fix the prelude",
             module.file_name()
         );
     }
@@ -147,23 +177,5 @@ fn prelude_matches_stock_headers() -> anyhow::Result<()> {
         "{} files are the same with the prelude and with nvcc's own headers",
         modules.len()
     );
-    Ok(())
-}
-
-/// Another command of xtask, through cargo: `bindings` builds this program with another feature in the same place, so the
-/// file that runs here may be gone.
-fn xtask() -> Command {
-    let mut command = cargo(&workspace::root());
-    command.arg("xtask");
-    command
-}
-
-/// Runs one step with its output shown as it comes; a failure names the command.
-fn step(command: &mut Command) -> anyhow::Result<()> {
-    eprintln!("$ {command:?}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    ensure!(status.success(), "{command:?} ended with {status}");
     Ok(())
 }

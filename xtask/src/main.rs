@@ -1,23 +1,23 @@
 //! The project's own commands, run as `cargo xtask <command>`.
 //!
-//! This file holds the flags and the dispatch; each command is a module. Dependencies are few on purpose: a fresh clone
+//! This file dispatches; each command is a module. Dependencies are few on purpose: a fresh clone
 //! builds this crate before it can do anything else.
 
-mod bench_harness;
 mod bench_precompile;
 mod bindings;
 mod cargo;
 mod cargo_steps;
-mod deny;
 mod dist;
 mod harness;
-mod harness_kernels;
+mod lock;
 mod precompile;
-mod test_allreduce;
+mod test_programs;
 mod toolchain;
+mod workers;
 mod workspace;
 
 use clap::{Parser, Subcommand};
+use harness::{HarnessArgs, HarnessCommand};
 use std::process::ExitCode;
 
 /// The project's own commands.
@@ -34,7 +34,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Precompile(precompile::PrecompileArgs),
+    Precompile(Box<precompile::Request>),
     Bench {
         #[command(subcommand)]
         bench: Bench,
@@ -42,61 +42,65 @@ enum Command {
     Toolchain(toolchain::ToolchainArgs),
     Bindings(bindings::BindingsArgs),
     Test(cargo_steps::TestArgs),
-    TestAllreduce(test_allreduce::TestAllreduceArgs),
-    /// Measure which algorithm and grid is the fastest on this machine, and write the dispatch table
+    /// Test every configuration of the all-reduce on this machine's GPUs, else on the emulator
     #[command(disable_help_flag = true)]
-    Tune(bench_harness::HarnessBenchArgs),
-    /// Say what of this machine works with peersum, what is slower and why, and what does not work and what to do
+    TestAllreduce(HarnessArgs),
+    /// Find the fastest algorithm and grid for each size, and write this machine's dispatch table
     #[command(disable_help_flag = true)]
-    Doctor(bench_harness::HarnessBenchArgs),
+    Tune(HarnessArgs),
+    /// Diagnose this machine: what works, what is slow, and how to fix it
+    #[command(disable_help_flag = true)]
+    Doctor(HarnessArgs),
     Dist(dist::DistArgs),
-    Deny(deny::DenyArgs),
     Ci(cargo_steps::CiArgs),
 }
 
-/// Measurements of the project's own performance promises.
+/// Measure the performance that the project promises
 #[derive(Debug, Subcommand)]
 enum Bench {
     Precompile(bench_precompile::BenchPrecompileArgs),
-    /// Time the first use of a module from a directory, the pack, NVRTC and the JIT cache
+    /// Time the all-reduce by size, world size and algorithm, against NCCL and the machine's limits
     #[command(disable_help_flag = true)]
-    Load(bench_harness::HarnessBenchArgs),
-    /// Time the host's part of an eager call against a bare launch of the same kernel
+    Allreduce(HarnessArgs),
+    /// Time a row-parallel layer: without an all-reduce, with peersum's and with NCCL's
     #[command(disable_help_flag = true)]
-    Call(bench_harness::HarnessBenchArgs),
-    /// Time the all-reduce in replayed graphs, by size, world size and algorithm
-    #[command(disable_help_flag = true)]
-    Allreduce(bench_harness::HarnessBenchArgs),
-    /// Time a row-parallel layer in a graph of many: without an all-reduce, with peersum's and with NCCL's
-    #[command(disable_help_flag = true)]
-    Layer(bench_harness::HarnessBenchArgs),
+    Layer(HarnessArgs),
 }
 
 fn main() -> ExitCode {
-    let outcome = match Cli::parse().command {
-        Command::Precompile(args) => precompile::run(&args),
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            let _ = error.print();
+            return exit_code(!error.use_stderr());
+        }
+    };
+    let outcome = match command {
+        Command::Precompile(request) => precompile::run(&request),
         Command::Toolchain(args) => toolchain::run(&args),
         Command::Bindings(args) => bindings::run(&args),
         Command::Bench { bench } => match bench {
             Bench::Precompile(args) => bench_precompile::run(&args),
-            Bench::Load(args) => bench_harness::run(bench_harness::Bench::Load, &args),
-            Bench::Call(args) => bench_harness::run(bench_harness::Bench::Call, &args),
-            Bench::Allreduce(args) => bench_harness::run(bench_harness::Bench::Allreduce, &args),
-            Bench::Layer(args) => bench_harness::run(bench_harness::Bench::Layer, &args),
+            Bench::Allreduce(args) => HarnessCommand::BenchAllreduce.run(&args),
+            Bench::Layer(args) => HarnessCommand::BenchLayer.run(&args),
         },
         Command::Test(args) => cargo_steps::test(&args),
-        Command::TestAllreduce(args) => test_allreduce::run(&args),
-        Command::Tune(args) => bench_harness::run(bench_harness::Bench::Tune, &args),
-        Command::Doctor(args) => bench_harness::run(bench_harness::Bench::Doctor, &args),
+        Command::TestAllreduce(args) => HarnessCommand::TestAllreduce.run(&args),
+        Command::Tune(args) => HarnessCommand::Tune.run(&args),
+        Command::Doctor(args) => HarnessCommand::Doctor.run(&args),
         Command::Dist(args) => dist::run(&args),
-        Command::Deny(args) => deny::run(&args),
         Command::Ci(args) => cargo_steps::ci(&args),
     };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    exit_code(outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        false
+    }))
+}
+
+/// The exit status: whether all that was asked for was done. What was not, was reported.
+fn exit_code(done: bool) -> ExitCode {
+    match done {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }

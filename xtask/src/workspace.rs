@@ -1,13 +1,11 @@
-//! Where this checkout lies.
+//! Where this checkout is, and the directories in it that several commands use.
 
-use anyhow::Context as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The workspace's root directory.
 ///
-/// Cargo says it when it runs the binary, so that a checkout that was moved after the build is still found; a binary
-/// started by hand falls back to where it was built.
+/// Cargo tells it when it runs the binary, so that a checkout that was moved after the build is
+/// still found; a binary started by hand falls back to where it was built.
 pub(crate) fn root() -> PathBuf {
     let manifest_dir = std::env::var_os("CARGO_MANIFEST_DIR")
         .map(PathBuf::from)
@@ -19,26 +17,22 @@ pub(crate) fn root() -> PathBuf {
         .unwrap_or(manifest_dir)
 }
 
-/// The directories of all workspaces that crates are published from: the root, and each of `crates/` that is a workspace of its
-/// own, so that no other build waits for its dependencies.
-///
-/// # Errors
-/// The directory or a manifest cannot be read.
-pub(crate) fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
-    let root = root();
-    let crates = root.join("crates");
-    let unreadable = |path: &Path| format!("cannot read `{}`", path.display());
-    let mut own = Vec::new();
-    for entry in fs::read_dir(&crates).with_context(|| unreadable(&crates))? {
-        let directory = entry.with_context(|| unreadable(&crates))?.path();
-        let manifest = directory.join("Cargo.toml");
-        if manifest.is_file() {
-            let text = fs::read_to_string(&manifest).with_context(|| unreadable(&manifest))?;
-            if text.lines().any(|line| line == "[workspace]") {
-                own.push(directory);
-            }
-        }
-    }
-    own.sort();
-    Ok(std::iter::once(root).chain(own).collect())
+/// The kernels' sources.
+pub(crate) fn kernels() -> PathBuf {
+    root().join("kernels")
+}
+
+/// The directory of the header that replaces nvcc's implicit one.
+pub(crate) fn prelude() -> PathBuf {
+    root().join("xtask/prelude")
+}
+
+/// What the project's commands make.
+pub(crate) fn target() -> PathBuf {
+    root().join("target")
+}
+
+/// The release set's cubins, unless a command line says otherwise.
+pub(crate) fn cubins() -> PathBuf {
+    target().join("cubins")
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::key::ModuleKey;
 use crate::vocabulary::{ParseNameError, name_traits};
 
-/// How far code for an architecture may use what only that architecture has.
+/// Which features code for an architecture may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ArchVariant {
     /// Compatible within the major version, from its own minor version on.
@@ -58,8 +58,9 @@ impl Arch {
 
     /// Whether a cubin made for this architecture runs on `device`, whose variant is ignored.
     ///
-    /// A plain or `f` cubin serves the same major version and an equal or higher minor one, an `a` cubin its own
-    /// number alone. This is the rule for discrete GPUs; NVIDIA promises nothing of it between those and Tegra.
+    /// A plain or `f` cubin serves the same major version and an equal or higher minor one, an `a`
+    /// cubin its own number alone. This is the rule among discrete GPUs. NVIDIA does not promise it
+    /// between discrete GPUs and Tegra.
     #[must_use]
     pub fn cubin_serves(self, device: Arch) -> bool {
         match self.variant {
@@ -70,9 +71,11 @@ impl Arch {
         }
     }
 
-    /// Whether PTX made for this architecture can be compiled for `device`, whose variant is ignored.
+    /// Whether PTX made for this architecture can be compiled for `device`, whose variant is
+    /// ignored.
     ///
-    /// Plain PTX serves its own number and every higher one; `f` and `a` serve what their cubins serve.
+    /// Plain PTX serves its own number and every higher one; `f` and `a` serve what their cubins
+    /// serve.
     #[must_use]
     pub fn ptx_serves(self, device: Arch) -> bool {
         match self.variant {
@@ -134,7 +137,8 @@ fn parse_arch(given: &str) -> Option<Arch> {
 
 name_traits!(Arch);
 
-/// What one compilation produces: a cubin for one architecture, or PTX that a driver compiles later.
+/// What one compilation produces: a cubin for one architecture, or PTX that a driver compiles
+/// later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Target {
     /// `sm_90`: machine code.
@@ -143,7 +147,8 @@ pub enum Target {
     Ptx(Arch),
 }
 
-/// What a release holds: cubins for every data-centre and workstation generation since Ampere, and PTX for the rest.
+/// What a release holds: cubins for every data-centre and workstation generation since Ampere, and
+/// PTX for the rest.
 pub const RELEASE_SET: [Target; 5] = [
     Target::Ptx(Arch::plain(8, 0)),
     Target::Cubin(Arch::plain(8, 0)),
@@ -188,8 +193,9 @@ impl Target {
 
 /// The best of several targets for `device`, or `None` when none serves it.
 ///
-/// Any cubin is better than PTX, whose compilation costs time at load. Among equals the highest architecture wins:
-/// it is the nearest to the device, since none above it serves. Of one number, `a` beats `f` beats plain.
+/// Any cubin is better than PTX, whose compilation costs time at load. Among equals the highest
+/// architecture wins: it is the nearest to the device, since none above it serves. Of one number,
+/// `a` beats `f` beats plain.
 #[must_use]
 pub fn best_target(targets: impl IntoIterator<Item = Target>, device: Arch) -> Option<Target> {
     targets

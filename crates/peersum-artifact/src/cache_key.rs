@@ -11,7 +11,8 @@ use crate::digest::{Digest, Encoder};
 use crate::key::ModuleKey;
 use crate::vocabulary::vocabulary;
 
-/// The version of the key's layout. It enters every key, so raising it makes all older entries misses.
+/// The version of the key's layout. It enters every key, so raising it makes all older entries
+/// misses.
 pub const CACHE_KEY_SCHEMA: u32 = 1;
 
 /// Which compiler made a module.
@@ -33,19 +34,17 @@ pub struct CompilerId {
     pub kind: CompilerKind,
     /// The version, e.g. `13.0.88`.
     pub version: String,
-    /// nvcc: the build as it prints it, e.g. `cuda_13.0.r13.0/compiler.36424714_0`. NVRTC: the library's GNU build id.
+    /// nvcc: the build as it prints it, e.g. `cuda_13.0.r13.0/compiler.36424714_0`. NVRTC: the
+    /// library's GNU build id.
     pub build: String,
 }
 
 impl CompilerId {
-    /// The toolkit release that the compiler belongs to, or `None` where the version does not begin with one.
+    /// The toolkit release that the compiler belongs to, or `None` where the version does not begin
+    /// with one.
     #[must_use]
     pub fn toolkit(&self) -> Option<CudaVersion> {
-        let mut numbers = self.version.split('.').map(str::parse);
-        Some(CudaVersion {
-            major: numbers.next()?.ok()?,
-            minor: numbers.next()?.ok()?,
-        })
+        CudaVersion::of_release(&self.version)
     }
 }
 
@@ -55,7 +54,8 @@ impl fmt::Display for CompilerId {
     }
 }
 
-/// Everything that decides the code of one module, and nothing else: no path, host compiler or time.
+/// Everything that decides the code of one module, and nothing else: no path, host compiler or
+/// time.
 #[derive(Debug, Clone)]
 pub struct CacheKeyInputs<'a> {
     /// The module.

@@ -23,7 +23,7 @@ pub enum ClosureError {
     UnknownRoot {
         /// The root that was asked for.
         root: String,
-        /// The sources there are.
+        /// The known sources.
         known: String,
     },
     /// An included file is not among the sources.
@@ -37,12 +37,12 @@ pub enum ClosureError {
         line: usize,
         /// The name it includes.
         included: String,
-        /// The sources there are.
+        /// The known sources.
         known: String,
     },
     /// A `#include <...>`: kernels include nothing but each other.
     #[error(
-        "{file}:{line}: includes the system header <{included}>; kernels include nothing but each other"
+        "{file}:{line}: includes the system header <{included}>; kernels include only each other"
     )]
     SystemHeader {
         /// The file with the directive.
@@ -52,9 +52,9 @@ pub enum ClosureError {
         /// The header's name.
         included: String,
     },
-    /// A directive whose file cannot be told from its text alone.
+    /// A directive whose text alone does not tell the file.
     #[error(
-        "{file}:{line}: `{directive}` is not of the form #include \"file\", the only one that kernels use"
+        "{file}:{line}: `{directive}` is not of the form #include \"file\", the only one allowed"
     )]
     Unsupported {
         /// The file with the directive.
@@ -68,12 +68,14 @@ pub enum ClosureError {
 
 /// Forms the include closure of `root` among `sources`, which are pairs of path and text.
 ///
-/// Directives are read as text, without evaluating conditionals or comments that span lines: the closure may hold a
-/// file that some configuration does not include, never lack one. Includes may be cyclic.
+/// Directives are read as text, without evaluating conditionals or comments that span lines: the
+/// closure may hold a file that some configuration does not include, never lack one. Includes may
+/// be cyclic.
 ///
 /// # Errors
 ///
-/// The root or an included file is not among the sources, or a directive is not of the form `#include "file"`.
+/// The root or an included file is not among the sources, or a directive is not of the form
+/// `#include "file"`.
 pub fn include_closure(root: &str, sources: &[(&str, &str)]) -> Result<Closure, ClosureError> {
     let texts: BTreeMap<&str, &str> = sources.iter().copied().collect();
     let known = || texts.keys().copied().collect::<Vec<_>>().join(", ");
@@ -157,7 +159,7 @@ fn include_directive(line: &str) -> Directive<'_> {
     let Some(directive) = line.trim_start().strip_prefix('#') else {
         return Directive::None;
     };
-    // `include_next` and `import` would also bring in a file, so neither may pass as no directive.
+    // `include_next` and `import` also include a file, so neither may be ignored.
     let directive = directive.trim_start();
     let Some(operand) = directive.strip_prefix("include") else {
         return if directive.starts_with("import") {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::vocabulary::{ParseNameError, name_traits};
 
-/// A CUDA release, of a toolkit or as the newest that a driver supports. Sorts by age.
+/// A CUDA release: that of a toolkit, or the newest that a driver supports. Older ones sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CudaVersion {
     /// 13 of 13.0.
@@ -27,15 +27,26 @@ impl CudaVersion {
         }
     }
 
-    /// Whether a driver that supports this release loads cubins of the given toolkit: any minor version of its own
-    /// major or of an older one.
+    /// The release that a compiler's version such as `13.0.88` belongs to, or `None` if the text
+    /// does not begin with two numbers.
+    #[must_use]
+    pub fn of_release(version: &str) -> Option<CudaVersion> {
+        let mut numbers = version.split('.').map(str::parse);
+        Some(CudaVersion {
+            major: numbers.next()?.ok()?,
+            minor: numbers.next()?.ok()?,
+        })
+    }
+
+    /// Whether a driver that supports this release loads cubins of the given toolkit: any minor
+    /// version of its own major or of an older one.
     #[must_use]
     pub const fn loads_cubins_of(self, toolkit: CudaVersion) -> bool {
         self.major >= toolkit.major
     }
 
-    /// Whether a driver that supports this release compiles PTX of the given version. False for a PTX version that
-    /// this crate does not know: such a one is newer than every driver it can vouch for.
+    /// Whether a driver that supports this release compiles PTX of the given version. False for a
+    /// PTX version that this crate does not know: the driver may be older.
     #[must_use]
     pub fn compiles_ptx(self, ptx: PtxVersion) -> bool {
         ptx.cuda().is_some_and(|needed| self >= needed)
@@ -51,8 +62,8 @@ impl fmt::Display for CudaVersion {
 /// The oldest driver branch on Linux that loads a toolkit's cubins, by the toolkit's major version.
 const DRIVER_BRANCH_FLOORS: &[(u32, u32)] = &[(11, 450), (12, 525), (13, 580)];
 
-/// The oldest Linux driver branch (the first number of a driver's version, e.g. 580) that loads cubins of a toolkit
-/// of the given major version, or `None` for one that this crate does not know.
+/// The oldest Linux driver branch (the first number of a driver's version, e.g. 580) that loads
+/// cubins of a toolkit of the given major version, or `None` for one that this crate does not know.
 #[must_use]
 pub fn driver_branch_floor(toolkit_major: u32) -> Option<u32> {
     DRIVER_BRANCH_FLOORS
@@ -61,7 +72,7 @@ pub fn driver_branch_floor(toolkit_major: u32) -> Option<u32> {
         .map(|(_, branch)| *branch)
 }
 
-/// A PTX ISA version, as in the `.version` directive. Sorts by age.
+/// A PTX ISA version, as in the `.version` directive. Older ones sort first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PtxVersion {
     /// 9 of 9.0.
@@ -70,8 +81,8 @@ pub struct PtxVersion {
     pub minor: u32,
 }
 
-/// PTX ISA version, and the first CUDA release whose driver knows it. After PTX 8.5 the minor versions part ways
-/// (CUDA 12.6 kept 8.5), and from 9.0 on they agree again.
+/// PTX ISA version, and the first CUDA release whose driver knows it. After PTX 8.5 the minor
+/// versions part ways (CUDA 12.6 kept 8.5), and from 9.0 on they agree again.
 const PTX_RELEASES: &[(PtxVersion, CudaVersion)] = &[
     release(7, 0, 11, 0),
     release(7, 1, 11, 1),
@@ -118,7 +129,8 @@ const fn release(
 }
 
 impl PtxVersion {
-    /// The first CUDA release whose driver compiles this version, or `None` where this crate does not know it.
+    /// The first CUDA release whose driver compiles this version, or `None` where this crate does
+    /// not know it.
     #[must_use]
     pub fn cuda(self) -> Option<CudaVersion> {
         PTX_RELEASES

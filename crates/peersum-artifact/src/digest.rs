@@ -57,7 +57,7 @@ impl FromStr for Digest {
     }
 }
 
-/// What each byte counts for as a hexadecimal digit, [`NO_DIGIT`] where it is none.
+/// The value of each byte as a hexadecimal digit; [`NO_DIGIT`] for every other byte.
 ///
 /// Lower case only: a digest has one spelling, as manifests are compared byte for byte.
 const DIGIT_VALUES: [u8; 256] = {
@@ -71,7 +71,7 @@ const DIGIT_VALUES: [u8; 256] = {
     values
 };
 
-/// Has a bit that no digit's value has.
+/// A bit that no digit's value has.
 const NO_DIGIT: u8 = 0x80;
 
 fn parse_hex(digits: &[u8]) -> Option<[u8; 32]> {
@@ -79,7 +79,7 @@ fn parse_hex(digits: &[u8]) -> Option<[u8; 32]> {
     if digits.len() != 2 * bytes.len() {
         return None;
     }
-    // Judged at the end, not at each digit: a manifest has tens of thousands of them.
+    // Checked once at the end: a manifest has tens of thousands of digits.
     let mut seen = 0;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
         let (high, low) = (
@@ -94,12 +94,14 @@ fn parse_hex(digits: &[u8]) -> Option<[u8; 32]> {
 
 name_traits!(Digest);
 
-/// Hashes a sequence of fields so that no two different sequences feed the same bytes: every variable-length field is
-/// preceded by its length, every list by its count, every optional by a flag.
+/// Hashes a sequence of fields so that no two different sequences feed the same bytes: every
+/// variable-length field is preceded by its length, every list by its count, every optional by a
+/// flag.
 pub(crate) struct Encoder(Sha256);
 
 impl Encoder {
-    /// Starts with a domain name, which separates digests of different meaning and of different schemas.
+    /// Starts with a domain name, which separates digests of different meaning and of different
+    /// schemas.
     pub(crate) fn new(domain: &str) -> Encoder {
         let mut encoder = Encoder(Sha256::new());
         encoder.text(domain);

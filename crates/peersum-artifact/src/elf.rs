@@ -1,7 +1,7 @@
-//! What a cubin's ELF says of itself.
+//! What the ELF headers of a cubin say.
 //!
-//! The driver's `cuModuleLoadData` takes no length and trusts what it reads, so a file is checked here first: every
-//! table, section and segment must lie within it.
+//! The driver's `cuModuleLoadData` takes no length and trusts what it reads, so a file is checked
+//! here first: every table, section and segment must lie within it.
 
 use std::collections::BTreeSet;
 
@@ -21,19 +21,21 @@ const ENDIAN: LittleEndian = LittleEndian;
 
 const TEXT_PREFIX: &str = ".text.";
 
-/// The longest name that is read. Names may overlap in their table, so without a bound many long ones would need memory and time that grow with the
-/// square of the file's size.
+/// The longest name that is read. Names may overlap in their table, so without a bound many long
+/// ones would need memory and time that grow with the square of the file's size.
 const MAX_NAME_BYTES: usize = 4096;
 
 /// The most kernels of one cubin. peersum's have two.
 const MAX_KERNELS: usize = 256;
 
-/// What a cubin's ELF says of itself.
+/// What the ELF headers of a cubin say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CubinInfo {
-    /// The architecture that the code needs. Never `f`, which leaves no mark in the file; see [`CubinInfo::is_for`].
+    /// The architecture that the code needs. Never `f`, which leaves no mark in the file; see
+    /// [`CubinInfo::is_for`].
     pub arch: Arch,
-    /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8 throughout.
+    /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8
+    /// throughout.
     pub abi_version: u8,
     /// The names of the kernels, sorted.
     pub entry_points: Vec<String>,
@@ -42,7 +44,8 @@ pub struct CubinInfo {
 impl CubinInfo {
     /// Whether the file can be what a compilation for `target` produced.
     ///
-    /// A family target such as `100f` leaves the marks of the plain one, so either passes for the other.
+    /// A family target such as `100f` leaves the marks of the plain one, so either passes for the
+    /// other.
     #[must_use]
     pub fn is_for(&self, target: Arch) -> bool {
         let is_specific = |arch: Arch| arch.variant == ArchVariant::A;
@@ -67,7 +70,8 @@ pub enum ElfError {
     Relocatable,
     /// An ABI version whose flags this crate cannot read.
     #[error(
-        "a cubin of ABI version {abi_version}, whose architecture this version of peersum cannot read (it knows 7 and 8)"
+        "a cubin of ABI version {abi_version}, whose architecture this version of peersum cannot \
+         read (it knows 7 and 8)"
     )]
     UnknownAbi {
         /// The ABI version.
@@ -79,7 +83,7 @@ pub enum ElfError {
         /// The flags.
         flags: u32,
     },
-    /// A part of the file is said to lie beyond its end.
+    /// A part of the file lies beyond its end.
     #[error("truncated: {part} lies beyond the file's end")]
     Truncated {
         /// Which part.
@@ -93,7 +97,7 @@ pub enum ElfError {
     },
 }
 
-/// Reads what a cubin says of itself, and checks that all it refers to lies within it.
+/// Reads the headers of a cubin, and checks that all they refer to lies within the file.
 ///
 /// # Errors
 ///
@@ -109,7 +113,8 @@ pub fn inspect_cubin(bytes: &[u8]) -> Result<CubinInfo, ElfError> {
 
 /// The machine code of a cubin: each `.text.*` section's name and contents, sorted by name.
 ///
-/// Two builds of the same code by different tools of one toolkit version agree here even where their notes differ.
+/// Two builds of the same code by different tools of one toolkit version agree here even where
+/// their notes differ.
 ///
 /// # Errors
 ///
@@ -146,7 +151,8 @@ fn within(offset: u64, size: u64, length: usize) -> bool {
         .is_some_and(|end| end <= length as u64)
 }
 
-/// A file whose tables, sections and segments lie within it, and whose sections have readable names.
+/// A file whose tables, sections and segments lie within it, and whose sections have readable
+/// names.
 struct Cubin<'data> {
     bytes: &'data [u8],
     header: &'data Header,
@@ -178,7 +184,7 @@ impl<'data> Cubin<'data> {
             }
         }
 
-        // Bounds come before names: the names' own section may be the one cut off.
+        // Check bounds before names: the section of the names itself may be cut off.
         let headers = header
             .section_headers(ENDIAN, bytes)
             .map_err(|_| truncated("the section header table"))?;
@@ -252,7 +258,8 @@ fn is_code(section: &SectionHeader64) -> bool {
     section.sh_type(ENDIAN) == SHT_PROGBITS && section.sh_flags(ENDIAN).contains(SHF_EXECINSTR)
 }
 
-/// Where each ABI version keeps the architecture in the header's flags, and its bit for the `a` variant.
+/// Where each ABI version keeps the architecture in the header's flags, and its bit for the `a`
+/// variant.
 const ABI_LAYOUTS: &[(u8, u32, u32)] = &[(7, 0, 0x800), (8, 8, 0x8)];
 
 fn arch(cubin: &Cubin<'_>) -> Result<Arch, ElfError> {
@@ -283,8 +290,8 @@ fn arch(cubin: &Cubin<'_>) -> Result<Arch, ElfError> {
 const COMPAT_SECTION: &str = ".nv.compat";
 const COMPAT_ACCELERATOR_TARGET: u8 = 9;
 
-/// Whether `.nv.compat` says that the code is for exactly one architecture. ptxas of CUDA 13.0 marks `a` targets there and
-/// not in the header's flags.
+/// Whether `.nv.compat` says that the code is for exactly one architecture. ptxas of CUDA 13.0
+/// marks `a` targets there and not in the header's flags.
 fn compat_says_specific(cubin: &Cubin<'_>) -> Result<bool, ElfError> {
     let named =
         |section: &&SectionHeader64| cubin.name(section).is_ok_and(|name| name == COMPAT_SECTION);
@@ -292,7 +299,8 @@ fn compat_says_specific(cubin: &Cubin<'_>) -> Result<bool, ElfError> {
         return Ok(false);
     };
     let mut rest = cubin.data(section, COMPAT_SECTION)?;
-    // Each attribute: a format, a number, and two bytes, which are its value or (format 4) the length of what follows.
+    // Each attribute: a format, a number, and two bytes, which are its value or (format 4) the
+    // length of what follows.
     while let [format, attribute, low, high, tail @ ..] = rest {
         rest = match (*format, *attribute) {
             (1..=3, COMPAT_ACCELERATOR_TARGET) if *low != 0 => return Ok(true),

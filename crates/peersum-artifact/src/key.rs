@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use crate::vocabulary::{ParseNameError, name_traits, vocabulary};
 
 /// How data travels between ranks.
@@ -97,6 +100,22 @@ impl TryFrom<u32> for WorldSize {
     }
 }
 
+impl Serialize for WorldSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u32(self.get())
+    }
+}
+
+impl<'de> Deserialize<'de> for WorldSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ranks = u64::deserialize(deserializer)?;
+        let small = u32::try_from(ranks).map_err(|_| WorldSize::error(ranks));
+        small
+            .and_then(WorldSize::try_from)
+            .map_err(D::Error::custom)
+    }
+}
+
 impl FromStr for WorldSize {
     type Err = ParseNameError;
 
@@ -110,7 +129,8 @@ impl FromStr for WorldSize {
 }
 
 impl WorldSize {
-    /// As [`Display`](fmt::Display) writes it. Reading a manifest puts together a thousand names, too many for formatting.
+    /// As [`Display`](fmt::Display) writes it. Reading a manifest builds a thousand names, and the
+    /// formatting machinery would take most of that time.
     const fn digit(self) -> &'static str {
         match self.0 {
             2 => "2",
@@ -203,7 +223,8 @@ impl ModuleKey {
         }
     }
 
-    /// The preprocessor definitions of the module as `NAME=value`, in the order in which they are passed.
+    /// The preprocessor definitions of the module as `NAME=value`, in the order in which they are
+    /// passed.
     #[must_use]
     pub fn defines(&self) -> Vec<String> {
         vec![

@@ -1,16 +1,20 @@
 //! Names, manifest, digests and file checks of peersum's ahead-of-time compiled CUDA modules.
 //!
-//! The build side (`cargo xtask precompile`) writes a directory of cubins with a [`Manifest`]; the runtime finds each
-//! module in it by [`ModuleKey`] and [`Target`], and believes a file only after [`verify_file`]. Both sides use this
-//! crate for every name and every rule, so that they cannot disagree. It needs no CUDA and loads no library.
+//! The build side (`cargo xtask precompile`) writes a directory of cubins with a [`Manifest`]; the
+//! runtime finds each module in it by [`ModuleKey`] and [`Target`], and believes a file only after
+//! [`verify_file`]. Both sides use this crate for every name and every rule, so that they cannot
+//! disagree. It needs no CUDA and loads no library.
 //!
-//! - [`ModuleKey`] and the vocabulary it is made of: [`Family`], [`Algorithm`], [`Dtype`], [`WorldSize`].
-//! - [`Arch`] and [`Target`]: what a module is compiled for, which device it serves, which driver it needs.
+//! - [`ModuleKey`] and the vocabulary it is made of: [`Family`], [`Algorithm`], [`Dtype`],
+//!   [`WorldSize`].
+//! - [`Arch`] and [`Target`]: what a module is compiled for, which device it serves, which driver
+//!   it needs.
 //! - [`Digest`], [`include_closure`] and [`cache_key`]: what makes two compilations the same.
 //! - [`Manifest`]: schema 1, read strictly.
-//! - [`inspect_cubin`] and [`text_sections`]: what a cubin's ELF says of itself.
+//! - [`inspect_cubin`] and [`text_sections`]: what the ELF headers of a cubin say.
 //!
-//! Digests find corruption, not malice: who can write the directory can also write its manifest.
+//! Digests detect corruption, not malice: whoever can write the directory can write its manifest
+//! too.
 
 mod arch;
 mod cache_key;
@@ -23,6 +27,7 @@ mod manifest;
 #[cfg(feature = "pack")]
 pub mod pack;
 mod ptx;
+mod ptxas;
 mod vocabulary;
 
 pub use arch::{Arch, ArchVariant, RELEASE_SET, Target, best_target};
@@ -38,4 +43,5 @@ pub use manifest::{
     VerifyError, verify_bytes, verify_file,
 };
 pub use ptx::{PtxError, PtxInfo, inspect_ptx};
+pub use ptxas::PtxasReport;
 pub use vocabulary::ParseNameError;

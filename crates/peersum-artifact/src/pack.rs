@@ -4,14 +4,15 @@
 //! | --- | --- |
 //! | 8 | the magic [`MAGIC`] |
 //! | 4 | the version of this format, little-endian as all numbers here: [`PACK_VERSION`] |
-//! | 1 | how the modules' files are compressed: 1 is DEFLATE, each file for itself, the only one so far |
+//! | 1 | how each module's file is compressed: 1 is DEFLATE, the only way so far |
 //! | 3 | zero |
 //! | 8 | the manifest's length |
 //! | 8 | the payload's length |
 //!
-//! The payload is the manifest; then, in the manifest's order, the compressed length of each module's file in 4 bytes; then the compressed files,
-//! one after the other. The manifest is not compressed, because it is read at each start of a program; of the files a program inflates
-//! only those that it loads. No bytes at all are no pack.
+//! The payload is the manifest; then, in the manifest's order, the compressed length of each
+//! module's file in 4 bytes; then the compressed files, one after the other. The manifest is not
+//! compressed, because it is read at each start of a program; of the files a program inflates only
+//! those that it loads. No bytes at all are no pack.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::manifest::{
     verify_bytes, verify_file,
 };
 
-/// The first bytes of a pack. The last one is no text, so that a pack is not mistaken for any.
+/// The first bytes of a pack. The last one is not text, so that a pack is not mistaken for text.
 pub const MAGIC: [u8; 8] = *b"peersum\xff";
 
 /// The version of the format that this crate writes, and the only one that it reads.
@@ -40,12 +41,13 @@ const DEFLATE_LEVEL: u8 = 9;
 /// Why bytes are not a usable pack, or why none can be made.
 #[derive(Debug, Error)]
 pub enum PackError {
-    /// Something else.
+    /// Not a pack at all.
     #[error("not a pack of cubins: it does not begin with the pack's magic")]
     NotAPack,
     /// A format that this crate does not know.
     #[error(
-        "the pack has format version {found}, and this version of peersum reads {PACK_VERSION}: build both from one release"
+        "the pack has format version {found}, and this version of peersum reads {PACK_VERSION}: \
+         build both from one release"
     )]
     Version {
         /// The pack's version.
@@ -78,7 +80,7 @@ pub enum PackError {
     File(#[from] VerifyError),
 }
 
-/// A pack, taken apart. The files are neither inflated nor verified yet; see [`Pack::verified`].
+/// A parsed pack. The files are neither inflated nor verified yet; see [`Pack::verified`].
 #[derive(Debug)]
 pub struct Pack<'a> {
     manifest: Arc<Manifest>,
@@ -86,11 +88,12 @@ pub struct Pack<'a> {
 }
 
 impl<'a> Pack<'a> {
-    /// Takes a pack apart, or returns `None` when there are no bytes.
+    /// Parses a pack. Returns `None` if there are no bytes.
     ///
     /// # Errors
     ///
-    /// The bytes are not a whole pack of this version. No input panics or allocates more than its own size suggests.
+    /// The bytes are not a whole pack of this version. No input panics or allocates more than its
+    /// own size suggests.
     pub fn parse(bytes: &'a [u8]) -> Result<Option<Pack<'a>>, PackError> {
         Pack::parse_with(bytes, |text| Manifest::parse(text).map(Arc::new))
     }
@@ -113,52 +116,16 @@ impl<'a> Pack<'a> {
         let Some((header, payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(length("the header", HEADER_BYTES as u64, bytes.len()));
         };
-        let [
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            _,
-            v0,
-            v1,
-            v2,
-            v3,
-            method,
-            _,
-            _,
-            _,
-            lengths @ ..,
-        ] = *header;
-        let version = u32::from_le_bytes([v0, v1, v2, v3]);
+        let version = u32::from_le_bytes(field(header, 8));
         if version != PACK_VERSION {
             return Err(PackError::Version { found: version });
         }
+        let [method] = field(header, 12);
         if method != DEFLATE {
             return Err(PackError::Compression { method });
         }
-        let [
-            m0,
-            m1,
-            m2,
-            m3,
-            m4,
-            m5,
-            m6,
-            m7,
-            p0,
-            p1,
-            p2,
-            p3,
-            p4,
-            p5,
-            p6,
-            p7,
-        ] = lengths;
-        let manifest_bytes = u64::from_le_bytes([m0, m1, m2, m3, m4, m5, m6, m7]);
-        let payload_bytes = u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]);
+        let manifest_bytes = u64::from_le_bytes(field(header, 16));
+        let payload_bytes = u64::from_le_bytes(field(header, 24));
         if payload_bytes != payload.len() as u64 {
             return Err(length("the payload", payload_bytes, payload.len()));
         }
@@ -203,7 +170,7 @@ impl<'a> Pack<'a> {
         let most = usize::try_from(module.bytes).unwrap_or(usize::MAX);
         let bytes = match miniz_oxide::inflate::decompress_to_vec_with_limit(deflated, most) {
             Ok(bytes) => bytes,
-            // What could be inflated is not the whole file, or not this file: the verification says in what.
+            // The output is incomplete, or another file: verification says which.
             Err(error) => error.output,
         };
         verify_bytes(&bytes, module)?;
@@ -228,7 +195,8 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     for module in &manifest.modules {
         let file = verify_file(directory, module)?;
         let deflated = miniz_oxide::deflate::compress_to_vec(&file, DEFLATE_LEVEL);
-        // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block to what it cannot compress.
+        // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block
+        // to what it cannot compress.
         payload.extend((deflated.len() as u32).to_le_bytes());
         files.extend(deflated);
     }
@@ -241,6 +209,11 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     pack.extend((payload.len() as u64).to_le_bytes());
     pack.extend(payload);
     Ok(pack)
+}
+
+/// The bytes of the header from `at` on.
+fn field<const N: usize>(header: &[u8; HEADER_BYTES], at: usize) -> [u8; N] {
+    std::array::from_fn(|index| header[at + index])
 }
 
 fn length(part: &'static str, expected: u64, found: usize) -> PackError {
@@ -267,10 +240,18 @@ mod tests {
     use super::*;
     use crate::manifest::MAX_MODULE_BYTES;
 
+    /// The text of a manifest of these modules.
+    fn manifest_of(modules: &str) -> String {
+        format!(
+            r#"{{"schema": 1, "peersum_version": "0.1.0",
+            "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}},
+            "flags": [], "sources": [], "modules": [{modules}]}}"#
+        )
+    }
+
     /// A pack of no modules: header and manifest alone.
     fn empty_pack() -> Vec<u8> {
-        let manifest = r#"{"schema": 1, "peersum_version": "0.1.0",
-            "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"}, "flags": [], "sources": [], "modules": []}"#;
+        let manifest = manifest_of("");
         let mut pack = MAGIC.to_vec();
         pack.extend(PACK_VERSION.to_le_bytes());
         pack.extend([DEFLATE, 0, 0, 0]);
@@ -352,25 +333,24 @@ mod tests {
                 let digest = "0".repeat(64);
                 let entry = |algorithm| {
                     format!(
-                        r#"{{"name": "peersum_push_{algorithm}_{dtype}_ws2", "registers": 1, "spill_bytes": 0, "shared_bytes": 0,
+                        r#"{{"name": "peersum_push_{algorithm}_{dtype}_ws2",
+                            "registers": 1, "spill_bytes": 0, "shared_bytes": 0,
                             "max_threads": 512, "pdl": true}}"#
                     )
                 };
                 // The most that a manifest may say of one file.
                 format!(
-                    r#"{{"name": "{name}", "family": "push", "dtype": "{dtype}", "world_size": 2, "arch": "sm_90", "kind": "cubin",
-                        "file": "{name}.sm_90.cubin", "bytes": {MAX_MODULE_BYTES}, "sha256": "{digest}", "closure_digest": "{digest}",
+                    r#"{{"name": "{name}", "family": "push", "dtype": "{dtype}", "world_size": 2,
+                        "arch": "sm_90", "kind": "cubin", "file": "{name}.sm_90.cubin",
+                        "bytes": {MAX_MODULE_BYTES}, "sha256": "{digest}",
+                        "closure_digest": "{digest}",
                         "key": "{digest}", "entry_points": [{}, {}]}}"#,
                     entry("one_shot"),
                     entry("two_shot")
                 )
             })
             .collect();
-        let manifest = format!(
-            r#"{{"schema": 1, "peersum_version": "0.1.0",
-            "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}}, "flags": [], "sources": [], "modules": [{}]}}"#,
-            modules.join(",")
-        );
+        let manifest = manifest_of(&modules.join(","));
         // An index whose first file is longer than all that follows.
         let mut files = u32::MAX.to_le_bytes().to_vec();
         files.extend([0; 4]);

@@ -1,11 +1,11 @@
-//! What a PTX file says of itself.
+//! What the directives of a PTX file say.
 
 use thiserror::Error;
 
 use crate::arch::Target;
 use crate::cuda_version::PtxVersion;
 
-/// What a PTX file says of itself.
+/// What the directives of a PTX file say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PtxInfo {
     /// The ISA version of the `.version` directive: the driver must be at least as new.
@@ -33,7 +33,7 @@ pub enum PtxError {
     Truncated,
 }
 
-/// Reads what a PTX file says of itself.
+/// Reads the directives of a PTX file.
 ///
 /// # Errors
 ///

@@ -1,5 +1,10 @@
 //! Closed sets of names: one spelling each, for files, command lines and manifests alike.
 
+use std::fmt;
+use std::marker::PhantomData;
+use std::str::FromStr;
+
+use serde::de::Visitor;
 use thiserror::Error;
 
 /// A name that is not in its set. The message lists the valid ones.
@@ -14,7 +19,8 @@ pub struct ParseNameError {
     pub valid: String,
 }
 
-/// Implements `ALL`, `as_str`, `Display`, `FromStr` and serde (as the name) for an enum of unit variants.
+/// Implements `ALL`, `as_str`, `Display`, `FromStr` and serde (as the name) for an enum of unit
+/// variants.
 macro_rules! vocabulary {
     ($type:ident, $what:literal, { $($variant:ident => $name:literal),+ $(,)? }) => {
         impl $type {
@@ -66,11 +72,31 @@ macro_rules! name_traits {
 
         impl<'de> serde::Deserialize<'de> for $type {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                name.parse().map_err(serde::de::Error::custom)
+                deserializer.deserialize_str($crate::vocabulary::NameVisitor::new())
             }
         }
     };
+}
+
+/// Reads a name where it stands: a manifest has thousands, too many to copy each.
+pub(crate) struct NameVisitor<T>(PhantomData<T>);
+
+impl<T> NameVisitor<T> {
+    pub(crate) fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T: FromStr<Err = ParseNameError>> Visitor<'_> for NameVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<T, E> {
+        name.parse().map_err(E::custom)
+    }
 }
 
 pub(crate) use {name_traits, vocabulary};

@@ -184,7 +184,7 @@ fn no_target_is_older_than_what_the_kernels_need() {
     }
     assert!(!device(75).runs_kernels() && Arch::OLDEST.runs_kernels());
     assert!(device(80).runs_kernels() && device(103).runs_kernels());
-    // A device of any age is read: it is what an error is about.
+    // A device of any age is read, since errors name it.
     assert_eq!("75".parse(), Ok(device(75)));
 }
 
@@ -209,7 +209,7 @@ fn ptx_needs_a_driver_as_new_as_its_version() {
     assert!(cuda(13, 0).compiles_ptx(ptx("9.0")));
     assert!(!cuda(12, 9).compiles_ptx(ptx("9.0")));
     assert!(!cuda(13, 0).compiles_ptx(ptx("9.1")));
-    // CUDA 12.6 brought no PTX version of its own.
+    // CUDA 12.6 has no PTX version of its own.
     assert!(cuda(12, 6).compiles_ptx(ptx("8.5")));
     assert!(!cuda(12, 6).compiles_ptx(ptx("8.6")));
     // Unknown to this crate: never assumed to work.

@@ -1,4 +1,4 @@
-//! The cache key: each input changes it, and two inputs never run together.
+//! The cache key: each input changes it, and adjacent inputs cannot be confused.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
@@ -149,8 +149,9 @@ fn text_cannot_move_from_one_field_to_the_next() {
 
 #[test]
 fn the_key_depends_on_its_inputs_alone() {
-    // A fixed value shows that no time, path, host compiler or run-time hash seed enters: on every machine and day it is
-    // this one. Computed with Python's hashlib from the layout; another value means that CACHE_KEY_SCHEMA must rise.
+    // A fixed value, the same on every machine and day: it shows that no time, path, host compiler
+    // or hash seed enters. Computed with Python's hashlib from the layout. If it changes, raise
+    // CACHE_KEY_SCHEMA.
     assert_eq!(
         Inputs::sample().key().to_string(),
         "16a7ea60cfc0e85c4dcbea37d96ab5d15a6504765c649c91a1a2ef054afada23"

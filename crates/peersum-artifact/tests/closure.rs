@@ -1,4 +1,4 @@
-//! The include closure: complete, ordered, and never silently short.
+//! The include closure: complete, ordered, and never silently incomplete.
 
 use peersum_artifact::{Closure, ClosureError, Digest, include_closure};
 
@@ -119,8 +119,9 @@ fn digests_are_those_of_the_texts() {
         closure.files,
         [("abi.h".to_owned(), Digest::of(b"typedef int x;\n"))]
     );
-    // SHA-256 over length and bytes of the domain, the count, then length and bytes of each path with the text's
-    // digest, lengths as little-endian 64-bit numbers; computed with Python's hashlib.
+    // SHA-256 over length and bytes of the domain, the count, then length and bytes of each path
+    // with the text's digest, lengths as little-endian 64-bit numbers; computed with Python's
+    // hashlib.
     assert_eq!(
         closure.digest.to_string(),
         "7b5baeb093766a2fca6a2c8a41a8554f800f582231fcd7e9149e675c83651314"
@@ -167,9 +168,10 @@ fn paths_are_not_normalised_so_no_spelling_leads_out() {
 #[test]
 fn a_system_header_is_refused() {
     let error = include_closure("k.cu", &[("k.cu", "#include <cuda_fp16.h>")]).unwrap_err();
-    assert!(
-        matches!(&error, ClosureError::SystemHeader { line: 1, included, .. } if included == "cuda_fp16.h")
-    );
+    assert!(matches!(
+        &error,
+        ClosureError::SystemHeader { line: 1, included, .. } if included == "cuda_fp16.h"
+    ));
 }
 
 #[test]
@@ -194,7 +196,8 @@ fn a_directive_that_text_alone_cannot_resolve_is_refused() {
 
 #[test]
 fn what_is_no_directive_is_ignored() {
-    let text = "// #include \"gone\"\nconst char *s = \"#include\";\n#define X include\n#pragma once\n#if 0\n#endif\n";
+    let text = "// #include \"gone\"\nconst char *s = \"#include\";\n#define X include\n\
+                #pragma once\n#if 0\n#endif\n";
     assert_eq!(
         paths(&include_closure("k.cu", &[("k.cu", text)]).unwrap()),
         ["k.cu"]

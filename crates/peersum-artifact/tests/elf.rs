@@ -1,4 +1,4 @@
-//! Real cubins of two CUDA releases are read, and nothing else is taken for one.
+//! Real cubins of two CUDA releases are read, and nothing else is accepted as one.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
@@ -80,7 +80,7 @@ fn a_cubin_is_for_the_target_it_was_compiled_for_and_no_other() {
     assert!(is_for("push.sm_90a.cubin", "90a"));
     assert!(!is_for("push.sm_90a.cubin", "90"));
     assert!(!is_for("push.sm_90a.cubin", "90f"));
-    // A family target leaves no mark, even where the code uses what only the family has.
+    // A family target leaves no mark, even if the code uses features that only the family has.
     assert!(is_for("push.sm_100f.cubin", "100f"));
     assert!(is_for("push.sm_100f.cubin", "100"));
     assert!(!is_for("push.sm_100f.cubin", "100a"));
@@ -171,7 +171,8 @@ fn a_section_that_reaches_past_the_end_is_refused() {
         for (field, value) in past_the_end {
             let mut bytes = whole.clone();
             bytes[field..field + 8].copy_from_slice(&value.to_le_bytes());
-            // A size that is added to an offset of 64 or more; an empty section may lie anywhere up to the end.
+            // A size that is added to an offset of 64 or more; an empty section may lie anywhere up
+            // to the end.
             let error = inspect_cubin(&bytes).unwrap_err();
             assert!(matches!(error, ElfError::Truncated { .. }), "{error}");
             tried += 1;
@@ -271,7 +272,7 @@ fn tables_whose_place_or_size_overflows_are_refused() {
         bytes[place..place + 2].copy_from_slice(&0xfffe_u16.to_le_bytes());
         assert!(refusal(&bytes).contains("header table"), "at {place}");
     }
-    // No count in the header: it stands in the first section's size.
+    // The header has no count: the first section's size holds it.
     let mut bytes = whole.clone();
     bytes[0x3c..0x3e].fill(0);
     let first = section_headers(&whole)[0];
@@ -279,7 +280,8 @@ fn tables_whose_place_or_size_overflows_are_refused() {
     refusal(&bytes);
 }
 
-/// Where a name is kept: in the table of sections' names if it begins with `.text.`, else in that of symbols.
+/// Where a name is stored: in the table of section names if it begins with `.text.`, else in that
+/// of symbol names.
 fn place_of(whole: &[u8], name: &str) -> usize {
     let name = format!("\0{name}\0");
     let found = whole
@@ -303,7 +305,7 @@ fn names_that_are_no_text_have_no_end_or_are_too_long_are_refused() {
         assert!(refusal(&bytes).contains("outside the table"), "{offset}");
     }
 
-    // The table of names moved behind everything else, where it holds one long name.
+    // The table of names is moved to the end, where it holds one long name.
     let names = section_headers(&whole)[u16_at(&whole, 0x3e)];
     for (length, reason) in [(4096, None), (4097, Some("more than 4096 bytes"))] {
         let mut bytes = whole.clone();
@@ -316,7 +318,7 @@ fn names_that_are_no_text_have_no_end_or_are_too_long_are_refused() {
         bytes.extend(table);
         bytes.extend(vec![b'n'; length]);
         bytes.push(0);
-        // The first section that holds no code takes the long name.
+        // The first section without code gets the long name.
         let plain = section_headers(&whole)
             .into_iter()
             .find(|header| u32_at(&whole, header + 4) == 3)
@@ -339,7 +341,7 @@ fn a_second_kernel_of_a_name_is_refused() {
         .find(|header| u32_at(&whole, header + 4) == SHT_SYMTAB)
         .unwrap();
     let (at, size) = (u64_at(&whole, table + 0x18), u64_at(&whole, table + 0x20));
-    // Kernels have a bit of their own in the sixth byte.
+    // A bit in the sixth byte marks kernels.
     let kernels: Vec<usize> = (at..at + size)
         .step_by(SYMBOL_BYTES)
         .filter(|symbol| whole[symbol + 4] == 0x12 && whole[symbol + 5] & 0x10 != 0)
@@ -360,7 +362,7 @@ fn no_edit_makes_the_reader_panic() {
         let mut bytes = data(name);
         let headers = section_headers(&bytes);
         for _ in 0..random.usize(1..8) {
-            // Half of the edits hit the tables, where a byte decides most.
+            // Half of the edits hit the tables, where a byte matters most.
             let at = match random.u8(0..4) {
                 0 => random.usize(0..64),
                 1 => headers[random.usize(0..headers.len())] + random.usize(0..64),
@@ -378,7 +380,7 @@ fn no_edit_makes_the_reader_panic() {
             _ => {}
         }
         accepted += u32::from(inspect_cubin(&bytes).is_ok());
-        // The two readers agree on what is whole.
+        // The two readers agree on which files are whole.
         if inspect_cubin(&bytes).is_ok() {
             text_sections(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
         }
@@ -390,7 +392,7 @@ fn no_edit_makes_the_reader_panic() {
         headed.extend(noise);
         let _ = (inspect_cubin(&headed), text_sections(&headed));
     }
-    // Most edits hit code or padding: a reader that refused everything would have shown nothing.
+    // Most edits hit code or padding: without this, a reader that refuses everything would pass.
     assert!(
         accepted > 100,
         "only {accepted} of {rounds} edited cubins were read to the end"

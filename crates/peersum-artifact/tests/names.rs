@@ -1,4 +1,4 @@
-//! Every name of the matrix is its own, has one spelling, and is read back.
+//! Every name of the matrix is unique, has one spelling, and is read back.
 
 use std::collections::BTreeSet;
 
@@ -54,7 +54,7 @@ fn no_two_modules_share_a_file_on_any_architecture() {
     let mut files = BTreeSet::new();
     for key in ModuleKey::all() {
         for target in targets() {
-            // Lower-cased, since some file systems do not tell cases apart.
+            // Lower-cased, since some file systems ignore case.
             claim(&mut files, target.file_name(&key).to_lowercase());
         }
     }

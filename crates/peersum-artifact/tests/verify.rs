@@ -198,9 +198,11 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
 
     std::fs::remove_file(&path).unwrap();
     let error = refusal(directory.path(), &module);
-    assert!(
-        matches!(&error, VerifyError::File { error: FileError::Io(io), .. } if io.kind() == std::io::ErrorKind::NotFound)
-    );
+    assert!(matches!(
+        &error,
+        VerifyError::File { error: FileError::Io(io), .. }
+            if io.kind() == std::io::ErrorKind::NotFound
+    ));
 
     // The link's target is the right file: it is the link that is refused.
     std::os::unix::fs::symlink(data_path("push.sm_90.cubin"), &path).unwrap();

@@ -1,4 +1,5 @@
-//! The two kinds of archive of a release: `.tar.zst`, which is written here, and `.crate`, which cargo writes.
+//! The two kinds of archive of a release: `.tar.zst`, which is written here, and `.crate`, which
+//! cargo writes.
 
 use anyhow::{Context as _, ensure};
 use flate2::read::GzDecoder;
@@ -6,11 +7,11 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-/// A fifth larger than at the slowest level, which takes 20 times as long.
+/// The compression level. The slowest one takes 20 times as long and saves a fifth.
 const LEVEL: i32 = 9;
 
-/// Packs `files` into a directory `directory` of an archive. The same files give the same bytes: there are no times, no
-/// owners and one order.
+/// Packs `files` into the directory `directory` of an archive. The same files give the same bytes:
+/// it records no times and no owners, and the files are in order.
 ///
 /// # Errors
 /// A name that a tar archive cannot hold.
@@ -64,7 +65,7 @@ fn unpack(reader: impl Read, directory: &str, into: &Path) -> anyhow::Result<Pat
             "it holds `{}`, which is no file in `{directory}`",
             path.display()
         );
-        // Refuses what would lead out of `into`.
+        // Refuses a path that leads out of `into`.
         ensure!(
             entry.unpack_in(into)?,
             "`{}` leads out of the archive",

@@ -1,7 +1,8 @@
-//! A program that depends on the release's crates, built and run with nothing else of this project in reach.
+//! A program that depends on the release's crates, built and run without access to anything else of
+//! this project.
 
-use super::release::progress;
-use super::verify::UnpackedCrate;
+use super::progress::progress;
+use super::unpacked::UnpackedCrate;
 use crate::cargo::{captured, cargo};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
@@ -13,11 +14,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-/// The program, in the words of a new user of the library.
+/// The program, as a new user of the library would write it.
 const MAIN: &str = include_str!("consumer/main.rs");
 const MANIFEST: &str = include_str!("consumer/manifest.toml");
 
-/// What building the program may call: cargo and rustc come with an absolute path. No nvcc, by leaving it out.
+/// The tools that are on the PATH when the program is built, beside cargo and rustc. nvcc is not.
 const TOOLS: [&str; 11] = [
     "cc", "c++", "gcc", "g++", "clang", "clang++", "ar", "as", "ld", "ld.lld", "lld",
 ];
@@ -29,10 +30,11 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
-    /// Builds the program in `place` from `crates` alone, apart from third-party sources at the versions of Cargo.lock.
+    /// Builds the program in `place` from `crates` alone, apart from third-party sources at the
+    /// versions of Cargo.lock.
     ///
     /// # Errors
-    /// Something cannot be had or does not build.
+    /// Something is not available or does not build.
     pub(super) fn build(crates: &[UnpackedCrate], place: &Path) -> anyhow::Result<Self> {
         let begun = Instant::now();
         let sources = place.join("sources");
@@ -50,7 +52,8 @@ impl Consumer {
         fs::write(
             project.join(".cargo/config.toml"),
             format!(
-                "[source.crates-io]\nreplace-with = \"release\"\n[source.release]\ndirectory = {}\n",
+                "[source.crates-io]\nreplace-with = \"release\"\n\
+                 [source.release]\ndirectory = {}\n",
                 toml_string(&sources)?
             ),
         )?;
@@ -65,7 +68,7 @@ impl Consumer {
             .current_dir(&project)
             .env("PATH", &tools)
             .env("CARGO_HOME", home.join("cargo"))
-            // One small sum is run with it: compiling takes longer than running.
+            // It runs one small all-reduce: compiling takes longer than running.
             .env("CXXFLAGS", "-O0");
         captured(&mut command).context("the program cannot be built from the release alone")?;
         progress(begun, "built it, without nvcc");
@@ -75,7 +78,7 @@ impl Consumer {
         })
     }
 
-    /// Runs the program, which says what it found.
+    /// Runs the program, which prints what it checked.
     ///
     /// # Errors
     /// It fails.
@@ -85,7 +88,7 @@ impl Consumer {
         command
             .env("PATH", "")
             .env("PEERSUM_JIT", "deny")
-            // Ranks that share a card need a hardware queue each.
+            // Ranks that share a GPU need a hardware queue each.
             .env("CUDA_DEVICE_MAX_CONNECTIONS", "32")
             .env("LD_LIBRARY_PATH", library_path_without_nvrtc());
         if let Some(devices) = std::env::var_os("CUDA_VISIBLE_DEVICES") {
@@ -99,28 +102,13 @@ impl Consumer {
         progress(begun, "ran it");
         Ok(())
     }
-
-    /// Copies the executable into `directory` and prints how to run it elsewhere.
-    ///
-    /// # Errors
-    /// It cannot be copied.
-    pub(super) fn keep(&self, directory: &Path) -> anyhow::Result<()> {
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot make `{}`", directory.display()))?;
-        let kept = directory.join("peersum-consumer");
-        fs::copy(&self.executable, &kept)
-            .with_context(|| format!("cannot write `{}`", kept.display()))?;
-        println!(
-            "PEERSUM_JIT=deny CUDA_DEVICE_MAX_CONNECTIONS=32 {} --gpu",
-            kept.display()
-        );
-        Ok(())
-    }
 }
 
-/// Fills `sources` with everything else that the program needs, at the versions of this checkout's Cargo.lock.
+/// Fills `sources` with everything else that the program needs, at the versions of this checkout's
+/// Cargo.lock.
 ///
-/// The registry does not have the release's crates yet, so here they are patched in; the program itself has no such patch.
+/// The registry does not have the release's crates yet, so the manifest for this step patches them
+/// in. The program itself has no such patch.
 fn vendor_dependencies(
     crates: &[UnpackedCrate],
     seed: &Path,
@@ -149,7 +137,7 @@ fn vendor_dependencies(
             .arg(sources);
         captured(&mut command)
     };
-    // What another target alone needs is usually not there yet.
+    // The crates that only other targets need are usually not downloaded yet.
     vendor(Some("--offline"))
         .or_else(|_| vendor(None))
         .map(|_| ())
@@ -162,7 +150,7 @@ fn add_release(crates: &[UnpackedCrate], sources: &Path) -> anyhow::Result<()> {
         let place = sources.join(format!("{}-{}", unpacked.name, unpacked.version));
         fs::rename(&unpacked.path, &place)
             .with_context(|| format!("cannot move `{}`", unpacked.path.display()))?;
-        // The sum of the whole is checked already; a directory source wants to know it.
+        // A directory source must have the checksum; it was verified already.
         fs::write(
             place.join(".cargo-checksum.json"),
             format!("{{\"files\":{{}},\"package\":\"{}\"}}", unpacked.sha256),
@@ -187,7 +175,8 @@ fn write_project(directory: &Path, manifest: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fills a directory with links to the tools that this machine has, and to the cargo and the rustc that run us.
+/// Fills a directory with links to the tools that this machine has, and to the cargo and the rustc
+/// that run us.
 fn link_tools(tools: &Path) -> anyhow::Result<()> {
     fs::create_dir(tools)?;
     let cargo = std::env::var_os("CARGO").map(PathBuf::from);
@@ -226,7 +215,8 @@ fn bare(program: &Path, home: &Path) -> Command {
     command
 }
 
-/// `LD_LIBRARY_PATH`, where a container may have put the driver, without the directories that have NVRTC in them.
+/// `LD_LIBRARY_PATH`, where a container may have put the driver, without the directories that have
+/// NVRTC in them.
 fn library_path_without_nvrtc() -> OsString {
     let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
     let has_nvrtc = |directory: &Path| {
@@ -244,10 +234,10 @@ fn library_path_without_nvrtc() -> OsString {
     std::env::join_paths(kept).unwrap_or_default()
 }
 
-/// The path as a string of TOML.
+/// The path as a string of TOML, which JSON's strings are.
 fn toml_string(path: &Path) -> anyhow::Result<String> {
     let text = path
         .to_str()
         .with_context(|| format!("`{}` is not UTF-8, as cargo wants it", path.display()))?;
-    Ok(toml::Value::String(text.to_owned()).to_string())
+    Ok(serde_json::to_string(text)?)
 }

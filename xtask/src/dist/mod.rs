@@ -1,7 +1,8 @@
-//! `cargo xtask dist`: the files of a release, and the proof that a program can be built from them alone.
+//! `cargo xtask dist`: makes the files of a release, and proves that a program can be built from
+//! them alone.
 //!
-//! Compression and archives are heavy dependencies, so they are behind the feature `dist` of this crate: without it, the
-//! command runs itself again with it.
+//! The compression crates take long to build, so they are behind the feature `dist` of this crate.
+//! Without it, the command builds xtask with it and runs that.
 
 #[cfg(feature = "dist")]
 mod archive;
@@ -9,6 +10,8 @@ mod archive;
 mod consumer;
 #[cfg(feature = "dist")]
 mod notes;
+#[cfg(feature = "dist")]
+mod progress;
 #[cfg(feature = "dist")]
 mod release;
 #[cfg(feature = "dist")]
@@ -18,17 +21,20 @@ mod stage;
 #[cfg(feature = "dist")]
 mod sums;
 #[cfg(feature = "dist")]
+mod unpacked;
+#[cfg(feature = "dist")]
 mod verify;
 
+use crate::precompile::ArchChoice;
 use clap::Args;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Make the files of a release, or check them
 ///
-/// Precompiles the release set with the pinned compiler and writes an archive of the cubins, the .crate files of every
-/// publishable crate (peersum-kernels with the cubins in it), release notes and SHA256SUMS. The same checkout and the
-/// same cargo give the same bytes. The output is replaced as a whole, so it is complete at any moment.
+/// Precompiles the release set with the pinned compiler and writes an archive of the cubins, the
+/// .crate files of every publishable crate (peersum-kernels with the cubins in it), release notes
+/// and SHA256SUMS. The same checkout and the same cargo give the same bytes. The output is replaced
+/// as a whole, so it is complete at any moment.
 #[derive(Debug, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct DistArgs {
@@ -37,74 +43,59 @@ pub(crate) struct DistArgs {
     out: Option<PathBuf>,
 
     /// What to compile for, as for precompile [default: sm_80,sm_90,sm_100,sm_120,compute_80]
-    #[arg(long, value_name = "LIST")]
-    arch: Vec<String>,
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    arch: Vec<ArchChoice>,
 
     /// Package the modules of this directory instead of compiling
     #[arg(long, value_name = "DIR", conflicts_with = "arch", hide = true)]
     cubins: Option<PathBuf>,
 
-    /// Make nothing; check the sums of DIR, build a program from its .crate files alone, offline, and run it
+    /// Make nothing; check the sums of DIR, build a program from its .crate files alone, offline,
+    /// and run it
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "arch", "cubins"])]
     verify: Option<PathBuf>,
-
-    /// Leave the program that --verify built in this directory, to be run on another machine
-    #[arg(long, value_name = "DIR", requires = "verify")]
-    keep_consumer: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
 The files:
-  peersum-cubins-{version}-cuda{major}.tar.zst   for PEERSUM_CUBIN_DIR: cubins, PTX, manifest.json, licences
-  {crate}-{version}.crate                        what crates.io serves; peersum-kernels carries the cubins
+  peersum-cubins-{version}-cuda{major}.tar.zst   for PEERSUM_CUBIN_DIR: cubins, PTX, manifest.json
+                                                 and licences
+  {crate}-{version}.crate                        for crates.io; peersum-kernels has the cubins in it
   RELEASE-NOTES.md                               the version's section of CHANGELOG.md
   SHA256SUMS                                     of all of these, for `sha256sum --check`
 
 What --verify does:
-  1. Every file is there, none is too many, and each has its sum.
-  2. The archive unpacks, each module holds, and peersum-kernels carries these very modules.
-  3. A program that depends on peersum builds with --offline, from the .crate files and vendored sources of the other
-     dependencies, with an empty cargo home and a PATH that holds a compiler and a linker and no nvcc.
-  4. It loads every module of the release from its own executable with PEERSUM_JIT=deny, sums over ranks on the emulator, and
-     sums on the GPUs if there are any.
+  1. Checks that no file is missing, none is extra, and each has its sum.
+  2. Unpacks the archive, verifies each module, and checks that peersum-kernels carries the same.
+  3. Builds a program that depends on peersum: offline, from the .crate files and vendored sources
+     of the other dependencies, with an empty cargo home and a PATH without nvcc.
+  4. Runs it: it loads every module of the release from its own executable with PEERSUM_JIT=deny,
+     and runs all-reduces on the emulator and on the GPUs, if there are any.
 
 Examples:
   cargo xtask dist                                       the release, into target/dist
   cargo xtask dist --arch sm_90 --out target/h100        a package for one kind of machine
   cargo xtask dist --verify target/dist
-  cargo xtask dist --verify target/dist --keep-consumer target/consumer
-                                                         prints how to run it on a machine that has a GPU
 
 Exit status: 0 if all is well, else 1; an earlier output is then untouched.";
 
 /// Runs the command.
 ///
 /// # Errors
-/// What is missing, does not compile, or does not hold.
-pub(crate) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
-    implementation::run(args)
-}
-
-#[cfg(not(feature = "dist"))]
-mod implementation {
-    use super::DistArgs;
-    use crate::cargo;
-    use std::process::ExitCode;
-
-    pub(super) fn run(_args: &DistArgs) -> anyhow::Result<ExitCode> {
-        cargo::run_again_with_feature("dist")
-    }
-}
-
+/// Something is missing, does not compile, or is not what it should be.
 #[cfg(feature = "dist")]
-mod implementation {
-    use super::{DistArgs, release, verify};
-    use std::process::ExitCode;
-
-    pub(super) fn run(args: &DistArgs) -> anyhow::Result<ExitCode> {
-        match &args.verify {
-            Some(directory) => verify::run(directory, args.keep_consumer.as_deref()),
-            None => release::run(args.out.as_deref(), &args.arch, args.cubins.as_deref()),
-        }
+pub(crate) fn run(args: &DistArgs) -> anyhow::Result<bool> {
+    match &args.verify {
+        Some(directory) => verify::run(directory),
+        None => release::run(args.out.as_deref(), &args.arch, args.cubins.as_deref()),
     }
+}
+
+/// Builds xtask with the compression crates and runs the command with that.
+///
+/// # Errors
+/// Cargo cannot be started.
+#[cfg(not(feature = "dist"))]
+pub(crate) fn run(_args: &DistArgs) -> anyhow::Result<bool> {
+    crate::cargo::run_again_with_feature("dist")
 }

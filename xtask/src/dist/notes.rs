@@ -29,7 +29,9 @@ pub(super) fn of_version(changelog: &str, version: &str) -> anyhow::Result<Strin
 mod tests {
     use super::*;
 
-    const CHANGELOG: &str = "# Changelog\n\n## 0.2.0 (unreleased)\n\n- New.\n\n### Fixes\n\n- A fix.\n\n## [0.1.0] 2026-01-01\n\n- Old.\n\n## 0.0.1\n\n";
+    const CHANGELOG: &str = "# Changelog\n\n## 0.2.0 (unreleased)\n\n- New.\n\n\
+                             ### Fixes\n\n- A fix.\n\n\
+                             ## [0.1.0] 2026-01-01\n\n- Old.\n\n## 0.0.1\n\n";
 
     #[test]
     fn the_section_of_the_version_is_taken_whole_and_no_other() {

@@ -1,19 +1,19 @@
 //! Making the files of a release.
 
+use super::progress::progress;
 use super::stage::{LICENCES, PACK_CRATE};
 use super::sums::SUMS_FILE;
 use super::{archive, notes, stage, sums};
-use crate::precompile;
-use crate::precompile::publish::{Contents, OutputDir};
+use crate::precompile::output::{Contents, OutputDir};
+use crate::precompile::{self, ArchChoice, Request};
+use crate::toolchain::ToolkitChoice;
 use crate::workspace;
 use anyhow::{Context as _, ensure};
-use clap::Parser;
 use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::{Pack, pack_directory};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 /// The name of the release notes.
@@ -33,18 +33,19 @@ fn is_release_name(name: &str) -> bool {
         || name.starts_with("peersum-") && (name.ends_with(".crate") || name.ends_with(".tar.zst"))
 }
 
-/// Makes the release in `out`, of the modules for `arch`, or of those that lie in `cubins`.
+/// Makes the release in `out`, with the modules for `arch`, or with those in the directory
+/// `cubins`.
 ///
 /// # Errors
-/// Anything that keeps a file from being made. Modules that do not compile are reported and make the exit code 1.
+/// A file cannot be made. If modules do not compile, they are reported and the result is `false`.
 pub(super) fn run(
     out: Option<&Path>,
-    arch: &[String],
+    arch: &[ArchChoice],
     cubins: Option<&Path>,
-) -> anyhow::Result<ExitCode> {
+) -> anyhow::Result<bool> {
     let root = workspace::root();
-    let out = out.map_or_else(|| root.join("target/dist"), Path::to_path_buf);
-    // Before anything is made, all that could refuse it.
+    let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
+    // Check everything that may refuse the release before making anything.
     let output = OutputDir::new(&out, &RELEASE)?;
     let locked = output.lock(|waiting| eprintln!("note: {waiting}"))?;
     locked.file_names()?;
@@ -60,9 +61,9 @@ pub(super) fn run(
 
     let cubins = match cubins {
         Some(directory) => directory.to_path_buf(),
-        None => match precompile(&root, arch)? {
+        None => match precompile(arch)? {
             Some(directory) => directory,
-            None => return Ok(ExitCode::FAILURE),
+            None => return Ok(false),
         },
     };
     let begun = Instant::now();
@@ -87,28 +88,25 @@ pub(super) fn run(
     files.insert(SUMS_FILE.to_owned(), sums.into_bytes());
     print_table(&files);
     eprintln!("the release is in {}", output.path().display());
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
 /// Compiles and returns the directory. `None` if modules failed, which was reported.
 ///
-/// The default set lies where precompile puts it, so that nothing compiles twice; another would replace it there.
-fn precompile(root: &Path, arch: &[String]) -> anyhow::Result<Option<PathBuf>> {
-    #[derive(Parser)]
-    struct Precompile {
-        #[command(flatten)]
-        args: precompile::PrecompileArgs,
-    }
-    let directory = root.join(if arch.is_empty() {
-        "target/cubins"
-    } else {
-        "target/dist-cubins"
-    });
-    let mut flags = vec!["precompile".to_owned(), "--toolkit=pinned".to_owned()];
-    flags.extend(arch.iter().map(|list| format!("--arch={list}")));
-    flags.push(format!("--out={}", directory.display()));
-    let args = Precompile::try_parse_from(&flags)?.args;
-    Ok((precompile::run(&args)? == ExitCode::SUCCESS).then_some(directory))
+/// The default set is where precompile puts it, so that nothing compiles twice. Another set would
+/// replace it there, so it has its own directory.
+fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
+    let directory = match arch {
+        [] => workspace::cubins(),
+        _ => workspace::target().join("dist-cubins"),
+    };
+    let request = Request {
+        arch: arch.to_vec(),
+        toolkit: Some(ToolkitChoice::Pinned),
+        out: Some(directory.clone()),
+        ..Request::default()
+    };
+    Ok(precompile::run(&request)?.then_some(directory))
 }
 
 /// The name and the bytes of the archive of the modules in `pack`.
@@ -145,9 +143,4 @@ fn print_table(files: &BTreeMap<String, Vec<u8>>) {
     for (name, bytes) in files {
         println!("{name:width$}  {:>9} bytes", bytes.len());
     }
-}
-
-/// Says on stderr what was done and how long it took.
-pub(super) fn progress(begun: Instant, what: &str) {
-    eprintln!("{what} in {:.1} s", begun.elapsed().as_secs_f64());
 }

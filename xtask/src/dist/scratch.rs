@@ -1,13 +1,15 @@
-//! The directory that dist works in, among the system's temporary files. It is removed when it is dropped; what a run that was
-//! killed left is removed by the next one.
+//! The directory that dist works in, among the system's temporary files. Dropping it removes it; if
+//! a run is killed, the next run removes what it left.
 //!
-//! A scratch directory is in use as long as the file `lock` in it is locked. The programs that dist starts inherit the lock, since
-//! they outlive a dist that is killed: it is free when the last process that works in the directory has ended.
+//! A scratch directory is in use as long as the file `lock` in it is locked. The programs that dist
+//! starts inherit the lock, since they outlive a dist that is killed: the lock is free when the
+//! last process that works in the directory has ended.
 
+use crate::lock;
 use anyhow::Context as _;
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::geteuid;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -16,7 +18,7 @@ use tempfile::TempDir;
 const PREFIX: &str = "peersum-dist-scratch-";
 const LOCK_FILE: &str = "lock";
 
-/// A directory of this run alone.
+/// A directory that only this run uses.
 #[derive(Debug)]
 pub(super) struct ScratchDir {
     // Removed before the lock is released.
@@ -25,13 +27,14 @@ pub(super) struct ScratchDir {
 }
 
 impl ScratchDir {
-    /// Removes what killed runs of this user left, then makes an empty directory, apart from its lock.
+    /// Removes what killed runs of this user left, then makes an empty directory, apart from its
+    /// lock.
     ///
     /// # Errors
-    /// When the place cannot be written.
+    /// The directory for temporary files cannot be written.
     pub(super) fn new() -> anyhow::Result<Self> {
         let parent = std::env::temp_dir();
-        // First: what was left may be what fills the disk.
+        // First, because what was left may fill the disk.
         remove_abandoned(&parent, geteuid().as_raw());
         Self::within(&parent).with_context(|| {
             format!(
@@ -48,7 +51,7 @@ impl ScratchDir {
     fn within(parent: &Path) -> io::Result<Self> {
         loop {
             let directory = TempDir::with_prefix_in(PREFIX, parent)?;
-            // Until it is locked, another run takes it for one that was left, and removes it.
+            // Until it is locked, another run may take it for an abandoned one and remove it.
             if let Some(lock) = try_lock(directory.path())? {
                 fcntl_setfd(&lock, FdFlags::empty())?;
                 return Ok(Self {
@@ -62,33 +65,27 @@ impl ScratchDir {
 
 /// Locks a scratch directory; `None` if it is in use or gone.
 fn try_lock(directory: &Path) -> io::Result<Option<File>> {
-    let opened = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(directory.join(LOCK_FILE));
-    let lock = match opened {
+    let lock = match lock::try_lock(&directory.join(LOCK_FILE)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        opened => opened?,
+        lock => lock?,
     };
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(error),
+    // The process that held the lock when it was opened may have removed it with the directory.
+    let is_there = |lock: &File| lock.metadata().map(|metadata| metadata.nlink() > 0);
+    match lock {
+        Some(lock) if is_there(&lock)? => Ok(Some(lock)),
+        _ => Ok(None),
     }
-    // Whoever held it when it was opened may have removed it with the directory.
-    let is_there = lock.metadata()?.nlink() > 0;
-    Ok(is_there.then_some(lock))
 }
 
-/// Removes the scratch directories of the user `owner` that are not in use. What cannot be removed keeps no run from its work.
+/// Removes the scratch directories of the user `owner` that are not in use. If one cannot be
+/// removed, the run goes on.
 fn remove_abandoned(parent: &Path, owner: u32) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_scratch = entry
             .file_name()
             .as_encoded_bytes()
             .starts_with(PREFIX.as_bytes());
-        // Of the entry itself, not of what a link leads to.
+        // The metadata of the entry itself, not of a link's target.
         let is_own = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == owner;
         if !is_scratch || !entry.metadata().is_ok_and(is_own) {
             continue;
@@ -112,7 +109,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::symlink;
 
-    /// A directory as a dist leaves it that is killed.
+    /// A directory as a killed dist leaves it.
     fn left(parent: &Path, name: &str) -> std::path::PathBuf {
         let path = parent.join(format!("{PREFIX}{name}"));
         fs::create_dir_all(path.join("checkout")).unwrap();

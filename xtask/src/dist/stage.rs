@@ -1,5 +1,5 @@
-//! The stage: a copy of the checkout outside git, in which the publishable crates get what a checkout does not hold (the
-//! packed cubins, the licences beside each manifest), and where cargo packages them.
+//! The stage: a copy of the checkout outside git. The publishable crates get what a checkout does
+//! not have (the packed cubins, the licences beside each manifest), and cargo packages them there.
 
 use super::scratch::ScratchDir;
 use crate::cargo::{captured, cargo};
@@ -47,7 +47,7 @@ impl Package {
 /// The packages of this checkout's workspaces.
 ///
 /// # Errors
-/// Cargo cannot say.
+/// `cargo metadata` fails.
 pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -55,7 +55,7 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
         workspace_root: PathBuf,
     }
     let mut packages = Vec::new();
-    for workspace in workspace::workspaces()? {
+    for workspace in workspaces()? {
         let output = captured(cargo(&workspace).args([
             "metadata",
             "--no-deps",
@@ -73,7 +73,32 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
     Ok(packages)
 }
 
-/// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the cubins.
+/// The directories of all workspaces that crates are published from: the root, and each of
+/// `crates/` that is a workspace of its own, so that no other build waits for its dependencies.
+///
+/// # Errors
+/// The directory or a manifest cannot be read.
+fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
+    let root = workspace::root();
+    let crates = root.join("crates");
+    let unreadable = |path: &Path| format!("cannot read `{}`", path.display());
+    let mut own = Vec::new();
+    for entry in fs::read_dir(&crates).with_context(|| unreadable(&crates))? {
+        let directory = entry.with_context(|| unreadable(&crates))?.path();
+        let manifest = directory.join("Cargo.toml");
+        if manifest.is_file() {
+            let text = fs::read_to_string(&manifest).with_context(|| unreadable(&manifest))?;
+            if text.lines().any(|line| line == "[workspace]") {
+                own.push(directory);
+            }
+        }
+    }
+    own.sort();
+    Ok(std::iter::once(root).chain(own).collect())
+}
+
+/// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the
+/// cubins.
 ///
 /// # Errors
 /// A file cannot be copied, cargo refuses to package, or a crate is too large for the registry.
@@ -95,8 +120,8 @@ pub(super) fn package(
     for workspace in workspaces {
         let mut command = cargo(&within(workspace, &root, &copy)?);
         command
-            // What a crate is made of must not depend on a registry's state. No lock file: these are libraries, whose
-            // users have their own.
+            // The contents of a crate must not depend on a registry's state. No lock file: these
+            // are libraries, and their users have their own.
             .args([
                 "package",
                 "--offline",
@@ -120,7 +145,8 @@ pub(super) fn package(
             .with_context(|| format!("cargo package left no `{}`", path.display()))?;
         ensure!(
             bytes.len() <= MAX_CRATE_BYTES,
-            "{name} has {} bytes, and crates.io accepts {MAX_CRATE_BYTES}: compile for fewer architectures",
+            "{name} has {} bytes, and crates.io accepts {MAX_CRATE_BYTES}: compile for fewer \
+             architectures",
             bytes.len()
         );
         crates.insert(name, bytes);
@@ -154,7 +180,7 @@ fn fill(root: &Path, copy: &Path, packages: &[Package], pack: &[u8]) -> anyhow::
     Ok(())
 }
 
-/// The path in `copy` of what has `path` in `root`.
+/// The path in `copy` that corresponds to `path` in `root`.
 fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
     let relative = path
         .strip_prefix(root)
@@ -163,7 +189,7 @@ fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
     Ok(copy.components().chain(relative.components()).collect())
 }
 
-/// Copies a package's directory; what of it goes into the crate is the manifest's to say (`include`).
+/// Copies a package's directory; the manifest says which files go into the crate (`include`).
 fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to).with_context(|| format!("cannot make `{}`", to.display()))?;
     let unreadable = || format!("cannot read `{}`", from.display());

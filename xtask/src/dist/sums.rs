@@ -1,47 +1,14 @@
 //! SHA256SUMS: written as `sha256sum` writes it, and checked against a directory.
 
+use anyhow::{Context as _, ensure};
 use peersum_artifact::Digest;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use thiserror::Error;
 
 /// The name of the file.
 pub(super) const SUMS_FILE: &str = "SHA256SUMS";
-
-/// Why a directory is not what its sums say.
-#[derive(Debug, Error)]
-pub(super) enum SumsError {
-    /// The file of the sums or the directory cannot be read.
-    #[error("cannot read `{path}`: {error}")]
-    Unreadable { path: String, error: io::Error },
-
-    /// A line is not `{64 hex digits}  {name}`, or names something that cannot lie in the directory.
-    #[error("line {line} of {SUMS_FILE} is no sum of a file in this directory: `{text}`")]
-    Line { line: usize, text: String },
-
-    /// Files are missing, too many, or not those that were released. At least one list has something in it.
-    #[error("{}", describe(.missing, .unlisted, .changed))]
-    Files {
-        missing: Vec<String>,
-        unlisted: Vec<String>,
-        changed: Vec<String>,
-    },
-}
-
-fn describe(missing: &[String], unlisted: &[String], changed: &[String]) -> String {
-    let kinds = [
-        ("missing", missing),
-        ("not listed in SHA256SUMS", unlisted),
-        ("not the file that SHA256SUMS lists", changed),
-    ];
-    let lines: Vec<String> = kinds
-        .iter()
-        .flat_map(|(what, names)| names.iter().map(move |name| format!("{name}: {what}")))
-        .collect();
-    lines.join("\n")
-}
 
 /// The text of the sums of `files`.
 pub(super) fn write(files: &BTreeMap<String, Vec<u8>>) -> String {
@@ -51,53 +18,46 @@ pub(super) fn write(files: &BTreeMap<String, Vec<u8>>) -> String {
         .collect()
 }
 
-/// Reads a directory whose files are exactly those of its sums, and returns them by name, the sums left out.
+/// Reads a directory whose files are exactly those of its sums, and returns them by name, without
+/// the sums.
 ///
 /// # Errors
-/// See [`SumsError`]. All that is wrong with the files is said at once.
-pub(super) fn read_checked(directory: &Path) -> Result<BTreeMap<String, Vec<u8>>, SumsError> {
-    let unreadable = |path: &Path| {
-        let path = path.display().to_string();
-        move |error| SumsError::Unreadable { path, error }
-    };
+/// Something cannot be read, a line is not a sum, or files are missing, unlisted or changed: all
+/// that is wrong with the files is reported at once.
+pub(super) fn read_checked(directory: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
+    let unreadable = |path: &Path| format!("cannot read `{}`", path.display());
     let sums_path = directory.join(SUMS_FILE);
-    let text = fs::read_to_string(&sums_path).map_err(unreadable(&sums_path))?;
+    let text = fs::read_to_string(&sums_path).with_context(|| unreadable(&sums_path))?;
     let listed = parse(&text)?;
 
-    let mut present = BTreeSet::new();
-    for entry in fs::read_dir(directory).map_err(unreadable(directory))? {
-        let entry = entry.map_err(unreadable(directory))?;
-        present.insert(entry.file_name().to_string_lossy().into_owned());
-    }
-    let unlisted: Vec<String> = present
-        .into_iter()
-        .filter(|name| name != SUMS_FILE && !listed.contains_key(name))
-        .collect();
-
-    let (mut files, mut missing, mut changed) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for (name, digest) in listed {
-        let path = directory.join(&name);
+    let mut faults = Vec::new();
+    let mut files = BTreeMap::new();
+    for (name, digest) in &listed {
+        let path = directory.join(name);
         match fs::read(&path) {
-            Ok(bytes) if Digest::of(&bytes) == digest => {
-                files.insert(name, bytes);
+            Ok(bytes) if Digest::of(&bytes) == *digest => {
+                files.insert(name.clone(), bytes);
             }
-            Ok(_) => changed.push(name),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(name),
-            Err(error) => return Err(unreadable(&path)(error)),
+            Ok(_) => faults.push(format!("{name}: not the file that {SUMS_FILE} lists")),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                faults.push(format!("{name}: missing"));
+            }
+            Err(error) => return Err(error).with_context(|| unreadable(&path)),
         }
     }
-    if missing.is_empty() && unlisted.is_empty() && changed.is_empty() {
-        Ok(files)
-    } else {
-        Err(SumsError::Files {
-            missing,
-            unlisted,
-            changed,
-        })
+    for entry in fs::read_dir(directory).with_context(|| unreadable(directory))? {
+        let name = entry.with_context(|| unreadable(directory))?.file_name();
+        let name = name.to_string_lossy();
+        if name != SUMS_FILE && !listed.contains_key(&*name) {
+            faults.push(format!("{name}: not listed in {SUMS_FILE}"));
+        }
     }
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(files)
 }
 
-fn parse(text: &str) -> Result<BTreeMap<String, Digest>, SumsError> {
+/// Reads lines `{64 hex digits}  {name}`, whose names are those of files in this directory.
+fn parse(text: &str) -> anyhow::Result<BTreeMap<String, Digest>> {
     let mut sums = BTreeMap::new();
     for (index, line) in text.lines().enumerate() {
         let sum = line.split_once("  ").and_then(|(digest, name)| {
@@ -105,12 +65,11 @@ fn parse(text: &str) -> Result<BTreeMap<String, Digest>, SumsError> {
             plain.then_some((name.to_owned(), digest.parse::<Digest>().ok()?))
         });
         let new = sum.is_some_and(|(name, digest)| sums.insert(name, digest).is_none());
-        if !new {
-            return Err(SumsError::Line {
-                line: index + 1,
-                text: line.to_owned(),
-            });
-        }
+        ensure!(
+            new,
+            "line {} of {SUMS_FILE} is not the sum of one more file in this directory: `{line}`",
+            index + 1
+        );
     }
     Ok(sums)
 }
@@ -152,20 +111,11 @@ mod tests {
         fs::write(directory.path().join("b.crate"), b"bet4").unwrap();
         fs::write(directory.path().join("c.crate"), b"").unwrap();
         let error = read_checked(directory.path()).unwrap_err();
-        let SumsError::Files {
-            missing,
-            unlisted,
-            changed,
-        } = &error
-        else {
-            panic!("{error}");
-        };
-        assert_eq!(missing, &["a.crate"]);
-        assert_eq!(unlisted, &["c.crate"]);
-        assert_eq!(changed, &["b.crate"]);
         assert_eq!(
             error.to_string(),
-            "a.crate: missing\nc.crate: not listed in SHA256SUMS\nb.crate: not the file that SHA256SUMS lists"
+            "a.crate: missing\n\
+             b.crate: not the file that SHA256SUMS lists\n\
+             c.crate: not listed in SHA256SUMS"
         );
     }
 
@@ -174,10 +124,8 @@ mod tests {
         let digest = Digest::of(b"");
         for name in ["../a", "/etc/passwd", "", ".hidden", "a\n{}  a"] {
             let text = format!("{digest}  {name}\n").replace("{}", &digest.to_string());
-            assert!(
-                matches!(parse(&text), Err(SumsError::Line { .. })),
-                "{text}"
-            );
+            let error = parse(&text).unwrap_err().to_string();
+            assert!(error.contains("of SHA256SUMS is not the sum"), "{error}");
         }
         for text in ["", "\n", "abc  a\n", &format!("{digest} a\n")] {
             assert_eq!(parse(text).is_ok(), text.is_empty(), "{text}");

@@ -1,24 +1,25 @@
-//! The proof that a release is whole and that a program can be built from it alone.
+//! Checks that a release is complete and that a program can be built from it alone.
 
 use super::consumer::Consumer;
-use super::release::{ARCHIVE_PREFIX, NOTES_FILE, progress};
+use super::progress::progress;
+use super::release::{ARCHIVE_PREFIX, NOTES_FILE};
 use super::scratch::ScratchDir;
-use super::stage::{LICENCES, PACK_CRATE, PACK_FILE};
+use super::stage::{PACK_CRATE, PACK_FILE};
+use super::unpacked::UnpackedCrate;
 use super::{archive, sums};
 use anyhow::{Context as _, bail, ensure};
+use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::pack_directory;
-use peersum_artifact::{Digest, MANIFEST_FILE};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 /// Checks the release in `directory`.
 ///
 /// # Errors
-/// The first thing that does not hold.
-pub(super) fn run(directory: &Path, keep_consumer: Option<&Path>) -> anyhow::Result<ExitCode> {
+/// The first check that fails.
+pub(super) fn run(directory: &Path) -> anyhow::Result<bool> {
     let begun = Instant::now();
     let files = sums::read_checked(directory)
         .with_context(|| format!("`{}` is not a whole release", directory.display()))?;
@@ -32,44 +33,8 @@ pub(super) fn run(directory: &Path, keep_consumer: Option<&Path>) -> anyhow::Res
 
     let consumer = Consumer::build(&release.crates, place.path())?;
     consumer.run()?;
-    if let Some(directory) = keep_consumer {
-        consumer.keep(directory)?;
-    }
     eprintln!("{} is a whole release", directory.display());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// A `.crate` file, unpacked.
-#[derive(Debug)]
-pub(super) struct UnpackedCrate {
-    pub(super) name: String,
-    pub(super) version: String,
-    pub(super) path: PathBuf,
-    /// The digest of the `.crate` file, by which a registry would name it.
-    pub(super) sha256: Digest,
-}
-
-impl UnpackedCrate {
-    /// Unpacks `{name}-{version}.crate` in `place`.
-    fn unpack(file: &str, bytes: &[u8], place: &Path) -> anyhow::Result<Self> {
-        let stem = file.trim_end_matches(".crate");
-        let is_version = |rest: &str| rest.starts_with(|first: char| first.is_ascii_digit());
-        let (name, version) = stem
-            .match_indices('-')
-            .map(|(at, _)| (&stem[..at], &stem[at + 1..]))
-            .find(|(_, rest)| is_version(rest))
-            .with_context(|| format!("`{file}` has no version in its name"))?;
-        let path = archive::unpack_crate(bytes, stem, place)?;
-        for licence in LICENCES {
-            ensure!(path.join(licence).is_file(), "{file} has no {licence}");
-        }
-        Ok(Self {
-            name: name.to_owned(),
-            version: version.to_owned(),
-            path,
-            sha256: Digest::of(bytes),
-        })
-    }
+    Ok(true)
 }
 
 /// The release, unpacked.
@@ -106,7 +71,8 @@ impl Release {
         Ok(Self { archive, crates })
     }
 
-    /// Every module of the archive holds what its manifest says, and the crate's pack is of these very files.
+    /// Checks every module of the archive against its manifest, and that the crate's pack has the
+    /// same files.
     fn ensure_crate_carries_archive(&self) -> anyhow::Result<()> {
         let expected = pack_directory(&self.archive)
             .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;
@@ -119,7 +85,8 @@ impl Release {
         let found = fs::read(&path).with_context(|| format!("{PACK_CRATE} has no {PACK_FILE}"))?;
         ensure!(
             found == expected,
-            "{PACK_CRATE} does not carry the modules of the archive ({} bytes of {PACK_FILE}, not {})",
+            "{PACK_CRATE} does not carry the modules of the archive: {PACK_FILE} has {} bytes, \
+             not {}",
             found.len(),
             expected.len()
         );

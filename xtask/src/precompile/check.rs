@@ -1,4 +1,4 @@
-//! `--check`: whether the output is complete and whole, without a compiler.
+//! `--check`: whether the output is complete and undamaged, without a compiler.
 
 use super::inputs::Inputs;
 use super::matrix::Artifact;
@@ -8,12 +8,14 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-/// How often a check is begun anew because a precompile replaced the directory meanwhile.
+/// How many times a check starts again because a precompile replaced the directory meanwhile.
 const ATTEMPTS: usize = 5;
 
-/// Everything that is missing, damaged or stale among `artifacts`, one line each; empty if all is well.
+/// Everything that is missing, damaged or stale among `artifacts`, one line each; empty if all is
+/// well.
 ///
-/// A directory that a precompile replaces while it is read would look damaged; the check then begins anew.
+/// If a precompile replaces the directory while it is read, it looks damaged; then the check starts
+/// again.
 pub(crate) fn problems(directory: &Path, artifacts: &[Artifact], inputs: &Inputs) -> Vec<String> {
     let mut problems = Vec::new();
     for _ in 0..ATTEMPTS {

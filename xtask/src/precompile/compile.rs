@@ -1,24 +1,21 @@
-//! One nvcc process: its command, its failures, and what is read out of its results.
+//! One nvcc process: its run, its failures, and its results.
 
+use super::command::{nvcc_command, shown};
 use super::inputs::Inputs;
 use super::matrix::Artifact;
-use super::ptxas_report::{PtxFacts, PtxasReport};
-use super::publish::Staging;
+use super::ptx_entries::{PtxEntry, ptx_entries};
+use super::staging::Staging;
 use crate::toolchain::Nvcc;
 use anyhow::Context as _;
 use peersum_artifact::{
-    Arch, Digest, EntryPoint, KernelResources, ManifestModule, ModuleKey, Target, verify_bytes,
+    Arch, Digest, EntryPoint, ManifestModule, ModuleKey, PtxasReport, Target, inspect_ptx,
+    verify_bytes,
 };
-use std::ffi::OsString;
+use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
-use xshell::{Shell, cmd};
-
-/// Variables by which nvcc takes flags that no command shows. They would change code behind the cache key's back.
-pub(super) const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
+use std::process::ExitStatus;
 
 /// The files that one compiler process makes: a cubin, the PTX on the way to it, or both.
 #[derive(Debug, Clone)]
@@ -39,7 +36,7 @@ pub(crate) struct Failure {
     pub(crate) output: String,
 }
 
-/// What a process that ended well gave.
+/// The result of a process that succeeded.
 #[derive(Debug)]
 pub(crate) struct Compiled {
     /// The manifest entries of the files, which lie in the staging area.
@@ -84,7 +81,7 @@ impl Job {
             .unwrap_or_default()
     }
 
-    /// The target handed to nvcc: the cubin where one is asked for, since its PTX is kept.
+    /// The target to pass to nvcc: the cubin if one is asked for, since its PTX is kept.
     fn compiled_target(&self) -> Target {
         let wants_cubin = self
             .artifacts
@@ -97,7 +94,8 @@ impl Job {
         }
     }
 
-    /// Runs the compiler in a directory of its own and puts the files, verified, into the staging area.
+    /// Runs the compiler in a directory of its own and puts the files, verified, into the staging
+    /// area.
     ///
     /// # Errors
     /// The compiler's failure, spilled registers, or a file that cannot be written.
@@ -127,7 +125,7 @@ impl Job {
                 "",
             )
         })?;
-        // Nothing else writes between the two, and neither is ever dropped.
+        // Both streams, for nothing that nvcc prints may be lost.
         let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         if !output.status.success() {
             return Err(failure(
@@ -143,16 +141,18 @@ impl Job {
             .collect();
         if !spills.is_empty() {
             let message = format!(
-                "registers spill to memory in {}; lower the launch bounds of this world size or hold less in registers",
+                "registers spill to memory in {}; lower the launch bounds of this world size or \
+                 hold less in registers",
                 spills.join(", ")
             );
             return Err(failure(message, &shown, &text));
         }
-        // The compiler is content, so its report explains nothing; its warnings might.
+        // The compiler succeeded, so only its warnings may explain a failure.
         let modules = self
             .collect(target, &scratch, &report, inputs, staging)
             .map_err(|error| failure(format!("{error:#}"), &shown, &report.remarks.join("\n")))?;
-        // The disk space is wanted for the rest of the matrix; what cannot be removed goes with the staging area.
+        // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
+        // the staging area.
         let _ = fs::remove_dir_all(&scratch);
         Ok(Compiled {
             modules,
@@ -174,7 +174,10 @@ impl Job {
                 .context("cannot read the PTX")?,
             Target::Cubin(_) => kept_ptx(scratch)?,
         };
-        let facts = PtxFacts::parse(&ptx).context("the compiler wrote PTX without a version")?;
+        let version = inspect_ptx(ptx.as_bytes())
+            .context("the compiler wrote bad PTX")?
+            .version;
+        let entries = ptx_entries(&ptx);
         let closure = inputs
             .closure(&self.module)
             .context("a module whose sources were not read")?;
@@ -190,14 +193,14 @@ impl Job {
                 key: self.module,
                 target: artifact.target,
                 ptx_version: match artifact.target {
-                    Target::Ptx(_) => Some(facts.version.parse()?),
+                    Target::Ptx(_) => Some(version),
                     Target::Cubin(_) => None,
                 },
                 bytes: bytes.len() as u64,
                 sha256: Digest::of(&bytes),
                 closure_digest: closure.digest,
                 cache_key: *key,
-                entry_points: self.entry_points(artifact.target, report, &facts)?,
+                entry_points: self.entry_points(artifact.target, report, &entries)?,
             };
             verify_bytes(&bytes, &module)
                 .context("the compiler's output is not what was asked for")?;
@@ -211,13 +214,13 @@ impl Job {
         &self,
         target: Target,
         report: &PtxasReport,
-        facts: &PtxFacts,
+        entries: &BTreeMap<String, PtxEntry>,
     ) -> anyhow::Result<Vec<EntryPoint>> {
         self.module
             .entry_points()
             .into_iter()
             .map(|name| {
-                let ptx = facts.entries.get(&name).with_context(|| {
+                let ptx = entries.get(&name).with_context(|| {
                     format!(
                         "`{}` has no entry point `{name}`",
                         self.module.source_root()
@@ -225,17 +228,12 @@ impl Job {
                 })?;
                 let resources = match target {
                     Target::Ptx(_) => None,
-                    Target::Cubin(_) => {
-                        let used = report
+                    Target::Cubin(_) => Some(
+                        *report
                             .functions
                             .get(&name)
-                            .with_context(|| format!("ptxas reported nothing on `{name}`"))?;
-                        Some(KernelResources {
-                            registers: used.registers,
-                            spill_bytes: used.spill_bytes,
-                            shared_bytes: used.shared_bytes,
-                        })
-                    }
+                            .with_context(|| format!("ptxas reported nothing on `{name}`"))?,
+                    ),
                 };
                 Ok(EntryPoint {
                     name,
@@ -248,86 +246,12 @@ impl Job {
     }
 }
 
-/// The one command that makes a target of a module, to be run in `directory`.
-///
-/// # Errors
-/// When the present directory is gone.
-pub(crate) fn nvcc_command(
-    nvcc: &Nvcc,
-    inputs: &Inputs,
-    module: ModuleKey,
-    target: Target,
-    directory: &Path,
-) -> anyhow::Result<Command> {
-    let shell = Shell::new()?;
-    shell.change_dir(directory);
-    let program = &nvcc.program;
-    let kind = format!("-{}", target.kind());
-    let arch = format!("-arch={target}");
-    let flags = &inputs.flags;
-    let host_compiler = escaped(&nvcc.host_compiler);
-    let defines = module
-        .defines()
-        .into_iter()
-        .map(|define| format!("-D{define}"));
-    // First on the path, so that it answers nvcc's implicit include.
-    let prelude = inputs
-        .prelude
-        .iter()
-        .flat_map(|prelude| ["-I".into(), escaped(&prelude.dir)]);
-    let file = target.file_name(&module);
-    let source = escaped(&inputs.kernels_dir.join(module.source_root()));
-    // `--keep` writes the PTX, which goes through a file anyway, where it can be read afterwards.
-    let command = cmd!(
-        shell,
-        "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...} --keep -o {file} {source}"
-    );
-    let mut command = Command::from(command);
-    command.env("TMPDIR", directory).stdin(Stdio::null());
-    for variable in HIDDEN_FLAG_VARIABLES {
-        command.env_remove(variable);
-    }
-    Ok(command)
-}
-
-/// A path as nvcc wants it. It hands its arguments to a shell between double quotes and escapes nothing but quotes.
-pub(super) fn escaped(path: &Path) -> OsString {
-    let mut escaped = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        if b"$`\\".contains(&byte) {
-            escaped.push(b'\\');
-        }
-        escaped.push(byte);
-    }
-    OsString::from_vec(escaped)
-}
-
-/// The command as it can be pasted into a shell.
-fn shown(command: &Command) -> String {
-    let mut words = Vec::new();
-    let set = |variable: &&&str| std::env::var_os(variable).is_some();
-    for variable in HIDDEN_FLAG_VARIABLES.iter().filter(set) {
-        if words.is_empty() {
-            words.push("env".to_owned());
-        }
-        words.extend(["-u".to_owned(), (*variable).to_owned()]);
-    }
-    words.push(quoted(&command.get_program().to_string_lossy()));
-    words.extend(command.get_args().map(|arg| quoted(&arg.to_string_lossy())));
-    words.join(" ")
-}
-
-/// A word as a POSIX shell reads it back.
-fn quoted(word: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=./+:,@%".contains(&byte);
-    if !word.is_empty() && word.bytes().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', r"'\''"))
-}
-
 fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
+        // As a shell reports SIGBUS and SIGSEGV: some of nvcc's tools crash on a full disk.
+        (Some(code @ (135 | 139)), _) => {
+            format!("exit status {code} (a tool of nvcc crashed; is the disk full?)")
+        }
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(9)) => {
             "killed by signal 9 (is the machine out of memory? try fewer --jobs)".to_owned()
@@ -337,7 +261,8 @@ fn ending(status: ExitStatus) -> String {
     }
 }
 
-/// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its kind.
+/// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its
+/// kind.
 fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
     for entry in fs::read_dir(scratch).context("cannot read the scratch directory")? {
         let path = entry.context("cannot read the scratch directory")?.path();
@@ -347,35 +272,4 @@ fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
         }
     }
     anyhow::bail!("nvcc kept no PTX of the module")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shown_command_survives_being_pasted_into_a_shell() {
-        let words = [
-            "nvcc",
-            "-DX=a b",
-            "it's",
-            "$HOME",
-            "",
-            "-I/plain/path",
-            "\"q\"",
-        ];
-        let line = words.map(quoted).join(" ");
-        let output = Command::new("sh")
-            .arg("-c")
-            .arg(format!("printf '%s\\n' {line}"))
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout)
-                .unwrap()
-                .lines()
-                .collect::<Vec<_>>(),
-            words
-        );
-    }
 }

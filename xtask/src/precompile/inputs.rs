@@ -6,14 +6,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is absent because it
-/// writes the directory and the file's time into the cubin.
+/// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is
+/// absent because it writes the directory and the file's time into the cubin.
 const FLAGS: [&str; 4] = ["-std=c++17", "-O3", "-Xptxas", "-v"];
 
-/// The file that nvcc includes of its own accord and that the prelude answers.
+/// The file that nvcc includes implicitly, and that the prelude replaces.
 const PRELUDE_FILE: &str = "cuda_runtime.h";
 
-/// The prelude that spares nvcc its own implicit header.
+/// The prelude, which replaces nvcc's own implicit header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Prelude {
     /// Its directory, first on the include path.
@@ -39,7 +39,7 @@ impl Inputs {
     /// Reads the sources that `modules` need. A `prelude_dir` of `None` means nvcc's stock headers.
     ///
     /// # Errors
-    /// When a file cannot be read, or includes something that is not among the sources.
+    /// A file cannot be read, or includes something that is not among the sources.
     pub(crate) fn read(
         kernels_dir: &Path,
         prelude_dir: Option<&Path>,

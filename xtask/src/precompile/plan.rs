@@ -1,4 +1,4 @@
-//! What has to be compiled and what is there already.
+//! What has to be compiled, and what can be reused.
 
 use super::compile::Job;
 use super::inputs::Inputs;
@@ -13,17 +13,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
-/// The state that a run is to reach, and what of it exists.
+/// How to reach the state that was asked for.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    /// Entries of the present manifest whose key and file still hold.
+    /// Entries of the present manifest whose key and file are still right.
     pub(crate) reused: Vec<ManifestModule>,
     /// One compiler process each, those that take longest first.
     pub(crate) jobs: Vec<Job>,
 }
 
 impl Plan {
-    /// Compares what is asked for with what `present` says of the files and what they are.
+    /// Compares what is asked for with the present manifest and the present files.
     pub(crate) fn new(
         artifacts: &[Artifact],
         inputs: &Inputs,
@@ -52,7 +52,8 @@ impl Plan {
         for (artifact, key, entry) in planned {
             match entry {
                 Some(entry) => reused.push(entry),
-                // A cubin and the PTX of the same architecture come out of one process: the PTX is on its way anyway.
+                // One process makes a cubin and the PTX of the same architecture: it makes the PTX
+                // anyway.
                 None => jobs
                     .entry((artifact.module, artifact.target.arch()))
                     .or_insert_with(|| Job::new(artifact.module, artifact.target.arch()))
@@ -89,9 +90,10 @@ fn artifact_key(
 /// The length and the digest of files by name.
 pub(crate) type FileStates = HashMap<String, (u64, Digest)>;
 
-/// Reads the files of the output. What is no regular file or too long to be a module is left out.
+/// Reads the files of the output. Leaves out what is not a regular file or is too long to be a
+/// module.
 ///
-/// All of them, without asking the manifest which: the two are read at the same time.
+/// All of them, because the manifest is read at the same time.
 pub(crate) fn file_states(directory: &Path, names: &BTreeSet<String>) -> FileStates {
     names
         .par_iter()
@@ -107,15 +109,16 @@ pub(crate) fn file_states(directory: &Path, names: &BTreeSet<String>) -> FileSta
         .collect()
 }
 
-/// Whether the file of an entry is there with the length and the digest that the entry says.
+/// Whether the file of an entry is there, with the entry's length and digest.
 fn holds(files: &FileStates, entry: &ManifestModule) -> bool {
     files.get(&entry.file_name()) == Some(&(entry.bytes, entry.sha256))
 }
 
-/// Reads the manifest of the output as it is. A damaged one counts as none, with a note: what it lists is rebuilt.
+/// Reads the present manifest of the output. A damaged one counts as none, with a note: everything
+/// is rebuilt.
 ///
 /// # Errors
-/// When a newer peersum wrote it: this one must not replace what it does not understand.
+/// A newer peersum wrote it: this one must not replace what it does not understand.
 pub(crate) fn present_manifest(
     directory: &Path,
     note: impl FnOnce(&str) + Send,
@@ -127,8 +130,8 @@ pub(crate) fn present_manifest(
             error: SchemaError::NewerSchema { found },
             ..
         }) => bail!(
-            "`{}` was written by a newer peersum (manifest schema {found}) and is left as it is; update this checkout, \
-             remove the directory, or give another place with --out",
+            "`{}` was written by a newer peersum (manifest schema {found}) and is left as it is; \
+             update this checkout, remove the directory, or give another place with --out",
             directory.display()
         ),
         Err(error) => {

@@ -1,18 +1,18 @@
-//! What a run tells while it works: a bar on a terminal, plain lines elsewhere, JSON lines for programs.
+//! What a run prints while it works: plain lines for people, JSON lines for programs.
 
 use super::compile::Failure;
 use super::matrix::Artifact;
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
-use std::time::Duration;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The form of the messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum MessageFormat {
     /// Text for people, on stderr
+    #[default]
     Human,
     /// One JSON object a line on stdout
     Json,
@@ -86,52 +86,48 @@ enum Message<'a> {
 pub(crate) struct Reporter {
     format: MessageFormat,
     quiet: bool,
-    bar: ProgressBar,
+    /// How many compiler processes have ended, and how many there are.
+    ended: AtomicUsize,
+    total: AtomicUsize,
 }
 
 impl Reporter {
-    /// A reporter without a bar; [`Reporter::begin`] adds it once there is something to count.
     pub(crate) fn new(format: MessageFormat, quiet: bool) -> Self {
         Self {
             format,
             quiet,
-            bar: ProgressBar::hidden(),
+            ended: AtomicUsize::new(0),
+            total: AtomicUsize::new(0),
         }
     }
 
-    /// Says what the run is about to do.
-    pub(crate) fn begin(&mut self, processes: usize, what: &str) {
-        if self.format == MessageFormat::Json || self.quiet {
-            return;
+    /// Says what the run is about to do with so many compiler processes.
+    pub(crate) fn begin(&self, processes: usize, what: &str) {
+        self.total.store(processes, Ordering::Relaxed);
+        if self.format == MessageFormat::Human && !self.quiet {
+            line(what);
         }
-        if std::io::stderr().is_terminal() {
-            self.bar =
-                ProgressBar::with_draw_target(Some(processes as u64), ProgressDrawTarget::stderr());
-            if let Ok(style) =
-                ProgressStyle::with_template("{prefix} [{bar:40}] {pos}/{len} {elapsed} {wide_msg}")
-            {
-                self.bar.set_style(style.progress_chars("=> "));
-            }
-            self.bar.set_prefix("compiling");
-            self.bar.enable_steady_tick(Duration::from_millis(100));
-        }
-        self.line(what);
+    }
+
+    /// Counts a process that ended, as `12 of 42`.
+    fn count(&self) -> String {
+        let ended = self.ended.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("{ended} of {}", self.total.load(Ordering::Relaxed))
     }
 
     /// Something that a person should know although all is well.
     pub(crate) fn note(&self, message: &str) {
         match self.format {
             MessageFormat::Json => json(&Message::Note { message }),
-            MessageFormat::Human if !self.quiet => self.line(&format!("note: {message}")),
-            MessageFormat::Human => {}
+            MessageFormat::Human if self.quiet => {}
+            MessageFormat::Human => line(&format!("note: {message}")),
         }
     }
 
-    /// One compiler process ended well; `remarks` are the compiler's warnings.
+    /// One compiler process succeeded; `remarks` are the compiler's warnings.
     pub(crate) fn built(&self, artifacts: &[Artifact], seconds: f64, remarks: &[String]) {
-        self.bar.inc(1);
-        for artifact in artifacts {
-            if self.format == MessageFormat::Json {
+        if self.format == MessageFormat::Json {
+            for artifact in artifacts {
                 json(&module(artifact, Status::Built, Some(seconds), None));
             }
         }
@@ -139,17 +135,12 @@ impl Reporter {
             return;
         };
         if !remarks.is_empty() {
-            self.note(&format!(
-                "{label}: the compiler remarks\n{}",
-                remarks.join("\n")
-            ));
+            let remarks = remarks.join("\n");
+            self.note(&format!("{label}: the compiler remarks\n{remarks}"));
         }
+        let count = self.count();
         if self.format == MessageFormat::Human && !self.quiet {
-            if self.bar.is_hidden() {
-                self.line(&format!("built {label} in {seconds:.2} s"));
-            } else {
-                self.bar.set_message(label);
-            }
+            line(&format!("built {label} in {seconds:.2} s ({count})"));
         }
     }
 
@@ -160,9 +151,8 @@ impl Reporter {
         }
     }
 
-    /// One compiler process failed; everything it said is shown.
+    /// One compiler process failed; everything it printed is shown.
     pub(crate) fn failed(&self, artifacts: &[Artifact], failure: &Failure) {
-        self.bar.inc(1);
         if self.format == MessageFormat::Json {
             for artifact in artifacts {
                 json(&module(artifact, Status::Failed, None, Some(failure)));
@@ -177,72 +167,66 @@ impl Reporter {
         for line in failure.output.lines() {
             let _ = writeln!(text, "  | {line}");
         }
-        self.line(text.trim_end());
+        line(text.trim_end());
+        self.count();
     }
 
     /// The result of a check: the problems on stdout, one a line.
     pub(crate) fn checked(&self, out: &str, modules: usize, problems: &[String]) {
-        match self.format {
-            MessageFormat::Json => {
-                for message in problems {
-                    json(&Message::Problem { message });
-                }
-                json(&Message::Check {
-                    modules,
-                    problems: problems.len(),
-                    out,
-                });
+        if self.format == MessageFormat::Json {
+            for message in problems {
+                json(&Message::Problem { message });
             }
-            MessageFormat::Human => {
-                for problem in problems {
-                    let _ = writeln!(std::io::stdout().lock(), "{problem}");
-                }
-                if !problems.is_empty() {
-                    self.line(&format!(
-                        "error: {out} is not what was asked for ({} of {modules} modules); `cargo xtask precompile` \
-                         with the same flags makes it so",
-                        problems.len()
-                    ));
-                } else if !self.quiet {
-                    self.line(&format!(
-                        "{modules} modules are there, whole and up to date; {out}"
-                    ));
-                }
-            }
+            json(&Message::Check {
+                modules,
+                problems: problems.len(),
+                out,
+            });
+            return;
+        }
+        for problem in problems {
+            let _ = writeln!(std::io::stdout().lock(), "{problem}");
+        }
+        if !problems.is_empty() {
+            line(&format!(
+                "error: {out} is not what was asked for ({} of {modules} modules); \
+                 `cargo xtask precompile` with the same flags makes it so",
+                problems.len()
+            ));
+        } else if !self.quiet {
+            line(&format!(
+                "{modules} modules are there, undamaged and up to date; {out}"
+            ));
         }
     }
 
-    /// The last word of a run.
+    /// The last message of a run.
     pub(crate) fn summary(&self, summary: &Summary) {
-        self.bar.finish_and_clear();
-        match self.format {
-            MessageFormat::Json => json(&Message::Summary { summary }),
-            MessageFormat::Human if self.quiet && summary.failed == 0 => {}
-            MessageFormat::Human => {
-                let mut text = format!(
-                    "{} built, {} reused, {} failed in {:.2} s ({:.1} s CPU)",
-                    summary.built,
-                    summary.reused,
-                    summary.failed,
-                    summary.wall_seconds,
-                    summary.cpu_seconds
-                );
-                if let Some((name, seconds)) = &summary.slowest {
-                    let _ = write!(text, "; slowest {name}, {seconds:.2} s");
-                }
-                let _ = write!(text, "; {}", summary.out);
-                self.line(&text);
-            }
+        if self.format == MessageFormat::Json {
+            return json(&Message::Summary { summary });
         }
+        if self.quiet && summary.failed == 0 {
+            return;
+        }
+        let mut text = format!(
+            "{} built, {} reused, {} failed in {:.2} s ({:.1} s CPU)",
+            summary.built,
+            summary.reused,
+            summary.failed,
+            summary.wall_seconds,
+            summary.cpu_seconds
+        );
+        if let Some((name, seconds)) = &summary.slowest {
+            let _ = write!(text, "; slowest {name}, {seconds:.2} s");
+        }
+        let _ = write!(text, "; {}", summary.out);
+        line(&text);
     }
+}
 
-    /// Writes a line to stderr without tearing the bar.
-    fn line(&self, text: &str) {
-        self.bar.suspend(|| {
-            // A closed stderr is no reason to stop compiling.
-            let _ = writeln!(std::io::stderr().lock(), "{text}");
-        });
-    }
+/// Writes a line to stderr. A closed stderr is no reason to stop compiling.
+fn line(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 fn module<'a>(

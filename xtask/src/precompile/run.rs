@@ -1,19 +1,19 @@
-//! One run: compile what the plan asks for, and publish the whole or nothing.
+//! One run: compile what the plan asks for, and publish everything or nothing.
 
-use super::compile::{Compiled, Failure, Job};
+use super::compile::Job;
 use super::inputs::Inputs;
 use super::matrix::Artifact;
+use super::output::{LockedOutput, OutputDir};
 use super::plan::Plan;
 use super::progress::{Reporter, Status, Summary};
-use super::publish::{LockedOutput, OutputDir, Staging};
+use super::staging::Staging;
 use super::timeline::Span;
 use crate::toolchain::Nvcc;
-use anyhow::{Context as _, ensure};
+use crate::workers;
+use anyhow::ensure;
 use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// What a run works with.
@@ -21,11 +21,11 @@ pub(crate) struct Run<'a> {
     pub(crate) nvcc: &'a Nvcc,
     pub(crate) inputs: &'a Inputs,
     pub(crate) output: &'a OutputDir,
-    pub(crate) reporter: &'a mut Reporter,
+    pub(crate) reporter: &'a Reporter,
     pub(crate) started: Started,
 }
 
-/// When a run began, by the wall's clock and by the CPU time that this process had used by then: of what it ran before, such as a build.
+/// When a run began, and the CPU time that this process had used by then, for instance for a build.
 #[derive(Clone, Copy)]
 pub(crate) struct Started {
     at: Instant,
@@ -42,12 +42,12 @@ impl Started {
 }
 
 impl Run<'_> {
-    /// Compiles what the plan asks for and publishes the whole, or nothing at all.
+    /// Compiles what the plan asks for and publishes everything, or nothing.
     ///
     /// # Errors
-    /// What keeps the output from being staged or published; it then stays as it was.
+    /// The output cannot be staged or published; it then stays as it was.
     pub(crate) fn carry_out(
-        &mut self,
+        &self,
         plan: &Plan,
         locked: &LockedOutput<'_>,
         present_files: &BTreeSet<String>,
@@ -78,7 +78,7 @@ impl Run<'_> {
         if summary.failed == 0 {
             self.ensure_sources_unchanged(&plan.jobs)?;
             for entry in &plan.reused {
-                staging.keep(self.output, &entry.file_name())?;
+                staging.keep(self.output.path(), &entry.file_name())?;
             }
             let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
             staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
@@ -114,9 +114,9 @@ impl Run<'_> {
         }
     }
 
-    /// Runs every job, `jobs` at a time, whatever becomes of the others.
+    /// Runs every job, `jobs` at a time, even if others fail.
     fn compile(
-        &mut self,
+        &self,
         plan: &Plan,
         staging: &Staging,
         jobs: usize,
@@ -132,44 +132,39 @@ impl Run<'_> {
                 self.nvcc.compiler
             ),
         );
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(jobs)
-            .build()
-            .context("cannot start the compile threads")?;
-        let results = Mutex::new((Vec::new(), Vec::new()));
-        let next = AtomicUsize::new(0);
-        let (reporter, started) = (&*self.reporter, self.started.at);
-        // Not a parallel iterator: those halve the list, and the slow modules at its front are to start first.
-        pool.broadcast(|worker| {
-            while let Some(job) = plan.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let begun = Instant::now();
-                let outcome = job.run(self.nvcc, self.inputs, staging);
-                let seconds = begun.elapsed().as_secs_f64();
-                let artifacts = job.artifacts();
-                report(reporter, &artifacts, seconds, &outcome);
-                let span = Span {
-                    name: job.label(),
-                    files: artifacts.len(),
-                    status: if outcome.is_ok() {
-                        Status::Built
-                    } else {
-                        Status::Failed
-                    },
-                    worker: worker.index(),
-                    start_seconds: begun.duration_since(started).as_secs_f64(),
-                    seconds,
-                };
-                let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
-                results
-                    .0
-                    .extend(outcome.into_iter().flat_map(|compiled| compiled.modules));
-                results.1.push(span);
-            }
-        });
-        Ok(results.into_inner().unwrap_or_else(PoisonError::into_inner))
+        let ended = workers::each(&plan.jobs, jobs, |worker, job| {
+            let begun = Instant::now();
+            let outcome = job.run(self.nvcc, self.inputs, staging);
+            let span = Span {
+                name: job.label(),
+                files: job.artifacts().len(),
+                status: match outcome {
+                    Ok(_) => Status::Built,
+                    Err(_) => Status::Failed,
+                },
+                worker,
+                start_seconds: begun.duration_since(self.started.at).as_secs_f64(),
+                seconds: begun.elapsed().as_secs_f64(),
+            };
+            let modules = match outcome {
+                Ok(compiled) => {
+                    let remarks = &compiled.remarks;
+                    self.reporter.built(&job.artifacts(), span.seconds, remarks);
+                    compiled.modules
+                }
+                Err(failure) => {
+                    self.reporter.failed(&job.artifacts(), &failure);
+                    Vec::new()
+                }
+            };
+            (modules, span)
+        })?;
+        let (modules, spans): (Vec<_>, Vec<_>) = ended.into_iter().unzip();
+        Ok((modules.concat(), spans))
     }
 
-    /// Refuses to publish modules whose sources were edited while they were compiled: their keys would lie.
+    /// Refuses to publish modules whose sources were edited while they were compiled: their keys
+    /// would be wrong.
     fn ensure_sources_unchanged(&self, jobs: &[Job]) -> anyhow::Result<()> {
         let modules: Vec<_> = jobs.iter().map(Job::module).collect();
         let prelude_dir = self.inputs.prelude.as_ref().map(|prelude| &*prelude.dir);
@@ -180,7 +175,8 @@ impl Run<'_> {
                 .all(|module| now.closure(module) == self.inputs.closure(module));
         ensure!(
             same,
-            "the sources in `{}` changed while they were compiled; nothing was published, run it again",
+            "the sources in `{}` changed while they were compiled; nothing was published: run it \
+             again",
             self.inputs.kernels_dir.display()
         );
         Ok(())
@@ -196,22 +192,11 @@ impl Run<'_> {
     }
 }
 
-fn report(
-    reporter: &Reporter,
-    artifacts: &[Artifact],
-    seconds: f64,
-    outcome: &Result<Compiled, Failure>,
-) {
-    match outcome {
-        Ok(compiled) => reporter.built(artifacts, seconds, &compiled.remarks),
-        Err(failure) => reporter.failed(artifacts, failure),
-    }
-}
-
 /// CPU time of this process and of the children it has waited for, in seconds.
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // Field 2 is the program's name in parentheses and may hold spaces; utime, stime, cutime, cstime are 14 to 17.
+    // Field 2 is the program's name in parentheses and may hold spaces; utime, stime, cutime,
+    // cstime are 14 to 17.
     let (_, fields) = stat.rsplit_once(')')?;
     let ticks: u64 = fields
         .split_whitespace()

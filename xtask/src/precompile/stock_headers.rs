@@ -1,17 +1,18 @@
 //! Whether nvcc's own headers compile on this machine.
 //!
-//! They declare functions of the C library once more. Where the C library has since declared one
-//! of them `noexcept`, the two contradict each other, and no file compiles: `rsqrt` of CUDA 13.0
-//! with glibc 2.42, `sinpi` and `cospi` of CUDA 12.8 with glibc 2.41. The prelude includes neither.
+//! They declare some functions of the C library again. If a newer C library declares one of them
+//! `noexcept`, the two declarations contradict each other, and no file compiles: `rsqrt` of CUDA
+//! 13.0 with glibc 2.42, `sinpi` and `cospi` of CUDA 12.8 with glibc 2.41. The prelude includes
+//! neither.
 
-use super::compile::{HIDDEN_FLAG_VARIABLES, escaped};
-use crate::toolchain::Nvcc;
+use super::command::escaped;
+use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
 use anyhow::Context as _;
 use peersum_artifact::Target;
 use std::fs;
 use std::process::{Command, Stdio};
 
-/// What nvcc says of two declarations of one function that do not agree.
+/// What nvcc prints about two contradicting declarations of one function.
 const CONTRADICTION: &str = "exception specification is incompatible";
 
 /// Compiles an empty file with nvcc's own headers. Returns why they cannot be used, if so.

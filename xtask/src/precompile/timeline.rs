@@ -1,4 +1,5 @@
-//! `--timings`: when each compiler process ran, as JSON, as one self-contained page, and as the page's picture alone.
+//! `--timings`: when each compiler process ran, as JSON, as one self-contained page, and as the
+//! page's picture alone.
 
 use super::progress::{Status, Summary};
 use anyhow::Context as _;
@@ -76,10 +77,12 @@ fn picture(jobs: usize, spans: &[Span]) -> String {
 
     // A picture of its own has a background, or it is not read on a dark page.
     let mut svg = format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="timeline of the compiler processes">
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"
+ viewBox="0 0 {width} {height}" role="img" aria-label="timeline of the compiler processes">
 <style>
 text {{ font: 12px sans-serif; fill: #555; }} line {{ stroke: #ddd; }}
-rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .failed {{ fill: #d62728; }}
+rect {{ stroke: #fff; }}
+.push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .failed {{ fill: #d62728; }}
 </style>
 <rect width="{width}" height="{height}" fill="#fff"/>
 "##
@@ -99,7 +102,8 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .
         let bottom = ROW * jobs as f64;
         let _ = writeln!(
             svg,
-            r#"<line x1="{x:.1}" y1="0" x2="{x:.1}" y2="{bottom}"/><text x="{x:.1}" y="{}">{seconds:.1} s</text>"#,
+            r#"<line x1="{x:.1}" y1="0" x2="{x:.1}" y2="{bottom}"/>
+<text x="{x:.1}" y="{}">{seconds:.1} s</text>"#,
             bottom + 18.0
         );
     }
@@ -111,7 +115,8 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .
         };
         let _ = writeln!(
             svg,
-            r#"<rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{}"><title>{}: {:.2} s</title></rect>"#,
+            r#"<rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{}">
+<title>{}: {:.2} s</title></rect>"#,
             LEFT + span.start_seconds * scale,
             ROW * span.worker as f64 + 2.0,
             (span.seconds * scale).max(1.0),
@@ -148,7 +153,8 @@ body {{ font: 14px sans-serif; margin: 2em; }}
 td, th {{ text-align: left; padding: 2px 16px 2px 0; }}
 </style>
 <h1>precompile</h1>
-<p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU); the jobs were busy for {share:.0} % of the compile time.
+<p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs
+({cpu:.1} s CPU); the jobs were busy for {share:.0} % of the compile time.
 Blue: push, orange: pull, red: failed. Hover over a bar for its module.</p>
 {picture}
 <table><tr><th>module</th><th>seconds</th><th>start</th><th>job</th></tr>

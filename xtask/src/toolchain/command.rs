@@ -1,16 +1,17 @@
 //! `cargo xtask toolchain`: the pinned toolchain by itself, and which compiler would be used.
 
-use super::{
-    COMPILER, Identity, NVRTC, Nvcc, ToolkitChoice, WheelSet, discovery, find, install_compiler,
-    install_nvrtc, pinned,
+use super::discovery;
+use super::nvcc::Identity;
+use super::resolve::{
+    COMPILER, NVRTC, Nvcc, ToolkitChoice, find, install_compiler, install_nvrtc, pinned,
 };
+use super::wheels::WheelSet;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::PathBuf;
 
-/// Install the pinned CUDA compiler, or say where a compiler is.
+/// Install the pinned CUDA compiler, or print where a compiler is
 #[derive(Debug, Args)]
 pub(crate) struct ToolchainArgs {
     #[command(subcommand)]
@@ -21,16 +22,16 @@ pub(crate) struct ToolchainArgs {
 enum ToolchainCommand {
     /// Install the pinned toolchain unless it is there, and print its directory
     ///
-    /// `precompile` does this by itself where the machine has no nvcc of its own. The wheels come from PyPI, or from the
-    /// index that pip is configured to use; every hash is checked. PEERSUM_TOOLCHAIN_DIR names a directory to hold them,
-    /// in place of peersum/toolchain in the user's cache directory.
+    /// `precompile` does this by itself if the machine has no nvcc. The wheels come from PyPI, or
+    /// from the index that pip is configured to use; every hash is checked. They are installed in
+    /// PEERSUM_TOOLCHAIN_DIR [default: peersum/toolchain in the user's cache directory].
     Install(SetArgs),
     /// Print the directory of the pinned toolchain; fail if it is not installed
     Path(SetArgs),
-    /// Say which nvcc and host compiler `precompile` would use; installs nothing
+    /// Print which nvcc and host compiler `precompile` would use; install nothing
     Which {
-        /// `pinned`, an nvcc or a toolkit's directory [default: $NVCC, $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda,
-        /// else the pinned one]
+        /// `pinned`, an nvcc or a toolkit's directory
+        /// [default: $NVCC, $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda, else the pinned one]
         #[arg(long, value_name = "pinned|PATH")]
         toolkit: Option<ToolkitChoice>,
     },
@@ -51,80 +52,66 @@ struct SetArgs {
 ///
 /// # Errors
 /// One message that says what to do.
-pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
     let mut notes = |note: String| eprintln!("note: {note}");
     match &args.command {
         ToolchainCommand::Install(args) => {
-            let dir = with_set(args, |set| {
-                Ok(if args.nvrtc {
-                    install_nvrtc(set, &mut notes)?.dir
-                } else {
-                    install_compiler(set, &mut notes)?.dir
-                })
-            })?;
+            let requirements = args.requirements()?;
+            let set = args.set(&requirements);
+            let dir = match args.nvrtc {
+                true => install_nvrtc(&set, &mut notes)?.dir,
+                false => install_compiler(&set, &mut notes)?.dir,
+            };
             println!("{}", dir.display());
         }
         ToolchainCommand::Path(args) => {
-            let dir = with_set(args, |set| {
-                let dir = if args.nvrtc {
-                    set.installed::<PathBuf>()?.map(|installed| installed.dir)
-                } else {
-                    set.installed::<Identity>()?.map(|installed| installed.dir)
-                };
-                let command = if args.nvrtc {
-                    "install --nvrtc"
-                } else {
-                    "install"
-                };
-                dir.with_context(|| {
-                    format!(
-                        "{} is not installed; run `cargo xtask toolchain {command}`",
-                        set.name
-                    )
-                })
+            let requirements = args.requirements()?;
+            let set = args.set(&requirements);
+            let (dir, flag) = match args.nvrtc {
+                true => (set.installed::<PathBuf>()?.map(|set| set.dir), " --nvrtc"),
+                false => (set.installed::<Identity>()?.map(|set| set.dir), ""),
+            };
+            let dir = dir.with_context(|| {
+                let name = set.name;
+                format!("{name} is not installed; run `cargo xtask toolchain install{flag}`")
             })?;
             println!("{}", dir.display());
         }
         ToolchainCommand::Which { toolkit } => {
-            let choice = toolkit.clone().unwrap_or_default();
-            let nvcc = match find(&choice, &mut notes)? {
-                Some(nvcc) => nvcc,
-                None => match COMPILER.installed()? {
-                    Some(installed) => pinned(installed, discovery::host_compiler()?),
-                    None => {
-                        println!(
-                            "the pinned toolchain, which is not installed yet: `cargo xtask toolchain install`"
-                        );
-                        return Ok(ExitCode::SUCCESS);
-                    }
-                },
+            let found = find(&toolkit.clone().unwrap_or_default(), &mut notes)?;
+            let nvcc = if let Some(nvcc) = found {
+                nvcc
+            } else if let Some(installed) = COMPILER.installed()? {
+                pinned(installed, discovery::host_compiler()?)
+            } else {
+                println!(
+                    "the pinned toolchain, which is not installed yet: \
+                     `cargo xtask toolchain install`"
+                );
+                return Ok(true);
             };
             print_nvcc(&nvcc);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
-/// Calls `act` with the set that the flags name.
-fn with_set<T>(
-    args: &SetArgs,
-    act: impl FnOnce(&WheelSet<'_>) -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    let set = if args.nvrtc { NVRTC } else { COMPILER };
-    match &args.requirements {
-        None => act(&set),
-        Some(file) => {
-            let requirements = read(file)?;
-            act(&WheelSet {
-                requirements: &requirements,
-                ..set
-            })
+impl SetArgs {
+    /// The text of the requirements, if they are not the pinned ones.
+    fn requirements(&self) -> anyhow::Result<Option<String>> {
+        let read = |file: &PathBuf| {
+            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
+        };
+        self.requirements.as_ref().map(read).transpose()
+    }
+
+    fn set<'a>(&self, requirements: &'a Option<String>) -> WheelSet<'a> {
+        let set = if self.nvrtc { NVRTC } else { COMPILER };
+        WheelSet {
+            requirements: requirements.as_deref().unwrap_or(set.requirements),
+            ..set
         }
     }
-}
-
-fn read(file: &Path) -> anyhow::Result<String> {
-    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 fn print_nvcc(nvcc: &Nvcc) {

@@ -1,7 +1,8 @@
 //! Where to look for an nvcc and for a host compiler.
 
+use anyhow::Context as _;
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ pub(crate) struct Candidate {
     /// What led to it, as in "nvcc of {origin}": `$CUDA_HOME`, `PATH`.
     pub(crate) origin: String,
     pub(crate) program: PathBuf,
-    /// Whether somebody asked for this one, so that no other may take its place.
+    /// Whether the user asked for this one, so that no other may replace it.
     pub(crate) explicit: bool,
 }
 
@@ -30,13 +31,14 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
     }
 }
 
-/// The nvccs that the environment names or that lie in the usual places, the first choice first, none twice.
+/// The nvccs that the environment names or that are in the usual places, in order of preference,
+/// without duplicates.
 ///
-/// `notes` is told which directories are not looked at.
+/// `notes` gets a line for each directory that is ignored.
 pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(program) = variable("NVCC") {
-        // A bare name is looked up as a shell would; where that fails it is kept, for the message.
+        // A bare name is looked up as a shell would. If that fails, the message names it.
         candidates.push(Candidate {
             origin: "$NVCC".to_owned(),
             program: find_program(&program).unwrap_or_else(|| program.into()),
@@ -57,7 +59,7 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
         if dir.is_absolute() {
             discovered(format!("${name}"), dir.join("bin").join("nvcc"));
         } else {
-            // As a relative entry of PATH: the current directory must not decide.
+            // The current directory must not decide which compiler is used.
             notes(format!(
                 "passed over {} (${name}): it must be an absolute path",
                 dir.display()
@@ -85,8 +87,9 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
     distinct
 }
 
-/// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was called by. A link to a
-/// program of another name, such as a compiler cache, means that name and stays.
+/// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was
+/// called by. A link to a program of another name, such as a compiler cache, is kept: the name
+/// selects what that does.
 fn real_nvcc(program: PathBuf) -> PathBuf {
     match fs::canonicalize(&program) {
         Ok(real) if real.file_name() == Some(OsStr::new("nvcc")) => real,
@@ -94,47 +97,36 @@ fn real_nvcc(program: PathBuf) -> PathBuf {
     }
 }
 
-/// Why there is no host compiler.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NoHostCompiler {
-    /// `$NVCC_CCBIN` names nothing that could be run.
-    #[error("$NVCC_CCBIN is {0:?}, which is no program; unset it or name a C++ compiler")]
-    Named(String),
-
-    /// There is no C++ compiler at all.
-    #[error(
-        "nvcc needs a C++ compiler of the host, and none of $CXX, c++, g++, clang++ and cc is on PATH. Install one \
-         (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or name it in NVCC_CCBIN"
-    )]
-    Absent,
-}
-
-/// The host compiler for `-ccbin`: `$NVCC_CCBIN`, `$CXX`, else the first of the usual names on `PATH`.
+/// The host compiler for `-ccbin`: `$NVCC_CCBIN`, `$CXX`, else the first of the usual names on
+/// `PATH`.
 ///
 /// # Errors
 /// `$NVCC_CCBIN` names no program, or there is none.
-pub(crate) fn host_compiler() -> Result<PathBuf, NoHostCompiler> {
+pub(crate) fn host_compiler() -> anyhow::Result<PathBuf> {
     if let Some(name) = variable("NVCC_CCBIN") {
         // nvcc takes a directory too and looks for its usual compiler there.
         if Path::new(&name).is_dir() {
             return Ok(name.into());
         }
-        return find_program(&name)
-            .ok_or_else(|| NoHostCompiler::Named(name.to_string_lossy().into_owned()));
+        return find_program(&name).with_context(|| {
+            format!("$NVCC_CCBIN is {name:?}, which is no program; unset it or name a C++ compiler")
+        });
     }
-    // $CXX may be a command line ("ccache g++"), which -ccbin cannot take; the usual names serve as well then.
+    // $CXX may be a command line ("ccache g++"), which -ccbin cannot take; then the usual names do.
+    let usual = ["c++", "g++", "clang++", "cc"].map(OsString::from);
     variable("CXX")
-        .and_then(|name| find_program(&name))
-        .or_else(|| {
-            ["c++", "g++", "clang++", "cc"]
-                .iter()
-                .find_map(|name| find_program(OsStr::new(name)))
-        })
-        .ok_or(NoHostCompiler::Absent)
+        .into_iter()
+        .chain(usual)
+        .find_map(|name| find_program(&name))
+        .context(
+            "nvcc needs a C++ compiler of the host, and none of $CXX, c++, g++, clang++ and cc is \
+             on PATH. Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) \
+             or name it in NVCC_CCBIN",
+        )
 }
 
 /// A variable that is set to something.
-fn variable(name: &str) -> Option<std::ffi::OsString> {
+fn variable(name: &str) -> Option<OsString> {
     env::var_os(name).filter(|value| !value.is_empty())
 }
 
@@ -151,7 +143,8 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
 fn programs_on_path(name: &OsStr) -> impl Iterator<Item = PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let dirs: Vec<PathBuf> = env::split_paths(&path)
-        // An empty or relative entry means the current directory, which must not decide which compiler is used.
+        // An empty or relative entry means the current directory, which must not decide which
+        // compiler is used.
         .filter(|dir| dir.is_absolute())
         .collect();
     let name = name.to_owned();

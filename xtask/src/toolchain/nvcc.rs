@@ -1,12 +1,12 @@
-//! What an nvcc is: asked of the program itself, and remembered as long as its files stay the same.
+//! What an nvcc is: it is asked itself, and the answer is remembered as long as its files stay the
+//! same.
 
-use super::{sealed, wheels};
-use peersum_artifact::{CudaVersion, Digest};
-use serde::{Deserialize, Serialize};
-use std::ffi::OsStr;
+use super::memory;
+pub(crate) use super::memory::{Identity, Layout, Probed};
+use anyhow::{Context as _, anyhow, bail, ensure};
+use peersum_artifact::CudaVersion;
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -19,72 +19,9 @@ const OLDEST: CudaVersion = CudaVersion {
 /// The last major release that is supported, with every minor of it.
 const LAST_MAJOR: u32 = 13;
 
-/// The form of a remembered answer.
-const MEMORY_SCHEMA: u32 = 1;
-
-/// Which compiler an nvcc is and what it compiles for. It is the same for every installation of one release.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Identity {
-    /// `13.0.88`.
-    pub(crate) version: String,
-    /// `cuda_13.0.r13.0/compiler.36424714_0`.
-    pub(crate) build: String,
-    /// What `--list-gpu-code` and `--list-gpu-arch` print: `sm_80`, ..., `compute_80`, ...
-    pub(crate) gpu_codes: Vec<String>,
-}
-
-/// Where the parts of a toolkit lie. What is unknown is `None`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Layout {
-    pub(crate) cicc: Option<PathBuf>,
-    pub(crate) ptxas: Option<PathBuf>,
-    /// Whether `cuda_runtime.h` and what it includes of `crt/` are there.
-    pub(crate) stock_headers: bool,
-}
-
-/// An nvcc that answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Probed {
-    pub(crate) identity: Identity,
-    pub(crate) layout: Layout,
-}
-
-/// Why an nvcc cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum NvccFault {
-    /// Nothing is there.
-    #[error("there is no such program")]
-    Absent,
-
-    /// It is there and does not run.
-    #[error("it cannot be started: {0}")]
-    CannotStart(io::Error),
-
-    /// It ran and failed.
-    #[error("`nvcc {argument}` ended with {status}{}", indented(.output))]
-    Failed {
-        argument: &'static str,
-        status: std::process::ExitStatus,
-        output: String,
-    },
-
-    /// Its answer is not nvcc's.
-    #[error("`nvcc {argument}` did not answer as nvcc does{}", indented(.output))]
-    Garbled {
-        argument: &'static str,
-        output: String,
-    },
-
-    /// Its release is too old or too new.
-    #[error("it is of CUDA {found}; supported are CUDA {OLDEST} to {LAST_MAJOR}.x")]
-    Unsupported { found: CudaVersion },
-
-    /// Its toolkit is half there.
-    #[error("its toolkit is incomplete: there is no {}", .0.display())]
-    Incomplete(PathBuf),
-}
+/// Variables by which nvcc takes flags that no command shows. They would change code although the
+/// cache key stays the same.
+pub(crate) const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
 fn indented(output: &str) -> String {
     if output.trim().is_empty() {
@@ -98,45 +35,30 @@ fn indented(output: &str) -> String {
     format!(" and printed:{}", lines.concat())
 }
 
-/// Finds out what `program` is, from memory if neither it nor its cicc and ptxas have changed since it was asked last;
-/// no process is started then.
+/// Finds out what `program` is, from memory if neither it nor its cicc and ptxas have changed since
+/// it was asked last; no process is started then.
 ///
-/// Only an nvcc that is a binary within its toolkit is remembered. A script or a compiler cache in front of nvcc may
-/// call another one tomorrow and look the same, so such a one is asked each time.
+/// Only an nvcc that is a binary in its toolkit is remembered. A script or a compiler cache in
+/// front of nvcc may call another nvcc without changing itself, so it is asked each time.
 ///
 /// # Errors
 /// Why it cannot be used. Faults are never remembered.
-pub(crate) fn probe(program: &Path) -> Result<Probed, NvccFault> {
-    let memory = memory_file(program);
-    let remembered = memory.as_deref().and_then(|file| recall(file, program));
-    let probed = match remembered {
-        Some(probed) => probed,
-        None => {
-            let before = Fingerprint::of(program);
-            let identity = ask(program)?;
-            let (layout, here) = layout(program);
-            let probed = Probed { identity, layout };
-            // The fingerprint from before the questions: if the program was exchanged meanwhile, it does not match.
-            if let (Some(before), Some(memory)) = (before, memory)
-                && is_binary_of(program, here.as_deref())
-            {
-                remember(&memory, before, &probed);
-            }
-            probed
-        }
-    };
-    if let Some(cicc) = &probed.layout.cicc
-        && !cicc.is_file()
-    {
-        return Err(NvccFault::Incomplete(cicc.clone()));
-    }
-    let found = release(&probed.identity.version).ok_or_else(|| NvccFault::Garbled {
-        argument: "--version",
-        output: probed.identity.version.clone(),
+pub(crate) fn probe(program: &Path) -> anyhow::Result<Probed> {
+    let probed = memory::recall_or(program, || {
+        let identity = ask(program)?;
+        let (layout, here) = layout(program);
+        let is_lasting = is_binary_of(program, here.as_deref());
+        Ok((Probed { identity, layout }, is_lasting))
     })?;
-    if found < OLDEST || found.major > LAST_MAJOR {
-        return Err(NvccFault::Unsupported { found });
+    if let Some(cicc) = probed.layout.cicc.as_ref().filter(|cicc| !cicc.is_file()) {
+        bail!("its toolkit is incomplete: there is no {}", cicc.display());
     }
+    let found = CudaVersion::of_release(&probed.identity.version)
+        .ok_or_else(|| garbled("--version", &probed.identity.version))?;
+    ensure!(
+        found >= OLDEST && found.major <= LAST_MAJOR,
+        "it is of CUDA {found}; supported are CUDA {OLDEST} to {LAST_MAJOR}.x"
+    );
     Ok(probed)
 }
 
@@ -144,19 +66,16 @@ pub(crate) fn probe(program: &Path) -> Result<Probed, NvccFault> {
 ///
 /// # Errors
 /// It does not run, or does not answer as nvcc does.
-pub(crate) fn ask(program: &Path) -> Result<Identity, NvccFault> {
+pub(crate) fn ask(program: &Path) -> anyhow::Result<Identity> {
     let text = answer(program, "--version")?;
-    let (version, build) = parse_version(&text).ok_or_else(|| NvccFault::Garbled {
-        argument: "--version",
-        output: text.clone(),
-    })?;
+    let (version, build) = parse_version(&text).ok_or_else(|| garbled("--version", &text))?;
     let mut identity = Identity {
         version,
         build,
         gpu_codes: Vec::new(),
     };
-    // A release that is not supported may lack the other questions; its version is what there is to say about it.
-    if release(&identity.version).is_some_and(|found| found < OLDEST) {
+    // An unsupported release may lack the other questions; then its version is what matters.
+    if CudaVersion::of_release(&identity.version).is_some_and(|found| found < OLDEST) {
         return Ok(identity);
     }
     for (argument, kind) in [("--list-gpu-code", "sm_"), ("--list-gpu-arch", "compute_")] {
@@ -168,76 +87,68 @@ pub(crate) fn ask(program: &Path) -> Result<Identity, NvccFault> {
         });
         identity.gpu_codes.extend(codes.map(str::to_owned));
         if identity.gpu_codes.len() == known {
-            return Err(NvccFault::Garbled {
-                argument,
-                output: text,
-            });
+            return Err(garbled(argument, &text));
         }
     }
     Ok(identity)
 }
 
+fn garbled(argument: &str, output: &str) -> anyhow::Error {
+    let output = indented(output);
+    anyhow!("`nvcc {argument}` did not answer as nvcc does{output}")
+}
+
 /// Runs `program` with one argument and returns its standard output.
-fn answer(program: &Path, argument: &'static str) -> Result<String, NvccFault> {
-    let output = run(program, &[argument]).map_err(|error| {
-        if error.kind() == io::ErrorKind::NotFound && !program.exists() {
-            NvccFault::Absent
-        } else {
-            NvccFault::CannotStart(error)
+fn answer(program: &Path, argument: &str) -> anyhow::Result<String> {
+    let output = match run(program, &[argument]) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !program.exists() => {
+            bail!("there is no such program")
         }
-    })?;
+        output => output.context("it cannot be started")?,
+    };
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    if output.status.success() {
-        Ok(text)
-    } else {
-        Err(NvccFault::Failed {
-            argument,
-            status: output.status,
-            output: text + &String::from_utf8_lossy(&output.stderr),
-        })
-    }
+    ensure!(
+        output.status.success(),
+        "`nvcc {argument}` ended with {}{}",
+        output.status,
+        indented(&(text + &String::from_utf8_lossy(&output.stderr)))
+    );
+    Ok(text)
 }
 
 fn run(program: &Path, arguments: &[&str]) -> io::Result<Output> {
     Command::new(program)
         .args(arguments)
-        // nvcc adds these to every command line; what is asked here must not depend on them.
-        .env_remove("NVCC_PREPEND_FLAGS")
-        .env_remove("NVCC_APPEND_FLAGS")
+        // nvcc adds these to every command line; its answers must not depend on them.
+        .env_remove(HIDDEN_FLAG_VARIABLES[0])
+        .env_remove(HIDDEN_FLAG_VARIABLES[1])
         .stdin(Stdio::null())
         .output()
 }
 
-/// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build cuda_13.0.r13.0/compiler.36424714_0`.
+/// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build
+/// cuda_13.0.r13.0/compiler.36424714_0`.
 fn parse_version(text: &str) -> Option<(String, String)> {
     let version = text.lines().find_map(|line| {
         let (_, rest) = line.split_once("release ")?;
         Some(rest.split_once(", V")?.1.trim().to_owned())
     })?;
-    release(&version)?;
+    CudaVersion::of_release(&version)?;
     let build = text
         .lines()
         .find_map(|line| line.strip_prefix("Build "))
         .map(|build| build.trim().to_owned())
         // Releases before 11 do not print it; they are refused for their version.
         .unwrap_or_default();
-    if build.is_empty() && release(&version)? >= OLDEST {
+    if build.is_empty() && CudaVersion::of_release(&version)? >= OLDEST {
         return None;
     }
     Some((version, build))
 }
 
-/// The release that a version such as `13.0.88` belongs to.
-fn release(version: &str) -> Option<CudaVersion> {
-    let mut numbers = version.split('.').map(str::parse);
-    Some(CudaVersion {
-        major: numbers.next()?.ok()?,
-        minor: numbers.next()?.ok()?,
-    })
-}
-
-/// Where the parts of `program`'s toolkit lie and in which directory nvcc itself believes to be, as `--dryrun` says, which
-/// starts no part of the toolkit and needs no input file. Distributions lay toolkits out in several ways.
+/// Where the parts of `program`'s toolkit are, and in which directory nvcc believes to be, as
+/// `--dryrun` prints it. That starts no other program and needs no input file. The layout of
+/// toolkits differs between distributions.
 fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
     let unknown = Layout {
         stock_headers: true,
@@ -274,12 +185,12 @@ fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
     (layout, Some(here))
 }
 
-/// Whether nvcc's implicit include and the headers that it includes in turn lie in `dir`.
+/// Whether nvcc's implicit header and the headers that it includes are in `dir`.
 pub(crate) fn has_stock_headers(dir: &Path) -> bool {
     dir.join("cuda_runtime.h").is_file() && dir.join("crt/host_config.h").is_file()
 }
 
-/// Whether `program` is an ELF binary that lies in the directory `here`, where nvcc believes to be.
+/// Whether `program` is an ELF binary in the directory `here`, where nvcc believes to be.
 fn is_binary_of(program: &Path, here: Option<&Path>) -> bool {
     let mut magic = [0; 4];
     let is_elf = fs::File::open(program)
@@ -290,89 +201,6 @@ fn is_binary_of(program: &Path, here: Option<&Path>) -> bool {
         real(program).is_some_and(|program| real(&here.join("nvcc")) == Some(program))
     });
     is_elf && same_file
-}
-
-/// What tells a file from one that replaced it. The times are in nanoseconds since 1970.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fingerprint {
-    /// Every symbolic link resolved: `/usr/local/cuda` may point elsewhere tomorrow.
-    path: PathBuf,
-    bytes: u64,
-    inode: u64,
-    modified_ns: i128,
-    /// Tools that copy a file can set the time of its modification, not this one.
-    changed_ns: i128,
-}
-
-impl Fingerprint {
-    /// `None` if there is no such file, or if its path is not UTF-8 and so cannot be written down.
-    fn of(path: &Path) -> Option<Self> {
-        let path = fs::canonicalize(path).ok()?;
-        path.to_str()?;
-        let metadata = fs::metadata(&path).ok()?;
-        let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
-        Some(Self {
-            bytes: metadata.len(),
-            inode: metadata.ino(),
-            modified_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
-            changed_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
-            path,
-        })
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Memory {
-    schema: u32,
-    nvcc: Fingerprint,
-    /// Those of the parts in [`Layout`] that are known.
-    parts: Vec<Fingerprint>,
-    identity: Identity,
-    layout: Layout,
-}
-
-/// The file that remembers `program`, if the user has a cache directory.
-fn memory_file(program: &Path) -> Option<PathBuf> {
-    let path: &OsStr = program.as_os_str();
-    let name = Digest::of(path.as_encoded_bytes());
-    Some(wheels::root()?.join("compilers").join(name.to_string()))
-}
-
-fn recall(file: &Path, program: &Path) -> Option<Probed> {
-    let memory: Memory = sealed::read(file)?;
-    let unchanged = memory.schema == MEMORY_SCHEMA
-        && Fingerprint::of(program).as_ref() == Some(&memory.nvcc)
-        && memory
-            .parts
-            .iter()
-            .all(|part| Fingerprint::of(&part.path).as_ref() == Some(part));
-    unchanged.then_some(Probed {
-        identity: memory.identity,
-        layout: memory.layout,
-    })
-}
-
-/// Writes down what `probed` says. That it cannot be written costs the next run a few questions and nothing else.
-fn remember(file: &Path, nvcc: Fingerprint, probed: &Probed) {
-    let parts = [&probed.layout.cicc, &probed.layout.ptxas];
-    let parts = parts
-        .into_iter()
-        .flatten()
-        .map(|part| Fingerprint::of(part));
-    let Some(parts) = parts.collect() else { return };
-    let memory = Memory {
-        schema: MEMORY_SCHEMA,
-        nvcc,
-        parts,
-        identity: probed.identity.clone(),
-        layout: probed.layout.clone(),
-    };
-    if let Some(dir) = file.parent() {
-        let _ = fs::create_dir_all(dir);
-        let _ = sealed::write(file, &memory);
-    }
 }
 
 #[cfg(test)]
@@ -413,25 +241,5 @@ mod tests {
         ] {
             assert_eq!(parse_version(text), None, "{text:?}");
         }
-    }
-
-    #[test]
-    fn a_file_that_was_replaced_or_touched_has_another_fingerprint() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("nvcc");
-        fs::write(&path, "one").unwrap();
-        let first = Fingerprint::of(&path).unwrap();
-        assert_eq!(Fingerprint::of(&path), Some(first.clone()));
-
-        let other = dir.path().join("other");
-        fs::write(&other, "two").unwrap();
-        let times = fs::metadata(&path).unwrap().modified().unwrap();
-        let file = fs::File::options().write(true).open(&other).unwrap();
-        file.set_modified(times).unwrap();
-        fs::rename(&other, &path).unwrap();
-        assert_ne!(Fingerprint::of(&path), Some(first));
-
-        fs::remove_file(&path).unwrap();
-        assert_eq!(Fingerprint::of(&path), None);
     }
 }

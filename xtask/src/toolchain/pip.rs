@@ -1,20 +1,21 @@
 //! The program that fetches wheels: `python3 -m pip`, else `uv pip`.
 
+use anyhow::{Context as _, bail, ensure};
 use std::env;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 
 /// The first pip that knows the manylinux2014 tag of NVIDIA's wheels.
 const OLDEST_PIP: (u32, u32) = (19, 3);
 
-/// Settings that would have pip do something else than fill the target directory: install elsewhere, for another
-/// platform or from source, read further requirements, or end early. Which index to use, through which proxy and with
-/// which certificates stays the user's choice, here and in pip's configuration files.
+/// Settings that would make pip do something else than fill the target directory: install
+/// elsewhere, for another platform or from source, read further requirements, or exit early. The
+/// index, the proxy and the certificates stay the user's choice, here and in pip's configuration
+/// files.
 const PIP_VARIABLES_REMOVED: &[&str] = &[
     "PIP_ABI",
     "PIP_CONSTRAINT",
@@ -36,7 +37,8 @@ const PIP_VARIABLES_REMOVED: &[&str] = &[
     "PIP_VERSION",
 ];
 
-/// Switches that a configuration file may have set too, which only a variable with the opposite value overrides.
+/// Switches that a configuration file may have set too, which only a variable with the opposite
+/// value overrides.
 const PIP_VARIABLES_OFF: &[&str] = &["PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "PIP_USER"];
 
 /// The same for uv.
@@ -63,46 +65,14 @@ pub(crate) enum Installer {
     Uv,
 }
 
-/// Why neither installer is usable.
-#[derive(Debug)]
-pub(crate) struct NoInstaller {
-    pip: String,
-    uv: String,
-}
-
-impl fmt::Display for NoInstaller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, and {}", self.pip, self.uv)
-    }
-}
-
-/// An installer that ended with a failure.
-#[derive(Debug)]
-pub(crate) struct InstallerFailed {
-    /// The command line, environment changes included.
-    pub(crate) command: String,
-    pub(crate) status: ExitStatus,
-    /// All that it printed, on either stream.
-    pub(crate) output: String,
-}
-
-/// Why an installer did not do its work.
-#[derive(Debug)]
-pub(crate) enum RunError {
-    /// It could not be started or listened to.
-    Io(String, io::Error),
-    Failed(InstallerFailed),
-}
-
 impl Installer {
     /// Finds pip, else uv.
     ///
     /// # Errors
     /// What is wrong with each of them.
-    pub(crate) fn find() -> Result<Self, NoInstaller> {
-        let pip = match pip_fault() {
-            None => return Ok(Self::Pip),
-            Some(fault) => fault,
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let Some(pip) = pip_fault() else {
+            return Ok(Self::Pip);
         };
         match Command::new("uv")
             .arg("--version")
@@ -110,35 +80,29 @@ impl Installer {
             .output()
         {
             Ok(output) if output.status.success() => Ok(Self::Uv),
-            Ok(output) => Err(NoInstaller {
-                pip,
-                uv: format!("`uv --version` ended with {}", output.status),
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NoInstaller {
-                pip,
-                uv: "uv is not on PATH".to_owned(),
-            }),
-            Err(error) => Err(NoInstaller {
-                pip,
-                uv: format!("uv cannot be started ({error})"),
-            }),
+            Ok(output) => bail!("{pip}, and `uv --version` ended with {}", output.status),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                bail!("{pip}, and uv is not on PATH")
+            }
+            Err(error) => bail!("{pip}, and uv cannot be started ({error})"),
         }
     }
 
-    /// Installs the wheels that `requirements` names into the directory `target`, every hash checked.
+    /// Installs the wheels that `requirements` names into the directory `target`, every hash
+    /// checked.
     ///
-    /// The child's standard input is `lock`: an empty file, and so the end of file at once, but an installer that
-    /// outlives a killed xtask goes on holding the lock that way, and nobody cleans up under it.
+    /// The child's standard input is `lock`, an empty file. This way an installer that outlives a
+    /// killed xtask still holds the lock, and no other run removes its files.
     ///
     /// # Errors
-    /// The installer could not be run, or it failed; then all that it printed is in the error.
+    /// The installer could not be run, or it failed; then the error has all that it printed.
     pub(crate) fn run(
         self,
         requirements: &Path,
         target: &Path,
         lock: File,
         notes: &mut dyn FnMut(String),
-    ) -> Result<(), RunError> {
+    ) -> anyhow::Result<()> {
         let mut command = self.command();
         command
             .args(["--require-hashes", "--no-deps", "--only-binary=:all:"])
@@ -150,9 +114,9 @@ impl Installer {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let described = format!("{command:?}");
-        let io_error = |error| RunError::Io(described.clone(), error);
+        let cannot_run = || format!("cannot run {described}");
 
-        let mut child = command.spawn().map_err(io_error)?;
+        let mut child = command.spawn().with_context(cannot_run)?;
         let (sender, lines) = mpsc::channel();
         let mut output = String::new();
         thread::scope(|scope| {
@@ -163,7 +127,7 @@ impl Installer {
             if let Some(pipe) = child.stderr.take() {
                 scope.spawn(move || send_lines(pipe, &sender));
             }
-            // Ends when both pipes have, which is when both senders are gone.
+            // Ends when both pipes end, because both senders are dropped then.
             for line in lines {
                 if is_progress(&line) {
                     notes(line.trim().to_owned());
@@ -171,27 +135,23 @@ impl Installer {
                 output.push_str(&line);
             }
         });
-        let status = child.wait().map_err(io_error)?;
-
-        if status.success() {
-            Ok(())
-        } else {
-            Err(RunError::Failed(InstallerFailed {
-                command: described,
-                status,
-                output,
-            }))
-        }
+        let status = child.wait().with_context(cannot_run)?;
+        ensure!(
+            status.success(),
+            "the installer ended with {status}. The command was\n  {described}\nand it printed\n{}",
+            output.trim_end()
+        );
+        Ok(())
     }
 
-    /// The command without what says what to install and where.
+    /// The command, without the arguments that say what to install and where.
     fn command(self) -> Command {
         match self {
             Self::Pip => {
                 let mut command = pip();
                 command.args(["install", "--progress-bar=off"]);
-                // A configuration file may name a prefix, which pip refuses together with a target, or a root to put in front
-                // of every path; these are neither.
+                // A configuration file may set a prefix, which pip refuses together with a target,
+                // or a root in front of every path. These two values mean none.
                 command.args(["--prefix=", "--root=/"]);
                 command
             }
@@ -205,7 +165,7 @@ impl Installer {
     }
 }
 
-/// `python3 -m pip` with what must not be inherited taken out.
+/// `python3 -m pip`, without the settings that it must not inherit.
 fn pip() -> Command {
     let mut command = Command::new("python3");
     remove_variables(&mut command, PIP_VARIABLES_REMOVED);
@@ -216,8 +176,8 @@ fn pip() -> Command {
     command
 }
 
-/// Takes those of `variables` that are set out of the environment of `command`, and leaves the others unmentioned, so that
-/// the command reads short where it is shown.
+/// Removes those of `variables` that are set from the environment of `command`. It does not mention
+/// the others, so that the command is short when it is shown.
 fn remove_variables(command: &mut Command, variables: &[&str]) {
     for variable in variables {
         if env::var_os(variable).is_some() {
@@ -279,7 +239,7 @@ fn send_lines(pipe: impl Read, lines: &mpsc::Sender<String>) {
         .read_until(b'\n', &mut line)
         .is_ok_and(|bytes| bytes > 0)
     {
-        // The receiver outlives the senders; should it be gone, there is nobody to tell.
+        // The receiver outlives the senders, so this cannot fail.
         let _ = lines.send(String::from_utf8_lossy(&line).into_owned());
         line.clear();
     }

@@ -1,7 +1,8 @@
-//! Small JSON files that say of themselves whether they are whole.
+//! Small JSON files with a checksum.
 //!
-//! The first line is the SHA-256 of the rest. A file that a crash cut short, that another version wrote or that somebody
-//! edited reads as absent, so a caller can do no worse than the work that the file would have saved.
+//! The first line is the SHA-256 of the rest. A file that a crash truncated, that another version
+//! wrote or that somebody edited reads as absent. The caller then does the work that the file would
+//! have saved.
 
 use peersum_artifact::Digest;
 use serde::{Serialize, de::DeserializeOwned};
@@ -36,7 +37,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     write!(file, "{}\n{body}", Digest::of(body.as_bytes()))?;
-    // No sync: what a crash of the machine leaves of it reads as absent.
+    // No sync: if the machine crashes, what is left reads as absent.
     file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

@@ -1,18 +1,18 @@
-//! Sets of pinned wheels, each installed once for a user and never used half.
+//! Sets of pinned wheels. Each is installed once for a user, and never used incomplete.
 //!
-//! A set goes into a directory named after its requirements. It is filled beside its place, checked, stamped and moved there
-//! by one rename, under a lock beside it. The stamp lists every file with its length, so an install that lost
-//! a file is found by a few hundred `stat` calls and made anew.
+//! A set has a directory named after its requirements. It is filled beside its place, checked,
+//! stamped and moved there by one rename, under a lock beside it. The stamp lists every file with
+//! its length, so a few hundred `stat` calls find an install that lost a file; it is then repeated.
 
-use super::pip::{Installer, NoInstaller, RunError};
+use super::pip::Installer;
 use super::sealed;
+use crate::lock;
+use anyhow::{Context as _, anyhow};
 use peersum_artifact::Digest;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::env;
-use std::fs::{self, File, TryLockError};
-use std::io;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 
 /// Names the directory that holds the sets, in place of the user's cache directory.
 pub(crate) const DIRECTORY_VARIABLE: &str = "PEERSUM_TOOLCHAIN_DIR";
@@ -32,9 +32,9 @@ pub(crate) struct WheelSet<'a> {
     pub(crate) requirements: &'a str,
     /// How much is to be fetched, as in "about 100 MB".
     pub(crate) download: &'a str,
-    /// The licence that whoever installs it accepts, if it is not a free one.
+    /// The licence that the user accepts by installing it, if it is not a free one.
     pub(crate) licence: Option<&'a str>,
-    /// What somebody can do, other than installing pip or uv, who cannot have the set installed: items of a list.
+    /// What to do if it cannot be installed, other than installing pip or uv: items of a list.
     pub(crate) ways_out: &'a [&'a str],
 }
 
@@ -43,7 +43,7 @@ pub(crate) struct WheelSet<'a> {
 pub(crate) struct Installed<T> {
     /// The directory that the wheels were unpacked into (their `site-packages`).
     pub(crate) dir: PathBuf,
-    /// What the check found out when the set was installed.
+    /// What the check found when the set was installed.
     pub(crate) facts: T,
 }
 
@@ -57,73 +57,16 @@ struct Stamp<T> {
     facts: T,
 }
 
-/// Why a set of wheels is not there.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum WheelsError {
-    /// Neither the override nor a home directory is set.
-    #[error(
-        "no place to install {name}: set {DIRECTORY_VARIABLE}, XDG_CACHE_HOME or HOME to a directory"
-    )]
-    NoDirectory { name: String },
-
-    /// Neither pip nor uv is usable.
-    #[error(
-        "cannot install {name}: {reason}. Ways out:\n\
-         \x20 - install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install python3-pip)\n\
-         \x20 - install uv\n{}",
-        list(.ways_out)
-    )]
-    NoInstaller {
-        name: String,
-        reason: NoInstaller,
-        ways_out: Vec<String>,
-    },
-
-    /// pip or uv failed.
-    #[error(
-        "cannot install {name}: the installer ended with {status}. The command was\n  {command}\nand it printed\n{}\n\
-         Ways out:\n\
-         \x20 - if the package index could not be reached, configure another or a proxy for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)\n{}",
-        .output.trim_end(), list(.ways_out)
-    )]
-    InstallerFailed {
-        name: String,
-        command: String,
-        status: ExitStatus,
-        output: String,
-        ways_out: Vec<String>,
-    },
-
-    /// The wheels were unpacked and do not work.
-    #[error(
-        "{name} was fetched but does not work on this machine, so it is not installed: {reason}"
-    )]
-    CheckFailed { name: String, reason: String },
-
-    /// A file or directory could not be made, read or moved.
-    #[error("cannot {action} {}: {source}. {DIRECTORY_VARIABLE} names another place for it", .path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
-}
-
-fn list(items: &[String]) -> String {
-    let items: Vec<String> = items.iter().map(|item| format!("  - {item}")).collect();
-    items.join("\n")
-}
-
-/// Makes a [`WheelsError::Io`] of an `io::Error`.
-fn cannot<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> WheelsError + 'a {
-    move |source| WheelsError::Io {
-        action,
-        path: path.to_owned(),
-        source,
+/// The context of a failure of the file system.
+fn cannot<'a>(action: &'a str, path: &'a Path) -> impl FnOnce() -> String + 'a {
+    move || {
+        let path = path.display();
+        format!("cannot {action} {path} ({DIRECTORY_VARIABLE} names another place for it)")
     }
 }
 
-/// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the user's cache directory.
+/// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the
+/// user's cache directory.
 ///
 /// `None` if the environment names neither.
 pub(crate) fn root() -> Option<PathBuf> {
@@ -131,7 +74,7 @@ pub(crate) fn root() -> Option<PathBuf> {
     if let Some(dir) = variable(DIRECTORY_VARIABLE) {
         return std::path::absolute(dir).ok();
     }
-    // A relative path in either is invalid and to be ignored, says the XDG specification.
+    // The XDG specification says to ignore a relative path in either.
     let absolute = |name| {
         variable(name)
             .map(PathBuf::from)
@@ -146,20 +89,22 @@ impl WheelSet<'_> {
     ///
     /// # Errors
     /// The environment names no place.
-    pub(crate) fn dir(&self) -> Result<PathBuf, WheelsError> {
-        let root = root().ok_or_else(|| WheelsError::NoDirectory {
-            name: self.name.to_owned(),
+    pub(crate) fn dir(&self) -> anyhow::Result<PathBuf> {
+        let root = root().with_context(|| {
+            format!(
+                "no place to install {}: set {DIRECTORY_VARIABLE}, XDG_CACHE_HOME or HOME to a \
+                 directory",
+                self.name
+            )
         })?;
         Ok(root.join(self.digest()))
     }
 
-    /// The set, if it is installed and whole.
+    /// The set, if it is installed and complete.
     ///
     /// # Errors
     /// The environment names no place where it could be.
-    pub(crate) fn installed<T: DeserializeOwned>(
-        &self,
-    ) -> Result<Option<Installed<T>>, WheelsError> {
+    pub(crate) fn installed<T: DeserializeOwned>(&self) -> anyhow::Result<Option<Installed<T>>> {
         let dir = self.dir()?;
         let Some(stamp) = sealed::read::<Stamp<T>>(&dir.join(STAMP)) else {
             return Ok(None);
@@ -176,88 +121,57 @@ impl WheelSet<'_> {
         }))
     }
 
-    /// Installs the set unless it is there and whole.
+    /// Installs the set unless it is there and complete.
     ///
-    /// `check` is given the directory of the unpacked wheels before anybody else can see it and returns what is to be kept
-    /// about them, or why they do not work. `notes` is told what is waited for, fetched and accepted, a line at a time.
+    /// `check` gets the directory of the unpacked wheels before any other process can see it. It
+    /// returns the facts to keep about them, or why they do not work. `notes` gets a line for each
+    /// wait, download and licence.
     ///
     /// # Errors
-    /// No installer, a failed one, wheels that do not pass the check, or a failure of the file system. What was installed
-    /// before is left as it was.
+    /// There is no installer, it fails, the wheels do not pass the check, or the file system fails.
+    /// What was installed before stays as it was.
     pub(crate) fn install<T: Serialize + DeserializeOwned>(
         &self,
-        check: impl FnOnce(&Path) -> Result<T, String>,
+        check: impl FnOnce(&Path) -> anyhow::Result<T>,
         notes: &mut dyn FnMut(String),
-    ) -> Result<Installed<T>, WheelsError> {
+    ) -> anyhow::Result<Installed<T>> {
         let dir = self.dir()?;
         let root = dir.parent().unwrap_or(&dir);
         let lock_path = root.join(format!("{}.lock", self.digest()));
         if let Some(installed) = self.installed()? {
-            // An install that was killed after its last step has left something too, and this may be the only chance to
-            // remove it, unless somebody else is at it.
+            // An install that was killed after its last step has left something too. This may be
+            // the only chance to remove it, unless another process installs.
             if !self.leftovers(root).is_empty()
-                && let Ok(lock) = File::open(&lock_path)
-                && lock.try_lock().is_ok()
+                && let Ok(Some(_lock)) = lock::try_lock(&lock_path)
             {
                 self.remove_leftovers(root, notes);
             }
             return Ok(installed);
         }
-        fs::create_dir_all(root).map_err(cannot("make the directory", root))?;
-        let lock = self.lock(&lock_path, notes)?;
+        fs::create_dir_all(root).with_context(cannot("make the directory", root))?;
+        let waiting = || {
+            notes(format!(
+                "waiting for another process that installs {} (it holds the lock {})",
+                self.name,
+                lock_path.display()
+            ));
+        };
+        let lock = lock::lock(&lock_path, waiting).with_context(cannot("lock", &lock_path))?;
         if let Some(installed) = self.installed()? {
             return Ok(installed);
         }
         self.remove_leftovers(root, notes);
 
-        let ways_out = || self.ways_out.iter().map(|&item| item.to_owned()).collect();
-        let installer = Installer::find().map_err(|reason| WheelsError::NoInstaller {
-            name: self.name.to_owned(),
-            reason,
-            ways_out: ways_out(),
-        })?;
-        notes(format!(
-            "installing {} into {} ({} to fetch, once)",
-            self.name,
-            dir.display(),
-            self.download
-        ));
-        if let Some(licence) = self.licence {
-            notes(licence.to_owned());
-        }
-
         let staging = tempfile::Builder::new()
             .prefix(&self.staging_prefix())
             .tempdir_in(root)
-            .map_err(cannot("make a directory in", root))?;
-        let requirements = staging.path().join("requirements.txt");
-        fs::write(&requirements, self.requirements).map_err(cannot("write", &requirements))?;
-        // Within the staging directory, which only its owner may enter: this one gets the usual permissions.
-        let site = staging.path().join("site");
-        fs::create_dir(&site).map_err(cannot("make the directory", &site))?;
-        let inherited = lock
-            .try_clone()
-            .map_err(cannot("share the lock of", &dir))?;
-        installer
-            .run(&requirements, &site, inherited, notes)
-            .map_err(|error| match error {
-                RunError::Io(command, source) => WheelsError::Io {
-                    action: "run",
-                    path: command.into(),
-                    source,
-                },
-                RunError::Failed(failed) => WheelsError::InstallerFailed {
-                    name: self.name.to_owned(),
-                    command: failed.command,
-                    status: failed.status,
-                    output: failed.output,
-                    ways_out: ways_out(),
-                },
-            })?;
-
-        let facts = check(&site).map_err(|reason| WheelsError::CheckFailed {
-            name: self.name.to_owned(),
-            reason,
+            .with_context(cannot("make a directory in", root))?;
+        let site = self.fetch(&dir, staging.path(), &lock, notes)?;
+        let facts = check(&site).with_context(|| {
+            format!(
+                "{} was fetched but does not work on this machine, so it is not installed",
+                self.name
+            )
         })?;
         let mut files = Vec::new();
         sync_and_list(&site, &site, &mut files)?;
@@ -268,16 +182,74 @@ impl WheelSet<'_> {
             files,
             facts,
         };
-        sealed::write(&site.join(STAMP), &stamp).map_err(cannot("write the stamp in", &site))?;
-        self.put_in_place(&site, staging.path(), &dir)?;
+        sealed::write(&site.join(STAMP), &stamp)
+            .with_context(cannot("write the stamp in", &site))?;
+        put_in_place(&site, staging.path(), &dir)?;
         Ok(Installed {
             dir,
             facts: stamp.facts,
         })
     }
 
-    /// SHA-256 over the requirements that are not comments and the architecture, since a home directory may be shared by
-    /// machines of two.
+    /// Fetches the wheels into a directory in `staging`, which it returns.
+    fn fetch(
+        &self,
+        dir: &Path,
+        staging: &Path,
+        lock: &File,
+        notes: &mut dyn FnMut(String),
+    ) -> anyhow::Result<PathBuf> {
+        let ways_out = |first: &str| {
+            let items = self.ways_out.iter().map(|item| format!("\n  - {item}"));
+            format!("Ways out:\n{first}{}", items.collect::<String>())
+        };
+        let installer = Installer::find().map_err(|reason| {
+            anyhow!(
+                "cannot install {}: {reason}. {}",
+                self.name,
+                ways_out(
+                    "  - install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install \
+                     python3-pip)\n  - install uv"
+                )
+            )
+        })?;
+        notes(format!(
+            "installing {} into {} ({} to fetch, once)",
+            self.name,
+            dir.display(),
+            self.download
+        ));
+        if let Some(licence) = self.licence {
+            notes(licence.to_owned());
+        }
+        let requirements = staging.join("requirements.txt");
+        fs::write(&requirements, self.requirements).with_context(cannot("write", &requirements))?;
+        // In the staging directory, which only its owner may enter: this one gets the usual
+        // permissions.
+        let site = staging.join("site");
+        fs::create_dir(&site).with_context(cannot("make the directory", &site))?;
+        let inherited = lock
+            .try_clone()
+            .with_context(cannot("share the lock of", dir))?;
+        installer
+            .run(&requirements, &site, inherited, notes)
+            .map_err(|error| {
+                anyhow!(
+                    "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place: \
+                     {error:#}\n{}",
+                    self.name,
+                    dir.display(),
+                    ways_out(
+                        "  - if the package index could not be reached, configure another or a \
+                         proxy for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)"
+                    )
+                )
+            })?;
+        Ok(site)
+    }
+
+    /// SHA-256 over the architecture and the requirements without comments. The architecture,
+    /// because machines of two architectures may share a home directory.
     fn digest(&self) -> String {
         let lines = self.requirements.lines().map(str::trim);
         let mut text = String::from(env::consts::ARCH);
@@ -292,30 +264,6 @@ impl WheelSet<'_> {
         format!("{}.partial-", self.digest())
     }
 
-    /// Takes the lock, and says so if that takes waiting. It ends with the file, and so with the process, however that ends.
-    fn lock(&self, path: &Path, notes: &mut dyn FnMut(String)) -> Result<File, WheelsError> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(cannot("open the lock", path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                notes(format!(
-                    "waiting for another process that installs {} (it holds the lock {})",
-                    self.name,
-                    path.display()
-                ));
-                file.lock().map_err(cannot("lock", path))?;
-            }
-            Err(TryLockError::Error(error)) => return Err(cannot("lock", path)(error)),
-        }
-        Ok(file)
-    }
-
     /// What killed installs of this set left.
     fn leftovers(&self, root: &Path) -> Vec<PathBuf> {
         let prefix = self.staging_prefix();
@@ -326,8 +274,8 @@ impl WheelSet<'_> {
             .collect()
     }
 
-    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed costs disk space and no
-    /// more, so it is a note.
+    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed
+    /// only costs disk space, so it is a note.
     fn remove_leftovers(&self, root: &Path, notes: &mut dyn FnMut(String)) {
         for path in self.leftovers(root) {
             if let Err(error) = fs::remove_dir_all(&path) {
@@ -338,44 +286,41 @@ impl WheelSet<'_> {
             }
         }
     }
-
-    /// Moves the checked and stamped `site` to `dir`; a damaged install that lies there goes into `staging`, which is removed.
-    fn put_in_place(&self, site: &Path, staging: &Path, dir: &Path) -> Result<(), WheelsError> {
-        if fs::symlink_metadata(dir).is_ok() {
-            fs::rename(dir, staging.join("damaged"))
-                .map_err(cannot("move aside the damaged install", dir))?;
-        }
-        fs::rename(site, dir).map_err(cannot("move the finished install to", dir))?;
-        if let Some(root) = dir.parent() {
-            File::open(root)
-                .and_then(|root| root.sync_all())
-                .map_err(cannot("sync", root))?;
-        }
-        Ok(())
-    }
 }
 
-/// Lists the files under `dir` by their path within `site`, and has each of them on the disk before the stamp says so.
-fn sync_and_list(
-    dir: &Path,
-    site: &Path,
-    files: &mut Vec<(String, u64)>,
-) -> Result<(), WheelsError> {
-    for entry in fs::read_dir(dir).map_err(cannot("list", dir))? {
-        let path = entry.map_err(cannot("list", dir))?.path();
-        let metadata = fs::metadata(&path).map_err(cannot("read", &path))?;
+/// Moves the checked and stamped `site` to `dir`. A damaged install that lies there goes into
+/// `staging`, which is removed.
+fn put_in_place(site: &Path, staging: &Path, dir: &Path) -> anyhow::Result<()> {
+    if fs::symlink_metadata(dir).is_ok() {
+        fs::rename(dir, staging.join("damaged"))
+            .with_context(cannot("move aside the damaged install", dir))?;
+    }
+    fs::rename(site, dir).with_context(cannot("move the finished install to", dir))?;
+    sync(dir.parent().unwrap_or(dir))
+}
+
+/// Lists the files under `dir` by their path in `site`, and syncs each of them to the disk before
+/// the stamp is written.
+fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir).with_context(cannot("list", dir))? {
+        let path = entry.with_context(cannot("list", dir))?.path();
+        let metadata = fs::metadata(&path).with_context(cannot("read", &path))?;
         if metadata.is_dir() {
             sync_and_list(&path, site, files)?;
             continue;
         }
-        let file = File::open(&path).map_err(cannot("open", &path))?;
-        file.sync_all().map_err(cannot("sync", &path))?;
+        sync(&path)?;
         // A name that is not UTF-8 cannot be listed; none of the wheels has one.
         if let Some(name) = path.strip_prefix(site).ok().and_then(Path::to_str) {
             files.push((name.to_owned(), metadata.len()));
         }
     }
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(cannot("sync", dir))
+    sync(dir)
+}
+
+/// Waits until a file or directory is on the disk.
+fn sync(path: &Path) -> anyhow::Result<()> {
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .with_context(cannot("sync", path))
 }

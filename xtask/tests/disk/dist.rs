@@ -1,5 +1,6 @@
-//! dist, of two modules that are there already: in a checkout so small that every change can be made to fail, and in a copy of this
-//! one at some of its changes. cargo, which packages, is on no faulty disk.
+//! dist of two existing modules on faulty disks: in a checkout so small that every change can fail
+//! in turn, and in a copy of this checkout, where some changes fail. cargo, which packages, runs on
+//! a healthy disk.
 
 use crate::checkout::test_file;
 use crate::faulty_disk::{Fault, FaultyDisk};
@@ -18,7 +19,7 @@ const FAULTS: [Fault; 4] = [Fault::Killed, Fault::Full, Fault::ReadOnly, Fault::
 /// More changes than any run makes.
 const NEVER: usize = i32::MAX as usize;
 
-/// A checkout whose release is to change with every run.
+/// A checkout whose release changes with every run.
 pub(crate) struct Turns {
     pub(crate) checkout: Checkout,
     /// Two releases' modules.
@@ -36,7 +37,7 @@ impl Turns {
 
     pub(crate) fn with_temporary_files_within(parent: &Path, checkout: Checkout) -> Self {
         let modules = [cubins(), cubins()];
-        // The same modules, under a manifest that names another build of the compiler.
+        // The same modules, with a manifest that names another build of the compiler.
         let manifest = modules[1].path().join("manifest.json");
         let text = fs::read_to_string(&manifest).unwrap();
         fs::write(&manifest, text.replace("36424714_0", "36424714_1")).unwrap();
@@ -56,7 +57,7 @@ impl Turns {
         turns
     }
 
-    /// Has the next run make the other release.
+    /// Makes the next run produce the other release.
     pub(crate) fn turn(&mut self) {
         self.wanted = 1 - self.wanted;
     }
@@ -71,7 +72,7 @@ impl Turns {
         snapshot(&self.checkout.out())
     }
 
-    /// Puts there what a killed run leaves.
+    /// Leaves what a killed run would leave.
     fn leave_what_a_killed_run_leaves(&self) {
         let scratch = self.temporary.path().join("peersum-dist-scratch-left");
         let staging = self.checkout.out().with_file_name(".dist.staging-1");
@@ -85,8 +86,8 @@ impl Turns {
         }
     }
 
-    /// A run to the other release, behind a killed one and on a disk that fails, and one that must put things right. Returns whether
-    /// the first came as far as the fault.
+    /// Runs a dist of the other release after a killed one on a disk that fails, and then one that
+    /// must repair everything. Returns whether the first run reached the fault.
     fn fail_and_repair(&mut self, disk: FaultyDisk) -> bool {
         self.turn();
         self.leave_what_a_killed_run_leaves();
@@ -108,7 +109,8 @@ impl Turns {
         run.hit
     }
 
-    /// What is published is one of the two releases, or such that the check of its sums fails.
+    /// Checks that what is published is one of the two releases, or that the check of its sums
+    /// fails.
     #[track_caller]
     pub(crate) fn assert_no_wrong_release_passes(
         &self,
@@ -126,7 +128,7 @@ impl Turns {
         }
     }
 
-    /// The next run makes the release that is asked for and leaves nothing but it.
+    /// Checks that the next run makes the release that is asked for and leaves nothing else.
     pub(crate) fn assert_the_next_run_repairs(&self, what: &str) {
         succeeded(&mut self.dist());
         assert!(self.published() == self.states[self.wanted], "{what}");
@@ -139,7 +141,7 @@ impl Turns {
         assert_eq!(names(self.temporary.path()), [""; 0], "{what}");
     }
 
-    /// The changes of a run that no fault disturbs.
+    /// The number of changes of a run without a fault.
     fn changes(&mut self, exchanges: bool) -> Vec<String> {
         self.turn();
         self.leave_what_a_killed_run_leaves();
@@ -167,7 +169,7 @@ fn names(directory: &Path) -> Vec<String> {
 /// A checkout of one crate, which carries the modules.
 pub(crate) fn small_checkout() -> Checkout {
     let original = tempfile::tempdir().unwrap();
-    // By the first xtask knows a checkout; in the second it looks for workspaces.
+    // xtask recognises a checkout by the first; it looks for workspaces in the second.
     for directory in ["xtask/prelude", "crates", "kernels/src", "kernels/pack"] {
         fs::create_dir_all(original.path().join(directory)).unwrap();
     }
@@ -186,7 +188,8 @@ pub(crate) fn small_checkout() -> Checkout {
         ("LICENSE-MIT", "MIT\n"),
         (
             "kernels/Cargo.toml",
-            "[package]\nname = \"peersum-kernels\"\nversion = \"0.1.0\"\nedition = \"2024\"\ninclude = [\"/src\", \"/pack\", \"/LICENSE-*\"]\n",
+            "[package]\nname = \"peersum-kernels\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\
+             include = [\"/src\", \"/pack\", \"/LICENSE-*\"]\n",
         ),
         ("kernels/src/lib.rs", ""),
     ] {
@@ -195,7 +198,8 @@ pub(crate) fn small_checkout() -> Checkout {
     Checkout::of(original.path(), "checkout")
 }
 
-/// Lets every change that a run makes fail in turn, from the one at `first` on, until a run makes no more.
+/// Makes each change of a run fail in turn, beginning with the change `first`, until a run makes no
+/// more changes.
 fn every_change(turns: &mut Turns, fault: Fault, exchanges: bool, first: usize) {
     for at in first.. {
         let disk = FaultyDisk {
@@ -219,7 +223,7 @@ fn killed_at_any_change_a_dist_leaves_the_old_release_or_the_new_one() {
 fn killed_at_any_change_where_names_cannot_be_exchanged_a_mixed_release_is_exposed_and_repaired() {
     let mut turns = Turns::new(small_checkout());
     let changes = turns.changes(false);
-    // Before it, all is as where they can.
+    // The changes before it are the same on a disk that can exchange names.
     let exchange = changes.iter().position(|change| change == "renameat2");
     every_change(&mut turns, Fault::Killed, false, exchange.unwrap() + 1);
 }
@@ -296,7 +300,7 @@ fn what_a_dist_or_the_cargo_of_a_killed_one_works_in_is_not_removed_before_it_en
     assert!(manifest.is_file());
 
     fs::write(&gate, "").unwrap();
-    // Nobody is told when the orphan ends.
+    // No process is told when the orphan ends.
     for _ in 0..200 {
         succeeded(&mut turns.dist());
         if names(turns.temporary.path()).is_empty() {

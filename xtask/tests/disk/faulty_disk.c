@@ -1,16 +1,16 @@
 /* Runs a program on a disk that fails: faulty_disk ACTION N EXCHANGE REPORT PROGRAM ARGUMENT...
 
-   The changes that the program and its threads make to the file system are counted at the system call, whichever library
-   makes it, and each is a line of the file REPORT. At change N, before it is made, ACTION is taken:
+   It counts the changes that the program and its threads make to the file system, at the system
+   call, whichever library makes it. Each change is a line of the file REPORT. Before change N:
 
      kill    the program is killed
      ENOSPC  this change and all later ones that take space fail
      EROFS   this change and all later ones fail
      EIO     this change fails, and no other
 
-   EXCHANGE is `exchange`, or `no-exchange` for a file system that cannot exchange two names. Programs that the program
-   starts are left alone. Exit status: the program's own, 128 and the signal's number if a signal ended it, 125 if there is
-   no tracing here. */
+   EXCHANGE is `exchange`, or `no-exchange` for a file system that cannot exchange two names.
+   Processes that the program starts are not traced. Exit status: the program's own, 128 plus the
+   signal's number if a signal ended it, 125 if the machine does not allow tracing. */
 
 #define _GNU_SOURCE
 #include <elf.h>
@@ -79,7 +79,8 @@ static void give_up(const char *what) {
     exit(125);
 }
 
-/* Whether a descriptor of the program is a file or a directory; pipes and terminals are on no disk. */
+/* Whether a descriptor of the program is a file or a directory: pipes and terminals are not on a
+   disk. */
 static int is_on_disk(pid_t thread, unsigned long descriptor) {
     char path[64];
     struct stat status;
@@ -105,7 +106,8 @@ static const struct change *change_of(pid_t thread, const struct __ptrace_syscal
 static void refuse(pid_t thread, int error) {
     struct user_regs_struct registers;
     struct iovec all = {&registers, sizeof registers};
-    if (ptrace(PTRACE_GETREGSET, thread, NT_PRSTATUS, &all) != 0) return; /* It was killed meanwhile. */
+    /* It fails if the thread was killed meanwhile. */
+    if (ptrace(PTRACE_GETREGSET, thread, NT_PRSTATUS, &all) != 0) return;
 #if defined __x86_64__
     registers.orig_rax = -1;
     registers.rax = -error;
@@ -140,7 +142,8 @@ int main(int argc, char **argv) {
     int status;
     if (waitpid(program, &status, 0) != program || !WIFSTOPPED(status)) return 125;
     /* Threads are traced, and processes that are started (by vfork or fork) are not. */
-    long options = PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL;
+    long options =
+        PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_TRACEEXEC | PTRACE_O_EXITKILL;
     if (ptrace(PTRACE_SETOPTIONS, program, NULL, options) != 0) give_up("ptrace");
     ptrace(PTRACE_SYSCALL, program, NULL, NULL);
 
@@ -173,7 +176,8 @@ int main(int argc, char **argv) {
                                                         : 0;
                 if (fails)
                     refuse(thread, error);
-                else if (!can_exchange && info.entry.nr == SYS_renameat2 && info.entry.args[4] & RENAME_EXCHANGE)
+                else if (!can_exchange && info.entry.nr == SYS_renameat2 &&
+                         info.entry.args[4] & RENAME_EXCHANGE)
                     refuse(thread, EINVAL);
             }
             signal = 0;

@@ -29,7 +29,7 @@ impl Fault {
         }
     }
 
-    /// What the system says of it.
+    /// The system's message for it.
     pub(crate) fn message(self) -> &'static str {
         match self {
             Self::Killed => "killed",
@@ -49,18 +49,19 @@ pub(crate) struct FaultyDisk {
     pub(crate) exchanges: bool,
 }
 
-/// How a run on such a disk went.
+/// The result of a run on such a disk.
 #[derive(Debug)]
 pub(crate) struct FaultyRun {
     pub(crate) output: Output,
-    /// The system calls that changed the disk or were to.
+    /// The system calls that changed the disk, or tried to.
     pub(crate) changes: Vec<String>,
-    /// Whether the run came as far as the fault.
+    /// Whether the run reached the fault.
     pub(crate) hit: bool,
 }
 
 impl FaultyDisk {
-    /// Runs `command`, without its standard input. `inherits` says whether it has this process's environment beside its own.
+    /// Runs `command` without its standard input. `inherits` says whether it also gets this
+    /// process's environment.
     pub(crate) fn run(self, command: &Command, inherits: bool) -> FaultyRun {
         let report = tempfile::NamedTempFile::new().unwrap();
         let mut run = Command::new(program());
@@ -121,7 +122,7 @@ fn program() -> &'static Path {
     PROGRAM.get_or_init(|| {
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR"));
         fs::create_dir_all(directory).unwrap();
-        // Under a name of its own first: another test program may be at it.
+        // First under a name of its own: another test program may build it at the same time.
         let built = directory.join(format!("faulty_disk.{}", std::process::id()));
         let mut compiler = Command::new("cc")
             .args(["-O1", "-Wall", "-Wextra", "-Werror", "-x", "c", "-o"])

@@ -1,8 +1,9 @@
-//! precompile, the toolchain's install and dist on disks that fill up, that may not be written and that fail, and killed at every
-//! change they make: the next run repairs what is there or says what is wrong, and no file passes for what it is not.
+//! precompile, the toolchain's install and dist on disks that are full, read-only or faulty, and
+//! killed at every change they make. The next run repairs what is there or says what is wrong, and
+//! no damaged file is accepted.
 
 #![allow(missing_docs)]
-// The helpers of the tests, which are not test functions themselves, fail a test by panicking too.
+// Helpers that are not test functions themselves may panic too: it fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../precompile/checkout.rs"]

@@ -1,4 +1,5 @@
-//! precompile, with an nvcc that answers from memory what the pinned one said, so that a run takes a few milliseconds.
+//! precompile on faulty disks, with an nvcc that repeats recorded answers of the pinned one, so
+//! that a run takes a few milliseconds.
 
 use crate::checkout::{Answer, Checkout, Snapshot, pinned_nvcc, test_file};
 use crate::faulty_disk::{Fault, FaultyDisk};
@@ -7,13 +8,13 @@ use std::fs;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// The sources' two values, between which the output is to go back and forth.
+/// The sources' two values, between which the output alternates.
 const VALUES: [&str; 2] = ["2.0f", "3.0f"];
 
-/// A checkout whose output is to change with every run: two of its four modules are compiled, two stay.
+/// A checkout whose output changes with every run: two of its four modules are compiled, two stay.
 pub(crate) struct Turns {
     pub(crate) checkout: Checkout,
-    /// What nvcc said so far; on no faulty disk.
+    /// nvcc's recorded answers, on a healthy disk.
     answers: TempDir,
     /// The output by the sources' value.
     states: [Snapshot; 2],
@@ -37,7 +38,7 @@ impl Turns {
         turns
     }
 
-    /// Edits the sources, so that the next run has the other state to reach.
+    /// Edits the sources, so that the next run must reach the other state.
     pub(crate) fn turn(&mut self) {
         let next = 1 - self.wanted;
         self.checkout
@@ -57,7 +58,8 @@ impl Turns {
         command
     }
 
-    /// The output is one of the two states, or such that the check names what is wrong with it.
+    /// Checks that the output is one of the two states, or that `--check` names what is wrong with
+    /// it.
     #[track_caller]
     pub(crate) fn assert_no_wrong_file_passes(
         &self,
@@ -83,7 +85,7 @@ impl Turns {
         }
     }
 
-    /// The next run reaches the state that the sources ask for and leaves nothing but it.
+    /// Checks that the next run reaches the state of the sources and leaves nothing else.
     #[track_caller]
     pub(crate) fn assert_the_next_run_repairs(&self) {
         Answer::of(&mut self.precompile()).succeeded();
@@ -97,7 +99,7 @@ impl Turns {
     }
 }
 
-/// Lets every change that a run makes fail in turn, until a run makes no more.
+/// Makes each change of a run fail in turn, until a run makes no more changes.
 fn every_change(fault: Fault, exchanges: bool) {
     let mut turns = Turns::new(Checkout::new());
     for at in 1.. {

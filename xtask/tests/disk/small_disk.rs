@@ -1,6 +1,7 @@
 //! Real disks: small ones that fill up, and ones that are mounted read-only.
 //!
-//! Each test mounts them in a mount namespace of its own, which ends with the test, whatever becomes of it.
+//! Each test mounts them in a mount namespace of its own, which ends with the test, even if that
+//! fails.
 
 use crate::checkout::{Answer, Checkout};
 #[cfg(feature = "dist")]
@@ -13,13 +14,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
-/// Calls `test` where it may mount what nobody else sees, with an empty directory, or says that it cannot.
+/// Calls `test` with an empty directory in a new mount namespace, or prints that the machine does
+/// not allow one.
 fn with_own_mounts(test: fn(&Path)) {
     let root = tempfile::tempdir().unwrap();
     let ended = thread::scope(|scope| {
         let in_namespace = scope.spawn(|| {
-            // SAFETY: a mount namespace changes what paths mean to this thread and the programs that it starts, and takes
-            // memory and descriptors from nobody.
+            // SAFETY: a mount namespace changes what paths mean to this thread and the programs
+            // that it starts, and takes memory and descriptors from nobody.
             let apart = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
             if apart.is_ok() && mount(&["--make-rprivate", "/"]) {
                 test(root.path());
@@ -56,7 +58,7 @@ impl Disk {
         assert!(mount(&["-t", "tmpfs", "-o", options, "tmpfs", path]));
     }
 
-    /// Leaves so many blocks free.
+    /// Fills the disk except for so many blocks.
     fn leave(&self, blocks: u64) {
         let status = rustix::fs::statvfs(&self.0).unwrap();
         // A tmpfs of size 0 is one without a limit.
@@ -69,7 +71,7 @@ impl Disk {
     }
 }
 
-/// Runs precompile on a disk with ever more room, until there is enough.
+/// Runs precompile on a disk with more and more room, until there is enough.
 fn precompile_with_ever_more_room(mut turns: precompile::Turns, disk: &Disk, may_be_mixed: bool) {
     for blocks in 0.. {
         turns.turn();
@@ -169,7 +171,7 @@ fn on_a_disk_without_room_an_install_says_so_and_leaves_nothing_that_is_used() {
             }
             install.failed().says(&["No space left on device"]);
         }
-        // What is there is used, whether or not it can be written.
+        // An existing install is used, whether or not the disk can be written.
         disk.with_options("remount,ro");
         let dir = toolchain("install").succeeded().directory();
         disk.with_options("remount,rw");

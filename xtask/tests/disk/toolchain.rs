@@ -5,8 +5,8 @@ use crate::machine::Machine;
 use std::fs;
 use std::path::Path;
 
-/// Lets every change that an install makes fail in turn, until one makes no more. `damaged` says whether there is an install that
-/// must be replaced, or none.
+/// Makes each change of an install fail in turn, until one makes no more changes. `damaged` says
+/// whether a damaged install must be replaced.
 fn every_change(fault: Fault, damaged: bool) {
     let machine = Machine::new();
     machine.has_uv();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
-/// What of a checkout is no source of a release.
+/// The parts of a checkout that are not sources of a release.
 const LEFT_OUT: [&str; 3] = ["target", ".git", "docs"];
 
 pub(crate) struct Checkout {
@@ -47,7 +47,7 @@ impl Checkout {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command
             .arg("dist")
-            // By which xtask knows where its checkout is.
+            // xtask finds its checkout by this variable.
             .env("CARGO_MANIFEST_DIR", self.path.join("xtask"))
             .stdin(Stdio::null());
         command
@@ -98,7 +98,7 @@ pub(crate) fn succeeded(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs a command, which must end with exit status 1, without a panic and with each of `words` in what it says.
+/// Runs a command, which must end with exit status 1, without a panic, and print each of `words`.
 #[track_caller]
 pub(crate) fn failed_saying(command: &mut Command, words: &[&str]) {
     let output = command.output().unwrap();

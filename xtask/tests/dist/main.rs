@@ -1,7 +1,8 @@
-//! `cargo xtask dist` through the real binary, in copies of this checkout and with two small modules.
+//! `cargo xtask dist` through the real binary, in copies of this checkout and with two small
+//! modules.
 
 #![allow(missing_docs)]
-// The helpers of the tests, which are not test functions themselves, fail a test by panicking too.
+// Helpers that are not test functions themselves may panic too: it fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod checkout;
@@ -38,7 +39,7 @@ fn two_checkouts_in_two_directories_give_the_same_bytes() {
     let cubins = cubins();
     let first = Checkout::of_this();
     let second = Checkout::of(first.path(), "a longer name than the first");
-    // What differs between two machines and is no part of a release.
+    // What differs between two machines and is not part of a release.
     fs::write(second.path().join("crates/peersum/notes.txt"), "to do").unwrap();
     fs::create_dir_all(second.path().join("kernels/target/debug")).unwrap();
     fs::set_permissions(
@@ -136,7 +137,7 @@ fn verify_names_a_tampered_a_missing_and_an_extra_file_before_it_builds_anything
 fn a_crate_that_carries_other_modules_than_the_archive_is_refused_though_every_sum_holds() {
     let checkout = Checkout::of_this();
     let other = cubins();
-    // The same modules, under a manifest that names another build of the compiler.
+    // The same modules, with a manifest that names another build of the compiler.
     let path = other.path().join("manifest.json");
     let manifest = fs::read_to_string(&path).unwrap();
     fs::write(&path, manifest.replace("36424714_0", "36424714_1")).unwrap();

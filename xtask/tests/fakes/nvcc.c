@@ -1,5 +1,5 @@
-/* The same nvcc as nvcc.sh, as a binary: only a binary's answers are remembered. VERSION and RELEASE come from the command
-   line of the test's compiler. */
+/* The same nvcc as nvcc.sh, as a binary: only a binary's answers are remembered. VERSION and
+   RELEASE come from the command line of the test's compiler. */
 #include <libgen.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,7 +15,8 @@ int main(int argc, char **argv) {
     fprintf(file, "%s\n", argv[1]);
     fclose(file);
     if (!strcmp(argv[1], "--version")) {
-        printf("Cuda compilation tools, release " RELEASE ", V" VERSION "\nBuild cuda_" RELEASE "/compiler.1_0\n");
+        printf("Cuda compilation tools, release " RELEASE ", V" VERSION "\n");
+        printf("Build cuda_" RELEASE "/compiler.1_0\n");
     } else if (!strcmp(argv[1], "--list-gpu-code")) {
         puts("sm_80");
     } else if (!strcmp(argv[1], "--list-gpu-arch")) {

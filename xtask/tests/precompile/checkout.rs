@@ -1,4 +1,5 @@
-//! A checkout for a test: kernels of its own, an output directory, and a count of the compilers that ran.
+//! A checkout for a test: kernels of its own, an output directory, and a count of the compilers
+//! that ran.
 
 use peersum_artifact::{Manifest, ModuleKey, Target, verify_file};
 use std::collections::BTreeMap;
@@ -37,7 +38,7 @@ pub(crate) fn pinned_nvcc() -> &'static Path {
     })
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) code: Option<i32>,
@@ -62,7 +63,8 @@ impl Answer {
         self
     }
 
-    /// The answer, which must be exit status 1 without a panic and with each of `words` in what it says.
+    /// The answer, which must be exit status 1 without a panic and must have each of `words` in its
+    /// output.
     #[track_caller]
     pub(crate) fn failed_saying(self, words: &[&str]) -> Self {
         assert_eq!(self.code, Some(1), "{self:#?}");
@@ -204,8 +206,8 @@ impl Checkout {
         self.path().join("cxx.log")
     }
 
-    /// How many compiler processes ran since the last time this was asked: each has the host compiler preprocess
-    /// one file for the device.
+    /// How many compiler processes ran since the last time this was asked: each has the host
+    /// compiler preprocess one file for the device.
     pub(crate) fn compiled(&self) -> usize {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let _ = fs::remove_file(self.log());
@@ -218,7 +220,8 @@ impl Checkout {
         Manifest::read_dir(&self.out()).unwrap()
     }
 
-    /// The output, which must be whole: every file of the manifest as it says, and no other.
+    /// The output, which must be complete: every file is as the manifest says, and there is no
+    /// other.
     #[track_caller]
     pub(crate) fn whole_output(&self) -> Snapshot {
         let manifest = self.manifest();

@@ -96,7 +96,7 @@ fn a_damaged_file_is_listed_by_check_and_made_anew_by_the_next_run() {
         ("swapped", &good[pull]),
     ];
     for (what, damage) in damages {
-        // Never through the hard link: the file is replaced as an editor or a bad copy would.
+        // Not through the hard link: the file is replaced, as an editor or a bad copy would do it.
         fs::remove_file(checkout.out().join(push)).unwrap();
         fs::write(checkout.out().join(push), damage).unwrap();
         let answer = crate::checkout::Answer::of(&mut checkout.check())

@@ -29,7 +29,7 @@ fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
     let second = checkout.whole_output();
     assert_ne!(first, second);
 
-    // The output is at `second`; every run wants the other state than the one that is there.
+    // The output is at `second`; every run must reach the state that is not there.
     let mut killed = 0;
     let mut published = 0;
     let mut wants_second = true;
@@ -56,7 +56,7 @@ fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
     }
     println!("{killed} of 20 runs were killed before they ended, {published} had published");
 
-    // And the next run is none the worse for it: nothing but the lock and the output is left beside.
+    // The next run succeeds and leaves nothing beside the output but the lock.
     Answer::of(&mut checkout.precompile(&[])).succeeded();
     let state = checkout.whole_output();
     assert_eq!(state == second, wants_second);
@@ -122,7 +122,7 @@ fn a_run_that_waits_says_for_what() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // It cannot end before the lock is let go; half a second is ample for it to get that far.
+    // It cannot end before the lock is released; half a second is enough for it to reach the lock.
     sleep(Duration::from_millis(500));
     drop(lock);
     let output = run.wait_with_output().unwrap();
@@ -141,7 +141,7 @@ fn a_check_beside_runs_that_replace_the_output_always_finds_it_whole() {
     let (out, stop) = (checkout.out(), std::sync::atomic::AtomicBool::new(false));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // Subsets and the whole in turn: each run replaces the directory without compiling.
+            // A subset and everything in turn: each run replaces the directory without compiling.
             for round in 0..10 {
                 let arguments: &[&str] = if round % 2 == 0 {
                     &["--family", "push"]

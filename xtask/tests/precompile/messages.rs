@@ -90,7 +90,7 @@ fn timings_go_beside_the_output_as_json_one_self_contained_page_and_its_picture(
     assert!(page.contains("<svg") && page.contains("peersum_push_bf16_ws2.sm_90"));
     let picture = fs::read_to_string(checkout.path().join("cubins-timings.svg")).unwrap();
     assert!(page.contains(&picture));
-    // The name of the format is the only address in it.
+    // The name of the SVG format is the only address in it.
     let addresses = page.replace("http://www.w3.org/2000/svg", "");
     assert!(
         !addresses.contains("http")

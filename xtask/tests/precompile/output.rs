@@ -6,7 +6,7 @@ fn the_output_is_the_matrix_and_a_manifest_that_describes_it() {
     let checkout = Checkout::new();
     let archs = "sm_80,compute_80,sm_90";
     Answer::of(&mut checkout.precompile_with("pinned", archs, &[])).succeeded();
-    // The PTX of compute_80 falls off the way to the sm_80 cubin.
+    // Compiling the sm_80 cubin makes the PTX of compute_80 too.
     assert_eq!(checkout.compiled(), 8);
     assert_eq!(checkout.whole_output().len(), 12 + 1);
     let manifest = checkout.manifest();

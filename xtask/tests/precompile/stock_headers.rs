@@ -5,7 +5,7 @@ use crate::checkout::{Answer, Checkout, snapshot, test_file};
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-/// What the flag says where CUDA 13.0's headers do not compile.
+/// The flag's error if CUDA 13.0's headers do not compile.
 const CONTRADICTION: [&str; 5] = [
     "--stock-headers cannot work here",
     "the headers of this machine's C library",
@@ -15,7 +15,7 @@ const CONTRADICTION: [&str; 5] = [
 ];
 
 /// Whether the C library declares `rsqrt`, as glibc does from 2.42 on. CUDA 13.0's headers declare
-/// it too, in a way that C++ does not let stand beside that.
+/// it too, and C++ refuses the two declarations together.
 fn c_library_has_rsqrt() -> bool {
     let mut preprocessor = Command::new("c++")
         .args(["-E", "-x", "c++", "-"])

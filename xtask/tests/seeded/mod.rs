@@ -1,4 +1,4 @@
-//! Chance that can be had again. Shared by the test programs.
+//! Random numbers that can be repeated. Shared by the test programs.
 
 /// A generator whose seed is printed: `PEERSUM_TEST_SEED` repeats a run.
 pub(crate) fn seeded() -> fastrand::Rng {

@@ -1,4 +1,4 @@
-//! Which nvcc and which host compiler are used, and what is said of those that are not.
+//! Which nvcc and which host compiler are used, and what the notes say about the others.
 
 use crate::machine::{Answer, Machine, fake};
 use std::env;
@@ -132,7 +132,7 @@ fn a_discovered_nvcc_that_is_too_old_is_one_note_and_the_next_is_tried() {
     let machine = Machine::new();
     let old = machine.toolkit("old", "11.8.89");
     let good = machine.toolkit("good", "12.4.131");
-    // The old one is found three times over and spoken of once.
+    // The old one is found three times and mentioned once.
     let path = [
         old.join("bin"),
         old.join("bin"),
@@ -201,7 +201,7 @@ fn a_program_that_does_not_answer_as_nvcc_is_not_taken_for_one() {
         .failed()
         .says(&["did not answer as nvcc does", "Welcome to the compile farm"]);
 
-    // A file that is no program at all.
+    // A file that is not a program.
     let text = machine.path("text");
     fs::write(&text, "not a program").unwrap();
     Answer::of(machine.toolchain(&["which", "--toolkit"]).arg(&text))
@@ -293,7 +293,7 @@ fn no_host_compiler_is_an_error_that_says_what_to_install() {
 #[test]
 fn a_relative_cuda_home_or_cuda_path_is_passed_over_with_a_note() {
     let machine = Machine::new();
-    // Within the directory that the command runs in.
+    // In the directory that the command runs in.
     machine.toolkit("cuda", "13.0.1");
     let good = machine.toolkit("good", "13.0.1");
     let mut which = machine.toolchain(&["which"]);

@@ -1,4 +1,5 @@
-//! The pinned toolchain's install, with a small wheel made on the spot in place of NVIDIA's: nothing here needs a network.
+//! The pinned toolchain's install, with a small wheel made by the test in place of NVIDIA's. No
+//! test needs a network.
 
 use crate::machine::{Answer, Machine, fake};
 use crate::seeded::seeded;
@@ -361,7 +362,8 @@ fn an_install_killed_at_any_moment_is_whole_or_not_there() {
     machine.has_uv();
     let begin = Instant::now();
     let dir = machine.ask(&["install"]).succeeded().directory();
-    // Kills come within this time. It follows what an install takes, so that most of them come before the end of one.
+    // Kills come within this time. It adapts to the duration of an install, so that most kills come
+    // before its end.
     let mut span = begin.elapsed();
     let mut not_there = 0;
     for _ in 0..20 {
@@ -416,7 +418,7 @@ fn no_place_or_an_unusable_one_is_an_error_that_names_the_variable() {
     Answer::of(&mut install)
         .failed()
         .says(&["PEERSUM_TOOLCHAIN_DIR", "HOME"]);
-    // Not by its permissions, which do not bind root.
+    // Not by its permissions, which root ignores.
     let file = machine.path("file");
     fs::write(&file, "").unwrap();
     install.env("PEERSUM_TOOLCHAIN_DIR", file.join("below"));

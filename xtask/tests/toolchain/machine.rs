@@ -1,4 +1,5 @@
-//! A machine for a test: its `PATH`, its home directory and the toolkits on it, all in one temporary directory.
+//! A machine for a test: its `PATH`, its home directory and the toolkits on it, all in one
+//! temporary directory.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -14,8 +15,8 @@ pub(crate) fn fake(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The python3 of the machine that runs the tests. A version manager's stand-in for it would need more of the environment
-/// than the tests leave.
+/// The python3 of the machine that runs the tests. A version manager's wrapper needs more of the
+/// environment than the tests keep.
 pub(crate) fn real_python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
@@ -27,7 +28,7 @@ pub(crate) fn real_python() -> &'static Path {
     })
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) success: bool,
@@ -110,20 +111,20 @@ impl Machine {
         self.dir.path().join(name)
     }
 
-    /// Puts `program` on the `PATH` as `name`. A link: a copy that is still open for writing in a process that another
-    /// test forks meanwhile could not be run.
+    /// Puts `program` on the `PATH` as `name`. A link, because a copy cannot be run while a process
+    /// that another test forks has it open for writing.
     pub(crate) fn has(&self, name: &str, program: &Path) {
         symlink(program, self.path("bin").join(name)).unwrap();
     }
 
     /// Puts the machine's real python3 on the `PATH`.
     pub(crate) fn has_python(&self) {
-        // By a script that knows the program's own path: python finds its library by it.
+        // By a script that has the program's own path: python finds its library by it.
         self.has("python3", &fake("python3-gated.sh"));
         fs::write(self.path("gate"), "").unwrap();
     }
 
-    /// Puts a fake uv on the `PATH`, which installs a toolkit in no time whatever it is asked for.
+    /// Puts a fake uv on the `PATH`, which installs a toolkit at once, whatever it is asked for.
     pub(crate) fn has_uv(&self) {
         self.has("uv", &fake("uv.sh"));
         let toolkit = self.toolkit("uv-toolkit", "13.0.1");
@@ -148,7 +149,7 @@ impl Machine {
         toolkit
     }
 
-    /// `xtask toolchain ...` on this machine, with nothing of the tests' own environment.
+    /// `xtask toolchain ...` on this machine, without the tests' own environment.
     pub(crate) fn toolchain(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command
@@ -173,7 +174,8 @@ impl Machine {
         Answer::of(&mut self.toolchain(arguments))
     }
 
-    /// Makes a wheel of a compiler that answers and writes its requirement to the file that is returned.
+    /// Makes a wheel of a compiler that answers and writes its requirement to the file that is
+    /// returned.
     pub(crate) fn compiler_wheel(&self) -> PathBuf {
         self.wheel(&[
             "nvidia/cu13/bin/nvcc=nvcc.sh",
@@ -181,7 +183,8 @@ impl Machine {
         ])
     }
 
-    /// Makes a wheel with ptxas, cicc and the given files, each as its path in the wheel and the fake that it is.
+    /// Makes a wheel with ptxas, cicc and the given files, each as its path in the wheel and the
+    /// fake that it is.
     pub(crate) fn wheel(&self, files: &[&str]) -> PathBuf {
         let release = self.path("release");
         fs::write(&release, "13.0.1\n").unwrap();
@@ -216,7 +219,7 @@ impl Machine {
         fs::read_to_string(self.path("installs")).map_or(0, |text| text.lines().count())
     }
 
-    /// What there is in the directory of toolchains, by name, without locks and remembered compilers.
+    /// The names in the directory of toolchains, without locks and remembered compilers.
     pub(crate) fn toolchains(&self) -> Vec<String> {
         let entries = fs::read_dir(self.path("toolchains")).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

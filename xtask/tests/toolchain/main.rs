@@ -1,7 +1,7 @@
 //! The toolchain commands through the real binary, on small machines made of a few fake programs.
 
 #![allow(missing_docs)]
-// The helpers of the tests, which are not test functions themselves, fail a test by panicking too.
+// Helpers that are not test functions themselves may panic too: it fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod discovery;

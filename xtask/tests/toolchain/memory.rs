@@ -1,4 +1,4 @@
-//! What an nvcc said of itself is remembered as long as it is certain to be still true.
+//! An nvcc's answers about itself are remembered as long as they are certain to be true.
 
 use crate::machine::{Answer, Machine, fake};
 use std::fs;
@@ -10,7 +10,7 @@ fn compile_nvcc(toolkit: &Path, version: &str) {
     let release = version.rsplit_once('.').unwrap().0;
     let bin = toolkit.join("bin");
     fs::create_dir_all(&bin).unwrap();
-    // Beside its place and then moved, as installers do.
+    // First beside its place and then moved, as installers do.
     let fresh = bin.join("nvcc.new");
     let mut cc = Command::new("cc");
     cc.arg(fake("nvcc.c"))
@@ -38,7 +38,8 @@ impl Toolkit {
         Self { machine, dir }
     }
 
-    /// The version that xtask believes this nvcc to be, and how many questions it asked to find out.
+    /// The version that xtask believes this nvcc to be, and how many questions it asked to find
+    /// out.
     fn version(&self) -> (String, usize) {
         let log = self.dir.join("log");
         let _ = fs::remove_file(&log);

@@ -11,8 +11,8 @@ fn toolchain(arguments: &[&str]) -> Command {
     command
 }
 
-/// The pinned compiler's directory. Settings that have broken such installs are in force; where an earlier run has made
-/// the install, they change nothing.
+/// The pinned compiler's directory. The settings are ones that have broken such installs. If an
+/// earlier run has made the install, they change nothing.
 fn compiler() -> PathBuf {
     let mut install = toolchain(&["install"]);
     install

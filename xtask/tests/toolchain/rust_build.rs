@@ -44,7 +44,7 @@ struct StandIn {
 impl StandIn {
     fn new() -> Self {
         let mut command = cargo(workspace());
-        // Of other platforms some packages may not be downloaded.
+        // Some packages of other platforms may not be downloaded.
         let platform = format!("{}-unknown-linux-gnu", env::consts::ARCH);
         command
             .args(["metadata", "--format-version=1", "--locked", "--offline"])
@@ -112,8 +112,7 @@ impl StandIn {
 #[test]
 fn the_rust_build_takes_no_notice_of_an_nvcc_on_the_path() {
     let stand_in = StandIn::new();
-    // The last two are answered without a panic, with bindings that are too old and others that
-    // are not the workspace's.
+    // The last two answers cause no panic, but bindings that are too old or not the workspace's.
     let answers = [
         version_answer("10.1", None),
         version_answer("13.5", None),
@@ -129,7 +128,7 @@ fn the_rust_build_takes_no_notice_of_an_nvcc_on_the_path() {
         assert!(output.contains(&wanted), "{answer}\n{output}");
         assert_eq!(output.matches("feature=\"cuda-").count(), 1, "{output}");
     }
-    // The same build where no configuration applies: these answers do decide.
+    // The same build without the configuration: then these answers decide.
     let outside = stand_in.machine.path("home");
     let (cargo, _) = stand_in.check(&outside, &answers[1]);
     assert!(

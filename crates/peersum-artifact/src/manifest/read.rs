@@ -1,20 +1,17 @@
-//! Strict reading: every field is checked, and an error names the field and what is wrong with it.
+//! Reading a manifest. An error names the place in the document and what is wrong there.
 
-use std::collections::BTreeSet;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use thiserror::Error;
 
-use super::json::{Node, Object};
+use super::model::{MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES, Manifest};
 use super::verify::{FileError, read_regular_file};
-use super::{
-    EntryPoint, KernelResources, MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES,
-    MAX_MODULE_BYTES, Manifest, ManifestModule, SourceEntry,
-};
-use crate::arch::Target;
-use crate::cache_key::CompilerId;
-use crate::key::{ModuleKey, WorldSize};
-use crate::vocabulary::ParseNameError;
+
+/// The most values of one manifest, ten times those of the whole matrix for ten architectures.
+/// Without a limit, a hostile text of empty strings would take ten times its length in memory.
+const MAX_VALUES: usize = 1 << 17;
 
 /// Why a directory has no usable manifest.
 #[derive(Debug, Error)]
@@ -43,7 +40,7 @@ pub enum ManifestError {
     },
 }
 
-/// Why a text is not a manifest of schema 1. Fields are named by their place, as `modules[3].sha256`.
+/// Why a text is not a manifest of schema 1.
 #[derive(Debug, Error)]
 pub enum SchemaError {
     /// Not UTF-8.
@@ -51,7 +48,7 @@ pub enum SchemaError {
     NotText,
     /// Not JSON.
     #[error("the manifest cannot be read as JSON ({0}); precompile again")]
-    Json(#[from] serde_json::Error),
+    Json(serde_json::Error),
     /// A schema that is newer than this crate.
     #[error(
         "the manifest has schema {found}, which is newer than {MANIFEST_SCHEMA}: update peersum"
@@ -66,62 +63,20 @@ pub enum SchemaError {
         /// The manifest's schema.
         found: u64,
     },
-    /// A field is absent.
-    #[error("the manifest lacks the field `{field}`; precompile again")]
-    MissingField {
-        /// The field.
-        field: String,
+    /// A field is missing, is there twice, has another type, or contradicts the others.
+    #[error("the manifest is not valid at `{place}`: {problem}; precompile again")]
+    Invalid {
+        /// The value that is wrong, as `modules[3].sha256`; `.` is the whole manifest.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
     },
-    /// A field has another type than it should.
-    #[error("the manifest's field `{field}` is not {expected}")]
-    WrongType {
-        /// The field.
-        field: String,
-        /// What it should be.
-        expected: &'static str,
-    },
-    /// A field's value is not one of its set, or not of its form.
-    #[error("the manifest's field `{field}`: {error}")]
-    Unknown {
-        /// The field.
-        field: String,
-        /// What was read, and what is valid.
-        error: ParseNameError,
-    },
-    /// A field contradicts the others.
-    #[error("the manifest's field `{field}` is `{found}`, but must be `{expected}`")]
-    Mismatch {
-        /// The field.
-        field: String,
-        /// Its value.
-        found: String,
-        /// What the other fields demand.
-        expected: String,
-    },
-    /// A file name that may lead out of the directory.
-    #[error("the manifest's field `{field}` is `{}`, which leads out of its directory", found.escape_debug())]
-    PathEscape {
-        /// The field.
-        field: String,
-        /// Its value.
-        found: String,
-    },
-    /// A number beyond what is sensible.
-    #[error("the manifest's field `{field}` is {found}; at most {limit} is read")]
-    TooLarge {
-        /// The field.
-        field: String,
-        /// Its value.
-        found: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// Two entries for the same thing.
-    #[error("the manifest has two entries for {what}")]
-    Duplicate {
-        /// What they are both for.
-        what: String,
-    },
+}
+
+/// What every schema has.
+#[derive(Deserialize)]
+struct Header {
+    schema: u64,
 }
 
 impl Manifest {
@@ -131,66 +86,22 @@ impl Manifest {
     ///
     /// The text is not a manifest of schema 1 that is complete and consistent in itself.
     pub fn parse(text: &str) -> Result<Manifest, SchemaError> {
-        let tree = Node::parse(text)?;
-        let root = Object::root(&tree)?;
-        match root.number("schema")? {
-            MANIFEST_SCHEMA => {}
-            found if found > MANIFEST_SCHEMA => return Err(SchemaError::NewerSchema { found }),
-            found => return Err(SchemaError::UnknownSchema { found }),
-        }
-        let toolkit = root.object("toolkit")?;
-        let manifest = Manifest {
-            peersum_version: root.string("peersum_version")?.to_owned(),
-            toolkit: CompilerId {
-                kind: toolkit.name("compiler")?,
-                version: toolkit.string("version")?.to_owned(),
-                build: toolkit.string("build")?.to_owned(),
-            },
-            flags: root.strings("flags")?,
-            sources: root
-                .objects("sources")?
-                .iter()
-                .map(source)
-                .collect::<Result<_, _>>()?,
-            modules: root
-                .objects("modules")?
-                .iter()
-                .map(module)
-                .collect::<Result<_, _>>()?,
-        };
-
-        let mut paths = BTreeSet::new();
-        if let Some(source) = manifest
-            .sources
-            .iter()
-            .find(|source| !paths.insert(&source.path))
-        {
-            return Err(SchemaError::Duplicate {
-                what: format!("the source `{}`", source.path),
+        // Every value but the first of a list or an object follows a comma.
+        if text.bytes().filter(|byte| *byte == b',').count() >= MAX_VALUES {
+            return Err(SchemaError::Invalid {
+                place: ".".to_owned(),
+                problem: format!("it has more than {MAX_VALUES} values"),
             });
         }
-        // As a rule they are in their order, where duplicates would be neighbours.
-        let mut files = BTreeSet::new();
-        if !manifest
-            .modules
-            .is_sorted_by(|one, next| one.sort_key() < next.sort_key())
-            && let Some(module) = manifest
-                .modules
-                .iter()
-                .find(|module| !files.insert(module.sort_key()))
-        {
-            return Err(SchemaError::Duplicate {
-                what: format!("`{}`", module.file_name()),
-            });
-        }
-        Ok(manifest)
+        serde_json::from_str(text).map_err(|error| explain(text, error))
     }
 
     /// Reads the manifest of a directory.
     ///
     /// # Errors
     ///
-    /// There is none, or it cannot be read, or it is not one of schema 1. Every message names the path.
+    /// There is none, or it cannot be read, or it is not one of schema 1. Every message names the
+    /// path.
     pub fn read_dir(directory: &Path) -> Result<Manifest, ManifestError> {
         Manifest::read_dir_with(directory, Manifest::parse)
     }
@@ -218,92 +129,28 @@ impl Manifest {
     }
 }
 
-fn source(entry: &Object<'_>) -> Result<SourceEntry, SchemaError> {
-    let path = entry.string("path")?;
-    let normal = Path::new(path)
-        .components()
-        .all(|part| matches!(part, Component::Normal(_)));
-    if path.is_empty() || path.contains(['\0', '\\']) || !normal {
-        return Err(SchemaError::PathEscape {
-            field: entry.field("path"),
-            found: path.to_owned(),
-        });
+/// Says why a text was refused. This reads it again with an account of the place, which is slower.
+fn explain(text: &str, refusal: serde_json::Error) -> SchemaError {
+    if let Err(error) = serde_json::from_str::<IgnoredAny>(text) {
+        return SchemaError::Json(error);
     }
-    Ok(SourceEntry {
-        path: path.to_owned(),
-        sha256: entry.name("sha256")?,
-    })
-}
-
-fn module(entry: &Object<'_>) -> Result<ManifestModule, SchemaError> {
-    let world_size = u32::try_from(entry.number("world_size")?).unwrap_or(u32::MAX);
-    let key = ModuleKey {
-        family: entry.name("family")?,
-        dtype: entry.name("dtype")?,
-        world_size: WorldSize::try_from(world_size).map_err(|error| SchemaError::Unknown {
-            field: entry.field("world_size"),
-            error,
-        })?,
-    };
-    let target: Target = entry.name("arch")?;
-    entry.must_be("name", &key.name())?;
-    entry.must_be("kind", target.kind())?;
-    // An escape gets its own error before the comparison: it is an attack or a serious bug, not a mere mismatch.
-    let file = entry.string("file")?;
-    if file.is_empty() || file == "." || file == ".." || file.contains(['/', '\\', '\0']) {
-        return Err(SchemaError::PathEscape {
-            field: entry.field("file"),
-            found: file.to_owned(),
-        });
+    // Another schema may have another form, so its number comes first.
+    match serde_json::from_str(text) {
+        Ok(Header { schema }) if schema > MANIFEST_SCHEMA => {
+            return SchemaError::NewerSchema { found: schema };
+        }
+        Ok(Header { schema }) if schema < MANIFEST_SCHEMA => {
+            return SchemaError::UnknownSchema { found: schema };
+        }
+        _ => {}
     }
-    entry.must_be("file", &target.file_name(&key))?;
-
-    let is_cubin = matches!(target, Target::Cubin(_));
-    let entry_points = entry.objects("entry_points")?;
-    let names = key.entry_points();
-    if entry_points.len() != names.len() {
-        return Err(SchemaError::Mismatch {
-            field: entry.field("entry_points"),
-            found: format!("{} entries", entry_points.len()),
-            expected: format!("{} entries: {}", names.len(), names.join(", ")),
-        });
-    }
-    Ok(ManifestModule {
-        key,
-        target,
-        ptx_version: if is_cubin {
-            None
-        } else {
-            Some(entry.name("ptx_version")?)
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let again: Result<Manifest, _> = serde_path_to_error::deserialize(&mut reader);
+    match again {
+        Err(error) => SchemaError::Invalid {
+            place: error.path().to_string(),
+            problem: error.into_inner().to_string(),
         },
-        bytes: entry.number_up_to("bytes", MAX_MODULE_BYTES)?,
-        sha256: entry.name("sha256")?,
-        closure_digest: entry.name("closure_digest")?,
-        cache_key: entry.name("key")?,
-        entry_points: entry_points
-            .iter()
-            .zip(&names)
-            .map(|(entry_point, name)| {
-                entry_point.must_be("name", name)?;
-                Ok(EntryPoint {
-                    name: name.clone(),
-                    resources: if is_cubin {
-                        Some(resources(entry_point)?)
-                    } else {
-                        None
-                    },
-                    max_threads: entry_point.number32("max_threads")?,
-                    pdl: entry_point.boolean("pdl")?,
-                })
-            })
-            .collect::<Result<_, SchemaError>>()?,
-    })
-}
-
-fn resources(entry_point: &Object<'_>) -> Result<KernelResources, SchemaError> {
-    Ok(KernelResources {
-        registers: entry_point.number32("registers")?,
-        spill_bytes: entry_point.number32("spill_bytes")?,
-        shared_bytes: entry_point.number32("shared_bytes")?,
-    })
+        Ok(_) => SchemaError::Json(refusal),
+    }
 }

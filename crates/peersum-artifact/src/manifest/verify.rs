@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use thiserror::Error;
 
-use super::{MAX_MODULE_BYTES, ManifestModule};
+use super::model::{MAX_MODULE_BYTES, ManifestModule};
 use crate::arch::{Arch, Target};
 use crate::cuda_version::PtxVersion;
 use crate::digest::Digest;
@@ -50,7 +50,8 @@ pub enum VerifyError {
     },
     /// The length differs.
     #[error(
-        "{file} has {found} bytes where its manifest says {expected}: truncated or replaced; precompile again"
+        "{file} has {found} bytes, but its manifest says {expected}: truncated or replaced; \
+         precompile again"
     )]
     Length {
         /// The file's name.
@@ -62,7 +63,8 @@ pub enum VerifyError {
     },
     /// The digest differs.
     #[error(
-        "{file} has SHA-256 {found} where its manifest says {expected}: corrupt or replaced; precompile again"
+        "{file} has SHA-256 {found}, but its manifest says {expected}: corrupt or replaced; \
+         precompile again"
     )]
     Digest {
         /// The file's name.
@@ -88,7 +90,7 @@ pub enum VerifyError {
         /// Why.
         error: PtxError,
     },
-    /// Made for something else than the name says.
+    /// Made for another architecture than the name says.
     #[error("{file} is made for architecture {found}, not for {expected}")]
     Architecture {
         /// The file's name.
@@ -99,7 +101,7 @@ pub enum VerifyError {
         expected: Arch,
     },
     /// Another PTX version than the manifest says.
-    #[error("{file} is PTX of version {found} where its manifest says {expected}")]
+    #[error("{file} is PTX of version {found}, but its manifest says {expected}")]
     PtxVersion {
         /// The file's name.
         file: String,
@@ -109,7 +111,11 @@ pub enum VerifyError {
         expected: PtxVersion,
     },
     /// The kernels of another module.
-    #[error("{file} has the entry points [{}] instead of [{}]: it is another module", found.join(", "), expected.join(", "))]
+    #[error(
+        "{file} has the entry points [{}] instead of [{}]: it is another module",
+        found.join(", "),
+        expected.join(", ")
+    )]
     EntryPoints {
         /// The file's name.
         file: String,
@@ -126,7 +132,8 @@ pub enum VerifyError {
 ///
 /// # Errors
 ///
-/// The file is not a regular file of the directory, or is not what the entry says. Every message names the file.
+/// The file is not a regular file of the directory, or is not what the entry says. Every message
+/// names the file.
 pub fn verify_file(directory: &Path, module: &ManifestModule) -> Result<Vec<u8>, VerifyError> {
     let path = directory.join(module.file_name());
     let bytes = read_regular_file(&path, MAX_MODULE_BYTES)
@@ -137,7 +144,8 @@ pub fn verify_file(directory: &Path, module: &ManifestModule) -> Result<Vec<u8>,
 
 /// Checks a module's bytes: length, digest, architecture and entry points.
 ///
-/// The last two hold even where file and manifest were exchanged together: a pull module never passes for a push one.
+/// The last two checks hold even if file and manifest were replaced together: a pull module never
+/// passes for a push module.
 ///
 /// # Errors
 ///
@@ -215,7 +223,8 @@ pub fn verify_bytes(bytes: &[u8], module: &ManifestModule) -> Result<(), VerifyE
 
 /// Reads a regular file of at most `limit` bytes that is no symbolic link.
 pub(super) fn read_regular_file(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    // Not to wait where it is a pipe, and not to follow where it is a link: what was checked is what is read.
+    // Do not wait if it is a pipe, and do not follow it if it is a link: the file that is checked
+    // is the one that is read.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),

@@ -108,7 +108,8 @@ pub(crate) fn directory(manifest: &Manifest, files: &[&[u8]]) -> TempDir {
     directory
 }
 
-/// The seed of a randomised test: `PEERSUM_TEST_SEED`, else another one each time. Printed, so that a failure repeats.
+/// The seed of a randomised test: `PEERSUM_TEST_SEED`, else another one each time. Printed, so that
+/// a failure repeats.
 pub(crate) fn seed() -> u64 {
     let seed = match std::env::var("PEERSUM_TEST_SEED") {
         Ok(text) => text.parse().unwrap(),

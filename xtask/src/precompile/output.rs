@@ -1,30 +1,28 @@
 //! The output directory: what may be replaced, the lock, the staging area and the exchange.
 //!
-//! Beside the output directory `cubins` lie `.cubins.lock`, which stays, and while a run works `.cubins.staging-*`, which
-//! holds the whole next state. One rename exchanges the two, so that a run killed at any moment leaves the old state or
-//! the new one.
+//! Beside the output directory `cubins` are the file `.cubins.lock`, which stays, and during a run
+//! the directory `.cubins.staging-*`, which holds the whole next state. One rename exchanges the
+//! two directories, so a run that is killed at any moment leaves the old state or the new one.
 
+use super::staging::{PARTIAL_PREFIX, Staging, sync_dir};
+use crate::lock;
 use anyhow::{Context as _, bail};
 use peersum_artifact::MANIFEST_FILE;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
-/// The prefix of files that a file-by-file exchange across file systems leaves when it is killed.
-const PARTIAL_PREFIX: &str = ".partial-";
-
-/// What a command writes into its output directory. Nothing else may lie there, since the directory is replaced as a whole.
+/// What a command writes into its output directory. Nothing else may be there, since the directory
+/// is replaced as a whole.
 #[derive(Debug)]
 pub(crate) struct Contents {
     /// The command, for messages.
     pub(crate) command: &'static str,
     /// Whether the command could have written a file of this name.
     pub(crate) is_name: fn(&str) -> bool,
-    /// The file that vouches for the others: where files can only be replaced one by one, it comes last.
+    /// The file that describes the others. If files can only be replaced one by one, it comes last.
     pub(crate) last: &'static str,
 }
 
@@ -45,11 +43,11 @@ pub(crate) struct OutputDir {
 }
 
 impl OutputDir {
-    /// Settles where the output lies: symbolic links are followed, so that the directory behind one is replaced and not
-    /// the link.
+    /// Resolves the path: if it is a symbolic link, the directory behind it is replaced and not the
+    /// link.
     ///
     /// # Errors
-    /// When the path names no directory that could exist.
+    /// The path cannot name a directory.
     pub(crate) fn new(path: &Path, contents: &'static Contents) -> anyhow::Result<Self> {
         let path = match fs::canonicalize(path) {
             Ok(path) => path,
@@ -97,11 +95,11 @@ impl OutputDir {
         name
     }
 
-    /// Takes the lock beside the directory and removes what killed runs left. `waiting` is told, once, what the lock is
-    /// waited for.
+    /// Takes the lock beside the directory and removes what killed runs left. If another process
+    /// holds the lock, `waiting` gets a message, once.
     ///
     /// # Errors
-    /// When the place cannot be written.
+    /// The parent directory cannot be written.
     pub(crate) fn lock(&self, waiting: impl FnOnce(String)) -> anyhow::Result<LockedOutput<'_>> {
         let hint = || {
             format!(
@@ -111,30 +109,17 @@ impl OutputDir {
         };
         fs::create_dir_all(&self.parent).with_context(hint)?;
         let lock_path = self.parent.join(self.hidden(".lock"));
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .with_context(|| format!("cannot open the lock `{}`", lock_path.display()))
+        let waiting = || {
+            waiting(format!(
+                "waiting for another {} into `{}` (it holds `{}`)",
+                self.contents.command,
+                self.path.display(),
+                lock_path.display()
+            ));
+        };
+        let lock = lock::lock(&lock_path, waiting)
+            .with_context(|| format!("cannot lock `{}`", lock_path.display()))
             .with_context(hint)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                waiting(format!(
-                    "waiting for another {} into `{}` (it holds `{}`)",
-                    self.contents.command,
-                    self.path.display(),
-                    lock_path.display()
-                ));
-                lock.lock()
-                    .with_context(|| format!("cannot lock `{}`", lock_path.display()))?;
-            }
-            Err(TryLockError::Error(error)) => {
-                return Err(error)
-                    .with_context(|| format!("cannot lock `{}`", lock_path.display()));
-            }
-        }
         let output = LockedOutput {
             dir: self,
             _lock: lock,
@@ -155,7 +140,8 @@ impl LockedOutput<'_> {
     /// The names of the files in the directory; empty if it does not exist.
     ///
     /// # Errors
-    /// When the directory holds something that the command does not write: replacing it would delete it.
+    /// The directory holds something that the command does not write: replacing it would delete
+    /// that.
     pub(crate) fn file_names(&self) -> anyhow::Result<BTreeSet<String>> {
         let contents = self.dir.contents;
         let path = &self.dir.path;
@@ -183,8 +169,8 @@ impl LockedOutput<'_> {
             match ours {
                 Some(name) if !is_directory => names.insert(name.to_owned()),
                 _ => bail!(
-                    "`{}` holds `{}`, which {} did not write; a run replaces the whole directory, so move that \
-                     away or give another place with --out",
+                    "`{}` holds `{}`, which {} did not write; a run replaces the whole \
+                     directory, so move that away or give another place with --out",
                     path.display(),
                     name.display(),
                     contents.command
@@ -197,43 +183,34 @@ impl LockedOutput<'_> {
     /// A fresh staging area beside the directory. It is removed when it is dropped.
     ///
     /// # Errors
-    /// When the place cannot be written.
+    /// The parent directory cannot be written.
     pub(crate) fn stage(&self) -> anyhow::Result<Staging> {
-        // The process id keeps a compiler that outlived its killed parent out of the directories of a later run.
+        // The process id is in the name because a compiler may outlive its killed parent: it must
+        // not write into the directories of a later run.
         let root = self
             .dir
             .parent
             .join(self.dir.hidden(&format!(".staging-{}", std::process::id())));
-        let staging = Staging {
-            next: root.join("next"),
-            scratch: root.join("scratch"),
-            root,
-        };
-        for path in [&staging.next, &staging.scratch] {
-            fs::create_dir_all(path).with_context(|| {
-                format!(
-                    "cannot write beside `{}`; give another place with --out",
-                    self.dir.path.display()
-                )
-            })?;
-        }
-        Ok(staging)
+        Staging::new(root).with_context(|| {
+            format!(
+                "cannot write beside `{}`; give another place with --out",
+                self.dir.path.display()
+            )
+        })
     }
 
     /// Puts the staged state in the directory's place.
     ///
     /// # Errors
-    /// When the file system refuses; the old state stays, or, where no exchange exists, a mixture that the digests of
-    /// the manifest expose.
+    /// The file system refuses. The old state stays; or, if the file system cannot exchange, a
+    /// mixture that the manifest's digests expose.
     pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
-        sync_dir(&staging.next)?;
-        if !exchange(&staging.next, &self.dir.path)? {
-            replace_file_by_file(&staging.next, &self.dir.path, self.dir.contents.last)?;
-        }
+        staging.replace(&self.dir.path, self.dir.contents.last)?;
         sync_dir(&self.dir.parent)
     }
 
-    /// Removes the staging areas of killed runs. What cannot be removed now is left for the next run: it is in nobody's way.
+    /// Removes the staging areas of killed runs. What cannot be removed now does no harm, and the
+    /// next run tries again.
     fn remove_leftovers(&self) {
         let prefix = self.dir.hidden(".staging-");
         for entry in fs::read_dir(&self.dir.parent)
@@ -252,61 +229,6 @@ impl LockedOutput<'_> {
     }
 }
 
-/// The next state of the output directory, on the way.
-#[derive(Debug)]
-pub(crate) struct Staging {
-    root: PathBuf,
-    next: PathBuf,
-    scratch: PathBuf,
-}
-
-impl Staging {
-    /// A fresh empty directory for one compiler process.
-    ///
-    /// # Errors
-    /// When it cannot be made.
-    pub(crate) fn scratch(&self, name: &str) -> io::Result<PathBuf> {
-        let path = self.scratch.join(name);
-        fs::create_dir(&path)?;
-        Ok(path)
-    }
-
-    /// Writes a file of the next state and waits until it is on the disk.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        let path = self.next.join(name);
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().with_context(|| format!("cannot write `{}`", path.display()))
-    }
-
-    /// Takes over a file of the present state: the same file under a second name, or a copy where the file system has no
-    /// hard links.
-    ///
-    /// # Errors
-    /// When neither works.
-    pub(crate) fn keep(&self, output: &OutputDir, name: &str) -> anyhow::Result<()> {
-        let (from, to) = (output.path.join(name), self.next.join(name));
-        if fs::hard_link(&from, &to).is_ok() {
-            return Ok(());
-        }
-        let bytes = fs::read(&from).with_context(|| format!("cannot read `{}`", from.display()))?;
-        self.write(name, &bytes)
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // After an exchange this is the old state. The next run removes what is left.
-        let _ = fs::remove_dir_all(&self.root);
-    }
-}
-
 /// Whether precompile itself could have written a file of this name into its output.
 fn is_module_output_name(name: &str) -> bool {
     name == MANIFEST_FILE
@@ -315,69 +237,9 @@ fn is_module_output_name(name: &str) -> bool {
                 || (name.contains(".compute_") && name.ends_with(".ptx")))
 }
 
-/// Exchanges two directories by one rename; `false` if these two cannot be, and nothing happened.
-fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
-    match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
-        Ok(()) => Ok(true),
-        Err(Errno::NOENT) => {
-            fs::rename(next, path)
-                .with_context(|| format!("cannot create `{}`", path.display()))?;
-            Ok(true)
-        }
-        // The file system has no exchange, or the directory is a mount point.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY | Errno::XDEV) => {
-            Ok(false)
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot replace `{}`", path.display())),
-    }
-}
-
-/// Moves each file of `next` into `path`, the file `last` at the end, then removes what the new state does not have.
-fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyhow::Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("cannot create `{}`", path.display()))?;
-    let mut names: Vec<OsString> = Vec::new();
-    for entry in fs::read_dir(next)? {
-        names.push(entry?.file_name());
-    }
-    names.sort_by_key(|name| name == last);
-    for name in &names {
-        let (from, to) = (next.join(name), path.join(name));
-        move_file(&from, &to, path)
-            .with_context(|| format!("cannot replace `{}`", to.display()))?;
-    }
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if !names.contains(&entry.file_name()) {
-            fs::remove_file(entry.path())
-                .with_context(|| format!("cannot remove `{}`", entry.path().display()))?;
-        }
-    }
-    sync_dir(path)
-}
-
-/// Renames a file, by way of a copy beside the target where the two lie on different file systems.
-fn move_file(from: &Path, to: &Path, directory: &Path) -> io::Result<()> {
-    match fs::rename(from, to) {
-        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-            let mut partial = OsString::from(PARTIAL_PREFIX);
-            partial.push(to.file_name().unwrap_or_default());
-            let partial = directory.join(partial);
-            fs::copy(from, &partial)?;
-            File::open(&partial)?.sync_all()?;
-            fs::rename(&partial, to)
-        }
-        other => other,
-    }
-}
-
-fn sync_dir(path: &Path) -> anyhow::Result<()> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .with_context(|| format!("cannot write `{}` to the disk", path.display()))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::staging::replace_file_by_file;
     use super::*;
 
     fn names(path: &Path) -> Vec<String> {
@@ -401,7 +263,7 @@ mod tests {
         drop(first);
 
         let second = locked.stage().unwrap();
-        second.keep(&output, "peersum_b.sm_80.cubin").unwrap();
+        second.keep(output.path(), "peersum_b.sm_80.cubin").unwrap();
         second.write("peersum_c.sm_80.cubin", b"new c").unwrap();
         second.write(MANIFEST_FILE, b"second").unwrap();
         publish(&locked, &second);

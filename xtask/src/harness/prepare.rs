@@ -1,0 +1,221 @@
+//! What a command of the harness needs compiled, and how the harness is told where it is.
+
+use super::build::ask_device;
+use super::flags::Flags;
+use super::kernels;
+use crate::precompile::{self, ArchChoice, Request, WorldSizes};
+use crate::toolchain::{self, Nvcc, ToolkitChoice};
+use crate::workspace;
+use anyhow::{Context as _, bail, ensure};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+/// Whether the harness is to be started; if not, whether all that was asked for was done.
+pub(super) type Start = ControlFlow<bool>;
+
+/// What to compile for, and with which compiler.
+struct Needs {
+    architectures: Vec<String>,
+    toolkit: ToolkitChoice,
+    /// Whether another machine will run it, so nothing runs here.
+    for_elsewhere: bool,
+}
+
+impl Needs {
+    /// Takes xtask's flags out of the others. `None` if nothing runs on a GPU.
+    fn of(harness: &Path, flags: &mut Flags) -> anyhow::Result<Option<Self>> {
+        let compile_for = flags.take("--compile-for")?;
+        let toolkit = flags.take("--toolkit")?;
+        let device = flags.value("--device").unwrap_or("auto");
+        if flags.has("--list") || flags.has("--from-json") || device == "emulator" {
+            return Ok(None);
+        }
+        let for_elsewhere = compile_for.is_some();
+        let architectures = match compile_for {
+            Some(list) => list.split(',').map(str::to_owned).collect(),
+            None => {
+                let device = ask_device(harness, device)?;
+                if device.kind != "cuda" {
+                    return Ok(None);
+                }
+                device.architectures
+            }
+        };
+        Ok(Some(Self {
+            architectures,
+            toolkit: toolkit
+                .map(|name| name.parse())
+                .transpose()?
+                .unwrap_or_default(),
+            for_elsewhere,
+        }))
+    }
+
+    /// The request for all modules into `out`.
+    fn request(&self, out: &Path) -> anyhow::Result<Request> {
+        let arch: Result<Vec<ArchChoice>, _> =
+            self.architectures.iter().map(|name| name.parse()).collect();
+        Ok(Request {
+            arch: arch.context("--compile-for")?,
+            out: Some(out.to_path_buf()),
+            toolkit: Some(self.toolkit.clone()),
+            ..Request::default()
+        })
+    }
+
+    fn nvcc(&self) -> anyhow::Result<Nvcc> {
+        toolchain::resolve(&self.toolkit, &mut |note| eprintln!("note: {note}"))
+    }
+}
+
+/// Prepares `test-allreduce`: the modules of its world sizes, and the kernels that check sums.
+pub(super) fn grid(
+    harness: &Path,
+    flags: &mut Flags,
+    process: &mut Command,
+) -> anyhow::Result<Start> {
+    let world_sizes = flags.value("--world-size").unwrap_or("2..8").to_owned();
+    if let Some(needs) = Needs::of(harness, flags)? {
+        let started = Instant::now();
+        let directory = workspace::target().join("test-allreduce");
+        let cubins = directory.join("cubins");
+        let nvcc = needs.nvcc()?;
+        // A group loads the modules of every type, so the types are not narrowed.
+        let request = Request {
+            world_size: with_modules(&world_sizes)?,
+            ..needs.request(&cubins)?
+        };
+        let (modules, checks) = std::thread::scope(|scope| {
+            let checks = scope.spawn(|| {
+                kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory)
+            });
+            (precompile::run(&request), checks.join())
+        });
+        checks.unwrap_or_else(|_| bail!("compiling the grid's own kernels panicked"))?;
+        if !modules? {
+            return Ok(Start::Break(false));
+        }
+        if needs.for_elsewhere {
+            println!("{}", directory.display());
+            return Ok(Start::Break(true));
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        eprintln!("precompiled in {seconds:.1} s");
+        process
+            .args(["--precompile-seconds", &format!("{seconds:.3}")])
+            .env("PEERSUM_CUBIN_DIR", cubins)
+            .env("PEERSUM_GRID_CHECK_DIR", directory)
+            .env("PEERSUM_JIT", "deny");
+    }
+    if world_sizes == "1" && !flags.has("--list") {
+        eprintln!("world size 1 launches nothing: that was all");
+        return Ok(Start::Break(true));
+    }
+    Ok(Start::Continue(()))
+}
+
+/// The world sizes that have modules: of `1..4` these are 2 to 4.
+fn with_modules(list: &str) -> anyhow::Result<Vec<WorldSizes>> {
+    list.split(',')
+        .filter(|item| *item != "1")
+        .map(|item| item.replace("1..", "2..").parse().context("--world-size"))
+        .collect()
+}
+
+/// Prepares a benchmark: the modules, and for `bench allreduce` the builds that it compares and the
+/// kernels that measure the machine's limits.
+pub(super) fn bench(
+    harness: &Path,
+    flags: &mut Flags,
+    compares_builds: bool,
+) -> anyhow::Result<Start> {
+    let Some(needs) = Needs::of(harness, flags)? else {
+        return Ok(Start::Continue(()));
+    };
+    let directory = workspace::target().join("bench");
+    if !flags.has("--cubins") {
+        // Not the release set's directory, whose contents a run for fewer architectures would
+        // replace.
+        let cubins = directory.join("cubins");
+        if !precompile::run(&needs.request(&cubins)?)? {
+            return Ok(Start::Break(false));
+        }
+        flags.set("--cubins", &cubins);
+    }
+    for build in ["unsafe-baseline", "strict-order"] {
+        let flag = format!("--{build}");
+        if !compares_builds || !flags.is_bare(&flag) {
+            continue;
+        }
+        let sources = directory.join(format!("kernels-{build}"));
+        let cubins = directory.join(format!("cubins-{build}"));
+        write_sources(harness, build, &sources)?;
+        let request = Request {
+            kernels: Some(sources),
+            ..needs.request(&cubins)?
+        };
+        if !precompile::run(&request)? {
+            return Ok(Start::Break(false));
+        }
+        flags.set(&flag, &cubins);
+    }
+    if compares_builds && !flags.has("--limits") {
+        let limits = directory.join("limits");
+        kernels::compile(
+            &needs.nvcc()?,
+            kernels::LIMITS,
+            &needs.architectures,
+            &limits,
+        )?;
+        flags.set("--limits", &limits);
+    }
+    if needs.for_elsewhere {
+        println!("{}", flags.0.join(" "));
+        return Ok(Start::Break(true));
+    }
+    Ok(Start::Continue(()))
+}
+
+/// Writes the sources of a build that is measured against the shipped one, as the harness has them.
+fn write_sources(harness: &Path, build: &str, directory: &Path) -> anyhow::Result<()> {
+    let status = Command::new(harness)
+        .args(["kernel-sources", build])
+        .arg(directory)
+        .status()
+        .with_context(|| format!("cannot start `{}`", harness.display()))?;
+    ensure!(
+        status.success(),
+        "the sources of the {build} build cannot be written"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_compiled_for_reports_lists_and_emulated_ranks() {
+        for text in [
+            "--from-json report.json --html page.html",
+            "--list",
+            "--device emulator",
+            "--device=emulator --compile-for sm_90",
+        ] {
+            let mut flags = Flags(text.split_whitespace().map(str::to_owned).collect());
+            let needs = Needs::of(Path::new("/nonexistent"), &mut flags).unwrap();
+            assert!(needs.is_none(), "{text}");
+            assert!(!flags.has("--compile-for"));
+        }
+    }
+
+    #[test]
+    fn world_size_1_has_no_modules() {
+        let parse = |text: &str| text.parse::<WorldSizes>().unwrap();
+        assert_eq!(with_modules("1..4").unwrap(), [parse("2..4")]);
+        assert_eq!(with_modules("1,3").unwrap(), [parse("3")]);
+        assert!(with_modules("9").is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! The nvcc command that compiles a module, and how it is shown to people.
+
+use super::inputs::Inputs;
+use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use peersum_artifact::{ModuleKey, Target};
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use xshell::{Shell, cmd};
+
+/// The one command that makes a target of a module, to be run in `directory`.
+///
+/// # Errors
+/// The current directory is gone.
+pub(crate) fn nvcc_command(
+    nvcc: &Nvcc,
+    inputs: &Inputs,
+    module: ModuleKey,
+    target: Target,
+    directory: &Path,
+) -> anyhow::Result<Command> {
+    let shell = Shell::new()?;
+    shell.change_dir(directory);
+    let program = &nvcc.program;
+    let kind = format!("-{}", target.kind());
+    let arch = format!("-arch={target}");
+    let flags = &inputs.flags;
+    let host_compiler = escaped(&nvcc.host_compiler);
+    let defines = module
+        .defines()
+        .into_iter()
+        .map(|define| format!("-D{define}"));
+    // First on the include path, so that nvcc's implicit include finds it.
+    let prelude = inputs
+        .prelude
+        .iter()
+        .flat_map(|prelude| ["-I".into(), escaped(&prelude.dir)]);
+    let file = target.file_name(&module);
+    let source = escaped(&inputs.kernels_dir.join(module.source_root()));
+    // `--keep` keeps the PTX, which is read afterwards; nvcc writes it to a file anyway.
+    let command = cmd!(
+        shell,
+        "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...}"
+    )
+    .args(["--keep", "-o", &file])
+    .arg(source);
+    let mut command = Command::from(command);
+    command.env("TMPDIR", directory).stdin(Stdio::null());
+    for variable in HIDDEN_FLAG_VARIABLES {
+        command.env_remove(variable);
+    }
+    Ok(command)
+}
+
+/// A path escaped for nvcc, which passes its arguments to a shell between double quotes and escapes
+/// only quotes.
+pub(super) fn escaped(path: &Path) -> OsString {
+    let mut escaped = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if b"$`\\".contains(&byte) {
+            escaped.push(b'\\');
+        }
+        escaped.push(byte);
+    }
+    OsString::from_vec(escaped)
+}
+
+/// The command as it can be pasted into a shell.
+pub(super) fn shown(command: &Command) -> String {
+    let mut words = Vec::new();
+    let set = |variable: &&&str| std::env::var_os(variable).is_some();
+    for variable in HIDDEN_FLAG_VARIABLES.iter().filter(set) {
+        if words.is_empty() {
+            words.push("env".to_owned());
+        }
+        words.extend(["-u".to_owned(), (*variable).to_owned()]);
+    }
+    words.push(quoted(&command.get_program().to_string_lossy()));
+    words.extend(command.get_args().map(|arg| quoted(&arg.to_string_lossy())));
+    words.join(" ")
+}
+
+/// A word as a POSIX shell reads it back.
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=./+:,@%".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_command_survives_being_pasted_into_a_shell() {
+        let words = [
+            "nvcc",
+            "-DX=a b",
+            "it's",
+            "$HOME",
+            "",
+            "-I/plain/path",
+            "\"q\"",
+        ];
+        let line = words.map(quoted).join(" ");
+        let output = Command::new("sh")
+            .arg("-c")
+            .arg(format!("printf '%s\\n' {line}"))
+            .output()
+            .unwrap();
+        assert_eq!(
+            String::from_utf8(output.stdout)
+                .unwrap()
+                .lines()
+                .collect::<Vec<_>>(),
+            words
+        );
+    }
+}
