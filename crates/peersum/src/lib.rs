@@ -121,10 +121,12 @@ pub mod doctor;
 mod element;
 mod error;
 pub mod loader;
+mod lock_file;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 pub mod nccl_shape;
 mod privilege;
+mod process_nonce;
 pub mod reference;
 pub mod rendezvous;
 

@@ -1,6 +1,6 @@
 //! Sharing memory between the ranks: arenas at set-up, symmetric buffers later.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::{Communicator, SymmetricBuffer};
 use crate::device::{Device, Export, Import, MemorySharing};
 use crate::element::Element;
 use crate::error::{Error, SymmetricPart};
-use crate::rendezvous::{Group, MessageWithFds, RendezvousError};
+use crate::rendezvous::{Group, MessageWithFd, RendezvousError};
 
 /// What every rank tells the others of its memory; a file descriptor travels beside it.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -49,8 +49,8 @@ pub(crate) fn share<D: Device>(
     label: &str,
     timeout: Duration,
 ) -> Result<Shared<D>, Error> {
-    let mut descriptors = Vec::new();
-    let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptors));
+    let mut descriptor = None;
+    let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptor));
     let message = match &own {
         Ok((offer, _)) => serde_json::to_vec(offer),
         Err(error) => serde_json::to_vec(&Offer {
@@ -59,8 +59,8 @@ pub(crate) fn share<D: Device>(
         }),
     }
     .unwrap_or_default();
-    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
+    let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+    let received = group.all_gather_fd(label, &message, descriptor, timeout)?;
     let (_, memory) = own?;
     let agreed = agree(&received);
     if agreed.is_err() {
@@ -104,7 +104,7 @@ fn offer<D: Device>(
     group: &Group,
     allocation: D::Allocation,
     bytes: u64,
-    descriptors: &mut Vec<OwnedFd>,
+    shared: &mut Option<OwnedFd>,
 ) -> Result<(Offer, LentMemory<D>), Error> {
     let mut offer = Offer {
         bytes,
@@ -119,7 +119,7 @@ fn offer<D: Device>(
         }
         match device.export(&allocation, same_process)? {
             Export::Fd(descriptor) => {
-                descriptors.push(descriptor);
+                *shared = Some(descriptor);
                 // One descriptor serves both kinds of peer.
                 break;
             }
@@ -132,7 +132,7 @@ fn offer<D: Device>(
 }
 
 /// All offers, if every rank has memory, of one size. Every rank computes the same.
-fn agree(received: &[MessageWithFds]) -> Result<Vec<Offer>, Error> {
+fn agree(received: &[MessageWithFd]) -> Result<Vec<Offer>, Error> {
     let offers = received
         .iter()
         .enumerate()
@@ -162,12 +162,12 @@ fn import<D: Device>(
     group: &Group,
     memory: &LentMemory<D>,
     offers: &[Offer],
-    received: &[MessageWithFds],
+    received: &[MessageWithFd],
     label: &str,
 ) -> Result<([u64; RANKS], Vec<D::Mapping>), Error> {
     let mut addresses = [0; RANKS];
     let mut mappings = Vec::new();
-    for (rank, (theirs, (_, descriptors))) in offers.iter().zip(received).enumerate() {
+    for (rank, (theirs, (_, descriptor))) in offers.iter().zip(received).enumerate() {
         if rank as u32 == group.rank() {
             addresses[rank] = device.allocation_address(memory.allocation());
             continue;
@@ -179,7 +179,7 @@ fn import<D: Device>(
             .legacy_ipc
             .as_deref()
             .and_then(|handle| <[u8; 64]>::try_from(handle).ok());
-        let import = match (descriptors.first(), same_process_address, legacy_ipc) {
+        let import = match (descriptor, same_process_address, legacy_ipc) {
             (Some(descriptor), _, _) => Import::Fd(descriptor.as_fd()),
             (None, Some(address), _) => Import::SameProcess(address),
             (None, None, Some(handle)) => Import::LegacyIpc(handle),
