@@ -126,27 +126,64 @@ pub fn dispatch_table(input: &[u8]) -> bool {
 /// The label of the exchange that [`rendezvous`] enters.
 pub const LABEL: &str = "exchange";
 
-/// Input bytes of [`rendezvous`] in front of the stream: the rank that receives it (bit 0), how
-/// many bytes of the stream are sent before the group forms (two bytes, little endian; the rest
-/// follows), and how many file descriptors come with each part.
-pub const CONTROL_BYTES: usize = 5;
+/// What one rank of two sends to the other, as [`rendezvous`] reads it from its input: one byte for
+/// the rank that hears it (bit 0), one for the number of messages that are there before the group is
+/// formed, then the messages. Each is its length (two bytes, little endian), the number of its file
+/// descriptors (one byte), and its bytes.
+pub struct Session<'a> {
+    /// The rank that hears the messages, 0 or 1.
+    pub listener: u8,
+    /// The number of messages that are sent before the listener joins; the rest is sent then.
+    pub before_join: u8,
+    /// Each message's bytes, and how many file descriptors come with it.
+    pub messages: Vec<(&'a [u8], u8)>,
+}
 
-/// Everything that one rank of two sends to the other: the greeting, the exchange, and anything
-/// else. Returns whether an exchange succeeded.
+impl<'a> Session<'a> {
+    /// `None` for an input that is too short. What is cut off at its end is a shorter message.
+    pub fn read(input: &'a [u8]) -> Option<Self> {
+        let (&[listener, before_join], mut rest) = input.split_first_chunk()?;
+        let mut messages = Vec::new();
+        while let Some((&[low, high, descriptors], behind)) = rest.split_first_chunk() {
+            let length = usize::from(u16::from_le_bytes([low, high]));
+            let (message, behind) = behind.split_at(length.min(behind.len()));
+            messages.push((message, descriptors));
+            rest = behind;
+        }
+        Some(Self {
+            listener: listener & 1,
+            before_join,
+            messages,
+        })
+    }
+
+    /// The input that [`Self::read`] reads this session from.
+    pub fn write(&self) -> Vec<u8> {
+        let mut input = vec![self.listener, self.before_join];
+        for (message, descriptors) in &self.messages {
+            let length = u16::try_from(message.len()).unwrap_or(u16::MAX);
+            input.extend(length.to_le_bytes());
+            input.push(*descriptors);
+            input.extend(&message[..usize::from(length)]);
+        }
+        input
+    }
+}
+
+/// Everything that one rank of two sends to the other: greeting, exchange, and whatever else. True
+/// if an exchange came about.
 pub fn rendezvous(input: &[u8]) -> bool {
-    let Some((&[listener, at_low, at_high, first, second], stream)) =
-        input.split_first_chunk::<CONTROL_BYTES>()
-    else {
+    let Some(session) = Session::read(input) else {
         return false;
     };
     let mut ranks = Rendezvous::threads(2);
-    let speaker = ranks.remove(usize::from(listener & 1 == 0));
+    let speaker = ranks.remove(usize::from(session.listener == 0));
     let (Some(listener), Some(socket)) = (ranks.pop(), speaker.into_socket()) else {
         panic!("two ranks and a socket between them");
     };
-    let at = usize::from(u16::from_le_bytes([at_low, at_high])).min(stream.len());
-    let (head, tail) = stream.split_at(at);
-    send(&socket, head, first);
+    let before_join = usize::from(session.before_join).min(session.messages.len());
+    let (before_join, then) = session.messages.split_at(before_join);
+    send(&socket, before_join);
     let mut group = match listener.join(Duration::ZERO) {
         Ok(group) => group,
         Err(error) => {
@@ -154,11 +191,11 @@ pub fn rendezvous(input: &[u8]) -> bool {
             return false;
         }
     };
-    send(&socket, tail, second);
-    let gathered = group.all_gather_fds(LABEL, b"own", &[], Duration::ZERO);
-    if let Ok(parts) = &gathered {
-        assert_eq!(parts.len(), 2);
-        assert_eq!(parts[group.rank() as usize].0, b"own");
+    send(&socket, then);
+    let gathered = group.all_gather_fd(LABEL, b"own", None, Duration::ZERO);
+    if let Ok(messages) = &gathered {
+        assert_eq!(messages.len(), 2);
+        assert_eq!(messages[group.rank() as usize].0, b"own");
     }
     // Anything else that was sent reaches a group that expects nothing or has failed; then the
     // connection closes.
@@ -168,25 +205,24 @@ pub fn rendezvous(input: &[u8]) -> bool {
     gathered.is_ok()
 }
 
-/// Sends what the socket accepts at once, with some file descriptors.
-fn send(socket: &OwnedFd, bytes: &[u8], descriptors: u8) {
+/// Sends what the socket takes at once, with some file descriptors.
+fn send(socket: &OwnedFd, messages: &[(&[u8], u8)]) {
     static DESCRIPTOR: OnceLock<std::fs::File> = OnceLock::new();
     const MOST: usize = 24;
-    if bytes.is_empty() {
-        return;
-    }
     let file = DESCRIPTOR.get_or_init(|| match std::fs::File::open("/dev/null") {
         Ok(file) => file,
         Err(error) => panic!("/dev/null: {error}"),
     });
-    let descriptors: Vec<BorrowedFd<'_>> =
-        vec![file.as_fd(); usize::from(descriptors) % (MOST + 1)];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() {
-        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    for (bytes, descriptors) in messages {
+        let descriptors: Vec<BorrowedFd<'_>> =
+            vec![file.as_fd(); usize::from(*descriptors) % (MOST + 1)];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !descriptors.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        }
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let buffers = [std::io::IoSlice::new(bytes)];
+        let _ = rustix::net::sendmsg(socket, &buffers, &mut control, flags);
     }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    let buffers = [std::io::IoSlice::new(bytes)];
-    let _ = rustix::net::sendmsg(socket, &buffers, &mut control, flags);
 }

@@ -128,10 +128,12 @@ pub mod environment;
 mod error;
 mod failure;
 pub mod loader;
+mod lock_file;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 pub mod nccl_shape;
 mod privilege;
+mod process_nonce;
 pub mod reference;
 pub mod rendezvous;
 mod shared_library;

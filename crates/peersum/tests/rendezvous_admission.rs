@@ -4,7 +4,8 @@
 
 mod rendezvous_stage;
 
-use rendezvous_stage::{AMPLE, Stage, chmod, frame, settle};
+use rendezvous_stage::{AMPLE, Stage, by_hand, chmod, settle};
+use std::io::Write;
 
 #[test]
 fn a_second_rank_0_is_refused_while_the_first_lives() {
@@ -124,8 +125,7 @@ fn a_message_longer_than_allowed_is_refused_where_it_is_sent_and_the_group_goes_
     );
     for rank in stage.ranks(3, AMPLE, "join, overlong work, gather work 1") {
         let heard = rank.succeed();
-        let refused =
-            "refused MessageTooLong { what: \"message\", length: 1048577, limit: 1048576 }";
+        let refused = "refused MessageTooLong { what: \"message\", length: 16385, limit: 16384 }";
         assert!(heard.iter().any(|line| line == refused), "{heard:?}");
     }
 }
@@ -140,6 +140,22 @@ fn a_rank_that_expects_another_world_size_is_refused_and_the_group_forms() {
     let one = stage.rank(1, 2, AMPLE, "join, barrier work");
     zero.succeed();
     one.succeed();
+}
+
+#[test]
+fn a_process_of_another_protocol_version_is_refused_and_the_group_forms() {
+    let stage =
+        Stage::enter("a_process_of_another_protocol_version_is_refused_and_the_group_forms");
+    let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
+    stage.await_socket();
+    let mut stranger = stage.connect();
+    let request = by_hand::frame_of_version(9, 4, "????", &[]);
+    stranger.write_all(&request).unwrap();
+    let refusal = by_hand::read(&mut stranger);
+    assert_eq!(refusal, r#"{"Refused":{"Version":{"ours":2,"theirs":9}}}"#);
+    let one = stage.rank(1, 2, AMPLE, "join, barrier work");
+    one.succeed();
+    zero.succeed();
 }
 
 #[test]
@@ -168,10 +184,8 @@ fn a_process_of_another_user_is_refused_and_the_group_forms() {
     chmod(&stage.directory(), 0o777);
     chmod(&stage.directory().join("run.sock"), 0o777);
     let heard = stage.stranger(NOBODY, "knock").unwrap().end();
-    let mut refusal = frame(3, 0, "", 10, &[2, 0]);
-    refusal.extend(0_u32.to_le_bytes());
-    refusal.extend(NOBODY.to_le_bytes());
-    assert!(heard.contains(&format!("answer {refusal:?}")), "{heard:?}");
+    let refusal = format!(r#"{{"Refused":{{"User":{{"ours":0,"theirs":{NOBODY}}}}}}}"#);
+    assert!(heard.contains(&format!("answer {refusal}")), "{heard:?}");
 
     chmod(&stage.directory(), 0o700);
     let one = stage.rank(1, 2, AMPLE, "join, barrier work");

@@ -20,7 +20,7 @@ const README_LOOP: &str = concat!(
 fn ranks_that_are_process_1_of_pid_namespaces_of_their_own_meet_and_stay_apart() {
     let stage =
         Stage::enter("ranks_that_are_process_1_of_pid_namespaces_of_their_own_meet_and_stay_apart");
-    let steps = "join, apart, gather work 1, fds handles, leave";
+    let steps = "join, apart, gather work 1, fd handles, leave";
     let ranks: Option<Vec<Rank>> = (0..3).map(|rank| stage.contained(rank, 3, steps)).collect();
     for rank in ranks.into_iter().flatten() {
         let heard = rank.succeed();

@@ -4,7 +4,8 @@
 
 mod rendezvous_stage;
 
-use rendezvous_stage::{AMPLE, Rank, Stage, frame, settle};
+use rendezvous_stage::by_hand::{self, contribution, frame, frame_with_length, join_request};
+use rendezvous_stage::{AMPLE, Rank, Stage, settle};
 use rustix::process::Signal;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -13,11 +14,6 @@ use std::time::{Duration, Instant};
 
 /// What a rank may take beyond its deadline.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// Lets rank 0 read what was sent before more is sent.
-fn settle_briefly() {
-    std::thread::sleep(Duration::from_millis(5));
-}
 
 #[test]
 fn processes_gather_messages_of_any_length_in_rank_order() {
@@ -33,7 +29,7 @@ fn processes_gather_messages_of_any_length_in_rank_order() {
 #[test]
 fn memory_passed_between_processes_is_the_same_memory() {
     let stage = Stage::enter("memory_passed_between_processes_is_the_same_memory");
-    for rank in stage.ranks(4, AMPLE, "join, fds handles, fds again") {
+    for rank in stage.ranks(4, AMPLE, "join, fd handles, fd again") {
         rank.succeed();
     }
 }
@@ -331,9 +327,9 @@ fn silent_and_senseless_connections_keep_nobody_waiting() {
                     .take(length)
                     .collect()
             }
-            // A header that announces 4 GiB, and one that stops in the middle.
-            2 => frame(5, 1, "", u32::MAX, &[]),
-            _ => frame(1, 1, "", 100, &[7; 9]),
+            // A header that announces 4 GiB, and a message that stops in the middle.
+            2 => frame_with_length(u32::MAX, "", &[]),
+            _ => frame_with_length(100, r#"{"Join":"#, &[]),
         };
         // Rank 0 may have closed it already.
         let _ = stream.write_all(&bytes);
@@ -345,53 +341,33 @@ fn silent_and_senseless_connections_keep_nobody_waiting() {
     assert!(started.elapsed() < AMPLE, "the group waited for the noise");
 }
 
-/// Joins as `rank` of 3 by hand.
-fn join_by_hand(stage: &Stage, rank: u32) -> UnixStream {
-    let mut hello = 1_u32.to_le_bytes().to_vec();
-    hello.extend(3_u32.to_le_bytes());
-    hello.extend(rank.to_le_bytes());
-    hello.extend(std::process::id().to_le_bytes());
-    hello.extend([5; 16]);
-    hello.extend(3_u32.to_le_bytes());
-    hello.extend(b"run");
-    hello.extend(0_u32.to_le_bytes());
-    let mut stream = stage.connect();
-    stream
-        .write_all(&frame(1, rank, "", hello.len() as u32, &hello))
-        .unwrap();
-    stream
-}
-
 #[test]
 fn a_member_that_breaks_the_protocol_is_named_to_all() {
     let stage = Stage::enter("a_member_that_breaks_the_protocol_is_named_to_all");
-    let misdeeds: [(&str, Vec<u8>); 5] = [
+    let misdeeds: [(&str, Vec<u8>); 8] = [
+        ("ends too early", frame_with_length(u32::MAX, "", &[])),
+        ("more than 49152 bytes", vec![0x55; 50_000]),
         (
-            "4294967295 message bytes, allowed are 1048576",
-            frame(5, 2, "work", u32::MAX, &[]),
+            "a payload of 16385 bytes",
+            contribution(2, "work", &[0; (16 << 10) + 1]),
         ),
+        ("not a rendezvous message", vec![0x55; 200]),
         (
-            "1048577 message bytes",
-            frame(5, 2, "work", (1 << 20) + 1, &[]),
+            "a Welcome message",
+            frame(r#"{"Welcome":{"peers":[]}}"#, &[]),
         ),
-        ("not a rendezvous frame", vec![0x55; 200]),
-        ("a Welcome frame in", frame(2, 2, "", 0, &[])),
-        ("unknown frame kind 99", frame(99, 2, "", 0, &[])),
+        ("cannot be read", frame(r#"{"Unknown":{}}"#, &[])),
+        ("a Contribution message", contribution(1, "work", b"forged")),
+        (
+            "protocol version 9",
+            by_hand::frame_of_version(9, 0, "", &[]),
+        ),
     ];
     for (complaint, bytes) in misdeeds {
         let ranks = [0, 1].map(|rank| stage.rank(rank, 3, AMPLE, "join, gather work 1"));
-        let mut member = join_by_hand(&stage, 2);
-        // Once the roster has come the group is complete.
-        let mut header = [0; 24];
-        loop {
-            member.read_exact(&mut header).unwrap();
-            let length = u32::from_le_bytes(header[16..20].try_into().unwrap())
-                + u32::from_le_bytes(header[20..24].try_into().unwrap());
-            member.read_exact(&mut vec![0; length as usize]).unwrap();
-            if header[8] == 2 {
-                break;
-            }
-        }
+        let mut member = stage.connect();
+        member.write_all(&join_request(2)).unwrap();
+        while !by_hand::read(&mut member).starts_with(r#"{"Welcome""#) {}
         member.write_all(&bytes).unwrap();
         for rank in ranks {
             let error = rank.error();
@@ -425,18 +401,11 @@ fn descriptors_that_nobody_asked_for_are_closed() {
     let count = |noise: bool| {
         let zero = stage.rank(0, 2, AMPLE, "join, descriptors, barrier work");
         stage.await_socket();
-        for number in 0..if noise { 60 } else { 0 } {
+        for number in 0..if noise { 60 } else { 0_usize } {
             let stream = stage.connect();
-            // Within the limit of a member, above it, and in the body of a hello.
-            match number % 3 {
-                0 => send_with_descriptors(&stream, &frame(1, 1, "", 0, &[]), 10),
-                1 => send_with_descriptors(&stream, &frame(1, 1, "", 0, &[]), 200),
-                _ => {
-                    (&stream).write_all(&frame(1, 1, "", 100, &[])).unwrap();
-                    settle_briefly();
-                    send_with_descriptors(&stream, &[1; 50], 10);
-                }
-            }
+            // As many as a contribution may carry, and more.
+            let descriptors = [1, 2, 200][number % 3];
+            send_with_descriptors(&stream, &join_request(1), descriptors);
             // Until rank 0 has closed it.
             let _ = (&stream).read(&mut [0]);
         }
@@ -456,7 +425,7 @@ fn descriptors_that_nobody_asked_for_are_closed() {
 #[test]
 fn a_group_that_is_left_keeps_no_descriptor_open() {
     let stage = Stage::enter("a_group_that_is_left_keeps_no_descriptor_open");
-    let steps = "descriptors, join, fds handles, descriptors, leave, descriptors";
+    let steps = "descriptors, join, fd handles, descriptors, leave, descriptors";
     for rank in stage.ranks(3, AMPLE, steps) {
         let heard = rank.succeed();
         let counts: Vec<usize> = heard

@@ -1,6 +1,6 @@
 //! The peers' processes: after a timeout a rank asks the system which of them do not run any more.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,16 +26,13 @@ pub(super) fn meet(
     timeout: Duration,
 ) -> Result<Vec<PeerProcess>, Error> {
     let own = pidfd_open(getpid(), PidfdFlags::empty());
-    let own: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).collect();
-    let received = group.all_gather_fds(label, &[], &own, timeout)?;
+    let own = own.as_ref().ok().map(AsFd::as_fd);
+    let received = group.all_gather_fd(label, &[], own, timeout)?;
     Ok((0..)
         .zip(received)
         // A thread of this process runs as long as this one.
         .filter(|(rank, _)| !group.is_same_process(*rank))
-        .filter_map(|(rank, (_, descriptors))| {
-            let pidfd = descriptors.into_iter().next()?;
-            Some(PeerProcess { rank, pidfd })
-        })
+        .filter_map(|(rank, (_, pidfd))| pidfd.map(|pidfd| PeerProcess { rank, pidfd }))
         .collect())
 }
 

@@ -1,6 +1,6 @@
 //! Sharing memory between the ranks: arenas at set-up, symmetric buffers later.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use super::connected::RANKS;
 use super::lent::LentMemory;
 use crate::device::{Device, DeviceError, Export, Import};
 use crate::error::Error;
-use crate::rendezvous::{Group, MessageWithFds, RendezvousError};
+use crate::rendezvous::{Group, MessageWithFd, RendezvousError};
 
 /// What every rank tells the others of its memory. A file descriptor travels with it.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -45,8 +45,8 @@ pub(crate) fn share<D: Device>(
     label: &str,
     timeout: Duration,
 ) -> Result<SharedMemory<D>, Error> {
-    let mut descriptors = Vec::new();
-    let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptors));
+    let mut descriptor = None;
+    let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptor));
     let message = match &own {
         Ok((offer, _)) => serde_json::to_vec(offer),
         Err(error) => serde_json::to_vec(&MemoryOffer {
@@ -55,8 +55,8 @@ pub(crate) fn share<D: Device>(
         }),
     }
     .unwrap_or_default();
-    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    let received = group.all_gather_fds(label, &message, &borrowed, timeout)?;
+    let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+    let received = group.all_gather_fd(label, &message, descriptor, timeout)?;
     let (_, memory) = own?;
     let agreed = agree(&received);
     if agreed.is_err() {
@@ -100,7 +100,7 @@ fn offer<D: Device>(
     group: &Group,
     allocation: D::Allocation,
     bytes: u64,
-    descriptors: &mut Vec<OwnedFd>,
+    shared: &mut Option<OwnedFd>,
 ) -> Result<(MemoryOffer, LentMemory<D>), Error> {
     let mut offer = MemoryOffer {
         bytes,
@@ -115,7 +115,7 @@ fn offer<D: Device>(
         }
         match device.export(&allocation, same_process)? {
             Export::Fd(descriptor) => {
-                descriptors.push(descriptor);
+                *shared = Some(descriptor);
                 // One descriptor serves both kinds of peer.
                 break;
             }
@@ -128,7 +128,7 @@ fn offer<D: Device>(
 }
 
 /// All offers, if every rank has memory, of one size. Every rank computes the same.
-fn agree(received: &[MessageWithFds]) -> Result<Vec<MemoryOffer>, Error> {
+fn agree(received: &[MessageWithFd]) -> Result<Vec<MemoryOffer>, Error> {
     let offers = (0..)
         .zip(received)
         .map(|(rank, (message, _))| parse("memory", rank, message))
@@ -149,12 +149,12 @@ fn import<D: Device>(
     group: &Group,
     memory: &LentMemory<D>,
     offers: &[MemoryOffer],
-    received: &[MessageWithFds],
+    received: &[MessageWithFd],
     label: &str,
 ) -> Result<([u64; RANKS], Vec<D::Mapping>), Error> {
     let mut addresses = [0; RANKS];
     let mut mappings = Vec::new();
-    for (rank, (theirs, (_, descriptors))) in offers.iter().zip(received).enumerate() {
+    for (rank, (theirs, (_, descriptor))) in offers.iter().zip(received).enumerate() {
         if rank as u32 == group.rank() {
             addresses[rank] = device.allocation_address(memory.allocation());
             continue;
@@ -166,7 +166,7 @@ fn import<D: Device>(
             .legacy_ipc
             .as_deref()
             .and_then(|handle| <[u8; 64]>::try_from(handle).ok());
-        let import = match (descriptors.first(), same_process_address, legacy_ipc) {
+        let import = match (descriptor, same_process_address, legacy_ipc) {
             (Some(descriptor), _, _) => Import::Fd(descriptor.as_fd()),
             (None, Some(address), _) => Import::SameProcess(address),
             (None, None, Some(handle)) => Import::LegacyIpc(handle),

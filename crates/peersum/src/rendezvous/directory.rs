@@ -1,8 +1,9 @@
 //! The directory of the sockets, which only this user can enter, and rank 0's claim to a group's name in it.
 
-use super::error::{DirectoryProblem, RendezvousError};
-use super::lock::{Attempt, FileId, FileLock};
-use super::peer::ProcessId;
+use super::error::RendezvousError;
+use super::reasons::DirectoryProblem;
+use super::socket;
+use crate::lock_file::{Attempt, FileId, LockFile};
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
@@ -98,7 +99,7 @@ impl Directory {
 
     /// The file of the group's socket, if there is one.
     pub(super) fn socket_file(&self, group: &str) -> Option<FileId> {
-        FileId::named(self.as_fd(), &socket_name(group))
+        FileId::named(self.as_fd(), Path::new(&socket_name(group)))
     }
 
     pub(super) fn socket_path(&self, group: &str) -> PathBuf {
@@ -121,10 +122,10 @@ impl Directory {
 
     /// Keeps all other ranks, also those of other groups, from making or removing a file in the
     /// directory until the guard is dropped.
-    fn quiet(&self, deadline: Instant) -> Result<Quiet<'_>, RendezvousError> {
+    fn lock(&self, deadline: Instant) -> Result<DirectoryLock<'_>, RendezvousError> {
         loop {
             match rustix::fs::flock(&self.handle, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Quiet(self)),
+                Ok(()) => return Ok(DirectoryLock(self)),
                 Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(QUIET_RETRY);
@@ -139,17 +140,12 @@ impl Directory {
 
     /// Makes this process the group's rank 0. A claim ends with the process that holds it, however that ends, so what a
     /// killed one left behind is recognised without asking whether its pid still lives.
-    pub(super) fn claim(
-        self,
-        group: &str,
-        process: ProcessId,
-        deadline: Instant,
-    ) -> Result<Claim, RendezvousError> {
+    pub(super) fn claim(self, group: &str, deadline: Instant) -> Result<Claim, RendezvousError> {
         let deadline = deadline.min(Instant::now() + CLAIM_PATIENCE);
         loop {
             let attempt = {
-                let _quiet = self.quiet(deadline)?;
-                self.try_lock(group, true, process)?
+                let _lock = self.lock(deadline)?;
+                self.try_claim(group, true)?
             };
             match attempt {
                 Attempt::Locked(lock) => {
@@ -173,29 +169,29 @@ impl Directory {
     }
 
     /// Removes what a rank 0 that has just died leaves behind.
-    pub(super) fn sweep_behind_dying(&self, group: &str, process: ProcessId) {
-        self.sweep_until(group, process, Instant::now() + SWEEP_PATIENCE);
+    pub(super) fn sweep_behind_dying(&self, group: &str) {
+        self.sweep_until(group, Instant::now() + SWEEP_PATIENCE);
     }
 
     /// Removes what a rank 0 that is no more has left behind; does nothing where one lives.
-    pub(super) fn sweep(&self, group: &str, process: ProcessId) {
-        self.sweep_until(group, process, Instant::now());
+    pub(super) fn sweep(&self, group: &str) {
+        self.sweep_until(group, Instant::now());
     }
 
-    fn sweep_until(&self, group: &str, process: ProcessId, deadline: Instant) {
+    fn sweep_until(&self, group: &str, deadline: Instant) {
         loop {
-            let Ok(quiet) = self.quiet(Instant::now() + SWEEP_PATIENCE) else {
+            let Ok(locked) = self.lock(Instant::now() + SWEEP_PATIENCE) else {
                 return;
             };
-            match self.try_lock(group, false, process) {
+            match self.try_claim(group, false) {
                 Ok(Attempt::Locked(_lock)) => {
-                    quiet.remove(&socket_name(group));
-                    quiet.remove(&lock_name(group));
+                    locked.remove(&socket_name(group));
+                    locked.remove(&lock_name(group));
                     return;
                 }
                 // The dying rank 0, another survivor at the same work, or the rank 0 of a new run that has what it needs.
                 Ok(Attempt::Busy(_)) if Instant::now() < deadline => {
-                    drop(quiet);
+                    drop(locked);
                     std::thread::sleep(SWEEP_RETRY);
                 }
                 Ok(Attempt::Busy(_) | Attempt::Absent) | Err(_) => return,
@@ -203,22 +199,17 @@ impl Directory {
         }
     }
 
-    fn try_lock(
-        &self,
-        group: &str,
-        create: bool,
-        process: ProcessId,
-    ) -> Result<Attempt, RendezvousError> {
+    fn try_claim(&self, group: &str, create: bool) -> Result<Attempt, RendezvousError> {
         let name = lock_name(group);
-        FileLock::attempt(self.as_fd(), &name, create, process)
+        LockFile::attempt(self.as_fd(), Path::new(&name), create)
             .map_err(|error| RendezvousError::io_at("lock", &self.path.join(name), error))
     }
 }
 
 /// The directory, in which no other rank makes or removes anything meanwhile.
-struct Quiet<'a>(&'a Directory);
+struct DirectoryLock<'a>(&'a Directory);
 
-impl Quiet<'_> {
+impl DirectoryLock<'_> {
     /// True if there was something to remove.
     fn remove(&self, name: &str) -> bool {
         match rustix::fs::unlinkat(self.0, name, AtFlags::empty()) {
@@ -234,13 +225,13 @@ impl Quiet<'_> {
 
     /// Removes the file of that name if it is this one.
     fn remove_if(&self, name: &str, file: FileId) {
-        if FileId::named(self.0.as_fd(), name) == Some(file) {
+        if FileId::named(self.0.as_fd(), Path::new(name)) == Some(file) {
             self.remove(name);
         }
     }
 }
 
-impl Drop for Quiet<'_> {
+impl Drop for DirectoryLock<'_> {
     fn drop(&mut self) {
         // Not left to the closing of the directory: a child that fork has made meanwhile has it
         // open as well, and the lock would last as long as both.
@@ -261,7 +252,7 @@ pub(super) struct Claim {
     group: String,
     socket: Option<BoundSocket>,
     /// Released last, when the files are gone.
-    lock: FileLock,
+    lock: LockFile,
 }
 
 /// The file of a socket that a claim has made.
@@ -279,16 +270,16 @@ impl Claim {
         let path = self.directory.socket_path(&self.group);
         let at_path = |operation, error| RendezvousError::io_at(operation, &path, error);
         let address = self.directory.address(&self.group)?;
-        let socket = super::new_socket()?;
-        let open = super::duplicate(&[socket.as_fd()])?.remove(0);
+        let socket = socket::new()?;
+        let open = socket::duplicate(socket.as_fd())?;
         {
-            let quiet = self.directory.quiet(Instant::now() + CLAIM_PATIENCE)?;
-            if quiet.remove(&name) {
+            let locked = self.directory.lock(Instant::now() + CLAIM_PATIENCE)?;
+            if locked.remove(&name) {
                 let path = path.display();
                 tracing::info!(%path, "replaced the socket that an earlier run left behind");
             }
             rustix::net::bind(&socket, &address).map_err(|error| at_path("bind", error))?;
-            self.socket = FileId::named(self.directory.as_fd(), &name)
+            self.socket = FileId::named(self.directory.as_fd(), Path::new(&name))
                 .map(|file| BoundSocket { file, _open: open });
         }
         rustix::net::listen(&socket, 128).map_err(|error| at_path("listen on", error))?;
@@ -299,12 +290,12 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // A successor may have these names, if somebody removed the files meanwhile.
-        match self.directory.quiet(Instant::now() + CLAIM_PATIENCE) {
-            Ok(quiet) => {
+        match self.directory.lock(Instant::now() + CLAIM_PATIENCE) {
+            Ok(locked) => {
                 if let Some(socket) = &self.socket {
-                    quiet.remove_if(&socket_name(&self.group), socket.file);
+                    locked.remove_if(&socket_name(&self.group), socket.file);
                 }
-                quiet.remove_if(&lock_name(&self.group), self.lock.id());
+                locked.remove_if(&lock_name(&self.group), self.lock.id());
             }
             Err(error) => tracing::warn!(%error, "the files of a group are left behind"),
         }
@@ -326,8 +317,7 @@ mod tests {
     const AMPLE: Duration = Duration::from_secs(10);
 
     fn claim(path: &Path) -> Result<Claim, RendezvousError> {
-        let process = ProcessId::current()?;
-        Directory::open(path)?.claim("group", process, Instant::now() + AMPLE)
+        Directory::open(path)?.claim("group", Instant::now() + AMPLE)
     }
 
     #[test]
@@ -337,16 +327,16 @@ mod tests {
         let mut old = claim(&path).unwrap();
         let _listener = old.listen().unwrap();
         let successor = Directory::open(&path).unwrap();
-        let quiet = successor.quiet(Instant::now()).unwrap();
+        let locked = successor.lock(Instant::now()).unwrap();
         std::thread::scope(|scope| {
             let ending = scope.spawn(|| drop(old));
             std::thread::sleep(CLAIM_PATIENCE / 10);
             assert!(!ending.is_finished());
             for name in [lock_name("group"), socket_name("group")] {
-                assert!(quiet.remove(&name), "{name} was removed meanwhile");
+                assert!(locked.remove(&name), "{name} was removed meanwhile");
                 std::fs::write(path.join(name), "the successor's").unwrap();
             }
-            drop(quiet);
+            drop(locked);
         });
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2);
     }

@@ -1,14 +1,14 @@
 //! A rank as its launcher describes it in the environment.
 
 use super::error::RendezvousError;
-use super::{MAX_GROUP_BYTES, Rendezvous, is_group_name};
+use super::limits::{MAX_GROUP_BYTES, is_group_name};
 use rustix::fs::FileType;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::environment::{GROUP, RENDEZVOUS_DIR as DIRECTORY};
 
-/// The variables by which a launcher tells a process its place.
+/// The variables by which a launcher tells a process its rank.
 struct Launcher {
     rank: &'static str,
     world_size: &'static str,
@@ -69,9 +69,20 @@ const RUNS: [&[&str]; 3] = [
     &["SLURM_JOB_ID", "SLURM_STEP_ID"],
 ];
 
-/// A process's place, as one launcher gives it.
+/// A rank as the environment describes it.
+#[derive(Debug)]
+pub(super) struct LaunchedRank {
+    pub(super) rank: u32,
+    pub(super) world_size: u32,
+    pub(super) local_rank: u32,
+    pub(super) group: String,
+    pub(super) run: String,
+    pub(super) directory: PathBuf,
+}
+
+/// What one launcher says of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct Numbers {
     rank: u32,
     world_size: u32,
     local_rank: Option<u32>,
@@ -79,8 +90,8 @@ struct Place {
 
 type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-pub(super) fn read(lookup: Lookup<'_>) -> Result<Rendezvous, RendezvousError> {
-    let place = place(lookup)?;
+pub(super) fn read(lookup: Lookup<'_>) -> Result<LaunchedRank, RendezvousError> {
+    let numbers = numbers(lookup)?;
     let run = run(lookup)?;
     let group = match text(lookup, GROUP)? {
         Some(group) if is_group_name(&group) => group,
@@ -88,18 +99,22 @@ pub(super) fn read(lookup: Lookup<'_>) -> Result<Rendezvous, RendezvousError> {
         None if run.is_empty() => "default".into(),
         None => group_of_run(&run),
     };
-    let mut rendezvous =
-        Rendezvous::unix(directory(lookup)?, group, place.rank, place.world_size).with_run(run);
-    rendezvous.local_rank = place.local_rank.unwrap_or(place.rank);
-    Ok(rendezvous)
+    Ok(LaunchedRank {
+        rank: numbers.rank,
+        world_size: numbers.world_size,
+        local_rank: numbers.local_rank.unwrap_or(numbers.rank),
+        group,
+        run,
+        directory: directory(lookup)?,
+    })
 }
 
-fn place(lookup: Lookup<'_>) -> Result<Place, RendezvousError> {
-    let mut found: Option<(&Launcher, Place)> = None;
+fn numbers(lookup: Lookup<'_>) -> Result<Numbers, RendezvousError> {
+    let mut found: Option<(&Launcher, Numbers)> = None;
     let mut incomplete = None;
     for launcher in &LAUNCHERS {
-        let place = match launcher_place(lookup, launcher) {
-            Ok(Some(place)) => place,
+        let numbers = match launcher_numbers(lookup, launcher) {
+            Ok(Some(numbers)) => numbers,
             Ok(None) => continue,
             Err(error @ RendezvousError::IncompleteEnvironment { .. }) if launcher.ambient => {
                 incomplete = Some(error);
@@ -108,21 +123,21 @@ fn place(lookup: Lookup<'_>) -> Result<Place, RendezvousError> {
             Err(error) => return Err(error),
         };
         if let Some((first, other)) = found {
-            let disagree = (place.rank, place.world_size) != (other.rank, other.world_size)
-                || place
+            let disagree = (numbers.rank, numbers.world_size) != (other.rank, other.world_size)
+                || numbers
                     .local_rank
                     .zip(other.local_rank)
                     .is_some_and(|(one, another)| one != another);
             if disagree {
                 return Err(RendezvousError::ConflictingEnvironment {
                     first: describe(first, other),
-                    second: describe(launcher, place),
+                    second: describe(launcher, numbers),
                 });
             }
         }
-        refuse_several_machines(lookup, launcher, place)?;
+        refuse_several_machines(lookup, launcher, numbers)?;
         if found.is_none() {
-            found = Some((launcher, place));
+            found = Some((launcher, numbers));
             if launcher
                 .innermost
                 .is_some_and(|variable| lookup(variable).is_some())
@@ -132,7 +147,7 @@ fn place(lookup: Lookup<'_>) -> Result<Place, RendezvousError> {
         }
     }
     match found {
-        Some((_, place)) => Ok(place),
+        Some((_, numbers)) => Ok(numbers),
         None => Err(incomplete.unwrap_or(RendezvousError::NoLauncher)),
     }
 }
@@ -141,9 +156,9 @@ fn place(lookup: Lookup<'_>) -> Result<Place, RendezvousError> {
 fn refuse_several_machines(
     lookup: Lookup<'_>,
     launcher: &Launcher,
-    place: Place,
+    numbers: Numbers,
 ) -> Result<(), RendezvousError> {
-    let local = launcher.local_world_size.map(|it| (it, place.world_size));
+    let local = launcher.local_world_size.map(|it| (it, numbers.world_size));
     let machines = launcher.machines.iter().find(|it| lookup(it).is_some());
     for (variable, expected) in local.into_iter().chain(machines.map(|it| (*it, 1))) {
         if let Some(value) = number(lookup, variable)?
@@ -153,17 +168,17 @@ fn refuse_several_machines(
                 variable,
                 value,
                 expected,
-                world_size: place.world_size,
+                world_size: numbers.world_size,
             });
         }
     }
     Ok(())
 }
 
-fn launcher_place(
+fn launcher_numbers(
     lookup: Lookup<'_>,
     launcher: &Launcher,
-) -> Result<Option<Place>, RendezvousError> {
+) -> Result<Option<Numbers>, RendezvousError> {
     let needed = [launcher.rank, launcher.world_size];
     let all = [launcher.rank, launcher.world_size, launcher.local_rank];
     let set: Vec<&'static str> = all
@@ -182,7 +197,7 @@ fn launcher_place(
                     expected: "a rank below the world size",
                 });
             }
-            Ok(Some(Place {
+            Ok(Some(Numbers {
                 rank,
                 world_size,
                 local_rank: number(lookup, launcher.local_rank)?,
@@ -199,12 +214,12 @@ fn launcher_place(
     }
 }
 
-fn describe(launcher: &Launcher, place: Place) -> String {
+fn describe(launcher: &Launcher, numbers: Numbers) -> String {
     let mut text = format!(
         "{}={}, {}={}",
-        launcher.rank, place.rank, launcher.world_size, place.world_size
+        launcher.rank, numbers.rank, launcher.world_size, numbers.world_size
     );
-    if let Some(local_rank) = place.local_rank {
+    if let Some(local_rank) = numbers.local_rank {
         text += &format!(", {}={local_rank}", launcher.local_rank);
     }
     text
@@ -251,7 +266,8 @@ pub(super) fn directory(lookup: Lookup<'_>) -> Result<PathBuf, RendezvousError> 
         .filter(|path| is_own_directory(path, uid));
     Ok(match runtime {
         Some(runtime) => runtime.join("peersum"),
-        // Not TMPDIR, which launchers set apart for each rank: all ranks of a user must come to one place.
+        // Not TMPDIR: a launcher may give each rank its own, and all ranks of a user must meet in
+        // one directory.
         None => Path::new("/tmp").join(format!("peersum-{uid}")),
     })
 }
@@ -297,7 +313,7 @@ fn number(lookup: Lookup<'_>, variable: &'static str) -> Result<Option<u32>, Ren
 mod tests {
     use super::*;
 
-    fn rendezvous(variables: &[(&str, &str)]) -> Result<Rendezvous, RendezvousError> {
+    fn rendezvous(variables: &[(&str, &str)]) -> Result<LaunchedRank, RendezvousError> {
         read(&|name| {
             variables
                 .iter()
@@ -332,16 +348,16 @@ mod tests {
             let rendezvous = rendezvous(variables).unwrap();
             assert_eq!(
                 (
-                    rendezvous.rank(),
-                    rendezvous.world_size(),
-                    rendezvous.local_rank()
+                    rendezvous.rank,
+                    rendezvous.world_size,
+                    rendezvous.local_rank
                 ),
                 (3, 8, 2)
             );
             assert_eq!(rendezvous.group, "default");
         }
         let shell_loop = rendezvous(&[("RANK", "1"), ("WORLD_SIZE", "2")]).unwrap();
-        assert_eq!(shell_loop.local_rank(), 1);
+        assert_eq!(shell_loop.local_rank, 1);
     }
 
     #[test]
@@ -375,7 +391,7 @@ mod tests {
     fn a_shell_loop_inside_a_slurm_allocation_is_a_rank_of_the_loop() {
         let rendezvous =
             rendezvous(&[("RANK", "1"), ("WORLD_SIZE", "2"), ("SLURM_NTASKS", "16")]).unwrap();
-        assert_eq!((rendezvous.rank(), rendezvous.world_size()), (1, 2));
+        assert_eq!((rendezvous.rank, rendezvous.world_size), (1, 2));
     }
 
     #[test]
@@ -425,7 +441,7 @@ mod tests {
             ("SLURM_JOB_ID", "77"),
         ])
         .unwrap();
-        assert_eq!((rendezvous.rank(), rendezvous.world_size()), (1, 4));
+        assert_eq!((rendezvous.rank, rendezvous.world_size), (1, 4));
         assert_eq!(rendezvous.run, "none.0.29500");
         assert_eq!(rendezvous.group, "run-none.0.29500");
     }
@@ -503,12 +519,7 @@ mod tests {
     fn the_directory_is_the_users_own() {
         let with = |variables: &[(&str, &str)]| {
             let rank = [("RANK", "0"), ("WORLD_SIZE", "2")];
-            let super::super::Place::Directory(path) =
-                rendezvous(&[&rank, variables].concat()).unwrap().place
-            else {
-                panic!("from the environment ranks are processes");
-            };
-            path
+            rendezvous(&[&rank, variables].concat()).unwrap().directory
         };
         let uid = rustix::process::geteuid().as_raw();
         assert_eq!(with(&[]), Path::new("/tmp").join(format!("peersum-{uid}")));

@@ -2,17 +2,14 @@
 
 use super::error::{RendezvousError, Whereabouts};
 use super::hub::Hub;
+use super::limits::{MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES, truncated};
 use super::peer::Peer;
+use super::socket::duplicate;
 use super::spoke::Spoke;
-use super::{Exchange, MAX_DESCRIPTORS, MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, Part};
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
-
-/// The longest reason that [`Group::abandon`] passes on, in bytes.
-const MAX_REASON_BYTES: usize = 4096;
-
-/// One rank's message and the file descriptors that came with it.
-pub type MessageWithFds = (Vec<u8>, Vec<OwnedFd>);
+use super::step::Step;
+use super::wire::MessageWithFd;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 #[derive(Debug)]
 pub(super) enum Role {
@@ -94,30 +91,26 @@ impl Group {
         message: &[u8],
         timeout: Duration,
     ) -> Result<Vec<Vec<u8>>, RendezvousError> {
-        let parts = self.exchange(label, message, &[], timeout)?;
-        Ok(parts.into_iter().map(|part| part.message).collect())
+        let all = self.exchange(label, message, None, timeout)?;
+        Ok(all.into_iter().map(|(message, _)| message).collect())
     }
 
-    /// As [`Self::all_gather`], with file descriptors beside each message.
+    /// As [`Self::all_gather`], with a file descriptor beside a rank's message if it gives one.
     ///
-    /// Every rank receives descriptors of its own, close-on-exec, for the same open files; its own entry holds
-    /// duplicates of `descriptors`, of which there are at most [`MAX_DESCRIPTORS`]. The ranks' numbers may differ.
+    /// Every rank receives a descriptor of its own, close-on-exec, for the same open file; its own
+    /// entry holds a duplicate of `descriptor`.
     ///
     /// # Errors
     ///
-    /// As [`Self::all_gather`], and [`RendezvousError::TooManyDescriptors`], which leaves the group as it was.
-    pub fn all_gather_fds(
+    /// As [`Self::all_gather`].
+    pub fn all_gather_fd(
         &mut self,
         label: &str,
         message: &[u8],
-        descriptors: &[BorrowedFd<'_>],
+        descriptor: Option<BorrowedFd<'_>>,
         timeout: Duration,
-    ) -> Result<Vec<MessageWithFds>, RendezvousError> {
-        let parts = self.exchange(label, message, descriptors, timeout)?;
-        Ok(parts
-            .into_iter()
-            .map(|part| (part.message, part.descriptors))
-            .collect())
+    ) -> Result<Vec<MessageWithFd>, RendezvousError> {
+        self.exchange(label, message, descriptor, timeout)
     }
 
     /// Returns once every rank has called it: an [`Self::all_gather`] of nothing.
@@ -126,7 +119,7 @@ impl Group {
     ///
     /// As [`Self::all_gather`].
     pub fn barrier(&mut self, label: &str, timeout: Duration) -> Result<(), RendezvousError> {
-        self.exchange(label, &[], &[], timeout).map(drop)
+        self.exchange(label, &[], None, timeout).map(drop)
     }
 
     /// Leaves the group and tells the others why: their exchange, or the next one that they enter, ends with
@@ -135,7 +128,7 @@ impl Group {
         if self.is_inherited() {
             return;
         }
-        let reason = super::truncated(reason, MAX_REASON_BYTES).to_owned();
+        let reason = truncated(reason, MAX_REASON_BYTES).to_owned();
         let rank = self.own.rank;
         self.fail(RendezvousError::PeerFailed { rank, reason });
     }
@@ -144,9 +137,9 @@ impl Group {
         &mut self,
         label: &str,
         message: &[u8],
-        descriptors: &[BorrowedFd<'_>],
+        descriptor: Option<BorrowedFd<'_>>,
         timeout: Duration,
-    ) -> Result<Vec<Part>, RendezvousError> {
+    ) -> Result<Vec<MessageWithFd>, RendezvousError> {
         if self.is_inherited() {
             return Err(RendezvousError::Forked {
                 rank: self.own.rank,
@@ -167,27 +160,13 @@ impl Group {
                 });
             }
         }
-        if descriptors.len() > MAX_DESCRIPTORS {
-            return Err(RendezvousError::TooManyDescriptors {
-                count: descriptors.len(),
-                limit: MAX_DESCRIPTORS,
-            });
-        }
-        let own = Part {
-            message: message.to_vec(),
-            descriptors: super::duplicate(descriptors)?,
-        };
-        let started = Instant::now();
-        let exchange = Exchange {
-            label,
-            started,
-            deadline: super::deadline(started, timeout),
-        };
+        let own = (message.to_vec(), descriptor.map(duplicate).transpose()?);
+        let step = Step::begin(self.own.rank, label, timeout);
         let world_size = self.world_size();
         let result = match &mut self.role {
             Role::Alone => Ok(vec![own]),
-            Role::Hub(hub) => hub.exchange(exchange, own),
-            Role::Spoke(spoke) => spoke.exchange(exchange, own, world_size),
+            Role::Hub(hub) => hub.exchange(&step, own),
+            Role::Spoke(spoke) => spoke.exchange(&step, own, world_size),
         };
         result
             .map_err(|error| error.seen_by(&self.whereabouts))

@@ -1,4 +1,5 @@
-//! The seeds in `fuzz/corpus`, and how they are made: `PEERSUM_RECORD_SEEDS=1 cargo test -p peersum --test hostile_input record` writes them anew.
+//! The seeds in `fuzz/corpus`, and how they are made: `PEERSUM_RECORD_SEEDS=1 cargo test -p peersum
+//! --test hostile_input record` writes them anew.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use peersum::Rendezvous;
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{Digest, MANIFEST_FILE, Manifest};
 
-use crate::targets::{CONTROL_BYTES, LABEL};
+use crate::targets::{LABEL, Session};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -129,36 +130,41 @@ fn record_the_seeds_if_asked_to() {
         ("refused.label", "another", false),
         ("refused.failure", LABEL, true),
     ] {
-        for (listener, stream) in (0..).zip(record_session(label, gives_up)) {
+        for (listener, messages) in (0..).zip(record_session(label, gives_up)) {
             write(
                 "rendezvous",
                 &format!("{name}.rank{listener}"),
-                &rendezvous_seed(listener, 0, &stream),
+                &rendezvous_seed(listener, 0, &messages),
             );
             if name == "exchange" {
-                let mut stream = stream;
-                let last = last_frame(&stream);
-                // Where a frame says how many descriptors come with it.
-                stream[last + 10] = 3;
                 write(
                     "rendezvous",
-                    &format!("descriptors.rank{listener}"),
-                    &rendezvous_seed(listener, 3, &stream),
+                    &format!("descriptor.rank{listener}"),
+                    &rendezvous_seed(listener, 1, &messages),
                 );
             }
         }
     }
 }
 
-/// A stream with `descriptors` beside its last frame.
-fn rendezvous_seed(listener: u8, descriptors: u8, stream: &[u8]) -> Vec<u8> {
-    let [low, high] = u16::try_from(last_frame(stream)).unwrap().to_le_bytes();
-    let control: [u8; CONTROL_BYTES] = [listener, low, high, 0, descriptors];
-    [&control, stream].concat()
+/// What a rank hears, with `descriptors` beside its last message.
+fn rendezvous_seed(listener: u8, descriptors: u8, messages: &[Vec<u8>]) -> Vec<u8> {
+    let last = messages.len() - 1;
+    let messages = messages.iter().enumerate().map(|(index, bytes)| {
+        let descriptors = if index == last { descriptors } else { 0 };
+        (&bytes[..], descriptors)
+    });
+    let session = Session {
+        listener,
+        before_join: u8::try_from(last).unwrap(),
+        messages: messages.collect(),
+    };
+    session.write()
 }
 
-/// What rank 0 hears, and what rank 1 hears, when two real ranks meet and exchange or, if one `gives_up`, fail.
-fn record_session(label: &str, gives_up: bool) -> [Vec<u8>; 2] {
+/// The messages that rank 0 hears, and those that rank 1 hears, when two real ranks meet and
+/// exchange or, if one `gives_up`, fail.
+fn record_session(label: &str, gives_up: bool) -> [Vec<Vec<u8>>; 2] {
     let [to_hub, to_spoke] = [0, 1].map(|real| {
         let mut ranks = Rendezvous::threads(2);
         let socket = ranks.remove(1 - real).into_socket().unwrap();
@@ -179,13 +185,14 @@ fn record_session(label: &str, gives_up: bool) -> [Vec<u8>; 2] {
                 group.barrier(label, PATIENCE).unwrap();
             });
         }
+        // The sockets keep the borders of messages: one read is one message.
         let copy = |from: &UnixStream, to: &UnixStream| {
             let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
             scope.spawn(move || {
                 let mut heard = Vec::new();
-                let mut buffer = [0; 4096];
+                let mut buffer = vec![0; 1 << 16];
                 while let Ok(count @ 1..) = from.read(&mut buffer) {
-                    heard.extend_from_slice(&buffer[..count]);
+                    heard.push(buffer[..count].to_vec());
                     let _ = to.write_all(&buffer[..count]);
                 }
                 let _ = to.shutdown(std::net::Shutdown::Write);
@@ -196,15 +203,4 @@ fn record_session(label: &str, gives_up: bool) -> [Vec<u8>; 2] {
         let from_hub = copy(&hub_socket, &spoke_socket);
         [from_spoke.join().unwrap(), from_hub.join().unwrap()]
     })
-}
-
-/// Where the last frame of a stream begins.
-fn last_frame(stream: &[u8]) -> usize {
-    let number = |at: usize| u32::from_le_bytes(stream[at..at + 4].try_into().unwrap()) as usize;
-    let (mut at, mut last) = (0, 0);
-    while at < stream.len() {
-        last = at;
-        at += 24 + number(at + 16) + number(at + 20);
-    }
-    last
 }

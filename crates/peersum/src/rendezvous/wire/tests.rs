@@ -1,23 +1,21 @@
-//! Frames as they travel, whole and damaged.
+//! Messages as they travel, whole and damaged.
 
 use super::*;
 
-fn hello() -> Hello {
-    Hello {
-        world_size: 4,
-        peer: Peer {
-            rank: 3,
-            process: ProcessId {
-                pid: 77,
-                nonce: [9; 16],
-            },
+fn request() -> Message {
+    let process = crate::rendezvous::ProcessId::current().unwrap();
+    Message::Join(JoinRequest {
+        group: GroupIdentity {
+            name: "layers".into(),
+            run: "job 12.0".into(),
+            world_size: 4,
         },
-        group: "layers".into(),
-        run: "job 12.0".into(),
-    }
+        peer: Peer { rank: 3, process },
+    })
 }
 
 fn failures() -> Vec<RendezvousError> {
+    let (label, other_label) = ("a".into(), "b".into());
     vec![
         RendezvousError::Timeout {
             rank: 1,
@@ -32,9 +30,9 @@ fn failures() -> Vec<RendezvousError> {
         },
         RendezvousError::LabelMismatch {
             rank: 2,
-            label: "a".into(),
+            label,
             other_rank: 0,
-            other_label: "b".into(),
+            other_label,
         },
         RendezvousError::Protocol {
             rank: 1,
@@ -48,122 +46,129 @@ fn failures() -> Vec<RendezvousError> {
 }
 
 fn refusals() -> Vec<Refusal> {
+    let (ours, theirs) = ("a".to_owned(), "b".to_owned());
     vec![
         Refusal::Version { ours: 1, theirs: 2 },
         Refusal::User { ours: 1, theirs: 2 },
         Refusal::Group {
-            ours: "a".into(),
-            theirs: "b".into(),
+            ours: ours.clone(),
+            theirs,
         },
         Refusal::Run {
-            ours: "a".into(),
+            ours: ours.clone(),
             theirs: String::new(),
         },
         Refusal::WorldSize { ours: 2, theirs: 8 },
         Refusal::Rank { rank: 9 },
         Refusal::RankTaken { rank: 1, pid: 3 },
         Refusal::AlreadyFormed {
-            group: "g".into(),
+            group: ours,
             rank: 1,
             pid: 3,
         },
     ]
 }
 
+fn messages() -> Vec<Message> {
+    let label = "memory".to_owned();
+    let mut messages = vec![
+        request(),
+        Message::Welcome { peers: Vec::new() },
+        Message::Pending {
+            missing: vec![1, 5],
+        },
+        Message::Contribution { rank: 1, label },
+    ];
+    messages.extend(refusals().into_iter().map(Message::Refused));
+    messages.extend(failures().iter().map(|error| Message::failure(error, 0)));
+    messages
+}
+
+fn bytes(message: &Message) -> Vec<u8> {
+    Packet::new(message).bytes.clone()
+}
+
+fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
+    Frame::decode(bytes, None).map(|frame| frame.message)
+}
+
 #[test]
-fn every_frame_comes_back_as_it_was_sent() {
-    assert_eq!(Hello::decode(&hello().encode()), Ok(Ok(hello())));
-    for refusal in refusals() {
-        assert_eq!(decode_refusal(&encode_refusal(&refusal)), Ok(refusal));
+fn every_message_comes_back_as_it_was_sent() {
+    for message in messages() {
+        assert_eq!(decode(&bytes(&message)), Ok(message));
     }
-    for failure in failures() {
-        let decoded = decode_failure(&encode_failure(&failure, 0)).unwrap();
-        assert_eq!(format!("{decoded:?}"), format!("{failure:?}"));
+    for error in failures() {
+        let Message::Failure(failure) = Message::failure(&error, 0) else {
+            panic!("{error} is not a failure");
+        };
+        let told = RendezvousError::from(failure);
+        assert_eq!(format!("{told:?}"), format!("{error:?}"));
     }
-    assert_eq!(decode_ranks(&encode_ranks(&[1, 5])), Ok(vec![1, 5]));
-    let roster: Vec<Peer> = (0..3)
-        .map(|rank| Peer {
-            rank,
-            ..hello().peer
-        })
-        .collect();
-    assert_eq!(decode_roster(&encode_roster(&roster), 3), Ok(roster));
 }
 
 #[test]
 fn an_error_that_only_the_sender_can_have_had_travels_as_its_reason() {
-    let error = RendezvousError::TooManyDescriptors {
-        count: 99,
-        limit: 16,
-    };
-    let decoded = decode_failure(&encode_failure(&error, 4)).unwrap();
-    let RendezvousError::PeerFailed { rank: 4, reason } = decoded else {
-        panic!("{decoded:?}")
+    let error = RendezvousError::EnvironmentIgnored;
+    let Message::Failure(Failure::PeerFailed(4, reason)) = Message::failure(&error, 4) else {
+        panic!("rank 4 failed");
     };
     assert_eq!(reason, error.to_string());
 }
 
 #[test]
-fn a_length_above_the_limit_is_refused_by_the_header_alone() {
-    let header = Header {
-        kind: Kind::Contribution,
-        descriptors: 0,
-        rank: 1,
-        label_bytes: 3,
-        body_bytes: super::super::MAX_MESSAGE_BYTES,
+fn the_longest_messages_fit_a_datagram() {
+    let label = "\0".repeat(MAX_LABEL_BYTES);
+    let contribution = Message::Contribution { rank: 7, label };
+    let payload = vec![0; MAX_MESSAGE_BYTES];
+    let packet = Packet::with_payload(&contribution, &payload, None);
+    assert!(packet.bytes.len() <= MAX_DATAGRAM_BYTES);
+    assert!(decode(&packet.bytes).is_ok());
+    let error = RendezvousError::PeerFailed {
+        rank: 7,
+        reason: "\0".repeat(2 * MAX_REASON_BYTES),
     };
-    assert_eq!(Header::decode(&header.encode(), Limits::MEMBER), Ok(header));
-    for header in [
-        Header {
-            body_bytes: super::super::MAX_MESSAGE_BYTES + 1,
-            ..header
-        },
-        Header {
-            body_bytes: u32::MAX as usize,
-            ..header
-        },
-        Header {
-            label_bytes: super::super::MAX_LABEL_BYTES + 1,
-            ..header
-        },
-        Header {
-            descriptors: super::super::MAX_DESCRIPTORS + 1,
-            ..header
-        },
-    ] {
-        assert!(
-            Header::decode(&header.encode(), Limits::MEMBER).is_err(),
-            "{header:?}"
-        );
+    assert!(bytes(&Message::failure(&error, 7)).len() <= MAX_DATAGRAM_BYTES);
+}
+
+#[test]
+fn what_is_longer_than_allowed_is_refused() {
+    let label = "work".to_owned();
+    let contribution = Message::Contribution { rank: 1, label };
+    let too_long = Packet::with_payload(&contribution, &vec![0; MAX_MESSAGE_BYTES + 1], None);
+    let error = decode(&too_long.bytes).unwrap_err().to_string();
+    assert_eq!(error, "a payload of 16385 bytes, 16384 are allowed");
+    let label = "x".repeat(MAX_LABEL_BYTES + 1);
+    let too_long = Message::Contribution { rank: 1, label };
+    let error = decode(&bytes(&too_long)).unwrap_err().to_string();
+    assert_eq!(error, "a label of 257 bytes, 256 are allowed");
+}
+
+#[test]
+fn only_a_contribution_carries_a_payload_or_a_descriptor() {
+    let descriptor = || Some(OwnedFd::from(tempfile::tempfile().unwrap()));
+    for message in messages() {
+        let carries = matches!(message, Message::Contribution { .. });
+        let with_payload = [&bytes(&message)[..], b"more"].concat();
+        assert_eq!(decode(&with_payload).is_ok(), carries, "{message:?}");
+        let with_descriptor = Frame::decode(&bytes(&message), descriptor());
+        assert_eq!(with_descriptor.is_ok(), carries, "{message:?}");
     }
-    assert!(Header::decode(&header.encode(), Limits::STRANGER).is_err());
 }
 
 #[test]
 fn another_protocol_version_is_named_whatever_follows_it() {
-    let mut bytes = 9_u32.to_le_bytes().to_vec();
-    bytes.extend([0xAB; 40]);
-    assert_eq!(
-        Hello::decode(&bytes),
-        Ok(Err(Refusal::Version {
-            ours: VERSION,
-            theirs: 9
-        }))
-    );
+    let mut bytes = bytes(&request());
+    bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
+    bytes[12..].fill(0xAB);
+    assert_eq!(decode(&bytes), Err(FrameError::Version { theirs: 9 }));
 }
 
 #[test]
-fn damaged_frames_are_refused_without_panic_or_large_allocation() {
+fn damaged_messages_are_refused_without_panic_or_large_allocation() {
     let seed = fastrand::u64(..);
     println!("seed {seed:#x}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut samples = vec![
-        hello().encode(),
-        encode_roster(&[hello().peer; 4]),
-        encode_ranks(&[1, 2, 3]),
-    ];
-    samples.extend(refusals().iter().map(encode_refusal));
-    samples.extend(failures().iter().map(|failure| encode_failure(failure, 0)));
+    let samples: Vec<Vec<u8>> = messages().iter().map(bytes).collect();
     for _ in 0..50_000 {
         let mut bytes = samples[random.usize(..samples.len())].clone();
         for _ in 0..random.usize(1..4) {
@@ -176,38 +181,23 @@ fn damaged_frames_are_refused_without_panic_or_large_allocation() {
                 _ => bytes.push(random.u8(..)),
             }
         }
-        // What decodes must fit in what was given: a text or list is never longer than its bytes.
-        if let Ok(Ok(hello)) = Hello::decode(&bytes) {
-            assert!(hello.group.len() + hello.run.len() <= bytes.len());
-        }
-        let _ = decode_roster(&bytes, 4);
-        if let Ok(ranks) = decode_ranks(&bytes) {
-            assert!(ranks.len() * 4 <= bytes.len());
-        }
-        let _ = decode_refusal(&bytes);
-        let _ = decode_failure(&bytes);
-        let mut header = [0; HEADER_BYTES];
-        random.fill(&mut header);
-        header[..8].copy_from_slice(&MAGIC);
-        if let Ok(header) = Header::decode(&header, Limits::MEMBER) {
-            assert!(header.body_bytes <= super::super::MAX_MESSAGE_BYTES);
+        // A text or list is never longer than the bytes that it was read from.
+        match decode(&bytes) {
+            Ok(Message::Join(request)) => {
+                assert!(request.group.name.len() + request.group.run.len() <= bytes.len());
+            }
+            Ok(Message::Pending { missing }) => assert!(missing.len() <= bytes.len()),
+            _ => {}
         }
     }
 }
 
 #[test]
-fn every_truncation_of_every_frame_is_refused() {
-    let whole = hello().encode();
-    for length in 0..whole.len() {
-        assert!(Hello::decode(&whole[..length]).is_err(), "{length} bytes");
-    }
-    for failure in failures() {
-        let whole = encode_failure(&failure, 0);
+fn every_truncation_of_every_message_is_refused() {
+    for message in messages() {
+        let whole = bytes(&message);
         for length in 0..whole.len() {
-            assert!(
-                decode_failure(&whole[..length]).is_err(),
-                "{length} bytes of {failure:?}"
-            );
+            assert!(decode(&whole[..length]).is_err(), "{length} of {message:?}");
         }
     }
 }
