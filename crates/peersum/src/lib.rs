@@ -127,6 +127,7 @@ pub mod nccl_shape;
 mod privilege;
 pub mod reference;
 pub mod rendezvous;
+mod shared_library;
 
 pub use buffer::{BufferError, Input, Output};
 #[doc(hidden)]

@@ -12,7 +12,8 @@ use cudarc::driver::{CudaContext, DriverError};
 use libloading::Library;
 use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 
-use crate::device::{DeviceError, loader_reason};
+use crate::device::DeviceError;
+use crate::shared_library::loader_reason;
 
 /// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and newer).
 pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {

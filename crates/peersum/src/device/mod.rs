@@ -78,11 +78,6 @@ pub enum DeviceError {
     },
 }
 
-/// What the system's loader said, which is the cause of libloading's error.
-pub(crate) fn loader_reason(error: &libloading::Error) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
-}
-
 /// What ranks must know of each other's device.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceIdentity {

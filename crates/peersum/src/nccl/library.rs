@@ -6,8 +6,9 @@ use std::path::Path;
 use libloading::Library as Dynamic;
 
 use super::{MIN_VERSION, Version};
-use crate::device::{DeviceError, loader_reason};
+use crate::device::DeviceError;
 use crate::error::Error;
+use crate::shared_library::loader_reason;
 
 /// As the runtime packages install it, then the link of the development packages.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];

@@ -12,7 +12,7 @@ use object::read::elf::{FileHeader, ProgramHeader};
 use object::{Endianness, FileKind, ReadCache};
 
 use super::NvrtcError;
-use crate::device::loader_reason;
+use crate::shared_library::loader_reason;
 
 /// NVRTC's opaque program handle.
 pub(super) type Program = *mut c_void;
