@@ -124,10 +124,15 @@ pub mod loader;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 pub mod nccl_shape;
+/// Which NCCL this machine has, for this crate and its tools.
+#[doc(hidden)]
+pub mod nccl_version;
 mod privilege;
 pub mod reference;
 pub mod rendezvous;
-mod shared_library;
+/// One way to open shared libraries, for this crate and its tools.
+#[doc(hidden)]
+pub mod shared_library;
 
 pub use buffer::{BufferError, Input, Output};
 #[doc(hidden)]

@@ -75,7 +75,7 @@ impl Module {
         let name = key.entry_point(algorithm);
         let missing = |message: &str| DeviceError::Driver {
             call: "cuModuleGetFunction",
-            message: format!("{name} of {key}, from {}: {message}", image.report.origin),
+            message: format!("{name} of {key}, from {}: {message}", image.report.place),
         };
         let entry_point = image
             .entry_point(algorithm)
@@ -216,7 +216,7 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
             "{}, for {key} ({}) from {}{}{log}",
             describe(result),
             image.target,
-            image.report.origin,
+            image.report.place,
             if log.is_empty() { "" } else { ": " },
         ),
     })

@@ -171,7 +171,7 @@ pub(crate) fn start() -> Result<CudaVersion, Trouble> {
     let mut version = None;
     // SAFETY: this is the function's signature in cuda.h; it is called only while the library is
     // open, which it stays.
-    if let Ok(get) = unsafe { library.get::<GetVersion>(b"cuDriverGetVersion\0") } {
+    if let Some(get) = unsafe { library.function::<GetVersion>("cuDriverGetVersion") } {
         let mut number = 0;
         // SAFETY: `number` is a place for one int. The function may be called before `cuInit`.
         match unsafe { get(&raw mut number) } {
@@ -189,11 +189,11 @@ pub(crate) fn start() -> Result<CudaVersion, Trouble> {
         .iter()
         .copied()
         // SAFETY: the symbol is looked up and not used.
-        .filter(|name| unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err())
+        .filter(|name| unsafe { library.function::<*const ()>(name) }.is_none())
         .collect();
     // SAFETY: as for `cuDriverGetVersion`.
-    let init = unsafe { library.get::<Init>(b"cuInit\0") };
-    let (Ok(init), Some(version), true) = (init, version, functions.is_empty()) else {
+    let init = unsafe { library.function::<Init>("cuInit") };
+    let (Some(init), Some(version), true) = (init, version, functions.is_empty()) else {
         return Err(Trouble::Incomplete { version, functions });
     };
     // SAFETY: 0 is the only flag there is.

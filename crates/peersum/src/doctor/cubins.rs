@@ -1,13 +1,12 @@
 //! Which compiled kernels serve a GPU, and from where: the loader's own search.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
 
 use super::report::{Finding, Subject, Verdict};
 use crate::cuda::start::update_hint;
-use crate::loader::{self, DeviceTarget, JitMode, LoadPolicy, Origin, Reason};
+use crate::loader::{self, DeviceTarget, JitMode, LoadPolicy, Reason};
 
 /// Looks for every module that `arch` could need. `first_steps` says how to make them.
 pub(super) fn cubins(
@@ -37,7 +36,7 @@ pub(super) fn cubins(
                     *served
                         .entry(format!(
                             "{}, made for {}",
-                            directory(&image.report.origin),
+                            image.report.place.to_string(),
                             image.target
                         ))
                         .or_default() += 1;
@@ -70,7 +69,7 @@ pub(super) fn cubins(
             seen.push(format!(
                 "{} of {total} have no cubin for {target}; {first_missing} came from {}",
                 missing.len(),
-                image.report.origin
+                image.report.place
             ));
             Finding::new(Subject::Cubins, Verdict::Slower, seen.join("; ")).meaning(format!(
                 "what is missing is compiled at its first use, about a tenth of a second a \
@@ -104,21 +103,6 @@ pub(super) fn cubins(
     }
 }
 
-/// Where a module came from, without the file's own name.
-fn directory(origin: &Origin) -> String {
-    let parent = |path: &Path| {
-        path.parent()
-            .map_or_else(String::new, |path| path.display().to_string())
-    };
-    match origin {
-        Origin::Directory(path) => parent(path),
-        Origin::EnvDirectory(path) => {
-            format!("{} ({})", parent(path), loader::CUBIN_DIR_VARIABLE)
-        }
-        other => other.to_string(),
-    }
-}
-
 /// What was compiled ahead of time, where there is no GPU to ask for.
 pub(super) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
     let ahead = policy.clone().jit(JitMode::Deny);
@@ -138,7 +122,7 @@ pub(super) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
             match loader::load(&ahead, key, &device) {
                 Ok(image) => {
                     count += 1;
-                    from.get_or_insert_with(|| directory(&image.report.origin));
+                    from.get_or_insert_with(|| image.report.place.to_string());
                 }
                 Err(loader::LoadError::ArchTooOld { .. }) => {}
                 Err(loader::LoadError::NotFound { passed_over, .. }) => {

@@ -126,8 +126,8 @@ fn has_multicast(device: CUdevice) -> Result<bool, DeviceError> {
     // The attribute as a number, since the binding's enumeration may lack it.
     type GetAttribute = unsafe extern "C" fn(*mut c_int, c_int, CUdevice) -> c_int;
     // SAFETY: this is the function's signature in cuda.h.
-    let get = unsafe { library()?.get::<GetAttribute>(b"cuDeviceGetAttribute\0") };
-    let get = get.map_err(|_| failed("it is not in the driver's library".to_owned()))?;
+    let get = unsafe { library()?.function::<GetAttribute>("cuDeviceGetAttribute") };
+    let get = get.ok_or_else(|| failed("it is not in the driver's library".to_owned()))?;
     let mut value = 0;
     // SAFETY: `value` is a place for one int; an attribute that the driver does not know is an error.
     match unsafe { get(&raw mut value, ATTRIBUTE_MULTICAST_SUPPORTED, device) } {

@@ -81,9 +81,8 @@ pub(super) fn jit_cache(directory: Option<&Path>) -> Finding {
 
 /// Whether kernels can be compiled here.
 pub(super) fn nvrtc(search: &NvrtcSearch) -> Finding {
-    let found = search.run();
     let mut failures = Vec::new();
-    for file in &found.files {
+    for file in search.files() {
         let opened = NvrtcLibrary::open(&file.path)
             .and_then(|library| library.supported_archs().map(|archs| (library, archs)));
         match opened {
@@ -104,7 +103,7 @@ pub(super) fn nvrtc(search: &NvrtcSearch) -> Finding {
         }
     }
     let seen = if failures.is_empty() {
-        format!("not found; looked at: {}", found.looked_at.join(", "))
+        format!("not found; looked at: {}", search.looked_at().join(", "))
     } else {
         failures.join("; ")
     };

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use half::bf16;
 use peersum::cudarc::driver::CudaContext;
-use peersum::loader::{DeviceTarget, JitMode, LoadPolicy, Origin, load};
+use peersum::loader::{DeviceTarget, JitMode, LoadPolicy, Place, load};
 use peersum::{Communicator, Rendezvous};
 use peersum_artifact::pack::Pack;
 use peersum_artifact::{Arch, Target};
@@ -45,7 +45,7 @@ fn check_modules() -> Outcome<()> {
                     driver_version: None,
                 };
                 let image = load(&policy, module.key, &device)?;
-                let is_it = image.report.origin == Origin::Pack && image.target == module.target;
+                let is_it = image.report.place == Place::Pack && image.target == module.target;
                 if !is_it || *image.bytes != *pack.verified(module)? {
                     return Err(format!("not from the executable: {}", image.report).into());
                 }
@@ -61,7 +61,7 @@ fn check_modules() -> Outcome<()> {
                     driver_version: None,
                 };
                 let image = load(&policy, module.key, &device)?;
-                if image.report.origin != Origin::EmbeddedPtx {
+                if image.report.place != Place::Ptx(None) {
                     return Err(format!("not from the executable: {}", image.report).into());
                 }
                 ptx += 1;
