@@ -117,7 +117,6 @@ mod communicator;
 pub mod cuda;
 pub mod device;
 pub mod dispatch;
-pub mod doctor;
 mod element;
 mod error;
 pub mod loader;
@@ -141,9 +140,11 @@ pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,
 };
+/// What `peersum-doctor` tries: the code by which a communicator shares memory.
+#[doc(hidden)]
+pub use communicator::{Shared, share};
 pub use cuda::{Cuda, open_context};
 pub use cudarc;
-pub use doctor::doctor;
 pub use element::Element;
 pub use error::{AbsentPeer, CallKind, CallSignature, Error, Failure, ProcessState, SymmetricPart};
 pub use rendezvous::Rendezvous;

@@ -11,7 +11,7 @@ use crate::device::Device;
 ///
 /// What travels as a file descriptor stays the peer's until it unmaps it. What travels as a bare
 /// address or a legacy IPC handle does not: it may be freed once every peer has let go of it.
-pub(crate) struct LentMemory<D: Device> {
+pub struct LentMemory<D: Device> {
     // Taken in `drop` only.
     allocation: ManuallyDrop<D::Allocation>,
     /// Whether a peer knows the memory by its address or a legacy IPC handle.
@@ -38,7 +38,7 @@ impl<D: Device> LentMemory<D> {
     }
 
     /// No peer uses the memory any more.
-    pub(crate) fn peers_let_go(&self) {
+    pub fn peers_let_go(&self) {
         // Relaxed, here and below: whoever drops the memory last has synchronised with all other
         // owners.
         self.must_stay.store(false, Ordering::Relaxed);

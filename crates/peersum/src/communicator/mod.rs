@@ -35,7 +35,7 @@ pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
 pub use path::CallPath;
 pub use shared::SharedCommunicator;
-pub(crate) use sharing::{Shared, share};
+pub use sharing::{Shared, share};
 pub use symmetric::SymmetricBuffer;
 
 use crate::buffer::{Input, Output};

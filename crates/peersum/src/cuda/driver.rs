@@ -56,7 +56,7 @@ pub fn driver_present() -> Result<(), DeviceError> {
 }
 
 /// The outcome of the driver function `call`.
-pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
+pub fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failure => Err(DeviceError::Driver {
@@ -67,7 +67,7 @@ pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceEr
 }
 
 /// The driver's name and description of an error.
-pub(crate) fn describe(failure: CUresult) -> String {
+pub fn describe(failure: CUresult) -> String {
     let error = DriverError(failure);
     let text = |result: Result<&CStr, DriverError>| {
         result.map_or_else(
@@ -109,10 +109,7 @@ pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
 }
 
 /// An attribute of a device.
-pub(crate) fn attribute(
-    device: CUdevice,
-    attribute: CUdevice_attribute,
-) -> Result<i32, DeviceError> {
+pub fn attribute(device: CUdevice, attribute: CUdevice_attribute) -> Result<i32, DeviceError> {
     let mut value = 0;
     // SAFETY: `value` is a place for one int; an unknown device or attribute is an error that is returned.
     check("cuDeviceGetAttribute", unsafe {
@@ -122,7 +119,7 @@ pub(crate) fn attribute(
 }
 
 /// A device's compute capability.
-pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
+pub fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     let part = |which| {
         let value = attribute(device, which)?;
         u8::try_from(value).map_err(|_| DeviceError::Driver {
@@ -137,7 +134,7 @@ pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
 }
 
 /// The number of devices that this process sees.
-pub(crate) fn device_count() -> Result<u32, DeviceError> {
+pub fn device_count() -> Result<u32, DeviceError> {
     let mut count = 0;
     // SAFETY: `count` is a place for one int.
     check("cuDeviceGetCount", unsafe {

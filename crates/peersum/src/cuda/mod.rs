@@ -4,14 +4,16 @@
 //! sandbox does not offer that, it is plain memory and legacy IPC. Launches go through `cuLaunchKernelEx`, for its
 //! programmatic attribute.
 
-pub(crate) mod driver;
+#[doc(hidden)]
+pub mod diagnosis;
+mod driver;
 mod graph;
 mod launch;
 mod mapping;
 mod memory;
 mod module;
-pub(crate) mod open;
-pub(crate) mod start;
+mod open;
+mod start;
 mod status;
 mod stream;
 mod vmm;

@@ -81,10 +81,10 @@ const FUNCTIONS: &[&str] = &[
 ];
 
 /// The CUDA major of the toolkit that the project's own cubins are made with.
-pub(crate) const TOOLKIT_MAJOR: u32 = 13;
+pub const TOOLKIT_MAJOR: u32 = 13;
 
 /// What to do about a driver that misbehaves.
-pub(crate) const RESTART: &str = "the driver does not do what it should: look for Xid errors in \
+pub const RESTART: &str = "the driver does not do what it should: look for Xid errors in \
     `dmesg`, end other processes that use the GPUs (`nvidia-smi`), reset the GPU or restart the \
     machine";
 
@@ -95,7 +95,7 @@ const NO_DEVICE: c_int = 100;
 
 /// Why the driver is of no use.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
+pub enum Trouble {
     /// Its library is not there.
     #[error("{0}")]
     Missing(DeviceError),
@@ -113,6 +113,7 @@ pub(crate) enum Trouble {
     Incomplete {
         /// `None` if it lacks the function that says it.
         version: Option<CudaVersion>,
+        /// Their names.
         functions: Vec<&'static str>,
     },
     /// It finds no device.
@@ -125,7 +126,7 @@ pub(crate) enum Trouble {
 
 impl Trouble {
     /// What to do about it.
-    pub(crate) fn remedy(&self) -> String {
+    pub fn remedy(&self) -> String {
         let update = || update_hint(TOOLKIT_MAJOR);
         match self {
             Trouble::Stub(_) => format!(
@@ -152,7 +153,7 @@ impl Trouble {
 }
 
 /// What to do about a driver that is too old for cubins of this toolkit.
-pub(crate) fn update_hint(toolkit_major: u32) -> String {
+pub fn update_hint(toolkit_major: u32) -> String {
     match driver_branch_floor(toolkit_major) {
         Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
         None => "update NVIDIA's driver".to_owned(),
@@ -164,7 +165,7 @@ fn of_version(version: Option<&CudaVersion>) -> String {
 }
 
 /// Starts the driver, calling no function that it may lack.
-pub(crate) fn start() -> Result<CudaVersion, Trouble> {
+pub fn start() -> Result<CudaVersion, Trouble> {
     type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
     type Init = unsafe extern "C" fn(u32) -> c_int;
     let library = library().map_err(Trouble::Missing)?;
@@ -213,10 +214,11 @@ mod tests {
 
     #[test]
     fn every_function_of_the_driver_that_is_called_is_looked_for_first() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        // The doctor calls the driver only after `start` has checked the same list.
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut called = 0;
-        for directory in ["cuda", "doctor"] {
-            for file in fs::read_dir(source.join(directory)).unwrap() {
+        for directory in ["src/cuda", "../peersum-doctor/src"] {
+            for file in fs::read_dir(package.join(directory)).unwrap() {
                 let text = fs::read_to_string(file.unwrap().path()).unwrap();
                 for call in text.split("sys::cu").skip(1) {
                     let end = call

@@ -12,17 +12,8 @@ use super::nvrtc::{self, NvrtcError, NvrtcFile, NvrtcLibrary};
 use super::place::Place;
 use super::policy::JitMode;
 use super::reason::Reason;
-use super::report::{Compilation, PassedOver};
+use super::report::Compilation;
 use super::request::{Found, Misses, Request};
-
-/// What the JIT cache gave for a key.
-enum Cached {
-    Hit(Found),
-    /// Nothing, and the right to store what is compiled now.
-    Locked(EntryLock),
-    /// Nothing, and what is compiled now is not stored.
-    Unusable,
-}
 
 impl Request<'_> {
     /// Takes the module from the JIT cache or compiles it with the first NVRTC that can.
@@ -49,7 +40,7 @@ impl Request<'_> {
             is_absent = false;
             match self.with_library(&file, cache.as_ref(), misses) {
                 Ok(found) => return Some(found),
-                Err(PassedOver { place, reason }) => misses.add(place, reason),
+                Err(reason) => misses.add(Place::Nvrtc, reason),
             }
         }
         if is_absent {
@@ -68,13 +59,13 @@ impl Request<'_> {
         file: &NvrtcFile,
         cache: Option<&JitCache>,
         misses: &mut Misses,
-    ) -> Result<Found, PassedOver> {
+    ) -> Result<Found, Reason> {
         if let Some(major) = file.major {
             self.refuse_newer_than_driver(file, major)?;
         }
-        let build = nvrtc::build_id(&file.path).map_err(|source| {
-            let library = file.path.clone();
-            by_nvrtc(NvrtcError::Read { library, source })
+        let build = nvrtc::build_id(&file.path).map_err(|source| NvrtcError::Read {
+            library: file.path.clone(),
+            source,
         })?;
         // Without one the cache could not tell this library's modules from another's.
         let cache = cache.filter(|_| {
@@ -94,13 +85,13 @@ impl Request<'_> {
         };
         let key = self.jit_key(&compiler);
         let lock = match cache.map(|cache| self.look_up_or_lock(cache, key, misses)) {
-            Some(Cached::Hit(found)) => return Ok(found),
-            Some(Cached::Locked(lock)) => Some(lock),
-            Some(Cached::Unusable) | None => None,
+            Some(Ok(found)) => return Ok(found),
+            Some(Err(lock)) => lock,
+            None => None,
         };
 
         let was_open = NvrtcLibrary::is_open(&file.path);
-        let library = NvrtcLibrary::open(&file.path).map_err(by_nvrtc)?;
+        let library = NvrtcLibrary::open(&file.path)?;
         let (major, minor) = library.version();
         self.refuse_newer_than_driver(file, major)?;
         let (entry, bytes, compile) = self.compile(&library, key)?;
@@ -138,13 +129,15 @@ impl Request<'_> {
     }
 
     /// The driver loads nothing that a newer major version of CUDA made.
-    fn refuse_newer_than_driver(&self, file: &NvrtcFile, major: u32) -> Result<(), PassedOver> {
+    fn refuse_newer_than_driver(&self, file: &NvrtcFile, major: u32) -> Result<(), Reason> {
         match self.device.driver_version {
-            Some(driver) if major > driver.major => Err(by_nvrtc(NvrtcError::NewerThanDriver {
-                library: file.path.clone(),
-                nvrtc_major: major,
-                driver,
-            })),
+            Some(driver) if major > driver.major => {
+                Err(Reason::Nvrtc(NvrtcError::NewerThanDriver {
+                    library: file.path.clone(),
+                    nvrtc_major: major,
+                    driver,
+                }))
+            }
             _ => Ok(()),
         }
     }
@@ -163,29 +156,35 @@ impl Request<'_> {
         })
     }
 
-    /// The cache's entry, or its lock.
-    fn look_up_or_lock(&self, cache: &JitCache, key: Digest, misses: &mut Misses) -> Cached {
+    /// The cache's entry, or the right to store one. `None` if it cannot be had: what is compiled
+    /// now is then not stored.
+    fn look_up_or_lock(
+        &self,
+        cache: &JitCache,
+        key: Digest,
+        misses: &mut Misses,
+    ) -> Result<Found, Option<EntryLock>> {
         let look_up = || {
             let CachedModule { bytes, entry, file } = cache
                 .lookup(key, self.key, self.device.arch)
                 .map_err(Reason::Cache)?
                 .ok_or(Reason::CacheMiss)?;
-            Ok(Cached::Hit(Found {
+            Ok(Found {
                 place: self.cache_place(),
                 file: Some(file),
                 compilation: None,
                 entry,
                 bytes,
-            }))
+            })
         };
-        look_up().unwrap_or_else(|reason| {
+        look_up().or_else(|reason| {
             misses.add(self.cache_place(), reason);
             match cache.lock(key, self.policy.lock_patience) {
                 // The process that held the lock before has probably stored the module.
-                Ok(lock) => look_up().unwrap_or(Cached::Locked(lock)),
+                Ok(lock) => look_up().map_err(|_| Some(lock)),
                 Err(error) => {
                     misses.add(self.cache_place(), Reason::Cache(error));
-                    Cached::Unusable
+                    Err(None)
                 }
             }
         })
@@ -197,12 +196,12 @@ impl Request<'_> {
         &self,
         library: &NvrtcLibrary,
         key: Digest,
-    ) -> Result<(ManifestModule, Vec<u8>, Duration), PassedOver> {
+    ) -> Result<(ManifestModule, Vec<u8>, Duration), Reason> {
         let device = Arch::plain(self.device.arch.major, self.device.arch.minor);
-        let supported = library.supported_archs().map_err(by_nvrtc)?;
+        let supported = library.supported_archs()?;
         let arch = nearest(&supported, device).unwrap_or(device);
         let compiled = nvrtc::compile(library, self.key, arch, &self.kernels.sources);
-        let compiled = compiled.map_err(by_nvrtc)?;
+        let compiled = compiled?;
         let entry = ManifestModule {
             key: self.key,
             target: Target::Cubin(arch),
@@ -213,22 +212,12 @@ impl Request<'_> {
             cache_key: key,
             entry_points: compiled.entry_points,
         };
-        verify_bytes(&compiled.cubin, &entry).map_err(|error| PassedOver {
-            place: Place::Nvrtc,
-            reason: Reason::Compiled(error),
-        })?;
+        verify_bytes(&compiled.cubin, &entry).map_err(Reason::Compiled)?;
         Ok((entry, compiled.cubin, compiled.took))
     }
 
     fn cache_place(&self) -> Place {
         Place::JitCache(self.policy.cache_dir.clone())
-    }
-}
-
-fn by_nvrtc(error: NvrtcError) -> PassedOver {
-    PassedOver {
-        place: Place::Nvrtc,
-        reason: Reason::Nvrtc(error),
     }
 }
 

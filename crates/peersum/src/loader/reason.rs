@@ -109,7 +109,7 @@ pub enum Reason {
     },
     /// NVRTC made no cubin.
     #[error("{0}")]
-    Nvrtc(NvrtcError),
+    Nvrtc(#[from] NvrtcError),
     /// What NVRTC made is not what was asked for.
     #[error("NVRTC's result cannot be used: {0}")]
     Compiled(VerifyError),

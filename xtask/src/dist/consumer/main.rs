@@ -29,6 +29,8 @@ fn main() -> Outcome<()> {
         return Err("libnvrtc was loaded, though PEERSUM_JIT=deny".into());
     }
     println!("NVRTC: not loaded");
+    // Last, since the doctor opens NVRTC and every GPU.
+    println!("doctor: {}", peersum_doctor::doctor().conclusion.text);
     Ok(())
 }
 
