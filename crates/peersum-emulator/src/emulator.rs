@@ -8,7 +8,7 @@ use peersum::device::{
     Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, LibraryStream,
     MemorySharing, Recording, StatusRecord,
 };
-use peersum::loader::{LoadPolicy, LoadReport, Origin};
+use peersum::loader::{LoadPolicy, LoadReport, Place};
 use peersum_artifact::{Algorithm, ModuleKey};
 use peersum_kernels::abi::{
     PEERSUM_MAX_BLOCKS, PEERSUM_MAX_THREADS, PEERSUM_MIN_THREADS, PeersumParams,
@@ -113,7 +113,9 @@ unsafe impl Device for Emulator {
         };
         let report = LoadReport {
             module: key,
-            origin: Origin::Pack,
+            place: Place::Pack,
+            file: None,
+            compilation: None,
             passed_over: Vec::new(),
             took: began.elapsed(),
         };

@@ -68,7 +68,7 @@ enum Command {
     /// One rank of `kill`.
     #[command(hide = true)]
     KillRank(kill::RankArgs),
-    /// What of this machine works with peersum, what is slower and why, and what does not work and what to do.
+    /// Diagnose this machine: what works, what is slow, and how to fix it.
     Doctor(doctor::DoctorArgs),
     /// The other process of `doctor`.
     #[command(hide = true)]

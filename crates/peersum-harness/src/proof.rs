@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use half::{bf16, f16};
 use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::{Plan, Route};
-use peersum::loader::{JitMode, LoadPolicy, Origin};
+use peersum::loader::{JitMode, LoadPolicy, Place};
 use peersum::reference;
 use peersum::{Communicator, Element, Output, Rendezvous};
 
@@ -111,7 +111,7 @@ fn run_rank<S: DeviceStream>(
     let from_directory = communicator
         .load_reports()
         .iter()
-        .filter(|report| matches!(report.origin, Origin::Directory { .. }))
+        .filter(|report| matches!(report.place, Place::Directory(_)))
         .count();
     let mut outcome = Outcome {
         cases: 0,

@@ -122,7 +122,6 @@ mod communicator;
 pub mod cuda;
 pub mod device;
 pub mod dispatch;
-pub mod doctor;
 mod element;
 pub mod environment;
 mod error;
@@ -132,11 +131,16 @@ mod lock_file;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 pub mod nccl_shape;
+/// Which NCCL this machine has, for this crate and its tools.
+#[doc(hidden)]
+pub mod nccl_version;
 mod privilege;
 mod process_nonce;
 pub mod reference;
 pub mod rendezvous;
-mod shared_library;
+/// One way to open shared libraries, for this crate and its tools.
+#[doc(hidden)]
+pub mod shared_library;
 
 pub use call_signature::{CallKind, CallSignature, SymmetricPart};
 #[doc(hidden)]
@@ -145,10 +149,12 @@ pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,
 };
+/// What `peersum-doctor` tries: the code by which a communicator shares memory.
+#[doc(hidden)]
+pub use communicator::{SharedMemory, share};
 pub use cuda::{Cuda, open_context};
 pub use cudarc;
 pub use device::{BufferError, DeviceBuffer, Input, Output};
-pub use doctor::doctor;
 pub use element::Element;
 pub use error::Error;
 pub use failure::{AbsentPeer, Failure, ProcessState};

@@ -76,6 +76,7 @@ fn a_release_has_every_publishable_crate_with_licences_and_the_cubins_in_one_of_
         "peersum-0.1.0.crate",
         "peersum-artifact-0.1.0.crate",
         "peersum-cubins-0.1.0-cuda13.tar.zst",
+        "peersum-doctor-0.1.0.crate",
         "peersum-emulator-0.1.0.crate",
         "peersum-kernels-0.1.0.crate",
     ] {

@@ -16,7 +16,7 @@ use peersum::Cuda;
 use peersum::cuda::driver_present;
 use peersum::cudarc::driver::sys;
 use peersum::device::Device;
-use peersum::loader::{DeviceTarget, JitMode, KernelSet, LoadPolicy, LoadedImage, Origin};
+use peersum::loader::{DeviceTarget, JitMode, KernelSet, LoadPolicy, LoadedImage, Place};
 use peersum_artifact::{Arch, ModuleKey, pack};
 use serde::{Deserialize, Serialize};
 
@@ -259,16 +259,12 @@ fn measure(args: &LoadArgs, source: Source, cache: &Path) -> Result<()> {
         let image = peersum::loader::load_from(&policy, &kernels, key, &target)?;
         let loader = start.elapsed();
         check_origin(source, &image)?;
-        let (loader, library) = match image.report.origin {
-            Origin::Nvrtc {
-                compile,
-                library_load,
-                ..
-            } => (
-                compile,
-                Some(library_load).filter(|library| !library.is_zero()),
+        let (loader, library) = match &image.report.compilation {
+            Some(compilation) => (
+                compilation.compile,
+                Some(compilation.library_load).filter(|library| !library.is_zero()),
             ),
-            _ => (loader, None),
+            None => (loader, None),
         };
         let driver_us = gpu.as_ref().map(|gpu| gpu.bare_us(&image)).transpose()?;
         let load = Load {
@@ -287,12 +283,12 @@ fn measure(args: &LoadArgs, source: Source, cache: &Path) -> Result<()> {
 
 /// A benchmark of the cache must not time a compilation.
 fn check_origin(source: Source, image: &LoadedImage) -> Result<()> {
-    let as_meant = match &image.report.origin {
-        Origin::Directory(_) => source == Source::Directory,
-        Origin::Pack => source == Source::Pack,
-        Origin::Nvrtc { .. } => source == Source::Nvrtc,
-        Origin::JitCache(_) => source == Source::Cache,
-        Origin::EnvDirectory(_) | Origin::EmbeddedPtx => false,
+    let as_meant = match &image.report.place {
+        Place::Directory(_) => source == Source::Directory,
+        Place::Pack => source == Source::Pack,
+        Place::Nvrtc => source == Source::Nvrtc,
+        Place::JitCache(_) => source == Source::Cache,
+        Place::Sources | Place::EnvDirectory(_) | Place::Ptx(_) => false,
     };
     ensure!(
         as_meant,

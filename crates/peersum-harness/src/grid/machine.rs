@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::{CudaContext, CudaStream};
 use peersum::device::DeviceStream;
-use peersum::loader::{JitMode, LoadPolicy, LoadReport, Origin};
+use peersum::loader::{JitMode, LoadPolicy, LoadReport, Place};
 use peersum_emulator::{EmulatorDevice, EmulatorOptions, EmulatorStream};
 
 use super::device_check::{DeviceCheck, DeviceCheckModule};
@@ -77,8 +77,8 @@ impl Machine for Gpus {
 
     fn require_precompiled(&self, reports: &[LoadReport]) -> Result<()> {
         for report in reports {
-            match report.origin {
-                Origin::Directory(_) | Origin::EnvDirectory(_) | Origin::Pack => {}
+            match report.place {
+                Place::Directory(_) | Place::EnvDirectory(_) | Place::Pack => {}
                 _ => bail!("{report}: a rank must compile nothing"),
             }
         }

@@ -108,7 +108,6 @@ int cuDeviceGetAttribute(int *value, int attribute, int device)
     case 102: *value = 1; break;
     case 103: *value = !has("nofd"); break;
     case 115: *value = 1; break;
-    case 132: *value = has("multicast"); break;
     default: *value = 0;
     }
     return OK;
@@ -124,12 +123,13 @@ int cuDeviceCanAccessPeer(int *can, int from, int to) { *can = !has("island"); r
 /* Whether this is the second process of a doctor, and memory is to travel as a descriptor. */
 static int is_peer(void)
 {
-    static const char word[] = "file-descriptor";
+    static const char peer[] = "doctor-peer", by_handle[] = "--legacy-ipc";
     char line[8192];
     int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
     ssize_t bytes = read(fd, line, sizeof line);
     close(fd);
-    return bytes > 0 && memmem(line, (size_t)bytes, word, sizeof word) != NULL;
+    return bytes > 0 && memmem(line, (size_t)bytes, peer, sizeof peer) != NULL
+        && memmem(line, (size_t)bytes, by_handle, sizeof by_handle) == NULL;
 }
 
 int cuDevicePrimaryCtxRetain(void **context, int device)

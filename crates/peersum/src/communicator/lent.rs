@@ -12,7 +12,7 @@ use crate::device::Device;
 /// Memory that travels as a file descriptor stays alive until the peer unmaps it. Memory that
 /// travels as a bare address or a legacy IPC handle does not: it may be freed only once no peer
 /// uses it any more.
-pub(crate) struct LentMemory<D: Device> {
+pub struct LentMemory<D: Device> {
     // Taken in `drop` only.
     allocation: ManuallyDrop<D::Allocation>,
     /// Whether a peer knows the memory by its address or a legacy IPC handle.
@@ -39,7 +39,7 @@ impl<D: Device> LentMemory<D> {
     }
 
     /// No peer uses the memory any more.
-    pub(crate) fn peers_let_go(&self) {
+    pub fn peers_let_go(&self) {
         // Relaxed, here and below: the last owner that drops the memory has synchronised with all
         // others.
         self.must_stay.store(false, Ordering::Relaxed);

@@ -34,6 +34,6 @@ pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
 pub use path::CallPath;
 pub use shared::SharedCommunicator;
-pub(crate) use sharing::{SharedMemory, share};
+pub use sharing::{SharedMemory, share};
 pub use state::Communicator;
 pub use symmetric::SymmetricBuffer;

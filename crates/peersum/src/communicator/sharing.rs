@@ -24,11 +24,13 @@ struct MemoryOffer {
 }
 
 /// This rank's memory and its peers', shared.
-pub(crate) struct SharedMemory<D: Device> {
-    pub(crate) memory: LentMemory<D>,
+pub struct SharedMemory<D: Device> {
+    /// This rank's.
+    pub memory: LentMemory<D>,
     /// By rank, as this rank sees them.
-    pub(crate) addresses: [u64; RANKS],
-    pub(crate) mappings: Vec<D::Mapping>,
+    pub addresses: [u64; RANKS],
+    /// Of the peers' memory.
+    pub mappings: Vec<D::Mapping>,
 }
 
 /// Gives this rank's memory to all ranks and maps theirs. Collective.
@@ -37,7 +39,7 @@ pub(crate) struct SharedMemory<D: Device> {
 /// or cannot map a peer's is told to the others. Memory is freed only once no peer maps it any
 /// more; if that cannot be known, because the group broke, memory that is lent by address is
 /// leaked.
-pub(crate) fn share<D: Device>(
+pub fn share<D: Device>(
     device: &D,
     group: &mut Group,
     own: Result<D::Allocation, Error>,

@@ -10,11 +10,10 @@ use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult};
 use cudarc::driver::{CudaContext, DriverError};
-use libloading::Library;
 use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 
 use crate::device::DeviceError;
-use crate::shared_library::loader_reason;
+use crate::shared_library::SharedLibrary;
 
 /// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
 /// newer).
@@ -27,32 +26,24 @@ pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
 /// package.
 const LIBRARY_NAMES: [&str; 2] = ["libcuda.so.1", "libcuda.so"];
 
-/// The driver's library, kept open for the life of the process: it does not take being unloaded.
-pub(crate) fn library() -> Result<&'static Library, DeviceError> {
-    static LIBRARY: OnceLock<Library> = OnceLock::new();
+/// The driver's library.
+pub(crate) fn library() -> Result<&'static SharedLibrary, DeviceError> {
+    static LIBRARY: OnceLock<SharedLibrary> = OnceLock::new();
     if let Some(library) = LIBRARY.get() {
         return Ok(library);
     }
-    let mut failures = Vec::new();
-    for name in LIBRARY_NAMES {
-        // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which
-        // expects to be opened at any time and by any thread; there are no termination routines to
-        // fear, as it is never closed.
-        match unsafe { Library::new(name) } {
-            // If another thread was faster, its handle stays and ours is closed: the library's use
-            // count stays above zero.
-            Ok(library) => return Ok(LIBRARY.get_or_init(|| library)),
-            Err(error) => failures.push(loader_reason(&error)),
-        }
+    // SAFETY: opening runs the library's initialisers. They are those of NVIDIA's driver, which
+    // expects to be opened at any time and by any thread.
+    match unsafe { SharedLibrary::open(LIBRARY_NAMES) } {
+        Ok(library) => Ok(LIBRARY.get_or_init(|| library)),
+        Err(error) => Err(DeviceError::LibraryMissing {
+            library: LIBRARY_NAMES[0].to_owned(),
+            help: format!(
+                "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a \
+                 container with the GPUs passed in, for instance `--gpus all`; tried: {error}"
+            ),
+        }),
     }
-    Err(DeviceError::LibraryMissing {
-        library: LIBRARY_NAMES[0].to_owned(),
-        help: format!(
-            "install NVIDIA's driver (the CUDA toolkit alone does not bring it), and start a \
-             container with the GPUs passed in, for instance `--gpus all`; tried: {}",
-            failures.join("; ")
-        ),
-    })
 }
 
 /// Whether the CUDA driver's library can be opened, without any call into it.
@@ -69,7 +60,7 @@ pub fn driver_present() -> Result<(), DeviceError> {
 }
 
 /// The outcome of the driver function `call`.
-pub(crate) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
+pub fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failure => Err(DeviceError::driver(call, describe(failure))),
@@ -89,7 +80,7 @@ pub(super) fn returned<T>(
 }
 
 /// The driver's name and description of an error.
-pub(crate) fn describe(failure: CUresult) -> String {
+pub fn describe(failure: CUresult) -> String {
     let error = DriverError(failure);
     let text = |result: Result<&CStr, DriverError>| {
         result.map_or_else(
@@ -137,10 +128,7 @@ pub(super) fn bind(context: &CudaContext) -> Result<(), DeviceError> {
 }
 
 /// An attribute of a device.
-pub(crate) fn attribute(
-    device: CUdevice,
-    attribute: CUdevice_attribute,
-) -> Result<i32, DeviceError> {
+pub fn attribute(device: CUdevice, attribute: CUdevice_attribute) -> Result<i32, DeviceError> {
     // SAFETY: the place is one int; an unknown device or attribute is an error that is returned.
     returned("cuDeviceGetAttribute", 0, |value| unsafe {
         sys::cuDeviceGetAttribute(value, attribute, device)
@@ -148,7 +136,7 @@ pub(crate) fn attribute(
 }
 
 /// A device's compute capability.
-pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
+pub fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     let part = |which| {
         let value = attribute(device, which)?;
         u8::try_from(value).map_err(|_| {
@@ -163,7 +151,7 @@ pub(crate) fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
 }
 
 /// The number of devices that this process sees.
-pub(crate) fn device_count() -> Result<u32, DeviceError> {
+pub fn device_count() -> Result<u32, DeviceError> {
     // SAFETY: the place is one int.
     let count = returned("cuDeviceGetCount", 0, |count| unsafe {
         sys::cuDeviceGetCount(count)
@@ -212,7 +200,7 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
         return Ok(());
     };
     // SAFETY: this is the signature in cuda.h since CUDA 12.4, where the function came.
-    let Ok(func_load) = (unsafe { library.get::<FuncLoad>(b"cuFuncLoad\0") }) else {
+    let Some(func_load) = (unsafe { library.function::<FuncLoad>("cuFuncLoad") }) else {
         return Ok(());
     };
     // SAFETY: `function` is a live function of the current context's module.
@@ -225,10 +213,10 @@ pub(super) fn load_function(function: CUfunction) -> Result<(), DeviceError> {
 /// As [`describe`], for a number that cudarc's enumeration may not have.
 pub(crate) fn describe_number(failure: c_int) -> String {
     type GetErrorText = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
-    let text = |function: &[u8]| {
+    let text = |function: &str| {
         // SAFETY: `cuGetErrorName` and `cuGetErrorString`, the only names passed below, have this
         // signature.
-        let get = unsafe { library().ok()?.get::<GetErrorText>(function) }.ok()?;
+        let get = unsafe { library().ok()?.function::<GetErrorText>(function) }?;
         let mut text = std::ptr::null();
         // SAFETY: `text` is a place for one pointer; a number that is unknown leaves null in it.
         if unsafe { get(failure, &raw mut text) } != 0 || text.is_null() {
@@ -241,7 +229,7 @@ pub(crate) fn describe_number(failure: c_int) -> String {
                 .into_owned(),
         )
     };
-    match (text(b"cuGetErrorName\0"), text(b"cuGetErrorString\0")) {
+    match (text("cuGetErrorName"), text("cuGetErrorString")) {
         (Some(name), Some(text)) => format!("{name} ({text})"),
         _ => format!("CUDA error {failure}"),
     }

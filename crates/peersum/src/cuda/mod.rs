@@ -6,14 +6,16 @@
 
 mod buffer;
 mod device;
-pub(crate) mod driver;
+#[doc(hidden)]
+pub mod diagnosis;
+mod driver;
 mod graph;
 mod launch;
 mod mapping;
 mod memory;
 mod module;
-pub(crate) mod open;
-pub(crate) mod start;
+mod open;
+mod start;
 mod status;
 mod stream;
 mod vmm;

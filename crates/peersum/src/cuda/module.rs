@@ -129,7 +129,7 @@ impl DriverModule {
     ) -> Result<Kernel, DeviceError> {
         let name = key.entry_point(algorithm);
         let missing = |message: &str| {
-            let origin = &image.report.origin;
+            let origin = &image.report.place;
             let message = format!("{name} of {key}, from {origin}: {message}");
             DeviceError::driver("cuModuleGetFunction", message)
         };
@@ -207,7 +207,7 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
         "{}, for {key} ({}) from {}{}{log}",
         describe(result),
         image.target,
-        image.report.origin,
+        image.report.place,
         if log.is_empty() { "" } else { ": " },
     );
     Err(DeviceError::driver("cuModuleLoadData", message))

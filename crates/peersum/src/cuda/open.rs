@@ -66,7 +66,7 @@ pub fn open_context(local_rank: u32) -> Result<Arc<CudaContext>, DeviceError> {
 }
 
 /// Opens a GPU of a driver that [`start`] has started.
-pub(crate) fn open_gpu(ordinal: u32) -> Result<Arc<CudaContext>, DeviceError> {
+pub fn open_gpu(ordinal: u32) -> Result<Arc<CudaContext>, DeviceError> {
     CudaContext::new(ordinal as usize).map_err(|error| {
         let message = format!("GPU {ordinal}: {}", describe(error.0));
         DeviceError::driver("cuDevicePrimaryCtxRetain", message)
@@ -82,7 +82,7 @@ fn no_gpu_help(visible: u32, visible_devices: Option<&OsStr>) -> String {
     let remedy = match (visible.checked_sub(1), visible_devices) {
         (None, Some(_)) => format!("unset {VISIBLE_DEVICES}, or list in it the GPUs to use"),
         (None, None) => "on a machine with GPUs start the container with them passed in, for \
-                         instance `--gpus all`; peersum::doctor() says more"
+                         instance `--gpus all`; `peersum-doctor` says more"
             .to_owned(),
         (Some(last), _) => format!(
             "start at most {visible} ranks, with LOCAL_RANK from 0 to {last}; or show each rank \

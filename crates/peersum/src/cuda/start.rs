@@ -80,10 +80,10 @@ const FUNCTIONS: &[&str] = &[
 ];
 
 /// The CUDA major of the toolkit that the project's own cubins are made with.
-pub(crate) const TOOLKIT_MAJOR: u32 = 13;
+pub const TOOLKIT_MAJOR: u32 = 13;
 
 /// What to do about a driver that misbehaves.
-pub(crate) const RESTART: &str = "the driver does not do what it should: look for Xid errors in \
+pub const RESTART: &str = "the driver does not do what it should: look for Xid errors in \
     `dmesg`, end other processes that use the GPUs (`nvidia-smi`), reset the GPU or restart the \
     machine";
 
@@ -94,7 +94,7 @@ const NO_DEVICE: c_int = 100;
 
 /// Why the driver is of no use.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
+pub enum Trouble {
     /// Its library is not there.
     #[error("{0}")]
     Missing(DeviceError),
@@ -112,6 +112,7 @@ pub(crate) enum Trouble {
     Incomplete {
         /// `None` if it lacks the function that says it.
         version: Option<CudaVersion>,
+        /// Their names.
         functions: Vec<&'static str>,
     },
     /// It finds no device.
@@ -124,7 +125,7 @@ pub(crate) enum Trouble {
 
 impl Trouble {
     /// What to do about it.
-    pub(crate) fn remedy(&self) -> String {
+    pub fn remedy(&self) -> String {
         let update = || update_hint(TOOLKIT_MAJOR);
         match self {
             Trouble::Stub(_) => format!(
@@ -151,7 +152,7 @@ impl Trouble {
 }
 
 /// What to do about a driver that is too old for cubins of this toolkit.
-pub(crate) fn update_hint(toolkit_major: u32) -> String {
+pub fn update_hint(toolkit_major: u32) -> String {
     match driver_branch_floor(toolkit_major) {
         Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
         None => "update NVIDIA's driver".to_owned(),
@@ -163,14 +164,14 @@ fn of_version(version: Option<&CudaVersion>) -> String {
 }
 
 /// Starts the driver, calling no function that it may lack.
-pub(crate) fn start() -> Result<CudaVersion, Trouble> {
+pub fn start() -> Result<CudaVersion, Trouble> {
     type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
     type Init = unsafe extern "C" fn(u32) -> c_int;
     let library = library().map_err(Trouble::Missing)?;
     let mut version = None;
     // SAFETY: this is the function's signature in cuda.h; it is called only while the library is
     // open, which it stays.
-    if let Ok(get) = unsafe { library.get::<GetVersion>(b"cuDriverGetVersion\0") } {
+    if let Some(get) = unsafe { library.function::<GetVersion>("cuDriverGetVersion") } {
         let mut number = 0;
         // SAFETY: `number` is a place for one int. The function may be called before `cuInit`.
         match unsafe { get(&raw mut number) } {
@@ -188,11 +189,11 @@ pub(crate) fn start() -> Result<CudaVersion, Trouble> {
         .iter()
         .copied()
         // SAFETY: the symbol is looked up and not used.
-        .filter(|name| unsafe { library.get::<*const ()>(name.as_bytes()) }.is_err())
+        .filter(|name| unsafe { library.function::<*const ()>(name) }.is_none())
         .collect();
     // SAFETY: as for `cuDriverGetVersion`.
-    let init = unsafe { library.get::<Init>(b"cuInit\0") };
-    let (Ok(init), Some(version), true) = (init, version, functions.is_empty()) else {
+    let init = unsafe { library.function::<Init>("cuInit") };
+    let (Some(init), Some(version), true) = (init, version, functions.is_empty()) else {
         return Err(Trouble::Incomplete { version, functions });
     };
     // SAFETY: 0 is the only flag there is.
@@ -212,10 +213,11 @@ mod tests {
 
     #[test]
     fn every_function_of_the_driver_that_is_called_is_looked_for_first() {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        // The doctor calls the driver only after `start` has checked the same list.
+        let package = Path::new(env!("CARGO_MANIFEST_DIR"));
         let mut called = 0;
-        for directory in ["cuda", "doctor"] {
-            for file in fs::read_dir(source.join(directory)).unwrap() {
+        for directory in ["src/cuda", "../peersum-doctor/src"] {
+            for file in fs::read_dir(package.join(directory)).unwrap() {
                 let text = fs::read_to_string(file.unwrap().path()).unwrap();
                 for call in text.split("sys::cu").skip(1) {
                     let end = call

@@ -3,156 +3,112 @@
 use std::time::Duration;
 
 use peersum_artifact::{
-    Arch, CacheKeyInputs, Closure, CompilerId, CompilerKind, CudaVersion, Digest, ManifestModule,
-    Target, cache_key, verify_bytes,
+    Arch, CacheKeyInputs, CompilerId, CompilerKind, CudaVersion, Digest, ManifestModule, Target,
+    cache_key, verify_bytes,
 };
 
-use super::Search;
 use super::jit_cache::{CachedModule, EntryLock, JitCache};
 use super::nvrtc::{self, NvrtcError, NvrtcFile, NvrtcLibrary};
+use super::place::Place;
 use super::policy::JitMode;
-use super::report::{Origin, Place, Reason};
-use super::search::Found;
+use super::reason::Reason;
+use super::report::Compilation;
+use super::request::{Found, Misses, Request};
 
-impl Search<'_> {
+impl Request<'_> {
     /// Takes the module from the JIT cache or compiles it with the first NVRTC that can.
-    pub(super) fn compiled_here(&mut self, closure: &Closure) -> Option<(Origin, Found)> {
+    pub(super) fn compiled_here(&self, misses: &mut Misses) -> Option<Found> {
         let policy = self.policy;
         if policy.jit == JitMode::Deny {
-            self.pass_over(
-                Place::JitCache(policy.cache_dir.clone()),
-                Reason::JitMode(JitMode::Deny),
-            );
-            self.pass_over(Place::Nvrtc, Reason::JitMode(JitMode::Deny));
+            misses.add(self.cache_place(), Reason::JitMode(JitMode::Deny));
+            misses.add(Place::Nvrtc, Reason::JitMode(JitMode::Deny));
             return None;
         }
         let cache = match policy.cache_dir.as_deref().map(JitCache::open) {
             Some(Ok(cache)) => Some(cache),
             Some(Err(error)) => {
-                self.pass_over(
-                    Place::JitCache(policy.cache_dir.clone()),
-                    Reason::Cache(error),
-                );
+                misses.add(self.cache_place(), Reason::Cache(error));
                 None
             }
             None => {
-                self.pass_over(Place::JitCache(None), Reason::NotSet);
+                misses.add(self.cache_place(), Reason::NotSet);
                 None
             }
         };
-        let found = policy.nvrtc.run();
-        if found.files.is_empty() {
-            self.pass_over(
-                Place::Nvrtc,
-                Reason::Nvrtc(NvrtcError::NotFound {
-                    looked_at: found.looked_at,
-                }),
-            );
-            return None;
+        let mut is_absent = true;
+        for file in policy.nvrtc.files() {
+            is_absent = false;
+            match self.with_library(&file, cache.as_ref(), misses) {
+                Ok(found) => return Some(found),
+                Err(reason) => misses.add(Place::Nvrtc, reason),
+            }
         }
-        found
-            .files
-            .iter()
-            .find_map(|file| self.with_library(file, cache.as_ref(), closure))
+        if is_absent {
+            let looked_at = policy.nvrtc.looked_at();
+            misses.add(
+                Place::Nvrtc,
+                Reason::Nvrtc(NvrtcError::NotFound { looked_at }),
+            );
+        }
+        None
     }
 
-    /// The cache under this library's key, then the library itself.
+    /// Looks into the cache under this library's key, then compiles with the library itself.
     fn with_library(
-        &mut self,
+        &self,
         file: &NvrtcFile,
         cache: Option<&JitCache>,
-        closure: &Closure,
-    ) -> Option<(Origin, Found)> {
-        let newer_than_driver = |major| match self.device.driver_version {
-            Some(driver) if major > driver.major => {
-                Some(Reason::Nvrtc(NvrtcError::NewerThanDriver {
-                    library: file.path.clone(),
-                    nvrtc_major: major,
-                    driver,
-                }))
-            }
-            _ => None,
-        };
-        if let Some(reason) = file.major.and_then(newer_than_driver) {
-            self.pass_over(Place::Nvrtc, reason);
-            return None;
+        misses: &mut Misses,
+    ) -> Result<Found, Reason> {
+        if let Some(major) = file.major {
+            self.refuse_newer_than_driver(file, major)?;
         }
-        let build = match nvrtc::build_id(&file.path) {
-            Ok(build) => build,
-            Err(source) => {
-                let error = NvrtcError::Read {
-                    library: file.path.clone(),
-                    source,
-                };
-                self.pass_over(Place::Nvrtc, Reason::Nvrtc(error));
-                return None;
+        let build = nvrtc::build_id(&file.path).map_err(|source| NvrtcError::Read {
+            library: file.path.clone(),
+            source,
+        })?;
+        // Without one the cache could not tell this library's modules from another's.
+        let cache = cache.filter(|_| {
+            if build.is_none() {
+                let library = file.path.clone();
+                misses.add(self.cache_place(), Reason::NoBuildId { library });
             }
-        };
+            build.is_some()
+        });
         let compiler = CompilerId {
             kind: CompilerKind::Nvrtc,
             // Only what can be told without loading the library; the build id tells the rest.
             version: file
                 .major
                 .map_or_else(|| "unknown".to_owned(), |major| major.to_string()),
-            build: build.clone().unwrap_or_default(),
+            build: build.unwrap_or_default(),
         };
-        let key = self.jit_key(&compiler, closure);
-        let cache = match (cache, build) {
-            (Some(_), None) => {
-                let reason = Reason::NoBuildId {
-                    library: file.path.clone(),
-                };
-                self.pass_over(Place::JitCache(self.policy.cache_dir.clone()), reason);
-                None
-            }
-            (cache, _) => cache,
+        let key = self.jit_key(&compiler);
+        let lock = match cache.map(|cache| self.look_up_or_lock(cache, key, misses)) {
+            Some(Ok(found)) => return Ok(found),
+            Some(Err(lock)) => lock,
+            None => None,
         };
-        let mut lock = None;
-        if let Some(cache) = cache {
-            if let Some(hit) = self.look_up(cache, key, true) {
-                return Some(hit);
-            }
-            match cache.lock(key, self.policy.lock_patience) {
-                Ok(held) => {
-                    // Whoever held the lock before has probably stored what is wanted.
-                    if let Some(hit) = self.look_up(cache, key, false) {
-                        return Some(hit);
-                    }
-                    lock = Some(held);
-                }
-                Err(error) => {
-                    self.pass_over(
-                        Place::JitCache(self.policy.cache_dir.clone()),
-                        Reason::Cache(error),
-                    );
-                }
-            }
-        }
 
         let was_open = NvrtcLibrary::is_open(&file.path);
-        let library = match NvrtcLibrary::open(&file.path) {
-            Ok(library) => library,
-            Err(error) => {
-                self.pass_over(Place::Nvrtc, Reason::Nvrtc(error));
-                return None;
-            }
-        };
+        let library = NvrtcLibrary::open(&file.path)?;
         let (major, minor) = library.version();
-        if let Some(reason) = newer_than_driver(major) {
-            self.pass_over(Place::Nvrtc, reason);
-            return None;
-        }
-        let (found, compile) = match self.compile(&library, key, closure) {
-            Ok(compiled) => compiled,
-            Err(reason) => {
-                self.pass_over(Place::Nvrtc, reason);
-                return None;
-            }
-        };
-        let stored = cache
-            .zip(lock)
-            .and_then(|(cache, lock)| self.store(cache, &lock, &compiler, &found));
-        let origin = Origin::Nvrtc {
+        self.refuse_newer_than_driver(file, major)?;
+        let (entry, bytes, compile) = self.compile(&library, key)?;
+        // A failure to store is noted and harms nothing.
+        let stored = cache.zip(lock).and_then(|(cache, lock)| {
+            cache
+                .store(&lock, &compiler, &entry, &bytes)
+                .map_err(|error| misses.add(self.cache_place(), Reason::Cache(error)))
+                .ok()
+        });
+        tracing::info!(
+            module = %self.key,
+            target = %entry.target,
+            compile_ms = compile.as_secs_f64() * 1e3,
+            "compiled a module with NVRTC"
+        );
+        let compilation = Compilation {
             library: library.path().to_owned(),
             version: CudaVersion { major, minor },
             library_load: if was_open {
@@ -163,21 +119,35 @@ impl Search<'_> {
             compile,
             stored,
         };
-        tracing::info!(
-            module = %self.key,
-            target = %found.entry.target,
-            compile_ms = compile.as_secs_f64() * 1e3,
-            "compiled a module with NVRTC"
-        );
-        Some((origin, found))
+        Ok(Found {
+            place: Place::Nvrtc,
+            file: None,
+            compilation: Some(compilation),
+            entry,
+            bytes,
+        })
+    }
+
+    /// The driver loads nothing that a newer major version of CUDA made.
+    fn refuse_newer_than_driver(&self, file: &NvrtcFile, major: u32) -> Result<(), Reason> {
+        match self.device.driver_version {
+            Some(driver) if major > driver.major => {
+                Err(Reason::Nvrtc(NvrtcError::NewerThanDriver {
+                    library: file.path.clone(),
+                    nvrtc_major: major,
+                    driver,
+                }))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The cache key of this module for this device and compiler.
-    fn jit_key(&self, compiler: &CompilerId, closure: &Closure) -> Digest {
+    fn jit_key(&self, compiler: &CompilerId) -> Digest {
         cache_key(&CacheKeyInputs {
             module: self.key,
             target: Target::Cubin(self.device.arch),
-            closure,
+            closure: self.closure,
             prelude: None,
             flags: &nvrtc::compile_flags(self.device.arch),
             defines: &self.key.defines(),
@@ -186,89 +156,68 @@ impl Search<'_> {
         })
     }
 
-    /// Looks into the cache. `first` says whether finding nothing is worth a note.
-    fn look_up(&mut self, cache: &JitCache, key: Digest, first: bool) -> Option<(Origin, Found)> {
-        let reason = match cache.lookup(key, self.key, self.device.arch) {
-            Ok(Some(CachedModule { bytes, entry, file })) => {
-                return Some((Origin::JitCache(file), Found { entry, bytes }));
-            }
-            Ok(None) => Reason::CacheMiss,
-            Err(error) => Reason::Cache(error),
+    /// The cache's entry, or the right to store one. `None` if it cannot be had: what is compiled
+    /// now is then not stored.
+    fn look_up_or_lock(
+        &self,
+        cache: &JitCache,
+        key: Digest,
+        misses: &mut Misses,
+    ) -> Result<Found, Option<EntryLock>> {
+        let look_up = || {
+            let CachedModule { bytes, entry, file } = cache
+                .lookup(key, self.key, self.device.arch)
+                .map_err(Reason::Cache)?
+                .ok_or(Reason::CacheMiss)?;
+            Ok(Found {
+                place: self.cache_place(),
+                file: Some(file),
+                compilation: None,
+                entry,
+                bytes,
+            })
         };
-        if first {
-            self.pass_over(Place::JitCache(self.policy.cache_dir.clone()), reason);
-        }
-        None
+        look_up().or_else(|reason| {
+            misses.add(self.cache_place(), reason);
+            match cache.lock(key, self.policy.lock_patience) {
+                // The process that held the lock before has probably stored the module.
+                Ok(lock) => look_up().map_err(|_| Some(lock)),
+                Err(error) => {
+                    misses.add(self.cache_place(), Reason::Cache(error));
+                    Err(None)
+                }
+            }
+        })
     }
 
-    /// Compiles for the device's architecture, or for the nearest lower one that the library knows and that serves it.
+    /// Compiles for the device's architecture, or for the nearest lower one that the library knows
+    /// and that serves it.
     fn compile(
         &self,
         library: &NvrtcLibrary,
         key: Digest,
-        closure: &Closure,
-    ) -> Result<(Found, Duration), Reason> {
-        let sources = &self.kernels.sources;
-        let mut arch = Arch::plain(self.device.arch.major, self.device.arch.minor);
-        let compiled = match nvrtc::compile(library, self.key, arch, sources) {
-            Err(NvrtcError::ArchUnsupported {
-                supported,
-                library: path,
-                version,
-                arch: asked,
-            }) => match nearest(&supported, asked) {
-                Some(lower) => {
-                    arch = lower;
-                    nvrtc::compile(library, self.key, arch, sources)
-                }
-                None => Err(NvrtcError::ArchUnsupported {
-                    supported,
-                    library: path,
-                    version,
-                    arch: asked,
-                }),
-            },
-            other => other,
-        }
-        .map_err(Reason::Nvrtc)?;
+    ) -> Result<(ManifestModule, Vec<u8>, Duration), Reason> {
+        let device = Arch::plain(self.device.arch.major, self.device.arch.minor);
+        let supported = library.supported_archs()?;
+        let arch = nearest(&supported, device).unwrap_or(device);
+        let compiled = nvrtc::compile(library, self.key, arch, &self.kernels.sources);
+        let compiled = compiled?;
         let entry = ManifestModule {
             key: self.key,
             target: Target::Cubin(arch),
             ptx_version: None,
             bytes: compiled.cubin.len() as u64,
             sha256: Digest::of(&compiled.cubin),
-            closure_digest: closure.digest,
+            closure_digest: self.closure.digest,
             cache_key: key,
             entry_points: compiled.entry_points,
         };
         verify_bytes(&compiled.cubin, &entry).map_err(Reason::Compiled)?;
-        Ok((
-            Found {
-                entry,
-                bytes: compiled.cubin,
-            },
-            compiled.took,
-        ))
+        Ok((entry, compiled.cubin, compiled.took))
     }
 
-    /// Stores what was compiled; a failure is noted and harms nothing.
-    fn store(
-        &mut self,
-        cache: &JitCache,
-        lock: &EntryLock,
-        compiler: &CompilerId,
-        found: &Found,
-    ) -> Option<std::path::PathBuf> {
-        match cache.store(lock, compiler, &found.entry, &found.bytes) {
-            Ok(entry) => Some(entry),
-            Err(error) => {
-                self.pass_over(
-                    Place::JitCache(self.policy.cache_dir.clone()),
-                    Reason::Cache(error),
-                );
-                None
-            }
-        }
+    fn cache_place(&self) -> Place {
+        Place::JitCache(self.policy.cache_dir.clone())
     }
 }
 
@@ -293,14 +242,10 @@ mod tests {
     #[test]
     fn a_device_newer_than_nvrtc_gets_the_nearest_lower_architecture_of_its_major() {
         let supported = [75, 80, 86, 90, 100, 120];
-        assert_eq!(
-            nearest(&supported, Arch::plain(10, 3)),
-            Some(Arch::plain(10, 0))
-        );
-        assert_eq!(
-            nearest(&supported, Arch::plain(8, 9)),
-            Some(Arch::plain(8, 6))
-        );
-        assert_eq!(nearest(&supported, Arch::plain(11, 0)), None);
+        let nearest = |major, minor| nearest(&supported, Arch::plain(major, minor));
+        assert_eq!(nearest(9, 0), Some(Arch::plain(9, 0)));
+        assert_eq!(nearest(10, 3), Some(Arch::plain(10, 0)));
+        assert_eq!(nearest(8, 9), Some(Arch::plain(8, 6)));
+        assert_eq!(nearest(11, 0), None);
     }
 }

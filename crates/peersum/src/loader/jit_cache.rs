@@ -128,7 +128,7 @@ pub(super) struct EntryLock {
 }
 
 /// Whether entries could be stored below `directory`, which is made if it is missing: its absolute path, or why not.
-pub(crate) fn probe(directory: &Path) -> Result<PathBuf, CacheError> {
+pub fn probe(directory: &Path) -> Result<PathBuf, CacheError> {
     let cache = JitCache::open(directory)?;
     // Never visible under a name, so nothing is left whatever happens.
     tempfile::tempfile_in(&cache.directory).map_err(|source| CacheError::Write {

@@ -1,8 +1,10 @@
-//! What this process has worked out before: parsed manifests and the closures of the embedded sources.
+//! What this process has worked out before: parsed manifests and the closures of the embedded
+//! sources.
 //!
-//! A communicator loads up to six modules, and each rank of a process loads its own. A manifest lists hundreds, so parsing
-//! it costs more than all else that a load does. It is known by its whole text, not by a path or a time stamp: a manifest that
-//! has changed is never mistaken for the one before.
+//! A communicator loads up to six modules, and each rank of a process loads its own. A manifest
+//! lists hundreds, so parsing it costs more than all else that a load does. It is known by its
+//! whole text, not by a path or a time stamp: a manifest that has changed is never mistaken for the
+//! one before.
 
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};

@@ -1,145 +1,125 @@
-//! Looking for a module among those that were compiled ahead of time.
+//! The search for a module, from the first place to the last.
 
-use std::path::Path;
+use std::time::Instant;
 
-use peersum_artifact::pack::Pack;
-use peersum_artifact::{
-    Closure, Manifest, ManifestModule, ModuleKey, Target, VerifyError, verify_file,
-};
+use peersum_artifact::{ModuleKey, Target};
 
-use super::DeviceTarget;
+use super::image::{DeviceTarget, ImageKind, KernelSet, LoadedImage};
 use super::known;
-use super::report::Reason;
+use super::place::Place;
+use super::policy::LoadPolicy;
+use super::reason::Reason;
+use super::report::{LoadError, LoadReport};
+use super::request::{Found, Misses, Request};
 
-/// What is looked for.
-pub(super) struct Wanted<'a> {
-    pub(super) key: ModuleKey,
-    pub(super) device: &'a DeviceTarget,
-    /// The closure of this build's sources: a module made from others is stale.
-    pub(super) closure: &'a Closure,
-    /// PTX instead of a cubin.
-    pub(super) ptx: bool,
+/// Finds the module `key` of this build's kernels for `device`.
+///
+/// A missing library is no panic. Compiles at most once per machine, if a JIT cache can be used:
+/// processes that need the same module at the same time wait for the first.
+///
+/// # Errors
+///
+/// [`LoadError::NotFound`] if no place has the module and none can make it; it lists every place
+/// and the reason. [`LoadError::ArchTooOld`] for a device that no kernel can be compiled for.
+pub fn load(
+    policy: &LoadPolicy,
+    key: ModuleKey,
+    device: &DeviceTarget,
+) -> Result<LoadedImage, LoadError> {
+    let Some(build) = policy.harness_build else {
+        return load_from(policy, &KernelSet::embedded(), key, device);
+    };
+    let sources = build.sources();
+    let kernels = KernelSet {
+        sources: sources
+            .iter()
+            .map(|(path, text)| (*path, &**text))
+            .collect(),
+        pack: &[],
+    };
+    load_from(policy, &kernels, key, device)
 }
 
-/// A module that was found and verified.
-pub(super) struct Found {
-    pub(super) entry: ManifestModule,
-    pub(super) bytes: Vec<u8>,
-}
-
-/// What came of looking at one place: the module, and what was passed over there before or instead.
-pub(super) struct Outcome {
-    pub(super) found: Option<Found>,
-    pub(super) passed_over: Vec<Reason>,
-}
-
-impl From<Reason> for Outcome {
-    fn from(reason: Reason) -> Self {
-        Self {
-            found: None,
-            passed_over: vec![reason],
-        }
+/// As [`load`], for a given set of kernels.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_from(
+    policy: &LoadPolicy,
+    kernels: &KernelSet<'_>,
+    key: ModuleKey,
+    device: &DeviceTarget,
+) -> Result<LoadedImage, LoadError> {
+    let start = Instant::now();
+    if !device.arch.runs_kernels() {
+        return Err(LoadError::ArchTooOld {
+            device: device.arch,
+        });
     }
-}
-
-impl Wanted<'_> {
-    /// Looks in a directory of compiled modules.
-    pub(super) fn in_directory(&self, directory: &Path) -> Outcome {
-        match Manifest::read_dir_with(directory, known::manifest) {
-            Ok(manifest) => self.in_manifest(&manifest, |entry| verify_file(directory, entry)),
-            Err(error) => Reason::Manifest(error).into(),
-        }
-    }
-
-    /// Looks in an embedded pack.
-    pub(super) fn in_pack(&self, pack: &[u8]) -> Outcome {
-        match Pack::parse_with(pack, known::manifest) {
-            Ok(Some(pack)) => self.in_manifest(pack.manifest(), |entry| pack.verified(entry)),
-            Ok(None) => Reason::EmptyPack.into(),
-            Err(error) => Reason::Pack(error).into(),
-        }
-    }
-
-    /// Takes the best entry that holds: the nearest architecture first, a lower one that serves as well after it.
-    fn in_manifest(
-        &self,
-        manifest: &Manifest,
-        read: impl Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError>,
-    ) -> Outcome {
-        let of_module = || {
-            manifest
-                .modules
-                .iter()
-                .filter(|entry| entry.key == self.key)
-        };
-        let mut candidates: Vec<&ManifestModule> = of_module()
-            .filter(|entry| {
-                matches!(entry.target, Target::Ptx(_)) == self.ptx
-                    && entry.target.serves(self.device.arch)
-            })
-            .collect();
-        candidates.sort_by_key(|entry| std::cmp::Reverse(entry.target));
-        let mut passed_over = Vec::new();
-        for entry in candidates {
-            match self
-                .check(manifest, entry)
-                .and_then(|()| read(entry).map_err(Reason::File))
-            {
-                Ok(bytes) => {
-                    return Outcome {
-                        found: Some(Found {
-                            entry: entry.clone(),
-                            bytes,
-                        }),
-                        passed_over,
-                    };
-                }
-                Err(reason) => passed_over.push(reason),
-            }
-        }
-        if passed_over.is_empty() {
-            passed_over.push(Reason::NoEntry {
-                module: self.key,
-                device: self.device.arch,
-                ptx: self.ptx,
-                listed: of_module().map(|entry| entry.target.to_string()).collect(),
-            });
-        }
-        Outcome {
-            found: None,
+    let mut misses = Misses {
+        key,
+        passed_over: Vec::new(),
+    };
+    let found = search(policy, kernels, key, device, &mut misses);
+    let passed_over = misses.passed_over;
+    let Some(mut found) = found else {
+        return Err(LoadError::NotFound {
+            module: key,
+            device: device.arch,
+            jit: policy.jit,
             passed_over,
-        }
+        });
+    };
+    let kind = match found.entry.target {
+        Target::Cubin(_) => ImageKind::Cubin,
+        Target::Ptx(_) => ImageKind::Ptx,
+    };
+    if kind == ImageKind::Ptx {
+        found.bytes.push(0);
     }
+    let report = LoadReport {
+        module: key,
+        place: found.place,
+        file: found.file,
+        compilation: found.compilation,
+        passed_over,
+        took: start.elapsed(),
+    };
+    tracing::debug!(
+        module = %report.module,
+        place = %report.place,
+        took_ms = report.took.as_secs_f64() * 1e3,
+        "loaded a module"
+    );
+    Ok(LoadedImage {
+        bytes: found.bytes.into(),
+        kind,
+        target: found.entry.target,
+        entry_points: found.entry.entry_points,
+        report,
+    })
+}
 
-    /// What can be said without the file: whether it is of these sources, and whether the driver would take it.
-    fn check(&self, manifest: &Manifest, entry: &ManifestModule) -> Result<(), Reason> {
-        let file = || entry.file_name();
-        if entry.closure_digest != self.closure.digest {
-            return Err(Reason::StaleSources {
-                file: file(),
-                expected: self.closure.digest,
-                found: entry.closure_digest,
-            });
-        }
-        // A driver whose version is not known is believed to be new enough: it says so itself when it is not.
-        let Some(driver) = self.device.driver_version else {
-            return Ok(());
-        };
-        match entry.ptx_version {
-            Some(ptx) if !driver.compiles_ptx(ptx) => Err(Reason::PtxTooNew {
-                file: file(),
-                ptx,
-                driver,
-            }),
-            Some(_) => Ok(()),
-            None => match manifest.toolkit.toolkit() {
-                Some(toolkit) if !driver.loads_cubins_of(toolkit) => Err(Reason::DriverTooOld {
-                    file: file(),
-                    toolkit,
-                    driver,
-                }),
-                _ => Ok(()),
-            },
-        }
-    }
+fn search(
+    policy: &LoadPolicy,
+    kernels: &KernelSet<'_>,
+    key: ModuleKey,
+    device: &DeviceTarget,
+    misses: &mut Misses,
+) -> Option<Found> {
+    let closure = known::closure(key, &kernels.sources)
+        .map_err(|error| misses.add(Place::Sources, Reason::Sources(error)))
+        .ok()?;
+    let request = Request {
+        policy,
+        kernels,
+        key,
+        device,
+        closure: &closure,
+    };
+    request
+        .compiled_ahead(ImageKind::Cubin, misses)
+        .or_else(|| request.compiled_here(misses))
+        .or_else(|| request.compiled_ahead(ImageKind::Ptx, misses))
 }

@@ -21,7 +21,8 @@ fn data_type(dtype: Dtype) -> c_int {
     }
 }
 
-/// NCCL's communicator of one rank, and the calls that go to it. Aborted when dropped, which ends whatever it may be waiting for.
+/// NCCL's communicator of one rank, and the calls that go to it. Dropping it aborts it, which ends
+/// every wait of NCCL's.
 pub(crate) struct Link {
     library: &'static Library,
     comm: Comm,
@@ -35,7 +36,8 @@ pub(crate) struct Link {
 unsafe impl Send for Link {}
 
 impl Link {
-    /// Meets the other ranks of `id`. Waits for them without a limit. The calling thread's current CUDA context is the rank's.
+    /// Meets the other ranks of `id`. Waits for them without a limit. The calling thread's current
+    /// CUDA context is the rank's.
     pub(crate) fn connect(
         library: &'static Library,
         id: [c_char; 128],
@@ -45,7 +47,13 @@ impl Link {
     ) -> Result<Self, Error> {
         let narrow = |number: u32| c_int::try_from(number).unwrap_or(c_int::MAX);
         let comm = library.comm_init_rank(id, narrow(rank), narrow(world_size))?;
-        tracing::info!(rank, world_size, above_bytes, version = %library.version(), "NCCL takes the calls of more bytes");
+        tracing::info!(
+            rank,
+            world_size,
+            above_bytes,
+            version = %library.version(),
+            "NCCL takes the calls of more bytes"
+        );
         Ok(Link {
             library,
             comm,
@@ -57,7 +65,8 @@ impl Link {
     /// Enqueues the sum over all ranks.
     ///
     /// # Safety
-    /// Both addresses hold `elements` elements of `dtype` until `stream` has passed the call, which is a stream of the current context.
+    /// Both addresses hold `elements` elements of `dtype` until `stream`, a stream of the current
+    /// context, has finished the call.
     pub(crate) unsafe fn all_reduce(
         &self,
         dtype: Dtype,
@@ -72,7 +81,7 @@ impl Link {
         }
         // SAFETY: the communicator is live; the rest is the caller's.
         let result = unsafe {
-            (self.library.functions.all_reduce)(
+            (self.library.functions.ncclAllReduce)(
                 input as *const c_void,
                 output as *mut c_void,
                 elements as usize,
@@ -93,7 +102,7 @@ impl Link {
         let mut noticed = 0;
         // SAFETY: the communicator is live, and `noticed` is a place for one int.
         let result =
-            unsafe { (self.library.functions.comm_get_async_error)(self.comm, &raw mut noticed) };
+            unsafe { (self.library.functions.ncclCommGetAsyncError)(self.comm, &raw mut noticed) };
         self.library.check("ncclCommGetAsyncError", result)?;
         self.library.check("a call of NCCL", noticed)
     }
@@ -102,15 +111,16 @@ impl Link {
 impl Drop for Link {
     fn drop(&mut self) {
         if self.is_recorded.load(Ordering::Relaxed) {
-            // NCCL waits, even in an abort, until every graph that holds a call of the communicator is destroyed.
+            // NCCL waits, even in an abort, until every graph that holds a call of the communicator
+            // is destroyed.
             tracing::warn!(
-                "NCCL's communicator is kept to the end of the process: a graph may hold calls of it"
+                "NCCL's communicator is kept to the end of the process: a graph may hold its calls"
             );
             return;
         }
         // Not `ncclCommDestroy`, which waits for the other ranks.
         // SAFETY: the communicator is live and not used again.
-        let result = unsafe { (self.library.functions.comm_abort)(self.comm) };
+        let result = unsafe { (self.library.functions.ncclCommAbort)(self.comm) };
         if let Err(error) = self.library.check("ncclCommAbort", result) {
             tracing::warn!(%error, "NCCL did not give its communicator back");
         }

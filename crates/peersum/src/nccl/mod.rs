@@ -1,4 +1,5 @@
-//! NCCL as a second path: for calls above the custom range, or for a group that spans hosts. Feature `nccl`.
+//! NCCL as a second path: for calls above the custom range, or for a group that spans hosts.
+//! Feature `nccl`.
 //!
 //! ```no_run
 //! use peersum::nccl::Nccl;
@@ -15,21 +16,27 @@
 //! # }
 //! ```
 //!
-//! Which path a call takes is a function of its bytes alone ([`Communicator::path`](crate::Communicator::path)), so all ranks take the same. NCCL works on the communicator's
-//! stream: calls of both paths are in order, and both can be captured into a graph. What is not the same:
+//! Which path a call takes depends on its bytes alone
+//! ([`Communicator::path`](crate::Communicator::path)), so all ranks take the same. NCCL works on
+//! the communicator's stream: calls of both paths are in order, and both can be captured into a
+//! graph. What differs:
 //!
 //! - **Bits.** NCCL chooses the order and the precision of its sums. Its results are outside
 //!   [`mod@crate::reference`]'s contract.
-//! - **Waits.** NCCL waits for ever, in set-up and in calls: [`timeout`](crate::CommunicatorBuilder::timeout) and [`AbortHandle`](crate::AbortHandle) do not reach into it, and ranks that
-//!   call it with different sizes are not told. [`synchronize`](crate::Communicator::synchronize) reports what NCCL itself has noticed. A communicator that has failed aborts NCCL's when it is
-//!   dropped.
-//! - **Graphs.** NCCL's communicator outlives a [`Communicator`](crate::Communicator) whose calls to NCCL were captured: NCCL would wait for the graph in its teardown.
-//! - **Network.** NCCL opens TCP sockets, in the kernel's choice of ports.
+//! - **Waits.** NCCL waits without a limit, in set-up and in calls:
+//!   [`timeout`](crate::CommunicatorBuilder::timeout) and [`AbortHandle`](crate::AbortHandle) do
+//!   not reach into it, and ranks that call it with different sizes get no error.
+//!   [`synchronize`](crate::Communicator::synchronize) reports the errors that NCCL itself has
+//!   noticed. A communicator that has failed aborts NCCL's when it is dropped.
+//! - **Graphs.** If calls to NCCL were captured, NCCL's communicator outlives the
+//!   [`Communicator`](crate::Communicator): its teardown would wait for the graph.
+//! - **Network.** NCCL opens TCP sockets, on ports that the kernel chooses.
 //! - **GPUs.** Every rank needs its own GPU. NCCL refuses a GPU that two ranks share unless an
 //!   experimental setting of its own allows it; a group with a rendezvous refuses it in any case.
 //!
-//! `libnccl.so.2` is opened when a communicator is built, not before and not for a group of one. cudarc's own binding is not used for it: cudarc 0.19 looks
-//! for `libnccl.so`, which only development packages have, and panics where it finds none.
+//! `libnccl.so.2` is opened when a communicator is built, not before and not for a group of one.
+//! cudarc's own binding is not used for it: cudarc 0.19 looks for `libnccl.so`, which only
+//! development packages have, and panics if it finds none.
 
 mod library;
 mod link;
@@ -42,10 +49,8 @@ pub(crate) use link::Link;
 
 use crate::error::Error;
 
-/// The oldest NCCL that is used: the first with bfloat16, 2.10.
-const MIN_VERSION: Version = Version(21_000);
-
-/// NCCL as the path of some or all calls: what [`CommunicatorBuilder::above_range`](crate::CommunicatorBuilder::above_range) takes.
+/// NCCL as the path of some or all calls: what
+/// [`CommunicatorBuilder::above_range`](crate::CommunicatorBuilder::above_range) takes.
 #[derive(Debug, Clone, Default)]
 pub struct Nccl {
     library: Option<PathBuf>,
@@ -61,14 +66,18 @@ pub(crate) struct AcrossHosts {
 }
 
 impl Nccl {
-    /// NCCL for calls larger than [`max_bytes`](crate::CommunicatorBuilder::max_bytes). The ranks pass NCCL's id to each other when they meet.
+    /// NCCL for calls larger than [`max_bytes`](crate::CommunicatorBuilder::max_bytes). The ranks
+    /// pass NCCL's id to each other when they meet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// NCCL for every call, in a group that spans hosts (or has more than eight ranks): such a group has no rendezvous, and none of peersum's kernels.
+    /// NCCL for every call, in a group that spans hosts or has more than eight ranks. Such a group
+    /// has no rendezvous and uses none of peersum's kernels.
     ///
-    /// `id` is the same 128 bytes on every rank: those of [`Nccl::unique_id`], or of `cudarc::nccl::Id::internal`, made by one rank and passed on by the engine's own means.
+    /// `id` is the same 128 bytes on every rank: those of [`Nccl::unique_id`], or of
+    /// `cudarc::nccl::Id::internal`. One rank makes them, and the engine passes them to the others
+    /// by its own means.
     pub fn across_hosts(mut self, id: [c_char; 128], rank: u32, world_size: u32) -> Self {
         self.across_hosts = Some(AcrossHosts {
             id,
@@ -78,13 +87,14 @@ impl Nccl {
         self
     }
 
-    /// Opens this library instead of the one that the system's loader finds as `libnccl.so.2`.
+    /// Opens this library instead of the one that the dynamic loader finds as `libnccl.so.2`.
     pub fn library(mut self, path: impl Into<PathBuf>) -> Self {
         self.library = Some(path.into());
         self
     }
 
-    /// An id for [`Nccl::across_hosts`], for one rank to make and pass on. NCCL listens for the other ranks in this process from now on.
+    /// An id for [`Nccl::across_hosts`], for one rank to make and pass on. NCCL listens for the
+    /// other ranks in this process from now on.
     ///
     /// # Errors
     /// [`Error::Device`] if there is no NCCL, with what to install; [`Error::Nccl`].
@@ -98,32 +108,5 @@ impl Nccl {
 
     pub(crate) fn open(&self) -> Result<&'static Library, Error> {
         Library::open(self.library.as_deref())
-    }
-}
-
-/// A version of NCCL, such as 2.28.9.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version(i32);
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // As `ncclGetVersion` codes it; up to 2.8 with another factor.
-        let major = if self.0 < 10_000 { 1_000 } else { 10_000 };
-        let minor = self.0 % major / 100;
-        write!(f, "{}.{minor}.{}", self.0 / major, self.0 % 100)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_of_both_codings_are_printed_and_compared() {
-        assert_eq!(Version(22_809).to_string(), "2.28.9");
-        assert_eq!(Version(21_003).to_string(), "2.10.3");
-        assert_eq!(Version(2_804).to_string(), "2.8.4");
-        assert!(Version(2_804) < MIN_VERSION && Version(20_999) < MIN_VERSION);
-        assert!(Version(21_003) >= MIN_VERSION);
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use peersum::loader::{CacheError, LoadPolicy, LoadedImage, Origin, Reason, load_from};
+use peersum::loader::{CacheError, LoadPolicy, LoadedImage, Place, Reason, load_from};
 use peersum_artifact::MANIFEST_FILE;
 use tempfile::{TempDir, tempdir};
 
@@ -22,16 +22,16 @@ fn with_cache() -> (TempDir, LoadPolicy) {
 
 /// Where a compiled module was stored.
 fn stored(image: &LoadedImage) -> Option<&Path> {
-    match &image.report.origin {
-        Origin::Nvrtc { stored, .. } => stored.as_deref(),
-        other => panic!("not compiled but from {other}"),
+    match &image.report.compilation {
+        Some(compilation) => compilation.stored.as_deref(),
+        None => panic!("not compiled: {}", image.report),
     }
 }
 
 /// The file of a module that came from the cache.
 fn cached(image: &LoadedImage) -> &Path {
-    match &image.report.origin {
-        Origin::JitCache(file) => file,
+    match (&image.report.place, &image.report.file) {
+        (Place::JitCache(_), Some(file)) => file,
         _ => panic!("not from the cache: {}", image.report),
     }
 }
@@ -248,8 +248,8 @@ fn force_passes_compiled_modules_over_and_uses_the_cache() {
         load_push(&policy().cubin_dir(directory.path()))
             .unwrap()
             .report
-            .origin,
-        Origin::Directory(_)
+            .place,
+        Place::Directory(_)
     ));
     let force = jit
         .cubin_dir(directory.path())
@@ -267,7 +267,7 @@ fn threads_that_miss_together_compile_once() {
             .collect();
         let images = threads.into_iter().map(|thread| thread.join().unwrap());
         images
-            .filter(|image| matches!(image.report.origin, Origin::Nvrtc { .. }))
+            .filter(|image| image.report.compilation.is_some())
             .count()
     });
     assert_eq!(compiled, 1);
@@ -301,7 +301,7 @@ fn of_too_many_entries_those_stored_first_are_removed() {
     }
     assert!(cache.path().join("not-an-entry").exists());
     assert!(matches!(
-        load_push(&policy).unwrap().report.origin,
-        Origin::JitCache(_)
+        load_push(&policy).unwrap().report.place,
+        Place::JitCache(_)
     ));
 }

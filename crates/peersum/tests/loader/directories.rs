@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use peersum::loader::{ImageKind, JitMode, KernelSet, Origin, Place, Reason, load, load_from};
+use peersum::loader::{ImageKind, JitMode, KernelSet, Place, Reason, load, load_from};
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{
     CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError,
@@ -31,7 +31,7 @@ fn reason_for(damaged: &Module, damage: impl FnOnce(&std::path::Path)) -> Reason
     };
     let policy = policy().cubin_dir(directory.path());
     let image = load_from(&policy, &kernels, push(), &device(SM_90)).unwrap();
-    assert_eq!(image.report.origin, Origin::Pack);
+    assert_eq!(image.report.place, Place::Pack);
     let mut passed_over = image.report.passed_over;
     assert_eq!(passed_over.len(), 1, "{passed_over:?}");
     let passed = passed_over.remove(0);
@@ -57,9 +57,10 @@ fn a_module_of_the_named_directory_is_loaded_with_its_launch_facts() {
         (ImageKind::Cubin, Target::Cubin(SM_90))
     );
     assert_eq!(
-        image.report.origin,
-        Origin::Directory(module.path(directory.path()))
+        image.report.place,
+        Place::Directory(directory.path().to_path_buf())
     );
+    assert_eq!(image.report.file, Some(module.path(directory.path())));
     let names: Vec<&str> = image
         .entry_points
         .iter()
@@ -332,7 +333,7 @@ fn ptx_is_the_last_step_and_only_for_a_driver_that_knows_its_version() {
     });
 
     let from_pack = load_from(&policy, &packed, push(), &device).unwrap();
-    assert_eq!(from_pack.report.origin, Origin::EmbeddedPtx);
+    assert_eq!(from_pack.report.place, Place::Ptx(None));
     assert_eq!(from_pack.kind, ImageKind::Ptx);
     // cuModuleLoadData takes PTX as a C string.
     assert_eq!(from_pack.bytes.last(), Some(&0));
@@ -345,8 +346,12 @@ fn ptx_is_the_last_step_and_only_for_a_driver_that_knows_its_version() {
 
     let in_code = policy.clone().cubin_dir(directory.path());
     let from_directory = load_from(&in_code, &packed, push(), &device).unwrap();
+    assert_eq!(
+        from_directory.report.place,
+        Place::Ptx(Some(directory.path().to_path_buf()))
+    );
     let file = Module::ptx(push()).path(directory.path());
-    assert_eq!(from_directory.report.origin, Origin::Directory(file));
+    assert_eq!(from_directory.report.file, Some(file));
 
     device.driver_version = Some(CudaVersion {
         major: 12,

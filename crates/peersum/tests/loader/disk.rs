@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use peersum::loader::{LoadPolicy, LoadedImage, Origin, load_from};
+use peersum::loader::{LoadPolicy, LoadedImage, Place, load_from};
 use peersum_artifact::Digest;
 
 use crate::faulty_disk::{Fault, FaultyDisk};
@@ -34,7 +34,7 @@ fn play() -> bool {
 }
 
 fn told(image: &LoadedImage) -> String {
-    let compiled = matches!(image.report.origin, Origin::Nvrtc { .. });
+    let compiled = image.report.compilation.is_some();
     format!("compiled {compiled}, {}", Digest::of(&image.bytes))
 }
 
@@ -103,8 +103,8 @@ fn every_change(test: &str, fault: Fault, before: Before) {
 fn entry(policy: &LoadPolicy) -> std::path::PathBuf {
     for _ in 0..2 {
         let image = load_from(policy, &kernels(), push(), &device(SM_90)).unwrap();
-        if let Origin::JitCache(file) = image.report.origin {
-            return file;
+        if matches!(image.report.place, Place::JitCache(_)) {
+            return image.report.file.unwrap();
         }
     }
     panic!("a module that was stored is not in the cache");

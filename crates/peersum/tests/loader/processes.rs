@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use peersum::loader::{CacheError, KernelSet, LoadPolicy, Origin, Reason, load_from};
+use peersum::loader::{CacheError, KernelSet, LoadPolicy, Place, Reason, load_from};
 use peersum_artifact::ModuleKey;
 use tempfile::tempdir;
 
@@ -43,17 +43,17 @@ fn child(test: &str) -> Command {
 }
 
 /// What a child tells its parent: one line a module.
-fn tell(key: ModuleKey, origin: &Origin) {
-    let origin = match origin {
-        Origin::Nvrtc { .. } => "nvrtc",
-        Origin::JitCache(_) => "cache",
-        Origin::EnvDirectory(_) => "environment",
+fn tell(key: ModuleKey, place: &Place) {
+    let place = match place {
+        Place::Nvrtc => "nvrtc",
+        Place::JitCache(_) => "cache",
+        Place::EnvDirectory(_) => "environment",
         _ => "other",
     };
-    println!("\nTOLD {key} {origin}");
+    println!("\nTOLD {key} {place}");
 }
 
-/// Waits for a child that must succeed; what it told, as pairs of module and origin.
+/// Waits for a child that must succeed; what it told, as pairs of module and place.
 fn told(mut child: Child) -> Vec<(String, String)> {
     let mut output = String::new();
     child
@@ -93,7 +93,7 @@ fn eight_cold_processes_compile_each_module_exactly_once() {
                     "{}",
                     image.report
                 );
-                tell(key, &image.report.origin);
+                tell(key, &image.report.place);
             }
         }
         return;
@@ -132,10 +132,10 @@ fn a_cache_killed_while_it_is_written_serves_whole_modules_ever_after() {
             let key = keys[fastrand::usize(..keys.len())];
             let image = load_from(&policy, &kernels(), key, &device(SM_90)).unwrap();
             // Storing is what shall be interrupted, so every entry is stored again and again.
-            let entry = match image.report.origin {
-                Origin::JitCache(file) => file.parent().unwrap().to_owned(),
-                Origin::Nvrtc { stored, .. } => stored.unwrap(),
-                other => panic!("from {other}"),
+            let entry = match (image.report.file, image.report.compilation) {
+                (Some(file), None) => file.parent().unwrap().to_owned(),
+                (None, Some(compilation)) => compilation.stored.unwrap(),
+                _ => panic!("from {}", image.report.place),
             };
             let _ = std::fs::remove_dir_all(entry);
         }
@@ -173,7 +173,7 @@ fn a_cache_killed_while_it_is_written_serves_whole_modules_ever_after() {
             }
             let again = load_from(&policy, &kernels(), key, &device(SM_90)).unwrap();
             assert!(
-                matches!(again.report.origin, Origin::JitCache(_)),
+                matches!(again.report.place, Place::JitCache(_)),
                 "{}",
                 again.report
             );
@@ -201,11 +201,11 @@ fn a_cache_that_cannot_be_written_is_reported_and_never_fatal() {
             image.report
         );
         assert!(
-            matches!(&image.report.origin, Origin::Nvrtc { stored: None, .. }),
+            matches!(&image.report.compilation, Some(compilation) if compilation.stored.is_none()),
             "{}",
             image.report
         );
-        tell(push(), &image.report.origin);
+        tell(push(), &image.report.place);
         return;
     }
     let cache = private_dir();
@@ -227,7 +227,7 @@ fn the_environment_names_the_directory_the_cache_and_whether_to_compile() {
             .unwrap()
             .nvrtc_library(toolchain::nvrtc());
         match load_push(&policy) {
-            Ok(image) => tell(push(), &image.report.origin),
+            Ok(image) => tell(push(), &image.report.place),
             Err(error) => println!("\nTOLD {} {error}", push()),
         }
         return;

@@ -5,7 +5,7 @@ use std::error::Error;
 
 use half::bf16;
 use peersum::cudarc::driver::CudaContext;
-use peersum::loader::{DeviceTarget, JitMode, LoadPolicy, Origin, load};
+use peersum::loader::{DeviceTarget, JitMode, LoadPolicy, Place, load};
 use peersum::{Communicator, Rendezvous};
 use peersum_artifact::pack::Pack;
 use peersum_artifact::{Arch, Target};
@@ -30,6 +30,8 @@ fn main() -> Outcome<()> {
         return Err("libnvrtc was loaded, though PEERSUM_JIT=deny".into());
     }
     println!("NVRTC: not loaded");
+    // Last, since the doctor opens NVRTC and every GPU.
+    println!("doctor: {}", peersum_doctor::doctor().conclusion.text);
     Ok(())
 }
 
@@ -46,7 +48,7 @@ fn check_modules() -> Outcome<()> {
                     driver_version: None,
                 };
                 let image = load(&policy, module.key, &device)?;
-                let is_it = image.report.origin == Origin::Pack && image.target == module.target;
+                let is_it = image.report.place == Place::Pack && image.target == module.target;
                 if !is_it || *image.bytes != *pack.verified(module)? {
                     return Err(format!("not from the executable: {}", image.report).into());
                 }
@@ -62,7 +64,7 @@ fn check_modules() -> Outcome<()> {
                     driver_version: None,
                 };
                 let image = load(&policy, module.key, &device)?;
-                if image.report.origin != Origin::EmbeddedPtx {
+                if image.report.place != Place::Ptx(None) {
                     return Err(format!("not from the executable: {}", image.report).into());
                 }
                 ptx += 1;

@@ -6,10 +6,11 @@ use object::read::elf::{FileHeader, SectionHeader};
 
 /// The attribute of `.nv.info.{kernel}` that holds `__launch_bounds__`: three 32-bit extents.
 const MAX_THREADS: u8 = 0x05;
-/// The format of attributes whose value's length is given in bytes. The other formats hold theirs in two bytes.
+/// The format of attributes whose value's length is given in bytes. The other formats hold theirs in
+/// two bytes.
 const SIZED: u8 = 0x04;
 
-/// The launch bound of `kernel` in threads, or `None` where the cubin gives none.
+/// The launch bound of `kernel` in threads, or `None` if the cubin gives none.
 pub(super) fn launch_bound(cubin: &[u8], kernel: &str) -> Option<u32> {
     let header = FileHeader64::<LittleEndian>::parse(cubin).ok()?;
     let sections = header.sections(LittleEndian, cubin).ok()?;

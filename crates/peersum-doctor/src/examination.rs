@@ -1,46 +1,16 @@
-//! What of this machine works with peersum, what is slower and why, and what does not work and what to do.
-//!
-//! [`doctor`] looks at everything from inside one process and returns a [`Report`], which is text by `Display` and JSON by `serde`:
-//!
-//! ```no_run
-//! let report = peersum::doctor();
-//! println!("{report}");
-//! for finding in report.findings.iter().filter(|finding| finding.blocking) {
-//!     eprintln!("{}: {}", finding.subject.name(), finding.meaning);
-//! }
-//! ```
-//!
-//! Nothing is believed that can be tried: memory is shared as a communicator shares it, random bytes are sent both ways between every two GPUs,
-//! and an all-reduce over all of them is compared with the reference. What takes two processes, `cargo xtask doctor` tries as well.
-//!
-//! Every check is bounded in time, and a missing library, function or device is a finding, never a panic. A context is made on each GPU and given
-//! back, so call it before a program's own work, not beside it. Multicast objects are never made.
-
-mod bounded;
-mod cubins;
-mod driver;
-mod exchange;
-mod gpus;
-mod machine;
-mod places;
-mod report;
-mod text;
-mod trial;
-mod verdicts;
+//! The order in which things are looked at.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use bounded::{Unanswered, bounded};
-pub use exchange::{Exchanged, exchange, exchange_between};
-pub use report::{
-    ComputeMode, Conclusion, DriverFacts, Finding, GpuFacts, LinkFacts, REPORT_SCHEMA, Report,
-    Subject, Usable, Verdict,
-};
-pub use trial::{Reduced, all_reduce_between};
+use peersum::loader::LoadPolicy;
 
-use crate::loader::LoadPolicy;
-use gpus::Gpus;
+use crate::bounded::{Unanswered, bounded};
+use crate::cubins::compiled_ahead;
+use crate::gpus::Gpus;
+use crate::machine;
+use crate::places;
+use crate::report::{Finding, Report, Subject, Verdict};
 
 /// How long one check may take, unless set otherwise. Opening a GPU that has slept takes seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -80,7 +50,8 @@ impl Examination {
         self
     }
 
-    /// How long a check may take, 20 seconds by default; one that makes a whole communicator may take four times as long.
+    /// How long a check may take, 20 seconds by default. One that builds a whole communicator may
+    /// take four times as long.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
@@ -93,7 +64,7 @@ impl Examination {
         let mut policy = LoadPolicy::from_env().unwrap_or_else(|error| {
             report.push(
                 Finding::new(Subject::Environment, Verdict::Not, error.to_string())
-                    .meaning("no communicator can be built until it is put right")
+                    .meaning("no communicator can be built until this is fixed")
                     .blocking(true),
             );
             LoadPolicy::default()
@@ -112,7 +83,7 @@ impl Examination {
         }
         .examine(traces);
         if report.gpus.is_empty() {
-            report.push(cubins::compiled_ahead(&policy));
+            report.push(compiled_ahead(&policy));
         }
         let mut add = |subject, finding: Result<Finding, Unanswered>| {
             report.push(finding.unwrap_or_else(|unanswered| {
@@ -133,15 +104,10 @@ impl Examination {
             Subject::Rendezvous,
             bounded(patience * 2, move || places::rendezvous(patience)),
         );
-        add(Subject::Namespaces, Ok(machine::namespaces()));
-        add(
-            Subject::DevShm,
-            bounded(patience, || machine::dev_shm(Path::new("/dev/shm"))),
-        );
-        add(Subject::Limits, Ok(machine::limits()));
         add(Subject::Nccl, bounded(patience, places::nccl));
-        let gpus = report.gpus.len();
-        report.push(machine::environment(gpus, variable));
+        report.push(machine::namespaces());
+        report.push(machine::limits());
+        report.push(machine::environment(report.gpus.len(), variable));
         report
     }
 }

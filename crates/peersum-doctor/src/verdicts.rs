@@ -1,74 +1,68 @@
-//! What is said of a driver, of GPUs and of what they do with each other.
+//! The findings about a driver, about GPUs and their links, and about memory that they share.
 
+use peersum::cuda::diagnosis::{RESTART, TOOLKIT_MAJOR, Trouble, update_hint};
+use peersum::device::DeviceError;
 use peersum_artifact::{Arch, CudaVersion};
 
-use super::driver;
-use super::exchange::Exchanged;
-use super::machine::Traces;
-use super::report::{ComputeMode, Finding, GpuFacts, LinkFacts, Subject, Verdict};
-use super::trial::Reduced;
-use crate::cuda::start::{RESTART, TOOLKIT_MAJOR, Trouble, update_hint};
-use crate::device::DeviceError;
-use crate::error::Error;
+use crate::exchange::Exchanged;
+use crate::machine::Traces;
+use crate::report::{ComputeMode, Finding, GpuFacts, LinkFacts, Subject, Verdict};
 
 /// What came of sharing memory between two ranks.
-pub(super) enum Shared {
+pub(crate) enum SharingOutcome {
     /// By file descriptors, and every byte arrived.
-    Right([Exchanged; 2]),
-    /// By file descriptors, and some did not.
-    Wrong([Exchanged; 2]),
-    /// Not by file descriptors, and the reason, but by address.
+    Right(Vec<Exchanged>),
+    /// By file descriptors, and some bytes did not arrive.
+    Wrong(Vec<Exchanged>),
+    /// Not by file descriptors, for this reason, but by address.
     ByAddress(String),
     /// In no way; why not by file descriptors.
     Failed(String),
 }
 
-impl Shared {
-    pub(super) fn finding(&self, blocking: bool) -> Finding {
+impl SharingOutcome {
+    pub(crate) fn finding(&self, blocking: bool) -> Finding {
+        let finding = |verdict, seen: &str| Finding::new(Subject::SharedMemory, verdict, seen);
         match self {
-            Shared::Right(_) => Finding::new(Subject::SharedMemory, Verdict::Works, ""),
-            Shared::Wrong(exchanged) => {
-                let direction = |rank: usize| {
-                    let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
-                    format!(
-                        "bytes that rank {rank} wrote to its peer {}, bytes that it read {}",
-                        yes_no(exchanged[rank].wrote),
-                        yes_no(exchanged[rank].read)
+            SharingOutcome::Right(_) => finding(Verdict::Works, ""),
+            SharingOutcome::Wrong(exchanged) => {
+                let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
+                let directions: Vec<String> = (0..)
+                    .zip(exchanged)
+                    .map(|(rank, exchanged): (u32, _)| {
+                        format!(
+                            "bytes that rank {rank} wrote to its peer {}, bytes that it read {}",
+                            yes_no(exchanged.wrote),
+                            yes_no(exchanged.read)
+                        )
+                    })
+                    .collect();
+                let seen = format!(
+                    "memory was mapped, but the data is wrong: {}",
+                    directions.join("; ")
+                );
+                finding(Verdict::Not, &seen)
+                    .meaning(
+                        "do not run peersum or NCCL's peer-to-peer transport on these GPUs. On \
+                         many hosts the IOMMU or PCIe access control redirects such traffic: \
+                         switch it off in the firmware or with `iommu=pt`, or keep these GPUs in \
+                         separate groups",
                     )
-                };
-                Finding::new(
-                    Subject::SharedMemory,
-                    Verdict::Not,
-                    format!(
-                        "memory was mapped, but the data is wrong: {}; \
-                    {}",
-                        direction(0),
-                        direction(1)
-                    ),
-                )
-                .meaning(
-                    "do not run peersum or NCCL's peer-to-peer transport on these GPUs. On \
-                    many hosts the IOMMU or PCIe access control \
-                     redirects such traffic: switch it off in the firmware or with `iommu=pt`, \
-                     or keep these GPUs in separate groups",
-                )
-                .blocking(blocking)
+                    .blocking(blocking)
             }
-            Shared::ByAddress(reason) => {
-                Finding::new(Subject::SharedMemory, Verdict::Slower, reason).meaning(
-                    "ranks fall back to legacy CUDA IPC, which needs common PID and IPC \
-                namespaces. A newer driver, or a sandbox that lets \
-                 descriptors of the driver pass, has the better way",
-                )
-            }
-            Shared::Failed(reason) => Finding::new(Subject::SharedMemory, Verdict::Not, reason)
-                .meaning("no group can hold ranks on both")
+            SharingOutcome::ByAddress(reason) => finding(Verdict::Slower, reason).meaning(
+                "ranks fall back to legacy CUDA IPC, which needs common PID and IPC namespaces. \
+                 For file descriptors use a newer driver, or a sandbox that lets descriptors of \
+                 the driver pass",
+            ),
+            SharingOutcome::Failed(reason) => finding(Verdict::Not, reason)
+                .meaning("a group cannot have ranks on both")
                 .blocking(blocking),
         }
     }
 }
 
-pub(super) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
+pub(crate) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
     let finding = Finding::new(Subject::Driver, Verdict::Not, trouble.to_string());
     match trouble {
         Trouble::Missing(DeviceError::LibraryMissing { library, help }) => {
@@ -77,17 +71,16 @@ pub(super) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
             if traces.device_node {
                 missing
                     .meaning(format!(
-                        "this process was given a GPU (/dev/nvidia*) without the \
-                    driver's library: {help}"
+                        "this process was given a GPU (/dev/nvidia*) without the driver's library: \
+                         {help}"
                     ))
                     .blocking(true)
             } else if traces.on_the_bus {
                 missing.meaning(format!(
-                    "there is an NVIDIA GPU on the PCI bus, which this \
-                process cannot use: {help}"
+                    "there is an NVIDIA GPU on the PCI bus, which this process cannot use: {help}"
                 ))
             } else {
-                missing.meaning("there is no sign of an NVIDIA GPU either, so nothing is amiss")
+                missing.meaning("there is no sign of an NVIDIA GPU, so this is no fault")
             }
         }
         Trouble::NoDevice(_) if traces.hidden => {
@@ -99,7 +92,7 @@ pub(super) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
             ))
             .blocking(true),
         Trouble::NoDevice(_) => finding.meaning(format!(
-            "nothing is amiss if there is none; {}",
+            "if the machine has no GPU, this is no fault; {}",
             trouble.remedy()
         )),
         Trouble::Stub(_)
@@ -111,18 +104,13 @@ pub(super) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
     }
 }
 
-pub(super) fn driver_finding(version: CudaVersion) -> Finding {
-    let module = driver::kernel_module().map_or_else(String::new, |module| {
-        format!(
-            ", kernel \
-    module {module}"
-        )
-    });
-    let seen = format!("CUDA {version}{module}");
+pub(crate) fn driver_finding(version: CudaVersion, kernel_module: Option<&str>) -> Finding {
+    let module = kernel_module.map(|module| format!(", kernel module {module}"));
+    let seen = format!("CUDA {version}{}", module.unwrap_or_default());
     if version.major < TOOLKIT_MAJOR {
         Finding::new(Subject::Driver, Verdict::Slower, seen).meaning(format!(
             "cubins of CUDA {TOOLKIT_MAJOR}, which releases carry, do not load: {}; or compile \
-            ahead of time with a toolkit of CUDA {}",
+             ahead of time with a toolkit of CUDA {}",
             update_hint(TOOLKIT_MAJOR),
             version.major
         ))
@@ -131,7 +119,7 @@ pub(super) fn driver_finding(version: CudaVersion) -> Finding {
     }
 }
 
-pub(super) fn gpu_finding(gpu: &GpuFacts, new_enough: bool) -> Finding {
+pub(crate) fn gpu_finding(gpu: &GpuFacts, new_enough: bool) -> Finding {
     let seen = format!(
         "{}, compute capability {}, {:.0} GiB, {} multiprocessors, {}, PCI {}",
         gpu.name,
@@ -141,57 +129,42 @@ pub(super) fn gpu_finding(gpu: &GpuFacts, new_enough: bool) -> Finding {
         gpu.uuid,
         gpu.pci_bus_id
     );
-    let (verdict, meaning) = if !new_enough {
-        (
+    let (verdict, meaning) = match (gpu.compute_mode, gpu.mig) {
+        _ if !new_enough => (
             Verdict::Not,
             format!(
-                "kernels are compiled for compute capability {}.{} and \
-            newer",
+                "kernels are compiled for compute capability {}.{} and newer",
                 Arch::OLDEST.major,
                 Arch::OLDEST.minor
             ),
-        )
-    } else {
-        match (gpu.compute_mode, gpu.mig) {
-            (ComputeMode::Prohibited, _) => (
-                Verdict::Not,
-                format!(
-                    "its compute mode lets no process in: `nvidia-smi -i {} -c \
-                DEFAULT`",
-                    gpu.pci_bus_id
-                ),
+        ),
+        (ComputeMode::Prohibited, _) => (
+            Verdict::Not,
+            format!(
+                "its compute mode lets no process in: `nvidia-smi -i {} -c DEFAULT`",
+                gpu.pci_bus_id
             ),
-            (ComputeMode::ExclusiveProcess, _) => (
-                Verdict::Slower,
-                "its compute mode lets one process in: one rank a GPU works, ranks that are \
-                processes cannot share it"
-                    .to_owned(),
-            ),
-            (_, true) => (
-                Verdict::Slower,
-                "a part of a GPU (MIG): a process sees one part, and parts cannot reach each \
-                other's memory, so only ranks on this part can form a group"
-                    .to_owned(),
-            ),
-            _ => (Verdict::Works, String::new()),
-        }
+        ),
+        (ComputeMode::ExclusiveProcess, _) => (
+            Verdict::Slower,
+            "its compute mode lets one process in: one rank a GPU works, ranks that are processes \
+             cannot share it"
+                .to_owned(),
+        ),
+        (_, true) => (
+            Verdict::Slower,
+            "a part of a GPU (MIG): a process sees one part, and parts cannot reach each other's \
+             memory, so only ranks on this part can form a group"
+                .to_owned(),
+        ),
+        _ => (Verdict::Works, String::new()),
     };
     Finding::new(Subject::Gpu, verdict, seen)
         .on([gpu.ordinal])
         .meaning(meaning)
 }
 
-pub(super) fn multicast_finding(gpus: &[GpuFacts]) -> Finding {
-    let with = gpus.iter().filter(|gpu| gpu.multicast).count();
-    Finding::new(
-        Subject::Multicast,
-        Verdict::Works,
-        format!("{with} of {} GPUs have NVLink multicast", gpus.len()),
-    )
-    .meaning("peersum does not use it")
-}
-
-pub(super) fn shared_finding(right: &[([u32; 2], [Exchanged; 2])], pairs: usize) -> Finding {
+pub(crate) fn shared_finding(right: &[([u32; 2], Vec<Exchanged>)], pairs: usize) -> Finding {
     let rates = || {
         right
             .iter()
@@ -217,7 +190,7 @@ pub(super) fn shared_finding(right: &[([u32; 2], [Exchanged; 2])], pairs: usize)
 }
 
 /// One finding for each kind of link that there is.
-pub(super) fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
+pub(crate) fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
     type Kind = (Verdict, &'static str, &'static str, fn(&LinkFacts) -> bool);
     let kinds: [Kind; 3] = [
         (
@@ -235,9 +208,9 @@ pub(super) fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
         (
             Verdict::Not,
             "no peer access, the driver says",
-            "no group can hold ranks on both. `nvidia-smi topo -p2p rw` shows more; in a \
-            virtual machine peer access may be off, and on some \
-             hosts the IOMMU or PCIe access control forbids it",
+            "a group cannot have ranks on both. `nvidia-smi topo -p2p rw` shows more; in a \
+             virtual machine peer access may be off, and on some hosts the IOMMU or PCIe access \
+             control forbids it",
             |link| !link.access,
         ),
     ];
@@ -263,55 +236,10 @@ pub(super) fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
                     .collect();
                 pairs.join(", ")
             };
-            Some(
-                Finding::new(
-                    Subject::Links,
-                    verdict,
-                    format!(
-                        "{kind}: \
-            {which}"
-                    ),
-                )
-                .meaning(meaning),
-            )
+            let seen = format!("{kind}: {which}");
+            Some(Finding::new(Subject::Links, verdict, seen).meaning(meaning))
         })
         .collect()
-}
-
-pub(super) fn reduced_finding(
-    world_size: usize,
-    outcome: Result<Reduced, (usize, Error)>,
-) -> Finding {
-    match outcome {
-        Ok(Reduced { calls, wrong: 0 }) => Finding::new(
-            Subject::AllReduce,
-            Verdict::Works,
-            format!(
-                "{world_size} ranks, {calls} calls of different sizes, every bit as the \
-            reference has it"
-            ),
-        ),
-        Ok(Reduced { calls, wrong }) => Finding::new(
-            Subject::AllReduce,
-            Verdict::Not,
-            format!(
-                "{world_size} ranks: {wrong} of {} results differ from the \
-            reference",
-                calls * world_size
-            ),
-        )
-        .meaning(
-            "do not use peersum on these GPUs; run `cargo xtask test-allreduce` and \
-        report what it says",
-        )
-        .blocking(true),
-        Err((rank, error)) => Finding::new(
-            Subject::AllReduce,
-            Verdict::Not,
-            format!("{world_size} ranks, on rank {rank}: {error}"),
-        )
-        .blocking(true),
-    }
 }
 
 #[cfg(test)]
@@ -368,16 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_bit_in_a_sum_makes_the_machine_unusable() {
-        let right = reduced_finding(8, Ok(Reduced { calls: 3, wrong: 0 }));
-        assert_eq!((right.verdict, right.blocking), (Verdict::Works, false));
-        let wrong = reduced_finding(8, Ok(Reduced { calls: 3, wrong: 1 }));
-        assert_eq!((wrong.verdict, wrong.blocking), (Verdict::Not, true));
-        assert!(wrong.seen.contains("1 of 24 results"));
-    }
-
-    #[test]
-    fn traces_of_a_gpu_decide_whether_a_missing_driver_is_amiss() {
+    fn traces_of_a_gpu_decide_whether_a_missing_driver_is_a_fault() {
         let trouble = Trouble::Missing(DeviceError::LibraryMissing {
             library: "libcuda.so.1".to_owned(),
             help: "install it".to_owned(),
@@ -391,7 +310,7 @@ mod tests {
             trouble_finding(&trouble, traces)
         };
         let none = with(false, false);
-        assert!(!none.blocking && none.meaning.contains("nothing is amiss"));
+        assert!(!none.blocking && none.meaning.contains("no fault"));
         // A container sees its host's bus, whether or not it was given the GPU.
         let bus = with(false, true);
         assert!(!bus.blocking && bus.meaning.contains("install it"));

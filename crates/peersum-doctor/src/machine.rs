@@ -1,4 +1,4 @@
-//! What the system around the process says, GPUs apart.
+//! The system around the process: namespaces, limits, environment, traces of a GPU.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,14 +6,11 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use super::report::{Finding, Subject, Verdict};
+use crate::report::{Finding, Subject, Verdict};
 
-const MEBIBYTE: u64 = 1 << 20;
-
-/// Descriptors that a rank of eight needs at once, with room for a program's own: two a peer at set-up and one a symmetric buffer.
+/// Descriptors that a rank of eight needs at once, with room for a program's own: two a peer at
+/// set-up and one a symmetric buffer.
 const FEW_DESCRIPTORS: u64 = 256;
-/// What a container gets for `/dev/shm` unless told otherwise, in bytes. NCCL runs out of it.
-const SMALL_DEV_SHM: u64 = 64 * MEBIBYTE;
 /// The numbers of the namespaces that the system starts with, which Linux fixes in `proc_ns.h`.
 const FIRST_IPC_NAMESPACE: u64 = 0xEFFF_FFFF;
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
@@ -21,7 +18,7 @@ const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 const ENOUGH_CONNECTIONS: u32 = 32;
 
 /// The PID and IPC namespaces, and what they mean for ranks in several containers.
-pub(super) fn namespaces() -> Finding {
+pub(crate) fn namespaces() -> Finding {
     let number =
         |name: &str| fs::metadata(Path::new("/proc/self/ns").join(name)).map(|it| it.ino());
     match (number("pid"), number("ipc")) {
@@ -32,8 +29,7 @@ pub(super) fn namespaces() -> Finding {
             format!("/proc/self/ns cannot be read ({error})"),
         )
         .meaning(
-            "nothing of peersum's own needs it; ranks of one container share their \
-        namespaces in any case",
+            "peersum does not need it; ranks of one container share their namespaces in any case",
         ),
     }
 }
@@ -59,48 +55,16 @@ fn namespaces_finding(pid: u64, ipc: u64) -> Finding {
         finding
     } else {
         finding.meaning(
-            "ranks inside this container reach each other. Ranks in several containers need \
-            one user, one rendezvous directory mounted into all, and the same GPUs; their PID and \
-            IPC namespaces may differ, unless memory is shared through legacy CUDA IPC \
-            (then `--pid=host --ipc=host`)",
+            "ranks inside this container reach each other. Ranks in several containers need one \
+             user, one rendezvous directory mounted into all, and the same GPUs; their PID and IPC \
+             namespaces may differ, unless memory is shared through legacy CUDA IPC (then \
+             `--pid=host --ipc=host`)",
         )
     }
 }
 
-/// `/dev/shm`.
-pub(super) fn dev_shm(path: &Path) -> Finding {
-    let unused = "peersum does not use it";
-    let (size, free) = match rustix::fs::statvfs(path) {
-        Ok(stat) => (
-            stat.f_blocks.saturating_mul(stat.f_frsize),
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-        ),
-        Err(error) => {
-            return Finding::new(
-                Subject::DevShm,
-                Verdict::Not,
-                format!("{} cannot be looked at ({error})", path.display()),
-            )
-            .meaning(format!("{unused}; NCCL may"));
-        }
-    };
-    let seen = format!(
-        "{} MiB, of which {} MiB are free",
-        size / MEBIBYTE,
-        free / MEBIBYTE
-    );
-    if size <= SMALL_DEV_SHM {
-        Finding::new(Subject::DevShm, Verdict::Slower, seen).meaning(format!(
-            "{unused}; NCCL, where calls above the range go to it, may run out of it: start \
-            the container with `--shm-size=1g` or `--ipc=host`"
-        ))
-    } else {
-        Finding::new(Subject::DevShm, Verdict::Works, seen).meaning(unused)
-    }
-}
-
 /// Open files and locked memory.
-pub(super) fn limits() -> Finding {
+pub(crate) fn limits() -> Finding {
     limits_finding(
         getrlimit(Resource::Nofile).current,
         getrlimit(Resource::Memlock).current,
@@ -109,28 +73,16 @@ pub(super) fn limits() -> Finding {
 
 /// `None` is no limit. Locked memory is in bytes.
 fn limits_finding(open_files: Option<u64>, locked_memory: Option<u64>) -> Finding {
-    let limit = |value: Option<u64>| {
-        value.map_or_else(
-            || {
-                "no \
-    limit"
-                    .to_owned()
-            },
-            |it| it.to_string(),
-        )
-    };
+    let limit = |value: Option<String>| value.unwrap_or_else(|| "no limit".to_owned());
     let seen = format!(
         "open files: {}; locked memory: {}",
-        limit(open_files),
-        locked_memory.map_or_else(
-            || "no limit".to_owned(),
-            |bytes| format!("{} KiB", bytes / 1024)
-        )
+        limit(open_files.map(|files| files.to_string())),
+        limit(locked_memory.map(|bytes| format!("{} KiB", bytes / 1024)))
     );
     if open_files.is_some_and(|files| files < FEW_DESCRIPTORS) {
         Finding::new(Subject::Limits, Verdict::Slower, seen).meaning(format!(
-            "memory travels as file descriptors, so larger groups may run out of them: raise \
-            the limit with `ulimit -n {FEW_DESCRIPTORS}` or more"
+            "memory travels as file descriptors, so larger groups may run out of them: raise the \
+             limit with `ulimit -n {FEW_DESCRIPTORS}` or more"
         ))
     } else {
         Finding::new(Subject::Limits, Verdict::Works, seen)
@@ -138,7 +90,7 @@ fn limits_finding(open_files: Option<u64>, locked_memory: Option<u64>) -> Findin
 }
 
 /// The variables that change what CUDA does. `gpus` is how many GPUs this process sees.
-pub(super) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) -> Finding {
+pub(crate) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) -> Finding {
     let variable = |name: &str| match read(name) {
         Some(value) => format!("{name}={value}"),
         None => format!("{name} is not set"),
@@ -152,9 +104,9 @@ pub(super) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) ->
     if gpus == 1 && connections.is_none_or(|connections| connections < ENOUGH_CONNECTIONS) {
         Finding::new(Subject::Environment, Verdict::Slower, seen).meaning(format!(
             "there is one GPU, so ranks of one process share it: their kernels wait for each \
-            other, and with few hardware queues some may not \
-             start. Set CUDA_DEVICE_MAX_CONNECTIONS={ENOUGH_CONNECTIONS} before the CUDA \
-             context is made. A single rank does not need it"
+             other, and with few hardware queues some may not start. Set \
+             CUDA_DEVICE_MAX_CONNECTIONS={ENOUGH_CONNECTIONS} before creating the CUDA context. A \
+             single rank does not need it"
         ))
     } else {
         Finding::new(Subject::Environment, Verdict::Works, seen)
@@ -163,17 +115,17 @@ pub(super) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) ->
 
 /// Signs of an NVIDIA GPU that the driver's library does not show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Traces {
+pub(crate) struct Traces {
     /// A GPU's device node: this process was given a GPU.
-    pub(super) device_node: bool,
+    pub(crate) device_node: bool,
     /// A display or compute controller of NVIDIA's on the PCI bus, which a container sees of its host.
-    pub(super) on_the_bus: bool,
+    pub(crate) on_the_bus: bool,
     /// `CUDA_VISIBLE_DEVICES` chooses which GPUs the driver shows.
-    pub(super) hidden: bool,
+    pub(crate) hidden: bool,
 }
 
 /// Looks for them below `root`, which is `/`.
-pub(super) fn traces(root: &Path, read: impl Fn(&str) -> Option<String>) -> Traces {
+pub(crate) fn traces(root: &Path, read: impl Fn(&str) -> Option<String>) -> Traces {
     const NVIDIA: &str = "0x10de";
     const DISPLAY_CONTROLLER: &str = "0x03";
     let entries = |path: &str| {
@@ -231,13 +183,6 @@ mod tests {
         let few = limits_finding(Some(64), None);
         assert_eq!(few.verdict, Verdict::Slower);
         assert!(few.meaning.contains("ulimit -n"));
-    }
-
-    #[test]
-    fn a_missing_dev_shm_is_a_finding_and_no_failure() {
-        let finding = dev_shm(Path::new("/no/such/directory"));
-        assert_eq!(finding.verdict, Verdict::Not);
-        assert!(!finding.blocking);
     }
 
     #[test]

@@ -4,16 +4,19 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+/// A check of many steps may take so many times as long as one of few.
+pub(crate) const STEPS: u32 = 4;
+
 /// Why a check gave no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unanswered {
-    /// It is still at it. Its thread is left alone: nothing can end a thread that waits for a driver.
+pub(crate) enum Unanswered {
+    /// It still runs. Its thread is left alone: nothing can end a thread that waits for a driver.
     #[error("no answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
     /// It panicked, which is a defect; the panic's message is on stderr.
     #[error(
-        "the check itself failed, which is a defect of peersum: please report it with the \
-    message on stderr"
+        "the check itself failed, which is a defect of peersum: please report it with the message \
+         on stderr"
     )]
     Panicked,
     /// There is no thread for it.
@@ -25,7 +28,7 @@ pub enum Unanswered {
 ///
 /// # Errors
 /// [`Unanswered`] if it has not answered by then.
-pub fn bounded<T: Send + 'static>(
+pub(crate) fn bounded<T: Send + 'static>(
     patience: Duration,
     check: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Unanswered> {
@@ -33,7 +36,7 @@ pub fn bounded<T: Send + 'static>(
     thread::Builder::new()
         .name("peersum-doctor".to_owned())
         .spawn(move || {
-            // Nobody listens any more after a time-out.
+            // After a timeout nobody receives it.
             let _ = answer.send(check());
         })
         .map_err(|error| Unanswered::NoThread(error.to_string()))?;
@@ -54,13 +57,9 @@ mod tests {
         let long = Duration::from_secs(60);
         assert_eq!(bounded(long, || 7), Ok(7));
         let short = Duration::from_millis(20);
-        assert_eq!(
-            bounded(short, move || thread::sleep(long)),
-            Err(Unanswered::TimedOut(short))
-        );
-        assert_eq!(
-            bounded(long, || panic!("on purpose")),
-            Err::<(), _>(Unanswered::Panicked)
-        );
+        let hanging = bounded(short, move || thread::sleep(long));
+        assert_eq!(hanging, Err(Unanswered::TimedOut(short)));
+        let panicking = bounded(long, || panic!("on purpose"));
+        assert_eq!(panicking, Err::<(), _>(Unanswered::Panicked));
     }
 }

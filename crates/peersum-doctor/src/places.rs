@@ -1,23 +1,20 @@
 //! Directories and libraries that peersum uses: the rendezvous, the JIT cache, NVRTC, NCCL.
 
-use std::ffi::c_int;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use libloading::Library;
+use peersum::Rendezvous;
+use peersum::loader::nvrtc::{NvrtcLibrary, NvrtcSearch};
+use peersum::loader::{CACHE_DIR_VARIABLE, probe_cache};
+use peersum::nccl_version::{self, NcclVersion};
+use peersum::rendezvous::RendezvousError;
 
-use super::exchange::random_seed;
-use super::report::{Finding, Subject, Verdict};
-use crate::loader::nvrtc::{NvrtcLibrary, NvrtcSearch};
-use crate::loader::{CACHE_DIR_VARIABLE, probe_cache};
-use crate::rendezvous::{Rendezvous, RendezvousError};
-
-/// The names of NCCL's library: as it is installed, then the link of a development package.
-const NCCL_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+use crate::random::random_seed;
+use crate::report::{Finding, Subject, Verdict};
 
 /// Lets two ranks meet in the directory where this user's ranks meet.
-pub(super) fn rendezvous(patience: Duration) -> Finding {
+pub(crate) fn rendezvous(patience: Duration) -> Finding {
     match meet(patience) {
         Ok(directory) => Finding::new(
             Subject::Rendezvous,
@@ -27,7 +24,7 @@ pub(super) fn rendezvous(patience: Duration) -> Finding {
         Err(error) => Finding::new(Subject::Rendezvous, Verdict::Not, error.to_string())
             .meaning(
                 "ranks that are processes cannot meet: name a directory of your own with \
-                PEERSUM_RENDEZVOUS_DIR, the same for all ranks",
+                 PEERSUM_RENDEZVOUS_DIR, the same for all ranks",
             )
             .blocking(true),
     }
@@ -56,8 +53,8 @@ fn meet(patience: Duration) -> Result<String, RendezvousError> {
 }
 
 /// Whether what NVRTC compiles can be kept.
-pub(super) fn jit_cache(directory: Option<&Path>) -> Finding {
-    let consequence = "a kernel that no cubin serves is compiled anew by every process";
+pub(crate) fn jit_cache(directory: Option<&Path>) -> Finding {
+    let consequence = "if no cubin serves a GPU, every process compiles the kernels again";
     match directory.map(probe_cache) {
         Some(Ok(path)) => Finding::new(
             Subject::JitCache,
@@ -71,8 +68,8 @@ pub(super) fn jit_cache(directory: Option<&Path>) -> Finding {
             Subject::JitCache,
             Verdict::Slower,
             format!(
-                "there is no place for it: {CACHE_DIR_VARIABLE}, XDG_CACHE_HOME and HOME \
-            are not set"
+                "there is no place for it: {CACHE_DIR_VARIABLE}, XDG_CACHE_HOME and HOME are not \
+                 set"
             ),
         )
         .meaning(consequence),
@@ -80,10 +77,9 @@ pub(super) fn jit_cache(directory: Option<&Path>) -> Finding {
 }
 
 /// Whether kernels can be compiled here.
-pub(super) fn nvrtc(search: &NvrtcSearch) -> Finding {
-    let found = search.run();
+pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
     let mut failures = Vec::new();
-    for file in &found.files {
+    for file in search.files() {
         let opened = NvrtcLibrary::open(&file.path)
             .and_then(|library| library.supported_archs().map(|archs| (library, archs)));
         match opened {
@@ -104,69 +100,37 @@ pub(super) fn nvrtc(search: &NvrtcSearch) -> Finding {
         }
     }
     let seen = if failures.is_empty() {
-        format!("not found; looked at: {}", found.looked_at.join(", "))
+        format!("not found; looked at: {}", search.looked_at().join(", "))
     } else {
         failures.join("; ")
     };
     Finding::new(Subject::Nvrtc, Verdict::Not, seen).meaning(
-        "needed only where no cubin serves a GPU. To have it: NVIDIA's package cuda-nvrtc, or \
-        `pip install nvidia-cuda-nvrtc` and its \
-         directory in LD_LIBRARY_PATH",
+        "needed only if no cubin serves a GPU. To have it: NVIDIA's package cuda-nvrtc, or \
+         `pip install nvidia-cuda-nvrtc` and its directory in LD_LIBRARY_PATH",
     )
 }
 
 /// Whether calls above the custom range could go to NCCL.
-pub(super) fn nccl() -> Finding {
-    type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
-    for name in NCCL_NAMES {
-        // SAFETY: opening runs the library's initialisers. It is NCCL's name on the dynamic linker's own search path, trusted as
-        // much as any library that this program links against.
-        let Ok(library) = (unsafe { Library::new(name) }) else {
-            continue;
-        };
-        let mut version = 0;
-        // SAFETY: this is the function's signature in nccl.h.
-        let answered = unsafe { library.get::<GetVersion>(b"ncclGetVersion\0") }
-            .map(|get| {
-                // SAFETY: `version` is a place for one int; the function needs no set-up.
-                unsafe { get(&raw mut version) }
-            })
-            .is_ok_and(|result| result == 0);
-        // It may have started threads or registered handlers: it is not unloaded.
-        std::mem::forget(library);
-        if answered {
-            return Finding::new(
-                Subject::Nccl,
-                Verdict::Works,
-                format!("{name}, version {}", nccl_version(version)),
-            )
-            .meaning(if cfg!(feature = "nccl") {
-                ""
-            } else {
-                "this program was built without the feature `nccl`, so no call goes there"
-            });
-        }
-    }
-    Finding::new(
-        Subject::Nccl,
-        Verdict::Not,
-        format!("{} is on no library path", NCCL_NAMES[0]),
-    )
-    .meaning(
-        "not needed: calls of every size run without it. To send large ones there: NVIDIA's \
-        package libnccl2, or `pip install nvidia-nccl-cu13` \
-         and its directory in LD_LIBRARY_PATH",
-    )
-}
-
-/// NCCL's number as people write it: 22809 is 2.28.9, and before 2.9 2803 was 2.8.3.
-fn nccl_version(number: c_int) -> String {
-    let (major, minor) = if number < 10_000 {
-        (number / 1000, number % 1000 / 100)
+pub(crate) fn nccl() -> Finding {
+    let finding = |verdict, seen| Finding::new(Subject::Nccl, verdict, seen);
+    let found = nccl_version::open(None).map(|library| NcclVersion::of(&library));
+    if let Ok(Some(version)) = found {
+        finding(Verdict::Works, format!("version {version}")).meaning(if nccl_version::IS_USED {
+            ""
+        } else {
+            "this program was built without peersum's feature `nccl`, so no call goes there"
+        })
     } else {
-        (number / 10_000, number % 10_000 / 100)
-    };
-    format!("{major}.{minor}.{}", number % 100)
+        let seen = match found {
+            Ok(_) => "the library does not tell its version".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        finding(Verdict::Not, seen).meaning(
+            "not needed: calls of every size run without it. To send large ones there: NVIDIA's \
+             package libnccl2, or `pip install nvidia-nccl-cu13` and its directory in \
+             LD_LIBRARY_PATH",
+        )
+    }
 }
 
 #[cfg(test)]
@@ -215,12 +179,5 @@ mod tests {
             "{}",
             finding.seen
         );
-    }
-
-    #[test]
-    fn nccl_s_number_is_read_in_both_of_its_forms() {
-        assert_eq!(nccl_version(22_809), "2.28.9");
-        assert_eq!(nccl_version(21_003), "2.10.3");
-        assert_eq!(nccl_version(2_803), "2.8.3");
     }
 }

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use super::report::{Finding, Report, Subject};
+use crate::report::{Finding, Report, Subject};
 
-/// Where a line is broken.
-const WIDTH: usize = 118;
+/// The most columns of a line.
+const WIDTH: usize = 100;
 /// The column in which a finding's text begins.
 const INDENT: usize = 28;
 /// The columns of the subject.
@@ -23,7 +23,7 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The subject of a GPU's own finding is that GPU; others say which ones they are about in their text.
+        // The subject of a GPU's own finding is that GPU; other findings name theirs in the text.
         let (subject, about) = match (self.subject, self.gpus.as_slice()) {
             (Subject::Gpu, gpus @ [_, ..]) => (format!("GPU {}", ordinals(gpus)), String::new()),
             (subject, []) => (subject.name().to_owned(), String::new()),
@@ -82,7 +82,7 @@ fn wrap(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::report::{ComputeMode, DriverFacts, GpuFacts, LinkFacts, Usable, Verdict};
+    use crate::report::{ComputeMode, DriverFacts, GpuFacts, LinkFacts, Usable, Verdict};
 
     /// A report with one of everything, as a machine with two GPUs might give it.
     fn report() -> Report {
@@ -104,7 +104,6 @@ mod tests {
                 mig: false,
                 compute_mode: ComputeMode::Shared,
                 file_descriptors: true,
-                multicast: false,
             })
             .collect();
         report.links = vec![LinkFacts {
@@ -120,8 +119,10 @@ mod tests {
         report.push(Finding::new(Subject::Gpu, Verdict::Works, "NVIDIA H100").on([1]));
         report.push(Finding::new(Subject::SharedMemory, Verdict::Works, "bytes arrived").on(0..8));
         report.push(
-            Finding::new(Subject::Limits, Verdict::Slower, "open files: 64")
-                .meaning("memory travels as file descriptors, so larger groups may run out of them: raise the limit with `ulimit -n 256`"),
+            Finding::new(Subject::Limits, Verdict::Slower, "open files: 64").meaning(
+                "memory travels as file descriptors, so larger groups may run out of them: raise \
+                 the limit with `ulimit -n 256`",
+            ),
         );
         report
     }
@@ -135,8 +136,8 @@ driver              works   CUDA 13.0
 GPU 1               works   NVIDIA H100
 shared memory       works   GPU 0 to 7: bytes arrived
 limits              slower  open files: 64
-                            memory travels as file descriptors, so larger groups may run out of them: raise the limit
-                            with `ulimit -n 256`
+                            memory travels as file descriptors, so larger groups may run out of
+                            them: raise the limit with `ulimit -n 256`
 
 peersum works here on 2 GPUs; see what could be better: limits";
         assert_eq!(report().to_string(), expected);
@@ -146,7 +147,7 @@ peersum works here on 2 GPUs; see what could be better: limits";
     fn a_report_survives_json_and_names_its_schema() {
         let report = report();
         let json = serde_json::to_string(&report).unwrap();
-        assert!(json.starts_with("{\"schema\":1,\"peersum_version\":\"0.1.0\""));
+        assert!(json.starts_with("{\"schema\":2,\"peersum_version\":\"0.1.0\""));
         assert!(json.contains("\"verdict\":\"slower\"") && json.contains("\"shared_memory\""));
         assert_eq!(serde_json::from_str::<Report>(&json).unwrap(), report);
     }

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The version of the report's JSON. It changes when a field changes its meaning or goes.
-pub const REPORT_SCHEMA: u32 = 1;
+/// The version of the report's JSON. It changes when a field changes its meaning or is removed.
+pub const REPORT_SCHEMA: u32 = 2;
 
-/// What of this machine works with peersum.
+/// What works with peersum on this machine.
 ///
-/// Its `Display` is a table for people whose last line is the conclusion; its JSON is meant for programs.
+/// Its `Display` is a table for people whose last line is the conclusion; its JSON is for programs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`REPORT_SCHEMA`].
@@ -22,7 +22,7 @@ pub struct Report {
     pub links: Vec<LinkFacts>,
     /// What was looked at, in order.
     pub findings: Vec<Finding>,
-    /// What it comes to.
+    /// The conclusion from all findings.
     pub conclusion: Conclusion,
 }
 
@@ -31,13 +31,13 @@ pub struct Report {
 pub struct Finding {
     /// What was looked at.
     pub subject: Subject,
-    /// The GPUs that it is about, by ordinal; empty where it is about none or about the whole machine.
+    /// The GPUs that it is about, by ordinal; empty if it is about none or about the whole machine.
     pub gpus: Vec<u32>,
     /// Whether it works.
     pub verdict: Verdict,
     /// What was seen.
     pub seen: String,
-    /// What follows for the user, and what to do. Empty where nothing does.
+    /// What follows for the user, and what to do. Empty if nothing follows.
     pub meaning: String,
     /// Whether it alone makes peersum unusable on this machine.
     pub blocking: bool,
@@ -49,9 +49,9 @@ pub struct Finding {
 pub enum Verdict {
     /// It works.
     Works,
-    /// It works, more slowly or with less than it could; the finding says why.
+    /// It works, but slower or with less than possible; the finding says why.
     Slower,
-    /// It does not work, or is not there; the finding says what to do, or that nothing needs it.
+    /// It does not work or is missing; the finding says what to do, or that nothing needs it.
     Not,
 }
 
@@ -92,12 +92,8 @@ pub enum Subject {
     Context,
     /// An all-reduce, compared with the reference.
     AllReduce,
-    /// NVLink multicast.
-    Multicast,
     /// PID and IPC namespaces.
     Namespaces,
-    /// `/dev/shm`.
-    DevShm,
     /// The process's limits.
     Limits,
     /// The directory where ranks meet.
@@ -127,9 +123,7 @@ impl Subject {
             Subject::LegacyIpc => "legacy IPC",
             Subject::Context => "CUDA context",
             Subject::AllReduce => "all-reduce",
-            Subject::Multicast => "multicast",
             Subject::Namespaces => "namespaces",
-            Subject::DevShm => "/dev/shm",
             Subject::Limits => "limits",
             Subject::Rendezvous => "rendezvous",
             Subject::JitCache => "JIT cache",
@@ -140,7 +134,7 @@ impl Subject {
     }
 }
 
-/// What all findings come to.
+/// The conclusion from all findings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conclusion {
     /// In one word.
@@ -153,9 +147,9 @@ pub struct Conclusion {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Usable {
-    /// On the GPUs, with nothing in its way.
+    /// Yes, on the GPUs.
     Ready,
-    /// On the GPUs, and some finding says what could be better.
+    /// Yes, on the GPUs, and some finding says what could be better.
     Slower,
     /// There is no GPU that this process sees; what needs none works.
     NoGpu,
@@ -168,7 +162,7 @@ pub enum Usable {
 pub struct DriverFacts {
     /// The newest CUDA that it supports, for instance `13.0`.
     pub cuda: String,
-    /// The version of its kernel module, for instance `580.95.05`; `None` where `/proc` does not tell.
+    /// The version of its kernel module, for instance `580.95.05`; `None` if `/proc` does not tell.
     pub kernel_module: Option<String>,
 }
 
@@ -195,8 +189,6 @@ pub struct GpuFacts {
     pub compute_mode: ComputeMode,
     /// Whether its memory can travel as a file descriptor, as the driver says.
     pub file_descriptors: bool,
-    /// Whether it has NVLink multicast.
-    pub multicast: bool,
 }
 
 /// Who may open a GPU.
@@ -222,19 +214,19 @@ pub struct LinkFacts {
     pub to: u32,
     /// Whether the driver says that it can.
     pub access: bool,
-    /// Whether atomics on the other's memory are performed by it: over NVLink they are, over PCIe not.
+    /// Whether the other GPU performs atomics on its memory: over NVLink it does, over PCIe not.
     pub native_atomics: bool,
     /// The driver's rank of the link; 0 is the best.
     pub performance_rank: i32,
-    /// Whether random bytes arrived, read and written; `None` where it was not tried.
+    /// Whether random bytes arrived, read and written; `None` if it was not tried.
     pub data_arrived: Option<bool>,
-    /// Bytes read from the other's memory in a second, over 10^9, while it read as much from this one; `None` where it was
-    /// not measured.
+    /// Gigabytes (10^9 bytes) read from the other's memory in a second, while it read as much from
+    /// this one; `None` if it was not measured.
     pub gigabytes_per_second: Option<f64>,
 }
 
 impl Report {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut report = Self {
             schema: REPORT_SCHEMA,
             peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -251,7 +243,7 @@ impl Report {
         report
     }
 
-    /// Adds what else was looked at, and concludes anew.
+    /// Adds a finding, and draws the conclusion again.
     pub fn push(&mut self, finding: Finding) {
         self.findings.push(finding);
         self.conclude();
@@ -262,6 +254,19 @@ impl Report {
         self.findings
             .iter()
             .filter(move |finding| finding.subject == subject)
+    }
+
+    /// The first two GPUs that shared memory, or the only one twice. `None` if memory could not be
+    /// shared within a process: then two processes need not try.
+    #[must_use]
+    pub fn sharing_pair(&self) -> Option<[u32; 2]> {
+        let mut gpus = self
+            .about(Subject::SharedMemory)
+            .filter(|finding| finding.verdict != Verdict::Not)
+            .flat_map(|finding| &finding.gpus)
+            .copied();
+        let first = gpus.next()?;
+        Some([first, gpus.next().unwrap_or(first)])
     }
 
     fn conclude(&mut self) {
@@ -283,13 +288,13 @@ impl Report {
         let (usable, text) = if !blocking.is_empty() {
             (
                 Usable::No,
-                format!("peersum cannot be used here until this is put right: {blocking}"),
+                format!("peersum cannot be used here until this is fixed: {blocking}"),
             )
         } else if self.gpus.is_empty() {
             (
                 Usable::NoGpu,
                 "no GPU here; what needs none works: compiling the kernels ahead of time, and \
-                running them on the CPU in the emulator"
+                 running them on the CPU in the emulator"
                     .to_owned(),
             )
         } else if !slower.is_empty() {

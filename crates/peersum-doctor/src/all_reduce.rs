@@ -1,0 +1,173 @@
+//! A whole all-reduce, compared with the reference: the proof that everything below it works.
+
+use std::time::Duration;
+
+use half::bf16;
+use peersum::device::{Device, DeviceError, DeviceStream, MemorySharing};
+use peersum::loader::LoadPolicy;
+use peersum::{Communicator, Error, Rendezvous, reference};
+
+use crate::bounded::{STEPS, bounded};
+use crate::random::random_seed;
+use crate::ranks::in_threads;
+use crate::report::{Finding, Subject, Verdict};
+
+/// Elements of each call: a partial unit of a small push, and sizes that other routes serve.
+const LENGTHS: [usize; 3] = [1003, 16 << 10, 256 << 10];
+const MAX_BYTES: usize = 512 << 10;
+
+/// How many calls, over all ranks, gave a bit that is not the reference's; or the error of a rank.
+pub(crate) type WrongCalls = Result<usize, (usize, Error)>;
+
+/// Builds a communicator of one rank a stream, in threads of this process, and makes it sum random
+/// numbers.
+///
+/// # Errors
+/// The first error that is not merely the consequence of another rank's, with the number of its
+/// stream.
+pub(crate) fn all_reduce_between<S: DeviceStream + Send + Sync>(
+    streams: &[S],
+    policy: &LoadPolicy,
+    patience: Duration,
+) -> WrongCalls {
+    let seed = random_seed().map_err(|error| (0, error.into()))?;
+    let wrong = in_threads(streams, |stream, rendezvous| {
+        wrong_calls(stream, rendezvous, policy.clone(), seed, patience)
+    })?;
+    Ok(wrong.iter().sum())
+}
+
+/// One rank's calls: how many gave other bits than the reference.
+fn wrong_calls<S: DeviceStream>(
+    stream: &S,
+    rendezvous: Rendezvous,
+    policy: LoadPolicy,
+    seed: u64,
+    patience: Duration,
+) -> Result<usize, Error> {
+    let (rank, world_size) = (rendezvous.rank() as usize, rendezvous.world_size());
+    let mut communicator = Communicator::builder()
+        .rendezvous(rendezvous)
+        .load_policy(policy)
+        .max_bytes(MAX_BYTES)
+        .timeout(patience)
+        .setup_timeout(patience)
+        .build(stream)?;
+    let device = S::Device::open(stream)?;
+    let memory = device.allocate_shared(MAX_BYTES, MemorySharing::Auto)?;
+    let address = device.allocation_address(&memory);
+    let mut wrong = 0;
+    for (call, len) in LENGTHS.into_iter().enumerate() {
+        let inputs: Vec<Vec<bf16>> = (0..world_size)
+            .map(|rank| values(seed ^ (call as u64) << 8 ^ u64::from(rank), len))
+            .collect();
+        let bytes: Vec<u8> = inputs[rank]
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        // SAFETY: the memory holds the longest of the arrays.
+        unsafe { device.write(address, &bytes)? };
+        // SAFETY: the memory is aligned, holds `len` elements, and outlives the buffer, which is
+        // disowned below.
+        let mut buffer = unsafe { device.adopt::<bf16>(address, len) };
+        let result = communicator
+            .all_reduce_in_place(&mut buffer)
+            .and_then(|()| communicator.synchronize());
+        S::Device::disown(buffer);
+        result?;
+        let mut sums = vec![0; bytes.len()];
+        // SAFETY: as for the write.
+        unsafe { device.read(address, &mut sums)? };
+        let inputs: Vec<&[bf16]> = inputs.iter().map(Vec::as_slice).collect();
+        let expected = reference::all_reduce(&inputs);
+        let right = sums
+            .chunks_exact(size_of::<bf16>())
+            .zip(&expected)
+            .all(|(sum, expected)| sum == expected.to_le_bytes());
+        wrong += usize::from(!right);
+    }
+    Ok(wrong)
+}
+
+/// Numbers whose sums need rounding. SplitMix64, so that every rank knows the numbers of all.
+fn values(seed: u64, len: usize) -> Vec<bf16> {
+    (1..=len as u64)
+        .map(|index| {
+            let mut word = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            bf16::from_f32((word >> 40) as f32 / 16_777_216.0 - 0.5)
+        })
+        .collect()
+}
+
+/// The finding about an all-reduce between the GPUs' ranks.
+pub(crate) fn all_reduce_finding(world_size: usize, outcome: WrongCalls) -> Finding {
+    let finding = |verdict, seen| Finding::new(Subject::AllReduce, verdict, seen);
+    match outcome {
+        Ok(0) => finding(Verdict::Works, right_bits(world_size)),
+        Ok(wrong) => finding(Verdict::Not, wrong_bits(world_size, wrong))
+            .meaning(
+                "do not use peersum on these GPUs; run `cargo xtask test-allreduce` and report \
+                 what it says",
+            )
+            .blocking(true),
+        Err((rank, error)) => finding(
+            Verdict::Not,
+            format!("{world_size} ranks, on rank {rank}: {error}"),
+        )
+        .blocking(true),
+    }
+}
+
+/// An all-reduce between ranks on the streams that `open` opens: those of the emulator, where there
+/// is no GPU.
+pub fn emulator_finding<S: DeviceStream + Send + Sync>(
+    patience: Duration,
+    open: impl FnOnce() -> Result<Vec<S>, DeviceError> + Send + 'static,
+) -> Finding {
+    let outcome = bounded(patience * STEPS, move || {
+        let streams = open().map_err(|error| (0, error.into()))?;
+        let wrong = all_reduce_between(&streams, &LoadPolicy::default(), patience)?;
+        Ok::<_, (usize, Error)>((streams.len(), wrong))
+    });
+    let finding = |verdict, seen| Finding::new(Subject::Emulator, verdict, seen);
+    match outcome {
+        Ok(Ok((world_size, 0))) => finding(
+            Verdict::Works,
+            format!("the kernels on the CPU: {}", right_bits(world_size)),
+        ),
+        Ok(Ok((world_size, wrong))) => finding(Verdict::Not, wrong_bits(world_size, wrong))
+            .meaning("run `cargo xtask test-allreduce --device emulator` and report what it says"),
+        Ok(Err((rank, error))) => finding(Verdict::Not, format!("rank {rank}: {error}")),
+        Err(unanswered) => finding(Verdict::Not, unanswered.to_string()),
+    }
+}
+
+fn right_bits(world_size: usize) -> String {
+    format!(
+        "{world_size} ranks, {} calls of different sizes, every bit equal to the reference",
+        LENGTHS.len()
+    )
+}
+
+fn wrong_bits(world_size: usize, wrong: usize) -> String {
+    format!(
+        "{world_size} ranks: {wrong} of {} results differ from the reference",
+        LENGTHS.len() * world_size
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_wrong_bit_in_a_sum_makes_the_machine_unusable() {
+        let right = all_reduce_finding(8, Ok(0));
+        assert_eq!((right.verdict, right.blocking), (Verdict::Works, false));
+        let wrong = all_reduce_finding(8, Ok(1));
+        assert_eq!((wrong.verdict, wrong.blocking), (Verdict::Not, true));
+        assert!(wrong.seen.contains("1 of 24 results"));
+    }
+}

@@ -1,0 +1,168 @@
+//! What the driver says of itself, its GPUs and their links, before any context is made.
+
+use std::ffi::{CStr, c_char, c_int};
+use std::fs;
+
+use peersum::cuda::diagnosis::{arch, attribute, check};
+use peersum::cudarc::driver::sys::{
+    self, CUdevice, CUdevice_P2PAttribute, CUdevice_attribute, CUresult, CUuuid,
+};
+use peersum::device::DeviceError;
+use peersum_artifact::Arch;
+
+use crate::report::{ComputeMode, GpuFacts, LinkFacts};
+
+/// The version of NVIDIA's kernel module, as `/proc` tells it.
+pub(crate) fn kernel_module() -> Option<String> {
+    kernel_module_in(&fs::read_to_string("/proc/driver/nvidia/version").ok()?)
+}
+
+/// The first word that looks like a version, in the line of the kernel module.
+fn kernel_module_in(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.starts_with("NVRM"))?;
+    let is_version = |word: &&str| {
+        let digits_and_dots = |byte: u8| byte.is_ascii_digit() || byte == b'.';
+        word.contains('.') && word.bytes().all(digits_and_dots)
+    };
+    line.split_whitespace().find(is_version).map(str::to_owned)
+}
+
+/// Asks the driver for one value, which `call` writes over `value`.
+fn ask<T>(
+    function: &'static str,
+    mut value: T,
+    call: impl FnOnce(&mut T) -> CUresult,
+) -> Result<T, DeviceError> {
+    check(function, call(&mut value))?;
+    Ok(value)
+}
+
+/// The device with this number.
+fn device(ordinal: u32) -> Result<CUdevice, DeviceError> {
+    let ordinal = c_int::try_from(ordinal).unwrap_or(c_int::MAX);
+    ask("cuDeviceGet", 0, |device| {
+        // SAFETY: `device` is a place for one handle; a number that does not exist is an error that
+        // is returned.
+        unsafe { sys::cuDeviceGet(device, ordinal) }
+    })
+}
+
+/// One GPU, and its architecture.
+pub(crate) fn gpu(ordinal: u32) -> Result<(GpuFacts, Arch), DeviceError> {
+    let device = device(ordinal)?;
+    let name = ask("cuDeviceGetName", [0; 256], |name| {
+        // SAFETY: `name` has room for as many characters as is said.
+        unsafe { sys::cuDeviceGetName(name.as_mut_ptr(), 256, device) }
+    })?;
+    let pci = ask("cuDeviceGetPCIBusId", [0; 32], |pci| {
+        // SAFETY: as for the name.
+        unsafe { sys::cuDeviceGetPCIBusId(pci.as_mut_ptr(), 32, device) }
+    })?;
+    let uuid = ask("cuDeviceGetUuid", CUuuid { bytes: [0; 16] }, |uuid| {
+        // SAFETY: `uuid` is a place for one UUID.
+        unsafe { sys::cuDeviceGetUuid_v2(uuid, device) }
+    })?;
+    let memory_bytes = ask("cuDeviceTotalMem", 0, |bytes| {
+        // SAFETY: `bytes` is a place for one size.
+        unsafe { sys::cuDeviceTotalMem_v2(bytes, device) }
+    })?;
+    let arch = arch(device)?;
+    let has = |which| Ok::<_, DeviceError>(attribute(device, which)? != 0);
+    let multiprocessors = attribute(
+        device,
+        CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+    )?;
+    let compute_mode = attribute(device, CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_MODE)?;
+    let name = text(&name);
+    // The driver appends the profile, for instance `NVIDIA A100-SXM4-40GB MIG 1g.5gb`.
+    let mig = name.contains(" MIG ");
+    let facts = GpuFacts {
+        ordinal,
+        uuid: uuid_text(mig, uuid.bytes.map(|byte| byte.to_ne_bytes()[0])),
+        name,
+        pci_bus_id: text(&pci).to_ascii_lowercase(),
+        compute_capability: format!("{}.{}", arch.major, arch.minor),
+        multiprocessors: u32::try_from(multiprocessors).unwrap_or(0),
+        memory_bytes: memory_bytes as u64,
+        mig,
+        compute_mode: match compute_mode {
+            0 => ComputeMode::Shared,
+            2 => ComputeMode::Prohibited,
+            3 => ComputeMode::ExclusiveProcess,
+            _ => ComputeMode::Unknown,
+        },
+        file_descriptors: has(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
+        )? && has(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
+        )?,
+    };
+    Ok((facts, arch))
+}
+
+/// The characters before the first NUL.
+fn text(characters: &[c_char]) -> String {
+    let bytes: Vec<u8> = characters.iter().map(|c| c.to_ne_bytes()[0]).collect();
+    let text = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+    text.to_string_lossy().into_owned()
+}
+
+/// `GPU-` or `MIG-` and the bytes in the groups of a UUID.
+fn uuid_text(mig: bool, bytes: [u8; 16]) -> String {
+    let mut text = if mig { "MIG-" } else { "GPU-" }.to_owned();
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text.push_str(&format!("{byte:02x}"));
+    }
+    text
+}
+
+/// How `from` reaches the memory of `to`, as the driver says.
+pub(crate) fn link(from: u32, to: u32) -> Result<LinkFacts, DeviceError> {
+    use CUdevice_P2PAttribute as Attribute;
+    let (source, destination) = (device(from)?, device(to)?);
+    let attribute = |which| {
+        ask("cuDeviceGetP2PAttribute", 0, |value| {
+            // SAFETY: `value` is a place for one int; devices that do not exist are an error that
+            // is returned.
+            unsafe { sys::cuDeviceGetP2PAttribute(value, which, source, destination) }
+        })
+    };
+    let native_atomics = Attribute::CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED;
+    Ok(LinkFacts {
+        from,
+        to,
+        access: attribute(Attribute::CU_DEVICE_P2P_ATTRIBUTE_ACCESS_SUPPORTED)? != 0,
+        native_atomics: attribute(native_atomics)? != 0,
+        performance_rank: attribute(Attribute::CU_DEVICE_P2P_ATTRIBUTE_PERFORMANCE_RANK)?,
+        data_arrived: None,
+        gigabytes_per_second: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_module_s_version_is_read_from_either_form_of_its_line() {
+        let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release \
+                    Build  (root@x)  Tue\nGCC version:  gcc version 13.3.0\n";
+        assert_eq!(kernel_module_in(open).as_deref(), Some("580.95.05"));
+        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 \
+                      19:39:15 UTC 2024\n";
+        assert_eq!(kernel_module_in(closed).as_deref(), Some("535.183.01"));
+        assert_eq!(kernel_module_in("GCC version: 13.3.0\n"), None);
+    }
+
+    #[test]
+    fn a_uuid_is_written_as_nvidia_smi_writes_it() {
+        let bytes = std::array::from_fn(|index| index as u8 * 17);
+        assert_eq!(
+            uuid_text(false, bytes),
+            "GPU-00112233-4455-6677-8899-aabbccddeeff"
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! Looking for a module among those that were compiled ahead of time.
+
+use std::cmp::Reverse;
+use std::path::Path;
+
+use peersum_artifact::pack::Pack;
+use peersum_artifact::{Manifest, ManifestModule, Target, VerifyError, verify_file};
+
+use super::image::ImageKind;
+use super::known;
+use super::place::Place;
+use super::policy::{Environment, JitMode};
+use super::reason::Reason;
+use super::request::{Found, Misses, Request};
+
+impl Request<'_> {
+    /// Looks for a cubin or for PTX in the directories and the pack.
+    pub(super) fn compiled_ahead(&self, kind: ImageKind, misses: &mut Misses) -> Option<Found> {
+        let policy = self.policy;
+        // The driver would compile PTX.
+        if kind == ImageKind::Ptx && policy.jit != JitMode::Allow {
+            misses.add(Place::Ptx(None), Reason::JitMode(policy.jit));
+            return None;
+        }
+        // Each place with its directory, which the pack has not, or with why there is none.
+        let named = policy.cubin_dir.as_deref();
+        let named =
+            named.map(|directory| (Place::Directory(directory.into()), Ok(Some(directory))));
+        let environment = match &policy.environment {
+            Environment::NotRead => None,
+            Environment::Ignored => {
+                Some((Place::EnvDirectory(None), Err(Reason::EnvironmentIgnored)))
+            }
+            Environment::Read { cubin_dir } => Some((
+                Place::EnvDirectory(cubin_dir.clone()),
+                cubin_dir.as_deref().map(Some).ok_or(Reason::NotSet),
+            )),
+        };
+        let pack = (Place::Pack, Ok(None));
+        for (place, directory) in named.into_iter().chain(environment).chain([pack]) {
+            match directory {
+                Ok(directory) => {
+                    let found = self.look_in(place, directory, kind, misses);
+                    if found.is_some() {
+                        return found;
+                    }
+                }
+                // Said once, for the cubins.
+                Err(reason) if kind == ImageKind::Cubin => misses.add(place, reason),
+                Err(_) => {}
+            }
+        }
+        None
+    }
+
+    /// Looks in a directory, or in the pack if there is none.
+    fn look_in(
+        &self,
+        place: Place,
+        directory: Option<&Path>,
+        kind: ImageKind,
+        misses: &mut Misses,
+    ) -> Option<Found> {
+        let place = match kind {
+            ImageKind::Cubin => place,
+            ImageKind::Ptx => Place::Ptx(directory.map(Path::to_owned)),
+        };
+        let mut reasons = Vec::new();
+        let found = if self.policy.jit == JitMode::Force {
+            reasons.push(Reason::JitMode(JitMode::Force));
+            None
+        } else if let Some(directory) = directory {
+            self.in_directory(directory, kind, &mut reasons)
+        } else {
+            self.in_pack(kind, &mut reasons)
+        };
+        for reason in reasons {
+            misses.add(place.clone(), reason);
+        }
+        let (entry, bytes) = found?;
+        Some(Found {
+            file: directory.map(|directory| directory.join(entry.file_name())),
+            place,
+            compilation: None,
+            entry,
+            bytes,
+        })
+    }
+
+    fn in_directory(
+        &self,
+        directory: &Path,
+        kind: ImageKind,
+        reasons: &mut Vec<Reason>,
+    ) -> Option<(ManifestModule, Vec<u8>)> {
+        match Manifest::read_dir_with(directory, known::manifest) {
+            Ok(manifest) => self.in_manifest(&manifest, kind, reasons, |entry| {
+                verify_file(directory, entry)
+            }),
+            Err(error) => {
+                reasons.push(Reason::Manifest(error));
+                None
+            }
+        }
+    }
+
+    fn in_pack(
+        &self,
+        kind: ImageKind,
+        reasons: &mut Vec<Reason>,
+    ) -> Option<(ManifestModule, Vec<u8>)> {
+        match Pack::parse_with(self.kernels.pack, known::manifest) {
+            Ok(Some(pack)) => {
+                return self
+                    .in_manifest(pack.manifest(), kind, reasons, |entry| pack.verified(entry));
+            }
+            Ok(None) => reasons.push(Reason::EmptyPack),
+            Err(error) => reasons.push(Reason::Pack(error)),
+        }
+        None
+    }
+
+    /// Takes the best entry that holds: the nearest architecture first, then lower ones that serve
+    /// the device as well.
+    fn in_manifest(
+        &self,
+        manifest: &Manifest,
+        kind: ImageKind,
+        reasons: &mut Vec<Reason>,
+        read: impl Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError>,
+    ) -> Option<(ManifestModule, Vec<u8>)> {
+        let device = self.device.arch;
+        let of_module = || {
+            manifest
+                .modules
+                .iter()
+                .filter(|entry| entry.key == self.key)
+        };
+        let ptx = kind == ImageKind::Ptx;
+        let serves =
+            |target: Target| matches!(target, Target::Ptx(_)) == ptx && target.serves(device);
+        let mut candidates: Vec<_> = of_module().filter(|entry| serves(entry.target)).collect();
+        candidates.sort_by_key(|entry| Reverse(entry.target));
+        if candidates.is_empty() {
+            reasons.push(Reason::NoEntry {
+                module: self.key,
+                device,
+                ptx,
+                listed: of_module().map(|entry| entry.target.to_string()).collect(),
+            });
+        }
+        for entry in candidates {
+            let checked = self.check(manifest, entry);
+            match checked.and_then(|()| read(entry).map_err(Reason::File)) {
+                Ok(bytes) => return Some((entry.clone(), bytes)),
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        None
+    }
+
+    /// What can be said without the file: whether it was compiled from these sources, and whether
+    /// the driver would load it.
+    fn check(&self, manifest: &Manifest, entry: &ManifestModule) -> Result<(), Reason> {
+        let file = || entry.file_name();
+        if entry.closure_digest != self.closure.digest {
+            return Err(Reason::StaleSources {
+                file: file(),
+                expected: self.closure.digest,
+                found: entry.closure_digest,
+            });
+        }
+        // A driver whose version is not known counts as new enough: it says so itself if it is not.
+        let Some(driver) = self.device.driver_version else {
+            return Ok(());
+        };
+        match (entry.ptx_version, manifest.toolkit.toolkit()) {
+            (Some(ptx), _) if !driver.compiles_ptx(ptx) => Err(Reason::PtxTooNew {
+                file: file(),
+                ptx,
+                driver,
+            }),
+            (None, Some(toolkit)) if !driver.loads_cubins_of(toolkit) => {
+                Err(Reason::DriverTooOld {
+                    file: file(),
+                    toolkit,
+                    driver,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}

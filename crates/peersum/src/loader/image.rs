@@ -1,0 +1,76 @@
+//! What the loader is asked for, and what it gives.
+
+use std::sync::Arc;
+
+use peersum_artifact::{Algorithm, Arch, CudaVersion, EntryPoint, Target};
+
+use super::report::LoadReport;
+
+/// What a module must run on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceTarget {
+    /// The device's compute capability.
+    pub arch: Arch,
+    /// The newest CUDA that its driver supports (`cuDriverGetVersion`). `None` if it is not known:
+    /// the driver then counts as new enough.
+    pub driver_version: Option<CudaVersion>,
+}
+
+/// The kernels to load: what compiled modules must have been made from, what NVRTC compiles, and
+/// the embedded cubins.
+#[derive(Debug, Clone)]
+pub struct KernelSet<'a> {
+    /// The source files, pairs of path and text.
+    pub sources: Vec<(&'a str, &'a str)>,
+    /// The pack of cubins and PTX; empty if there is none. See [`peersum_artifact::pack`].
+    pub pack: &'a [u8],
+}
+
+impl KernelSet<'static> {
+    /// The kernels of this build of peersum.
+    #[must_use]
+    pub fn embedded() -> Self {
+        Self {
+            sources: peersum_kernels::SOURCES
+                .iter()
+                .map(|source| (source.path, source.text))
+                .collect(),
+            pack: peersum_kernels::PACK,
+        }
+    }
+}
+
+/// What an image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// Machine code.
+    Cubin,
+    /// Text that the driver compiles.
+    Ptx,
+}
+
+/// A module's bytes, verified, and what a launch must know of its kernels.
+#[derive(Debug)]
+pub struct LoadedImage {
+    /// The image as `cuModuleLoadData` takes it. PTX ends in a NUL, which that function needs.
+    pub bytes: Arc<[u8]>,
+    /// What the bytes are.
+    pub kind: ImageKind,
+    /// The target it was compiled for, which serves the device and need not be the device's own.
+    pub target: Target,
+    /// The kernels, in the order of [`Algorithm::ALL`].
+    pub entry_points: Vec<EntryPoint>,
+    /// Where it came from.
+    pub report: LoadReport,
+}
+
+impl LoadedImage {
+    /// The kernel that runs `algorithm`.
+    #[must_use]
+    pub fn entry_point(&self, algorithm: Algorithm) -> Option<&EntryPoint> {
+        let name = self.report.module.entry_point(algorithm);
+        self.entry_points
+            .iter()
+            .find(|entry_point| entry_point.name == name)
+    }
+}
