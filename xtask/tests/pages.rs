@@ -118,3 +118,46 @@ fn every_file_that_a_page_names_or_links_to_exists() {
         }
     }
 }
+
+/// The project's crates that the manifest in `folder` depends on, except for tests.
+fn dependencies(folder: &Path) -> BTreeSet<String> {
+    let manifest = fs::read_to_string(folder.join("Cargo.toml")).unwrap();
+    let mut found = BTreeSet::new();
+    let mut is_listed = false;
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_listed = matches!(line, "[dependencies]" | "[build-dependencies]");
+        } else if is_listed && line.starts_with("peersum") {
+            let name = line.split(['.', ' ', '=']).next().unwrap();
+            found.insert(name.to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn the_picture_of_the_crates_has_exactly_the_dependencies_of_their_manifests() {
+    let page = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, picture) = page.split_once("```mermaid\n").unwrap();
+    let (picture, _) = picture.split_once("```").unwrap();
+    let drawn: BTreeSet<(String, String)> = picture
+        .lines()
+        .filter_map(|line| line.trim().split_once(" --> "))
+        .map(|(from, to)| (from.to_owned(), to.to_owned()))
+        .collect();
+
+    let mut folders = vec![root().join("kernels"), root().join("xtask")];
+    for entry in fs::read_dir(root().join("crates")).unwrap() {
+        folders.push(entry.unwrap().path());
+    }
+    let mut declared = BTreeSet::new();
+    for folder in folders {
+        let from = match folder.file_name().unwrap().to_str().unwrap() {
+            "kernels" => "peersum-kernels",
+            name => name,
+        };
+        let arrows = dependencies(&folder).into_iter();
+        declared.extend(arrows.map(|to| (from.to_owned(), to)));
+    }
+    assert_eq!(drawn, declared);
+}

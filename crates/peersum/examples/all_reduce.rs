@@ -15,17 +15,12 @@
 use peersum::{Communicator, Rendezvous};
 
 fn main() -> anyhow::Result<()> {
-    // RANK, WORLD_SIZE and LOCAL_RANK as torchrun, mpirun or srun set them.
-    let rendezvous = Rendezvous::from_env()?;
-    // The GPU of this rank, or an error that says what is missing.
-    let stream = peersum::open_context(rendezvous.local_rank())?.new_stream()?;
-    let mut communicator = Communicator::builder()
-        .rendezvous(rendezvous)
-        .build(&stream)?;
-
+    let ranks = Rendezvous::from_env()?; // reads RANK, WORLD_SIZE and LOCAL_RANK
+    let stream = peersum::open_context(ranks.local_rank())?.new_stream()?;
+    let mut communicator = Communicator::builder().rendezvous(ranks).build(&stream)?;
     let mut activations = stream.clone_htod(&vec![1.0_f32; 4096])?;
     communicator.all_reduce_in_place(&mut activations)?;
-    communicator.synchronize()?; // the only proof that the result is valid
+    communicator.synchronize()?; // the result is valid only if this succeeds
     println!("{:?}", &stream.clone_dtoh(&activations)?[..4]);
     Ok(())
 }

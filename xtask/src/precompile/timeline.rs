@@ -13,13 +13,13 @@ use std::path::Path;
 pub(crate) struct Span {
     /// The module and its target.
     pub(crate) name: String,
-    /// How many files it made or was to make.
+    /// How many files it writes.
     pub(crate) files: usize,
     /// How it ended.
     pub(crate) status: Status,
-    /// Which of the parallel jobs ran it, from 0.
+    /// The parallel job that ran it, from 0.
     pub(crate) worker: usize,
-    /// When it began, in seconds from the start of the run.
+    /// When it started, in seconds from the start of the run.
     pub(crate) start_seconds: f64,
     /// How long it took, in seconds.
     pub(crate) seconds: f64,
@@ -66,45 +66,45 @@ fn end_seconds(spans: &[Span]) -> f64 {
         .fold(0.001, f64::max)
 }
 
-/// A row for each job, a bar for each process.
+/// A row for each job, a bar for each process. Horizontal places are percentages, so the page can
+/// stretch the picture to its own width.
 fn picture(jobs: usize, spans: &[Span]) -> String {
-    const WIDTH: f64 = 1200.0;
-    const ROW: f64 = 26.0;
-    const LEFT: f64 = 60.0;
+    const ROW: usize = 26;
+    const LEFT: f64 = 6.0;
     let end = end_seconds(spans);
-    let scale = WIDTH / end;
-    let (width, height) = (WIDTH + LEFT + 40.0, ROW * jobs as f64 + 30.0);
+    let scale = (99.0 - LEFT) / end;
+    let bottom = ROW * jobs;
+    let height = bottom + 30;
 
-    // A picture of its own has a background, or it is not read on a dark page.
+    // The background keeps the picture readable on a dark page.
     let mut svg = format!(
-        r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"
- viewBox="0 0 {width} {height}" role="img" aria-label="timeline of the compiler processes">
+        r##"<svg xmlns="http://www.w3.org/2000/svg" width="1000" height="{height}" role="img"
+ aria-label="timeline of the compiler processes">
 <style>
 text {{ font: 12px sans-serif; fill: #555; }} line {{ stroke: #ddd; }}
-rect {{ stroke: #fff; }}
-.push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }} .failed {{ fill: #d62728; }}
+rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
+.failed {{ fill: #d62728; }}
 </style>
-<rect width="{width}" height="{height}" fill="#fff"/>
+<rect width="100%" height="{height}" fill="#fff"/>
 "##
     );
     for worker in 0..jobs {
-        let y = ROW * worker as f64 + 17.0;
-        let _ = writeln!(svg, r#"<text x="0" y="{y}">job {worker}</text>"#);
+        let y = ROW * worker + 17;
+        let _ = writeln!(svg, r#"<text x="0" y="{y}">{worker}</text>"#);
     }
-    // About ten ticks, at a round number of seconds.
+    // At most eight ticks, at a round number of seconds.
     let step = [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0]
         .into_iter()
-        .find(|step| end / step <= 12.0)
+        .find(|step| end / step <= 8.0)
         .unwrap_or(100.0);
     for tick in 0..=(end / step) as usize {
         let seconds = tick as f64 * step;
         let x = LEFT + seconds * scale;
-        let bottom = ROW * jobs as f64;
         let _ = writeln!(
             svg,
-            r#"<line x1="{x:.1}" y1="0" x2="{x:.1}" y2="{bottom}"/>
-<text x="{x:.1}" y="{}">{seconds:.1} s</text>"#,
-            bottom + 18.0
+            r#"<line x1="{x:.2}%" y1="0" x2="{x:.2}%" y2="{bottom}"/>
+<text x="{x:.2}%" y="{}">{seconds:.1} s</text>"#,
+            bottom + 18
         );
     }
     for span in spans {
@@ -115,12 +115,12 @@ rect {{ stroke: #fff; }}
         };
         let _ = writeln!(
             svg,
-            r#"<rect class="{class}" x="{:.1}" y="{:.1}" width="{:.1}" height="{}">
+            r#"<rect class="{class}" x="{:.2}%" y="{}" width="{:.2}%" height="{}">
 <title>{}: {:.2} s</title></rect>"#,
             LEFT + span.start_seconds * scale,
-            ROW * span.worker as f64 + 2.0,
-            (span.seconds * scale).max(1.0),
-            ROW - 4.0,
+            ROW * span.worker + 2,
+            (span.seconds * scale).max(0.1),
+            ROW - 4,
             escaped(&span.name),
             span.seconds
         );
@@ -147,15 +147,18 @@ fn html(jobs: usize, summary: &Summary, spans: &[Span], picture: &str) -> String
 
     format!(
         r#"<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>peersum precompile timings</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>peersum precompile timings</title>
 <style>
-body {{ font: 14px sans-serif; margin: 2em; }}
-td, th {{ text-align: left; padding: 2px 16px 2px 0; }}
+body {{ font: 14px sans-serif; margin: 1em; }}
+svg {{ width: 100%; }}
+td, th {{ text-align: left; padding: 2px 12px 2px 0; overflow-wrap: anywhere; }}
 </style>
 <h1>precompile</h1>
-<p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs
-({cpu:.1} s CPU); the jobs were busy for {share:.0} % of the compile time.
-Blue: push, orange: pull, red: failed. Hover over a bar for its module.</p>
+<p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU).
+The jobs were busy for {share:.0} % of the compile time.</p>
+<p>Each row is a job, each bar a compiler process: blue is push, orange is pull, red has failed.
+Hover over a bar for its module.</p>
 {picture}
 <table><tr><th>module</th><th>seconds</th><th>start</th><th>job</th></tr>
 {rows}</table>

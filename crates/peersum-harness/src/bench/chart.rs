@@ -1,210 +1,179 @@
-//! Latency curves as SVG: both axes logarithmic, one panel for each world size and type.
-
-use std::fmt::Write as _;
+//! Charts as SVG, one panel for each world size and type: the time of each call relative to the
+//! limit of the machine, on a linear axis, by message size on a logarithmic one.
 
 use super::report::Report;
 use super::series::{self, Kind, Series};
 use super::sizes::bytes_text;
 use super::table::us_text;
 
-const PANEL_WIDTH: f64 = 680.0;
-const PANEL_HEIGHT: f64 = 340.0;
+const WIDTH: f64 = 460.0;
+/// The borders of the plot within its panel.
+const LEFT: f64 = 40.0;
+const RIGHT: f64 = WIDTH - 14.0;
+const TOP: f64 = 34.0;
+const BOTTOM: f64 = 250.0;
+/// The baseline of the legend's first line, and the distance to the next one.
+const LEGEND: f64 = BOTTOM + 70.0;
+const LEGEND_LINE: f64 = 16.0;
 const PANELS_A_ROW: usize = 2;
-/// Left, top, right and bottom of the plot within its panel.
-const MARGINS: (f64, f64, f64, f64) = (52.0, 34.0, 210.0, 40.0);
 /// Distinguishable by people who do not see all colours (Okabe and Ito).
 const COLOURS: [&str; 7] = [
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f",
 ];
 
-/// The picture: every panel of a report.
+/// All panels of a report as one picture.
 pub(crate) fn picture(report: &Report) -> String {
-    let groups = report.groups();
-    let columns = groups.len().clamp(1, PANELS_A_ROW);
-    let rows = groups.len().div_ceil(columns).max(1);
-    let (width, height) = (
-        PANEL_WIDTH * columns as f64,
-        PANEL_HEIGHT * rows as f64 + 22.0,
-    );
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" viewBox=\"0 0 {width:.0} {height:.0}\" \
-         font-family=\"system-ui, sans-serif\" font-size=\"11\" role=\"img\">\n\
-         <title>Latency of an all-reduce by message size</title>\n\
-         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n"
-    );
-    for (index, group) in groups.into_iter().enumerate() {
+    let panels = panels(report);
+    let height = panels.iter().map(|panel| panel.height).fold(0.0, f64::max);
+    let columns = panels.len().clamp(1, PANELS_A_ROW);
+    let whole_width = WIDTH * columns as f64;
+    let whole_height = height * panels.len().div_ceil(columns) as f64 + 24.0;
+    let mut inner = String::new();
+    for (index, panel) in panels.iter().enumerate() {
+        let x = WIDTH * (index % columns) as f64;
+        let y = height * (index / columns) as f64;
+        inner += &format!("<g transform=\"translate({x} {y})\">\n{}</g>\n", panel.body);
+    }
+    inner += &text(LEFT, whole_height - 8.0, "start", &report.title());
+    svg(whole_width, whole_height, &inner)
+}
+
+/// Each panel of a report as a picture of its own.
+pub(crate) fn pictures(report: &Report) -> Vec<String> {
+    let each = |panel: Panel| svg(WIDTH, panel.height, &panel.body);
+    panels(report).into_iter().map(each).collect()
+}
+
+struct Panel {
+    height: f64,
+    body: String,
+}
+
+fn panels(report: &Report) -> Vec<Panel> {
+    let groups = report.groups().into_iter();
+    let panels = groups.map(|group| {
         let (world_size, _, dtype) = group;
-        let x = PANEL_WIDTH * (index % columns) as f64;
-        let y = PANEL_HEIGHT * (index / columns) as f64;
-        let title = format!("{world_size} ranks, {dtype}: microseconds a call");
-        let _ = writeln!(svg, "<g transform=\"translate({x:.0} {y:.0})\">");
-        svg += &panel(&title, &series::of(report, group));
-        svg += "</g>\n";
-    }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{:.0}\" y=\"{:.0}\" fill=\"#555555\">{}</text>\n</svg>",
-        MARGINS.0,
-        height - 8.0,
-        escaped(&report.title())
-    );
-    svg
+        let all = series::of(report, group);
+        Panel {
+            height: LEGEND + LEGEND_LINE * all.len() as f64,
+            body: panel(&format!("{world_size} ranks, {dtype}"), &all),
+        }
+    });
+    panels.collect()
 }
 
-/// One set of axes.
-struct Axes {
-    /// Logarithms: the least and the greatest.
-    x: (f64, f64),
-    y: (f64, f64),
+fn svg(width: f64, height: f64, inner: &str) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\" font-family=\"system-ui, sans-serif\" font-size=\"11\" \
+         fill=\"#444444\" role=\"img\">\n<title>Time of an all-reduce by message size</title>\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{inner}</svg>\n"
+    )
 }
 
-impl Axes {
-    fn new(all: &[Series]) -> Option<Axes> {
-        let points = || all.iter().flat_map(|series| &series.points);
-        let range = |values: &mut dyn Iterator<Item = f64>| {
-            values.fold(
-                (f64::INFINITY, f64::NEG_INFINITY),
-                |(least, most), value| (least.min(value), most.max(value)),
-            )
-        };
-        points().next()?;
-        let (x, y) = (
-            range(&mut points().map(|point| (point.bytes.max(1) as f64).ln())),
-            range(&mut points().map(|point| point.us.max(0.01).ln())),
-        );
-        // Some air around the curves.
-        let air = |(least, most): (f64, f64), below: f64, above: f64| {
-            let span = (most - least).max(0.7);
-            (least - below * span, most + above * span)
-        };
-        Some(Axes {
-            x: air(x, 0.03, 0.03),
-            y: air(y, 0.06, 0.08),
-        })
-    }
-
-    fn x(&self, bytes: u64) -> f64 {
-        let part = ((bytes.max(1) as f64).ln() - self.x.0) / (self.x.1 - self.x.0);
-        MARGINS.0 + part * (PANEL_WIDTH - MARGINS.0 - MARGINS.2)
-    }
-
-    fn y(&self, us: f64) -> f64 {
-        let part = (us.max(0.01).ln() - self.y.0) / (self.y.1 - self.y.0);
-        PANEL_HEIGHT - MARGINS.3 - part * (PANEL_HEIGHT - MARGINS.1 - MARGINS.3)
-    }
-}
-
-/// One panel, without its place.
-pub(crate) fn panel(title: &str, all: &[Series]) -> String {
-    let Some(axes) = Axes::new(all) else {
-        return String::new();
-    };
-    let (left, top, right, bottom) = (
-        MARGINS.0,
-        MARGINS.1,
-        PANEL_WIDTH - MARGINS.2,
-        PANEL_HEIGHT - MARGINS.3,
-    );
-    let mut svg = format!(
-        "<text x=\"{left:.0}\" y=\"20\" font-size=\"13\" font-weight=\"600\" fill=\"#222222\">{}</text>\n",
-        escaped(title)
-    );
-    let mut sizes: Vec<u64> = all
-        .iter()
-        .flat_map(|series| series.points.iter().map(|point| point.bytes))
-        .collect();
+/// Draws the axes, the curves and the legend.
+fn panel(title: &str, all: &[Series]) -> String {
+    let points = || all.iter().flat_map(|series| &series.points);
+    let mut sizes: Vec<u64> = points().map(|point| point.bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();
-    // No more labels than fit.
-    for bytes in sizes.iter().step_by(sizes.len().div_ceil(10).max(1)) {
-        let x = axes.x(*bytes);
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{x:.1}\" y1=\"{top:.1}\" x2=\"{x:.1}\" y2=\"{bottom:.1}\" stroke=\"#e5e5e5\"/>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555555\">{}</text>",
-            bottom + 16.0,
-            bytes_text(*bytes)
-        );
-    }
-    let steps = (-2..7).flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10_f64.powi(power)));
-    for us in steps.filter(|us| (axes.y.0..=axes.y.1).contains(&us.ln())) {
-        let y = axes.y(us);
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{left:.1}\" y1=\"{y:.1}\" x2=\"{right:.1}\" y2=\"{y:.1}\" stroke=\"#e5e5e5\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#555555\">{us}</text>",
-            left - 6.0,
-            y + 4.0
-        );
-    }
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{:.1}\" height=\"{:.1}\" fill=\"none\" stroke=\"#999999\"/>\n\
-         <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#555555\">message, bytes</text>",
-        right - left,
-        bottom - top,
-        (left + right) / 2.0,
-        bottom + 32.0
+    let limit = all.iter().find(|series| series.kind == Kind::Limit);
+    // Without a measured limit the fastest call of a size takes its place.
+    let unit = |bytes: u64| {
+        let candidates = limit.map_or(all, std::slice::from_ref);
+        let points = candidates.iter().flat_map(|series| &series.points);
+        let of_size = points.filter(|point| point.bytes == bytes);
+        of_size.map(|point| point.us).fold(f64::NAN, f64::min)
+    };
+    let ratios = points().map(|point| point.us / unit(point.bytes));
+    let greatest = ratios.fold(1.0, f64::max);
+    let (first, last) = (sizes.first(), sizes.last());
+    let log = |bytes: Option<&u64>| bytes.map_or(0.0, |&bytes| (bytes.max(1) as f64).ln());
+    let span = (log(last) - log(first)).max(1.0);
+    let x = |bytes: u64| {
+        let part = (log(Some(&bytes)) - log(first)) / span;
+        LEFT + 18.0 + part * (RIGHT - LEFT - 36.0)
+    };
+    let y = |ratio: f64| BOTTOM - (BOTTOM - TOP) * ratio / (greatest * 1.06);
+
+    let (unit_name, under) = match limit {
+        Some(_) => ("limit", "the limit"),
+        None => ("fastest call", "the fastest call"),
+    };
+    let heading = format!("{title}: time relative to the {unit_name}");
+    let mut body = format!(
+        "<g font-size=\"13\" font-weight=\"600\">{}</g>",
+        text(LEFT, 20.0, "start", &heading)
     );
+    // No more labels than fit.
+    for &bytes in sizes.iter().step_by(sizes.len().div_ceil(8).max(1)) {
+        body += &line(x(bytes), TOP, x(bytes), BOTTOM, "stroke=\"#e5e5e5\"");
+        body += &text(x(bytes), BOTTOM + 16.0, "middle", &bytes_text(bytes));
+        body += &text(x(bytes), BOTTOM + 30.0, "middle", &us_text(unit(bytes)));
+    }
+    let steps = [0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0];
+    let step = steps.into_iter().find(|step| greatest / step <= 8.0);
+    let step = step.unwrap_or(greatest.ceil());
+    for tick in 0..=(greatest / step) as u32 {
+        let ratio = f64::from(tick) * step;
+        body += &line(LEFT, y(ratio), RIGHT, y(ratio), "stroke=\"#e5e5e5\"");
+        body += &text(LEFT - 6.0, y(ratio) + 4.0, "end", &ratio.to_string());
+    }
+    let axis = format!("message in bytes; below it {under} in microseconds");
+    body += &text((LEFT + RIGHT) / 2.0, BOTTOM + 48.0, "middle", &axis);
+    let place = |bytes, us: f64| (x(bytes), y(us / unit(bytes)));
     for (index, series) in all.iter().enumerate() {
-        let (colour, dash) = match series.kind {
-            Kind::Limit => ("#000000", " stroke-dasharray=\"2 3\""),
-            Kind::Graph => (COLOURS[index % COLOURS.len()], ""),
-            Kind::Eager => (COLOURS[index % COLOURS.len()], " stroke-dasharray=\"7 4\""),
-        };
-        let line: Vec<String> = series
-            .points
-            .iter()
-            .map(|point| format!("{:.1},{:.1}", axes.x(point.bytes), axes.y(point.us)))
-            .collect();
-        let _ = writeln!(
-            svg,
-            "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.8\"{dash} points=\"{}\"/>",
-            line.join(" ")
-        );
-        for point in &series.points {
-            let _ = writeln!(
-                svg,
-                "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3\" fill=\"{colour}\"><title>{}</title></circle>",
-                axes.x(point.bytes),
-                axes.y(point.us),
-                escaped(&format!(
-                    "{}, {}: {} us ({})",
-                    series.name,
-                    bytes_text(point.bytes),
-                    us_text(point.us),
-                    point.note
-                ))
-            );
-        }
-        // The legend stands beside the plot: no corner of it is always free.
-        let y = top + 14.0 + 15.0 * index as f64;
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"{colour}\" stroke-width=\"1.8\"{dash}/>\
-             <text x=\"{:.1}\" y=\"{y:.1}\" fill=\"#222222\">{}</text>",
-            right + 12.0,
-            y - 4.0,
-            right + 36.0,
-            y - 4.0,
-            right + 42.0,
-            escaped(&series.name)
+        body += &curve(index, series, place);
+    }
+    body
+}
+
+/// Draws one curve and its line of the legend. `place` gives a point's place by bytes and time.
+fn curve(index: usize, series: &Series, place: impl Fn(u64, f64) -> (f64, f64)) -> String {
+    let (colour, dash) = match series.kind {
+        Kind::Limit => ("#000000", "2 3"),
+        Kind::Graph => (COLOURS[index % COLOURS.len()], "none"),
+        Kind::Eager => (COLOURS[index % COLOURS.len()], "7 4"),
+    };
+    // Later curves are thinner, so that they do not hide equal ones below them.
+    let width = (4.5 - index as f64).max(1.5);
+    let style = format!(
+        "stroke=\"{colour}\" stroke-width=\"{width}\" stroke-dasharray=\"{dash}\" fill=\"none\""
+    );
+    let mut places = String::new();
+    let mut marks = String::new();
+    for point in &series.points {
+        let (x, y) = place(point.bytes, point.us);
+        places += &format!("{x:.1},{y:.1} ");
+        let (size, us) = (bytes_text(point.bytes), us_text(point.us));
+        let said = format!("{}, {size}: {us} us ({})", series.name, point.note);
+        marks += &format!(
+            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"{:.1}\" fill=\"{colour}\">\
+             <title>{}</title></circle>\n",
+            width / 2.0 + 1.5,
+            escaped(&said)
         );
     }
-    svg
+    let baseline = LEGEND + LEGEND_LINE * index as f64;
+    let mut body = format!("<polyline points=\"{}\" {style}/>\n{marks}", places.trim());
+    body += &line(LEFT, baseline - 4.0, LEFT + 26.0, baseline - 4.0, &style);
+    body += &text(LEFT + 34.0, baseline, "start", &series.name);
+    body
+}
+
+fn line(x1: f64, y1: f64, x2: f64, y2: f64, style: &str) -> String {
+    format!("<line x1=\"{x1:.1}\" y1=\"{y1:.1}\" x2=\"{x2:.1}\" y2=\"{y2:.1}\" {style}/>\n")
+}
+
+fn text(x: f64, y: f64, anchor: &str, text: &str) -> String {
+    let text = escaped(text);
+    format!("<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>\n")
 }
 
 /// Text as XML and HTML take it.
 pub(crate) fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped += "&amp;",
-            '<' => escaped += "&lt;",
-            '>' => escaped += "&gt;",
-            '"' => escaped += "&quot;",
-            other => escaped.push(other),
-        }
-    }
-    escaped
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }

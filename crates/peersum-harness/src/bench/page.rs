@@ -1,33 +1,40 @@
-//! A report as one page that needs nothing else: curves, and the tables under them.
+//! A report as one self-contained page: the charts, then the tables.
 
 use std::fmt::Write as _;
 
-use super::chart::{escaped, picture};
+use super::chart::{escaped, pictures};
 use super::report::Report;
 use super::table::{Table, tables};
 
-const STYLE: &str = "body{font:14px/1.45 system-ui,sans-serif;color:#222;background:#fff;margin:2rem auto;max-width:100rem;padding:0 1rem}\
-h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:2rem}svg{max-width:100%;height:auto}\
+const STYLE: &str = "\
+body{font:14px/1.45 system-ui,sans-serif;color:#222;background:#fff;margin:1.5rem auto;\
+max-width:75rem;padding:0 1rem}\
+h1{font-size:1.4rem}h2{font-size:1.05rem;margin-top:2rem}\
+svg{max-width:100%;height:auto;vertical-align:top}\
 .scroll{overflow-x:auto}table{border-collapse:collapse}\
-th,td{padding:.15rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap;font-variant-numeric:tabular-nums}\
+th,td{padding:.15rem .6rem;text-align:right;border-bottom:1px solid #e5e5e5;white-space:nowrap;\
+font-variant-numeric:tabular-nums}\
 th{border-bottom:1px solid #999}td.word,th.word{text-align:left}";
 
 /// The page.
 pub(crate) fn page(report: &Report) -> String {
     let mut html = format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>peersum: all-reduce</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>All-reduce: {}</h1>\n",
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width\">\n\
+         <title>peersum: all-reduce</title>\n<style>{STYLE}</style>\n</head>\n<body>\n\
+         <h1>All-reduce: {}</h1>\n",
         escaped(&report.title())
     );
     let nccl = match &report.nccl {
-        Some(version) => format!("NCCL {} in the same run.", escaped(version)),
+        Some(version) => format!("NCCL {} was measured in the same run.", escaped(version)),
         None => "NCCL was not measured.".to_owned(),
     };
     let _ = writeln!(
         html,
-        "<p>Ranks are threads of one process. Medians of {} replays of a graph of {} calls, or of as many batches of eager calls; each rank's own \
-         events, and of each replay the rank that began last. Bandwidths as nccl-tests define them. {nccl} The points of the curves say \
-         more under the pointer.</p>",
+        "<p>Each rank is a thread of one process. Each figure is the median of {} replays of a \
+         graph of {} calls, or of as many batches of eager calls. Each rank measures with its own \
+         events; the time of a replay is that of the rank that started last. Bandwidths are \
+         defined as in nccl-tests. {nccl} Hover over a point for its figures.</p>",
         report.replays, report.calls
     );
     for note in &report.notes {
@@ -36,7 +43,7 @@ pub(crate) fn page(report: &Report) -> String {
     for failure in &report.failures {
         let _ = writeln!(html, "<p>Failed: {}</p>", escaped(failure));
     }
-    html += &picture(report);
+    html += &pictures(report).concat();
     for table in tables(report) {
         html += &table_html(&table);
     }
