@@ -88,6 +88,10 @@ impl<'a> House<'a> {
         match path.first()?.as_str() {
             "crate" => (module, rest) = (Vec::new(), &path[1..]),
             "self" => rest = &path[1..],
+            // Of a module within the file.
+            "super" if path.get(1).is_some_and(|name| file.items.contains(name)) => {
+                return Some(at);
+            }
             "super" => {}
             first => {
                 let child: Path = module.iter().cloned().chain([first.to_owned()]).collect();

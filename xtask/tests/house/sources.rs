@@ -45,11 +45,13 @@ impl Source {
 
     /// Lines that are neither blank nor begin as a comment.
     pub(crate) fn code_lines(&self) -> usize {
-        let is_code = |line: &&str| {
-            let line = line.trim_start();
-            !line.is_empty() && !["//", "/*", "*"].iter().any(|mark| line.starts_with(mark))
-        };
         self.lines().filter(is_code).count()
+    }
+
+    /// Those of them that are unit tests.
+    pub(crate) fn unit_test_lines(&self) -> usize {
+        let tests = &self.text[self.without_unit_tests().len()..];
+        tests.lines().filter(is_code).count()
     }
 
     pub(crate) fn wide_lines(&self) -> Vec<String> {
@@ -68,6 +70,11 @@ impl Source {
             .find("\n#[cfg(test)]\nmod ")
             .map_or(&self.text, |end| &self.text[..=end])
     }
+}
+
+fn is_code(line: &&str) -> bool {
+    let line = line.trim_start();
+    !line.is_empty() && !["//", "/*", "*"].iter().any(|mark| line.starts_with(mark))
 }
 
 /// Every source file of the workspace that is not generated, by path.
