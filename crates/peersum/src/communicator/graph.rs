@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 
+use super::recording::SPOILT;
 use super::state::Communicator;
 use crate::device::{AsViewMut, Input, Output};
 use crate::device::{Device, Recording};
@@ -210,10 +211,13 @@ impl<D: Device> Communicator<D> {
         }
         // Asked before it is ended: the driver's own error does not name the remedy.
         let was_spoilt = matches!(self.device.recording(), Ok(Recording::Spoilt));
-        let graph = self
-            .device
-            .capture_end()
-            .map_err(|error| self.capture_error(was_spoilt, error))?;
+        let graph = self.device.capture_end().map_err(|error| {
+            if was_spoilt {
+                tracing::warn!(%error, "a capture was spoilt");
+                return Error::Capture(SPOILT);
+            }
+            error.into()
+        })?;
         Ok(Graph {
             graph,
             communicator: self.id,

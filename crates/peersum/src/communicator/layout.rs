@@ -26,19 +26,11 @@ const ALIGNMENT: u64 = 128;
 /// The smallest push half. It holds two slot groups of the largest group of ranks.
 const MIN_PUSH_HALF_BYTES: u64 = 8 << 10;
 
-/// The slots of one unit: one for each rank, but a pair keeps no slots for its own units.
-pub(crate) fn slot_sources(world_size: u32) -> u64 {
-    if world_size == 2 {
-        1
-    } else {
-        u64::from(world_size)
-    }
-}
-
-/// The slots of one group of units for one call, in bytes. The slots of the next call lie behind
-/// them.
+/// The slots of one group of units for one call, in bytes. The slots of the next call follow them.
 pub(crate) fn slot_group_bytes(world_size: u32) -> u64 {
-    slot_sources(world_size) * u64::from(abi::PEERSUM_SLOT_GROUP * abi::PEERSUM_UNIT_BYTES)
+    // A unit has a slot for each rank, but a pair keeps no slots for its own units.
+    let slots = if world_size == 2 { 1 } else { world_size };
+    u64::from(slots) * u64::from(abi::PEERSUM_SLOT_GROUP * abi::PEERSUM_UNIT_BYTES)
 }
 
 impl ArenaLayout {

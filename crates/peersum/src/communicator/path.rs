@@ -1,8 +1,8 @@
 //! What carries out a call of a given size.
 
+use peersum_artifact::Family;
 use peersum_kernels::abi;
 
-use super::connected::Connected;
 use super::state::Communicator;
 use crate::device::Device;
 use crate::dispatch::{Placement, Plan, Route};
@@ -49,10 +49,19 @@ impl<D: Device> Communicator<D> {
     /// the slots, and otherwise a staged pull. The same on every rank.
     pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
         let plan = self.table.plan(placement, bytes);
-        match &self.connected {
-            Some(connected) => self.plan_within_slots(connected, plan, bytes),
-            None => plan,
+        let Some(connected) = &self.connected else {
+            return plan;
+        };
+        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
+        let capacity = connected.layout.capacity_units(plan.route);
+        let is_push = plan.route.family() == Family::Push;
+        if is_push && bytes.div_ceil(unit) > capacity && capacity * unit < LEAST_PUSH_PIECE_BYTES {
+            return Plan {
+                route: Route::PullTwoShot,
+                ..plan
+            };
         }
+        plan
     }
 
     /// What a call of `bytes` bytes by `plan` launches: no block without a unit, and no more and no
@@ -62,18 +71,5 @@ impl<D: Device> Communicator<D> {
         self.connected.as_ref().map_or(plan, |connected| {
             connected.limits.launched(plan, bytes, self.world_size)
         })
-    }
-
-    fn plan_within_slots(&self, connected: &Connected<D>, plan: Plan, bytes: u64) -> Plan {
-        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
-        let capacity = connected.layout.capacity_units(plan.route);
-        let is_push = matches!(plan.route, Route::PushOneShot | Route::PushTwoShot);
-        if is_push && bytes.div_ceil(unit) > capacity && capacity * unit < LEAST_PUSH_PIECE_BYTES {
-            return Plan {
-                route: Route::PullTwoShot,
-                ..plan
-            };
-        }
-        plan
     }
 }

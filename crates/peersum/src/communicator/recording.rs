@@ -13,8 +13,8 @@ const NOT_OURS: &str = "the program captures the communicator's stream, so this 
 const ENDED_ELSEWHERE: &str = "the capture that `capture_begin` began was not ended by \
      `capture_end`; call `capture_end`, which reports it, and let nothing else end a capture of \
      the communicator's stream";
-const SPOILT: &str = "something that a capture cannot contain has spoilt the capture of the \
-     communicator's stream: end it and begin anew; if cudarc's event tracking is on, call \
+pub(super) const SPOILT: &str = "something that a capture cannot contain has spoilt the capture \
+     of the communicator's stream: end it and begin anew; if cudarc's event tracking is on, call \
      `CudaContext::disable_event_tracking` first, because its waits for events from outside cannot \
      be captured";
 
@@ -45,21 +45,6 @@ impl<D: Device> Communicator<D> {
             self.capturing = false;
             // If it fails, the stream still records, and the next wait for the stream fails.
             let _ = self.device.capture_end();
-        }
-    }
-
-    /// The error of a capture that could not be ended, with what to do if it was spoilt.
-    pub(super) fn capture_error(
-        &self,
-        was_spoilt: bool,
-        error: crate::device::DeviceError,
-    ) -> Error {
-        match was_spoilt {
-            true => {
-                tracing::warn!(%error, "a capture was spoilt");
-                Error::Capture(SPOILT)
-            }
-            false => error.into(),
         }
     }
 }

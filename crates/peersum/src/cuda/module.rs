@@ -85,13 +85,6 @@ impl Module {
         threads + self.entry_point(algorithm).signal_threads
     }
 
-    /// The largest block that this algorithm's kernel may be launched with, in threads of a launch
-    /// shape.
-    #[must_use]
-    pub fn max_threads(&self, algorithm: Algorithm) -> u32 {
-        self.entry_point(algorithm).max_threads
-    }
-
     /// Whether this algorithm's kernel may be launched with the programmatic attribute.
     #[must_use]
     pub fn pdl(&self, algorithm: Algorithm) -> bool {
