@@ -127,9 +127,9 @@ pub fn dispatch_table(input: &[u8]) -> bool {
 pub const LABEL: &str = "exchange";
 
 /// What one rank of two sends to the other, as [`rendezvous`] reads it from its input: one byte for
-/// the rank that hears it (bit 0), one for the number of messages that are there before the group is
-/// formed, then the messages. Each is its length (two bytes, little endian), the number of its file
-/// descriptors (one byte), and its bytes.
+/// the rank that hears it (bit 0), one for the number of messages that are there before the group
+/// is formed, then the messages. Each is its length (two bytes, little endian), the number of its
+/// file descriptors (one byte), and its bytes.
 pub struct Session<'a> {
     /// The rank that hears the messages, 0 or 1.
     pub listener: u8,

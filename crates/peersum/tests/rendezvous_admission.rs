@@ -1,4 +1,5 @@
-//! Who may join a group of real processes. Whoever may not is refused with the reason, and the group is not harmed.
+//! Which processes may join a group. The others are refused with the reason, and the group is not
+//! affected.
 
 #![allow(clippy::unwrap_used)]
 
@@ -100,10 +101,9 @@ fn a_late_rank_of_an_older_run_is_refused_and_the_group_goes_on() {
 }
 
 #[test]
-fn a_directory_that_is_opened_to_others_while_the_group_forms_keeps_ranks_out_until_it_is_closed() {
-    let stage = Stage::enter(
-        "a_directory_that_is_opened_to_others_while_the_group_forms_keeps_ranks_out_until_it_is_closed",
-    );
+fn a_directory_opened_to_others_meanwhile_keeps_ranks_out_until_it_is_closed() {
+    let stage =
+        Stage::enter("a_directory_opened_to_others_meanwhile_keeps_ranks_out_until_it_is_closed");
     let zero = stage.rank(0, 2, AMPLE, "join, barrier work");
     stage.await_socket();
     chmod(&stage.directory(), 0o755);

@@ -1,4 +1,4 @@
-//! Where the sockets may lie, and what is left there.
+//! Which directories sockets may be in, and what is left there.
 
 #![allow(clippy::unwrap_used)]
 
@@ -172,7 +172,7 @@ fn a_group_that_ends_leaves_its_successor_s_files() {
             let before = socket().ok();
             let started = Instant::now();
             let zero = stage.rank(0, 2, AMPLE, steps);
-            // A rank that came before this would ask at the door of the group before.
+            // A rank that came before this would ask the rank 0 of the earlier group.
             while socket().map_or(true, |now| Some(now) == before) {
                 assert!(started.elapsed() < AMPLE, "rank 0 does not listen");
                 std::thread::sleep(Duration::from_millis(1));
@@ -196,7 +196,7 @@ fn a_group_that_ends_leaves_its_successor_s_files() {
         let new = start();
         end(old);
         assert_eq!(stage.files(), ["run.lock", "run.sock"], "{removed:?}");
-        // They are the successor's own: it answers at its door, and holds its name.
+        // They are the successor's own: it answers late ranks, and holds its name.
         let late = stage.rank(1, 2, AMPLE, "join").error();
         assert!(late.contains("AlreadyFormed"), "{late}");
         let second = stage.rank(0, 2, AMPLE, "join").error();
@@ -212,7 +212,8 @@ fn groups_made_and_dropped_leave_nothing() {
     let home = tempfile::tempdir().unwrap();
     let directory = home.path().join("sockets");
     meet(&directory, "group");
-    // The other tests of this process open and close descriptors of their own: a leak of one a group stands out.
+    // The other tests of this process open and close descriptors of their own, but fewer than a
+    // leak of one descriptor for each group.
     const GROUPS: usize = 200;
     let before = open_descriptors();
     for _ in 0..GROUPS {

@@ -19,7 +19,7 @@ impl Child {
     }
 
     fn lives(&self) -> bool {
-        // A child that nobody has waited for is dead all the same.
+        // A dead child of which nobody has taken the exit status counts as dead.
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.as_raw_pid()));
         stat.is_ok_and(|stat| !stat.contains(") Z"))
     }
@@ -40,7 +40,7 @@ fn a_child_that_drops_its_copy_of_the_group_changes_nothing() {
         rank.hear("paused");
     }
     assert_eq!(stage.files(), ["run.lock", "run.sock"]);
-    // Rank 0 still answers at its door, and still holds the group's name.
+    // Rank 0 still answers late ranks, and still holds the group's name.
     let late = stage.rank(1, 3, AMPLE, "join").error();
     assert!(late.contains("AlreadyFormed"), "{late}");
     let second = stage.rank(0, 3, AMPLE, "join").error();

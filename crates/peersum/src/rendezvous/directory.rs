@@ -1,4 +1,5 @@
-//! The directory of the sockets, which only this user can enter, and rank 0's claim to a group's name in it.
+//! The directory of the sockets, which only this user can enter, and rank 0's claim to a group's
+//! name in it.
 
 use super::error::RendezvousError;
 use super::reasons::DirectoryProblem;
@@ -17,11 +18,12 @@ const ADDRESS_BYTES: usize = 107;
 /// How long a claim waits for one that is about to be given up.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
 const CLAIM_RETRY: Duration = Duration::from_millis(10);
-/// How long a survivor waits for a dying rank 0 to let go of its lock: the system closes a killed process's connections and
-/// its lock in no promised order, so the survivors may learn of the death first.
+/// How long a survivor waits until a dying rank 0 has lost its lock. The system closes a killed
+/// process's connections and releases its lock in no promised order, so the survivors may learn of
+/// the death first.
 const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
 const SWEEP_RETRY: Duration = Duration::from_millis(2);
-/// How often to look whether another rank has done with the directory. It takes microseconds.
+/// How often to look whether another rank has finished with the directory. It takes microseconds.
 const QUIET_RETRY: Duration = Duration::from_millis(1);
 
 /// An open directory of mode 0700 that belongs to this user.
@@ -42,7 +44,7 @@ impl Directory {
             .create(&path)
         {
             Ok(()) => {}
-            // Something other than a directory is there; what it is, is said below.
+            // Something other than a directory is there: the errors below say what it is.
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => {
                 return Err(RendezvousError::io_at(
@@ -61,7 +63,7 @@ impl Directory {
         let handle = match rustix::fs::open(&path, flags, Mode::empty()) {
             Ok(handle) => handle,
             Err(errno) => {
-                // Looked at again only to say what is wrong: none of these is used.
+                // This second look only says what is wrong: the directory is not used.
                 let stat = rustix::fs::lstat(&path).map_err(|_| {
                     RendezvousError::io_at("open the rendezvous directory", &path, errno)
                 })?;
@@ -80,7 +82,8 @@ impl Directory {
                 });
             }
         };
-        // The open directory is checked, and used from now on: its name may be moved, what is in it stays ours.
+        // From now on only the open directory is used: if its name is moved to another one, what is
+        // in this one stays ours.
         let stat = rustix::fs::fstat(&handle).map_err(|error| {
             RendezvousError::io_at("inspect the rendezvous directory", &path, error)
         })?;
@@ -120,7 +123,7 @@ impl Directory {
         address.map_err(|error| RendezvousError::io_at("address the socket", &path, error))
     }
 
-    /// Keeps all other ranks, also those of other groups, from making or removing a file in the
+    /// Keeps all other ranks, also those of other groups, from making or removing files in the
     /// directory until the guard is dropped.
     fn lock(&self, deadline: Instant) -> Result<DirectoryLock<'_>, RendezvousError> {
         loop {
@@ -138,8 +141,8 @@ impl Directory {
         }
     }
 
-    /// Makes this process the group's rank 0. A claim ends with the process that holds it, however that ends, so what a
-    /// killed one left behind is recognised without asking whether its pid still lives.
+    /// Makes this process the group's rank 0. A claim ends when its process ends, for whatever
+    /// reason. So the files of a killed process are recognised without a look at its pid.
     pub(super) fn claim(self, group: &str, deadline: Instant) -> Result<Claim, RendezvousError> {
         let deadline = deadline.min(Instant::now() + CLAIM_PATIENCE);
         loop {
@@ -173,7 +176,7 @@ impl Directory {
         self.sweep_until(group, Instant::now() + SWEEP_PATIENCE);
     }
 
-    /// Removes what a rank 0 that is no more has left behind; does nothing where one lives.
+    /// Removes what a dead rank 0 has left behind; does nothing if a rank 0 lives.
     pub(super) fn sweep(&self, group: &str) {
         self.sweep_until(group, Instant::now());
     }
@@ -189,7 +192,8 @@ impl Directory {
                     locked.remove(&lock_name(group));
                     return;
                 }
-                // The dying rank 0, another survivor at the same work, or the rank 0 of a new run that has what it needs.
+                // The dying rank 0 holds the lock, or another survivor that does the same, or the
+                // rank 0 of a new run, which keeps its files.
                 Ok(Attempt::Busy(_)) if Instant::now() < deadline => {
                     drop(locked);
                     std::thread::sleep(SWEEP_RETRY);
@@ -206,7 +210,7 @@ impl Directory {
     }
 }
 
-/// The directory, in which no other rank makes or removes anything meanwhile.
+/// A lock on the directory: no other rank makes or removes files in it.
 struct DirectoryLock<'a>(&'a Directory);
 
 impl DirectoryLock<'_> {
@@ -233,8 +237,8 @@ impl DirectoryLock<'_> {
 
 impl Drop for DirectoryLock<'_> {
     fn drop(&mut self) {
-        // Not left to the closing of the directory: a child that fork has made meanwhile has it
-        // open as well, and the lock would last as long as both.
+        // Closing the directory would not be enough: a child that fork made meanwhile has it open
+        // as well, and the lock would last until both have closed it.
         let _ = rustix::fs::flock(self.0, FlockOperation::Unlock);
     }
 }
@@ -255,7 +259,7 @@ pub(super) struct Claim {
     lock: LockFile,
 }
 
-/// The file of a socket that a claim has made.
+/// The file of the socket that a claim has made.
 #[derive(Debug)]
 struct BoundSocket {
     file: FileId,
@@ -289,7 +293,7 @@ impl Claim {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // A successor may have these names, if somebody removed the files meanwhile.
+        // If the files were removed meanwhile, a successor may have files of these names.
         match self.directory.lock(Instant::now() + CLAIM_PATIENCE) {
             Ok(locked) => {
                 if let Some(socket) = &self.socket {

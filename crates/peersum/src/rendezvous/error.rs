@@ -8,15 +8,17 @@ use std::time::Duration;
 
 /// A failed rendezvous or exchange.
 ///
-/// Once an exchange has failed, its [`Group`](super::Group) is spent: every later call returns the first error again.
+/// After an exchange has failed, every later call on its [`Group`](super::Group) returns the first
+/// error again.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum RendezvousError {
     /// No launcher told this process its rank.
     #[error(
-        "no launcher has set a rank: looked for RANK and WORLD_SIZE (torchrun), OMPI_COMM_WORLD_RANK and \
-         OMPI_COMM_WORLD_SIZE (mpirun), SLURM_PROCID and SLURM_NTASKS (srun); set RANK and WORLD_SIZE for each process, \
-         or name the rank in code with Rendezvous::unix"
+        "no launcher has set a rank: looked for RANK and WORLD_SIZE (torchrun), \
+         OMPI_COMM_WORLD_RANK and OMPI_COMM_WORLD_SIZE (mpirun), SLURM_PROCID and SLURM_NTASKS \
+         (srun); set RANK and WORLD_SIZE for each process, or name the rank in code with \
+         Rendezvous::unix"
     )]
     NoLauncher,
 
@@ -31,7 +33,8 @@ pub enum RendezvousError {
 
     /// Two launchers' variables contradict each other.
     #[error(
-        "{first} contradicts {second}: unset those that do not describe this group, or use Rendezvous::unix"
+        "{first} contradicts {second}: unset those that do not describe this group, or use \
+         Rendezvous::unix"
     )]
     ConflictingEnvironment {
         /// One launcher's variables with their values.
@@ -40,12 +43,12 @@ pub enum RendezvousError {
         second: String,
     },
 
-    /// An environment variable has a value that means nothing.
+    /// An environment variable has an invalid value.
     #[error("{variable} is {value:?}, expected {expected}")]
     InvalidVariable {
         /// The variable's name.
         variable: &'static str,
-        /// Its value, where it is no text a lossy rendering.
+        /// Its value. What is not UTF-8 is replaced.
         value: String,
         /// What the value must be.
         expected: &'static str,
@@ -77,7 +80,8 @@ pub enum RendezvousError {
 
     /// A group's name cannot name its socket.
     #[error(
-        "group name {group:?} is not 1 to 64 of the characters A-Z a-z 0-9 . _ - with no dot in front"
+        "group name {group:?} is not 1 to 64 of the characters A-Z a-z 0-9 . _ - with no dot in \
+         front"
     )]
     InvalidGroup {
         /// The name.
@@ -103,7 +107,11 @@ pub enum RendezvousError {
     },
 
     /// The socket's path is too long for a socket address and `/proc` is not there to shorten it.
-    #[error("{} is too long for a Unix socket address and /proc is not mounted: set PEERSUM_RENDEZVOUS_DIR to a shorter path", path.display())]
+    #[error(
+        "{} is too long for a Unix socket address and /proc is not mounted: set \
+         PEERSUM_RENDEZVOUS_DIR to a shorter path",
+        path.display()
+    )]
     PathTooLong {
         /// The socket's path.
         path: PathBuf,
@@ -111,7 +119,8 @@ pub enum RendezvousError {
 
     /// A live process already is rank 0 of a group of this name.
     #[error(
-        "group {group:?} in {} already has a live rank 0{}: give this run another PEERSUM_GROUP, or end that process",
+        "group {group:?} in {} already has a live rank 0{}: give this run another PEERSUM_GROUP, \
+         or end that process",
         directory.display(),
         .pid.map_or_else(
             || " (a process of another PID namespace)".to_owned(),
@@ -129,7 +138,11 @@ pub enum RendezvousError {
     },
 
     /// The process that listens on the group's socket belongs to another user.
-    #[error("{} is listened on by user {theirs}, not by this process's user {ours}", path.display())]
+    #[error(
+        "user {theirs} listens on {}, and this process belongs to user {ours}: end that process, \
+         or set PEERSUM_RENDEZVOUS_DIR to another directory",
+        path.display()
+    )]
     WrongUser {
         /// The socket.
         path: PathBuf,
@@ -158,13 +171,14 @@ pub enum RendezvousError {
         waited: Duration,
         /// Where the rank that returns this error is, and looks for the others.
         at: Box<Whereabouts>,
-        /// The ranks that were missing, as far as `rank` knew. Rank 0 alone if it was silent: it knows the others.
+        /// The ranks that were missing, as far as `rank` knew. Rank 0 alone if it was silent: only
+        /// rank 0 knows which others are missing.
         missing: Vec<u32>,
     },
 
-    /// A child that fork made of a rank's process used the rank's group, which stays its parent's.
+    /// A child that a rank's process forked used the rank's group, which belongs to the parent.
     #[error(
-        "this process was forked from rank {rank}'s, and the group stays with its parent: use it \
+        "this process was forked from rank {rank}'s, and the group belongs to the parent: use it \
          there, or form another group for the child"
     )]
     Forked {
@@ -192,7 +206,8 @@ pub enum RendezvousError {
 
     /// Ranks are in different exchanges.
     #[error(
-        "rank {rank} is in {label:?} while rank {other_rank} is in {other_label:?}: the ranks' programs differ"
+        "rank {rank} is in {label:?} while rank {other_rank} is in {other_label:?}: the ranks' \
+         programs differ"
     )]
     LabelMismatch {
         /// One rank.
@@ -272,7 +287,7 @@ impl std::fmt::Display for Whereabouts {
 }
 
 impl RendezvousError {
-    /// The same error as a rank returns it that is there.
+    /// The same error, with where the rank is that returns it.
     pub(super) fn seen_by(mut self, whereabouts: &Whereabouts) -> Self {
         if let Self::Timeout { at, .. } = &mut self {
             **at = whereabouts.clone();

@@ -18,12 +18,13 @@ pub(super) enum Role {
     Spoke(Spoke),
 }
 
-/// The ranks that have found each other, as one of them sees it.
+/// A group of ranks that have found each other, as one of them sees it.
 ///
-/// Exchanges are collective: every rank makes the same calls in the same order, each with a label that names it. A label
-/// that differs is an error on every rank. The first error ends the group: every rank is told the cause, and every later call
-/// returns that error again. Dropping a group while others are in an exchange, or enter one, is to them the loss of this
-/// rank; [`Group::abandon`] also tells them why.
+/// Exchanges are collective: every rank makes the same calls in the same order, each with a label
+/// that names it. A label that differs is an error on every rank. The first error ends the group:
+/// every rank is told the cause, and every later call returns that error again. If a rank drops its
+/// group while others are in an exchange, or before they enter one, they see it as lost;
+/// [`Group::abandon`] also tells them why.
 #[derive(Debug)]
 pub struct Group {
     own: Peer,
@@ -66,14 +67,15 @@ impl Group {
         peer.is_some_and(|peer| rank == self.own.rank || peer.process == self.own.process)
     }
 
-    /// Whether the calling process is a child that fork made of this rank's, without executing a
-    /// program. A child has a copy of the group, which it can only drop: nothing that it does with
-    /// the copy reaches the other ranks.
+    /// Whether the calling process is a child that this rank's process forked and that executed no
+    /// other program. A child has a copy of the group, which it can only drop: nothing that it does
+    /// with the copy reaches the other ranks.
     pub fn is_inherited(&self) -> bool {
         !self.own.process.is_current()
     }
 
-    /// Gives every rank's message to every rank, in rank order. Messages may differ in length and be empty.
+    /// Gives every rank's message to every rank, in rank order. Messages may differ in length and
+    /// be empty.
     ///
     /// `label` is at most [`MAX_LABEL_BYTES`] long, `message` at most [`MAX_MESSAGE_BYTES`].
     ///
@@ -122,8 +124,9 @@ impl Group {
         self.exchange(label, &[], None, timeout).map(drop)
     }
 
-    /// Leaves the group and tells the others why: their exchange, or the next one that they enter, ends with
-    /// [`RendezvousError::PeerFailed`]. A reason longer than 4 KiB is cut. Takes at most a few tenths of a second.
+    /// Leaves the group and tells the others why: their exchange, or the next one that they enter,
+    /// ends with [`RendezvousError::PeerFailed`]. A reason longer than 4 KiB is cut. Takes at most
+    /// a few tenths of a second.
     pub fn abandon(mut self, reason: &str) {
         if self.is_inherited() {
             return;

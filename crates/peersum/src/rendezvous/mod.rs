@@ -1,24 +1,31 @@
-//! How the ranks of a group find each other and exchange messages and file descriptors, within deadlines.
+//! How the ranks of a group find each other and exchange messages and file descriptors, within
+//! deadlines.
 //!
-//! A [`Rendezvous`] is a recipe: which rank this is, of how many, in which group. [`Rendezvous::join`] carries it out and
-//! returns a [`Group`]. Rank 0 listens on a Unix socket in a directory that only this user can enter; the others connect to it,
-//! and it passes on what they send. No TCP port is opened.
+//! A [`Rendezvous`] is a recipe: which rank this is, of how many, in which group.
+//! [`Rendezvous::join`] carries it out and returns a [`Group`]. Rank 0 listens on a Unix socket in
+//! a directory that only this user can enter. The others connect to it, and it passes on what they
+//! send. No TCP port is opened.
 //!
-//! - Both ends check the other's user id. A process of another user, one that claims a rank that is taken, one of another
-//!   run, one that comes when the group is complete: each is refused with the reason ([`Refusal`]) and the group is not affected.
-//!   A connection that says nothing, or nonsense, is closed and keeps nobody waiting.
-//! - Rank 0 holds a file lock while it lives. The kernel releases it at its death, so the socket of a killed run is
-//!   recognised and replaced; the survivors of a killed rank 0 remove it themselves. If a cleaner
-//!   of old files has removed the socket, a group that ends leaves those of its successor alone.
-//! - A child that a rank's process makes by fork, without executing a program, has no part in the
+//! - Both ends check the other's user id. Rank 0 refuses, with the reason ([`Refusal`]), a process
+//!   of another user, one that claims a rank that is taken, one of another run, and one that comes
+//!   when the group is complete. The group is not affected. A connection that sends nothing, or
+//!   nonsense, is closed and keeps no rank waiting.
+//! - Rank 0 holds a file lock while it lives. The kernel releases the lock when the process dies,
+//!   so the socket of a killed run is recognised and replaced. The survivors of a killed rank 0
+//!   remove its socket themselves. If a cleaner of old files has removed a group's socket, the
+//!   group leaves the socket of its successor alone when it ends.
+//! - If a rank's process forks a child that executes no other program, the child has no part in the
 //!   group: dropping its copy does nothing to the others, using it is [`RendezvousError::Forked`].
 //!   If the rank's process is killed while such a child lives, the child keeps the rank's
 //!   connections open, so the others learn of the death at their deadline.
-//! - Ranks may be in different PID namespaces. They must be of one user.
-//! - A rank that dies is named on every other rank at once, a rank that does not come when the deadline passes.
-//! - The ranks of two runs in one directory are kept apart by their group's name, and, where the launcher tells its runs
-//!   apart, by that. Without either, a rank left over from an earlier run that has never reached its own rank 0 cannot be told from the
-//!   one that is expected: the first to claim a rank has it.
+//! - Ranks may be in different PID namespaces. They must be of one user and of one version of the
+//!   protocol.
+//! - If a rank dies, every other rank names it at once. If a rank does not come, every other rank
+//!   names it at the deadline.
+//! - The group's name keeps two runs in one directory apart, and so does the run's name if the
+//!   launcher gives one. Without either, rank 0 cannot tell a rank that is left over from an
+//!   earlier run, and has never reached its own rank 0, from the expected one: the first process to
+//!   claim a rank has it.
 
 mod admission;
 mod connection;

@@ -6,15 +6,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DirectoryProblem {
-    /// A symbolic link stands where the directory should be.
-    #[error("is a symbolic link, which another could repoint: name the directory itself")]
+    /// There is a symbolic link instead of the directory.
+    #[error("is a symbolic link, which another user could repoint: name the directory itself")]
     Symlink,
-    /// Something else stands where the directory should be.
+    /// There is something else instead of the directory.
     #[error("is not a directory: remove it or name another with PEERSUM_RENDEZVOUS_DIR")]
     NotADirectory,
     /// It belongs to another user.
     #[error(
-        "belongs to user {owner}, not to this process's user {ours}: name another with PEERSUM_RENDEZVOUS_DIR"
+        "belongs to user {owner}, not to this process's user {ours}: name another with \
+         PEERSUM_RENDEZVOUS_DIR"
     )]
     WrongOwner {
         /// The owner's user id.
@@ -24,7 +25,8 @@ pub enum DirectoryProblem {
     },
     /// Others may enter it, or its owner may not.
     #[error(
-        "has mode {mode:04o}, must be 0700: run chmod 700 on it, or name another with PEERSUM_RENDEZVOUS_DIR"
+        "has mode {mode:04o}, must be 0700: run chmod 700 on it, or name another with \
+         PEERSUM_RENDEZVOUS_DIR"
     )]
     WrongMode {
         /// The permission bits.
@@ -39,7 +41,8 @@ pub enum DirectoryProblem {
 pub enum Refusal {
     /// The process speaks another version of the protocol.
     #[error(
-        "it speaks rendezvous protocol {theirs}, rank 0 speaks {ours}: build all ranks from one version of peersum"
+        "it speaks rendezvous protocol {theirs}, rank 0 speaks {ours}: build all ranks from one \
+         version of peersum"
     )]
     Version {
         /// Rank 0's version.
@@ -65,7 +68,8 @@ pub enum Refusal {
     },
     /// The process was started by another run of the launcher.
     #[error(
-        "it belongs to run {theirs:?}, this is run {ours:?}: it is left over from an earlier run, or the runs need different PEERSUM_GROUPs"
+        "it belongs to run {theirs:?}, this is run {ours:?}: it is left over from an earlier run, \
+         or the runs need different PEERSUM_GROUPs"
     )]
     Run {
         /// Rank 0's run.

@@ -38,24 +38,27 @@ enum MeetingPlace {
 }
 
 impl Rendezvous {
-    /// What the launcher has set, for one process a rank.
+    /// The rank that the launcher describes in the environment, for one process a rank.
     ///
-    /// - Rank, world size and local rank: `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (torchrun, or a shell loop), or
-    ///   `OMPI_COMM_WORLD_RANK`, `_SIZE`, `_LOCAL_RANK` (mpirun), or `SLURM_PROCID`, `SLURM_NTASKS`, `SLURM_LOCALID` (srun). Without
-    ///   a local rank it is the rank. Where several launchers have set theirs they must agree, with two exceptions, since launchers
-    ///   are started by others: under torchrun (`TORCHELASTIC_RUN_ID`) its own count, and an incomplete set of Slurm's is ignored
-    ///   beside a complete one of another.
-    /// - `PEERSUM_RENDEZVOUS_DIR`, an absolute path, else `peersum` in `$XDG_RUNTIME_DIR` if that is this user's, else
-    ///   `peersum-{uid}` in `/tmp`.
-    /// - `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else `default`.
-    ///   A shell loop has nothing that identifies it: two loops of one user that run at once would
-    ///   mix their ranks, so give each its own group, for instance `PEERSUM_GROUP=loop-$$` with the
-    ///   shell's process id. The same holds for two loops in one Slurm allocation.
+    /// - Rank, world size and local rank: `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (torchrun, or a shell
+    ///   loop), or `OMPI_COMM_WORLD_RANK`, `_SIZE`, `_LOCAL_RANK` (mpirun), or `SLURM_PROCID`,
+    ///   `SLURM_NTASKS`, `SLURM_LOCALID` (srun). If no local rank is set it is the rank. If several
+    ///   launchers have set variables, they must agree. There are two exceptions, since one
+    ///   launcher may start another: under torchrun (`TORCHELASTIC_RUN_ID`) only its own variables
+    ///   count, and an incomplete set of Slurm's is ignored beside a complete set of another
+    ///   launcher.
+    /// - The directory: `PEERSUM_RENDEZVOUS_DIR`, an absolute path, else `peersum` in
+    ///   `$XDG_RUNTIME_DIR` if that is this user's, else `peersum-{uid}` in `/tmp`.
+    /// - The group: `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else
+    ///   `default`. A shell loop has nothing that identifies it: two loops of one user that run at
+    ///   once would mix their ranks, so give each its own group, for instance
+    ///   `PEERSUM_GROUP=loop-$$` with the shell's process id. The same holds for two loops in one
+    ///   Slurm allocation.
     /// - Several machines are refused, where the launcher tells of them: `LOCAL_WORLD_SIZE`,
     ///   `OMPI_COMM_WORLD_LOCAL_SIZE`, or one of `SLURM_STEP_NUM_NODES`, `SLURM_NNODES` and
     ///   `SLURM_JOB_NUM_NODES`.
-    /// - The run, by which ranks left over from an earlier one are refused: `TORCHELASTIC_RUN_ID` with the restart count and
-    ///   master port, `PMIX_NAMESPACE`, or the Slurm job and step.
+    /// - The run, by which ranks left over from an earlier one are refused: `TORCHELASTIC_RUN_ID`
+    ///   with the restart count and master port, `PMIX_NAMESPACE`, or the Slurm job and step.
     ///
     /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities)
     /// the environment is its caller's and is not read, as in
@@ -83,8 +86,8 @@ impl Rendezvous {
         .with_run(launched.run))
     }
 
-    /// One process a rank, with the socket of group `group` in `dir`, which is created with mode 0700 if it is not there. The
-    /// local rank is the rank.
+    /// One process a rank. The socket of group `group` is in `dir`, which is created with mode 0700
+    /// if it is not there. The local rank is the rank.
     pub fn unix(
         dir: impl Into<PathBuf>,
         group: impl Into<String>,
@@ -119,9 +122,11 @@ impl Rendezvous {
         Ok(Self::unix(directory, group, rank, world_size))
     }
 
-    /// One thread of this process a rank: the ranks from 0 on, each to be joined by a thread of its own.
+    /// One thread of this process a rank: the ranks from 0 on, each to be joined by a thread of its
+    /// own.
     ///
-    /// Nothing is written to the file system. A rank dropped before it is joined is lost to the others.
+    /// Nothing is written to the file system. If a rank is dropped before it is joined, the others
+    /// see it as lost.
     pub fn threads(world_size: u32) -> Vec<Self> {
         // A larger world is refused by `join`, and needs no sockets.
         let connected = world_size.min(MAX_WORLD_SIZE + 1);
@@ -166,7 +171,8 @@ impl Rendezvous {
         self
     }
 
-    /// Names the run that started this rank: rank 0 refuses a rank of another one. At most 256 bytes count.
+    /// Names the run that started this rank: rank 0 refuses a rank of another run. Only the first
+    /// 256 bytes count.
     pub fn with_run(mut self, run: impl Into<String>) -> Self {
         self.run = truncated(&run.into(), MAX_RUN_BYTES).to_owned();
         self
@@ -195,15 +201,16 @@ impl Rendezvous {
         self.local_rank
     }
 
-    /// Waits until every rank has come, at most `timeout`.
+    /// Waits at most `timeout` until every rank has come.
     ///
     /// # Errors
     ///
     /// [`RendezvousError::InvalidRank`] and [`RendezvousError::InvalidGroup`] for the recipe;
-    /// [`RendezvousError::Directory`], [`RendezvousError::PathTooLong`], [`RendezvousError::GroupInUse`],
-    /// [`RendezvousError::WrongUser`] and [`RendezvousError::Io`] for the socket; [`RendezvousError::Refused`] from rank 0;
-    /// [`RendezvousError::Timeout`] with the ranks that did not come, [`RendezvousError::PeerLost`] with one that came and
-    /// died, [`RendezvousError::PeerFailed`] and [`RendezvousError::Protocol`] from the group.
+    /// [`RendezvousError::Directory`], [`RendezvousError::PathTooLong`],
+    /// [`RendezvousError::GroupInUse`], [`RendezvousError::WrongUser`] and [`RendezvousError::Io`]
+    /// for the socket; [`RendezvousError::Refused`] from rank 0; [`RendezvousError::Timeout`] with
+    /// the ranks that did not come, [`RendezvousError::PeerLost`] with one that came and died,
+    /// [`RendezvousError::PeerFailed`] and [`RendezvousError::Protocol`] from the group.
     pub fn join(self, timeout: Duration) -> Result<Group, RendezvousError> {
         let (rank, world_size) = (self.rank, self.world_size);
         if rank >= world_size || world_size > MAX_WORLD_SIZE {

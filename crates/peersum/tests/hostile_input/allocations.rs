@@ -18,7 +18,8 @@ fn add(bytes: usize) {
     MOST.fetch_max(live, Ordering::Relaxed);
 }
 
-// SAFETY: every call goes to the system's allocator unchanged. A reallocation counts both blocks at once, as it may need both.
+// SAFETY: every call goes to the system's allocator unchanged. A reallocation counts both blocks at
+// once, as it may need both.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());

@@ -1,5 +1,5 @@
-//! The fuzz targets of `fuzz/` as an ordinary test: the committed seeds, seeded mutations of them, and the texts that cost a reader most, with an eye
-//! on every allocation.
+//! The fuzz targets of `fuzz/` as an ordinary test: the committed seeds, seeded mutations of them,
+//! and the texts that cost a reader most. Every allocation is counted.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -84,7 +84,8 @@ fn nothing_that_a_rank_sends_makes_the_other_panic_or_grow() {
     attack("rendezvous", targets::rendezvous, 8_000);
 }
 
-/// What is cheapest to write and dearest to keep, as often as `bytes` allow, in the place of `%` in `around`.
+/// Texts of `bytes` bytes with many copies of an item in the place of `%` in `around`: each item is
+/// short as text and large in memory.
 fn dearest(around: &str, bytes: usize) -> Vec<String> {
     let (before, behind) = around.split_once('%').unwrap();
     ["0", "{}", r#"{"":0}"#, r#""\n""#, "["]
@@ -111,7 +112,10 @@ fn the_dearest_texts_of_the_largest_size_take_less_than_64_mib() {
     let largest = usize::try_from(peersum_artifact::MAX_MANIFEST_BYTES).unwrap();
     for around in [
         "[%]",
-        r#"{"schema":1,"peersum_version":"","toolkit":{"compiler":"nvcc","version":"","build":""},"flags":[%]}"#,
+        concat!(
+            r#"{"schema":1,"peersum_version":"","#,
+            r#""toolkit":{"compiler":"nvcc","version":"","build":""},"flags":[%]}"#
+        ),
     ] {
         for text in dearest(around, largest) {
             check(text, targets::manifest);
@@ -120,10 +124,14 @@ fn the_dearest_texts_of_the_largest_size_take_less_than_64_mib() {
     let rows = r#"[{"route":"push_one_shot","blocks":1,"threads":32}]"#;
     for around in [
         format!(
-            r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[%],"link":"shared","origin":"","ordinary":{rows}}}]}}"#
+            r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[%],{}{rows}}}]}}"#,
+            r#""link":"shared","origin":"","ordinary":"#
         ),
-        r#"{"schema":1,"tables":[{"arch":null,"world_sizes":[2],"link":"shared","origin":"","ordinary":[{"unknown":[%]}]}]}"#
-            .to_owned(),
+        concat!(
+            r#"{"schema":1,"tables":[{"arch":null,"world_sizes":[2],"#,
+            r#""link":"shared","origin":"","ordinary":[{"unknown":[%]}]}]}"#
+        )
+        .to_owned(),
     ] {
         for text in dearest(&around, 4 << 20) {
             check(text, targets::dispatch_table);

@@ -105,11 +105,18 @@ fn record_the_seeds_if_asked_to() {
     write("pack", "two_modules.pack", &pack);
     write("pack", "refused.cut_off.pack", &pack[..pack.len() - 100]);
 
-    let row = r#"[{"max_bytes":4096,"route":"push_one_shot","blocks":1,"threads":32},{"route":"pull_two_shot","blocks":256,"threads":512,"origin":{"measured":{"device":"GPU","devices":8,"world_size":8,"dtypes":["bf16"],"bytes":8192,"us":4.5,"peersum":"0.1.0","toolkit":"nvcc 13.0.88"}}}]"#;
+    let row = concat!(
+        r#"[{"max_bytes":4096,"route":"push_one_shot","blocks":1,"threads":32},"#,
+        r#"{"route":"pull_two_shot","blocks":256,"threads":512,"#,
+        r#""origin":{"measured":{"device":"GPU","devices":8,"world_size":8,"dtypes":["bf16"],"#,
+        r#""bytes":8192,"us":4.5,"peersum":"0.1.0","toolkit":"nvcc 13.0.88"}}}]"#
+    );
     let symmetric =
         |route| format!(r#"[{{"max_bytes":null,"route":"{route}","blocks":2,"threads":32}}]"#);
     let small = format!(
-        r#"{{"schema":1,"tables":[{{"arch":"sm_90","world_sizes":[8],"link":"peer","origin":"default","ordinary":{row},"symmetric":{},"symmetric_in_place":{}}}]}}"#,
+        r#"{{"schema":1,"tables":[{{"arch":"sm_90","world_sizes":[8],"link":"peer",{}{row},
+        "symmetric":{},"symmetric_in_place":{}}}]}}"#,
+        r#""origin":"default","ordinary":"#,
         symmetric("symmetric_one_shot"),
         symmetric("symmetric_two_shot")
     );

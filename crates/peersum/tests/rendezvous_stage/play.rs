@@ -63,9 +63,9 @@ pub(super) fn play(script: &str) -> i32 {
     0
 }
 
-/// What a rank can do: `barrier LABEL`, `gather LABEL SEED`, `overlong LABEL`, `fd LABEL`, `pause`, `abandon REASON`, `leave`, `descriptors`,
-/// `apart`, `pids`, `fork STEP`, `fork-stay`, and `bind PATH`, `knock` and `policy` for those who
-/// are no ranks.
+/// Takes one step: `barrier LABEL`, `gather LABEL SEED`, `overlong LABEL`, `fd LABEL`, `endless`,
+/// `pause`, `abandon REASON`, `leave`, `descriptors`, `apart`, `pids`, `fork STEP`, `fork-stay`;
+/// and `bind PATH`, `knock` and `policy` for processes that are no ranks.
 fn step(
     joined: &mut Option<Group>,
     verb: &str,

@@ -17,7 +17,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// In the test: sets the stage. In a process that a test has started as a rank: plays the rank, and does not return.
+    /// In the test: makes the directory. In a process that a test has started as a rank: plays the
+    /// rank, and does not return.
     pub fn enter(test: &'static str) -> Self {
         if let Ok(script) = std::env::var(SCRIPT) {
             let code = play(&script);
@@ -103,7 +104,8 @@ impl Stage {
         }
     }
 
-    /// A process of another user that plays `steps`, or None, with a message, if this one may not start any.
+    /// A process of another user that plays `steps`. None, with a message, if this process may not
+    /// start one.
     pub fn stranger(&self, uid: u32, steps: &str) -> Option<Rank> {
         let mut command = self.command_of_stranger(steps)?;
         command.uid(uid).gid(uid);
@@ -129,8 +131,8 @@ impl Stage {
         // The other user must reach the executable, wherever it was built.
         let executable = self.home.path().join("rank");
         if !executable.exists() {
-            // By a process of its own: a child that another test starts meanwhile would inherit a descriptor open for
-            // writing, and a file that is open for writing cannot be run.
+            // A process of its own copies: a child that another test starts meanwhile would inherit
+            // a descriptor open for writing, and a file that is open for writing cannot be run.
             let copied = Command::new("cp")
                 .arg(std::env::current_exe().unwrap())
                 .arg(&executable)
