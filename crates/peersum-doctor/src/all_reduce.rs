@@ -10,7 +10,7 @@ use peersum::{Communicator, Error, Rendezvous, reference};
 use crate::bounded::{STEPS, bounded};
 use crate::random::random_seed;
 use crate::ranks::in_threads;
-use crate::report::{Finding, Subject, Verdict};
+use crate::report::{Finding, Subject};
 
 /// Elements of each call: a partial unit of a small push, and sizes that other routes serve.
 const LENGTHS: [usize; 3] = [1003, 16 << 10, 256 << 10];
@@ -101,73 +101,70 @@ fn values(seed: u64, len: usize) -> Vec<bf16> {
         .collect()
 }
 
-/// The finding about an all-reduce between the GPUs' ranks.
-pub(crate) fn all_reduce_finding(world_size: usize, outcome: WrongCalls) -> Finding {
-    let finding = |verdict, seen| Finding::new(Subject::AllReduce, verdict, seen);
-    match outcome {
-        Ok(0) => finding(Verdict::Works, right_bits(world_size)),
-        Ok(wrong) => finding(Verdict::Not, wrong_bits(world_size, wrong))
-            .meaning(
-                "do not use peersum on these GPUs; run `cargo xtask test-allreduce` and report \
-                 what it says",
-            )
-            .blocking(true),
-        Err((rank, error)) => finding(
-            Verdict::Not,
+/// The finding about an all-reduce between ranks on GPUs or on the emulator.
+pub(crate) fn all_reduce_finding(
+    subject: Subject,
+    world_size: usize,
+    outcome: WrongCalls,
+) -> Finding {
+    let calls = LENGTHS.len();
+    let (of_gpus, advice) = match subject {
+        Subject::Emulator => (false, "run `cargo xtask test-allreduce --device emulator`"),
+        _ => (
+            true,
+            "do not use peersum on these GPUs; run `cargo xtask test-allreduce`",
+        ),
+    };
+    let finding = match outcome {
+        Ok(0) => {
+            let seen = format!(
+                "{world_size} ranks, {calls} calls of different sizes, every bit equal to the \
+                 reference"
+            );
+            return Finding::works(subject, seen);
+        }
+        Ok(wrong) => {
+            let results = calls * world_size;
+            let seen = format!(
+                "{world_size} ranks: {wrong} of {results} results differ from the reference"
+            );
+            Finding::not(subject, seen).meaning(format!("{advice} and report what it says"))
+        }
+        Err((rank, error)) => Finding::not(
+            subject,
             format!("{world_size} ranks, on rank {rank}: {error}"),
-        )
-        .blocking(true),
-    }
+        ),
+    };
+    finding.blocking(of_gpus)
 }
 
-/// An all-reduce between ranks on the streams that `open` opens: those of the emulator, where there
-/// is no GPU.
+/// An all-reduce between the streams that `open` opens: two of the emulator, if there is no GPU.
 pub fn emulator_finding<S: DeviceStream + Send + Sync>(
     patience: Duration,
-    open: impl FnOnce() -> Result<Vec<S>, DeviceError> + Send + 'static,
+    open: impl FnOnce() -> Result<[S; 2], DeviceError> + Send + 'static,
 ) -> Finding {
     let outcome = bounded(patience * STEPS, move || {
         let streams = open().map_err(|error| (0, error.into()))?;
-        let wrong = all_reduce_between(&streams, &LoadPolicy::default(), patience)?;
-        Ok::<_, (usize, Error)>((streams.len(), wrong))
+        all_reduce_between(&streams, &LoadPolicy::default(), patience)
     });
-    let finding = |verdict, seen| Finding::new(Subject::Emulator, verdict, seen);
     match outcome {
-        Ok(Ok((world_size, 0))) => finding(
-            Verdict::Works,
-            format!("the kernels on the CPU: {}", right_bits(world_size)),
-        ),
-        Ok(Ok((world_size, wrong))) => finding(Verdict::Not, wrong_bits(world_size, wrong))
-            .meaning("run `cargo xtask test-allreduce --device emulator` and report what it says"),
-        Ok(Err((rank, error))) => finding(Verdict::Not, format!("rank {rank}: {error}")),
-        Err(unanswered) => finding(Verdict::Not, unanswered.to_string()),
+        Ok(outcome) => all_reduce_finding(Subject::Emulator, 2, outcome),
+        Err(unanswered) => Finding::not(Subject::Emulator, unanswered),
     }
-}
-
-fn right_bits(world_size: usize) -> String {
-    format!(
-        "{world_size} ranks, {} calls of different sizes, every bit equal to the reference",
-        LENGTHS.len()
-    )
-}
-
-fn wrong_bits(world_size: usize, wrong: usize) -> String {
-    format!(
-        "{world_size} ranks: {wrong} of {} results differ from the reference",
-        LENGTHS.len() * world_size
-    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Verdict;
 
     #[test]
     fn one_wrong_bit_in_a_sum_makes_the_machine_unusable() {
-        let right = all_reduce_finding(8, Ok(0));
+        let right = all_reduce_finding(Subject::AllReduce, 8, Ok(0));
         assert_eq!((right.verdict, right.blocking), (Verdict::Works, false));
-        let wrong = all_reduce_finding(8, Ok(1));
+        let wrong = all_reduce_finding(Subject::AllReduce, 8, Ok(1));
         assert_eq!((wrong.verdict, wrong.blocking), (Verdict::Not, true));
         assert!(wrong.seen.contains("1 of 24 results"));
+        assert!(!all_reduce_finding(Subject::Emulator, 2, Ok(1)).blocking);
     }
 }

@@ -6,9 +6,10 @@ use peersum::cuda::diagnosis::update_hint;
 use peersum::loader::{self, DeviceTarget, JitMode, LoadError, LoadPolicy, LoadedImage, Reason};
 use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
 
-use crate::report::{Finding, Subject, Verdict};
+use crate::report::{Finding, Subject};
 
 /// What the places that were filled ahead of time have for one architecture.
+#[derive(Default)]
 struct Served {
     /// How many modules come from each place, by the place in words.
     places: BTreeMap<String, usize>,
@@ -27,12 +28,7 @@ fn ahead_of_time(
 ) -> Served {
     // To compile all that is missing would take seconds.
     let ahead = policy.clone().jit(JitMode::Deny);
-    let mut served = Served {
-        places: BTreeMap::new(),
-        missing: Vec::new(),
-        unusable: Vec::new(),
-        newer_toolkit: None,
-    };
+    let mut served = Served::default();
     for key in ModuleKey::all() {
         match loader::load(&ahead, key, device) {
             Ok(image) => *served.places.entry(place(&image)).or_default() += 1,
@@ -69,10 +65,8 @@ pub(crate) fn cubins(
     let total = ModuleKey::all().count();
     let mut served = if policy.jit_mode() == JitMode::Force {
         Served {
-            places: BTreeMap::new(),
             missing: ModuleKey::all().collect(),
-            unusable: Vec::new(),
-            newer_toolkit: None,
+            ..Served::default()
         }
     } else {
         ahead_of_time(policy, &device, |image| {
@@ -86,7 +80,7 @@ pub(crate) fn cubins(
         .collect();
     let missing = served.missing.len();
     let Some(&first_missing) = served.missing.first() else {
-        return Finding::new(Subject::Cubins, Verdict::Works, seen.join("; "));
+        return Finding::works(Subject::Cubins, seen.join("; "));
     };
     // Whether the missing ones can be compiled is found out with one of them.
     match loader::load(policy, first_missing, &device) {
@@ -95,7 +89,7 @@ pub(crate) fn cubins(
                 "{missing} of {total} have no cubin for {target}; {first_missing} came from {}",
                 image.report.place
             ));
-            Finding::new(Subject::Cubins, Verdict::Slower, seen.join("; ")).meaning(format!(
+            Finding::slower(Subject::Cubins, seen.join("; ")).meaning(format!(
                 "each missing module is compiled at its first use, in about a tenth of a second: \
                  {first_steps}"
             ))
@@ -114,7 +108,7 @@ pub(crate) fn cubins(
                 Some(toolkit) => update_hint(toolkit.major),
                 None => first_steps.to_owned(),
             };
-            Finding::new(Subject::Cubins, Verdict::Not, seen.join("\n"))
+            Finding::not(Subject::Cubins, seen.join("\n"))
                 .meaning(format!("a communicator cannot be built: {advice}"))
                 .blocking(true)
         }
@@ -144,12 +138,14 @@ pub(crate) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
     }
     let unneeded = "nothing on this machine needs them. `cargo xtask precompile` makes them for \
                     any GPU, without one";
-    let finding = |verdict, seen: String| Finding::new(Subject::Cubins, verdict, seen);
     match (from, unusable) {
-        (Some(from), _) => finding(Verdict::Works, format!("{} from {from}", counts.join(", "))),
-        (None, Some(unusable)) => finding(Verdict::Not, unusable).meaning(unneeded),
+        (Some(from), _) => Finding::works(
+            Subject::Cubins,
+            format!("{} from {from}", counts.join(", ")),
+        ),
+        (None, Some(unusable)) => Finding::not(Subject::Cubins, unusable).meaning(unneeded),
         (None, None) => {
-            finding(Verdict::Not, "no compiled kernels here".to_owned()).meaning(unneeded)
+            Finding::not(Subject::Cubins, "no compiled kernels here".to_owned()).meaning(unneeded)
         }
     }
 }

@@ -63,7 +63,7 @@ impl Examination {
         let mut report = Report::new();
         let mut policy = LoadPolicy::from_env().unwrap_or_else(|error| {
             report.push(
-                Finding::new(Subject::Environment, Verdict::Not, error.to_string())
+                Finding::not(Subject::Environment, error)
                     .meaning("no communicator can be built until this is fixed")
                     .blocking(true),
             );

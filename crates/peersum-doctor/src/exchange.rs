@@ -28,6 +28,12 @@ pub(crate) struct Exchanged {
     pub(crate) gigabytes_per_second: f64,
 }
 
+impl Exchanged {
+    pub(crate) fn all_arrived(&self) -> bool {
+        self.wrote && self.read
+    }
+}
+
 /// Shares memory with the other rank of a group of two and sends random bytes both ways.
 /// Collective: both ranks call it.
 ///
@@ -92,7 +98,7 @@ impl<D: Device> Both<'_, D> {
         self.copy(theirs, self.staging)?;
         let expected = self.tell("doctor's write", &sent, peer)?;
         let arrived = self.digest(self.own)? == expected;
-        self.meet("doctor's look")?;
+        self.group.barrier("doctor's look", self.patience)?;
 
         // Other bytes than before, so that what was not read cannot pass.
         let offered = self.write_random(self.own)?;
@@ -100,7 +106,7 @@ impl<D: Device> Both<'_, D> {
         self.copy(self.staging, theirs)?;
         let read = self.digest(self.staging)? == expected;
 
-        self.meet("doctor's clock")?;
+        self.group.barrier("doctor's clock", self.patience)?;
         let began = Instant::now();
         for _ in 1..TIMED_COPIES {
             // SAFETY: as in `copy`.
@@ -117,10 +123,6 @@ impl<D: Device> Both<'_, D> {
             read,
             gigabytes_per_second,
         })
-    }
-
-    fn meet(&mut self, label: &str) -> Result<(), Error> {
-        Ok(self.group.barrier(label, self.patience)?)
     }
 
     /// Gives `word` to the other rank and returns its word, once both have come here.

@@ -78,7 +78,7 @@ impl Gpus<'_> {
             Ok(facts) => facts,
             Err(error) => {
                 self.report.push(
-                    Finding::new(Subject::Gpu, Verdict::Not, error.to_string())
+                    Finding::not(Subject::Gpu, error)
                         .meaning(RESTART)
                         .blocking(true),
                 );
@@ -137,7 +137,7 @@ impl Gpus<'_> {
                     without_handle.extend(handle.err().map(|error| (ordinal, error)));
                 }
                 Err(error) => self.report.push(
-                    Finding::new(Subject::Context, Verdict::Not, error.to_string())
+                    Finding::not(Subject::Context, error)
                         .on([ordinal])
                         .meaning(
                             "this process cannot use the GPU: another one may hold it or its \
@@ -152,16 +152,15 @@ impl Gpus<'_> {
         }
         let ordinals: Vec<u32> = open.iter().map(|gpu| gpu.ordinal).collect();
         self.report.push(
-            Finding::new(
+            Finding::works(
                 Subject::Context,
-                Verdict::Works,
                 "opened, and a page of the host's memory locked and mapped",
             )
             .on(ordinals.clone()),
         );
         if without_handle.is_empty() {
             self.report.push(
-                Finding::new(Subject::LegacyIpc, Verdict::Works, "a handle was made")
+                Finding::works(Subject::LegacyIpc, "a handle was made")
                     .on(ordinals)
                     .meaning(
                         "the fallback if memory cannot be shared as file descriptors. `cargo xtask \
@@ -171,7 +170,7 @@ impl Gpus<'_> {
         }
         for (ordinal, error) in without_handle {
             self.report.push(
-                Finding::new(Subject::LegacyIpc, Verdict::Not, error.to_string())
+                Finding::not(Subject::LegacyIpc, error)
                     .on([ordinal])
                     .meaning("not needed if memory is shared as file descriptors"),
             );
@@ -223,10 +222,14 @@ impl Gpus<'_> {
     fn exchange(&mut self, pair: [&OpenGpu; 2]) -> Option<SharingOutcome> {
         let by_descriptor = self.exchange_by(MemorySharing::FileDescriptor, pair)?;
         Some(match by_descriptor {
-            Ok(exchanged) if all_arrived(&exchanged) => SharingOutcome::Right(exchanged),
+            Ok(exchanged) if exchanged.iter().all(Exchanged::all_arrived) => {
+                SharingOutcome::Right(exchanged)
+            }
             Ok(exchanged) => SharingOutcome::Wrong(exchanged),
             Err(reason) => match self.exchange_by(MemorySharing::LegacyIpc, pair)? {
-                Ok(exchanged) if all_arrived(&exchanged) => SharingOutcome::ByAddress(reason),
+                Ok(exchanged) if exchanged.iter().all(Exchanged::all_arrived) => {
+                    SharingOutcome::ByAddress(reason)
+                }
                 Ok(exchanged) => SharingOutcome::Wrong(exchanged),
                 Err(other) if other == reason => SharingOutcome::Failed(reason),
                 Err(other) => SharingOutcome::Failed(format!("{reason}; by address: {other}")),
@@ -262,7 +265,7 @@ impl Gpus<'_> {
                 ends if ends == (second, first) => &exchanged[1],
                 _ => continue,
             };
-            link.data_arrived = Some(reader.wrote && reader.read);
+            link.data_arrived = Some(reader.all_arrived());
             link.gigabytes_per_second = Some(reader.gigabytes_per_second);
         }
     }
@@ -286,7 +289,7 @@ impl Gpus<'_> {
                 .map_err(|error| (0, error.into()))?;
             all_reduce_between(&streams, &policy, patience)
         })?;
-        let mut finding = all_reduce_finding(world_size, outcome).on(ordinals);
+        let mut finding = all_reduce_finding(Subject::AllReduce, world_size, outcome).on(ordinals);
         if archs_differ && finding.verdict != Verdict::Works {
             finding = finding.meaning(
                 "the GPUs are of different architectures, which a group may not be able to mix",
@@ -322,10 +325,6 @@ impl Gpus<'_> {
             }
         }
     }
-}
-
-fn all_arrived(exchanged: &[Exchanged]) -> bool {
-    exchanged.iter().all(|rank| rank.wrote && rank.read)
 }
 
 type Facts = (Vec<(GpuFacts, Arch)>, Vec<LinkFacts>);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
-use crate::report::{Finding, Subject, Verdict};
+use crate::report::{Finding, Subject};
 
 /// Descriptors that a rank of eight needs at once, with room for a program's own: two a peer at
 /// set-up and one a symmetric buffer.
@@ -23,9 +23,8 @@ pub(crate) fn namespaces() -> Finding {
         |name: &str| fs::metadata(Path::new("/proc/self/ns").join(name)).map(|it| it.ino());
     match (number("pid"), number("ipc")) {
         (Ok(pid), Ok(ipc)) => namespaces_finding(pid, ipc),
-        (Err(error), _) | (_, Err(error)) => Finding::new(
+        (Err(error), _) | (_, Err(error)) => Finding::works(
             Subject::Namespaces,
-            Verdict::Works,
             format!("/proc/self/ns cannot be read ({error})"),
         )
         .meaning(
@@ -42,9 +41,8 @@ fn namespaces_finding(pid: u64, ipc: u64) -> Finding {
             "one of its own"
         }
     };
-    let finding = Finding::new(
+    let finding = Finding::works(
         Subject::Namespaces,
-        Verdict::Works,
         format!(
             "PID namespace {} ({pid}), IPC namespace {} ({ipc})",
             whose(pid, FIRST_PID_NAMESPACE),
@@ -80,12 +78,12 @@ fn limits_finding(open_files: Option<u64>, locked_memory: Option<u64>) -> Findin
         limit(locked_memory.map(|bytes| format!("{} KiB", bytes / 1024)))
     );
     if open_files.is_some_and(|files| files < FEW_DESCRIPTORS) {
-        Finding::new(Subject::Limits, Verdict::Slower, seen).meaning(format!(
+        Finding::slower(Subject::Limits, seen).meaning(format!(
             "memory travels as file descriptors, so larger groups may run out of them: raise the \
              limit with `ulimit -n {FEW_DESCRIPTORS}` or more"
         ))
     } else {
-        Finding::new(Subject::Limits, Verdict::Works, seen)
+        Finding::works(Subject::Limits, seen)
     }
 }
 
@@ -102,14 +100,14 @@ pub(crate) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) ->
         read("CUDA_DEVICE_MAX_CONNECTIONS").and_then(|value| value.trim().parse().ok());
     // With a GPU for each rank, CUDA's default is enough for two communicators a process.
     if gpus == 1 && connections.is_none_or(|connections| connections < ENOUGH_CONNECTIONS) {
-        Finding::new(Subject::Environment, Verdict::Slower, seen).meaning(format!(
+        Finding::slower(Subject::Environment, seen).meaning(format!(
             "there is one GPU, so ranks of one process share it: their kernels wait for each \
              other, and with few hardware queues some may not start. Set \
              CUDA_DEVICE_MAX_CONNECTIONS={ENOUGH_CONNECTIONS} before creating the CUDA context. A \
              single rank does not need it"
         ))
     } else {
-        Finding::new(Subject::Environment, Verdict::Works, seen)
+        Finding::works(Subject::Environment, seen)
     }
 }
 
@@ -118,7 +116,7 @@ pub(crate) fn environment(gpus: usize, read: impl Fn(&str) -> Option<String>) ->
 pub(crate) struct Traces {
     /// A GPU's device node: this process was given a GPU.
     pub(crate) device_node: bool,
-    /// A display or compute controller of NVIDIA's on the PCI bus, which a container sees of its host.
+    /// A display or compute controller of NVIDIA's on the PCI bus. A container sees its host's bus.
     pub(crate) on_the_bus: bool,
     /// `CUDA_VISIBLE_DEVICES` chooses which GPUs the driver shows.
     pub(crate) hidden: bool,
@@ -155,6 +153,7 @@ pub(crate) fn traces(root: &Path, read: impl Fn(&str) -> Option<String>) -> Trac
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Verdict;
 
     #[test]
     fn a_container_s_namespaces_come_with_what_ranks_in_several_need() {

@@ -11,17 +11,15 @@ use peersum::nccl_version::{self, NcclVersion};
 use peersum::rendezvous::RendezvousError;
 
 use crate::random::random_seed;
-use crate::report::{Finding, Subject, Verdict};
+use crate::report::{Finding, Subject};
 
 /// Lets two ranks meet in the directory where this user's ranks meet.
 pub(crate) fn rendezvous(patience: Duration) -> Finding {
     match meet(patience) {
-        Ok(directory) => Finding::new(
-            Subject::Rendezvous,
-            Verdict::Works,
-            format!("two ranks met in {directory}"),
-        ),
-        Err(error) => Finding::new(Subject::Rendezvous, Verdict::Not, error.to_string())
+        Ok(directory) => {
+            Finding::works(Subject::Rendezvous, format!("two ranks met in {directory}"))
+        }
+        Err(error) => Finding::not(Subject::Rendezvous, error)
             .meaning(
                 "ranks that are processes cannot meet: name a directory of your own with \
                  PEERSUM_RENDEZVOUS_DIR, the same for all ranks",
@@ -56,17 +54,13 @@ fn meet(patience: Duration) -> Result<String, RendezvousError> {
 pub(crate) fn jit_cache(directory: Option<&Path>) -> Finding {
     let consequence = "if no cubin serves a GPU, every process compiles the kernels again";
     match directory.map(probe_cache) {
-        Some(Ok(path)) => Finding::new(
+        Some(Ok(path)) => Finding::works(
             Subject::JitCache,
-            Verdict::Works,
             format!("{} can be written", path.display()),
         ),
-        Some(Err(error)) => {
-            Finding::new(Subject::JitCache, Verdict::Slower, error.to_string()).meaning(consequence)
-        }
-        None => Finding::new(
+        Some(Err(error)) => Finding::slower(Subject::JitCache, error).meaning(consequence),
+        None => Finding::slower(
             Subject::JitCache,
-            Verdict::Slower,
             format!(
                 "there is no place for it: {CACHE_DIR_VARIABLE}, XDG_CACHE_HOME and HOME are not \
                  set"
@@ -86,9 +80,8 @@ pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
             Ok((library, archs)) => {
                 let (major, minor) = library.version();
                 let archs: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
-                return Finding::new(
+                return Finding::works(
                     Subject::Nvrtc,
-                    Verdict::Works,
                     format!(
                         "{}, CUDA {major}.{minor}, compiles for {}",
                         library.path().display(),
@@ -104,7 +97,7 @@ pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
     } else {
         failures.join("; ")
     };
-    Finding::new(Subject::Nvrtc, Verdict::Not, seen).meaning(
+    Finding::not(Subject::Nvrtc, seen).meaning(
         "needed only if no cubin serves a GPU. To have it: NVIDIA's package cuda-nvrtc, or \
          `pip install nvidia-cuda-nvrtc` and its directory in LD_LIBRARY_PATH",
     )
@@ -112,20 +105,21 @@ pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
 
 /// Whether calls above the custom range could go to NCCL.
 pub(crate) fn nccl() -> Finding {
-    let finding = |verdict, seen| Finding::new(Subject::Nccl, verdict, seen);
     let found = nccl_version::open(None).map(|library| NcclVersion::of(&library));
     if let Ok(Some(version)) = found {
-        finding(Verdict::Works, format!("version {version}")).meaning(if nccl_version::IS_USED {
-            ""
-        } else {
-            "this program was built without peersum's feature `nccl`, so no call goes there"
-        })
+        Finding::works(Subject::Nccl, format!("version {version}")).meaning(
+            if nccl_version::IS_USED {
+                ""
+            } else {
+                "this program was built without peersum's feature `nccl`, so no call goes there"
+            },
+        )
     } else {
         let seen = match found {
             Ok(_) => "the library does not tell its version".to_owned(),
             Err(error) => error.to_string(),
         };
-        finding(Verdict::Not, seen).meaning(
+        Finding::not(Subject::Nccl, seen).meaning(
             "not needed: calls of every size run without it. To send large ones there: NVIDIA's \
              package libnccl2, or `pip install nvidia-nccl-cu13` and its directory in \
              LD_LIBRARY_PATH",
@@ -136,6 +130,7 @@ pub(crate) fn nccl() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Verdict;
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 

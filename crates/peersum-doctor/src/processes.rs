@@ -10,7 +10,7 @@ use peersum::{Error, Rendezvous};
 
 use crate::bounded::{STEPS, bounded};
 use crate::exchange::{Exchanged, join_and_exchange};
-use crate::report::{Finding, Subject, Verdict};
+use crate::report::{Finding, Subject};
 
 const GROUP: &str = "doctor";
 
@@ -58,30 +58,24 @@ impl TwoProcesses {
         } else {
             ""
         };
-        let finding = |verdict, seen| Finding::new(subject, verdict, seen).on(gpus.clone());
-        match self.exchange(command, open) {
-            Ok(Exchanged {
-                wrote: true,
-                read: true,
-                ..
-            }) => finding(
-                Verdict::Works,
-                format!(
+        let finding = match self.exchange(command, open) {
+            Ok(exchanged) if exchanged.all_arrived() => {
+                let seen = format!(
                     "memory shared {how} between two processes; random bytes arrived both \
                      ways{emulated}"
-                ),
-            ),
-            Ok(Exchanged { wrote, read, .. }) => finding(
-                Verdict::Not,
-                format!(
+                );
+                return Finding::works(subject, seen).on(gpus);
+            }
+            Ok(Exchanged { wrote, read, .. }) => {
+                let seen = format!(
                     "memory was shared {how} between two processes, but the data is wrong: \
                      written {wrote}, read {read}"
-                ),
-            )
-            .meaning(meaning)
-            .blocking(!by_handle),
-            Err(reason) => finding(Verdict::Not, reason).meaning(meaning),
-        }
+                );
+                Finding::not(subject, seen).blocking(!by_handle)
+            }
+            Err(reason) => Finding::not(subject, reason),
+        };
+        finding.on(gpus).meaning(meaning)
     }
 
     /// What this process saw, or why nothing.

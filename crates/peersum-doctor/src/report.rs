@@ -1,5 +1,7 @@
 //! What the doctor found, as data.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 /// The version of the report's JSON. It changes when a field changes its meaning or is removed.
@@ -310,16 +312,31 @@ impl Report {
 }
 
 impl Finding {
-    /// A finding about the machine, without a meaning and not blocking.
-    pub fn new(subject: Subject, verdict: Verdict, seen: impl Into<String>) -> Self {
+    /// A finding about the whole machine, without a meaning and not blocking.
+    pub fn new(subject: Subject, verdict: Verdict, seen: impl Display) -> Self {
         Self {
             subject,
             gpus: Vec::new(),
             verdict,
-            seen: seen.into(),
+            seen: seen.to_string(),
             meaning: String::new(),
             blocking: false,
         }
+    }
+
+    /// Something that works.
+    pub fn works(subject: Subject, seen: impl Display) -> Self {
+        Self::new(subject, Verdict::Works, seen)
+    }
+
+    /// Something that works, but slower or with less than possible.
+    pub fn slower(subject: Subject, seen: impl Display) -> Self {
+        Self::new(subject, Verdict::Slower, seen)
+    }
+
+    /// Something that does not work or is missing.
+    pub fn not(subject: Subject, seen: impl Display) -> Self {
+        Self::new(subject, Verdict::Not, seen)
     }
 
     /// The same, about these GPUs.

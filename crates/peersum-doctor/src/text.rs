@@ -46,20 +46,10 @@ impl fmt::Display for Finding {
     }
 }
 
-/// `0, 1 and 2`, or `0 to 7`.
+/// `0, 1, 2`.
 fn ordinals(gpus: &[u32]) -> String {
-    match gpus {
-        [first, .., last]
-            if gpus.len() > 2 && gpus.windows(2).all(|pair| pair[1] == pair[0] + 1) =>
-        {
-            format!("{first} to {last}")
-        }
-        [others @ .., last] if !others.is_empty() => {
-            let others: Vec<String> = others.iter().map(u32::to_string).collect();
-            format!("{} and {last}", others.join(", "))
-        }
-        gpus => gpus.iter().map(u32::to_string).collect(),
-    }
+    let gpus: Vec<String> = gpus.iter().map(u32::to_string).collect();
+    gpus.join(", ")
 }
 
 /// Breaks a line at spaces so that it fits behind the indent.
@@ -82,7 +72,7 @@ fn wrap(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{ComputeMode, DriverFacts, GpuFacts, LinkFacts, Usable, Verdict};
+    use crate::report::{ComputeMode, DriverFacts, GpuFacts, LinkFacts, Usable};
 
     /// A report with one of everything, as a machine with two GPUs might give it.
     fn report() -> Report {
@@ -115,15 +105,13 @@ mod tests {
             data_arrived: Some(true),
             gigabytes_per_second: Some(312.5),
         }];
-        report.push(Finding::new(Subject::Driver, Verdict::Works, "CUDA 13.0"));
-        report.push(Finding::new(Subject::Gpu, Verdict::Works, "NVIDIA H100").on([1]));
-        report.push(Finding::new(Subject::SharedMemory, Verdict::Works, "bytes arrived").on(0..8));
-        report.push(
-            Finding::new(Subject::Limits, Verdict::Slower, "open files: 64").meaning(
-                "memory travels as file descriptors, so larger groups may run out of them: raise \
+        report.push(Finding::works(Subject::Driver, "CUDA 13.0"));
+        report.push(Finding::works(Subject::Gpu, "NVIDIA H100").on([1]));
+        report.push(Finding::works(Subject::SharedMemory, "bytes arrived").on(0..2));
+        report.push(Finding::slower(Subject::Limits, "open files: 64").meaning(
+            "memory travels as file descriptors, so larger groups may run out of them: raise \
                  the limit with `ulimit -n 256`",
-            ),
-        );
+        ));
         report
     }
 
@@ -134,7 +122,7 @@ peersum 0.1.0 on this machine
 
 driver              works   CUDA 13.0
 GPU 1               works   NVIDIA H100
-shared memory       works   GPU 0 to 7: bytes arrived
+shared memory       works   GPU 0, 1: bytes arrived
 limits              slower  open files: 64
                             memory travels as file descriptors, so larger groups may run out of
                             them: raise the limit with `ulimit -n 256`
@@ -156,23 +144,15 @@ peersum works here on 2 GPUs; see what could be better: limits";
     fn one_blocking_finding_makes_a_machine_unusable_and_no_gpu_does_not() {
         let mut empty = Report::new();
         assert_eq!(empty.conclusion.usable, Usable::NoGpu);
-        empty.push(Finding::new(Subject::Driver, Verdict::Not, "no driver"));
+        empty.push(Finding::not(Subject::Driver, "no driver"));
         assert_eq!(empty.conclusion.usable, Usable::NoGpu);
         let mut report = report();
         assert_eq!(report.conclusion.usable, Usable::Slower);
         report.findings.pop();
-        report.push(Finding::new(Subject::Nvrtc, Verdict::Not, "not found"));
+        report.push(Finding::not(Subject::Nvrtc, "not found"));
         assert_eq!(report.conclusion.usable, Usable::Ready);
-        report.push(Finding::new(Subject::AllReduce, Verdict::Not, "wrong").blocking(true));
+        report.push(Finding::not(Subject::AllReduce, "wrong").blocking(true));
         assert_eq!(report.conclusion.usable, Usable::No);
         assert!(report.conclusion.text.ends_with(": all-reduce"));
-    }
-
-    #[test]
-    fn ordinals_are_counted_up_only_where_none_is_missing() {
-        assert_eq!(ordinals(&[3]), "3");
-        assert_eq!(ordinals(&[0, 1]), "0 and 1");
-        assert_eq!(ordinals(&[0, 1, 2]), "0 to 2");
-        assert_eq!(ordinals(&[0, 1, 3]), "0, 1 and 3");
     }
 }

@@ -22,9 +22,8 @@ pub(crate) enum SharingOutcome {
 
 impl SharingOutcome {
     pub(crate) fn finding(&self, blocking: bool) -> Finding {
-        let finding = |verdict, seen: &str| Finding::new(Subject::SharedMemory, verdict, seen);
         match self {
-            SharingOutcome::Right(_) => finding(Verdict::Works, ""),
+            SharingOutcome::Right(_) => Finding::works(Subject::SharedMemory, ""),
             SharingOutcome::Wrong(exchanged) => {
                 let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
                 let directions: Vec<String> = (0..)
@@ -41,7 +40,7 @@ impl SharingOutcome {
                     "memory was mapped, but the data is wrong: {}",
                     directions.join("; ")
                 );
-                finding(Verdict::Not, &seen)
+                Finding::not(Subject::SharedMemory, &seen)
                     .meaning(
                         "do not run peersum or NCCL's peer-to-peer transport on these GPUs. On \
                          many hosts the IOMMU or PCIe access control redirects such traffic: \
@@ -50,12 +49,13 @@ impl SharingOutcome {
                     )
                     .blocking(blocking)
             }
-            SharingOutcome::ByAddress(reason) => finding(Verdict::Slower, reason).meaning(
-                "ranks fall back to legacy CUDA IPC, which needs common PID and IPC namespaces. \
-                 For file descriptors use a newer driver, or a sandbox that lets descriptors of \
-                 the driver pass",
-            ),
-            SharingOutcome::Failed(reason) => finding(Verdict::Not, reason)
+            SharingOutcome::ByAddress(reason) => Finding::slower(Subject::SharedMemory, reason)
+                .meaning(
+                    "ranks fall back to legacy CUDA IPC, which needs common PID and IPC \
+                     namespaces. For file descriptors use a newer driver, or a sandbox that lets \
+                     descriptors of the driver pass",
+                ),
+            SharingOutcome::Failed(reason) => Finding::not(Subject::SharedMemory, reason)
                 .meaning("a group cannot have ranks on both")
                 .blocking(blocking),
         }
@@ -63,11 +63,11 @@ impl SharingOutcome {
 }
 
 pub(crate) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
-    let finding = Finding::new(Subject::Driver, Verdict::Not, trouble.to_string());
+    let finding = Finding::not(Subject::Driver, trouble);
     match trouble {
         Trouble::Missing(DeviceError::LibraryMissing { library, help }) => {
             let seen = format!("{library} was not found");
-            let missing = Finding::new(Subject::Driver, Verdict::Not, seen);
+            let missing = Finding::not(Subject::Driver, seen);
             if traces.device_node {
                 missing
                     .meaning(format!(
@@ -108,14 +108,14 @@ pub(crate) fn driver_finding(version: CudaVersion, kernel_module: Option<&str>) 
     let module = kernel_module.map(|module| format!(", kernel module {module}"));
     let seen = format!("CUDA {version}{}", module.unwrap_or_default());
     if version.major < TOOLKIT_MAJOR {
-        Finding::new(Subject::Driver, Verdict::Slower, seen).meaning(format!(
+        Finding::slower(Subject::Driver, seen).meaning(format!(
             "cubins of CUDA {TOOLKIT_MAJOR}, which releases carry, do not load: {}; or compile \
              ahead of time with a toolkit of CUDA {}",
             update_hint(TOOLKIT_MAJOR),
             version.major
         ))
     } else {
-        Finding::new(Subject::Driver, Verdict::Works, seen)
+        Finding::works(Subject::Driver, seen)
     }
 }
 
@@ -186,7 +186,7 @@ pub(crate) fn shared_finding(right: &[([u32; 2], Vec<Exchanged>)], pairs: usize)
         (_, 1) => format!("{arrived}: {rate}"),
         (_, _) => format!("{arrived} in {} of {pairs} pairs: {rate}", right.len()),
     };
-    Finding::new(Subject::SharedMemory, Verdict::Works, seen).on(gpus)
+    Finding::works(Subject::SharedMemory, seen).on(gpus)
 }
 
 /// One finding for each kind of link that there is.

@@ -60,9 +60,10 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
                 .finding(command, || EmulatorDevice::new(0).stream()),
         );
         report.push(emulator_finding(patience, || {
-            (0..2)
-                .map(|rank| EmulatorDevice::new(rank).stream())
-                .collect()
+            Ok([
+                EmulatorDevice::new(0).stream()?,
+                EmulatorDevice::new(1).stream()?,
+            ])
         }));
     } else if let Some([first, second]) = report.sharing_pair() {
         for sharing in [MemorySharing::FileDescriptor, MemorySharing::LegacyIpc] {

@@ -66,14 +66,11 @@ impl Request<'_> {
             ImageKind::Ptx => Place::Ptx(directory.map(Path::to_owned)),
         };
         let mut reasons = Vec::new();
-        let found = if self.policy.jit == JitMode::Force {
-            reasons.push(Reason::JitMode(JitMode::Force));
+        let found = self.look(directory, kind, &mut reasons);
+        let found = found.unwrap_or_else(|reason| {
+            reasons.push(reason);
             None
-        } else if let Some(directory) = directory {
-            self.in_directory(directory, kind, &mut reasons)
-        } else {
-            self.in_pack(kind, &mut reasons)
-        };
+        });
         for reason in reasons {
             misses.add(place.clone(), reason);
         }
@@ -87,37 +84,24 @@ impl Request<'_> {
         })
     }
 
-    fn in_directory(
+    fn look(
         &self,
-        directory: &Path,
+        directory: Option<&Path>,
         kind: ImageKind,
         reasons: &mut Vec<Reason>,
-    ) -> Option<(ManifestModule, Vec<u8>)> {
-        match Manifest::read_dir_with(directory, known::manifest) {
-            Ok(manifest) => self.in_manifest(&manifest, kind, reasons, |entry| {
-                verify_file(directory, entry)
-            }),
-            Err(error) => {
-                reasons.push(Reason::Manifest(error));
-                None
-            }
+    ) -> Result<Option<(ManifestModule, Vec<u8>)>, Reason> {
+        if self.policy.jit == JitMode::Force {
+            return Err(Reason::JitMode(JitMode::Force));
         }
-    }
-
-    fn in_pack(
-        &self,
-        kind: ImageKind,
-        reasons: &mut Vec<Reason>,
-    ) -> Option<(ManifestModule, Vec<u8>)> {
-        match Pack::parse_with(self.kernels.pack, known::manifest) {
-            Ok(Some(pack)) => {
-                return self
-                    .in_manifest(pack.manifest(), kind, reasons, |entry| pack.verified(entry));
-            }
-            Ok(None) => reasons.push(Reason::EmptyPack),
-            Err(error) => reasons.push(Reason::Pack(error)),
+        if let Some(directory) = directory {
+            let manifest = Manifest::read_dir_with(directory, known::manifest)?;
+            let read = |entry: &_| verify_file(directory, entry);
+            return Ok(self.in_manifest(&manifest, kind, reasons, read));
         }
-        None
+        let pack = Pack::parse_with(self.kernels.pack, known::manifest)?;
+        let pack = pack.ok_or(Reason::EmptyPack)?;
+        let read = |entry: &_| pack.verified(entry);
+        Ok(self.in_manifest(pack.manifest(), kind, reasons, read))
     }
 
     /// Takes the best entry that holds: the nearest architecture first, then lower ones that serve

@@ -1,6 +1,6 @@
 //! The steps that compile: JIT cache, then NVRTC.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use peersum_artifact::{
     Arch, CacheKeyInputs, CompilerId, CompilerKind, CudaVersion, Digest, ManifestModule, Target,
@@ -90,8 +90,9 @@ impl Request<'_> {
             None => None,
         };
 
-        let was_open = NvrtcLibrary::is_open(&file.path);
+        let start = Instant::now();
         let library = NvrtcLibrary::open(&file.path)?;
+        let library_load = start.elapsed();
         let (major, minor) = library.version();
         self.refuse_newer_than_driver(file, major)?;
         let (entry, bytes, compile) = self.compile(&library, key)?;
@@ -111,11 +112,7 @@ impl Request<'_> {
         let compilation = Compilation {
             library: library.path().to_owned(),
             version: CudaVersion { major, minor },
-            library_load: if was_open {
-                Duration::ZERO
-            } else {
-                library.load_time()
-            },
+            library_load,
             compile,
             stored,
         };

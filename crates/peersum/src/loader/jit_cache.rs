@@ -1,11 +1,13 @@
 //! The JIT cache: what NVRTC compiled once on this machine, for the next process.
 //!
-//! An entry is a directory named after its cache key. It has the form of any directory of cubins, a manifest and one file,
-//! and is read with the same checks. It is written beside its place, synchronised and renamed there, under a lock of its
-//! own: processes that want different modules never wait for each other, and those that want the same one wait until the
-//! first has compiled it. The lock is `flock`'s, which the system releases when its holder dies.
+//! An entry is a directory named after its cache key. It has the form of any directory of cubins, a
+//! manifest and one file, and is read with the same checks. It is written beside its place,
+//! synchronised and renamed there, under a lock of its own. Processes that want different modules
+//! never wait for each other. Processes that want the same one wait until the first has compiled
+//! it. The lock is `flock`'s, which the system releases when its holder dies.
 //!
-//! Digests find corruption, not malice, so the directory must belong to the user and be closed to others. The number of entries is bounded.
+//! Digests find corruption, not malice, so the directory must belong to the user and be closed to
+//! others. The number of entries is bounded.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -18,16 +20,18 @@ use peersum_artifact::{
     VerifyError, verify_file,
 };
 
-/// How often a held lock is tried again. A compilation takes a hundred milliseconds or so.
+/// How often a held lock is tried again. A compilation takes about a hundred milliseconds.
 const LOCK_POLL: Duration = Duration::from_millis(2);
 
-/// How many entries are kept: every module for the GPUs of a machine, of a dozen builds of peersum and NVRTC.
+/// How many entries are kept: every module for the GPUs of a machine, of a dozen builds of peersum
+/// and NVRTC.
 const MAX_ENTRIES: usize = 512;
 
-/// Why the JIT cache, or one entry of it, cannot be used. None of these is fatal: the module is compiled all the same.
+/// Why the JIT cache, or one entry of it, cannot be used. None of these is fatal: the module is
+/// compiled all the same.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The directory is missing and cannot be made, or cannot be looked at.
+    /// The directory is missing and cannot be created, or cannot be read.
     #[error("cannot use {}: {source}", directory.display())]
     Directory {
         /// The cache's directory.
@@ -43,8 +47,8 @@ pub enum CacheError {
     },
     /// Somebody else owns the directory.
     #[error(
-        "{} belongs to user {owner}, and this process runs as user {user}: code is not taken from there; name another \
-         directory with PEERSUM_CACHE_DIR",
+        "{} belongs to user {owner}, and this process runs as user {user}: code is not taken from \
+         there; name another directory with PEERSUM_CACHE_DIR",
         directory.display()
     )]
     NotOurs {
@@ -56,7 +60,10 @@ pub enum CacheError {
         user: u32,
     },
     /// Others may enter the directory.
-    #[error("{} has mode {mode:04o} and must be closed to others: run `chmod 700` on it", directory.display())]
+    #[error(
+        "{} has mode {mode:04o} and must be closed to others: run `chmod 700` on it",
+        directory.display()
+    )]
     OpenToOthers {
         /// The cache's directory.
         directory: PathBuf,
@@ -75,7 +82,7 @@ pub enum CacheError {
         /// What is wrong.
         source: VerifyError,
     },
-    /// The entry is whole, but for something else than its place says.
+    /// The entry is whole, but not the module that its place is for.
     #[error("the entry {} holds something else and will be replaced: {found}", entry.display())]
     EntrySwapped {
         /// The entry.
@@ -84,16 +91,17 @@ pub enum CacheError {
         found: String,
     },
     /// The entry's lock cannot be taken.
-    #[error("cannot lock {}, so what is compiled now is not stored: {source}", lock.display())]
+    #[error("cannot lock {}, so the module is compiled and not stored: {source}", lock.display())]
     Lock {
         /// The lock file.
         lock: PathBuf,
         /// What the system said.
         source: io::Error,
     },
-    /// Another process holds the entry's lock and does not come to an end.
+    /// Another process holds the entry's lock and does not release it.
     #[error(
-        "another process has held {} for {:.0} s without finishing, so the module is compiled here and not stored",
+        "another process has held {} for {:.0} s without finishing, so the module is compiled here \
+         and not stored",
         lock.display(), waited.as_secs_f64()
     )]
     LockTimeout {
@@ -127,10 +135,16 @@ pub(super) struct EntryLock {
     _file: File,
 }
 
-/// Whether entries could be stored below `directory`, which is made if it is missing: its absolute path, or why not.
+/// Checks that `directory` can be the JIT cache. It is created if it is missing.
+///
+/// Returns its absolute path.
+///
+/// # Errors
+///
+/// [`CacheError`]: what keeps modules from being stored there.
 pub fn probe(directory: &Path) -> Result<PathBuf, CacheError> {
     let cache = JitCache::open(directory)?;
-    // Never visible under a name, so nothing is left whatever happens.
+    // It never has a name, so nothing is left behind.
     tempfile::tempfile_in(&cache.directory).map_err(|source| CacheError::Write {
         entry: cache.directory.clone(),
         source,
@@ -145,7 +159,8 @@ pub(super) struct JitCache {
 }
 
 impl JitCache {
-    /// Makes the directory if it is missing, and checks that it is the user's own and closed to others.
+    /// Creates the directory if it is missing, and checks that it is the user's own and closed to
+    /// others.
     pub(super) fn open(directory: &Path) -> Result<Self, CacheError> {
         let io_error = |source| CacheError::Directory {
             directory: directory.to_owned(),
@@ -153,19 +168,15 @@ impl JitCache {
         };
         // Relative to the working directory now, not at each later use.
         let directory = std::path::absolute(directory).map_err(io_error)?;
-        let mut metadata = fs::metadata(&directory);
-        if metadata
-            .as_ref()
-            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&directory)
-                .map_err(io_error)?;
-            metadata = fs::metadata(&directory);
+        let metadata = match fs::metadata(&directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut builder = DirBuilder::new();
+                let created = builder.recursive(true).mode(0o700).create(&directory);
+                created.and_then(|()| fs::metadata(&directory))
+            }
+            found => found,
         }
-        let metadata = metadata.map_err(io_error)?;
+        .map_err(io_error)?;
         if !metadata.is_dir() {
             return Err(CacheError::NotADirectory { directory });
         }
@@ -254,7 +265,8 @@ impl JitCache {
                 return Err(CacheError::LockTimeout { lock, waited });
             }
             if !told {
-                tracing::info!(lock = %lock.display(), "waiting for another process that compiles the same module");
+                let lock = lock.display();
+                tracing::info!(%lock, "waiting for another process that compiles the same module");
                 told = true;
             }
             std::thread::sleep(LOCK_POLL);
@@ -292,7 +304,8 @@ impl JitCache {
             sources: Vec::new(),
             modules: vec![module.clone()],
         };
-        // One name suffices, since only the lock's holder writes here; a killed predecessor's remains are removed.
+        // One name suffices, since only the lock's holder writes here. What a killed process left
+        // is removed.
         let staged = entry.with_extension("tmp");
         remove(&staged)?;
         DirBuilder::new().mode(0o700).create(&staged)?;
@@ -302,8 +315,9 @@ impl JitCache {
             manifest.to_json_string().as_bytes(),
         )?;
         File::open(&staged)?.sync_all()?;
-        // What lies there is no entry, as a lookup under this lock has just found. Whoever looks in between finds nothing and waits for
-        // the lock; and a process that is killed in between leaves what the next one to hold the lock removes.
+        // What lies there is no entry, as a lookup under this lock has just found. A process that
+        // looks in between finds nothing and waits for the lock. If this one is killed in between,
+        // the next holder of the lock removes what it left.
         remove(entry)?;
         fs::rename(&staged, entry)?;
         File::open(&self.directory)?.sync_all()?;
@@ -311,8 +325,9 @@ impl JitCache {
         Ok(())
     }
 
-    /// Removes the entries that were stored first, down to [`MAX_ENTRIES`]. Whoever reads one meanwhile finds it damaged and compiles; what
-    /// cannot be removed is tried again by the next store. Locks stay: nobody could tell whether one is about to be taken.
+    /// Removes the entries that were stored first, down to [`MAX_ENTRIES`]. A process that reads
+    /// one meanwhile finds it damaged and compiles; the next store tries again what cannot be
+    /// removed. Lock files stay: another process may be about to lock one.
     fn prune(&self) {
         let is_entry = |name: &std::ffi::OsStr| name.len() == 64;
         let mut entries: Vec<PathBuf> = fs::read_dir(&self.directory)

@@ -13,7 +13,7 @@ use peersum_artifact::{
     Closure, ClosureError, Family, Manifest, ModuleKey, SchemaError, include_closure,
 };
 
-/// How many manifests are kept: those of a policy's two directories and of the pack, and one to spare.
+/// How many manifests are kept: those of a policy's two directories and of the pack, and one more.
 const KEPT: usize = 4;
 
 /// The texts and what they say, the one used last at the end.
@@ -37,7 +37,8 @@ pub(super) fn manifest(text: &str) -> Result<Arc<Manifest>, SchemaError> {
     Ok(manifest)
 }
 
-/// The closure of the module's source file among `sources`; that of the embedded sources is formed once.
+/// The closure of the module's source file among `sources`; that of the embedded sources is formed
+/// once.
 pub(super) fn closure(
     key: ModuleKey,
     sources: &[(&str, &str)],

@@ -22,14 +22,15 @@ pub const JIT_VARIABLE: &str = crate::environment::JIT;
 /// Whether modules may be compiled at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum JitMode {
-    /// A module that no directory and no pack has is taken from the JIT cache, compiled with NVRTC, or loaded as PTX.
+    /// A module that no directory and no pack has is taken from the JIT cache, compiled with NVRTC,
+    /// or loaded as PTX.
     #[default]
     Allow,
-    /// Only what was compiled ahead of time is used: no JIT cache, no NVRTC, no PTX (which the driver would compile). A
-    /// miss is an error, on a developer's warm machine as on a fresh one.
+    /// Only what was compiled ahead of time is used: no JIT cache, no NVRTC, no PTX (which the
+    /// driver would compile). A miss is an error, on a developer's warm machine as on a fresh one.
     Deny,
-    /// Directories, pack and PTX are passed over: the module comes from NVRTC, by way of the JIT cache. For testing the
-    /// JIT path where compiled modules are installed.
+    /// Directories, pack and PTX are passed over: the module comes from NVRTC or the JIT cache. For
+    /// testing the JIT path where compiled modules are installed.
     Force,
 }
 
@@ -79,8 +80,8 @@ pub(super) enum Environment {
 
 /// What the loader may use, and where it looks.
 ///
-/// [`LoadPolicy::default`] reads no environment variable and has no JIT cache; [`LoadPolicy::from_env`] is what most
-/// programs want. The methods override either.
+/// [`LoadPolicy::default`] reads no environment variable and has no JIT cache;
+/// [`LoadPolicy::from_env`] is what most programs want. The methods override either.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LoadPolicy {
     pub(super) cubin_dir: Option<PathBuf>,
@@ -110,17 +111,19 @@ impl Default for LoadPolicy {
 }
 
 impl LoadPolicy {
-    /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT` (`allow`, `deny`, `force`);
-    /// for the cache's default place `XDG_CACHE_HOME` or `HOME` (the cache is then `peersum/jit` in the user's cache
-    /// directory); to find NVRTC `LD_LIBRARY_PATH`, `CUDA_HOME` and `CUDA_PATH`, of which only
-    /// absolute paths are looked at. A variable that is empty counts as unset.
+    /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT`
+    /// (`allow`, `deny`, `force`); for the cache's default place `XDG_CACHE_HOME` or `HOME` (the
+    /// cache is then `peersum/jit` in the user's cache directory); to find NVRTC `LD_LIBRARY_PATH`,
+    /// `CUDA_HOME` and `CUDA_PATH`, of which only absolute paths are looked at. An empty variable
+    /// counts as unset.
     ///
-    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities) the environment belongs to
-    /// somebody else: there this is [`LoadPolicy::default`].
+    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities)
+    /// the environment belongs to another user: there this is [`LoadPolicy::default`].
     ///
     /// # Errors
     ///
-    /// [`ParseJitModeError`] when `PEERSUM_JIT` has a value without a meaning: a misspelt `deny` must not allow.
+    /// [`ParseJitModeError`] if `PEERSUM_JIT` has a value without a meaning: a misspelt `deny` must
+    /// not allow.
     pub fn from_env() -> Result<Self, ParseJitModeError> {
         Self::from_process(gained_rights(), |name| env::var_os(name))
     }
@@ -174,16 +177,16 @@ impl LoadPolicy {
         })
     }
 
-    /// A directory of cubins with their manifest, as `cargo xtask precompile` writes it. It is looked at before
-    /// every other place.
+    /// A directory of cubins with their manifest, as `cargo xtask precompile` writes it. It is
+    /// looked at before every other place.
     #[must_use]
     pub fn cubin_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.cubin_dir = Some(directory.into());
         self
     }
 
-    /// The directory of the JIT cache. It is made with mode 0700 when it is missing; one that belongs to somebody else or
-    /// lets others in is not used.
+    /// The directory of the JIT cache. It is created with mode 0700 if it is missing; one that
+    /// belongs to another user or lets others in is not used.
     #[must_use]
     pub fn cache_dir(mut self, directory: impl Into<PathBuf>) -> Self {
         self.cache_dir = Some(directory.into());
@@ -211,15 +214,16 @@ impl LoadPolicy {
         self
     }
 
-    /// How long to wait for another process that compiles the same module, 60 seconds by default. After that the module is
-    /// compiled here as well, and not stored.
+    /// How long to wait for another process that compiles the same module, 60 seconds by default.
+    /// After that the module is compiled here as well, and not stored.
     #[must_use]
     pub fn lock_patience(mut self, patience: Duration) -> Self {
         self.lock_patience = patience;
         self
     }
 
-    /// Loads another build of the kernels than the shipped one, for the harness's measurements. No variable of the environment does.
+    /// Loads another build of the kernels than the shipped one, for the harness's measurements. No
+    /// environment variable does.
     #[doc(hidden)]
     #[must_use]
     pub fn harness_build(mut self, build: HarnessBuild) -> Self {

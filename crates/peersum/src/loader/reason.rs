@@ -29,10 +29,10 @@ pub enum Reason {
     EmptyPack,
     /// The embedded pack cannot be read.
     #[error("{0}")]
-    Pack(PackError),
+    Pack(#[from] PackError),
     /// The directory's manifest is missing or cannot be trusted.
     #[error("{0}")]
-    Manifest(ManifestError),
+    Manifest(#[from] ManifestError),
     /// The manifest lists nothing for this module and device.
     #[error(
         "has {} for {module} on sm_{device}{}",

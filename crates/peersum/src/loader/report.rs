@@ -48,7 +48,7 @@ pub struct Compilation {
     pub library: PathBuf,
     /// Its CUDA version.
     pub version: CudaVersion,
-    /// How long loading the library took; zero if it was loaded before.
+    /// How long opening the library took: next to nothing if this process had opened it before.
     pub library_load: Duration,
     /// How long the compilation took.
     pub compile: Duration,

@@ -12,7 +12,8 @@ const MAGIC: [u8; 16] = *b"peersum group 1\0";
 /// Random bytes behind the magic ones: enough that no two groups have the same.
 const NAME_BYTES: usize = 16;
 
-/// The name of a group of ranks, in the shape of `cudarc::nccl::Id`: made on one rank, passed to the others by the engine's own means.
+/// The name of a group of ranks, in the shape of `cudarc::nccl::Id`. One rank makes it, and the
+/// engine passes it to the others by its own means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Id {
     internal: [c_char; 128],

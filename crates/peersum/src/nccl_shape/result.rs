@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use super::ReduceOp;
+use super::operation::ReduceOp;
 use crate::error::Error;
 
 /// The outcome of a call that was launched, with the names of `cudarc::nccl::result::NcclStatus`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NcclStatus {
-    /// The only one that is returned here.
+    /// The only status that is returned here.
     Success,
     /// For matches that name it.
     InProgress,
@@ -22,10 +22,10 @@ pub enum NcclStatus {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum NcclError {
-    /// The 128 bytes are not those of an [`Id`](super::Id) of this module.
+    /// The 128 bytes are not those of an [`Id`](crate::nccl_shape::Id) of this module.
     #[error(
-        "these 128 bytes are no id of peersum's; make it on one rank with `peersum::nccl_shape::Id::new()`, not with cudarc's, and pass on all \
-         of `internal()`"
+        "these 128 bytes are no id of peersum's; make it on one rank with \
+         `peersum::nccl_shape::Id::new()`, not with cudarc's, and pass on all of `internal()`"
     )]
     ForeignId,
     /// Another operation than the sum.

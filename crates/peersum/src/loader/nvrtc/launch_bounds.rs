@@ -6,8 +6,8 @@ use object::read::elf::{FileHeader, SectionHeader};
 
 /// The attribute of `.nv.info.{kernel}` that holds `__launch_bounds__`: three 32-bit extents.
 const MAX_THREADS: u8 = 0x05;
-/// The format of attributes whose value's length is given in bytes. The other formats hold theirs in
-/// two bytes.
+/// The format of attributes whose value's length is given in bytes. The other formats hold theirs
+/// in two bytes.
 const SIZED: u8 = 0x04;
 
 /// The launch bound of `kernel` in threads, or `None` if the cubin gives none.

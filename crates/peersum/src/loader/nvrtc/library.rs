@@ -1,10 +1,10 @@
 //! The library itself: its functions, its version, the architectures that it compiles for.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::error::NvrtcError;
 use crate::shared_library::{SharedLibrary, functions};
@@ -18,6 +18,7 @@ type Strings = *const *const c_char;
 
 functions! {
     /// NVRTC's functions, as its C header declares them.
+    #[derive(Debug)]
     pub(super) struct Functions;
     nvrtcVersion(*mut c_int, *mut c_int) -> Status;
     nvrtcGetErrorString(Status) -> *const c_char;
@@ -36,25 +37,15 @@ functions! {
 
 /// An opened NVRTC. It stays loaded until the process ends: NVRTC keeps state of its own that does
 /// not survive `dlclose`.
+#[derive(Debug)]
 pub struct NvrtcLibrary {
     path: PathBuf,
     version: (u32, u32),
-    load_time: Duration,
     pub(super) functions: Functions,
 }
 
-impl std::fmt::Debug for NvrtcLibrary {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NvrtcLibrary")
-            .field("path", &self.path)
-            .field("version", &self.version)
-            .field("load_time", &self.load_time)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The libraries this process has opened, by the path they were asked for under.
-static OPENED: Mutex<Option<HashMap<PathBuf, Arc<NvrtcLibrary>>>> = Mutex::new(None);
+static OPENED: Mutex<BTreeMap<PathBuf, Arc<NvrtcLibrary>>> = Mutex::new(BTreeMap::new());
 
 impl NvrtcLibrary {
     /// Opens the library at `path`, or returns the one already opened from there.
@@ -70,31 +61,22 @@ impl NvrtcLibrary {
         // The lock is held while the library loads, so that threads that arrive together load it
         // once.
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        let opened = opened.get_or_insert_default();
         if let Some(library) = opened.get(path) {
             return Ok(Arc::clone(library));
         }
+        let start = Instant::now();
         let library = Arc::new(Self::load(path)?);
         tracing::debug!(
             path = %path.display(),
             version = %format_args!("{}.{}", library.version.0, library.version.1),
-            took_ms = library.load_time.as_secs_f64() * 1e3,
+            took_ms = start.elapsed().as_secs_f64() * 1e3,
             "loaded NVRTC"
         );
         opened.insert(path.to_owned(), Arc::clone(&library));
         Ok(library)
     }
 
-    /// Whether this process has already opened the library at `path`.
-    pub(in crate::loader) fn is_open(path: &Path) -> bool {
-        let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        opened
-            .as_ref()
-            .is_some_and(|opened| opened.contains_key(path))
-    }
-
     fn load(path: &Path) -> Result<Self, NvrtcError> {
-        let start = Instant::now();
         // SAFETY: opening a library runs its initialisers. The path is one that the program named
         // or that the dynamic loader itself would search, so its code is trusted as much as any
         // library this process links against.
@@ -118,16 +100,17 @@ impl NvrtcLibrary {
             library: path.to_owned(),
             symbol,
         })?;
+        let mut library = Self {
+            path: path.to_owned(),
+            version: (0, 0),
+            functions,
+        };
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both pointers are valid for one `int`.
-        let status = unsafe { (functions.nvrtcVersion)(&raw mut major, &raw mut minor) };
-        functions.check("nvrtcVersion", status)?;
-        Ok(Self {
-            path: path.to_owned(),
-            version: (major.unsigned_abs(), minor.unsigned_abs()),
-            load_time: start.elapsed(),
-            functions,
-        })
+        let status = unsafe { (library.functions.nvrtcVersion)(&raw mut major, &raw mut minor) };
+        library.check("nvrtcVersion", status)?;
+        library.version = (major.unsigned_abs(), minor.unsigned_abs());
+        Ok(library)
     }
 
     /// The file it was opened from.
@@ -138,11 +121,6 @@ impl NvrtcLibrary {
     /// The CUDA version it belongs to, for example `(13, 0)`.
     pub fn version(&self) -> (u32, u32) {
         self.version
-    }
-
-    /// How long opening it took, its builtins library included.
-    pub fn load_time(&self) -> Duration {
-        self.load_time
     }
 
     /// The architectures it compiles for, as two-digit or three-digit numbers (`90` is sm_90),
@@ -170,18 +148,12 @@ impl NvrtcLibrary {
 
     /// Turns a status into an error that carries NVRTC's own words for it.
     pub(super) fn check(&self, function: &'static str, status: Status) -> Result<(), NvrtcError> {
-        self.functions.check(function, status)
-    }
-}
-
-impl Functions {
-    fn check(&self, function: &'static str, status: Status) -> Result<(), NvrtcError> {
         if status == 0 {
             return Ok(());
         }
         // SAFETY: NVRTC returns a static NUL-terminated string for every value, or null.
         let message = unsafe {
-            let text = (self.nvrtcGetErrorString)(status);
+            let text = (self.functions.nvrtcGetErrorString)(status);
             if text.is_null() {
                 String::new()
             } else {

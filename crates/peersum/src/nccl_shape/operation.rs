@@ -1,0 +1,16 @@
+//! What to reduce by.
+
+/// What to reduce by, with the names of `cudarc::nccl::ReduceOp`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReduceOp {
+    /// The sum over all ranks: the only operation here.
+    Sum,
+    /// Refused with [`NcclError::Operation`].
+    Prod,
+    /// Refused with [`NcclError::Operation`].
+    Max,
+    /// Refused with [`NcclError::Operation`].
+    Min,
+    /// Refused with [`NcclError::Operation`].
+    Avg,
+}
