@@ -1,21 +1,25 @@
-/* abi.h - what the host and the kernels agree on: constants, the call's parameters, the memory that
- * ranks share.
+/* abi.h - the contract between the host and the kernels: constants, the parameters of a call, and
+ * the layout of the memory that ranks share.
  *
- * Plain C without includes. `cargo xtask bindings` makes kernels/src/abi.rs from it.
+ * Plain C without includes. `cargo xtask bindings` generates kernels/src/abi.rs from it.
  *
  * Every rank owns one arena, which every peer maps:
  *
  *   | PeersumControl | push slots, both halves | staging half 0 | staging half 1 |
  *
- * The push slots are 16-byte units, [unit / PEERSUM_SLOT_GROUP][half][source][unit %
- * PEERSUM_SLOT_GROUP]: a call uses one half of each group; the slots of one unit lie a constant
- * distance apart, neighbouring threads' slots of one source lie side by side, and all that a small
- * call touches, control block included, lies in one page. A pair has one source, the peer; larger
- * groups send to themselves too. A two-shot call uses the first half of the memory so for the units
- * of this rank's chunk, and the second for the reduced units, with the owner as the source. Every
- * word of it is PEERSUM_SLOT_EMPTY between calls. A staging half holds one rank's input as whole
- * units, and for a push call units of the input or output that are not one aligned access: it is at
- * least as large as the largest call of either family.
+ * Push slots are 16-byte units, indexed
+ * [unit / PEERSUM_SLOT_GROUP][half][source][unit % PEERSUM_SLOT_GROUP].
+ * A call uses one half of each group. The slots of one unit lie a constant distance apart. The
+ * slots of one source that neighbouring threads use are adjacent. All that a small call touches,
+ * control block included, lies in one page.
+ * With two ranks there is one source, the peer; larger groups also send to themselves.
+ * A two-shot call uses the first half of the push memory in this layout for the units of this
+ * rank's chunk, and the second half for the reduced units, with the owner as the source.
+ * Every word of the push slots is PEERSUM_SLOT_EMPTY between calls.
+ *
+ * A staging half holds one rank's input as whole units. Push calls use it as scratch memory for
+ * units of the input or output that are not one aligned access. It is at least as large as the
+ * largest call of either family.
  */
 #ifndef PEERSUM_ABI_H
 #define PEERSUM_ABI_H
@@ -23,35 +27,34 @@
 typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
-/* Raised whenever a structure or a meaning below changes. */
+/* Raised whenever a structure below, or the meaning of a value, changes. */
 #define PEERSUM_ABI_VERSION 5
 
 #define PEERSUM_MAX_WORLD_SIZE 8
-/* The largest grid. The per-block words below exist for each of these, launched or not. */
+/* The largest grid. The per-block words below exist for each of these blocks, launched or not. */
 #define PEERSUM_MAX_BLOCKS 256
-/* The most threads of a block that handle units. A block is launched with world-size more, behind
- * these: they exchange headers and flags, one with each peer. */
+/* The most data threads of a block: threads that handle units. A block is launched with world-size
+ * more threads after them, the signal threads: each exchanges headers and flags with one peer. */
 #define PEERSUM_MAX_THREADS 512
-/* The fewest. */
+/* The fewest data threads of a block. */
 #define PEERSUM_MIN_THREADS 8
-/* On a GPU they are a multiple of this: those that signal have a warp of their own, as a barrier
- * needs it that only some threads wait at. */
+/* On a GPU the number of data threads is a multiple of this. The signal threads then have a warp of
+ * their own, as a barrier needs at which only some threads wait. */
 #define PEERSUM_WARP_THREADS 32
 
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16
-/* Units whose slots of one source lie side by side: what a warp stores at once. */
+/* Units whose slots of one source are adjacent: what a warp stores at once. */
 #define PEERSUM_SLOT_GROUP 32
-/* A slot's word while its data has not arrived. A NaN in f16, bf16 and f32; never sent. */
+/* A slot's word until its data arrives. A NaN in f16, bf16 and f32; never sent. */
 #define PEERSUM_SLOT_EMPTY 0xFFFFFFFFu
-/* What a producer sends for a word that holds exactly PEERSUM_SLOT_EMPTY: NaN as well, so the sum
- * is the same. */
+/* Sent instead of a word that equals PEERSUM_SLOT_EMPTY. Also a NaN, so the sum is the same. */
 #define PEERSUM_SLOT_EMPTY_SUBSTITUTE 0x7FFFFFFFu
 
-/* Headers of the last calls that a (receiver, source) pair keeps. */
+/* How many of the last calls' headers each (receiver, source) pair keeps. */
 #define PEERSUM_HEADER_RING 4
 
-/* A header: sequence | operation | source | family | algorithm | dtype | bytes, from the top. */
+/* A header, from the top: sequence | operation | source | family | algorithm | dtype | bytes. */
 #define PEERSUM_HEADER_SEQUENCE_SHIFT 48
 #define PEERSUM_HEADER_OPERATION_SHIFT 45
 #define PEERSUM_HEADER_SOURCE_SHIFT 44
@@ -61,9 +64,8 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_HEADER_BYTES_BITS 40
 #define PEERSUM_HEADER_OPERATION_BITS 3
 
-/* A detail: a second word, with what a header has no room for. Only calls with a symmetric source
- * send one. Never 0.
- * sequence | 1 + the buffer's index | offset in bytes, from the top. */
+/* A detail: a second word, for what does not fit in a header. Only calls with a symmetric source
+ * send one. Never 0. From the top: sequence | 1 + the buffer's index | offset in bytes. */
 #define PEERSUM_DETAIL_BUFFER_SHIFT 36
 #define PEERSUM_DETAIL_BUFFER_BITS 12
 #define PEERSUM_DETAIL_OFFSET_BITS 36
@@ -76,19 +78,19 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_DTYPE_F16 0
 #define PEERSUM_DTYPE_BF16 1
 #define PEERSUM_DTYPE_F32 2
-/* An ordinary input: pushed, or copied by the pull kernel into its staging half. */
+/* An ordinary input: sent by a push kernel, or copied by a pull kernel into its staging half. */
 #define PEERSUM_SOURCE_ORDINARY 0
-/* The input is a symmetric buffer that every rank maps: pull only. */
+/* The input is a symmetric buffer, which every rank maps. Pull only. */
 #define PEERSUM_SOURCE_SYMMETRIC 1
 
-/* The phases of one pull call; a flag holds epoch * PEERSUM_PULL_PHASES + phase. */
+/* The phases of one pull call. A flag holds epoch * PEERSUM_PULL_PHASES + phase. */
 #define PEERSUM_PULL_PHASES 2
 #define PEERSUM_PULL_PHASE_OPEN 0
 #define PEERSUM_PULL_PHASE_SECOND 1
 
 /* Why a rank left a call. */
 #define PEERSUM_CAUSE_NONE 0
-/* A peer did not come within PeersumParams::timeout_ns. */
+/* A peer did not arrive within PeersumParams::timeout_ns. */
 #define PEERSUM_CAUSE_TIMEOUT 1
 /* The host set PeersumStatus::abort. */
 #define PEERSUM_CAUSE_ABORT 2
@@ -97,11 +99,11 @@ typedef unsigned long long peersum_u64;
 /* A peer's header differs from this rank's own. */
 #define PEERSUM_CAUSE_DISAGREEMENT 4
 
-/* What one block keeps from call to call, in device memory, so that a replayed graph counts as an
- * eager call does. All blocks hold equal epochs between calls: a block also advances the words of
- * blocks that a call did not launch. */
+/* The state that one block keeps from call to call. It is in device memory, so a replayed graph
+ * counts as an eager call does. Between calls all blocks hold equal epochs: the launched blocks
+ * also advance the words of the blocks that a call did not launch. */
 typedef struct PeersumBlockState {
-    /* Calls of the pull family so far, plus the start value. 64 bits: a flag is compared with >=.
+    /* Calls of the pull family so far, plus the start value. 64 bits, as flags are compared by >=.
      */
     peersum_u64 pull_epoch;
     /* Calls of the push family so far, plus the start value. Its lowest bit selects the half. */
@@ -114,32 +116,33 @@ typedef struct PeersumBlockState {
 /* The head of every arena. */
 typedef struct PeersumControl {
     PeersumBlockState blocks[PEERSUM_MAX_BLOCKS];
-    /* headers[sequence % ring][source], stored by each source. README.md, "Headers and details". */
+    /* headers[sequence % ring][source]; each source stores its own. README.md, "Headers and
+     * details". */
     peersum_u64 headers[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
-    /* What this rank itself called; read and written by this rank alone. */
+    /* The headers of this rank's own calls. Only this rank reads and writes them. */
     peersum_u64 own_headers[PEERSUM_HEADER_RING];
-    /* The details of the same calls. A call with a detail stores one; the receiver compares it in
-     * the next call and stores 0. */
+    /* The details of the same calls. Only a call with a detail stores one; the receiver compares it
+     * in the next call and then stores 0. */
     peersum_u64 details[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
     peersum_u64 own_details[PEERSUM_HEADER_RING];
-    /* 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2
-     * once it has. */
+    /* 0. 1 once a thread of this rank has claimed the task of recording the failure and poisoning
+     * all ranks. 2 once it has done so. */
     peersum_u32 leave_claim;
     peersum_u32 reserved[47];
-    /* pull_flags[block][source], stored by each source. */
+    /* pull_flags[block][source]; each source stores its own. */
     peersum_u64 pull_flags[PEERSUM_MAX_BLOCKS][PEERSUM_MAX_WORLD_SIZE];
 } PeersumControl;
 
-/* One rank's record in host memory that its device maps. The host writes `abort`; the device writes
- * the rest once. */
+/* One rank's failure record, in host memory that its device maps. The host writes `abort`; the
+ * device writes the rest, once. */
 typedef struct PeersumStatus {
     peersum_u32 abort;
     peersum_u32 padding[31];
-    /* Released as 1 after every field below. */
+    /* Stored as 1, with release, after every field below. */
     peersum_u32 valid;
     peersum_u32 cause;
     peersum_u32 rank;
-    /* Whom this rank waited for; itself if it waited for nobody. */
+    /* The rank that this rank waited for; this rank itself if it waited for none. */
     peersum_u32 peer;
     peersum_u32 family;
     peersum_u32 algorithm;
@@ -148,55 +151,57 @@ typedef struct PeersumStatus {
     peersum_u32 origin;
     peersum_u64 epoch;
     peersum_u64 waited_ns;
-    /* This rank's header and the peer's, as last seen, of the call in which the two differ or the
-     * wait ended. */
+    /* This rank's header and the peer's, as last seen. They belong to the call in which the two
+     * differ or the wait ended. */
     peersum_u64 own_header;
     peersum_u64 peer_header;
-    /* The details of the same call; 0 if it has none, or if the peer's had not come. */
+    /* The details of the same call. 0 if it has none; the peer's is also 0 if it had not arrived.
+     */
     peersum_u64 own_detail;
     peersum_u64 peer_detail;
     peersum_u32 padding_end[12];
 } PeersumStatus;
 
 /* Every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES. Unused for an ordinary
- * one. */
+ * source. */
 #define PEERSUM_FLAG_SOURCE_ALIGNED 1
-/* All ranks are of one process and on one device, so that its scope orders what they exchange. */
+/* All ranks belong to one process and use one device: device scope suffices to order what they
+ * exchange. */
 #define PEERSUM_FLAG_ONE_DEVICE 2
 
-/* The one argument of every entry point. Addresses are those of this rank's address space. */
+/* The only argument of every entry point. All addresses are in this rank's address space. */
 typedef struct PeersumParams {
-    /* The arena of rank (rank + step) % world size, by step: this rank's own first. In this order
-     * ranks do not all store to the same peer at once, and a kernel knows its own without an
-     * indexed read. */
+    /* arena[step] is the arena of rank (rank + step) % world size; this rank's own comes first. In
+     * this order ranks do not all store to the same peer at once, and a kernel finds its own arena
+     * without an indexed read. */
     peersum_u64 arena[PEERSUM_MAX_WORLD_SIZE];
-    /* What a pull call reads, by rank. PEERSUM_SOURCE_SYMMETRIC: each rank's buffer,
-     * element-aligned. Otherwise each rank's arena. */
+    /* What a pull call reads, by rank: with PEERSUM_SOURCE_SYMMETRIC each rank's buffer,
+     * element-aligned; otherwise each rank's arena. */
     peersum_u64 source[PEERSUM_MAX_WORLD_SIZE];
-    /* Element-aligned; may equal `output`, may not overlap it otherwise. Unused for a symmetric
+    /* Element-aligned. May equal `output`, but not overlap it otherwise. Unused for a symmetric
      * source. */
     peersum_u64 input;
-    /* Element-aligned. A symmetric two-shot call ignores it: its result replaces the symmetric
+    /* Element-aligned. Ignored by a symmetric two-shot call, whose result replaces the symmetric
      * buffer. */
     peersum_u64 output;
-    /* From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units. */
+    /* From 1 to what the call's slots or its staging half hold, and fewer than 2^31 units. */
     peersum_u64 elements;
-    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take
-     * 2 push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 x sources
-     * x PEERSUM_SLOT_GROUP units): the second memory of a two-shot call begins there, and within a
-     * group its slots would be those of a one-shot call of the other half. */
+    /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 *
+     * push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 * sources *
+     * PEERSUM_SLOT_GROUP units), because the gather slots of a two-shot call begin there. If they
+     * began within a group, they would be one-shot slots of the other half. */
     peersum_u64 push_offset;
     peersum_u64 push_half_bytes;
     peersum_u64 staging_offset;
     peersum_u64 staging_half_bytes;
-    /* The PeersumStatus of this rank, as its device addresses it. */
+    /* The PeersumStatus of this rank, at the address that its device uses. */
     peersum_u64 status;
-    /* How long a wait for a peer may take, in nanoseconds. */
+    /* The time limit of a wait for a peer, in nanoseconds. */
     peersum_u64 timeout_ns;
-    /* This call's header but for the sequence, which the device counts. Its source bit says what
-     * kind of input this is; family, algorithm and type must be those of the entry point. */
+    /* This call's header without the sequence, which the device counts. Its source bit gives the
+     * kind of input; family, algorithm and dtype must be those of the entry point. */
     peersum_u64 header;
-    /* This call's detail but for the sequence; unused for an ordinary source. */
+    /* This call's detail without the sequence. Unused for an ordinary source. */
     peersum_u64 detail;
     peersum_u32 rank;
     /* PEERSUM_FLAG_... */

@@ -1,15 +1,15 @@
-// call.cuh - one call as one thread sees it: its place in the launch, the epochs, entering and
-// counting the call, and the form of an entry point.
+// call.cuh - one call as one thread sees it: its position in the launch, the epochs, entering and
+// counting the call, and the declaration of an entry point.
 #pragma once
 
 #include "element.cuh"
 
-// The family of this module: each names it before it includes this file.
+// The family of this module. push.cu and pull.cu define it before they include this file.
 constexpr peersum_u32 FAMILY = PEERSUM_MODULE_FAMILY;
 
-// Build switches of the harness; a shipped module is built with none of them.
+// Build switches of the harness. A shipped module sets none of them.
 //
-// PEERSUM_BREAK: a protocol broken on purpose, to prove that the tests see it.
+// PEERSUM_BREAK: breaks the protocol on purpose, to prove that the tests notice.
 #define PEERSUM_BREAK_NOTHING 0
 #define PEERSUM_BREAK_NO_REARM 1
 #define PEERSUM_BREAK_NO_CLOSING_BARRIER 2
@@ -21,31 +21,31 @@ constexpr peersum_u32 FAMILY = PEERSUM_MODULE_FAMILY;
 #define PEERSUM_BREAK PEERSUM_BREAK_NOTHING
 #endif
 
-// PEERSUM_UNSAFE_BASELINE: no header, no bound, no poison; what safety costs is measured against
-// it.
+// PEERSUM_UNSAFE_BASELINE: no headers, no bounded waits, no poison. It shows what safety costs.
 #ifdef PEERSUM_UNSAFE_BASELINE
 constexpr bool GUARDED = false;
 #else
 constexpr bool GUARDED = true;
 #endif
 
-// PEERSUM_STRICT_ORDER: the formal chain from a re-arm to the peer's next store into the slot
-// (README.md, "Re-arming").
+// PEERSUM_STRICT_ORDER: a formal happens-before chain from a re-arm to the peer's next store into
+// the slot (README.md, "Re-arming").
 #ifdef PEERSUM_STRICT_ORDER
 constexpr bool STRICT_ORDER = true;
 #else
 constexpr bool STRICT_ORDER = false;
 #endif
 
-// Where a thread stands in its launch. A block has `threads` threads that handle units and behind
-// them WORLD_SIZE that carry signals: the one at WORLD_SIZE's `step` exchanges headers and flags
-// with the `step`-th peer. They run beside the data, in a warp of their own where the others fill
-// theirs, so that no unit waits for a signal's instructions.
+// A thread's position in its launch. A block has `threads` data threads, which handle units,
+// followed by WORLD_SIZE signal threads: the one with index `step` exchanges headers and flags with
+// the `step`-th peer. Signal threads work beside the data, in a warp of their own if the data
+// threads fill theirs, so that no unit waits for the instructions of a signal.
 struct ThreadPosition {
     peersum_u32 thread, threads, block, blocks;
 
-    __device__ __forceinline__ bool carries_signals() const { return thread >= threads; }
-    // The peer that this thread meets, in the order of PeersumParams::arena. 0 is this rank itself.
+    __device__ __forceinline__ bool is_signal_thread() const { return thread >= threads; }
+    // The index of this signal thread's peer, in the order of PeersumParams::arena. 0 is this rank
+    // itself.
     __device__ __forceinline__ peersum_u32 step() const { return thread - threads; }
     __device__ __forceinline__ peersum_u32 first_unit() const { return block * threads + thread; }
     __device__ __forceinline__ peersum_u32 unit_stride() const { return blocks * threads; }
@@ -59,15 +59,15 @@ PEERSUM_DEVICE ThreadPosition position_of_thread() {
 struct Call : ThreadPosition {
     const PeersumParams& params;
     PeersumControl* control;
-    // Epochs before this call. The families count apart; all calls of the communicator are their
-    // sum.
+    // Epochs before this call. Each family counts its own calls; their sum counts all calls of the
+    // communicator.
     peersum_u64 pull_epoch;
     peersum_u32 push_epoch;
-    // The poison word as it was on entry.
+    // The poison word, as read on entry.
     peersum_u32 poison;
-    // Units of the array, the last one perhaps partial.
+    // Units of the array, counting a partial last one.
     peersum_u32 units;
-    // This rank's header of this call.
+    // This rank's header for this call.
     peersum_u64 header;
 
     // The control block of the `step`-th peer.
@@ -81,19 +81,19 @@ struct Call : ThreadPosition {
     }
 };
 
-// The sequence of a header, or of a detail: both have it in the same position.
+// The sequence in a header or a detail: both have it in the same position.
 PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
     return static_cast<peersum_u32>(header >> PEERSUM_HEADER_SEQUENCE_SHIFT);
 }
 
-// Whether the call of this header has a detail.
+// Whether the call with this header has a detail.
 PEERSUM_DEVICE bool has_detail(peersum_u64 header) {
     return (header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
 }
 
-// The first act of every call: wait for the kernels before it, then read this block's epochs and
-// poison in one access. Relaxed suffices: the epochs were stored by an earlier kernel of this
-// stream; the poison word carries no data.
+// The first step of every call: waits for the earlier kernels, then reads this block's epochs and
+// poison in one access. Relaxed is enough: an earlier kernel of this stream stored the epochs, and
+// the poison word carries no data.
 PEERSUM_DEVICE Call enter(const PeersumParams& params, const ThreadPosition& position) {
     griddepcontrol_wait();
     PeersumControl* control = reinterpret_cast<PeersumControl*>(params.arena[0]);
@@ -101,12 +101,12 @@ PEERSUM_DEVICE Call enter(const PeersumParams& params, const ThreadPosition& pos
     const peersum_u64 pull_epoch = static_cast<peersum_u64>(state.y) << 32 | state.x;
     return Call{position, params, control, pull_epoch, state.z, GUARDED ? state.w : 0,
                 units_of(params.elements),
-                // The sequence modulo 2^16: the shift drops the rest.
+                // The sequence modulo 2^16: the shift drops the higher bits.
                 (pull_epoch + state.z) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
 }
 
-// Counts this call in a block's state. Relaxed: a thread of the block that leaves may read it
-// meanwhile; else a later kernel of this stream does.
+// Counts this call in a block's state. Relaxed is enough: the only readers are a thread of the
+// block that leaves meanwhile, and later kernels of this stream.
 PEERSUM_DEVICE void advance_epoch_of(const Call& call, peersum_u32 block) {
     if (PEERSUM_BREAK == PEERSUM_BREAK_EPOCH_NOT_ADVANCED) return;
     PeersumBlockState* state = &call.control->blocks[block];
@@ -117,15 +117,15 @@ PEERSUM_DEVICE void advance_epoch_of(const Call& call, peersum_u32 block) {
     }
 }
 
-// For a thread that carries signals: counts this call in the block's own state, which all threads
-// of the block have read.
+// For signal threads. Counts this call in the block's own state, once all threads of the block have
+// read it.
 PEERSUM_DEVICE void advance_own_epoch(const Call& call) {
     if (call.step() == 0) advance_epoch_of(call, call.block);
 }
 
-// For a thread that handles units: counts this call in the states of the blocks that it did not
-// launch (block b has b + blocks, b + 2 blocks, ...). Nobody reads these in this call, so that it
-// may be done at any time.
+// For data threads. Counts this call in the states of the blocks that were not launched: block b
+// updates b + blocks, b + 2 * blocks, ... No thread reads these in this call, so this may be done
+// at any time.
 PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
 #pragma unroll 1
     for (peersum_u32 b = call.block + call.blocks * (1 + call.thread); b < PEERSUM_MAX_BLOCKS;
@@ -134,18 +134,18 @@ PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
     }
 }
 
-// peersum_push_one_shot_bf16_ws8 and the like.
+// Entry point names, for example peersum_push_one_shot_bf16_ws8.
 #define PEERSUM_PASTE_6(a, b, c, d, e, f) a##b##c##d##e##f
 #define PEERSUM_ENTRY_NAME(family_algorithm, dtype, world_size) \
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
-// `blocks`: how many of the largest blocks must fit a multiprocessor. With 1 a block may take all
-// registers; without a number ptxas aims for two on some architectures, and spills.
+// `blocks` is how many blocks of the largest size must fit on a multiprocessor. With 1 a block may
+// use all registers. Without a number ptxas aims for two blocks on some architectures, and spills.
 #define PEERSUM_KERNEL(family_algorithm, blocks)                                                   \
     extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) \
         PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
-// PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that let only one
-// kernel run at a time.
+// PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that allow only one
+// kernel to run at a time.
 #ifdef PEERSUM_ONE_LAUNCH
 struct AllParams {
     PeersumParams of_rank[WORLD_SIZE];

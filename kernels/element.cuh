@@ -1,5 +1,5 @@
-// element.cuh - the three element types: how a unit unpacks to float32 and packs again, how units
-// are read from and written to a caller's buffer of any element alignment.
+// element.cuh - the three element types: unpacking a unit to float32, packing it again, and access
+// to units of a caller's buffer of any element alignment.
 //
 // The numeric contract: float32 accumulation in rank order, one rounding to nearest even, canonical
 // NaN.
@@ -28,7 +28,7 @@ struct element_bf16 {
     static constexpr int PER_WORD = 2;
     static constexpr peersum_u32 NAN_WORD = 0x7FFF7FFFu;
 
-    // A bf16 is the upper half of the float32 of the same value.
+    // A bf16 is the upper half of the float32 with the same value.
     PEERSUM_DEVICE void unpack(peersum_u32 word, float* value) {
         value[0] = mov_b32_f32(word << 16);
         value[1] = mov_b32_f32(word & 0xFFFF0000u);
@@ -74,7 +74,8 @@ PEERSUM_DEVICE Sum unpack(Unit v) {
     return sum;
 }
 
-// The first rank's unit starts the sum (it is not added to +0, which would turn -0 into +0).
+// Adds a unit to the sum. The sum starts from the first rank's unit, not from +0, which would turn
+// -0 into +0.
 PEERSUM_DEVICE void add(Sum& sum, Unit v) {
     const Sum term = unpack(v);
 #pragma unroll
@@ -91,16 +92,16 @@ PEERSUM_DEVICE Unit nan_unit() {
     return Unit{Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD};
 }
 
-// Units of an array, the last one perhaps partial. A call has fewer than 2^31
-// (PeersumParams::elements), so that indices fit 32 bits.
+// The number of units of an array, counting a partial last one. A call has fewer than 2^31 units
+// (PeersumParams::elements), so indices fit in 32 bits.
 PEERSUM_DEVICE peersum_u32 units_of(peersum_u64 elements) {
     return static_cast<peersum_u32>((elements + PER_UNIT - 1) / PER_UNIT);
 }
 
 PEERSUM_DEVICE bool is_wide(peersum_u64 address) { return address % PEERSUM_UNIT_BYTES == 0; }
 
-// The leading units of an array at `address` that are one aligned 16-byte access each: all but a
-// partial tail, or none.
+// The number of leading units of an array at `address` that are one aligned 16-byte access each:
+// all but a partial tail, or none.
 PEERSUM_DEVICE peersum_u32 wide_units(peersum_u64 address, peersum_u64 elements) {
     return is_wide(address) ? static_cast<peersum_u32>(elements / PER_UNIT) : 0;
 }
@@ -109,7 +110,7 @@ PEERSUM_DEVICE void* unit_address(peersum_u64 base, peersum_u32 unit) {
     return reinterpret_cast<void*>(base + static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES);
 }
 
-// Relaxed at system scope, since the array may be a peer's.
+// Relaxed at system scope, because the array may be a peer's.
 PEERSUM_DEVICE peersum_u32 load_element(peersum_u64 address) {
     const void* at = reinterpret_cast<const void*>(address);
     if constexpr (Element::BYTES == 2) {

@@ -1,24 +1,24 @@
-// headers.cuh - the exchange of headers and details, by which ranks find out that they disagree.
+// headers.cuh - the exchange of headers and details, through which ranks detect that their calls
+// differ.
 #pragma once
 
 #include "failure.cuh"
 
-// A signal thread's part in telling every peer what this rank calls, and in comparing what was
-// called before. All of it lies in block 0.
+// A signal thread's part in the exchange: it tells its peer what this rank calls, and compares what
+// both called before. Only block 0 takes part.
 struct Headers {
     bool is_exchanged;
-    // The peer's header of the call before this one, as far as it has come, and what this rank
-    // called then.
+    // The peer's header for the previous call, if it has arrived, and this rank's own.
     peersum_u64 previous;
     peersum_u64 own_previous;
     const peersum_u64* awaited;
-    // The details of the same call; 0 if they were not loaded.
+    // The details of the previous call; 0 if they were not loaded.
     peersum_u64 previous_detail;
     peersum_u64 own_previous_detail;
 };
 
-// Sends this call's header and detail, and has the previous ones loaded, whose values nothing waits
-// for yet. Relaxed: words that are compared as a whole and order nothing.
+// Sends this call's header and detail, and starts the loads of the previous ones without waiting
+// for their values. Relaxed: the words are compared as a whole and order nothing.
 PEERSUM_DEVICE Headers send_header(const Call& call) {
     Headers headers{GUARDED && call.block == 0, 0, 0, nullptr, 0, 0};
     if (!headers.is_exchanged) return headers;
@@ -27,7 +27,7 @@ PEERSUM_DEVICE Headers send_header(const Call& call) {
     const peersum_u32 ring = sequence % PEERSUM_HEADER_RING;
     const bool sends_detail = FAMILY == PEERSUM_FAMILY_PULL && has_detail(call.header);
     const peersum_u64 detail =
-        sends_detail ? announcement_of(call.params, call.header).detail(call.params) : 0;
+        sends_detail ? describe_call(call.params, call.header).detail(call.params) : 0;
     if (step == 0) {
         st_global_u64(&call.control->own_headers[ring], call.header);
         if (sends_detail) st_global_u64(&call.control->own_details[ring], detail);
@@ -46,8 +46,8 @@ PEERSUM_DEVICE Headers send_header(const Call& call) {
     headers.previous = ld_relaxed_sys_u64(headers.awaited);
     headers.own_previous = ld_global_u64(&call.control->own_headers[previous_ring]);
     if (sends_detail) {
-        // Calls with a detail follow each other: the previous ones are loaded together with the
-        // headers.
+        // Calls with a detail often follow each other, so load the previous details together with
+        // the headers.
         headers.previous_detail =
             ld_relaxed_sys_u64(&call.control->details[previous_ring][call.peer(step)]);
         headers.own_previous_detail = ld_global_u64(&call.control->own_details[previous_ring]);
@@ -55,21 +55,21 @@ PEERSUM_DEVICE Headers send_header(const Call& call) {
     return headers;
 }
 
-// What this rank said of an earlier call, given its header and its detail.
-PEERSUM_DEVICE Announcement earlier_announcement(peersum_u64 header,
-                                                 [[maybe_unused]] peersum_u64 detail) {
+// Describes an earlier call of this rank, given its header and its detail.
+PEERSUM_DEVICE CallDescription describe_earlier_call(peersum_u64 header,
+                                                     [[maybe_unused]] peersum_u64 detail) {
 #if PEERSUM_MODULE_FAMILY == PEERSUM_FAMILY_PULL
-    return Announcement{header, detail};
+    return CallDescription{header, detail};
 #else
-    return Announcement{header};
+    return CallDescription{header};
 #endif
 }
 
-// Waits for the peer's detail of the call before this one, which both ranks made with `header`, and
-// removes it once it is compared: when the sequence comes round again, no old detail stands there.
-// The peer stores here again four calls later, after it has seen data of this rank from a kernel
-// that follows this one (README.md, "Headers and details"). `detail` and `own_detail` are 0 if they
-// were not loaded. Not inlined: most calls have no detail.
+// Waits for the peer's detail of the previous call, for which both ranks sent `header`. Removes the
+// detail once it is compared, so that no old detail is there when the sequence comes round again.
+// The peer's next store there comes four calls later, after it has seen data that this rank sent
+// from a later kernel (README.md, "Headers and details"). `detail` and `own_detail` are 0 if they
+// were not loaded. Not inlined, because most calls have no detail.
 extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParams& params,
                                                               peersum_u64 header, peersum_u32 peer,
                                                               peersum_u64 detail,
@@ -83,7 +83,7 @@ extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParam
         spin_pause();
         if (polls % POLLS_BETWEEN_LOOKS == 0) {
             start_ns =
-                peersum_look(params, earlier_announcement(header, own_detail), peer, start_ns);
+                peersum_look(params, describe_earlier_call(header, own_detail), peer, start_ns);
             if (start_ns == 0) return false;
         }
         detail = ld_relaxed_sys_u64(awaited);
@@ -92,15 +92,15 @@ extern "C" __device__ __noinline__ bool peersum_details_agree(const PeersumParam
     return true;
 }
 
-// Waits for what the peer says of the call before this one. A difference in anything but the
-// sequence ends the wait at its next look.
+// Waits for the peer's header and detail of the previous call, and compares them. A difference in
+// anything but the sequence ends the wait at its next look.
 PEERSUM_DEVICE bool previous_headers_agree(const Call& call, const Headers& headers) {
     if (!headers.is_exchanged || call.step() == 0) return true;
     const peersum_u64 own = headers.own_previous;
     const peersum_u32 peer = call.peer(call.step());
-    // A detail that was not loaded is compared behind the header, not beside it.
+    // A detail that was not loaded is compared after the header, not together with it.
     const bool agree = await_word(
-        call, peer, earlier_announcement(own, headers.own_previous_detail), headers.previous,
+        call, peer, describe_earlier_call(own, headers.own_previous_detail), headers.previous,
         [&] { return ld_relaxed_sys_u64(headers.awaited); },
         [&](peersum_u64 word) { return word == own; });
     if (!agree || !has_detail(own)) return agree;
@@ -108,17 +108,17 @@ PEERSUM_DEVICE bool previous_headers_agree(const Call& call, const Headers& head
                                  headers.own_previous_detail);
 }
 
-// PEERSUM_STRICT_ORDER only: acquires every peer's end of the call before this one, before this
-// block's first store to a slot.
+// PEERSUM_STRICT_ORDER only: acquires every peer's header of the previous call, before this block's
+// first store to a slot.
 PEERSUM_DEVICE bool acquire_previous_call(const Call& call) {
     bool arrived = true;
-    if (call.carries_signals() && call.step() != 0) {
+    if (call.is_signal_thread() && call.step() != 0) {
         const peersum_u32 ring = (sequence_of(call.header) - 1) % PEERSUM_HEADER_RING;
         const peersum_u64 own = ld_global_u64(&call.control->own_headers[ring]);
         const peersum_u32 peer = call.peer(call.step());
         const peersum_u64* awaited = &call.control->headers[ring][peer];
         arrived = await_word(
-            call, peer, announcement_of(call.params, own), ld_acquire_sys_u64(awaited),
+            call, peer, describe_call(call.params, own), ld_acquire_sys_u64(awaited),
             [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word == own; });
     }

@@ -1,17 +1,17 @@
-// platform.cuh - every PTX instruction that the kernels use, wrapped once under its mnemonic's
-// name.
+// platform.cuh - every PTX instruction that the kernels use, each wrapped once in a function named
+// after its mnemonic.
 //
-// No CUDA header is included: a module compiles under nvcc or NVRTC with no include path. A build
-// that defines PEERSUM_PLATFORM_PROVIDED has declared the same functions before this file (the CPU
-// emulator does).
+// No CUDA header is included: a module compiles under nvcc or NVRTC without an include path. A
+// build that defines PEERSUM_PLATFORM_PROVIDED declares the same functions before it includes this
+// file. The CPU emulator does so.
 //
-// Scope is .sys wherever a peer may write or read: a peer is another GPU, possibly another process.
-// On NVLink .sys costs nothing over a plain access.
+// The scope is .sys wherever a peer may write or read: a peer is another GPU, possibly in another
+// process. On NVLink .sys costs nothing over a plain access.
 #pragma once
 
 #include "abi.h"
 
-// One unit: 16 bytes as four words. The PTX model promises nothing about the four together.
+// One unit: 16 bytes as four words. The PTX model guarantees nothing about the four together.
 struct alignas(16) Unit {
     peersum_u32 x, y, z, w;
 };
@@ -20,8 +20,8 @@ struct alignas(16) Unit {
 
 #define PEERSUM_DEVICE static __device__ __forceinline__
 
-// How many fruitless polls pass between two looks at the clock, the abort word and the poison word.
-// A poll takes about a microsecond, so a deadline or an abort is seen within about a millisecond.
+// Failed polls between two looks at the clock, the abort word and the poison word. A poll takes
+// about a microsecond, so a thread notices a deadline or an abort within about a millisecond.
 constexpr peersum_u32 POLLS_BETWEEN_LOOKS = 1024;
 
 PEERSUM_DEVICE peersum_u32 tid_x() {
@@ -54,23 +54,23 @@ PEERSUM_DEVICE peersum_u32 nctaid_x() {
     return value;
 }
 
-// Nanoseconds; one clock for the whole device.
+// Nanoseconds. One clock for the whole device.
 PEERSUM_DEVICE peersum_u64 globaltimer() {
     peersum_u64 value;
     asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value));
     return value;
 }
 
-// Orders all accesses of the block's threads before it ahead of all behind it.
+// Orders all accesses before it, by all threads of the block, ahead of all accesses after it.
 PEERSUM_DEVICE void bar_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
 
-// What the threads of a barrier are counted by. A warp arrives as a whole, and one that is not full
-// counts as full.
+// Barriers count threads in whole warps: a warp arrives as a whole, and a partial warp counts as
+// full.
 constexpr peersum_u32 WARP_THREADS = PEERSUM_WARP_THREADS;
 
-// A barrier beside the other one, in two halves: who arrives goes on at once, who syncs waits until
-// `threads` threads have done either and comes behind what they had done before. All threads of a
-// warp do the same; `threads` counts whole warps.
+// A second barrier, split in two. A thread that arrives continues at once. A thread that syncs
+// waits until `threads` threads have arrived or synced; it is then ordered after all that they did
+// before. All threads of a warp make the same call; `threads` counts whole warps.
 PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) {
     asm volatile("barrier.cta.arrive 1, %0;" ::"r"(threads) : "memory");
 }
@@ -79,7 +79,7 @@ PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) {
     asm volatile("barrier.cta.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
-// bar_sync, and true on every thread if `value` is true on any.
+// As bar_sync; also returns true on every thread if `value` is true on any.
 PEERSUM_DEVICE bool bar_red_or(bool value) {
     peersum_u32 any;
     asm volatile(
@@ -91,26 +91,27 @@ PEERSUM_DEVICE bool bar_red_or(bool value) {
     return any != 0;
 }
 
-// Nothing that an earlier kernel wrote may be read, and nothing stored, before it. A no-op below
-// sm_90, where the launch attribute is never set either.
+// A kernel must not store, nor read what an earlier kernel wrote, before this. A no-op below sm_90,
+// where the launch attribute is never set.
 PEERSUM_DEVICE void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The first thread that issues it counts for its whole block. Where it may stand: README.md,
-// "Programmatic dependent launch".
+// The first thread of a block that issues this counts for the whole block. Where it may be called:
+// README.md, "Programmatic dependent launch".
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Has `value` computed before what follows, a wait say, which hides the computation then.
+// Forces `value` to be computed before the code that follows, such as a wait, which then hides the
+// latency of the computation.
 PEERSUM_DEVICE void computed_here(peersum_u64& value) { asm volatile("" : "+l"(value)); }
 
-// On a GPU a spinning thread just polls again.
+// Nothing to do on a GPU: a spinning thread polls again at once.
 PEERSUM_DEVICE void spin_pause() {}
 
 // --- Plain accesses: the caller's own buffers, which no peer touches during the call.
@@ -165,8 +166,8 @@ PEERSUM_DEVICE void st_global_u64(void* address, peersum_u64 value) {
 }
 
 // --- Relaxed accesses at system scope: memory that a peer reads or writes during the call. They
-// never come from or stay in L1, and each word is single-copy atomic; a scalar 64-bit one is as a
-// whole.
+// are never served from L1 and never stay there. Each word is single-copy atomic; a scalar 64-bit
+// access is single-copy atomic as a whole.
 
 PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) {
     Unit v;
@@ -176,8 +177,8 @@ PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) {
     return v;
 }
 
-// Loads into `v` if `condition`, else leaves it: predicated rather than branched, so that a batch
-// of loads stays one.
+// Loads into `v` if `condition`, else leaves it unchanged. Predicated rather than branched, so that
+// the loads of a batch stay together.
 PEERSUM_DEVICE void ld_relaxed_sys_v4_if(bool condition, const void* address, Unit& v) {
     asm volatile(
         "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
@@ -250,8 +251,8 @@ PEERSUM_DEVICE void st_release_sys_u32(void* address, peersum_u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// A relaxed store that a fence precedes: the two are a release. (On the CPU it is one by itself:
-// ThreadSanitizer knows no fences.)
+// A relaxed store that follows a fence: the two together are a release. (On the CPU this store is a
+// release by itself, because ThreadSanitizer does not model fences.)
 PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 value) {
     st_relaxed_sys_u64(address, value);
 }
@@ -260,7 +261,7 @@ PEERSUM_DEVICE void fence_acq_rel_gpu() { asm volatile("fence.acq_rel.gpu;" ::: 
 
 PEERSUM_DEVICE void fence_acq_rel_sys() { asm volatile("fence.acq_rel.sys;" ::: "memory"); }
 
-// The old value; only threads of this device compete for the word.
+// Returns the old value. Only threads of this device compete for the word.
 PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected,
                                                     peersum_u32 desired) {
     peersum_u32 old;
@@ -271,8 +272,8 @@ PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 e
     return old;
 }
 
-// --- Arithmetic. Without .ftz subnormals are kept; a NaN result is the canonical one whatever NaN
-// went in.
+// --- Arithmetic. No .ftz, so subnormals are kept. A NaN result is the canonical NaN whatever the
+// inputs.
 
 PEERSUM_DEVICE float add_rn_f32(float a, float b) {
     float sum;
@@ -292,7 +293,7 @@ PEERSUM_DEVICE peersum_u32 mov_b32_u32(float value) {
     return bits;
 }
 
-// The low (high) half of `pair` as f16.
+// The low half of `pair` as f16, and below the high half.
 PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) {
     float value;
     asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"

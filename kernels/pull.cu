@@ -1,21 +1,22 @@
-// pull.cu - the pull family: barriers between the ranks' blocks of the same index, and loads from
-// every peer.
+// pull.cu - the pull family: barriers between the blocks of the same index on all ranks, and loads
+// from every peer's memory.
 //
 // After the custom all-reduces of vLLM, FlashInfer and TensorRT-LLM (one-shot and two-shot with
-// per-block flags). Differences: the kernel stages its input itself and alternates two staging
-// halves, which spares the closing barrier; one flag word a (block, peer), written by plain stores
-// and compared in 64 bits.
+// per-block flags). Differences: the kernel stages its input itself and alternates between two
+// staging halves, which saves the closing barrier; each (block, peer) has one flag word, written by
+// plain stores and compared in 64 bits.
 //
-// The block that handles a unit is a function of the unit's index within its chunk (two-shot) or in
-// the array (one-shot), the same in every phase and on every rank: a flag of block b speaks for
-// what block b alone wrote.
+// The block that handles a unit is a function of the unit's index within its chunk (two-shot) or
+// within the array (one-shot), the same in every phase and on every rank. So the flag of block b
+// covers what block b alone wrote.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
 #include "headers.cuh"
 #include "units.cuh"
 
-// The rest of a symmetric source: a tail, or all of it where a buffer is misaligned on some rank.
-// Element by element in the same order; the sums of the units first_unit, first_unit + stride, ...
-// in [begin, end) go to every rank's buffer, or to `output` if there is one.
+// Sums the narrow units of a symmetric source, element by element and in the same rank order: its
+// tail, or all of it if a buffer is misaligned on some rank. Handles the units first_unit,
+// first_unit + unit_stride, ... in [begin, end). Stores the sums to `output`, or to every rank's
+// buffer if `output` is 0.
 extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& params,
                                                            peersum_u64 output,
                                                            peersum_u32 first_unit,
@@ -56,21 +57,21 @@ extern "C" __device__ __noinline__ void peersum_sum_narrow(const PeersumParams& 
 
 namespace {
 
-// What a block's flag has to order.
+// The accesses that a block's flag has to order.
 enum class Announce {
-    // Stores of this kernel, which the peer loads behind the flag: a release.
+    // Stores of this kernel, which the peer loads after it sees the flag: the flag is a release.
     Stores,
-    // What an earlier kernel stored: performed before this kernel began, so that no thread waits
-    // for the block's others. A release would add nothing.
+    // Stores of an earlier kernel. They were performed before this kernel began, so no thread waits
+    // for the rest of its block. A release would add nothing.
     EarlierStores,
-    // Loads of this kernel that have returned: performed before the flag's store is issued. A
-    // release would add nothing but the wait for stores that
-    // no peer reads (README.md, "Pull").
+    // Loads of this kernel that have returned: they are performed before the flag's store is
+    // issued. A release would add nothing but a wait for stores that no peer reads (README.md,
+    // "Pull").
     Loads,
 };
 
-// A signal thread's part in a meeting: tells one peer that this block is here, and waits for the
-// same block there. False if this block is lost.
+// A signal thread's part in a meeting: tells one peer that this block has arrived, and waits for
+// the peer's block of the same index. False if this block is lost.
 template <peersum_u32 PHASE>
 PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     constexpr bool IS_OPENING = PHASE == PEERSUM_PULL_PHASE_OPEN;
@@ -81,16 +82,16 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     const peersum_u64 flag = call.pull_epoch * PEERSUM_PULL_PHASES + PHASE;
     peersum_u64* theirs =
         &call.control_of(meets_peer ? step : 0)->pull_flags[call.block][call.params.rank];
-    // A look at poison behind this block's last load of a peer's memory: a peer that left may have
-    // gone on to overwrite what was read. It is on its way together with what the meeting waits for
+    // Look at poison after this block's last load of a peer's memory: a peer that left may have
+    // overwritten what was read. The load runs together with the loads that the meeting waits for
     // anyway.
     peersum_u32 poison = 0;
     if (!IS_OPENING && GUARDED)
         poison = ld_relaxed_sys_u32(&call.control->blocks[call.block].poison);
     if (announce == Announce::Stores) {
-        // What is announced must have been reduced from what was not overwritten: a peer that takes
-        // it may have heard of no failure. A fence of the system takes 0.8 to 2.3 us on a card that
-        // ranks share, one of the device 0.3.
+        // A block with poison announces nothing: what it reduced may come from overwritten data,
+        // and a peer that takes it may not know of any failure. A system fence takes 0.8 to 2.3 us
+        // on a GPU that ranks share, a device fence 0.3 us.
         if ((call.params.flags & PEERSUM_FLAG_ONE_DEVICE) != 0) {
             fence_acq_rel_gpu();
         } else {
@@ -104,50 +105,51 @@ PEERSUM_DEVICE bool exchange_flags(const Call& call, Announce announce) {
     if (IS_OPENING) headers = send_header(call);
     bool lost = false;
     if (meets_peer && poison == 0) {
-        // Acquire: what the peer's block stored before its release is visible after it, and through
-        // the block barrier to every thread here.
+        // Acquire: what the peer's block stored before its release is visible after this load and,
+        // through the block barrier, to every thread here.
         const peersum_u32 peer = call.peer(step);
         const peersum_u64* awaited = &call.control->pull_flags[call.block][peer];
         lost = !await_word(
-            call, peer, announcement_of(call.params, call.header), ld_acquire_sys_u64(awaited),
+            call, peer, describe_call(call.params, call.header), ld_acquire_sys_u64(awaited),
             [&] { return ld_acquire_sys_u64(awaited); },
             [&](peersum_u64 word) { return word >= flag; });
     }
     if (IS_OPENING && !lost) lost = !previous_headers_agree(call, headers);
     if (poison != 0) {
-        // As on entry: the words of a rank's blocks come one by one, and the one that the host
-        // looks at may be the last.
+        // Leave, as on entry: the poison words of a rank's blocks arrive one by one, and the one
+        // that the host looks at may be the last.
         peersum_leave(call.params, PEERSUM_CAUSE_POISON, call.params.rank, poison, 0,
-                      announcement_of(call.params, call.header), 0);
+                      describe_call(call.params, call.header), 0);
         lost = true;
     }
     return !lost;
 }
 
-// Meets the same block of every rank. False if this block is lost; `lost` of any thread becomes the
-// whole block's. What is announced is true of all threads of the block, or nothing is announced.
+// Meets the same block of every rank. False if this block is lost: if `lost` is true on any thread,
+// the whole block loses the call. A block announces only what is true of all its threads.
 template <peersum_u32 PHASE>
 PEERSUM_DEVICE bool meet(const Call& call, Announce announce, bool lost) {
-    // The block barrier makes the accesses of all threads happen before the flag's store; a release
+    // After the block barrier the accesses of all threads happen before the flag's store; a release
     // is cumulative over it.
     if (announce != Announce::EarlierStores) lost = bar_red_or(lost);
-    if (call.carries_signals() && !lost) lost = !exchange_flags<PHASE>(call, announce);
+    if (call.is_signal_thread() && !lost) lost = !exchange_flags<PHASE>(call, announce);
     return !bar_red_or(lost);
 }
 
-// Units that a thread has on their way at once. Few ranks give few loads a unit; together with them
-// this fills the time that memory takes.
+// Units that a thread loads at once. With few ranks a unit needs few loads; several units together
+// fill the memory latency.
 constexpr int BATCH = WORLD_SIZE == 2 ? 4 : WORLD_SIZE <= 4 ? 2 : 1;
 
-// Every rank's copy of the array as this rank maps it: its staging half, or its symmetric buffer.
+// Every rank's copy of the array, as this rank maps it: its staging half or its symmetric buffer.
 struct Copies {
     bool staged;
-    // The leading units that are one aligned access in every copy. A staged copy holds whole units.
+    // The number of leading units that are one aligned access in every copy. A staged copy holds
+    // whole units.
     peersum_u32 wide;
-    // This rank's staging half of this call.
+    // This rank's staging half for this call.
     peersum_u64 own;
-    // This rank's other half, for narrow units of the output: behind the opening barrier no peer
-    // reads it any more.
+    // This rank's other staging half: scratch memory for narrow units of the output. After the
+    // opening barrier no peer reads it any more.
     peersum_u64 scratch;
     peersum_u64 base[WORLD_SIZE];
 };
@@ -171,11 +173,11 @@ PEERSUM_DEVICE Copies copies_of(const Call& call) {
     return copies;
 }
 
-// Sums units that are one aligned access in every copy: `unit`, `unit + stride`, ... below `end`,
-// at most BATCH. Relaxed loads at system scope: ordered behind the barrier's acquire, and never
+// Sums units that are wide in every copy: `unit`, `unit + stride`, ... below `end`, at most BATCH.
+// The loads are relaxed at system scope: the barrier's acquire orders them, and they are never
 // served from a stale L1 line.
-PEERSUM_DEVICE void sums_of_all(const Copies& copies, peersum_u32 unit, peersum_u32 stride,
-                                peersum_u32 end, Unit (&sum)[BATCH]) {
+PEERSUM_DEVICE void sum_wide_units(const Copies& copies, peersum_u32 unit, peersum_u32 stride,
+                                   peersum_u32 end, Unit (&sum)[BATCH]) {
     Unit v[BATCH][WORLD_SIZE];
 #pragma unroll
     for (int k = 0; k < BATCH; ++k) {
@@ -195,19 +197,19 @@ PEERSUM_DEVICE void sums_of_all(const Copies& copies, peersum_u32 unit, peersum_
     for (int k = 0; k < BATCH; ++k) sum[k] = reduce(v[k]);
 }
 
-// The units of [begin, end) that are not wide, of which this thread has those at its place in it.
+// Sums this thread's share of the narrow units in [begin, end).
 PEERSUM_DEVICE void sum_narrow_units(const Call& call, const Copies& copies, peersum_u64 output,
                                      peersum_u32 begin, peersum_u32 end) {
     if (copies.wide >= end) return;
     peersum_sum_narrow(call.params, output, begin + call.first_unit(), copies.wide, end);
 }
 
-// Copies this thread's units of the input into this rank's staging half, which serves its narrow
-// ones as scratch as well.
+// Copies this thread's units of the input into this rank's staging half. For narrow units the half
+// is also the scratch.
 template <bool TWO_SHOT>
 PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
-    // A thread's units are a chunk apart in a two-shot call and a stride in a one-shot; so many are
-    // on their way at once.
+    // The number of loads in flight. A thread's units are a chunk apart in a two-shot call and a
+    // stride apart in a one-shot call.
     constexpr int LOADS = TWO_SHOT ? WORLD_SIZE : 4;
     const Buffer input = buffer_at(call.params.input, copies.own, call.params.elements);
     const peersum_u32 apart = TWO_SHOT ? share.period : call.unit_stride();
@@ -229,35 +231,33 @@ PEERSUM_DEVICE void stage(const Call& call, const Copies& copies, Share share) {
     load_narrow_units(call, input, share);
 }
 
-// The opening: on entry a thread that finds poison makes its whole block lose the call.
+// The opening meeting. A thread that finds poison on entry makes its whole block lose the call.
 template <bool TWO_SHOT>
 PEERSUM_DEVICE bool open(const Call& call, const Copies& copies, Share share) {
     const bool lost = call.poison != 0;
     leave_if_poisoned(call);
-    if (!lost && copies.staged && !call.carries_signals()) stage<TWO_SHOT>(call, copies, share);
+    if (!lost && copies.staged && !call.is_signal_thread()) stage<TWO_SHOT>(call, copies, share);
     const bool met = meet<PEERSUM_PULL_PHASE_OPEN>(
         call, copies.staged ? Announce::Stores : Announce::EarlierStores, lost);
-    // This block has met itself on every rank, so it runs on all of them, and what they still wait
-    // for is on its way whoever takes the seats that are left (README.md, "Programmatic dependent
-    // launch").
+    // This block has met its peers, so it runs on every rank. What they still wait for is on its
+    // way, so the next kernel may take the free seats (README.md, "Programmatic dependent launch").
     if (met) griddepcontrol_launch_dependents();
     return met;
 }
 
-// The end of every pull call: all threads of the block have read its epoch ahead of the opening's
-// barrier.
+// The end of every pull call. All threads of the block read its epoch before the opening barrier.
 PEERSUM_DEVICE void end_call(const Call& call) {
-    if (call.carries_signals()) {
+    if (call.is_signal_thread()) {
         advance_own_epoch(call);
     } else {
         advance_unlaunched_epochs(call);
     }
 }
 
-// Staged: a half is written again two calls of this family later, behind the opening barrier of the
-// call between, which a peer's block enters only in a later kernel than its reads here. So a staged
-// call needs no closing barrier. Symmetric: the closing barrier keeps a buffer from being
-// overwritten by its owner while a peer still reads it.
+// Staged: a half is written again two pull calls later, after the opening barrier of the pull call
+// between. A peer's block enters that barrier only in a later kernel than the one in which it reads
+// here. So a staged call needs no closing barrier.
+// Symmetric: the closing barrier keeps the owner from overwriting a buffer that a peer still reads.
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
     const Call call = enter(params, position);
@@ -266,33 +266,32 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Buffer output = buffer_at(params.output, copies.scratch, params.elements);
 
     bool lost = !open<false>(call, copies, share);
-    if (!lost && !call.carries_signals()) {
+    if (!lost && !call.is_signal_thread()) {
         const peersum_u32 stride = call.unit_stride();
         peersum_u32 unit = call.first_unit();
 #pragma unroll 1
         for (; unit < copies.wide; unit += BATCH * stride) {
             Unit sum[BATCH];
-            sums_of_all(copies, unit, stride, copies.wide, sum);
+            sum_wide_units(copies, unit, stride, copies.wide, sum);
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 if (k == 0 || unit + k * stride < copies.wide)
                     st_global_v4(output.at(unit + k * stride), sum[k]);
             }
         }
-        // These go to the output itself, so the output's scratch holds units below copies.wide
-        // only.
+        // Narrow sums go to the output itself, so its scratch holds only units below copies.wide.
         sum_narrow_units(call, copies, params.output, 0, call.units);
     }
     if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Loads, lost);
-    if (!call.carries_signals()) store_narrow_units(call, output, copies.wide, share, lost);
+    if (!call.is_signal_thread()) store_narrow_units(call, output, copies.wide, share, lost);
     end_call(call);
 }
 
-// Takes unit `i` of every other owner's reduced chunk into the output. The own chunk was stored
-// when it was reduced.
+// Loads unit `i` of every other owner's reduced chunk into the output. This rank's own chunk was
+// stored when it was reduced.
 PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer& output,
                            peersum_u32 chunk, peersum_u32 i) {
-    // All loads are on their way before the first store.
+    // Issue all loads before the first store.
     Unit v[WORLD_SIZE];
     bool wanted[WORLD_SIZE];
 #pragma unroll
@@ -309,10 +308,10 @@ PEERSUM_DEVICE void gather(const Call& call, const Copies& copies, const Buffer&
 }
 
 // Chunk c of the array is reduced by rank c.
-// Staged: the result replaces the owner's staged chunk, which no peer reads in that phase, and is
-// gathered by reading behind the second barrier. Symmetric: the owner writes the result into every
-// rank's buffer; a chunk is read and written by its owner alone, so that no barrier is needed
-// between the two.
+// Staged: the result replaces the owner's staged chunk, which no peer reads in that phase. The
+// peers read it after the second barrier.
+// Symmetric: the owner writes the result into every rank's buffer. Only its owner reads and writes
+// a chunk, so no barrier is needed between the two.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
     const Call call = enter(params, position);
@@ -323,7 +322,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
                                     copies.scratch, params.elements);
 
     bool lost = !open<true>(call, copies, share);
-    if (!lost && !call.carries_signals()) {
+    if (!lost && !call.is_signal_thread()) {
         const peersum_u32 begin = params.rank * chunk;
         const peersum_u32 end = begin + chunk < call.units ? begin + chunk : call.units;
         const peersum_u32 wide = end < copies.wide ? end : copies.wide;
@@ -331,7 +330,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 #pragma unroll 1
         for (peersum_u32 unit = begin + call.first_unit(); unit < wide; unit += BATCH * stride) {
             Unit sum[BATCH];
-            sums_of_all(copies, unit, stride, wide, sum);
+            sum_wide_units(copies, unit, stride, wide, sum);
 #pragma unroll
             for (int k = 0; k < BATCH; ++k) {
                 const peersum_u32 at = unit + k * stride;
@@ -349,13 +348,13 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
         sum_narrow_units(call, copies, 0, begin, end);
     }
     lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Stores, lost);
-    if (!call.carries_signals()) {
+    if (!call.is_signal_thread()) {
         if (copies.staged && !lost) {
 #pragma unroll 1
             for (peersum_u32 i = call.first_unit(); i < chunk; i += call.unit_stride())
                 gather(call, copies, output, chunk, i);
         }
-        // A symmetric result is in place already.
+        // A symmetric result is already in place.
         if (copies.staged || lost) store_narrow_units(call, output, copies.wide, share, lost);
     }
     end_call(call);

@@ -1,15 +1,16 @@
-// push.cu - the push family: every rank stores its units into slots at every rank and polls its
-// own. The data is the flag.
+// push.cu - the push family: every rank stores its units into slots at every rank and polls its own
+// slots. The data is the flag.
 //
-// After NCCL's LL protocols and Lamport-style all-reduces, in which a value that is not data marks
-// an empty slot. What differs: integer compares of every word, no finite value ever touched,
-// exactly the received words re-armed, an epoch a block that any grid may follow.
+// After NCCL's LL protocols and Lamport-style all-reduces, which mark an empty slot with a value
+// that is never data. Differences: every word is compared as an integer, no finite value is
+// changed, exactly the received words are re-armed, and each block has its own epoch, so the grid
+// may change from call to call.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #include "slots.cuh"
 
 namespace {
 
-// The sum of a unit over all ranks, given what was received; `own` is this rank's, if it keeps it.
+// The sum of a unit over all ranks, from the received units and, in a pair, this rank's own.
 PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
     Unit v[WORLD_SIZE];
 #pragma unroll
@@ -18,9 +19,9 @@ PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
     return reduce(v);
 }
 
-// Memory of this rank alone for units that are not one aligned access: the staging half that the
-// next pull call will write. No peer reads it any more: this rank has passed the opening barrier of
-// the last pull call, and so every peer has ended the one before.
+// Scratch memory for narrow units, used by this rank alone: the staging half that the next pull
+// call will write. No peer reads it any more: this rank has passed the opening barrier of the last
+// pull call, so every peer has ended the pull call before that.
 PEERSUM_DEVICE peersum_u64 scratch(const Call& call) {
     return call.params.arena[0] + call.params.staging_offset +
            (call.pull_epoch & 1) * call.params.staging_half_bytes;
@@ -34,49 +35,51 @@ PEERSUM_DEVICE Buffer output_of(const Call& call) {
     return buffer_at(call.params.output, scratch(call), call.params.elements);
 }
 
-// What every push call does before its first store to a peer: whether the call is lost.
-PEERSUM_DEVICE bool is_poisoned(const Call& call) {
+// Checks, before the call's first store to a peer, whether the call is lost. A poisoned rank
+// leaves.
+PEERSUM_DEVICE bool is_lost_on_entry(const Call& call) {
     const bool lost = call.poison != 0;
     if (lost) leave_if_poisoned(call);
     return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
 }
 
-// For a thread that has the first unit that its like on every rank sent it: so this block runs on
-// all of them, and what they still wait for is on its way whoever takes the seats that are left.
-// The first thread of a block counts for it (README.md, "Programmatic dependent launch").
-PEERSUM_DEVICE void let_next_kernel_come() { griddepcontrol_launch_dependents(); }
+// Call once this thread's first unit has arrived from every rank. Every peer's block with this
+// index is then running, and what a peer still waits for is on its way, so the next kernel may take
+// the free seats. The first thread of a block counts for it (README.md, "Programmatic dependent
+// launch").
+PEERSUM_DEVICE void allow_next_kernel() { griddepcontrol_launch_dependents(); }
 
-// The threads of a block, as the barrier counts them at which all have read the block's epoch:
-// those that handle units go on at once, those that carry signals wait there and advance it beside
-// the data. So no thread that has stored its results waits for another.
-PEERSUM_DEVICE peersum_u32 threads_that_read_epoch(const ThreadPosition& position) {
+// The thread count of the barrier that shows that all threads have read the block's epoch. Data
+// threads arrive and continue; signal threads wait there, beside the data, and then advance the
+// epoch. So no thread that has stored its results waits for another.
+PEERSUM_DEVICE peersum_u32 epoch_barrier_threads(const ThreadPosition& position) {
     return position.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
 }
 
-// For a thread that handles units: it has read the block's state.
-PEERSUM_DEVICE void has_read_epoch(const Call& call) {
-    barrier_cta_arrive(threads_that_read_epoch(call));
+// For data threads, once they have read the block's state.
+PEERSUM_DEVICE void mark_epoch_read(const Call& call) {
+    barrier_cta_arrive(epoch_barrier_threads(call));
 }
 
-// All that a thread does that carries signals.
-PEERSUM_DEVICE void carry_signals(const Call& call, bool lost) {
+// The whole call of a signal thread.
+PEERSUM_DEVICE void run_signal_thread(const Call& call, bool lost) {
     if (!lost) {
         const Headers headers = send_header(call);
-        // One that gives up has left by then.
+        // The result is not needed: a thread that gave up has already left the call.
         previous_headers_agree(call, headers);
     }
-    barrier_cta_sync(threads_that_read_epoch(call));
+    barrier_cta_sync(epoch_barrier_threads(call));
     advance_own_epoch(call);
 }
 
-// What a call has of its epochs, in one register: their low halves, pull above push.
+// The low halves of the call's epochs in one register, pull above push.
 PEERSUM_DEVICE peersum_u32 epochs_of(const Call& call) {
     return static_cast<peersum_u32>(call.pull_epoch) << 16 | (call.push_epoch & 0xFFFF);
 }
 
-// The call with these epochs: its halves and its header are right, since they depend on no more.
-PEERSUM_DEVICE Call call_of(const PeersumParams& params, const ThreadPosition& position,
-                            peersum_u32 epochs) {
+// Rebuilds the call from these epochs. Its halves and its header depend on no higher bits.
+PEERSUM_DEVICE Call rebuild_call(const PeersumParams& params, const ThreadPosition& position,
+                                 peersum_u32 epochs) {
     const peersum_u32 pull_epoch = epochs >> 16, push_epoch = epochs & 0xFFFF;
     const peersum_u64 sequence = pull_epoch + push_epoch;
     return Call{position,
@@ -91,17 +94,17 @@ PEERSUM_DEVICE Call call_of(const PeersumParams& params, const ThreadPosition& p
 
 }  // namespace
 
-// Carries a thread's part in a one-shot call on to its end: from `awaited` on, of which the units
-// below `unsent` are sent. For calls with narrow units, of which nothing is sent yet, and for a
-// thread that has polled in vain for long. Not inlined, and little comes behind it: so a call in
-// which nobody is late keeps no register for one that is, and two blocks fit a multiprocessor.
-// False if a wait was given up.
+// Finishes this thread's part of a one-shot call, from unit `awaited` on; the units below `unsent`
+// are already sent. Used by calls with narrow units, before anything is sent, and by threads that
+// have polled for long without success. Not inlined, and little code follows a call of it: so a
+// call in which no rank is late keeps no register for this case, and two blocks fit on a
+// multiprocessor. False if a wait was given up.
 extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParams& params,
                                                               peersum_u32 epochs,
                                                               peersum_u32 awaited,
                                                               peersum_u32 unsent) {
     const ThreadPosition position = position_of_thread();
-    const Call call = call_of(params, position, epochs);
+    const Call call = rebuild_call(params, position, epochs);
     const peersum_u32 units = call.units;
     const Buffer input = input_of(call), output = output_of(call);
     const Share share{units, units};
@@ -110,16 +113,16 @@ extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParam
     if (unsent == awaited) load_narrow_units(call, input, share);
 #pragma unroll 1
     for (; awaited < units; awaited += stride) {
-        // While one unit is awaited the next is on its way to the peers.
+        // While this thread waits for one unit, the next is on its way to the peers.
 #pragma unroll 1
         for (; unsent <= awaited + stride && unsent < units; unsent += stride) {
-            send_to_all(params, sent_to(params, slots + slots_offset(unsent)),
+            send_to_all(params, send_offset(params, slots + slots_offset(unsent)),
                         sendable(ld_global_v4(input.at(unsent))));
         }
         Unit received[SOURCES];
-        if (!collect(call, awaited_at(params, slots + slots_offset(awaited)), received))
+        if (!collect(call, receive_address(params, slots + slots_offset(awaited)), received))
             return false;
-        if (awaited == position.first_unit()) let_next_kernel_come();
+        if (awaited == position.first_unit()) allow_next_kernel();
         Unit own = EMPTY_UNIT;
         if (KEEPS_OWN) own = ld_global_v4(input.at(awaited));
         st_global_v4(output.at(awaited), reduce_received(received, own));
@@ -131,24 +134,24 @@ extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParam
 namespace {
 
 // Fills this thread's part of the output with NaN.
-PEERSUM_DEVICE void lose(const PeersumParams& params) {
+PEERSUM_DEVICE void fill_output_with_nan(const PeersumParams& params) {
     const peersum_u32 units = units_of(params.elements);
     peersum_copy_narrow(params.output, params.elements, 0, params.elements, 0, units,
                         Share{units, units});
 }
 
-// The last two units of a thread, `unit` and the one behind it, both sent already. They are polled
-// at once: one after the other, the second would cost a round trip to memory of its own.
-// False if a wait was given up.
+// Finishes the last two units of a thread, `unit` and the next, which are both sent. They are
+// polled together: one after the other, the second would cost another round trip to memory. False
+// if a wait was given up.
 PEERSUM_DEVICE bool reduce_last_two(const Call& call, peersum_u32 unit, Unit own, Unit second_own,
                                     peersum_u64 first_slot) {
     const PeersumParams& params = call.params;
     const peersum_u32 second = unit + call.unit_stride();
     const peersum_u64 slots = params.push_offset + half_offset(call);
-    const peersum_u64 second_slot = awaited_at(params, slots + slots_offset(second));
+    const peersum_u64 second_slot = receive_address(params, slots + slots_offset(second));
     Unit received[SOURCES], second_received[SOURCES];
     peersum_u32 polls = 0;
-    // Not `&&`: both polls are on their way at once.
+    // Not `&&`: the loads of both polls are in flight together.
     while (!(poll(first_slot, received) & poll(second_slot, second_received))) {
         spin_pause();
         if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS) {
@@ -158,22 +161,22 @@ PEERSUM_DEVICE bool reduce_last_two(const Call& call, peersum_u32 unit, Unit own
     }
     rearm(first_slot);
     rearm(second_slot);
-    if (unit == call.first_unit()) let_next_kernel_come();
+    if (unit == call.first_unit()) allow_next_kernel();
     st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
     st_global_v4(unit_address(params.output, second), reduce_received(second_received, second_own));
     return true;
 }
 
-// Reduces a thread's units in a one-shot call without narrow units. The first, `own`, is sent
-// already. False if a wait was given up.
+// Reduces a thread's units in a one-shot call without narrow units. The first one, `own`, is
+// already sent. False if a wait was given up.
 PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
                                 peersum_u64 first_slot) {
     const PeersumParams& params = call.params;
     const peersum_u64 slots = params.push_offset + half_offset(call);
     const peersum_u32 first = call.first_unit(), stride = call.unit_stride();
-    // A thread's units overlap: while one is awaited the next is on its way to the peers and the
-    // one behind that is loaded. So the links are never without stores, what arrives is taken while
-    // it is still in the cache, and a rank's own unit is loaded once.
+    // A thread's units overlap: while it waits for one, the next is on its way to the peers and the
+    // one after that is being loaded. So the links always have stores to carry, arriving data is
+    // taken while it is still in the cache, and a rank loads its own unit only once.
     Unit ahead = EMPTY_UNIT;
     if (first + stride < call.units)
         ahead = ld_global_v4(unit_address(params.input, first + stride));
@@ -182,11 +185,11 @@ PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
         const peersum_u32 next = unit + stride;
         const Unit following = sendable(ahead);
         if (next < call.units) {
-            send_to_all(params, sent_to(params, slots + slots_offset(next)), following);
+            send_to_all(params, send_offset(params, slots + slots_offset(next)), following);
             if (next + stride < call.units)
                 ahead = ld_global_v4(unit_address(params.input, next + stride));
         }
-        // Larger groups have no registers for it.
+        // Only for pairs: larger groups do not have enough registers.
         if (KEEPS_OWN && next < call.units && next + stride >= call.units)
             return reduce_last_two(call, unit, own, following, first_slot);
         Unit received[SOURCES];
@@ -198,13 +201,13 @@ PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
             }
         }
         rearm(first_slot);
-        if (unit == first) let_next_kernel_come();
+        if (unit == first) allow_next_kernel();
         st_global_v4(reinterpret_cast<void*>(to), reduce_received(received, own));
         if (next >= call.units) break;
         unit = next;
         own = following;
         to = reinterpret_cast<peersum_u64>(unit_address(params.output, unit));
-        first_slot = awaited_at(params, slots + slots_offset(unit));
+        first_slot = receive_address(params, slots + slots_offset(unit));
     }
     return true;
 }
@@ -215,12 +218,12 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const peersum_u32 first = position.first_unit();
     const bool is_wide = wide_units(params.input, params.elements) == units &&
                          wide_units(params.output, params.elements) == units;
-    // At small sizes a thread's first unit is its only one. What can be known of it is computed
-    // while the block's state is loaded.
+    // At small sizes a thread's first unit is its only one. Compute all that is already known about
+    // it while the block's state is being loaded.
     peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
     peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
-    peersum_u64 slot = sent_to(params, params.push_offset + slots_offset(first));
-    peersum_u64 first_slot = awaited_at(params, params.push_offset + slots_offset(first));
+    peersum_u64 slot = send_offset(params, params.push_offset + slots_offset(first));
+    peersum_u64 first_slot = receive_address(params, params.push_offset + slots_offset(first));
     peersum_u64 narrow = is_wide ? 0 : 1;
     computed_here(from);
     computed_here(to);
@@ -229,27 +232,28 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     computed_here(narrow);
 
     const Call call = enter(params, position);
-    // Loaded together with the block's state. A poisoned call may read its own input, it may only
-    // not store.
+    // Loaded together with the block's state. A poisoned call may read its own input; it must not
+    // store.
     Unit own = EMPTY_UNIT;
-    if (narrow == 0 && first < units && !position.carries_signals())
+    if (narrow == 0 && first < units && !position.is_signal_thread())
         own = ld_global_v4(reinterpret_cast<const void*>(from));
-    if (!position.carries_signals()) has_read_epoch(call);
-    const bool lost = is_poisoned(call);
-    if (position.carries_signals()) return carry_signals(call, lost);
-    // Ways out of their own: a call that goes well and has no narrow units keeps no register for
-    // these.
+    if (!position.is_signal_thread()) mark_epoch_read(call);
+    const bool lost = is_lost_on_entry(call);
+    if (position.is_signal_thread()) return run_signal_thread(call, lost);
+    // Separate exits for lost calls and narrow units, so that the common path keeps no registers
+    // for them.
     if (lost || narrow != 0) advance_unlaunched_epochs(call);
-    if (lost) return lose(params);
+    if (lost) return fill_output_with_nan(params);
     if (narrow != 0) {
-        if (!peersum_one_shot_rest(params, epochs_of(call), first, first)) lose(params);
+        if (!peersum_one_shot_rest(params, epochs_of(call), first, first))
+            fill_output_with_nan(params);
         return;
     }
     own = sendable(own);
     if (first < units) send_to_all(params, slot + half_offset(call), own);
-    // While what the peers sent is on its way.
+    // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
-    if (!reduce_wide(call, own, to, first_slot + half_offset(call))) lose(params);
+    if (!reduce_wide(call, own, to, first_slot + half_offset(call))) fill_output_with_nan(params);
 }
 
 // Sends place `i` of every chunk to the chunk's owner.
@@ -262,13 +266,14 @@ PEERSUM_DEVICE void scatter_unit(const Call& call, const Buffer& input, peersum_
         v[step] = Unit{0, 0, 0, 0};
         if (unit < call.units) v[step] = ld_global_v4(input.at(unit));
     }
-    const peersum_u64 slot = sent_to(call.params, scatter + slots_offset(i));
+    const peersum_u64 slot = send_offset(call.params, scatter + slots_offset(i));
 #pragma unroll
     for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
         send(call.params, slot, step, sendable(v[step]));
 }
 
-// Reduces place `i` of this rank's chunk and sends it to all. False if the wait was given up.
+// Reduces place `i` of this rank's chunk and sends the result to all. False if the wait was given
+// up.
 PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buffer& output,
                                 peersum_u64 scatter, peersum_u64 gather, peersum_u32 chunk,
                                 peersum_u32 i) {
@@ -276,20 +281,22 @@ PEERSUM_DEVICE bool reduce_unit(const Call& call, const Buffer& input, const Buf
     Unit own{0, 0, 0, 0};
     if (KEEPS_OWN && unit < call.units) own = sendable(ld_global_v4(input.at(unit)));
     Unit received[SOURCES];
-    if (!collect(call, awaited_at(call.params, scatter + slots_offset(i)), received)) return false;
+    if (!collect(call, receive_address(call.params, scatter + slots_offset(i)), received))
+        return false;
     const Unit result = reduce_received(received, own);
-    if (i == call.first_unit()) let_next_kernel_come();
-    // A reduced word is never the empty mark: a NaN in it is canonical.
-    send_to_all(call.params, sent_to(call.params, gather + slots_offset(i)), result);
+    if (i == call.first_unit()) allow_next_kernel();
+    // A reduced word never equals the empty mark, because a NaN in it is canonical.
+    send_to_all(call.params, send_offset(call.params, gather + slots_offset(i)), result);
     if (KEEPS_OWN && unit < call.units) st_global_v4(output.at(unit), result);
     return true;
 }
 
-// Stores place `i` of every owner's reduced chunk. False if the wait was given up.
+// Receives place `i` of every owner's reduced chunk and stores it in the output. False if the wait
+// was given up.
 PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_u64 gather,
                                 peersum_u32 chunk, peersum_u32 i) {
     Unit v[SOURCES];
-    if (!collect(call, awaited_at(call.params, gather + slots_offset(i)), v)) return false;
+    if (!collect(call, receive_address(call.params, gather + slots_offset(i)), v)) return false;
 #pragma unroll
     for (int source = 0; source < SOURCES; ++source) {
         const peersum_u32 owner = KEEPS_OWN ? call.params.rank ^ 1 : source;
@@ -299,11 +306,11 @@ PEERSUM_DEVICE bool gather_unit(const Call& call, const Buffer& output, peersum_
     return true;
 }
 
-// Chunk c of the array belongs to rank c, who reduces it and sends the result to all. A thread
-// handles the same place of every chunk from end to end (sends it, reduces it where this rank owns
-// it, stores the result), so no barrier is needed between the steps. All chunks are equally long:
-// what lies behind the array is sent as zeros and not stored, so that every wait is for the same
-// slots.
+// Chunk c of the array belongs to rank c, which reduces it and sends the result to all. One thread
+// handles the same place of every chunk from start to finish: it sends the unit, reduces it if this
+// rank is the owner, and stores the result. So no barrier is needed between the steps. All chunks
+// have equal length: units past the end of the array are sent as zeros and not stored, so every
+// rank waits for the same slots.
 PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
     const peersum_u32 units = units_of(params.elements);
@@ -312,9 +319,9 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const Share share{chunk, chunk};
 
     const Call call = enter(params, position);
-    if (!position.carries_signals()) has_read_epoch(call);
-    bool lost = is_poisoned(call);
-    if (position.carries_signals()) return carry_signals(call, lost);
+    if (!position.is_signal_thread()) mark_epoch_read(call);
+    bool lost = is_lost_on_entry(call);
+    if (position.is_signal_thread()) return run_signal_thread(call, lost);
     const peersum_u64 scatter = params.push_offset + half_offset(call);
     const peersum_u64 gather = scatter + params.push_half_bytes;
     const Buffer input = input_of(call);
@@ -322,9 +329,9 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     advance_unlaunched_epochs(call);
     if (!lost) {
         load_narrow_units(call, input, share);
-        // The steps of a thread's units overlap: while one is on its way to its owner, the one
-        // before is reduced and the one before that is gathered. So the links always have both
-        // kinds to carry, and what arrives is taken while it is still in the cache.
+        // The steps of a thread's units overlap: while one unit is on its way to its owner, the
+        // unit before it is reduced and the one before that is gathered. So the links always have
+        // both kinds to carry, and arriving data is taken while it is still in the cache.
         peersum_u32 scattered = position.first_unit(), reduced = scattered, gathered = scattered;
 #pragma unroll 1
         while (gathered < chunk) {
@@ -346,8 +353,8 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
-// Two communicators of a pair have a multiprocessor for two of these blocks. ptxas keeps to the
-// registers that this leaves without a spill up to sm_90.
+// Two communicators of two ranks can run such blocks on one multiprocessor at once. ptxas keeps to
+// the register limit that follows, without spilling, up to sm_90.
 #if PEERSUM_WORLD_SIZE == 2 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 900
 #define PEERSUM_ONE_SHOT_BLOCKS 2
 #else

@@ -4,8 +4,8 @@
 
 #include "call.cuh"
 
-// Adds up the units of all ranks in rank order. (Two may come in either order: an addition of two
-// is commutative, bit for bit.)
+// Sums the units of all ranks in rank order. (Two ranks may be added in either order: the sum of
+// two is commutative, bit for bit.)
 PEERSUM_DEVICE Unit reduce(const Unit (&v)[WORLD_SIZE]) {
     constexpr bool REVERSED = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED;
     Sum sum = unpack(v[REVERSED ? WORLD_SIZE - 1 : 0]);
@@ -15,17 +15,17 @@ PEERSUM_DEVICE Unit reduce(const Unit (&v)[WORLD_SIZE]) {
     return round(sum);
 }
 
-// The units of a call that one thread handles from end to end: first, first + stride, ... below
-// `end`, and of each of these every `period`-th. One-shot: end = period = all units. Two-shot: end
-// = period = the chunk, so that a thread has the same place in every chunk.
+// The units that one thread handles from start to finish: for each i in first_unit, first_unit +
+// unit_stride, ... below `end`, the units i, i + period, i + 2 * period, ... One-shot: end = period
+// = all units. Two-shot: end = period = the chunk, so a thread has the same place in every chunk.
 struct Share {
     peersum_u32 end;
     peersum_u32 period;
 };
 
-// The caller's input or output as whole units. Units that are not one aligned access (all of a
-// misaligned array; a partial tail) are copied element by element from or to scratch memory of this
-// rank, by the thread that handles them: the protocols know 16-byte accesses only.
+// The caller's input or output as whole units. The protocols use 16-byte accesses only. A unit that
+// is not one aligned access (all of a misaligned array; a partial tail) is narrow: the thread that
+// handles it copies it element by element, through scratch memory of this rank.
 struct Buffer {
     peersum_u64 address;
     peersum_u64 scratch;
@@ -40,9 +40,9 @@ PEERSUM_DEVICE Buffer buffer_at(peersum_u64 address, peersum_u64 scratch, peersu
     return Buffer{address, scratch, wide_units(address, elements)};
 }
 
-// Copies this thread's units in [begin, end) element by element: `readable` elements of the source
-// exist, behind them are zeros; `writable` elements of the destination exist, nothing behind them
-// is touched. Without a source (0) every element becomes NaN.
+// Copies this thread's units in [begin, end) element by element. The source has `readable` elements
+// and reads as zeros after them. The destination has `writable` elements, and nothing after them is
+// written. If `source` is 0, every element becomes NaN.
 extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destination,
                                                             peersum_u64 writable,
                                                             peersum_u64 source,
@@ -71,15 +71,16 @@ extern "C" __device__ __noinline__ void peersum_copy_narrow(peersum_u64 destinat
     }
 }
 
-// Before the first `at` of an input.
+// Copies the narrow units of an input to its scratch. Call it before the first use of `at`.
 PEERSUM_DEVICE void load_narrow_units(const Call& call, const Buffer& input, Share share) {
     if (input.wide == call.units) return;
     peersum_copy_narrow(input.scratch, static_cast<peersum_u64>(call.units) * PER_UNIT,
                         input.address, call.params.elements, input.wide, call.units, share);
 }
 
-// After the last store through `at` of an output, of which units below `end` were stored so. A call
-// that is lost leaves NaN in all of this thread's part of it.
+// Copies the narrow units of an output from its scratch. Call it after the last store through `at`;
+// only units below `end` were stored that way. If the call is lost, fills all of this thread's part
+// with NaN.
 PEERSUM_DEVICE void store_narrow_units(const Call& call, const Buffer& output, peersum_u32 end,
                                        Share share, bool lost) {
     if (output.wide >= end && !lost) return;

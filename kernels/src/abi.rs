@@ -47,11 +47,11 @@ pub const PEERSUM_FLAG_SOURCE_ALIGNED: u32 = 1;
 pub const PEERSUM_FLAG_ONE_DEVICE: u32 = 2;
 pub type peersum_u32 = ::core::ffi::c_uint;
 pub type peersum_u64 = ::core::ffi::c_ulonglong;
-/// What one block keeps from call to call, in device memory, so that a replayed graph counts as an eager call does. All blocks hold equal epochs between calls: a block also advances the words of blocks that a call did not launch.
+/// The state that one block keeps from call to call. It is in device memory, so a replayed graph counts as an eager call does. Between calls all blocks hold equal epochs: the launched blocks also advance the words of the blocks that a call did not launch.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumBlockState {
-    /// Calls of the pull family so far, plus the start value. 64 bits: a flag is compared with >=.
+    /// Calls of the pull family so far, plus the start value. 64 bits, as flags are compared by >=.
     pub pull_epoch: peersum_u64,
     /// Calls of the push family so far, plus the start value. Its lowest bit selects the half.
     pub push_epoch: peersum_u32,
@@ -79,17 +79,17 @@ const _: () = {
 #[derive(Debug, Copy, Clone)]
 pub struct PeersumControl {
     pub blocks: [PeersumBlockState; 256usize],
-    /// headers\[sequence % ring\]\[source\], stored by each source. README.md, "Headers and details".
+    /// headers\[sequence % ring\]\[source\]; each source stores its own. README.md, "Headers and details".
     pub headers: [[peersum_u64; 8usize]; 4usize],
-    /// What this rank itself called; read and written by this rank alone.
+    /// The headers of this rank's own calls. Only this rank reads and writes them.
     pub own_headers: [peersum_u64; 4usize],
-    /// The details of the same calls. A call with a detail stores one; the receiver compares it in the next call and stores 0.
+    /// The details of the same calls. Only a call with a detail stores one; the receiver compares it in the next call and then stores 0.
     pub details: [[peersum_u64; 8usize]; 4usize],
     pub own_details: [peersum_u64; 4usize],
-    /// 0; 1 once a thread of this rank has undertaken to record the failure and to poison all; 2 once it has.
+    /// 0. 1 once a thread of this rank has claimed the task of recording the failure and poisoning all ranks. 2 once it has done so.
     pub leave_claim: peersum_u32,
     pub reserved: [peersum_u32; 47usize],
-    /// pull_flags\[block\]\[source\], stored by each source.
+    /// pull_flags\[block\]\[source\]; each source stores its own.
     pub pull_flags: [[peersum_u64; 8usize]; 256usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
@@ -121,17 +121,17 @@ const _: () = {
         "Offset of field: PeersumControl::pull_flags",
     ][::core::mem::offset_of!(PeersumControl, pull_flags) - 4864usize];
 };
-/// One rank's record in host memory that its device maps. The host writes `abort`; the device writes the rest once.
+/// One rank's failure record, in host memory that its device maps. The host writes `abort`; the device writes the rest, once.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumStatus {
     pub abort: peersum_u32,
     pub padding: [peersum_u32; 31usize],
-    /// Released as 1 after every field below.
+    /// Stored as 1, with release, after every field below.
     pub valid: peersum_u32,
     pub cause: peersum_u32,
     pub rank: peersum_u32,
-    /// Whom this rank waited for; itself if it waited for nobody.
+    /// The rank that this rank waited for; this rank itself if it waited for none.
     pub peer: peersum_u32,
     pub family: peersum_u32,
     pub algorithm: peersum_u32,
@@ -140,10 +140,10 @@ pub struct PeersumStatus {
     pub origin: peersum_u32,
     pub epoch: peersum_u64,
     pub waited_ns: peersum_u64,
-    /// This rank's header and the peer's, as last seen, of the call in which the two differ or the wait ended.
+    /// This rank's header and the peer's, as last seen. They belong to the call in which the two differ or the wait ended.
     pub own_header: peersum_u64,
     pub peer_header: peersum_u64,
-    /// The details of the same call; 0 if it has none, or if the peer's had not come.
+    /// The details of the same call. 0 if it has none; the peer's is also 0 if it had not arrived.
     pub own_detail: peersum_u64,
     pub peer_detail: peersum_u64,
     pub padding_end: [peersum_u32; 12usize],
@@ -204,32 +204,32 @@ const _: () = {
         "Offset of field: PeersumStatus::padding_end",
     ][::core::mem::offset_of!(PeersumStatus, padding_end) - 208usize];
 };
-/// The one argument of every entry point. Addresses are those of this rank's address space.
+/// The only argument of every entry point. All addresses are in this rank's address space.
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct PeersumParams {
-    /// The arena of rank (rank + step) % world size, by step: this rank's own first. In this order ranks do not all store to the same peer at once, and a kernel knows its own without an indexed read.
+    /// arena\[step\] is the arena of rank (rank + step) % world size; this rank's own comes first. In this order ranks do not all store to the same peer at once, and a kernel finds its own arena without an indexed read.
     pub arena: [peersum_u64; 8usize],
-    /// What a pull call reads, by rank. PEERSUM_SOURCE_SYMMETRIC: each rank's buffer, element-aligned. Otherwise each rank's arena.
+    /// What a pull call reads, by rank: with PEERSUM_SOURCE_SYMMETRIC each rank's buffer, element-aligned; otherwise each rank's arena.
     pub source: [peersum_u64; 8usize],
-    /// Element-aligned; may equal `output`, may not overlap it otherwise. Unused for a symmetric source.
+    /// Element-aligned. May equal `output`, but not overlap it otherwise. Unused for a symmetric source.
     pub input: peersum_u64,
-    /// Element-aligned. A symmetric two-shot call ignores it: its result replaces the symmetric buffer.
+    /// Element-aligned. Ignored by a symmetric two-shot call, whose result replaces the symmetric buffer.
     pub output: peersum_u64,
-    /// From 1 up to what the call's slots or its staging half hold, and fewer than 2^31 units.
+    /// From 1 to what the call's slots or its staging half hold, and fewer than 2^31 units.
     pub elements: peersum_u64,
-    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 x sources x PEERSUM_SLOT_GROUP units): the second memory of a two-shot call begins there, and within a group its slots would be those of a one-shot call of the other half.
+    /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 * push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 * sources * PEERSUM_SLOT_GROUP units), because the gather slots of a two-shot call begin there. If they began within a group, they would be one-shot slots of the other half.
     pub push_offset: peersum_u64,
     pub push_half_bytes: peersum_u64,
     pub staging_offset: peersum_u64,
     pub staging_half_bytes: peersum_u64,
-    /// The PeersumStatus of this rank, as its device addresses it.
+    /// The PeersumStatus of this rank, at the address that its device uses.
     pub status: peersum_u64,
-    /// How long a wait for a peer may take, in nanoseconds.
+    /// The time limit of a wait for a peer, in nanoseconds.
     pub timeout_ns: peersum_u64,
-    /// This call's header but for the sequence, which the device counts. Its source bit says what kind of input this is; family, algorithm and type must be those of the entry point.
+    /// This call's header without the sequence, which the device counts. Its source bit gives the kind of input; family, algorithm and dtype must be those of the entry point.
     pub header: peersum_u64,
-    /// This call's detail but for the sequence; unused for an ordinary source.
+    /// This call's detail without the sequence. Unused for an ordinary source.
     pub detail: peersum_u64,
     pub rank: peersum_u32,
     /// PEERSUM_FLAG_...

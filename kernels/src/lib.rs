@@ -1,7 +1,9 @@
-//! The CUDA C++ kernels of peersum as text, the bindings of their ABI, and the pack of compiled cubins.
+//! The CUDA C++ kernels of peersum as text, the bindings of their ABI, and the pack of compiled
+//! cubins.
 //!
-//! This crate compiles nothing: `cargo xtask precompile` turns [`SOURCES`] into cubins ahead of time, the runtime's
-//! NVRTC fallback compiles the same text in memory, and the emulator compiles it for the CPU.
+//! This crate compiles nothing: `cargo xtask precompile` turns [`SOURCES`] into cubins ahead of
+//! time, the runtime's NVRTC fallback compiles the same text in memory, and the emulator compiles
+//! it for the CPU.
 
 #[rustfmt::skip]
 pub mod abi;
@@ -38,29 +40,32 @@ pub const SOURCES: &[Source] = sources![
 /// The packed cubins of a release. Empty in a checkout: only a packaged crate carries them.
 pub const PACK: &[u8] = include_bytes!("../pack/cubins.bin");
 
-/// A build of the kernels that only the harness runs: to measure the shipped one against, or to look into.
+/// A build of the kernels that only the harness runs, as a baseline for measurements or under
+/// tools.
 ///
-/// Its sources are not [`SOURCES`], so that its modules have other digests and a loader that was not asked for them by name refuses them.
+/// Its sources differ from [`SOURCES`], so its modules have other digests. A loader refuses them
+/// unless it was asked for them by name.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HarnessBuild {
-    /// Without header, bounds and poison: what safety costs is measured against it.
+    /// Without headers, bounded waits and poison: it shows what safety costs.
     UnsafeBaseline,
-    /// With the formal chain from a re-arm to the peer's next store.
+    /// With a formal happens-before chain from a re-arm to the peer's next store.
     StrictOrder,
-    /// The ranks of a group as the rows of one grid: for tools that let only one kernel run at a time.
+    /// The ranks of a group are the rows of one grid, for tools that allow only one kernel to run
+    /// at a time.
     OneLaunch,
 }
 
 impl HarnessBuild {
-    /// Every one.
+    /// All harness builds.
     pub const ALL: [HarnessBuild; 3] = [
         HarnessBuild::UnsafeBaseline,
         HarnessBuild::StrictOrder,
         HarnessBuild::OneLaunch,
     ];
 
-    /// Its name in flags and directories.
+    /// The build's name in flags and directory names.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -70,7 +75,8 @@ impl HarnessBuild {
         }
     }
 
-    /// Path and text of every source file. The switch is in the text and not a flag: the digests of what it makes cover it.
+    /// Path and text of every source file. The switch is in the text, not a compiler flag, so that
+    /// the digests of the build's modules cover it.
     #[must_use]
     pub fn sources(self) -> Vec<(&'static str, String)> {
         let switch = match self {
@@ -91,7 +97,8 @@ impl HarnessBuild {
     }
 }
 
-/// The names of all `extern "C" __device__` functions of the kernels: a program that compiles several modules for the CPU has to tell them apart.
+/// The names of all `extern "C" __device__` functions of the kernels. A program that compiles
+/// several modules for the CPU has to tell these functions apart.
 #[doc(hidden)]
 pub fn exported_device_functions() -> impl Iterator<Item = &'static str> {
     SOURCES.iter().flat_map(|source| {

@@ -1,4 +1,4 @@
-//! The bindings describe the memory that a C and a C++ compiler lay out from the same header.
+//! The bindings have the same layout as what a C and a C++ compiler make of the same header.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
@@ -10,14 +10,15 @@ use std::process::Command;
 
 use peersum_kernels::abi::*;
 
-/// What a compiler or the bindings say: expressions of C, and their values.
+/// C expressions and their values, according to a compiler or to the bindings.
 type Facts = BTreeMap<String, u64>;
 
 fn header() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("abi.h")
 }
 
-/// Adds size, alignment, offsets and the sizes of the fields of a structure. Fails to compile if a field is left out.
+/// Adds the size and alignment of a structure, and the offset and size of each field. Does not
+/// compile if a field is left out.
 macro_rules! structure {
     ($facts:ident, $type:ident { $($field:ident),+ $(,)? }) => {
         let name = stringify!($type);
@@ -25,7 +26,10 @@ macro_rules! structure {
         $facts.insert(format!("__alignof__({name})"), align_of::<$type>() as u64);
         $(
             let field = stringify!($field);
-            $facts.insert(format!("__builtin_offsetof({name}, {field})"), offset_of!($type, $field) as u64);
+            $facts.insert(
+                format!("__builtin_offsetof({name}, {field})"),
+                offset_of!($type, $field) as u64,
+            );
         )+
         let sizes = |$type { $($field),+ }: &$type| {
             [$((stringify!($field), size_of_val($field) as u64)),+]
@@ -36,9 +40,10 @@ macro_rules! structure {
     };
 }
 
-/// A value whose contents are not looked at.
+/// A value whose contents do not matter.
 fn zeroed<T: Copy>() -> T {
-    // SAFETY: the bindings are plain integers and arrays of them, for which all bits zero is a value.
+    // SAFETY: the bindings are plain integers and arrays of integers, for which all-zero bits are a
+    // valid value.
     unsafe { std::mem::zeroed() }
 }
 
@@ -161,7 +166,8 @@ fn bindings() -> Facts {
     facts
 }
 
-/// The values that the machine's compiler gives the same expressions, the header read as `language`.
+/// The values that the C compiler of this machine gives to the expressions, with the header
+/// compiled as `language`.
 fn compiled(language: &str, expressions: impl Iterator<Item = String>) -> Facts {
     let mut program = format!(
         "#include {:?}\n#include <stdio.h>\nint main(void) {{\n",
@@ -205,7 +211,7 @@ fn compiled(language: &str, expressions: impl Iterator<Item = String>) -> Facts 
 }
 
 #[test]
-fn sizes_offsets_and_constants_are_those_of_the_compilers() {
+fn sizes_offsets_and_constants_match_those_of_the_c_and_cpp_compilers() {
     let bindings = bindings();
     for language in ["c", "c++"] {
         assert_eq!(

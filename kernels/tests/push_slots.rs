@@ -1,11 +1,10 @@
-//! Where the kernels of push.cu have their slots: no two that can be in use at once share an
-//! address.
+//! The slots of push.cu: two calls that can be in progress at once never share a slot.
 //!
 //! The models in `models` have no addresses. Here the kernels themselves run, on a platform that
-//! records each slot they send to, poll and empty (`push_slots/driver.cpp`). While a rank is in one
-//! call, peers may be in the next, which uses the other half; the call after that comes when this
-//! one has emptied its slots. So the slots of any call of one half must differ from those of any
-//! call of the other, whatever the algorithms and sizes of the two.
+//! records each slot that they send to, poll and empty (`push_slots/driver.cpp`). While a rank is
+//! in one call, peers may be in the next call, which uses the other half. The call after that
+//! starts only when this one has emptied its slots. So the slots of any call of one half must
+//! differ from those of any call of the other half, whatever the algorithms and sizes of the two.
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
 use std::io::Write as _;
@@ -25,19 +24,19 @@ struct Call {
     parity: u64,
 }
 
-/// The slots of one call, as ranges of units from the first slot on.
+/// The slots of one call, as ranges of unit indices counted from the first slot.
 type Slots = Vec<(u64, u64)>;
 
 fn sources(world_size: u64) -> u64 {
     if world_size == 2 { 1 } else { world_size }
 }
 
-/// Slots of one group in both halves, in bytes: what `push_half_bytes` must be a multiple of.
+/// Size in bytes of both halves of one slot group. `push_half_bytes` must be a multiple of it.
 fn both_halves_bytes(world_size: u64) -> u64 {
     2 * sources(world_size) * GROUP * UNIT
 }
 
-/// The largest call, in units. The host computes the same in `capacity_units`.
+/// The largest call, in units. The host's `capacity_units` computes the same.
 fn capacity_units(world_size: u64, push_half_bytes: u64, is_two_shot: bool) -> u64 {
     let slots = |bytes: u64| bytes / (sources(world_size) * GROUP * UNIT) * GROUP;
     match is_two_shot {
@@ -46,7 +45,7 @@ fn capacity_units(world_size: u64, push_half_bytes: u64, is_two_shot: bool) -> u
     }
 }
 
-/// Builds the driver for a world size, in a file of this test's own.
+/// Builds the driver for a world size. Each test has an executable of its own.
 fn compile(test: &str, world_size: u64) -> std::path::PathBuf {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR"));
     let driver =
@@ -73,7 +72,7 @@ fn compile(test: &str, world_size: u64) -> std::path::PathBuf {
     driver
 }
 
-/// What each call uses at every rank.
+/// The slots that each call uses at every rank.
 fn slots_of(driver: &Path, push_half_bytes: u64, calls: &[Call]) -> Vec<Slots> {
     let mut child = Command::new(driver)
         .stdin(Stdio::piped())
@@ -118,7 +117,7 @@ fn slots_of(driver: &Path, push_half_bytes: u64, calls: &[Call]) -> Vec<Slots> {
     answers
 }
 
-/// Calls of both algorithms and halves: the smallest, the largest, and some between.
+/// Calls of both algorithms and both halves: the smallest, the largest, and some in between.
 fn calls(world_size: u64, push_half_bytes: u64) -> Vec<Call> {
     let mut calls = Vec::new();
     for is_two_shot in [false, true] {
@@ -140,7 +139,7 @@ fn calls(world_size: u64, push_half_bytes: u64) -> Vec<Call> {
     calls
 }
 
-/// The first two calls of different halves that share a slot.
+/// The first pair of calls of different halves that share a slot, and that slot.
 fn shared_slot(calls: &[Call], slots: &[Slots]) -> Option<(Call, Call, u64)> {
     let of_parity = |parity: u64| {
         calls
@@ -175,14 +174,14 @@ fn no_two_slots_that_can_be_in_use_at_once_share_an_address() {
                 let end = slots.iter().map(|(_, end)| *end).max();
                 assert!(
                     end.unwrap() * UNIT <= 2 * push_half_bytes,
-                    "{context}: {call:?} has slots behind the push memory"
+                    "{context}: {call:?} uses slots past the end of the push memory"
                 );
             }
         }
     }
 }
 
-/// The control: the sizes at which 0.1 had slots of a one-shot call in those of a two-shot call.
+/// The control: sizes at which version 0.1 used one slot for both a one-shot and a two-shot call.
 #[test]
 fn a_half_that_is_no_multiple_of_both_halves_of_a_group_is_caught() {
     for (world_size, push_half_bytes) in [

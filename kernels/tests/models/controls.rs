@@ -1,11 +1,13 @@
-//! Each rule of the protocols left out: a run that breaks a promise is found. A model that finds none could not fail.
+//! Controls: each rule of the protocols is left out in turn, and the explorer must find a run that
+//! breaks a promise. A model that finds none could never fail.
 
 use crate::explorer::explore;
-use crate::machine::{Break, Call, Kind, Machine, Violation, Waits};
+use crate::machine::Machine;
 use crate::memory::Order;
-use crate::{call, small};
+use crate::program::{Break, Call, Kind, Violation, Waits, call, small};
 
-/// `machine` breaks a promise without the rule, in the way that the rule is there for, and keeps all of them with it.
+/// Asserts that `machine` keeps all promises with the rule, and without it breaks one in the way
+/// that the rule prevents.
 fn assert_is_needed(rule: Break, machine: Machine, violation: Violation) {
     let whole = explore(&machine);
     if let Some(counterexample) = whole.counterexample {
@@ -19,7 +21,7 @@ fn assert_is_needed(rule: Break, machine: Machine, violation: Violation) {
         panic!("{rule:?}: no counterexample in {} states", broken.states);
     };
     println!(
-        "{rule:?}, found behind {} states:\n{counterexample}",
+        "{rule:?}, found after {} states:\n{counterexample}",
         broken.states
     );
     assert_eq!(
@@ -53,7 +55,7 @@ fn an_epoch_advanced_before_all_threads_have_read_it_deadlocks() {
 fn epochs_of_launched_blocks_alone_do_not_survive_a_change_of_grid() {
     use Kind::PushOneShot as Push;
     let machine = Machine::new(2, &[call(Push, 1), call(Push, 2)]);
-    // The block that was not launched stores into the half of the call before.
+    // The block that was not launched then stores into the half of the call before.
     assert_is_needed(
         Break::EpochOfLaunchedBlocksOnly,
         machine,
@@ -73,12 +75,12 @@ fn synchronize_without_the_last_headers_accepts_a_wrong_last_call() {
         waits: Waits::Look,
         ..Machine::new(2, &[small(Kind::PushOneShot); 2])
     };
-    // The rank that calls with more elements sends all that the other waits for.
+    // The rank that calls with more elements sends everything that the other waits for.
     machine.programs[1][1].places = 2;
     assert_is_needed(Break::SynchronizeSkipsHeaders, machine, Violation::FalseOk);
 }
 
-/// Two ranks whose details differ in the last of some calls, or in an earlier one.
+/// Two ranks whose details differ in call number `differing`.
 fn with_other_detail(calls: &[Call], differing: usize) -> Machine {
     let mut machine = Machine {
         waits: Waits::Look,
@@ -109,7 +111,7 @@ fn details_that_the_next_call_does_not_compare_are_never_compared() {
 fn a_detail_that_is_not_removed_is_taken_for_that_of_a_later_call() {
     let symmetric = small(Kind::SymmetricOneShot).with_detail(1);
     let push = small(Kind::PushOneShot);
-    // The ring comes round between the two symmetric calls.
+    // The ring wraps around between the two symmetric calls.
     let machine = with_other_detail(&[symmetric, push, push, push, symmetric], 4);
     assert_is_needed(Break::DetailsNotRemoved, machine, Violation::FalseOk);
 }
@@ -266,14 +268,15 @@ fn a_flag_beside_the_look_lets_a_third_rank_take_what_was_reduced_from_overwritt
 
 #[test]
 fn a_lost_block_that_does_not_wait_for_the_poison_of_another_fills_what_a_peer_reads_with_nan() {
-    // The first block to be lost has claimed the leaving and told nobody yet.
+    // The first lost block has claimed the leave and has not yet told any rank.
     let machine = bounded(2, &[call(Kind::SymmetricTwoShot, 2)]);
     assert_is_needed(Break::LoserGoesOn, machine, Violation::FalseOk);
 }
 
 #[test]
 fn a_last_look_that_records_nothing_lets_synchronize_return_ok() {
-    // The poison words of a rank's blocks come one by one: the block that is lost has seen its own, the host looks at another's.
+    // The poison words of a rank's blocks arrive one by one: the lost block has seen its own, while
+    // the host looks at another block's.
     let machine = bounded(2, &[call(Kind::SymmetricOneShot, 2)]);
     assert_is_needed(Break::LastLookRecordsNothing, machine, Violation::FalseOk);
 }

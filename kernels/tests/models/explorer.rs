@@ -1,19 +1,24 @@
 //! Visits every state that a model can reach, depth first.
 //!
-//! Own code rather than a model checking crate: these graphs have no cycle (every step is progress; a wait is a step that is not enabled), so a
-//! search needs no liveness machinery, and eighty lines do what stateright does with an HTTP server, a thread pool and 80 crates behind it. loom and shuttle
-//! run real Rust code, but the kernels are CUDA C++, and their memory model knows no store that outlives its thread.
+//! This is our own code rather than a model checking crate. The graphs have no cycle: every step is
+//! progress, and a wait is a step that is not enabled. So a search needs no liveness machinery, and
+//! eighty lines do what stateright does with an HTTP server, a thread pool and 80 dependencies.
+//! loom and shuttle run real Rust code, but the kernels are CUDA C++, and the memory model of these
+//! tools has no store that outlives its thread.
 //!
-//! A visited state is remembered as a hash of 64 bits: with 10 million states the chance that two share a value, and one goes unexplored, is 3 in a million.
-//! The hash folds 128-bit products, as wyhash does; the standard library's SipHash would take most of the time of a search.
+//! A visited state is remembered as a 64-bit hash. With 10 million states the probability that two
+//! share a hash, and one stays unexplored, is 3 in a million. The hash folds 128-bit products, as
+//! wyhash does; the standard library's SipHash would take most of the time of a search.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 
-use crate::machine::{Machine, State, Step, Violation};
+use crate::machine::Machine;
+use crate::program::Violation;
+use crate::state::{State, Step};
 
-/// The product of what came so far and the next 64 bits, folded.
+/// A running hash: the folded product of the value so far and the next 64 bits.
 struct Folded(u64);
 
 impl Default for Folded {
@@ -31,7 +36,7 @@ impl Hasher for Folded {
         }
     }
     fn write_u64(&mut self, word: u64) {
-        // Neither factor is 0 but by chance, and the state before is in both: nothing is lost if one is.
+        // A factor is 0 only by chance. If one is, nothing is lost: the earlier value is in both.
         let left = u128::from(self.0.rotate_left(32) ^ 0xA076_1D64_78BD_642F);
         let product = left * u128::from(self.0 ^ word ^ 0xE703_7ED1_A0B4_28DB);
         self.0 = (product as u64) ^ (product >> 64) as u64 ^ word.rotate_left(17);
@@ -43,13 +48,13 @@ impl Hasher for Folded {
     }
 }
 
-/// What an exploration found.
+/// The result of an exploration.
 pub(crate) struct Explored {
     pub(crate) states: usize,
     pub(crate) counterexample: Option<Counterexample>,
 }
 
-/// A run that breaks a promise: its steps in order, and the promise.
+/// A run that breaks a promise: its steps in order, and which promise.
 pub(crate) struct Counterexample {
     pub(crate) violation: Violation,
     pub(crate) trace: Vec<String>,
@@ -64,11 +69,11 @@ impl fmt::Display for Counterexample {
     }
 }
 
-/// Explores `machine` until a promise is broken or nothing new is left.
+/// Explores `machine` until a promise is broken or no new state is left.
 pub(crate) fn explore(machine: &Machine) -> Explored {
     let hasher = BuildHasherDefault::<Folded>::default();
     let mut seen: HashSet<u64, BuildHasherDefault<Folded>> = HashSet::default();
-    // The path to the state that is being looked at: each state on it with the steps not yet taken from there.
+    // The path to the current state. Each state on it comes with the steps not yet taken from it.
     let mut path: Vec<(State, Vec<Step>)> = Vec::new();
     let mut taken: Vec<Step> = Vec::new();
 

@@ -1,12 +1,12 @@
-//! How a wait ends without the peer, and how a rank leaves.
+//! How a wait ends without the peer's data, and how a rank leaves.
 
-use crate::machine::{
-    At, Break, Finds, Host, Id, Machine, State, Step, Violation, Waits, thread, thread_mut,
-};
+use crate::machine::Machine;
 use crate::memory::{BLOCKS, EMPTY, detail, header, is_poison, poison};
+use crate::program::{Break, Violation, Waits};
+use crate::state::{At, Finds, Host, Id, State, Step, thread, thread_mut};
 
 impl Machine {
-    /// How a look may end the wait of a thread.
+    /// The ways in which a look may end the wait of a thread.
     pub(crate) fn add_give_ups(&self, state: &State, id: Id, steps: &mut Vec<Step>) {
         let is_waiting = matches!(
             thread(state, id).at,
@@ -27,7 +27,8 @@ impl Machine {
         if self.waits == Waits::Bounded || is_told || self.sees_difference(state, id) {
             steps.push(Step::GiveUp(id, Finds::Old));
         }
-        // Whoever leaves poisons its own rank anyway: that a peer's poison came first makes a difference to what an observer does.
+        // A rank that leaves poisons itself anyway. So it matters only to what an observer does
+        // whether a peer's poison arrived first.
         let makes_difference = self.waits == Waits::Look
             || self.is_broken(Break::SilentObserver)
             || self.is_broken(Break::NoRelay);
@@ -36,9 +37,8 @@ impl Machine {
         }
     }
 
-    /// Whether what a peer said of the call that is waited for differs from what this rank said:
-    /// the header, or behind an equal one the detail. A wait for several peers looks at each of
-    /// them.
+    /// Whether a peer's words for the awaited call differ from this rank's: the header or, if the
+    /// headers are equal, the detail. A wait for several peers checks each of them.
     fn sees_difference(&self, state: &State, id: Id) -> bool {
         let own = self.awaited_header(state, id);
         let own_detail = self.awaited_own_detail(state, id);
@@ -79,7 +79,8 @@ impl Machine {
         }
     }
 
-    /// A thread loses its call; the rank's first one to do so tells everybody, and the others wait until everybody is told.
+    /// A thread loses its call. The first such thread of a rank poisons all ranks; the others wait
+    /// until it has done so.
     pub(crate) fn leave(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let own = (
             self.awaited_header(state, id),
@@ -137,7 +138,7 @@ impl Machine {
                     (header(ring, id.rank), own),
                 ];
                 for (word, value) in words.into_iter().filter(|(_, value)| *value != 0) {
-                    // Most often the word that was sent already.
+                    // Usually this word was already sent.
                     let is_coming = state
                         .in_flight
                         .to(peer, word)
@@ -154,7 +155,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Behind the fence the peers' poison words are performed.
+    /// After the fence the poison words at the peers are performed.
     pub(crate) fn end_leave(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if !self.is_broken(Break::NoFenceBehindPoison) {
             state.in_flight.perform_all(&mut state.memory, |store| {
@@ -164,7 +165,7 @@ impl Machine {
         self.go_on(state, id, thread(state, id).resume)
     }
 
-    /// Where a thread goes that has left.
+    /// Where a thread continues after it has left.
     fn go_on(&self, state: &mut State, id: Id, resume: At) -> Result<(), Violation> {
         if resume == At::ReadByAll {
             return self.end(state, id);
@@ -172,7 +173,7 @@ impl Machine {
         self.arrive(state, id, resume)
     }
 
-    /// The host found a failure that no kernel saw: it poisons its own rank and all peers.
+    /// The host found a failure that no kernel noticed: it poisons its own rank and all peers.
     pub(crate) fn fail_synchronize(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
         let id = Id {
             rank,

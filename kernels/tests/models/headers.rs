@@ -1,7 +1,10 @@
-//! The header and the detail of a call: sent in it, checked in the next one, and by `synchronize`.
+//! The header and the detail of a call: sent in the call, checked in the next call and by
+//! `synchronize`.
 
-use crate::machine::{At, Break, Id, Machine, State, Violation, Word, thread, thread_mut};
+use crate::machine::Machine;
 use crate::memory::{EMPTY, Store, detail, header, own_header};
+use crate::program::{Break, Violation};
+use crate::state::{At, Id, State, Word, thread, thread_mut};
 
 impl Machine {
     fn ring_size(&self) -> u8 {
@@ -16,7 +19,7 @@ impl Machine {
         sequence % self.ring_size()
     }
 
-    /// The place of a thread's call among all calls.
+    /// The position of a thread's call in the sequence of all calls.
     pub(crate) fn sequence(state: &State, id: Id) -> u8 {
         let me = thread(state, id);
         me.push_epoch + me.pull_epoch
@@ -27,7 +30,7 @@ impl Machine {
         Self::sequence(state, id) << 4 | self.call(state, id.rank).signature()
     }
 
-    /// Whether a header is performed over one that may still be wanted.
+    /// Whether this store overwrites a header that a peer may still need.
     pub(crate) fn overwrites_header(&self, store: &Store) -> bool {
         store.value >> 4 >= self.ring_size()
     }
@@ -57,7 +60,8 @@ impl Machine {
         Ok(())
     }
 
-    /// A detail comes into an empty place: its last one is removed, and that is performed.
+    /// A detail must be stored into an empty place: the detail before it was removed, and the
+    /// removal is performed.
     fn send_detail(
         &self,
         state: &mut State,
@@ -73,7 +77,7 @@ impl Machine {
         self.issue(state, id, (peer, word), value, false)
     }
 
-    /// What this rank said in the detail of the call before, if that had one.
+    /// This rank's detail of the previous call; 0 if that call had none.
     pub(crate) fn previous_detail(&self, state: &State, id: Id) -> u8 {
         let number = usize::from(state.ranks[id.rank].call);
         match number.checked_sub(1) {
@@ -87,7 +91,7 @@ impl Machine {
         (id.rank, detail(ring, usize::from(thread(state, id).index)))
     }
 
-    /// Whether the awaited detail is there or on its way, and equal.
+    /// Whether the awaited detail has arrived or is in flight, and equals this rank's own.
     pub(crate) fn has_detail(&self, state: &State, id: Id) -> bool {
         let own = self.previous_detail(state, id);
         let (rank, word) = self.awaited_detail(state, id);
@@ -95,8 +99,8 @@ impl Machine {
         state.memory[rank][word] == own || coming.any(|store| store.value == own)
     }
 
-    /// Performs the details that come into empty places. Those that overwrite another have a step
-    /// of their own.
+    /// Performs the stores of details into empty places. A store that overwrites another detail is
+    /// a step of its own.
     pub(crate) fn receive_details(state: &mut State, words: &[Word]) {
         for &(rank, word) in words {
             if state.memory[rank][word] == EMPTY {
@@ -115,19 +119,19 @@ impl Machine {
         self.await_headers(state, id, usize::from(thread(state, id).index) + 1)
     }
 
-    /// This rank's header of the call before, as a waiting thread compares it.
+    /// This rank's header of the previous call, which a waiting thread compares.
     pub(crate) fn previous_own(&self, state: &State, id: Id) -> u8 {
         let ring = self.ring(Self::sequence(state, id).wrapping_sub(1));
         state.memory[id.rank][own_header(ring)]
     }
 
-    /// The word in which the awaited peer's header of the call before comes.
+    /// The word that receives the awaited peer's header of the previous call.
     fn awaited_word(&self, state: &State, id: Id) -> usize {
         let ring = self.ring(Self::sequence(state, id).wrapping_sub(1));
         header(ring, usize::from(thread(state, id).index))
     }
 
-    /// Whether the awaited header is there or on its way, and equal.
+    /// Whether the awaited header has arrived or is in flight, and equals this rank's own.
     pub(crate) fn has_header(&self, state: &State, id: Id) -> bool {
         let own = self.previous_own(state, id);
         let word = self.awaited_word(state, id);
@@ -138,7 +142,7 @@ impl Machine {
                 .any(|store| store.value == own)
     }
 
-    /// Whether no later header comes into the place of the awaited one.
+    /// Whether no later header will be stored in the place of the awaited one.
     pub(crate) fn keeps_header(&self, state: &State, id: Id) -> bool {
         let awaited = usize::from(Self::sequence(state, id)) - 1;
         awaited + usize::from(self.ring_size()) > self.programs[id.rank].len()
@@ -170,7 +174,8 @@ impl Machine {
         self.await_headers(state, id, usize::from(thread(state, id).index) + 1)
     }
 
-    /// Goes to wait for the first of this thread's peers from `from` on, or on.
+    /// Makes the thread wait for the first of its peers from `from` on, or continue if there is
+    /// none.
     pub(crate) fn await_headers(
         &self,
         state: &mut State,

@@ -1,12 +1,13 @@
-//! The stream between kernels, and the host behind it: filling symmetric buffers, ending a kernel, `synchronize`.
+//! The stream between kernels and the host: filling symmetric buffers, ending a kernel,
+//! `synchronize`.
 
-use crate::machine::{
-    At, Break, Finds, Host, Machine, Rank, State, Step, Thread, Violation, Waits, Word,
-};
+use crate::machine::Machine;
 use crate::memory::{
     BLOCKS, EMPTY, NAN, Order, PLACES, Store, data, detail, header, own_header, poison, pull_epoch,
     push_epoch, symmetric,
 };
+use crate::program::{Break, Violation, Waits};
+use crate::state::{At, Finds, Host, Rank, State, Step, Thread, Word};
 
 impl Machine {
     /// Prepares a rank's next call, or its `synchronize` if there is none.
@@ -54,19 +55,20 @@ impl Machine {
         Ok(())
     }
 
-    /// A store of a peer to this rank's symmetric buffer: where the two agree, there is none when the caller writes to it.
+    /// Whether a store of a peer to this rank's symmetric buffer races with the caller's writes to
+    /// it. If the ranks make the same calls there is none.
     pub(crate) fn races_with_fill(&self, store: &Store, rank: usize) -> bool {
         store.target == rank
             && (symmetric(0)..symmetric(self.world * PLACES)).contains(&store.address)
     }
 
-    /// The result of a symmetric two-shot call lies in the buffer for as long as the caller does not overwrite it.
+    /// The result of a symmetric two-shot call stays in the buffer until the caller overwrites it.
     fn check_in_place(&self, state: &mut State, rank: usize, number: u8) -> Result<(), Violation> {
         let call = &self.programs[rank][usize::from(number)];
         if state.ranks[rank].lost != 0 || !(call.kind.is_symmetric() && call.kind.is_two_shot()) {
             return Ok(());
         }
-        // Whether what is on its way has come or not.
+        // With or without the stores in flight.
         let found: Vec<u8> = (0..self.world)
             .flat_map(|owner| (0..call.places).map(move |place| owner * PLACES + place))
             .map(symmetric)
@@ -85,8 +87,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether the next kernel may start. With programmatic dependent launch it is there as soon as this one's blocks have let it come, but
-    /// `griddepcontrol.wait` waits for this one's end.
+    /// Whether the next kernel may start. With programmatic dependent launch it is on the GPU as
+    /// soon as this kernel's blocks allow it, but `griddepcontrol.wait` waits for this kernel's
+    /// end.
     pub(crate) fn has_kernel_ended(&self, state: &State, rank: usize) -> bool {
         state.threads[rank]
             .as_flattened()
@@ -112,7 +115,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Every block's epochs count the calls so far, whichever blocks they launched.
+    /// Every block's epochs count the calls so far, whether or not a call launched the block.
     fn check_epochs(&self, state: &State, rank: usize) -> Result<(), Violation> {
         let calls = &self.programs[rank][..=usize::from(state.ranks[rank].call)];
         let pushes = calls.iter().filter(|call| call.kind.is_push()).count() as u8;
@@ -128,7 +131,8 @@ impl Machine {
         }
     }
 
-    /// The words in which the peers' headers of the last call come, and this rank's own header of it.
+    /// The words that receive the peers' headers of the last call, and this rank's own header of
+    /// it.
     fn last_headers(&self, state: &State, rank: usize) -> (Vec<Word>, u8) {
         let memory = &state.memory[rank];
         let last = (memory[push_epoch(0)] + memory[pull_epoch(0)]).wrapping_sub(1);
@@ -140,8 +144,8 @@ impl Machine {
         )
     }
 
-    /// The words in which the peers' details of the last call come, and this rank's own; none if
-    /// the call has none.
+    /// The words that receive the peers' details of the last call, and this rank's own detail.
+    /// Empty if the call has no detail.
     fn last_details(&self, state: &State, rank: usize) -> (Vec<Word>, u8) {
         let own = self.programs[rank].last().map_or(0, |call| call.detail);
         if own == 0 || self.is_broken(Break::SynchronizeSkipsDetails) {
@@ -154,7 +158,8 @@ impl Machine {
         (peers.map(|peer| (rank, detail(ring, peer))).collect(), own)
     }
 
-    /// The host looks at status and poison, then waits for the last call's headers and details.
+    /// The host looks at status and poison, then waits for the headers and details of the last
+    /// call.
     pub(crate) fn add_synchronize_steps(&self, state: &State, rank: usize, steps: &mut Vec<Step>) {
         if state.in_flight.to(rank, poison(0)).next().is_some() {
             steps.push(Step::Synchronize(rank, Finds::New));
@@ -189,7 +194,8 @@ impl Machine {
     }
 
     fn has_failed(&self, state: &State, rank: usize) -> bool {
-        // An observer's status and the host's look at the poison word each cover for the other.
+        // An observer's status and the host's look at the poison word each suffice without the
+        // other.
         let looks_at_poison = !self.is_broken(Break::SilentObserver);
         state.ranks[rank].status || looks_at_poison && state.memory[rank][poison(0)] != 0
     }
@@ -217,7 +223,7 @@ impl Machine {
                     .iter()
                     .any(|&(rank, word)| state.memory[rank][word] != own)
             };
-            // A word that is not there yet is waited for no longer than until another differs.
+            // A missing word is waited for only until another word differs.
             if differ(&words, own) || differ(&details, own_detail) {
                 return self.fail_synchronize(state, rank);
             }

@@ -1,17 +1,28 @@
-//! Models of the protocols in push.cu, pull.cu and what they share, explored exhaustively for small cases: every interleaving of 2 and 3 ranks, and every
-//! order in which relaxed stores may become visible. `cargo test -p peersum-kernels --test models -- --nocapture` prints how many states that are.
+//! Models of the protocols in push.cu, pull.cu and the files that both include. They are explored
+//! exhaustively for small cases: every interleaving of 2 and 3 ranks, and every order in which
+//! relaxed stores may become visible. To print the number of states, run `cargo test -p
+//! peersum-kernels --test models -- --nocapture`.
 //!
 //! | file | job |
 //! | --- | --- |
-//! | `push.rs`, `pull.rs`, `protocol.rs` with `headers.rs` and `failure.rs` | the protocols, under the kernels' names |
+//! | `push.rs`, `pull.rs`, `protocol.rs`, `headers.rs`, `failure.rs` | the protocols |
 //! | `host.rs` | kernels of a stream, the caller's writes to symmetric buffers, `synchronize` |
-//! | `machine.rs`, `steps.rs`, `memory.rs`, `explorer.rs` | what is explored, which steps may come next, what stores and loads may do, the search |
+//! | `program.rs`, `state.rs` | a case to explore, the state of its run |
+//! | `machine.rs` | the machine that runs a case: its threads' places, loads and stores |
+//! | `steps.rs` | which steps may come next, and taking one |
+//! | `memory.rs` | what stores and loads may do |
+//! | `explorer.rs` | the search |
 //! | `promises.rs` | what holds in every run |
-//! | `controls.rs` | each rule left out, and the run that breaks a promise then |
-//! | `seats.rs` | when the next kernel may take a seat: a model of its own, without data |
+//! | `controls.rs` | each rule left out, and the run that then breaks a promise |
+//! | `seats.rs` | when the next kernel may take a seat: a separate model, without data |
 //!
-//! What is left out: the values of elements (data is the number of its call), alignment but for the scratch memory it needs, the lapse of time (a wait may end at
-//! any moment, which is a peer that stalls before any of its steps), and, but in seats.rs, who has a seat on a multiprocessor. Memory is what memory.rs says.
+//! Left out:
+//! - the values of elements: data is the number of its call;
+//! - alignment, except for the scratch memory that it needs;
+//! - time: a wait may end at any moment, as if the peer stalled before any of its steps;
+//! - who has a seat on a multiprocessor, except in `seats.rs`.
+//!
+//! `memory.rs` defines how memory behaves.
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
 mod controls;
@@ -21,40 +32,11 @@ mod headers;
 mod host;
 mod machine;
 mod memory;
+mod program;
 mod promises;
 mod protocol;
 mod pull;
 mod push;
 mod seats;
+mod state;
 mod steps;
-
-use machine::{Call, Kind};
-
-const KINDS: [Kind; 6] = [
-    Kind::PushOneShot,
-    Kind::PushTwoShot,
-    Kind::PullOneShot,
-    Kind::PullTwoShot,
-    Kind::SymmetricOneShot,
-    Kind::SymmetricTwoShot,
-];
-
-/// A call on a grid of `blocks`, of two places: with two blocks each has one, with one block it has both.
-fn call(kind: Kind, blocks: usize) -> Call {
-    Call {
-        kind,
-        blocks,
-        places: 2,
-        detail: 0,
-    }
-}
-
-/// A call of one block and one place.
-fn small(kind: Kind) -> Call {
-    Call {
-        kind,
-        blocks: 1,
-        places: 1,
-        detail: 0,
-    }
-}

@@ -1,34 +1,37 @@
-//! The ranks' memory, a byte a word, and the stores that are on their way to it.
+//! The ranks' memory, with one byte for each word, and the stores in flight to it.
 //!
-//! A store is issued, and performed at some later moment: in any order with other stores, but for three rules.
+//! A store is issued, and performed at some later moment. Stores are performed in any order, except
+//! for three rules:
 //!
 //! - Stores of one rank to one address are performed in the order of issue (coherence).
-//! - A release store is performed behind everything that its block issued before it, and behind everything of the rank's earlier kernels.
-//! - A rank's stores to its own memory are performed before its kernel ends ([`Order::Physical`]). For the slots that is the argument of
-//!   kernels/README.md, "Re-arming", which the PTX model does not give; [`Order::Formal`] leaves it out.
+//! - A release store is performed after everything that its block issued before it, and after
+//!   everything of the rank's earlier kernels.
+//! - A rank's stores to its own memory are performed before its kernel ends ([`Order::Physical`]).
+//!   For the slots this is the argument of kernels/README.md, "Re-arming", which the PTX model does
+//!   not guarantee; [`Order::Formal`] leaves this rule out.
 //!
-//! That a store is performed is no step of its own, which would multiply the states: it stays on
-//! its way until a reader takes it. A wait may end as soon as what it waits for is on its way; any
-//! other load is explored with the old value and with the new. That covers every moment, as long as
-//! nobody could miss a value because the next one overwrote it. Where that is possible, in a slot
-//! that was not emptied and in a header's or a detail's place of the ring, the first is a violation
-//! as soon as the second store is issued, and the others have a step of their own.
+//! Performing a store is not a step of its own, which would multiply the states: the store stays in
+//! flight until a reader takes it. A wait may end as soon as what it waits for is in flight; any
+//! other load is explored with the old value and with the new one. This covers every moment, as
+//! long as no reader can miss a value because the next one overwrites it. Three places allow that.
+//! In a slot that was not emptied, issuing the second store is a violation. In a place of the
+//! header or detail ring, performing the second store is a step of its own.
 
 use std::hash::{Hash, Hasher};
 
 pub(crate) const RANKS: usize = 3;
 pub(crate) const BLOCKS: usize = 2;
-/// Places of a chunk, and units of a one-shot call.
+/// Units of a chunk, or of a one-shot call (places).
 pub(crate) const PLACES: usize = 3;
 pub(crate) const UNITS: usize = RANKS * PLACES;
 
-/// One rank's memory: the arena of abi.h, and the symmetric buffer.
+/// One rank's memory: the arena of abi.h and the symmetric buffer.
 pub(crate) type Memory = [u8; SIZE];
 
 const SLOTS: usize = 0;
-/// Words that the slots of one source have side by side.
+/// Adjacent words for the slots of one source.
 const GROUP: usize = 2 * PLACES;
-/// A two-shot call gathers in the second half of it.
+/// Words of one half of the push memory. A two-shot call gathers in the second half.
 const HALF: usize = 2 * RANKS * GROUP;
 const HEADERS: usize = SLOTS + 2 * HALF;
 const OWN_HEADERS: usize = HEADERS + 4 * RANKS;
@@ -41,25 +44,26 @@ const PULL_EPOCHS: usize = PUSH_EPOCHS + BLOCKS;
 const POISON: usize = PULL_EPOCHS + BLOCKS;
 const SIZE: usize = POISON + BLOCKS;
 
-/// A slot whose data has not come.
+/// The value of a slot whose data has not arrived.
 pub(crate) const EMPTY: u8 = 0;
-/// A sum of something else than the inputs of its call.
+/// A sum of anything but the inputs of its call.
 pub(crate) const WRONG: u8 = 0xFE;
-/// What a lost call leaves.
+/// What a lost call leaves in its output.
 pub(crate) const NAN: u8 = 0xFD;
-/// A unit of staging memory that serves as scratch.
+/// The value of a unit of staging memory that is used as scratch.
 pub(crate) const SCRATCH: u8 = 0xFF;
 
-/// What rank's data of the `call`-th call is: the input, or the sum of all ranks'. Who sent it and for which unit is told by the address.
+/// The data of the `call`-th call: an input, or the sum of all ranks. The address tells who sent it
+/// and for which unit.
 pub(crate) fn data(call: u8, reduced: bool) -> u8 {
     1 + 2 * call + u8::from(reduced)
 }
 
-/// A word of the inputs that `source` sends: of a unit, or of a unit of the receiver's chunk.
+/// The slot for a word that `source` sends: of a unit, or of a unit of the receiver's chunk.
 pub(crate) fn input_slot(half: u8, source: usize, word: usize) -> usize {
     SLOTS + usize::from(half) * HALF + source * GROUP + word
 }
-/// A reduced unit of `owner`'s chunk.
+/// The slot for a reduced unit of `owner`'s chunk.
 pub(crate) fn reduced_slot(half: u8, owner: usize, place: usize) -> usize {
     input_slot(half, RANKS + owner, place)
 }
@@ -69,8 +73,8 @@ pub(crate) fn header(ring: u8, source: usize) -> usize {
 pub(crate) fn own_header(ring: u8) -> usize {
     OWN_HEADERS + usize::from(ring)
 }
-/// Empty but between a call with a detail and the next call. It says nothing of the sequence: that
-/// a stale one cannot be mistaken must not rest on a number that comes round again.
+/// Empty, except from a call with a detail to the next call. The value contains no sequence: the
+/// proof that no old detail is taken for a new one must not rest on a number that wraps around.
 pub(crate) fn detail(ring: u8, source: usize) -> usize {
     DETAILS + usize::from(ring) * RANKS + source
 }
@@ -110,21 +114,21 @@ pub(crate) fn is_poison(address: usize) -> bool {
     address >= POISON
 }
 
-/// What orders a rank's store to its own memory before its next kernel.
+/// What orders a rank's stores to its own memory before its next kernel.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Performed before the kernel ends.
     Physical,
-    /// The PTX model alone: only this rank's later kernels are sure to see it.
+    /// The PTX model alone: only later kernels of this rank are guaranteed to see the store.
     Formal,
 }
 
-/// A store on its way.
+/// A store in flight.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Store {
     pub(crate) issuer: usize,
     pub(crate) call: u8,
-    /// How many releases the block had issued in this call.
+    /// How many releases the block had issued in this call before this store.
     pub(crate) stage: u8,
     pub(crate) block: usize,
     pub(crate) release: bool,
@@ -133,7 +137,8 @@ pub(crate) struct Store {
     pub(crate) value: u8,
 }
 
-/// Stores on their way, as a sorted set: the order of issue is in each store as far as it matters.
+/// The stores in flight, as a sorted set. Each store carries its order of issue as far as it
+/// matters.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct InFlight {
     packed: [u32; InFlight::CAPACITY],
@@ -177,13 +182,13 @@ impl InFlight {
         self.iter().find(is_wanted)
     }
 
-    /// Whether a store of `rank` to its own memory is on its way.
+    /// Whether a store of `rank` to its own memory is in flight.
     pub(crate) fn has_own(&self, rank: usize) -> bool {
         self.first(|store| store.issuer == rank && store.target == rank)
             .is_some()
     }
 
-    /// Performs a store, and ahead of it whatever must be.
+    /// Performs a store, after every store that must precede it.
     pub(crate) fn perform(&mut self, store: &Store, memory: &mut [Memory; RANKS]) {
         while let Some(earlier) = self.first(|other| other.precedes(store)) {
             self.perform(&earlier, memory);
@@ -196,7 +201,7 @@ impl InFlight {
         }
     }
 
-    /// Performs every store that `is_due`. Whether there was one.
+    /// Performs every store that `is_due`. Returns whether there was one.
     pub(crate) fn perform_all(
         &mut self,
         memory: &mut [Memory; RANKS],
@@ -210,16 +215,16 @@ impl InFlight {
         has_performed
     }
 
-    /// Performs what is on its way to a rank that reads its own words no more.
+    /// Performs the stores to a rank that no longer reads these words.
     pub(crate) fn perform_unread(&mut self, rank: usize, memory: &mut [Memory; RANKS]) -> bool {
         self.perform_all(memory, |store| {
             store.target == rank && !(STAGING..PUSH_EPOCHS).contains(&store.address)
         })
     }
 
-    /// The stores on their way to a word, the oldest of each issuer first.
+    /// The stores in flight to a word, the oldest of each issuer first.
     pub(crate) fn to(&self, target: usize, address: usize) -> impl Iterator<Item = Store> + '_ {
-        // The set is sorted downwards.
+        // The set is sorted in descending order.
         let count = self
             .packed
             .iter()
@@ -232,8 +237,9 @@ impl InFlight {
             .filter(move |store| store.target == target && store.address == address)
     }
 
-    /// What a block of the rank's kernel `call` sees of its own memory ahead of the store being performed: what it stored itself, and, where
-    /// nothing is performed by the end of a kernel, what the earlier ones stored.
+    /// What a block of the rank's kernel `call` sees of its own memory before the store is
+    /// performed: its own stores and, if the end of a kernel performs nothing, those of earlier
+    /// kernels.
     pub(crate) fn own_store(
         &self,
         rank: usize,
@@ -255,7 +261,7 @@ impl InFlight {
 }
 
 impl Store {
-    /// Whether this store is performed before `other` in any case.
+    /// Whether this store is always performed before `other`.
     fn precedes(&self, other: &Store) -> bool {
         let age = |store: &Store| (store.call, store.stage);
         let is_before_in_word =

@@ -1,10 +1,11 @@
-//! What holds in every run: no deadlock, no slot overwritten before its data was taken, no output that is neither right nor NaN, no Ok without all
-//! outputs right, equal epochs in all blocks between calls, every peer of a failed rank poisoned.
+//! What holds in every run: no deadlock; no slot is overwritten before its data was taken; every
+//! output is right or NaN; `synchronize` returns Ok only if all outputs are right; between calls
+//! all blocks hold equal epochs; every peer of a failed rank is poisoned.
 
 use crate::explorer::explore;
-use crate::machine::{Call, Kind, Machine, Waits};
+use crate::machine::Machine;
 use crate::memory::Order;
-use crate::{KINDS, call, small};
+use crate::program::{Call, KINDS, Kind, Waits, call, small};
 
 fn assert_holds(name: &str, machine: &Machine) {
     let explored = explore(machine);
@@ -31,7 +32,7 @@ fn on_changing_grids(kinds: [Kind; 4]) -> [Call; 4] {
     ]
 }
 
-/// Sequences in which the families, the sources and the algorithms follow each other.
+/// Sequences that mix families, sources and algorithms.
 const MIXED: [[Kind; 4]; 4] = [
     [
         Kind::PushOneShot,
@@ -90,7 +91,8 @@ fn a_thread_of_a_push_may_have_several_places_on_their_way() {
         };
         holds("one grid", &Machine::new(2, &[1, 1, 1].map(call)));
         holds("changing grids", &Machine::new(2, &[1, 2, 1].map(call)));
-        // As far as data goes a grid is the rank's own affair in this family; seats want it alike on all (seats.rs).
+        // For the data alone each rank could choose its own grid in this family. The seats need the
+        // same grid on all ranks (seats.rs).
         let mut machine = Machine::new(2, &[1, 2, 1].map(call));
         machine.programs[1] = [2, 1, 1].map(call).to_vec();
         holds("other grids on each rank", &machine);
@@ -171,8 +173,11 @@ fn the_strict_build_needs_no_argument_beyond_the_memory_model() {
     }
 }
 
-/// Three ranks whose waits end at any moment. What is left out to keep that small: one thread of a block carries the signals for both peers, and takes a
-/// header as soon as it has been sent. The three tests behind `a_rank_that_stalls` have them.
+/// Three ranks whose waits end at any moment. Two simplifications keep this small: one thread of a
+/// block carries the signals for both peers, and it takes a header as soon as it has been sent. Two
+/// tests each drop one of them:
+/// `the_signal_threads_of_a_block_may_learn_of_a_failure_at_different_steps` and
+/// `a_wait_for_a_header_may_end_at_any_step_of_the_data`.
 fn bounded_trio(calls: &[Call]) -> Machine {
     Machine {
         signals: 1,
@@ -253,7 +258,7 @@ fn a_rank_that_stops_for_good_lets_its_peers_end() {
     }
 }
 
-/// Every call that may be made instead of another.
+/// Every call that a rank could make instead of `made`.
 fn other_calls(made: Call) -> impl Iterator<Item = Call> {
     KINDS
         .into_iter()
@@ -289,7 +294,7 @@ fn a_rank_that_calls_differently_makes_all_fail_before_any_deadline() {
     }
 }
 
-/// Symmetric calls with a detail, and others behind and between them.
+/// Symmetric calls with a detail, with other calls after and between them.
 fn calls_with_details() -> Vec<Vec<Call>> {
     let one_shot = small(Kind::SymmetricOneShot).with_detail(1);
     let two_shot = small(Kind::SymmetricTwoShot).with_detail(2);
@@ -298,7 +303,7 @@ fn calls_with_details() -> Vec<Vec<Call>> {
         vec![one_shot, two_shot, one_shot],
         vec![two_shot, push, one_shot],
         vec![one_shot, pull, two_shot],
-        // The ring comes round: the place of the first detail is used again.
+        // The ring wraps around: the place of the first detail is used again.
         vec![one_shot, push, push, push, one_shot],
         vec![one_shot; 5],
     ]

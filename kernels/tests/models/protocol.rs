@@ -1,10 +1,12 @@
 //! call.cuh: entering and ending a call, and the block barriers between.
 
-use crate::machine::{At, Break, Id, Machine, State, Thread, Violation, thread, thread_mut};
+use crate::machine::Machine;
 use crate::memory::{BLOCKS, poison, pull_epoch, push_epoch};
+use crate::program::{Break, Violation};
+use crate::state::{At, Id, State, Thread, thread, thread_mut};
 
 impl Machine {
-    /// The first act of every call.
+    /// The first step of every call.
     pub(crate) fn enter(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let is_poisoned = state.memory[id.rank][poison(id.block)] != 0;
         if self.enters_apart {
@@ -44,7 +46,7 @@ impl Machine {
         }
     }
 
-    /// A thread comes to a block barrier; the last one takes all past it.
+    /// A thread reaches a block barrier. The last one to reach it takes all threads past it.
     pub(crate) fn arrive(&self, state: &mut State, id: Id, barrier: At) -> Result<(), Violation> {
         thread_mut(state, id).at = barrier;
         let block = &mut state.threads[id.rank][id.block][..self.threads + self.signals];
@@ -81,7 +83,8 @@ impl Machine {
         if me.is_wrong && !me.lost {
             self.count_wrong(state, id.rank)?;
         }
-        // The first signal thread counts for the block itself, those that handle units for the blocks that were not launched.
+        // The first signal thread counts the call for its own block, the data threads count it for
+        // the blocks that were not launched.
         let (first, step) = if id.thread < self.threads {
             let first = id.block + call.blocks * (1 + id.thread);
             (first, call.blocks * self.threads)
@@ -109,8 +112,8 @@ impl Machine {
         Ok(())
     }
 
-    /// A result of this rank is not the sum of this call's inputs. Where ranks call differently none can be, and it is `synchronize` that must
-    /// find out.
+    /// A result of this rank is not the sum of this call's inputs. If the ranks make different
+    /// calls no result can be, and `synchronize` must notice.
     pub(crate) fn count_wrong(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
         if self.ranks_agree() {
             return Err(Violation::WrongResult);

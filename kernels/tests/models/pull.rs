@@ -1,7 +1,10 @@
-//! pull.cu: barriers between the ranks' blocks of the same index, and reads of every rank's copy.
+//! pull.cu: barriers between the blocks of the same index on all ranks, and reads of every rank's
+//! copy.
 
-use crate::machine::{At, Break, Id, Kind, Machine, State, Violation, Word, thread, thread_mut};
+use crate::machine::Machine;
 use crate::memory::{NAN, PLACES, SCRATCH, Store, WRONG, data, flag, poison, staging, symmetric};
+use crate::program::{Break, Kind, Violation};
+use crate::state::{At, Id, State, Word, thread, thread_mut};
 
 impl Machine {
     fn staging_half(&self, state: &State, id: Id) -> u8 {
@@ -11,7 +14,7 @@ impl Machine {
         thread(state, id).pull_epoch & 1
     }
 
-    /// The units of a place: one, or one of every owner's chunk.
+    /// The units of a place: one unit, or one in every owner's chunk.
     pub(crate) fn units(
         &self,
         state: &State,
@@ -23,7 +26,7 @@ impl Machine {
         (0..chunks).map(move |owner| owner * PLACES + place)
     }
 
-    /// Where rank's copy of a unit lies in its memory.
+    /// The address of a rank's copy of a unit in its memory.
     fn copy(&self, state: &State, id: Id, unit: usize) -> usize {
         if self.call(state, id.rank).kind.is_symmetric() {
             symmetric(unit)
@@ -32,7 +35,7 @@ impl Machine {
         }
     }
 
-    /// What a thread hands on as the sum of its unit.
+    /// What a thread stores as the sum of its unit.
     pub(crate) fn sum(&self, state: &State, id: Id) -> u8 {
         if thread(state, id).is_wrong {
             return WRONG;
@@ -61,11 +64,11 @@ impl Machine {
         2 * thread(state, id).pull_epoch + u8::from(wait == At::SecondFlags)
     }
 
-    /// A signal thread tells its peers that its block is here.
+    /// A signal thread tells its peers that its block has arrived.
     fn announce(&self, state: &mut State, id: Id, wait: At) -> Result<(), Violation> {
         let is_opening = wait == At::OpenFlags;
         let kind = self.call(state, id.rank).kind;
-        // What the flag speaks for was stored by this kernel.
+        // Whether the flag covers stores of this kernel.
         let announces_stores = if is_opening {
             !kind.is_symmetric()
         } else {
@@ -83,9 +86,10 @@ impl Machine {
         Ok(())
     }
 
-    /// The opening meeting: behind a block barrier if the flag speaks for what the block has staged.
+    /// The opening meeting. It comes after a block barrier if the flag covers what the block has
+    /// staged.
     pub(crate) fn open(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if !self.carries_signals(id) || thread(state, id).lost {
+        if !self.is_signal_thread(id) || thread(state, id).lost {
             return self.arrive(state, id, At::OpenedBarrier);
         }
         self.announce(state, id, At::OpenFlags)?;
@@ -95,17 +99,18 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether the second meeting's look at poison comes before its flag: what is announced must not have been reduced from what was overwritten. A
-    /// flag that speaks for loads alone is true whatever was loaded, so that the look may take place beside it.
+    /// Whether the second meeting looks at poison before it stores its flag. A two-shot call does:
+    /// it must not announce what was reduced from overwritten data. A flag that covers loads alone
+    /// is true whatever was loaded, so the look may run beside it.
     fn looks_before_flag(&self, state: &State, id: Id) -> bool {
         self.call(state, id.rank).kind.is_two_shot()
             && !self.is_broken(Break::LookBesideAnnouncement)
     }
 
-    /// The second meeting, behind its first block barrier.
+    /// The second meeting, after its first block barrier.
     pub(crate) fn begin_second(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         thread_mut(state, id).stage = 2;
-        if !self.carries_signals(id) || thread(state, id).lost {
+        if !self.is_signal_thread(id) || thread(state, id).lost {
             return self.arrive(state, id, At::SecondedBarrier);
         }
         if !self.looks_before_flag(state, id) {
@@ -132,7 +137,7 @@ impl Machine {
                 .all(|peer| state.memory[id.rank][flag(id.block, peer)] >= awaited)
     }
 
-    /// The oldest flag on its way from a peer that ends the wait.
+    /// The oldest flag in flight from a peer that ends the wait.
     fn coming_flag(state: &State, id: Id, peer: usize) -> Option<Store> {
         let awaited = Self::flag_of(state, id, thread(state, id).at);
         state
@@ -146,7 +151,7 @@ impl Machine {
         state.memory[id.rank][flag(id.block, peer)] >= awaited
     }
 
-    /// Whether every awaited flag is there or on its way.
+    /// Whether every awaited flag has arrived or is in flight.
     pub(crate) fn has_flags(&self, state: &State, id: Id) -> bool {
         self.is_barrier_missing(thread(state, id).at)
             || self.peers(id).all(|peer| {
@@ -154,7 +159,7 @@ impl Machine {
             })
     }
 
-    /// Takes the flags, and with a released one what it speaks for.
+    /// Takes the flags and, with a released flag, what it covers.
     pub(crate) fn take_flags(&self, state: &mut State, id: Id) {
         if self.is_barrier_missing(thread(state, id).at) {
             return;
@@ -169,7 +174,8 @@ impl Machine {
         }
     }
 
-    /// The last look at poison, behind the block barrier that follows the block's last load of a peer's buffer.
+    /// The last look at poison, after the block barrier that follows the block's last load of a
+    /// peer's buffer.
     pub(crate) fn look_again(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         let is_poisoned = state.memory[id.rank][poison(id.block)] != 0;
         if is_poisoned && !self.is_broken(Break::NoLastLookAtPoison) {
@@ -188,7 +194,7 @@ impl Machine {
 
     pub(crate) fn begin_read(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         thread_mut(state, id).stage = 1;
-        if !self.carries_signals(id) && !thread(state, id).lost {
+        if !self.is_signal_thread(id) && !thread(state, id).lost {
             thread_mut(state, id).at = At::Read;
             return Ok(());
         }
@@ -203,7 +209,7 @@ impl Machine {
         self.finish(state, id)
     }
 
-    /// The units that a thread sums up.
+    /// The units that a thread sums.
     fn summed_units(&self, state: &State, id: Id) -> Vec<usize> {
         let is_two_shot = self.call(state, id.rank).kind.is_two_shot();
         let chunk = if is_two_shot { id.rank * PLACES } else { 0 };
@@ -218,7 +224,8 @@ impl Machine {
             .collect()
     }
 
-    /// Loads the words that make up a result, which must all hold `expected`. NaN makes it NaN, whatever the others hold.
+    /// Loads the words that make up a result and must all hold `expected`. If one is NaN the result
+    /// is NaN, whatever the others hold.
     fn load_all(&self, state: &mut State, id: Id, words: &[Word], expected: u8) {
         let holds = |&(rank, address): &Word| self.load(state, id, rank, address);
         let is_nan = words.iter().map(holds).any(|value| value == NAN);
@@ -262,7 +269,7 @@ impl Machine {
         let gathers = kind == Kind::PullTwoShot
             || self.is_broken(Break::GatherByReadingWithoutThirdBarrier)
                 && kind == Kind::SymmetricTwoShot;
-        if gathers && !self.carries_signals(id) && !thread(state, id).lost {
+        if gathers && !self.is_signal_thread(id) && !thread(state, id).lost {
             thread_mut(state, id).at = At::Gather;
             return Ok(());
         }
@@ -272,7 +279,7 @@ impl Machine {
         self.finish(state, id)
     }
 
-    /// What a lost call leaves in the caller's buffer, where peers may still read it.
+    /// Fills with NaN, as a lost call does, the caller's buffer, which peers may still read.
     fn fill_with_nan(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         for place in self.places(state, id) {
             for unit in self.units(state, id, place) {
@@ -282,7 +289,7 @@ impl Machine {
         Ok(())
     }
 
-    /// The reduced units that a thread reads, in their owners' memory.
+    /// The reduced units that a thread reads from their owners' memory.
     pub(crate) fn gathered_words(&self, state: &State, id: Id) -> Vec<Word> {
         let last = self.call(state, id.rank).places - 1;
         let is_mapped_otherwise = self.is_broken(Break::OtherMappingInGather);

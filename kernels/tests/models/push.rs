@@ -1,9 +1,11 @@
-//! push.cu: units travel through slots, the data is the flag.
+//! push.cu: units travel through slots; the data is the flag.
 
 use std::ops::Range;
 
-use crate::machine::{At, Break, Id, Machine, State, Violation, thread, thread_mut};
+use crate::machine::Machine;
 use crate::memory::{EMPTY, SCRATCH, data, input_slot, reduced_slot, staging};
+use crate::program::{Break, Violation};
+use crate::state::{At, Id, State, thread, thread_mut};
 
 impl Machine {
     fn push_half(&self, state: &State, id: Id) -> u8 {
@@ -21,7 +23,8 @@ impl Machine {
         }
     }
 
-    /// `PEERSUM_STRICT_ORDER`: the next peer whose header a block acquires before its first store to a slot.
+    /// `PEERSUM_STRICT_ORDER`: goes to the next peer whose header the block acquires before its
+    /// first store to a slot.
     fn await_acquire(&self, state: &mut State, id: Id, from: usize) -> Result<(), Violation> {
         let next = self.peers(id).find(|&peer| peer >= from);
         let me = thread_mut(state, id);
@@ -38,23 +41,24 @@ impl Machine {
         self.await_acquire(state, id, usize::from(thread(state, id).index) + 1)
     }
 
-    /// All stores to the peers: data by some threads, headers by others, and neither wait for the other.
+    /// All stores to the peers: data threads send data and signal threads send headers, and neither
+    /// waits for the other.
     pub(crate) fn send(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if thread(state, id).lost {
             return self.end(state, id);
         }
-        if self.carries_signals(id) {
+        if self.is_signal_thread(id) {
             self.send_headers(state, id)?;
             return self.await_headers(state, id, 0);
         }
-        // A header that is a release speaks for the kernels before, not for the data beside it.
+        // A header that is a release covers the kernels before, not the data beside it.
         thread_mut(state, id).stage = 1;
-        // Two are on their way before the first is awaited.
+        // Two places are in flight before the first is awaited.
         self.store_inputs(state, id, 0..2)?;
         self.collect_at(state, id, 0)
     }
 
-    /// The words of a unit, or of a unit of a chunk, which is modelled as one.
+    /// The words of a unit. A unit of a chunk is modelled as one word.
     fn words_of(&self, state: &State, id: Id, place: usize) -> Range<usize> {
         if self.call(state, id.rank).kind.is_two_shot() {
             return place..place + 1;
@@ -62,7 +66,7 @@ impl Machine {
         place * self.words..(place + 1) * self.words
     }
 
-    /// Sends a thread's places with these indices, as far as it has them.
+    /// Sends those of a thread's places with these indices that exist.
     pub(crate) fn store_inputs(
         &self,
         state: &mut State,
@@ -89,7 +93,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Where the units of `place` lie in the staging half that serves as scratch, if they do.
+    /// The addresses of the units of `place` in the staging half that serves as scratch; empty if
+    /// none pass through it.
     fn scratch_units(&self, state: &State, id: Id, place: usize) -> Vec<usize> {
         if !self.has_narrow_units {
             return Vec::new();
@@ -101,7 +106,7 @@ impl Machine {
             .collect()
     }
 
-    /// The slots of a unit that a thread waits for, of every source.
+    /// The slots, of every source, of the unit that a thread waits for.
     fn inputs(&self, state: &State, id: Id) -> Vec<usize> {
         let half = self.push_half(state, id);
         let Some(place) = self.place(state, id) else {
@@ -128,7 +133,7 @@ impl Machine {
             .collect()
     }
 
-    /// Whether the `index`-th word of the slots waited for is not looked at.
+    /// Whether the `index`-th word of the awaited slots is not checked.
     fn is_unchecked(&self, index: usize) -> bool {
         self.is_broken(Break::LaneUnchecked) && index % self.words == self.words - 1
     }
@@ -147,7 +152,7 @@ impl Machine {
             .all(|&slot| self.has_come(state, id, slot))
     }
 
-    /// Whether data is in a slot or on its way to it.
+    /// Whether data is in a slot or in flight to it.
     fn has_come(&self, state: &State, id: Id, slot: usize) -> bool {
         self.load(state, id, id.rank, slot) != EMPTY
             || state
@@ -156,7 +161,7 @@ impl Machine {
                 .any(|store| store.value != EMPTY)
     }
 
-    /// Takes what came and empties the slots.
+    /// Takes the data that arrived and re-arms the slots.
     fn take_slots(
         &self,
         state: &mut State,
@@ -178,7 +183,8 @@ impl Machine {
         Ok(())
     }
 
-    /// A thread's next wait for inputs, of its place with this index. Behind its last place a one-shot call ends.
+    /// Makes a thread wait for the inputs of its place with this index. After its last place a
+    /// one-shot call ends.
     fn collect_at(&self, state: &mut State, id: Id, index: u8) -> Result<(), Violation> {
         thread_mut(state, id).index = index;
         if self.place(state, id).is_none() {
@@ -188,9 +194,10 @@ impl Machine {
         Ok(())
     }
 
-    /// A thread's end of a push call. No other waits for one that handles units; one that carries signals advances the block's epoch.
+    /// A thread's end of a push call. No thread waits for a data thread; a signal thread advances
+    /// the block's epoch.
     pub(crate) fn end(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        if !self.carries_signals(id) || self.is_broken(Break::EpochAdvancedBeforeBarrier) {
+        if !self.is_signal_thread(id) || self.is_broken(Break::EpochAdvancedBeforeBarrier) {
             return self.finish(state, id);
         }
         thread_mut(state, id).at = At::ReadByAll;
@@ -208,7 +215,7 @@ impl Machine {
         let call = state.ranks[id.rank].call;
         self.take_slots(state, id, &slots, data(call, false))?;
         if let Some(place) = self.place(state, id) {
-            // The own input, where it passes through scratch memory.
+            // This rank's own input, if it passes through scratch memory.
             for unit in self.scratch_units(state, id, place) {
                 if state.memory[id.rank][unit] != SCRATCH {
                     thread_mut(state, id).is_wrong = true;
@@ -244,8 +251,9 @@ impl Machine {
         self.next_of_two_shot(state, id, index + 1)
     }
 
-    /// The steps of a thread's places overlap: it has reduced the place with this index and gathered those before it. It sends the place after
-    /// the next, and reduces the next; behind the last it gathers what is left.
+    /// The steps of a thread's places overlap. The thread has reduced the place with this index and
+    /// gathered those before it. It now sends the place after the next and then reduces the next.
+    /// After the last place it gathers the rest.
     fn next_of_two_shot(&self, state: &mut State, id: Id, index: u8) -> Result<(), Violation> {
         let after_next = usize::from(index) + 2;
         self.store_inputs(state, id, after_next..after_next + 1)?;

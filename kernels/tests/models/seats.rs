@@ -1,25 +1,29 @@
-//! Who has a seat: when the next kernel of a stream may take a place on a multiprocessor, explored on its own.
+//! Which block has a seat: when the next kernel of a stream may take a place on a multiprocessor. A
+//! model of its own.
 //!
-//! A block that waits for a peer keeps its seat until that peer's block has had one. So a kernel that comes too early can take the seat without which the
-//! call before it never ends. Data is left out: a block that runs has sent, and one that has all its peers' has met them.
+//! A block that waits for a peer keeps its seat until that peer's block has had one. So a kernel
+//! that starts too early can take the seat without which the call before it never ends. Data is
+//! left out: a block that runs has sent its data, and a block that has all its peers' data has met
+//! them.
 
 use std::collections::HashSet;
 
-/// How far a block is.
+/// The progress of a block.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 enum Block {
     /// Without a seat.
     Absent,
     /// In `griddepcontrol.wait`.
     Seated,
-    /// Past it: what it sends is on its way.
+    /// Past the wait: what it sends is in flight.
     Running,
     /// The same block of every rank has sent.
     Met,
     Ended,
 }
 
-/// From where on a block lets the next kernel come. (One that has ended does in any case.)
+/// The progress at which a block allows the next kernel to start. (A block that has ended always
+/// does.)
 type Trigger = Block;
 
 /// What a stream runs.
@@ -48,22 +52,22 @@ impl Kernel {
 #[derive(Clone, Debug)]
 struct Stream {
     group: usize,
-    card: usize,
+    gpu: usize,
     kernels: Vec<Kernel>,
-    /// The hardware queue of the card that it goes through. The streams of a queue were enqueued
-    /// one after the other, in the order of [`Machine::streams`].
+    /// The hardware queue of the GPU that the stream uses. The streams of one queue were enqueued
+    /// one after another, in the order of [`Machine::streams`].
     queue: usize,
 }
 
 #[derive(Clone, Debug)]
 struct Machine {
-    /// Seats of each card.
+    /// Seats of each GPU.
     seats: usize,
     streams: Vec<Stream>,
     trigger: Trigger,
 }
 
-/// By stream, kernel and block.
+/// Indexed by stream, kernel and block.
 type State = Vec<Vec<Vec<Block>>>;
 
 impl Machine {
@@ -73,10 +77,10 @@ impl Machine {
         self.streams.iter().map(blocks).collect()
     }
 
-    fn seats_taken(&self, state: &State, card: usize) -> usize {
+    fn seats_taken(&self, state: &State, gpu: usize) -> usize {
         let is_seated = |block: &&Block| (Block::Seated..=Block::Met).contains(*block);
         let of_stream = |(stream, kernels): (&Stream, &Vec<Vec<Block>>)| {
-            if stream.card == card {
+            if stream.gpu == gpu {
                 kernels.iter().flatten().filter(is_seated).count()
             } else {
                 0
@@ -85,17 +89,17 @@ impl Machine {
         self.streams.iter().zip(state).map(of_stream).sum()
     }
 
-    /// Whether all that was enqueued in front of this stream in its hardware queue has begun.
+    /// Whether everything that was enqueued before this stream in its hardware queue has begun.
     fn is_at_the_head(&self, state: &State, s: usize) -> bool {
         let own = &self.streams[s];
         let has_begun = |blocks: &Vec<Block>| blocks.iter().any(|block| *block >= Block::Seated);
         let before = self.streams.iter().zip(state).take(s);
         before
-            .filter(|(other, _)| other.card == own.card && other.queue == own.queue)
+            .filter(|(other, _)| other.gpu == own.gpu && other.queue == own.queue)
             .all(|(_, kernels)| kernels.iter().all(has_begun))
     }
 
-    /// Whether one block can go on.
+    /// Whether one block can make progress.
     fn can_step(&self, state: &State, s: usize, k: usize, b: usize) -> bool {
         let stream = &self.streams[s];
         let before = k.checked_sub(1).map(|before| &state[s][before]);
@@ -109,19 +113,19 @@ impl Machine {
                         programmatic: false,
                         ..
                     } => Block::Ended,
-                    // A kernel of the program never lets the next one come early.
+                    // A kernel of the program never allows the next kernel to start early.
                     _ if k > 0 && matches!(stream.kernels[k - 1], Kernel::Other { .. }) => {
                         Block::Ended
                     }
                     _ => self.trigger,
                 };
                 all_before(may_come)
-                    && self.seats_taken(state, stream.card) < self.seats
+                    && self.seats_taken(state, stream.gpu) < self.seats
                     && self.is_at_the_head(state, s)
             }
             Block::Seated => match stream.kernels[k] {
                 Kernel::Other { waits: false, .. } => true,
-                // For the kernel in front alone.
+                // This waits for the previous kernel alone.
                 _ => all_before(Block::Ended),
             },
             Block::Running => match stream.kernels[k] {
@@ -138,12 +142,12 @@ impl Machine {
         }
     }
 
-    /// The number of states, and one that is a deadlock, if there is any.
+    /// The number of states, and a deadlock if there is one.
     fn explore(&self) -> (usize, Option<State>) {
         self.find(|_| false)
     }
 
-    /// The number of states, and one that is bad or a deadlock, if there is any.
+    /// The number of states, and a state that is bad or a deadlock if there is one.
     fn find(&self, is_bad: impl Fn(&State) -> bool) -> (usize, Option<State>) {
         let mut seen = HashSet::new();
         let mut open = vec![self.initial()];
@@ -178,15 +182,15 @@ impl Machine {
     }
 }
 
-/// Ranks that share a card with a seat for each block of their largest calls, and no more.
-fn shared_card(ranks: usize, kernels: &[Kernel], trigger: Trigger) -> Machine {
+/// Ranks that share a GPU which has exactly one seat for each block of their largest calls.
+fn shared_gpu(ranks: usize, kernels: &[Kernel], trigger: Trigger) -> Machine {
     let largest = |kernel: &Kernel| match kernel {
         Kernel::Call(blocks) => *blocks,
         Kernel::Other { .. } => 0,
     };
     let stream = |rank| Stream {
         group: 0,
-        card: 0,
+        gpu: 0,
         kernels: kernels.to_vec(),
         queue: rank,
     };
@@ -197,12 +201,13 @@ fn shared_card(ranks: usize, kernels: &[Kernel], trigger: Trigger) -> Machine {
     }
 }
 
-/// Two groups of two ranks, each with one rank on either of two cards. One card's rank enqueues all
-/// calls of the first group and then those of the second; the other card's begins with the second.
-fn two_groups_on_two_cards(seats: usize, calls: &[usize], trigger: Trigger) -> Machine {
-    let stream = |group, card| Stream {
+/// Two groups of two ranks, each with one rank on either of two GPUs. The ranks on one GPU enqueue
+/// all calls of the first group and then those of the second; the ranks on the other GPU begin with
+/// the second group.
+fn two_groups_on_two_gpus(seats: usize, calls: &[usize], trigger: Trigger) -> Machine {
+    let stream = |group, gpu| Stream {
         group,
-        card,
+        gpu,
         kernels: calls.iter().map(|blocks| Kernel::Call(*blocks)).collect(),
         queue: group,
     };
@@ -226,9 +231,9 @@ fn sequences() -> Vec<(usize, Vec<Kernel>)> {
     all.push((3, vec![Kernel::Call(1); 3]));
     for programmatic in [true, false] {
         for blocks in [1, 2] {
-            let fills_the_card = filling(2 * blocks, programmatic);
+            let fills_the_gpu = filling(2 * blocks, programmatic);
             let call = Kernel::Call(blocks);
-            all.push((2, vec![call, fills_the_card, call]));
+            all.push((2, vec![call, fills_the_gpu, call]));
         }
     }
     all
@@ -238,14 +243,14 @@ fn sequences() -> Vec<(usize, Vec<Kernel>)> {
 fn a_kernel_that_comes_once_a_call_has_met_its_peers_takes_nobody_s_seat() {
     let mut states = 0;
     for (ranks, kernels) in sequences() {
-        let (seen, deadlock) = shared_card(ranks, &kernels, Block::Met).explore();
+        let (seen, deadlock) = shared_gpu(ranks, &kernels, Block::Met).explore();
         assert_eq!(deadlock, None, "{ranks} ranks that run {kernels:?}");
         states += seen;
     }
     println!("{states} states");
 }
 
-/// What `CommunicatorBuilder::pdl` asks of programs.
+/// What `CommunicatorBuilder::pdl` requires of programs.
 #[test]
 fn a_call_runs_beside_the_one_before_only_if_a_programmatic_kernel_between_them_does_not_wait() {
     let call = Kernel::Call(1);
@@ -262,19 +267,19 @@ fn a_call_runs_beside_the_one_before_only_if_a_programmatic_kernel_between_them_
             programmatic,
             waits,
         };
-        let machine = shared_card(2, &[call, between, call], Block::Met);
+        let machine = shared_gpu(2, &[call, between, call], Block::Met);
         let (_, found) = machine.find(overlaps);
         let is_safe = waits || !programmatic;
         assert_eq!(found.is_none(), is_safe, "{between:?}: {found:?}");
     }
 }
 
-/// What two communicators with default settings are: each has half of a card's seats.
+/// Two communicators with default settings: each has half of a GPU's seats.
 #[test]
 fn two_groups_with_half_of_the_seats_each_never_deadlock_whatever_the_enqueue_orders() {
     let mut states = 0;
     for (seats, calls) in [(2, &[1, 1, 1][..]), (4, &[2, 1]), (4, &[1, 2])] {
-        let (seen, deadlock) = two_groups_on_two_cards(seats, calls, Block::Met).explore();
+        let (seen, deadlock) = two_groups_on_two_gpus(seats, calls, Block::Met).explore();
         assert_eq!(deadlock, None, "{calls:?} blocks");
         states += seen;
     }
@@ -283,23 +288,23 @@ fn two_groups_with_half_of_the_seats_each_never_deadlock_whatever_the_enqueue_or
 
 #[test]
 fn two_groups_with_all_of_the_seats_each_can_deadlock() {
-    let machine = two_groups_on_two_cards(2, &[2], Block::Met);
+    let machine = two_groups_on_two_gpus(2, &[2], Block::Met);
     let (_, deadlock) = machine.explore();
     println!("{:?}", deadlock.expect("a deadlock"));
 }
 
-/// Why `CUDA_DEVICE_MAX_CONNECTIONS` matters: seats alone do not help a kernel that stands in a
-/// queue behind one that waits for it.
+/// Why `CUDA_DEVICE_MAX_CONNECTIONS` matters: seats alone do not help a kernel that is queued
+/// behind one that waits for it.
 #[test]
 fn two_groups_that_share_a_hardware_queue_can_deadlock_with_seats_for_all() {
-    let mut machine = two_groups_on_two_cards(2, &[1, 1], Block::Met);
+    let mut machine = two_groups_on_two_gpus(2, &[1, 1], Block::Met);
     assert_eq!(machine.explore().1, None, "a queue for each stream");
     for stream in &mut machine.streams {
         stream.queue = 0;
     }
     let (_, deadlock) = machine.explore();
     println!("{:?}", deadlock.expect("a deadlock"));
-    // In the same order on both cards they come through one queue.
+    // With the same order on both GPUs one queue is enough.
     machine.streams.swap(2, 3);
     assert_eq!(machine.explore().1, None, "one order");
 }
@@ -314,9 +319,9 @@ fn a_kernel_that_comes_before_a_call_has_met_its_peers_can_take_their_seats() {
     };
     for trigger in [Block::Seated, Block::Running] {
         for machine in [
-            shared_card(2, &[call; 3], trigger),
-            shared_card(2, &[call, programmatic, call], trigger),
-            two_groups_on_two_cards(2, &[1; 3], trigger),
+            shared_gpu(2, &[call; 3], trigger),
+            shared_gpu(2, &[call, programmatic, call], trigger),
+            two_groups_on_two_gpus(2, &[1; 3], trigger),
         ] {
             let (_, deadlock) = machine.explore();
             assert!(deadlock.is_some(), "{machine:?}");

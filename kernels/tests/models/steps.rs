@@ -1,12 +1,12 @@
-//! Which steps may come next, and taking them.
+//! Which steps may come next, and taking one.
 
-use crate::machine::{
-    At, Break, Finds, Host, Id, Machine, Rank, State, Step, Violation, Waits, Word, thread,
-};
+use crate::machine::Machine;
 use crate::memory::{BLOCKS, EMPTY, is_detail, is_header, is_poison, poison};
+use crate::program::{Break, Violation, Waits};
+use crate::state::{At, Finds, Host, Id, Rank, State, Step, Word, thread};
 
 impl Machine {
-    /// The words that a thread's next step loads, whatever they hold.
+    /// The words that a thread's next step loads.
     fn loads(&self, state: &State, id: Id) -> Vec<Word> {
         let own_poison = (id.rank, poison(id.block));
         match thread(state, id).at {
@@ -18,7 +18,7 @@ impl Machine {
         }
     }
 
-    /// Whether a store is on its way to one of the words from somewhere else than the thread's own block.
+    /// Whether a store to one of the words is in flight from anywhere but the thread's own block.
     fn is_raced(state: &State, id: Id, words: &[Word]) -> bool {
         state.in_flight.iter().any(|store| {
             words.contains(&(store.target, store.address))
@@ -108,7 +108,7 @@ impl Machine {
         self.settle(state)
     }
 
-    /// Nothing can happen any more: whether all ended as they must.
+    /// Called when no step is left: checks that all ranks ended as they must.
     pub(crate) fn check_end(&self, state: &State) -> Result<(), Violation> {
         let ranks = &state.ranks[..self.world];
         if ranks
@@ -177,7 +177,7 @@ impl Machine {
         })
     }
 
-    /// Takes every step that no other thread can tell from having been taken at another time.
+    /// Takes every step whose time no other thread can observe.
     pub(crate) fn settle(&self, state: &mut State) -> Result<(), Violation> {
         loop {
             let mut has_moved = false;
@@ -205,8 +205,9 @@ impl Machine {
         }
     }
 
-    /// Whether nothing that a peer may still store to this rank's slots, headers, flags and poison words will be looked at: each call of it
-    /// that is left finds itself poisoned, and so does `synchronize`.
+    /// Whether no thread will look at anything that a peer may still store to this rank's slots,
+    /// headers, flags and poison words: each remaining call of the rank finds itself poisoned, and
+    /// so does `synchronize`.
     fn reads_its_words_no_more(&self, state: &State, rank: usize) -> bool {
         let is_poisoned = || (0..BLOCKS).all(|block| state.memory[rank][poison(block)] != 0);
         let is_inside = || {
@@ -221,8 +222,9 @@ impl Machine {
         }
     }
 
-    /// A wait for flags that are there, a look at a poison word that is set: they only grow, so nothing can undo it. An entry that loads and stores nothing
-    /// that another thread or rank stores or loads.
+    /// Whether no other thread can influence or observe the next step: a wait for flags that have
+    /// arrived or a look at a poison word that is set, which only grow, so nothing can undo them;
+    /// or an entry that touches nothing which another thread or rank loads or stores.
     fn is_local(&self, state: &State, id: Id) -> bool {
         match thread(state, id).at {
             At::Enter if self.waits == Waits::Endless => {

@@ -1,9 +1,9 @@
-// driver.cpp - runs the kernels of push.cu without memory: each access to a slot is recorded, and
+// driver.cpp - runs the kernels of push.cu without memory: it records each access to a slot, and
 // each poll finds data.
 //
-// One call a line of standard input: "one_shot|two_shot push_half_bytes elements parity blocks
-// threads". One answer a line: the slots that the call uses at every rank, as ranges of units from
-// the first slot on, or an error.
+// Each line of standard input is one call: "one_shot|two_shot push_half_bytes elements parity
+// blocks threads". Each line of output is its answer: the slots that the call uses at every rank,
+// as ranges of unit indices counted from the first slot, or an error.
 #define PEERSUM_PLATFORM_PROVIDED
 #include "platform.cuh"
 
@@ -29,10 +29,10 @@ struct Uses {
 };
 
 peersum_u32 tid, ntid, ctaid, nctaid, parity;
-// By rank, by slot.
+// Indexed by rank, then by slot.
 std::map<peersum_u64, Uses> slots[PEERSUM_MAX_WORLD_SIZE];
 
-// An arena begins at (1 + rank) << 40. Nothing is stored there.
+// The arena of a rank begins at (1 + rank) << 40. Nothing is stored there.
 peersum_u64 arena_of(peersum_u32 rank) { return static_cast<peersum_u64>(rank + 1) << 40; }
 
 bool is_slot(const void* address, peersum_u32* rank, peersum_u64* slot) {
@@ -47,7 +47,7 @@ bool is_slot(const void* address, peersum_u32* rank, peersum_u64* slot) {
 Unit load(const void* address) {
     peersum_u32 rank;
     peersum_u64 slot;
-    // A block's state, or a slot that holds zeros.
+    // Either a block's state, or a slot that holds zeros.
     if (!is_slot(address, &rank, &slot)) return Unit{2, 0, parity, 0};
     ++slots[rank][slot].polled;
     return Unit{0, 0, 0, 0};
@@ -117,7 +117,7 @@ namespace {
 #define ENTRY(family_algorithm) \
     PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
-// Makes the call on every rank, one thread after the other.
+// Makes the call on every rank. Runs the threads one after another.
 void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, peersum_u32 threads) {
     for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank) {
         PeersumParams params = {};
@@ -136,7 +136,8 @@ void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, pe
     }
 }
 
-// Whether each slot was sent to, polled and emptied once, and every rank uses the same slots.
+// Whether each slot was sent to, polled and emptied exactly once, and every rank uses the same
+// slots.
 bool is_sound() {
     for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank) {
         if (recorder::slots[rank].size() != recorder::slots[0].size()) return false;

@@ -1,0 +1,154 @@
+//! A case to explore: the calls of the ranks, when a wait ends, which rule is left out; and the
+//! promises that a run may break.
+
+/// One entry point and the kind of its source.
+#[expect(
+    clippy::enum_variant_names,
+    reason = "the algorithms are called one-shot and two-shot"
+)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    PushOneShot,
+    PushTwoShot,
+    PullOneShot,
+    PullTwoShot,
+    SymmetricOneShot,
+    SymmetricTwoShot,
+}
+
+impl Kind {
+    pub(crate) fn is_push(self) -> bool {
+        matches!(self, Kind::PushOneShot | Kind::PushTwoShot)
+    }
+    pub(crate) fn is_symmetric(self) -> bool {
+        matches!(self, Kind::SymmetricOneShot | Kind::SymmetricTwoShot)
+    }
+    pub(crate) fn is_two_shot(self) -> bool {
+        matches!(
+            self,
+            Kind::PushTwoShot | Kind::PullTwoShot | Kind::SymmetricTwoShot
+        )
+    }
+}
+
+/// One call of a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Call {
+    pub(crate) kind: Kind,
+    /// The grid.
+    pub(crate) blocks: usize,
+    /// Units of a one-shot call, or of each rank's chunk.
+    pub(crate) places: usize,
+    /// The content of the detail; 0 if the call has none.
+    pub(crate) detail: u8,
+}
+
+impl Call {
+    /// What a header says of the call. Never 0, which stands for the calls before the first.
+    /// Differs for every kind, and between calls of one and of two places.
+    pub(crate) fn signature(&self) -> u8 {
+        1 + 2 * self.kind as u8 + (self.places as u8 - 1)
+    }
+
+    /// The same call with a detail. Only symmetric calls have one.
+    pub(crate) fn with_detail(self, detail: u8) -> Self {
+        assert!(self.kind.is_symmetric());
+        Call { detail, ..self }
+    }
+}
+
+/// All kinds of calls.
+pub(crate) const KINDS: [Kind; 6] = [
+    Kind::PushOneShot,
+    Kind::PushTwoShot,
+    Kind::PullOneShot,
+    Kind::PullTwoShot,
+    Kind::SymmetricOneShot,
+    Kind::SymmetricTwoShot,
+];
+
+/// A call of two places on a grid of `blocks`: two blocks handle one place each, one block handles
+/// both.
+pub(crate) fn call(kind: Kind, blocks: usize) -> Call {
+    Call {
+        kind,
+        blocks,
+        places: 2,
+        detail: 0,
+    }
+}
+
+/// A call of one block and one place.
+pub(crate) fn small(kind: Kind) -> Call {
+    Call {
+        kind,
+        blocks: 1,
+        places: 1,
+        detail: 0,
+    }
+}
+
+/// When a wait for a peer ends without the peer's data.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// Never. Shows what holds without any failure.
+    Endless,
+    /// When a look finds poison or a header that differs; there is no deadline.
+    Look,
+    /// At any moment: the peer may stall before any of its steps, for any time.
+    Bounded,
+}
+
+/// A rule that the protocol is explored without.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Break {
+    EpochAdvancedBeforeBarrier,
+    EpochOfLaunchedBlocksOnly,
+    RingOfTwo,
+    SynchronizeSkipsHeaders,
+    SynchronizeSkipsDetails,
+    DetailsNotCompared,
+    DetailsNotRemoved,
+    NoClosingBarrier,
+    NoOpeningBarrier,
+    GatherByReadingWithoutThirdBarrier,
+    OtherMappingInGather,
+    RelaxedStagingFlag,
+    OneStagingHalf,
+    OnePushHalf,
+    LaneUnchecked,
+    NoRearm,
+    ScratchInBusyHalf,
+    PoisonLookedAtAfterStores,
+    LeaverSkipsItself,
+    SilentObserver,
+    NoRelay,
+    NoFenceBehindPoison,
+    NoLastLookAtPoison,
+    LookBesideAnnouncement,
+    LoserGoesOn,
+    LastLookRecordsNothing,
+    LostThreadAnnounced,
+    NothingWaitsForTheKernelBefore,
+}
+
+/// A promise that a run broke.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Violation {
+    /// A rank has not ended and can take no step.
+    Deadlock,
+    /// Data was sent to a slot before its last data was taken, or a detail to a place before its
+    /// last detail was removed.
+    SlotOverwritten,
+    /// An output is neither NaN nor the sum of this call's inputs: a stale, torn or too new value
+    /// went into it.
+    WrongResult,
+    /// The blocks of a rank hold different epochs between calls.
+    EpochsDiffer,
+    /// `synchronize` returned Ok, but an output is not the sum, or the ranks made different calls.
+    FalseOk,
+    /// A rank failed and no step is left, but a peer is not poisoned.
+    PeerNotTold,
+    /// A rank lost a call before the last one, but a peer returned Ok.
+    FailureNotShared,
+}
