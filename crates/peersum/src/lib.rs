@@ -126,7 +126,7 @@ mod lock_file;
 pub mod nccl;
 pub mod nccl_shape;
 mod privilege;
-mod process_nonce;
+mod process_key;
 pub mod reference;
 pub mod rendezvous;
 
