@@ -135,7 +135,7 @@ pub mod nccl_shape;
 #[doc(hidden)]
 pub mod nccl_version;
 mod privilege;
-mod process_nonce;
+mod process_key;
 pub mod reference;
 pub mod rendezvous;
 /// One way to open shared libraries, for this crate and its tools.

@@ -6,7 +6,7 @@
 //! closes any descriptor of the file. So this process remembers the files that it has locked, and
 //! does not open them again.
 
-use crate::process_nonce::{self, Nonce};
+use crate::process_key::{self, ProcessKey};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat, fcntl_lock, fstat, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -37,18 +37,19 @@ impl FileId {
     }
 }
 
-/// The files that this process has locked. A child inherits the list, which is not of its locks.
-static LOCKED: Mutex<Vec<(Nonce, FileId)>> = Mutex::new(Vec::new());
+/// The files that processes have locked. A child inherits the list of its parent, but no lock, so
+/// each entry names its process.
+static LOCKED: Mutex<Vec<(ProcessKey, FileId)>> = Mutex::new(Vec::new());
 
-fn locked() -> MutexGuard<'static, Vec<(Nonce, FileId)>> {
+fn locked() -> MutexGuard<'static, Vec<(ProcessKey, FileId)>> {
     LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What came of an attempt to lock a file.
 pub(crate) enum Attempt {
     Locked(LockFile),
-    /// It is locked already: by the process of this number, or by one that has no number in this
-    /// process's PID namespace.
+    /// It is locked already, by the process of this number. None if that process has no number in
+    /// this process's PID namespace.
     Busy(Option<u32>),
     /// There is no such file, and none was to be created.
     Absent,
@@ -60,17 +61,19 @@ pub(crate) struct LockFile {
     file: Option<OwnedFd>,
     id: FileId,
     /// The process that has locked the file.
-    process: Nonce,
+    process: ProcessKey,
 }
 
 impl LockFile {
-    /// Locks the file of that name in the directory, without waiting. `create` creates it.
+    /// Locks the file of that name in the directory, without waiting. If there is no such file,
+    /// `create` makes one that only this user can open. `name` may be a path; `rustix::fs::CWD` is
+    /// then the directory for it.
     pub(crate) fn attempt(
         directory: BorrowedFd<'_>,
         name: &Path,
         create: bool,
     ) -> io::Result<Attempt> {
-        let process = process_nonce::current()?;
+        let process = process_key::current()?;
         let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         flags.set(OFlags::CREATE, create);
         let mut locked = locked();
@@ -78,7 +81,7 @@ impl LockFile {
             if let Some(there) = FileId::named(directory, name)
                 && locked.contains(&(process, there))
             {
-                return Ok(Attempt::Busy(Some(std::process::id())));
+                return Ok(Attempt::Busy(Some(process.0)));
             }
             let file = match openat(directory, name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => file,
@@ -92,8 +95,8 @@ impl LockFile {
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             }
-            // The file may have been removed between our opening and locking it: then the lock is
-            // on a file that nobody else will find.
+            // If the file was removed between opening and locking, the lock is on a file that no
+            // other process will find.
             let id = FileId::of(&fstat(&file)?);
             if FileId::named(directory, name) == Some(id) {
                 locked.push((process, id));
@@ -111,15 +114,15 @@ impl LockFile {
 
 impl Drop for LockFile {
     fn drop(&mut self) {
-        // Closed while the list is held: a thread that locks the file meanwhile would lose its
-        // lock.
+        // The list is held while the file is closed: if another thread locked the file in between,
+        // closing would release that lock.
         let mut locked = locked();
         drop(self.file.take());
         locked.retain(|entry| *entry != (self.process, self.id));
     }
 }
 
-/// Who holds the lock on the file.
+/// The process that holds the lock on the file.
 fn holder(file: &OwnedFd) -> Option<u32> {
     let lock = fcntl_getlk(file, &Flock::from(FlockType::WriteLock));
     let pid = lock.ok().flatten()?.pid?;

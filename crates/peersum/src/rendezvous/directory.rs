@@ -24,7 +24,7 @@ const CLAIM_RETRY: Duration = Duration::from_millis(10);
 const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
 const SWEEP_RETRY: Duration = Duration::from_millis(2);
 /// How often to look whether another rank has finished with the directory. It takes microseconds.
-const QUIET_RETRY: Duration = Duration::from_millis(1);
+const DIRECTORY_LOCK_RETRY: Duration = Duration::from_millis(1);
 
 /// An open directory of mode 0700 that belongs to this user.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl Directory {
                 Ok(()) => return Ok(DirectoryLock(self)),
                 Err(Errno::INTR) => continue,
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(QUIET_RETRY);
+                    std::thread::sleep(DIRECTORY_LOCK_RETRY);
                 }
                 Err(error) => {
                     let operation = "lock the rendezvous directory";

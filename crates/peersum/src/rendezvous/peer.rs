@@ -1,7 +1,7 @@
 //! Who the ranks are.
 
 use super::error::RendezvousError;
-use crate::process_nonce::{self, Nonce};
+use crate::process_key::{self, Nonce};
 use serde::{Deserialize, Serialize};
 
 /// A process, told apart from every other one: also from a later one with the same pid, from one
@@ -20,9 +20,8 @@ impl ProcessId {
     ///
     /// [`RendezvousError::Io`] if the system has no random numbers or no memory.
     pub fn current() -> Result<Self, RendezvousError> {
-        let nonce = process_nonce::current()
+        let (pid, nonce) = process_key::current()
             .map_err(|error| RendezvousError::io("tell this process from others", error))?;
-        let pid = std::process::id();
         Ok(Self { pid, nonce })
     }
 

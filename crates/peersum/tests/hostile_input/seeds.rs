@@ -49,12 +49,24 @@ fn record_the_seeds_if_asked_to() {
     if std::env::var_os("PEERSUM_RECORD_SEEDS").is_none() {
         return;
     }
-    let write = |target: &str, name: &str, bytes: &[u8]| {
-        std::fs::create_dir_all(corpus(target)).unwrap();
-        std::fs::write(corpus(target).join(name), bytes).unwrap();
-    };
+    record_cubins();
+    record_manifests();
+    record_pack();
+    record_dispatch_tables();
+    record_rendezvous();
+}
+
+fn write(target: &str, name: &str, bytes: &[u8]) {
+    std::fs::create_dir_all(corpus(target)).unwrap();
+    std::fs::write(corpus(target).join(name), bytes).unwrap();
+}
+
+fn read(name: &str) -> Vec<u8> {
     let data = repository().join("crates/peersum-artifact/tests/data");
-    let read = |name: &str| std::fs::read(data.join(name)).unwrap();
+    std::fs::read(data.join(name)).unwrap()
+}
+
+fn record_cubins() {
     for name in [
         "push.sm_80.cubin",
         "push.cuda12.sm_90a.cubin",
@@ -67,7 +79,9 @@ fn record_the_seeds_if_asked_to() {
         "refused.relocatable.cubin",
         &read("relocatable.sm_90.cubin"),
     );
+}
 
+fn record_manifests() {
     let text = read("manifest.json");
     write("manifest", "two_modules.json", &text);
     let mut manifest = Manifest::parse(std::str::from_utf8(&text).unwrap()).unwrap();
@@ -82,9 +96,12 @@ fn record_the_seeds_if_asked_to() {
         "refused.field_twice.json",
         br#"{"schema":1,"schema":1}"#,
     );
+}
 
-    // Of PTX and of a cubin: a pack that is whole.
+/// Of PTX and of a cubin: a pack that is whole.
+fn record_pack() {
     let directory = tempfile::tempdir().unwrap();
+    let text = read("manifest.json");
     let mut manifest = Manifest::parse(std::str::from_utf8(&text).unwrap()).unwrap();
     for module in &mut manifest.modules {
         let bytes = read(
@@ -104,7 +121,9 @@ fn record_the_seeds_if_asked_to() {
     let pack = pack_directory(directory.path()).unwrap();
     write("pack", "two_modules.pack", &pack);
     write("pack", "refused.cut_off.pack", &pack[..pack.len() - 100]);
+}
 
+fn record_dispatch_tables() {
     let row = concat!(
         r#"[{"max_bytes":4096,"route":"push_one_shot","blocks":1,"threads":32},"#,
         r#"{"route":"pull_two_shot","blocks":256,"threads":512,"#,
@@ -131,7 +150,9 @@ fn record_the_seeds_if_asked_to() {
         "refused.schema.json",
         br#"{"schema":2,"tables":[]}"#,
     );
+}
 
+fn record_rendezvous() {
     for (name, label, gives_up) in [
         ("exchange", LABEL, false),
         ("refused.label", "another", false),

@@ -139,6 +139,13 @@ fn step(
             say(&format!("child {}", forks::child_stays()));
             Ok(())
         }
+        _ => step_without_group(verb, rest, directory),
+    }
+}
+
+/// A step that needs no group.
+fn step_without_group(verb: &str, rest: &str, directory: &Path) -> Result<(), RendezvousError> {
+    match verb {
         "policy" => {
             let policy = peersum::loader::LoadPolicy::from_env().unwrap();
             say(&format!("cache {:?}", policy.cache_directory()));

@@ -1,5 +1,5 @@
-//! A number that tells this process from every other one: also from a later one with the same pid,
-//! from one with the same pid in another PID namespace, and from its own children.
+//! What tells this process from every other one: also from a later one with the same pid, from one
+//! with the same pid in another PID namespace, and from its own children.
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use rustix::rand::GetRandomFlags;
@@ -8,14 +8,16 @@ use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 pub(crate) type Nonce = [u8; 16];
+/// A process id, and random bytes that no other process has chosen.
+pub(crate) type ProcessKey = (u32, Nonce);
 
-/// This process's number. Fails if the system has no random numbers or no memory.
-pub(crate) fn current() -> io::Result<Nonce> {
+/// This process's key. Fails if the system has no random numbers or no memory.
+pub(crate) fn current() -> io::Result<ProcessKey> {
     let mut nonce = [0; 16];
     for (bytes, word) in nonce.chunks_exact_mut(8).zip(nonce_words()?) {
         bytes.copy_from_slice(&filled(word)?.to_le_bytes());
     }
-    Ok(nonce)
+    Ok((std::process::id(), nonce))
 }
 
 type NonceWords = [AtomicU64; 2];
