@@ -100,7 +100,12 @@ fn a_rank_of_another_version_kernel_digest_or_dispatch_table_is_refused_by_all_w
         ("settings", "abi_version", "ABI version", "77"),
         ("settings", "kernel_sources", "kernel sources", "0badc0de"),
         ("settings", "tables", "dispatch tables", "another-file"),
-        ("launch limits", "table_digest", "dispatch table", "0badc0de"),
+        (
+            "launch limits",
+            "table_digest",
+            "dispatch table",
+            "0badc0de",
+        ),
     ];
     for (label, field, what, forged) in cases {
         for (world_size, forger) in [(2, 0), (2, 1), (3, 0), (3, 2), (8, 5)] {
