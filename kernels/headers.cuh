@@ -5,7 +5,7 @@
 #include "failure.cuh"
 
 // A signal thread's part in the exchange: it tells its peer what this rank calls, and compares what
-// both called before. Only block 0 takes part.
+// both called before. Only the signal threads of block 0 take part.
 struct Headers {
     bool is_exchanged;
     // The peer's header for the previous call, if it has arrived, and this rank's own.

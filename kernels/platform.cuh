@@ -293,7 +293,7 @@ PEERSUM_DEVICE peersum_u32 mov_b32_u32(float value) {
     return bits;
 }
 
-// The low half of `pair` as f16, and below the high half.
+// The low half of `pair`, read as f16; the next function reads the high half.
 PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) {
     float value;
     asm("{\n\t.reg .f16 low, high;\n\tmov.b32 {low, high}, %1;\n\tcvt.f32.f16 %0, low;\n\t}"

@@ -279,7 +279,8 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
                     st_global_v4(output.at(unit + k * stride), sum[k]);
             }
         }
-        // Narrow sums go to the output itself, so its scratch holds only units below copies.wide.
+        // Narrow sums go to the output itself, so the output's scratch holds only units below
+        // copies.wide.
         sum_narrow_units(call, copies, params.output, 0, call.units);
     }
     if (!copies.staged) lost = !meet<PEERSUM_PULL_PHASE_SECOND>(call, Announce::Loads, lost);

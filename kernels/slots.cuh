@@ -9,9 +9,9 @@ namespace {
 constexpr Unit EMPTY_UNIT{PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY, PEERSUM_SLOT_EMPTY,
                           PEERSUM_SLOT_EMPTY};
 
-// A pair keeps its own unit in registers. Larger groups also send it to themselves: with equal
-// slots for all sources the unrolled loops need no choice between own and received units, which at
-// eight ranks costs more than the extra slot.
+// A pair keeps its own unit in registers. Larger groups also send it to themselves: if all sources
+// have slots, the unrolled loops need no choice between own and received units. At eight ranks that
+// choice costs more than the slot.
 constexpr bool KEEPS_OWN = WORLD_SIZE == 2;
 constexpr int FIRST_STEP = KEEPS_OWN ? 1 : 0;
 // Slots polled for one unit. A pair has one, its peer's.

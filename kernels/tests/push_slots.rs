@@ -183,7 +183,7 @@ fn no_two_slots_that_can_be_in_use_at_once_share_an_address() {
 
 /// The control: sizes at which version 0.1 used one slot for both a one-shot and a two-shot call.
 #[test]
-fn a_half_that_is_no_multiple_of_both_halves_of_a_group_is_caught() {
+fn a_push_half_that_is_not_a_multiple_of_both_halves_of_a_group_is_caught() {
     for (world_size, push_half_bytes) in [
         (2, 8704),
         (3, 8192),

@@ -123,7 +123,7 @@ fn a_symmetric_call_without_its_closing_barrier_is_overwritten_while_it_is_read(
 }
 
 #[test]
-fn a_two_shot_pull_without_its_second_barrier_reads_what_is_not_reduced() {
+fn a_two_shot_pull_without_its_second_barrier_reads_unreduced_units() {
     for kind in [Kind::PullTwoShot, Kind::SymmetricTwoShot] {
         let machine = Machine::new(2, &[small(kind); 2]);
         assert_is_needed(Break::NoClosingBarrier, machine, Violation::WrongResult);
@@ -131,7 +131,7 @@ fn a_two_shot_pull_without_its_second_barrier_reads_what_is_not_reduced() {
 }
 
 #[test]
-fn a_pull_without_its_opening_barrier_reads_what_is_not_there() {
+fn a_pull_without_its_opening_barrier_reads_inputs_that_are_not_ready() {
     for kind in [Kind::PullOneShot, Kind::SymmetricOneShot] {
         let machine = Machine::new(2, &[small(kind); 2]);
         assert_is_needed(Break::NoOpeningBarrier, machine, Violation::WrongResult);
@@ -139,7 +139,7 @@ fn a_pull_without_its_opening_barrier_reads_what_is_not_there() {
 }
 
 #[test]
-fn a_relaxed_flag_does_not_bring_what_the_kernel_staged() {
+fn a_relaxed_flag_does_not_make_staged_units_visible() {
     let machine = Machine::new(2, &[small(Kind::PullOneShot)]);
     assert_is_needed(Break::RelaxedStagingFlag, machine, Violation::WrongResult);
 }
@@ -152,7 +152,7 @@ fn a_symmetric_two_shot_that_gathers_by_reading_needs_a_third_barrier() {
 }
 
 #[test]
-fn a_gather_that_maps_units_to_other_blocks_reads_what_no_flag_spoke_for() {
+fn a_gather_with_another_unit_to_block_mapping_reads_units_that_no_flag_covers() {
     let machine = Machine::new(2, &[call(Kind::PullTwoShot, 2)]);
     assert_is_needed(Break::OtherMappingInGather, machine, Violation::WrongResult);
 }
@@ -186,7 +186,7 @@ fn a_slot_that_is_not_re_armed_gives_its_old_data_again() {
 }
 
 #[test]
-fn a_word_that_is_not_looked_at_tears_a_unit() {
+fn an_unchecked_word_tears_a_unit() {
     let machine = Machine {
         words: 2,
         ..Machine::new(2, &[small(Kind::PushOneShot)])
@@ -208,16 +208,16 @@ fn the_memory_model_alone_does_not_order_a_re_arm_before_the_next_data() {
 }
 
 #[test]
-fn a_kernel_that_reads_before_it_waits_for_the_one_before_takes_an_old_epoch() {
+fn a_kernel_that_reads_before_griddepcontrol_wait_takes_an_old_epoch() {
     let machine = Machine::new(2, &[small(Kind::PushOneShot); 2]);
-    let rule = Break::NothingWaitsForTheKernelBefore;
+    let rule = Break::NoGriddepcontrolWait;
     assert_is_needed(rule, machine, Violation::SlotOverwritten);
 }
 
 #[test]
 fn a_poisoned_rank_that_stores_before_it_looks_overwrites_what_a_peer_has_not_summed() {
     let machine = bounded(2, &[small(Kind::PushOneShot); 3]);
-    let rule = Break::PoisonLookedAtAfterStores;
+    let rule = Break::PoisonReadAfterStores;
     assert_is_needed(rule, machine, Violation::SlotOverwritten);
     let machine = bounded(2, &[small(Kind::PullOneShot); 3]);
     assert_is_needed(rule, machine, Violation::WrongResult);
@@ -232,7 +232,7 @@ fn a_leaver_that_does_not_mark_itself_returns_ok() {
 #[test]
 fn an_observer_of_poison_that_records_nothing_returns_ok() {
     let machine = bounded(2, &[small(Kind::PushOneShot); 2]);
-    assert_is_needed(Break::SilentObserver, machine, Violation::FalseOk);
+    assert_is_needed(Break::ObserverRecordsNothing, machine, Violation::FalseOk);
 }
 
 #[test]
@@ -245,32 +245,32 @@ fn an_observer_that_does_not_relay_lets_a_third_rank_read_what_is_overwritten() 
 }
 
 #[test]
-fn poison_that_outlives_its_kernel_comes_too_late_for_a_reader() {
+fn poison_performed_after_its_kernel_ended_is_too_late_for_a_reader() {
     let machine = bounded(2, &[small(Kind::SymmetricOneShot); 2]);
     assert_is_needed(Break::NoFenceBehindPoison, machine, Violation::WrongResult);
 }
 
 #[test]
-fn a_symmetric_call_that_does_not_look_again_keeps_what_was_overwritten() {
+fn a_symmetric_call_without_a_last_look_at_poison_keeps_sums_of_overwritten_data() {
     let machine = bounded(2, &[small(Kind::SymmetricOneShot); 2]);
     assert_is_needed(Break::NoLastLookAtPoison, machine, Violation::WrongResult);
 }
 
 #[test]
-fn a_flag_beside_the_look_lets_a_third_rank_take_what_was_reduced_from_overwritten_data() {
+fn a_flag_stored_before_the_last_look_lets_a_third_rank_take_sums_of_overwritten_data() {
     let machine = Machine {
         signals: 1,
         ..bounded(3, &[small(Kind::SymmetricTwoShot); 2])
     };
-    let rule = Break::LookBesideAnnouncement;
+    let rule = Break::FlagBeforeLastLook;
     assert_is_needed(rule, machine, Violation::WrongResult);
 }
 
 #[test]
-fn a_lost_block_that_does_not_wait_for_the_poison_of_another_fills_what_a_peer_reads_with_nan() {
+fn a_lost_block_that_does_not_wait_until_peers_are_poisoned_fills_what_they_read_with_nan() {
     // The first lost block has claimed the leave and has not yet told any rank.
     let machine = bounded(2, &[call(Kind::SymmetricTwoShot, 2)]);
-    assert_is_needed(Break::LoserGoesOn, machine, Violation::FalseOk);
+    assert_is_needed(Break::LostThreadDoesNotWait, machine, Violation::FalseOk);
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn a_last_look_that_records_nothing_lets_synchronize_return_ok() {
 }
 
 #[test]
-fn a_block_that_announces_in_spite_of_a_lost_thread_is_read_half_staged() {
+fn a_block_that_announces_despite_a_lost_thread_is_read_half_staged() {
     let machine = Machine {
         threads: 2,
         enters_apart: true,

@@ -22,17 +22,17 @@ impl Machine {
             return;
         }
         let word = poison(id.block);
-        let is_told = state.memory[id.rank][word] != 0;
-        let is_being_told = state.in_flight.to(id.rank, word).next().is_some();
-        if self.waits == Waits::Bounded || is_told || self.sees_difference(state, id) {
+        let is_poisoned = state.memory[id.rank][word] != 0;
+        let is_being_poisoned = state.in_flight.to(id.rank, word).next().is_some();
+        if self.waits == Waits::Bounded || is_poisoned || self.sees_difference(state, id) {
             steps.push(Step::GiveUp(id, Finds::Old));
         }
         // A rank that leaves poisons itself anyway. So it matters only to what an observer does
         // whether a peer's poison arrived first.
         let makes_difference = self.waits == Waits::Look
-            || self.is_broken(Break::SilentObserver)
+            || self.is_broken(Break::ObserverRecordsNothing)
             || self.is_broken(Break::NoRelay);
-        if !is_told && is_being_told && makes_difference {
+        if !is_poisoned && is_being_poisoned && makes_difference {
             steps.push(Step::GiveUp(id, Finds::New));
         }
     }
@@ -97,15 +97,16 @@ impl Machine {
             _ => At::OpenedBarrier,
         };
         thread_mut(state, id).lost = true;
-        let is_told = state.memory[id.rank][poison(id.block)] != 0;
-        if state.ranks[id.rank].left && !self.is_broken(Break::LoserGoesOn) {
+        let is_poisoned = state.memory[id.rank][poison(id.block)] != 0;
+        if state.ranks[id.rank].left && !self.is_broken(Break::LostThreadDoesNotWait) {
             let me = thread_mut(state, id);
             me.at = At::Fence;
             me.resume = resume;
             return Ok(());
         }
-        if state.ranks[id.rank].left || is_told && self.is_broken(Break::SilentObserver) {
-            return self.go_on(state, id, resume);
+        if state.ranks[id.rank].left || is_poisoned && self.is_broken(Break::ObserverRecordsNothing)
+        {
+            return self.continue_at(state, id, resume);
         }
         state.ranks[id.rank].left = true;
         if !self.is_broken(Break::LeaverSkipsItself) {
@@ -114,17 +115,17 @@ impl Machine {
                 state.memory[id.rank][poison(block)] = 1;
             }
         }
-        if is_told && self.is_broken(Break::NoRelay) {
-            return self.go_on(state, id, resume);
+        if is_poisoned && self.is_broken(Break::NoRelay) {
+            return self.continue_at(state, id, resume);
         }
-        self.tell_peers(state, id, Some(own))?;
+        self.poison_peers(state, id, Some(own))?;
         let me = thread_mut(state, id);
         me.at = At::Fence;
         me.resume = resume;
         Ok(())
     }
 
-    fn tell_peers(
+    fn poison_peers(
         &self,
         state: &mut State,
         id: Id,
@@ -162,11 +163,11 @@ impl Machine {
                 store.issuer == id.rank && is_poison(store.address)
             });
         }
-        self.go_on(state, id, thread(state, id).resume)
+        self.continue_at(state, id, thread(state, id).resume)
     }
 
     /// Where a thread continues after it has left.
-    fn go_on(&self, state: &mut State, id: Id, resume: At) -> Result<(), Violation> {
+    fn continue_at(&self, state: &mut State, id: Id, resume: At) -> Result<(), Violation> {
         if resume == At::ReadByAll {
             return self.end(state, id);
         }
@@ -184,6 +185,6 @@ impl Machine {
             state.memory[rank][poison(block)] = 1;
         }
         state.ranks[rank].host = Host::Failed;
-        self.tell_peers(state, id, None)
+        self.poison_peers(state, id, None)
     }
 }

@@ -99,7 +99,7 @@ impl Machine {
 
     pub(crate) fn end_kernel(&self, state: &mut State, rank: usize) -> Result<(), Violation> {
         let performs_own =
-            self.order == Order::Physical && !self.is_broken(Break::NothingWaitsForTheKernelBefore);
+            self.order == Order::Physical && !self.is_broken(Break::NoGriddepcontrolWait);
         if performs_own {
             state.in_flight.perform_all(&mut state.memory, |store| {
                 store.issuer == rank && store.target == rank
@@ -169,22 +169,22 @@ impl Machine {
             return;
         }
         let (words, own) = self.last_headers(state, rank);
-        let comes = |&(rank, word): &Word, is_wanted: &dyn Fn(u8) -> bool| {
+        let arrives = |&(rank, word): &Word, is_wanted: &dyn Fn(u8) -> bool| {
             let mut coming = state.in_flight.to(rank, word).map(|store| store.value);
             is_wanted(state.memory[rank][word]) || coming.any(is_wanted)
         };
         let is_last = |word: u8| word >> 4 == own >> 4;
         let (details, own_detail) = self.last_details(state, rank);
         let is_detail = |word: u8| word != EMPTY;
-        let all_have_come = words.iter().all(|word| comes(word, &is_last))
-            && details.iter().all(|word| comes(word, &is_detail));
-        if all_have_come
+        let all_arrive = words.iter().all(|word| arrives(word, &is_last))
+            && details.iter().all(|word| arrives(word, &is_detail));
+        if all_arrive
             || words
                 .iter()
-                .any(|word| comes(word, &|word| is_last(word) && word != own))
+                .any(|word| arrives(word, &|word| is_last(word) && word != own))
             || details
                 .iter()
-                .any(|word| comes(word, &|word| is_detail(word) && word != own_detail))
+                .any(|word| arrives(word, &|word| is_detail(word) && word != own_detail))
         {
             steps.push(Step::Synchronize(rank, Finds::Old));
         }
@@ -196,7 +196,7 @@ impl Machine {
     fn has_failed(&self, state: &State, rank: usize) -> bool {
         // An observer's status and the host's look at the poison word each suffice without the
         // other.
-        let looks_at_poison = !self.is_broken(Break::SilentObserver);
+        let looks_at_poison = !self.is_broken(Break::ObserverRecordsNothing);
         state.ranks[rank].status || looks_at_poison && state.memory[rank][poison(0)] != 0
     }
 

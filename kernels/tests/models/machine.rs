@@ -1,5 +1,5 @@
-//! The machine that is explored: ranks that run a sequence of calls, each a kernel with blocks of threads, and
-//! the steps between which other threads may run.
+//! The machine that is explored: ranks that run a sequence of calls, each a kernel with blocks of
+//! threads, and the steps between which other threads may run.
 //!
 //! A step is everything that a thread does up to its next load that another thread may race with.
 //! The loads of one phase are one step: whatever races with one of them is explored before it and

@@ -119,17 +119,17 @@ pub(crate) enum Break {
     LaneUnchecked,
     NoRearm,
     ScratchInBusyHalf,
-    PoisonLookedAtAfterStores,
+    PoisonReadAfterStores,
     LeaverSkipsItself,
-    SilentObserver,
+    ObserverRecordsNothing,
     NoRelay,
     NoFenceBehindPoison,
     NoLastLookAtPoison,
-    LookBesideAnnouncement,
-    LoserGoesOn,
+    FlagBeforeLastLook,
+    LostThreadDoesNotWait,
     LastLookRecordsNothing,
     LostThreadAnnounced,
-    NothingWaitsForTheKernelBefore,
+    NoGriddepcontrolWait,
 }
 
 /// A promise that a run broke.
@@ -148,7 +148,7 @@ pub(crate) enum Violation {
     /// `synchronize` returned Ok, but an output is not the sum, or the ranks made different calls.
     FalseOk,
     /// A rank failed and no step is left, but a peer is not poisoned.
-    PeerNotTold,
+    PeerNotPoisoned,
     /// A rank lost a call before the last one, but a peer returned Ok.
     FailureNotShared,
 }

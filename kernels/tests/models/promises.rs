@@ -78,7 +78,7 @@ fn three_ranks_end_every_call_with_the_right_sum_on_changing_grids() {
 }
 
 #[test]
-fn a_thread_of_a_push_may_have_several_places_on_their_way() {
+fn a_thread_of_a_push_may_have_several_places_in_flight() {
     for kind in [Kind::PushOneShot, Kind::PushTwoShot] {
         let call = |blocks| Call {
             kind,

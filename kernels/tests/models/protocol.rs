@@ -26,7 +26,7 @@ impl Machine {
         let kind = self.call(state, id.rank).kind;
         let is_push = kind.is_push();
         if is_poisoned {
-            if self.is_broken(Break::PoisonLookedAtAfterStores) {
+            if self.is_broken(Break::PoisonReadAfterStores) {
                 if is_push {
                     self.store_inputs(state, id, 0..usize::MAX)?;
                 } else {
@@ -102,7 +102,7 @@ impl Machine {
             } else {
                 (pull_epoch(block), me.pull_epoch)
             };
-            if self.is_broken(Break::NothingWaitsForTheKernelBefore) {
+            if self.is_broken(Break::NoGriddepcontrolWait) {
                 self.issue(state, id, (id.rank, address), epoch + 1, false)?;
             } else {
                 state.memory[id.rank][address] = epoch + 1;

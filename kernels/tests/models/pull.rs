@@ -103,8 +103,7 @@ impl Machine {
     /// it must not announce what was reduced from overwritten data. A flag that covers loads alone
     /// is true whatever was loaded, so the look may run beside it.
     fn looks_before_flag(&self, state: &State, id: Id) -> bool {
-        self.call(state, id.rank).kind.is_two_shot()
-            && !self.is_broken(Break::LookBesideAnnouncement)
+        self.call(state, id.rank).kind.is_two_shot() && !self.is_broken(Break::FlagBeforeLastLook)
     }
 
     /// The second meeting, after its first block barrier.

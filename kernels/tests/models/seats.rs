@@ -240,7 +240,7 @@ fn sequences() -> Vec<(usize, Vec<Kernel>)> {
 }
 
 #[test]
-fn a_kernel_that_comes_once_a_call_has_met_its_peers_takes_nobody_s_seat() {
+fn a_kernel_that_starts_once_the_call_before_has_met_its_peers_takes_no_seat_they_need() {
     let mut states = 0;
     for (ranks, kernels) in sequences() {
         let (seen, deadlock) = shared_gpu(ranks, &kernels, Block::Met).explore();
@@ -310,7 +310,7 @@ fn two_groups_that_share_a_hardware_queue_can_deadlock_with_seats_for_all() {
 }
 
 #[test]
-fn a_kernel_that_comes_before_a_call_has_met_its_peers_can_take_their_seats() {
+fn a_kernel_that_starts_before_a_call_has_met_its_peers_can_take_their_seats() {
     let call = Kernel::Call(1);
     let programmatic = Kernel::Other {
         blocks: 2,

@@ -124,7 +124,7 @@ impl Machine {
             })
         };
         if ranks.iter().any(has_failed) && !(0..self.world).all(is_poisoned) {
-            return Err(Violation::PeerNotTold);
+            return Err(Violation::PeerNotPoisoned);
         }
         let last = self.programs[0].len() as u8;
         if ranks.iter().any(|rank| (1..last).contains(&rank.lost))
@@ -182,7 +182,7 @@ impl Machine {
         loop {
             let mut has_moved = false;
             for rank in 0..self.world {
-                if self.reads_its_words_no_more(state, rank) {
+                if self.no_longer_reads_its_words(state, rank) {
                     has_moved |= state.in_flight.perform_unread(rank, &mut state.memory);
                 }
                 if state.ranks[rank].host != Host::Running {
@@ -208,7 +208,7 @@ impl Machine {
     /// Whether no thread will look at anything that a peer may still store to this rank's slots,
     /// headers, flags and poison words: each remaining call of the rank finds itself poisoned, and
     /// so does `synchronize`.
-    fn reads_its_words_no_more(&self, state: &State, rank: usize) -> bool {
+    fn no_longer_reads_its_words(&self, state: &State, rank: usize) -> bool {
         let is_poisoned = || (0..BLOCKS).all(|block| state.memory[rank][poison(block)] != 0);
         let is_inside = || {
             let threads = state.threads[rank].as_flattened();
@@ -230,7 +230,7 @@ impl Machine {
             At::Enter if self.waits == Waits::Endless => {
                 !self.enters_apart
                     && !self.has_narrow_units
-                    && !self.is_broken(Break::NothingWaitsForTheKernelBefore)
+                    && !self.is_broken(Break::NoGriddepcontrolWait)
             }
             At::Enter => state.memory[id.rank][poison(id.block)] != 0,
             At::Look => {
