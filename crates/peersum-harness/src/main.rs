@@ -9,7 +9,6 @@ mod grid;
 mod kill;
 mod memory;
 mod parent;
-mod proof;
 mod sanitize;
 mod soak;
 mod tune;
@@ -31,8 +30,6 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Every module, route, type and world size on one GPU, bits against the reference.
-    Proof(proof::ProofArgs),
     /// Microseconds a call, against the machine's limits and NCCL.
     BenchAllreduce(Box<bench::allreduce::BenchArgs>),
     /// Microseconds a row-parallel layer without an all-reduce, with peersum's and with NCCL's: what an engine sees.
@@ -48,10 +45,6 @@ enum Command {
     /// The sources of a build of the kernels that only this program runs.
     #[command(hide = true)]
     KernelSources(bench::kernel_sources::SourcesArgs),
-    /// What the first use of a module costs, from each place that modules come from.
-    BenchLoad(bench::load::LoadArgs),
-    /// Host time of one eager call against a bare launch of the same kernel.
-    BenchCall(bench::call::CallArgs),
     /// What ranks of one process are told when a peer is absent, aborted or calls something else.
     Faults(faults::FaultsArgs),
     /// Calls that go to NCCL itself, in order with peersum's kernels: one GPU a rank.
@@ -102,8 +95,6 @@ fn main() -> Result<ExitCode> {
         Command::BenchLayer(args) => bench::layer::run(&args)?,
         Command::Tune(args) => tune::run(&args)?,
         Command::KernelSources(args) => bench::kernel_sources::run(&args)?,
-        Command::BenchLoad(args) => bench::load::run(&args)?,
-        Command::BenchCall(args) => bench::call::run(&args)?,
         Command::Grid(args) => return grid::run(&args),
         Command::Kill(args) => return kill::run(&args),
         Command::KillRank(args) => kill::run_rank(&args)?,
@@ -120,11 +111,6 @@ fn main() -> Result<ExitCode> {
         Command::Faults(args) => faults::run(&args)?,
         Command::AboveRange(args) => above_range::run(&args)?,
         Command::AboveRangeRank(args) => above_range::run_rank(&args)?,
-        Command::Proof(args) => {
-            let context = peersum::open_context(0)?;
-            println!("GPU 0: {}", context.name()?);
-            proof::run(&args, |_rank| Ok(context.new_stream()?))?;
-        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -6,7 +6,7 @@ mod harness_run;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use harness_run::run;
 
@@ -126,8 +126,20 @@ fn a_run_on_the_emulator_measures_every_cell_that_was_asked_for_and_says_that_it
     let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
     let report: Value = serde_json::from_str(&read("report.json")).unwrap();
     let cells = report["cells"].as_array().unwrap();
-    // Two world sizes, types and methods; the table's plan for three kinds of input, and two grids of one algorithm.
-    assert_eq!(cells.len(), 2 * 2 * 2 * (3 + 2));
+    // Two world sizes, types and methods; the table's plan for three kinds of input, and two grids
+    // of one algorithm; of eager calls of ordinary input, the bare launch beside them.
+    assert_eq!(cells.len(), 2 * 2 * 2 * (3 + 2) + 2 * 2);
+    let bare: Vec<&Value> = cells
+        .iter()
+        .filter(|cell| cell["system"] == "bare_launch")
+        .collect();
+    assert_eq!(bare.len(), 2 * 2);
+    for cell in bare {
+        assert_eq!(
+            (&cell["launch"], &cell["placement"]),
+            (&json!("eager"), &json!("ordinary"))
+        );
+    }
     for cell in cells {
         let us = &cell["us"];
         let value = |name: &str| us[name].as_f64().unwrap();

@@ -129,8 +129,6 @@ pub mod reference;
 pub mod rendezvous;
 
 pub use buffer::{BufferError, Input, Output};
-#[doc(hidden)]
-pub use communicator::BareLaunch;
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,

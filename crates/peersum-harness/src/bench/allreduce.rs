@@ -9,11 +9,12 @@ use clap::ValueEnum;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use self::samples::{Sample, add, measure_group};
+use self::samples::measure_group;
 use super::machine::{Build, DeviceChoice, Emulators, Gpus, Machine};
 use super::nccl::{self, Nccl};
 use super::ranks::GroupSettings;
 use super::report::{Launch, Limits, Report, System};
+use super::sample::{Sample, add_round};
 use super::sizes::{parse_bytes, parse_shape};
 use super::timing::Method;
 use super::{chart, limits, page, table};
@@ -317,7 +318,7 @@ fn measure_ranks<M: Machine>(
                         push_half_bytes: args.push_half,
                     };
                     match measure_group(args, machine, routes, &settings) {
-                        Ok(measured) => add(&mut samples, measured),
+                        Ok(measured) => add_round(&mut samples, measured),
                         Err(error) => failures.push(format!(
                             "{world_size} ranks with the {} build: {error:#}",
                             build.name()
@@ -328,10 +329,7 @@ fn measure_ranks<M: Machine>(
         }
     }
     failures.dedup();
-    let cells = samples
-        .into_iter()
-        .map(|sample| sample.finish(&limits))
-        .collect();
+    let cells = samples.iter().map(|sample| sample.cell(&limits)).collect();
     Ok(Report {
         schema: Report::SCHEMA,
         peersum: env!("CARGO_PKG_VERSION").to_owned(),
@@ -388,14 +386,8 @@ fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
             };
             match nccl.measure(gpus, system, &work) {
                 Ok(measured) => {
-                    let cells = measured
-                        .into_iter()
-                        .map(|cell| Sample::of_nccl(world_size, cell));
-                    let limits = std::mem::take(&mut report.limits);
-                    report
-                        .cells
-                        .extend(cells.map(|sample| sample.finish(&limits)));
-                    report.limits = limits;
+                    let cells = measured.iter().map(|sample| sample.cell(&report.limits));
+                    report.cells.extend(cells);
                 }
                 Err(error) if nccl.lacks(system) => report.notes.push(format!("{error:#}")),
                 Err(error) => report

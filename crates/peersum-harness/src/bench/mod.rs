@@ -2,7 +2,6 @@
 
 pub(crate) mod allreduce;
 mod bandwidth;
-pub(crate) mod call;
 pub(crate) mod candidates;
 mod chart;
 mod cublas;
@@ -10,13 +9,13 @@ pub(crate) mod kernel_sources;
 mod launch;
 pub(crate) mod layer;
 mod limits;
-pub(crate) mod load;
 pub(crate) mod machine;
 mod meeting;
 mod nccl;
 mod page;
 pub(crate) mod ranks;
 mod report;
+mod sample;
 mod series;
 pub(crate) mod sizes;
 mod table;

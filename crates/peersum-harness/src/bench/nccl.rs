@@ -9,12 +9,14 @@ use libloading::Library;
 use peersum::Cuda;
 use peersum::cudarc::driver::{CudaStream, DevicePtr};
 use peersum::device::Device;
+use peersum::dispatch::Link;
 use peersum_artifact::Dtype;
 
-use super::machine::{Gpus, Machine};
+use super::machine::{Build, Gpus, Machine};
 use super::ranks::run_threads;
-use super::report::{Launch, System};
-use super::timing::{EventTimer, Method, Together, shortest, time_eager, time_recorded};
+use super::report::{Call, Launch, System};
+use super::sample::{Sample, merge};
+use super::timing::{EventTimer, Method, Together, time_eager, time_recorded};
 
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
@@ -57,18 +59,6 @@ pub(crate) struct Nccl {
     version: String,
     // Dropped after the functions, which are its.
     _library: Library,
-}
-
-/// One measured size.
-pub(crate) struct Measured {
-    pub(crate) system: System,
-    pub(crate) dtype: Dtype,
-    pub(crate) bytes: usize,
-    pub(crate) launch: Launch,
-    /// Microseconds a call of each replay.
-    pub(crate) times: Vec<f64>,
-    /// The host's, of eager calls.
-    pub(crate) host: Vec<f64>,
 }
 
 /// What is measured.
@@ -183,7 +173,7 @@ impl Nccl {
         gpus: &Gpus,
         system: System,
         work: &Work<'_>,
-    ) -> Result<Vec<Measured>> {
+    ) -> Result<Vec<Sample>> {
         ensure!(
             !self.lacks(system),
             "NCCL {} has no symmetric windows, which came with 2.27",
@@ -202,29 +192,7 @@ impl Nccl {
             }
             .measure(system, work)
         })?;
-        let mut ranks = ranks.into_iter();
-        let mut all: Vec<(Measured, Vec<Vec<f64>>)> = ranks
-            .next()
-            .context("a group without ranks")?
-            .into_iter()
-            .map(|cell| {
-                let times = vec![cell.times.clone()];
-                (cell, times)
-            })
-            .collect();
-        for rank in ranks {
-            for ((cell, times), other) in all.iter_mut().zip(rank) {
-                cell.host.extend(other.host);
-                times.push(other.times);
-            }
-        }
-        Ok(all
-            .into_iter()
-            .map(|(cell, times)| Measured {
-                times: shortest(&times),
-                ..cell
-            })
-            .collect())
+        merge(ranks)
     }
 }
 
@@ -337,7 +305,7 @@ struct Buffers {
 }
 
 impl Rank<'_> {
-    fn measure(&self, system: System, work: &Work<'_>) -> Result<Vec<Measured>> {
+    fn measure(&self, system: System, work: &Work<'_>) -> Result<Vec<Sample>> {
         self.stream.context().bind_to_thread()?;
         let largest = work.bytes.iter().copied().max().unwrap_or(0);
         if system == System::NcclSymmetric {
@@ -374,15 +342,15 @@ impl Rank<'_> {
         system: System,
         buffers: &Buffers,
         work: &Work<'_>,
-    ) -> Result<Vec<Measured>> {
+    ) -> Result<Vec<Sample>> {
         let mut measured = Vec::new();
         let device = Cuda::open(&self.stream)?;
         let mut timer = EventTimer::new(&self.stream)?;
         for &dtype in work.dtypes {
             for &bytes in work.bytes {
-                let call = || self.all_reduce(buffers, dtype, bytes);
+                let all_reduce = || self.all_reduce(buffers, dtype, bytes);
                 // The first call of a size may connect and allocate, which a recording cannot hold.
-                call()?;
+                all_reduce()?;
                 self.stream.synchronize()?;
                 for &launch in work.launches {
                     let (times, host) = match launch {
@@ -393,20 +361,28 @@ impl Rank<'_> {
                                 &mut timer,
                                 self.together,
                                 work.method,
-                                call,
+                                all_reduce,
                             )?;
                             (times, Vec::new())
                         },
-                        Launch::Eager => time_eager(&mut timer, self.together, work.method, call)?,
+                        Launch::Eager => {
+                            time_eager(&mut timer, self.together, work.method, all_reduce)?
+                        }
                     };
-                    measured.push(Measured {
+                    let call = Call {
                         system,
+                        build: Build::Shipped,
+                        world_size: work.world_size,
+                        link: Link::Peer,
                         dtype,
-                        bytes,
+                        bytes: bytes as u64,
                         launch,
-                        times,
-                        host,
-                    });
+                        pdl: false,
+                        placement: None,
+                        plan: None,
+                        from_table: false,
+                    };
+                    measured.push(Sample { call, times, host });
                 }
             }
         }

@@ -267,6 +267,33 @@ impl<'a, M: Machine> Rank<'a, M> {
         Ok(times)
     }
 
+    /// As [`Rank::time_eager`] for ordinary input, without what a call adds to the launch of its
+    /// kernel. `None` if the call takes several launches.
+    pub(crate) fn time_bare<T: Element>(
+        &mut self,
+        bytes: usize,
+        method: Method,
+    ) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
+        let together = Together {
+            meeting: self.meeting,
+            rank: self.number(),
+        };
+        let input = self.device.allocation_address(&self.memory.input);
+        let output = self.device.allocation_address(&self.memory.output);
+        let len = bytes.min(self.memory.bytes) / size_of::<T>();
+        let times = {
+            // SAFETY: both arrays hold so many elements and outlive the wait below; all ranks
+            // measure the same, so they launch equally often.
+            let launch = unsafe { self.communicator.bare_launch::<T>(input, output, len) };
+            let Some(launch) = launch else {
+                return Ok(None);
+            };
+            time_eager(&mut self.timer, together, method, || Ok(launch()?))?
+        };
+        self.communicator.synchronize()?;
+        Ok(Some(times))
+    }
+
     fn views<T: Element>(&self, bytes: usize) -> Views<T, <M::Stream as DeviceStream>::Device> {
         let len = bytes.min(self.memory.bytes) / size_of::<T>();
         let view = |address| {

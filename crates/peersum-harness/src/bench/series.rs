@@ -37,7 +37,10 @@ pub(crate) fn of(report: &Report, group: (u32, Link, Dtype)) -> Vec<Series> {
         .cells
         .iter()
         .filter(|cell| {
-            (cell.world_size, cell.link, cell.dtype) == group && cell.build == Build::Shipped
+            (cell.world_size, cell.link, cell.dtype) == group
+                && cell.build == Build::Shipped
+                // A row of the tables, no way to sum.
+                && cell.system != System::BareLaunch
         })
         .collect();
     let both_pdl = |pdl| {
@@ -67,7 +70,7 @@ pub(crate) fn of(report: &Report, group: (u32, Link, Dtype)) -> Vec<Series> {
                 (System::Peersum, Some(Placement::SymmetricInPlace)) => {
                     "peersum, symmetric in place"
                 }
-                (System::Peersum, _) => "peersum",
+                (System::Peersum | System::BareLaunch, _) => "peersum",
             };
             let without = match (system, names_pdl && !pdl) {
                 (System::Peersum, true) => ", no PDL",

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use peersum::dispatch::Placement;
 
 use super::machine::Build;
-use super::report::{Cell, Launch, Report, System};
+use super::report::{Call, Cell, Launch, Report, System};
 use super::sizes::bytes_text;
 
 /// Rows of text under a head.
@@ -28,7 +28,7 @@ pub(crate) fn tables(report: &Report) -> Vec<Table> {
                         (cell.world_size, cell.link, cell.dtype) == (world_size, link, dtype)
                             && cell.launch == launch
                             && cell.build == Build::Shipped
-                            && (cell.pdl == pdl || cell.system != System::Peersum)
+                            && (cell.pdl == pdl || cell.is_of_nccl())
                     })
                     .collect();
                 let title = format!(
@@ -60,10 +60,17 @@ fn measurements(title: String, cells: &[&Cell], launch: Launch) -> Option<Table>
         let (plain, symmetric) = (nccl(System::Nccl), nccl(System::NcclSymmetric));
         let best_nccl = plain.into_iter().chain(symmetric).fold(f64::NAN, f64::min);
         let mut best: Vec<&Cell> = Vec::new();
-        for cell in of_size().filter(|cell| cell.system == System::Peersum) {
+        for cell in of_size().filter(|cell| !cell.is_of_nccl()) {
             let same = best.iter_mut().find(|other| {
-                (other.placement, other.plan.map(|plan| plan.route))
-                    == (cell.placement, cell.plan.map(|plan| plan.route))
+                (
+                    other.system,
+                    other.placement,
+                    other.plan.map(|plan| plan.route),
+                ) == (
+                    cell.system,
+                    cell.placement,
+                    cell.plan.map(|plan| plan.route),
+                )
             });
             match same {
                 Some(other) if cell.us.median < other.us.median => *other = cell,
@@ -86,7 +93,12 @@ fn measurements(title: String, cells: &[&Cell], launch: Launch) -> Option<Table>
                 cell.plan.map_or_else(String::new, |plan| {
                     format!("{} x {}", plan.blocks, plan.threads)
                 }),
-                if cell.from_table { "table" } else { "forced" }.to_owned(),
+                match (cell.system, cell.from_table) {
+                    (System::BareLaunch, _) => "bare launch",
+                    (_, true) => "table",
+                    (_, false) => "forced",
+                }
+                .to_owned(),
                 format!("{:.2}", cell.algorithm_gb_s),
                 format!("{:.2}", cell.bus_gb_s),
                 match launch {
@@ -182,12 +194,8 @@ fn builds(report: &Report) -> Option<Table> {
     let mut rows = Vec::new();
     for cell in shipped {
         let other = |build| {
-            let same = report.cells.iter().find(|other| {
-                other.build == build
-                    && other.is_same_call(cell)
-                    && (other.pdl, other.placement, other.plan, other.from_table)
-                        == (cell.pdl, cell.placement, cell.plan, cell.from_table)
-            });
+            let same = Call { build, ..cell.call };
+            let same = report.cells.iter().find(|other| other.call == same);
             same.map(|other| other.us.median)
         };
         let (unsafe_baseline, strict_order) =

@@ -111,16 +111,23 @@ impl Communicator<Cuda> {
     pub fn builder() -> CommunicatorBuilder {
         CommunicatorBuilder::new()
     }
+}
 
-    /// What a call with these device addresses would hand to the driver: for a benchmark that compares [`Communicator::all_reduce`] with a
-    /// bare launch of the same. `None` for a group of one and for a call of several launches.
+impl<D: Device> Communicator<D> {
+    /// The bare launch of the kernel of such a call, with parameters that are put together once: a
+    /// benchmark compares [`Communicator::all_reduce`] with it. `None` for a group of one and for a
+    /// call of several launches.
+    ///
+    /// # Safety
+    /// Both addresses must hold `len` elements until the stream has passed every launch. All ranks
+    /// must launch equally often.
     #[doc(hidden)]
-    pub fn bare_launch<T: Element>(
+    pub unsafe fn bare_launch<T: Element>(
         &self,
         input: u64,
         output: u64,
         len: usize,
-    ) -> Option<BareLaunch> {
+    ) -> Option<impl Fn() -> Result<(), Error> + use<'_, T, D>> {
         let links = self.links.as_ref()?;
         let call = Call {
             dtype: T::DTYPE,
@@ -137,31 +144,16 @@ impl Communicator<Cuda> {
         }
         let (shape, params) = self.prepare(links, plan, call);
         let module = links.modules.get(plan.route.family(), call.dtype);
-        let algorithm = plan.route.algorithm();
-        Some(BareLaunch {
-            function: module.function(algorithm),
-            shape: LaunchShape {
-                threads: module.launched_threads(algorithm, shape.threads),
-                pdl: shape.pdl && module.pdl(algorithm),
-                ..shape
-            },
-            params,
+        Some(move || {
+            // SAFETY: as in `launch`, but for the caller's arrays, which are the caller's promise.
+            unsafe {
+                self.device
+                    .launch(module, plan.route.algorithm(), shape, &params)?
+            };
+            Ok(())
         })
     }
-}
 
-/// The parts of one launch. See [`Communicator::bare_launch`].
-#[doc(hidden)]
-pub struct BareLaunch {
-    /// The kernel, live as long as the communicator.
-    pub function: cudarc::driver::sys::CUfunction,
-    /// Its grid, all threads of a block counted, and whether it is launched with the programmatic attribute.
-    pub shape: LaunchShape,
-    /// Its one parameter.
-    pub params: PeersumParams,
-}
-
-impl<D: Device> Communicator<D> {
     /// Sums `input` over all ranks into `output`, in rank order in float32 with one rounding (see [`crate::reference`]).
     ///
     /// `Ok` means launched: the output is valid once [`Communicator::synchronize`] has returned

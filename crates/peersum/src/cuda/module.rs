@@ -118,17 +118,9 @@ impl Module {
         }
     }
 
-    /// The driver's handle of this algorithm's kernel, live as long as the module.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn function(&self, algorithm: Algorithm) -> CUfunction {
-        self.entry_point(algorithm).function
-    }
-
-    /// How many threads the driver is told of for a block of `threads`: those that carry signals are added.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
+    /// How many threads the driver is told of for a block of `threads`: those that carry signals
+    /// are added.
+    fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
         threads + self.entry_point(algorithm).signal_threads
     }
 

@@ -158,7 +158,7 @@ impl Report {
             .map(|nccl| ratio_text(cell.adds_us / nccl.adds_us));
         vec![
             match cell.system {
-                System::Peersum => "peersum",
+                System::Peersum | System::BareLaunch => "peersum",
                 System::Nccl | System::NcclSymmetric => "NCCL",
             }
             .to_owned(),
