@@ -329,7 +329,7 @@ pub(crate) struct PeerArgs {
 
 /// The other process.
 pub(crate) fn run_peer(args: &PeerArgs) -> Result<()> {
-    crate::parent::end_with(args.parent)?;
+    crate::ranks::end_with(args.parent)?;
     let place = args.gpu.map_or(Place::Emulator, Place::Gpu);
     With {
         directory: args.directory.clone(),

@@ -1,14 +1,16 @@
 //! peersum's harness: everything that runs ranks. `cargo xtask` builds and starts it.
 
 mod above_range;
+mod arrays;
 mod bench;
 mod data;
 mod doctor;
 mod faults;
 mod grid;
 mod kill;
+mod machine;
 mod memory;
-mod parent;
+mod ranks;
 mod sanitize;
 mod soak;
 mod tune;
@@ -76,7 +78,7 @@ enum Command {
     SanitizePlanted(sanitize::PlantedArgs),
     /// What `grid --device` comes to on this machine.
     #[command(hide = true)]
-    Device(grid::DeviceArgs),
+    Device(machine::DeviceArgs),
     /// One rank of `grid --ranks processes`.
     #[command(hide = true)]
     Rank(grid::RankArgs),
@@ -104,7 +106,7 @@ fn main() -> Result<ExitCode> {
         Command::SanitizeGroup(args) => sanitize::run_group(&args)?,
         Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
         Command::Soak(args) => return soak::run(&args),
-        Command::Device(args) => grid::print_device(&args)?,
+        Command::Device(args) => machine::print_device(&args)?,
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]
         Command::NegativeControls => return grid::negative_controls::run(),

@@ -129,6 +129,8 @@ pub mod reference;
 pub mod rendezvous;
 
 pub use buffer::{BufferError, Input, Output};
+#[doc(hidden)]
+pub use communicator::SetupStep;
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,

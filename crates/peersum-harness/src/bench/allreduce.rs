@@ -10,14 +10,15 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use self::samples::measure_group;
-use super::machine::{Build, DeviceChoice, Emulators, Gpus, Machine};
+use super::build::{Build, Builds};
 use super::nccl::{self, Nccl};
 use super::ranks::GroupSettings;
 use super::report::{Launch, Limits, Report, System};
 use super::sample::{Sample, add_round};
 use super::sizes::{parse_bytes, parse_shape};
-use super::timing::Method;
+use super::timing::{Method, Timed};
 use super::{chart, limits, page, table};
+use crate::machine::{DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide};
 
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
@@ -152,15 +153,25 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         return Ok(());
     }
     let routes = parse_routes(&args.algo)?;
-    let report = match args.device {
-        DeviceChoice::Emulator => {
-            let mut report = measure_ranks(args, &Emulators, &routes, MeasuredLimits::default())?;
-            report.emulated = true;
-            report
+    let kind = decide(args.device, 1)?.kind;
+    let builds = Builds::new(kind, &args.cubins)
+        .and(Build::UnsafeBaseline, args.unsafe_baseline.as_ref())
+        .and(Build::StrictOrder, args.strict_order.as_ref());
+    let report = match kind {
+        DeviceKind::Emulator => {
+            let emulators = Emulators::default();
+            measure_ranks(
+                args,
+                &emulators,
+                &builds,
+                &routes,
+                MeasuredLimits::default(),
+            )?
         }
-        DeviceChoice::Cuda => {
-            let gpus = Gpus::open(&args.cubins, args.other_builds())?;
-            let mut report = measure_ranks(args, &gpus, &routes, measure_limits(args, &gpus))?;
+        DeviceKind::Cuda => {
+            let gpus = Gpus::open(u32::MAX)?;
+            let limits = measure_limits(args, &gpus);
+            let mut report = measure_ranks(args, &gpus, &builds, &routes, limits)?;
             // Before NCCL has a chance to hang.
             write(args, &report)?;
             measure_nccl(args, &gpus, &mut report);
@@ -182,17 +193,6 @@ impl BenchArgs {
             warm_up: 2,
             replays: self.replays,
         }
-    }
-
-    fn other_builds(&self) -> Vec<(Build, PathBuf)> {
-        let builds = [
-            (Build::UnsafeBaseline, &self.unsafe_baseline),
-            (Build::StrictOrder, &self.strict_order),
-        ];
-        builds
-            .into_iter()
-            .filter_map(|(build, directory)| Some((build, directory.clone()?)))
-            .collect()
     }
 }
 
@@ -273,15 +273,15 @@ fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
     measured
 }
 
-fn measure_ranks<M: Machine>(
+fn measure_ranks<M: Timed>(
     args: &BenchArgs,
     machine: &M,
+    builds: &Builds,
     routes: &[Route],
     measured: MeasuredLimits,
 ) -> Result<Report> {
-    let mut builds = vec![Build::Shipped];
-    builds.extend(args.other_builds().into_iter().map(|(build, _)| build));
-    let rounds = args.rounds.unwrap_or(if builds.len() > 1 { 3 } else { 1 });
+    let all = builds.all();
+    let rounds = args.rounds.unwrap_or(if all.len() > 1 { 3 } else { 1 });
     let largest_bytes = args.bytes.iter().copied().max().unwrap_or(0);
     let tables = args
         .tables
@@ -300,24 +300,26 @@ fn measure_ranks<M: Machine>(
         for &pdl in args.pdl.values() {
             // The builds take turns, so that what drifts drifts for all.
             for round in 0..rounds {
-                for &build in &builds {
+                for &build in &all {
                     eprintln!(
                         "{world_size} ranks, PDL {}, {}, round {} of {rounds}",
                         if pdl { "on" } else { "off" },
                         build.name(),
                         round + 1
                     );
-                    let settings = GroupSettings {
-                        world_size,
-                        largest_bytes,
-                        pdl,
-                        build,
-                        timeout: machine.call_timeout(),
-                        max_blocks: args.max_blocks,
-                        tables: tables.clone(),
-                        push_half_bytes: args.push_half,
-                    };
-                    match measure_group(args, machine, routes, &settings) {
+                    let measured = builds.load_policy(build).and_then(|load_policy| {
+                        let settings = GroupSettings {
+                            world_size,
+                            largest_bytes,
+                            pdl,
+                            load_policy,
+                            max_blocks: args.max_blocks,
+                            tables: tables.clone(),
+                            push_half_bytes: args.push_half,
+                        };
+                        measure_group(args, machine, build, routes, &settings)
+                    });
+                    match measured {
                         Ok(measured) => add_round(&mut samples, measured),
                         Err(error) => failures.push(format!(
                             "{world_size} ranks with the {} build: {error:#}",
@@ -333,10 +335,10 @@ fn measure_ranks<M: Machine>(
     Ok(Report {
         schema: Report::SCHEMA,
         peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: machine.toolkit()?,
+        toolkit: builds.toolkit()?,
         device: machine.device_name().to_owned(),
         devices: machine.devices(),
-        emulated: false,
+        emulated: machine.kind() == DeviceKind::Emulator,
         calls: args.calls,
         replays: args.replays,
         nccl: None,

@@ -2,8 +2,6 @@
 
 use peersum::dispatch::{Placement, Plan, Route};
 
-use super::sizes::places;
-
 /// More units a thread than this are not worth a try where a larger grid is tried too.
 const MAX_UNITS_PER_THREAD: u64 = 24;
 
@@ -25,7 +23,7 @@ pub(crate) fn candidates(
     world_size: u32,
     launched: impl Fn(Plan) -> Plan,
 ) -> Vec<Plan> {
-    let places = places(route, bytes, world_size);
+    let places = route.places(bytes, world_size);
     let threads_of = |plan: &Plan| u64::from(plan.blocks * plan.threads);
     let mut plans: Vec<Plan> = Vec::new();
     for &(blocks, threads) in shapes {

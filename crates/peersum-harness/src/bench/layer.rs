@@ -13,10 +13,11 @@ use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
 use super::allreduce::MethodChoice;
+use super::build::{Build, Builds};
 use super::cublas::{self, Cublas};
-use super::machine::{Gpus, Machine};
 use super::nccl::Nccl;
 use super::timing::Method;
+use crate::machine::{DeviceKind, Gpus, Machine};
 
 /// The most layers: without an all-reduce the values shrink by the square root of the world size a layer, and after these they are
 /// still numbers like others to a multiplier.
@@ -70,7 +71,8 @@ enum Switch {
 /// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not be measured; all else was, and was
 /// written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
-    let gpus = Gpus::open(&args.cubins, Vec::new())?;
+    let gpus = Gpus::open(u32::MAX)?;
+    let builds = Builds::new(DeviceKind::Cuda, &args.cubins);
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
@@ -83,7 +85,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let mut report = Report {
         schema: Report::SCHEMA,
         peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: gpus.toolkit()?,
+        toolkit: builds.toolkit()?,
         device: gpus.device_name().to_owned(),
         devices: gpus.devices(),
         world_size,
@@ -96,7 +98,9 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         failures: Vec::new(),
         cells: Vec::new(),
     };
+    let load_policy = builds.load_policy(Build::Shipped)?;
     let group = |shape| Group {
+        load_policy: &load_policy,
         shape,
         rows: &args.rows,
         launches: args.method.launches(),

@@ -2,15 +2,13 @@
 
 pub(crate) mod allreduce;
 mod bandwidth;
+pub(crate) mod build;
 pub(crate) mod candidates;
 mod chart;
 mod cublas;
 pub(crate) mod kernel_sources;
-mod launch;
 pub(crate) mod layer;
 mod limits;
-pub(crate) mod machine;
-mod meeting;
 mod nccl;
 mod page;
 pub(crate) mod ranks;

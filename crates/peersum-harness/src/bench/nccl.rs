@@ -12,11 +12,12 @@ use peersum::device::Device;
 use peersum::dispatch::Link;
 use peersum_artifact::Dtype;
 
-use super::machine::{Build, Gpus, Machine};
-use super::ranks::run_threads;
+use super::build::Build;
 use super::report::{Call, Launch, System};
 use super::sample::{Sample, merge};
-use super::timing::{EventTimer, Method, Together, time_eager, time_recorded};
+use super::timing::{EventTimer, Method, time_eager, time_recorded};
+use crate::machine::{Gpus, Machine};
+use crate::ranks::{Peers, run_threads};
 
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
@@ -180,7 +181,8 @@ impl Nccl {
             self.version
         );
         let communicators = self.communicators(gpus, work.world_size)?;
-        let ranks = run_threads(work.world_size, |rank, meeting| {
+        let ranks = run_threads(work.world_size, 0, |member| {
+            let rank = member.peers.rank();
             let communicator = communicators
                 .get(rank as usize)
                 .context("a communicator for each rank")?;
@@ -188,7 +190,7 @@ impl Nccl {
                 nccl: self,
                 communicator,
                 stream: gpus.stream(rank)?,
-                together: Together { meeting, rank },
+                peers: member.peers,
             }
             .measure(system, work)
         })?;
@@ -295,7 +297,7 @@ struct Rank<'a> {
     nccl: &'a Nccl,
     communicator: &'a OwnedCommunicator<'a>,
     stream: Arc<CudaStream>,
-    together: Together<'a>,
+    peers: Peers<'a>,
 }
 
 /// Where messages are.
@@ -321,7 +323,7 @@ impl Rank<'_> {
             };
             let measured = self.measure_in(system, &buffers, work);
             self.stream.synchronize()?;
-            self.together.meeting.meet(self.together.rank)?;
+            self.peers.meet()?;
             measured
         } else {
             let input = self.stream.alloc_zeros::<u8>(largest)?;
@@ -359,14 +361,14 @@ impl Rank<'_> {
                             let times = time_recorded(
                                 &device,
                                 &mut timer,
-                                self.together,
+                                self.peers,
                                 work.method,
                                 all_reduce,
                             )?;
                             (times, Vec::new())
                         },
                         Launch::Eager => {
-                            time_eager(&mut timer, self.together, work.method, all_reduce)?
+                            time_eager(&mut timer, self.peers, work.method, all_reduce)?
                         }
                     };
                     let call = Call {

@@ -8,7 +8,7 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
-use super::machine::Build;
+use super::build::Build;
 use super::timing::{Spread, median, rounded};
 
 /// The version of the file's layout.

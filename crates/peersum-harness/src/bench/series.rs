@@ -3,7 +3,7 @@
 use peersum::dispatch::{Link, Placement};
 use peersum_artifact::Dtype;
 
-use super::machine::Build;
+use super::build::Build;
 use super::report::{Cell, Launch, Report, System};
 use super::table::us_text;
 

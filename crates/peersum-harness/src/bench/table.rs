@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use peersum::dispatch::Placement;
 
-use super::machine::Build;
+use super::build::Build;
 use super::report::{Call, Cell, Launch, Report, System};
 use super::sizes::bytes_text;
 

@@ -11,24 +11,36 @@ mod disagreement;
 mod processes;
 mod replays;
 mod two;
-mod work;
 
 use std::process::Command;
-use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
-use peersum::cudarc::driver::CudaContext;
+use half::bf16;
 use peersum::device::DeviceStream;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
-use peersum_emulator::EmulatorDevice;
 
-use crate::grid::{CONNECTIONS_VARIABLE, DeviceChoice, DeviceKind, decide};
+use crate::arrays::Arrays;
+use crate::data::Content;
+use crate::machine::{
+    DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
+};
+use crate::memory::POISON;
+use crate::ranks::run_threads;
 
 /// How long a call waits for a peer in these cases.
 const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The data of most calls, and their size.
+const SEED: u64 = 3;
+const ELEMENTS: usize = 3000;
+
+/// An element of an output that was not reduced.
+const NAN: bf16 = bf16::from_bits(0x7FFF);
+/// An element of memory that was poisoned and not written since.
+const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]));
 
 /// Beyond this a case hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(120);
@@ -96,10 +108,7 @@ pub(crate) struct FaultsArgs {
 /// # Errors
 /// A case did not end as it must.
 pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
-    if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
-        // SAFETY: this program has one thread so far.
-        unsafe { std::env::set_var(CONNECTIONS_VARIABLE, "32") };
-    }
+    give_each_stream_a_queue();
     // All on one device, so any number of ranks will do.
     let kind = decide(args.device, 1)?.kind;
     let Some(case) = args.case else {
@@ -113,27 +122,19 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
             Ok(())
         }
         DeviceKind::Cuda => {
-            let count = match case {
-                Case::TwoCommunicators => gpus()?,
+            let ranks = match case {
+                Case::TwoCommunicators => 8,
                 _ => 1,
             };
-            let contexts = (0..count)
-                .map(peersum::open_context)
-                .collect::<std::result::Result<Vec<_>, _>>()?;
-            let stream = |rank: u32| Ok(contexts[(rank % count) as usize].new_stream()?);
-            run_case(case, &stage(args, kind, &stream))
+            run_on(case, args, &Gpus::open(ranks)?)
         }
-        DeviceKind::Emulator => {
-            let stream = |rank| Ok(EmulatorDevice::new(rank).stream()?);
-            run_case(case, &stage(args, kind, &stream))
-        }
+        DeviceKind::Emulator => run_on(case, args, &Emulators::default()),
     }
 }
 
-/// As many of the machine's GPUs as a group can have.
-fn gpus() -> Result<u32> {
-    let count = CudaContext::device_count().context("counting the GPUs")?;
-    Ok(count.clamp(1, 8).cast_unsigned())
+fn run_on<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()> {
+    let stream = |rank| machine.stream(rank);
+    run_case(case, &Stage::new(args, machine.kind(), &stream))
 }
 
 /// What a case has of the device and the flags.
@@ -144,16 +145,18 @@ struct Stage<'a, S> {
     grace: Duration,
 }
 
-fn stage<'a, S>(
-    args: &'a FaultsArgs,
-    kind: DeviceKind,
-    stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
-) -> Stage<'a, S> {
-    Stage {
-        args,
-        kind,
-        stream,
-        grace: Duration::from_millis(args.grace_ms),
+impl<'a, S> Stage<'a, S> {
+    fn new(
+        args: &'a FaultsArgs,
+        kind: DeviceKind,
+        stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
+    ) -> Self {
+        Stage {
+            args,
+            kind,
+            stream,
+            grace: Duration::from_millis(args.grace_ms),
+        }
     }
 }
 
@@ -177,62 +180,16 @@ impl<S: DeviceStream> Stage<'_, S> {
         }
         Ok(settings(builder).build(&stream)?)
     }
-}
 
-/// The ranks of a case that are threads.
-struct Meeting {
-    /// Recipes of the groups that this rank joins one after the other, the first at the end.
-    groups: Vec<Rendezvous>,
-    /// Of all ranks of the case.
-    barrier: std::sync::Arc<Barrier>,
-}
-
-impl Meeting {
-    fn next_group(&mut self) -> Result<Rendezvous> {
-        self.groups.pop().context("no further group")
+    /// A rank's arrays. All ranks must ask for the same.
+    fn arrays(
+        &self,
+        communicator: &Communicator<S::Device>,
+        seed: u64,
+        elements: usize,
+    ) -> Result<Arrays<bf16, S::Device>> {
+        Arrays::new(communicator, seed, elements, Content::Ordinary)
     }
-}
-
-/// Runs `rank` on so many threads, which can form so many groups.
-fn threads(
-    world_size: u32,
-    groups: usize,
-    rank: &(dyn Fn(Meeting) -> Result<()> + Sync),
-) -> Result<()> {
-    let barrier = std::sync::Arc::new(Barrier::new(world_size as usize));
-    let mut meetings: Vec<Meeting> = (0..world_size)
-        .map(|_| Meeting {
-            groups: Vec::new(),
-            barrier: barrier.clone(),
-        })
-        .collect();
-    for _ in 0..groups {
-        for (meeting, rendezvous) in meetings.iter_mut().zip(Rendezvous::threads(world_size)) {
-            meeting.groups.push(rendezvous);
-        }
-    }
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = meetings
-            .into_iter()
-            .map(|meeting| {
-                scope.spawn(move || {
-                    let outcome = rank(meeting);
-                    if let Err(error) = &outcome {
-                        // The other ranks may be waiting for this one at the barrier.
-                        eprintln!("FAILED: {error:#}");
-                        std::process::exit(1);
-                    }
-                    outcome
-                })
-            })
-            .collect();
-        for (index, rank) in ranks.into_iter().enumerate() {
-            rank.join()
-                .unwrap_or_else(|_| bail!("panicked"))
-                .with_context(|| format!("rank {index}"))?;
-        }
-        Ok(())
-    })
 }
 
 fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<()> {
@@ -245,8 +202,8 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
                 DeviceKind::Emulator => &[(2, false), (3, false)],
             };
             for &(world_size, pdl) in forms {
-                threads(world_size, 1, &|meeting| {
-                    replays::graph_replays(meeting, stage, pdl)
+                run_threads(world_size, 1, |member| {
+                    replays::graph_replays(member, stage, pdl)
                 })?;
                 println!(
                     "  world size {world_size}, pdl {pdl}: 100 replays of 4 layers and 10 eager calls, all equal to the reference"
@@ -255,15 +212,15 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
         }
         (Case::TwoCommunicators, ..) => {
             let (largest, pdl): (u32, &[bool]) = match stage.kind {
-                DeviceKind::Cuda => (gpus()?.max(2), &[true, false]),
+                DeviceKind::Cuda => (Gpus::count()?.clamp(2, 8), &[true, false]),
                 DeviceKind::Emulator => (3, &[false]),
             };
             let mut world_sizes = vec![2, largest];
             world_sizes.dedup();
             for world_size in world_sizes {
                 for &pdl in pdl {
-                    threads(world_size, 2, &|meeting| {
-                        two::two_communicators(meeting, stage, pdl)
+                    run_threads(world_size, 2, |member| {
+                        two::two_communicators(member, stage, pdl)
                     })?;
                     println!(
                         "  world size {world_size}, pdl {pdl}: two communicators at once, all results \
@@ -272,7 +229,9 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
                 }
             }
         }
-        (Case::AbsentRank, ..) => threads(3, 2, &|meeting| absent::absent_rank(meeting, stage))?,
+        (Case::AbsentRank, ..) => {
+            run_threads(3, 2, |member| absent::absent_rank(member, stage))?;
+        }
         (Case::Abort, ..) => abort::aborts(stage)?,
         (Case::Disagreement, ..) => disagreement::disagreements(stage)?,
         (case, Some(rank), Some(directory)) => {
@@ -328,13 +287,10 @@ fn all(args: &FaultsArgs, kind: DeviceKind) -> Result<()> {
 /// This program, for a part of what it does.
 fn again(args: &FaultsArgs, kind: DeviceKind, case: Case) -> Result<Command> {
     let name = case.to_possible_value().context("a case without a name")?;
-    let device = match kind {
-        DeviceKind::Cuda => "cuda",
-        DeviceKind::Emulator => "emulator",
-    };
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["faults", "--case", name.get_name(), "--device", device])
+        .args(["faults", "--case", name.get_name()])
+        .args(["--device", kind.name()])
         .args(["--grace-ms", &args.grace_ms.to_string()])
         .args(["--abort-ms", &args.abort_ms.to_string()]);
     Ok(command)

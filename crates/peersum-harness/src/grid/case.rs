@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
@@ -33,6 +34,25 @@ pub(crate) enum Variant {
 }
 
 impl Variant {
+    pub(crate) const ALL: [Variant; 6] = [
+        Variant::Aligned,
+        Variant::Unaligned,
+        Variant::InPlace,
+        Variant::UnalignedInPlace,
+        Variant::Special,
+        Variant::SpecialUnaligned,
+    ];
+
+    /// A variant that the route knows.
+    pub(crate) fn any(route: Route, rng: &mut Rng) -> Variant {
+        loop {
+            let any = Variant::ALL[rng.usize(..Variant::ALL.len())];
+            if any.serves(route) {
+                return any;
+            }
+        }
+    }
+
     /// Whether a route knows the variant.
     pub(crate) fn serves(self, route: Route) -> bool {
         !route.is_symmetric() || !matches!(self, Variant::InPlace | Variant::UnalignedInPlace)

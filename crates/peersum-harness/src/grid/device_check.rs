@@ -4,8 +4,6 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use half::{bf16, f16};
-use peersum::Element;
 use peersum::cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
     PushKernelArg,
@@ -15,8 +13,9 @@ use peersum::device::{Device, MemorySharing};
 use peersum_artifact::Dtype;
 
 use super::event::Wrong;
-use super::generator::{self, Content, Key, bytes_of};
-use super::memory::{GUARD_BYTES, POISON, Slot};
+use super::memory::Slot;
+use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
+use crate::memory::{GUARD_BYTES, POISON};
 
 /// Names the directory with the cubins of `check.cu`, `check.sm_90.cubin` and so on.
 const DIRECTORY_VARIABLE: &str = "PEERSUM_GRID_CHECK_DIR";
@@ -234,22 +233,19 @@ pub(crate) fn prove<D: Device>(
     world_size: u32,
 ) -> Result<()> {
     for content in [Content::Ordinary, Content::Special] {
-        prove_typed::<f16, D>(check, device, world_size, content)?;
-        prove_typed::<bf16, D>(check, device, world_size, content)?;
-        prove_typed::<f32, D>(check, device, world_size, content)?;
+        for &dtype in Dtype::ALL {
+            with_element!(dtype, T => prove_typed::<T, D>(check, device, world_size, content)?);
+        }
     }
     Ok(())
 }
 
-fn prove_typed<T: Element, D: Device>(
+fn prove_typed<T: TestElement, D: Device>(
     check: &mut dyn DeviceCheck,
     device: &D,
     world_size: u32,
     content: Content,
-) -> Result<()>
-where
-    T::Bits: TryFrom<u32>,
-{
+) -> Result<()> {
     const ELEMENTS: usize = 20_001;
     let keys: Vec<Key> = (0..world_size)
         .map(|rank| Key::new(7, 1, 2, rank))
@@ -278,14 +274,14 @@ where
     // SAFETY: as above.
     unsafe { device.read(slot.base, &mut made)? };
     memory[start..start + bytes]
-        .copy_from_slice(bytes_of(&generator::input::<T>(content, keys[0], ELEMENTS)));
+        .copy_from_slice(bytes_of(&data::input::<T>(content, keys[0], ELEMENTS)));
     ensure!(
         made == memory,
         "{}: the card makes other data than the host",
         what()
     );
 
-    let expected = generator::expected::<T>(content, &keys, ELEMENTS);
+    let expected = data::expected::<T>(content, &keys, ELEMENTS);
     memory[start..start + bytes].copy_from_slice(bytes_of(&expected));
     set(&memory)?;
     check.check(T::DTYPE, content, &keys, &slot, 0)?;

@@ -3,17 +3,15 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
-use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
-use super::machine::Emulators;
-use super::settings::{DeviceKind, GridKind, RankKind, Settings, SharingChoice};
+use super::settings::{GridKind, Settings};
 use super::tally::CaseStatus;
 use super::{plan, runner, workers};
+use crate::machine::{DeviceKind, Emulators};
 
 /// A race shows itself in one run or the next; no sound protocol fails in any.
 const ATTEMPTS: u64 = 20;
@@ -59,18 +57,8 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     options.broken = broken;
     let settings = Arc::new(Settings {
         // The rank order shows from 3 ranks on; the broken kernels are compiled for these two sizes.
-        world_sizes: vec![2, 3],
         dtypes: vec![Dtype::Bf16, Dtype::F32],
-        routes: Route::ALL.to_vec(),
-        device: DeviceKind::Emulator,
-        ranks: RankKind::Threads,
-        grid: GridKind::Smoke,
-        sharing: SharingChoice::Auto,
-        seed,
-        filter: None,
-        timeout: Duration::from_secs(1),
-        fault: None,
-        start_epochs: (0, 1),
+        ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, vec![2, 3], seed)
     });
     let cases = Arc::new(plan::cases(&settings));
     let (sender, receiver) = channel();

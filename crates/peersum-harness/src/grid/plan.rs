@@ -7,8 +7,9 @@ use peersum::dispatch::{Plan, Route};
 use peersum_artifact::Dtype;
 
 use super::case::{Adversarial, Case, Mode, Variant, Work};
-use super::generator::{Content, case_seed};
-use super::settings::{DeviceKind, GridKind, Settings};
+use super::settings::{GridKind, Settings};
+use crate::data::{Content, case_seed};
+use crate::machine::DeviceKind;
 
 /// Calls of a round, back to back.
 pub(crate) const LAYERS: usize = 4;
@@ -64,14 +65,7 @@ const FULL: Grid = Grid {
     ],
     rounds: 16,
     odd_sizes: &[1, 7, 1037, 65_537, 300_001],
-    odd_variants: &[
-        Variant::Aligned,
-        Variant::Unaligned,
-        Variant::InPlace,
-        Variant::UnalignedInPlace,
-        Variant::Special,
-        Variant::SpecialUnaligned,
-    ],
+    odd_variants: &Variant::ALL,
     odd_rounds: 4,
     odd_in_both_modes: true,
     adversarials: &Adversarial::ALL,
@@ -213,7 +207,7 @@ pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
 }
 
 /// The largest array of any of the cases, in elements.
-pub(crate) fn largest_elements(settings: &Settings, cases: &[Case]) -> usize {
+pub(crate) fn largest_elements(settings: &Settings, cases: &[&Case]) -> usize {
     let adversarial = grid(settings.grid).adversarial_elements;
     cases
         .iter()
@@ -333,12 +327,7 @@ pub(crate) fn round_calls(settings: &Settings, case: &Case, round: u32) -> Vec<C
                 _ => 1037.min(most),
             };
             let route = settings.routes[rng.usize(..settings.routes.len())];
-            let variant = loop {
-                let any = FULL.odd_variants[rng.usize(..FULL.odd_variants.len())];
-                if any.serves(route) {
-                    break any;
-                }
-            };
+            let variant = Variant::any(route, &mut rng);
             let shape = match kind {
                 Adversarial::Grids | Adversarial::Mixed => any_shape(settings.device, &mut rng),
                 _ => plain_shape(settings.device, elements),
@@ -404,24 +393,10 @@ fn delay_rng(settings: &Settings, case: &Case, place: u64) -> Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grid::settings::{RankKind, SharingChoice};
     use std::collections::HashSet;
 
     fn settings(grid: GridKind) -> Settings {
-        Settings {
-            world_sizes: (2..=8).collect(),
-            dtypes: Dtype::ALL.to_vec(),
-            routes: Route::ALL.to_vec(),
-            device: DeviceKind::Emulator,
-            ranks: RankKind::Threads,
-            grid,
-            sharing: SharingChoice::Auto,
-            seed: 1,
-            filter: None,
-            timeout: Duration::from_secs(1),
-            fault: None,
-            start_epochs: (0, 1),
-        }
+        Settings::of(DeviceKind::Emulator, grid, (2..=8).collect(), 1)
     }
 
     #[test]

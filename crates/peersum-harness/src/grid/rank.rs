@@ -7,7 +7,7 @@ use peersum::Rendezvous;
 
 use super::case::{Adversarial, Case, Work};
 use super::event::Event;
-use super::machine::Machine;
+use super::machine::GridMachine;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
 
@@ -16,7 +16,7 @@ use super::settings::{FaultKind, Settings};
 ///
 /// # Errors
 /// What keeps the rank from going on. A mismatch is no error but an event.
-pub(crate) fn run<M: Machine>(
+pub(crate) fn run<M: GridMachine>(
     machine: &M,
     settings: &Settings,
     cases: &[Case],
@@ -40,7 +40,8 @@ pub(crate) fn run<M: Machine>(
             }
             emit(Event::Building { world_size, lanes });
             let began = Instant::now();
-            let mut session = Session::new(machine, settings, &own, rank, lanes, rendezvous)
+            let all: Vec<&Case> = own.iter().map(|(_, case)| *case).collect();
+            let mut session = Session::new(machine, settings, &all, rank, lanes, rendezvous)
                 .with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
             emit(Event::Built {
                 seconds: began.elapsed().as_secs_f64(),

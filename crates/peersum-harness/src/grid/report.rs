@@ -39,7 +39,7 @@ struct Flags<'a> {
     world_sizes: &'a [u32],
     dtypes: Vec<String>,
     algorithms: Vec<&'a str>,
-    device: super::settings::DeviceKind,
+    device: crate::machine::DeviceKind,
     ranks: super::settings::RankKind,
     grid: super::settings::GridKind,
     seed: u64,

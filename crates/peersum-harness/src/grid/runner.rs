@@ -8,10 +8,12 @@ use anyhow::{Context, Result};
 
 use super::case::Case;
 use super::event::Event;
-use super::machine::{Emulators, Gpus};
-use super::settings::{DeviceKind, RankKind, Settings};
+use super::machine::CheckedGpus;
+use super::settings::{RankKind, Settings};
 use super::tally::{GroupLine, Tally};
 use super::workers::{self, Message, Worker, ranks};
+use crate::machine::{DeviceKind, Emulators};
+use crate::ranks::meeting_directory;
 
 /// How often the runner looks after processes that have ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
@@ -32,14 +34,13 @@ pub(crate) fn run<'a>(
     match settings.ranks {
         RankKind::Threads => {
             let workers = match settings.device {
-                DeviceKind::Cuda => workers::start_threads(
-                    Arc::new(Gpus::open(ranks(settings))?),
-                    settings,
-                    cases,
-                    &sender,
-                ),
+                DeviceKind::Cuda => {
+                    let gpus = Arc::new(CheckedGpus::open(ranks(settings))?);
+                    workers::start_threads(gpus, settings, cases, &sender)
+                }
                 DeviceKind::Emulator => {
-                    workers::start_threads(Arc::new(Emulators::default()), settings, cases, &sender)
+                    let emulators = Arc::new(Emulators::with_delayed_blocks());
+                    workers::start_threads(emulators, settings, cases, &sender)
                 }
             };
             Ok(watch(
@@ -47,12 +48,7 @@ pub(crate) fn run<'a>(
             ))
         }
         RankKind::Processes => {
-            // Mode 0700, and removed with everything in it however the run ends.
-            let directory = tempfile::Builder::new()
-                .prefix("peersum-grid-")
-                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-                .tempdir()
-                .context("making the directory where the ranks meet")?;
+            let directory = meeting_directory("grid")?;
             let workers = workers::start_processes(settings, directory.path(), &sender)?;
             let tally = watch(settings, cases, workers, sender, &receiver, progress);
             directory

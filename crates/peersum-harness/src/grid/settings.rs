@@ -11,25 +11,7 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::case::Filter;
-
-/// What the ranks run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceChoice {
-    /// One GPU a rank where there are enough, else the GPUs that there are, shared, else the emulator.
-    Auto,
-    /// The machine's GPUs.
-    Cuda,
-    /// The kernels on the CPU.
-    Emulator,
-}
-
-/// The same, decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum DeviceKind {
-    Cuda,
-    Emulator,
-}
+use crate::machine::{DeviceChoice, DeviceKind};
 
 /// What a rank is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -187,6 +169,29 @@ impl std::str::FromStr for Fault {
 }
 
 impl Settings {
+    /// All configurations of a grid by ranks that are threads.
+    pub(crate) fn of(
+        device: DeviceKind,
+        grid: GridKind,
+        world_sizes: Vec<u32>,
+        seed: u64,
+    ) -> Settings {
+        Settings {
+            world_sizes,
+            dtypes: Dtype::ALL.to_vec(),
+            routes: Route::ALL.to_vec(),
+            device,
+            ranks: RankKind::Threads,
+            grid,
+            sharing: SharingChoice::Auto,
+            seed,
+            filter: None,
+            timeout: Duration::from_secs(1),
+            fault: None,
+            start_epochs: (0, 1),
+        }
+    }
+
     /// Resolves the flags. `device` is what `--device` came to.
     pub(crate) fn new(args: &GridArgs, device: DeviceKind) -> Result<Settings> {
         if !args.timeout.is_finite() || args.timeout <= 0.0 || args.timeout > 3600.0 {
@@ -198,19 +203,17 @@ impl Settings {
         let mut dtypes = args.dtype.clone();
         dtypes.sort();
         dtypes.dedup();
+        let world_sizes = parse_world_sizes(&args.world_size)?;
+        let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
         Ok(Settings {
-            world_sizes: parse_world_sizes(&args.world_size)?,
             dtypes,
             routes: parse_routes(&args.algo)?,
-            device,
             ranks: args.ranks,
-            grid: args.grid,
             sharing: args.sharing,
-            seed: args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..))),
             filter: args.filter.clone(),
             timeout: Duration::from_secs_f64(args.timeout),
             fault: args.inject.clone(),
-            start_epochs: (0, 1),
+            ..Settings::of(device, args.grid, world_sizes, seed)
         })
     }
 

@@ -6,6 +6,7 @@ mod rank;
 mod referee;
 mod scenario;
 mod words;
+mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::grid::{DeviceChoice, DeviceKind, decide};
+use crate::machine::{DeviceChoice, DeviceKind, decide};
 use referee::{Deadlines, Findings, Planted};
 use scenario::{Blow, Choices, Phase, Scenario};
 
@@ -192,13 +193,11 @@ fn all_or<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
 
 /// The command that repeats one run.
 fn again(args: &KillArgs, seed: u64, run: u64, device: DeviceKind) -> String {
-    let device = match device {
-        DeviceKind::Cuda => "cuda",
-        DeviceKind::Emulator => "emulator",
-    };
     let sizes: Vec<String> = args.world_size.iter().map(u32::to_string).collect();
     let mut command = format!(
-        "cargo run -p peersum-harness -- kill --device {device} --seed {seed} --run {run} --world-size {}",
+        "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {run} \
+         --world-size {}",
+        device.name(),
         sizes.join(",")
     );
     fn names<T: ValueEnum>(chosen: &[T]) -> String {

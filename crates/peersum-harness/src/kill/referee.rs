@@ -1,20 +1,21 @@
 //! One run: the referee starts the ranks, brings the victim to its phase, strikes, and judges what the others say and what is left.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use peersum::Rendezvous;
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use rustix::process::Signal;
 
 use super::rank::{Plant, Role};
 use super::scenario::{Blow, Phase, Scenario, Step};
 use super::words::{Kind, Place, Verdict, Word};
-use crate::grid::DeviceKind;
+use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind};
+use crate::ranks::{Heard, RankProcess, listen, meeting_directory, rank_command};
 
 /// A set-up that nothing happens to, however busy the machine is.
 const UNHURRIED_SET_UP: Duration = Duration::from_secs(60);
@@ -70,11 +71,7 @@ pub(crate) fn run(
     deadlines: &Deadlines,
     planted: &Planted,
 ) -> Result<Findings> {
-    let directory = tempfile::Builder::new()
-        .prefix("peersum-kill-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .tempdir()
-        .context("making the directory where the ranks meet")?;
+    let directory = meeting_directory("kill")?;
     let mut ranks = Ranks::start(device, scenario, deadlines, planted, directory.path())?;
     let struck = ranks.strike(scenario, deadlines.patience)?;
     let findings = ranks.judge(scenario, deadlines, struck)?;
@@ -86,9 +83,9 @@ pub(crate) fn run(
     })
 }
 
-/// A process that is a rank; killed when dropped.
+/// A rank, and what it has said.
 struct Rank {
-    child: Child,
+    process: RankProcess,
     stdin: Option<ChildStdin>,
     words: Vec<(Instant, Word)>,
     has_closed: bool,
@@ -116,18 +113,6 @@ impl Rank {
             let _ = writeln!(stdin).and_then(|()| stdin.flush());
         }
     }
-
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, signal).with_context(|| format!("sending {signal:?}"))
-    }
-}
-
-impl Drop for Rank {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 struct Ranks {
@@ -147,7 +132,6 @@ impl Ranks {
         let ranks = (0..scenario.world_size)
             .map(|rank| {
                 let role = Role {
-                    parent: getpid().as_raw_pid(),
                     device,
                     directory: directory.to_owned(),
                     rank,
@@ -167,7 +151,7 @@ impl Ranks {
                     plant: planted.plant,
                     one_device: planted.one_device,
                 };
-                start(&role, sender.clone()).with_context(|| format!("starting rank {rank}"))
+                start(&role, sender.clone())
             })
             .collect::<Result<_>>()?;
         Ok(Ranks { ranks, heard })
@@ -223,13 +207,13 @@ impl Ranks {
         if scenario.phase != Phase::BeforeFirstCall || late_blow {
             std::thread::sleep(scenario.delay);
         }
-        self.ranks[victim].signal(match scenario.blow {
+        self.ranks[victim].process.signal(match scenario.blow {
             Blow::Kill => Signal::KILL,
             Blow::Stop => Signal::STOP,
         })?;
         if scenario.blow == Blow::Kill {
             // So that it is gone when those who wait for it go on.
-            self.ranks[victim].child.wait()?;
+            self.ranks[victim].process.wait()?;
         }
         match scenario.phase {
             Phase::BeforeFirstCall if !late_blow => {
@@ -307,14 +291,14 @@ impl Ranks {
         self.await_that("a survivor did not end", deadlines.patience, |ranks| {
             ranks.iter().all(|rank| rank.has_closed)
         })?;
-        for (rank, process) in self.ranks.iter_mut().enumerate() {
-            let status = process.child.wait()?;
+        for (rank, heard) in self.ranks.iter_mut().enumerate() {
+            let status = heard.process.wait()?;
             let is_killed = rank == victim && scenario.blow == Blow::Kill;
             ensure!(
                 status.success() || is_killed && ended_by_kill(status),
                 "rank {rank} ended with {status}"
             );
-            let surplus = process.words.iter().find_map(|(_, word)| match word {
+            let surplus = heard.words.iter().find_map(|(_, word)| match word {
                 Word::Left { surplus } => Some(surplus),
                 _ => None,
             });
@@ -340,7 +324,7 @@ impl Ranks {
             return Ok(());
         }
         let victim = scenario.victim as usize;
-        self.ranks[victim].signal(Signal::CONT)?;
+        self.ranks[victim].process.signal(Signal::CONT)?;
         if held_at(scenario, scenario.victim).is_some() {
             self.ranks[victim].release();
         }
@@ -452,31 +436,30 @@ fn judge_leftovers(scenario: &Scenario, directory: &Path, patience: Duration) ->
 }
 
 fn start(role: &Role, heard: Sender<(u32, Instant, Option<Word>)>) -> Result<Rank> {
-    let mut command = Command::new(std::env::current_exe().context("finding this program")?);
+    let mut command = rank_command("kill-rank")?;
     command
-        .args(["kill-rank", "--role", &serde_json::to_string(role)?])
+        .args(["--role", &serde_json::to_string(role)?])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
-    if std::env::var_os(crate::grid::CONNECTIONS_VARIABLE).is_none() {
-        // A process here has one rank and so one stream; a context takes the longer to make the more connections it has.
-        command.env(crate::grid::CONNECTIONS_VARIABLE, "4");
+    if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
+        // A process here has one rank and so one stream; the more connections a context has, the
+        // longer it takes to make.
+        command.env(CONNECTIONS_VARIABLE, "4");
     }
-    let mut child = command.spawn()?;
-    let stdout = child.stdout.take().context("no pipe")?;
-    let stdin = child.stdin.take();
     let rank = role.rank;
-    std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let word = serde_json::from_str(&line)
-                .unwrap_or_else(|error| Word::Broken(format!("{line:?}: {error}")));
-            if heard.send((rank, Instant::now(), Some(word))).is_err() {
-                return;
-            }
-        }
-        let _ = heard.send((rank, Instant::now(), None));
+    let mut process = RankProcess::spawn(&mut command, rank)?;
+    let stdout = process.child.stdout.take().context("no pipe")?;
+    let stdin = process.child.stdin.take();
+    listen(stdout, move |line| {
+        let word = match line {
+            Heard::Word(word) => Some(word),
+            Heard::Other(line) => Some(Word::Broken(format!("not a word: {line}"))),
+            Heard::Closed => None,
+        };
+        let _ = heard.send((rank, Instant::now(), word));
     });
     Ok(Rank {
-        child,
+        process,
         stdin,
         words: Vec::new(),
         has_closed: false,

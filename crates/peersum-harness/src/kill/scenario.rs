@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use fastrand::Rng;
+use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +37,7 @@ pub(crate) enum Blow {
     Stop,
 }
 
-/// A place in set-up, as `peersum` traces it: what the rank has done last. Behind each lies an exchange with the others.
+/// A place in set-up: what the rank has done last, as [`SetupStep`] has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
@@ -49,17 +50,23 @@ pub(crate) enum Step {
 impl Step {
     const ALL: [Step; 4] = [Step::Joined, Step::Loaded, Step::Armed, Step::Mapped];
 
-    /// The step that an event of `peersum` names.
-    pub(crate) fn named(name: &str) -> Option<Step> {
-        Step::ALL.into_iter().find(|step| step.name() == name)
-    }
-
     fn name(self) -> &'static str {
         match self {
             Step::Joined => "joined",
             Step::Loaded => "loaded",
             Step::Armed => "armed",
             Step::Mapped => "mapped",
+        }
+    }
+}
+
+impl From<SetupStep> for Step {
+    fn from(step: SetupStep) -> Step {
+        match step {
+            SetupStep::Joined => Step::Joined,
+            SetupStep::Loaded => Step::Loaded,
+            SetupStep::Armed => Step::Armed,
+            SetupStep::Mapped => Step::Mapped,
         }
     }
 }

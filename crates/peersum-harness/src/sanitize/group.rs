@@ -8,16 +8,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use half::bf16;
+use peersum::Element;
 use peersum::cuda::Cuda;
 use peersum::cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::Route;
-use peersum::{Element, reference};
 use peersum_artifact::{Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
 
-use crate::data::{self, Content};
+use crate::data::{self, Content, Key, bytes_of};
+use crate::memory::{GUARD_BYTES, Guarded};
 
 /// Flags of `sanitize-group`.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,9 +44,6 @@ type T = bf16;
 
 const MAX_ELEMENTS: usize = 6000;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
-/// Bytes around a rank's elements that must stay as they were, and what they hold.
-const GUARD_BYTES: usize = 64;
-const GUARD: u8 = 0xA5;
 /// How often all cases are run, each time in another order.
 const PASSES: usize = 2;
 const TIMEOUT_NS: u64 = 20_000_000_000;
@@ -121,10 +119,10 @@ unsafe impl DeviceRepr for AllParams {}
 
 struct Rank {
     index: usize,
-    arena: Memory,
-    symmetric: Memory,
-    input: Memory,
-    output: Memory,
+    arena: Guarded<Cuda>,
+    symmetric: Guarded<Cuda>,
+    input: Guarded<Cuda>,
+    output: Guarded<Cuda>,
     status: StatusRecord,
 }
 
@@ -139,7 +137,7 @@ impl Rank {
         GUARD_BYTES + elements * size_of::<T>()
     }
 
-    fn source(&self, case: Case) -> &Memory {
+    fn source(&self, case: Case) -> &Guarded<Cuda> {
         if case.route.is_symmetric() {
             &self.symmetric
         } else if case.content == Content::Special {
@@ -151,42 +149,9 @@ impl Rank {
     }
 }
 
-/// An allocation of the plain kind, every byte of which the tools watch.
-struct Memory {
-    address: u64,
-    bytes: usize,
-    _allocation: <Cuda as Device>::Allocation,
-}
-
-impl Memory {
-    fn new(device: &Cuda, bytes: usize) -> Result<Memory> {
-        let bytes = bytes.next_multiple_of(UNIT_BYTES);
-        let allocation = device.allocate_shared(bytes, MemorySharing::LegacyIpc)?;
-        Ok(Memory {
-            address: device.allocation_address(&allocation),
-            bytes,
-            _allocation: allocation,
-        })
-    }
-
-    /// Guards everywhere but at `offset`, where `values` lie.
-    fn write(&self, device: &Cuda, offset: usize, values: &[u8]) -> Result<()> {
-        let mut bytes = vec![GUARD; self.bytes];
-        bytes[offset..offset + values.len()].copy_from_slice(values);
-        // SAFETY: the allocation is `bytes` long.
-        unsafe { device.write(self.address, &bytes)? };
-        Ok(())
-    }
-
-    /// The bytes at `offset`, and whether all others are guards still.
-    fn read(&self, device: &Cuda, offset: usize, len: usize) -> Result<(Vec<u8>, bool)> {
-        let mut bytes = vec![0; self.bytes];
-        // SAFETY: as for `write`.
-        unsafe { device.read(self.address, &mut bytes)? };
-        let is_guard = |bytes: &[u8]| bytes.iter().all(|byte| *byte == GUARD);
-        let intact = is_guard(&bytes[..offset]) && is_guard(&bytes[offset + len..]);
-        Ok((bytes[offset..offset + len].to_vec(), intact))
-    }
+/// Memory of the plain kind, every byte of which the tools watch.
+fn memory(device: &Cuda, bytes: usize) -> Result<Guarded<Cuda>> {
+    Guarded::new(device, bytes, MemorySharing::LegacyIpc)
 }
 
 /// Where things lie in an arena.
@@ -244,9 +209,9 @@ impl Group {
                 Ok(Rank {
                     index: index as usize,
                     arena: armed(&device, &layout)?,
-                    symmetric: Memory::new(&device, array)?,
-                    input: Memory::new(&device, array)?,
-                    output: Memory::new(&device, array)?,
+                    symmetric: memory(&device, array)?,
+                    input: memory(&device, array)?,
+                    output: memory(&device, array)?,
                     status: device.allocate_status()?,
                 })
             })
@@ -262,16 +227,14 @@ impl Group {
 
     fn check(&self, case: Case, seed: u64) -> Result<()> {
         let world_size = self.ranks.len() as u32;
-        let inputs: Vec<Vec<T>> = (0..world_size)
-            .map(|rank| data::input(seed, rank, case.elements, case.content))
-            .collect();
-        let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
-        let expected = reference::all_reduce(&slices);
-        for (rank, input) in self.ranks.iter().zip(&inputs) {
-            let offset = rank.offset(case);
-            rank.output.write(&self.device, offset, &[])?;
-            rank.source(case)
-                .write(&self.device, offset, bytes_of(input))?;
+        let keys = Key::of_all(seed, world_size);
+        let expected: Vec<T> = data::expected(case.content, &keys, case.elements);
+        for (rank, &key) in self.ranks.iter().zip(&keys) {
+            let input: Vec<T> = data::input(case.content, key, case.elements);
+            rank.output.poison(&self.device)?;
+            let source = rank.source(case);
+            source.poison(&self.device)?;
+            source.write(&self.device, rank.offset(case), bytes_of(&input))?;
         }
         self.launch(case)?;
         for rank in &self.ranks {
@@ -325,11 +288,11 @@ impl Group {
         let mut source = arena;
         let count = self.ranks.len();
         for (index, peer) in self.ranks.iter().enumerate() {
-            arena[(index + count - own) % count] = peer.arena.address;
+            arena[(index + count - own) % count] = peer.arena.base();
             source[index] = if case.route.is_symmetric() {
-                peer.symmetric.address + peer.offset(case) as u64
+                peer.symmetric.base() + peer.offset(case) as u64
             } else {
-                peer.arena.address
+                peer.arena.base()
             };
         }
         let is_aligned = |address: &u64| address.is_multiple_of(UNIT_BYTES as u64);
@@ -342,8 +305,8 @@ impl Group {
         PeersumParams {
             arena,
             source,
-            input: rank.source(case).address + offset,
-            output: rank.output.address + offset,
+            input: rank.source(case).base() + offset,
+            output: rank.output.base() + offset,
             elements: case.elements as u64,
             push_offset: self.layout.push_offset,
             push_half_bytes: self.layout.push_half_bytes,
@@ -364,11 +327,6 @@ impl Group {
             flags,
         }
     }
-}
-
-fn bytes_of(elements: &[T]) -> &[u8] {
-    // SAFETY: elements are plain data without padding.
-    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }
 
 fn function(
@@ -393,9 +351,9 @@ fn function(
 }
 
 /// An arena as it is before the first call. Staging stays as the driver gave it: what reads it before it is staged is to be found.
-fn armed(device: &Cuda, layout: &Layout) -> Result<Memory> {
+fn armed(device: &Cuda, layout: &Layout) -> Result<Guarded<Cuda>> {
     const RING: u64 = abi::PEERSUM_HEADER_RING as u64;
-    let arena = Memory::new(device, layout.bytes())?;
+    let arena = memory(device, layout.bytes())?;
     // SAFETY: a control block is integers only.
     let mut control: Box<PeersumControl> = Box::new(unsafe { std::mem::zeroed() });
     for block in &mut control.blocks {
@@ -415,9 +373,9 @@ fn armed(device: &Cuda, layout: &Layout) -> Result<Memory> {
             (&raw const *control).cast::<u8>(),
             size_of::<PeersumControl>(),
         );
-        device.write(arena.address, bytes)?;
+        device.write(arena.base(), bytes)?;
         device.fill(
-            arena.address + layout.push_offset,
+            arena.base() + layout.push_offset,
             abi::PEERSUM_SLOT_EMPTY,
             words,
         )?;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::grid::CONNECTIONS_VARIABLE;
+use crate::machine::CONNECTIONS_VARIABLE;
 use bounded::Ended;
 use tool::Tool;
 

@@ -12,10 +12,11 @@ use peersum::dispatch::{
 };
 use peersum_artifact::Dtype;
 
-use crate::bench::machine::{Build, DeviceChoice, Emulators, Gpus, Machine, link_of};
+use crate::bench::build::{Build, Builds};
 use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::{bytes_text, parse_bytes};
-use crate::bench::timing::Method;
+use crate::bench::timing::{Method, Timed};
+use crate::machine::{DeviceChoice, DeviceKind, Emulators, Gpus, decide};
 use sweep::{Progress, Shapes, Sweep, Tuned};
 
 /// So many candidates of one world size may fail before it is given up.
@@ -73,16 +74,16 @@ pub(crate) fn run(args: &TuneArgs) -> Result<()> {
     if !(args.seconds.is_finite() && args.seconds > 0.0 && args.seconds <= 86_400.0) {
         bail!("--seconds {}: more than 0 and at most 86400", args.seconds);
     }
-    match args.device {
-        DeviceChoice::Cuda => run_on(args, &Gpus::open(&args.cubins, Vec::new())?),
-        DeviceChoice::Emulator => {
+    match decide(args.device, 1)?.kind {
+        DeviceKind::Cuda => run_on(args, &Gpus::open(u32::MAX)?),
+        DeviceKind::Emulator => {
             println!("# the emulator: these times say nothing about any GPU");
-            run_on(args, &Emulators)
+            run_on(args, &Emulators::default())
         }
     }
 }
 
-fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
+fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
     let base_text = args
         .base
         .as_ref()
@@ -94,7 +95,8 @@ fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
         Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
         None => DispatchTables::shipped()?,
     };
-    let toolkit = machine.toolkit()?;
+    let builds = Builds::new(machine.kind(), &args.cubins);
+    let toolkit = builds.toolkit()?;
     println!(
         "# {} x {}, {toolkit}, at most {} s, microseconds a call",
         machine.device_name(),
@@ -116,7 +118,8 @@ fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
         let group = Group {
             args,
             world_size,
-            link: link_of(args.device, machine, world_size),
+            link: machine.link(world_size),
+            builds: &builds,
             base: &tables,
             tables: tables.to_json()?,
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
@@ -169,6 +172,7 @@ struct Group<'a> {
     args: &'a TuneArgs,
     world_size: u32,
     link: Link,
+    builds: &'a Builds,
     base: &'a DispatchTables,
     /// The base as every rank is given it.
     tables: String,
@@ -185,14 +189,13 @@ struct Outcome<'a> {
 
 impl<'a> Group<'a> {
     /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without it.
-    fn tune<M: Machine>(&'a self, machine: &M) -> Result<Outcome<'a>> {
+    fn tune<M: Timed>(&'a self, machine: &M) -> Result<Outcome<'a>> {
         let shapes = Shapes::of(self.link);
         let settings = GroupSettings {
             world_size: self.world_size,
             largest_bytes: self.args.bytes.iter().copied().max().unwrap_or(0),
             pdl: true,
-            build: Build::Shipped,
-            timeout: machine.call_timeout(),
+            load_policy: self.builds.load_policy(Build::Shipped)?,
             max_blocks: shapes.max_blocks,
             tables: Some(self.tables.clone()),
             push_half_bytes: self.args.push_half,
@@ -266,7 +269,7 @@ impl<'a> Group<'a> {
 
 impl Outcome<'_> {
     /// The table with what was measured, if anything was.
-    fn table<M: Machine>(&self, machine: &M, toolkit: &str) -> Option<DispatchTable> {
+    fn table<M: Timed>(&self, machine: &M, toolkit: &str) -> Option<DispatchTable> {
         if self.tuned.is_empty() {
             return None;
         }
@@ -292,7 +295,7 @@ impl Outcome<'_> {
         })
     }
 
-    fn origin<M: Machine>(&self, tuned: &Tuned, machine: &M, toolkit: &str) -> Origin {
+    fn origin<M: Timed>(&self, tuned: &Tuned, machine: &M, toolkit: &str) -> Origin {
         let slowest = tuned.us.iter().copied().fold(0.0, f64::max);
         Origin::Measured(Measurement {
             device: machine.device_name().to_owned(),

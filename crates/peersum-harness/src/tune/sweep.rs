@@ -4,15 +4,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Result;
-use half::{bf16, f16};
+use half::bf16;
+use peersum::device::Device;
 use peersum::dispatch::{Link, Placement, Plan, Route};
 use peersum_artifact::Dtype;
 
 use crate::bench::candidates::{candidates, own_placement};
-use crate::bench::machine::Machine;
 use crate::bench::ranks::Rank;
-use crate::bench::sizes::places;
 use crate::bench::timing::{Method, median, rounded, shortest};
+use crate::data::with_element;
 
 /// The grids that are tried.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +117,7 @@ pub(super) struct Sweep<'a> {
 
 impl Sweep<'_> {
     /// Sweeps the sizes until the time is up. All ranks decide the same: by rank 0's clock and by times that all have seen.
-    pub(super) fn run<M: Machine>(&self, rank: &mut Rank<'_, M>) -> Result<()> {
+    pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
         rank.fill::<bf16>()?;
         let arch = rank.communicator.identity().arch;
         let arch = arch.map(|(major, minor)| format!("sm_{major}{minor}"));
@@ -138,9 +138,9 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    fn tune_size<M: Machine>(
+    fn tune_size<D: Device>(
         &self,
-        rank: &mut Rank<'_, M>,
+        rank: &mut Rank<'_, D>,
         bytes: u64,
         until: Instant,
     ) -> Result<Vec<Tuned>> {
@@ -193,7 +193,7 @@ impl Sweep<'_> {
     }
 
     /// What is tried for a size: the plans of the base first, since time may run out.
-    fn plans<M: Machine>(&self, rank: &Rank<'_, M>, bytes: u64) -> Vec<Plan> {
+    fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<Plan> {
         let (world_size, max_blocks) = (
             rank.communicator.world_size(),
             rank.communicator.max_blocks(),
@@ -203,7 +203,7 @@ impl Sweep<'_> {
             .map(|placement| self.base_plan(rank, *placement, bytes))
             .collect();
         let by_route = Route::ALL.map(|route| {
-            let places = places(route, bytes, world_size);
+            let places = route.places(bytes, world_size);
             let shapes = self.shapes.for_places(places, max_blocks);
             let launched = |plan| rank.communicator.launched(plan, bytes);
             let mut plans = candidates(route, &shapes, bytes, world_size, launched);
@@ -229,15 +229,15 @@ impl Sweep<'_> {
         plans
     }
 
-    fn base_plan<M: Machine>(&self, rank: &Rank<'_, M>, placement: Placement, bytes: u64) -> Plan {
+    fn base_plan<D: Device>(&self, rank: &Rank<'_, D>, placement: Placement, bytes: u64) -> Plan {
         let communicator = &rank.communicator;
         communicator.launched(communicator.plan(placement, bytes), bytes)
     }
 
     /// The median of each type, the same on all ranks.
-    fn time<M: Machine>(
+    fn time<D: Device>(
         &self,
-        rank: &mut Rank<'_, M>,
+        rank: &mut Rank<'_, D>,
         candidate: Candidate,
         placement: Placement,
         method: Method,
@@ -247,25 +247,23 @@ impl Sweep<'_> {
         self.dtypes
             .iter()
             .map(|dtype| {
-                let times = match dtype {
-                    Dtype::F16 => rank.time_graph::<f16>(placement, bytes, plan, method)?,
-                    Dtype::Bf16 => rank.time_graph::<bf16>(placement, bytes, plan, method)?,
-                    Dtype::F32 => rank.time_graph::<f32>(placement, bytes, plan, method)?,
-                };
-                let all = rank.meeting().gather(rank.number(), times)?;
+                let times = with_element!(
+                    dtype, T => rank.time_graph::<T>(placement, bytes, plan, method)?
+                );
+                let all = rank.peers.gather(times)?;
                 Ok(rounded(median(&shortest(&all))))
             })
             .collect()
     }
 
     /// Whether rank 0 finds that something is over.
-    fn is_over<M: Machine>(&self, rank: &Rank<'_, M>, own: bool) -> Result<bool> {
-        let all = rank.meeting().gather(rank.number(), own)?;
+    fn is_over<D: Device>(&self, rank: &Rank<'_, D>, own: bool) -> Result<bool> {
+        let all = rank.peers.gather(own)?;
         Ok(all.first().copied().unwrap_or(true))
     }
 
-    fn note<M: Machine>(&self, rank: &Rank<'_, M>, change: impl FnOnce(&mut Progress)) {
-        if rank.number() == 0 {
+    fn note<D: Device>(&self, rank: &Rank<'_, D>, change: impl FnOnce(&mut Progress)) {
+        if rank.peers.rank() == 0 {
             change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }

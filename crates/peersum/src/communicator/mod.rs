@@ -20,6 +20,7 @@ mod seats;
 mod setup;
 mod shared;
 mod sharing;
+mod step;
 mod symmetric;
 
 use std::cell::Cell;
@@ -36,6 +37,8 @@ pub use graph::{Capture, Graph, Held};
 pub use path::CallPath;
 pub use shared::SharedCommunicator;
 pub(crate) use sharing::{Shared, share};
+#[doc(hidden)]
+pub use step::SetupStep;
 pub use symmetric::SymmetricBuffer;
 
 use crate::buffer::{Input, Output};

@@ -13,6 +13,7 @@ use super::links::{Links, RANKS};
 use super::modules::Modules;
 use super::probe::{nanoseconds, probe_bytes};
 use super::sharing::{Shared, share};
+use super::step::SetupStep;
 use super::{Communicator, processes, seats};
 use crate::device::{Device, DeviceIdentity, DeviceStream};
 use crate::dispatch::{DispatchTable, Link};
@@ -104,7 +105,7 @@ pub(super) fn build<S: DeviceStream>(
     let claim = StreamClaim::new::<S::Device>(device.stream_id())?;
     let identity = device.identity()?;
     let mut group = rendezvous.join(builder.setup_timeout)?;
-    trace_step(rank, "joined");
+    SetupStep::Joined.reached(rank);
     match connect(&builder, &device, &identity, &mut group, world_size) {
         Ok((links, table)) => {
             let mut communicator =
@@ -128,11 +129,6 @@ pub(super) fn build<S: DeviceStream>(
             Err(error)
         }
     }
-}
-
-/// Tells a subscriber how far set-up has come; between two steps lies a wait for the other ranks.
-fn trace_step(rank: u32, step: &'static str) {
-    tracing::debug!(rank, step, "set-up");
 }
 
 type Connected<D> = (Option<Links<D>>, DispatchTable);
@@ -175,7 +171,7 @@ fn connect<D: Device>(
     }
 
     let (modules, reports) = load_modules(builder, device, world_size)?;
-    trace_step(group.rank(), "loaded");
+    SetupStep::Loaded.reached(group.rank());
     let place = seats::Place {
         device: identity,
         group: hellos.first().map_or(0, |hello| hello.token),
@@ -216,7 +212,7 @@ fn connect<D: Device>(
         &layout,
         builder.start,
     )?;
-    trace_step(group.rank(), "armed");
+    SetupStep::Armed.reached(group.rank());
     // Whatever fails from here on leaks the arena if peers may use it by its address.
     let Shared {
         memory: arena,
@@ -232,7 +228,7 @@ fn connect<D: Device>(
     )?;
     // The last thing that can fail on this rank alone: behind the barrier the peers use the arena.
     let status = device.allocate_status()?;
-    trace_step(group.rank(), "mapped");
+    SetupStep::Mapped.reached(group.rank());
     // Slots are armed before the first peer stores to them.
     let processes = processes::meet(group, "armed", builder.setup_timeout)?;
 

@@ -3,7 +3,7 @@
 use peersum_artifact::{Algorithm, Family};
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, abi};
+use super::{Plan, Route, abi};
 
 const FAMILIES: usize = Family::ALL.len();
 const ALGORITHMS: usize = Algorithm::ALL.len();
@@ -15,6 +15,19 @@ pub struct LaunchLimits {
     blocks: u32,
     /// By family and algorithm.
     threads: [[u32; ALGORITHMS]; FAMILIES],
+}
+
+impl Route {
+    /// What the threads of a call share out among them: the units of the message, or for two-shot
+    /// algorithms those of one rank's chunk.
+    #[doc(hidden)]
+    pub fn places(self, bytes: u64, world_size: u32) -> u64 {
+        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
+        match self.algorithm() {
+            Algorithm::OneShot => units,
+            Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
+        }
+    }
 }
 
 impl LaunchLimits {
@@ -82,11 +95,7 @@ impl LaunchLimits {
     /// unit, which would only lengthen the launch. A function of the bytes, as the grid must be.
     pub(crate) fn launched(&self, plan: Plan, bytes: u64, world_size: u32) -> Plan {
         let plan = self.apply(plan);
-        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
-        let places = match plan.route.algorithm() {
-            Algorithm::OneShot => units,
-            Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
-        };
+        let places = plan.route.places(bytes, world_size);
         let useful = places.div_ceil(u64::from(plan.threads)).max(1);
         Plan {
             blocks: useful.min(u64::from(plan.blocks)) as u32,
@@ -98,7 +107,6 @@ impl LaunchLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::Route;
 
     /// Those of one rank with a GPU of 132 multiprocessors, in a group of two.
     fn limits() -> LaunchLimits {

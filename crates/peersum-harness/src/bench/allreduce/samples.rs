@@ -1,40 +1,37 @@
 //! What the ranks of one group measure for a report's cells.
 
 use anyhow::Result;
-use half::{bf16, f16};
-use peersum::Element;
+use peersum::device::Device;
 use peersum::dispatch::{Link, Placement, Plan, Route};
-use peersum_artifact::Dtype;
 
 use super::BenchArgs;
+use crate::bench::build::Build;
 use crate::bench::candidates::{candidates, own_placement};
-use crate::bench::machine::{Machine, link_of};
 use crate::bench::ranks::{GroupSettings, Rank, run_group};
 use crate::bench::report::{Call, Launch, System};
 use crate::bench::sample::{Sample, merge};
+use crate::bench::timing::Timed;
+use crate::data::{TestElement, with_element};
 
 /// Measures one group, and merges what its ranks have measured.
-pub(super) fn measure_group<M: Machine>(
+pub(super) fn measure_group<M: Timed>(
     args: &BenchArgs,
     machine: &M,
+    build: Build,
     routes: &[Route],
     settings: &GroupSettings,
 ) -> Result<Vec<Sample>> {
-    let link = link_of(args.device, machine, settings.world_size);
     let group = Group {
         args,
+        build,
         routes,
         settings,
-        link,
+        link: machine.link(settings.world_size),
     };
-    let ranks = run_group(machine, settings, |rank: &mut Rank<'_, M>| {
+    let ranks = run_group(machine, settings, |rank| {
         let mut samples = Vec::new();
         for &dtype in &args.dtype {
-            match dtype {
-                Dtype::F16 => group.measure::<f16, M>(rank, &mut samples)?,
-                Dtype::Bf16 => group.measure::<bf16, M>(rank, &mut samples)?,
-                Dtype::F32 => group.measure::<f32, M>(rank, &mut samples)?,
-            }
+            with_element!(dtype, T => group.measure::<T, _>(rank, &mut samples)?);
         }
         Ok(samples)
     })?;
@@ -43,20 +40,18 @@ pub(super) fn measure_group<M: Machine>(
 
 struct Group<'a> {
     args: &'a BenchArgs,
+    build: Build,
     routes: &'a [Route],
     settings: &'a GroupSettings,
     link: Link,
 }
 
 impl Group<'_> {
-    fn measure<T: Element, M: Machine>(
+    fn measure<T: TestElement, D: Device>(
         &self,
-        rank: &mut Rank<'_, M>,
+        rank: &mut Rank<'_, D>,
         samples: &mut Vec<Sample>,
-    ) -> Result<()>
-    where
-        T::Bits: TryFrom<u32>,
-    {
+    ) -> Result<()> {
         let (args, method) = (self.args, self.args.method());
         rank.fill::<T>()?;
         for &bytes in &args.bytes {
@@ -67,7 +62,7 @@ impl Group<'_> {
                 for &launch in args.method.launches() {
                     let call = Call {
                         system: System::Peersum,
-                        build: self.settings.build,
+                        build: self.build,
                         world_size: self.settings.world_size,
                         link: self.link,
                         dtype: T::DTYPE,
@@ -102,7 +97,7 @@ impl Group<'_> {
     }
 
     /// What is measured of one size. `None` is the dispatch table's plan.
-    fn plans<M: Machine>(&self, rank: &Rank<'_, M>, bytes: u64) -> Vec<(Placement, Option<Plan>)> {
+    fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<(Placement, Option<Plan>)> {
         let args = self.args;
         let mut plans: Vec<(Placement, Option<Plan>)> = Vec::new();
         if args.algo.iter().any(|name| name == "best") {

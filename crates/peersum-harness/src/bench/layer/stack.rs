@@ -7,13 +7,13 @@ use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use crate::bench::cublas::{Cublas, Product};
-use crate::data::{self, Content};
+use crate::data::{self, Content, Key};
 
 /// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the same one; making more takes longer
 /// than measuring.
 const PATTERN_ELEMENTS: usize = 1_048_573;
-/// The variance of [`Content::Ordinary`], even values from -4 to 4.
-const ORDINARY_VARIANCE: f32 = 64.0 / 12.0;
+/// The variance of [`Content::Even`].
+const EVEN_VARIANCE: f32 = 64.0 / 12.0;
 /// What every product reads of a row is whole units of 16 bytes, as cuBLAS's fast kernels and peersum's want it.
 const UNIT_ELEMENTS: u32 = 8;
 
@@ -111,9 +111,9 @@ impl Stack {
                 shape.layers
             )
         })?;
-        let scale = (ORDINARY_VARIANCE * shape.hidden as f32).sqrt().recip();
+        let scale = (EVEN_VARIANCE * shape.hidden as f32).sqrt().recip();
         let mut filled = PATTERN_ELEMENTS.min(total);
-        let pattern: Vec<bf16> = data::input::<bf16>(11, rank, filled, Content::Ordinary)
+        let pattern: Vec<bf16> = data::input::<bf16>(Content::Even, Key::of(11, rank), filled)
             .into_iter()
             .map(|weight| bf16::from_f32(weight.to_f32() * scale))
             .collect();
@@ -139,7 +139,7 @@ impl Stack {
     pub(super) fn activations(&self, rows: u32) -> Result<Activations> {
         let elements = self.shape.output_elements(rows);
         // Of one rank, whichever asks.
-        let input: Vec<bf16> = data::input(12, 0, elements, Content::Ordinary);
+        let input: Vec<bf16> = data::input(Content::Even, Key::of(12, 0), elements);
         let activations = Activations {
             rows,
             input: self.stream.clone_htod(&input)?,
@@ -262,12 +262,9 @@ mod tests {
 
     #[test]
     fn weights_keep_the_variance_of_what_they_multiply() {
-        let values: Vec<bf16> = data::input(3, 0, 100_000, Content::Ordinary);
+        let values: Vec<bf16> = data::input(Content::Even, Key::of(3, 0), 100_000);
         let squares = values.iter().map(|value| value.to_f32().powi(2));
         let variance = squares.sum::<f32>() / values.len() as f32;
-        assert!(
-            (variance / ORDINARY_VARIANCE - 1.0).abs() < 0.02,
-            "{variance}"
-        );
+        assert!((variance / EVEN_VARIANCE - 1.0).abs() < 0.02, "{variance}");
     }
 }
