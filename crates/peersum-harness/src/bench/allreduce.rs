@@ -1,145 +1,21 @@
 //! `bench allreduce`: microseconds a call by world size, size, type, algorithm and grid, against the machine's limits and NCCL.
 
+mod arguments;
 mod samples;
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
 use peersum::dispatch::Route;
-use peersum_artifact::Dtype;
 
+pub(crate) use self::arguments::BenchArgs;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
-use super::nccl::{self, Nccl};
+use super::nccl;
 use super::ranks::GroupSettings;
-use super::report::{Launch, Limits, Report, System};
+use super::report::{Limits, Report, System};
 use super::sample::{Sample, add_round};
-use super::sizes::{parse_bytes, parse_shape};
-use super::timing::{Method, Timed};
+use super::timing::Timed;
 use super::{chart, limits, page, table};
-use crate::machine::{DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide};
-
-/// What `bench allreduce` measures.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct BenchArgs {
-    /// World sizes; ranks share the cards if there are fewer.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,4,8", value_parser = clap::value_parser!(u32).range(2..=8))]
-    world_size: Vec<u32>,
-    /// Message sizes in bytes; K and M are powers of 1024.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,16K,64K,256K,1M,4M,16M", value_parser = parse_bytes)]
-    bytes: Vec<usize>,
-    /// Element types.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "bf16"
-    )]
-    dtype: Vec<Dtype>,
-    /// `best` takes the dispatch table's plan for each kind of input, `all` every algorithm with the grids of --shapes, or names like
-    /// push_one_shot.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "best"
-    )]
-    algo: Vec<String>,
-    /// Grids to try for a named algorithm, as BLOCKSxTHREADS.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_shape, default_value = "1x256,2x128,8x64,16x128,16x256,16x512,33x256,33x512,66x256,66x512,132x512")]
-    shapes: Vec<(u32, u32)>,
-    /// Replays of a graph, calls one after the other, or both.
-    #[arg(long, value_enum, default_value = "graph")]
-    method: MethodChoice,
-    /// Programmatic dependent launch.
-    #[arg(long, value_enum, default_value = "on")]
-    pdl: Switch,
-    /// What the ranks run on.
-    #[arg(long, value_enum, default_value = "cuda")]
-    device: DeviceChoice,
-    /// The directory of cubins.
-    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
-    cubins: PathBuf,
-    /// Dispatch tables instead of the shipped ones, as `tune` writes them.
-    #[arg(long, value_name = "FILE")]
-    tables: Option<PathBuf>,
-    /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    push_half: Option<usize>,
-    /// The largest grid, as `CommunicatorBuilder::max_blocks` sets it. [default: as in a program
-    /// that does not set it]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
-    max_blocks: Option<u32>,
-    /// The directory with the cubin of the kernels that measure the machine's limits; without it there are none.
-    #[arg(long, value_name = "DIR")]
-    limits: Option<PathBuf>,
-    /// NCCL's library, or `off`. Measured where there is a GPU for each rank. [default: the one that the loader finds]
-    #[arg(long, value_name = "PATH|off")]
-    nccl: Option<String>,
-    /// Measure, in turn with the shipped kernels, those without header, bounds and poison: what safety costs.
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "target/bench/cubins-unsafe-baseline")]
-    unsafe_baseline: Option<PathBuf>,
-    /// Likewise those with the formal order of a re-arm before the peer's next store.
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "target/bench/cubins-strict-order")]
-    strict_order: Option<PathBuf>,
-    /// How often each build is measured, in turn [default: 1, or 3 where builds are compared]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
-    rounds: Option<u32>,
-    /// Calls in one graph, or in one batch of eager calls.
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    calls: u32,
-    /// Replays that are counted.
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=10000))]
-    replays: u32,
-    /// Write the report, which --from-json reads.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Write a page with curves and tables that needs no other file.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-    /// Write the curves as a picture.
-    #[arg(long, value_name = "FILE")]
-    svg: Option<PathBuf>,
-    /// Measure nothing: print and write what this report says.
-    #[arg(long, value_name = "FILE")]
-    from_json: Option<PathBuf>,
-}
-
-/// How calls are launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum MethodChoice {
-    Graph,
-    Eager,
-    Both,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
-    Both,
-}
-
-impl Switch {
-    fn values(self) -> &'static [bool] {
-        match self {
-            Switch::On => &[true],
-            Switch::Off => &[false],
-            Switch::Both => &[true, false],
-        }
-    }
-}
-
-impl MethodChoice {
-    pub(super) fn launches(self) -> &'static [Launch] {
-        match self {
-            MethodChoice::Graph => &[Launch::Graph],
-            MethodChoice::Eager => &[Launch::Eager],
-            MethodChoice::Both => &[Launch::Graph, Launch::Eager],
-        }
-    }
-}
+use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
@@ -153,8 +29,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         return Ok(());
     }
     let routes = parse_routes(&args.algo)?;
-    let kind = decide(args.device, 1)?.kind;
-    let builds = Builds::new(kind, &args.cubins)
+    let kind = decide(args.call.device, 1)?.kind;
+    let builds = Builds::new(kind, &args.call.run.cubins)
         .and(Build::UnsafeBaseline, args.unsafe_baseline.as_ref())
         .and(Build::StrictOrder, args.strict_order.as_ref());
     let report = match kind {
@@ -184,16 +60,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         bail!("not all was measured: {}", report.failures.join("; "));
     }
     Ok(())
-}
-
-impl BenchArgs {
-    fn method(&self) -> Method {
-        Method {
-            calls: self.calls,
-            warm_up: 2,
-            replays: self.replays,
-        }
-    }
 }
 
 fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
@@ -263,7 +129,13 @@ fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
     };
     for &world_size in &args.world_size {
         eprintln!("limits of {world_size} ranks");
-        match limits::measure(gpus, directory, world_size, &args.bytes, args.method()) {
+        match limits::measure(
+            gpus,
+            directory,
+            world_size,
+            &args.call.bytes,
+            args.call.method(),
+        ) {
             Ok(limits) => measured.limits.push(limits),
             Err(error) => measured
                 .failures
@@ -282,7 +154,7 @@ fn measure_ranks<M: Timed>(
 ) -> Result<Report> {
     let all = builds.all();
     let rounds = args.rounds.unwrap_or(if all.len() > 1 { 3 } else { 1 });
-    let largest_bytes = args.bytes.iter().copied().max().unwrap_or(0);
+    let largest_bytes = args.call.largest_bytes();
     let tables = args
         .tables
         .as_ref()
@@ -315,7 +187,7 @@ fn measure_ranks<M: Timed>(
                             load_policy,
                             max_blocks: args.max_blocks,
                             tables: tables.clone(),
-                            push_half_bytes: args.push_half,
+                            push_half_bytes: args.call.push_half,
                         };
                         measure_group(args, machine, build, routes, &settings)
                     });
@@ -339,8 +211,8 @@ fn measure_ranks<M: Timed>(
         device: machine.device_name().to_owned(),
         devices: machine.devices(),
         emulated: machine.kind() == DeviceKind::Emulator,
-        calls: args.calls,
-        replays: args.replays,
+        calls: args.call.calls,
+        replays: args.call.run.replays,
         nccl: None,
         notes,
         failures,
@@ -349,32 +221,15 @@ fn measure_ranks<M: Timed>(
     })
 }
 
-/// NCCL by the same method, where there is a GPU for each rank.
+/// NCCL by the same method, for the groups that have a GPU for each rank.
 fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
-    if args.nccl.as_deref() == Some("off") {
+    let smallest = args.world_size.iter().copied().min().unwrap_or(0);
+    let notes = &mut report.notes;
+    let Some(nccl) = args.nccl.open(smallest, gpus.devices(), notes) else {
         return;
-    }
-    let world_sizes: Vec<u32> = args
-        .world_size
-        .iter()
-        .copied()
-        .filter(|size| *size <= gpus.devices())
-        .collect();
-    if world_sizes.is_empty() {
-        report.notes.push(
-            "NCCL was not measured: it wants a GPU a rank, and the ranks share theirs".to_owned(),
-        );
-        return;
-    }
-    let nccl = match Nccl::open(args.nccl.as_deref().map(std::path::Path::new)) {
-        Ok(nccl) => nccl,
-        Err(error) => {
-            report
-                .notes
-                .push(format!("NCCL was not measured: {error:#}"));
-            return;
-        }
     };
+    let world_sizes = args.world_size.iter().copied();
+    let world_sizes: Vec<u32> = world_sizes.filter(|size| *size <= gpus.devices()).collect();
     report.nccl = Some(nccl.version().to_owned());
     for world_size in world_sizes {
         for system in [System::Nccl, System::NcclSymmetric] {
@@ -382,9 +237,9 @@ fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
             let work = nccl::Work {
                 world_size,
                 dtypes: &args.dtype,
-                bytes: &args.bytes,
+                bytes: &args.call.bytes,
                 launches: args.method.launches(),
-                method: args.method(),
+                method: args.call.method(),
             };
             match nccl.measure(gpus, system, &work) {
                 Ok(measured) => {

@@ -4,7 +4,7 @@ mod measure;
 mod report;
 mod stack;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -12,10 +12,9 @@ use clap::ValueEnum;
 use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
-use super::allreduce::MethodChoice;
+use super::arguments::{MethodChoice, NcclArgs, RunArgs};
 use super::build::{Build, Builds};
 use super::cublas::{self, Cublas};
-use super::nccl::Nccl;
 use super::timing::Method;
 use crate::machine::{DeviceKind, Gpus, Machine};
 
@@ -26,6 +25,10 @@ const MAX_LAYERS: i64 = 80;
 /// What `bench layer` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LayerArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    nccl: NcclArgs,
     /// Ranks, threads of one process; they share the cards if there are fewer, and then there is no NCCL. [default: a rank a GPU, of 2, 4
     /// or 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
@@ -42,18 +45,9 @@ pub(crate) struct LayerArgs {
     /// Layers in one graph, or in one batch of eager ones. Each has weights of its own: with few layers the cache may hold them all.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS))]
     layers: u32,
-    /// Replays that are counted.
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=10000))]
-    replays: u32,
     /// Programmatic dependent launch of peersum's kernels.
     #[arg(long, value_enum, default_value = "on")]
     pdl: Switch,
-    /// The directory of cubins.
-    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
-    cubins: PathBuf,
-    /// NCCL's library, or `off`. Measured where there is a GPU for each rank. [default: the one that the loader finds]
-    #[arg(long, value_name = "PATH|off")]
-    nccl: Option<String>,
     /// Write the report.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -72,7 +66,7 @@ enum Switch {
 /// written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let gpus = Gpus::open(u32::MAX)?;
-    let builds = Builds::new(DeviceKind::Cuda, &args.cubins);
+    let builds = Builds::new(DeviceKind::Cuda, &args.run.cubins);
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
@@ -90,7 +84,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         devices: gpus.devices(),
         world_size,
         layers: args.layers,
-        replays: args.replays,
+        replays: args.run.replays,
         pdl: args.pdl == Switch::On,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
         nccl: None,
@@ -107,7 +101,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         method: Method {
             calls: args.layers,
             warm_up: 2,
-            replays: args.replays,
+            replays: args.run.replays,
         },
         pdl: args.pdl == Switch::On,
     };
@@ -121,7 +115,8 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     }
     // Before NCCL has a chance to hang.
     write(args, &report)?;
-    if let Some(nccl) = open_nccl(args.nccl.as_deref(), &gpus, &mut report) {
+    let notes = &mut report.notes;
+    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), notes) {
         report.nccl = Some(nccl.version().to_owned());
         match nccl.communicators(&gpus, world_size) {
             Ok(communicators) => {
@@ -143,30 +138,6 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         bail!("not all was measured: {}", report.failures.join("; "));
     }
     Ok(())
-}
-
-/// NCCL, where there is a GPU for each rank and it is not switched off; else a note says why not.
-fn open_nccl(choice: Option<&str>, gpus: &Gpus, report: &mut Report) -> Option<Nccl> {
-    if report.world_size > gpus.devices() {
-        report.notes.push(format!(
-            "{} ranks share {} GPU(s) and compete for them; NCCL, which wants a GPU a rank, was not measured",
-            report.world_size,
-            gpus.devices()
-        ));
-        return None;
-    }
-    if choice == Some("off") {
-        return None;
-    }
-    match Nccl::open(choice.map(Path::new)) {
-        Ok(nccl) => Some(nccl),
-        Err(error) => {
-            report
-                .notes
-                .push(format!("NCCL was not measured: {error:#}"));
-            None
-        }
-    }
 }
 
 fn write(args: &LayerArgs, report: &Report) -> Result<()> {
@@ -203,7 +174,7 @@ mod tests {
     fn without_flags_both_hidden_sizes_of_common_models_are_measured_both_ways() {
         let args = parse("").unwrap();
         assert_eq!((args.hidden, args.rows), (vec![4096, 8192], vec![1, 8, 64]));
-        assert_eq!((args.layers, args.replays), (64, 9));
+        assert_eq!((args.layers, args.run.replays), (64, 9));
         assert_eq!(args.method.launches().len(), 2);
         assert_eq!((args.pdl, args.world_size), (Switch::On, None));
     }

@@ -1,6 +1,7 @@
 //! Benchmarks. Commands, never assertions: they print medians and what they were measured on.
 
 pub(crate) mod allreduce;
+pub(crate) mod arguments;
 mod bandwidth;
 pub(crate) mod build;
 pub(crate) mod candidates;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
-use super::{ELEMENTS, NAN, SEED, Stage};
+use super::stage::{ELEMENTS, NAN, SEED, Stage};
 use crate::ranks::{Member, run_threads};
 
 /// Communicators that are aborted.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
-use super::{ELEMENTS, NAN, POISONED, SEED, Stage, TIMEOUT};
+use super::stage::{ELEMENTS, NAN, POISONED, SEED, Stage, TIMEOUT};
 use crate::ranks::Member;
 
 /// The rank that never calls.

@@ -12,7 +12,7 @@ use peersum::cudarc::driver::sys::{
 use peersum::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use peersum::{BufferError, Communicator, Cuda, Error, Held};
 
-use super::{FaultsArgs, Stage};
+use super::stage::{FaultsArgs, Stage};
 use crate::machine::DeviceKind;
 use crate::ranks::{Member, run_threads};
 

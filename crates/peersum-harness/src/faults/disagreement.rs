@@ -7,7 +7,7 @@ use peersum::dispatch::{Plan, Route};
 use peersum::{CallSignature, Communicator, Error, Failure};
 use peersum_artifact::Dtype;
 
-use super::{ELEMENTS, SEED, Stage};
+use super::stage::{ELEMENTS, SEED, Stage};
 use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
 use crate::ranks::{Member, run_threads};

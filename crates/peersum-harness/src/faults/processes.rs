@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use peersum::Rendezvous;
 use peersum::device::{DeviceStream, MemorySharing};
 
-use super::{ELEMENTS, SEED, Stage, TIMEOUT, again};
+use super::stage::{ELEMENTS, SEED, Stage, TIMEOUT, again};
 use crate::ranks::{RankProcess, meeting_directory};
 
 /// Calls until something fails; prints a line for the parent after the first call and when it has failed.

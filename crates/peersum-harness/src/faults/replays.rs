@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use peersum::device::DeviceStream;
 
-use super::{ELEMENTS, SEED, Stage};
+use super::stage::{ELEMENTS, SEED, Stage};
 use crate::ranks::Member;
 
 /// Four layers captured, 100 replays, an eager call before every tenth.

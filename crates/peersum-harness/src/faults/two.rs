@@ -6,7 +6,7 @@ use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::Placement;
 use peersum::{Communicator, Error, Graph};
 
-use super::Stage;
+use super::stage::Stage;
 use crate::arrays::Arrays;
 use crate::machine::DeviceKind;
 use crate::ranks::Member;

@@ -12,11 +12,12 @@ use peersum::dispatch::{
 };
 use peersum_artifact::Dtype;
 
+use crate::bench::arguments::CallArgs;
 use crate::bench::build::{Build, Builds};
 use crate::bench::ranks::{GroupSettings, run_group};
-use crate::bench::sizes::{bytes_text, parse_bytes};
-use crate::bench::timing::{Method, Timed};
-use crate::machine::{DeviceChoice, DeviceKind, Emulators, Gpus, decide};
+use crate::bench::sizes::bytes_text;
+use crate::bench::timing::Timed;
+use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 use sweep::{Progress, Shapes, Sweep, Tuned};
 
 /// So many candidates of one world size may fail before it is given up.
@@ -25,13 +26,11 @@ const MOST_FAILURES: usize = 8;
 /// What `tune` sweeps.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TuneArgs {
+    #[command(flatten)]
+    call: CallArgs,
     /// World sizes; ranks share the cards if there are fewer. One that does not fit is skipped.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,3,4,5,6,7,8", value_parser = clap::value_parser!(u32).range(2..=8))]
     world_size: Vec<u32>,
-    /// Message sizes in bytes; K and M are powers of 1024. Each speaks for messages from half to twice its size, those from 16M for all
-    /// larger ones and those up to 4K for all smaller ones.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,16K,64K,256K,1M,4M,16M", value_parser = parse_bytes)]
-    bytes: Vec<usize>,
     /// Element types. A row serves all types: it is the one with the least geometric mean over these.
     #[arg(
         long,
@@ -43,27 +42,12 @@ pub(crate) struct TuneArgs {
     /// The time for everything. Sizes share it evenly; what was not tried in time keeps its row.
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     seconds: f64,
-    /// What the ranks run on.
-    #[arg(long, value_enum, default_value = "cuda")]
-    device: DeviceChoice,
-    /// The directory of cubins.
-    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
-    cubins: PathBuf,
     /// The tables to improve on [default: the shipped ones]
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
-    /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    push_half: Option<usize>,
     /// Where the tables go: those of --base, and over them what was measured.
     #[arg(long, value_name = "FILE", default_value = "target/tune/tables.json")]
     out: PathBuf,
-    /// Calls in one graph.
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    calls: u32,
-    /// Replays that are counted of those that the first pass has found fast.
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    replays: u32,
 }
 
 /// Runs the sweep and writes the tables after each world size.
@@ -74,7 +58,7 @@ pub(crate) fn run(args: &TuneArgs) -> Result<()> {
     if !(args.seconds.is_finite() && args.seconds > 0.0 && args.seconds <= 86_400.0) {
         bail!("--seconds {}: more than 0 and at most 86400", args.seconds);
     }
-    match decide(args.device, 1)?.kind {
+    match decide(args.call.device, 1)?.kind {
         DeviceKind::Cuda => run_on(args, &Gpus::open(u32::MAX)?),
         DeviceKind::Emulator => {
             println!("# the emulator: these times say nothing about any GPU");
@@ -95,7 +79,7 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
         Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
         None => DispatchTables::shipped()?,
     };
-    let builds = Builds::new(machine.kind(), &args.cubins);
+    let builds = Builds::new(machine.kind(), &args.call.run.cubins);
     let toolkit = builds.toolkit()?;
     println!(
         "# {} x {}, {toolkit}, at most {} s, microseconds a call",
@@ -193,12 +177,12 @@ impl<'a> Group<'a> {
         let shapes = Shapes::of(self.link);
         let settings = GroupSettings {
             world_size: self.world_size,
-            largest_bytes: self.args.bytes.iter().copied().max().unwrap_or(0),
+            largest_bytes: self.args.call.largest_bytes(),
             pdl: true,
             load_policy: self.builds.load_policy(Build::Shipped)?,
             max_blocks: shapes.max_blocks,
             tables: Some(self.tables.clone()),
-            push_half_bytes: self.args.push_half,
+            push_half_bytes: self.args.call.push_half,
         };
         let progress = Mutex::new(Progress::default());
         let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -208,7 +192,13 @@ impl<'a> Group<'a> {
                 let done: Vec<u64> = progress.tuned.iter().map(|tuned| tuned.bytes).collect();
                 (done, progress.failed.clone())
             };
-            let mut todo: Vec<u64> = self.args.bytes.iter().map(|bytes| *bytes as u64).collect();
+            let mut todo: Vec<u64> = self
+                .args
+                .call
+                .bytes
+                .iter()
+                .map(|bytes| *bytes as u64)
+                .collect();
             todo.retain(|bytes| !done.contains(bytes));
             todo.sort_unstable();
             todo.dedup();
@@ -217,11 +207,7 @@ impl<'a> Group<'a> {
                 dtypes: &self.args.dtype,
                 sizes: &todo,
                 deadline: self.deadline,
-                method: Method {
-                    calls: self.args.calls,
-                    warm_up: 2,
-                    replays: self.args.replays,
-                },
+                method: self.args.call.method(),
                 failed: &failed,
                 progress: &progress,
             };

@@ -4,7 +4,7 @@ use anyhow::Result;
 use peersum::device::Device;
 use peersum::dispatch::{Link, Placement, Plan, Route};
 
-use super::BenchArgs;
+use super::arguments::BenchArgs;
 use crate::bench::build::Build;
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::{GroupSettings, Rank, run_group};
@@ -52,9 +52,9 @@ impl Group<'_> {
         rank: &mut Rank<'_, D>,
         samples: &mut Vec<Sample>,
     ) -> Result<()> {
-        let (args, method) = (self.args, self.args.method());
+        let (args, method) = (self.args, self.args.call.method());
         rank.fill::<T>()?;
-        for &bytes in &args.bytes {
+        for &bytes in &args.call.bytes {
             for (placement, plan) in self.plans(rank, bytes as u64) {
                 let from_table = plan.is_none();
                 let chosen =
