@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use peersum::buffer::AsViewMut;
 use peersum::{BufferError, Element, Input, Output};
 
-use crate::emulator::Emulator;
+use crate::handles::Emulator;
 use crate::stream::EmulatorStream;
 
 /// As aligned as device memory, so that a view's offset alone decides its alignment.

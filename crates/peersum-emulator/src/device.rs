@@ -1,11 +1,8 @@
 //! Emulated devices: what a stream runs on.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use peersum::device::{DeviceError, DeviceIdentity};
-
-use crate::stream::EmulatorStream;
 
 /// What an emulated device is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,15 +101,6 @@ impl EmulatorDevice {
             #[cfg(feature = "broken-kernels")]
             broken: options.broken,
         }
-    }
-
-    /// A new stream on this device.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses another thread.
-    pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
-        EmulatorStream::new(Arc::new(self.clone()))
     }
 
     pub(crate) fn identity(&self) -> &DeviceIdentity {

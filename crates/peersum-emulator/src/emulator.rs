@@ -15,40 +15,11 @@ use peersum_kernels::abi::{
 };
 
 use crate::buffer::{EmulatorBuffer, EmulatorViewMut};
-use crate::entry_points::{self, EntryPoint};
+use crate::entry_points;
+use crate::handles::{Emulator, EmulatorGraph, EmulatorModule};
 use crate::memory::{self, EmulatorAllocation, EmulatorMapping};
 use crate::stream::{Command, EmulatorStream, misuse};
 use crate::thread_pool::Launch;
-
-/// Runs the kernels on the CPU. See the crate's documentation.
-#[derive(Debug)]
-pub struct Emulator {
-    stream: EmulatorStream,
-}
-
-/// Both entry points of one module.
-#[derive(Debug, Clone, Copy)]
-pub struct EmulatorModule {
-    one_shot: EntryPoint,
-    two_shot: EntryPoint,
-    /// What a block has beyond the threads of its launch shape: those that carry signals.
-    signal_threads: u32,
-}
-
-impl EmulatorModule {
-    fn entry(&self, algorithm: Algorithm) -> EntryPoint {
-        match algorithm {
-            Algorithm::OneShot => self.one_shot,
-            Algorithm::TwoShot => self.two_shot,
-        }
-    }
-}
-
-/// A recorded sequence of launches, fills and copies.
-#[derive(Clone)]
-pub struct EmulatorGraph {
-    commands: Arc<[Command]>,
-}
 
 impl DeviceStream for EmulatorStream {
     type Device = Emulator;

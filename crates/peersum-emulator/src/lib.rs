@@ -28,6 +28,7 @@ mod conversions;
 mod device;
 mod emulator;
 mod entry_points;
+mod handles;
 mod memory;
 mod stream;
 mod thread_pool;
@@ -36,6 +37,6 @@ pub use buffer::{EmulatorBuffer, EmulatorView, EmulatorViewMut};
 #[cfg(feature = "broken-kernels")]
 pub use device::Break;
 pub use device::{EmulatorDevice, EmulatorOptions};
-pub use emulator::{Emulator, EmulatorGraph, EmulatorModule};
+pub use handles::{Emulator, EmulatorGraph, EmulatorModule};
 pub use memory::{EmulatorAllocation, EmulatorMapping};
 pub use stream::EmulatorStream;

@@ -174,8 +174,19 @@ impl fmt::Debug for EmulatorStream {
     }
 }
 
+impl EmulatorDevice {
+    /// A new stream on this device.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses another thread.
+    pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
+        EmulatorStream::new(Arc::new(self.clone()))
+    }
+}
+
 impl EmulatorStream {
-    pub(crate) fn new(device: Arc<EmulatorDevice>) -> Result<Self, DeviceError> {
+    fn new(device: Arc<EmulatorDevice>) -> Result<Self, DeviceError> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let id = STREAMS.fetch_add(1, Ordering::Relaxed);
         let pool = Arc::new(ThreadPool::default());
