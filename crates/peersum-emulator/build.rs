@@ -1,5 +1,5 @@
-//! Compiles the kernels for the CPU: one C++ file a module, made of the module's definitions and the kernel file itself, and a table from
-//! entry point names to functions.
+//! Compiles the kernels for the CPU: one C++ file a module, made of the module's definitions and
+//! the kernel file itself, and a table from entry point names to functions.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,8 @@ use std::{env, fs, io};
 
 use peersum_artifact::ModuleKey;
 
-/// Names that the protocols broken on purpose are compiled under: see `PEERSUM_BREAK` in `protocol.cuh`.
+/// Names that the protocols broken on purpose are compiled under: see `PEERSUM_BREAK` in
+/// `protocol.cuh`.
 const BREAKS: u32 = 6;
 
 fn main() -> io::Result<()> {
@@ -42,7 +43,8 @@ fn main() -> io::Result<()> {
         .flag("-ffp-contract=off")
         .flag("-Wno-unknown-pragmas")
         .flag("-Wno-sign-compare")
-        // A debug build polls as a release build does: what is slow here is waiting, and it should be waiting that is tested.
+        // A debug build polls as a release build does: what is slow here is waiting, and it should
+        // be waiting that is tested.
         .opt_level(2)
         .debug(false)
         .include(&kernels)
@@ -103,7 +105,8 @@ impl Module {
     }
 }
 
-/// The negative controls, of the smallest even and odd group. Of every type, since a communicator loads the modules of all.
+/// The negative controls, of the smallest even and odd group. Of every type, since a communicator
+/// loads the modules of all.
 fn broken_modules() -> Vec<Module> {
     if env::var_os("CARGO_FEATURE_BROKEN_KERNELS").is_none() {
         return Vec::new();
@@ -136,7 +139,8 @@ fn entry_point_table(modules: &[Module]) -> String {
     }
     let _ = writeln!(
         text,
-        "}}\n\n/// Every entry point by its name.\npub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [",
+        "}}\n\n/// Every entry point by its name.\n\
+         pub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [",
         names.len()
     );
     for name in &names {

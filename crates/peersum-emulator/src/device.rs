@@ -13,8 +13,9 @@ pub struct EmulatorOptions {
     /// share two blocks a multiprocessor. By default there is room for many communicators with
     /// small grids, so that tests of one process can use the same device at once.
     pub multiprocessors: u32,
-    /// The longest that a block of a launch is held back before its first instruction. Zero, the default, holds none back; otherwise
-    /// one block in four waits for a random part of it, each launch anew.
+    /// The longest that a block of a launch is held back before its first instruction. Zero, the
+    /// default, holds none back; otherwise one block in four waits for a random part of it, each
+    /// launch anew.
     pub block_delay: Duration,
     /// The size of memory of a peer that this device refuses to map, to test what the ranks make of
     /// it.
@@ -36,7 +37,8 @@ impl Default for EmulatorOptions {
     }
 }
 
-/// What is broken, as `PEERSUM_BREAK` in `kernels/protocol.cuh` numbers it. Compiled for groups of 2 and 3.
+/// What is broken, as `PEERSUM_BREAK` in `kernels/protocol.cuh` numbers it. Compiled for groups of
+/// 2 and 3.
 #[cfg(feature = "broken-kernels")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
@@ -67,7 +69,8 @@ impl Break {
     ];
 }
 
-/// One emulated device. Ranks that use the same index share a device, across processes too, as ranks can share a GPU.
+/// One emulated device. Ranks that use the same index share a device, across processes too, as
+/// ranks can share a GPU.
 #[derive(Debug, Clone)]
 pub struct EmulatorDevice {
     identity: DeviceIdentity,

@@ -176,8 +176,8 @@ unsafe impl Device for Emulator {
 
     unsafe fn read(&self, source: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.synchronize()?;
-        // SAFETY: the caller answers for the source, and the stream has passed what it enqueued before; `bytes` is borrowed mutably, so
-        // the two do not overlap.
+        // SAFETY: the caller answers for the source, and the stream has passed what it enqueued
+        // before; `bytes` is borrowed mutably, so the two do not overlap.
         unsafe {
             std::ptr::copy_nonoverlapping(source as *const u8, bytes.as_mut_ptr(), bytes.len())
         };

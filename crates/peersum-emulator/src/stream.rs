@@ -67,7 +67,8 @@ impl Command {
             } => {
                 let address = address as *mut u32;
                 for index in 0..words {
-                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any multiple of an element from alignment.
+                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any
+                    // multiple of an element from alignment.
                     unsafe { address.add(index).write_unaligned(word) };
                 }
             }
@@ -76,7 +77,8 @@ impl Command {
                 source,
                 bytes,
             } => {
-                // SAFETY: the caller of `Device::copy` answers for both ranges, and that they do not overlap.
+                // SAFETY: the caller of `Device::copy` answers for both ranges, and that they do
+                // not overlap.
                 unsafe {
                     std::ptr::copy_nonoverlapping(
                         source as *const u8,
@@ -89,7 +91,8 @@ impl Command {
                 destination,
                 ref bytes,
             } => {
-                // SAFETY: the caller of `Device::write` answers for the destination; the source is owned here.
+                // SAFETY: the caller of `Device::write` answers for the destination; the source is
+                // owned here.
                 unsafe {
                     std::ptr::copy_nonoverlapping(
                         bytes.as_ptr(),
@@ -144,8 +147,8 @@ struct Recorded {
     thread: ThreadId,
 }
 
-/// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and the threads that run them.
-/// Cheap to clone. Dropping the last clone waits for what was enqueued.
+/// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and
+/// the threads that run them. Cheap to clone. Dropping the last clone waits for what was enqueued.
 #[derive(Clone)]
 pub struct EmulatorStream {
     inner: Arc<Inner>,

@@ -63,7 +63,8 @@ pub(crate) struct RankArgs {
 /// Runs all cases.
 ///
 /// # Errors
-/// There are no two GPUs or there is no NCCL; a result is wrong, or a call took another path than its size says.
+/// There are no two GPUs or there is no NCCL; a result is wrong, or a call took another path than
+/// its size says.
 pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
     let gpus = Gpus::count()?;
     let world_size = args.world_size.unwrap_or(gpus.min(8));

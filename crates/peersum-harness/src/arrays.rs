@@ -57,7 +57,8 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
         })
     }
 
-    /// Fails unless `array`, one of this rank's, holds the sum and the memory around it is untouched.
+    /// Fails unless `array`, one of this rank's, holds the sum and the memory around it is
+    /// untouched.
     pub(crate) fn ensure_sum(&self, array: &TestBuffer<T, D>) -> Result<()> {
         self.ensure_is(array, |index| self.expected[index])
     }

@@ -39,8 +39,8 @@ pub(crate) enum Content {
     Ordinary,
     /// Every second element a special value, the others any bits.
     Special,
-    /// Small whole numbers, of which every type holds the sums of eight exactly: any order of adding
-    /// gives the same bits.
+    /// Small whole numbers, of which every type holds the sums of eight exactly: any order of
+    /// adding gives the same bits.
     Whole,
     /// Finite values, spread evenly from -4 to 4.
     Even,

@@ -1,4 +1,5 @@
-//! `doctor`: what the library finds from inside one process, and what takes a second one or the emulator.
+//! `doctor`: what the library finds from inside one process, and what takes a second one or the
+//! emulator.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -214,8 +215,8 @@ impl Pair {
         if let Place::Gpu(ordinal) = self.places[1] {
             command.args(["--gpu", &ordinal.to_string()]);
         }
-        // From this thread, which lives as long as the program: the child is killed when the thread that started it ends. What goes
-        // wrong there comes back through the group.
+        // From this thread, which lives as long as the program: the child is killed when the thread
+        // that started it ends. What goes wrong there comes back through the group.
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

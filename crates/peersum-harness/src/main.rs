@@ -34,13 +34,17 @@ struct Cli {
 enum Command {
     /// Microseconds a call, against the machine's limits and NCCL.
     BenchAllreduce(Box<bench::allreduce::BenchArgs>),
-    /// Microseconds a row-parallel layer without an all-reduce, with peersum's and with NCCL's: what an engine sees.
+    /// Microseconds a row-parallel layer without an all-reduce, with peersum's and with NCCL's:
+    /// what an engine sees.
     ///
-    /// Each rank multiplies its shard, [rows, hidden/W] x [hidden/W, hidden] in bf16 by cuBLAS, and the partial products are summed in
-    /// place; the next layer takes its input from the sum. All layers are one CUDA graph, or are launched one after the other. The same
-    /// layers are timed without an all-reduce in turn with those that have one, so `adds` is the difference of two medians of one run.
+    /// Each rank multiplies its shard, [rows, hidden/W] x [hidden/W, hidden] in bf16 by cuBLAS, and
+    /// the partial products are summed in place; the next layer takes its input from the sum. All
+    /// layers are one CUDA graph, or are launched one after the other. The same layers are timed
+    /// without an all-reduce in turn with those that have one, so `adds` is the difference of two
+    /// medians of one run.
     ///
-    /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or .12, unless the loader knows it.
+    /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or
+    /// .12, unless the loader knows it.
     BenchLayer(Box<bench::layer::LayerArgs>),
     /// Measures which algorithm and grid is the fastest, and writes the dispatch tables.
     Tune(tune::TuneArgs),
@@ -63,12 +67,14 @@ enum Command {
     /// One rank of `kill`.
     #[command(hide = true)]
     KillRank(kill::RankArgs),
-    /// What of this machine works with peersum, what is slower and why, and what does not work and what to do.
+    /// What of this machine works with peersum, what is slower and why, and what does not work and
+    /// what to do.
     Doctor(doctor::DoctorArgs),
     /// The other process of `doctor`.
     #[command(hide = true)]
     DoctorPeer(doctor::PeerArgs),
-    /// A reduced grid under compute-sanitizer, and for each of its tools an error that it must find.
+    /// A reduced grid under compute-sanitizer, and for each of its tools an error that it must
+    /// find.
     Sanitize(sanitize::SanitizeArgs),
     /// Every kind of call by ranks that are the rows of one grid.
     #[command(hide = true)]

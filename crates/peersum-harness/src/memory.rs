@@ -1,4 +1,5 @@
-//! Device memory for tests, the same way on every device: allocated through the seam, between guards.
+//! Device memory for tests, the same way on every device: allocated through the seam, between
+//! guards.
 
 use std::marker::PhantomData;
 
@@ -11,8 +12,8 @@ use crate::data::bytes_of;
 /// Bytes before and behind an array that must stay as they were.
 pub(crate) const GUARD_BYTES: usize = 64;
 
-/// What memory holds before a test writes to it: a NaN in no type's canonical form, and bits that no
-/// data have often.
+/// What memory holds before a test writes to it: a NaN in no type's canonical form, and bits that
+/// no data have often.
 pub(crate) const POISON: u8 = 0xA5;
 
 /// Device memory in which one array lies, with poison around it.

@@ -1,4 +1,5 @@
-//! `bench-allreduce`: what it writes of a report, and a whole run on the emulator, whose times mean nothing.
+//! `bench-allreduce`: what it writes of a report, and a whole run on the emulator, whose times mean
+//! nothing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness_run;
@@ -26,7 +27,8 @@ fn assert_is_committed(name: &str, actual: &str) {
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == actual,
-        "{name} has changed; look at the difference, and bless it with PEERSUM_BLESS=1 if it is wanted:\n{actual}"
+        "{name} has changed; look at the difference, and bless it with PEERSUM_BLESS=1 if it is \
+         wanted:\n{actual}"
     );
 }
 

@@ -159,7 +159,8 @@ const TABLE: &[Attempt] = &[
         },
     ),
     (
-        "Device::{allocate_shared, import, blocks_per_multiprocessor, disown}, DeviceStream::wait_for",
+        "Device::{allocate_shared, import, blocks_per_multiprocessor, disown}, \
+         DeviceStream::wait_for",
         "sizes that no memory has, descriptors that are no memory, a stream that waits for itself",
         |comm| {
             let device = comm.device();

@@ -1,26 +1,29 @@
-//! `bench allreduce`: microseconds a call by world size, size, type, algorithm and grid, against the machine's limits and NCCL.
+//! `bench allreduce`: microseconds a call by world size, size, type, algorithm and grid, against
+//! the machine's limits and NCCL.
 
 mod arguments;
+mod nccl;
 mod samples;
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::Route;
 
 pub(crate) use self::arguments::BenchArgs;
+use self::nccl::measure_nccl;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
-use super::nccl;
 use super::ranks::GroupSettings;
-use super::report::{Limits, Report, System};
+use super::report::{Limits, Report};
 use super::sample::{Sample, add_round};
 use super::timing::Timed;
 use super::{chart, limits, page, table};
-use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
+use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
 /// # Errors
-/// The flags mean nothing, a file cannot be read or written, or something could not be measured; all else was, and was written.
+/// The flags mean nothing, a file cannot be read or written, or something could not be measured;
+/// all else was, and was written.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.from_json {
         let report = Report::read(path)?;
@@ -219,40 +222,6 @@ fn measure_ranks<M: Timed>(
         limits,
         cells,
     })
-}
-
-/// NCCL by the same method, for the groups that have a GPU for each rank.
-fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
-    let smallest = args.world_size.iter().copied().min().unwrap_or(0);
-    let notes = &mut report.notes;
-    let Some(nccl) = args.nccl.open(smallest, gpus.devices(), notes) else {
-        return;
-    };
-    let world_sizes = args.world_size.iter().copied();
-    let world_sizes: Vec<u32> = world_sizes.filter(|size| *size <= gpus.devices()).collect();
-    report.nccl = Some(nccl.version().to_owned());
-    for world_size in world_sizes {
-        for system in [System::Nccl, System::NcclSymmetric] {
-            eprintln!("NCCL {}, {world_size} ranks, {system:?}", nccl.version());
-            let work = nccl::Work {
-                world_size,
-                dtypes: &args.dtype,
-                bytes: &args.call.bytes,
-                launches: args.method.launches(),
-                method: args.call.method(),
-            };
-            match nccl.measure(gpus, system, &work) {
-                Ok(measured) => {
-                    let cells = measured.iter().map(|sample| sample.cell(&report.limits));
-                    report.cells.extend(cells);
-                }
-                Err(error) if nccl.lacks(system) => report.notes.push(format!("{error:#}")),
-                Err(error) => report
-                    .failures
-                    .push(format!("{system:?} with {world_size} ranks: {error:#}")),
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -43,8 +43,8 @@ pub(crate) struct CallArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "cuda")]
     pub(crate) device: DeviceChoice,
-    /// The size of one half of the push slots; a larger message is sent in pieces. [default: as in a
-    /// program that does not set it]
+    /// The size of one half of the push slots; a larger message is sent in pieces. [default: as in
+    /// a program that does not set it]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) push_half: Option<usize>,
     /// Calls in one graph, or in one batch of eager calls.
@@ -92,15 +92,15 @@ impl MethodChoice {
 /// Whether NCCL is measured too.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct NcclArgs {
-    /// The library of NCCL, or `off`. Measured if every rank has its own GPU. [default: the one that
-    /// the loader finds]
+    /// The library of NCCL, or `off`. Measured if every rank has its own GPU. [default: the one
+    /// that the loader finds]
     #[arg(long, value_name = "PATH|off")]
     nccl: Option<String>,
 }
 
 impl NcclArgs {
-    /// NCCL for a group of `world_size` ranks on `gpus` GPUs. `None` if it is switched off or cannot
-    /// be measured; then a note says why not.
+    /// NCCL for a group of `world_size` ranks on `gpus` GPUs. `None` if it is switched off or
+    /// cannot be measured; then a note says why not.
     pub(crate) fn open(&self, world_size: u32, gpus: u32, notes: &mut Vec<String>) -> Option<Nccl> {
         let path = self.nccl.as_deref();
         if path == Some("off") {

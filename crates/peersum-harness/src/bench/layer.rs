@@ -1,4 +1,5 @@
-//! `bench layer`: a row-parallel layer as an engine runs it, without an all-reduce, with peersum's and with NCCL's.
+//! `bench layer`: a row-parallel layer as an engine runs it, without an all-reduce, with peersum's
+//! and with NCCL's.
 
 mod measure;
 mod report;
@@ -18,8 +19,8 @@ use super::cublas::{self, Cublas};
 use super::timing::Method;
 use crate::machine::{DeviceKind, Gpus, Machine};
 
-/// The most layers: without an all-reduce the values shrink by the square root of the world size a layer, and after these they are
-/// still numbers like others to a multiplier.
+/// The most layers: without an all-reduce the values shrink by the square root of the world size a
+/// layer, and after these they are still numbers like others to a multiplier.
 const MAX_LAYERS: i64 = 80;
 
 /// What `bench layer` measures.
@@ -29,21 +30,39 @@ pub(crate) struct LayerArgs {
     run: RunArgs,
     #[command(flatten)]
     nccl: NcclArgs,
-    /// Ranks, threads of one process; they share the cards if there are fewer, and then there is no NCCL. [default: a rank a GPU, of 2, 4
-    /// or 8]
+    /// Ranks, threads of one process; they share the cards if there are fewer, and then there is no
+    /// NCCL. [default: a rank a GPU, of 2, 4 or 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
     world_size: Option<u32>,
     /// Hidden sizes: the width of the layer's output, and of its input over all ranks.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4096,8192", value_parser = clap::value_parser!(u32).range(16..=65536))]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "4096,8192",
+        value_parser = clap::value_parser!(u32).range(16..=65536)
+    )]
     hidden: Vec<u32>,
     /// Rows: the tokens of a step.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,8,64", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1,8,64",
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
     rows: Vec<u32>,
     /// Replays of a graph, layers launched one after the other, or both.
     #[arg(long, value_enum, default_value = "both")]
     method: MethodChoice,
-    /// Layers in one graph, or in one batch of eager ones. Each has weights of its own: with few layers the cache may hold them all.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS))]
+    /// Layers in one graph, or in one batch of eager ones. Each has weights of its own: with few
+    /// layers the cache may hold them all.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS)
+    )]
     layers: u32,
     /// Programmatic dependent launch of peersum's kernels.
     #[arg(long, value_enum, default_value = "on")]
@@ -62,8 +81,8 @@ enum Switch {
 /// Runs the benchmark, prints its tables and writes the report if that is asked for.
 ///
 /// # Errors
-/// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not be measured; all else was, and was
-/// written.
+/// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not
+/// be measured; all else was, and was written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let gpus = Gpus::open(u32::MAX)?;
     let builds = Builds::new(DeviceKind::Cuda, &args.run.cubins);

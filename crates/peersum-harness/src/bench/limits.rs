@@ -227,7 +227,8 @@ impl Rank<'_> {
         unsafe { self.device.read(own + FAILED_OFFSET, &mut failed)? };
         ensure!(
             failed == [0; 8],
-            "a rank waited longer than {TIMEOUT:?} for a peer's word: the ranks' kernels do not run at the same time"
+            "a rank waited longer than {TIMEOUT:?} for a peer's word: the ranks' kernels do not \
+             run at the same time"
         );
         Ok(Limits {
             world_size: self.parameters.world_size,
@@ -280,7 +281,8 @@ impl Rank<'_> {
         Ok(rounded(us / f64::from(2 * ROUNDS)))
     }
 
-    /// The median time of one kernel in a graph of `method.calls`, of the rank that began last, in microseconds.
+    /// The median time of one kernel in a graph of `method.calls`, of the rank that began last, in
+    /// microseconds.
     fn time(
         &mut self,
         kernel: &CudaFunction,
@@ -290,7 +292,8 @@ impl Rank<'_> {
         method: Method,
     ) -> Result<f64> {
         let (stream, parameters) = (Arc::clone(&self.stream), self.parameters);
-        // SAFETY: the kernel touches the control pages and data areas of all ranks' memory, which is mapped until all ranks have met at the end.
+        // SAFETY: the kernel touches the control pages and data areas of all ranks' memory, which
+        // is mapped until all ranks have met at the end.
         let times = unsafe {
             time_recorded(&self.device, &mut self.timer, self.peers, method, || {
                 launch(&stream, kernel, blocks, threads, pdl, &parameters)

@@ -15,7 +15,8 @@ use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::machine::{DeviceKind, DeviceOf};
 use crate::ranks::{Member, PATIENCE, Peers, run_threads};
 
-/// The pattern that inputs repeat, in bytes: making more random numbers than this would take longer than measuring.
+/// The pattern that inputs repeat, in bytes: making more random numbers than this would take longer
+/// than measuring.
 const PATTERN_BYTES: usize = 1 << 16;
 
 /// Settings of a group that is measured.
@@ -149,7 +150,8 @@ impl<D: Device> Rank<'_, D> {
         Ok(())
     }
 
-    /// Replays of a graph of calls with `plan`, `None` for what the table says: microseconds a call for each.
+    /// Replays of a graph of calls with `plan`, `None` for what the table says: microseconds a call
+    /// for each.
     pub(crate) fn time_graph<T: Element>(
         &mut self,
         placement: Placement,
@@ -162,7 +164,8 @@ impl<D: Device> Rank<'_, D> {
         communicator.force_plan(plan)?;
         communicator.capture_begin()?;
         let recorded = (0..method.calls).try_for_each(|_| views.call(communicator, placement));
-        // SAFETY: the memory behind the views is this rank's, and outlives the graph, which is dropped here.
+        // SAFETY: the memory behind the views is this rank's, and outlives the graph, which is
+        // dropped here.
         let graph = unsafe { communicator.capture_end() };
         recorded?;
         let graph = graph?;
@@ -219,8 +222,8 @@ impl<D: Device> Rank<'_, D> {
     fn views<T: Element>(&self, bytes: usize) -> Views<T, D> {
         let len = bytes.min(self.memory.bytes) / size_of::<T>();
         let view = |address| {
-            // SAFETY: each place has at least as many bytes, aligned for every type; the views are dropped before it. The symmetric buffer
-            // itself is not used while a view of it exists.
+            // SAFETY: each place has at least as many bytes, aligned for every type; the views are
+            // dropped before it. The symmetric buffer itself is not used while a view of it exists.
             View(ManuallyDrop::new(unsafe {
                 self.device.adopt(address, len)
             }))

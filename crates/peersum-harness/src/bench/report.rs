@@ -188,7 +188,8 @@ pub(crate) struct Limits {
     pub(crate) store_gb_s: f64,
     /// Loads from the peers' memory likewise.
     pub(crate) load_gb_s: f64,
-    /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at once, in microseconds.
+    /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at
+    /// once, in microseconds.
     pub(crate) copies: Vec<Copied>,
 }
 
@@ -200,9 +201,10 @@ pub(crate) struct Copied {
 }
 
 impl Limits {
-    /// No call of `bytes` bytes can take less than about this: one exchange, since every output depends on every rank, and the time that its
-    /// bytes need. Over a link they are those of [`bus_bytes`]; on a shared device each rank reads its input and writes its output,
-    /// which is what the copies measure, beyond what a copy of the smallest size takes.
+    /// No call of `bytes` bytes can take less than about this: one exchange, since every output
+    /// depends on every rank, and the time that its bytes need. Over a link they are those of
+    /// [`bus_bytes`]; on a shared device each rank reads its input and writes its output, which is
+    /// what the copies measure, beyond what a copy of the smallest size takes.
     pub(crate) fn call_us(&self, bytes: u64, pdl: bool) -> Option<f64> {
         let exchange = self.exchange_us.get(pdl);
         let moving = match self.link {

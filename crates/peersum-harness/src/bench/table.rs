@@ -263,7 +263,8 @@ pub(crate) fn placement_text(placement: Placement) -> &'static str {
 }
 
 impl Table {
-    /// Columns aligned by spaces: to the left where a column's first entry begins with a letter, else to the right.
+    /// Columns aligned by spaces: to the left where a column's first entry begins with a letter,
+    /// else to the right.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.title);
         let widths: Vec<usize> = (0..self.head.len())

@@ -29,7 +29,8 @@ pub(crate) trait Timer: Send {
     /// Marks the first point.
     fn begin(&mut self) -> Result<()>;
 
-    /// Marks the second, waits until the stream has passed it, and returns the microseconds between the two.
+    /// Marks the second, waits until the stream has passed it, and returns the microseconds between
+    /// the two.
     fn end(&mut self) -> Result<f64>;
 }
 
@@ -106,7 +107,8 @@ impl Timed for Emulators {
     }
 }
 
-/// Records `method.calls` calls and replays the recording; microseconds a call for each replay. All ranks must do so together.
+/// Records `method.calls` calls and replays the recording; microseconds a call for each replay. All
+/// ranks must do so together.
 ///
 /// # Safety
 /// What `record` enqueues on the device's stream must stay valid until this returns.
@@ -130,7 +132,8 @@ pub(crate) unsafe fn time_recorded<D: Device>(
     })
 }
 
-/// Microseconds a call for each of `method.replays` runs of `launch`, which makes `method.calls` calls.
+/// Microseconds a call for each of `method.replays` runs of `launch`, which makes `method.calls`
+/// calls.
 pub(crate) fn time_replays(
     timer: &mut dyn Timer,
     peers: Peers<'_>,
@@ -151,7 +154,8 @@ pub(crate) fn time_replays(
     Ok(times)
 }
 
-/// Eager calls: microseconds a call by the timer, and of the host's time until the launch has returned, for each batch.
+/// Eager calls: microseconds a call by the timer, and of the host's time until the launch has
+/// returned, for each batch.
 pub(crate) fn time_eager(
     timer: &mut dyn Timer,
     peers: Peers<'_>,

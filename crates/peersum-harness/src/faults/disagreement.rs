@@ -141,7 +141,8 @@ fn disagree<S: DeviceStream>(
     if in_graph {
         communicator.capture_begin()?;
         launch(&mut communicator)?;
-        // SAFETY: the arrays live until the end of this function, which has waited for the stream by then.
+        // SAFETY: the arrays live until the end of this function, which has waited for the stream
+        // by then.
         graph = Some(unsafe { communicator.capture_end()? });
     }
     // A rank that is still in its good call when others fail in the next would be told that.

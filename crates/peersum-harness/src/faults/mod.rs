@@ -77,7 +77,8 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
                     replays::graph_replays(member, stage, pdl)
                 })?;
                 println!(
-                    "  world size {world_size}, pdl {pdl}: 100 replays of 4 layers and 10 eager calls, all equal to the reference"
+                    "  world size {world_size}, pdl {pdl}: 100 replays of 4 layers and 10 eager \
+                     calls, all equal to the reference"
                 );
             }
         }
@@ -94,8 +95,8 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
                         two::two_communicators(member, stage, pdl)
                     })?;
                     println!(
-                        "  world size {world_size}, pdl {pdl}: two communicators at once, all results \
-                         equal to the reference"
+                        "  world size {world_size}, pdl {pdl}: two communicators at once, all \
+                         results equal to the reference"
                     );
                 }
             }

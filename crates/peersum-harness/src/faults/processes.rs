@@ -12,7 +12,8 @@ use peersum::device::{DeviceStream, MemorySharing};
 use super::stage::{ELEMENTS, SEED, Stage, TIMEOUT, again};
 use crate::ranks::{RankProcess, meeting_directory};
 
-/// Calls until something fails; prints a line for the parent after the first call and when it has failed.
+/// Calls until something fails; prints a line for the parent after the first call and when it has
+/// failed.
 pub(super) fn calls_until_failure<S: DeviceStream>(
     rendezvous: Rendezvous,
     stage: &Stage<'_, S>,

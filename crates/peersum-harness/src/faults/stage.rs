@@ -30,16 +30,19 @@ pub(super) const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]
 /// One case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
-    /// Four layers captured, 100 replays mixed with eager calls, with and without programmatic dependent launch.
+    /// Four layers captured, 100 replays mixed with eager calls, with and without programmatic
+    /// dependent launch.
     GraphReplays,
     /// Two communicators with default settings on the same GPUs, one rank a GPU if there are two:
     /// ranks enqueue their calls in opposite orders, eager and as graphs.
     TwoCommunicators,
-    /// A rank never calls; the others name it, outputs are NaN, a graph captured before is refused and moves no data, a new communicator works.
+    /// A rank never calls; the others name it, outputs are NaN, a graph captured before is refused
+    /// and moves no data, a new communicator works.
     AbsentRank,
     /// Another thread aborts a rank that waits.
     Abort,
-    /// Ranks call with different sizes, types or algorithms, in another order, or skip a call; eager and in graphs.
+    /// Ranks call with different sizes, types or algorithms, in another order, or skip a call;
+    /// eager and in graphs.
     Disagreement,
     /// A process is killed with SIGKILL between calls of others that wait for it.
     Killed,

@@ -196,8 +196,9 @@ impl fmt::Display for Case {
     }
 }
 
-/// Selects configurations by their names: the parts between slashes in order, `*` for any; parts that are left out at the end may be
-/// anything. A single part without a slash selects every name that has it anywhere.
+/// Selects configurations by their names: the parts between slashes in order, `*` for any; parts
+/// that are left out at the end may be anything. A single part without a slash selects every name
+/// that has it anywhere.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Filter(String);

@@ -1,5 +1,5 @@
-//! Data and comparison on the card, by kernels that `cargo xtask test-allreduce` compiles ahead of time: where results are large, moving
-//! and comparing them on the host would take most of a run.
+//! Data and comparison on the card, by kernels that `cargo xtask test-allreduce` compiles ahead of
+//! time: where results are large, moving and comparing them on the host would take most of a run.
 
 use std::sync::Arc;
 
@@ -31,7 +31,8 @@ pub(crate) trait DeviceCheck: Send {
     /// Writes one rank's array.
     fn generate(&mut self, dtype: Dtype, content: Content, key: Key, slot: &Slot) -> Result<()>;
 
-    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under `place`.
+    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under
+    /// `place`.
     fn check(
         &mut self,
         dtype: Dtype,
@@ -72,8 +73,8 @@ pub(crate) struct DeviceCheckModule {
 }
 
 impl DeviceCheckModule {
-    /// Loads the cubin for the GPU from the directory that the environment names; `None` if it names none, and results are then compared on
-    /// the host.
+    /// Loads the cubin for the GPU from the directory that the environment names; `None` if it
+    /// names none, and results are then compared on the host.
     pub(crate) fn load(context: &Arc<CudaContext>) -> Result<Option<DeviceCheckModule>> {
         let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE) else {
             return Ok(None);
@@ -157,7 +158,8 @@ impl DeviceCheck for OnStream {
             .arg(&number)
             .arg(&special)
             .arg(&key.0);
-        // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the array's address on; the slot holds them.
+        // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the
+        // array's address on; the slot holds them.
         unsafe { launch.launch(shape(elements))? };
         Ok(())
     }
@@ -198,7 +200,8 @@ impl DeviceCheck for OnStream {
             .arg(&all)
             .arg(&world_size)
             .arg(&result);
-        // SAFETY: the arguments are those of the kernel, which reads the slot and writes one result; this stream alone uses the results.
+        // SAFETY: the arguments are those of the kernel, which reads the slot and writes one
+        // result; this stream alone uses the results.
         unsafe { launch.launch(shape(elements))? };
         Ok(())
     }
@@ -225,8 +228,9 @@ impl DeviceCheck for OnStream {
     }
 }
 
-/// Holds a check to `generator` and `peersum::reference`: it must make the same data, accept the reference's sums, and find one changed
-/// bit wherever it is, and one touched byte beside the array.
+/// Holds a check to `generator` and `peersum::reference`: it must make the same data, accept the
+/// reference's sums, and find one changed bit wherever it is, and one touched byte beside the
+/// array.
 pub(crate) fn prove<D: Device>(
     check: &mut dyn DeviceCheck,
     device: &D,

@@ -4,10 +4,10 @@ use anyhow::{Context, Result};
 use peersum::device::Device;
 use peersum::{Communicator, Graph, SymmetricBuffer};
 
+use super::calls::{Call, LAYERS, Place};
 use super::device_check::DeviceCheck;
 use super::event::Wrong;
 use super::memory::{Slot, Slots, compare};
-use super::plan::{Call, LAYERS, Place};
 use crate::data::{self, Key, TestElement, bytes_of};
 use crate::memory::{Guarded, POISON};
 
@@ -120,8 +120,8 @@ impl<D: Device> Lane<D> {
         self.communicator.capture_begin()?;
         let mut layers = 0..round.calls.len();
         let launched = layers.try_for_each(|layer| self.launch::<T>(round, layer));
-        // SAFETY: the calls use regions of the lane, which outlives the graph: that lives as long as
-        // its case.
+        // SAFETY: the calls use regions of the lane, which outlives the graph: that lives as long
+        // as its case.
         let graph = unsafe { self.communicator.capture_end() };
         launched?;
         Ok(graph?)

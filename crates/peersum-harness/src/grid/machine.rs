@@ -29,7 +29,8 @@ impl GridMachine for Emulators {
 /// GPUs with the kernels that check results.
 pub(crate) struct CheckedGpus {
     gpus: Gpus,
-    /// For each GPU; loaded before any rank launches, since loading may wait for a kernel that waits.
+    /// For each GPU; loaded before any rank launches, since loading may wait for a kernel that
+    /// waits.
     checks: Vec<Option<DeviceCheckModule>>,
 }
 

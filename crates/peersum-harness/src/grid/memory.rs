@@ -1,7 +1,7 @@
 //! The arrays of a round: one slot a layer in each of a rank's regions, every slot between guards.
 
+use super::calls::{Call, LAYERS, OFFSETS, Place, offset};
 use super::event::Wrong;
-use super::plan::{Call, LAYERS, OFFSETS, Place, offset};
 use crate::memory::{GUARD_BYTES, POISON};
 
 /// Bytes from slot to slot for arrays of at most `elements` elements.

@@ -1,5 +1,7 @@
-//! The test grid: every configuration of the all-reduce, on whatever the machine has, bits against the reference.
+//! The test grid: every configuration of the all-reduce, on whatever the machine has, bits against
+//! the reference.
 
+mod calls;
 pub(crate) mod case;
 mod device_check;
 pub(crate) mod event;
@@ -66,7 +68,8 @@ pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {
     let tally = runner::run(&settings, &cases, &mut |line: &GroupLine| {
         finished += line.configurations;
         println!(
-            "{:<32} {:>4} configurations {:>7} calls {:>4} mismatches {:>7.2} s   [{finished}/{total}]",
+            "{:<32} {:>4} configurations {:>7} calls {:>4} mismatches {:>7.2} s   \
+             [{finished}/{total}]",
             line.name, line.configurations, line.calls, line.mismatches, line.seconds
         );
     })?;

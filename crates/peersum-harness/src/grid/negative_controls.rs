@@ -1,4 +1,5 @@
-//! The negative controls: with each protocol that is broken on purpose the grid must fail, or it proves nothing.
+//! The negative controls: with each protocol that is broken on purpose the grid must fail, or it
+//! proves nothing.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,7 +57,8 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     let mut options = EmulatorOptions::default();
     options.broken = broken;
     let settings = Arc::new(Settings {
-        // The rank order shows from 3 ranks on; the broken kernels are compiled for these two sizes.
+        // The rank order shows from 3 ranks on; the broken kernels are compiled for these two
+        // sizes.
         dtypes: vec![Dtype::Bf16, Dtype::F32],
         ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, vec![2, 3], seed)
     });

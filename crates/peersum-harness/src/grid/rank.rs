@@ -11,8 +11,8 @@ use super::machine::GridMachine;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
 
-/// Runs every case of every group that `rank` is in, and tells `emit` of it. `rendezvous` gives the recipe for a group: its world size, and
-/// which of its communicators.
+/// Runs every case of every group that `rank` is in, and tells `emit` of it. `rendezvous` gives the
+/// recipe for a group: its world size, and which of its communicators.
 ///
 /// # Errors
 /// What keeps the rank from going on. A mismatch is no error but an event.

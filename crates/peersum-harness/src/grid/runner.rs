@@ -1,4 +1,5 @@
-//! The runner: starts the ranks, takes what they say, ends them when one fails or says nothing any more.
+//! The runner: starts the ranks, takes what they say, ends them when one fails or says nothing any
+//! more.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -18,7 +19,8 @@ use crate::ranks::meeting_directory;
 /// How often the runner looks after processes that have ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a silent rank is given beyond the time that a call may wait for a peer: the pauses of the cases, and a busy machine.
+/// What a silent rank is given beyond the time that a call may wait for a peer: the pauses of the
+/// cases, and a busy machine.
 const SILENCE: Duration = Duration::from_secs(15);
 
 /// How long the others are given to say what they know, once one rank has failed.
@@ -59,7 +61,8 @@ pub(crate) fn run<'a>(
     }
 }
 
-/// Takes events until every rank is done, or one has failed and the others have had their last words. No process is left.
+/// Takes events until every rank is done, or one has failed and the others have had their last
+/// words. No process is left.
 pub(crate) fn watch<'a>(
     settings: &'a Settings,
     cases: &'a [Case],

@@ -6,19 +6,20 @@ use anyhow::{Context, Result};
 use peersum::device::{Device, DeviceStream};
 use peersum::{Communicator, Rendezvous};
 
+use super::calls::{Call, LAYERS, delay, late_start, round_calls};
 use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check;
 use super::event::{Event, Mismatch, Wrong};
 use super::lane::{Lane, Round};
 use super::machine::{GridMachine, load_policy, require_precompiled};
 use super::memory::{number_of, region_bytes, stride};
-use super::plan::{self, Call, LAYERS};
+use super::plan;
 use super::settings::{GridKind, Settings};
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::memory::Guarded;
 
-/// How long ranks wait for each other in set-up. The runner watches over the ranks, so this need not
-/// be short; ranks of larger groups wait here while the smaller ones run.
+/// How long ranks wait for each other in set-up. The runner watches over the ranks, so this need
+/// not be short; ranks of larger groups wait here while the smaller ones run.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The largest grid of each of two communicators that share the devices, and under a sanitizer.
@@ -56,7 +57,7 @@ impl<S: DeviceStream> Session<S> {
         let world_size = cases.first().context("a group without cases")?.world_size;
         let is_late = |case: &&&Case| case.work == Work::Adversarial(Adversarial::LateStart);
         if let Some(case) = cases.iter().find(is_late) {
-            std::thread::sleep(plan::late_start(settings, case, rank));
+            std::thread::sleep(late_start(settings, case, rank));
         }
         let elements = plan::largest_elements(settings, cases);
         // 0 for a session of one communicator, 1 and 2 for one of two.
@@ -107,7 +108,7 @@ impl<S: DeviceStream> Session<S> {
         let keys = self.keys(case);
         let in_graph = matches!(case.work, Work::Uniform { mode, .. } if mode == Mode::Graph);
         for (number, keys) in (0..case.rounds).zip(&keys) {
-            let calls = plan::round_calls(&self.settings, case, number);
+            let calls = round_calls(&self.settings, case, number);
             let largest = calls.iter().map(|call| call.elements).max().unwrap_or(1);
             let round = Round {
                 number,
@@ -134,7 +135,7 @@ impl<S: DeviceStream> Session<S> {
                 graph.launch(&mut lane.communicator)?;
             } else {
                 for (layer, call) in calls.iter().enumerate() {
-                    let delay = plan::delay(&self.settings, case, number, layer, self.rank);
+                    let delay = delay(&self.settings, case, number, layer, self.rank);
                     if !delay.is_zero() {
                         std::thread::sleep(delay);
                     }
@@ -148,7 +149,7 @@ impl<S: DeviceStream> Session<S> {
         }
         let began = Instant::now();
         for (number, layer, found) in self.take_from_devices(case)? {
-            let calls = plan::round_calls(&self.settings, case, number);
+            let calls = round_calls(&self.settings, case, number);
             let call = calls
                 .get(layer)
                 .context("a call that the check names but that was not made")?;

@@ -31,7 +31,8 @@ pub(crate) enum GridKind {
     Smoke,
     /// Sizes from 16 to 4194304 elements, 16 rounds.
     Full,
-    /// A few small sizes, one round, small launches: what the slowness of a sanitizer leaves time for.
+    /// A few small sizes, one round, small launches: what the slowness of a sanitizer leaves time
+    /// for.
     Sanitizer,
 }
 
@@ -62,8 +63,8 @@ pub(crate) struct GridArgs {
         default_value = "f16,bf16,f32"
     )]
     pub(crate) dtype: Vec<Dtype>,
-    /// Algorithms: `push_one_shot`, `push_two_shot`, `pull_one_shot`, `pull_two_shot` (each of the last two staged and symmetric),
-    /// `symmetric_one_shot`, `symmetric_two_shot`, or `all`.
+    /// Algorithms: `push_one_shot`, `push_two_shot`, `pull_one_shot`, `pull_two_shot` (each of the
+    /// last two staged and symmetric), `symmetric_one_shot`, `symmetric_two_shot`, or `all`.
     #[arg(
         long,
         value_name = "LIST",
@@ -86,7 +87,8 @@ pub(crate) struct GridArgs {
     /// The seed of all data, sizes and delays; a random one unless given. Every report names it.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-    /// Only configurations with such a name: `ws4/bf16/push_one_shot/1040/eager/aligned`, `ws4/*/pull_two_shot`, `adversarial`.
+    /// Only configurations with such a name: `ws4/bf16/push_one_shot/1040/eager/aligned`,
+    /// `ws4/*/pull_two_shot`, `adversarial`.
     #[arg(long, value_name = "CASE")]
     pub(crate) filter: Option<Filter>,
     /// Print the names of the configurations and run none.
@@ -95,7 +97,8 @@ pub(crate) struct GridArgs {
     /// Write a report in JSON.
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// How long a call may wait for a peer, in seconds. A rank that says nothing for this long and 15 seconds more ends the run.
+    /// How long a call may wait for a peer, in seconds. A rank that says nothing for this long and
+    /// 15 seconds more ends the run.
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
     pub(crate) timeout: f64,
     /// Seconds that precompiling took, for the report.
@@ -141,7 +144,8 @@ pub(crate) enum FaultKind {
     Hang,
     /// Exits with status 0, as if it were done.
     Exit,
-    /// Changes one bit of a result before it is compared on the host: the second element, in round 1, layer 2.
+    /// Changes one bit of a result before it is compared on the host: the second element, in round
+    /// 1, layer 2.
     Corrupt,
 }
 
@@ -222,7 +226,8 @@ impl Settings {
         match (self.sharing, self.device, self.grid, self.ranks) {
             (SharingChoice::FileDescriptor, ..) => MemorySharing::FileDescriptor,
             (SharingChoice::LegacyIpc, ..) => MemorySharing::LegacyIpc,
-            // At one address for all ranks: initcheck knows which addresses were written, not that two lead to the same memory.
+            // At one address for all ranks: initcheck knows which addresses were written, not that
+            // two lead to the same memory.
             (_, DeviceKind::Cuda, GridKind::Sanitizer, RankKind::Threads) => {
                 MemorySharing::LegacyIpc
             }

@@ -34,7 +34,8 @@ struct CaseTally {
     check: f64,
 }
 
-/// Seconds by phase. Set-up, run and check are those of the slowest rank of each group, case by case.
+/// Seconds by phase. Set-up, run and check are those of the slowest rank of each group, case by
+/// case.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub(crate) struct Seconds {
     pub(crate) precompile: Option<f64>,
@@ -101,7 +102,8 @@ impl<'a> Tally<'a> {
                 self.current[at] = None;
             }
             Event::Built { seconds } => {
-                // The last rank to come does not wait for the others: the shortest time is that of set-up itself.
+                // The last rank to come does not wait for the others: the shortest time is that of
+                // set-up itself.
                 let shortest = self
                     .set_up
                     .entry((self.rank_world[at], self.lanes[at]))
@@ -246,7 +248,8 @@ impl<'a> Tally<'a> {
             super::case::Work::Adversarial(kind) => format!("eager, adversarial {kind}"),
         };
         format!(
-            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {}, layer {}: {}; seed {}\n  {}",
+            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {}, layer {}: {}; \
+             seed {}\n  {}",
             mismatch.rank,
             case.world_size,
             mismatch.algorithm,

@@ -140,7 +140,8 @@ pub(crate) fn ranks(settings: &Settings) -> u32 {
     settings.world_sizes.iter().copied().max().unwrap_or(0)
 }
 
-/// Starts one process a rank. Call it from a thread that outlives them: they are killed when it ends.
+/// Starts one process a rank. Call it from a thread that outlives them: they are killed when it
+/// ends.
 pub(crate) fn start_processes(
     settings: &Settings,
     directory: &Path,

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// How long a process that still holds more than before waits for what ends by itself, such as a thread that has been asked to.
+/// How long a process that still holds more than before waits for what ends by itself, such as a
+/// thread that has been asked to.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sorted, so that two are compared as they are.

@@ -1,8 +1,11 @@
-//! Kill tests: real ranks in processes of their own, one of which is killed or stopped, at each phase of its life. Every survivor must be told in
-//! time who it was, hold nothing afterwards, and be able to go on without it.
+//! Kill tests: real ranks in processes of their own, one of which is killed or stopped, at each
+//! phase of its life. Every survivor must be told in time who it was, hold nothing afterwards, and
+//! be able to go on without it.
 
 mod holdings;
+mod leftovers;
 mod rank;
+mod ranks;
 mod referee;
 mod scenario;
 mod words;
@@ -20,7 +23,8 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::machine::{DeviceChoice, DeviceKind, decide};
-use referee::{Deadlines, Findings, Planted};
+use ranks::{Deadlines, Planted};
+use referee::Findings;
 use scenario::{Blow, Choices, Phase, Scenario};
 
 pub(crate) use rank::{RankArgs, run as run_rank};
@@ -44,7 +48,12 @@ pub(crate) struct KillArgs {
     #[arg(long)]
     jobs: Option<usize>,
     /// Numbers of ranks.
-    #[arg(long, value_delimiter = ',', default_value = "2,3,4", value_parser = clap::value_parser!(u32).range(2..=8))]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "2,3,4",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
     world_size: Vec<u32>,
     /// Where the victim is hit [default: everywhere].
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -58,7 +67,8 @@ pub(crate) struct KillArgs {
     /// What a survivor may take beyond its deadline, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     grace_ms: u64,
-    /// How long a rank may take for what has no deadline of its own, in milliseconds; beyond that it hangs.
+    /// How long a rank may take for what has no deadline of its own, in milliseconds; beyond that
+    /// it hangs.
     #[arg(long, default_value_t = 60_000, hide = true)]
     patience_ms: u64,
     /// Writes what was found as JSON.
@@ -84,7 +94,8 @@ struct Line {
     longest_ms: f64,
     /// Survivors' errors by kind.
     errors: BTreeMap<words::Kind, usize>,
-    /// Runs behind which the next one removed the files of a rank 0 that was killed as the last of its group.
+    /// Runs behind which the next one removed the files of a rank 0 that was killed as the last of
+    /// its group.
     swept_by_next_run: usize,
 }
 
@@ -142,35 +153,19 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         failed: Vec::new(),
         seconds: 0.0,
     };
-    let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
     let planted = Planted {
         plant: args.plant,
         one_device: args.one_device,
     };
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let (sender, outcomes) = channel();
-        for _ in 0..jobs {
-            let sender = sender.clone();
-            let (scenarios, next, deadlines) = (&scenarios, &next, &deadlines);
-            scope.spawn(move || {
-                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = referee::run(device, scenario, deadlines, &planted);
-                    if sender.send((scenario, outcome)).is_err() {
-                        return;
-                    }
-                }
-            });
+    let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
+    let run = |scenario: &Scenario| referee::run(device, scenario, &deadlines, &planted);
+    run_all(&scenarios, jobs, &run, &mut |scenario, outcome| {
+        if let Err(error) = &outcome {
+            println!("FAILED {scenario}: {error:#}");
+            println!("  again: {}", again(args, seed, scenario.run, device));
+            report.failed.push(format!("{scenario}: {error:#}"));
         }
-        drop(sender);
-        for (scenario, outcome) in outcomes {
-            if let Err(error) = &outcome {
-                println!("FAILED {scenario}: {error:#}");
-                println!("  again: {}", again(args, seed, scenario.run, device));
-                report.failed.push(format!("{scenario}: {error:#}"));
-            }
-            report.add(scenario, outcome.ok());
-        }
+        report.add(scenario, outcome.ok());
     });
     report.seconds = began.elapsed().as_secs_f64();
     report.print();
@@ -182,6 +177,33 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     })
+}
+
+/// Runs all scenarios, `jobs` at once, and hands `take` each outcome as it comes.
+fn run_all<'a>(
+    scenarios: &'a [Scenario],
+    jobs: usize,
+    run: &(impl Fn(&Scenario) -> Result<Findings> + Sync),
+    take: &mut dyn FnMut(&'a Scenario, Result<Findings>),
+) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (sender, outcomes) = channel();
+        for _ in 0..jobs {
+            let (sender, next) = (sender.clone(), &next);
+            scope.spawn(move || {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if sender.send((scenario, run(scenario))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (scenario, outcome) in outcomes {
+            take(scenario, outcome);
+        }
+    });
 }
 
 fn all_or<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {

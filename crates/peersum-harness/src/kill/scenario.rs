@@ -1,4 +1,5 @@
-//! What happens in one run: who is hit, when, by what. All of it follows from the seed and the run's number.
+//! What happens in one run: who is hit, when, by what. All of it follows from the seed and the
+//! run's number.
 
 use std::fmt;
 use std::time::Duration;
@@ -80,7 +81,8 @@ pub(crate) struct Scenario {
     pub(crate) victim: u32,
     pub(crate) phase: Phase,
     pub(crate) blow: Blow,
-    /// In the phases in which the victim waits for another rank: for whom. That rank goes on once the victim has been hit.
+    /// In the phases in which the victim waits for another rank: for whom. That rank goes on once
+    /// the victim has been hit.
     pub(crate) held: u32,
     /// In [`Phase::SetUp`]: what the victim and the held rank have done last.
     pub(crate) step: Step,
@@ -127,7 +129,8 @@ pub(crate) struct Choices {
 }
 
 impl Choices {
-    /// Run number `run` of `seed`. Every combination of world size, victim, phase and blow comes once before any comes again.
+    /// Run number `run` of `seed`. Every combination of world size, victim, phase and blow comes
+    /// once before any comes again.
     pub(crate) fn scenario(&self, seed: u64, run: u64) -> Scenario {
         let mut all = Vec::new();
         for &world_size in &self.world_sizes {

@@ -60,7 +60,8 @@ pub(crate) enum Kind {
     PeerTimeout,
     /// In a call: another rank gave up, and said for whom it had waited.
     PeerFailed,
-    /// In set-up of ranks that share a device: the blocks did not run at once. Of a rank that was stopped meanwhile that is true.
+    /// In set-up of ranks that share a device: the blocks did not run at once. Of a rank that was
+    /// stopped meanwhile that is true.
     NotCoResident,
     /// Any other, which is a fault.
     Other,

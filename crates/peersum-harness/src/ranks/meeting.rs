@@ -1,4 +1,5 @@
-//! Where the ranks of one process meet. Unlike a barrier it has a deadline, and a rank that fails tells the others.
+//! Where the ranks of one process meet. Unlike a barrier it has a deadline, and a rank that fails
+//! tells the others.
 
 use std::any::Any;
 use std::fmt;
@@ -58,7 +59,8 @@ impl Meeting {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same type.
+    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same
+    /// type.
     ///
     /// # Errors
     /// A rank failed or did not come in time.

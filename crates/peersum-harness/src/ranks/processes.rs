@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
-/// Makes a directory where ranks meet, which is closed to other users. It is removed with everything
-/// in it when it is dropped.
+/// Makes a directory where ranks meet, which is closed to other users. It is removed with
+/// everything in it when it is dropped.
 ///
 /// # Errors
 /// The system refuses.

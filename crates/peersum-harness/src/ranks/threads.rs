@@ -31,7 +31,8 @@ impl Peers<'_> {
         self.gather(()).map(|_| ())
     }
 
-    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same type.
+    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same
+    /// type.
     ///
     /// # Errors
     /// As [`Peers::meet`].

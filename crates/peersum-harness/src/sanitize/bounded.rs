@@ -22,8 +22,8 @@ pub(crate) struct Ended {
     pub(crate) took: Duration,
 }
 
-/// Runs `command` for at most `limit`. What it prints goes through a file in `directory`: a pipe would have to be emptied, and a
-/// grandchild that outlives the program would keep it open.
+/// Runs `command` for at most `limit`. What it prints goes through a file in `directory`: a pipe
+/// would have to be emptied, and a grandchild that outlives the program would keep it open.
 pub(crate) fn run(command: &mut Command, directory: &Path, limit: Duration) -> Result<Ended> {
     let path = directory.join("output");
     let output = File::create(&path).with_context(|| format!("making {}", path.display()))?;

@@ -1,7 +1,9 @@
-//! Ranks that are the rows of one grid: a group for tools that let only one kernel of a process run at a time.
+//! Ranks that are the rows of one grid: a group for tools that let only one kernel of a process run
+//! at a time.
 //!
-//! The kernels are the shipped ones but for their entry points (`PEERSUM_ONE_LAUNCH`), which take the parameters of every rank. Everything
-//! that a communicator does is done by hand here, from what `abi.h` says.
+//! The kernels are the shipped ones but for their entry points (`PEERSUM_ONE_LAUNCH`), which take
+//! the parameters of every rank. Everything that a communicator does is done by hand here, from
+//! what `abi.h` says.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -104,7 +106,8 @@ pub(crate) fn run(args: &GroupArgs) -> Result<()> {
             }
         }
         println!(
-            "world size {world_size}: {calls} calls, each rank's result equal to the reference bit for bit"
+            "world size {world_size}: {calls} calls, the result of every rank equal to the \
+             reference bit for bit"
         );
     }
     Ok(())
@@ -275,8 +278,9 @@ impl Group {
             block_dim: (case.threads + world_size, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the parameters are those that the entry points of this build take; every address in them is of an allocation of this
-        // group, which outlives the stream's work: the next line waits for it.
+        // SAFETY: the parameters are those that the entry points of this build take; every address
+        // in them is of an allocation of this group, which outlives the stream's work: the next
+        // line waits for it.
         unsafe { launch.launch(shape)? };
         self.stream.synchronize()?;
         Ok(())
@@ -350,7 +354,8 @@ fn function(
     Ok(module.load_function(&key.entry_point(route.algorithm()))?)
 }
 
-/// An arena as it is before the first call. Staging stays as the driver gave it: what reads it before it is staged is to be found.
+/// An arena as it is before the first call. Staging stays as the driver gave it: what reads it
+/// before it is staged is to be found.
 fn armed(device: &Cuda, layout: &Layout) -> Result<Guarded<Cuda>> {
     const RING: u64 = abi::PEERSUM_HEADER_RING as u64;
     let arena = memory(device, layout.bytes())?;

@@ -1,5 +1,5 @@
-//! The kernels under compute-sanitizer: a reduced set of calls that each tool must find sound, and for each tool a planted error that it must
-//! find, without which its silence would say nothing.
+//! The kernels under compute-sanitizer: a reduced set of calls that each tool must find sound, and
+//! for each tool a planted error that it must find, without which its silence would say nothing.
 
 mod bounded;
 mod group;
@@ -21,7 +21,8 @@ use tool::Tool;
 pub(crate) use group::{GroupArgs, run as run_group};
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
-/// What compute-sanitizer is to exit with if it found errors; no other status of it or of the harness.
+/// What compute-sanitizer is to exit with if it found errors; no other status of it or of the
+/// harness.
 const FOUND: i32 = 86;
 
 /// How much is shown of what a run that failed printed, in lines from its end.
@@ -38,11 +39,12 @@ pub(crate) struct SanitizeArgs {
         default_value = "memcheck,initcheck,racecheck,synccheck"
     )]
     tool: Vec<Tool>,
-    /// compute-sanitizer itself [default: the one on PATH, else /usr/local/cuda/bin/compute-sanitizer]
+    /// compute-sanitizer itself [default: the one on PATH, else
+    /// /usr/local/cuda/bin/compute-sanitizer]
     #[arg(long, value_name = "PATH")]
     compute_sanitizer: Option<PathBuf>,
-    /// The directory of the modules, as `cargo xtask precompile` writes it: of the build `one-launch`, or for --ranks processes of the shipped
-    /// one.
+    /// The directory of the modules, as `cargo xtask precompile` writes it: of the build
+    /// `one-launch`, or for --ranks processes of the shipped one.
     #[arg(long, value_name = "DIR")]
     cubins: PathBuf,
     /// World sizes.
@@ -64,7 +66,8 @@ pub(crate) struct SanitizeArgs {
 enum Ranks {
     /// A row of one grid: one launch is a call of all ranks.
     Rows,
-    /// A process with a communicator, in the test grid. initcheck does not know what the others write.
+    /// A process with a communicator, in the test grid. initcheck does not know what the others
+    /// write.
     Processes,
 }
 
@@ -75,7 +78,8 @@ enum Subject {
     Grid,
 }
 
-/// Runs each tool on its planted error and on the grid. Exit status 1 unless each found the one and nothing in the other.
+/// Runs each tool on its planted error and on the grid. Exit status 1 unless each found the one and
+/// nothing in the other.
 pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
     ensure!(args.limit > 0, "--limit 0 leaves no time for anything");
     let began = Instant::now();
@@ -95,8 +99,9 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
                 Duration::from_secs(args.limit),
             )
             .context(
-                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package nvidia-cuda-sanitizer-api of PyPI \
-                 (13.4.92 is whole; 13.0.85 to 13.3.75 lack the program that starts others); --compute-sanitizer names one",
+                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package \
+                 nvidia-cuda-sanitizer-api of PyPI (13.4.92 is whole; 13.0.85 to 13.3.75 lack the \
+                 program that starts others); --compute-sanitizer names one",
             )?;
             // Absent: it said nothing.
             let report = fs::read_to_string(&report_path).unwrap_or_default();
@@ -183,9 +188,11 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         .arg("--log-file")
         .arg(report)
         .arg(harness)
-        // Ranks that share a card need a hardware queue each; set here, since the tool may make a context before the grid can.
+        // Ranks that share a card need a hardware queue each; set here, since the tool may make a
+        // context before the grid can.
         .env(CONNECTIONS_VARIABLE, "32")
-        // What loads at its first launch is also rewritten by the tool then, while the peers' kernels wait.
+        // What loads at its first launch is also rewritten by the tool then, while the peers'
+        // kernels wait.
         .env("CUDA_MODULE_LOADING", "EAGER");
     match subject {
         Subject::Planted => {
@@ -205,7 +212,8 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--dtype", "bf16", "--world-size", &args.world_size])
                 .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])
-                // A rank may be slow, but what hangs is to be named by the grid before this run is ended.
+                // A rank may be slow, but what hangs is to be named by the grid before this run is
+                // ended.
                 .args(["--timeout", &(args.limit as f64 / 3.0).to_string()])
                 .env("PEERSUM_CUBIN_DIR", &args.cubins);
         }

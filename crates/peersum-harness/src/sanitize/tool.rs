@@ -39,15 +39,15 @@ impl Tool {
     /// Flags of its own.
     pub(crate) fn flags(self) -> &'static [&'static str] {
         match self {
-            // What a call of the driver returns is no error of a kernel: set-up asks for things that a driver may refuse, and the grid
-            // itself fails where one should not have been.
+            // What a call of the driver returns is no error of a kernel: set-up asks for things
+            // that a driver may refuse, and the grid itself fails where one should not have been.
             Tool::Memcheck => &["--report-api-errors", "no"],
             _ => &[],
         }
     }
 
-    /// How many errors the report counts: the sum, where it has a summary for each of several processes. `None` without any summary, in
-    /// which case the tool has checked nothing.
+    /// How many errors the report counts: the sum, where it has a summary for each of several
+    /// processes. `None` without any summary, in which case the tool has checked nothing.
     pub(crate) fn errors(self, report: &str) -> Option<u64> {
         let summary = match self {
             Tool::Racecheck => " RACECHECK SUMMARY: ",
@@ -86,7 +86,8 @@ mod tests {
     #[test]
     fn a_summary_that_is_missing_or_not_understood_is_none() {
         // What compute-sanitizer prints, with exit status 0, of a program that uses no GPU.
-        let nothing = "========= COMPUTE-SANITIZER\n========= Target application terminated before first instrumented API call\n";
+        let nothing = "========= COMPUTE-SANITIZER\n\
+            ========= Target application terminated before first instrumented API call\n";
         assert_eq!(Tool::Memcheck.errors(nothing), None);
         assert_eq!(Tool::Memcheck.errors(""), None);
         assert_eq!(

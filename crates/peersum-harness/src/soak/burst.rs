@@ -7,7 +7,8 @@ use peersum_artifact::Dtype;
 use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
 use crate::grid::settings::{GridKind, Settings};
 
-/// Rounds of small calls: as many as one check on the card holds results of. Others take as long in fewer.
+/// Rounds of small calls: as many as one check on the card holds results of. Others take as long in
+/// fewer.
 const ROUNDS: u32 = 64;
 const FEW_ROUNDS: u32 = 4;
 /// Small calls are those up to here, in elements.

@@ -1,4 +1,5 @@
-//! A soak: calls of random size, alignment, algorithm, mode and delay for as long as asked, the bits of every result compared.
+//! A soak: calls of random size, alignment, algorithm, mode and delay for as long as asked, the
+//! bits of every result compared.
 
 mod burst;
 
@@ -46,7 +47,8 @@ pub(crate) struct SoakArgs {
     corrupt: bool,
 }
 
-/// Lets the ranks agree on the last burst: the first to come to one after the time is up ends it for all.
+/// Lets the ranks agree on the last burst: the first to come to one after the time is up ends it
+/// for all.
 struct Gate {
     ends: Instant,
     state: Mutex<GateState>,

@@ -1,4 +1,5 @@
-//! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of input, as a dispatch table.
+//! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of
+//! input, as a dispatch table.
 
 mod sweep;
 
@@ -29,9 +30,16 @@ pub(crate) struct TuneArgs {
     #[command(flatten)]
     call: CallArgs,
     /// World sizes; ranks share the cards if there are fewer. One that does not fit is skipped.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,3,4,5,6,7,8", value_parser = clap::value_parser!(u32).range(2..=8))]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "2,3,4,5,6,7,8",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
     world_size: Vec<u32>,
-    /// Element types. A row serves all types: it is the one with the least geometric mean over these.
+    /// Element types. A row serves all types: it is the one with the least geometric mean over
+    /// these.
     #[arg(
         long,
         value_name = "LIST",
@@ -172,7 +180,8 @@ struct Outcome<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without it.
+    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without
+    /// it.
     fn tune<M: Timed>(&'a self, machine: &M) -> Result<Outcome<'a>> {
         let shapes = Shapes::of(self.link);
         let settings = GroupSettings {
@@ -312,7 +321,8 @@ impl Outcome<'_> {
                     tuned.base_plan.route.name()
                 };
                 println!(
-                    "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  {:<18} {:>3} x {:<3}  ({kept})",
+                    "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  \
+                     {:<18} {:>3} x {:<3}  ({kept})",
                     self.group.world_size,
                     bytes_text(tuned.bytes),
                     tuned.placement.name(),

@@ -44,7 +44,8 @@ impl Shapes {
         }
     }
 
-    /// Blocks and threads for a call of so many places. Threads without a place only make a block larger.
+    /// Blocks and threads for a call of so many places. Threads without a place only make a block
+    /// larger.
     fn for_places(self, places: u64, max_blocks: u32) -> Vec<(u32, u32)> {
         let least = self.threads.iter().copied().min().unwrap_or(0);
         let threads = self
@@ -116,7 +117,8 @@ pub(super) struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Sweeps the sizes until the time is up. All ranks decide the same: by rank 0's clock and by times that all have seen.
+    /// Sweeps the sizes until the time is up. All ranks decide the same: by rank 0's clock and by
+    /// times that all have seen.
     pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
         rank.fill::<bf16>()?;
         let arch = rank.communicator.identity().arch;
@@ -269,7 +271,8 @@ impl Sweep<'_> {
     }
 }
 
-/// The plans that go into the second pass: the base's, and the fastest of those that serve the placement.
+/// The plans that go into the second pass: the base's, and the fastest of those that serve the
+/// placement.
 fn finalists(tried: &[(Plan, f64)], placement: Placement, base_plan: Plan) -> Vec<Plan> {
     let mut fastest: Vec<&(Plan, f64)> = tried
         .iter()

@@ -16,7 +16,13 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(super) nccl: NcclArgs,
     /// World sizes; ranks share the cards if there are fewer.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,4,8", value_parser = clap::value_parser!(u32).range(2..=8))]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "2,4,8",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
     pub(super) world_size: Vec<u32>,
     /// Element types.
     #[arg(
@@ -26,8 +32,8 @@ pub(crate) struct BenchArgs {
         default_value = "bf16"
     )]
     pub(super) dtype: Vec<Dtype>,
-    /// `best` takes the dispatch table's plan for each kind of input, `all` every algorithm with the grids of --shapes, or names like
-    /// push_one_shot.
+    /// `best` takes the dispatch table's plan for each kind of input, `all` every algorithm with
+    /// the grids of --shapes, or names like push_one_shot.
     #[arg(
         long,
         value_name = "LIST",
@@ -36,7 +42,13 @@ pub(crate) struct BenchArgs {
     )]
     pub(super) algo: Vec<String>,
     /// Grids to try for a named algorithm, as BLOCKSxTHREADS.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_shape, default_value = "1x256,2x128,8x64,16x128,16x256,16x512,33x256,33x512,66x256,66x512,132x512")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = parse_shape,
+        default_value = "1x256,2x128,8x64,16x128,16x256,16x512,33x256,33x512,66x256,66x512,132x512"
+    )]
     pub(super) shapes: Vec<(u32, u32)>,
     /// Replays of a graph, calls one after the other, or both.
     #[arg(long, value_enum, default_value = "graph")]
@@ -51,14 +63,26 @@ pub(crate) struct BenchArgs {
     /// that does not set it]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) max_blocks: Option<u32>,
-    /// The directory with the cubin of the kernels that measure the machine's limits; without it there are none.
+    /// The directory with the cubin of the kernels that measure the machine's limits; without it
+    /// there are none.
     #[arg(long, value_name = "DIR")]
     pub(super) limits: Option<PathBuf>,
-    /// Measure, in turn with the shipped kernels, those without header, bounds and poison: what safety costs.
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "target/bench/cubins-unsafe-baseline")]
+    /// Measure, in turn with the shipped kernels, those without header, bounds and poison: what
+    /// safety costs.
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 0..=1,
+        default_missing_value = "target/bench/cubins-unsafe-baseline"
+    )]
     pub(super) unsafe_baseline: Option<PathBuf>,
     /// Likewise those with the formal order of a re-arm before the peer's next store.
-    #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "target/bench/cubins-strict-order")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 0..=1,
+        default_missing_value = "target/bench/cubins-strict-order"
+    )]
     pub(super) strict_order: Option<PathBuf>,
     /// How often each build is measured, in turn [default: 1, or 3 where builds are compared]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]

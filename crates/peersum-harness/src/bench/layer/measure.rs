@@ -1,4 +1,5 @@
-//! What the ranks of one group measure: the same layers without an all-reduce and with one, in turn.
+//! What the ranks of one group measure: the same layers without an all-reduce and with one, in
+//! turn.
 
 use std::sync::Arc;
 
@@ -60,7 +61,8 @@ pub(super) fn measure_group(
     let ranks = run_threads(world_size, 1, |mut member| {
         let rank = member.peers.rank();
         let stream = gpus.stream(rank)?;
-        // Before the communicator: what cuBLAS does to a whole device must not fall into another rank's calls.
+        // Before the communicator: what cuBLAS does to a whole device must not fall into another
+        // rank's calls.
         let stack = Stack::new(&stream, rank, group.shape)?;
         let all_reduce = match nccl {
             Some(communicators) => AllReduce::Nccl(
@@ -107,7 +109,8 @@ impl Rank<'_> {
                     .with_context(|| format!("{rows} rows, {}", launch.name()))?;
                 let without = self.peers.gather(without)?;
                 let with = self.peers.gather(with)?;
-                // Without an all-reduce nobody waits for anybody, so a step takes as long as its slowest rank.
+                // Without an all-reduce nobody waits for anybody, so a step takes as long as its
+                // slowest rank.
                 let (without, with) =
                     (Spread::of(&longest(&without)), Spread::of(&shortest(&with)));
                 cells.push(Cell {
@@ -129,7 +132,8 @@ impl Rank<'_> {
         Ok(cells)
     }
 
-    /// What is done once in a process or for a size, and what a recording cannot hold: cuBLAS loads its kernels, NCCL connects.
+    /// What is done once in a process or for a size, and what a recording cannot hold: cuBLAS loads
+    /// its kernels, NCCL connects.
     fn warm_up(&self, activations: &mut Activations) -> Result<()> {
         let stream = self.stack.stream();
         self.stack.enqueue(activations, |_| Ok(()))?;
@@ -218,7 +222,8 @@ impl Rank<'_> {
         })
     }
 
-    /// Fails unless the last layer's output is the same on every rank, bit for bit, and made of numbers.
+    /// Fails unless the last layer's output is the same on every rank, bit for bit, and made of
+    /// numbers.
     fn check(&self, activations: &Activations) -> Result<()> {
         let output = self.stack.read(activations)?;
         let bits: Vec<u16> = output.iter().map(|value| value.to_bits()).collect();
@@ -256,8 +261,8 @@ fn sum_by_nccl(
 ) -> Result<()> {
     let elements = sums.len();
     let address = sums.device_ptr_mut(stream).0;
-    // SAFETY: the slice has so many elements and is freed in the order of the stream, which is of this rank's device; the communicator is
-    // that of the thread's rank.
+    // SAFETY: the slice has so many elements and is freed in the order of the stream, which is of
+    // this rank's device; the communicator is that of the thread's rank.
     unsafe { communicator.all_reduce(address, address, elements, Dtype::Bf16, stream) }
 }
 

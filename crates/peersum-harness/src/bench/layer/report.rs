@@ -50,7 +50,8 @@ pub(super) struct Cell {
     pub(super) launch: Launch,
     /// The dispatch table's algorithm, and the grid that was launched. `None` for NCCL.
     pub(super) plan: Option<Plan>,
-    /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those that have one.
+    /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those
+    /// that have one.
     pub(super) without_us: Spread,
     /// Microseconds a layer with it, of the rank that began last.
     pub(super) with_us: Spread,
@@ -88,7 +89,8 @@ impl Report {
     /// What was measured on, what was not measured, and a table for each way of launching.
     pub(super) fn to_text(&self) -> String {
         let mut text = format!(
-            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; cuBLAS {}, NCCL {}\n",
+            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; \
+             cuBLAS {}, NCCL {}\n",
             self.device,
             self.devices,
             self.world_size,
@@ -244,18 +246,23 @@ mod tests {
         );
         assert_eq!(
             report.to_text(),
-            "\
-# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; peersum 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9
-
-us a layer, 64 layers in a graph; medians of 3 replays
-  all-reduce  hidden  rows  message  none   quartiles  with   quartiles  adds  with/none  adds/NCCL's  algorithm         grid
-  peersum       4096     8      64K  10.0  9.50..10.5  12.1  12.0..12.2  2.10      1.210        0.200  push_one_shot  8 x 512
-  NCCL          4096     8      64K  10.0  9.50..10.5  20.5  20.0..22.0  10.5      2.050            -  -                    -
-
-us a layer, 64 layers launched one after the other; medians of 3 replays
-  all-reduce  hidden  rows  message  none   quartiles  with   quartiles  adds  with/none  adds/NCCL's  algorithm         grid
-  peersum       4096     8      64K  10.0  9.50..10.5  12.1  12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512
-"
+            "# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; \
+             peersum 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9\n\
+             \n\
+             us a layer, 64 layers in a graph; medians of 3 replays\n\
+             \x20\x20all-reduce  hidden  rows  message  none   quartiles  with   \
+             quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
+             \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
+             12.0..12.2  2.10      1.210        0.200  push_one_shot  8 x 512\n\
+             \x20\x20NCCL          4096     8      64K  10.0  9.50..10.5  20.5  \
+             20.0..22.0  10.5      2.050            -  -                    -\n\
+             \n\
+             us a layer, 64 layers launched one after the other; medians of 3 \
+             replays\n\
+             \x20\x20all-reduce  hidden  rows  message  none   quartiles  with   \
+             quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
+             \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
+             12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512\n"
         );
     }
 

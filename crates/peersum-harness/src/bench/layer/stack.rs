@@ -9,15 +9,17 @@ use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 use crate::bench::cublas::{Cublas, Product};
 use crate::data::{self, Content, Key};
 
-/// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the same one; making more takes longer
-/// than measuring.
+/// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the
+/// same one; making more takes longer than measuring.
 const PATTERN_ELEMENTS: usize = 1_048_573;
 /// The variance of [`Content::Even`].
 const EVEN_VARIANCE: f32 = 64.0 / 12.0;
-/// What every product reads of a row is whole units of 16 bytes, as cuBLAS's fast kernels and peersum's want it.
+/// What every product reads of a row is whole units of 16 bytes, as cuBLAS's fast kernels and
+/// peersum's want it.
 const UNIT_ELEMENTS: u32 = 8;
 
-/// Square layers that are split over ranks by rows of their weights: each rank has `hidden / world_size` inputs of every layer.
+/// Square layers that are split over ranks by rows of their weights: each rank has `hidden /
+/// world_size` inputs of every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) hidden: u32,
@@ -31,7 +33,8 @@ impl Shape {
     pub(super) fn new(hidden: u32, world_size: u32, layers: u32) -> Result<Shape> {
         ensure!(
             hidden.is_multiple_of(UNIT_ELEMENTS * world_size),
-            "hidden {hidden} does not divide into {world_size} shards of whole units of {UNIT_ELEMENTS}: take a multiple of {}",
+            "hidden {hidden} does not divide into {world_size} shards of whole units of \
+             {UNIT_ELEMENTS}: take a multiple of {}",
             UNIT_ELEMENTS * world_size
         );
         Ok(Shape {
@@ -77,8 +80,9 @@ impl Shape {
 
 /// The layers of one rank.
 ///
-/// Every layer has weights of its own, [hidden, hidden / world_size] as checkpoints store them, so that the cache holds no layer's when
-/// its turn comes again: at hidden 4096 and two ranks 64 layers are 1 GiB a rank, at eight ranks still 256 MiB.
+/// Every layer has weights of its own, [hidden, hidden / world_size] as checkpoints store them, so
+/// that the cache holds no layer's when its turn comes again: at hidden 4096 and two ranks 64
+/// layers are 1 GiB a rank, at eight ranks still 256 MiB.
 pub(super) struct Stack {
     shape: Shape,
     rank: u32,
@@ -97,7 +101,8 @@ pub(super) struct Activations {
 }
 
 impl Stack {
-    /// Opens cuBLAS and makes random weights, different ones on each rank, which keep the variance of what they multiply.
+    /// Opens cuBLAS and makes random weights, different ones on each rank, which keep the variance
+    /// of what they multiply.
     ///
     /// # Errors
     /// cuBLAS or the driver refuses, for instance so much memory.
@@ -152,7 +157,8 @@ impl Stack {
         Ok(activations)
     }
 
-    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce` enqueues to sum it in place.
+    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce`
+    /// enqueues to sum it in place.
     ///
     /// # Errors
     /// cuBLAS refuses, or what `all_reduce` says.
@@ -175,8 +181,9 @@ impl Stack {
                 0 => &activations.input,
                 _ => previous,
             };
-            // SAFETY: the weights hold every layer's shard; input and output are two of three allocations of `rows` rows of `hidden`
-            // elements, of which this rank reads its own columns. All are freed in the stream's order.
+            // SAFETY: the weights hold every layer's shard; input and output are two of three
+            // allocations of `rows` rows of `hidden` elements, of which this rank reads its own
+            // columns. All are freed in the stream's order.
             unsafe {
                 self.cublas.multiply(
                     product,
