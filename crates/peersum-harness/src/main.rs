@@ -10,6 +10,7 @@ mod grid;
 mod kill;
 mod machine;
 mod memory;
+mod names;
 mod ranks;
 mod sanitize;
 mod soak;

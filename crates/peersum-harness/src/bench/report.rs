@@ -150,14 +150,25 @@ impl Cell {
         }
     }
 
-    /// How many times the limit the median is.
-    pub(crate) fn limit_ratio(&self) -> Option<f64> {
-        self.limit_us.map(|limit| self.us.median / limit)
-    }
-
     pub(crate) fn is_of_nccl(&self) -> bool {
         matches!(self.system, System::Nccl | System::NcclSymmetric)
     }
+}
+
+/// Of the cells with the same key the fastest one.
+pub(crate) fn fastest<'a, K: PartialEq>(
+    cells: impl Iterator<Item = &'a Cell>,
+    key: impl Fn(&Cell) -> K,
+) -> Vec<&'a Cell> {
+    let mut best: Vec<&Cell> = Vec::new();
+    for cell in cells {
+        match best.iter_mut().find(|other| key(other) == key(cell)) {
+            Some(other) if cell.us.median < other.us.median => *other = cell,
+            Some(_) => {}
+            None => best.push(cell),
+        }
+    }
+    best
 }
 
 /// With and without programmatic dependent launch, in microseconds.

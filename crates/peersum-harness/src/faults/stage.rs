@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 use half::bf16;
 use peersum::device::DeviceStream;
@@ -14,6 +14,7 @@ use crate::arrays::Arrays;
 use crate::data::Content;
 use crate::machine::{DeviceChoice, DeviceKind};
 use crate::memory::POISON;
+use crate::names::name_of;
 
 /// How long a call waits for a peer in these cases.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -145,10 +146,9 @@ impl<S: DeviceStream> Stage<'_, S> {
 
 /// This program, for a part of what it does.
 pub(super) fn again(args: &FaultsArgs, kind: DeviceKind, case: Case) -> Result<Command> {
-    let name = case.to_possible_value().context("a case without a name")?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["faults", "--case", name.get_name()])
+        .args(["faults", "--case", &name_of(&case)])
         .args(["--device", kind.name()])
         .args(["--grace-ms", &args.grace_ms.to_string()])
         .args(["--abort-ms", &args.abort_ms.to_string()]);

@@ -3,12 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use clap::ValueEnum;
 use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
+use crate::names::name_of;
+
 /// How the calls of a round are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Mode {
     /// One launch a call.
     Eager,
@@ -17,7 +21,8 @@ pub(crate) enum Mode {
 }
 
 /// Where the arrays of a call lie and what they hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Variant {
     /// Aligned, out of place (the symmetric two-shot, which knows no other, in place).
     Aligned,
@@ -75,7 +80,8 @@ impl Variant {
 }
 
 /// Cases that try to catch the protocols at what they are bad at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Adversarial {
     /// Each rank sleeps for a time of its own before every call.
     Delays,
@@ -147,36 +153,19 @@ impl Case {
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Eager => "eager",
-            Mode::Graph => "graph",
-        })
+        f.write_str(&name_of(self))
     }
 }
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Variant::Aligned => "aligned",
-            Variant::Unaligned => "unaligned",
-            Variant::InPlace => "in_place",
-            Variant::UnalignedInPlace => "unaligned_in_place",
-            Variant::Special => "special",
-            Variant::SpecialUnaligned => "special_unaligned",
-        })
+        f.write_str(&name_of(self))
     }
 }
 
 impl fmt::Display for Adversarial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Adversarial::Delays => "delays",
-            Adversarial::LateStart => "late_start",
-            Adversarial::Sizes => "sizes",
-            Adversarial::Mixed => "mixed",
-            Adversarial::Grids => "grids",
-            Adversarial::TwoCommunicators => "two_communicators",
-        })
+        f.write_str(&name_of(self))
     }
 }
 

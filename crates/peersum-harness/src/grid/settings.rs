@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::case::Filter;
 use crate::machine::{DeviceChoice, DeviceKind};
+use crate::names::name_of;
 
 /// What a rank is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -136,7 +137,7 @@ pub(crate) struct Fault {
 }
 
 /// What the rank does when it comes to the case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum FaultKind {
     /// Kills itself.
     Kill,
@@ -156,13 +157,8 @@ impl std::str::FromStr for Fault {
         let malformed =
             || format!("`{text}` is not kill:RANK:CASE, or hang, exit or corrupt likewise");
         let mut parts = text.splitn(3, ':');
-        let kind = match parts.next() {
-            Some("kill") => FaultKind::Kill,
-            Some("hang") => FaultKind::Hang,
-            Some("exit") => FaultKind::Exit,
-            Some("corrupt") => FaultKind::Corrupt,
-            _ => return Err(malformed()),
-        };
+        let kind = parts.next().unwrap_or_default();
+        let kind = FaultKind::from_str(kind, false).map_err(|_| malformed())?;
         let rank = parts
             .next()
             .and_then(|rank| rank.parse().ok())
@@ -237,16 +233,15 @@ impl Settings {
 
     /// The command that runs one configuration again with the same data.
     pub(crate) fn reproduce(&self, case: &str) -> String {
-        let name = |value: &dyn ValueEnumName| value.flag_value();
         let mut command = format!(
             "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {}",
-            name(&self.device),
-            name(&self.ranks),
-            name(&self.grid),
+            self.device.name(),
+            name_of(&self.ranks),
+            name_of(&self.grid),
             self.seed
         );
         if self.sharing != SharingChoice::Auto {
-            command += &format!(" --sharing {}", name(&self.sharing));
+            command += &format!(" --sharing {}", name_of(&self.sharing));
         }
         // Both decide which calls an adversarial case makes.
         if self.routes.len() < Route::ALL.len() {
@@ -258,20 +253,6 @@ impl Settings {
             command += &format!(" --dtype {}", dtypes.join(","));
         }
         command + &format!(" --filter {case}")
-    }
-}
-
-/// The value of a flag as it is typed.
-trait ValueEnumName {
-    fn flag_value(&self) -> String;
-}
-
-impl<T: Serialize> ValueEnumName for T {
-    fn flag_value(&self) -> String {
-        serde_json::to_value(self)
-            .ok()
-            .and_then(|value| value.as_str().map(str::to_owned))
-            .unwrap_or_default()
     }
 }
 

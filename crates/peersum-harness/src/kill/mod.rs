@@ -23,6 +23,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::machine::{DeviceChoice, DeviceKind, decide};
+use crate::names::list_of;
 use ranks::{Deadlines, Planted};
 use referee::Findings;
 use scenario::{Blow, Choices, Phase, Scenario};
@@ -222,17 +223,9 @@ fn again(args: &KillArgs, seed: u64, run: u64, device: DeviceKind) -> String {
         device.name(),
         sizes.join(",")
     );
-    fn names<T: ValueEnum>(chosen: &[T]) -> String {
-        let names: Vec<String> = chosen
-            .iter()
-            .filter_map(ValueEnum::to_possible_value)
-            .map(|value| value.get_name().to_owned())
-            .collect();
-        names.join(",")
-    }
     for (flag, names) in [
-        ("phase", names(&args.phase)),
-        ("signal", names(&args.signal)),
+        ("phase", list_of(&args.phase)),
+        ("signal", list_of(&args.signal)),
     ] {
         if !names.is_empty() {
             command += &format!(" --{flag} {names}");

@@ -10,6 +10,8 @@ use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
+use crate::names::name_of;
+
 /// Where the victim is when it is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -48,19 +50,6 @@ pub(crate) enum Step {
     Mapped,
 }
 
-impl Step {
-    const ALL: [Step; 4] = [Step::Joined, Step::Loaded, Step::Armed, Step::Mapped];
-
-    fn name(self) -> &'static str {
-        match self {
-            Step::Joined => "joined",
-            Step::Loaded => "loaded",
-            Step::Armed => "armed",
-            Step::Mapped => "mapped",
-        }
-    }
-}
-
 impl From<SetupStep> for Step {
     fn from(step: SetupStep) -> Step {
         match step {
@@ -95,20 +84,17 @@ pub(crate) struct Scenario {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |value: Option<clap::builder::PossibleValue>| {
-            value.map_or_else(String::new, |value| value.get_name().to_owned())
-        };
         write!(
             f,
             "run {}: {} of rank {} of {} in {}",
             self.run,
-            name(self.blow.to_possible_value()),
+            name_of(&self.blow),
             self.victim,
             self.world_size,
-            name(self.phase.to_possible_value())
+            name_of(&self.phase)
         )?;
         match self.phase {
-            Phase::SetUp => write!(f, " (behind {:?})", self.step.name())?,
+            Phase::SetUp => write!(f, " (behind {:?})", name_of(&self.step))?,
             Phase::Rendezvous | Phase::Teardown => {}
             _ => write!(f, " ({})", self.route.name())?,
         }
@@ -156,7 +142,8 @@ impl Choices {
             blow,
             held: (victim + rng.u32(1..world_size)) % world_size,
             step: {
-                let chance = Step::ALL[rng.usize(..Step::ALL.len())];
+                let all = Step::value_variants();
+                let chance = all[rng.usize(..all.len())];
                 self.step.unwrap_or(chance)
             },
             route: Route::ALL[rng.usize(..Route::ALL.len())],

@@ -15,6 +15,7 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::machine::CONNECTIONS_VARIABLE;
+use crate::names::name_of;
 use bounded::Ended;
 use tool::Tool;
 
@@ -109,7 +110,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
             let verdict = verdict(tool, subject, &ended, errors, &report, args.limit);
             println!(
                 "{:<10} {:<8} {:>7} {:>8.1}  {}",
-                tool.name(),
+                name_of(&tool),
                 match subject {
                     Subject::Planted => "planted",
                     Subject::Grid => "grid",
@@ -180,7 +181,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
     let harness = std::env::current_exe().context("finding this very program")?;
     let mut command = Command::new(compute_sanitizer(args));
     command
-        .args(["--tool", tool.name()])
+        .args(["--tool", &name_of(&tool)])
         .args(["--error-exitcode", &FOUND.to_string()])
         .args(["--target-processes", "all"])
         .args(["--print-limit", "10"])
@@ -196,7 +197,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         .env("CUDA_MODULE_LOADING", "EAGER");
     match subject {
         Subject::Planted => {
-            command.args(["sanitize-planted", "--tool", tool.name()]);
+            command.args(["sanitize-planted", "--tool", &name_of(&tool)]);
         }
         Subject::Grid if args.ranks == Ranks::Rows => {
             command

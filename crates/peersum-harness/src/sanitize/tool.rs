@@ -16,16 +16,6 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
-    /// Its name as `--tool` takes it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Tool::Memcheck => "memcheck",
-            Tool::Initcheck => "initcheck",
-            Tool::Racecheck => "racecheck",
-            Tool::Synccheck => "synccheck",
-        }
-    }
-
     /// The kernel of `planted.ptx` with the error that it must find.
     pub(crate) fn planted_kernel(self) -> &'static str {
         match self {

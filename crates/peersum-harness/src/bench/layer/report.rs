@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::report::{Launch, System};
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{Table, or_dash, ratio_text, us_text};
+use crate::bench::table::{Row, Table, grid_text, or_dash, quartiles_text, ratio_text, us_text};
 use crate::bench::timing::{Spread, rounded};
 
 /// One run.
@@ -106,51 +106,26 @@ impl Report {
             }
         }
         for launch in [Launch::Graph, Launch::Eager] {
-            let rows: Vec<Vec<String>> = self
+            let rows: Vec<Row> = self
                 .cells
                 .iter()
                 .filter(|cell| cell.launch == launch)
                 .map(|cell| self.row(cell))
                 .collect();
-            if rows.is_empty() {
-                continue;
-            }
             let how = match launch {
                 Launch::Graph => format!("{} layers in a graph", self.layers),
                 Launch::Eager => format!("{} layers launched one after the other", self.layers),
             };
-            let table = Table {
-                title: format!("us a layer, {how}; medians of {} replays", self.replays),
-                head: vec![
-                    "all-reduce",
-                    "hidden",
-                    "rows",
-                    "message",
-                    "none",
-                    "quartiles",
-                    "with",
-                    "quartiles",
-                    "adds",
-                    "with/none",
-                    "adds/NCCL's",
-                    "algorithm",
-                    "grid",
-                ],
-                rows,
+            let title = format!("us a layer, {how}; medians of {} replays", self.replays);
+            let Some(table) = Table::of(title, rows) else {
+                continue;
             };
             text += &format!("\n{}", table.to_text());
         }
         text
     }
 
-    fn row(&self, cell: &Cell) -> Vec<String> {
-        let quartiles = |spread: Spread| {
-            format!(
-                "{}..{}",
-                us_text(spread.lower_quartile),
-                us_text(spread.upper_quartile)
-            )
-        };
+    fn row(&self, cell: &Cell) -> Row {
         let nccl = self.cells.iter().find(|other| {
             other.system == System::Nccl
                 && (other.hidden, other.rows, other.launch) == (cell.hidden, cell.rows, cell.launch)
@@ -158,27 +133,28 @@ impl Report {
         let of_nccl = nccl
             .filter(|nccl| cell.system != System::Nccl && nccl.adds_us > 0.0)
             .map(|nccl| ratio_text(cell.adds_us / nccl.adds_us));
+        let (with, without) = (cell.with_us, cell.without_us);
+        let all_reduce = match cell.system {
+            System::Peersum | System::BareLaunch => "peersum",
+            System::Nccl | System::NcclSymmetric => "NCCL",
+        };
         vec![
-            match cell.system {
-                System::Peersum | System::BareLaunch => "peersum",
-                System::Nccl | System::NcclSymmetric => "NCCL",
-            }
-            .to_owned(),
-            cell.hidden.to_string(),
-            cell.rows.to_string(),
-            bytes_text(cell.bytes),
-            us_text(cell.without_us.median),
-            quartiles(cell.without_us),
-            us_text(cell.with_us.median),
-            quartiles(cell.with_us),
-            us_text(cell.adds_us),
-            ratio_text(cell.with_us.median / cell.without_us.median),
-            or_dash(of_nccl),
-            or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
-            or_dash(
-                cell.plan
-                    .map(|plan| format!("{} x {}", plan.blocks, plan.threads)),
+            ("all-reduce", all_reduce.to_owned()),
+            ("hidden", cell.hidden.to_string()),
+            ("rows", cell.rows.to_string()),
+            ("message", bytes_text(cell.bytes)),
+            ("none", us_text(without.median)),
+            ("quartiles", quartiles_text(without)),
+            ("with", us_text(with.median)),
+            ("quartiles", quartiles_text(with)),
+            ("adds", us_text(cell.adds_us)),
+            ("with/none", ratio_text(with.median / without.median)),
+            ("adds/NCCL's", or_dash(of_nccl)),
+            (
+                "algorithm",
+                or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
             ),
+            ("grid", or_dash(cell.plan.map(grid_text))),
         ]
     }
 }
