@@ -25,7 +25,7 @@ impl DeviceStream for EmulatorStream {
     type Device = Emulator;
 
     fn wait_for(&self, other: &Self) -> Result<(), DeviceError> {
-        // The caller waits in the stream's stead.
+        // The caller waits instead of the stream.
         other.synchronize();
         Ok(())
     }
@@ -101,7 +101,7 @@ unsafe impl Device for Emulator {
         Ok(PEERSUM_MAX_THREADS / threads.clamp(PEERSUM_MIN_THREADS, PEERSUM_MAX_THREADS))
     }
 
-    /// A memfd whatever `sharing` prefers; only a demand for CUDA IPC cannot be met.
+    /// Always allocates a memfd. Fails only if `sharing` demands CUDA IPC.
     fn allocate_shared(
         &self,
         bytes: usize,

@@ -1,4 +1,4 @@
-//! Memory that ranks share: memfds, mapped by whoever holds the descriptor.
+//! Memory that ranks share: memfds, which every process with the descriptor can map.
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,8 +10,8 @@ use peersum_kernels::abi::PeersumStatus;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// How much of a new allocation is filled with garbage. Memory that nobody initialised then shows
-/// at once; not all of it is, since a large arena would cost its size in memory.
+/// How much of a new allocation is filled with garbage, so that the use of uninitialised memory
+/// shows at once. Filling all of a large arena would cost its size in memory.
 const GARBAGE_BYTES: usize = 1 << 20;
 const GARBAGE: u8 = 0xA5;
 
@@ -66,7 +66,7 @@ impl EmulatorAllocation {
         let fd = memfd_create("peersum", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|errno| system("memfd_create", errno))?;
         ftruncate(&fd, bytes as u64).map_err(|errno| system("ftruncate", errno))?;
-        // A peer that truncated it would end this process by SIGBUS.
+        // If a peer truncated it, this process would be killed by SIGBUS.
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(|errno| system("fcntl(F_ADD_SEALS)", errno))?;
         let mapped = Mapped::new(fd.as_fd(), bytes)?;

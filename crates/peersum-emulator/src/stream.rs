@@ -12,7 +12,8 @@ use peersum::device::DeviceError;
 use crate::device::EmulatorDevice;
 use crate::thread_pool::{Launch, ThreadPool};
 
-/// One piece of work. Addresses are answered for by whoever enqueued it (`unsafe fn`s of `Device`).
+/// One piece of work. The caller who enqueued it through an `unsafe fn` of `Device` vouches for the
+/// addresses.
 pub(crate) enum Command {
     Launch(Box<Launch>),
     Fill {
@@ -111,7 +112,7 @@ impl Command {
     }
 }
 
-/// How far a stream has come.
+/// The progress of a stream.
 #[derive(Default)]
 pub(crate) struct Progress {
     counts: Mutex<Counts>,
@@ -228,7 +229,7 @@ impl EmulatorStream {
         &self.inner.device
     }
 
-    /// Unlike any other stream's of this process.
+    /// A number that no other stream of this process has.
     pub(crate) fn id(&self) -> u64 {
         self.inner.id
     }
@@ -239,14 +240,14 @@ impl EmulatorStream {
         self.inner.progress.wait_for(enqueued);
     }
 
-    /// Lets what is enqueued here from now on come after all that `other` holds so far.
+    /// Makes later work of this stream wait for all work that `other` holds now.
     pub(crate) fn wait_for_work_of(&self, other: &EmulatorStream) {
         if self.id() == other.id() {
             return;
         }
         let progress = Arc::clone(&other.inner.progress);
         let done = progress.counts().enqueued;
-        // What is recorded would not wait now.
+        // During a capture, the wait would only be recorded.
         let is_enqueued =
             !self.is_capturing() && self.enqueue(Command::Await { progress, done }).is_ok();
         if !is_enqueued {
@@ -268,7 +269,7 @@ impl EmulatorStream {
 
     /// Enqueues a command, or records it during a capture.
     pub(crate) fn enqueue(&self, command: Command) -> Result<(), DeviceError> {
-        // Here and not in the executor, so that whoever launches learns of it.
+        // Here and not in the executor, so that the caller gets the error.
         self.inner
             .pool
             .reserve(command.thread_count())
@@ -335,7 +336,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         drop(self.commands.take());
         if let Some(executor) = self.executor.take() {
-            // Kernels bound every wait, so it ends.
+            // All waits of kernels are bounded, so the executor ends.
             let _ = executor.join();
         }
     }

@@ -11,8 +11,7 @@ use peersum_kernels::abi::PeersumParams;
 
 use crate::entry_points::{BlockBarriers, EntryPoint, ThreadIdentity, peersum_emulator_run};
 
-/// Enough for the deepest call of a kernel many times over; a thousand threads then cost no memory
-/// worth the name.
+/// Much more than any kernel needs, and small enough for a thousand threads.
 const STACK_BYTES: usize = 256 * 1024;
 
 /// One launch: what to run and on how many threads.
@@ -39,13 +38,13 @@ struct Running {
     barriers: Box<[BlockBarriers]>,
     /// Threads that have not ended yet.
     remaining: AtomicUsize,
-    /// Whom the last thread wakes.
+    /// The thread that the last one wakes.
     waiter: Thread,
     seed: u32,
 }
 
 impl Running {
-    /// How long `block` is held back: one in four, each by another part of the longest delay.
+    /// The delay of `block`: one block in four is delayed, by a random part of the maximum.
     fn delay_of(&self, block: u32) -> Duration {
         let random = (self.seed ^ block.wrapping_mul(0x85EB_CA6B)).wrapping_mul(0xC2B2_AE35);
         if random >> 30 != 0 {

@@ -63,8 +63,8 @@ pub(crate) struct RankArgs {
 /// Runs all cases.
 ///
 /// # Errors
-/// There are no two GPUs or there is no NCCL; a result is wrong, or a call took another path than
-/// its size says.
+/// There are fewer than two GPUs, there is no NCCL, a result is wrong, or a call took another path
+/// than its size requires.
 pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
     let gpus = Gpus::count()?;
     let world_size = args.world_size.unwrap_or(gpus.min(8));
@@ -83,7 +83,7 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
             .arg(directory.path());
         RankProcess::spawn(&mut command, rank)
     });
-    // All of them, before the first is waited for.
+    // Start all of them before waiting for the first.
     let ranks: Vec<RankProcess> = ranks.collect::<Result<_>>()?;
     let mut failed = Vec::new();
     for (rank, mut process) in ranks.into_iter().enumerate() {
@@ -110,7 +110,7 @@ pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
     let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
     match builder(meet("absent"), absent)?.build(&stream) {
         Err(Error::Device(DeviceError::LibraryMissing { .. })) => {}
-        // A rank whose peer found it out first.
+        // A rank whose peer failed first.
         Err(Error::Rendezvous(_)) => {}
         Err(other) => bail!("another error than that of a missing library: {other}"),
         Ok(_) => bail!("a communicator without the library that it was told to use"),
@@ -155,7 +155,7 @@ fn run_type<T: TestElement>(seed: u64, communicator: &mut Communicator) -> Resul
         all.push(arrays);
     }
 
-    // Out of place, then in place, one path behind the other on the stream.
+    // Out of place, then in place, both paths one after the other on the stream.
     for arrays in &all {
         arrays.call(communicator)?;
         calls += 1;

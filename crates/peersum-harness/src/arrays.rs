@@ -20,7 +20,7 @@ pub(crate) struct Arrays<T: TestElement, D: Device> {
 }
 
 impl<T: TestElement, D: Device> Arrays<T, D> {
-    /// The input is written, the output poisoned. All ranks must ask for the same.
+    /// Writes the input and poisons the output. All ranks must pass the same arguments.
     pub(crate) fn new(
         communicator: &Communicator<D>,
         seed: u64,
@@ -42,7 +42,7 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
         })
     }
 
-    /// Makes the arrays as they were before any call.
+    /// Restores the arrays to their state before the first call.
     pub(crate) fn reset(&self) -> Result<()> {
         self.input.write(&self.device, &self.own)?;
         self.output.poison(&self.device)
@@ -63,7 +63,8 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
         self.ensure_is(array, |index| self.expected[index])
     }
 
-    /// Likewise with whatever `expected` says of each element.
+    /// Fails unless each element of `array` is what `expected` returns and the memory around it is
+    /// untouched.
     pub(crate) fn ensure_is(
         &self,
         array: &TestBuffer<T, D>,

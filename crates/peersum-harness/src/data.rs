@@ -46,7 +46,7 @@ pub(crate) enum Content {
     Even,
 }
 
-/// An element whose bits are known by number.
+/// An element that can be made from the bits of a `u32`.
 pub(crate) trait TestElement: Element<Bits: TryFrom<u32>> {}
 
 impl<T: Element<Bits: TryFrom<u32>>> TestElement for T {}
@@ -76,7 +76,7 @@ pub(crate) use with_element;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Key(pub(crate) u32);
 
-/// The seed of a case: of the run's seed and the name, whatever else the run does.
+/// The seed of a case. It depends on the run's seed and the name of the case alone.
 pub(crate) fn case_seed(seed: u64, name: &str) -> u64 {
     name.bytes()
         .fold(seed ^ 0xCBF2_9CE4_8422_2325, |hash, byte| {
@@ -94,7 +94,7 @@ impl Key {
         Key((word >> 32) as u32)
     }
 
-    /// The array of `rank` where there is one call.
+    /// The array of `rank` if there is only one call.
     pub(crate) fn of(seed: u64, rank: u32) -> Key {
         Key::new(seed, 0, 0, rank)
     }

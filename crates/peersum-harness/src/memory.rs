@@ -1,5 +1,4 @@
-//! Device memory for tests, the same way on every device: allocated through the seam, between
-//! guards.
+//! Device memory for tests, allocated through the device seam, with guard bytes around each array.
 
 use std::marker::PhantomData;
 
@@ -12,8 +11,8 @@ use crate::data::bytes_of;
 /// Bytes before and behind an array that must stay as they were.
 pub(crate) const GUARD_BYTES: usize = 64;
 
-/// What memory holds before a test writes to it: a NaN in no type's canonical form, and bits that
-/// no data have often.
+/// What memory holds before a test writes to it: not the canonical NaN of any type, and rare in
+/// test data.
 pub(crate) const POISON: u8 = 0xA5;
 
 /// Device memory in which one array lies, with poison around it.
@@ -25,7 +24,7 @@ pub(crate) struct Guarded<D: Device> {
 }
 
 impl<D: Device> Guarded<D> {
-    /// At least `bytes` bytes, as the device gives them.
+    /// Allocates at least `bytes` bytes and does not initialise them.
     pub(crate) fn new(device: &D, bytes: usize, sharing: MemorySharing) -> Result<Self> {
         let bytes = bytes.next_multiple_of(16);
         let allocation = device.allocate_shared(bytes, sharing)?;
@@ -55,7 +54,7 @@ impl<D: Device> Guarded<D> {
         Ok(())
     }
 
-    /// Reads the array at `offset`, and whether all bytes around it are still poison.
+    /// Reads the array at `offset`. Also returns whether all bytes around it are still poison.
     pub(crate) fn read(&self, device: &D, offset: usize, len: usize) -> Result<(Vec<u8>, bool)> {
         let mut bytes = vec![0; self.bytes];
         // SAFETY: the range is the allocation.
@@ -97,14 +96,14 @@ impl<T: Element, D: Device> TestBuffer<T, D> {
         self.memory.write(device, GUARD_BYTES, bytes_of(values))
     }
 
-    /// Reads all elements, and whether the guards are untouched.
+    /// Reads all elements. Also returns whether the guards are untouched.
     pub(crate) fn read(&self, device: &D) -> Result<(Vec<T>, bool)> {
         let bytes = self.len * size_of::<T>();
         let (bytes, intact) = self.memory.read(device, GUARD_BYTES, bytes)?;
         Ok((elements_of(&bytes), intact))
     }
 
-    /// The buffer as a call takes it.
+    /// Passes the buffer to `call` in the form that the communicator takes.
     pub(crate) fn with<R>(&self, device: &D, call: impl FnOnce(&mut D::Buffer<T>) -> R) -> R {
         let address = self.memory.base() + GUARD_BYTES as u64;
         // SAFETY: the allocation outlives the adopted buffer, which is disowned below, and tests

@@ -22,8 +22,8 @@ use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
 /// # Errors
-/// The flags mean nothing, a file cannot be read or written, or something could not be measured;
-/// all else was, and was written.
+/// A flag is invalid, a file cannot be read or written, or something could not be measured.
+/// Everything else was measured and written.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.from_json {
         let report = Report::read(path)?;
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
             let gpus = Gpus::open(u32::MAX)?;
             let limits = measure_limits(args, &gpus);
             let mut report = measure_ranks(args, &gpus, &builds, &routes, limits)?;
-            // Before NCCL has a chance to hang.
+            // Write now, in case NCCL hangs.
             write(args, &report)?;
             measure_nccl(args, &gpus, &mut report);
             report
@@ -173,7 +173,7 @@ fn measure_ranks<M: Timed>(
     let mut samples: Vec<Sample> = Vec::new();
     for &world_size in &args.world_size {
         for &pdl in args.pdl.values() {
-            // The builds take turns, so that what drifts drifts for all.
+            // The builds alternate, so that drift affects all of them alike.
             for round in 0..rounds {
                 for &build in &all {
                     eprintln!(

@@ -29,8 +29,6 @@ pub(crate) struct RunArgs {
 /// Calls with messages of several sizes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CallArgs {
-    #[command(flatten)]
-    pub(crate) run: RunArgs,
     /// Message sizes in bytes; K and M are powers of 1024.
     #[arg(
         long,
@@ -43,8 +41,8 @@ pub(crate) struct CallArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "cuda")]
     pub(crate) device: DeviceChoice,
-    /// The size of one half of the push slots; a larger message is sent in pieces. [default: as in
-    /// a program that does not set it]
+    /// The size of one half of the push slots; a larger message is sent in pieces [default: that of
+    /// the library]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) push_half: Option<usize>,
     /// Calls in one graph, or in one batch of eager calls.
@@ -55,6 +53,8 @@ pub(crate) struct CallArgs {
         value_parser = clap::value_parser!(u32).range(1..=1000)
     )]
     pub(crate) calls: u32,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
 }
 
 impl CallArgs {
@@ -92,8 +92,8 @@ impl MethodChoice {
 /// Whether NCCL is measured too.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct NcclArgs {
-    /// The library of NCCL, or `off`. Measured if every rank has its own GPU. [default: the one
-    /// that the loader finds]
+    /// The library of NCCL, or `off`. NCCL is measured if every rank has its own GPU [default: the
+    /// library that the loader finds]
     #[arg(long, value_name = "PATH|off")]
     nccl: Option<String>,
 }

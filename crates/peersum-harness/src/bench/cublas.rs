@@ -10,14 +10,14 @@ use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
 use super::library::SharedLibrary;
 
-/// What NVIDIA recommends for Hopper; smaller devices want less.
+/// What NVIDIA recommends for Hopper; smaller devices need less.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Loads the library, for the life of the process. cudarc panics at the first call of one that is
-/// not there, so this comes first.
+/// Loads the library until the process ends. Must come first: cudarc panics at the first call if it
+/// cannot load the library.
 ///
 /// # Errors
-/// It is not there; says what to install and to set.
+/// There is no cuBLAS. The error says what to install and which variable to set.
 pub(super) fn load() -> Result<()> {
     // In cudarc's order, so that it takes the one that is found here.
     let names = cudarc::get_lib_name_candidates("cublas");
@@ -62,7 +62,7 @@ pub(super) struct Cublas {
 }
 
 impl Cublas {
-    /// Opens cuBLAS on the stream's device, which becomes the calling thread's current one. x.
+    /// Opens cuBLAS on the stream's device, which becomes current in the calling thread.
     ///
     /// # Errors
     /// cuBLAS or the driver refuses.
@@ -73,9 +73,9 @@ impl Cublas {
             handle: result::create_handle().context("cublasCreate")?,
             _workspace: workspace,
         };
-        // Setting the stream puts the handle's own workspace back, which a recording would have to
-        // allocate: so the stream comes first. SAFETY: handle and stream are live, and the stream
-        // is of the context that is current.
+        // Set the stream first: setting it resets the workspace to the handle's own, which a
+        // capture would have to allocate. SAFETY: handle and stream are live, and the stream is of
+        // the context that is current.
         unsafe { result::set_stream(cublas.handle, stream.cu_stream().cast()) }
             .context("cublasSetStream")?;
         // The address outlives the guard: the workspace lives as long as the handle, and is used on
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_cublas_that_is_not_there_is_an_error_that_says_what_to_install_and_to_set() {
-        // Where there is one it loads, and the next call finds it.
+        // If the library is there, both calls load it.
         match load() {
             Ok(()) => load().unwrap(),
             Err(error) => {

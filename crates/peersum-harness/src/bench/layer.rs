@@ -19,19 +19,15 @@ use super::cublas::{self, Cublas};
 use super::timing::Method;
 use crate::machine::{DeviceKind, Gpus, Machine};
 
-/// The most layers: without an all-reduce the values shrink by the square root of the world size a
-/// layer, and after these they are still numbers like others to a multiplier.
+/// The maximum number of layers. Without an all-reduce, each layer divides the values by the square
+/// root of the world size; after so many layers they are still normal numbers.
 const MAX_LAYERS: i64 = 80;
 
 /// What `bench layer` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LayerArgs {
-    #[command(flatten)]
-    run: RunArgs,
-    #[command(flatten)]
-    nccl: NcclArgs,
-    /// Ranks, threads of one process; they share the cards if there are fewer, and then there is no
-    /// NCCL. [default: a rank a GPU, of 2, 4 or 8]
+    /// The number of ranks, which are threads of one process. If there are fewer GPUs, the ranks
+    /// share them and NCCL is not measured [default: one rank per GPU, of 2, 4 or 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
     world_size: Option<u32>,
     /// Hidden sizes: the width of the layer's output, and of its input over all ranks.
@@ -55,8 +51,8 @@ pub(crate) struct LayerArgs {
     /// Replays of a graph, layers launched one after the other, or both.
     #[arg(long, value_enum, default_value = "both")]
     method: MethodChoice,
-    /// Layers in one graph, or in one batch of eager ones. Each has weights of its own: with few
-    /// layers the cache may hold them all.
+    /// Layers in one graph, or in one batch of eager layers. Each has its own weights: with few
+    /// layers all of them may fit in the cache.
     #[arg(
         long,
         value_name = "N",
@@ -70,6 +66,10 @@ pub(crate) struct LayerArgs {
     /// Write the report.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    nccl: NcclArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -82,7 +82,7 @@ enum Switch {
 ///
 /// # Errors
 /// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not
-/// be measured; all else was, and was written.
+/// be measured. Everything else was measured and written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let gpus = Gpus::open(u32::MAX)?;
     let builds = Builds::new(DeviceKind::Cuda, &args.run.cubins);
@@ -132,7 +132,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
             measure_group(&gpus, &group(shape), None),
         );
     }
-    // Before NCCL has a chance to hang.
+    // Write now, in case NCCL hangs.
     write(args, &report)?;
     let notes = &mut report.notes;
     if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), notes) {
@@ -166,7 +166,7 @@ fn write(args: &LayerArgs, report: &Report) -> Result<()> {
     std::fs::write(path, report.to_json()?).with_context(|| format!("writing {}", path.display()))
 }
 
-/// A rank a GPU, as far as hidden sizes divide: 2, 4 or 8.
+/// One rank per GPU, limited to the sizes that divide hidden sizes: 2, 4 or 8.
 fn default_world_size(gpus: u32) -> u32 {
     let power = gpus.checked_ilog2().unwrap_or(0).clamp(1, 3);
     1 << power

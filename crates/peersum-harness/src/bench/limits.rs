@@ -1,4 +1,4 @@
-//! What the machine allows, measured in the same run by the kernels of `limits.cu`.
+//! The limits of the machine, measured in the same run by the kernels of `limits.cu`.
 
 use std::ffi::{c_char, c_uint, c_void};
 use std::os::fd::AsFd;
@@ -25,11 +25,11 @@ use crate::ranks::{Member, Peers, run_threads};
 const DATA_OFFSET: u64 = 4096;
 /// Where the kernels say that a wait took too long. As in limits.cu.
 const FAILED_OFFSET: u64 = 520;
-/// What stores and loads move to find a bandwidth, in bytes a rank: beyond any cache.
+/// The bytes that each rank stores or loads to measure a bandwidth: more than any cache holds.
 const BULK_BYTES: u64 = 64 << 20;
 /// Rounds of one ping-pong.
 const ROUNDS: u32 = 1000;
-/// The longest that a kernel waits.
+/// Maximum time that a kernel waits.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Threads of kernels that move bytes.
 const THREADS: u32 = 512;
@@ -55,7 +55,7 @@ struct Kernels {
     load: CudaFunction,
     copy: CudaFunction,
     ping_pong: CudaFunction,
-    /// Whether the device knows programmatic dependent launch.
+    /// Whether the device supports programmatic dependent launch.
     pdl: bool,
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn measure(
             rank.measure_all(link, bytes, method)
         })
     })?;
-    // Every rank works out the same from what all have measured.
+    // All ranks compute the same result from the times of all.
     ranks.into_iter().next().context("a group without ranks")
 }
 
@@ -173,7 +173,7 @@ fn measure_rank<R>(
     };
     let measured = body(&mut this);
     this.device.synchronize()?;
-    // No peer's kernel is under way when this rank's memory goes.
+    // No kernel of a peer may be running when this rank's memory is freed.
     peers.meet()?;
     measured
 }
@@ -190,7 +190,7 @@ impl Rank<'_> {
         let mut by_pdl = |exchange: bool| -> Result<ByPdl> {
             let kernel = kernels(self, exchange);
             let off = self.time(&kernel, 1, 128, false, method)?;
-            // Where the device does not know the attribute, both are the same.
+            // Without support for the attribute both times are the same.
             let on = match self.kernels.pdl {
                 true => self.time(&kernel, 1, 128, true, method)?,
                 false => off,
@@ -274,7 +274,7 @@ impl Rank<'_> {
             }
             Ok(())
         })?;
-        // Both players' clocks cover all rounds; the others' cover nothing.
+        // The clocks of both players cover all rounds; those of the other ranks cover nothing.
         let own = if plays { median(&times) } else { f64::INFINITY };
         let all = self.peers.gather(own)?;
         let us = all.into_iter().fold(f64::INFINITY, f64::min);

@@ -1,5 +1,4 @@
-//! NCCL, found at run time: the same calls by the same method, for comparison. None of its
-//! variables is set or changed here.
+//! NCCL, opened at run time, for comparison. Its environment variables are not changed.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
@@ -94,7 +93,7 @@ impl Nccl {
         &self.version
     }
 
-    /// Whether this NCCL is too old for it.
+    /// Whether this version of NCCL is too old for `system`.
     pub(crate) fn lacks(&self, system: System) -> bool {
         system == System::NcclSymmetric && self.functions.symmetric.is_none()
     }

@@ -1,4 +1,5 @@
-//! Timing calls: a graph of many, replayed, or one after the other; each rank's own clock.
+//! Timing of calls: replays of a graph of many calls, or batches of eager calls, each rank by its
+//! own clock.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -121,7 +122,7 @@ pub(crate) unsafe fn time_recorded<D: Device>(
 ) -> Result<Vec<f64>> {
     device.capture_begin()?;
     let recorded = (0..method.calls).try_for_each(|_| record());
-    // Ended whatever happened, so that the stream is usable again.
+    // End the capture in any case, so that the stream is usable again.
     let graph = device.capture_end();
     recorded?;
     let graph = graph?;
@@ -142,7 +143,7 @@ pub(crate) fn time_replays(
 ) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     for replay in 0..method.warm_up + method.replays {
-        // Their launches fall close to each other.
+        // The ranks must launch at nearly the same time.
         peers.meet()?;
         timer.begin()?;
         launch()?;
@@ -172,7 +173,8 @@ pub(crate) fn time_eager(
     Ok((times, host.split_off(method.warm_up as usize)))
 }
 
-/// For each replay the shortest time of any rank: the rank that began last waited for nobody.
+/// For each replay the shortest time of all ranks: that of the rank that began last and waited for
+/// no other.
 pub(crate) fn shortest(ranks: &[Vec<f64>]) -> Vec<f64> {
     let replays = ranks.iter().map(Vec::len).min().unwrap_or(0);
     (0..replays)

@@ -1,4 +1,4 @@
-//! Another thread ends the waits of a rank, and through its poison those of its peers.
+//! Another thread aborts a rank: its waits end, and its poison ends those of its peers.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use crate::ranks::{Member, run_threads};
 /// Communicators that are aborted.
 const ABORTS: usize = 5;
 
-/// For the calls to be launched and to spin.
+/// Time for the calls to be launched and to start waiting.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
@@ -53,7 +53,7 @@ fn abort<S: DeviceStream>(
     arrays.call(&mut communicator)?;
     communicator.synchronize()?;
     if rank == 2 {
-        // Never calls in time.
+        // This rank calls too late.
         peers.meet()?;
         peers.meet()?;
     } else {

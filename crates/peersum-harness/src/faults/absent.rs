@@ -33,7 +33,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
     arrays.ensure_sum(&arrays.output).context("a good call")?;
     peers.meet()?;
     if rank == ABSENT {
-        // Until the others have failed; then it finds out by calling.
+        // It waits until the others have failed, and learns of it by its own call.
         peers.meet()?;
     }
     let began = Instant::now();
@@ -64,7 +64,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
     let reason = failure.err().context("checked above")?.to_string();
     println!("  rank {rank} after {took:?}: {reason}");
 
-    // Whatever comes now is refused for the same reason and moves no data.
+    // Every later operation fails for the same reason and moves no data.
     arrays.output.poison(&arrays.device)?;
     for later in [
         graph.launch(&mut communicator),
@@ -78,7 +78,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
         .ensure_is(&arrays.output, |_| POISONED)
         .context("the output of a refused call")?;
 
-    // The process and its device live on.
+    // The process and its device stay usable.
     drop(graph);
     drop(communicator);
     let mut second = stage.build(member.next_group()?, |builder| builder)?;

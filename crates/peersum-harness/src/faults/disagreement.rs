@@ -1,4 +1,4 @@
-//! Ranks that call differently.
+//! Ranks that make different calls.
 
 use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
@@ -12,7 +12,7 @@ use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
 use crate::ranks::{Member, run_threads};
 
-/// The rank that makes other calls than the rest.
+/// The rank whose calls differ from those of the others.
 const ODD: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,7 +107,8 @@ fn disagree<S: DeviceStream>(
     programs: [&[Called]; 2],
     in_graph: bool,
 ) -> Result<()> {
-    // Beyond what any of it takes, so that what the headers do not find would be a time-out.
+    // Longer than any of these calls takes: a disagreement that the headers do not find shows as a
+    // timeout.
     let mut communicator = stage.build(member.next_group()?, |builder| {
         builder.timeout(std::time::Duration::from_secs(20))
     })?;
@@ -145,7 +146,8 @@ fn disagree<S: DeviceStream>(
         // by then.
         graph = Some(unsafe { communicator.capture_end()? });
     }
-    // A rank that is still in its good call when others fail in the next would be told that.
+    // Otherwise a rank that is still in its good call would report the failure of the others' next
+    // call.
     member.peers.meet()?;
     let launched = match &graph {
         Some(graph) => graph.launch(&mut communicator),

@@ -12,8 +12,8 @@ use peersum::device::{DeviceStream, MemorySharing};
 use super::stage::{ELEMENTS, SEED, Stage, TIMEOUT, again};
 use crate::ranks::{RankProcess, meeting_directory};
 
-/// Calls until something fails; prints a line for the parent after the first call and when it has
-/// failed.
+/// Calls until a call fails. Prints a line for the parent after the first call and after the
+/// failure.
 pub(super) fn calls_until_failure<S: DeviceStream>(
     rendezvous: Rendezvous,
     stage: &Stage<'_, S>,
@@ -68,7 +68,7 @@ pub(super) fn killed<S>(stage: &Stage<'_, S>) -> Result<()> {
     let mut lines = BufReader::new(survivor.child.stdout.take().context("no pipe")?).lines();
     let first = lines.next().context("the survivor said nothing")??;
     ensure!(first == "calling", "{first}");
-    // Calls follow each other without a pause, so the kill falls into one, at some place.
+    // There is no pause between calls, so the kill hits one of them at a random point.
     std::thread::sleep(Duration::from_millis(200));
     let began = Instant::now();
     victim.kill();

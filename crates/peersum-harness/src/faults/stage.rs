@@ -31,31 +31,31 @@ pub(super) const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]
 /// One case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
-    /// Four layers captured, 100 replays mixed with eager calls, with and without programmatic
-    /// dependent launch.
+    /// A graph of four layers is replayed 100 times between eager calls, with and without
+    /// programmatic dependent launch.
     GraphReplays,
-    /// Two communicators with default settings on the same GPUs, one rank a GPU if there are two:
-    /// ranks enqueue their calls in opposite orders, eager and as graphs.
+    /// Two communicators with default settings share the GPUs (one rank per GPU if there are two).
+    /// Ranks enqueue their calls in opposite orders, eager and as graphs.
     TwoCommunicators,
-    /// A rank never calls; the others name it, outputs are NaN, a graph captured before is refused
-    /// and moves no data, a new communicator works.
+    /// A rank never calls. The others name it, outputs are NaN, an earlier graph is refused and
+    /// moves no data, and a new communicator works.
     AbsentRank,
     /// Another thread aborts a rank that waits.
     Abort,
-    /// Ranks call with different sizes, types or algorithms, in another order, or skip a call;
+    /// Ranks call with different sizes, types or algorithms, in a different order, or skip a call;
     /// eager and in graphs.
     Disagreement,
-    /// A process is killed with SIGKILL between calls of others that wait for it.
+    /// A process is killed with SIGKILL while others call and wait for it.
     Killed,
     /// Processes that share memory by legacy CUDA IPC.
     LegacyIpc,
     /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
-    /// On two GPUs where there are so many.
+    /// Uses two GPUs if there are two.
     Captures,
 }
 
 impl Case {
-    /// Why the emulator does not have it, if so.
+    /// The reason why the emulator cannot run it, if it cannot.
     pub(super) fn not_emulated(self) -> Option<&'static str> {
         match self {
             Case::LegacyIpc => Some("the emulator has no CUDA IPC"),
@@ -68,17 +68,17 @@ impl Case {
 /// Which cases to run.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct FaultsArgs {
-    /// The case [default: all that the device has].
+    /// The case [default: all that the device supports].
     #[arg(long)]
     pub(super) case: Option<Case>,
-    /// What the ranks run on. All share GPU 0 unless the case says otherwise, or have one emulated
-    /// device each.
+    /// What the ranks run on. All share GPU 0 unless the case says otherwise; on the emulator each
+    /// has its own device.
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) device: DeviceChoice,
-    /// What a rank may take beyond its deadline, in milliseconds.
+    /// How much later than its deadline a rank may fail, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     pub(super) grace_ms: u64,
-    /// Within how many milliseconds an abort must end every wait.
+    /// Maximum time in which an abort must end every wait, in milliseconds.
     #[arg(long, default_value_t = 10)]
     pub(super) abort_ms: u64,
     /// One rank of a case whose ranks are processes.

@@ -14,13 +14,13 @@ use crate::ranks::Member;
 /// Calls of each communicator in one graph, and the most in one batch of eager calls.
 const MOST_CALLS: usize = 16;
 
-/// Every so many rounds the results are compared.
+/// The results are compared every so many rounds.
 const LOOK_EVERY: usize = 8;
 
-/// How long a call may wait here. A deadlock ends in a time-out that names the ranks.
+/// Maximum time that a call waits. A deadlock ends in a timeout that names the ranks.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// One of the two: its calls are of two sizes, one that fills the grid and a small one.
+/// One of the two communicators. It makes calls of two sizes: one fills the grid, one is small.
 struct Lane<D: Device> {
     communicator: Communicator<D>,
     arrays: [Arrays<bf16, D>; 2],
@@ -51,8 +51,8 @@ impl<D: Device> Lane<D> {
     }
 }
 
-/// Ranks enqueue batches of both communicators' calls, eager and as graphs, in opposite orders, and
-/// wait for nothing in between.
+/// Ranks enqueue batches of calls on both communicators, eager and as graphs, in opposite orders,
+/// without waiting in between.
 pub(super) fn two_communicators<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
@@ -96,7 +96,7 @@ pub(super) fn two_communicators<S: DeviceStream>(
     };
     for round in 0..rounds {
         let looks = round % LOOK_EVERY == LOOK_EVERY - 1;
-        // Both kinds of round are looked at in turn.
+        // Results of eager and of graph rounds are compared in turn.
         let in_graph = round / LOOK_EVERY % 2 == 1;
         if looks {
             lanes.iter().try_for_each(Lane::poison)?;
@@ -127,7 +127,7 @@ pub(super) fn two_communicators<S: DeviceStream>(
         }
     }
     drop(graphs);
-    // In the same order on every rank, for a rank waits for its peers.
+    // In the same order on every rank, since each drop waits for the peers.
     let [first, second] = lanes;
     drop(first);
     drop(second);

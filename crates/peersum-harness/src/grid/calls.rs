@@ -14,7 +14,7 @@ use crate::machine::DeviceKind;
 /// Calls of a round, back to back.
 pub(crate) const LAYERS: usize = 4;
 
-/// A view begins at most so many elements behind an aligned address, less one.
+/// Views begin fewer than this many elements behind an aligned address.
 pub(crate) const OFFSETS: usize = 8;
 
 /// Where an array of a call lies.
@@ -77,12 +77,12 @@ pub(crate) fn offset(call: &Call, place: Place, rank: u32, layer: usize) -> usiz
     }
 }
 
-/// Grid and block of a call whose shape does not matter.
+/// The launch shape of a call that does not test shapes.
 fn plain_shape(device: DeviceKind, elements: usize) -> (u32, u32) {
     match device {
         DeviceKind::Emulator => (2, 8),
         DeviceKind::Cuda if elements <= 65_536 => (16, 256),
-        // Cut to the ranks' share of the card.
+        // The communicator limits this to the share of the GPU.
         DeviceKind::Cuda => (132, 512),
     }
 }
@@ -144,7 +144,7 @@ pub(crate) fn round_calls(settings: &Settings, case: &Case, round: u32) -> Vec<C
         .collect()
 }
 
-/// Few elements as likely as many.
+/// A random size; all orders of magnitude are equally likely.
 fn any_size(rng: &mut Rng, most: usize) -> usize {
     let bits = rng.u32(0..=most.ilog2());
     rng.usize(1..=(2 << bits)).min(most)
@@ -165,11 +165,11 @@ pub(crate) fn delay(
         u64::from(round) << 32 | (layer as u64) << 8 | u64::from(rank),
     );
     match case.work {
-        // Every second call is not delayed, so that a rank also catches up and runs ahead.
+        // Half of the calls are not delayed, so that a rank also catches up and runs ahead.
         Work::Adversarial(Adversarial::Delays) if rng.bool() => {
             grid.longest_delay.mul_f64(rng.f64())
         }
-        // The ranks meet in set-up; from there they come to their first call at different times.
+        // The ranks meet in set-up, so they must be delayed again before their first call.
         Work::Adversarial(Adversarial::LateStart) if round == 0 && layer == 0 => {
             (grid.longest_late_start / 4).mul_f64(rng.f64())
         }
@@ -177,8 +177,8 @@ pub(crate) fn delay(
     }
 }
 
-/// How long `rank` sleeps before it joins a group whose ranks start late. One rank sleeps as long
-/// as any may.
+/// How long `rank` sleeps before it joins a group whose ranks start late. One rank sleeps for the
+/// maximum time.
 pub(crate) fn late_start(settings: &Settings, case: &Case, rank: u32) -> Duration {
     let longest = grid(settings.grid).longest_late_start;
     if delay_rng(settings, case, u64::MAX).u32(..case.world_size) == rank {

@@ -1,5 +1,6 @@
-//! Data and comparison on the card, by kernels that `cargo xtask test-allreduce` compiles ahead of
-//! time: where results are large, moving and comparing them on the host would take most of a run.
+//! Makes data and compares results on the GPU, with kernels that `cargo xtask test-allreduce`
+//! compiles ahead of time. For large results, copying to and comparing on the host would take most
+//! of a run.
 
 use std::sync::Arc;
 
@@ -132,7 +133,7 @@ fn element_bytes(dtype: Dtype) -> u64 {
     dtype.size_bytes() as u64
 }
 
-/// Few and small blocks: they must find places beside those that wait for this rank.
+/// Few and small blocks: they must fit on the GPU beside blocks that wait for this rank.
 fn shape(elements: u64) -> LaunchConfig {
     const THREADS: u32 = 256;
     let blocks = elements.div_ceil(u64::from(THREADS) * 4).clamp(1, 264) as u32;
@@ -228,9 +229,8 @@ impl DeviceCheck for OnStream {
     }
 }
 
-/// Holds a check to `generator` and `peersum::reference`: it must make the same data, accept the
-/// reference's sums, and find one changed bit wherever it is, and one touched byte beside the
-/// array.
+/// Tests a check against [`data`] and `peersum::reference`: it must make the same data, accept the
+/// reference's sums, and find one changed bit anywhere and one changed byte beside the array.
 pub(crate) fn prove<D: Device>(
     check: &mut dyn DeviceCheck,
     device: &D,

@@ -29,8 +29,8 @@ impl GridMachine for Emulators {
 /// GPUs with the kernels that check results.
 pub(crate) struct CheckedGpus {
     gpus: Gpus,
-    /// For each GPU; loaded before any rank launches, since loading may wait for a kernel that
-    /// waits.
+    /// One for each GPU. They are loaded before any rank launches: loading may wait for a running
+    /// kernel, and that kernel for its peers.
     checks: Vec<Option<DeviceCheckModule>>,
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn load_policy() -> Result<LoadPolicy> {
     Ok(LoadPolicy::from_env()?.jit(JitMode::Deny))
 }
 
-/// Refuses modules that a rank had to compile all the same.
+/// Fails if a rank compiled a module.
 pub(crate) fn require_precompiled(reports: &[LoadReport]) -> Result<()> {
     for report in reports {
         match report.origin {

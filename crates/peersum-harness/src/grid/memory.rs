@@ -67,7 +67,7 @@ impl Slots {
             base: self.base(place) + (layer * self.stride) as u64,
             start,
             bytes,
-            // Whole words, so that the card can look at them as such.
+            // A multiple of 4, since the GPU compares whole words.
             guarded_bytes: (start + bytes + GUARD_BYTES)
                 .next_multiple_of(4)
                 .min(self.stride),

@@ -1,5 +1,5 @@
-//! The test grid: every configuration of the all-reduce, on whatever the machine has, bits against
-//! the reference.
+//! The test grid: every configuration of the all-reduce, on GPUs or the emulator, compared with the
+//! reference bit for bit.
 
 mod calls;
 pub(crate) mod case;
@@ -37,7 +37,7 @@ pub(crate) use workers::{RankArgs, run_process};
 pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {
     let began = Instant::now();
     give_each_stream_a_queue();
-    // The list is of names, which are the same on every device; it must not need one.
+    // The names are the same on every device, so that listing them needs none.
     if args.list {
         let settings = Settings::new(args, DeviceKind::Emulator)?;
         for case in plan::cases(&settings) {

@@ -1,4 +1,4 @@
-//! The grids: which configurations there are, and what the calls of each round are.
+//! The grids: which configurations there are.
 
 use std::time::Duration;
 
@@ -17,7 +17,8 @@ pub(crate) struct Grid {
     odd_sizes: &'static [usize],
     odd_variants: &'static [Variant],
     odd_rounds: u32,
-    /// Whether each odd configuration is eager and in a graph, or one of the two in turn.
+    /// Whether each odd configuration runs both eager and in a graph, or alternates between the
+    /// two.
     odd_in_both_modes: bool,
     adversarials: &'static [Adversarial],
     adversarial_rounds: u32,
@@ -155,7 +156,7 @@ fn uniform_cases(
             for (index, &variant) in variants.enumerate() {
                 let both = grid.odd_in_both_modes;
                 for (turn, mode) in [Mode::Eager, Mode::Graph].into_iter().enumerate() {
-                    // In turn over variants and world sizes, so that each comes to both.
+                    // Alternating over variants and world sizes, so that each runs in both modes.
                     if both || (index + world_size as usize) % 2 == turn {
                         push(route, elements, mode, variant, grid.odd_rounds);
                     }
@@ -165,7 +166,7 @@ fn uniform_cases(
     }
 }
 
-/// What the grids leave out of what a reader might expect, with the reason.
+/// What the grids do not contain although a reader might expect it, with the reason.
 pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
     let mut left_out = Vec::new();
     if settings.device == DeviceKind::Cuda {

@@ -11,11 +11,11 @@ use super::machine::GridMachine;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
 
-/// Runs every case of every group that `rank` is in, and tells `emit` of it. `rendezvous` gives the
-/// recipe for a group: its world size, and which of its communicators.
+/// Runs every case of every group that `rank` is in, and passes events to `emit`. `rendezvous`
+/// returns the rendezvous of a group, given its world size and slot.
 ///
 /// # Errors
-/// What keeps the rank from going on. A mismatch is no error but an event.
+/// The rank cannot continue. A mismatch is an event, not an error.
 pub(crate) fn run<M: GridMachine>(
     machine: &M,
     settings: &Settings,
@@ -73,7 +73,7 @@ pub(crate) fn lanes_of(case: &Case) -> usize {
     }
 }
 
-/// Does what a test asked for.
+/// Performs the fault that a test asked for.
 fn suffer(kind: FaultKind, rank: u32) {
     eprintln!("rank {rank}: {kind:?}, as a test asked for");
     match kind {

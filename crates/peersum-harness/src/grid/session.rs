@@ -18,8 +18,9 @@ use super::settings::{GridKind, Settings};
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::memory::Guarded;
 
-/// How long ranks wait for each other in set-up. The runner watches over the ranks, so this need
-/// not be short; ranks of larger groups wait here while the smaller ones run.
+/// Maximum time that ranks wait for each other in set-up. It can be long because the runner watches
+/// the ranks, and must be long because ranks of larger groups wait here while the smaller groups
+/// run.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The largest grid of each of two communicators that share the devices, and under a sanitizer.
@@ -36,7 +37,7 @@ pub(crate) struct Session<S: DeviceStream> {
     pub(crate) corrupts: bool,
 }
 
-/// What a case took.
+/// The calls of a case, and the time that they took.
 #[derive(Default)]
 struct Spent {
     calls: u64,
@@ -62,8 +63,8 @@ impl<S: DeviceStream> Session<S> {
         let elements = plan::largest_elements(settings, cases);
         // 0 for a session of one communicator, 1 and 2 for one of two.
         let first_slot = lanes - 1;
-        // A sanitizer's additions to a kernel take registers, so that fewer blocks fit than the
-        // driver says of the kernel.
+        // The code that a sanitizer adds to a kernel needs registers, so fewer blocks fit than the
+        // driver reports.
         let few_blocks = lanes > 1 || settings.grid == GridKind::Sanitizer;
         let lanes = (0..lanes)
             .map(|lane| {
@@ -184,8 +185,8 @@ impl<S: DeviceStream> Session<S> {
         (0..case.rounds).map(of_round).collect()
     }
 
-    /// Waits for the round and compares its results; where the device compares, enqueues that
-    /// instead.
+    /// Waits for the round and compares its results, or enqueues the comparison on devices that do
+    /// it themselves.
     fn compare<T: TestElement>(
         &mut self,
         round: &Round<'_>,
@@ -274,7 +275,7 @@ fn new_lane<M: GridMachine>(
     let mut builder = Communicator::builder()
         .rendezvous(rendezvous)
         .load_policy(load_policy()?)
-        // Half of the largest message, so that calls are split as well.
+        // Half of the largest message, so that split calls are tested too.
         .max_bytes((elements * size_of::<f32>() / 2).max(1024))
         .setup_timeout(SETUP_TIMEOUT)
         .timeout(settings.timeout)

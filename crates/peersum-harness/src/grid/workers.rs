@@ -22,7 +22,7 @@ use crate::ranks::{Heard, ParentArgs, RankProcess, listen, rank_command, say};
 /// How much of a process's stderr is kept for the report.
 const STDERR_KEPT_BYTES: usize = 64 << 10;
 
-/// Something that the runner learns.
+/// A message to the runner.
 #[derive(Debug)]
 pub(crate) enum Message {
     Event(u32, Event),
@@ -59,12 +59,12 @@ impl Worker {
         }
     }
 
-    /// What the process wrote to stderr, the last of it.
+    /// The end of what the process wrote to stderr.
     pub(crate) fn stderr(&mut self) -> String {
         let Worker::Process(worker) = self else {
             return String::new();
         };
-        // Once the process has ended its pipe is closed, and the reader comes to its end.
+        // When the process has ended, its pipe is closed and the reader ends.
         if worker.process.ended().is_some()
             && let Some(reader) = worker.stderr_reader.take()
         {
@@ -84,10 +84,11 @@ pub(crate) fn start_threads<M: GridMachine>(
     messages: &Sender<Message>,
 ) -> Result<Vec<Worker>> {
     let ranks = ranks(settings);
-    // One recipe a rank for each group that will be formed.
+    // For each rank the rendezvous of all groups that it will join.
     let mut recipes: Vec<Vec<(u32, usize, Rendezvous)>> = (0..ranks).map(|_| Vec::new()).collect();
     for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
-        // One group for most cases, and the two communicators of the cases that have two.
+        // Slot 0 is the group of most cases, slots 1 and 2 are those of cases with two
+        // communicators.
         for slot in 0..3 {
             let all = Rendezvous::threads(world_size);
             for (recipes, rendezvous) in recipes.iter_mut().zip(all) {

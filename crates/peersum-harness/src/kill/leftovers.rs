@@ -8,8 +8,8 @@ use peersum::Rendezvous;
 
 use super::scenario::{Blow, Phase, Scenario};
 
-/// No socket, lock, process or named shared memory is left. True if there were files that the next
-/// run of the name removed.
+/// Checks that no socket, lock, process or named shared memory is left. Returns true if files were
+/// left that the next run with the same name removed.
 pub(super) fn judge_leftovers(
     scenario: &Scenario,
     directory: &Path,
@@ -24,8 +24,7 @@ pub(super) fn judge_leftovers(
     };
     let mut swept = false;
     let mut left = files()?;
-    // A rank 0 that is killed when all others have left in good order has nobody to sweep behind it
-    // but the next run.
+    // If rank 0 is killed after all others have left, only the next run can remove its files.
     if !left.is_empty()
         && scenario.phase == Phase::Teardown
         && scenario.blow == Blow::Kill

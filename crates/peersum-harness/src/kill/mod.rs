@@ -1,6 +1,6 @@
-//! Kill tests: real ranks in processes of their own, one of which is killed or stopped, at each
-//! phase of its life. Every survivor must be told in time who it was, hold nothing afterwards, and
-//! be able to go on without it.
+//! Kill tests: each rank is a process, and one of them is killed or stopped in some phase of its
+//! life. Every survivor must learn in time which rank it was, leak nothing, and be able to form a
+//! new group.
 
 mod holdings;
 mod leftovers;
@@ -36,19 +36,19 @@ pub(crate) struct KillArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
-    /// How many runs.
+    /// Number of runs.
     #[arg(long, default_value_t = 200)]
     runs: u64,
-    /// Only this run of the seed.
+    /// Run only the run with this number.
     #[arg(long, conflicts_with = "runs")]
     run: Option<u64>,
-    /// Decides everything that is left to chance [default: a new one, which is printed].
+    /// The seed of all random choices [default: a new one, which is printed].
     #[arg(long)]
     seed: Option<u64>,
     /// Runs at once [default: 4 on the emulator, 1 on GPUs].
     #[arg(long)]
     jobs: Option<usize>,
-    /// Numbers of ranks.
+    /// World sizes.
     #[arg(
         long,
         value_delimiter = ',',
@@ -56,10 +56,10 @@ pub(crate) struct KillArgs {
         value_parser = clap::value_parser!(u32).range(2..=8)
     )]
     world_size: Vec<u32>,
-    /// Where the victim is hit [default: everywhere].
+    /// The phases in which the victim is hit [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     phase: Vec<Phase>,
-    /// By which signal [default: both].
+    /// The signals that hit it [default: both].
     #[arg(long, value_enum, value_delimiter = ',')]
     signal: Vec<Blow>,
     /// The deadline of a call, in milliseconds [default: 500 on the emulator, 1000 on GPUs].
@@ -68,25 +68,24 @@ pub(crate) struct KillArgs {
     /// What a survivor may take beyond its deadline, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     grace_ms: u64,
-    /// How long a rank may take for what has no deadline of its own, in milliseconds; beyond that
-    /// it hangs.
+    /// Maximum time for steps without a deadline of their own, in milliseconds.
     #[arg(long, default_value_t = 60_000, hide = true)]
     patience_ms: u64,
-    /// Writes what was found as JSON.
+    /// Write a report in JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// In set-up: what the victim has done last [default: chance decides].
+    /// In set-up: the step that the victim has done last [default: random].
     #[arg(long, value_enum, hide = true)]
     step: Option<scenario::Step>,
     /// All ranks on one emulated device.
     #[arg(long, hide = true)]
     one_device: bool,
-    /// A fault in the survivors, which must be found.
+    /// A fault to plant in the survivors, which must be found.
     #[arg(long, value_enum, hide = true)]
     plant: Option<rank::Plant>,
 }
 
-/// Some runs of one phase and signal.
+/// The runs of one phase and signal.
 #[derive(Debug, Default, Serialize)]
 struct Line {
     runs: usize,
@@ -95,8 +94,7 @@ struct Line {
     longest_ms: f64,
     /// Survivors' errors by kind.
     errors: BTreeMap<words::Kind, usize>,
-    /// Runs behind which the next one removed the files of a rank 0 that was killed as the last of
-    /// its group.
+    /// Runs whose rank 0 was killed last, so that the next run had to remove its files.
     swept_by_next_run: usize,
 }
 
@@ -112,7 +110,7 @@ struct Report {
     seconds: f64,
 }
 
-/// Runs the tests that the flags describe. Exit status 1 unless every run went as it must.
+/// Runs the tests that the flags describe. The exit status is 1 unless every run passed.
 pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
     let began = Instant::now();
     let ranks = args.world_size.iter().copied().max().unwrap_or(2);
@@ -140,7 +138,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
             .map(|run| choices.scenario(seed, run))
             .collect(),
     };
-    ensure!(!scenarios.is_empty(), "--runs 0 proves nothing");
+    ensure!(!scenarios.is_empty(), "--runs 0 tests nothing");
     println!("device: {}", decision.line);
     println!("seed {seed}, {} runs", scenarios.len());
 
@@ -272,7 +270,7 @@ impl Report {
             );
         }
         println!(
-            "{} of {} runs as they must, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
+            "{} of {} runs passed, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
             self.lines.values().map(|line| line.passed).sum::<usize>(),
             self.lines.values().map(|line| line.runs).sum::<usize>(),
             self.call_deadline_ms,

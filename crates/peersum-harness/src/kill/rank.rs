@@ -22,10 +22,10 @@ use super::work::{ELEMENTS, PATIENCE, Work};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine};
 use crate::ranks::{ParentArgs, say};
 
-/// For groups that nothing happens to.
+/// For groups that are not disturbed.
 const UNDISTURBED: Duration = Duration::from_secs(60);
 
-/// What the referee makes of a process.
+/// The part that the referee assigns to a process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Role {
     pub(crate) device: DeviceKind,
@@ -35,7 +35,7 @@ pub(crate) struct Role {
     pub(crate) world_size: u32,
     pub(crate) phase: Phase,
     pub(crate) route: Route,
-    /// Where it waits for a word of the referee.
+    /// Where it waits for the referee.
     pub(crate) held_at: Option<Place>,
     pub(crate) timeout: Duration,
     pub(crate) setup_timeout: Duration,
@@ -46,15 +46,15 @@ pub(crate) struct Role {
     pub(crate) one_device: bool,
 }
 
-/// A fault in a survivor, that the referee must find.
+/// A fault planted in a survivor, which the referee must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Plant {
-    /// It never says what became of its communicator.
+    /// It never reports the outcome of its communicator.
     Hang,
     /// It keeps shared memory.
     Leak,
-    /// It takes a wrong result for a right one.
+    /// It changes a result before the check.
     Corrupt,
     /// It leaves a file where the ranks meet.
     Litter,
@@ -70,10 +70,10 @@ pub(crate) struct RankArgs {
     role: String,
 }
 
-/// Plays one rank.
+/// Runs one rank.
 ///
 /// # Errors
-/// The process cannot be a rank at all. What goes wrong later is told to the referee.
+/// The process cannot start as a rank. Later errors are reported to the referee.
 pub(crate) fn run(args: &RankArgs) -> Result<()> {
     args.parent.end_with_it()?;
     let role: Role = serde_json::from_str(&args.role).context("reading the role")?;
@@ -94,7 +94,7 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
 fn on_gpu(role: &Role) -> Result<()> {
     let gpu = Gpus::open_for(role.rank)?;
     let stream = || gpu.stream(role.rank);
-    // The driver opens what it needs when it first needs it.
+    // The driver opens its files on first use; that must not count as a leak later.
     undisturbed(role, "before", role.rank, role.world_size, &stream)?;
     play(role, &stream)
 }
@@ -119,7 +119,7 @@ fn play<S: DeviceStream>(role: &Role, stream: &dyn Fn() -> Result<S>) -> Result<
     Ok(())
 }
 
-/// A rank of the group that something happens to.
+/// A rank of the group in which the victim is hit.
 fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
     let planted = |plant| role.survivor.is_some() && role.plant == Some(plant);
     if planted(Plant::Litter) {
@@ -175,7 +175,7 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
     Ok(())
 }
 
-/// A group that nothing happens to: the process and its device are as good as before.
+/// A group without a victim: it shows that the process and its device still work.
 fn undisturbed<S: DeviceStream>(
     role: &Role,
     group: &str,
@@ -232,7 +232,7 @@ fn build<S: DeviceStream>(
     Ok((communicator, symmetric))
 }
 
-/// Hears how far `peersum` has come in set-up.
+/// Listens to the set-up steps of `peersum`.
 struct Steps<F>(F);
 
 impl<S: tracing::Subscriber, F: Fn(SetupStep) + 'static> tracing_subscriber::Layer<S> for Steps<F> {

@@ -1,4 +1,4 @@
-//! The ranks of one run as the referee has them: processes that say where they are.
+//! The ranks of one run as the referee sees them: processes that report where they are.
 
 use std::io::Write;
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::words::{Place, Verdict, Word};
 use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind};
 use crate::ranks::{Heard, RankProcess, listen, rank_command};
 
-/// A set-up that nothing happens to, however busy the machine is.
+/// The deadline of a set-up that is not disturbed: long enough for a busy machine.
 const UNHURRIED_SET_UP: Duration = Duration::from_secs(60);
 
 /// The deadlines that the ranks are given.
@@ -24,9 +24,9 @@ pub(crate) struct Deadlines {
     pub(crate) call: Duration,
     /// Of set-up, in the phases that end in it.
     pub(crate) set_up: Duration,
-    /// What a survivor may take beyond its deadline.
+    /// How much later than its deadline a survivor may report.
     pub(crate) grace: Duration,
-    /// Of whatever has no deadline of its own: starting, joining, ending.
+    /// For steps without a deadline of their own: starting, joining, ending.
     pub(crate) patience: Duration,
 }
 
@@ -71,10 +71,10 @@ impl Rank {
         })
     }
 
-    /// Lets it go on where it is held.
+    /// Lets a held rank continue.
     pub(super) fn release(&mut self) {
         if let Some(stdin) = &mut self.stdin {
-            // A rank that is not held any more does not read it.
+            // A rank that is no longer held does not read this.
             let _ = writeln!(stdin).and_then(|()| stdin.flush());
         }
     }
@@ -151,7 +151,7 @@ impl Ranks {
     }
 }
 
-/// Where a rank waits for the referee.
+/// The place where a rank waits for the referee.
 pub(super) fn held_at(scenario: &Scenario, rank: u32) -> Option<Place> {
     let place = match scenario.phase {
         Phase::Rendezvous => Place::Joining,
@@ -170,8 +170,8 @@ fn start(role: &Role, heard: Sender<(u32, Instant, Option<Word>)>) -> Result<Ran
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
-        // A process here has one rank and so one stream; the more connections a context has, the
-        // longer it takes to make.
+        // A process here has one rank and thus one stream; a context with more connections takes
+        // longer to create.
         command.env(CONNECTIONS_VARIABLE, "4");
     }
     let rank = role.rank;

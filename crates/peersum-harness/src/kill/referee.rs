@@ -1,5 +1,5 @@
-//! One run: the referee starts the ranks, brings the victim to its phase, strikes, and judges what
-//! the others say and what is left.
+//! One run: the referee starts the ranks, waits until the victim is in its phase, hits it, and
+//! judges what the others report and what is left.
 
 use std::collections::BTreeMap;
 use std::process::ExitStatus;
@@ -15,22 +15,21 @@ use super::words::{Kind, Place, Word};
 use crate::machine::DeviceKind;
 use crate::ranks::meeting_directory;
 
-/// What a run that went as it must has shown.
+/// The findings of a run that passed.
 #[derive(Debug, Clone)]
 pub(crate) struct Findings {
-    /// From the blow, or from the word to a rank that was held, to the last survivor's report.
+    /// The time from the blow, or from the release of the held rank, to the last survivor's report.
     pub(crate) longest: Duration,
     /// Survivors' errors by kind.
     pub(crate) kinds: BTreeMap<Kind, usize>,
-    /// Whether files of a rank 0 that was killed as the last of its group were left for the next
-    /// run, which removed them.
+    /// Whether rank 0 was killed last, so that the next run had to remove its files.
     pub(crate) swept_by_next_run: bool,
 }
 
 /// Runs one scenario.
 ///
 /// # Errors
-/// What was not as it must be.
+/// The reason why the run did not pass.
 pub(crate) fn run(
     device: DeviceKind,
     scenario: &Scenario,
@@ -50,8 +49,8 @@ pub(crate) fn run(
 }
 
 impl Ranks {
-    /// Brings the victim to its phase and strikes. Returns when the survivors' clocks began: at the
-    /// blow, or when the last that was held went on.
+    /// Waits until the victim is in its phase and hits it. Returns the time from which the
+    /// survivors' deadlines count: that of the blow, or of the release of the held rank.
     fn strike(&mut self, scenario: &Scenario, patience: Duration) -> Result<Instant> {
         let (victim, held) = (scenario.victim as usize, scenario.held as usize);
         let all = |place| move |ranks: &[Rank]| ranks.iter().all(|rank| rank.is_at(place));
@@ -79,7 +78,7 @@ impl Ranks {
             Blow::Stop => Signal::STOP,
         })?;
         if scenario.blow == Blow::Kill {
-            // So that it is gone when those who wait for it go on.
+            // It must be gone before the ranks that wait for it continue.
             self.ranks[victim].process.wait()?;
         }
         match scenario.phase {
@@ -135,7 +134,7 @@ impl Ranks {
         Ok(findings)
     }
 
-    /// A victim that was stopped goes on now, and must be told as well. What it took for right it
+    /// Continues a victim that was stopped. It must get an error too; results that it accepted it
     /// has compared with the reference.
     fn judge_victim(&mut self, scenario: &Scenario, patience: Duration) -> Result<()> {
         if scenario.blow == Blow::Kill {
@@ -178,7 +177,7 @@ fn judge_survivor(
     let Some((at, verdict)) = heard.outcome() else {
         bail!("rank {rank} did not report");
     };
-    // A survivor may report before this thread has taken the time.
+    // A survivor may report before this thread has read the clock.
     let took = at.saturating_duration_since(struck);
     findings.longest = findings.longest.max(took);
     ensure!(
@@ -196,7 +195,7 @@ fn judge_survivor(
         is_fitting(scenario, verdict.kind),
         "rank {rank} got an error that does not fit: {verdict:?}"
     );
-    // If a rank stops in set-up, others may be missing besides, but not in its stead.
+    // If a rank stops in set-up, other ranks may be missing in addition, but not instead.
     ensure!(
         verdict.names.contains(&scenario.victim),
         "the error of rank {rank} does not name rank {}: {verdict:?}",
@@ -228,10 +227,11 @@ fn judge_end(rank: u32, heard: &mut Rank, may_be_killed: bool) -> Result<()> {
     Ok(())
 }
 
-/// In set-up a killed rank is lost at once, since its connection closes, or missed at the deadline
-/// if it had none yet; a stopped one is missed at the deadline, of a call if it had given its part
-/// to the last exchange. In a call both are missed at the deadline: what a device polls is memory,
-/// which outlives who shared it. In teardown there is nothing to tell: the results were valid.
+/// Whether the phase and the blow allow this error. In set-up a killed rank is lost at once,
+/// because its connection closes, or is missed at the deadline if it had not connected yet. A
+/// stopped rank is missed at the deadline of set-up, or at that of a call if it had taken part in
+/// the last exchange. In a call both are missed at the deadline: the device polls memory, which
+/// outlives the process that shared it. In teardown there is no error: the results were valid.
 fn is_fitting(scenario: &Scenario, kind: Kind) -> bool {
     match scenario.phase {
         Phase::SetUp if scenario.blow == Blow::Stop && scenario.step == Step::Mapped => {

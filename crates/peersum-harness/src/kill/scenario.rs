@@ -1,5 +1,5 @@
-//! What happens in one run: who is hit, when, by what. All of it follows from the seed and the
-//! run's number.
+//! The plan of one run: which rank is hit, when and how. It depends on the seed and the number of
+//! the run alone.
 
 use std::fmt;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(crate) enum Phase {
     Teardown,
 }
 
-/// What hits it.
+/// How the victim is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Blow {
@@ -40,7 +40,7 @@ pub(crate) enum Blow {
     Stop,
 }
 
-/// A place in set-up: what the rank has done last, as [`SetupStep`] has it.
+/// A place in set-up: the last [`SetupStep`] of the rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
@@ -70,13 +70,13 @@ pub(crate) struct Scenario {
     pub(crate) victim: u32,
     pub(crate) phase: Phase,
     pub(crate) blow: Blow,
-    /// In the phases in which the victim waits for another rank: for whom. That rank goes on once
-    /// the victim has been hit.
+    /// In phases in which the victim waits for another rank: that rank. It continues once the
+    /// victim has been hit.
     pub(crate) held: u32,
     /// In [`Phase::SetUp`]: what the victim and the held rank have done last.
     pub(crate) step: Step,
     pub(crate) route: Route,
-    /// From the victim's word that it is in the phase to the blow.
+    /// The time from the victim's report that it is in the phase to the blow.
     pub(crate) delay: Duration,
     /// In [`Phase::BeforeFirstCall`]: whether the victim is hit before the others call.
     pub(crate) victim_first: bool,
@@ -102,15 +102,15 @@ impl fmt::Display for Scenario {
     }
 }
 
-/// From which runs are drawn.
+/// The choices from which runs are drawn.
 #[derive(Debug, Clone)]
 pub(crate) struct Choices {
     pub(crate) world_sizes: Vec<u32>,
     pub(crate) phases: Vec<Phase>,
     pub(crate) blows: Vec<Blow>,
-    /// The longest delay, by far longer than a call.
+    /// Maximum delay, much longer than a call.
     pub(crate) longest_delay: Duration,
-    /// Instead of chance.
+    /// The step of set-up, if it is not random.
     pub(crate) step: Option<Step>,
 }
 

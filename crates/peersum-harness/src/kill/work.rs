@@ -14,7 +14,8 @@ use crate::data::{Content, bytes_of};
 use crate::memory::{POISON, elements_of};
 use crate::ranks::say;
 
-/// Odd, so that there is a partial unit; several units a thread on the emulator.
+/// Odd, so that the last unit is partial; large enough for several units per thread on the
+/// emulator.
 pub(super) const ELEMENTS: usize = 603;
 
 /// Calls of a graph.
@@ -23,7 +24,7 @@ const LAYERS: usize = 4;
 /// An element of an output that was not reduced.
 const NAN: u16 = 0x7FFF;
 
-/// The longest that a rank goes on calling without anything happening to it.
+/// Maximum time that a rank makes calls while it waits for the blow.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Calls, or launches a graph of calls.
@@ -58,7 +59,7 @@ impl<D: Device> Work<D> {
         Some(view.with_output(stream, |address| address))
     }
 
-    /// Writes the input anew where a call has replaced it, and makes the output recognisable.
+    /// Writes the input again if a call has replaced it, and poisons the output.
     fn prepare(&mut self) -> Result<()> {
         self.arrays.output.poison(&self.arrays.device)?;
         if let Some(address) = self.symmetric_address() {
@@ -82,7 +83,7 @@ impl<D: Device> Work<D> {
         }
     }
 
-    /// What the call's result is, or would be.
+    /// The bits of the array that the call writes.
     fn result(&mut self) -> Result<Vec<u16>> {
         let values: Vec<bf16> = match self.symmetric_address() {
             Some(address) if self.route == Route::SymmetricTwoShot => {
@@ -104,7 +105,7 @@ impl<D: Device> Work<D> {
         Ok(bits)
     }
 
-    /// What the result's array held before the call.
+    /// What the array of the result held before the call.
     fn untouched(&self, index: usize) -> u16 {
         match self.route {
             Route::SymmetricTwoShot => self.arrays.own[index].to_bits(),
@@ -112,8 +113,8 @@ impl<D: Device> Work<D> {
         }
     }
 
-    /// Compares with what there must be: the sum if the calls succeeded; the sum or NaN if they
-    /// failed; what was there before if nothing was launched.
+    /// Checks the result: the sum if the calls succeeded, the sum or NaN if they failed, the old
+    /// contents if nothing was launched.
     fn check(&mut self, launched: bool, succeeded: bool) -> Result<()> {
         for (index, bits) in self.result()?.into_iter().enumerate() {
             let expected = self.arrays.expected[index].to_bits();
@@ -131,7 +132,7 @@ impl<D: Device> Work<D> {
         Ok(())
     }
 
-    /// Calls and checks so many times, or until something fails: then with what.
+    /// Makes and checks `count` calls, or calls until one fails. Returns the error.
     pub(super) fn calls(
         &mut self,
         communicator: &mut Communicator<D>,
@@ -141,7 +142,7 @@ impl<D: Device> Work<D> {
         self.repeat(communicator, count, &call)
     }
 
-    /// Launches a graph of calls until that fails: with what.
+    /// Launches a graph of calls until a launch fails. Returns the error.
     pub(super) fn replays(&mut self, communicator: &mut Communicator<D>) -> Result<Error> {
         // An in-place call would sum its own result.
         let layers = match self.route {
@@ -190,7 +191,7 @@ impl<D: Device> Work<D> {
         bail!("no end")
     }
 
-    /// Whatever comes after a failure gives the same error and moves no data.
+    /// Every operation after a failure must return the same error and move no data.
     fn check_refusal(
         &mut self,
         communicator: &mut Communicator<D>,

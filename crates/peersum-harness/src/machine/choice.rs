@@ -1,4 +1,4 @@
-//! `--device`, and what it comes to on this machine.
+//! `--device`, and the device that it selects on this machine.
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -18,11 +18,11 @@ pub(crate) enum DeviceChoice {
     Emulator,
 }
 
-/// What a choice comes to.
+/// The device that `--device` selects.
 #[derive(Debug, Clone)]
 pub(crate) struct Decision {
     pub(crate) kind: DeviceKind,
-    /// In words.
+    /// The decision as text for the user.
     pub(crate) line: String,
 }
 
@@ -69,7 +69,8 @@ struct Described {
     architectures: Vec<String>,
 }
 
-/// Prints what `--device` comes to here, as JSON: what must be precompiled depends on it.
+/// Prints the device that `--device` selects, as JSON. It decides which modules must be
+/// precompiled.
 ///
 /// # Errors
 /// As [`decide`], or a GPU cannot be opened.

@@ -9,7 +9,7 @@ use peersum_kernels::abi::PEERSUM_MAX_WORLD_SIZE;
 use super::kind::DeviceKind;
 use super::streams::Machine;
 
-/// The longest random delay of a block: a few times what a call takes here.
+/// Maximum random delay of a block: a few times the duration of a call on the emulator.
 const BLOCK_DELAY: Duration = Duration::from_micros(300);
 
 /// Emulated devices, as many as ranks ask for.

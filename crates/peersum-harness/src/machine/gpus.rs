@@ -23,7 +23,7 @@ impl Gpus {
         Gpus::open_these((0..Gpus::count()?.min(ranks)).collect())
     }
 
-    /// Opens the GPU of one rank, for a process that is no other.
+    /// Opens the GPU of one rank, for a process that is that rank only.
     ///
     /// # Errors
     /// As [`Gpus::open`].
@@ -66,7 +66,7 @@ impl Gpus {
     }
 }
 
-/// Opens a GPU; the error says how to do without it.
+/// Opens a GPU. The error says how to run without it.
 pub(super) fn open_context(ordinal: u32) -> Result<Arc<CudaContext>> {
     peersum::open_context(ordinal).with_context(|| {
         format!(

@@ -32,9 +32,9 @@ pub(crate) struct Meeting {
 struct State {
     /// Meetings held so far.
     held: u64,
-    /// What each rank has brought to the next one.
+    /// What each rank has brought to the next meeting.
     brought: Vec<Option<Deposit>>,
-    /// What was brought to the last one. It stays until all have come to the next.
+    /// What was brought to the last meeting. It stays until all ranks have come to the next one.
     collected: Vec<Deposit>,
     /// Why ranks have failed, the first failure first.
     failures: Vec<String>,
@@ -74,7 +74,7 @@ impl Meeting {
         let meeting = state.held;
         match state.brought.get_mut(rank as usize) {
             Some(place @ None) => *place = Some(Arc::new(value)),
-            _ => bail!("rank {rank} comes to one meeting twice"),
+            _ => bail!("rank {rank} came to one meeting twice"),
         }
         if state.brought.iter().all(Option::is_some) {
             let all = state.brought.iter_mut().filter_map(Option::take).collect();

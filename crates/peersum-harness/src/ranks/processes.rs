@@ -25,7 +25,7 @@ pub(crate) fn meeting_directory(command: &str) -> Result<TempDir> {
         .context("making the directory where the ranks meet")
 }
 
-/// This program with a command whose flags include [`ParentArgs`].
+/// This program with a subcommand whose flags include [`ParentArgs`].
 ///
 /// # Errors
 /// The program's file is not known.
@@ -52,13 +52,14 @@ impl ParentArgs {
     }
 }
 
-/// However the process `parent` ends, this one does not outlive it, nor the thread that started it.
+/// Makes the system kill this process when the process `parent`, or its thread that started this
+/// one, ends.
 ///
 /// # Errors
 /// It has ended already, or the system refuses.
 pub(crate) fn end_with(parent: i32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with the parent")?;
-    // For a parent that ended before that took effect.
+    // The parent may have ended before that took effect.
     ensure!(
         getppid().map(Pid::as_raw_pid) == Some(parent),
         "the parent has ended"
@@ -108,7 +109,7 @@ impl RankProcess {
             .with_context(|| format!("sending {signal:?}"))
     }
 
-    /// Ends it at once, if it has not ended, and waits for that.
+    /// Kills the process if it is running, and waits for its end.
     pub(crate) fn kill(&mut self) {
         if self.status.is_none() {
             let _ = self.child.kill();
@@ -123,16 +124,16 @@ impl Drop for RankProcess {
     }
 }
 
-/// Something that comes from a process.
+/// A line of a process, or the end of its output.
 pub(crate) enum Heard<T> {
     Word(T),
-    /// A line that is no word, such as a library prints.
+    /// A line that is not a word, such as a library's output.
     Other(String),
     /// The process closed its stdout: it has ended or is about to.
     Closed,
 }
 
-/// Gives `hear` everything that comes from a process, on a thread of its own.
+/// Passes everything that a process says to `hear`, on a new thread.
 pub(crate) fn listen<T: DeserializeOwned>(
     stdout: ChildStdout,
     mut hear: impl FnMut(Heard<T>) + Send + 'static,
@@ -148,7 +149,7 @@ pub(crate) fn listen<T: DeserializeOwned>(
     });
 }
 
-/// Says a word to the process that listens to this one. It may have ended already.
+/// Says a word to the process that listens to this one, if that is still running.
 pub(crate) fn say<T: Serialize>(word: &T) {
     if let Ok(line) = serde_json::to_string(word) {
         let mut stdout = std::io::stdout().lock();

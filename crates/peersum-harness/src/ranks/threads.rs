@@ -8,7 +8,7 @@ use peersum::Rendezvous;
 
 use super::meeting::{Abandoned, Meeting};
 
-/// The longest that a rank waits for the others outside calls.
+/// Maximum time that a rank waits for the others outside calls.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A rank and the place where it meets the others.
@@ -44,25 +44,26 @@ impl Peers<'_> {
 /// One of the ranks that [`run_threads`] runs.
 pub(crate) struct Member<'a> {
     pub(crate) peers: Peers<'a>,
-    /// Those of the groups that it has not joined, the first at the end.
+    /// The groups that it has not joined yet, the next one at the end.
     groups: Vec<Rendezvous>,
 }
 
 impl Member<'_> {
-    /// How it joins the next of the groups that were asked for.
+    /// The rendezvous of the next group.
     ///
     /// # Errors
-    /// There is none left.
+    /// There is no group left.
     pub(crate) fn next_group(&mut self) -> Result<Rendezvous> {
         self.groups.pop().context("no further group was asked for")
     }
 }
 
-/// Runs `body` as each of `world_size` ranks, which can form `groups` groups one after the other.
-/// The first rank that fails ends the others' waits for it at [`Peers`].
+/// Runs `body` on `world_size` threads, one per rank. The ranks can form `groups` groups. If a rank
+/// fails, the others' waits in [`Peers`] end.
 ///
 /// # Errors
-/// The failures of all ranks, in the order in which they came. One rank's is often another's doing.
+/// The failures of all ranks, the first one first: the failure of one rank is often the cause of
+/// another's.
 pub(crate) fn run_threads<R: Send>(
     world_size: u32,
     groups: usize,
@@ -90,7 +91,7 @@ pub(crate) fn run_threads<R: Send>(
             .map(|member| {
                 let rank = member.peers.rank;
                 scope.spawn(move || {
-                    // A rank that panics must not keep the others waiting either.
+                    // If a rank panics, the others must not wait for it either.
                     let outcome = catch_unwind(AssertUnwindSafe(|| body(member)))
                         .unwrap_or_else(|_| Err(anyhow!("it panicked")));
                     match outcome {

@@ -1,9 +1,9 @@
 //! Ranks that are the rows of one grid: a group for tools that let only one kernel of a process run
 //! at a time.
 //!
-//! The kernels are the shipped ones but for their entry points (`PEERSUM_ONE_LAUNCH`), which take
-//! the parameters of every rank. Everything that a communicator does is done by hand here, from
-//! what `abi.h` says.
+//! The kernels are the shipped ones except for their entry points (`PEERSUM_ONE_LAUNCH`), which
+//! take the parameters of all ranks. This file does by hand what a communicator does, following
+//! `abi.h`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,12 +41,12 @@ pub(crate) struct GroupArgs {
     seed: u64,
 }
 
-/// What all calls are made with: 16-bit elements, so that units have partial words and tails.
+/// The type of all calls. 16-bit elements give units with partial words and tails.
 type T = bf16;
 
 const MAX_ELEMENTS: usize = 6000;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
-/// How often all cases are run, each time in another order.
+/// How often all cases run, each time in a new order.
 const PASSES: usize = 2;
 const TIMEOUT_NS: u64 = 20_000_000_000;
 
@@ -113,7 +113,7 @@ pub(crate) fn run(args: &GroupArgs) -> Result<()> {
     Ok(())
 }
 
-/// The parameters of every rank. A kernel for fewer takes the first ones.
+/// The parameters of all ranks. A kernel for fewer ranks reads the first ones.
 #[repr(C)]
 struct AllParams([PeersumParams; abi::PEERSUM_MAX_WORLD_SIZE as usize]);
 
@@ -152,7 +152,7 @@ impl Rank {
     }
 }
 
-/// Memory of the plain kind, every byte of which the tools watch.
+/// Allocates plain memory, of which the tools watch every byte.
 fn memory(device: &Cuda, bytes: usize) -> Result<Guarded<Cuda>> {
     Guarded::new(device, bytes, MemorySharing::LegacyIpc)
 }
@@ -354,8 +354,8 @@ fn function(
     Ok(module.load_function(&key.entry_point(route.algorithm()))?)
 }
 
-/// An arena as it is before the first call. Staging stays as the driver gave it: what reads it
-/// before it is staged is to be found.
+/// An arena in its state before the first call. The staging area is not initialised, so that the
+/// tools find reads that come before the data are staged.
 fn armed(device: &Cuda, layout: &Layout) -> Result<Guarded<Cuda>> {
     const RING: u64 = abi::PEERSUM_HEADER_RING as u64;
     let arena = memory(device, layout.bytes())?;

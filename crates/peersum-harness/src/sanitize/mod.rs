@@ -1,5 +1,6 @@
-//! The kernels under compute-sanitizer: a reduced set of calls that each tool must find sound, and
-//! for each tool a planted error that it must find, without which its silence would say nothing.
+//! The kernels under compute-sanitizer: a reduced set of calls in which no tool may find an error,
+//! and for each tool a planted error that it must find. Without the planted error, silence would
+//! prove nothing.
 
 mod bounded;
 mod group;
@@ -22,17 +23,17 @@ use tool::Tool;
 pub(crate) use group::{GroupArgs, run as run_group};
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
-/// What compute-sanitizer is to exit with if it found errors; no other status of it or of the
-/// harness.
+/// The exit status of compute-sanitizer if it found errors. Neither it nor the harness uses this
+/// status for anything else.
 const FOUND: i32 = 86;
 
-/// How much is shown of what a run that failed printed, in lines from its end.
+/// How many lines are shown from the end of a failed run's output.
 const SHOWN_LINES: usize = 40;
 
 /// The flags of `sanitize`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SanitizeArgs {
-    /// Which tools.
+    /// The tools to run.
     #[arg(
         long,
         value_enum,
@@ -44,8 +45,8 @@ pub(crate) struct SanitizeArgs {
     /// /usr/local/cuda/bin/compute-sanitizer]
     #[arg(long, value_name = "PATH")]
     compute_sanitizer: Option<PathBuf>,
-    /// The directory of the modules, as `cargo xtask precompile` writes it: of the build
-    /// `one-launch`, or for --ranks processes of the shipped one.
+    /// The directory of the modules, as `cargo xtask precompile` writes it: those of the build
+    /// `one-launch`, or with `--ranks processes` the shipped ones.
     #[arg(long, value_name = "DIR")]
     cubins: PathBuf,
     /// World sizes.
@@ -57,17 +58,17 @@ pub(crate) struct SanitizeArgs {
     /// The seed of the data.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long one run may take, in seconds.
+    /// Maximum time of one run, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     limit: u64,
 }
 
-/// What a rank is under the tools, which let only one kernel of a process run at a time.
+/// What a rank is. The tools let only one kernel of a process run at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Ranks {
     /// A row of one grid: one launch is a call of all ranks.
     Rows,
-    /// A process with a communicator, in the test grid. initcheck does not know what the others
+    /// A process with a communicator, in the test grid. initcheck does not see what other processes
     /// write.
     Processes,
 }
@@ -79,8 +80,8 @@ enum Subject {
     Grid,
 }
 
-/// Runs each tool on its planted error and on the grid. Exit status 1 unless each found the one and
-/// nothing in the other.
+/// Runs each tool on its planted error and on the grid. The exit status is 1 unless each tool found
+/// its planted error and nothing in the grid.
 pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
     ensure!(args.limit > 0, "--limit 0 leaves no time for anything");
     let began = Instant::now();
@@ -104,7 +105,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
                  nvidia-cuda-sanitizer-api of PyPI (13.4.92 is whole; 13.0.85 to 13.3.75 lack the \
                  program that starts others); --compute-sanitizer names one",
             )?;
-            // Absent: it said nothing.
+            // Without a report file the report is empty.
             let report = fs::read_to_string(&report_path).unwrap_or_default();
             let errors = tool.errors(&report);
             let verdict = verdict(tool, subject, &ended, errors, &report, args.limit);
@@ -131,7 +132,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
         }
     }
     println!(
-        "{} of {} runs as they must be, in {:.1} s",
+        "{} of {} runs passed, in {:.1} s",
         args.tool.len() * 2 - failed,
         args.tool.len() * 2,
         began.elapsed().as_secs_f64()
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
     })
 }
 
-/// What a run comes to: why it is as it must be, or why not.
+/// The result of a run: why it passed, or why it failed.
 fn verdict(
     tool: Tool,
     subject: Subject,
@@ -166,7 +167,7 @@ fn verdict(
         (Subject::Grid, ..) => Err("errors in the kernels".to_owned()),
         (Subject::Planted, 0, _) => Err("the planted error was not found".to_owned()),
         (Subject::Planted, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
-            Ok("found, as it must be")
+            Ok("the planted error was found")
         }
         (Subject::Planted, _, Some(FOUND)) => {
             Err("errors were found, but none in the kernel that has one".to_owned())
@@ -189,11 +190,11 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         .arg("--log-file")
         .arg(report)
         .arg(harness)
-        // Ranks that share a card need a hardware queue each; set here, since the tool may make a
-        // context before the grid can.
+        // Ranks that share a GPU need a hardware queue each. Set here, since the tool may create a
+        // context before the grid does.
         .env(CONNECTIONS_VARIABLE, "32")
-        // What loads at its first launch is also rewritten by the tool then, while the peers'
-        // kernels wait.
+        // Otherwise the tool would rewrite a kernel at its first launch, while the peers' kernels
+        // wait.
         .env("CUDA_MODULE_LOADING", "EAGER");
     match subject {
         Subject::Planted => {
@@ -213,8 +214,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--dtype", "bf16", "--world-size", &args.world_size])
                 .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])
-                // A rank may be slow, but what hangs is to be named by the grid before this run is
-                // ended.
+                // Less than the limit of the run, so that the grid can report a rank that hangs.
                 .args(["--timeout", &(args.limit as f64 / 3.0).to_string()])
                 .env("PEERSUM_CUBIN_DIR", &args.cubins);
         }

@@ -13,13 +13,13 @@ const ELEMENTS: u64 = 1024;
 /// The flags of `sanitize-planted`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PlantedArgs {
-    /// Whose error.
+    /// The tool that must find the error.
     #[arg(long, value_enum)]
     tool: Tool,
 }
 
-/// Makes one error on GPU 0. What follows from it in this process is no failure: the tool may end
-/// the context.
+/// Makes one error on GPU 0. Later errors in this process do not matter: the tool may destroy the
+/// context.
 pub(crate) fn run(args: &PlantedArgs) -> Result<()> {
     let context = peersum::open_context(0)?;
     let module = context

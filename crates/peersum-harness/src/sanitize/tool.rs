@@ -5,13 +5,13 @@ use clap::ValueEnum;
 /// A tool of compute-sanitizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tool {
-    /// Accesses outside of memory, or misaligned.
+    /// Accesses that are out of bounds or misaligned.
     Memcheck,
     /// Global memory that is read before it is written.
     Initcheck,
-    /// Shared memory that is accessed without a barrier between.
+    /// Accesses to shared memory without a barrier in between.
     Racecheck,
-    /// Barriers that not all threads come to.
+    /// Barriers that not all threads reach.
     Synccheck,
 }
 
@@ -26,18 +26,18 @@ impl Tool {
         }
     }
 
-    /// Flags of its own.
+    /// The tool's own flags.
     pub(crate) fn flags(self) -> &'static [&'static str] {
         match self {
-            // What a call of the driver returns is no error of a kernel: set-up asks for things
-            // that a driver may refuse, and the grid itself fails where one should not have been.
+            // An error that the driver returns is not an error of a kernel: set-up tries things
+            // that a driver may refuse, and if it may not, the grid itself fails.
             Tool::Memcheck => &["--report-api-errors", "no"],
             _ => &[],
         }
     }
 
-    /// How many errors the report counts: the sum, where it has a summary for each of several
-    /// processes. `None` without any summary, in which case the tool has checked nothing.
+    /// The number of errors in the report, summed over the summaries of all processes. `None` if
+    /// there is no summary: then the tool has checked nothing.
     pub(crate) fn errors(self, report: &str) -> Option<u64> {
         let summary = match self {
             Tool::Racecheck => " RACECHECK SUMMARY: ",

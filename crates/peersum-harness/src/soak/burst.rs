@@ -1,4 +1,5 @@
-//! What a soak's calls are: bursts, each a function of its seed, so that every rank knows them all.
+//! The calls of a soak. They come in bursts, each a function of its seed, so that all ranks make
+//! the same calls.
 
 use fastrand::Rng;
 use peersum::dispatch::Route;
@@ -7,8 +8,8 @@ use peersum_artifact::Dtype;
 use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
 use crate::grid::settings::{GridKind, Settings};
 
-/// Rounds of small calls: as many as one check on the card holds results of. Others take as long in
-/// fewer.
+/// Rounds of a burst of small calls: as many as the check on the GPU has room for. Other bursts
+/// have fewer rounds and take as long.
 const ROUNDS: u32 = 64;
 const FEW_ROUNDS: u32 = 4;
 /// Small calls are those up to here, in elements.
@@ -51,7 +52,7 @@ pub(crate) fn draw(settings: &Settings, world_size: u32) -> Case {
     } else {
         SMALL.min(most)
     };
-    // As many digits as likely as fewer.
+    // All orders of magnitude are equally likely.
     let digits = rng.u32(0..=bound.ilog2());
     let elements = rng.usize(1..=2 << digits).min(bound);
     let mode = if rng.bool() { Mode::Eager } else { Mode::Graph };

@@ -1,5 +1,5 @@
-//! A soak: calls of random size, alignment, algorithm, mode and delay for as long as asked, the
-//! bits of every result compared.
+//! A soak: calls of random size, alignment, algorithm, mode and delay for a given time. The bits of
+//! every result are compared.
 
 mod burst;
 
@@ -18,9 +18,9 @@ use crate::grid::settings::{GridKind, Settings, parse_world_sizes};
 use crate::machine::{DeviceChoice, DeviceKind, Emulators, decide, give_each_stream_a_queue};
 use crate::ranks::{Member, run_threads};
 
-/// Both families' counters pass 32 bits, and their sum 16, in the first bursts.
+/// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
 const START_EPOCHS: (u32, u64) = (u32::MAX - 20, u32::MAX as u64 - 12);
-/// However slow the machine is.
+/// The minimum number of bursts, also on a slow machine.
 const LEAST_BURSTS: usize = 8;
 /// How long a call may wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,22 +33,22 @@ pub(crate) struct SoakArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
-    /// How long to make calls, shared out equally among the world sizes.
+    /// How long to make calls, in total. Each world size gets an equal share.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// World sizes, one after the other.
     #[arg(long, value_name = "LIST", default_value = "2,4,8")]
     world_size: String,
-    /// The seed of all data, sizes, choices and delays; a random one unless given.
+    /// The seed of all data, sizes, choices and delays [default: random].
     #[arg(long)]
     seed: Option<u64>,
-    /// For tests: one bit of a result of each burst is changed before it is compared on the host.
+    /// For tests: change one bit of a result of each burst before it is compared on the host.
     #[arg(long, hide = true)]
     corrupt: bool,
 }
 
-/// Lets the ranks agree on the last burst: the first to come to one after the time is up ends it
-/// for all.
+/// Lets the ranks agree on the last burst: the first rank that asks for a new one when the time is
+/// up ends the soak for all.
 struct Gate {
     ends: Instant,
     state: Mutex<GateState>,
@@ -56,7 +56,7 @@ struct Gate {
 
 #[derive(Default)]
 struct GateState {
-    /// Bursts that some rank has entered.
+    /// Bursts that at least one rank has entered.
     entered: usize,
     closed: bool,
 }
@@ -182,7 +182,7 @@ fn soak_rank<M: GridMachine>(
 ) -> Result<Spent> {
     let world_size = settings.world_sizes[0];
     let rank = member.peers.rank();
-    // For its size: no burst has larger calls.
+    // Only for its size: no burst has larger calls.
     let largest = Case {
         world_size,
         dtype: Dtype::F32,

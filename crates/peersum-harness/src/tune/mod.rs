@@ -21,15 +21,14 @@ use crate::bench::timing::Timed;
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 use sweep::{Progress, Shapes, Sweep, Tuned};
 
-/// So many candidates of one world size may fail before it is given up.
+/// How many candidates of one world size may fail before it is given up.
 const MOST_FAILURES: usize = 8;
 
 /// What `tune` sweeps.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TuneArgs {
-    #[command(flatten)]
-    call: CallArgs,
-    /// World sizes; ranks share the cards if there are fewer. One that does not fit is skipped.
+    /// World sizes. If there are fewer GPUs than ranks, the ranks share them. A size that does not
+    /// fit is skipped.
     #[arg(
         long,
         value_name = "LIST",
@@ -38,8 +37,8 @@ pub(crate) struct TuneArgs {
         value_parser = clap::value_parser!(u32).range(2..=8)
     )]
     world_size: Vec<u32>,
-    /// Element types. A row serves all types: it is the one with the least geometric mean over
-    /// these.
+    /// Element types. A row of the table is for all types: the plan with the least geometric mean
+    /// over these.
     #[arg(
         long,
         value_name = "LIST",
@@ -47,21 +46,24 @@ pub(crate) struct TuneArgs {
         default_value = "bf16,f32"
     )]
     dtype: Vec<Dtype>,
-    /// The time for everything. Sizes share it evenly; what was not tried in time keeps its row.
+    /// The time limit of the whole sweep. All sizes get an equal share; a size that was not reached
+    /// keeps its row.
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     seconds: f64,
-    /// The tables to improve on [default: the shipped ones]
+    /// The tables to start from [default: the shipped ones]
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
-    /// Where the tables go: those of --base, and over them what was measured.
+    /// Where to write the tables: those of --base, with the measured rows in place of theirs.
     #[arg(long, value_name = "FILE", default_value = "target/tune/tables.json")]
     out: PathBuf,
+    #[command(flatten)]
+    call: CallArgs,
 }
 
 /// Runs the sweep and writes the tables after each world size.
 ///
 /// # Errors
-/// The flags mean nothing, there is no device, or no world size could be measured.
+/// A flag is invalid, there is no device, or no world size could be measured.
 pub(crate) fn run(args: &TuneArgs) -> Result<()> {
     if !(args.seconds.is_finite() && args.seconds > 0.0 && args.seconds <= 86_400.0) {
         bail!("--seconds {}: more than 0 and at most 86400", args.seconds);
@@ -149,7 +151,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let file = tempfile::NamedTempFile::new_in(directory)
         .with_context(|| format!("making a file in {}", directory.display()))?;
     std::fs::write(file.path(), text)?;
-    // As readable as any file that the user makes; temporary ones are their owner's alone.
+    // A temporary file is readable by its owner only; this file is for everyone.
     std::fs::set_permissions(
         file.path(),
         std::os::unix::fs::PermissionsExt::from_mode(0o644),
@@ -166,12 +168,12 @@ struct Group<'a> {
     link: Link,
     builds: &'a Builds,
     base: &'a DispatchTables,
-    /// The base as every rank is given it.
+    /// The base tables as text, for the ranks.
     tables: String,
     deadline: Instant,
 }
 
-/// What was found for one world size.
+/// The result for one world size.
 struct Outcome<'a> {
     group: &'a Group<'a>,
     arch: Option<String>,
@@ -304,7 +306,8 @@ impl Outcome<'_> {
         })
     }
 
-    /// One line a size, kind of input and type: before, after, and by what.
+    /// Prints a line for each size, kind of input and type: the times before and after, and the
+    /// plan.
     fn print(&self) {
         for tuned in &self.tuned {
             for ((dtype, base_us), us) in self

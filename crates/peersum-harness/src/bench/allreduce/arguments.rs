@@ -11,11 +11,7 @@ use crate::bench::sizes::parse_shape;
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BenchArgs {
-    #[command(flatten)]
-    pub(super) call: CallArgs,
-    #[command(flatten)]
-    pub(super) nccl: NcclArgs,
-    /// World sizes; ranks share the cards if there are fewer.
+    /// World sizes. If there are fewer GPUs than ranks, the ranks share them.
     #[arg(
         long,
         value_name = "LIST",
@@ -32,8 +28,8 @@ pub(crate) struct BenchArgs {
         default_value = "bf16"
     )]
     pub(super) dtype: Vec<Dtype>,
-    /// `best` takes the dispatch table's plan for each kind of input, `all` every algorithm with
-    /// the grids of --shapes, or names like push_one_shot.
+    /// `best`: the plan of the dispatch table for each kind of input. `all`: every algorithm with
+    /// the grids of --shapes. Or names such as push_one_shot.
     #[arg(
         long,
         value_name = "LIST",
@@ -59,16 +55,15 @@ pub(crate) struct BenchArgs {
     /// Dispatch tables instead of the shipped ones, as `tune` writes them.
     #[arg(long, value_name = "FILE")]
     pub(super) tables: Option<PathBuf>,
-    /// The largest grid, as `CommunicatorBuilder::max_blocks` sets it. [default: as in a program
-    /// that does not set it]
+    /// The largest grid, see `CommunicatorBuilder::max_blocks` [default: that of the library]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) max_blocks: Option<u32>,
-    /// The directory with the cubin of the kernels that measure the machine's limits; without it
-    /// there are none.
+    /// The directory with the cubin of the kernels that measure the machine's limits. Without it
+    /// the limits are not measured.
     #[arg(long, value_name = "DIR")]
     pub(super) limits: Option<PathBuf>,
-    /// Measure, in turn with the shipped kernels, those without header, bounds and poison: what
-    /// safety costs.
+    /// Also measure kernels without header, bounds and poison, alternating with the shipped ones.
+    /// The difference is the cost of safety.
     #[arg(
         long,
         value_name = "DIR",
@@ -76,7 +71,7 @@ pub(crate) struct BenchArgs {
         default_missing_value = "target/bench/cubins-unsafe-baseline"
     )]
     pub(super) unsafe_baseline: Option<PathBuf>,
-    /// Likewise those with the formal order of a re-arm before the peer's next store.
+    /// Also measure kernels that formally order a re-arm before the peer's next store.
     #[arg(
         long,
         value_name = "DIR",
@@ -84,21 +79,25 @@ pub(crate) struct BenchArgs {
         default_missing_value = "target/bench/cubins-strict-order"
     )]
     pub(super) strict_order: Option<PathBuf>,
-    /// How often each build is measured, in turn [default: 1, or 3 where builds are compared]
+    /// How often each build is measured, alternating [default: 1, or 3 if builds are compared]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
     pub(super) rounds: Option<u32>,
     /// Write the report, which --from-json reads.
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
-    /// Write a page with curves and tables that needs no other file.
+    /// Write a self-contained page with curves and tables.
     #[arg(long, value_name = "FILE")]
     pub(super) html: Option<PathBuf>,
     /// Write the curves as a picture.
     #[arg(long, value_name = "FILE")]
     pub(super) svg: Option<PathBuf>,
-    /// Measure nothing: print and write what this report says.
+    /// Measure nothing; print and write the contents of this report.
     #[arg(long, value_name = "FILE")]
     pub(super) from_json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) call: CallArgs,
+    #[command(flatten)]
+    pub(super) nccl: NcclArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

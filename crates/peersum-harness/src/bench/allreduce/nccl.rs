@@ -18,7 +18,7 @@ use crate::bench::timing::{EventTimer, time_eager, time_recorded};
 use crate::machine::{Gpus, Machine};
 use crate::ranks::{Peers, run_threads};
 
-/// NCCL by the same method, for the groups that have a GPU for each rank.
+/// Measures NCCL by the same method, for groups with a GPU for each rank.
 pub(super) fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     let smallest = args.world_size.iter().copied().min().unwrap_or(0);
     let notes = &mut report.notes;
@@ -133,7 +133,8 @@ impl Rank<'_> {
         for &dtype in &args.dtype {
             for &bytes in &args.call.bytes {
                 let all_reduce = || self.all_reduce(buffers, dtype, bytes);
-                // The first call of a size may connect and allocate, which a recording cannot hold.
+                // The first call of a size may connect and allocate, which is not allowed in a
+                // capture.
                 all_reduce()?;
                 self.stream.synchronize()?;
                 for &launch in args.method.launches() {

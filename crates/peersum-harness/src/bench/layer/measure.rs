@@ -32,7 +32,7 @@ pub(super) struct Group<'a> {
     pub(super) pdl: bool,
 }
 
-/// Who sums.
+/// The all-reduce that is measured.
 enum AllReduce<'a> {
     Peersum(Box<Communicator<Cuda>>),
     Nccl(&'a OwnedCommunicator<'a>),
@@ -61,8 +61,8 @@ pub(super) fn measure_group(
     let ranks = run_threads(world_size, 1, |mut member| {
         let rank = member.peers.rank();
         let stream = gpus.stream(rank)?;
-        // Before the communicator: what cuBLAS does to a whole device must not fall into another
-        // rank's calls.
+        // Before the communicator: operations of cuBLAS that affect the whole device must not
+        // coincide with another rank's calls.
         let stack = Stack::new(&stream, rank, group.shape)?;
         let all_reduce = match nccl {
             Some(communicators) => AllReduce::Nccl(
@@ -71,7 +71,7 @@ pub(super) fn measure_group(
                     .context("a communicator for each rank")?,
             ),
             None => {
-                // With the sizes of its buffers that an engine gets which asks for none.
+                // With the default buffer sizes, as in most engines.
                 let communicator = Communicator::builder()
                     .rendezvous(member.next_group()?)
                     .load_policy(group.load_policy.clone())
@@ -91,7 +91,7 @@ pub(super) fn measure_group(
         };
         this.measure(group)
     })?;
-    // Every rank works out the same from what all have measured.
+    // All ranks compute the same result from the times of all.
     ranks.into_iter().next().context("a group without ranks")
 }
 
@@ -109,7 +109,7 @@ impl Rank<'_> {
                     .with_context(|| format!("{rows} rows, {}", launch.name()))?;
                 let without = self.peers.gather(without)?;
                 let with = self.peers.gather(with)?;
-                // Without an all-reduce nobody waits for anybody, so a step takes as long as its
+                // Without an all-reduce no rank waits for another, so a step takes as long as its
                 // slowest rank.
                 let (without, with) =
                     (Spread::of(&longest(&without)), Spread::of(&shortest(&with)));
@@ -132,13 +132,13 @@ impl Rank<'_> {
         Ok(cells)
     }
 
-    /// What is done once in a process or for a size, and what a recording cannot hold: cuBLAS loads
-    /// its kernels, NCCL connects.
+    /// Does what happens once per process or size and is not allowed in a capture: cuBLAS loads its
+    /// kernels, NCCL connects.
     fn warm_up(&self, activations: &mut Activations) -> Result<()> {
         let stream = self.stack.stream();
         self.stack.enqueue(activations, |_| Ok(()))?;
         stream.synchronize()?;
-        // No rank calls while another still loads, which may wait for all that its device does.
+        // No rank may call while another still loads: loading may wait for all work of the device.
         self.peers.meet()?;
         if let AllReduce::Nccl(communicator) = self.all_reduce {
             self.stack
@@ -195,7 +195,7 @@ impl Rank<'_> {
         }
     }
 
-    /// Likewise with whatever `all_reduce` enqueues.
+    /// The same with the work that `all_reduce` enqueues.
     fn time_plain(
         &mut self,
         activations: &mut Activations,
@@ -209,7 +209,7 @@ impl Rank<'_> {
             Launch::Graph => {
                 device.capture_begin()?;
                 let recorded = stack.enqueue(activations, &mut all_reduce);
-                // Ended whatever happened, so that the stream is usable again.
+                // End the capture in any case, so that the stream is usable again.
                 let graph = device.capture_end();
                 recorded?;
                 Some(graph?)
@@ -242,7 +242,7 @@ impl Rank<'_> {
         Ok(())
     }
 
-    /// What the dispatch table says to a layer's message.
+    /// The plan of the dispatch table for a layer's message.
     fn plan(&self, rows: u32) -> Option<Plan> {
         let AllReduce::Peersum(communicator) = &self.all_reduce else {
             return None;

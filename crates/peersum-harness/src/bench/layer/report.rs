@@ -86,7 +86,8 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// What was measured on, what was not measured, and a table for each way of launching.
+    /// The report as text: the machine, what was not measured, and a table for each way of
+    /// launching.
     pub(super) fn to_text(&self) -> String {
         let mut text = format!(
             "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; \

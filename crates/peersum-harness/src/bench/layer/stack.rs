@@ -14,8 +14,8 @@ use crate::data::{self, Content, Key};
 const PATTERN_ELEMENTS: usize = 1_048_573;
 /// The variance of [`Content::Even`].
 const EVEN_VARIANCE: f32 = 64.0 / 12.0;
-/// What every product reads of a row is whole units of 16 bytes, as cuBLAS's fast kernels and
-/// peersum's want it.
+/// Every product reads whole units of 16 bytes of a row, which the fast kernels of cuBLAS and of
+/// peersum need.
 const UNIT_ELEMENTS: u32 = 8;
 
 /// Square layers that are split over ranks by rows of their weights: each rank has `hidden /
@@ -80,9 +80,9 @@ impl Shape {
 
 /// The layers of one rank.
 ///
-/// Every layer has weights of its own, [hidden, hidden / world_size] as checkpoints store them, so
-/// that the cache holds no layer's when its turn comes again: at hidden 4096 and two ranks 64
-/// layers are 1 GiB a rank, at eight ranks still 256 MiB.
+/// Every layer has its own weights, [hidden, hidden / world_size] as checkpoints store them, so
+/// that no layer's weights are still in the cache when its turn comes again: at hidden 4096 and two
+/// ranks 64 layers are 1 GiB a rank, at eight ranks still 256 MiB.
 pub(super) struct Stack {
     shape: Shape,
     rank: u32,
@@ -143,7 +143,7 @@ impl Stack {
     /// The driver refuses the memory.
     pub(super) fn activations(&self, rows: u32) -> Result<Activations> {
         let elements = self.shape.output_elements(rows);
-        // Of one rank, whichever asks.
+        // The same input on all ranks.
         let input: Vec<bf16> = data::input(Content::Even, Key::of(12, 0), elements);
         let activations = Activations {
             rows,
@@ -197,7 +197,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Fills the outputs with NaN, which whatever is not written leaves behind.
+    /// Fills the outputs with NaN, which stays in every element that is not written.
     ///
     /// # Errors
     /// The driver refuses.
