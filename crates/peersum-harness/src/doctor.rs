@@ -1,5 +1,4 @@
-//! `doctor`: what the library finds from inside one process, and what takes a second one or the
-//! emulator.
+//! `doctor`: what the library finds from inside one process, and what takes a second one or the emulator.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
@@ -215,8 +214,8 @@ impl Pair {
         if let Place::Gpu(ordinal) = self.places[1] {
             command.args(["--gpu", &ordinal.to_string()]);
         }
-        // From this thread, which lives as long as the program: the child is killed when the thread
-        // that started it ends. What goes wrong there comes back through the group.
+        // From this thread, which lives as long as the program: the child is killed when the thread that started it ends. What goes
+        // wrong there comes back through the group.
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -330,7 +329,7 @@ pub(crate) struct PeerArgs {
 
 /// The other process.
 pub(crate) fn run_peer(args: &PeerArgs) -> Result<()> {
-    crate::ranks::end_with(args.parent)?;
+    crate::parent::end_with(args.parent)?;
     let place = args.gpu.map_or(Place::Emulator, Place::Gpu);
     With {
         directory: args.directory.clone(),

@@ -1,6 +1,5 @@
-//! What the doctor says of machines that are well, and of drivers that are ill in one way each. The
-//! drivers are a fake, compiled from `fakes/cuda.c`, whose memory travels as real file descriptors
-//! between real threads and processes.
+//! What the doctor says of machines that are well, and of drivers that are ill in one way each. The drivers are a fake, compiled from
+//! `fakes/cuda.c`, whose memory travels as real file descriptors between real threads and processes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fs;

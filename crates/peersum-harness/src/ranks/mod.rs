@@ -5,6 +5,6 @@ mod processes;
 mod threads;
 
 pub(crate) use processes::{
-    Heard, ParentArgs, RankProcess, end_with, listen, meeting_directory, rank_command, say,
+    Heard, ParentArgs, RankProcess, listen, meeting_directory, rank_command, say,
 };
 pub(crate) use threads::{Member, PATIENCE, Peers, run_threads};

@@ -4,13 +4,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus};
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::{
-    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
-};
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, getpid, kill_process};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
+
+use crate::parent;
 
 /// Makes a directory where ranks meet, which is closed to other users. It is removed with
 /// everything in it when it is dropped.
@@ -46,25 +46,10 @@ pub(crate) struct ParentArgs {
 }
 
 impl ParentArgs {
-    /// As [`end_with`].
+    /// As [`parent::end_with`].
     pub(crate) fn end_with_it(&self) -> Result<()> {
-        end_with(self.parent)
+        parent::end_with(self.parent)
     }
-}
-
-/// Makes the system kill this process when the process `parent`, or its thread that started this
-/// one, ends.
-///
-/// # Errors
-/// It has ended already, or the system refuses.
-pub(crate) fn end_with(parent: i32) -> Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with the parent")?;
-    // The parent may have ended before that took effect.
-    ensure!(
-        getppid().map(Pid::as_raw_pid) == Some(parent),
-        "the parent has ended"
-    );
-    Ok(())
 }
 
 /// A process that is a rank; killed when dropped.
