@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use peersum_artifact::Dtype;
+use serde::Serialize;
 
 use super::case::{Adversarial, Case, Mode, Variant, Work};
 use super::settings::{GridKind, Settings};
@@ -166,36 +167,38 @@ fn uniform_cases(
     }
 }
 
+/// Something that a grid does not contain.
+#[derive(Debug, Serialize)]
+pub(crate) struct LeftOut {
+    pub(crate) what: &'static str,
+    pub(crate) reason: &'static str,
+}
+
 /// What the grids do not contain although a reader might expect it, with the reason.
-pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
+pub(crate) fn left_out(settings: &Settings) -> Vec<LeftOut> {
     let mut left_out = Vec::new();
+    let mut push = |what, reason| left_out.push(LeftOut { what, reason });
     if settings.device == DeviceKind::Cuda {
-        left_out.push((
-            "delays injected per block".to_owned(),
-            "the kernels have no switch for it; the emulator holds blocks back, here ranks are"
-                .to_owned(),
-        ));
+        push(
+            "delays injected per block",
+            "the kernels have no switch for it; the emulator delays blocks, here ranks are delayed",
+        );
     }
     if settings.grid == GridKind::Sanitizer {
-        left_out.push((
+        push(
             "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, \
-             two communicators"
-                .to_owned(),
-            "the grid for sanitizers; --grid smoke and --grid full have them".to_owned(),
-        ));
+             two communicators",
+            "the grid for sanitizers; --grid smoke and --grid full have them",
+        );
     }
     if settings.grid == GridKind::Smoke {
-        left_out.push((
-            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart"
-                .to_owned(),
-            "the smoke grid; --grid full has them".to_owned(),
-        ));
+        push(
+            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart",
+            "the smoke grid; --grid full has them",
+        );
     }
     if settings.world_sizes.contains(&1) {
-        left_out.push((
-            "world size 1".to_owned(),
-            "a group of one launches nothing".to_owned(),
-        ));
+        push("world size 1", "a group of one launches nothing");
     }
     left_out
 }
