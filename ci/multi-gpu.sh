@@ -94,7 +94,6 @@ if [[ -n ${UNSAFE:-} ]]; then
     step bench-safety 60 "${bench[@]}" "${tables[@]}" --nccl off --bytes 4K,256K,1M --unsafe-baseline "$UNSAFE" \
         --json "$OUT/bench-safety.json"
 fi
-step bench-call 30 bench-call --cubins "$CUBINS"
 step bench-layer 60 bench-layer --cubins "$CUBINS" --world-size "$largest" --json "$OUT/bench-layer.json"
 
 # Then what must hold.
@@ -115,7 +114,7 @@ done
 step soak 60 soak --device cuda --world-size "$largest" --seconds 20
 
 (IFS=,; echo "[${results[*]}]") >"$OUT/summary.json"
-for table in tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-call bench-layer; do
+for table in tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-layer; do
     [[ -f $OUT/logs/$table.txt ]] && printf '\n== %s\n' "$table" && cat "$OUT/logs/$table.txt"
 done >>"$OUT/summary.txt"
 echo "the tables are in $OUT/summary.txt"

@@ -1,5 +1,5 @@
-//! Compiles the kernels for the CPU: one C++ file a module, made of the module's definitions and the kernel file itself, and a table from
-//! entry point names to functions.
+//! Compiles the kernels for the CPU: one C++ file a module, made of the module's definitions and
+//! the kernel file itself, and a table from entry point names to functions.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::{env, fs, io};
 
 use peersum_artifact::ModuleKey;
 
-/// Names that the protocols broken on purpose are compiled under: see `PEERSUM_BREAK` in `protocol.cuh`.
+/// The number of protocols that are broken on purpose: see `PEERSUM_BREAK` in `protocol.cuh`.
 const BREAKS: u32 = 6;
 
 fn main() -> io::Result<()> {
@@ -17,7 +17,7 @@ fn main() -> io::Result<()> {
     let out = PathBuf::from(
         env::var_os("OUT_DIR").ok_or_else(|| io::Error::other("cargo sets OUT_DIR"))?,
     );
-    // The very text that the runtime crate embeds, not whatever lies beside this package.
+    // The text that the runtime crate embeds, not files beside this package.
     let kernels = out.join("kernels");
     fs::create_dir_all(&kernels)?;
     for source in peersum_kernels::SOURCES {
@@ -36,13 +36,14 @@ fn main() -> io::Result<()> {
         .cpp_link_stdlib(None)
         .flag("-fno-exceptions")
         .flag("-fno-rtti")
-        // The kernels address memory as words and units whatever it holds.
+        // The kernels access memory as words and units, whatever type it holds.
         .flag("-fno-strict-aliasing")
         // A sum is rounded once for each addition.
         .flag("-ffp-contract=off")
         .flag("-Wno-unknown-pragmas")
         .flag("-Wno-sign-compare")
-        // A debug build polls as a release build does: what is slow here is waiting, and it should be waiting that is tested.
+        // Optimise debug builds too: tests should spend their time in the waits of the protocols,
+        // not in slow code.
         .opt_level(2)
         .debug(false)
         .include(&kernels)
@@ -65,7 +66,7 @@ struct Module {
 }
 
 impl Module {
-    /// What is appended to every name that would be the same in another variant of the module.
+    /// A suffix for names that are otherwise the same in all variants of the module.
     fn suffix(&self) -> String {
         self.broken
             .map(|number| format!("_break_{number}"))
@@ -84,7 +85,7 @@ impl Module {
             }
         }
         let module = format!("{}{}", self.key.name(), self.suffix());
-        // On a GPU each module is a program of its own; here all are linked into one.
+        // On a GPU each module is a separate program; here all are linked into one.
         for function in peersum_kernels::exported_device_functions() {
             define(function, &format!("{module}_{function}"));
         }
@@ -103,7 +104,8 @@ impl Module {
     }
 }
 
-/// The negative controls, of the smallest even and odd group. Of every type, since a communicator loads the modules of all.
+/// The negative controls, for the smallest even and odd group, and for every type because a
+/// communicator loads the modules of all types.
 fn broken_modules() -> Vec<Module> {
     if env::var_os("CARGO_FEATURE_BROKEN_KERNELS").is_none() {
         return Vec::new();
@@ -136,7 +138,8 @@ fn entry_point_table(modules: &[Module]) -> String {
     }
     let _ = writeln!(
         text,
-        "}}\n\n/// Every entry point by its name.\npub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [",
+        "}}\n\n/// Every entry point by its name.\n\
+         pub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [",
         names.len()
     );
     for name in &names {

@@ -21,7 +21,8 @@ fn main() -> anyhow::Result<()> {
 
     let mut attention = EmulatorBuffer::from_slice(&[bf16::ONE; 4096]);
     let mut mlp = EmulatorBuffer::from_slice(&[bf16::ONE; 4096]);
-    // The graph borrows its buffers for as long as it lives; `Held` lends them and lets the program use them meanwhile.
+    // The graph borrows its buffers for as long as it lives; `Held` lends them and lets the program
+    // use them meanwhile.
     let (mut attention, mut mlp) = (Held::new(&mut attention), Held::new(&mut mlp));
     let layer = communicator.capture(|capture| {
         capture.all_reduce_in_place(&mut attention)?;

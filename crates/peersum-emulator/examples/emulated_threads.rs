@@ -1,4 +1,5 @@
-//! Ranks as threads of one process, without a GPU: `cargo run -p peersum-emulator --example emulated_threads`
+//! Ranks as threads of one process, without a GPU: `cargo run -p peersum-emulator --example
+//! emulated_threads`
 
 use peersum::{Communicator, Rendezvous};
 use peersum_emulator::{EmulatorBuffer, EmulatorDevice};

@@ -1,13 +1,16 @@
-//! A row-parallel layer, as in every transformer block that is split over several GPUs: each rank holds some of the weight's rows and the
-//! same columns of the activations, multiplies them, and the all-reduce adds the partial products.
+//! A row-parallel layer, as in every transformer block that is split over several GPUs: each rank
+//! holds some of the weight's rows and the same columns of the activations, multiplies them, and
+//! the all-reduce adds the partial products.
 //!
 //! ```sh
-//! cargo run -p peersum-emulator --example tensor_parallel -- 4              # on the GPUs there are, else on the emulator
+//! # On the GPUs that there are, else on the emulator:
+//! cargo run -p peersum-emulator --example tensor_parallel -- 4
 //! cargo run -p peersum-emulator --example tensor_parallel -- 4 emulator
 //! ```
 //!
-//! The product is computed on the host to keep the example short; an engine enqueues its own kernel on the communicator's stream.
-//! The weights are small integers, so that every sum is exact and the result must equal that of one rank bit for bit.
+//! The product is computed on the host to keep the example short; an engine enqueues its own kernel
+//! on the communicator's stream. The weights are small integers, so that every sum is exact and the
+//! result must equal that of one rank bit for bit.
 
 use anyhow::{Context as _, ensure};
 use peersum::cudarc::driver::CudaContext;

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use peersum::device::AsViewMut;
 use peersum::{BufferError, DeviceBuffer, Element, Input, Output};
 
-use crate::emulator::Emulator;
+use crate::handles::Emulator;
 use crate::stream::EmulatorStream;
 
 /// As aligned as device memory, so that a view's offset alone decides its alignment.
@@ -30,7 +30,8 @@ pub struct EmulatorBuffer<T: Element> {
     marker: PhantomData<T>,
 }
 
-// SAFETY: the buffer owns its memory, and its elements are plain numbers; kernels that use it are waited for before the host does.
+// SAFETY: the buffer owns its memory, and its elements are plain numbers; kernels that use it are
+// waited for before the host does.
 unsafe impl<T: Element> Send for EmulatorBuffer<T> {}
 
 impl<T: Element> fmt::Debug for EmulatorBuffer<T> {
@@ -112,7 +113,8 @@ impl<T: Element> EmulatorBuffer<T> {
         self.read(0..self.len)
     }
 
-    /// Replaces all elements, once the streams that used the buffer have passed what they had been given.
+    /// Replaces all elements, once the streams that used the buffer have passed what they had been
+    /// given.
     ///
     /// # Panics
     ///
@@ -194,7 +196,8 @@ impl<T: Element> EmulatorBuffer<T> {
     }
 
     fn wait(&self) {
-        // A graph that was recorded with this buffer may be launched again, so a stream is never forgotten.
+        // A graph that was recorded with this buffer may be launched again, so a stream is never
+        // forgotten.
         for stream in &*self.streams() {
             stream.synchronize();
         }
@@ -363,8 +366,8 @@ impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorViewMut<'_, T> {
     }
 }
 
-// SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited for before the host uses or frees
-// the memory.
+// SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited
+// for before the host uses or frees the memory.
 unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.lend(stream, 0))

@@ -48,7 +48,8 @@ fn every_f16_decodes_as_the_reference_does() {
 #[test]
 fn rounding_is_the_references_at_every_representable_value_every_halfway_point_and_beside_them() {
     let halves = (0..=u16::MAX).map(|bits| f16::from_bits(bits).widen().to_bits());
-    // The bits of float32 between a finite f16 and the next one up: halfway is their mean, exact in float32.
+    // The bits of float32 between a finite f16 and the next one up: halfway is their mean, exact in
+    // float32.
     let f16_halfway = (0..0x7C00_u16).flat_map(|bits| {
         let (low, high) = (
             f16::from_bits(bits).widen(),

@@ -1,11 +1,8 @@
 //! Emulated devices: what a stream runs on.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use peersum::device::{DeviceError, DeviceIdentity};
-
-use crate::stream::EmulatorStream;
 
 /// What an emulated device is like.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,13 +13,12 @@ pub struct EmulatorOptions {
     /// share two blocks a multiprocessor. By default there is room for many communicators with
     /// small grids, so that tests of one process can use the same device at once.
     pub multiprocessors: u32,
-    /// The longest that a block of a launch is held back before its first instruction. Zero, the default, holds none back; otherwise
-    /// one block in four waits for a random part of it, each launch anew.
+    /// Maximum random delay of a block before its first instruction. Zero, the default, delays no
+    /// block; otherwise one block in four of each launch waits for a random part of this time.
     pub block_delay: Duration,
-    /// The size of memory of a peer that this device refuses to map, to test what the ranks make of
-    /// it.
+    /// The device refuses to map memory of this size of a peer, to test how the ranks handle it.
     pub refused_import_bytes: Option<usize>,
-    /// A protocol broken on purpose, for tests that must fail.
+    /// Runs a protocol that is broken on purpose, for tests that must fail.
     #[cfg(feature = "broken-kernels")]
     pub broken: Option<Break>,
 }
@@ -39,15 +35,16 @@ impl Default for EmulatorOptions {
     }
 }
 
-/// What is broken, as `PEERSUM_BREAK` in `kernels/protocol.cuh` numbers it. Compiled for groups of 2 and 3.
+/// What is broken, by its number in `PEERSUM_BREAK` of `kernels/protocol.cuh`. Compiled for groups
+/// of 2 and 3 ranks.
 #[cfg(feature = "broken-kernels")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {
-    /// Slots that were taken are not emptied again.
+    /// Slots are not emptied after they are read.
     NoRearm = 1,
     /// The second barrier of the pull family is left out.
     NoClosingBarrier = 2,
-    /// The last word of a slot is not looked at.
+    /// The last word of a slot is not checked.
     LaneUnchecked = 3,
     /// Calls are not counted.
     EpochNotAdvanced = 4,
@@ -59,7 +56,7 @@ pub enum Break {
 
 #[cfg(feature = "broken-kernels")]
 impl Break {
-    /// Every one, in order.
+    /// All of them, in order.
     pub const ALL: [Break; 6] = [
         Break::NoRearm,
         Break::NoClosingBarrier,
@@ -70,7 +67,8 @@ impl Break {
     ];
 }
 
-/// One emulated device. Ranks that use the same index share a device, across processes too, as ranks can share a GPU.
+/// One emulated device. Ranks that use the same index share a device, across processes too, as
+/// ranks can share a GPU.
 #[derive(Debug, Clone)]
 pub struct EmulatorDevice {
     identity: DeviceIdentity,
@@ -87,7 +85,7 @@ impl EmulatorDevice {
         Self::with_options(index, &EmulatorOptions::default())
     }
 
-    /// Device number `index`, made to measure.
+    /// Device number `index`, with these options.
     #[must_use]
     pub fn with_options(index: u32, options: &EmulatorOptions) -> Self {
         let mut uuid = *b"peersum emu:\0\0\0\0";
@@ -104,15 +102,6 @@ impl EmulatorDevice {
             #[cfg(feature = "broken-kernels")]
             broken: options.broken,
         }
-    }
-
-    /// A new stream on this device.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses another thread.
-    pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
-        EmulatorStream::new(Arc::new(self.clone()))
     }
 
     pub(crate) fn identity(&self) -> &DeviceIdentity {
@@ -132,7 +121,7 @@ impl EmulatorDevice {
         Ok(())
     }
 
-    /// What the names of this device's entry points end in, beyond those of the release.
+    /// A suffix of the names of this device's entry points; empty for the shipped kernels.
     pub(crate) fn entry_point_suffix(&self) -> String {
         #[cfg(feature = "broken-kernels")]
         if let Some(broken) = self.broken {

@@ -15,46 +15,17 @@ use peersum_kernels::abi::{
 };
 
 use crate::buffer::{EmulatorBuffer, EmulatorViewMut};
-use crate::entry_points::{self, EntryPoint};
+use crate::entry_points;
+use crate::handles::{Emulator, EmulatorGraph, EmulatorModule};
 use crate::memory::{self, EmulatorAllocation, EmulatorMapping};
 use crate::stream::{Command, EmulatorStream, misuse};
 use crate::thread_pool::Launch;
-
-/// Runs the kernels on the CPU. See the crate's documentation.
-#[derive(Debug)]
-pub struct Emulator {
-    stream: EmulatorStream,
-}
-
-/// Both entry points of one module.
-#[derive(Debug, Clone, Copy)]
-pub struct EmulatorModule {
-    one_shot: EntryPoint,
-    two_shot: EntryPoint,
-    /// What a block has beyond the threads of its launch shape: those that carry signals.
-    signal_threads: u32,
-}
-
-impl EmulatorModule {
-    fn entry(&self, algorithm: Algorithm) -> EntryPoint {
-        match algorithm {
-            Algorithm::OneShot => self.one_shot,
-            Algorithm::TwoShot => self.two_shot,
-        }
-    }
-}
-
-/// A recorded sequence of launches, fills and copies.
-#[derive(Clone)]
-pub struct EmulatorGraph {
-    commands: Arc<[Command]>,
-}
 
 impl DeviceStream for EmulatorStream {
     type Device = Emulator;
 
     fn wait_for(&self, other: &Self) -> Result<(), DeviceError> {
-        // The caller waits in the stream's stead.
+        // The caller waits instead of the stream.
         other.synchronize();
         Ok(())
     }
@@ -132,7 +103,7 @@ unsafe impl Device for Emulator {
         Ok(PEERSUM_MAX_THREADS / threads.clamp(PEERSUM_MIN_THREADS, PEERSUM_MAX_THREADS))
     }
 
-    /// A memfd whatever `sharing` prefers; only a demand for CUDA IPC cannot be met.
+    /// Always allocates a memfd. Fails only if `sharing` demands CUDA IPC.
     fn allocate_shared(
         &self,
         bytes: usize,
@@ -207,8 +178,8 @@ unsafe impl Device for Emulator {
 
     unsafe fn read(&self, source: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.synchronize()?;
-        // SAFETY: the caller answers for the source, and the stream has passed what it enqueued before; `bytes` is borrowed mutably, so
-        // the two do not overlap.
+        // SAFETY: the caller answers for the source, and the stream has passed what it enqueued
+        // before; `bytes` is borrowed mutably, so the two do not overlap.
         unsafe {
             std::ptr::copy_nonoverlapping(source as *const u8, bytes.as_mut_ptr(), bytes.len())
         };

@@ -1,4 +1,4 @@
-//! Memory that ranks share: memfds, mapped by whoever holds the descriptor.
+//! Memory that ranks share: memfds, which every process with the descriptor can map.
 
 use std::cell::UnsafeCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,8 +10,8 @@ use peersum_kernels::abi::PeersumStatus;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// How much of a new allocation is filled with garbage. Memory that nobody initialised then shows at once; not all of it is, since
-/// a large arena would cost its size in memory.
+/// How much of a new allocation is filled with garbage, so that the use of uninitialised memory
+/// shows at once. Filling all of a large arena would cost its size in memory.
 const GARBAGE_BYTES: usize = 1 << 20;
 const GARBAGE: u8 = 0xA5;
 
@@ -45,8 +45,8 @@ impl Mapped {
 
 impl Drop for Mapped {
     fn drop(&mut self) {
-        // SAFETY: the range was mapped by `new` and is unmapped once. Whoever used its address answered, in an `unsafe fn` of `Device`,
-        // for its being allocated for as long.
+        // SAFETY: the range was mapped by `new` and is unmapped once. Whoever used its address
+        // answered, in an `unsafe fn` of `Device`, for its being allocated for as long.
         let unmapped = unsafe { munmap(self.address as *mut _, self.bytes) };
         if let Err(errno) = unmapped {
             tracing::warn!(%errno, "munmap failed");
@@ -66,7 +66,7 @@ impl EmulatorAllocation {
         let fd = memfd_create("peersum", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
             .map_err(|errno| system("memfd_create", errno))?;
         ftruncate(&fd, bytes as u64).map_err(|errno| system("ftruncate", errno))?;
-        // A peer that truncated it would end this process by SIGBUS.
+        // If a peer truncated it, this process would be killed by SIGBUS.
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(|errno| system("fcntl(F_ADD_SEALS)", errno))?;
         let mapped = Mapped::new(fd.as_fd(), bytes)?;
@@ -106,17 +106,23 @@ impl EmulatorMapping {
                 let found = fstat(fd).map_err(|errno| system("fstat", errno))?.st_size;
                 if u64::try_from(found).is_ok_and(|found| found >= bytes as u64) {
                     let mapped = Mapped::new(fd, bytes)?;
-                    Ok(Self { address: mapped.address as u64, _mapped: Some(mapped) })
+                    Ok(Self {
+                        address: mapped.address as u64,
+                        _mapped: Some(mapped),
+                    })
                 } else {
                     Err(DeviceError::CannotShare {
-                        reason: format!("the peer's memory has {found} bytes, not the {bytes} that it should"),
+                        reason: format!("the peer's memory has {found} bytes instead of {bytes}"),
                     })
                 }
             }
-            Import::SameProcess(address) => Ok(Self { address, _mapped: None }),
+            Import::SameProcess(address) => Ok(Self {
+                address,
+                _mapped: None,
+            }),
             Import::LegacyIpc(_) => Err(DeviceError::CannotShare {
-                reason: "the peer sent a CUDA IPC handle, and this rank runs on the emulator: all ranks of a group must use \
-                         the same kind of device"
+                reason: "the peer sent a CUDA IPC handle, and this rank runs on the emulator: all \
+                         ranks of a group must use the same kind of device"
                     .to_owned(),
             }),
         }
@@ -130,7 +136,8 @@ impl EmulatorMapping {
 /// A status record on the heap.
 struct HeapStatus(UnsafeCell<PeersumStatus>);
 
-// SAFETY: the record is reached through its address only, and by atomic accesses while it may be written (`StatusRecord`).
+// SAFETY: the record is reached through its address only, and by atomic accesses while it may be
+// written (`StatusRecord`).
 unsafe impl Send for HeapStatus {}
 // SAFETY: as above.
 unsafe impl Sync for HeapStatus {}

@@ -12,7 +12,8 @@ use peersum::device::DeviceError;
 use crate::device::EmulatorDevice;
 use crate::thread_pool::{Launch, ThreadPool};
 
-/// One piece of work. Addresses are answered for by whoever enqueued it (`unsafe fn`s of `Device`).
+/// One piece of work. The caller who enqueued it through an `unsafe fn` of `Device` vouches for the
+/// addresses.
 pub(crate) enum Command {
     Launch(Box<Launch>),
     Fill {
@@ -67,7 +68,8 @@ impl Command {
             } => {
                 let address = address as *mut u32;
                 for index in 0..words {
-                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any multiple of an element from alignment.
+                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any
+                    // multiple of an element from alignment.
                     unsafe { address.add(index).write_unaligned(word) };
                 }
             }
@@ -76,7 +78,8 @@ impl Command {
                 source,
                 bytes,
             } => {
-                // SAFETY: the caller of `Device::copy` answers for both ranges, and that they do not overlap.
+                // SAFETY: the caller of `Device::copy` answers for both ranges, and that they do
+                // not overlap.
                 unsafe {
                     std::ptr::copy_nonoverlapping(
                         source as *const u8,
@@ -89,7 +92,8 @@ impl Command {
                 destination,
                 ref bytes,
             } => {
-                // SAFETY: the caller of `Device::write` answers for the destination; the source is owned here.
+                // SAFETY: the caller of `Device::write` answers for the destination; the source is
+                // owned here.
                 unsafe {
                     std::ptr::copy_nonoverlapping(
                         bytes.as_ptr(),
@@ -108,7 +112,7 @@ impl Command {
     }
 }
 
-/// How far a stream has come.
+/// The progress of a stream.
 #[derive(Default)]
 pub(crate) struct Progress {
     counts: Mutex<Counts>,
@@ -144,8 +148,8 @@ struct Recorded {
     thread: ThreadId,
 }
 
-/// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and the threads that run them.
-/// Cheap to clone. Dropping the last clone waits for what was enqueued.
+/// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and
+/// the threads that run them. Cheap to clone. Dropping the last clone waits for what was enqueued.
 #[derive(Clone)]
 pub struct EmulatorStream {
     inner: Arc<Inner>,
@@ -174,8 +178,19 @@ impl fmt::Debug for EmulatorStream {
     }
 }
 
+impl EmulatorDevice {
+    /// A new stream on this device.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses another thread.
+    pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
+        EmulatorStream::new(Arc::new(self.clone()))
+    }
+}
+
 impl EmulatorStream {
-    pub(crate) fn new(device: Arc<EmulatorDevice>) -> Result<Self, DeviceError> {
+    fn new(device: Arc<EmulatorDevice>) -> Result<Self, DeviceError> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let id = STREAMS.fetch_add(1, Ordering::Relaxed);
         let pool = Arc::new(ThreadPool::default());
@@ -214,7 +229,7 @@ impl EmulatorStream {
         &self.inner.device
     }
 
-    /// Unlike any other stream's of this process.
+    /// A number that no other stream of this process has.
     pub(crate) fn id(&self) -> u64 {
         self.inner.id
     }
@@ -225,14 +240,14 @@ impl EmulatorStream {
         self.inner.progress.wait_for(enqueued);
     }
 
-    /// Lets what is enqueued here from now on come after all that `other` holds so far.
+    /// Makes later work of this stream wait for all work that `other` holds now.
     pub(crate) fn wait_for_work_of(&self, other: &EmulatorStream) {
         if self.id() == other.id() {
             return;
         }
         let progress = Arc::clone(&other.inner.progress);
         let done = progress.counts().enqueued;
-        // What is recorded would not wait now.
+        // During a capture, the wait would only be recorded.
         let is_enqueued =
             !self.is_capturing() && self.enqueue(Command::Await { progress, done }).is_ok();
         if !is_enqueued {
@@ -254,7 +269,7 @@ impl EmulatorStream {
 
     /// Enqueues a command, or records it during a capture.
     pub(crate) fn enqueue(&self, command: Command) -> Result<(), DeviceError> {
-        // Here and not in the executor, so that whoever launches learns of it.
+        // Here and not in the executor, so that the caller gets the error.
         self.inner
             .pool
             .reserve(command.thread_count())
@@ -321,7 +336,7 @@ impl Drop for Inner {
     fn drop(&mut self) {
         drop(self.commands.take());
         if let Some(executor) = self.executor.take() {
-            // Kernels bound every wait, so it ends.
+            // All waits of kernels are bounded, so the executor ends.
             let _ = executor.join();
         }
     }

@@ -11,7 +11,7 @@ use peersum_kernels::abi::PeersumParams;
 
 use crate::entry_points::{BlockBarriers, EntryPoint, ThreadIdentity, peersum_emulator_run};
 
-/// Enough for the deepest call of a kernel many times over; a thousand threads then cost no memory worth the name.
+/// Much more than any kernel needs, and small enough for a thousand threads.
 const STACK_BYTES: usize = 256 * 1024;
 
 /// One launch: what to run and on how many threads.
@@ -38,13 +38,13 @@ struct Running {
     barriers: Box<[BlockBarriers]>,
     /// Threads that have not ended yet.
     remaining: AtomicUsize,
-    /// Whom the last thread wakes.
+    /// The thread that the last one wakes.
     waiter: Thread,
     seed: u32,
 }
 
 impl Running {
-    /// How long `block` is held back: one in four, each by another part of the longest delay.
+    /// The delay of `block`: one block in four is delayed, by a random part of the maximum.
     fn delay_of(&self, block: u32) -> Duration {
         let random = (self.seed ^ block.wrapping_mul(0x85EB_CA6B)).wrapping_mul(0xC2B2_AE35);
         if random >> 30 != 0 {
@@ -75,10 +75,12 @@ impl Running {
             // Odd multipliers spread the seeds; the lowest bit keeps them from being 0.
             random_seed: (self.seed ^ index.wrapping_mul(0x9E37_79B9)) | 1,
         };
-        // SAFETY: `Device::launch` makes its caller answer for the addresses in `params`; the barriers live as long as `self`, and
-        // all threads of its block run, since the pool has a thread for each.
+        // SAFETY: `Device::launch` makes its caller answer for the addresses in `params`; the
+        // barriers live as long as `self`, and all threads of its block run, since the pool has a
+        // thread for each.
         unsafe { peersum_emulator_run(entry, params, &identity) };
-        // Release and acquire: what this thread did happens before the next launch of the stream, and before whoever synchronises.
+        // Release and acquire: what this thread did happens before the next launch of the stream,
+        // and before whoever synchronises.
         if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.waiter.unpark();
         }
@@ -119,7 +121,8 @@ impl ThreadPool {
         Ok(())
     }
 
-    /// Runs one launch and returns when all its threads have ended. The pool has been made large enough by [`Self::reserve`].
+    /// Runs one launch and returns when all its threads have ended. The pool has been made large
+    /// enough by [`Self::reserve`].
     pub(crate) fn run(&self, launch: &Launch, seed: u32) {
         let running = Arc::new(Running {
             launch: launch.clone(),

@@ -1,4 +1,5 @@
-//! Every algorithm returns the reference's bits on every rank, whatever the size, the alignment and the grid.
+//! Every algorithm returns the reference's bits on every rank, whatever the size, the alignment and
+//! the grid.
 
 mod rig;
 

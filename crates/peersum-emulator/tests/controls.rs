@@ -1,4 +1,5 @@
-//! Negative controls: each protocol broken on purpose is caught, so that the other tests are known to be able to fail.
+//! Negative controls: each protocol broken on purpose is caught, so that the other tests are known
+//! to be able to fail.
 #![cfg(feature = "broken-kernels")]
 
 mod rig;
@@ -71,7 +72,8 @@ fn assert_caught(broken: Break, call: Call, world_sizes: &[u32]) {
         for_each_dtype_of_controls!(T => {
             let began = Instant::now();
             let found = caught::<T>(Some(broken), world_size, call, PATIENCE);
-            println!("{broken:?} in a group of {world_size}, after {:?}: {found:?}", began.elapsed());
+            let took = began.elapsed();
+            println!("{broken:?} in a group of {world_size}, after {took:?}: {found:?}");
             assert!(found.is_some(), "{broken:?} in a group of {world_size} went unseen");
         });
     }
@@ -129,8 +131,8 @@ fn calls_that_are_not_counted_are_caught() {
         call(Family::Pull, Algorithm::OneShot),
         &[2, 3],
     );
-    // A place for each thread, or nearly: a thread that has many sees from the last that its peers have long taken the first, and no slot is
-    // written early however few are counted.
+    // A place for each thread, or nearly: a thread that has many sees from the last that its peers
+    // have long taken the first, and no slot is written early however few are counted.
     assert_caught(
         Break::EpochNotAdvanced,
         Call::new(Family::Push, Algorithm::OneShot, 2, 128),

@@ -1,6 +1,8 @@
-//! A thousand communicators made, used and dropped leave a process as it was: ranks that are threads, and ranks that are processes.
+//! A thousand communicators made, used and dropped leave a process as it was: ranks that are
+//! threads, and ranks that are processes.
 //!
-//! What is measured belongs to a whole process, so each measurement has one of its own: this binary, started again.
+//! What is measured belongs to a whole process, so each measurement has one of its own: this
+//! binary, started again.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -18,8 +20,8 @@ const COMMUNICATORS: u32 = 1000;
 const WARM_UP: u32 = 200;
 /// What resident memory may grow by after that: a kilobyte a communicator would be nearly as much.
 const RESIDENT_SLACK_BYTES: usize = 1 << 20;
-/// The C library keeps stacks of threads that have ended for the next ones: as many as there ever were at once. A mapping that every fiftieth
-/// communicator left behind would be as many.
+/// The C library keeps stacks of threads that have ended for the next ones: as many as there ever
+/// were at once. A mapping that every fiftieth communicator left behind would be as many.
 const MAPPINGS_SLACK: usize = 16;
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(120);

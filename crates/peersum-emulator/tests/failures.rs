@@ -1,4 +1,5 @@
-//! No wait is unbounded: who is missing, who disagrees and who gave up is on record on every rank, and what was not reduced is NaN.
+//! No wait is unbounded: who is missing, who disagrees and who gave up is on record on every rank,
+//! and what was not reduced is NaN.
 
 mod rig;
 
@@ -27,7 +28,8 @@ fn setup(timeout: Duration) -> Setup {
 fn a_rank_that_never_calls_is_named_by_the_others_and_their_outputs_are_nan() {
     let mut generator = seeded();
     for world_size in [2, 3, 5] {
-        // Between two ranks there is nobody else to name. Among more, one that a busy machine holds up must not be missed in the absent one's stead.
+        // Between two ranks there is nobody else to name. Among more, one that a busy machine holds
+        // up must not be missed in the absent one's stead.
         let deadline = Duration::from_millis(if world_size == 2 { 100 } else { 1000 });
         for kind in kinds() {
             if world_size == 5 && kind.algorithm == Algorithm::OneShot {
@@ -60,7 +62,8 @@ fn a_rank_that_never_calls_is_named_by_the_others_and_their_outputs_are_nan() {
                 } else {
                     assert_eq!(failure.cause, PEERSUM_CAUSE_POISON, "{kind:?}: {failure:?}");
                     assert!(![absent, *rank].contains(&(failure.origin as usize)));
-                    // Its own wait was for the same rank, unless it was told before it began to wait.
+                    // Its own wait was for the same rank, unless it was told before it began to
+                    // wait.
                     assert!(
                         [absent, *rank].contains(&(failure.peer as usize)),
                         "{kind:?}: {failure:?}"
@@ -132,7 +135,8 @@ fn the_abort_word_ends_a_wait_long_before_its_deadline() {
     }
 }
 
-/// After a call that disagreed and one more that agreed: every rank has a record, and one at least has both headers.
+/// After a call that disagreed and one more that agreed: every rank has a record, and one at least
+/// has both headers.
 fn assert_disagreement(world: &World, what: &str) {
     let failures: Vec<_> = (0..world.size())
         .map(|rank| {
@@ -292,7 +296,8 @@ fn a_disagreement_in_type_that_moves_the_same_bytes_is_seen_by_the_next_call() {
             1,
             "only the type differs: {failure:?}"
         );
-        // Units of the second call that were reduced before the disagreement was seen are right; the third call reduces nothing.
+        // Units of the second call that were reduced before the disagreement was seen are right;
+        // the third call reduces nothing.
         let third = world.start(&kind, &inputs);
         world.synchronize();
         third.iter().for_each(rig::Arrays::assert_all_nan);

@@ -1,14 +1,17 @@
-//! The kernels under ThreadSanitizer: no data race in the protocols, in calls of all kinds behind each other and in calls that are lost, and the planted
-//! races are found.
+//! The kernels under ThreadSanitizer: no data race in the protocols, in calls of all kinds behind
+//! each other and in calls that are lost, and the planted races are found.
 //!
-//! The C++ side alone, since a sanitised Rust program needs a nightly compiler: `thread_sanitizer/driver.cpp` plays the ranks. To look at a
-//! report by hand, build it with the commands that a failing test prints, and run it with `TSAN_OPTIONS=halt_on_error=1`.
+//! The C++ side alone, since a sanitised Rust program needs a nightly compiler:
+//! `thread_sanitizer/driver.cpp` plays the ranks. To look at a report by hand, build it with the
+//! commands that a failing test prints, and run it with `TSAN_OPTIONS=halt_on_error=1`.
 //!
-//! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry elements are made ordinary ones
-//! (`PEERSUM_EMULATOR_PLAIN_DATA`): there the barriers alone keep them apart. In the push family the data is the flag, and remains atomic;
-//! what is checked there is everything else (epochs, own headers, scratch memory in the pull family's halves, outputs). A relaxed flag of the pull
-//! family counts as a release here (`PEERSUM_EMULATOR_RELEASED_FLAGS`), since what it announces rests on the end of an earlier kernel or on loads that have returned; one that is relaxed by
-//! mistake is not seen (the models in kernels/tests/models see it).
+//! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry
+//! elements are made ordinary ones (`PEERSUM_EMULATOR_PLAIN_DATA`): there the barriers alone keep
+//! them apart. In the push family the data is the flag, and remains atomic; what is checked there
+//! is everything else (epochs, own headers, scratch memory in the pull family's halves, outputs). A
+//! relaxed flag of the pull family counts as a release here (`PEERSUM_EMULATOR_RELEASED_FLAGS`),
+//! since what it announces rests on the end of an earlier kernel or on loads that have returned;
+//! one that is relaxed by mistake is not seen (the models in kernels/tests/models see it).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::path::{Path, PathBuf};

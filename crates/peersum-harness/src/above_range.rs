@@ -1,22 +1,24 @@
-//! Calls above the custom range on real GPUs: NCCL itself, in order with peersum's kernels on one stream, eager and in a graph. One process a rank.
+//! Calls above the custom range on real GPUs: NCCL itself, in order with peersum's kernels on one
+//! stream, eager and in a graph. One process a rank.
 //!
-//! The elements are whole numbers ([`Content::Whole`]), so that NCCL's order of adding gives the reference's bits too.
+//! The elements are whole numbers ([`Content::Whole`]), so that NCCL's order of adding gives the
+//! reference's bits too.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use half::{bf16, f16};
 use peersum::cuda::Cuda;
-use peersum::cudarc::driver::CudaContext;
-use peersum::device::{Device, DeviceError};
+use peersum::device::DeviceError;
 use peersum::loader::LoadPolicy;
 use peersum::nccl::Nccl;
-use peersum::{CallPath, Communicator, CommunicatorBuilder, Element, Error, Rendezvous, reference};
+use peersum::{CallPath, Communicator, CommunicatorBuilder, Error, Rendezvous};
+use peersum_artifact::Dtype;
 
-use crate::data::{self, Content};
-use crate::memory::TestBuffer;
+use crate::arrays::Arrays;
+use crate::data::{Content, TestElement, with_element};
+use crate::machine::{Gpus, Machine};
+use crate::ranks::{ParentArgs, RankProcess, meeting_directory, rank_command};
 
 /// The custom range of these communicators; what is larger goes to NCCL.
 const MAX_BYTES: usize = 1 << 20;
@@ -51,9 +53,8 @@ pub(crate) struct RankArgs {
     world_size: u32,
     #[arg(long)]
     seed: u64,
-    /// The process that started it.
-    #[arg(long)]
-    parent: i32,
+    #[command(flatten)]
+    parent: ParentArgs,
     /// Where the ranks meet.
     #[arg(long)]
     directory: PathBuf,
@@ -62,36 +63,31 @@ pub(crate) struct RankArgs {
 /// Runs all cases.
 ///
 /// # Errors
-/// There are no two GPUs or there is no NCCL; a result is wrong, or a call took another path than its size says.
+/// There are fewer than two GPUs, there is no NCCL, a result is wrong, or a call took another path
+/// than its size requires.
 pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
-    peersum::cuda::driver_present()?;
-    let gpus = CudaContext::device_count()?.unsigned_abs();
+    let gpus = Gpus::count()?;
     let world_size = args.world_size.unwrap_or(gpus.min(8));
     ensure!(
         (2..=gpus).contains(&world_size),
         "this test gives every rank its own GPU: {world_size} ranks, and {gpus} GPUs are here"
     );
-    let directory = tempfile::Builder::new()
-        .prefix("peersum-above-range-")
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-        .tempdir()?;
-    let program = std::env::current_exe().context("finding this program")?;
+    let directory = meeting_directory("above-range")?;
     let ranks = (0..world_size).map(|rank| {
-        Command::new(&program)
-            .args(["above-range-rank", "--seed", &args.seed.to_string()])
+        let mut command = rank_command("above-range-rank")?;
+        command
+            .args(["--seed", &args.seed.to_string()])
             .args(["--world-size", &world_size.to_string()])
             .args(["--rank", &rank.to_string()])
-            .args(["--parent", &std::process::id().to_string()])
             .arg("--directory")
-            .arg(directory.path())
-            .spawn()
-            .with_context(|| format!("starting rank {rank}"))
+            .arg(directory.path());
+        RankProcess::spawn(&mut command, rank)
     });
-    // All of them, before the first is waited for.
-    let ranks: Vec<Child> = ranks.collect::<Result<_>>()?;
+    // Start all of them before waiting for the first.
+    let ranks: Vec<RankProcess> = ranks.collect::<Result<_>>()?;
     let mut failed = Vec::new();
-    for (rank, mut child) in ranks.into_iter().enumerate() {
-        let status = child.wait()?;
+    for (rank, mut process) in ranks.into_iter().enumerate() {
+        let status = process.wait()?;
         if !status.success() {
             failed.push(format!("rank {rank}: {status}"));
         }
@@ -108,24 +104,23 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
-    crate::parent::end_with(args.parent)?;
+    args.parent.end_with_it()?;
     let meet = |group| Rendezvous::unix(&args.directory, group, args.rank, args.world_size);
-    let context = peersum::open_context(args.rank)?;
-    let stream = context.new_stream()?;
+    let stream = Gpus::open_for(args.rank)?.stream(args.rank)?;
     let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
     match builder(meet("absent"), absent)?.build(&stream) {
         Err(Error::Device(DeviceError::LibraryMissing { .. })) => {}
-        // A rank whose peer found it out first.
+        // A rank whose peer failed first.
         Err(Error::Rendezvous(_)) => {}
         Err(other) => bail!("another error than that of a missing library: {other}"),
         Ok(_) => bail!("a communicator without the library that it was told to use"),
     }
 
-    let device = <Cuda as Device>::open(&stream)?;
     let mut communicator = builder(meet("nccl"), Nccl::new())?.build(&stream)?;
-    let mut calls = run_type::<bf16>(args.seed, &device, &mut communicator)?;
-    calls += run_type::<f16>(args.seed, &device, &mut communicator)?;
-    calls += run_type::<f32>(args.seed, &device, &mut communicator)?;
+    let mut calls = 0;
+    for &dtype in Dtype::ALL {
+        calls += with_element!(dtype, T => run_type::<T>(args.seed, &mut communicator)?);
+    }
     println!(
         "rank {}: {calls} calls through peersum's kernels and through NCCL",
         args.rank
@@ -143,20 +138,10 @@ fn builder(rendezvous: Rendezvous, nccl: Nccl) -> Result<CommunicatorBuilder> {
         .above_range(nccl))
 }
 
-/// One call's arrays on this rank.
-struct Arrays<T: Element> {
-    input: TestBuffer<T, Cuda>,
-    output: TestBuffer<T, Cuda>,
-    own: Vec<T>,
-    expected: Vec<T>,
-}
-
-fn run_type<T: Element>(seed: u64, device: &Cuda, communicator: &mut Communicator) -> Result<usize>
-where
-    T::Bits: TryFrom<u32>,
-{
+/// Makes calls of every size, out of place, in place and in a graph. Returns how many.
+fn run_type<T: TestElement>(seed: u64, communicator: &mut Communicator) -> Result<usize> {
     let mut calls = 0;
-    let mut arrays = Vec::new();
+    let mut all = Vec::new();
     for bytes in BYTES {
         let wanted = if bytes > MAX_BYTES {
             CallPath::Nccl
@@ -165,104 +150,47 @@ where
         };
         let path = communicator.path(bytes);
         ensure!(path == wanted, "{bytes} bytes go by {path:?}");
-        arrays.push(Arrays::<T>::new(seed, device, communicator, bytes)?);
+        let (seed, elements) = (seed ^ bytes as u64, bytes / size_of::<T>());
+        let arrays = Arrays::<T, Cuda>::new(communicator, seed, elements, Content::Whole)?;
+        all.push(arrays);
     }
 
-    // Out of place, then in place, one path behind the other on the stream.
-    for arrays in &arrays {
-        arrays.reset(device)?;
-        arrays.all_reduce(device, communicator)?;
+    // Out of place, then in place, both paths one after the other on the stream.
+    for arrays in &all {
+        arrays.call(communicator)?;
         calls += 1;
     }
     communicator.synchronize()?;
-    for arrays in &arrays {
-        arrays
-            .check(device, &arrays.output)
-            .context("out of place")?;
+    for arrays in &all {
+        arrays.ensure_sum(&arrays.output).context("out of place")?;
     }
-    for arrays in &arrays {
-        arrays
-            .input
-            .with(device, |buffer| communicator.all_reduce_in_place(buffer))?;
+    for arrays in &all {
+        arrays.input.with(&arrays.device, |buffer| {
+            communicator.all_reduce_in_place(buffer)
+        })?;
         calls += 1;
     }
     communicator.synchronize()?;
-    for arrays in &arrays {
-        arrays.check(device, &arrays.input).context("in place")?;
+    for arrays in &all {
+        arrays.ensure_sum(&arrays.input).context("in place")?;
     }
 
     communicator.capture_begin()?;
-    for arrays in &arrays {
-        arrays.all_reduce(device, communicator)?;
+    for arrays in &all {
+        arrays.call(communicator)?;
     }
-    // SAFETY: `arrays` lives to the end of this function, and the graph is launched here only.
+    // SAFETY: `all` lives to the end of this function, and the graph is launched here only.
     let graph = unsafe { communicator.capture_end()? };
     for _ in 0..REPLAYS {
-        for arrays in &arrays {
-            arrays.reset(device)?;
+        for arrays in &all {
+            arrays.reset()?;
         }
         graph.launch(communicator)?;
         communicator.synchronize()?;
-        for arrays in &arrays {
-            arrays.check(device, &arrays.output).context("in a graph")?;
+        for arrays in &all {
+            arrays.ensure_sum(&arrays.output).context("in a graph")?;
             calls += 1;
         }
     }
     Ok(calls)
-}
-
-impl<T: Element> Arrays<T>
-where
-    T::Bits: TryFrom<u32>,
-{
-    fn new(seed: u64, device: &Cuda, communicator: &Communicator, bytes: usize) -> Result<Self> {
-        let len = bytes / size_of::<T>();
-        let inputs: Vec<Vec<T>> = (0..communicator.world_size())
-            .map(|rank| data::input(seed ^ bytes as u64, rank, len, Content::Whole))
-            .collect();
-        let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
-        let expected = reference::all_reduce(&slices);
-        let own = inputs
-            .into_iter()
-            .nth(communicator.rank() as usize)
-            .context("a rank outside its group")?;
-        Ok(Arrays {
-            input: TestBuffer::new(device, len, 0)?,
-            output: TestBuffer::new(device, len, 0)?,
-            own,
-            expected,
-        })
-    }
-
-    /// The input as it was before any call, and an output that no sum gives.
-    fn reset(&self, device: &Cuda) -> Result<()> {
-        self.input.write(device, &self.own)?;
-        self.output.poison(device)
-    }
-
-    fn all_reduce(&self, device: &Cuda, communicator: &mut Communicator) -> Result<()> {
-        self.input.with(device, |input| {
-            self.output
-                .with(device, |output| communicator.all_reduce(&*input, output))
-        })?;
-        Ok(())
-    }
-
-    fn check(&self, device: &Cuda, result: &TestBuffer<T, Cuda>) -> Result<()> {
-        let (actual, intact) = result.read(device)?;
-        ensure!(intact, "{} elements: written outside", self.own.len());
-        // No sum of these is a negative zero, in any order.
-        let wrong =
-            (0..self.own.len()).find(|&index| actual[index].raw() != self.expected[index].raw());
-        if let Some(index) = wrong {
-            bail!(
-                "{} x {}: element {index} is {:x}, not {:x}",
-                T::DTYPE,
-                self.own.len(),
-                actual[index].raw(),
-                self.expected[index].raw()
-            );
-        }
-        Ok(())
-    }
 }

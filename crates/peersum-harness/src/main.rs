@@ -1,15 +1,18 @@
-//! peersum's harness: everything that runs ranks. `cargo xtask` builds and starts it.
+//! The harness of peersum: all commands that run ranks. `cargo xtask` builds and starts it.
 
 mod above_range;
+mod arrays;
 mod bench;
 mod data;
 mod doctor;
 mod faults;
 mod grid;
 mod kill;
+mod machine;
 mod memory;
+mod names;
 mod parent;
-mod proof;
+mod ranks;
 mod sanitize;
 mod soak;
 mod tune;
@@ -21,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 #[derive(Debug, Parser)]
 #[command(
-    about = "Runs ranks of peersum: proofs, test grids, benchmarks",
+    about = "Tests, benchmarks and tunes peersum: every command that runs ranks",
     disable_help_subcommand = true
 )]
 struct Cli {
@@ -31,39 +34,38 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Every module, route, type and world size on one GPU, bits against the reference.
-    Proof(proof::ProofArgs),
-    /// Microseconds a call, against the machine's limits and NCCL.
+    /// Measure microseconds per call, against the limits of the machine and NCCL.
     BenchAllreduce(Box<bench::allreduce::BenchArgs>),
-    /// Microseconds a row-parallel layer without an all-reduce, with peersum's and with NCCL's: what an engine sees.
+    /// Measure a row-parallel layer without an all-reduce, with that of peersum and of NCCL.
     ///
-    /// Each rank multiplies its shard, [rows, hidden/W] x [hidden/W, hidden] in bf16 by cuBLAS, and the partial products are summed in
-    /// place; the next layer takes its input from the sum. All layers are one CUDA graph, or are launched one after the other. The same
-    /// layers are timed without an all-reduce in turn with those that have one, so `adds` is the difference of two medians of one run.
+    /// Each rank multiplies its shard, [rows, hidden/W] x [hidden/W, hidden] in bf16 with cuBLAS,
+    /// and the partial products are summed in place; the sum is the input of the next layer. All
+    /// layers are one CUDA graph, or are launched one after the other. Layers with and without an
+    /// all-reduce are timed alternately, so `adds` is the difference of two medians of one run.
     ///
-    /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or .12, unless the loader knows it.
+    /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or
+    /// .12, unless the loader knows it.
     BenchLayer(Box<bench::layer::LayerArgs>),
-    /// Measures which algorithm and grid is the fastest, and writes the dispatch tables.
+    /// Find the fastest algorithm and grid for each message size, and write dispatch tables.
+    ///
+    /// A size stands for messages from half to twice its size, 16M also for all larger messages,
+    /// and sizes up to 4K for all smaller ones.
     Tune(tune::TuneArgs),
-    /// The sources of a build of the kernels that only this program runs.
+    /// Write the sources of a build of the kernels that only this program runs.
     #[command(hide = true)]
     KernelSources(bench::kernel_sources::SourcesArgs),
-    /// What the first use of a module costs, from each place that modules come from.
-    BenchLoad(bench::load::LoadArgs),
-    /// Host time of one eager call against a bare launch of the same kernel.
-    BenchCall(bench::call::CallArgs),
-    /// What ranks of one process are told when a peer is absent, aborted or calls something else.
+    /// Test the errors of ranks whose peer is absent, aborts or makes a different call.
     Faults(faults::FaultsArgs),
-    /// Calls that go to NCCL itself, in order with peersum's kernels: one GPU a rank.
+    /// Test calls that go to NCCL, in order with peersum's kernels: one GPU per rank.
     AboveRange(above_range::AboveRangeArgs),
     /// One rank of `above-range`.
     #[command(hide = true)]
     AboveRangeRank(above_range::RankArgs),
-    /// The test grid: every configuration, bits against the reference.
+    /// Test every configuration and compare the results with the reference, bit for bit.
     Grid(grid::GridArgs),
-    /// Random calls for as long as asked, the bits of every result compared.
+    /// Make random calls for a given time and compare the bits of every result.
     Soak(soak::SoakArgs),
-    /// Real ranks, one of which is killed or stopped, at each phase of its life.
+    /// Kill or stop a rank in each phase of its life, and test what the others are told.
     Kill(kill::KillArgs),
     /// One rank of `kill`.
     #[command(hide = true)]
@@ -73,21 +75,21 @@ enum Command {
     /// The other process of `doctor`.
     #[command(hide = true)]
     DoctorPeer(doctor::PeerArgs),
-    /// A reduced grid under compute-sanitizer, and for each of its tools an error that it must find.
+    /// Run a reduced grid under compute-sanitizer, and test that each tool finds a planted error.
     Sanitize(sanitize::SanitizeArgs),
-    /// Every kind of call by ranks that are the rows of one grid.
+    /// Every kind of call, by ranks that are the rows of one CUDA grid.
     #[command(hide = true)]
     SanitizeGroup(sanitize::GroupArgs),
     /// One planted error.
     #[command(hide = true)]
     SanitizePlanted(sanitize::PlantedArgs),
-    /// What `grid --device` comes to on this machine.
+    /// Print the device that `grid --device` selects on this machine.
     #[command(hide = true)]
-    Device(grid::DeviceArgs),
+    Device(machine::DeviceArgs),
     /// One rank of `grid --ranks processes`.
     #[command(hide = true)]
     Rank(grid::RankArgs),
-    /// The grid on protocols that are broken on purpose, each of which it must see.
+    /// Run the grid on protocols that are broken on purpose, each of which it must find.
     #[cfg(feature = "negative-controls")]
     NegativeControls,
 }
@@ -102,8 +104,6 @@ fn main() -> Result<ExitCode> {
         Command::BenchLayer(args) => bench::layer::run(&args)?,
         Command::Tune(args) => tune::run(&args)?,
         Command::KernelSources(args) => bench::kernel_sources::run(&args)?,
-        Command::BenchLoad(args) => bench::load::run(&args)?,
-        Command::BenchCall(args) => bench::call::run(&args)?,
         Command::Grid(args) => return grid::run(&args),
         Command::Kill(args) => return kill::run(&args),
         Command::KillRank(args) => kill::run_rank(&args)?,
@@ -113,18 +113,13 @@ fn main() -> Result<ExitCode> {
         Command::SanitizeGroup(args) => sanitize::run_group(&args)?,
         Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
         Command::Soak(args) => return soak::run(&args),
-        Command::Device(args) => grid::print_device(&args)?,
+        Command::Device(args) => machine::print_device(&args)?,
         Command::Rank(args) => grid::run_process(&args)?,
         #[cfg(feature = "negative-controls")]
         Command::NegativeControls => return grid::negative_controls::run(),
         Command::Faults(args) => faults::run(&args)?,
         Command::AboveRange(args) => above_range::run(&args)?,
         Command::AboveRangeRank(args) => above_range::run_rank(&args)?,
-        Command::Proof(args) => {
-            let context = peersum::open_context(0)?;
-            println!("GPU 0: {}", context.name()?);
-            proof::run(&args, |_rank| Ok(context.new_stream()?))?;
-        }
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! Device memory for tests, the same way on every device: allocated through the seam, used at any element offset.
+//! Device memory for tests, allocated through the device seam, with guard bytes around each array.
 
 use std::marker::PhantomData;
 
@@ -6,95 +6,119 @@ use anyhow::Result;
 use peersum::Element;
 use peersum::device::{Device, MemorySharing};
 
-/// Elements of device memory between two guard zones, at an offset of the test's choice.
-pub(crate) struct TestBuffer<T: Element, D: Device> {
-    // Dropped after every use of `address`: the test synchronises before it drops buffers.
+use crate::data::bytes_of;
+
+/// Bytes before and behind an array that must stay as they were.
+pub(crate) const GUARD_BYTES: usize = 64;
+
+/// What memory holds before a test writes to it: not the canonical NaN of any type, and rare in
+/// test data.
+pub(crate) const POISON: u8 = 0xA5;
+
+/// Device memory in which one array lies, with poison around it.
+pub(crate) struct Guarded<D: Device> {
+    // Dropped after every use of `base`: tests synchronise before they drop memory.
     _allocation: D::Allocation,
     base: u64,
     bytes: usize,
-    offset_elements: usize,
-    len: usize,
-    element: PhantomData<T>,
 }
 
-/// Bytes before and behind the elements that must stay as they were.
-const GUARD_BYTES: usize = 64;
-
-/// What memory holds before a test writes to it: a NaN in no type's canonical form.
-const POISON: u8 = 0xA5;
-
-impl<T: Element, D: Device> TestBuffer<T, D> {
-    /// `len` elements that start `offset_elements` elements behind an aligned address. Everything is poisoned.
-    pub(crate) fn new(device: &D, len: usize, offset_elements: usize) -> Result<Self> {
-        let bytes =
-            (2 * GUARD_BYTES + (offset_elements + len) * size_of::<T>()).next_multiple_of(16);
-        let allocation = device.allocate_shared(bytes, MemorySharing::Auto)?;
-        let base = device.allocation_address(&allocation);
-        let buffer = TestBuffer {
+impl<D: Device> Guarded<D> {
+    /// Allocates at least `bytes` bytes and does not initialise them.
+    pub(crate) fn new(device: &D, bytes: usize, sharing: MemorySharing) -> Result<Self> {
+        let bytes = bytes.next_multiple_of(16);
+        let allocation = device.allocate_shared(bytes, sharing)?;
+        Ok(Guarded {
+            base: device.allocation_address(&allocation),
             _allocation: allocation,
-            base,
             bytes,
-            offset_elements,
-            len,
-            element: PhantomData,
-        };
-        buffer.poison(device)?;
-        Ok(buffer)
+        })
     }
 
-    /// Fills the whole of it, guards included, with a pattern.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Fills all of it with poison.
     pub(crate) fn poison(&self, device: &D) -> Result<()> {
-        // SAFETY: the range is this buffer's allocation.
+        // SAFETY: the range is the allocation.
         unsafe { device.fill(self.base, u32::from_ne_bytes([POISON; 4]), self.bytes / 4)? };
         Ok(())
     }
 
-    fn start(&self) -> usize {
-        GUARD_BYTES + self.offset_elements * size_of::<T>()
+    /// Writes an array that begins at `offset`.
+    pub(crate) fn write(&self, device: &D, offset: usize, array: &[u8]) -> Result<()> {
+        assert!(offset + array.len() <= self.bytes, "an array within memory");
+        // SAFETY: the range lies within the allocation.
+        unsafe { device.write(self.base + offset as u64, array)? };
+        Ok(())
     }
 
-    /// The address of the first element.
-    pub(crate) fn address(&self) -> u64 {
-        self.base + self.start() as u64
+    /// Reads the array at `offset`. Also returns whether all bytes around it are still poison.
+    pub(crate) fn read(&self, device: &D, offset: usize, len: usize) -> Result<(Vec<u8>, bool)> {
+        let mut bytes = vec![0; self.bytes];
+        // SAFETY: the range is the allocation.
+        unsafe { device.read(self.base, &mut bytes)? };
+        let around = bytes[..offset].iter().chain(&bytes[offset + len..]);
+        let intact = around.copied().all(|byte| byte == POISON);
+        Ok((bytes[offset..offset + len].to_vec(), intact))
+    }
+}
+
+/// An array of elements in memory of its own.
+pub(crate) struct TestBuffer<T: Element, D: Device> {
+    memory: Guarded<D>,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T: Element, D: Device> TestBuffer<T, D> {
+    /// `len` elements. Everything is poisoned.
+    pub(crate) fn new(device: &D, len: usize) -> Result<Self> {
+        let bytes = 2 * GUARD_BYTES + len * size_of::<T>();
+        let memory = Guarded::new(device, bytes, MemorySharing::Auto)?;
+        memory.poison(device)?;
+        Ok(TestBuffer {
+            memory,
+            len,
+            element: PhantomData,
+        })
+    }
+
+    /// Poisons the elements and what is around them.
+    pub(crate) fn poison(&self, device: &D) -> Result<()> {
+        self.memory.poison(device)
     }
 
     /// Writes all elements.
     pub(crate) fn write(&self, device: &D, values: &[T]) -> Result<()> {
         assert_eq!(values.len(), self.len, "a test writes whole buffers");
-        // SAFETY: elements are plain data; the destination is this buffer's.
-        unsafe {
-            device.write(
-                self.address(),
-                std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)),
-            )?
-        };
-        Ok(())
+        self.memory.write(device, GUARD_BYTES, bytes_of(values))
     }
 
-    /// Reads all elements, and says whether the guards are untouched.
+    /// Reads all elements. Also returns whether the guards are untouched.
     pub(crate) fn read(&self, device: &D) -> Result<(Vec<T>, bool)> {
-        let mut bytes = vec![0; self.bytes];
-        // SAFETY: the range is this buffer's allocation.
-        unsafe { device.read(self.base, &mut bytes)? };
-        let (start, end) = (self.start(), self.start() + self.len * size_of::<T>());
-        let values = bytes[start..end]
-            .chunks_exact(size_of::<T>())
-            // SAFETY: any bytes are a valid element; the source has its size.
-            .map(|chunk| unsafe { chunk.as_ptr().cast::<T>().read_unaligned() })
-            .collect();
-        let guards_hold = bytes[..start]
-            .iter()
-            .chain(&bytes[end..])
-            .all(|&byte| byte == POISON);
-        Ok((values, guards_hold))
+        let bytes = self.len * size_of::<T>();
+        let (bytes, intact) = self.memory.read(device, GUARD_BYTES, bytes)?;
+        Ok((elements_of(&bytes), intact))
     }
 
-    /// The buffer as a call takes it.
+    /// Passes the buffer to `call` in the form that the communicator takes.
     pub(crate) fn with<R>(&self, device: &D, call: impl FnOnce(&mut D::Buffer<T>) -> R) -> R {
-        // SAFETY: the allocation outlives the adopted buffer, which is disowned below, and tests synchronise before they drop it.
-        let mut buffer = unsafe { device.adopt(self.address(), self.len) };
+        let address = self.memory.base() + GUARD_BYTES as u64;
+        // SAFETY: the allocation outlives the adopted buffer, which is disowned below, and tests
+        // synchronise before they drop it.
+        let mut buffer = unsafe { device.adopt(address, self.len) };
         let result = call(&mut buffer);
         D::disown(buffer);
         result
     }
+}
+
+/// Elements, as memory holds them.
+pub(crate) fn elements_of<T: Element>(bytes: &[u8]) -> Vec<T> {
+    let chunks = bytes.chunks_exact(size_of::<T>());
+    // SAFETY: any bytes are a valid element; the source has its size.
+    let read = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<T>().read_unaligned() };
+    chunks.map(read).collect()
 }

@@ -3,13 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 
-/// However the process `parent` ends, the calling one does not outlive it, nor the thread of `parent` that started it.
+/// Makes the system kill this process when the process `parent`, or its thread that started this
+/// one, ends.
 ///
 /// # Errors
 /// It has ended already, or the system refuses.
 pub(crate) fn end_with(parent: i32) -> Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL)).context("asking to end with the parent")?;
-    // For a parent that ended before that took effect.
+    // The parent may have ended before that took effect.
     ensure!(
         getppid().map(Pid::as_raw_pid) == Some(parent),
         "the parent has ended"

@@ -1,4 +1,5 @@
-//! `bench-allreduce`: what it writes of a report, and a whole run on the emulator, whose times mean nothing.
+//! `bench-allreduce`: what it writes of a report, and a whole run on the emulator, whose times mean
+//! nothing.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness_run;
@@ -6,7 +7,7 @@ mod harness_run;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use harness_run::run;
 
@@ -26,7 +27,8 @@ fn assert_is_committed(name: &str, actual: &str) {
     let committed = fs::read_to_string(&path).unwrap_or_default();
     assert!(
         committed == actual,
-        "{name} has changed; look at the difference, and bless it with PEERSUM_BLESS=1 if it is wanted:\n{actual}"
+        "{name} has changed; look at the difference, and bless it with PEERSUM_BLESS=1 if it is \
+         wanted:\n{actual}"
     );
 }
 
@@ -126,8 +128,20 @@ fn a_run_on_the_emulator_measures_every_cell_that_was_asked_for_and_says_that_it
     let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
     let report: Value = serde_json::from_str(&read("report.json")).unwrap();
     let cells = report["cells"].as_array().unwrap();
-    // Two world sizes, types and methods; the table's plan for three kinds of input, and two grids of one algorithm.
-    assert_eq!(cells.len(), 2 * 2 * 2 * (3 + 2));
+    // Two world sizes, types and methods; the table's plan for three kinds of input, and two grids
+    // of one algorithm; of eager calls of ordinary input, the bare launch beside them.
+    assert_eq!(cells.len(), 2 * 2 * 2 * (3 + 2) + 2 * 2);
+    let bare: Vec<&Value> = cells
+        .iter()
+        .filter(|cell| cell["system"] == "bare_launch")
+        .collect();
+    assert_eq!(bare.len(), 2 * 2);
+    for cell in bare {
+        assert_eq!(
+            (&cell["launch"], &cell["placement"]),
+            (&json!("eager"), &json!("ordinary"))
+        );
+    }
     for cell in cells {
         let us = &cell["us"];
         let value = |name: &str| us[name].as_f64().unwrap();

@@ -10,7 +10,8 @@ use serde_json::Value;
 /// A configuration that the runs below have.
 const CASE: &str = "ws3/bf16/push_one_shot/1040/graph/aligned";
 
-/// A run of the harness, with a seed that no other run on this machine has, so that its processes are known.
+/// A run of the harness, with a seed that no other run on this machine has, so that its processes
+/// are known.
 struct Run {
     seed: String,
     /// `TMPDIR` of the run: the ranks meet there.
@@ -148,7 +149,8 @@ fn with_fault(kind: &str) -> (String, Value) {
         "--report",
         path.to_str().unwrap(),
     ]);
-    // What runs before the fault, 2 s in which a call waits, at most 15 s of silence, and room for a busy machine.
+    // What runs before the fault, 2 s in which a call waits, at most 15 s of silence, and room for
+    // a busy machine.
     assert!(
         began.elapsed() < Duration::from_secs(60),
         "the run did not end in time"

@@ -1,12 +1,13 @@
-//! Ranks in processes of their own that are killed and stopped, on the emulator: what `peersum-harness kill` finds, and that it finds faults.
+//! Ranks in processes of their own that are killed and stopped, on the emulator: what
+//! `peersum-harness kill` finds, and that it finds faults.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// A machine that is busy with other tests may hold a rank up for long; what a quiet one adds to a deadline is a figure of the command, not of
-/// this test.
+/// A machine that is busy with other tests may hold a rank up for long; what a quiet one adds to a
+/// deadline is a figure of the command, not of this test.
 const GRACE_MS: &str = "20000";
 
 fn kill(flags: &[&str]) -> (Output, Value) {
@@ -26,8 +27,7 @@ fn kill(flags: &[&str]) -> (Output, Value) {
 }
 
 #[test]
-fn whoever_is_killed_or_stopped_in_whatever_phase_all_others_are_told_who_and_hold_nothing_afterwards()
- {
+fn a_rank_killed_or_stopped_in_any_phase_is_named_to_all_others_which_then_hold_nothing() {
     let (output, report) = kill(&["--runs", "200", "--jobs", "6"]);
     assert!(output.status.success(), "{:#?}", report["failed"]);
     let lines = report["lines"].as_object().unwrap();
@@ -77,7 +77,8 @@ fn a_rank_that_stops_before_the_probe_of_a_shared_device_is_named_instead_of_the
     ];
     let (output, report) = kill(&[&flags[..], &["--world-size", "2", "--runs", "12"]].concat());
     assert!(output.status.success(), "{:#?}", report["failed"]);
-    // One that is stopped before it has given its part to the last exchange is missed there, and nobody comes to the probe.
+    // One that is stopped before it has given its part to the last exchange is missed there, and
+    // nobody comes to the probe.
     let errors = &report["lines"]["SetUp/Stop"]["errors"];
     assert!(errors["peer-timeout"].as_u64() >= Some(1), "{errors}");
 }

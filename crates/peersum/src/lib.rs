@@ -144,7 +144,7 @@ pub mod shared_library;
 
 pub use call_signature::{CallKind, CallSignature, SymmetricPart};
 #[doc(hidden)]
-pub use communicator::BareLaunch;
+pub use communicator::SetupStep;
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,

@@ -1,7 +1,9 @@
-// conversions.hpp - the arithmetic of the kernels' PTX instructions in integer and float32 operations.
+// conversions.hpp - the arithmetic of the kernels' PTX instructions in integer and float32
+// operations.
 //
-// Hardware half-precision support is not relied on: its NaN differs from a GPU's. float32 addition is the host's, which rounds to nearest
-// even and keeps subnormals unless the program asked otherwise; only its NaN must be made canonical.
+// Hardware half-precision support is not relied on: its NaN differs from a GPU's. float32 addition
+// is the host's, which rounds to nearest even and keeps subnormals unless the program asked
+// otherwise; only its NaN must be made canonical.
 #pragma once
 
 #include "abi.h"
@@ -54,7 +56,8 @@ static inline peersum_u32 f16_from_f32(float value) {
     // From 65520 on, halfway between the largest finite f16 and 65536, all rounds to infinity.
     if (magnitude >= 0x477FF000u) return sign | 0x7C00u;
     if (magnitude < 0x38800000u) {
-        // Below 2^-14 an f16 is a multiple of 2^-24, the distance of float32 values in [0.5, 1): the addition rounds.
+        // Below 2^-14 an f16 is a multiple of 2^-24, the distance of float32 values in [0.5, 1):
+        // the addition rounds.
         return sign | (to_bits(from_bits(magnitude) + 0.5f) - to_bits(0.5f));
     }
     const peersum_u32 even = magnitude >> 13 & 1;

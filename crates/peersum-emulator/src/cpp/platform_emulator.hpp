@@ -1,7 +1,9 @@
-// platform_emulator.hpp - the functions of platform.cuh on the CPU, under the same names. Included ahead of a kernel file.
+// platform_emulator.hpp - the functions of platform.cuh on the CPU, under the same names. Included
+// ahead of a kernel file.
 //
-// An emulated thread is a host thread, so the memory model is C++'s: an access that PTX calls relaxed is a relaxed atomic, a plain one is
-// an ordinary access, which ThreadSanitizer can see race.
+// An emulated thread is a host thread, so the memory model is C++'s: an access that PTX calls
+// relaxed is a relaxed atomic, a plain one is an ordinary access, which ThreadSanitizer can see
+// race.
 #pragma once
 
 #define PEERSUM_PLATFORM_PROVIDED
@@ -20,8 +22,8 @@
 
 #define PEERSUM_DEVICE static __forceinline__
 
-// A poll ends in a yield: with a thousand threads on two cores a turn takes about half a millisecond, and a deadline or an
-// abort must be seen within about ten.
+// A poll ends in a yield: with a thousand threads on two cores a turn takes about half a
+// millisecond, and a deadline or an abort must be seen within about ten.
 constexpr peersum_u32 POLLS_BETWEEN_LOOKS = 16;
 
 PEERSUM_DEVICE peersum_u32 tid_x() { return emulator::current.tid; }
@@ -32,7 +34,9 @@ PEERSUM_DEVICE peersum_u64 globaltimer() { return emulator::clock_ns(); }
 PEERSUM_DEVICE void bar_sync() { emulator::block_barrier(false); }
 // Every thread arrives by itself, so that a grid may have fewer of them.
 constexpr peersum_u32 WARP_THREADS = 1;
-PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) { emulator::split_barrier_arrive(threads); }
+PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) {
+    emulator::split_barrier_arrive(threads);
+}
 PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) { emulator::split_barrier_sync(threads); }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here.
@@ -65,22 +69,24 @@ static inline void store_plain(void* address, Word value) {
 
 // One access of a unit to memory that a peer uses too, in four parts of pseudo-random order.
 class Shuffle {
-  public:
+public:
     Shuffle() : random(next_random()) {}
 
-    // The word that is accessed as the `turn`-th of four: a rotation, forwards or backwards, of which two neighbours may be exchanged.
+    // The word that is accessed as the `turn`-th of four: a rotation, forwards or backwards, of
+    // which two neighbours may be exchanged.
     peersum_u32 word(peersum_u32 turn) const {
         const peersum_u32 exchanged = turn < 2 ? turn ^ (random >> 3 & 1) : turn;
         const peersum_u32 directed = random & 4 ? 3 - exchanged : exchanged;
         return (directed + random) & 3;
     }
 
-    // Between two words of a store: now and then another thread gets a turn, so that torn units are seen and not only possible.
+    // Between two words of a store: now and then another thread gets a turn, so that torn units are
+    // seen and not only possible.
     void interrupt() const {
         if ((random >> 8 & 0xFF) == 0) yield();
     }
 
-  private:
+private:
     peersum_u32 random;
 };
 
@@ -88,30 +94,51 @@ class Shuffle {
 
 // --- Plain accesses.
 
-PEERSUM_DEVICE Unit ld_global_v4(const void* address) { return emulator::load_plain<Unit>(address); }
+PEERSUM_DEVICE Unit ld_global_v4(const void* address) {
+    return emulator::load_plain<Unit>(address);
+}
 PEERSUM_DEVICE void st_global_v4(void* address, Unit v) { emulator::store_plain(address, v); }
-PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) { return emulator::load_plain<unsigned short>(address); }
+PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) {
+    return emulator::load_plain<unsigned short>(address);
+}
 PEERSUM_DEVICE void st_global_u16(void* address, peersum_u32 value) {
     emulator::store_plain(address, static_cast<unsigned short>(value));
 }
-PEERSUM_DEVICE peersum_u32 ld_global_u32(const void* address) { return emulator::load_plain<peersum_u32>(address); }
-PEERSUM_DEVICE void st_global_u32(void* address, peersum_u32 value) { emulator::store_plain(address, value); }
-PEERSUM_DEVICE peersum_u64 ld_global_u64(const void* address) { return emulator::load_plain<peersum_u64>(address); }
-PEERSUM_DEVICE void st_global_u64(void* address, peersum_u64 value) { emulator::store_plain(address, value); }
+PEERSUM_DEVICE peersum_u32 ld_global_u32(const void* address) {
+    return emulator::load_plain<peersum_u32>(address);
+}
+PEERSUM_DEVICE void st_global_u32(void* address, peersum_u32 value) {
+    emulator::store_plain(address, value);
+}
+PEERSUM_DEVICE peersum_u64 ld_global_u64(const void* address) {
+    return emulator::load_plain<peersum_u64>(address);
+}
+PEERSUM_DEVICE void st_global_u64(void* address, peersum_u64 value) {
+    emulator::store_plain(address, value);
+}
 
-// --- Relaxed accesses. With PEERSUM_EMULATOR_PLAIN_DATA those that carry elements are ordinary ones: relaxed atomics never race for
-// ThreadSanitizer, and in the pull family it is the barriers alone that keep these apart.
+// --- Relaxed accesses. With PEERSUM_EMULATOR_PLAIN_DATA those that carry elements are ordinary
+// ones: relaxed atomics never race for ThreadSanitizer, and in the pull family it is the barriers
+// alone that keep these apart.
 
 #ifdef PEERSUM_EMULATOR_PLAIN_DATA
 
-PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) { return emulator::load_plain<Unit>(address); }
+PEERSUM_DEVICE Unit ld_relaxed_sys_v4(const void* address) {
+    return emulator::load_plain<Unit>(address);
+}
 PEERSUM_DEVICE void st_relaxed_sys_v4(void* address, Unit v) { emulator::store_plain(address, v); }
-PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u16(const void* address) { return emulator::load_plain<unsigned short>(address); }
+PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u16(const void* address) {
+    return emulator::load_plain<unsigned short>(address);
+}
 PEERSUM_DEVICE void st_relaxed_sys_u16(void* address, peersum_u32 value) {
     emulator::store_plain(address, static_cast<unsigned short>(value));
 }
-PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u32(const void* address) { return emulator::load_plain<peersum_u32>(address); }
-PEERSUM_DEVICE void st_relaxed_sys_u32(void* address, peersum_u32 value) { emulator::store_plain(address, value); }
+PEERSUM_DEVICE peersum_u32 ld_relaxed_sys_u32(const void* address) {
+    return emulator::load_plain<peersum_u32>(address);
+}
+PEERSUM_DEVICE void st_relaxed_sys_u32(void* address, peersum_u32 value) {
+    emulator::store_plain(address, value);
+}
 
 #else
 
@@ -161,9 +188,10 @@ PEERSUM_DEVICE peersum_u64 ld_relaxed_sys_u64(const void* address) {
 }
 PEERSUM_DEVICE void st_relaxed_sys_u64(void* address, peersum_u64 value) {
 #ifdef PEERSUM_EMULATOR_RELEASED_FLAGS
-    // A relaxed flag announces what an earlier kernel stored, or loads that have returned. That both are performed by then is a fact of the
-    // GPU (kernels/README.md, "Pull") that C++ cannot express, so ThreadSanitizer is told of a release. It does not see, therefore, a
-    // relaxed flag that should have been a release.
+    // A relaxed flag announces what an earlier kernel stored, or loads that have returned. That
+    // both are performed by then is a fact of the GPU (kernels/README.md, "Pull") that C++ cannot
+    // express, so ThreadSanitizer is told of a release. It does not see, therefore, a relaxed flag
+    // that should have been a release.
     emulator::store(address, value, __ATOMIC_RELEASE);
 #else
     emulator::store(address, value, __ATOMIC_RELAXED);
@@ -190,9 +218,10 @@ PEERSUM_DEVICE void st_relaxed_sys_u64_behind_fence(void* address, peersum_u64 v
 PEERSUM_DEVICE void fence_acq_rel_gpu() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 PEERSUM_DEVICE void fence_acq_rel_sys() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
-PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected, peersum_u32 desired) {
-    __atomic_compare_exchange_n(static_cast<peersum_u32*>(address), &expected, desired, false, __ATOMIC_RELAXED,
-                                __ATOMIC_RELAXED);
+PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 expected,
+                                                    peersum_u32 desired) {
+    __atomic_compare_exchange_n(static_cast<peersum_u32*>(address), &expected, desired, false,
+                                __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     return expected;
 }
 
@@ -201,8 +230,12 @@ PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 e
 PEERSUM_DEVICE float add_rn_f32(float a, float b) { return emulator::add(a, b); }
 PEERSUM_DEVICE float mov_b32_f32(peersum_u32 bits) { return emulator::from_bits(bits); }
 PEERSUM_DEVICE peersum_u32 mov_b32_u32(float value) { return emulator::to_bits(value); }
-PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) { return emulator::f32_from_f16(pair & 0xFFFFu); }
-PEERSUM_DEVICE float cvt_f32_f16_high(peersum_u32 pair) { return emulator::f32_from_f16(pair >> 16); }
+PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) {
+    return emulator::f32_from_f16(pair & 0xFFFFu);
+}
+PEERSUM_DEVICE float cvt_f32_f16_high(peersum_u32 pair) {
+    return emulator::f32_from_f16(pair >> 16);
+}
 PEERSUM_DEVICE peersum_u32 cvt_rn_f16x2_f32(float high, float low) {
     return emulator::f16_from_f32(high) << 16 | emulator::f16_from_f32(low);
 }

@@ -13,7 +13,8 @@ namespace emulator {
 
 __thread Thread current;
 
-// Yields before a waiting thread sleeps: most barriers are met within a few turns, and a sleep costs two system calls.
+// Yields before a waiting thread sleeps: most barriers are met within a few turns, and a sleep
+// costs two system calls.
 constexpr int YIELDS_BEFORE_SLEEP = 4;
 
 // Lets all go on that sleep on the generation.
@@ -64,13 +65,15 @@ void split_barrier_arrive(peersum_u32 threads) {
 void split_barrier_sync(peersum_u32 threads) {
     BlockBarriers& barriers = *current.barriers;
     const peersum_u32 generation = __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE);
-    if (!arrives_last(barriers, generation, threads)) await_next(barriers.split_generation, generation);
+    if (!arrives_last(barriers, generation, threads))
+        await_next(barriers.split_generation, generation);
 }
 
 peersum_u64 clock_ns() {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return static_cast<peersum_u64>(now.tv_sec) * 1000000000u + static_cast<peersum_u64>(now.tv_nsec);
+    return static_cast<peersum_u64>(now.tv_sec) * 1000000000u +
+           static_cast<peersum_u64>(now.tv_nsec);
 }
 
 void yield() { sched_yield(); }

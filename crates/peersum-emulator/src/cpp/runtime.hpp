@@ -1,11 +1,13 @@
-// runtime.hpp - what runs below the emulated instructions: a thread's identity, the block barrier, the clock.
+// runtime.hpp - what runs below the emulated instructions: a thread's identity, the block barrier,
+// the clock.
 #pragma once
 
 #include "abi.h"
 
 namespace emulator {
 
-// The barriers of one block; zeroed at first. One cache line, so that blocks do not slow each other down.
+// The barriers of one block; zeroed at first. One cache line, so that blocks do not slow each other
+// down.
 struct alignas(64) BlockBarriers {
     peersum_u32 arrived;
     // Counts the barrier's uses; waiting threads sleep on it.
@@ -24,7 +26,8 @@ struct Thread {
     peersum_u32 random;
 };
 
-// The emulated thread that this host thread is. `__thread`: no initialisation, so no wrapper function a module.
+// The emulated thread that this host thread is. `__thread`: no initialisation, so no wrapper
+// function a module.
 extern __thread Thread current;
 
 // A pseudo-random number (xorshift).

@@ -1,4 +1,5 @@
-//! Ranks whose calls differ: each is told both sides of the first difference, whatever it is, eager and in graphs.
+//! Ranks whose calls differ: each is told both sides of the first difference, whatever it is, eager
+//! and in graphs.
 
 use std::any::Any;
 use std::sync::Barrier;
@@ -14,7 +15,8 @@ use crate::stage::{
     Comm, Content, TestElement, assert_bits, expected, failure, input, on_ranks, plan, settings,
 };
 
-/// Beyond any wait here, so that a difference that the headers do not find would be seen as a time-out or a hang.
+/// Beyond any wait here, so that a difference that the headers do not find would be seen as a
+/// time-out or a hang.
 const DEADLINE: Duration = Duration::from_secs(40);
 
 /// A call in which ranks can differ.
@@ -98,7 +100,8 @@ enum Form {
 
 const FORMS: [Form; 2] = [Form::Eager, Form::Graph];
 
-/// A good call, so that the difference is not the first thing to happen. Behind it the calls of one rank.
+/// A good call, so that the difference is not the first thing to happen. Behind it the calls of one
+/// rank.
 fn run(comm: &mut Comm, calls: &[Variant], form: Form, ready: &Barrier) -> Failure {
     let content = Content::Ordinary;
     let mut buffer = EmulatorBuffer::from_slice(&input::<f32>(3, comm.rank(), 500, content));
@@ -138,7 +141,8 @@ fn run(comm: &mut Comm, calls: &[Variant], form: Form, ready: &Barrier) -> Failu
     reason
 }
 
-/// Rank `odd_one` makes other calls than the rest; every rank must be told both sides of the first difference.
+/// Rank `odd_one` makes other calls than the rest; every rank must be told both sides of the first
+/// difference.
 #[track_caller]
 fn disagree(world_size: u32, form: Form, rest: &[Variant], odd: &[Variant], odd_one: u32) {
     let context = (world_size, form, rest, odd, odd_one);
@@ -236,7 +240,8 @@ fn a_skipped_call_is_told_where_the_next_ones_differ() {
     let (a, b) = (BASE, Variant { len: 20, ..BASE });
     for form in FORMS {
         for world_size in [2, 8] {
-            // The first, and one in the middle of the same calls: then the difference shows where these end.
+            // The first, and one in the middle of the same calls: then the difference shows where
+            // these end.
             disagree(world_size, form, &[a, b], &[b], 0);
             disagree(world_size, form, &[a, a, a, b], &[a, a, b], 1);
         }

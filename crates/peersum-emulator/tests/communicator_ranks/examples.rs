@@ -1,9 +1,11 @@
-//! The examples, as their documentation says to run them. (Cargo puts the examples of all packages into one folder, hence their names.)
+//! The examples, as their documentation says to run them. (Cargo puts the examples of all packages
+//! into one folder, hence their names.)
 
 use std::path::PathBuf;
 use std::process::Command;
 
-/// Where cargo put an example. Running named targets only does not build them, so they are built if they are not there.
+/// Where cargo put an example. Running named targets only does not build them, so they are built if
+/// they are not there.
 fn example(name: &str) -> PathBuf {
     // target/PROFILE/deps/this-test
     let test = std::env::current_exe().unwrap();
@@ -21,7 +23,8 @@ fn example(name: &str) -> PathBuf {
     path
 }
 
-/// Runs the shell loop of an example's documentation, with the path of the example for the one of a build by hand.
+/// Runs the shell loop of an example's documentation, with the path of the example for the one of a
+/// build by hand.
 fn run_shell_loop(name: &str, source: &str) -> String {
     let lines: Vec<&str> = source
         .lines()

@@ -16,7 +16,8 @@ use crate::stage::{
 
 const LEN: usize = 500;
 const DEADLINE: Duration = Duration::from_millis(500);
-/// What a busy machine may add to a deadline. (What a quiet one adds is a figure that `peersum-harness faults` and `kill` give.)
+/// What a busy machine may add to a deadline. (What a quiet one adds is a figure that
+/// `peersum-harness faults` and `kill` give.)
 const SLACK: Duration = Duration::from_secs(10);
 
 const STAGED: [Route; 4] = [

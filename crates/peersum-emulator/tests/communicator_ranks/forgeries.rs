@@ -1,4 +1,5 @@
-//! Ranks of another build: one rank's words in set-up are forged, and all others must refuse it with both values.
+//! Ranks of another build: one rank's words in set-up are forged, and all others must refuse it
+//! with both values.
 
 use std::ops::Range;
 
@@ -20,8 +21,8 @@ fn genuine_words() -> Vec<String> {
     words
 }
 
-/// A group of two in which this rank repeats the other's words as far as they are known, says nonsense in the exchange behind, and hears what
-/// the other says there.
+/// A group of two in which this rank repeats the other's words as far as they are known, says
+/// nonsense in the exchange behind, and hears what the other says there.
 fn listen(known: &[String], label: &str) -> String {
     let mut ranks = Rendezvous::threads(2).into_iter();
     let (speaker, listener) = (ranks.next().unwrap(), ranks.next().unwrap());
@@ -41,8 +42,8 @@ fn listen(known: &[String], label: &str) -> String {
     })
 }
 
-/// A group in which one rank is of another build: it says in one exchange what `forge` makes of a genuine rank's words. What the others' `build`
-/// says.
+/// A group in which one rank is of another build: it says in one exchange what `forge` makes of a
+/// genuine rank's words. What the others' `build` says.
 fn refusals(
     world_size: u32,
     forger: u32,

@@ -141,7 +141,8 @@ fn one_graph_of_four_layers_replays_without_a_wait_between() {
                     .try_for_each(|buffer| capture.all_reduce_in_place(buffer))
             })
             .unwrap();
-        // Sums of negative zeros stay what they are however often they are reduced, so no wait is needed to know them.
+        // Sums of negative zeros stay what they are however often they are reduced, so no wait is
+        // needed to know them.
         for _ in 0..REPLAYS {
             graph.launch(comm).unwrap();
         }
@@ -161,7 +162,8 @@ fn the_raw_form_captures_what_is_called_between_begin_and_end() {
         assert!(matches!(comm.capture_begin(), Err(Error::Capture(_))));
         assert!(matches!(comm.synchronize(), Err(Error::Capture(_))));
         comm.all_reduce_in_place(&mut buffer).unwrap();
-        // SAFETY: `buffer` lives to the end of this closure, and the graph is not launched after it.
+        // SAFETY: `buffer` lives to the end of this closure, and the graph is not launched after
+        // it.
         let graph = unsafe { comm.capture_end() }.unwrap();
         // SAFETY: no capture is open, so this makes no graph.
         let nothing = unsafe { comm.capture_end() };

@@ -376,7 +376,8 @@ fn a_rank_killed_during_set_up_is_named_to_the_others() {
         ranks[victim].kill();
         ranks[3].go();
         for survivor in [0, 1, 2, 3].into_iter().filter(|&rank| rank != victim) {
-            // Where rank 0 is gone the others wait for a new one until they lose it or the test ends them.
+            // Where rank 0 is gone the others wait for a new one until they lose it or the test
+            // ends them.
             if victim != 0 || survivor != 3 {
                 let said = ranks[survivor].hear();
                 assert!(said.contains(&format!("rank {victim}")), "{said}");

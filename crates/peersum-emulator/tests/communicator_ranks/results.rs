@@ -132,8 +132,9 @@ fn symmetric_call<T: TestElement>(
     let range = begin..begin + case.len;
     let mut all = vec![T::CANONICAL_NAN; SYMMETRIC_LEN];
     all[range.clone()].copy_from_slice(&own);
-    // A peer may still read what the last call left here: only a call orders the ranks, and the last one has been waited for on this
-    // rank alone. Its closing barrier is what makes this write safe.
+    // A peer may still read what the last call left here: only a call orders the ranks, and the
+    // last one has been waited for on this rank alone. Its closing barrier is what makes this write
+    // safe.
     buffer.as_view_mut().copy_from_slice(&all);
     let expected = expected::<T>(case.seed, comm.world_size(), case.len, case.content);
     let mut output = Framed::new((case.seed % 5) as usize, &own);
@@ -371,7 +372,10 @@ fn a_call_that_its_push_slots_cannot_hold_takes_another_route() {
 
 #[test]
 fn a_call_larger_than_push_slots_of_a_megabyte_goes_through_them_in_pieces() {
-    let row = r#"[{"max_bytes":null,"route":"push_one_shot","blocks":2,"threads":16,"origin":"default"}]"#;
+    let row = concat!(
+        r#"[{"max_bytes":null,"route":"push_one_shot","#,
+        r#""blocks":2,"threads":16,"origin":"default"}]"#
+    );
     let tables = format!(
         r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[2],"link":"emulator",
         "ordinary":{row},"symmetric":{row},"symmetric_in_place":{row}}}]}}"#
@@ -397,7 +401,8 @@ fn a_call_larger_than_push_slots_of_a_megabyte_goes_through_them_in_pieces() {
 fn a_call_of_no_elements_does_nothing_and_does_not_count() {
     on_ranks(2, settings, |comm| {
         let mut nothing = EmulatorBuffer::<f32>::zeroed(0);
-        // Only one rank makes these calls. If they counted, the ranks' sequences would differ from here on.
+        // Only one rank makes these calls. If they counted, the ranks' sequences would differ from
+        // here on.
         if comm.rank() == 0 {
             for _ in 0..5 {
                 comm.all_reduce_in_place(&mut nothing).unwrap();

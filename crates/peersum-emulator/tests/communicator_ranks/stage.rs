@@ -22,7 +22,8 @@ pub(crate) fn settings() -> CommunicatorBuilder {
         .setup_timeout(PATIENCE)
 }
 
-/// Builds a communicator for each rank, each on a thread and a device of its own, runs `program` there and returns what the ranks return.
+/// Builds a communicator for each rank, each on a thread and a device of its own, runs `program`
+/// there and returns what the ranks return.
 pub(crate) fn on_ranks<T: Send>(
     world_size: u32,
     settings: impl Fn() -> CommunicatorBuilder + Sync,
@@ -65,7 +66,8 @@ pub(crate) fn plan(route: Route, blocks: u32, threads: u32) -> Option<Plan> {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Content {
     Ordinary,
-    /// Signed zeros, infinities, NaN, subnormals, the pattern of the empty slot, the largest values, at random.
+    /// Signed zeros, infinities, NaN, subnormals, the pattern of the empty slot, the largest
+    /// values, at random.
     Special,
     /// The word that marks an empty slot, in every lane.
     Sentinel,

@@ -1,5 +1,5 @@
-//! `above_range`: which calls go to NCCL, what its absence and its failures look like. NCCL is a small library of the test tree, which each test builds as it
-//! needs it.
+//! `above_range`: which calls go to NCCL, what its absence and its failures look like. NCCL is a
+//! small library of the test tree, which each test builds as it needs it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -16,7 +16,8 @@ use tempfile::TempDir;
 
 const WORLD_SIZE: u32 = 3;
 const MAX_BYTES: usize = 4096;
-/// Elements of the largest call that peersum's kernels carry out, and of the smallest that NCCL does.
+/// Elements of the largest call that peersum's kernels carry out, and of the smallest that NCCL
+/// does.
 const LARGEST: usize = MAX_BYTES / 4;
 const ABOVE: usize = LARGEST + 1;
 
@@ -317,7 +318,8 @@ fn every_rank_gives_its_nccl_communicator_back() {
         |_| settings().above_range(fake.nccl()),
         |comm| reduce(&mut comm.unwrap(), ABOVE, BY_NCCL),
     );
-    // SAFETY: the library is the test's own and has no initialisers; the function takes nothing and gives an int.
+    // SAFETY: the library is the test's own and has no initialisers; the function takes nothing and
+    // gives an int.
     let aborts = unsafe {
         let library = libloading::Library::new(fake.directory.path().join("fake.so")).unwrap();
         library

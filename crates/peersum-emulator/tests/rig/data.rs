@@ -1,8 +1,10 @@
-//! The elements that calls are made with: random ones, among them every pattern that has a meaning somewhere.
+//! The elements that calls are made with: random ones, among them every pattern that has a meaning
+//! somewhere.
 
 use peersum::Element;
 
-/// Random elements: any bit pattern, numbers of like magnitude, and the patterns that break such protocols.
+/// Random elements: any bit pattern, numbers of like magnitude, and the patterns that break such
+/// protocols.
 pub(crate) fn random<T: Element>(generator: &mut fastrand::Rng, len: usize) -> Vec<T> {
     let special: [u32; 16] = [
         0xFFFF_FFFF,

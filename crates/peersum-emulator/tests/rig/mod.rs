@@ -1,4 +1,5 @@
-//! Ranks that are set up by hand as `abi.h` says, and driven through the device seam alone: each is a stream of this process.
+//! Ranks that are set up by hand as `abi.h` says, and driven through the device seam alone: each is
+//! a stream of this process.
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -342,7 +343,8 @@ impl World {
         }
     }
 
-    /// Where `rank`'s input and output of a call lie: filled with `input`, and with a pattern that no result has.
+    /// Where `rank`'s input and output of a call lie: filled with `input`, and with a pattern that
+    /// no result has.
     pub(crate) fn arrays<T: Element>(&self, call: &Call, rank: usize, input: &[T]) -> Arrays<T> {
         let len = input.len();
         let offset = GUARD
@@ -380,7 +382,8 @@ impl World {
             threads: call.threads,
             pdl: true,
         };
-        // SAFETY: the addresses are those of this world and of `arrays`, which their owner keeps until the stream is done.
+        // SAFETY: the addresses are those of this world and of `arrays`, which their owner keeps
+        // until the stream is done.
         unsafe {
             if call.symmetric {
                 let bytes = arrays.len * size_of::<T>();
@@ -430,7 +433,8 @@ impl World {
         }
     }
 
-    /// Whether `rank` did not fail, has the reference's bits and wrote nothing else, once its stream is done.
+    /// Whether `rank` did not fail, has the reference's bits and wrote nothing else, once its
+    /// stream is done.
     pub(crate) fn check<T: Element>(
         &self,
         rank: usize,

@@ -135,9 +135,9 @@ fn a_symmetric_buffer_waits_for_other_streams_when_its_communicator_went_first()
 }
 
 #[test]
-fn a_symmetric_buffer_waits_for_the_last_of_its_calls_when_its_communicator_went_first() {
+fn a_symmetric_buffer_waits_for_its_last_call_when_its_communicator_went_first() {
     in_child(
-        "drops::a_symmetric_buffer_waits_for_the_last_of_its_calls_when_its_communicator_went_first",
+        "drops::a_symmetric_buffer_waits_for_its_last_call_when_its_communicator_went_first",
         || {
             let stream = EmulatorDevice::new(0).stream().unwrap();
             let rendezvous = Rendezvous::threads(1).remove(0);

@@ -3,7 +3,7 @@
 //!
 //! Functions that are not in [`TABLE`] return a copy of a number or a reference (`rank`,
 //! `world_size`, `stream`, `device`, `identity`, `load_reports`, `dispatch_table`, `max_blocks`,
-//! `memory_bytes`, `BareLaunch`'s fields), read files and text (`loader`, `dispatch`, `rendezvous`:
+//! `memory_bytes`), read files and text (`loader`, `dispatch`, `rendezvous`:
 //! hostile input has tests and fuzz targets of its own), or have a test in this directory (`drops`,
 //! `captures`, `sharing`, `sizes`, `handles`).
 
@@ -159,7 +159,8 @@ const TABLE: &[Attempt] = &[
         },
     ),
     (
-        "Device::{allocate_shared, import, blocks_per_multiprocessor, disown}, DeviceStream::wait_for",
+        "Device::{allocate_shared, import, blocks_per_multiprocessor, disown}, \
+         DeviceStream::wait_for",
         "sizes that no memory has, descriptors that are no memory, a stream that waits for itself",
         |comm| {
             let device = comm.device();

@@ -5,8 +5,8 @@ pub(crate) fn algorithm_gb_s(bytes: u64, us: f64) -> f64 {
     bytes as f64 / us / 1000.0
 }
 
-/// Bytes that an all-reduce of `bytes` bytes must move over each rank's link in each direction, if nothing in the network adds:
-/// 2 (n - 1) / n of them.
+/// Bytes that an all-reduce must move over each rank's link in each direction if the network itself
+/// does not add: 2 (n - 1) / n of the message.
 pub(crate) fn bus_bytes(bytes: u64, world_size: u32) -> f64 {
     let n = f64::from(world_size.max(1));
     bytes as f64 * 2.0 * (n - 1.0) / n

@@ -2,9 +2,7 @@
 
 use peersum::dispatch::{Placement, Plan, Route};
 
-use super::sizes::places;
-
-/// More units a thread than this are not worth a try where a larger grid is tried too.
+/// Shapes with more units per thread than this are not tried if there is a larger grid to try.
 const MAX_UNITS_PER_THREAD: u64 = 24;
 
 /// The kind of input that a route is measured with.
@@ -16,8 +14,8 @@ pub(crate) fn own_placement(route: Route) -> Placement {
     }
 }
 
-/// The plans that shapes come to for a call, each once: a shape with blocks to spare is the same
-/// launch as one without. `launched` says what a plan comes to.
+/// The different launches that these shapes give for a call. Shapes with unneeded blocks give the
+/// same launch as those without. `launched` returns the launch of a plan.
 pub(crate) fn candidates(
     route: Route,
     shapes: &[(u32, u32)],
@@ -25,7 +23,7 @@ pub(crate) fn candidates(
     world_size: u32,
     launched: impl Fn(Plan) -> Plan,
 ) -> Vec<Plan> {
-    let places = places(route, bytes, world_size);
+    let places = route.places(bytes, world_size);
     let threads_of = |plan: &Plan| u64::from(plan.blocks * plan.threads);
     let mut plans: Vec<Plan> = Vec::new();
     for &(blocks, threads) in shapes {

@@ -1,48 +1,41 @@
 //! cuBLAS, found at run time: the matrix product of the layers that are measured.
 
-use std::error::Error as _;
 use std::ffi::c_int;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use cudarc::cublas::{result, sys};
 use half::bf16;
-use libloading::Library;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 
-/// What NVIDIA recommends for Hopper; smaller devices want less.
+use super::library::SharedLibrary;
+
+/// What NVIDIA recommends for Hopper; smaller devices need less.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Loads the library, for the life of the process. cudarc panics at the first call of one that is not there, so this comes first.
+/// Loads the library until the process ends. Must come first: cudarc panics at the first call if it
+/// cannot load the library.
 ///
 /// # Errors
-/// It is not there; says what to install and to set.
+/// There is no cuBLAS. The error says what to install and which variable to set.
 pub(super) fn load() -> Result<()> {
-    let mut broken = Vec::new();
     // In cudarc's order, so that it takes the one that is found here.
-    for name in cudarc::get_lib_name_candidates("cublas") {
-        // SAFETY: cuBLAS's initialisers run; the file is the one that the user's loader finds for cuBLAS's name.
-        match unsafe { Library::new(&name) } {
-            Ok(library) => {
-                // Kept open: it need not bear being unloaded.
-                std::mem::forget(library);
-                return Ok(());
-            }
-            Err(error) => {
-                let reason = error.source().unwrap_or(&error).to_string();
-                // The loader's message begins with the file that is missing: another one is a library that cuBLAS needs.
-                if !reason.starts_with(&name) {
-                    broken.push(reason);
-                }
-            }
-        }
-    }
+    let names = cudarc::get_lib_name_candidates("cublas");
+    // SAFETY: cuBLAS's initialisers run, at any time; the file is the one that the user's loader
+    // finds for cuBLAS's name.
+    let Err(error) = (unsafe { SharedLibrary::open(&names) }) else {
+        return Ok(());
+    };
+    // The loader's message begins with the file that is missing: another one is a library that
+    // cuBLAS needs.
+    let reasons = error.reasons.iter().zip(&names);
+    let broken = reasons.filter(|(reason, name)| !reason.starts_with(*name));
     bail!(
-        "cuBLAS, which multiplies the layers' matrices, was not found: install a CUDA toolkit or the Python package nvidia-cublas, and name \
-         the directory that holds libcublas.so.13 or libcublas.so.12, and libcublasLt beside it, in LD_LIBRARY_PATH{}",
+        "could not load cuBLAS, which multiplies the layers' matrices: install a CUDA toolkit or \
+         the Python package nvidia-cublas, and name the directory that holds libcublas.so.13 or \
+         libcublas.so.12, and libcublasLt beside it, in LD_LIBRARY_PATH{}",
         broken
-            .iter()
-            .map(|error| format!("; {error}"))
+            .map(|(reason, _)| format!("; {reason}"))
             .collect::<String>()
     )
 }
@@ -56,7 +49,8 @@ pub(super) struct Product {
     pub(super) inputs: u32,
     /// Columns of `y`, rows of `w`.
     pub(super) outputs: u32,
-    /// Elements from one row of `x` to the next, at least `inputs`. The rows of `y` and `w` follow each other without a gap.
+    /// Elements from one row of `x` to the next, at least `inputs`. The rows of `y` and `w` follow
+    /// each other without a gap.
     pub(super) input_stride: u32,
 }
 
@@ -68,7 +62,7 @@ pub(super) struct Cublas {
 }
 
 impl Cublas {
-    /// Opens cuBLAS on the stream's device, which becomes the calling thread's current one. x.
+    /// Opens cuBLAS on the stream's device, which becomes current in the calling thread.
     ///
     /// # Errors
     /// cuBLAS or the driver refuses.
@@ -79,13 +73,16 @@ impl Cublas {
             handle: result::create_handle().context("cublasCreate")?,
             _workspace: workspace,
         };
-        // Setting the stream puts the handle's own workspace back, which a recording would have to allocate: so the stream comes first.
-        // SAFETY: handle and stream are live, and the stream is of the context that is current.
+        // Set the stream first: setting it resets the workspace to the handle's own, which a
+        // capture would have to allocate. SAFETY: handle and stream are live, and the stream is of
+        // the context that is current.
         unsafe { result::set_stream(cublas.handle, stream.cu_stream().cast()) }
             .context("cublasSetStream")?;
-        // The address outlives the guard: the workspace lives as long as the handle, and is used on this stream alone.
+        // The address outlives the guard: the workspace lives as long as the handle, and is used on
+        // this stream alone.
         let address = cublas._workspace.device_ptr(stream).0;
-        // SAFETY: the allocation has so many bytes, aligned to 256 as all are, and outlives the handle's use.
+        // SAFETY: the allocation has so many bytes, aligned to 256 as all are, and outlives the
+        // handle's use.
         unsafe { sys::cublasSetWorkspace_v2(cublas.handle, address as *mut _, WORKSPACE_BYTES) }
             .result()
             .context("cublasSetWorkspace")?;
@@ -116,7 +113,8 @@ impl Cublas {
     /// cuBLAS refuses.
     ///
     /// # Safety
-    /// The addresses hold as many elements as `product` says, until the stream has passed this point; `y` overlaps neither of the others.
+    /// The addresses hold as many elements as `product` says, until the stream has passed this
+    /// point; `y` overlaps neither of the others.
     pub(super) unsafe fn multiply(
         &self,
         product: Product,
@@ -133,9 +131,10 @@ impl Cublas {
             int(product.inputs)?,
             int(product.outputs)?,
         );
-        // To cuBLAS, whose matrices go by columns, a row-major matrix is its transpose: y^T = w x^T, where `w` must be turned back.
-        // SAFETY: the handle is live; the two numbers are read before the call returns, as the pointer mode of a new handle is the
-        // host's; the rest is the caller's promise.
+        // To cuBLAS, whose matrices go by columns, a row-major matrix is its transpose: y^T = w
+        // x^T, where `w` must be turned back. SAFETY: the handle is live; the two numbers are read
+        // before the call returns, as the pointer mode of a new handle is the host's; the rest is
+        // the caller's promise.
         unsafe {
             result::gemm_ex(
                 self.handle,
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn a_cublas_that_is_not_there_is_an_error_that_says_what_to_install_and_to_set() {
-        // Where there is one it loads, and the next call finds it.
+        // If the library is there, both calls load it.
         match load() {
             Ok(()) => load().unwrap(),
             Err(error) => {

@@ -1,4 +1,5 @@
-//! `kernel-sources`: writes the sources of a build that only the harness runs, for `cargo xtask precompile --kernels`.
+//! `kernel-sources`: writes the sources of a build that only the harness runs, for `cargo xtask
+//! precompile --kernels`.
 
 use std::path::PathBuf;
 

@@ -1,10 +1,11 @@
-//! `bench layer`: a row-parallel layer as an engine runs it, without an all-reduce, with peersum's and with NCCL's.
+//! `bench layer`: a row-parallel layer as an engine runs it, without an all-reduce, with peersum's
+//! and with NCCL's.
 
 mod measure;
 mod report;
 mod stack;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -12,50 +13,63 @@ use clap::ValueEnum;
 use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
-use super::allreduce::MethodChoice;
+use super::arguments::{MethodChoice, NcclArgs, RunArgs};
+use super::build::{Build, Builds};
 use super::cublas::{self, Cublas};
-use super::machine::{Gpus, Machine};
-use super::nccl::Nccl;
 use super::timing::Method;
+use crate::machine::{DeviceKind, Gpus, Machine};
 
-/// The most layers: without an all-reduce the values shrink by the square root of the world size a layer, and after these they are
-/// still numbers like others to a multiplier.
+/// The maximum number of layers. Without an all-reduce, each layer divides the values by the square
+/// root of the world size; after so many layers they are still normal numbers.
 const MAX_LAYERS: i64 = 80;
 
 /// What `bench layer` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LayerArgs {
-    /// Ranks, threads of one process; they share the cards if there are fewer, and then there is no NCCL. [default: a rank a GPU, of 2, 4
-    /// or 8]
+    /// The number of ranks, which are threads of one process. If there are fewer GPUs, the ranks
+    /// share them and NCCL is not measured [default: one rank per GPU, of 2, 4 or 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
     world_size: Option<u32>,
     /// Hidden sizes: the width of the layer's output, and of its input over all ranks.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4096,8192", value_parser = clap::value_parser!(u32).range(16..=65536))]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "4096,8192",
+        value_parser = clap::value_parser!(u32).range(16..=65536)
+    )]
     hidden: Vec<u32>,
     /// Rows: the tokens of a step.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,8,64", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1,8,64",
+        value_parser = clap::value_parser!(u32).range(1..=1024)
+    )]
     rows: Vec<u32>,
     /// Replays of a graph, layers launched one after the other, or both.
     #[arg(long, value_enum, default_value = "both")]
     method: MethodChoice,
-    /// Layers in one graph, or in one batch of eager ones. Each has weights of its own: with few layers the cache may hold them all.
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS))]
+    /// Layers in one graph, or in one batch of eager layers. Each has its own weights: with few
+    /// layers all of them may fit in the cache.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS)
+    )]
     layers: u32,
-    /// Replays that are counted.
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=10000))]
-    replays: u32,
     /// Programmatic dependent launch of peersum's kernels.
     #[arg(long, value_enum, default_value = "on")]
     pdl: Switch,
-    /// The directory of cubins.
-    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
-    cubins: PathBuf,
-    /// NCCL's library, or `off`. Measured where there is a GPU for each rank. [default: the one that the loader finds]
-    #[arg(long, value_name = "PATH|off")]
-    nccl: Option<String>,
     /// Write the report.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    nccl: NcclArgs,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,10 +81,11 @@ enum Switch {
 /// Runs the benchmark, prints its tables and writes the report if that is asked for.
 ///
 /// # Errors
-/// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not be measured; all else was, and was
-/// written.
+/// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not
+/// be measured. Everything else was measured and written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
-    let gpus = Gpus::open(&args.cubins, Vec::new())?;
+    let gpus = Gpus::open(u32::MAX)?;
+    let builds = Builds::new(DeviceKind::Cuda, &args.run.cubins);
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
@@ -83,12 +98,12 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let mut report = Report {
         schema: Report::SCHEMA,
         peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: gpus.toolkit()?,
+        toolkit: builds.toolkit()?,
         device: gpus.device_name().to_owned(),
         devices: gpus.devices(),
         world_size,
         layers: args.layers,
-        replays: args.replays,
+        replays: args.run.replays,
         pdl: args.pdl == Switch::On,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
         nccl: None,
@@ -96,14 +111,16 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         failures: Vec::new(),
         cells: Vec::new(),
     };
+    let load_policy = builds.load_policy(Build::Shipped)?;
     let group = |shape| Group {
+        load_policy: &load_policy,
         shape,
         rows: &args.rows,
         launches: args.method.launches(),
         method: Method {
             calls: args.layers,
             warm_up: 2,
-            replays: args.replays,
+            replays: args.run.replays,
         },
         pdl: args.pdl == Switch::On,
     };
@@ -115,9 +132,10 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
             measure_group(&gpus, &group(shape), None),
         );
     }
-    // Before NCCL has a chance to hang.
+    // Write now, in case NCCL hangs.
     write(args, &report)?;
-    if let Some(nccl) = open_nccl(args.nccl.as_deref(), &gpus, &mut report) {
+    let notes = &mut report.notes;
+    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), notes) {
         report.nccl = Some(nccl.version().to_owned());
         match nccl.communicators(&gpus, world_size) {
             Ok(communicators) => {
@@ -141,30 +159,6 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     Ok(())
 }
 
-/// NCCL, where there is a GPU for each rank and it is not switched off; else a note says why not.
-fn open_nccl(choice: Option<&str>, gpus: &Gpus, report: &mut Report) -> Option<Nccl> {
-    if report.world_size > gpus.devices() {
-        report.notes.push(format!(
-            "{} ranks share {} GPU(s) and compete for them; NCCL, which wants a GPU a rank, was not measured",
-            report.world_size,
-            gpus.devices()
-        ));
-        return None;
-    }
-    if choice == Some("off") {
-        return None;
-    }
-    match Nccl::open(choice.map(Path::new)) {
-        Ok(nccl) => Some(nccl),
-        Err(error) => {
-            report
-                .notes
-                .push(format!("NCCL was not measured: {error:#}"));
-            None
-        }
-    }
-}
-
 fn write(args: &LayerArgs, report: &Report) -> Result<()> {
     let Some(path) = &args.json else {
         return Ok(());
@@ -172,7 +166,7 @@ fn write(args: &LayerArgs, report: &Report) -> Result<()> {
     std::fs::write(path, report.to_json()?).with_context(|| format!("writing {}", path.display()))
 }
 
-/// A rank a GPU, as far as hidden sizes divide: 2, 4 or 8.
+/// One rank per GPU, limited to the sizes that divide hidden sizes: 2, 4 or 8.
 fn default_world_size(gpus: u32) -> u32 {
     let power = gpus.checked_ilog2().unwrap_or(0).clamp(1, 3);
     1 << power
@@ -199,7 +193,7 @@ mod tests {
     fn without_flags_both_hidden_sizes_of_common_models_are_measured_both_ways() {
         let args = parse("").unwrap();
         assert_eq!((args.hidden, args.rows), (vec![4096, 8192], vec![1, 8, 64]));
-        assert_eq!((args.layers, args.replays), (64, 9));
+        assert_eq!((args.layers, args.run.replays), (64, 9));
         assert_eq!(args.method.launches().len(), 2);
         assert_eq!((args.pdl, args.world_size), (Switch::On, None));
     }

@@ -1,13 +1,16 @@
-// limits.cu - what the machine allows: kernels that launch, exchange or move bytes and do nothing else.
+// limits.cu - what the machine allows: kernels that launch, exchange or move bytes and do nothing
+// else.
 //
-// Includes nothing, like the kernels of the library. Compiled ahead of time by `cargo xtask bench allreduce`.
+// Includes nothing, like the kernels of the library. Compiled ahead of time by `cargo xtask bench
+// allreduce`.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 // The counterpart of `Parameters` in limits.rs.
 struct Parameters {
-    // Each rank's memory: the control page, then `data_bytes` that peers store to and load from, then as many again.
+    // Each rank's memory: the control page, then `data_bytes` that peers store to and load from,
+    // then as many again.
     u64 memory[8];
     // Bytes to move, a multiple of 16.
     u64 bytes;
@@ -22,17 +25,38 @@ struct Parameters {
 };
 
 // Offsets in the control page.
-constexpr u64 FLAGS = 0, EPOCH = 512, FAILED = 520, BALL = 1024, BALLS = 1536, SINK = 2048, DATA = 4096;
+constexpr u64 FLAGS = 0, EPOCH = 512, FAILED = 520, BALL = 1024, BALLS = 1536, SINK = 2048,
+              DATA = 4096;
 constexpr u32 POLLS_BETWEEN_LOOKS = 1024;
 
 #define DEVICE __device__ __forceinline__
 
 // The instructions by name, as in kernels/platform.cuh: no header declares what CUDA calls them.
-DEVICE u32 tid_x() { u32 value; asm("mov.u32 %0, %%tid.x;" : "=r"(value)); return value; }
-DEVICE u32 ntid_x() { u32 value; asm("mov.u32 %0, %%ntid.x;" : "=r"(value)); return value; }
-DEVICE u32 ctaid_x() { u32 value; asm("mov.u32 %0, %%ctaid.x;" : "=r"(value)); return value; }
-DEVICE u32 nctaid_x() { u32 value; asm("mov.u32 %0, %%nctaid.x;" : "=r"(value)); return value; }
-DEVICE u64 globaltimer() { u64 value; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value)); return value; }
+DEVICE u32 tid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%tid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u32 ntid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%ntid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u32 ctaid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%ctaid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u32 nctaid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%nctaid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u64 globaltimer() {
+    u64 value;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value));
+    return value;
+}
 DEVICE void bar_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
 DEVICE void griddepcontrol_wait() {
 #if __CUDA_ARCH__ >= 900
@@ -64,19 +88,23 @@ DEVICE Unit ld_relaxed_sys_v4(u64 address) {
     return v;
 }
 DEVICE void st_relaxed_sys_v4(u64 address, Unit v) {
-    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x),
+                 "r"(v.y), "r"(v.z), "r"(v.w));
 }
 DEVICE Unit ld_global_v4(u64 address) {
     Unit v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(address));
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(address));
     return v;
 }
 DEVICE void st_global_v4(u64 address, Unit v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w));
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w));
 }
 
-// Polls until the word is at least `awaited`; false for a wait that takes too long. The rank is then marked failed, and its later waits end at
-// their first look.
+// Polls until the word is at least `awaited`; false for a wait that takes too long. The rank is
+// then marked failed, and its later waits end at their first look.
 DEVICE bool await_word(const Parameters& p, u64 address, u64 awaited) {
     u64 start_ns = 0;
     for (u32 polls = 1; ld_relaxed_sys_u64(address) < awaited; ++polls) {
@@ -92,7 +120,9 @@ DEVICE bool await_word(const Parameters& p, u64 address, u64 awaited) {
     return true;
 }
 
-#define ENTRY(name) extern "C" __global__ void __launch_bounds__(512, 1) peersum_limit_##name(const __grid_constant__ Parameters p)
+#define ENTRY(name)                                      \
+    extern "C" __global__ void __launch_bounds__(512, 1) \
+        peersum_limit_##name(const __grid_constant__ Parameters p)
 
 // A launch, one load, and the trigger for the next.
 ENTRY(empty) {
@@ -117,7 +147,8 @@ ENTRY(exchange) {
     if (peer == 0) st_relaxed_sys_u64(own + EPOCH, epoch);
 }
 
-// The peer that this block moves bytes to or from. Blocks of all ranks that meet one peer handle different units.
+// The peer that this block moves bytes to or from. Blocks of all ranks that meet one peer handle
+// different units.
 DEVICE u32 peer_of_block(const Parameters& p) {
     const u32 peer = p.rank + 1 + ctaid_x() % (p.world_size - 1);
     return peer >= p.world_size ? peer - p.world_size : peer;
@@ -129,7 +160,8 @@ ENTRY(store) {
     const u64 stride = 16ull * nctaid_x() * ntid_x();
     const Unit v{p.rank, 1, 2, 3};
 #pragma unroll 4
-    for (u64 at = 16ull * (ctaid_x() * ntid_x() + tid_x()); at < p.bytes; at += stride) st_relaxed_sys_v4(to + at, v);
+    for (u64 at = 16ull * (ctaid_x() * ntid_x() + tid_x()); at < p.bytes; at += stride)
+        st_relaxed_sys_v4(to + at, v);
     bar_sync();
     griddepcontrol_launch_dependents();
 }

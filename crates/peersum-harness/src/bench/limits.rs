@@ -1,6 +1,6 @@
-//! What the machine allows, measured in the same run by the kernels of `limits.cu`.
+//! The limits of the machine, measured in the same run by the kernels of `limits.cu`.
 
-use std::ffi::c_void;
+use std::ffi::{c_char, c_uint, c_void};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -8,29 +8,28 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use peersum::Cuda;
-use peersum::cudarc::driver::{CudaContext, CudaFunction, CudaStream, sys};
+use peersum::cudarc::driver::sys::{
+    self, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue, CUlaunchConfig,
+};
+use peersum::cudarc::driver::{CudaContext, CudaFunction, CudaStream};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, Export, Import, MemorySharing};
 use peersum::dispatch::Topology;
 
-use super::launch::with_config;
-use super::machine::{Gpus, Machine};
-use super::meeting::Meeting;
-use super::ranks::run_threads;
 use super::report::{ByPdl, Copied, Limits};
-use super::timing::{
-    EventTimer, Method, Timer, Together, median, rounded, shortest, time_recorded, time_replays,
-};
+use super::timing::{EventTimer, Method, median, rounded, shortest, time_recorded, time_replays};
+use crate::machine::{Gpus, Machine};
+use crate::ranks::{Member, Peers, run_threads};
 
 /// The control page in front of each rank's data, in bytes. As in limits.cu.
 const DATA_OFFSET: u64 = 4096;
 /// Where the kernels say that a wait took too long. As in limits.cu.
 const FAILED_OFFSET: u64 = 520;
-/// What stores and loads move to find a bandwidth, in bytes a rank: beyond any cache.
+/// The bytes that each rank stores or loads to measure a bandwidth: more than any cache holds.
 const BULK_BYTES: u64 = 64 << 20;
 /// Rounds of one ping-pong.
 const ROUNDS: u32 = 1000;
-/// The longest that a kernel waits.
+/// Maximum time that a kernel waits.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Threads of kernels that move bytes.
 const THREADS: u32 = 512;
@@ -56,7 +55,7 @@ struct Kernels {
     load: CudaFunction,
     copy: CudaFunction,
     ping_pong: CudaFunction,
-    /// Whether the device knows programmatic dependent launch.
+    /// Whether the device supports programmatic dependent launch.
     pdl: bool,
 }
 
@@ -90,7 +89,7 @@ struct Rank<'a> {
     parameters: Parameters,
     /// Blocks of kernels that move bytes: this rank's share of its device.
     blocks: u32,
-    together: Together<'a>,
+    peers: Peers<'a>,
 }
 
 /// Measures the limits of one world size, for calls of `bytes`.
@@ -104,67 +103,79 @@ pub(crate) fn measure(
     bytes: &[usize],
     method: Method,
 ) -> Result<Limits> {
-    let link = if world_size > gpus.devices() {
-        Topology::Shared
-    } else {
-        Topology::Peer
-    };
+    let link = gpus.link(world_size);
     let largest = bytes.iter().copied().max().unwrap_or(0) as u64;
     let data_bytes = largest.max(BULK_BYTES).next_multiple_of(4096);
-    let ranks = run_threads(world_size, |rank, meeting| {
-        let stream = gpus.stream(rank)?;
-        let context = gpus.context(rank)?;
+    let ranks = run_threads(world_size, 0, |member| {
+        let stream = gpus.stream(member.peers.rank())?;
+        let context = gpus.context(member.peers.rank());
         context.bind_to_thread()?;
-        let device = Cuda::open(&stream)?;
-        let total = DATA_OFFSET + 2 * data_bytes;
-        let allocation = device.allocate_shared(total as usize, MemorySharing::Auto)?;
-        let own = device.allocation_address(&allocation);
-        // SAFETY: the allocation has so many bytes and lives to the end of this closure.
-        unsafe { device.fill(own, 0, total as usize / 4)? };
-        device.synchronize()?;
-        let exports = meeting.gather(rank, Arc::new(device.export(&allocation, true)?))?;
-        let mut parameters = Parameters {
-            data_bytes,
-            timeout_ns: TIMEOUT.as_nanos() as u64,
-            rank,
-            world_size,
-            rounds: ROUNDS,
-            ..Parameters::default()
-        };
-        let mut mappings = Vec::new();
-        for (peer, export) in exports.iter().enumerate() {
-            parameters.memory[peer] = if peer == rank as usize {
-                own
-            } else {
-                let import = match &**export {
-                    Export::Fd(fd) => Import::Fd(fd.as_fd()),
-                    Export::LegacyIpc(handle) => Import::LegacyIpc(*handle),
-                    Export::SameProcess(address) => Import::SameProcess(*address),
-                };
-                let mapping = device.import(import, total as usize)?;
-                let address = device.mapping_address(&mapping);
-                mappings.push(mapping);
-                address
-            };
-        }
+        let kernels = Kernels::load(context, directory)?;
         let sharing = world_size.div_ceil(gpus.devices());
-        let mut this = Rank {
-            timer: EventTimer::new(&stream)?,
-            kernels: Kernels::load(context, directory)?,
-            blocks: (device.identity()?.multiprocessors / sharing).max(1),
-            together: Together { meeting, rank },
-            device,
-            stream,
-            parameters,
-        };
-        let measured = this.measure_all(link, bytes, method);
-        this.device.synchronize()?;
-        // No peer's kernel is under way when this rank's memory goes.
-        meeting.meet(rank)?;
-        measured
+        measure_rank(&member, stream, kernels, data_bytes, sharing, |rank| {
+            rank.measure_all(link, bytes, method)
+        })
     })?;
-    // Every rank works out the same from what all have measured.
+    // All ranks compute the same result from the times of all.
     ranks.into_iter().next().context("a group without ranks")
+}
+
+/// Runs `body` as a rank that can reach the memory of all. `sharing` ranks share its GPU.
+fn measure_rank<R>(
+    member: &Member<'_>,
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+    data_bytes: u64,
+    sharing: u32,
+    body: impl FnOnce(&mut Rank<'_>) -> Result<R>,
+) -> Result<R> {
+    let peers = member.peers;
+    let rank = peers.rank();
+    let device = Cuda::open(&stream)?;
+    let total = DATA_OFFSET + 2 * data_bytes;
+    let allocation = device.allocate_shared(total as usize, MemorySharing::Auto)?;
+    let own = device.allocation_address(&allocation);
+    // SAFETY: the allocation has so many bytes and lives to the end of this function.
+    unsafe { device.fill(own, 0, total as usize / 4)? };
+    device.synchronize()?;
+    let exports = peers.gather(Arc::new(device.export(&allocation, true)?))?;
+    let mut parameters = Parameters {
+        data_bytes,
+        timeout_ns: TIMEOUT.as_nanos() as u64,
+        rank,
+        world_size: exports.len() as u32,
+        rounds: ROUNDS,
+        ..Parameters::default()
+    };
+    let mut mappings = Vec::new();
+    for (peer, export) in exports.iter().enumerate() {
+        if peer == rank as usize {
+            parameters.memory[peer] = own;
+            continue;
+        }
+        let import = match &**export {
+            Export::Fd(fd) => Import::Fd(fd.as_fd()),
+            Export::LegacyIpc(handle) => Import::LegacyIpc(*handle),
+            Export::SameProcess(address) => Import::SameProcess(*address),
+        };
+        let mapping = device.import(import, total as usize)?;
+        parameters.memory[peer] = device.mapping_address(&mapping);
+        mappings.push(mapping);
+    }
+    let mut this = Rank {
+        timer: EventTimer::new(&stream)?,
+        kernels,
+        blocks: (device.identity()?.multiprocessors / sharing).max(1),
+        peers,
+        device,
+        stream,
+        parameters,
+    };
+    let measured = body(&mut this);
+    this.device.synchronize()?;
+    // No kernel of a peer may be running when this rank's memory is freed.
+    peers.meet()?;
+    measured
 }
 
 impl Rank<'_> {
@@ -179,7 +190,7 @@ impl Rank<'_> {
         let mut by_pdl = |exchange: bool| -> Result<ByPdl> {
             let kernel = kernels(self, exchange);
             let off = self.time(&kernel, 1, 128, false, method)?;
-            // Where the device does not know the attribute, both are the same.
+            // Without support for the attribute both times are the same.
             let on = match self.kernels.pdl {
                 true => self.time(&kernel, 1, 128, true, method)?,
                 false => off,
@@ -216,7 +227,8 @@ impl Rank<'_> {
         unsafe { self.device.read(own + FAILED_OFFSET, &mut failed)? };
         ensure!(
             failed == [0; 8],
-            "a rank waited longer than {TIMEOUT:?} for a peer's word: the ranks' kernels do not run at the same time"
+            "a rank waited longer than {TIMEOUT:?} for a peer's word: the ranks' kernels do not \
+             run at the same time"
         );
         Ok(Limits {
             world_size: self.parameters.world_size,
@@ -255,25 +267,22 @@ impl Rank<'_> {
         let kernel = self.kernels.ping_pong.clone();
         let (stream, parameters) = (Arc::clone(&self.stream), self.parameters);
         let plays = parameters.rank < 2;
-        let times = time_replays(&mut self.timer, self.together, method, || {
+        let times = time_replays(&mut self.timer, self.peers, method, || {
             if plays {
                 // SAFETY: as in `time`.
                 unsafe { launch(&stream, &kernel, 1, 32, false, &parameters)? };
             }
             Ok(())
         })?;
-        // Both players' clocks cover all rounds; the others' cover nothing.
+        // The clocks of both players cover all rounds; those of the other ranks cover nothing.
         let own = if plays { median(&times) } else { f64::INFINITY };
-        let all = self.meeting().gather(self.together.rank, own)?;
+        let all = self.peers.gather(own)?;
         let us = all.into_iter().fold(f64::INFINITY, f64::min);
         Ok(rounded(us / f64::from(2 * ROUNDS)))
     }
 
-    fn meeting(&self) -> &Meeting {
-        self.together.meeting
-    }
-
-    /// The median time of one kernel in a graph of `method.calls`, of the rank that began last, in microseconds.
+    /// The median time of one kernel in a graph of `method.calls`, of the rank that began last, in
+    /// microseconds.
     fn time(
         &mut self,
         kernel: &CudaFunction,
@@ -283,17 +292,14 @@ impl Rank<'_> {
         method: Method,
     ) -> Result<f64> {
         let (stream, parameters) = (Arc::clone(&self.stream), self.parameters);
-        // SAFETY: the kernel touches the control pages and data areas of all ranks' memory, which is mapped until all ranks have met at the end.
+        // SAFETY: the kernel touches the control pages and data areas of all ranks' memory, which
+        // is mapped until all ranks have met at the end.
         let times = unsafe {
-            time_recorded(
-                &self.device,
-                &mut self.timer as &mut dyn Timer,
-                self.together,
-                method,
-                || launch(&stream, kernel, blocks, threads, pdl, &parameters),
-            )?
+            time_recorded(&self.device, &mut self.timer, self.peers, method, || {
+                launch(&stream, kernel, blocks, threads, pdl, &parameters)
+            })?
         };
-        let all = self.meeting().gather(self.together.rank, times)?;
+        let all = self.peers.gather(times)?;
         Ok(rounded(median(&shortest(&all))))
     }
 }
@@ -310,18 +316,38 @@ unsafe fn launch(
     pdl: bool,
     parameters: &Parameters,
 ) -> Result<()> {
+    let mut value = CUlaunchAttributeValue {
+        pad: [0 as c_char; 64],
+    };
+    value.programmaticStreamSerializationAllowed = 1;
+    let mut programmatic = CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value,
+    };
+    let config = CUlaunchConfig {
+        gridDimX: blocks,
+        gridDimY: 1,
+        gridDimZ: 1,
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: 0,
+        hStream: stream.cu_stream(),
+        attrs: &raw mut programmatic,
+        numAttrs: c_uint::from(pdl),
+    };
     let mut arguments: [*mut c_void; 1] = [(&raw const *parameters).cast_mut().cast()];
-    with_config(stream.cu_stream(), blocks, threads, pdl, |config| {
-        // SAFETY: each kernel of limits.cu takes one argument, which the driver copies before it returns. The rest is the caller's promise.
-        unsafe {
-            sys::cuLaunchKernelEx(
-                config,
-                kernel.cu_function(),
-                arguments.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        }
-    })
+    // SAFETY: each kernel of limits.cu takes one argument, which the driver copies before it
+    // returns, as it does the configuration. The rest is the caller's promise.
+    unsafe {
+        sys::cuLaunchKernelEx(
+            &raw const config,
+            kernel.cu_function(),
+            arguments.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    }
     .result()
     .context("cuLaunchKernelEx")
 }

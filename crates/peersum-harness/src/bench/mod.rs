@@ -1,22 +1,21 @@
 //! Benchmarks. Commands, never assertions: they print medians and what they were measured on.
 
 pub(crate) mod allreduce;
+pub(crate) mod arguments;
 mod bandwidth;
-pub(crate) mod call;
+pub(crate) mod build;
 pub(crate) mod candidates;
 mod chart;
 mod cublas;
 pub(crate) mod kernel_sources;
-mod launch;
 pub(crate) mod layer;
+mod library;
 mod limits;
-pub(crate) mod load;
-pub(crate) mod machine;
-mod meeting;
 mod nccl;
 mod page;
 pub(crate) mod ranks;
 mod report;
+mod sample;
 mod series;
 pub(crate) mod sizes;
 mod table;

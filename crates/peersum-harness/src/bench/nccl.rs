@@ -1,21 +1,18 @@
-//! NCCL, found at run time: the same calls by the same method, for comparison. None of its variables is set or changed here.
+//! NCCL, opened at run time, for comparison. Its environment variables are not changed.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use libloading::Library;
-use peersum::Cuda;
-use peersum::cudarc::driver::{CudaStream, DevicePtr};
-use peersum::device::Device;
+use peersum::cudarc::driver::CudaStream;
 use peersum_artifact::Dtype;
 
-use super::machine::{Gpus, Machine};
-use super::ranks::run_threads;
-use super::report::{Launch, System};
-use super::timing::{EventTimer, Method, Together, shortest, time_eager, time_recorded};
+use super::library::SharedLibrary;
+use super::report::System;
+use crate::machine::{Gpus, Machine};
 
+/// The names of NCCL's library: as runtime packages install it, then as development packages do.
+const LIBRARY_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
 /// `ncclSum`.
@@ -25,7 +22,8 @@ type Communicator = *mut c_void;
 type Window = *mut c_void;
 type Status = c_int;
 
-/// The functions that are used, by nccl.h. The types of what they take have not changed since 2.0; the last three came with 2.19 and 2.27.
+/// The functions that are used, by nccl.h. The types of what they take have not changed since 2.0;
+/// the last three came with 2.19 and 2.27.
 struct Functions {
     get_version: unsafe extern "C" fn(*mut c_int) -> Status,
     get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
@@ -55,29 +53,6 @@ struct SymmetricFunctions {
 pub(crate) struct Nccl {
     functions: Functions,
     version: String,
-    // Dropped after the functions, which are its.
-    _library: Library,
-}
-
-/// One measured size.
-pub(crate) struct Measured {
-    pub(crate) system: System,
-    pub(crate) dtype: Dtype,
-    pub(crate) bytes: usize,
-    pub(crate) launch: Launch,
-    /// Microseconds a call of each replay.
-    pub(crate) times: Vec<f64>,
-    /// The host's, of eager calls.
-    pub(crate) host: Vec<f64>,
-}
-
-/// What is measured.
-pub(crate) struct Work<'a> {
-    pub(crate) world_size: u32,
-    pub(crate) dtypes: &'a [Dtype],
-    pub(crate) bytes: &'a [usize],
-    pub(crate) launches: &'a [Launch],
-    pub(crate) method: Method,
 }
 
 impl Nccl {
@@ -86,21 +61,14 @@ impl Nccl {
     /// # Errors
     /// It is not there, or lacks a function that every NCCL has.
     pub(crate) fn open(path: Option<&Path>) -> Result<Nccl> {
-        let names: Vec<&Path> = match path {
+        let names = match path {
             Some(path) => vec![path],
-            None => vec![Path::new("libnccl.so.2"), Path::new("libnccl.so")],
+            None => LIBRARY_NAMES.iter().map(Path::new).collect(),
         };
-        let mut library = Err(anyhow::anyhow!("no name was tried"));
-        for name in names {
-            // SAFETY: NCCL's initialisers run; the file is the one that the user names or that their loader finds for NCCL's name.
-            library = unsafe { Library::new(name) }
-                .with_context(|| format!("opening {}", name.display()));
-            if library.is_ok() {
-                break;
-            }
-        }
-        let library = library?;
-        // SAFETY: the types are those of nccl.h, see `Functions`; the library is kept as long as the functions.
+        // SAFETY: NCCL's initialisers run, which expect to be run at any time and in any thread; the
+        // file is the one that the user names or that their loader finds for NCCL's name.
+        let library = unsafe { SharedLibrary::open(names) }.context("could not open NCCL")?;
+        // SAFETY: the types are those of nccl.h, see `Functions`.
         let functions = unsafe {
             Functions {
                 get_version: function(&library, "ncclGetVersion")?,
@@ -118,7 +86,6 @@ impl Nccl {
         Ok(Nccl {
             functions,
             version: version_text(number),
-            _library: library,
         })
     }
 
@@ -126,7 +93,7 @@ impl Nccl {
         &self.version
     }
 
-    /// Whether this NCCL is too old for it.
+    /// Whether this version of NCCL is too old for `system`.
     pub(crate) fn lacks(&self, system: System) -> bool {
         system == System::NcclSymmetric && self.functions.symmetric.is_none()
     }
@@ -173,65 +140,12 @@ impl Nccl {
             })
             .collect())
     }
-
-    /// Measures with one rank a GPU, all threads of this process.
-    ///
-    /// # Errors
-    /// There are fewer GPUs than ranks, this NCCL has no symmetric windows, or NCCL or the driver refuses something.
-    pub(crate) fn measure(
-        &self,
-        gpus: &Gpus,
-        system: System,
-        work: &Work<'_>,
-    ) -> Result<Vec<Measured>> {
-        ensure!(
-            !self.lacks(system),
-            "NCCL {} has no symmetric windows, which came with 2.27",
-            self.version
-        );
-        let communicators = self.communicators(gpus, work.world_size)?;
-        let ranks = run_threads(work.world_size, |rank, meeting| {
-            let communicator = communicators
-                .get(rank as usize)
-                .context("a communicator for each rank")?;
-            Rank {
-                nccl: self,
-                communicator,
-                stream: gpus.stream(rank)?,
-                together: Together { meeting, rank },
-            }
-            .measure(system, work)
-        })?;
-        let mut ranks = ranks.into_iter();
-        let mut all: Vec<(Measured, Vec<Vec<f64>>)> = ranks
-            .next()
-            .context("a group without ranks")?
-            .into_iter()
-            .map(|cell| {
-                let times = vec![cell.times.clone()];
-                (cell, times)
-            })
-            .collect();
-        for rank in ranks {
-            for ((cell, times), other) in all.iter_mut().zip(rank) {
-                cell.host.extend(other.host);
-                times.push(other.times);
-            }
-        }
-        Ok(all
-            .into_iter()
-            .map(|(cell, times)| Measured {
-                times: shortest(&times),
-                ..cell
-            })
-            .collect())
-    }
 }
 
 impl SymmetricFunctions {
     /// # Safety
-    /// `library` is NCCL, and kept as long as the functions.
-    unsafe fn find(library: &Library) -> Result<SymmetricFunctions> {
+    /// `library` is NCCL.
+    unsafe fn find(library: &SharedLibrary) -> Result<SymmetricFunctions> {
         // SAFETY: the caller's promise; the types are those of nccl.h.
         unsafe {
             Ok(SymmetricFunctions {
@@ -245,11 +159,10 @@ impl SymmetricFunctions {
 }
 
 /// # Safety
-/// `T` is the function's type, and it is not used after the library.
-unsafe fn function<T: Copy>(library: &Library, name: &str) -> Result<T> {
+/// `T` is the function's type.
+unsafe fn function<T: Copy>(library: &SharedLibrary, name: &str) -> Result<T> {
     // SAFETY: the caller's promise.
-    let symbol = unsafe { library.get::<T>(name.as_bytes()) };
-    Ok(*symbol.with_context(|| format!("NCCL has no {name}"))?)
+    unsafe { library.function(name) }.with_context(|| format!("NCCL has no {name}"))
 }
 
 /// `2.28.9` of 22809, as nccl.h puts numbers together; before 2.9 a minor number had one digit.
@@ -276,7 +189,8 @@ pub(crate) struct OwnedCommunicator<'a> {
     communicator: Communicator,
 }
 
-// SAFETY: each communicator is used by the thread of its rank alone, and dropped after those have ended.
+// SAFETY: each communicator is used by the thread of its rank alone, and dropped after those have
+// ended.
 unsafe impl Sync for OwnedCommunicator<'_> {}
 
 impl OwnedCommunicator<'_> {
@@ -286,8 +200,8 @@ impl OwnedCommunicator<'_> {
     /// NCCL refuses.
     ///
     /// # Safety
-    /// Both addresses hold `elements` elements of `dtype` until the stream, which is of this rank's device, has passed this point. One
-    /// thread at a time uses a communicator.
+    /// Both addresses hold `elements` elements of `dtype` until the stream, which is of this rank's
+    /// device, has passed this point. One thread at a time uses a communicator.
     pub(crate) unsafe fn all_reduce(
         &self,
         input: u64,
@@ -322,113 +236,9 @@ impl Drop for OwnedCommunicator<'_> {
     }
 }
 
-/// One rank.
-struct Rank<'a> {
-    nccl: &'a Nccl,
-    communicator: &'a OwnedCommunicator<'a>,
-    stream: Arc<CudaStream>,
-    together: Together<'a>,
-}
-
-/// Where messages are.
-struct Buffers {
-    input: u64,
-    output: u64,
-}
-
-impl Rank<'_> {
-    fn measure(&self, system: System, work: &Work<'_>) -> Result<Vec<Measured>> {
-        self.stream.context().bind_to_thread()?;
-        let largest = work.bytes.iter().copied().max().unwrap_or(0);
-        if system == System::NcclSymmetric {
-            let functions = self.nccl.functions.symmetric.as_ref();
-            let functions = functions.context("symmetric windows")?;
-            let (input, output) = (
-                SymmetricMemory::new(self, functions, largest)?,
-                SymmetricMemory::new(self, functions, largest)?,
-            );
-            let buffers = Buffers {
-                input: input.address as u64,
-                output: output.address as u64,
-            };
-            let measured = self.measure_in(system, &buffers, work);
-            self.stream.synchronize()?;
-            self.together.meeting.meet(self.together.rank)?;
-            measured
-        } else {
-            let input = self.stream.alloc_zeros::<u8>(largest)?;
-            let output = self.stream.alloc_zeros::<u8>(largest)?;
-            // The addresses outlive the guards: both are dropped behind the wait below, and used on this stream alone.
-            let buffers = Buffers {
-                input: input.device_ptr(&self.stream).0,
-                output: output.device_ptr(&self.stream).0,
-            };
-            let measured = self.measure_in(system, &buffers, work);
-            self.stream.synchronize()?;
-            measured
-        }
-    }
-
-    fn measure_in(
-        &self,
-        system: System,
-        buffers: &Buffers,
-        work: &Work<'_>,
-    ) -> Result<Vec<Measured>> {
-        let mut measured = Vec::new();
-        let device = Cuda::open(&self.stream)?;
-        let mut timer = EventTimer::new(&self.stream)?;
-        for &dtype in work.dtypes {
-            for &bytes in work.bytes {
-                let call = || self.all_reduce(buffers, dtype, bytes);
-                // The first call of a size may connect and allocate, which a recording cannot hold.
-                call()?;
-                self.stream.synchronize()?;
-                for &launch in work.launches {
-                    let (times, host) = match launch {
-                        // SAFETY: the buffers and the communicator outlive this call.
-                        Launch::Graph => unsafe {
-                            let times = time_recorded(
-                                &device,
-                                &mut timer,
-                                self.together,
-                                work.method,
-                                call,
-                            )?;
-                            (times, Vec::new())
-                        },
-                        Launch::Eager => time_eager(&mut timer, self.together, work.method, call)?,
-                    };
-                    measured.push(Measured {
-                        system,
-                        dtype,
-                        bytes,
-                        launch,
-                        times,
-                        host,
-                    });
-                }
-            }
-        }
-        Ok(measured)
-    }
-
-    fn all_reduce(&self, buffers: &Buffers, dtype: Dtype, bytes: usize) -> Result<()> {
-        // SAFETY: both buffers hold the largest message; the stream is of this rank's device, the communicator of this thread.
-        unsafe {
-            self.communicator.all_reduce(
-                buffers.input,
-                buffers.output,
-                bytes / dtype.size_bytes(),
-                dtype,
-                &self.stream,
-            )
-        }
-    }
-}
-
-/// NCCL's own memory in a symmetric window. Registering is collective: all ranks make them in the same order.
-struct SymmetricMemory<'a> {
+/// NCCL's own memory in a symmetric window. Registering is collective: all ranks make them in the
+/// same order.
+pub(crate) struct SymmetricMemory<'a> {
     nccl: &'a Nccl,
     functions: &'a SymmetricFunctions,
     communicator: Communicator,
@@ -437,18 +247,24 @@ struct SymmetricMemory<'a> {
 }
 
 impl<'a> SymmetricMemory<'a> {
-    fn new(rank: &Rank<'a>, functions: &'a SymmetricFunctions, bytes: usize) -> Result<Self> {
+    /// # Errors
+    /// This NCCL has no symmetric windows, or refuses so much memory.
+    pub(crate) fn new(communicator: &OwnedCommunicator<'a>, bytes: usize) -> Result<Self> {
+        let nccl = communicator.nccl;
+        let functions = nccl.functions.symmetric.as_ref();
+        let functions = functions.context("NCCL has no symmetric windows")?;
         let mut memory = SymmetricMemory {
-            nccl: rank.nccl,
+            nccl,
             functions,
-            communicator: rank.communicator.communicator,
+            communicator: communicator.communicator,
             address: std::ptr::null_mut(),
             window: std::ptr::null_mut(),
         };
         // SAFETY: `address` is a place for one address.
         let status = unsafe { (functions.mem_alloc)(&raw mut memory.address, bytes) };
-        rank.nccl.check("ncclMemAlloc", status)?;
-        // SAFETY: the memory was just allocated with so many bytes; `window` is a place for one handle.
+        nccl.check("ncclMemAlloc", status)?;
+        // SAFETY: the memory was just allocated with so many bytes; `window` is a place for one
+        // handle.
         let status = unsafe {
             (functions.window_register)(
                 memory.communicator,
@@ -458,8 +274,12 @@ impl<'a> SymmetricMemory<'a> {
                 WINDOW_SYMMETRIC,
             )
         };
-        rank.nccl.check("ncclCommWindowRegister", status)?;
+        nccl.check("ncclCommWindowRegister", status)?;
         Ok(memory)
+    }
+
+    pub(crate) fn address(&self) -> u64 {
+        self.address as u64
     }
 }
 
@@ -471,7 +291,8 @@ impl Drop for SymmetricMemory<'_> {
             }
         };
         if !self.window.is_null() {
-            // SAFETY: registered with this communicator, and deregistered once, here; the stream was waited for.
+            // SAFETY: registered with this communicator, and deregistered once, here; the stream
+            // was waited for.
             let status =
                 unsafe { (self.functions.window_deregister)(self.communicator, self.window) };
             note("ncclCommWindowDeregister", status);

@@ -8,8 +8,8 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
-use super::machine::Build;
-use super::timing::Spread;
+use super::build::Build;
+use super::timing::{Spread, median, rounded};
 
 /// The version of the file's layout.
 const SCHEMA: u32 = 1;
@@ -47,6 +47,8 @@ pub(crate) struct Report {
 #[serde(rename_all = "snake_case")]
 pub(crate) enum System {
     Peersum,
+    /// The launch of peersum's kernel alone: what a call adds to it is the difference.
+    BareLaunch,
     Nccl,
     /// NCCL with buffers in a symmetric window.
     NcclSymmetric,
@@ -83,9 +85,9 @@ impl Launch {
     }
 }
 
-/// One measurement.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Cell {
+/// What is measured: a call, and what makes it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Call {
     pub(crate) system: System,
     pub(crate) build: Build,
     pub(crate) world_size: u32,
@@ -102,6 +104,13 @@ pub(crate) struct Cell {
     pub(crate) plan: Option<Plan>,
     /// Whether the dispatch table chose the plan.
     pub(crate) from_table: bool,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cell {
+    #[serde(flatten)]
+    pub(crate) call: Call,
     /// Microseconds a call.
     pub(crate) us: Spread,
     /// The host's microseconds a call until the launch has returned; eager calls only.
@@ -112,43 +121,54 @@ pub(crate) struct Cell {
     pub(crate) limit_us: Option<f64>,
 }
 
+/// A cell reads as its call with figures.
+impl std::ops::Deref for Cell {
+    type Target = Call;
+
+    fn deref(&self) -> &Call {
+        &self.call
+    }
+}
+
 impl Cell {
-    /// Fills in what follows from the rest.
-    pub(crate) fn finish(mut self, limits: &[Limits]) -> Cell {
+    /// The cell of a call that took `times` microseconds in each replay and, if it is eager, `host`
+    /// microseconds of the host.
+    pub(crate) fn new(call: Call, times: &[f64], host: &[f64], limits: &[Limits]) -> Cell {
         let two = |value: f64| (value * 100.0).round() / 100.0;
-        self.algorithm_gb_s = two(algorithm_gb_s(self.bytes, self.us.median));
-        self.bus_gb_s = two(bus_gb_s(self.bytes, self.world_size, self.us.median));
-        self.limit_us = match self.launch {
-            Launch::Graph => limits
-                .iter()
-                .find(|limits| limits.world_size == self.world_size && limits.link == self.link)
-                .and_then(|limits| limits.call_us(self.bytes, self.pdl)),
-            Launch::Eager => None,
-        };
-        self
+        let us = Spread::of(times);
+        let own = limits
+            .iter()
+            .find(|limits| (limits.world_size, limits.link) == (call.world_size, call.link))
+            .filter(|_| call.launch == Launch::Graph);
+        Cell {
+            us,
+            host_us: (!host.is_empty()).then(|| rounded(median(host))),
+            algorithm_gb_s: two(algorithm_gb_s(call.bytes, us.median)),
+            bus_gb_s: two(bus_gb_s(call.bytes, call.world_size, us.median)),
+            limit_us: own.and_then(|limits| limits.call_us(call.bytes, call.pdl)),
+            call,
+        }
     }
 
-    /// How many times the limit the median is.
-    pub(crate) fn limit_ratio(&self) -> Option<f64> {
-        self.limit_us.map(|limit| self.us.median / limit)
+    pub(crate) fn is_of_nccl(&self) -> bool {
+        matches!(self.system, System::Nccl | System::NcclSymmetric)
     }
+}
 
-    /// Whether two cells differ in what measured them alone.
-    pub(crate) fn is_same_call(&self, other: &Cell) -> bool {
-        (
-            self.world_size,
-            self.link,
-            self.dtype,
-            self.bytes,
-            self.launch,
-        ) == (
-            other.world_size,
-            other.link,
-            other.dtype,
-            other.bytes,
-            other.launch,
-        )
+/// Of the cells with the same key the fastest one.
+pub(crate) fn fastest<'a, K: PartialEq>(
+    cells: impl Iterator<Item = &'a Cell>,
+    key: impl Fn(&Cell) -> K,
+) -> Vec<&'a Cell> {
+    let mut best: Vec<&Cell> = Vec::new();
+    for cell in cells {
+        match best.iter_mut().find(|other| key(other) == key(cell)) {
+            Some(other) if cell.us.median < other.us.median => *other = cell,
+            Some(_) => {}
+            None => best.push(cell),
+        }
     }
+    best
 }
 
 /// With and without programmatic dependent launch, in microseconds.
@@ -179,7 +199,8 @@ pub(crate) struct Limits {
     pub(crate) store_gb_s: f64,
     /// Loads from the peers' memory likewise.
     pub(crate) load_gb_s: f64,
-    /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at once, in microseconds.
+    /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at
+    /// once, in microseconds.
     pub(crate) copies: Vec<Copied>,
 }
 
@@ -191,9 +212,10 @@ pub(crate) struct Copied {
 }
 
 impl Limits {
-    /// No call of `bytes` bytes can take less than about this: one exchange, since every output depends on every rank, and the time that its
-    /// bytes need. Over a link they are those of [`bus_bytes`]; on a shared device each rank reads its input and writes its output,
-    /// which is what the copies measure, beyond what a copy of the smallest size takes.
+    /// No call of `bytes` bytes can take less than about this: one exchange, since every output
+    /// depends on every rank, and the time that its bytes need. Over a link they are those of
+    /// [`bus_bytes`]; on a shared device each rank reads its input and writes its output, which is
+    /// what the copies measure, beyond what a copy of the smallest size takes.
     pub(crate) fn call_us(&self, bytes: u64, pdl: bool) -> Option<f64> {
         let exchange = self.exchange_us.get(pdl);
         let moving = match self.link {
@@ -209,7 +231,7 @@ impl Limits {
             Topology::Peer => bus_bytes(bytes, self.world_size) / self.store_gb_s / 1000.0,
             Topology::Emulator => return None,
         };
-        Some(super::timing::rounded(exchange + moving))
+        Some(rounded(exchange + moving))
     }
 }
 

@@ -3,9 +3,9 @@
 use peersum::dispatch::{Placement, Topology};
 use peersum_artifact::Dtype;
 
-use super::machine::Build;
-use super::report::{Cell, Launch, Report, System};
-use super::table::us_text;
+use super::build::Build;
+use super::report::{Cell, Launch, Report, System, fastest};
+use super::table::{grid_text, us_text};
 
 /// One curve.
 pub(crate) struct Series {
@@ -37,7 +37,10 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
         .cells
         .iter()
         .filter(|cell| {
-            (cell.world_size, cell.link, cell.dtype) == group && cell.build == Build::Shipped
+            (cell.world_size, cell.link, cell.dtype) == group
+                && cell.build == Build::Shipped
+                // A row of the tables, no way to sum.
+                && cell.system != System::BareLaunch
         })
         .collect();
     let both_pdl = |pdl| {
@@ -67,7 +70,7 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
                 (System::Peersum, Some(Placement::SymmetricInPlace)) => {
                     "peersum, symmetric in place"
                 }
-                (System::Peersum, _) => "peersum",
+                (System::Peersum | System::BareLaunch, _) => "peersum",
             };
             let without = match (system, names_pdl && !pdl) {
                 (System::Peersum, true) => ", no PDL",
@@ -79,7 +82,7 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
                     Launch::Graph => Kind::Graph,
                     Launch::Eager => Kind::Eager,
                 },
-                points: fastest(cells.iter().copied().filter(|cell| key(cell) == wanted)),
+                points: points(cells.iter().copied().filter(|cell| key(cell) == wanted)),
             }
         })
         .collect();
@@ -113,37 +116,24 @@ fn key(cell: &Cell) -> (Launch, System, Option<Placement>, bool) {
 }
 
 /// The fastest cell of each size.
-fn fastest<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Point> {
-    let mut best: Vec<&Cell> = Vec::new();
-    for cell in cells {
-        match best.iter_mut().find(|other| other.bytes == cell.bytes) {
-            Some(other) if cell.us.median < other.us.median => *other = cell,
-            Some(_) => {}
-            None => best.push(cell),
-        }
-    }
+fn points<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Point> {
+    let mut best = fastest(cells, |cell| cell.bytes);
     best.sort_by_key(|cell| cell.bytes);
-    best.into_iter()
-        .map(|cell| {
-            let mut note = format!(
-                "{} to {} us, {:.1} GB/s on the bus",
-                us_text(cell.us.min),
-                us_text(cell.us.max),
-                cell.bus_gb_s
-            );
-            if let Some(plan) = cell.plan {
-                note += &format!(
-                    ", {} on {} x {}",
-                    plan.route.name(),
-                    plan.blocks,
-                    plan.threads
-                );
-            }
-            Point {
-                bytes: cell.bytes,
-                us: cell.us.median,
-                note,
-            }
-        })
-        .collect()
+    let point = |cell: &Cell| {
+        let mut note = format!(
+            "{} to {} us, {:.1} GB/s on the bus",
+            us_text(cell.us.min),
+            us_text(cell.us.max),
+            cell.bus_gb_s
+        );
+        if let Some(plan) = cell.plan {
+            note += &format!(", {} on {}", plan.route.name(), grid_text(plan));
+        }
+        Point {
+            bytes: cell.bytes,
+            us: cell.us.median,
+            note,
+        }
+    };
+    best.into_iter().map(point).collect()
 }

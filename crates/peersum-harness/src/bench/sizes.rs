@@ -1,11 +1,5 @@
 //! Sizes and shapes as they are typed and printed.
 
-use peersum::dispatch::Route;
-use peersum_artifact::Algorithm;
-
-/// A unit of the kernels, in bytes.
-const UNIT_BYTES: u64 = 16;
-
 /// `4096`, `64K`, `16M`: K and M are powers of 1024.
 pub(crate) fn parse_bytes(text: &str) -> Result<usize, String> {
     let (digits, factor) = match text.strip_suffix(['K', 'k']) {
@@ -43,15 +37,6 @@ pub(crate) fn parse_shape(text: &str) -> Result<(u32, u32), String> {
         .ok_or_else(|| {
             format!("`{text}` is not a shape like 16x256: 1 to 256 blocks of 8 to 512 threads")
         })
-}
-
-/// The places of a call that threads share: units, or for two-shot algorithms those of one chunk.
-pub(crate) fn places(route: Route, bytes: u64, world_size: u32) -> u64 {
-    let units = bytes.div_ceil(UNIT_BYTES);
-    match route.algorithm() {
-        Algorithm::OneShot => units,
-        Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
-    }
 }
 
 #[cfg(test)]

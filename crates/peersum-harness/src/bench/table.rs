@@ -2,11 +2,12 @@
 
 use std::fmt::Write as _;
 
-use peersum::dispatch::Placement;
+use peersum::dispatch::{Placement, Plan};
 
-use super::machine::Build;
-use super::report::{Cell, Launch, Report, System};
+use super::build::Build;
+use super::report::{Call, Cell, Launch, Report, System, fastest};
 use super::sizes::bytes_text;
+use super::timing::Spread;
 
 /// Rows of text under a head.
 pub(crate) struct Table {
@@ -28,7 +29,7 @@ pub(crate) fn tables(report: &Report) -> Vec<Table> {
                         (cell.world_size, cell.link, cell.dtype) == (world_size, link, dtype)
                             && cell.launch == launch
                             && cell.build == Build::Shipped
-                            && (cell.pdl == pdl || cell.system != System::Peersum)
+                            && (cell.pdl == pdl || cell.is_of_nccl())
                     })
                     .collect();
                 let title = format!(
@@ -36,7 +37,7 @@ pub(crate) fn tables(report: &Report) -> Vec<Table> {
                     launch.name(),
                     if pdl { "on" } else { "off" }
                 );
-                tables.extend(measurements(title, &cells, launch));
+                tables.extend(measurements(title, &cells));
             }
         }
     }
@@ -46,7 +47,7 @@ pub(crate) fn tables(report: &Report) -> Vec<Table> {
 }
 
 /// For each size the best grid of each algorithm and placement, the fastest first.
-fn measurements(title: String, cells: &[&Cell], launch: Launch) -> Option<Table> {
+fn measurements(title: String, cells: &[&Cell]) -> Option<Table> {
     let mut sizes: Vec<u64> = cells.iter().map(|cell| cell.bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();
@@ -57,120 +58,81 @@ fn measurements(title: String, cells: &[&Cell], launch: Launch) -> Option<Table>
             let found = of_size().find(|cell| cell.system == system);
             found.map(|cell| cell.us.median)
         };
-        let (plain, symmetric) = (nccl(System::Nccl), nccl(System::NcclSymmetric));
-        let best_nccl = plain.into_iter().chain(symmetric).fold(f64::NAN, f64::min);
-        let mut best: Vec<&Cell> = Vec::new();
-        for cell in of_size().filter(|cell| cell.system == System::Peersum) {
-            let same = best.iter_mut().find(|other| {
-                (other.placement, other.plan.map(|plan| plan.route))
-                    == (cell.placement, cell.plan.map(|plan| plan.route))
-            });
-            match same {
-                Some(other) if cell.us.median < other.us.median => *other = cell,
-                Some(_) => {}
-                None => best.push(cell),
-            }
-        }
+        let nccl = (nccl(System::Nccl), nccl(System::NcclSymmetric));
+        let route = |cell: &Cell| cell.plan.map(|plan| plan.route);
+        let mut best = fastest(of_size().filter(|cell| !cell.is_of_nccl()), |cell| {
+            (cell.system, cell.placement, route(cell))
+        });
         best.sort_by(|a, b| a.us.median.total_cmp(&b.us.median));
-        for cell in best {
-            rows.push(vec![
-                bytes_text(bytes),
-                us_text(cell.us.median),
-                format!(
-                    "{}..{}",
-                    us_text(cell.us.lower_quartile),
-                    us_text(cell.us.upper_quartile)
-                ),
-                cell.placement.map_or("", placement_text).to_owned(),
-                cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
-                cell.plan.map_or_else(String::new, |plan| {
-                    format!("{} x {}", plan.blocks, plan.threads)
-                }),
-                if cell.from_table { "table" } else { "forced" }.to_owned(),
-                format!("{:.2}", cell.algorithm_gb_s),
-                format!("{:.2}", cell.bus_gb_s),
-                match launch {
-                    Launch::Graph => or_dash(cell.limit_us.map(us_text)),
-                    Launch::Eager => or_dash(cell.host_us.map(us_text)),
-                },
-                match launch {
-                    Launch::Graph => or_dash(cell.limit_ratio().map(ratio_text)),
-                    Launch::Eager => {
-                        or_dash(cell.host_us.map(|us| ratio_text(cell.us.median / us)))
-                    }
-                },
-                or_dash(plain.map(us_text)),
-                or_dash(symmetric.map(us_text)),
-                or_dash((!best_nccl.is_nan()).then(|| ratio_text(cell.us.median / best_nccl))),
-            ]);
-        }
+        rows.extend(best.into_iter().map(|cell| measurement(cell, nccl)));
     }
-    let bound = match launch {
-        Launch::Graph => "limit",
-        Launch::Eager => "host",
+    Table::of(title, rows)
+}
+
+/// One cell, beside the times of NCCL without and with a symmetric window.
+fn measurement(cell: &Cell, nccl: (Option<f64>, Option<f64>)) -> Row {
+    let best_nccl = nccl.0.into_iter().chain(nccl.1).fold(f64::NAN, f64::min);
+    let (bound, bound_us) = match cell.launch {
+        Launch::Graph => ("limit", cell.limit_us),
+        Launch::Eager => ("host", cell.host_us),
     };
-    (!rows.is_empty()).then(|| Table {
-        title,
-        head: vec![
-            "size",
-            "us",
-            "quartiles",
+    let chosen_by = match (cell.system, cell.from_table) {
+        (System::BareLaunch, _) => "bare launch",
+        (_, true) => "table",
+        (_, false) => "forced",
+    };
+    vec![
+        ("size", bytes_text(cell.bytes)),
+        ("us", us_text(cell.us.median)),
+        ("quartiles", quartiles_text(cell.us)),
+        (
             "source",
+            cell.placement.map_or("", placement_text).to_owned(),
+        ),
+        (
             "algorithm",
-            "grid",
-            "by",
-            "alg GB/s",
-            "bus GB/s",
-            bound,
+            cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
+        ),
+        ("grid", cell.plan.map_or_else(String::new, grid_text)),
+        ("by", chosen_by.to_owned()),
+        ("alg GB/s", format!("{:.2}", cell.algorithm_gb_s)),
+        ("bus GB/s", format!("{:.2}", cell.bus_gb_s)),
+        (bound, or_dash(bound_us.map(us_text))),
+        (
             "ratio",
-            "NCCL",
-            "NCCL sym.",
+            or_dash(bound_us.map(|us| ratio_text(cell.us.median / us))),
+        ),
+        ("NCCL", or_dash(nccl.0.map(us_text))),
+        ("NCCL sym.", or_dash(nccl.1.map(us_text))),
+        (
             "of NCCL",
-        ],
-        rows,
-    })
+            or_dash((!best_nccl.is_nan()).then(|| ratio_text(cell.us.median / best_nccl))),
+        ),
+    ]
 }
 
 fn limits(report: &Report) -> Option<Table> {
-    let rows: Vec<Vec<String>> = report
-        .limits
-        .iter()
-        .map(|limits| {
-            let copies: Vec<String> = limits
-                .copies
-                .iter()
-                .map(|copied| format!("{} {}", bytes_text(copied.bytes), us_text(copied.us)))
-                .collect();
-            vec![
-                limits.world_size.to_string(),
-                format!("{:?}", limits.link).to_lowercase(),
-                us_text(limits.empty_us.on),
-                us_text(limits.empty_us.off),
-                us_text(limits.exchange_us.on),
-                us_text(limits.exchange_us.off),
-                us_text(limits.one_way_us),
-                format!("{:.0}", limits.store_gb_s),
-                format!("{:.0}", limits.load_gb_s),
-                copies.join(", "),
-            ]
-        })
-        .collect();
-    (!rows.is_empty()).then(|| Table {
-        title: "Limits, measured in the same run (us; GB/s a rank and direction)".to_owned(),
-        head: vec![
-            "ranks",
-            "link",
-            "empty, PDL",
-            "empty",
-            "exchange, PDL",
-            "exchange",
-            "one way",
-            "stores",
-            "loads",
-            "copies",
-        ],
-        rows,
-    })
+    let rows = report.limits.iter().map(|limits| {
+        let copies: Vec<String> = limits
+            .copies
+            .iter()
+            .map(|copied| format!("{} {}", bytes_text(copied.bytes), us_text(copied.us)))
+            .collect();
+        vec![
+            ("ranks", limits.world_size.to_string()),
+            ("link", format!("{:?}", limits.link).to_lowercase()),
+            ("empty, PDL", us_text(limits.empty_us.on)),
+            ("empty", us_text(limits.empty_us.off)),
+            ("exchange, PDL", us_text(limits.exchange_us.on)),
+            ("exchange", us_text(limits.exchange_us.off)),
+            ("one way", us_text(limits.one_way_us)),
+            ("stores", format!("{:.0}", limits.store_gb_s)),
+            ("loads", format!("{:.0}", limits.load_gb_s)),
+            ("copies", copies.join(", ")),
+        ]
+    });
+    let title = "Limits, measured in the same run (us; GB/s a rank and direction)";
+    Table::of(title.to_owned(), rows.collect())
 }
 
 /// What the other builds of the kernels take, beside the shipped one.
@@ -179,53 +141,50 @@ fn builds(report: &Report) -> Option<Table> {
         .cells
         .iter()
         .filter(|cell| cell.system == System::Peersum && cell.build == Build::Shipped);
-    let mut rows = Vec::new();
-    for cell in shipped {
+    let rows = shipped.filter_map(|cell| {
         let other = |build| {
-            let same = report.cells.iter().find(|other| {
-                other.build == build
-                    && other.is_same_call(cell)
-                    && (other.pdl, other.placement, other.plan, other.from_table)
-                        == (cell.pdl, cell.placement, cell.plan, cell.from_table)
-            });
+            let same = Call { build, ..cell.call };
+            let same = report.cells.iter().find(|other| other.call == same);
             same.map(|other| other.us.median)
         };
-        let (unsafe_baseline, strict_order) =
-            (other(Build::UnsafeBaseline), other(Build::StrictOrder));
-        if unsafe_baseline.is_none() && strict_order.is_none() {
-            continue;
-        }
-        rows.push(vec![
-            cell.world_size.to_string(),
-            cell.dtype.to_string(),
-            bytes_text(cell.bytes),
-            cell.launch.name().to_owned(),
-            cell.placement.map_or("", placement_text).to_owned(),
-            cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
-            us_text(cell.us.median),
-            or_dash(unsafe_baseline.map(us_text)),
-            or_dash(unsafe_baseline.map(|us| ratio_text(cell.us.median / us))),
-            or_dash(strict_order.map(us_text)),
-            or_dash(strict_order.map(|us| ratio_text(us / cell.us.median))),
-        ]);
-    }
-    (!rows.is_empty()).then(|| Table {
-        title: "Other builds of the kernels, interleaved in the same run (us)".to_owned(),
-        head: vec![
-            "ranks",
-            "type",
-            "size",
-            "launch",
-            "source",
-            "algorithm",
-            "shipped",
-            "without safety",
-            "cost of safety",
-            "strict order",
-            "cost of order",
-        ],
-        rows,
-    })
+        let us = cell.us.median;
+        let (without, strict) = (other(Build::UnsafeBaseline), other(Build::StrictOrder));
+        (without.is_some() || strict.is_some()).then(|| {
+            let ratio = |ratio: Option<f64>| or_dash(ratio.map(ratio_text));
+            vec![
+                ("ranks", cell.world_size.to_string()),
+                ("type", cell.dtype.to_string()),
+                ("size", bytes_text(cell.bytes)),
+                ("launch", cell.launch.name().to_owned()),
+                (
+                    "source",
+                    cell.placement.map_or("", placement_text).to_owned(),
+                ),
+                (
+                    "algorithm",
+                    cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
+                ),
+                ("shipped", us_text(us)),
+                ("without safety", or_dash(without.map(us_text))),
+                ("cost of safety", ratio(without.map(|other| us / other))),
+                ("strict order", or_dash(strict.map(us_text))),
+                ("cost of order", ratio(strict.map(|other| other / us))),
+            ]
+        })
+    });
+    let title = "Other builds of the kernels, interleaved in the same run (us)";
+    Table::of(title.to_owned(), rows.collect())
+}
+
+/// Lower and upper quartile.
+pub(crate) fn quartiles_text(spread: Spread) -> String {
+    let (lower, upper) = (spread.lower_quartile, spread.upper_quartile);
+    format!("{}..{}", us_text(lower), us_text(upper))
+}
+
+/// Blocks and threads.
+pub(crate) fn grid_text(plan: Plan) -> String {
+    format!("{} x {}", plan.blocks, plan.threads)
 }
 
 /// Two decimals below 10, one below 100.
@@ -254,8 +213,20 @@ pub(crate) fn placement_text(placement: Placement) -> &'static str {
     }
 }
 
+/// One row: what stands in each column, with the column's head.
+pub(crate) type Row = Vec<(&'static str, String)>;
+
 impl Table {
-    /// Columns aligned by spaces: to the left where a column's first entry begins with a letter, else to the right.
+    /// `None` without rows. All rows have the same columns.
+    pub(crate) fn of(title: String, rows: Vec<Row>) -> Option<Table> {
+        let head = rows.first()?.iter().map(|(head, _)| *head).collect();
+        let entries = |row: Row| row.into_iter().map(|(_, entry)| entry).collect();
+        let rows = rows.into_iter().map(entries).collect();
+        Some(Table { title, head, rows })
+    }
+
+    /// Columns aligned by spaces: to the left where a column's first entry begins with a letter,
+    /// else to the right.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.title);
         let widths: Vec<usize> = (0..self.head.len())
@@ -291,14 +262,14 @@ mod tests {
 
     #[test]
     fn columns_of_text_are_aligned() {
-        let table = Table {
-            title: "title".to_owned(),
-            head: vec!["size", "algorithm"],
-            rows: vec![
-                vec!["4K".to_owned(), "push".to_owned()],
-                vec!["256K".to_owned(), "pull".to_owned()],
-            ],
+        let row = |size: &str, algorithm: &str| {
+            vec![
+                ("size", size.to_owned()),
+                ("algorithm", algorithm.to_owned()),
+            ]
         };
+        let rows = vec![row("4K", "push"), row("256K", "pull")];
+        let table = Table::of("title".to_owned(), rows).unwrap();
         assert_eq!(
             table.to_text(),
             "title\n  size  algorithm\n    4K  push\n  256K  pull\n"

@@ -1,5 +1,7 @@
-//! Timing calls: a graph of many, replayed, or one after the other; each rank's own clock.
+//! Timing of calls: replays of a graph of many calls, or batches of eager calls, each rank by its
+//! own clock.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -8,9 +10,9 @@ use peersum::cudarc::driver::{CudaEvent, CudaStream};
 use peersum::device::Device;
 use peersum_emulator::EmulatorStream;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
-use super::meeting::Meeting;
+use crate::machine::{Emulators, Gpus, Machine};
+use crate::ranks::Peers;
 
 /// How often and how long.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +30,8 @@ pub(crate) trait Timer: Send {
     /// Marks the first point.
     fn begin(&mut self) -> Result<()>;
 
-    /// Marks the second, waits until the stream has passed it, and returns the microseconds between the two.
+    /// Marks the second, waits until the stream has passed it, and returns the microseconds between
+    /// the two.
     fn end(&mut self) -> Result<f64>;
 }
 
@@ -67,18 +70,9 @@ impl Timer for EventTimer {
 }
 
 /// By the host's clock: the emulator has none of its own.
-pub(crate) struct HostTimer {
+struct HostTimer {
     stream: EmulatorStream,
     begin: Instant,
-}
-
-impl HostTimer {
-    pub(crate) fn new(stream: &EmulatorStream) -> HostTimer {
-        HostTimer {
-            stream: stream.clone(),
-            begin: Instant::now(),
-        }
-    }
 }
 
 impl Timer for HostTimer {
@@ -94,47 +88,63 @@ impl Timer for HostTimer {
     }
 }
 
-/// Brings the ranks to the same place before each replay, so that their launches fall close to each other.
-#[derive(Clone, Copy)]
-pub(crate) struct Together<'a> {
-    pub(crate) meeting: &'a Meeting,
-    pub(crate) rank: u32,
+/// A machine whose streams can be timed.
+pub(crate) trait Timed: Machine {
+    fn timer(&self, stream: &Self::Stream) -> Result<Box<dyn Timer>>;
 }
 
-/// Records `method.calls` calls and replays the recording; microseconds a call for each replay. All ranks must do so together.
+impl Timed for Gpus {
+    fn timer(&self, stream: &Self::Stream) -> Result<Box<dyn Timer>> {
+        Ok(Box::new(EventTimer::new(stream)?))
+    }
+}
+
+impl Timed for Emulators {
+    fn timer(&self, stream: &EmulatorStream) -> Result<Box<dyn Timer>> {
+        Ok(Box::new(HostTimer {
+            stream: stream.clone(),
+            begin: Instant::now(),
+        }))
+    }
+}
+
+/// Records `method.calls` calls and replays the recording; microseconds a call for each replay. All
+/// ranks must do so together.
 ///
 /// # Safety
 /// What `record` enqueues on the device's stream must stay valid until this returns.
 pub(crate) unsafe fn time_recorded<D: Device>(
     device: &D,
     timer: &mut dyn Timer,
-    together: Together<'_>,
+    peers: Peers<'_>,
     method: Method,
     mut record: impl FnMut() -> Result<()>,
 ) -> Result<Vec<f64>> {
     device.capture_begin()?;
     let recorded = (0..method.calls).try_for_each(|_| record());
-    // Ended whatever happened, so that the stream is usable again.
+    // End the capture in any case, so that the stream is usable again.
     let graph = device.capture_end();
     recorded?;
     let graph = graph?;
-    time_replays(timer, together, method, || {
+    time_replays(timer, peers, method, || {
         // SAFETY: the caller's promise.
         unsafe { device.launch_graph(&graph)? };
         Ok(())
     })
 }
 
-/// Microseconds a call for each of `method.replays` runs of `launch`, which makes `method.calls` calls.
+/// Microseconds a call for each of `method.replays` runs of `launch`, which makes `method.calls`
+/// calls.
 pub(crate) fn time_replays(
     timer: &mut dyn Timer,
-    together: Together<'_>,
+    peers: Peers<'_>,
     method: Method,
     mut launch: impl FnMut() -> Result<()>,
 ) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     for replay in 0..method.warm_up + method.replays {
-        together.meeting.meet(together.rank)?;
+        // The ranks must launch at nearly the same time.
+        peers.meet()?;
         timer.begin()?;
         launch()?;
         let us = timer.end()?;
@@ -145,15 +155,16 @@ pub(crate) fn time_replays(
     Ok(times)
 }
 
-/// Eager calls: microseconds a call by the timer, and of the host's time until the launch has returned, for each batch.
+/// Eager calls: microseconds a call by the timer, and of the host's time until the launch has
+/// returned, for each batch.
 pub(crate) fn time_eager(
     timer: &mut dyn Timer,
-    together: Together<'_>,
+    peers: Peers<'_>,
     method: Method,
     mut call: impl FnMut() -> Result<()>,
 ) -> Result<(Vec<f64>, Vec<f64>)> {
     let mut host = Vec::new();
-    let times = time_replays(timer, together, method, || {
+    let times = time_replays(timer, peers, method, || {
         let start = Instant::now();
         (0..method.calls).try_for_each(|_| call())?;
         host.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(method.calls));
@@ -162,7 +173,8 @@ pub(crate) fn time_eager(
     Ok((times, host.split_off(method.warm_up as usize)))
 }
 
-/// For each replay the shortest time of any rank: the rank that began last waited for nobody.
+/// For each replay the shortest time of all ranks: that of the rank that began last and waited for
+/// no other.
 pub(crate) fn shortest(ranks: &[Vec<f64>]) -> Vec<f64> {
     let replays = ranks.iter().map(Vec::len).min().unwrap_or(0);
     (0..replays)

@@ -1,4 +1,4 @@
-//! Another thread ends the waits of a rank, and through its poison those of its peers.
+//! Another thread aborts a rank: its waits end, and its poison ends those of its peers.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -7,38 +7,28 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
-use super::work::Work;
-use super::{Meeting, Stage, threads};
+use super::stage::{ELEMENTS, NAN, SEED, Stage};
+use crate::ranks::{Member, run_threads};
 
 /// Communicators that are aborted.
 const ABORTS: usize = 5;
 
-/// For the calls to be launched and to spin.
+/// Time for the calls to be launched and to start waiting.
 const PAUSE: Duration = Duration::from_millis(200);
-
-#[derive(Default)]
-struct Times {
-    aborted: Mutex<Option<Instant>>,
-    /// Rank, and from the abort to the return of its `synchronize`.
-    waits: Mutex<Vec<(u32, Duration)>>,
-}
 
 pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     let mut longest = [Duration::ZERO; 2];
     for _ in 0..ABORTS {
-        let times = Times::default();
-        threads(3, 1, &|meeting| abort(meeting, stage, &times))?;
-        let waits = times
-            .waits
-            .into_inner()
-            .map_err(|_| anyhow::anyhow!("a rank panicked"))?;
-        for (rank, wait) in waits {
-            longest[rank as usize] = longest[rank as usize].max(wait);
+        let aborted = Mutex::new(None);
+        let waits = run_threads(3, 1, |member| abort(member, stage, &aborted))?;
+        for (longest, wait) in longest.iter_mut().zip(waits) {
+            *longest = wait.max(*longest);
         }
     }
     let milliseconds = longest.map(|wait| wait.as_secs_f64() * 1e3);
     println!(
-        "  of {ABORTS} aborts: synchronize returned after at most {:.2} ms on the aborted rank, {:.2} ms on a rank that waited with it",
+        "  of {ABORTS} aborts: synchronize returned after at most {:.2} ms on the aborted rank, \
+         {:.2} ms on a rank that waited with it",
         milliseconds[0], milliseconds[1]
     );
     let limit = Duration::from_millis(stage.args.abort_ms);
@@ -49,28 +39,33 @@ pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     Ok(())
 }
 
-fn abort<S: DeviceStream>(mut meeting: Meeting, stage: &Stage<'_, S>, times: &Times) -> Result<()> {
-    let mut communicator = stage.build(meeting.next_group()?, |builder| {
+/// One rank. Returns the time from the abort to the return of its `synchronize`.
+fn abort<S: DeviceStream>(
+    mut member: Member<'_>,
+    stage: &Stage<'_, S>,
+    aborted: &Mutex<Option<Instant>>,
+) -> Result<Duration> {
+    let mut communicator = stage.build(member.next_group()?, |builder| {
         builder.timeout(Duration::from_secs(60))
     })?;
-    let rank = communicator.rank();
-    let work = Work::<S::Device>::new(communicator.stream(), rank, communicator.world_size())?;
-    work.call(&mut communicator)?;
+    let (rank, peers) = (communicator.rank(), member.peers);
+    let arrays = stage.arrays(&communicator, SEED, ELEMENTS)?;
+    arrays.call(&mut communicator)?;
     communicator.synchronize()?;
     if rank == 2 {
-        // Never calls in time.
-        meeting.barrier.wait();
-        meeting.barrier.wait();
+        // This rank calls too late.
+        peers.meet()?;
+        peers.meet()?;
     } else {
-        work.call(&mut communicator)?;
-        meeting.barrier.wait();
+        arrays.call(&mut communicator)?;
+        peers.meet()?;
     }
     let handle = communicator.abort_handle();
     let outcome = std::thread::scope(|scope| {
         if rank == 0 {
             scope.spawn(|| {
                 std::thread::sleep(PAUSE);
-                let mut aborted = times.aborted.lock();
+                let mut aborted = aborted.lock();
                 handle.abort();
                 if let Ok(aborted) = &mut aborted {
                     **aborted = Some(Instant::now());
@@ -78,7 +73,7 @@ fn abort<S: DeviceStream>(mut meeting: Meeting, stage: &Stage<'_, S>, times: &Ti
             });
         }
         match rank {
-            2 => work
+            2 => arrays
                 .call(&mut communicator)
                 .and_then(|()| communicator.synchronize()),
             _ => communicator.synchronize(),
@@ -90,20 +85,14 @@ fn abort<S: DeviceStream>(mut meeting: Meeting, stage: &Stage<'_, S>, times: &Ti
         (1 | 2, Err(Error::Failed(Failure::PeerFailed { origin: 0, .. }))) => {}
         other => bail!("{other:?}"),
     }
-    ensure!(
-        work.output_is(&|_| 0x7FFF)?,
-        "an output that was not reduced is not NaN"
-    );
+    arrays
+        .ensure_is(&arrays.output, |_| NAN)
+        .context("an output that was not reduced")?;
     if rank != 2 {
-        let aborted = *times
-            .aborted
-            .lock()
-            .map_err(|_| anyhow::anyhow!("the aborting thread panicked"))?;
-        let wait = ended.saturating_duration_since(aborted.context("nobody aborted")?);
-        if let Ok(mut waits) = times.waits.lock() {
-            waits.push((rank, wait));
-        }
-        meeting.barrier.wait();
+        peers.meet()?;
     }
-    Ok(())
+    let aborted = *aborted
+        .lock()
+        .map_err(|_| anyhow::anyhow!("the aborting thread panicked"))?;
+    Ok(ended.saturating_duration_since(aborted.context("no rank was aborted")?))
 }

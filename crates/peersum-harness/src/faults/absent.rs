@@ -6,40 +6,38 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
-use super::work::{POISON, Work};
-use super::{Meeting, Stage, TIMEOUT};
+use super::stage::{ELEMENTS, NAN, POISONED, SEED, Stage, TIMEOUT};
+use crate::ranks::Member;
 
 /// The rank that never calls.
 const ABSENT: u32 = 2;
 
 pub(super) fn absent_rank<S: DeviceStream>(
-    mut meeting: Meeting,
+    mut member: Member<'_>,
     stage: &Stage<'_, S>,
 ) -> Result<()> {
-    let mut communicator = stage.build(meeting.next_group()?, |builder| builder)?;
+    let mut communicator = stage.build(member.next_group()?, |builder| builder)?;
     let rank = communicator.rank();
-    let work = Work::<S::Device>::new(communicator.stream(), rank, communicator.world_size())?;
-    work.call(&mut communicator)?;
+    let peers = member.peers;
+    let arrays = stage.arrays(&communicator, SEED, ELEMENTS)?;
+    arrays.call(&mut communicator)?;
     communicator.synchronize()?;
     communicator.capture_begin()?;
     for _ in 0..2 {
-        work.call(&mut communicator)?;
+        arrays.call(&mut communicator)?;
     }
     // SAFETY: the arrays live until the end of this function, and the graph is dropped before.
     let graph = unsafe { communicator.capture_end()? };
     graph.launch(&mut communicator)?;
     communicator.synchronize()?;
-    ensure!(
-        work.output_is(&|i| work.expected[i].to_bits())?,
-        "a good call is wrong"
-    );
-    meeting.barrier.wait();
+    arrays.ensure_sum(&arrays.output).context("a good call")?;
+    peers.meet()?;
     if rank == ABSENT {
-        // Until the others have failed; then it finds out by calling.
-        meeting.barrier.wait();
+        // It waits until the others have failed, and learns of it by its own call.
+        peers.meet()?;
     }
     let began = Instant::now();
-    let failure = work
+    let failure = arrays
         .call(&mut communicator)
         .and_then(|()| communicator.synchronize());
     let took = began.elapsed();
@@ -58,40 +56,37 @@ pub(super) fn absent_rank<S: DeviceStream>(
         other => bail!("rank {rank} got {other:?}"),
     }
     if rank != ABSENT {
-        meeting.barrier.wait();
+        peers.meet()?;
     }
-    ensure!(
-        work.output_is(&|_| 0x7FFF)?,
-        "an output that was not reduced is not NaN"
-    );
+    arrays
+        .ensure_is(&arrays.output, |_| NAN)
+        .context("an output that was not reduced")?;
     let reason = failure.err().context("checked above")?.to_string();
     println!("  rank {rank} after {took:?}: {reason}");
 
-    // Whatever comes now is refused for the same reason and moves no data.
-    work.output.poison(&work.device)?;
+    // Every later operation fails for the same reason and moves no data.
+    arrays.output.poison(&arrays.device)?;
     for later in [
         graph.launch(&mut communicator),
-        work.call(&mut communicator),
+        arrays.call(&mut communicator),
         communicator.synchronize(),
     ] {
         let later = later.err().context("a failed communicator said Ok")?;
         ensure!(later.to_string() == reason, "first {reason}, then {later}");
     }
-    ensure!(
-        work.output_is(&|_| POISON)?,
-        "a call that was refused has written"
-    );
+    arrays
+        .ensure_is(&arrays.output, |_| POISONED)
+        .context("the output of a refused call")?;
 
-    // The process and its device live on.
+    // The process and its device stay usable.
     drop(graph);
     drop(communicator);
-    let mut second = stage.build(meeting.next_group()?, |builder| builder)?;
-    let work = Work::<S::Device>::new(second.stream(), rank, second.world_size())?;
-    work.call(&mut second)?;
+    let mut second = stage.build(member.next_group()?, |builder| builder)?;
+    let arrays = stage.arrays(&second, SEED, ELEMENTS)?;
+    arrays.call(&mut second)?;
     second.synchronize()?;
-    ensure!(
-        work.output_is(&|i| work.expected[i].to_bits())?,
-        "a call of the new communicator is wrong"
-    );
+    arrays
+        .ensure_sum(&arrays.output)
+        .context("a call of the new communicator")?;
     Ok(())
 }

@@ -12,8 +12,9 @@ use peersum::cudarc::driver::sys::{
 use peersum::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
 use peersum::{BufferError, Communicator, Cuda, Error, Held};
 
-use super::{FaultsArgs, Meeting, Stage, stage, threads};
-use crate::grid::DeviceKind;
+use super::stage::{FaultsArgs, Stage};
+use crate::machine::DeviceKind;
+use crate::ranks::{Member, run_threads};
 
 const ELEMENTS: usize = 5000;
 const MODES: [CUstreamCaptureMode; 3] = [
@@ -42,26 +43,26 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
         let context = contexts.get(rank as usize).context("two ranks")?;
         Ok(context.new_stream()?)
     };
-    let stage = stage(args, DeviceKind::Cuda, &stream);
+    let stage = Stage::new(args, DeviceKind::Cuda, &stream);
 
-    threads(2, 1, &|meeting| event_tracking(meeting, &stage))?;
+    run_threads(2, 1, |member| event_tracking(member, &stage))?;
     println!("  event tracking: the error of a capture names the remedy, which helps");
     for context in &contexts {
         // SAFETY: everything below is used on one stream a rank.
         unsafe { context.disable_event_tracking() };
     }
     for mode in MODES {
-        threads(2, 1, &|meeting| refused(meeting, &stage, mode))?;
-        threads(2, 1, &|meeting| dropped(meeting, &stage, mode))?;
-        threads(2, 1, &|meeting| allowed(meeting, &stage, mode))?;
+        run_threads(2, 1, |member| refused(member, &stage, mode))?;
+        run_threads(2, 1, |member| dropped(member, &stage, mode))?;
+        run_threads(2, 1, |member| allowed(member, &stage, mode))?;
         println!("  {mode:?}: refused; dropped while it records; allowed by the unsafe setting");
     }
-    threads(2, 1, &|meeting| dropped_elsewhere(meeting, &stage))?;
+    run_threads(2, 1, |member| dropped_elsewhere(member, &stage))?;
     println!("  dropped by another thread while it records: the peer's call ends well");
     match devices {
         1 => println!("  slices of another GPU: not tried, there is one GPU"),
         _ => {
-            threads(2, 1, &|meeting| foreign(meeting, &stage, &contexts))?;
+            run_threads(2, 1, |member| foreign(member, &stage, &contexts))?;
             println!("  slices of another GPU: a typed error, and nothing is launched");
         }
     }
@@ -77,11 +78,11 @@ struct Rank {
 
 impl Rank {
     fn join(
-        meeting: &mut Meeting,
+        member: &mut Member<'_>,
         stage: &CudaStage<'_>,
         settings: impl FnOnce(peersum::CommunicatorBuilder) -> peersum::CommunicatorBuilder,
     ) -> Result<Self> {
-        let communicator = stage.build(meeting.next_group()?, settings)?;
+        let communicator = stage.build(member.next_group()?, settings)?;
         let stream = communicator.stream().clone();
         let value = communicator.rank() as f32 + 1.0;
         let buffer = stream.clone_htod(&vec![value; ELEMENTS])?;
@@ -111,8 +112,8 @@ fn ensure_capture_error(outcome: Result<(), Error>, remedy: &str) -> Result<()> 
 }
 
 /// A slice whose events were recorded outside spoils the capture.
-fn event_tracking(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> {
-    let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
+fn event_tracking(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()> {
+    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
     let context = rank.stream.context().clone();
     ensure!(context.is_event_tracking(), "cudarc's default");
     let spoilt = {
@@ -125,10 +126,10 @@ fn event_tracking(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> {
     // What cudarc noted of its refused wait, and would return from its next call.
     let _ = context.check_err();
     // Where the ranks share a GPU they share its context.
-    meeting.barrier.wait();
+    member.peers.meet()?;
     // SAFETY: everything here is used on one stream.
     unsafe { context.disable_event_tracking() };
-    meeting.barrier.wait();
+    member.peers.meet()?;
     {
         let mut held = Held::new(&mut rank.buffer);
         let graph = rank
@@ -141,16 +142,16 @@ fn event_tracking(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> {
 }
 
 /// A call in a capture of the program is refused, and leaves the program's capture as it is.
-fn refused(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
-    let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
-    meeting.barrier.wait();
+fn refused(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
+    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
+    member.peers.meet()?;
     let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
     rank.stream.begin_capture(mode)?;
     let called = rank.communicator.all_reduce_in_place(&mut rank.buffer);
     let begun = rank.communicator.capture_begin();
     let graph = rank.stream.end_capture(FLAGS);
     drop(alone);
-    meeting.barrier.wait();
+    member.peers.meet()?;
     ensure_capture_error(called, "capture_begin")?;
     ensure!(matches!(begun, Err(Error::Capture(_))), "{begun:?}");
     // Nothing is in it.
@@ -165,9 +166,9 @@ fn refused(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMod
 }
 
 /// A communicator that is dropped while the program captures its stream waits for its kernel.
-fn dropped(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
-    let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
-    meeting.barrier.wait();
+fn dropped(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
+    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
+    member.peers.meet()?;
     let is_first = rank.communicator.rank() == 0;
     if !is_first {
         std::thread::sleep(LATE);
@@ -186,9 +187,9 @@ fn dropped(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMod
 
 /// A communicator whose capture another thread began. If the driver lets this thread end it, the
 /// communicator waits for its kernel; otherwise it leaks what the kernel uses.
-fn dropped_elsewhere(mut meeting: Meeting, stage: &CudaStage<'_>) -> Result<()> {
-    let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
-    meeting.barrier.wait();
+fn dropped_elsewhere(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()> {
+    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
+    member.peers.meet()?;
     if rank.communicator.rank() == 1 {
         std::thread::sleep(LATE);
         rank.communicator.all_reduce_in_place(&mut rank.buffer)?;
@@ -229,19 +230,19 @@ fn finish(rank: Rank, end: impl FnOnce(Communicator<Cuda>) -> Result<()>) -> Res
 }
 
 /// With the unsafe setting the program's own graph holds calls.
-fn allowed(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
+fn allowed(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
     // SAFETY: the graph is launched on the communicator's stream, one launch after the other, while
     // communicator and buffer live, and the last launch is waited for.
     let settings =
         |builder: peersum::CommunicatorBuilder| unsafe { builder.allow_outside_capture() };
-    let mut rank = Rank::join(&mut meeting, stage, settings)?;
-    meeting.barrier.wait();
+    let mut rank = Rank::join(&mut member, stage, settings)?;
+    member.peers.meet()?;
     let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
     rank.stream.begin_capture(mode)?;
     let called = (0..2).try_for_each(|_| rank.communicator.all_reduce_in_place(&mut rank.buffer));
     let graph = rank.stream.end_capture(FLAGS);
     drop(alone);
-    meeting.barrier.wait();
+    member.peers.meet()?;
     called?;
     let graph = graph?.context("a graph of two calls")?;
     for expected in [6.0, 24.0] {
@@ -254,11 +255,11 @@ fn allowed(mut meeting: Meeting, stage: &CudaStage<'_>, mode: CUstreamCaptureMod
 
 /// A slice of the other rank's GPU is refused as input and as output.
 fn foreign(
-    mut meeting: Meeting,
+    mut member: Member<'_>,
     stage: &CudaStage<'_>,
     contexts: &[Arc<CudaContext>],
 ) -> Result<()> {
-    let mut rank = Rank::join(&mut meeting, stage, |builder| builder)?;
+    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
     let other = contexts
         .get(1 - rank.communicator.rank() as usize)
         .context("two ranks")?;

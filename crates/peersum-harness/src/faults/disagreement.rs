@@ -1,4 +1,4 @@
-//! Ranks that call differently.
+//! Ranks that make different calls.
 
 use anyhow::{Context, Result, bail, ensure};
 use half::bf16;
@@ -7,12 +7,12 @@ use peersum::dispatch::{Plan, Route};
 use peersum::{CallSignature, Communicator, Error, Failure};
 use peersum_artifact::Dtype;
 
-use super::work::Work;
-use super::{Meeting, Stage, threads};
-use crate::grid::DeviceKind;
+use super::stage::{ELEMENTS, SEED, Stage};
+use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
+use crate::ranks::{Member, run_threads};
 
-/// The rank that makes other calls than the rest.
+/// The rank whose calls differ from those of the others.
 const ODD: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,8 +56,8 @@ const PROGRAMS: [(&str, &[Called], &[Called]); 6] = [
 pub(super) fn disagreements<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     for (what, rest, odd) in PROGRAMS {
         for in_graph in [false, true] {
-            threads(3, 1, &|meeting| {
-                disagree(meeting, stage, [rest, odd], in_graph)
+            run_threads(3, 1, |member| {
+                disagree(member, stage, [rest, odd], in_graph)
                     .with_context(|| format!("{what}, in a graph: {in_graph}"))
             })?;
         }
@@ -75,8 +75,8 @@ enum Array<D: Device> {
 impl<D: Device> Array<D> {
     fn new(device: &D, called: Called) -> Result<Self> {
         Ok(match called.dtype {
-            Dtype::F32 => Array::F32(TestBuffer::new(device, called.elements, 0)?),
-            _ => Array::Bf16(TestBuffer::new(device, called.elements, 0)?),
+            Dtype::F32 => Array::F32(TestBuffer::new(device, called.elements)?),
+            _ => Array::Bf16(TestBuffer::new(device, called.elements)?),
         })
     }
 
@@ -102,18 +102,19 @@ impl Called {
 }
 
 fn disagree<S: DeviceStream>(
-    mut meeting: Meeting,
+    mut member: Member<'_>,
     stage: &Stage<'_, S>,
     programs: [&[Called]; 2],
     in_graph: bool,
 ) -> Result<()> {
-    // Beyond what any of it takes, so that what the headers do not find would be a time-out.
-    let mut communicator = stage.build(meeting.next_group()?, |builder| {
+    // Longer than any of these calls takes: a disagreement that the headers do not find shows as a
+    // timeout.
+    let mut communicator = stage.build(member.next_group()?, |builder| {
         builder.timeout(std::time::Duration::from_secs(20))
     })?;
     let rank = communicator.rank();
-    let work = Work::<S::Device>::new(communicator.stream(), rank, communicator.world_size())?;
-    work.call(&mut communicator)?;
+    let good = stage.arrays(&communicator, SEED, ELEMENTS)?;
+    good.call(&mut communicator)?;
     communicator.synchronize()?;
     let calls = |rank: u32| programs[usize::from(rank == ODD)];
     let (blocks, threads) = match stage.kind {
@@ -122,7 +123,7 @@ fn disagree<S: DeviceStream>(
     };
     let arrays: Vec<Array<S::Device>> = calls(rank)
         .iter()
-        .map(|called| Array::new(&work.device, *called))
+        .map(|called| Array::new(&good.device, *called))
         .collect::<Result<_>>()?;
     let launch = |communicator: &mut Communicator<S::Device>| {
         calls(rank)
@@ -134,18 +135,20 @@ fn disagree<S: DeviceStream>(
                     blocks,
                     threads,
                 }))?;
-                array.call(&work.device, communicator)
+                array.call(&good.device, communicator)
             })
     };
     let mut graph = None;
     if in_graph {
         communicator.capture_begin()?;
         launch(&mut communicator)?;
-        // SAFETY: the arrays live until the end of this function, which has waited for the stream by then.
+        // SAFETY: the arrays live until the end of this function, which has waited for the stream
+        // by then.
         graph = Some(unsafe { communicator.capture_end()? });
     }
-    // A rank that is still in its good call when others fail in the next would be told that.
-    meeting.barrier.wait();
+    // Otherwise a rank that is still in its good call would report the failure of the others' next
+    // call.
+    member.peers.meet()?;
     let launched = match &graph {
         Some(graph) => graph.launch(&mut communicator),
         None => launch(&mut communicator),

@@ -10,97 +10,32 @@ mod captures;
 mod disagreement;
 mod processes;
 mod replays;
+mod stage;
 mod two;
-mod work;
 
-use std::process::Command;
-use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
-use peersum::cudarc::driver::CudaContext;
+use clap::ValueEnum;
+use peersum::Rendezvous;
 use peersum::device::DeviceStream;
-use peersum::loader::LoadPolicy;
-use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
-use peersum_emulator::EmulatorDevice;
 
-use crate::grid::{CONNECTIONS_VARIABLE, DeviceChoice, DeviceKind, decide};
+use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue};
+use crate::ranks::run_threads;
+use stage::{Case, Stage, again};
 
-/// How long a call waits for a peer in these cases.
-const TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) use stage::FaultsArgs;
 
-/// Beyond this a case hangs.
+/// A case that takes longer hangs.
 const CASE_PATIENCE: Duration = Duration::from_secs(120);
-
-/// One case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Case {
-    /// Four layers captured, 100 replays mixed with eager calls, with and without programmatic dependent launch.
-    GraphReplays,
-    /// Two communicators with default settings on the same GPUs, one rank a GPU if there are two:
-    /// ranks enqueue their calls in opposite orders, eager and as graphs.
-    TwoCommunicators,
-    /// A rank never calls; the others name it, outputs are NaN, a graph captured before is refused and moves no data, a new communicator works.
-    AbsentRank,
-    /// Another thread aborts a rank that waits.
-    Abort,
-    /// Ranks call with different sizes, types or algorithms, in another order, or skip a call; eager and in graphs.
-    Disagreement,
-    /// A process is killed with SIGKILL between calls of others that wait for it.
-    Killed,
-    /// Processes that share memory by legacy CUDA IPC.
-    LegacyIpc,
-    /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
-    /// On two GPUs where there are so many.
-    Captures,
-}
-
-impl Case {
-    /// Why the emulator does not have it, if so.
-    fn not_emulated(self) -> Option<&'static str> {
-        match self {
-            Case::LegacyIpc => Some("the emulator has no CUDA IPC"),
-            Case::Captures => Some("the emulator has no cudarc"),
-            _ => None,
-        }
-    }
-}
-
-/// Which cases to run.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct FaultsArgs {
-    /// The case [default: all that the device has].
-    #[arg(long)]
-    case: Option<Case>,
-    /// What the ranks run on. All share GPU 0 unless the case says otherwise, or have one emulated
-    /// device each.
-    #[arg(long, value_enum, default_value = "auto")]
-    device: DeviceChoice,
-    /// What a rank may take beyond its deadline, in milliseconds.
-    #[arg(long, default_value_t = 1000)]
-    grace_ms: u64,
-    /// Within how many milliseconds an abort must end every wait.
-    #[arg(long, default_value_t = 10)]
-    abort_ms: u64,
-    /// One rank of a case whose ranks are processes.
-    #[arg(long, hide = true)]
-    rank: Option<u32>,
-    /// Where those ranks meet.
-    #[arg(long, hide = true)]
-    directory: Option<std::path::PathBuf>,
-}
 
 /// Runs one case or all.
 ///
 /// # Errors
-/// A case did not end as it must.
+/// A case failed.
 pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
-    if std::env::var_os(CONNECTIONS_VARIABLE).is_none() {
-        // SAFETY: this program has one thread so far.
-        unsafe { std::env::set_var(CONNECTIONS_VARIABLE, "32") };
-    }
-    // All on one device, so any number of ranks will do.
+    give_each_stream_a_queue();
+    // All ranks share one device, so their number does not matter.
     let kind = decide(args.device, 1)?.kind;
     let Some(case) = args.case else {
         return all(args, kind);
@@ -113,126 +48,19 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
             Ok(())
         }
         DeviceKind::Cuda => {
-            let count = match case {
-                Case::TwoCommunicators => gpus()?,
+            let ranks = match case {
+                Case::TwoCommunicators => 8,
                 _ => 1,
             };
-            let contexts = (0..count)
-                .map(peersum::open_context)
-                .collect::<std::result::Result<Vec<_>, _>>()?;
-            let stream = |rank: u32| Ok(contexts[(rank % count) as usize].new_stream()?);
-            run_case(case, &stage(args, kind, &stream))
+            run_on(case, args, &Gpus::open(ranks)?)
         }
-        DeviceKind::Emulator => {
-            let stream = |rank| Ok(EmulatorDevice::new(rank).stream()?);
-            run_case(case, &stage(args, kind, &stream))
-        }
+        DeviceKind::Emulator => run_on(case, args, &Emulators::default()),
     }
 }
 
-/// As many of the machine's GPUs as a group can have.
-fn gpus() -> Result<u32> {
-    let count = CudaContext::device_count().context("counting the GPUs")?;
-    Ok(count.clamp(1, 8).cast_unsigned())
-}
-
-/// What a case has of the device and the flags.
-struct Stage<'a, S> {
-    args: &'a FaultsArgs,
-    kind: DeviceKind,
-    stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
-    grace: Duration,
-}
-
-fn stage<'a, S>(
-    args: &'a FaultsArgs,
-    kind: DeviceKind,
-    stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
-) -> Stage<'a, S> {
-    Stage {
-        args,
-        kind,
-        stream,
-        grace: Duration::from_millis(args.grace_ms),
-    }
-}
-
-impl<S: DeviceStream> Stage<'_, S> {
-    /// A rank's communicator on a stream of its own.
-    fn build(
-        &self,
-        rendezvous: Rendezvous,
-        settings: impl FnOnce(CommunicatorBuilder) -> CommunicatorBuilder,
-    ) -> Result<Communicator<S::Device>> {
-        let stream = (self.stream)(rendezvous.rank())?;
-        let mut builder = Communicator::builder()
-            .rendezvous(rendezvous)
-            .load_policy(LoadPolicy::from_env()?)
-            .max_bytes(64 << 10)
-            .timeout(TIMEOUT)
-            .setup_timeout(Duration::from_secs(60));
-        if self.kind == DeviceKind::Emulator {
-            // Every thread of a grid is a thread of the host, and all of them spin.
-            builder = builder.max_blocks(1);
-        }
-        Ok(settings(builder).build(&stream)?)
-    }
-}
-
-/// The ranks of a case that are threads.
-struct Meeting {
-    /// Recipes of the groups that this rank joins one after the other, the first at the end.
-    groups: Vec<Rendezvous>,
-    /// Of all ranks of the case.
-    barrier: std::sync::Arc<Barrier>,
-}
-
-impl Meeting {
-    fn next_group(&mut self) -> Result<Rendezvous> {
-        self.groups.pop().context("no further group")
-    }
-}
-
-/// Runs `rank` on so many threads, which can form so many groups.
-fn threads(
-    world_size: u32,
-    groups: usize,
-    rank: &(dyn Fn(Meeting) -> Result<()> + Sync),
-) -> Result<()> {
-    let barrier = std::sync::Arc::new(Barrier::new(world_size as usize));
-    let mut meetings: Vec<Meeting> = (0..world_size)
-        .map(|_| Meeting {
-            groups: Vec::new(),
-            barrier: barrier.clone(),
-        })
-        .collect();
-    for _ in 0..groups {
-        for (meeting, rendezvous) in meetings.iter_mut().zip(Rendezvous::threads(world_size)) {
-            meeting.groups.push(rendezvous);
-        }
-    }
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = meetings
-            .into_iter()
-            .map(|meeting| {
-                scope.spawn(move || {
-                    let outcome = rank(meeting);
-                    if let Err(error) = &outcome {
-                        // The other ranks may be waiting for this one at the barrier.
-                        eprintln!("FAILED: {error:#}");
-                        std::process::exit(1);
-                    }
-                    outcome
-                })
-            })
-            .collect();
-        for (index, rank) in ranks.into_iter().enumerate() {
-            rank.join()
-                .unwrap_or_else(|_| bail!("panicked"))
-                .with_context(|| format!("rank {index}"))?;
-        }
-        Ok(())
-    })
+fn run_on<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()> {
+    let stream = |rank| machine.stream(rank);
+    run_case(case, &Stage::new(args, machine.kind(), &stream))
 }
 
 fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<()> {
@@ -241,38 +69,41 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
         (Case::GraphReplays, ..) => {
             let forms: &[(u32, bool)] = match stage.kind {
                 DeviceKind::Cuda => &[(2, true), (2, false), (4, true), (8, true), (8, false)],
-                // It has no programmatic dependent launch.
+                // The emulator has no programmatic dependent launch.
                 DeviceKind::Emulator => &[(2, false), (3, false)],
             };
             for &(world_size, pdl) in forms {
-                threads(world_size, 1, &|meeting| {
-                    replays::graph_replays(meeting, stage, pdl)
+                run_threads(world_size, 1, |member| {
+                    replays::graph_replays(member, stage, pdl)
                 })?;
                 println!(
-                    "  world size {world_size}, pdl {pdl}: 100 replays of 4 layers and 10 eager calls, all equal to the reference"
+                    "  world size {world_size}, pdl {pdl}: 100 replays of 4 layers and 10 eager \
+                     calls, all equal to the reference"
                 );
             }
         }
         (Case::TwoCommunicators, ..) => {
             let (largest, pdl): (u32, &[bool]) = match stage.kind {
-                DeviceKind::Cuda => (gpus()?.max(2), &[true, false]),
+                DeviceKind::Cuda => (Gpus::count()?.clamp(2, 8), &[true, false]),
                 DeviceKind::Emulator => (3, &[false]),
             };
             let mut world_sizes = vec![2, largest];
             world_sizes.dedup();
             for world_size in world_sizes {
                 for &pdl in pdl {
-                    threads(world_size, 2, &|meeting| {
-                        two::two_communicators(meeting, stage, pdl)
+                    run_threads(world_size, 2, |member| {
+                        two::two_communicators(member, stage, pdl)
                     })?;
                     println!(
-                        "  world size {world_size}, pdl {pdl}: two communicators at once, all results \
-                         equal to the reference"
+                        "  world size {world_size}, pdl {pdl}: two communicators at once, all \
+                         results equal to the reference"
                     );
                 }
             }
         }
-        (Case::AbsentRank, ..) => threads(3, 2, &|meeting| absent::absent_rank(meeting, stage))?,
+        (Case::AbsentRank, ..) => {
+            run_threads(3, 2, |member| absent::absent_rank(member, stage))?;
+        }
         (Case::Abort, ..) => abort::aborts(stage)?,
         (Case::Disagreement, ..) => disagreement::disagreements(stage)?,
         (case, Some(rank), Some(directory)) => {
@@ -292,10 +123,7 @@ fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<
 }
 
 fn report(case: Case, began: Instant) {
-    println!(
-        "{case:?}: as it must, {:.1} s",
-        began.elapsed().as_secs_f64()
-    );
+    println!("{case:?}: passed, {:.1} s", began.elapsed().as_secs_f64());
 }
 
 /// Runs every case that the device has, each in a process of its own.
@@ -323,19 +151,4 @@ fn all(args: &FaultsArgs, kind: DeviceKind) -> Result<()> {
         ensure!(status.success(), "{case:?} ended with {status}");
     }
     Ok(())
-}
-
-/// This program, for a part of what it does.
-fn again(args: &FaultsArgs, kind: DeviceKind, case: Case) -> Result<Command> {
-    let name = case.to_possible_value().context("a case without a name")?;
-    let device = match kind {
-        DeviceKind::Cuda => "cuda",
-        DeviceKind::Emulator => "emulator",
-    };
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["faults", "--case", name.get_name(), "--device", device])
-        .args(["--grace-ms", &args.grace_ms.to_string()])
-        .args(["--abort-ms", &args.abort_ms.to_string()]);
-    Ok(command)
 }

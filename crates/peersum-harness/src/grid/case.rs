@@ -3,11 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 
+use clap::ValueEnum;
+use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-/// How the calls of a round are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+use crate::names::name_of;
+
+/// How the calls of a round are launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Mode {
     /// One launch a call.
     Eager,
@@ -16,24 +21,45 @@ pub(crate) enum Mode {
 }
 
 /// Where the arrays of a call lie and what they hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Variant {
-    /// Aligned, out of place (the symmetric two-shot, which knows no other, in place).
+    /// Aligned, out of place. The symmetric two-shot is always in place.
     Aligned,
-    /// Views that begin at another element on every rank; of a symmetric buffer, at an odd one.
+    /// Views that begin at a different element on every rank; in a symmetric buffer, at an odd
+    /// element.
     Unaligned,
     /// Aligned, in place.
     InPlace,
-    /// In place, at another element on every rank.
+    /// In place, at a different element on every rank.
     UnalignedInPlace,
     /// NaN, infinities, zeros of both signs, subnormals and the words that the slots use, aligned.
     Special,
-    /// The same, at another element on every rank.
+    /// The same, at a different element on every rank.
     SpecialUnaligned,
 }
 
 impl Variant {
-    /// Whether a route knows the variant.
+    pub(crate) const ALL: [Variant; 6] = [
+        Variant::Aligned,
+        Variant::Unaligned,
+        Variant::InPlace,
+        Variant::UnalignedInPlace,
+        Variant::Special,
+        Variant::SpecialUnaligned,
+    ];
+
+    /// A random variant that the route supports.
+    pub(crate) fn any(route: Route, rng: &mut Rng) -> Variant {
+        loop {
+            let any = Variant::ALL[rng.usize(..Variant::ALL.len())];
+            if any.serves(route) {
+                return any;
+            }
+        }
+    }
+
+    /// Whether a route supports the variant.
     pub(crate) fn serves(self, route: Route) -> bool {
         !route.is_symmetric() || !matches!(self, Variant::InPlace | Variant::UnalignedInPlace)
     }
@@ -54,20 +80,21 @@ impl Variant {
     }
 }
 
-/// Cases that try to catch the protocols at what they are bad at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// Cases that aim at the weak points of the protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub(crate) enum Adversarial {
-    /// Each rank sleeps for a time of its own before every call.
+    /// Each rank sleeps for a random time before every call.
     Delays,
     /// The ranks start at different times.
     LateStart,
-    /// Another size in every call, carried out as the dispatch table says.
+    /// A new size in every call; the dispatch table chooses the plan.
     Sizes,
-    /// Another algorithm in every call.
+    /// A new algorithm in every call.
     Mixed,
-    /// Another grid in every call.
+    /// A new launch shape in every call.
     Grids,
-    /// Two communicators on two streams, their calls in turn.
+    /// Two communicators on two streams, called in turn.
     TwoCommunicators,
 }
 
@@ -107,7 +134,7 @@ pub(crate) struct Case {
 }
 
 impl Case {
-    /// What it is reported with.
+    /// The group of cases that share a line in the output.
     pub(crate) fn group(&self) -> String {
         let kind = match self.work {
             Work::Uniform { route, .. } => route.name(),
@@ -116,7 +143,7 @@ impl Case {
         format!("ws{}/{}/{kind}", self.world_size, self.dtype)
     }
 
-    /// The elements of its largest call, given the largest that an adversarial case may choose.
+    /// The elements of its largest call. `adversarial` is the maximum for an adversarial case.
     pub(crate) fn largest_elements(&self, adversarial: usize) -> usize {
         match self.work {
             Work::Uniform { elements, .. } => elements,
@@ -127,36 +154,19 @@ impl Case {
 
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mode::Eager => "eager",
-            Mode::Graph => "graph",
-        })
+        f.write_str(&name_of(self))
     }
 }
 
 impl fmt::Display for Variant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Variant::Aligned => "aligned",
-            Variant::Unaligned => "unaligned",
-            Variant::InPlace => "in_place",
-            Variant::UnalignedInPlace => "unaligned_in_place",
-            Variant::Special => "special",
-            Variant::SpecialUnaligned => "special_unaligned",
-        })
+        f.write_str(&name_of(self))
     }
 }
 
 impl fmt::Display for Adversarial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Adversarial::Delays => "delays",
-            Adversarial::LateStart => "late_start",
-            Adversarial::Sizes => "sizes",
-            Adversarial::Mixed => "mixed",
-            Adversarial::Grids => "grids",
-            Adversarial::TwoCommunicators => "two_communicators",
-        })
+        f.write_str(&name_of(self))
     }
 }
 
@@ -176,8 +186,9 @@ impl fmt::Display for Case {
     }
 }
 
-/// Selects configurations by their names: the parts between slashes in order, `*` for any; parts that are left out at the end may be
-/// anything. A single part without a slash selects every name that has it anywhere.
+/// Selects configurations by their names. A filter has parts between slashes, of which `*` matches
+/// any part and missing parts at the end match everything. A single part without a slash matches
+/// every name that contains that part.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Filter(String);

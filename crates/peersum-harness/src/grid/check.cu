@@ -1,5 +1,6 @@
-// check.cu - the grid's data and comparison on the card: the counterpart of generator.rs and of peersum::reference, in which
-// both are plain integer and float32 arithmetic. Every rank proves it against them before it relies on it.
+// check.cu - the grid's data and comparison on the card: the counterpart of data.rs and of
+// peersum::reference, in which both are plain integer and float32 arithmetic. Every rank proves it
+// against them before it relies on it.
 //
 // Includes nothing, like the kernels. Compiled ahead of time by `cargo xtask test-allreduce`.
 
@@ -22,20 +23,45 @@ struct Keys {
 #define DEVICE __device__ __forceinline__
 
 // The instructions by name, as in kernels/platform.cuh: no header declares what CUDA calls them.
-DEVICE u32 tid_x() { u32 value; asm("mov.u32 %0, %%tid.x;" : "=r"(value)); return value; }
-DEVICE u32 ntid_x() { u32 value; asm("mov.u32 %0, %%ntid.x;" : "=r"(value)); return value; }
-DEVICE u32 ctaid_x() { u32 value; asm("mov.u32 %0, %%ctaid.x;" : "=r"(value)); return value; }
-DEVICE u32 nctaid_x() { u32 value; asm("mov.u32 %0, %%nctaid.x;" : "=r"(value)); return value; }
-DEVICE float as_float(u32 bits) { float value; asm("mov.b32 %0, %1;" : "=f"(value) : "r"(bits)); return value; }
-DEVICE u32 as_bits(float value) { u32 bits; asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value)); return bits; }
+DEVICE u32 tid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%tid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u32 ntid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%ntid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u32 ctaid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%ctaid.x;" : "=r"(value));
+    return value;
+}
+DEVICE u32 nctaid_x() {
+    u32 value;
+    asm("mov.u32 %0, %%nctaid.x;" : "=r"(value));
+    return value;
+}
+DEVICE float as_float(u32 bits) {
+    float value;
+    asm("mov.b32 %0, %1;" : "=f"(value) : "r"(bits));
+    return value;
+}
+DEVICE u32 as_bits(float value) {
+    u32 bits;
+    asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value));
+    return bits;
+}
 DEVICE void red_max_global_u64(u64 address, u64 value) {
     asm volatile("red.global.max.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
 __device__ const u32 SPECIAL_BITS[24] = {
-    0xFFFFFFFFu, 0x7FFFFFFFu, 0x00000000u, 0x80000000u, 0x7F800000u, 0xFF800000u, 0x00000001u, 0x80000001u,
-    0x007FFFFFu, 0x7F7FFFFFu, 0x7F800001u, 0xFFC01234u, 0x00008000u, 0x00007FFFu, 0x00007C00u, 0x0000FC00u,
-    0x00007F80u, 0x0000FF80u, 0x000003FFu, 0x00007BFFu, 0x0000007Fu, 0x00007F7Fu, 0x00007C01u, 0x0000FFFFu,
+    0xFFFFFFFFu, 0x7FFFFFFFu, 0x00000000u, 0x80000000u, 0x7F800000u, 0xFF800000u,
+    0x00000001u, 0x80000001u, 0x007FFFFFu, 0x7F7FFFFFu, 0x7F800001u, 0xFFC01234u,
+    0x00008000u, 0x00007FFFu, 0x00007C00u, 0x0000FC00u, 0x00007F80u, 0x0000FF80u,
+    0x000003FFu, 0x00007BFFu, 0x0000007Fu, 0x00007F7Fu, 0x00007C01u, 0x0000FFFFu,
 };
 
 DEVICE u32 mix(u32 word) {
@@ -63,7 +89,8 @@ DEVICE float widen(u32 dtype, u32 bits) {
     u32 magnitude = (bits & 0x7FFFu) << 13;
     u32 exponent = magnitude & 0x0F800000u;
     if (exponent == 0x0F800000u) return as_float(sign | (magnitude + ((255u - 31u) << 23)));
-    if (exponent == 0) return as_float(sign | as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23)));
+    if (exponent == 0)
+        return as_float(sign | as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23)));
     return as_float(sign | (magnitude + ((127u - 15u) << 23)));
 }
 
@@ -76,17 +103,21 @@ DEVICE u32 round_to(u32 dtype, float value) {
     if (dtype == DTYPE_BF16) return (bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16;
     u32 sign = (bits >> 16) & 0x8000u;
     if (magnitude >= 0x47800000u) return sign | 0x7C00u;
-    if (magnitude < 0x38800000u) return sign | ((as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f)) & 0xFFFFu);
+    if (magnitude < 0x38800000u)
+        return sign | ((as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f)) & 0xFFFFu);
     return sign | ((magnitude - ((127u - 15u) << 23) + 0xFFFu + ((magnitude >> 13) & 1)) >> 13);
 }
 
 // Writes one rank's array.
-extern "C" __global__ void peersum_grid_generate(u64 array, u64 elements, u32 dtype, u32 special, u32 key) {
+extern "C" __global__ void peersum_grid_generate(u64 array, u64 elements, u32 dtype, u32 special,
+                                                 u32 key) {
     u64 step = (u64)nctaid_x() * ntid_x();
     for (u64 i = (u64)ctaid_x() * ntid_x() + tid_x(); i < elements; i += step) {
         u32 bits = element(dtype, special, key, (u32)i);
-        if (dtype == DTYPE_F32) ((u32*)array)[i] = bits;
-        else ((u16*)array)[i] = (u16)bits;
+        if (dtype == DTYPE_F32)
+            ((u32*)array)[i] = bits;
+        else
+            ((u16*)array)[i] = (u16)bits;
     }
 }
 
@@ -96,16 +127,19 @@ DEVICE void found(u64 result, u32 index, u32 bits) {
 }
 
 // Compares a slot: `start` bytes of guard, the array, guard up to `guarded_bytes`.
-extern "C" __global__ void peersum_grid_check(u64 slot, u64 start, u64 guarded_bytes, u64 elements, u32 dtype, u32 special,
-                                              Keys keys, u32 world_size, u64 result) {
+extern "C" __global__ void peersum_grid_check(u64 slot, u64 start, u64 guarded_bytes, u64 elements,
+                                              u32 dtype, u32 special, Keys keys, u32 world_size,
+                                              u64 result) {
     u64 first = (u64)ctaid_x() * ntid_x() + tid_x();
     u64 step = (u64)nctaid_x() * ntid_x();
     u64 end = start + elements * (dtype == DTYPE_F32 ? 4 : 2);
     for (u64 i = first; i < elements; i += step) {
         float sum = widen(dtype, element(dtype, special, keys.key[0], (u32)i));
-        for (u32 rank = 1; rank < world_size; rank++) sum += widen(dtype, element(dtype, special, keys.key[rank], (u32)i));
+        for (u32 rank = 1; rank < world_size; rank++)
+            sum += widen(dtype, element(dtype, special, keys.key[rank], (u32)i));
         u32 expected = round_to(dtype, sum);
-        u32 actual = dtype == DTYPE_F32 ? ((const u32*)(slot + start))[i] : ((const u16*)(slot + start))[i];
+        u32 actual =
+            dtype == DTYPE_F32 ? ((const u32*)(slot + start))[i] : ((const u16*)(slot + start))[i];
         if (actual != expected) found(result, (u32)i, actual);
     }
     for (u64 i = first; i < start; i += step)

@@ -1,11 +1,10 @@
-//! Data and comparison on the card, by kernels that `cargo xtask test-allreduce` compiles ahead of time: where results are large, moving
-//! and comparing them on the host would take most of a run.
+//! Makes data and compares results on the GPU, with kernels that `cargo xtask test-allreduce`
+//! compiles ahead of time. For large results, copying to and comparing on the host would take most
+//! of a run.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use half::{bf16, f16};
-use peersum::Element;
 use peersum::cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, LaunchConfig,
     PushKernelArg,
@@ -15,8 +14,9 @@ use peersum::device::{Device, MemorySharing};
 use peersum_artifact::Dtype;
 
 use super::event::Wrong;
-use super::generator::{self, Content, Key, bytes_of};
-use super::memory::{GUARD_BYTES, POISON, Slot};
+use super::memory::Slot;
+use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
+use crate::memory::{GUARD_BYTES, POISON};
 
 /// Names the directory with the cubins of `check.cu`, `check.sm_90.cubin` and so on.
 const DIRECTORY_VARIABLE: &str = "PEERSUM_GRID_CHECK_DIR";
@@ -32,7 +32,8 @@ pub(crate) trait DeviceCheck: Send {
     /// Writes one rank's array.
     fn generate(&mut self, dtype: Dtype, content: Content, key: Key, slot: &Slot) -> Result<()>;
 
-    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under `place`.
+    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under
+    /// `place`.
     fn check(
         &mut self,
         dtype: Dtype,
@@ -73,8 +74,8 @@ pub(crate) struct DeviceCheckModule {
 }
 
 impl DeviceCheckModule {
-    /// Loads the cubin for the GPU from the directory that the environment names; `None` if it names none, and results are then compared on
-    /// the host.
+    /// Loads the cubin for the GPU from the directory that the environment names; `None` if it
+    /// names none, and results are then compared on the host.
     pub(crate) fn load(context: &Arc<CudaContext>) -> Result<Option<DeviceCheckModule>> {
         let Some(directory) = std::env::var_os(DIRECTORY_VARIABLE) else {
             return Ok(None);
@@ -132,7 +133,7 @@ fn element_bytes(dtype: Dtype) -> u64 {
     dtype.size_bytes() as u64
 }
 
-/// Few and small blocks: they must find places beside those that wait for this rank.
+/// Few and small blocks: they must fit on the GPU beside blocks that wait for this rank.
 fn shape(elements: u64) -> LaunchConfig {
     const THREADS: u32 = 256;
     let blocks = elements.div_ceil(u64::from(THREADS) * 4).clamp(1, 264) as u32;
@@ -158,7 +159,8 @@ impl DeviceCheck for OnStream {
             .arg(&number)
             .arg(&special)
             .arg(&key.0);
-        // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the array's address on; the slot holds them.
+        // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the
+        // array's address on; the slot holds them.
         unsafe { launch.launch(shape(elements))? };
         Ok(())
     }
@@ -199,7 +201,8 @@ impl DeviceCheck for OnStream {
             .arg(&all)
             .arg(&world_size)
             .arg(&result);
-        // SAFETY: the arguments are those of the kernel, which reads the slot and writes one result; this stream alone uses the results.
+        // SAFETY: the arguments are those of the kernel, which reads the slot and writes one
+        // result; this stream alone uses the results.
         unsafe { launch.launch(shape(elements))? };
         Ok(())
     }
@@ -226,30 +229,27 @@ impl DeviceCheck for OnStream {
     }
 }
 
-/// Holds a check to `generator` and `peersum::reference`: it must make the same data, accept the reference's sums, and find one changed
-/// bit wherever it is, and one touched byte beside the array.
+/// Tests a check against [`data`] and `peersum::reference`: it must make the same data, accept the
+/// reference's sums, and find one changed bit anywhere and one changed byte beside the array.
 pub(crate) fn prove<D: Device>(
     check: &mut dyn DeviceCheck,
     device: &D,
     world_size: u32,
 ) -> Result<()> {
     for content in [Content::Ordinary, Content::Special] {
-        prove_typed::<f16, D>(check, device, world_size, content)?;
-        prove_typed::<bf16, D>(check, device, world_size, content)?;
-        prove_typed::<f32, D>(check, device, world_size, content)?;
+        for &dtype in Dtype::ALL {
+            with_element!(dtype, T => prove_typed::<T, D>(check, device, world_size, content)?);
+        }
     }
     Ok(())
 }
 
-fn prove_typed<T: Element, D: Device>(
+fn prove_typed<T: TestElement, D: Device>(
     check: &mut dyn DeviceCheck,
     device: &D,
     world_size: u32,
     content: Content,
-) -> Result<()>
-where
-    T::Bits: TryFrom<u32>,
-{
+) -> Result<()> {
     const ELEMENTS: usize = 20_001;
     let keys: Vec<Key> = (0..world_size)
         .map(|rank| Key::new(7, 1, 2, rank))
@@ -278,14 +278,14 @@ where
     // SAFETY: as above.
     unsafe { device.read(slot.base, &mut made)? };
     memory[start..start + bytes]
-        .copy_from_slice(bytes_of(&generator::input::<T>(content, keys[0], ELEMENTS)));
+        .copy_from_slice(bytes_of(&data::input::<T>(content, keys[0], ELEMENTS)));
     ensure!(
         made == memory,
         "{}: the card makes other data than the host",
         what()
     );
 
-    let expected = generator::expected::<T>(content, &keys, ELEMENTS);
+    let expected = data::expected::<T>(content, &keys, ELEMENTS);
     memory[start..start + bytes].copy_from_slice(bytes_of(&expected));
     set(&memory)?;
     check.check(T::DTYPE, content, &keys, &slot, 0)?;

@@ -1,4 +1,5 @@
-//! What ranks tell the runner: through a channel from a thread, as one JSON object a line from a process.
+//! What ranks tell the runner: through a channel from a thread, as one JSON object a line from a
+//! process.
 
 use std::fmt;
 

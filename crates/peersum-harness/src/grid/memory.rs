@@ -1,16 +1,8 @@
 //! The arrays of a round: one slot a layer in each of a rank's regions, every slot between guards.
 
-use anyhow::Result;
-use peersum::device::{Device, MemorySharing};
-
+use super::calls::{Call, LAYERS, OFFSETS, Place, offset};
 use super::event::Wrong;
-use super::plan::{Call, LAYERS, OFFSETS, Place, offset};
-
-/// Bytes before and behind an array that must stay as they were.
-pub(crate) const GUARD_BYTES: usize = 64;
-
-/// What memory holds before a call: a NaN of f32 and two numbers of the others that no generator makes often.
-pub(crate) const POISON: u8 = 0xA5;
+use crate::memory::{GUARD_BYTES, POISON};
 
 /// Bytes from slot to slot for arrays of at most `elements` elements.
 pub(crate) fn stride(elements: usize, element_bytes: usize) -> usize {
@@ -20,23 +12,6 @@ pub(crate) fn stride(elements: usize, element_bytes: usize) -> usize {
 /// The bytes that the largest round needs.
 pub(crate) fn region_bytes(elements: usize) -> usize {
     LAYERS * stride(elements, size_of::<f32>())
-}
-
-/// Memory of one rank, used for one round after the other.
-pub(crate) struct Region<D: Device> {
-    allocation: D::Allocation,
-}
-
-impl<D: Device> Region<D> {
-    pub(crate) fn new(device: &D, bytes: usize, sharing: MemorySharing) -> Result<Region<D>> {
-        Ok(Region {
-            allocation: device.allocate_shared(bytes, sharing)?,
-        })
-    }
-
-    pub(crate) fn base(&self, device: &D) -> u64 {
-        device.allocation_address(&self.allocation)
-    }
 }
 
 /// Where the slots of each place begin on one rank, for one round.
@@ -92,12 +67,18 @@ impl Slots {
             base: self.base(place) + (layer * self.stride) as u64,
             start,
             bytes,
-            // Whole words, so that the card can look at them as such.
+            // A multiple of 4, since the GPU compares whole words.
             guarded_bytes: (start + bytes + GUARD_BYTES)
                 .next_multiple_of(4)
                 .min(self.stride),
         }
     }
+}
+
+/// The bits of an element, as memory holds it.
+pub(crate) fn number_of(element: &[u8]) -> u32 {
+    let bytes = element.iter().rev();
+    bytes.fold(0, |bits, byte| bits << 8 | u32::from(*byte))
 }
 
 /// Compares a slot's memory with what it must hold. `element_bytes` is 2 or 4.
@@ -111,12 +92,6 @@ pub(crate) fn compare(
     let (before, rest) = memory.split_at_checked(slot.start)?;
     let (array, behind) = rest.split_at_checked(slot.bytes)?;
     if array != expected {
-        let bits = |element: &[u8]| {
-            element
-                .iter()
-                .rev()
-                .fold(0, |bits, byte| bits << 8 | u32::from(*byte))
-        };
         let pairs = array
             .chunks_exact(element_bytes)
             .zip(expected.chunks_exact(element_bytes));
@@ -125,8 +100,8 @@ pub(crate) fn compare(
             .find(|(_, (actual, expected))| actual != expected)?;
         return Some(Wrong::Element {
             index: index as u32,
-            expected: bits(expected),
-            actual: bits(actual),
+            expected: number_of(expected),
+            actual: number_of(actual),
         });
     }
     let touched = |byte: &u8| *byte != POISON;

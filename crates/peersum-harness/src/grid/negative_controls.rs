@@ -1,21 +1,20 @@
-//! The negative controls: with each protocol that is broken on purpose the grid must fail, or it proves nothing.
+//! The negative controls: the grid must fail on every protocol that is broken on purpose; otherwise
+//! its success would prove nothing.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
-use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
-use super::machine::Emulators;
-use super::settings::{DeviceKind, GridKind, RankKind, Settings, SharingChoice};
+use super::settings::{GridKind, Settings};
 use super::tally::CaseStatus;
 use super::{plan, runner, workers};
+use crate::machine::{DeviceKind, Emulators};
 
-/// A race shows itself in one run or the next; no sound protocol fails in any.
+/// A race does not show in every run. A sound protocol never fails.
 const ATTEMPTS: u64 = 20;
 
 /// Runs the smoke grid on every broken protocol, and on the sound one.
@@ -40,7 +39,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     }
     if unseen.is_empty() {
         println!(
-            "every one of the {} negative controls fails, as it must",
+            "the grid fails on each of the {} negative controls",
             Break::ALL.len()
         );
         return Ok(ExitCode::SUCCESS);
@@ -53,24 +52,15 @@ fn name(broken: Option<Break>) -> String {
     broken.map_or("sound protocols".to_owned(), |broken| format!("{broken:?}"))
 }
 
-/// How the grid fails on one kind of kernels, if it does: by a result that differs, or in a call.
+/// How the grid fails on these kernels, if it does: by a wrong result, or by a failed call.
 fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     let mut options = EmulatorOptions::default();
     options.broken = broken;
     let settings = Arc::new(Settings {
-        // The rank order shows from 3 ranks on; the broken kernels are compiled for these two sizes.
-        world_sizes: vec![2, 3],
+        // The broken kernels are compiled for these two sizes; a wrong rank order shows from 3
+        // ranks on.
         dtypes: vec![Dtype::Bf16, Dtype::F32],
-        routes: Route::ALL.to_vec(),
-        device: DeviceKind::Emulator,
-        ranks: RankKind::Threads,
-        grid: GridKind::Smoke,
-        sharing: SharingChoice::Auto,
-        seed,
-        filter: None,
-        timeout: Duration::from_secs(1),
-        fault: None,
-        start_epochs: (0, 1),
+        ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, vec![2, 3], seed)
     });
     let cases = Arc::new(plan::cases(&settings));
     let (sender, receiver) = channel();
@@ -86,7 +76,7 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
         .find(|status| matches!(status, CaseStatus::Failed(_)));
     match (failed, tally.failure()) {
         (Some(CaseStatus::Failed(how)), _) => Ok(Some(how.clone())),
-        // A failure in no case says nothing of the protocols.
+        // A failure outside of all cases says nothing about the protocols.
         (_, Some(failure)) => bail!("{broken:?}: {failure}"),
         _ => Ok(None),
     }

@@ -1,23 +1,16 @@
-//! The grids: which configurations there are, and what the calls of each round are.
+//! The grids: which configurations there are.
 
 use std::time::Duration;
 
-use fastrand::Rng;
-use peersum::dispatch::{Plan, Route};
 use peersum_artifact::Dtype;
+use serde::Serialize;
 
 use super::case::{Adversarial, Case, Mode, Variant, Work};
-use super::generator::{Content, case_seed};
-use super::settings::{DeviceKind, GridKind, Settings};
-
-/// Calls of a round, back to back.
-pub(crate) const LAYERS: usize = 4;
-
-/// A view begins at most so many elements behind an aligned address, less one.
-pub(crate) const OFFSETS: usize = 8;
+use super::settings::{GridKind, Settings};
+use crate::machine::DeviceKind;
 
 /// What a grid is made of.
-struct Grid {
+pub(crate) struct Grid {
     /// Elements, each aligned, eager and in a graph.
     sizes: &'static [usize],
     rounds: u32,
@@ -25,18 +18,19 @@ struct Grid {
     odd_sizes: &'static [usize],
     odd_variants: &'static [Variant],
     odd_rounds: u32,
-    /// Whether each odd configuration is eager and in a graph, or one of the two in turn.
+    /// Whether each odd configuration runs both eager and in a graph, or alternates between the
+    /// two.
     odd_in_both_modes: bool,
     adversarials: &'static [Adversarial],
     adversarial_rounds: u32,
     /// Whether adversarial cases run for every type, or for one of two bytes.
     adversarial_for_every_dtype: bool,
     /// The largest call of an adversarial case, in elements.
-    adversarial_elements: usize,
+    pub(crate) adversarial_elements: usize,
     /// The longest pause before a call.
-    longest_delay: Duration,
+    pub(crate) longest_delay: Duration,
     /// How far apart ranks start at most.
-    longest_late_start: Duration,
+    pub(crate) longest_late_start: Duration,
 }
 
 const SMOKE: Grid = Grid {
@@ -64,14 +58,7 @@ const FULL: Grid = Grid {
     ],
     rounds: 16,
     odd_sizes: &[1, 7, 1037, 65_537, 300_001],
-    odd_variants: &[
-        Variant::Aligned,
-        Variant::Unaligned,
-        Variant::InPlace,
-        Variant::UnalignedInPlace,
-        Variant::Special,
-        Variant::SpecialUnaligned,
-    ],
+    odd_variants: &Variant::ALL,
     odd_rounds: 4,
     odd_in_both_modes: true,
     adversarials: &Adversarial::ALL,
@@ -97,7 +84,7 @@ const SANITIZER: Grid = Grid {
     longest_late_start: Duration::ZERO,
 };
 
-fn grid(kind: GridKind) -> &'static Grid {
+pub(crate) fn grid(kind: GridKind) -> &'static Grid {
     match kind {
         GridKind::Sanitizer => &SANITIZER,
         GridKind::Smoke => &SMOKE,
@@ -170,7 +157,7 @@ fn uniform_cases(
             for (index, &variant) in variants.enumerate() {
                 let both = grid.odd_in_both_modes;
                 for (turn, mode) in [Mode::Eager, Mode::Graph].into_iter().enumerate() {
-                    // In turn over variants and world sizes, so that each comes to both.
+                    // Alternating over variants and world sizes, so that each runs in both modes.
                     if both || (index + world_size as usize) % 2 == turn {
                         push(route, elements, mode, variant, grid.odd_rounds);
                     }
@@ -180,40 +167,44 @@ fn uniform_cases(
     }
 }
 
-/// What the grids leave out of what a reader might expect, with the reason.
-pub(crate) fn left_out(settings: &Settings) -> Vec<(String, String)> {
+/// Something that a grid does not contain.
+#[derive(Debug, Serialize)]
+pub(crate) struct LeftOut {
+    pub(crate) what: &'static str,
+    pub(crate) reason: &'static str,
+}
+
+/// What the grids do not contain although a reader might expect it, with the reason.
+pub(crate) fn left_out(settings: &Settings) -> Vec<LeftOut> {
     let mut left_out = Vec::new();
+    let mut push = |what, reason| left_out.push(LeftOut { what, reason });
     if settings.device == DeviceKind::Cuda {
-        left_out.push((
-            "delays injected per block".to_owned(),
-            "the kernels have no switch for it; the emulator holds blocks back, here ranks are"
-                .to_owned(),
-        ));
+        push(
+            "delays injected per block",
+            "the kernels have no switch for it; the emulator delays blocks, here ranks are delayed",
+        );
     }
     if settings.grid == GridKind::Sanitizer {
-        left_out.push((
-            "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, two communicators".to_owned(),
-            "the grid for sanitizers; --grid smoke and --grid full have them".to_owned(),
-        ));
+        push(
+            "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, \
+             two communicators",
+            "the grid for sanitizers; --grid smoke and --grid full have them",
+        );
     }
     if settings.grid == GridKind::Smoke {
-        left_out.push((
-            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart"
-                .to_owned(),
-            "the smoke grid; --grid full has them".to_owned(),
-        ));
+        push(
+            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart",
+            "the smoke grid; --grid full has them",
+        );
     }
     if settings.world_sizes.contains(&1) {
-        left_out.push((
-            "world size 1".to_owned(),
-            "a group of one launches nothing".to_owned(),
-        ));
+        push("world size 1", "a group of one launches nothing");
     }
     left_out
 }
 
 /// The largest array of any of the cases, in elements.
-pub(crate) fn largest_elements(settings: &Settings, cases: &[Case]) -> usize {
+pub(crate) fn largest_elements(settings: &Settings, cases: &[&Case]) -> usize {
     let adversarial = grid(settings.grid).adversarial_elements;
     cases
         .iter()
@@ -222,206 +213,15 @@ pub(crate) fn largest_elements(settings: &Settings, cases: &[Case]) -> usize {
         .unwrap_or(1)
 }
 
-/// Where an array of a call lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
-    /// Memory that is only read.
-    Input,
-    /// Memory that is written.
-    Output,
-    /// The symmetric buffer.
-    Symmetric,
-}
-
-/// One call of a round. Equal on all ranks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Call {
-    /// Which communicator makes it.
-    pub(crate) lane: usize,
-    /// `None`: as the dispatch table says.
-    pub(crate) plan: Option<Plan>,
-    pub(crate) elements: usize,
-    pub(crate) source: Place,
-    pub(crate) target: Place,
-    pub(crate) unaligned: bool,
-    pub(crate) content: Content,
-}
-
-impl Call {
-    fn new(route: Route, plan: Plan, elements: usize, variant: Variant) -> Call {
-        let (source, target) = match route {
-            Route::SymmetricOneShot => (Place::Symmetric, Place::Output),
-            Route::SymmetricTwoShot => (Place::Symmetric, Place::Symmetric),
-            _ if variant.is_in_place() => (Place::Output, Place::Output),
-            _ => (Place::Input, Place::Output),
-        };
-        Call {
-            lane: 0,
-            plan: Some(plan),
-            elements,
-            source,
-            target,
-            unaligned: variant.is_unaligned(),
-            content: if variant.is_special() {
-                Content::Special
-            } else {
-                Content::Ordinary
-            },
-        }
-    }
-}
-
-/// How many elements behind an aligned address `rank`'s array of a call begins.
-pub(crate) fn offset(call: &Call, place: Place, rank: u32, layer: usize) -> usize {
-    match (call.unaligned, place) {
-        (false, _) => 0,
-        // All ranks use the same part of a symmetric buffer.
-        (true, Place::Symmetric) => (layer * 2 + 1) % OFFSETS,
-        (true, Place::Input) => (rank as usize * 3 + layer + 1) % OFFSETS,
-        (true, Place::Output) => (rank as usize * 5 + layer * 3 + 2) % OFFSETS,
-    }
-}
-
-/// Grid and block of a call whose shape does not matter.
-fn plain_shape(device: DeviceKind, elements: usize) -> (u32, u32) {
-    match device {
-        DeviceKind::Emulator => (2, 8),
-        DeviceKind::Cuda if elements <= 65_536 => (16, 256),
-        // Cut to the ranks' share of the card.
-        DeviceKind::Cuda => (132, 512),
-    }
-}
-
-fn any_shape(device: DeviceKind, rng: &mut Rng) -> (u32, u32) {
-    match device {
-        DeviceKind::Emulator => (rng.u32(1..=3), [8, 12][rng.usize(..2)]),
-        DeviceKind::Cuda => (
-            [1, 2, 3, 5, 8, 13, 16, 33, 66][rng.usize(..9)],
-            [32, 64, 96, 128, 256, 512][rng.usize(..6)],
-        ),
-    }
-}
-
-/// The calls of one round, and of every round for a uniform case.
-pub(crate) fn round_calls(settings: &Settings, case: &Case, round: u32) -> Vec<Call> {
-    let plan = |route, (blocks, threads)| Plan {
-        route,
-        blocks,
-        threads,
-    };
-    let kind = match case.work {
-        Work::Uniform {
-            route,
-            elements,
-            variant,
-            ..
-        } => {
-            let shape = plain_shape(settings.device, elements);
-            return vec![Call::new(route, plan(route, shape), elements, variant); LAYERS];
-        }
-        Work::Adversarial(kind) => kind,
-    };
-    let seed = case_seed(settings.seed, &case.to_string());
-    let mut rng = Rng::with_seed(seed.wrapping_add(u64::from(round)));
-    let most = grid(settings.grid).adversarial_elements;
-    (0..LAYERS)
-        .map(|layer| {
-            let elements = match kind {
-                Adversarial::Sizes | Adversarial::Mixed | Adversarial::TwoCommunicators => {
-                    any_size(&mut rng, most)
-                }
-                _ => 1037.min(most),
-            };
-            let route = settings.routes[rng.usize(..settings.routes.len())];
-            let variant = loop {
-                let any = FULL.odd_variants[rng.usize(..FULL.odd_variants.len())];
-                if any.serves(route) {
-                    break any;
-                }
-            };
-            let shape = match kind {
-                Adversarial::Grids | Adversarial::Mixed => any_shape(settings.device, &mut rng),
-                _ => plain_shape(settings.device, elements),
-            };
-            let mut call = Call::new(route, plan(route, shape), elements, variant);
-            match kind {
-                Adversarial::Sizes => call.plan = None,
-                Adversarial::TwoCommunicators => call.lane = layer % 2,
-                _ => {}
-            }
-            call
-        })
-        .collect()
-}
-
-/// Few elements as likely as many.
-fn any_size(rng: &mut Rng, most: usize) -> usize {
-    let bits = rng.u32(0..=most.ilog2());
-    rng.usize(1..=(2 << bits)).min(most)
-}
-
-/// How long `rank` sleeps before a call.
-pub(crate) fn delay(
-    settings: &Settings,
-    case: &Case,
-    round: u32,
-    layer: usize,
-    rank: u32,
-) -> Duration {
-    let grid = grid(settings.grid);
-    let mut rng = delay_rng(
-        settings,
-        case,
-        u64::from(round) << 32 | (layer as u64) << 8 | u64::from(rank),
-    );
-    match case.work {
-        // Every second call is not delayed, so that a rank also catches up and runs ahead.
-        Work::Adversarial(Adversarial::Delays) if rng.bool() => {
-            grid.longest_delay.mul_f64(rng.f64())
-        }
-        // The ranks meet in set-up; from there they come to their first call at different times.
-        Work::Adversarial(Adversarial::LateStart) if round == 0 && layer == 0 => {
-            (grid.longest_late_start / 4).mul_f64(rng.f64())
-        }
-        _ => Duration::ZERO,
-    }
-}
-
-/// How long `rank` sleeps before it joins a group whose ranks start late. One rank sleeps as long as any may.
-pub(crate) fn late_start(settings: &Settings, case: &Case, rank: u32) -> Duration {
-    let longest = grid(settings.grid).longest_late_start;
-    if delay_rng(settings, case, u64::MAX).u32(..case.world_size) == rank {
-        return longest;
-    }
-    longest.mul_f64(delay_rng(settings, case, u64::MAX - u64::from(rank) - 1).f64())
-}
-
-fn delay_rng(settings: &Settings, case: &Case, place: u64) -> Rng {
-    let seed = case_seed(settings.seed, &case.to_string());
-    Rng::with_seed(seed ^ place.wrapping_mul(0x9E37_79B9_7F4A_7C15))
-}
-
 #[cfg(test)]
 mod tests {
+    use peersum::dispatch::Route;
+
     use super::*;
-    use crate::grid::settings::{RankKind, SharingChoice};
     use std::collections::HashSet;
 
     fn settings(grid: GridKind) -> Settings {
-        Settings {
-            world_sizes: (2..=8).collect(),
-            dtypes: Dtype::ALL.to_vec(),
-            routes: Route::ALL.to_vec(),
-            device: DeviceKind::Emulator,
-            ranks: RankKind::Threads,
-            grid,
-            sharing: SharingChoice::Auto,
-            seed: 1,
-            filter: None,
-            timeout: Duration::from_secs(1),
-            fault: None,
-            start_epochs: (0, 1),
-        }
+        Settings::of(DeviceKind::Emulator, grid, (2..=8).collect(), 1)
     }
 
     #[test]
@@ -477,39 +277,6 @@ mod tests {
             let cases = cases(&settings(grid));
             let names: HashSet<String> = cases.iter().map(Case::to_string).collect();
             assert_eq!(names.len(), cases.len());
-        }
-    }
-
-    #[test]
-    fn adversarial_rounds_are_the_same_for_all_who_ask_and_differ_from_each_other() {
-        let settings = settings(GridKind::Full);
-        let all = cases(&settings);
-        let mixed = all
-            .iter()
-            .find(|case| case.work == Work::Adversarial(Adversarial::Mixed))
-            .unwrap();
-        let text = |round| format!("{:?}", round_calls(&settings, mixed, round));
-        assert_eq!(text(3), text(3));
-        assert_ne!(text(3), text(4));
-        let routes: HashSet<Route> = (0..16)
-            .flat_map(|round| round_calls(&settings, mixed, round))
-            .filter_map(|call| call.plan.map(|plan| plan.route))
-            .collect();
-        assert_eq!(routes.len(), Route::ALL.len());
-    }
-
-    #[test]
-    fn unaligned_views_begin_at_another_element_on_different_ranks() {
-        let plan = Plan {
-            route: Route::PushOneShot,
-            blocks: 1,
-            threads: 8,
-        };
-        let call = Call::new(Route::PushOneShot, plan, 1037, Variant::Unaligned);
-        for place in [Place::Input, Place::Output] {
-            let offsets: HashSet<usize> =
-                (0..8).map(|rank| offset(&call, place, rank, 0)).collect();
-            assert_eq!(offsets.len(), OFFSETS);
         }
     }
 }

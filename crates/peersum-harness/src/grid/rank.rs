@@ -7,16 +7,16 @@ use peersum::Rendezvous;
 
 use super::case::{Adversarial, Case, Work};
 use super::event::Event;
-use super::machine::Machine;
+use super::machine::GridMachine;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
 
-/// Runs every case of every group that `rank` is in, and tells `emit` of it. `rendezvous` gives the recipe for a group: its world size, and
-/// which of its communicators.
+/// Runs every case of every group that `rank` is in, and passes events to `emit`. `rendezvous`
+/// returns the rendezvous of a group, given its world size and slot.
 ///
 /// # Errors
-/// What keeps the rank from going on. A mismatch is no error but an event.
-pub(crate) fn run<M: Machine>(
+/// The rank cannot continue. A mismatch is an event, not an error.
+pub(crate) fn run<M: GridMachine>(
     machine: &M,
     settings: &Settings,
     cases: &[Case],
@@ -40,7 +40,8 @@ pub(crate) fn run<M: Machine>(
             }
             emit(Event::Building { world_size, lanes });
             let began = Instant::now();
-            let mut session = Session::new(machine, settings, &own, rank, lanes, rendezvous)
+            let all: Vec<&Case> = own.iter().map(|(_, case)| *case).collect();
+            let mut session = Session::new(machine, settings, &all, rank, lanes, rendezvous)
                 .with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
             emit(Event::Built {
                 seconds: began.elapsed().as_secs_f64(),
@@ -72,7 +73,7 @@ pub(crate) fn lanes_of(case: &Case) -> usize {
     }
 }
 
-/// Does what a test asked for.
+/// Performs the fault that a test asked for.
 fn suffer(kind: FaultKind, rank: u32) {
     eprintln!("rank {rank}: {kind:?}, as a test asked for");
     match kind {

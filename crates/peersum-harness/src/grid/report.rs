@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::case::Case;
 use super::event::Mismatch;
-use super::plan;
+use super::plan::{LeftOut, left_out};
 use super::settings::Settings;
 use super::tally::{CaseStatus, Seconds, Tally};
 
@@ -39,7 +39,7 @@ struct Flags<'a> {
     world_sizes: &'a [u32],
     dtypes: Vec<String>,
     algorithms: Vec<&'a str>,
-    device: super::settings::DeviceKind,
+    device: crate::machine::DeviceKind,
     ranks: super::settings::RankKind,
     grid: super::settings::GridKind,
     seed: u64,
@@ -73,12 +73,6 @@ struct MismatchReport {
     reproduce: String,
 }
 
-#[derive(Debug, Serialize)]
-struct LeftOut {
-    what: String,
-    reason: String,
-}
-
 impl Counts {
     fn of(statuses: &[CaseStatus]) -> Counts {
         let mut counts = Counts::default();
@@ -110,7 +104,7 @@ pub(crate) fn print(settings: &Settings, tally: &Tally<'_>, seconds: &Seconds) -
     if let Some(failure) = tally.failure() {
         println!("the run was ended: {failure}");
     }
-    for (what, reason) in plan::left_out(settings) {
+    for LeftOut { what, reason } in left_out(settings) {
         println!("not in this grid: {what}: {reason}");
     }
     let statuses = tally.statuses();
@@ -185,10 +179,7 @@ pub(crate) fn write(
         failure: tally.failure(),
         seconds,
         first_mismatches: tally.mismatches().iter().map(mismatch).collect(),
-        left_out: plan::left_out(settings)
-            .into_iter()
-            .map(|(what, reason)| LeftOut { what, reason })
-            .collect(),
+        left_out: left_out(settings),
         cases: cases
             .iter()
             .zip(statuses)

@@ -1,4 +1,5 @@
-//! The runner: starts the ranks, takes what they say, ends them when one fails or says nothing any more.
+//! The runner: starts the ranks, collects their events, and ends them if one fails or all are
+//! silent.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -8,21 +9,24 @@ use anyhow::{Context, Result};
 
 use super::case::Case;
 use super::event::Event;
-use super::machine::{Emulators, Gpus};
-use super::settings::{DeviceKind, RankKind, Settings};
+use super::machine::CheckedGpus;
+use super::settings::{RankKind, Settings};
 use super::tally::{GroupLine, Tally};
 use super::workers::{self, Message, Worker, ranks};
+use crate::machine::{DeviceKind, Emulators};
+use crate::ranks::meeting_directory;
 
-/// How often the runner looks after processes that have ended.
+/// How often the runner checks for processes that have ended.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a silent rank is given beyond the time that a call may wait for a peer: the pauses of the cases, and a busy machine.
+/// How long ranks may be silent in addition to the timeout of a call: cases contain pauses, and the
+/// machine may be busy.
 const SILENCE: Duration = Duration::from_secs(15);
 
-/// How long the others are given to say what they know, once one rank has failed.
+/// After the first failure, how long the other ranks may take to report theirs.
 const LAST_WORDS: Duration = Duration::from_millis(1500);
 
-/// Runs all cases. `progress` is given each group's line as it comes, and what the ranks ran into.
+/// Runs all cases. `progress` gets the line of each group when the group is complete.
 pub(crate) fn run<'a>(
     settings: &'a Arc<Settings>,
     cases: &'a Arc<Vec<Case>>,
@@ -32,14 +36,13 @@ pub(crate) fn run<'a>(
     match settings.ranks {
         RankKind::Threads => {
             let workers = match settings.device {
-                DeviceKind::Cuda => workers::start_threads(
-                    Arc::new(Gpus::open(ranks(settings))?),
-                    settings,
-                    cases,
-                    &sender,
-                ),
+                DeviceKind::Cuda => {
+                    let gpus = Arc::new(CheckedGpus::open(ranks(settings))?);
+                    workers::start_threads(gpus, settings, cases, &sender)
+                }
                 DeviceKind::Emulator => {
-                    workers::start_threads(Arc::new(Emulators::default()), settings, cases, &sender)
+                    let emulators = Arc::new(Emulators::with_delayed_blocks());
+                    workers::start_threads(emulators, settings, cases, &sender)
                 }
             };
             Ok(watch(
@@ -47,12 +50,7 @@ pub(crate) fn run<'a>(
             ))
         }
         RankKind::Processes => {
-            // Mode 0700, and removed with everything in it however the run ends.
-            let directory = tempfile::Builder::new()
-                .prefix("peersum-grid-")
-                .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-                .tempdir()
-                .context("making the directory where the ranks meet")?;
+            let directory = meeting_directory("grid")?;
             let workers = workers::start_processes(settings, directory.path(), &sender)?;
             let tally = watch(settings, cases, workers, sender, &receiver, progress);
             directory
@@ -63,7 +61,8 @@ pub(crate) fn run<'a>(
     }
 }
 
-/// Takes events until every rank is done, or one has failed and the others have had their last words. No process is left.
+/// Collects events until every rank is done, or until one has failed and the others have had time
+/// to report. No process is left running.
 pub(crate) fn watch<'a>(
     settings: &'a Settings,
     cases: &'a [Case],
@@ -102,7 +101,7 @@ pub(crate) fn watch<'a>(
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
         for (rank, worker) in workers.iter_mut().enumerate() {
-            // Closed: everything that it said has been taken.
+            // If its output is closed, all its events have been received.
             let Some(status) = worker.ended().filter(|_| closed[rank] && !done[rank]) else {
                 continue;
             };
@@ -122,7 +121,8 @@ pub(crate) fn watch<'a>(
         if failed_at.is_some_and(|at| at.elapsed() > LAST_WORDS) {
             break;
         }
-        // A rank of a large group waits while small groups run: only silence of all is a hang.
+        // Ranks of a large group wait silently while small groups run, so the run hangs only if all
+        // are silent.
         if failed_at.is_none() && last_heard.iter().all(|heard| heard.elapsed() > patience) {
             break;
         }
@@ -165,7 +165,7 @@ fn conclude(
     let explained = !errors.is_empty() || tally.failure().is_some();
     for rank in stuck {
         if explained && !tally.is_in_a_case(rank) {
-            // It waits for a group that will never come: nothing of its own.
+            // It only waits for a group that will never form.
             continue;
         }
         let worker = &mut workers[rank as usize];

@@ -1,4 +1,4 @@
-//! What a run of the grid is asked to do: the flags, and the same resolved, as workers get it.
+//! The settings of a run: the flags, and the resolved form that workers get.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,25 +11,8 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::case::Filter;
-
-/// What the ranks run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DeviceChoice {
-    /// One GPU a rank where there are enough, else the GPUs that there are, shared, else the emulator.
-    Auto,
-    /// The machine's GPUs.
-    Cuda,
-    /// The kernels on the CPU.
-    Emulator,
-}
-
-/// The same, decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum DeviceKind {
-    Cuda,
-    Emulator,
-}
+use crate::machine::{DeviceChoice, DeviceKind};
+use crate::names::name_of;
 
 /// What a rank is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -49,15 +32,15 @@ pub(crate) enum GridKind {
     Smoke,
     /// Sizes from 16 to 4194304 elements, 16 rounds.
     Full,
-    /// A few small sizes, one round, small launches: what the slowness of a sanitizer leaves time for.
+    /// A few small sizes, one round, small launches: small enough for a slow sanitizer.
     Sanitizer,
 }
 
-/// How the ranks are given each other's memory.
+/// How the ranks share memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum SharingChoice {
-    /// File descriptors where the device can, else legacy IPC.
+    /// File descriptors if the device supports them, otherwise legacy IPC.
     #[default]
     Auto,
     /// File descriptors of the driver's virtual memory management.
@@ -69,7 +52,7 @@ pub(crate) enum SharingChoice {
 /// The flags of `grid`, which `cargo xtask test-allreduce` passes on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GridArgs {
-    /// World sizes: a number, a range such as 2..8 (8 belongs to it), or a list of these.
+    /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these.
     #[arg(long, value_name = "LIST", default_value = "2..8")]
     pub(crate) world_size: String,
     /// Element types.
@@ -80,8 +63,8 @@ pub(crate) struct GridArgs {
         default_value = "f16,bf16,f32"
     )]
     pub(crate) dtype: Vec<Dtype>,
-    /// Algorithms: `push_one_shot`, `push_two_shot`, `pull_one_shot`, `pull_two_shot` (each of the last two staged and symmetric),
-    /// `symmetric_one_shot`, `symmetric_two_shot`, or `all`.
+    /// Algorithms: `push_one_shot`, `push_two_shot`, `pull_one_shot` and `pull_two_shot` (both with
+    /// staged and with symmetric input), `symmetric_one_shot`, `symmetric_two_shot`, or `all`.
     #[arg(
         long,
         value_name = "LIST",
@@ -98,13 +81,14 @@ pub(crate) struct GridArgs {
     /// Which configurations.
     #[arg(long, value_enum, default_value = "smoke")]
     pub(crate) grid: GridKind,
-    /// How the ranks are given each other's memory.
+    /// How the ranks share memory.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) sharing: SharingChoice,
-    /// The seed of all data, sizes and delays; a random one unless given. Every report names it.
+    /// The seed of all data, sizes and delays [default: random]. Every report contains it.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
-    /// Only configurations with such a name: `ws4/bf16/push_one_shot/1040/eager/aligned`, `ws4/*/pull_two_shot`, `adversarial`.
+    /// Run only configurations whose name matches: `ws4/bf16/push_one_shot/1040/eager/aligned`,
+    /// `ws4/*/pull_two_shot`, `adversarial`.
     #[arg(long, value_name = "CASE")]
     pub(crate) filter: Option<Filter>,
     /// Print the names of the configurations and run none.
@@ -113,10 +97,11 @@ pub(crate) struct GridArgs {
     /// Write a report in JSON.
     #[arg(long, value_name = "FILE.json")]
     pub(crate) report: Option<PathBuf>,
-    /// How long a call may wait for a peer, in seconds. A rank that says nothing for this long and 15 seconds more ends the run.
+    /// Maximum time that a call waits for a peer, in seconds. If no rank reports anything for this
+    /// time plus 15 seconds, the run ends.
     #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
     pub(crate) timeout: f64,
-    /// Seconds that precompiling took, for the report.
+    /// The time that precompiling took, in seconds, for the report.
     #[arg(long, hide = true)]
     pub(crate) precompile_seconds: Option<f64>,
     /// For tests: `kill:RANK:CASE`, `hang:`, `exit:` or `corrupt:` likewise, where CASE is a name.
@@ -124,7 +109,7 @@ pub(crate) struct GridArgs {
     pub(crate) inject: Option<Fault>,
 }
 
-/// What a run does, as every rank knows it.
+/// The settings of a run that every rank gets.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Settings {
     pub(crate) world_sizes: Vec<u32>,
@@ -138,11 +123,11 @@ pub(crate) struct Settings {
     pub(crate) filter: Option<Filter>,
     pub(crate) timeout: Duration,
     pub(crate) fault: Option<Fault>,
-    /// What the counters of calls begin with: of pushes, and of pulls (at least 1).
+    /// The initial values of the call counters: for push, and for pull (at least 1).
     pub(crate) start_epochs: (u32, u64),
 }
 
-/// A failure that a test asks a rank for.
+/// A fault that a test asks a rank to commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
@@ -150,16 +135,17 @@ pub(crate) struct Fault {
     pub(crate) case: String,
 }
 
-/// What the rank does when it comes to the case.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What the rank does at the beginning of the case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 pub(crate) enum FaultKind {
     /// Kills itself.
     Kill,
-    /// Sleeps for ever.
+    /// Hangs.
     Hang,
-    /// Exits with status 0, as if it were done.
+    /// Exits with status 0 before it is done.
     Exit,
-    /// Changes one bit of a result before it is compared on the host: the second element, in round 1, layer 2.
+    /// Changes one bit of a result before it is compared on the host: the second element, in round
+    /// 1, layer 2.
     Corrupt,
 }
 
@@ -170,13 +156,8 @@ impl std::str::FromStr for Fault {
         let malformed =
             || format!("`{text}` is not kill:RANK:CASE, or hang, exit or corrupt likewise");
         let mut parts = text.splitn(3, ':');
-        let kind = match parts.next() {
-            Some("kill") => FaultKind::Kill,
-            Some("hang") => FaultKind::Hang,
-            Some("exit") => FaultKind::Exit,
-            Some("corrupt") => FaultKind::Corrupt,
-            _ => return Err(malformed()),
-        };
+        let kind = parts.next().unwrap_or_default();
+        let kind = FaultKind::from_str(kind, false).map_err(|_| malformed())?;
         let rank = parts
             .next()
             .and_then(|rank| rank.parse().ok())
@@ -187,6 +168,29 @@ impl std::str::FromStr for Fault {
 }
 
 impl Settings {
+    /// All configurations of a grid by ranks that are threads.
+    pub(crate) fn of(
+        device: DeviceKind,
+        grid: GridKind,
+        world_sizes: Vec<u32>,
+        seed: u64,
+    ) -> Settings {
+        Settings {
+            world_sizes,
+            dtypes: Dtype::ALL.to_vec(),
+            routes: Route::ALL.to_vec(),
+            device,
+            ranks: RankKind::Threads,
+            grid,
+            sharing: SharingChoice::Auto,
+            seed,
+            filter: None,
+            timeout: Duration::from_secs(1),
+            fault: None,
+            start_epochs: (0, 1),
+        }
+    }
+
     /// Resolves the flags. `device` is what `--device` came to.
     pub(crate) fn new(args: &GridArgs, device: DeviceKind) -> Result<Settings> {
         if !args.timeout.is_finite() || args.timeout <= 0.0 || args.timeout > 3600.0 {
@@ -198,28 +202,27 @@ impl Settings {
         let mut dtypes = args.dtype.clone();
         dtypes.sort();
         dtypes.dedup();
+        let world_sizes = parse_world_sizes(&args.world_size)?;
+        let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
         Ok(Settings {
-            world_sizes: parse_world_sizes(&args.world_size)?,
             dtypes,
             routes: parse_routes(&args.algo)?,
-            device,
             ranks: args.ranks,
-            grid: args.grid,
             sharing: args.sharing,
-            seed: args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..))),
             filter: args.filter.clone(),
             timeout: Duration::from_secs_f64(args.timeout),
             fault: args.inject.clone(),
-            start_epochs: (0, 1),
+            ..Settings::of(device, args.grid, world_sizes, seed)
         })
     }
 
-    /// How ranks are given each other's memory.
+    /// How the ranks share memory.
     pub(crate) fn sharing(&self) -> MemorySharing {
         match (self.sharing, self.device, self.grid, self.ranks) {
             (SharingChoice::FileDescriptor, ..) => MemorySharing::FileDescriptor,
             (SharingChoice::LegacyIpc, ..) => MemorySharing::LegacyIpc,
-            // At one address for all ranks: initcheck knows which addresses were written, not that two lead to the same memory.
+            // One address for all ranks: initcheck tracks written addresses and does not know that
+            // two addresses can map the same memory.
             (_, DeviceKind::Cuda, GridKind::Sanitizer, RankKind::Threads) => {
                 MemorySharing::LegacyIpc
             }
@@ -229,16 +232,15 @@ impl Settings {
 
     /// The command that runs one configuration again with the same data.
     pub(crate) fn reproduce(&self, case: &str) -> String {
-        let name = |value: &dyn ValueEnumName| value.flag_value();
         let mut command = format!(
             "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {}",
-            name(&self.device),
-            name(&self.ranks),
-            name(&self.grid),
+            self.device.name(),
+            name_of(&self.ranks),
+            name_of(&self.grid),
             self.seed
         );
         if self.sharing != SharingChoice::Auto {
-            command += &format!(" --sharing {}", name(&self.sharing));
+            command += &format!(" --sharing {}", name_of(&self.sharing));
         }
         // Both decide which calls an adversarial case makes.
         if self.routes.len() < Route::ALL.len() {
@@ -250,20 +252,6 @@ impl Settings {
             command += &format!(" --dtype {}", dtypes.join(","));
         }
         command + &format!(" --filter {case}")
-    }
-}
-
-/// The value of a flag as it is typed.
-trait ValueEnumName {
-    fn flag_value(&self) -> String;
-}
-
-impl<T: Serialize> ValueEnumName for T {
-    fn flag_value(&self) -> String {
-        serde_json::to_value(self)
-            .ok()
-            .and_then(|value| value.as_str().map(str::to_owned))
-            .unwrap_or_default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a run has shown: each case's state, the totals, the report.
+//! The results of a run: the state of each case, and totals.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,9 +18,9 @@ const MISMATCHES_KEPT: usize = 50;
 pub(crate) enum CaseStatus {
     /// Every rank has the reference's bits in every call.
     Passed,
-    /// A rank has not, or failed.
+    /// A result differs, or a rank failed.
     Failed(String),
-    /// It was not run to its end, which is no pass.
+    /// It did not run to its end, which does not count as passed.
     Skipped(String),
 }
 
@@ -34,7 +34,8 @@ struct CaseTally {
     check: f64,
 }
 
-/// Seconds by phase. Set-up, run and check are those of the slowest rank of each group, case by case.
+/// Seconds by phase. Set-up, run and check are those of the slowest rank of each group, case by
+/// case.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub(crate) struct Seconds {
     pub(crate) precompile: Option<f64>,
@@ -54,7 +55,7 @@ pub(crate) struct GroupLine {
     pub(crate) seconds: f64,
 }
 
-/// Everything that the runner has learnt.
+/// Everything that the runner knows of a run.
 pub(crate) struct Tally<'a> {
     settings: &'a Settings,
     cases: &'a [Case],
@@ -91,7 +92,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// Takes an event in. Returns a group's line once its last case has ended.
+    /// Records an event. Returns a group's line when its last case has ended.
     pub(crate) fn take(&mut self, rank: u32, event: &Event) -> Option<GroupLine> {
         let at = rank as usize;
         match event {
@@ -101,7 +102,8 @@ impl<'a> Tally<'a> {
                 self.current[at] = None;
             }
             Event::Built { seconds } => {
-                // The last rank to come does not wait for the others: the shortest time is that of set-up itself.
+                // The last rank to join does not wait for the others, so the shortest time is that
+                // of set-up itself.
                 let shortest = self
                     .set_up
                     .entry((self.rank_world[at], self.lanes[at]))
@@ -122,7 +124,7 @@ impl<'a> Tally<'a> {
             } => {
                 let tally = self.tallies.get_mut(*case)?;
                 tally.ranks_ended += 1;
-                // Every rank makes the same calls: one call of the group is counted once.
+                // Every rank makes the same calls, so they are counted once per group.
                 tally.calls = *calls;
                 tally.run = tally.run.max(*run_seconds);
                 tally.check = tally.check.max(*check_seconds);
@@ -169,7 +171,7 @@ impl<'a> Tally<'a> {
         Some(line)
     }
 
-    /// What a rank does, in words.
+    /// What a rank is doing, as text for the user.
     pub(crate) fn last_configuration(&self, rank: u32) -> String {
         match self.current.get(rank as usize).copied().flatten() {
             Some(case) => self
@@ -197,7 +199,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// Ends the run with what all ranks together know.
+    /// Replaces the failure by one that includes the reports of all ranks.
     pub(crate) fn replace_failure(&mut self, rank: u32, failure: String) {
         let case = self.failed_case;
         self.failure = None;
@@ -236,7 +238,7 @@ impl<'a> Tally<'a> {
             .collect()
     }
 
-    /// The command that runs the case of a mismatch again, and everything that is known of it.
+    /// Describes a mismatch, with the command that runs its case again.
     pub(crate) fn describe(&self, mismatch: &Mismatch) -> String {
         let Some(case) = self.cases.get(mismatch.case) else {
             return String::new();
@@ -246,7 +248,8 @@ impl<'a> Tally<'a> {
             super::case::Work::Adversarial(kind) => format!("eager, adversarial {kind}"),
         };
         format!(
-            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {}, layer {}: {}; seed {}\n  {}",
+            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {}, layer {}: {}; \
+             seed {}\n  {}",
             mismatch.rank,
             case.world_size,
             mismatch.algorithm,

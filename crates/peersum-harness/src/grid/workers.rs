@@ -1,9 +1,9 @@
 //! The ranks as the runner sees them: threads or processes that send events and end.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -13,14 +13,16 @@ use peersum::Rendezvous;
 
 use super::case::Case;
 use super::event::Event;
-use super::machine::{Emulators, Gpus, Machine};
+use super::machine::{CheckedGpus, GridMachine};
 use super::rank;
-use super::settings::{DeviceKind, Settings};
+use super::settings::Settings;
+use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind, Emulators};
+use crate::ranks::{Heard, ParentArgs, RankProcess, listen, rank_command, say};
 
 /// How much of a process's stderr is kept for the report.
 const STDERR_KEPT_BYTES: usize = 64 << 10;
 
-/// Something that the runner learns.
+/// A message to the runner.
 #[derive(Debug)]
 pub(crate) enum Message {
     Event(u32, Event),
@@ -34,10 +36,9 @@ pub(crate) enum Worker {
     Process(Box<Process>),
 }
 
-/// A rank that is a process. Killed when dropped.
+/// A rank that is a process.
 pub(crate) struct Process {
-    child: Child,
-    status: Option<ExitStatus>,
+    process: RankProcess,
     stderr: Arc<Mutex<VecDeque<u8>>>,
     stderr_reader: Option<thread::JoinHandle<()>>,
 }
@@ -47,69 +48,47 @@ impl Worker {
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         match self {
             Worker::Thread => None,
-            Worker::Process(process) => {
-                if process.status.is_none() {
-                    process.status = process.child.try_wait().ok().flatten();
-                }
-                process.status
-            }
+            Worker::Process(worker) => worker.process.ended(),
         }
     }
 
     /// Ends a process at once and waits for it. A thread cannot be ended; it ends with the program.
     pub(crate) fn kill(&mut self) {
-        if let Worker::Process(process) = self {
-            process.kill();
+        if let Worker::Process(worker) = self {
+            worker.process.kill();
         }
     }
 
-    /// What the process wrote to stderr, the last of it.
+    /// The end of what the process wrote to stderr.
     pub(crate) fn stderr(&mut self) -> String {
-        let Worker::Process(process) = self else {
+        let Worker::Process(worker) = self else {
             return String::new();
         };
-        // Once the process has ended its pipe is closed, and the reader comes to its end.
-        if process.status.is_some()
-            && let Some(reader) = process.stderr_reader.take()
+        // When the process has ended, its pipe is closed and the reader ends.
+        if worker.process.ended().is_some()
+            && let Some(reader) = worker.stderr_reader.take()
         {
             let _ = reader.join();
         }
-        let kept = process
-            .stderr
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let kept = worker.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = kept.iter().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
 
-impl Process {
-    fn kill(&mut self) {
-        if self.status.is_none() {
-            let _ = self.child.kill();
-            self.status = self.child.wait().ok();
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 /// Starts one thread a rank, all on `machine`.
-pub(crate) fn start_threads<M: Machine>(
+pub(crate) fn start_threads<M: GridMachine>(
     machine: Arc<M>,
     settings: &Arc<Settings>,
     cases: &Arc<Vec<Case>>,
     messages: &Sender<Message>,
 ) -> Result<Vec<Worker>> {
     let ranks = ranks(settings);
-    // One recipe a rank for each group that will be formed.
+    // For each rank the rendezvous of all groups that it will join.
     let mut recipes: Vec<Vec<(u32, usize, Rendezvous)>> = (0..ranks).map(|_| Vec::new()).collect();
     for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
-        // One group for most cases, and the two communicators of the cases that have two.
+        // Slot 0 is the group of most cases, slots 1 and 2 are those of cases with two
+        // communicators.
         for slot in 0..3 {
             let all = Rendezvous::threads(world_size);
             for (recipes, rendezvous) in recipes.iter_mut().zip(all) {
@@ -162,52 +141,44 @@ pub(crate) fn ranks(settings: &Settings) -> u32 {
     settings.world_sizes.iter().copied().max().unwrap_or(0)
 }
 
-/// Starts one process a rank. Call it from a thread that outlives them: they are killed when it ends.
+/// Starts one process a rank. Call it from a thread that outlives them: they are killed when it
+/// ends.
 pub(crate) fn start_processes(
     settings: &Settings,
     directory: &Path,
     messages: &Sender<Message>,
 ) -> Result<Vec<Worker>> {
-    let program = std::env::current_exe().context("finding this program")?;
     let settings_json = serde_json::to_string(settings)?;
     (0..ranks(settings))
         .map(|rank| {
-            let mut child = Command::new(&program)
-                .arg("rank")
+            let mut command = rank_command("rank")?;
+            command
                 .args(["--rank", &rank.to_string()])
-                .args(["--parent", &std::process::id().to_string()])
                 .arg("--directory")
                 .arg(directory)
                 .args(["--settings", &settings_json])
-                .env("CUDA_DEVICE_MAX_CONNECTIONS", "32")
+                .env(CONNECTIONS_VARIABLE, "32")
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
-                .stderr(Stdio::piped())
-                .spawn()
-                .with_context(|| format!("starting rank {rank}"))?;
-            let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+                .stderr(Stdio::piped());
+            let mut process = RankProcess::spawn(&mut command, rank)?;
+            let stdout = process.child.stdout.take().context("no pipe")?;
             let messages = messages.clone();
-            thread::spawn(move || {
-                for line in stdout
-                    .into_iter()
-                    .flat_map(|out| BufReader::new(out).lines())
-                {
-                    let Ok(line) = line else { break };
-                    // Other lines are a library's talk.
-                    if let Ok(event) = serde_json::from_str(&line) {
-                        let _ = messages.send(Message::Event(rank, event));
-                    }
-                }
-                let _ = messages.send(Message::Closed(rank));
+            listen(stdout, move |heard| {
+                let message = match heard {
+                    Heard::Word(event) => Message::Event(rank, event),
+                    Heard::Other(_) => return,
+                    Heard::Closed => Message::Closed(rank),
+                };
+                let _ = messages.send(message);
             });
             let kept = Arc::new(Mutex::new(VecDeque::new()));
             let stderr_reader = thread::spawn({
-                let kept = Arc::clone(&kept);
+                let (stderr, kept) = (process.child.stderr.take(), Arc::clone(&kept));
                 move || keep_last(stderr, &kept)
             });
             Ok(Worker::Process(Box::new(Process {
-                child,
-                status: None,
+                process,
                 stderr: kept,
                 stderr_reader: Some(stderr_reader),
             })))
@@ -231,9 +202,8 @@ fn keep_last(source: Option<impl Read>, kept: &Mutex<VecDeque<u8>>) {
 pub(crate) struct RankArgs {
     #[arg(long)]
     rank: u32,
-    /// The runner's process id.
-    #[arg(long)]
-    parent: i32,
+    #[command(flatten)]
+    parent: ParentArgs,
     /// Where the ranks meet.
     #[arg(long)]
     directory: std::path::PathBuf,
@@ -244,16 +214,11 @@ pub(crate) struct RankArgs {
 
 /// Runs one rank as a process.
 pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
-    crate::parent::end_with(args.parent)?;
+    args.parent.end_with_it()?;
     let settings: Settings =
         serde_json::from_str(&args.settings).context("reading the settings")?;
     let cases = super::plan::cases(&settings);
-    let emit = |event| {
-        if let Ok(line) = serde_json::to_string(&event) {
-            let mut stdout = std::io::stdout().lock();
-            let _ = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
-        }
-    };
+    let emit = |event: Event| say(&event);
     let mut rendezvous = |world_size: u32, slot: usize| {
         let group = format!("ws{world_size}-{slot}");
         Ok(Rendezvous::unix(
@@ -263,18 +228,14 @@ pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
             world_size,
         ))
     };
+    let (rank, join): (_, &mut dyn FnMut(_, _) -> _) = (args.rank, &mut rendezvous);
     let outcome = match settings.device {
-        DeviceKind::Cuda => Gpus::open(ranks(&settings)).and_then(|gpus| {
-            rank::run(&gpus, &settings, &cases, args.rank, &mut rendezvous, &emit)
-        }),
-        DeviceKind::Emulator => rank::run(
-            &Emulators::default(),
-            &settings,
-            &cases,
-            args.rank,
-            &mut rendezvous,
-            &emit,
-        ),
+        DeviceKind::Cuda => CheckedGpus::open(ranks(&settings))
+            .and_then(|gpus| rank::run(&gpus, &settings, &cases, rank, join, &emit)),
+        DeviceKind::Emulator => {
+            let emulators = Emulators::with_delayed_blocks();
+            rank::run(&emulators, &settings, &cases, rank, join, &emit)
+        }
     };
     match outcome {
         Ok(()) => emit(Event::Done),

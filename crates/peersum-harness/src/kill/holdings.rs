@@ -1,4 +1,4 @@
-//! What a process holds of the system: descriptors, mappings of shared memory, threads.
+//! The system resources of a process: descriptors, mappings of shared memory, threads.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-/// How long a process that still holds more than before waits for what ends by itself, such as a thread that has been asked to.
+/// Maximum time to wait for resources that are freed asynchronously, such as a thread that was
+/// asked to end.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Sorted, so that two are compared as they are.
+/// The lists are sorted, so that two values can be compared directly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holdings {
     /// What each open file descriptor is.
@@ -90,7 +91,7 @@ fn is_listing(target: &Path) -> bool {
     target.starts_with("/proc") && target.ends_with("fd")
 }
 
-/// `socket:[123]` is as good as any other socket.
+/// The number in `socket:[123]` does not matter.
 fn kind(target: &Path) -> String {
     let text = target.to_string_lossy();
     match text.split_once(":[") {

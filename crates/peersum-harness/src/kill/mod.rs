@@ -1,11 +1,15 @@
-//! Kill tests: real ranks in processes of their own, one of which is killed or stopped, at each phase of its life. Every survivor must be told in
-//! time who it was, hold nothing afterwards, and be able to go on without it.
+//! Kill tests: each rank is a process, and one of them is killed or stopped in some phase of its
+//! life. Every survivor must learn in time which rank it was, leak nothing, and be able to form a
+//! new group.
 
 mod holdings;
+mod leftovers;
 mod rank;
+mod ranks;
 mod referee;
 mod scenario;
 mod words;
+mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,8 +22,10 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::grid::{DeviceChoice, DeviceKind, decide};
-use referee::{Deadlines, Findings, Planted};
+use crate::machine::{DeviceChoice, DeviceKind, decide};
+use crate::names::list_of;
+use ranks::{Deadlines, Planted};
+use referee::Findings;
 use scenario::{Blow, Choices, Phase, Scenario};
 
 pub(crate) use rank::{RankArgs, run as run_rank};
@@ -30,25 +36,30 @@ pub(crate) struct KillArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
-    /// How many runs.
+    /// Number of runs.
     #[arg(long, default_value_t = 200)]
     runs: u64,
-    /// Only this run of the seed.
+    /// Run only the run with this number.
     #[arg(long, conflicts_with = "runs")]
     run: Option<u64>,
-    /// Decides everything that is left to chance [default: a new one, which is printed].
+    /// The seed of all random choices [default: a new one, which is printed].
     #[arg(long)]
     seed: Option<u64>,
     /// Runs at once [default: 4 on the emulator, 1 on GPUs].
     #[arg(long)]
     jobs: Option<usize>,
-    /// Numbers of ranks.
-    #[arg(long, value_delimiter = ',', default_value = "2,3,4", value_parser = clap::value_parser!(u32).range(2..=8))]
+    /// World sizes.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "2,3,4",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
     world_size: Vec<u32>,
-    /// Where the victim is hit [default: everywhere].
+    /// The phases in which the victim is hit [default: all].
     #[arg(long, value_enum, value_delimiter = ',')]
     phase: Vec<Phase>,
-    /// By which signal [default: both].
+    /// The signals that hit it [default: both].
     #[arg(long, value_enum, value_delimiter = ',')]
     signal: Vec<Blow>,
     /// The deadline of a call, in milliseconds [default: 500 on the emulator, 1000 on GPUs].
@@ -57,24 +68,24 @@ pub(crate) struct KillArgs {
     /// What a survivor may take beyond its deadline, in milliseconds.
     #[arg(long, default_value_t = 1000)]
     grace_ms: u64,
-    /// How long a rank may take for what has no deadline of its own, in milliseconds; beyond that it hangs.
+    /// Maximum time for steps without a deadline of their own, in milliseconds.
     #[arg(long, default_value_t = 60_000, hide = true)]
     patience_ms: u64,
-    /// Writes what was found as JSON.
+    /// Write a report in JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// In set-up: what the victim has done last [default: chance decides].
+    /// In set-up: the step that the victim has done last [default: random].
     #[arg(long, value_enum, hide = true)]
     step: Option<scenario::Step>,
     /// All ranks on one emulated device.
     #[arg(long, hide = true)]
     one_device: bool,
-    /// A fault in the survivors, which must be found.
+    /// A fault to plant in the survivors, which must be found.
     #[arg(long, value_enum, hide = true)]
     plant: Option<rank::Plant>,
 }
 
-/// Some runs of one phase and signal.
+/// The runs of one phase and signal.
 #[derive(Debug, Default, Serialize)]
 struct Line {
     runs: usize,
@@ -83,7 +94,7 @@ struct Line {
     longest_ms: f64,
     /// Survivors' errors by kind.
     errors: BTreeMap<words::Kind, usize>,
-    /// Runs behind which the next one removed the files of a rank 0 that was killed as the last of its group.
+    /// Runs whose rank 0 was killed last, so that the next run had to remove its files.
     swept_by_next_run: usize,
 }
 
@@ -99,7 +110,7 @@ struct Report {
     seconds: f64,
 }
 
-/// Runs the tests that the flags describe. Exit status 1 unless every run went as it must.
+/// Runs the tests that the flags describe. The exit status is 1 unless every run passed.
 pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
     let began = Instant::now();
     let ranks = args.world_size.iter().copied().max().unwrap_or(2);
@@ -127,7 +138,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
             .map(|run| choices.scenario(seed, run))
             .collect(),
     };
-    ensure!(!scenarios.is_empty(), "--runs 0 proves nothing");
+    ensure!(!scenarios.is_empty(), "--runs 0 tests nothing");
     println!("device: {}", decision.line);
     println!("seed {seed}, {} runs", scenarios.len());
 
@@ -141,35 +152,19 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         failed: Vec::new(),
         seconds: 0.0,
     };
-    let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
     let planted = Planted {
         plant: args.plant,
         one_device: args.one_device,
     };
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let (sender, outcomes) = channel();
-        for _ in 0..jobs {
-            let sender = sender.clone();
-            let (scenarios, next, deadlines) = (&scenarios, &next, &deadlines);
-            scope.spawn(move || {
-                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let outcome = referee::run(device, scenario, deadlines, &planted);
-                    if sender.send((scenario, outcome)).is_err() {
-                        return;
-                    }
-                }
-            });
+    let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
+    let run = |scenario: &Scenario| referee::run(device, scenario, &deadlines, &planted);
+    run_all(&scenarios, jobs, &run, &mut |scenario, outcome| {
+        if let Err(error) = &outcome {
+            println!("FAILED {scenario}: {error:#}");
+            println!("  again: {}", again(args, seed, scenario.run, device));
+            report.failed.push(format!("{scenario}: {error:#}"));
         }
-        drop(sender);
-        for (scenario, outcome) in outcomes {
-            if let Err(error) = &outcome {
-                println!("FAILED {scenario}: {error:#}");
-                println!("  again: {}", again(args, seed, scenario.run, device));
-                report.failed.push(format!("{scenario}: {error:#}"));
-            }
-            report.add(scenario, outcome.ok());
-        }
+        report.add(scenario, outcome.ok());
     });
     report.seconds = began.elapsed().as_secs_f64();
     report.print();
@@ -183,6 +178,33 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
     })
 }
 
+/// Runs all scenarios, `jobs` at once, and hands `take` each outcome as it comes.
+fn run_all<'a>(
+    scenarios: &'a [Scenario],
+    jobs: usize,
+    run: &(impl Fn(&Scenario) -> Result<Findings> + Sync),
+    take: &mut dyn FnMut(&'a Scenario, Result<Findings>),
+) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let (sender, outcomes) = channel();
+        for _ in 0..jobs {
+            let (sender, next) = (sender.clone(), &next);
+            scope.spawn(move || {
+                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if sender.send((scenario, run(scenario))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (scenario, outcome) in outcomes {
+            take(scenario, outcome);
+        }
+    });
+}
+
 fn all_or<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
     match chosen {
         [] => T::value_variants().to_vec(),
@@ -192,26 +214,16 @@ fn all_or<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
 
 /// The command that repeats one run.
 fn again(args: &KillArgs, seed: u64, run: u64, device: DeviceKind) -> String {
-    let device = match device {
-        DeviceKind::Cuda => "cuda",
-        DeviceKind::Emulator => "emulator",
-    };
     let sizes: Vec<String> = args.world_size.iter().map(u32::to_string).collect();
     let mut command = format!(
-        "cargo run -p peersum-harness -- kill --device {device} --seed {seed} --run {run} --world-size {}",
+        "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {run} \
+         --world-size {}",
+        device.name(),
         sizes.join(",")
     );
-    fn names<T: ValueEnum>(chosen: &[T]) -> String {
-        let names: Vec<String> = chosen
-            .iter()
-            .filter_map(ValueEnum::to_possible_value)
-            .map(|value| value.get_name().to_owned())
-            .collect();
-        names.join(",")
-    }
     for (flag, names) in [
-        ("phase", names(&args.phase)),
-        ("signal", names(&args.signal)),
+        ("phase", list_of(&args.phase)),
+        ("signal", list_of(&args.signal)),
     ] {
         if !names.is_empty() {
             command += &format!(" --{flag} {names}");
@@ -258,7 +270,7 @@ impl Report {
             );
         }
         println!(
-            "{} of {} runs as they must, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
+            "{} of {} runs passed, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
             self.lines.values().map(|line| line.passed).sum::<usize>(),
             self.lines.values().map(|line| line.runs).sum::<usize>(),
             self.call_deadline_ms,

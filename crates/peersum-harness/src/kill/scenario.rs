@@ -1,12 +1,16 @@
-//! What happens in one run: who is hit, when, by what. All of it follows from the seed and the run's number.
+//! The plan of one run: which rank is hit, when and how. It depends on the seed and the number of
+//! the run alone.
 
 use std::fmt;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use fastrand::Rng;
+use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
+
+use crate::names::name_of;
 
 /// Where the victim is when it is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -26,7 +30,7 @@ pub(crate) enum Phase {
     Teardown,
 }
 
-/// What hits it.
+/// How the victim is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Blow {
@@ -36,7 +40,7 @@ pub(crate) enum Blow {
     Stop,
 }
 
-/// A place in set-up, as `peersum` traces it: what the rank has done last. Behind each lies an exchange with the others.
+/// A place in set-up: the last [`SetupStep`] of the rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Step {
@@ -46,20 +50,13 @@ pub(crate) enum Step {
     Mapped,
 }
 
-impl Step {
-    const ALL: [Step; 4] = [Step::Joined, Step::Loaded, Step::Armed, Step::Mapped];
-
-    /// The step that an event of `peersum` names.
-    pub(crate) fn named(name: &str) -> Option<Step> {
-        Step::ALL.into_iter().find(|step| step.name() == name)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Step::Joined => "joined",
-            Step::Loaded => "loaded",
-            Step::Armed => "armed",
-            Step::Mapped => "mapped",
+impl From<SetupStep> for Step {
+    fn from(step: SetupStep) -> Step {
+        match step {
+            SetupStep::Joined => Step::Joined,
+            SetupStep::Loaded => Step::Loaded,
+            SetupStep::Armed => Step::Armed,
+            SetupStep::Mapped => Step::Mapped,
         }
     }
 }
@@ -73,12 +70,13 @@ pub(crate) struct Scenario {
     pub(crate) victim: u32,
     pub(crate) phase: Phase,
     pub(crate) blow: Blow,
-    /// In the phases in which the victim waits for another rank: for whom. That rank goes on once the victim has been hit.
+    /// In phases in which the victim waits for another rank: that rank. It continues once the
+    /// victim has been hit.
     pub(crate) held: u32,
     /// In [`Phase::SetUp`]: what the victim and the held rank have done last.
     pub(crate) step: Step,
     pub(crate) route: Route,
-    /// From the victim's word that it is in the phase to the blow.
+    /// The time from the victim's report that it is in the phase to the blow.
     pub(crate) delay: Duration,
     /// In [`Phase::BeforeFirstCall`]: whether the victim is hit before the others call.
     pub(crate) victim_first: bool,
@@ -86,20 +84,17 @@ pub(crate) struct Scenario {
 
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = |value: Option<clap::builder::PossibleValue>| {
-            value.map_or_else(String::new, |value| value.get_name().to_owned())
-        };
         write!(
             f,
             "run {}: {} of rank {} of {} in {}",
             self.run,
-            name(self.blow.to_possible_value()),
+            name_of(&self.blow),
             self.victim,
             self.world_size,
-            name(self.phase.to_possible_value())
+            name_of(&self.phase)
         )?;
         match self.phase {
-            Phase::SetUp => write!(f, " (behind {:?})", self.step.name())?,
+            Phase::SetUp => write!(f, " (behind {:?})", name_of(&self.step))?,
             Phase::Rendezvous | Phase::Teardown => {}
             _ => write!(f, " ({})", self.route.name())?,
         }
@@ -107,20 +102,21 @@ impl fmt::Display for Scenario {
     }
 }
 
-/// From which runs are drawn.
+/// The choices from which runs are drawn.
 #[derive(Debug, Clone)]
 pub(crate) struct Choices {
     pub(crate) world_sizes: Vec<u32>,
     pub(crate) phases: Vec<Phase>,
     pub(crate) blows: Vec<Blow>,
-    /// The longest delay, by far longer than a call.
+    /// Maximum delay, much longer than a call.
     pub(crate) longest_delay: Duration,
-    /// Instead of chance.
+    /// The step of set-up, if it is not random.
     pub(crate) step: Option<Step>,
 }
 
 impl Choices {
-    /// Run number `run` of `seed`. Every combination of world size, victim, phase and blow comes once before any comes again.
+    /// Run number `run` of `seed`. Every combination of world size, victim, phase and blow comes
+    /// once before any comes again.
     pub(crate) fn scenario(&self, seed: u64, run: u64) -> Scenario {
         let mut all = Vec::new();
         for &world_size in &self.world_sizes {
@@ -146,7 +142,8 @@ impl Choices {
             blow,
             held: (victim + rng.u32(1..world_size)) % world_size,
             step: {
-                let chance = Step::ALL[rng.usize(..Step::ALL.len())];
+                let all = Step::value_variants();
+                let chance = all[rng.usize(..all.len())];
                 self.step.unwrap_or(chance)
             },
             route: Route::ALL[rng.usize(..Route::ALL.len())],

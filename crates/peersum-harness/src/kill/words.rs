@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::scenario::Step;
 
-/// Where a rank is; one that is held there goes on when the referee says so.
+/// Where a rank is. A rank that is held there continues when the referee tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Place {
@@ -31,11 +31,11 @@ pub(crate) enum Word {
     Failed(Verdict),
     /// All calls succeeded and the communicator is gone.
     Completed,
-    /// Everything of peersum's is dropped. What the process still holds beyond what it held before.
+    /// Everything of peersum is dropped. Lists the resources that the process did not hold before.
     Left {
         surplus: Vec<String>,
     },
-    /// Something that must not happen: a wrong result, an error where there must be none.
+    /// Something that must not happen: a wrong result, or an unexpected error.
     Broken(String),
 }
 
@@ -43,7 +43,7 @@ pub(crate) enum Word {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Verdict {
     pub(crate) kind: Kind,
-    /// The ranks that it gives as the cause.
+    /// The ranks that the error names as the cause.
     pub(crate) names: Vec<u32>,
     pub(crate) text: String,
 }
@@ -56,17 +56,18 @@ pub(crate) enum Kind {
     PeerLost,
     /// In set-up: a rank was silent until the deadline.
     SetUpTimeout,
-    /// In a call: a rank did not come until the deadline.
+    /// In a call: a rank did not arrive before the deadline.
     PeerTimeout,
-    /// In a call: another rank gave up, and said for whom it had waited.
+    /// In a call: another rank gave up, and told which rank it had waited for.
     PeerFailed,
-    /// In set-up of ranks that share a device: the blocks did not run at once. Of a rank that was stopped meanwhile that is true.
+    /// In set-up of ranks that share a device: the blocks did not run at the same time, which is
+    /// true if a rank was stopped.
     NotCoResident,
-    /// Any other, which is a fault.
+    /// Any other error, which is a failure of the test.
     Other,
 }
 
-/// Ranks that do not run; else whom the rank waited for.
+/// The ranks that do not run; if there are none, the rank that was waited for.
 fn cause(absent: &[AbsentPeer], awaited: u32) -> Vec<u32> {
     match absent {
         [] => vec![awaited],

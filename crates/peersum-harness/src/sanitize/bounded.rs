@@ -1,4 +1,4 @@
-//! A program that is ended, with all that it started, if it takes too long.
+//! Runs a program with a time limit. At the limit, the program and all its children are killed.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// How often it is looked at.
+/// How often the program is polled.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How a program ended.
@@ -22,8 +22,8 @@ pub(crate) struct Ended {
     pub(crate) took: Duration,
 }
 
-/// Runs `command` for at most `limit`. What it prints goes through a file in `directory`: a pipe would have to be emptied, and a
-/// grandchild that outlives the program would keep it open.
+/// Runs `command` for at most `limit`. What it prints goes through a file in `directory`: a pipe
+/// would have to be emptied, and a grandchild that outlives the program would keep it open.
 pub(crate) fn run(command: &mut Command, directory: &Path, limit: Duration) -> Result<Ended> {
     let path = directory.join("output");
     let output = File::create(&path).with_context(|| format!("making {}", path.display()))?;
@@ -32,7 +32,7 @@ pub(crate) fn run(command: &mut Command, directory: &Path, limit: Duration) -> R
         .stdin(Stdio::null())
         .stdout(output.try_clone().context("sharing the output file")?)
         .stderr(output)
-        // The group dies as one.
+        // A process group of its own, so that it can be killed as a whole.
         .process_group(0)
         .spawn()
         .with_context(|| format!("starting {}", Path::new(command.get_program()).display()))?;
@@ -45,7 +45,7 @@ pub(crate) fn run(command: &mut Command, directory: &Path, limit: Duration) -> R
         }
     }
     let took = began.elapsed();
-    // What has ended by itself may have left a child behind. There is none if the group is gone.
+    // A program that has ended may have left a child running. The call fails if there is none.
     if let Some(group) = group {
         let _ = kill_process_group(group, Signal::KILL);
     }

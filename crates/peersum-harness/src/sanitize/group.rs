@@ -1,23 +1,26 @@
-//! Ranks that are the rows of one grid: a group for tools that let only one kernel of a process run at a time.
+//! Ranks that are the rows of one grid: a group for tools that let only one kernel of a process run
+//! at a time.
 //!
-//! The kernels are the shipped ones but for their entry points (`PEERSUM_ONE_LAUNCH`), which take the parameters of every rank. Everything
-//! that a communicator does is done by hand here, from what `abi.h` says.
+//! The kernels are the shipped ones except for their entry points (`PEERSUM_ONE_LAUNCH`), which
+//! take the parameters of all ranks. This file does by hand what a communicator does, following
+//! `abi.h`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use half::bf16;
+use peersum::Element;
 use peersum::cuda::Cuda;
 use peersum::cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::Route;
-use peersum::{Element, reference};
 use peersum_artifact::{Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumControl, PeersumParams};
 
-use crate::data::{self, Content};
+use crate::data::{self, Content, Key, bytes_of};
+use crate::memory::{GUARD_BYTES, Guarded};
 
 /// Flags of `sanitize-group`.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,15 +41,12 @@ pub(crate) struct GroupArgs {
     seed: u64,
 }
 
-/// What all calls are made with: 16-bit elements, so that units have partial words and tails.
+/// The type of all calls. 16-bit elements give units with partial words and tails.
 type T = bf16;
 
 const MAX_ELEMENTS: usize = 6000;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
-/// Bytes around a rank's elements that must stay as they were, and what they hold.
-const GUARD_BYTES: usize = 64;
-const GUARD: u8 = 0xA5;
-/// How often all cases are run, each time in another order.
+/// How often all cases run, each time in a new order.
 const PASSES: usize = 2;
 const TIMEOUT_NS: u64 = 20_000_000_000;
 
@@ -106,13 +106,14 @@ pub(crate) fn run(args: &GroupArgs) -> Result<()> {
             }
         }
         println!(
-            "world size {world_size}: {calls} calls, each rank's result equal to the reference bit for bit"
+            "world size {world_size}: {calls} calls, the result of every rank equal to the \
+             reference bit for bit"
         );
     }
     Ok(())
 }
 
-/// The parameters of every rank. A kernel for fewer takes the first ones.
+/// The parameters of all ranks. A kernel for fewer ranks reads the first ones.
 #[repr(C)]
 struct AllParams([PeersumParams; abi::PEERSUM_MAX_WORLD_SIZE as usize]);
 
@@ -121,10 +122,10 @@ unsafe impl DeviceRepr for AllParams {}
 
 struct Rank {
     index: usize,
-    arena: Memory,
-    symmetric: Memory,
-    input: Memory,
-    output: Memory,
+    arena: Guarded<Cuda>,
+    symmetric: Guarded<Cuda>,
+    input: Guarded<Cuda>,
+    output: Guarded<Cuda>,
     status: StatusRecord,
 }
 
@@ -139,7 +140,7 @@ impl Rank {
         GUARD_BYTES + elements * size_of::<T>()
     }
 
-    fn source(&self, case: Case) -> &Memory {
+    fn source(&self, case: Case) -> &Guarded<Cuda> {
         if case.route.is_symmetric() {
             &self.symmetric
         } else if case.content == Content::Special {
@@ -151,42 +152,9 @@ impl Rank {
     }
 }
 
-/// An allocation of the plain kind, every byte of which the tools watch.
-struct Memory {
-    address: u64,
-    bytes: usize,
-    _allocation: <Cuda as Device>::Allocation,
-}
-
-impl Memory {
-    fn new(device: &Cuda, bytes: usize) -> Result<Memory> {
-        let bytes = bytes.next_multiple_of(UNIT_BYTES);
-        let allocation = device.allocate_shared(bytes, MemorySharing::LegacyIpc)?;
-        Ok(Memory {
-            address: device.allocation_address(&allocation),
-            bytes,
-            _allocation: allocation,
-        })
-    }
-
-    /// Guards everywhere but at `offset`, where `values` lie.
-    fn write(&self, device: &Cuda, offset: usize, values: &[u8]) -> Result<()> {
-        let mut bytes = vec![GUARD; self.bytes];
-        bytes[offset..offset + values.len()].copy_from_slice(values);
-        // SAFETY: the allocation is `bytes` long.
-        unsafe { device.write(self.address, &bytes)? };
-        Ok(())
-    }
-
-    /// The bytes at `offset`, and whether all others are guards still.
-    fn read(&self, device: &Cuda, offset: usize, len: usize) -> Result<(Vec<u8>, bool)> {
-        let mut bytes = vec![0; self.bytes];
-        // SAFETY: as for `write`.
-        unsafe { device.read(self.address, &mut bytes)? };
-        let is_guard = |bytes: &[u8]| bytes.iter().all(|byte| *byte == GUARD);
-        let intact = is_guard(&bytes[..offset]) && is_guard(&bytes[offset + len..]);
-        Ok((bytes[offset..offset + len].to_vec(), intact))
-    }
+/// Allocates plain memory, of which the tools watch every byte.
+fn memory(device: &Cuda, bytes: usize) -> Result<Guarded<Cuda>> {
+    Guarded::new(device, bytes, MemorySharing::LegacyIpc)
 }
 
 /// Where things lie in an arena.
@@ -244,9 +212,9 @@ impl Group {
                 Ok(Rank {
                     index: index as usize,
                     arena: armed(&device, &layout)?,
-                    symmetric: Memory::new(&device, array)?,
-                    input: Memory::new(&device, array)?,
-                    output: Memory::new(&device, array)?,
+                    symmetric: memory(&device, array)?,
+                    input: memory(&device, array)?,
+                    output: memory(&device, array)?,
                     status: device.allocate_status()?,
                 })
             })
@@ -262,16 +230,14 @@ impl Group {
 
     fn check(&self, case: Case, seed: u64) -> Result<()> {
         let world_size = self.ranks.len() as u32;
-        let inputs: Vec<Vec<T>> = (0..world_size)
-            .map(|rank| data::input(seed, rank, case.elements, case.content))
-            .collect();
-        let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
-        let expected = reference::all_reduce(&slices);
-        for (rank, input) in self.ranks.iter().zip(&inputs) {
-            let offset = rank.offset(case);
-            rank.output.write(&self.device, offset, &[])?;
-            rank.source(case)
-                .write(&self.device, offset, bytes_of(input))?;
+        let keys = Key::of_all(seed, world_size);
+        let expected: Vec<T> = data::expected(case.content, &keys, case.elements);
+        for (rank, &key) in self.ranks.iter().zip(&keys) {
+            let input: Vec<T> = data::input(case.content, key, case.elements);
+            rank.output.poison(&self.device)?;
+            let source = rank.source(case);
+            source.poison(&self.device)?;
+            source.write(&self.device, rank.offset(case), bytes_of(&input))?;
         }
         self.launch(case)?;
         for rank in &self.ranks {
@@ -312,8 +278,9 @@ impl Group {
             block_dim: (case.threads + world_size, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the parameters are those that the entry points of this build take; every address in them is of an allocation of this
-        // group, which outlives the stream's work: the next line waits for it.
+        // SAFETY: the parameters are those that the entry points of this build take; every address
+        // in them is of an allocation of this group, which outlives the stream's work: the next
+        // line waits for it.
         unsafe { launch.launch(shape)? };
         self.stream.synchronize()?;
         Ok(())
@@ -325,11 +292,11 @@ impl Group {
         let mut source = arena;
         let count = self.ranks.len();
         for (index, peer) in self.ranks.iter().enumerate() {
-            arena[(index + count - own) % count] = peer.arena.address;
+            arena[(index + count - own) % count] = peer.arena.base();
             source[index] = if case.route.is_symmetric() {
-                peer.symmetric.address + peer.offset(case) as u64
+                peer.symmetric.base() + peer.offset(case) as u64
             } else {
-                peer.arena.address
+                peer.arena.base()
             };
         }
         let is_aligned = |address: &u64| address.is_multiple_of(UNIT_BYTES as u64);
@@ -342,8 +309,8 @@ impl Group {
         PeersumParams {
             arena,
             source,
-            input: rank.source(case).address + offset,
-            output: rank.output.address + offset,
+            input: rank.source(case).base() + offset,
+            output: rank.output.base() + offset,
             elements: case.elements as u64,
             push_offset: self.layout.push_offset,
             push_half_bytes: self.layout.push_half_bytes,
@@ -364,11 +331,6 @@ impl Group {
             flags,
         }
     }
-}
-
-fn bytes_of(elements: &[T]) -> &[u8] {
-    // SAFETY: elements are plain data without padding.
-    unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }
 }
 
 fn function(
@@ -392,10 +354,11 @@ fn function(
     Ok(module.load_function(&key.entry_point(route.algorithm()))?)
 }
 
-/// An arena as it is before the first call. Staging stays as the driver gave it: what reads it before it is staged is to be found.
-fn armed(device: &Cuda, layout: &Layout) -> Result<Memory> {
+/// An arena in its state before the first call. The staging area is not initialised, so that the
+/// tools find reads that come before the data are staged.
+fn armed(device: &Cuda, layout: &Layout) -> Result<Guarded<Cuda>> {
     const RING: u64 = abi::PEERSUM_HEADER_RING as u64;
-    let arena = Memory::new(device, layout.bytes())?;
+    let arena = memory(device, layout.bytes())?;
     // SAFETY: a control block is integers only.
     let mut control: Box<PeersumControl> = Box::new(unsafe { std::mem::zeroed() });
     for block in &mut control.blocks {
@@ -415,9 +378,9 @@ fn armed(device: &Cuda, layout: &Layout) -> Result<Memory> {
             (&raw const *control).cast::<u8>(),
             size_of::<PeersumControl>(),
         );
-        device.write(arena.address, bytes)?;
+        device.write(arena.base(), bytes)?;
         device.fill(
-            arena.address + layout.push_offset,
+            arena.base() + layout.push_offset,
             abi::PEERSUM_SLOT_EMPTY,
             words,
         )?;

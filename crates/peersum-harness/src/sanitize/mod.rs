@@ -1,5 +1,6 @@
-//! The kernels under compute-sanitizer: a reduced set of calls that each tool must find sound, and for each tool a planted error that it must
-//! find, without which its silence would say nothing.
+//! The kernels under compute-sanitizer: a reduced set of calls in which no tool may find an error,
+//! and for each tool a planted error that it must find. Without the planted error, silence would
+//! prove nothing.
 
 mod bounded;
 mod group;
@@ -14,23 +15,25 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
-use crate::grid::CONNECTIONS_VARIABLE;
+use crate::machine::CONNECTIONS_VARIABLE;
+use crate::names::name_of;
 use bounded::Ended;
 use tool::Tool;
 
 pub(crate) use group::{GroupArgs, run as run_group};
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
-/// What compute-sanitizer is to exit with if it found errors; no other status of it or of the harness.
+/// The exit status of compute-sanitizer if it found errors. Neither it nor the harness uses this
+/// status for anything else.
 const FOUND: i32 = 86;
 
-/// How much is shown of what a run that failed printed, in lines from its end.
+/// How many lines are shown from the end of a failed run's output.
 const SHOWN_LINES: usize = 40;
 
 /// The flags of `sanitize`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct SanitizeArgs {
-    /// Which tools.
+    /// The tools to run.
     #[arg(
         long,
         value_enum,
@@ -38,11 +41,12 @@ pub(crate) struct SanitizeArgs {
         default_value = "memcheck,initcheck,racecheck,synccheck"
     )]
     tool: Vec<Tool>,
-    /// compute-sanitizer itself [default: the one on PATH, else /usr/local/cuda/bin/compute-sanitizer]
+    /// compute-sanitizer itself [default: the one on PATH, else
+    /// /usr/local/cuda/bin/compute-sanitizer]
     #[arg(long, value_name = "PATH")]
     compute_sanitizer: Option<PathBuf>,
-    /// The directory of the modules, as `cargo xtask precompile` writes it: of the build `one-launch`, or for --ranks processes of the shipped
-    /// one.
+    /// The directory of the modules, as `cargo xtask precompile` writes it: those of the build
+    /// `one-launch`, or with `--ranks processes` the shipped ones.
     #[arg(long, value_name = "DIR")]
     cubins: PathBuf,
     /// World sizes.
@@ -54,17 +58,18 @@ pub(crate) struct SanitizeArgs {
     /// The seed of the data.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How long one run may take, in seconds.
+    /// Maximum time of one run, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     limit: u64,
 }
 
-/// What a rank is under the tools, which let only one kernel of a process run at a time.
+/// What a rank is. The tools let only one kernel of a process run at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Ranks {
     /// A row of one grid: one launch is a call of all ranks.
     Rows,
-    /// A process with a communicator, in the test grid. initcheck does not know what the others write.
+    /// A process with a communicator, in the test grid. initcheck does not see what other processes
+    /// write.
     Processes,
 }
 
@@ -75,7 +80,8 @@ enum Subject {
     Grid,
 }
 
-/// Runs each tool on its planted error and on the grid. Exit status 1 unless each found the one and nothing in the other.
+/// Runs each tool on its planted error and on the grid. The exit status is 1 unless each tool found
+/// its planted error and nothing in the grid.
 pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
     ensure!(args.limit > 0, "--limit 0 leaves no time for anything");
     let began = Instant::now();
@@ -95,16 +101,17 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
                 Duration::from_secs(args.limit),
             )
             .context(
-                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package nvidia-cuda-sanitizer-api of PyPI \
-                 (13.4.92 is whole; 13.0.85 to 13.3.75 lack the program that starts others); --compute-sanitizer names one",
+                "compute-sanitizer comes with the CUDA toolkit, and by itself as the package \
+                 nvidia-cuda-sanitizer-api of PyPI (13.4.92 is whole; 13.0.85 to 13.3.75 lack the \
+                 program that starts others); --compute-sanitizer names one",
             )?;
-            // Absent: it said nothing.
+            // Without a report file the report is empty.
             let report = fs::read_to_string(&report_path).unwrap_or_default();
             let errors = tool.errors(&report);
             let verdict = verdict(tool, subject, &ended, errors, &report, args.limit);
             println!(
                 "{:<10} {:<8} {:>7} {:>8.1}  {}",
-                tool.name(),
+                name_of(&tool),
                 match subject {
                     Subject::Planted => "planted",
                     Subject::Grid => "grid",
@@ -125,7 +132,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
         }
     }
     println!(
-        "{} of {} runs as they must be, in {:.1} s",
+        "{} of {} runs passed, in {:.1} s",
         args.tool.len() * 2 - failed,
         args.tool.len() * 2,
         began.elapsed().as_secs_f64()
@@ -137,7 +144,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
     })
 }
 
-/// What a run comes to: why it is as it must be, or why not.
+/// The result of a run: why it passed, or why it failed.
 fn verdict(
     tool: Tool,
     subject: Subject,
@@ -160,7 +167,7 @@ fn verdict(
         (Subject::Grid, ..) => Err("errors in the kernels".to_owned()),
         (Subject::Planted, 0, _) => Err("the planted error was not found".to_owned()),
         (Subject::Planted, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
-            Ok("found, as it must be")
+            Ok("the planted error was found")
         }
         (Subject::Planted, _, Some(FOUND)) => {
             Err("errors were found, but none in the kernel that has one".to_owned())
@@ -175,7 +182,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
     let harness = std::env::current_exe().context("finding this very program")?;
     let mut command = Command::new(compute_sanitizer(args));
     command
-        .args(["--tool", tool.name()])
+        .args(["--tool", &name_of(&tool)])
         .args(["--error-exitcode", &FOUND.to_string()])
         .args(["--target-processes", "all"])
         .args(["--print-limit", "10"])
@@ -183,13 +190,15 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         .arg("--log-file")
         .arg(report)
         .arg(harness)
-        // Ranks that share a card need a hardware queue each; set here, since the tool may make a context before the grid can.
+        // Ranks that share a GPU need a hardware queue each. Set here, since the tool may create a
+        // context before the grid does.
         .env(CONNECTIONS_VARIABLE, "32")
-        // What loads at its first launch is also rewritten by the tool then, while the peers' kernels wait.
+        // Otherwise the tool would rewrite a kernel at its first launch, while the peers' kernels
+        // wait.
         .env("CUDA_MODULE_LOADING", "EAGER");
     match subject {
         Subject::Planted => {
-            command.args(["sanitize-planted", "--tool", tool.name()]);
+            command.args(["sanitize-planted", "--tool", &name_of(&tool)]);
         }
         Subject::Grid if args.ranks == Ranks::Rows => {
             command
@@ -205,7 +214,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--dtype", "bf16", "--world-size", &args.world_size])
                 .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])
-                // A rank may be slow, but what hangs is to be named by the grid before this run is ended.
+                // Less than the limit of the run, so that the grid can report a rank that hangs.
                 .args(["--timeout", &(args.limit as f64 / 3.0).to_string()])
                 .env("PEERSUM_CUBIN_DIR", &args.cubins);
         }

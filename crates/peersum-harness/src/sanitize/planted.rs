@@ -1,4 +1,5 @@
-//! The errors that compute-sanitizer must find: kernels of `planted.ptx`, each in a process of its own.
+//! The errors that compute-sanitizer must find: kernels of `planted.ptx`, each in a process of its
+//! own.
 
 use anyhow::{Context, Result};
 use peersum::cudarc::driver::{LaunchConfig, PushKernelArg, result};
@@ -12,12 +13,13 @@ const ELEMENTS: u64 = 1024;
 /// The flags of `sanitize-planted`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct PlantedArgs {
-    /// Whose error.
+    /// The tool that must find the error.
     #[arg(long, value_enum)]
     tool: Tool,
 }
 
-/// Makes one error on GPU 0. What follows from it in this process is no failure: the tool may end the context.
+/// Makes one error on GPU 0. Later errors in this process do not matter: the tool may destroy the
+/// context.
 pub(crate) fn run(args: &PlantedArgs) -> Result<()> {
     let context = peersum::open_context(0)?;
     let module = context
@@ -34,8 +36,9 @@ pub(crate) fn run(args: &PlantedArgs) -> Result<()> {
         block_dim: (64, 1, 1),
         shared_mem_bytes: 0,
     };
-    // SAFETY: the arguments are those of the kernels. Three of them stay within the array. The store of one element behind it stays
-    // within the 2 MiB that the driver allocates at least, which nothing else lies in.
+    // SAFETY: the arguments are those of the kernels. Three of them stay within the array. The
+    // store of one element behind it stays within the 2 MiB that the driver allocates at least,
+    // which nothing else lies in.
     let outcome = unsafe { launch.launch(one_block) }.and_then(|_| stream.synchronize());
     println!("{}: {outcome:?}", args.tool.planted_kernel());
     // SAFETY: the address came from `malloc_sync`, and nothing runs any more.

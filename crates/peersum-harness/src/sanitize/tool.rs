@@ -5,27 +5,17 @@ use clap::ValueEnum;
 /// A tool of compute-sanitizer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Tool {
-    /// Accesses outside of memory, or misaligned.
+    /// Accesses that are out of bounds or misaligned.
     Memcheck,
     /// Global memory that is read before it is written.
     Initcheck,
-    /// Shared memory that is accessed without a barrier between.
+    /// Accesses to shared memory without a barrier in between.
     Racecheck,
-    /// Barriers that not all threads come to.
+    /// Barriers that not all threads reach.
     Synccheck,
 }
 
 impl Tool {
-    /// Its name as `--tool` takes it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Tool::Memcheck => "memcheck",
-            Tool::Initcheck => "initcheck",
-            Tool::Racecheck => "racecheck",
-            Tool::Synccheck => "synccheck",
-        }
-    }
-
     /// The kernel of `planted.ptx` with the error that it must find.
     pub(crate) fn planted_kernel(self) -> &'static str {
         match self {
@@ -36,18 +26,18 @@ impl Tool {
         }
     }
 
-    /// Flags of its own.
+    /// The tool's own flags.
     pub(crate) fn flags(self) -> &'static [&'static str] {
         match self {
-            // What a call of the driver returns is no error of a kernel: set-up asks for things that a driver may refuse, and the grid
-            // itself fails where one should not have been.
+            // An error that the driver returns is not an error of a kernel: set-up tries things
+            // that a driver may refuse, and if it may not, the grid itself fails.
             Tool::Memcheck => &["--report-api-errors", "no"],
             _ => &[],
         }
     }
 
-    /// How many errors the report counts: the sum, where it has a summary for each of several processes. `None` without any summary, in
-    /// which case the tool has checked nothing.
+    /// The number of errors in the report, summed over the summaries of all processes. `None` if
+    /// there is no summary: then the tool has checked nothing.
     pub(crate) fn errors(self, report: &str) -> Option<u64> {
         let summary = match self {
             Tool::Racecheck => " RACECHECK SUMMARY: ",
@@ -86,7 +76,8 @@ mod tests {
     #[test]
     fn a_summary_that_is_missing_or_not_understood_is_none() {
         // What compute-sanitizer prints, with exit status 0, of a program that uses no GPU.
-        let nothing = "========= COMPUTE-SANITIZER\n========= Target application terminated before first instrumented API call\n";
+        let nothing = "========= COMPUTE-SANITIZER\n\
+            ========= Target application terminated before first instrumented API call\n";
         assert_eq!(Tool::Memcheck.errors(nothing), None);
         assert_eq!(Tool::Memcheck.errors(""), None);
         assert_eq!(

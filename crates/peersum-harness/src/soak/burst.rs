@@ -1,4 +1,5 @@
-//! What a soak's calls are: bursts, each a function of its seed, so that every rank knows them all.
+//! The calls of a soak. They come in bursts, each a function of its seed, so that all ranks make
+//! the same calls.
 
 use fastrand::Rng;
 use peersum::dispatch::Route;
@@ -7,16 +8,8 @@ use peersum_artifact::Dtype;
 use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
 use crate::grid::settings::{GridKind, Settings};
 
-const VARIANTS: [Variant; 6] = [
-    Variant::Aligned,
-    Variant::Unaligned,
-    Variant::InPlace,
-    Variant::UnalignedInPlace,
-    Variant::Special,
-    Variant::SpecialUnaligned,
-];
-
-/// Rounds of small calls: as many as one check on the card holds results of. Others take as long in fewer.
+/// Rounds of a burst of small calls: as many as the check on the GPU has room for. Other bursts
+/// have fewer rounds and take as long.
 const ROUNDS: u32 = 64;
 const FEW_ROUNDS: u32 = 4;
 /// Small calls are those up to here, in elements.
@@ -53,18 +46,13 @@ pub(crate) fn draw(settings: &Settings, world_size: u32) -> Case {
         _ => {}
     }
     let route = Route::ALL[rng.usize(..Route::ALL.len())];
-    let variant = loop {
-        let any = VARIANTS[rng.usize(..VARIANTS.len())];
-        if any.serves(route) {
-            break any;
-        }
-    };
+    let variant = Variant::any(route, &mut rng);
     let bound = if rng.u32(..8) == 0 {
         most
     } else {
         SMALL.min(most)
     };
-    // As many digits as likely as fewer.
+    // All orders of magnitude are equally likely.
     let digits = rng.u32(0..=bound.ilog2());
     let elements = rng.usize(1..=2 << digits).min(bound);
     let mode = if rng.bool() { Mode::Eager } else { Mode::Graph };
@@ -84,27 +72,13 @@ pub(crate) fn draw(settings: &Settings, world_size: u32) -> Case {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::time::Duration;
 
     use super::*;
-    use crate::grid::settings::{DeviceKind, RankKind, SharingChoice};
+    use crate::machine::DeviceKind;
 
     #[test]
     fn bursts_have_every_route_mode_variant_and_type_and_small_calls_dominate() {
-        let settings = |seed| Settings {
-            world_sizes: vec![2],
-            dtypes: Dtype::ALL.to_vec(),
-            routes: Route::ALL.to_vec(),
-            device: DeviceKind::Cuda,
-            ranks: RankKind::Threads,
-            grid: GridKind::Full,
-            sharing: SharingChoice::Auto,
-            seed,
-            filter: None,
-            timeout: Duration::from_secs(1),
-            fault: None,
-            start_epochs: (0, 1),
-        };
+        let settings = |seed| Settings::of(DeviceKind::Cuda, GridKind::Full, vec![2], seed);
         let (mut uniform, mut kinds, mut small, mut calls) = (HashSet::new(), HashSet::new(), 0, 0);
         for seed in 0..4000 {
             let case = draw(&settings(seed), 2);

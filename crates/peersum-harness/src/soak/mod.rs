@@ -1,30 +1,26 @@
-//! A soak: calls of random size, alignment, algorithm, mode and delay for as long as asked, the bits of every result compared.
+//! A soak: calls of random size, alignment, algorithm, mode and delay for a given time. The bits of
+//! every result are compared.
 
 mod burst;
 
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use peersum::Rendezvous;
-use peersum::dispatch::Route;
+use anyhow::{Context, Result};
 use peersum_artifact::Dtype;
 
 use crate::grid::case::{Adversarial, Case, Work};
 use crate::grid::event::{Event, Mismatch};
-use crate::grid::machine::{self, Emulators, Gpus, Machine};
+use crate::grid::machine::{CheckedGpus, GridMachine};
 use crate::grid::session::Session;
-use crate::grid::settings::{
-    DeviceChoice, DeviceKind, GridKind, RankKind, Settings, SharingChoice, parse_world_sizes,
-};
+use crate::grid::settings::{GridKind, Settings, parse_world_sizes};
+use crate::machine::{DeviceChoice, DeviceKind, Emulators, decide, give_each_stream_a_queue};
+use crate::ranks::{Member, run_threads};
 
-/// The most bursts of one world size: some millions of calls.
-const MOST_BURSTS: u64 = 1 << 16;
-/// Both families' counters pass 32 bits, and their sum 16, in the first bursts.
+/// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
 const START_EPOCHS: (u32, u64) = (u32::MAX - 20, u32::MAX as u64 - 12);
-/// However slow the machine is.
+/// The minimum number of bursts, also on a slow machine.
 const LEAST_BURSTS: usize = 8;
 /// How long a call may wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,21 +33,22 @@ pub(crate) struct SoakArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceChoice,
-    /// How long to make calls, shared out equally among the world sizes.
+    /// How long to make calls, in total. Each world size gets an equal share.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// World sizes, one after the other.
     #[arg(long, value_name = "LIST", default_value = "2,4,8")]
     world_size: String,
-    /// The seed of all data, sizes, choices and delays; a random one unless given.
+    /// The seed of all data, sizes, choices and delays [default: random].
     #[arg(long)]
     seed: Option<u64>,
-    /// For tests: one bit of a result of each burst is changed before it is compared on the host.
+    /// For tests: change one bit of a result of each burst before it is compared on the host.
     #[arg(long, hide = true)]
     corrupt: bool,
 }
 
-/// Lets the ranks agree on the last burst: the first to come to one after the time is up ends it for all.
+/// Lets the ranks agree on the last burst: the first rank that asks for a new one when the time is
+/// up ends the soak for all.
 struct Gate {
     ends: Instant,
     state: Mutex<GateState>,
@@ -59,7 +56,7 @@ struct Gate {
 
 #[derive(Default)]
 struct GateState {
-    /// Bursts that some rank has entered.
+    /// Bursts that at least one rank has entered.
     entered: usize,
     closed: bool,
 }
@@ -91,26 +88,31 @@ struct Spent {
 
 /// Soaks each world size. Exit status 1 if any result was wrong.
 pub(crate) fn run(args: &SoakArgs) -> Result<ExitCode> {
-    crate::grid::give_each_stream_a_queue();
+    give_each_stream_a_queue();
     let sizes = parse_world_sizes(&args.world_size)?;
     let sizes: Vec<u32> = sizes.into_iter().filter(|size| *size > 1).collect();
     let largest = sizes.iter().copied().max();
     let largest = largest.context("--world-size: a group of one launches nothing")?;
-    let decision = machine::decide(args.device, largest)?;
+    let decision = decide(args.device, largest)?;
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     println!("device: {}", decision.line);
     println!("seed {seed}");
     let share = Duration::from_secs(args.seconds) / sizes.len() as u32;
     let (mut calls, mut mismatches) = (0, 0);
     for world_size in sizes {
-        let settings: Vec<Settings> = (0..MOST_BURSTS)
-            .map(|burst| settings(decision.kind, world_size, seed.wrapping_add(burst)))
-            .collect();
-        let settings = Arc::new(settings);
-        let soaked = match decision.kind {
-            DeviceKind::Cuda => soak(Arc::new(Gpus::open(world_size)?), &settings, args, share)?,
-            DeviceKind::Emulator => soak(Arc::new(Emulators::default()), &settings, args, share)?,
+        let settings = settings(decision.kind, world_size, seed);
+        let gate = Gate {
+            ends: Instant::now() + share,
+            state: Mutex::default(),
         };
+        let corrupt = args.corrupt;
+        let soaked = match decision.kind {
+            DeviceKind::Cuda => soak(&CheckedGpus::open(world_size)?, &settings, &gate, corrupt),
+            DeviceKind::Emulator => {
+                soak(&Emulators::with_delayed_blocks(), &settings, &gate, corrupt)
+            }
+        }
+        .with_context(|| format!("ws{world_size}"))?;
         calls += soaked.calls;
         mismatches += soaked.mismatches;
         println!(
@@ -138,73 +140,29 @@ pub(crate) fn run(args: &SoakArgs) -> Result<ExitCode> {
 }
 
 fn settings(device: DeviceKind, world_size: u32, seed: u64) -> Settings {
+    let grid = match device {
+        DeviceKind::Cuda => GridKind::Full,
+        DeviceKind::Emulator => GridKind::Smoke,
+    };
     Settings {
-        world_sizes: vec![world_size],
-        dtypes: Dtype::ALL.to_vec(),
-        routes: Route::ALL.to_vec(),
-        device,
-        ranks: RankKind::Threads,
-        grid: match device {
-            DeviceKind::Cuda => GridKind::Full,
-            DeviceKind::Emulator => GridKind::Smoke,
-        },
-        sharing: SharingChoice::Auto,
-        seed,
-        filter: None,
         timeout: TIMEOUT,
-        fault: None,
         start_epochs: START_EPOCHS,
+        ..Settings::of(device, grid, vec![world_size], seed)
     }
 }
 
 /// Soaks one world size: rank 0's calls, every rank's mismatches.
-fn soak<M: Machine>(
-    machine: Arc<M>,
-    settings: &Arc<Vec<Settings>>,
-    args: &SoakArgs,
-    share: Duration,
+fn soak<M: GridMachine>(
+    machine: &M,
+    settings: &Settings,
+    gate: &Gate,
+    corrupt: bool,
 ) -> Result<Spent> {
-    let world_size = settings.first().map_or(0, |first| first.world_sizes[0]);
-    let gate = Arc::new(Gate {
-        ends: Instant::now() + share,
-        state: Mutex::default(),
-    });
-    let ranks: Vec<_> = (0..)
-        .zip(Rendezvous::threads(world_size))
-        .map(|(rank, rendezvous)| {
-            let (machine, settings, gate) = (
-                Arc::clone(&machine),
-                Arc::clone(settings),
-                Arc::clone(&gate),
-            );
-            let corrupts = args.corrupt && rank == 0;
-            thread::Builder::new()
-                .name(format!("rank {rank}"))
-                .spawn(move || soak_rank(&*machine, &settings, &gate, rank, rendezvous, corrupts))
-                .with_context(|| format!("starting the thread of rank {rank}"))
-        })
-        .collect::<Result<_>>()?;
-    // All are waited for, so that the error of each is told: one rank's is often another's doing.
-    let outcomes: Vec<Result<Spent>> = (0..)
-        .zip(ranks)
-        .map(|(rank, thread): (u32, _)| {
-            let outcome = thread.join();
-            outcome
-                .unwrap_or_else(|_| Err(anyhow!("it panicked")))
-                .with_context(|| format!("rank {rank}"))
-        })
-        .collect();
-    let failures: Vec<String> = outcomes
-        .iter()
-        .filter_map(|outcome| outcome.as_ref().err().map(|error| format!("{error:#}")))
-        .collect();
-    ensure!(
-        failures.is_empty(),
-        "ws{world_size}: {}",
-        failures.join("; ")
-    );
+    let ranks = run_threads(settings.world_sizes[0], 1, |member| {
+        soak_rank(machine, settings, gate, corrupt, member)
+    })?;
     let mut all = Spent::default();
-    for (rank, spent) in outcomes.into_iter().flatten().enumerate() {
+    for (rank, spent) in ranks.into_iter().enumerate() {
         if rank == 0 {
             (all.calls, all.bursts) = (spent.calls, spent.bursts);
         }
@@ -215,36 +173,35 @@ fn soak<M: Machine>(
     Ok(all)
 }
 
-fn soak_rank<M: Machine>(
+fn soak_rank<M: GridMachine>(
     machine: &M,
-    settings: &[Settings],
+    settings: &Settings,
     gate: &Gate,
-    rank: u32,
-    rendezvous: Rendezvous,
-    corrupts: bool,
+    corrupt: bool,
+    mut member: Member<'_>,
 ) -> Result<Spent> {
-    let first = settings.first().context("a soak without bursts")?;
-    let world_size = first.world_sizes[0];
-    // For its size: no burst has larger calls.
+    let world_size = settings.world_sizes[0];
+    let rank = member.peers.rank();
+    // Only for its size: no burst has larger calls.
     let largest = Case {
         world_size,
         dtype: Dtype::F32,
         work: Work::Adversarial(Adversarial::Mixed),
         rounds: 1,
     };
-    let mut rendezvous = Some(rendezvous);
-    let mut join = |_, _| rendezvous.take().context("a soak forms one group");
-    let mut session = Session::new(machine, first, &[(0, &largest)], rank, 1, &mut join)?;
-    session.corrupts = corrupts;
+    let mut join = |_, _| member.next_group();
+    let mut session = Session::new(machine, settings, &[&largest], rank, 1, &mut join)?;
+    session.corrupts = corrupt && rank == 0;
     let spent = Mutex::new(Spent::default());
-    for (index, settings) in settings.iter().enumerate() {
-        if !gate.enter(index) {
+    for burst in 0.. {
+        if !gate.enter(burst) {
             break;
         }
-        let case = burst::draw(settings, world_size);
-        session.settings = settings;
+        let seed = settings.seed.wrapping_add(burst as u64);
+        session.settings.seed = seed;
+        let case = burst::draw(&session.settings, world_size);
         session
-            .run_case(index, &case, &|event| {
+            .run_case(burst, &case, &|event| {
                 let mut spent = spent.lock().unwrap_or_else(PoisonError::into_inner);
                 match event {
                     Event::Ended { calls, .. } => {
@@ -254,13 +211,13 @@ fn soak_rank<M: Machine>(
                     Event::Mismatch(mismatch) => {
                         spent.mismatches += 1;
                         if spent.first.len() < PRINTED {
-                            spent.first.push((settings.seed, case, mismatch));
+                            spent.first.push((seed, case, mismatch));
                         }
                     }
                     _ => {}
                 }
             })
-            .with_context(|| format!("seed {}, {case}", settings.seed))?;
+            .with_context(|| format!("seed {seed}, {case}"))?;
     }
     Ok(spent.into_inner().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,4 +1,5 @@
-//! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of input, as a dispatch table.
+//! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of
+//! input, as a dispatch table.
 
 mod sweep;
 
@@ -8,30 +9,36 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, MeasuredRow, Measurement, Origin, Placement, Row, Topology,
+    DispatchTable, DispatchTables, Topology, MeasuredRow, Measurement, Origin, Placement, Row,
 };
 use peersum_artifact::Dtype;
 
-use crate::bench::machine::{Build, DeviceChoice, Emulators, Gpus, Machine, link_of};
+use crate::bench::arguments::CallArgs;
+use crate::bench::build::{Build, Builds};
 use crate::bench::ranks::{GroupSettings, run_group};
-use crate::bench::sizes::{bytes_text, parse_bytes};
-use crate::bench::timing::Method;
+use crate::bench::sizes::bytes_text;
+use crate::bench::timing::Timed;
+use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 use sweep::{Progress, Shapes, Sweep, Tuned};
 
-/// So many candidates of one world size may fail before it is given up.
+/// How many candidates of one world size may fail before it is given up.
 const MOST_FAILURES: usize = 8;
 
 /// What `tune` sweeps.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TuneArgs {
-    /// World sizes; ranks share the cards if there are fewer. One that does not fit is skipped.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "2,3,4,5,6,7,8", value_parser = clap::value_parser!(u32).range(2..=8))]
+    /// World sizes. If there are fewer GPUs than ranks, the ranks share them. A size that does not
+    /// fit is skipped.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "2,3,4,5,6,7,8",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
     world_size: Vec<u32>,
-    /// Message sizes in bytes; K and M are powers of 1024. Each speaks for messages from half to twice its size, those from 16M for all
-    /// larger ones and those up to 4K for all smaller ones.
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "4K,16K,64K,256K,1M,4M,16M", value_parser = parse_bytes)]
-    bytes: Vec<usize>,
-    /// Element types. A row serves all types: it is the one with the least geometric mean over these.
+    /// Element types. A row of the table is for all types: the plan with the least geometric mean
+    /// over these.
     #[arg(
         long,
         value_name = "LIST",
@@ -39,50 +46,38 @@ pub(crate) struct TuneArgs {
         default_value = "bf16,f32"
     )]
     dtype: Vec<Dtype>,
-    /// The time for everything. Sizes share it evenly; what was not tried in time keeps its row.
+    /// The time limit of the whole sweep. All sizes get an equal share; a size that was not reached
+    /// keeps its row.
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     seconds: f64,
-    /// What the ranks run on.
-    #[arg(long, value_enum, default_value = "cuda")]
-    device: DeviceChoice,
-    /// The directory of cubins.
-    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
-    cubins: PathBuf,
-    /// The tables to improve on [default: the shipped ones]
+    /// The tables to start from [default: the shipped ones]
     #[arg(long, value_name = "FILE")]
     base: Option<PathBuf>,
-    /// One half of the push slots; what does not fit goes in pieces. [default: as in a program that does not set it]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    push_half: Option<usize>,
-    /// Where the tables go: those of --base, and over them what was measured.
+    /// Where to write the tables: those of --base, with the measured rows in place of theirs.
     #[arg(long, value_name = "FILE", default_value = "target/tune/tables.json")]
     out: PathBuf,
-    /// Calls in one graph.
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    calls: u32,
-    /// Replays that are counted of those that the first pass has found fast.
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    replays: u32,
+    #[command(flatten)]
+    call: CallArgs,
 }
 
 /// Runs the sweep and writes the tables after each world size.
 ///
 /// # Errors
-/// The flags mean nothing, there is no device, or no world size could be measured.
+/// A flag is invalid, there is no device, or no world size could be measured.
 pub(crate) fn run(args: &TuneArgs) -> Result<()> {
     if !(args.seconds.is_finite() && args.seconds > 0.0 && args.seconds <= 86_400.0) {
         bail!("--seconds {}: more than 0 and at most 86400", args.seconds);
     }
-    match args.device {
-        DeviceChoice::Cuda => run_on(args, &Gpus::open(&args.cubins, Vec::new())?),
-        DeviceChoice::Emulator => {
+    match decide(args.call.device, 1)?.kind {
+        DeviceKind::Cuda => run_on(args, &Gpus::open(u32::MAX)?),
+        DeviceKind::Emulator => {
             println!("# the emulator: these times say nothing about any GPU");
-            run_on(args, &Emulators)
+            run_on(args, &Emulators::default())
         }
     }
 }
 
-fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
+fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
     let base_text = args
         .base
         .as_ref()
@@ -94,7 +89,8 @@ fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
         Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
         None => DispatchTables::shipped()?,
     };
-    let toolkit = machine.toolkit()?;
+    let builds = Builds::new(machine.kind(), &args.call.run.cubins);
+    let toolkit = builds.toolkit()?;
     println!(
         "# {} x {}, {toolkit}, at most {} s, microseconds a call",
         machine.device_name(),
@@ -116,7 +112,8 @@ fn run_on<M: Machine>(args: &TuneArgs, machine: &M) -> Result<()> {
         let group = Group {
             args,
             world_size,
-            link: link_of(args.device, machine, world_size),
+            link: machine.link(world_size),
+            builds: &builds,
             base: &tables,
             tables: tables.to_json()?,
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
@@ -154,7 +151,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     let file = tempfile::NamedTempFile::new_in(directory)
         .with_context(|| format!("making a file in {}", directory.display()))?;
     std::fs::write(file.path(), text)?;
-    // As readable as any file that the user makes; temporary ones are their owner's alone.
+    // A temporary file is readable by its owner only; this file is for everyone.
     std::fs::set_permissions(
         file.path(),
         std::os::unix::fs::PermissionsExt::from_mode(0o644),
@@ -169,13 +166,14 @@ struct Group<'a> {
     args: &'a TuneArgs,
     world_size: u32,
     link: Topology,
+    builds: &'a Builds,
     base: &'a DispatchTables,
-    /// The base as every rank is given it.
+    /// The base tables as text, for the ranks.
     tables: String,
     deadline: Instant,
 }
 
-/// What was found for one world size.
+/// The result for one world size.
 struct Outcome<'a> {
     group: &'a Group<'a>,
     arch: Option<String>,
@@ -184,18 +182,18 @@ struct Outcome<'a> {
 }
 
 impl<'a> Group<'a> {
-    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without it.
-    fn tune<M: Machine>(&'a self, machine: &M) -> Result<Outcome<'a>> {
+    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without
+    /// it.
+    fn tune<M: Timed>(&'a self, machine: &M) -> Result<Outcome<'a>> {
         let shapes = Shapes::of(self.link);
         let settings = GroupSettings {
             world_size: self.world_size,
-            largest_bytes: self.args.bytes.iter().copied().max().unwrap_or(0),
+            largest_bytes: self.args.call.largest_bytes(),
             pdl: true,
-            build: Build::Shipped,
-            timeout: machine.call_timeout(),
+            load_policy: self.builds.load_policy(Build::Shipped)?,
             max_blocks: shapes.max_blocks,
             tables: Some(self.tables.clone()),
-            push_half_bytes: self.args.push_half,
+            push_half_bytes: self.args.call.push_half,
         };
         let progress = Mutex::new(Progress::default());
         let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,7 +203,13 @@ impl<'a> Group<'a> {
                 let done: Vec<u64> = progress.tuned.iter().map(|tuned| tuned.bytes).collect();
                 (done, progress.failed.clone())
             };
-            let mut todo: Vec<u64> = self.args.bytes.iter().map(|bytes| *bytes as u64).collect();
+            let mut todo: Vec<u64> = self
+                .args
+                .call
+                .bytes
+                .iter()
+                .map(|bytes| *bytes as u64)
+                .collect();
             todo.retain(|bytes| !done.contains(bytes));
             todo.sort_unstable();
             todo.dedup();
@@ -214,11 +218,7 @@ impl<'a> Group<'a> {
                 dtypes: &self.args.dtype,
                 sizes: &todo,
                 deadline: self.deadline,
-                method: Method {
-                    calls: self.args.calls,
-                    warm_up: 2,
-                    replays: self.args.replays,
-                },
+                method: self.args.call.method(),
                 failed: &failed,
                 progress: &progress,
             };
@@ -266,7 +266,7 @@ impl<'a> Group<'a> {
 
 impl Outcome<'_> {
     /// The table with what was measured, if anything was.
-    fn table<M: Machine>(&self, machine: &M, toolkit: &str) -> Option<DispatchTable> {
+    fn table<M: Timed>(&self, machine: &M, toolkit: &str) -> Option<DispatchTable> {
         if self.tuned.is_empty() {
             return None;
         }
@@ -292,7 +292,7 @@ impl Outcome<'_> {
         })
     }
 
-    fn origin<M: Machine>(&self, tuned: &Tuned, machine: &M, toolkit: &str) -> Origin {
+    fn origin<M: Timed>(&self, tuned: &Tuned, machine: &M, toolkit: &str) -> Origin {
         let slowest = tuned.us.iter().copied().fold(0.0, f64::max);
         Origin::Measured(Measurement {
             device: machine.device_name().to_owned(),
@@ -306,7 +306,8 @@ impl Outcome<'_> {
         })
     }
 
-    /// One line a size, kind of input and type: before, after, and by what.
+    /// Prints a line for each size, kind of input and type: the times before and after, and the
+    /// plan.
     fn print(&self) {
         for tuned in &self.tuned {
             for ((dtype, base_us), us) in self
@@ -323,7 +324,8 @@ impl Outcome<'_> {
                     tuned.base_plan.route.name()
                 };
                 println!(
-                    "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  {:<18} {:>3} x {:<3}  ({kept})",
+                    "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  \
+                     {:<18} {:>3} x {:<3}  ({kept})",
                     self.group.world_size,
                     bytes_text(tuned.bytes),
                     tuned.placement.name(),

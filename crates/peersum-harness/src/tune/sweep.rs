@@ -4,15 +4,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Result;
-use half::{bf16, f16};
-use peersum::dispatch::{Placement, Plan, Route, Topology};
+use half::bf16;
+use peersum::device::Device;
+use peersum::dispatch::{Topology, Placement, Plan, Route};
 use peersum_artifact::Dtype;
 
 use crate::bench::candidates::{candidates, own_placement};
-use crate::bench::machine::Machine;
 use crate::bench::ranks::Rank;
-use crate::bench::sizes::places;
 use crate::bench::timing::{Method, median, rounded, shortest};
+use crate::data::with_element;
 
 /// The grids that are tried.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ pub(super) struct Shapes {
     /// A group's largest grid is added.
     blocks: &'static [u32],
     threads: &'static [u32],
-    /// What the group may launch. `None` is what a program gets that does not set it.
+    /// The largest grid of the group. `None` is the default of the library.
     pub(super) max_blocks: Option<u32>,
 }
 
@@ -35,16 +35,17 @@ impl Shapes {
             },
             Topology::Shared | Topology::Peer => Shapes {
                 blocks: &[1, 2, 4, 8, 16, 24, 32, 48, 64, 96],
-                // Each of the last three is the largest that fits a seat for some kernel: with the
-                // warp for signals they have 8, 12 and 16 warps, and registers are given to four
-                // warps at a time.
+                // Each of the last three is the largest block that fits for some kernel: with the
+                // warp for signals they have 8, 12 and 16 warps, and registers are allocated to
+                // four warps at a time.
                 threads: &[32, 64, 128, 256, 384, 224, 352, 480],
                 max_blocks: None,
             },
         }
     }
 
-    /// Blocks and threads for a call of so many places. Threads without a place only make a block larger.
+    /// The shapes to try for a call with `places` units to share out. Threads without a unit only
+    /// make a block larger.
     fn for_places(self, places: u64, max_blocks: u32) -> Vec<(u32, u32)> {
         let least = self.threads.iter().copied().min().unwrap_or(0);
         let threads = self
@@ -62,13 +63,14 @@ impl Shapes {
     }
 }
 
-/// Of each kind of input so many plans go into the second pass, beside the one of the base.
+/// How many plans for each kind of input enter the second pass, in addition to that of the base
+/// table.
 const FINALISTS: usize = 3;
 
-/// A plan that gains less than this over the base's is noise, and the base's stays.
+/// A gain over the plan of the base table below this is noise, and the base table's plan stays.
 const LEAST_GAIN: f64 = 0.01;
 
-/// Calls of more than this move data for long enough that few of them are timed.
+/// Calls above this size take so long that fewer of them are timed.
 const LARGE_BYTES: u64 = 1 << 20;
 const CALLS_WHEN_LARGE: u32 = 10;
 
@@ -90,7 +92,7 @@ pub(super) struct Tuned {
     pub(super) us: Vec<f64>,
 }
 
-/// What outlives a group that fails. Rank 0 writes it.
+/// The results that survive the failure of a group. Rank 0 writes them.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// The devices' architecture, once a group was formed.
@@ -116,8 +118,9 @@ pub(super) struct Sweep<'a> {
 }
 
 impl Sweep<'_> {
-    /// Sweeps the sizes until the time is up. All ranks decide the same: by rank 0's clock and by times that all have seen.
-    pub(super) fn run<M: Machine>(&self, rank: &mut Rank<'_, M>) -> Result<()> {
+    /// Sweeps the sizes until the time is up. All ranks make the same decisions, from rank 0's
+    /// clock and from times that they exchange.
+    pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
         rank.fill::<bf16>()?;
         let arch = rank.communicator.identity().arch;
         let arch = arch.map(|(major, minor)| format!("sm_{major}{minor}"));
@@ -138,9 +141,9 @@ impl Sweep<'_> {
         Ok(())
     }
 
-    fn tune_size<M: Machine>(
+    fn tune_size<D: Device>(
         &self,
-        rank: &mut Rank<'_, M>,
+        rank: &mut Rank<'_, D>,
         bytes: u64,
         until: Instant,
     ) -> Result<Vec<Tuned>> {
@@ -175,7 +178,7 @@ impl Sweep<'_> {
                 }
                 timed.push((plan, self.time(rank, candidate, placement, self.method)?));
             }
-            // A base that fails here is no base: the row is whatever works.
+            // If the plan of the base table fails, any other plan replaces it.
             let Some(best) = winner(&timed, base_plan) else {
                 continue;
             };
@@ -192,8 +195,8 @@ impl Sweep<'_> {
         Ok(all)
     }
 
-    /// What is tried for a size: the plans of the base first, since time may run out.
-    fn plans<M: Machine>(&self, rank: &Rank<'_, M>, bytes: u64) -> Vec<Plan> {
+    /// The plans to try for a size. Those of the base table come first, since time may run out.
+    fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<Plan> {
         let (world_size, max_blocks) = (
             rank.communicator.world_size(),
             rank.communicator.max_blocks(),
@@ -203,11 +206,11 @@ impl Sweep<'_> {
             .map(|placement| self.base_plan(rank, *placement, bytes))
             .collect();
         let by_route = Route::ALL.map(|route| {
-            let places = places(route, bytes, world_size);
+            let places = route.places(bytes, world_size);
             let shapes = self.shapes.for_places(places, max_blocks);
             let launched = |plan| rank.communicator.launched(plan, bytes);
             let mut plans = candidates(route, &shapes, bytes, world_size, launched);
-            // Large grids win for large messages, and one block never for them.
+            // For large messages large grids win, and one block never does.
             if bytes > LARGE_BYTES {
                 plans.reverse();
             }
@@ -229,15 +232,15 @@ impl Sweep<'_> {
         plans
     }
 
-    fn base_plan<M: Machine>(&self, rank: &Rank<'_, M>, placement: Placement, bytes: u64) -> Plan {
+    fn base_plan<D: Device>(&self, rank: &Rank<'_, D>, placement: Placement, bytes: u64) -> Plan {
         let communicator = &rank.communicator;
         communicator.launched(communicator.plan(placement, bytes), bytes)
     }
 
     /// The median of each type, the same on all ranks.
-    fn time<M: Machine>(
+    fn time<D: Device>(
         &self,
-        rank: &mut Rank<'_, M>,
+        rank: &mut Rank<'_, D>,
         candidate: Candidate,
         placement: Placement,
         method: Method,
@@ -247,31 +250,30 @@ impl Sweep<'_> {
         self.dtypes
             .iter()
             .map(|dtype| {
-                let times = match dtype {
-                    Dtype::F16 => rank.time_graph::<f16>(placement, bytes, plan, method)?,
-                    Dtype::Bf16 => rank.time_graph::<bf16>(placement, bytes, plan, method)?,
-                    Dtype::F32 => rank.time_graph::<f32>(placement, bytes, plan, method)?,
-                };
-                let all = rank.meeting().gather(rank.number(), times)?;
+                let times = with_element!(
+                    dtype, T => rank.time_graph::<T>(placement, bytes, plan, method)?
+                );
+                let all = rank.peers.gather(times)?;
                 Ok(rounded(median(&shortest(&all))))
             })
             .collect()
     }
 
-    /// Whether rank 0 finds that something is over.
-    fn is_over<M: Machine>(&self, rank: &Rank<'_, M>, own: bool) -> Result<bool> {
-        let all = rank.meeting().gather(rank.number(), own)?;
+    /// Whether `own` is true on rank 0.
+    fn is_over<D: Device>(&self, rank: &Rank<'_, D>, own: bool) -> Result<bool> {
+        let all = rank.peers.gather(own)?;
         Ok(all.first().copied().unwrap_or(true))
     }
 
-    fn note<M: Machine>(&self, rank: &Rank<'_, M>, change: impl FnOnce(&mut Progress)) {
-        if rank.number() == 0 {
+    fn note<D: Device>(&self, rank: &Rank<'_, D>, change: impl FnOnce(&mut Progress)) {
+        if rank.peers.rank() == 0 {
             change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
 
-/// The plans that go into the second pass: the base's, and the fastest of those that serve the placement.
+/// The plans that go into the second pass: the base's, and the fastest of those that serve the
+/// placement.
 fn finalists(tried: &[(Plan, f64)], placement: Placement, base_plan: Plan) -> Vec<Plan> {
     let mut fastest: Vec<&(Plan, f64)> = tried
         .iter()

@@ -23,17 +23,19 @@ mod setup;
 mod shared;
 mod sharing;
 mod state;
+mod step;
 mod stream_claim;
 mod symmetric;
 mod symmetric_alloc;
 mod teardown;
 
 pub use abort::AbortHandle;
-pub use bare_launch::BareLaunch;
 pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
 pub use path::CallPath;
 pub use shared::SharedCommunicator;
 pub use sharing::{SharedMemory, share};
 pub use state::Communicator;
+#[doc(hidden)]
+pub use step::SetupStep;
 pub use symmetric::SymmetricBuffer;

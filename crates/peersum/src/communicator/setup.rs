@@ -13,6 +13,7 @@ use super::probe::{nanoseconds, probe_bytes};
 use super::processes;
 use super::sharing::share;
 use super::state::Communicator;
+use super::step::SetupStep;
 use super::stream_claim::StreamClaim;
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity, DeviceStream};
@@ -67,7 +68,7 @@ impl CommunicatorBuilder {
         let identity = device.identity()?;
         let (rank, world_size) = (rendezvous.rank(), rendezvous.world_size());
         let mut group = rendezvous.join(self.setup_timeout)?;
-        trace_step(rank, "joined");
+        SetupStep::Joined.reached(rank);
         let setup = Setup {
             builder: &self,
             device: &device,
@@ -117,11 +118,6 @@ impl CommunicatorBuilder {
     }
 }
 
-/// Tells a subscriber how far set-up has come; between two steps lies a wait for the other ranks.
-fn trace_step(rank: u32, step: &'static str) {
-    tracing::debug!(rank, step, "set-up");
-}
-
 /// What a rank has while it is set up.
 struct Setup<'a, D: Device> {
     builder: &'a CommunicatorBuilder,
@@ -151,7 +147,7 @@ impl<D: Device> Setup<'_, D> {
             return Ok((None, met.table));
         }
         let (modules, reports) = self.load_modules()?;
-        trace_step(rank, "loaded");
+        SetupStep::Loaded.reached(rank);
         let (limits, occupancy) = self.occupy(&modules, &met)?;
 
         let probe = if met.shares_device {
@@ -166,7 +162,7 @@ impl<D: Device> Setup<'_, D> {
             &layout,
             builder.start,
         )?;
-        trace_step(rank, "armed");
+        SetupStep::Armed.reached(rank);
         // A failure from here on leaks the arena if peers may use it by its address.
         let bytes = layout.total_bytes;
         let arena = share(
@@ -180,7 +176,7 @@ impl<D: Device> Setup<'_, D> {
         // The last thing that can fail on this rank alone: behind the barrier the peers use the
         // arena.
         let status = device.allocate_status()?;
-        trace_step(rank, "mapped");
+        SetupStep::Mapped.reached(rank);
         // Slots are armed before the first peer stores to them.
         let processes = processes::meet(self.group, "armed", builder.setup_timeout)?;
 

@@ -70,25 +70,10 @@ impl Module {
         &self.kernels[algorithm as usize]
     }
 
-    /// The driver's handle of this algorithm's kernel, live as long as the module.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn function(&self, algorithm: Algorithm) -> CUfunction {
-        self.entry_point(algorithm).function
-    }
-
     /// The threads of a launched block whose launch shape has `threads`: those that carry signals
     /// are added.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
+    fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
         threads + self.entry_point(algorithm).signal_threads
-    }
-
-    /// Whether this algorithm's kernel may be launched with the programmatic attribute.
-    #[must_use]
-    pub fn pdl(&self, algorithm: Algorithm) -> bool {
-        self.entry_point(algorithm).pdl
     }
 
     /// How many blocks of `threads` threads fit one multiprocessor at once.

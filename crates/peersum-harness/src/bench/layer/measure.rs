@@ -1,25 +1,29 @@
-//! What the ranks of one group measure: the same layers without an all-reduce and with one, in turn.
+//! What the ranks of one group measure: the same layers without an all-reduce and with one, in
+//! turn.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use peersum::device::Device;
 use peersum::dispatch::{Placement, Plan};
-use peersum::{Communicator, Cuda, Rendezvous};
+use peersum::loader::LoadPolicy;
+use peersum::{Communicator, Cuda};
 use peersum_artifact::Dtype;
 
 use super::report::{Cell, adds_us};
 use super::stack::{Activations, Shape, Stack};
-use crate::bench::machine::{Build, Gpus, Machine};
 use crate::bench::nccl::OwnedCommunicator;
-use crate::bench::ranks::{PATIENCE, run_threads};
+use crate::bench::ranks::call_timeout;
 use crate::bench::report::{Launch, System};
-use crate::bench::timing::{EventTimer, Method, Spread, Together, shortest, time_replays};
+use crate::bench::timing::{EventTimer, Method, Spread, shortest, time_replays};
+use crate::machine::{Gpus, Machine};
+use crate::ranks::{PATIENCE, Peers, run_threads};
 
 /// What one group measures.
 pub(super) struct Group<'a> {
+    pub(super) load_policy: &'a LoadPolicy,
     pub(super) shape: Shape,
     pub(super) rows: &'a [u32],
     pub(super) launches: &'a [Launch],
@@ -28,7 +32,7 @@ pub(super) struct Group<'a> {
     pub(super) pdl: bool,
 }
 
-/// Who sums.
+/// The all-reduce that is measured.
 enum AllReduce<'a> {
     Peersum(Box<Communicator<Cuda>>),
     Nccl(&'a OwnedCommunicator<'a>),
@@ -41,7 +45,7 @@ struct Rank<'a> {
     stack: Stack,
     device: Cuda,
     timer: EventTimer,
-    together: Together<'a>,
+    peers: Peers<'a>,
 }
 
 /// Measures a group: with NCCL's communicators if there are some, else with peersum's.
@@ -54,13 +58,11 @@ pub(super) fn measure_group(
     nccl: Option<&[OwnedCommunicator<'_>]>,
 ) -> Result<Vec<Cell>> {
     let world_size = group.shape.world_size;
-    let rendezvous: Vec<_> = Rendezvous::threads(world_size)
-        .into_iter()
-        .map(|rendezvous| Mutex::new(Some(rendezvous)))
-        .collect();
-    let ranks = run_threads(world_size, |rank, meeting| {
+    let ranks = run_threads(world_size, 1, |mut member| {
+        let rank = member.peers.rank();
         let stream = gpus.stream(rank)?;
-        // Before the communicator: what cuBLAS does to a whole device must not fall into another rank's calls.
+        // Before the communicator: operations of cuBLAS that affect the whole device must not
+        // coincide with another rank's calls.
         let stack = Stack::new(&stream, rank, group.shape)?;
         let all_reduce = match nccl {
             Some(communicators) => AllReduce::Nccl(
@@ -69,16 +71,12 @@ pub(super) fn measure_group(
                     .context("a communicator for each rank")?,
             ),
             None => {
-                let rendezvous = rendezvous
-                    .get(rank as usize)
-                    .and_then(|place| place.lock().unwrap_or_else(PoisonError::into_inner).take())
-                    .context("a rank joins once")?;
-                // With the sizes of its buffers that an engine gets which asks for none.
+                // With the default buffer sizes, as in most engines.
                 let communicator = Communicator::builder()
-                    .rendezvous(rendezvous)
-                    .load_policy(gpus.load_policy(Build::Shipped)?)
+                    .rendezvous(member.next_group()?)
+                    .load_policy(group.load_policy.clone())
                     .pdl(group.pdl)
-                    .timeout(gpus.call_timeout())
+                    .timeout(call_timeout(gpus.kind()))
                     .setup_timeout(PATIENCE)
                     .build(&stream)?;
                 AllReduce::Peersum(Box::new(communicator))
@@ -89,11 +87,11 @@ pub(super) fn measure_group(
             stack,
             device: Cuda::open(&stream)?,
             timer: EventTimer::new(&stream)?,
-            together: Together { meeting, rank },
+            peers: member.peers,
         };
         this.measure(group)
     })?;
-    // Every rank works out the same from what all have measured.
+    // All ranks compute the same result from the times of all.
     ranks.into_iter().next().context("a group without ranks")
 }
 
@@ -109,10 +107,10 @@ impl Rank<'_> {
                 let with = self
                     .time_with(&mut activations, launch, group.method)
                     .with_context(|| format!("{rows} rows, {}", launch.name()))?;
-                let meeting = self.together.meeting;
-                let without = meeting.gather(self.together.rank, without)?;
-                let with = meeting.gather(self.together.rank, with)?;
-                // Without an all-reduce nobody waits for anybody, so a step takes as long as its slowest rank.
+                let without = self.peers.gather(without)?;
+                let with = self.peers.gather(with)?;
+                // Without an all-reduce no rank waits for another, so a step takes as long as its
+                // slowest rank.
                 let (without, with) =
                     (Spread::of(&longest(&without)), Spread::of(&shortest(&with)));
                 cells.push(Cell {
@@ -134,13 +132,14 @@ impl Rank<'_> {
         Ok(cells)
     }
 
-    /// What is done once in a process or for a size, and what a recording cannot hold: cuBLAS loads its kernels, NCCL connects.
+    /// Does what happens once per process or size and is not allowed in a capture: cuBLAS loads its
+    /// kernels, NCCL connects.
     fn warm_up(&self, activations: &mut Activations) -> Result<()> {
         let stream = self.stack.stream();
         self.stack.enqueue(activations, |_| Ok(()))?;
         stream.synchronize()?;
-        // No rank calls while another still loads, which may wait for all that its device does.
-        self.together.meeting.meet(self.together.rank)?;
+        // No rank may call while another still loads: loading may wait for all work of the device.
+        self.peers.meet()?;
         if let AllReduce::Nccl(communicator) = self.all_reduce {
             self.stack
                 .enqueue(activations, |sums| sum_by_nccl(communicator, sums, stream))?;
@@ -185,9 +184,8 @@ impl Rank<'_> {
                         Ok(communicator.all_reduce_in_place(sums)?)
                     }),
                 };
-                let times = time_replays(&mut self.timer, self.together, method, || {
-                    replay(activations)
-                })?;
+                let times =
+                    time_replays(&mut self.timer, self.peers, method, || replay(activations))?;
                 stack.poison(activations)?;
                 replay(activations)?;
                 communicator.synchronize()?;
@@ -197,7 +195,7 @@ impl Rank<'_> {
         }
     }
 
-    /// Likewise with whatever `all_reduce` enqueues.
+    /// The same with the work that `all_reduce` enqueues.
     fn time_plain(
         &mut self,
         activations: &mut Activations,
@@ -211,27 +209,25 @@ impl Rank<'_> {
             Launch::Graph => {
                 device.capture_begin()?;
                 let recorded = stack.enqueue(activations, &mut all_reduce);
-                // Ended whatever happened, so that the stream is usable again.
+                // End the capture in any case, so that the stream is usable again.
                 let graph = device.capture_end();
                 recorded?;
                 Some(graph?)
             }
         };
-        time_replays(&mut self.timer, self.together, method, || match &graph {
+        time_replays(&mut self.timer, self.peers, method, || match &graph {
             // SAFETY: stack and activations outlive the graph, which is dropped here.
             Some(graph) => Ok(unsafe { device.launch_graph(graph) }?),
             None => stack.enqueue(activations, &mut all_reduce),
         })
     }
 
-    /// Fails unless the last layer's output is the same on every rank, bit for bit, and made of numbers.
+    /// Fails unless the last layer's output is the same on every rank, bit for bit, and made of
+    /// numbers.
     fn check(&self, activations: &Activations) -> Result<()> {
         let output = self.stack.read(activations)?;
         let bits: Vec<u16> = output.iter().map(|value| value.to_bits()).collect();
-        let all = self
-            .together
-            .meeting
-            .gather(self.together.rank, Arc::new(bits))?;
+        let all = self.peers.gather(Arc::new(bits))?;
         ensure!(
             output.iter().all(|value| value.is_finite())
                 && output.iter().any(|value| *value != bf16::ZERO),
@@ -246,7 +242,7 @@ impl Rank<'_> {
         Ok(())
     }
 
-    /// What the dispatch table says to a layer's message.
+    /// The plan of the dispatch table for a layer's message.
     fn plan(&self, rows: u32) -> Option<Plan> {
         let AllReduce::Peersum(communicator) = &self.all_reduce else {
             return None;
@@ -265,8 +261,8 @@ fn sum_by_nccl(
 ) -> Result<()> {
     let elements = sums.len();
     let address = sums.device_ptr_mut(stream).0;
-    // SAFETY: the slice has so many elements and is freed in the order of the stream, which is of this rank's device; the communicator is
-    // that of the thread's rank.
+    // SAFETY: the slice has so many elements and is freed in the order of the stream, which is of
+    // this rank's device; the communicator is that of the thread's rank.
     unsafe { communicator.all_reduce(address, address, elements, Dtype::Bf16, stream) }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bench::report::{Launch, System};
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{Table, or_dash, ratio_text, us_text};
+use crate::bench::table::{Row, Table, grid_text, or_dash, quartiles_text, ratio_text, us_text};
 use crate::bench::timing::{Spread, rounded};
 
 /// One run.
@@ -50,7 +50,8 @@ pub(super) struct Cell {
     pub(super) launch: Launch,
     /// The dispatch table's algorithm, and the grid that was launched. `None` for NCCL.
     pub(super) plan: Option<Plan>,
-    /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those that have one.
+    /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those
+    /// that have one.
     pub(super) without_us: Spread,
     /// Microseconds a layer with it, of the rank that began last.
     pub(super) with_us: Spread,
@@ -85,10 +86,12 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
-    /// What was measured on, what was not measured, and a table for each way of launching.
+    /// The report as text: the machine, what was not measured, and a table for each way of
+    /// launching.
     pub(super) fn to_text(&self) -> String {
         let mut text = format!(
-            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; cuBLAS {}, NCCL {}\n",
+            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; \
+             cuBLAS {}, NCCL {}\n",
             self.device,
             self.devices,
             self.world_size,
@@ -104,51 +107,26 @@ impl Report {
             }
         }
         for launch in [Launch::Graph, Launch::Eager] {
-            let rows: Vec<Vec<String>> = self
+            let rows: Vec<Row> = self
                 .cells
                 .iter()
                 .filter(|cell| cell.launch == launch)
                 .map(|cell| self.row(cell))
                 .collect();
-            if rows.is_empty() {
-                continue;
-            }
             let how = match launch {
                 Launch::Graph => format!("{} layers in a graph", self.layers),
                 Launch::Eager => format!("{} layers launched one after the other", self.layers),
             };
-            let table = Table {
-                title: format!("us a layer, {how}; medians of {} replays", self.replays),
-                head: vec![
-                    "all-reduce",
-                    "hidden",
-                    "rows",
-                    "message",
-                    "none",
-                    "quartiles",
-                    "with",
-                    "quartiles",
-                    "adds",
-                    "with/none",
-                    "adds/NCCL's",
-                    "algorithm",
-                    "grid",
-                ],
-                rows,
+            let title = format!("us a layer, {how}; medians of {} replays", self.replays);
+            let Some(table) = Table::of(title, rows) else {
+                continue;
             };
             text += &format!("\n{}", table.to_text());
         }
         text
     }
 
-    fn row(&self, cell: &Cell) -> Vec<String> {
-        let quartiles = |spread: Spread| {
-            format!(
-                "{}..{}",
-                us_text(spread.lower_quartile),
-                us_text(spread.upper_quartile)
-            )
-        };
+    fn row(&self, cell: &Cell) -> Row {
         let nccl = self.cells.iter().find(|other| {
             other.system == System::Nccl
                 && (other.hidden, other.rows, other.launch) == (cell.hidden, cell.rows, cell.launch)
@@ -156,27 +134,28 @@ impl Report {
         let of_nccl = nccl
             .filter(|nccl| cell.system != System::Nccl && nccl.adds_us > 0.0)
             .map(|nccl| ratio_text(cell.adds_us / nccl.adds_us));
+        let (with, without) = (cell.with_us, cell.without_us);
+        let all_reduce = match cell.system {
+            System::Peersum | System::BareLaunch => "peersum",
+            System::Nccl | System::NcclSymmetric => "NCCL",
+        };
         vec![
-            match cell.system {
-                System::Peersum => "peersum",
-                System::Nccl | System::NcclSymmetric => "NCCL",
-            }
-            .to_owned(),
-            cell.hidden.to_string(),
-            cell.rows.to_string(),
-            bytes_text(cell.bytes),
-            us_text(cell.without_us.median),
-            quartiles(cell.without_us),
-            us_text(cell.with_us.median),
-            quartiles(cell.with_us),
-            us_text(cell.adds_us),
-            ratio_text(cell.with_us.median / cell.without_us.median),
-            or_dash(of_nccl),
-            or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
-            or_dash(
-                cell.plan
-                    .map(|plan| format!("{} x {}", plan.blocks, plan.threads)),
+            ("all-reduce", all_reduce.to_owned()),
+            ("hidden", cell.hidden.to_string()),
+            ("rows", cell.rows.to_string()),
+            ("message", bytes_text(cell.bytes)),
+            ("none", us_text(without.median)),
+            ("quartiles", quartiles_text(without)),
+            ("with", us_text(with.median)),
+            ("quartiles", quartiles_text(with)),
+            ("adds", us_text(cell.adds_us)),
+            ("with/none", ratio_text(with.median / without.median)),
+            ("adds/NCCL's", or_dash(of_nccl)),
+            (
+                "algorithm",
+                or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
             ),
+            ("grid", or_dash(cell.plan.map(grid_text))),
         ]
     }
 }
@@ -244,18 +223,23 @@ mod tests {
         );
         assert_eq!(
             report.to_text(),
-            "\
-# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; peersum 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9
-
-us a layer, 64 layers in a graph; medians of 3 replays
-  all-reduce  hidden  rows  message  none   quartiles  with   quartiles  adds  with/none  adds/NCCL's  algorithm         grid
-  peersum       4096     8      64K  10.0  9.50..10.5  12.1  12.0..12.2  2.10      1.210        0.200  push_one_shot  8 x 512
-  NCCL          4096     8      64K  10.0  9.50..10.5  20.5  20.0..22.0  10.5      2.050            -  -                    -
-
-us a layer, 64 layers launched one after the other; medians of 3 replays
-  all-reduce  hidden  rows  message  none   quartiles  with   quartiles  adds  with/none  adds/NCCL's  algorithm         grid
-  peersum       4096     8      64K  10.0  9.50..10.5  12.1  12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512
-"
+            "# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; \
+             peersum 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9\n\
+             \n\
+             us a layer, 64 layers in a graph; medians of 3 replays\n\
+             \x20\x20all-reduce  hidden  rows  message  none   quartiles  with   \
+             quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
+             \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
+             12.0..12.2  2.10      1.210        0.200  push_one_shot  8 x 512\n\
+             \x20\x20NCCL          4096     8      64K  10.0  9.50..10.5  20.5  \
+             20.0..22.0  10.5      2.050            -  -                    -\n\
+             \n\
+             us a layer, 64 layers launched one after the other; medians of 3 \
+             replays\n\
+             \x20\x20all-reduce  hidden  rows  message  none   quartiles  with   \
+             quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
+             \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
+             12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512\n"
         );
     }
 

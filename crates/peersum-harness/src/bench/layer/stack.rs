@@ -7,17 +7,19 @@ use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
 
 use crate::bench::cublas::{Cublas, Product};
-use crate::data::{self, Content};
+use crate::data::{self, Content, Key};
 
-/// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the same one; making more takes longer
-/// than measuring.
+/// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the
+/// same one; making more takes longer than measuring.
 const PATTERN_ELEMENTS: usize = 1_048_573;
-/// The variance of [`Content::Ordinary`], even values from -4 to 4.
-const ORDINARY_VARIANCE: f32 = 64.0 / 12.0;
-/// What every product reads of a row is whole units of 16 bytes, as cuBLAS's fast kernels and peersum's want it.
+/// The variance of [`Content::Even`].
+const EVEN_VARIANCE: f32 = 64.0 / 12.0;
+/// Every product reads whole units of 16 bytes of a row, which the fast kernels of cuBLAS and of
+/// peersum need.
 const UNIT_ELEMENTS: u32 = 8;
 
-/// Square layers that are split over ranks by rows of their weights: each rank has `hidden / world_size` inputs of every layer.
+/// Square layers that are split over ranks by rows of their weights: each rank has `hidden /
+/// world_size` inputs of every layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) hidden: u32,
@@ -31,7 +33,8 @@ impl Shape {
     pub(super) fn new(hidden: u32, world_size: u32, layers: u32) -> Result<Shape> {
         ensure!(
             hidden.is_multiple_of(UNIT_ELEMENTS * world_size),
-            "hidden {hidden} does not divide into {world_size} shards of whole units of {UNIT_ELEMENTS}: take a multiple of {}",
+            "hidden {hidden} does not divide into {world_size} shards of whole units of \
+             {UNIT_ELEMENTS}: take a multiple of {}",
             UNIT_ELEMENTS * world_size
         );
         Ok(Shape {
@@ -77,8 +80,9 @@ impl Shape {
 
 /// The layers of one rank.
 ///
-/// Every layer has weights of its own, [hidden, hidden / world_size] as checkpoints store them, so that the cache holds no layer's when
-/// its turn comes again: at hidden 4096 and two ranks 64 layers are 1 GiB a rank, at eight ranks still 256 MiB.
+/// Every layer has its own weights, [hidden, hidden / world_size] as checkpoints store them, so
+/// that no layer's weights are still in the cache when its turn comes again: at hidden 4096 and two
+/// ranks 64 layers are 1 GiB a rank, at eight ranks still 256 MiB.
 pub(super) struct Stack {
     shape: Shape,
     rank: u32,
@@ -97,7 +101,8 @@ pub(super) struct Activations {
 }
 
 impl Stack {
-    /// Opens cuBLAS and makes random weights, different ones on each rank, which keep the variance of what they multiply.
+    /// Opens cuBLAS and makes random weights, different ones on each rank, which keep the variance
+    /// of what they multiply.
     ///
     /// # Errors
     /// cuBLAS or the driver refuses, for instance so much memory.
@@ -111,9 +116,9 @@ impl Stack {
                 shape.layers
             )
         })?;
-        let scale = (ORDINARY_VARIANCE * shape.hidden as f32).sqrt().recip();
+        let scale = (EVEN_VARIANCE * shape.hidden as f32).sqrt().recip();
         let mut filled = PATTERN_ELEMENTS.min(total);
-        let pattern: Vec<bf16> = data::input::<bf16>(11, rank, filled, Content::Ordinary)
+        let pattern: Vec<bf16> = data::input::<bf16>(Content::Even, Key::of(11, rank), filled)
             .into_iter()
             .map(|weight| bf16::from_f32(weight.to_f32() * scale))
             .collect();
@@ -138,8 +143,8 @@ impl Stack {
     /// The driver refuses the memory.
     pub(super) fn activations(&self, rows: u32) -> Result<Activations> {
         let elements = self.shape.output_elements(rows);
-        // Of one rank, whichever asks.
-        let input: Vec<bf16> = data::input(12, 0, elements, Content::Ordinary);
+        // The same input on all ranks.
+        let input: Vec<bf16> = data::input(Content::Even, Key::of(12, 0), elements);
         let activations = Activations {
             rows,
             input: self.stream.clone_htod(&input)?,
@@ -152,7 +157,8 @@ impl Stack {
         Ok(activations)
     }
 
-    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce` enqueues to sum it in place.
+    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce`
+    /// enqueues to sum it in place.
     ///
     /// # Errors
     /// cuBLAS refuses, or what `all_reduce` says.
@@ -175,8 +181,9 @@ impl Stack {
                 0 => &activations.input,
                 _ => previous,
             };
-            // SAFETY: the weights hold every layer's shard; input and output are two of three allocations of `rows` rows of `hidden`
-            // elements, of which this rank reads its own columns. All are freed in the stream's order.
+            // SAFETY: the weights hold every layer's shard; input and output are two of three
+            // allocations of `rows` rows of `hidden` elements, of which this rank reads its own
+            // columns. All are freed in the stream's order.
             unsafe {
                 self.cublas.multiply(
                     product,
@@ -190,7 +197,7 @@ impl Stack {
         Ok(())
     }
 
-    /// Fills the outputs with NaN, which whatever is not written leaves behind.
+    /// Fills the outputs with NaN, which stays in every element that is not written.
     ///
     /// # Errors
     /// The driver refuses.
@@ -262,12 +269,9 @@ mod tests {
 
     #[test]
     fn weights_keep_the_variance_of_what_they_multiply() {
-        let values: Vec<bf16> = data::input(3, 0, 100_000, Content::Ordinary);
+        let values: Vec<bf16> = data::input(Content::Even, Key::of(3, 0), 100_000);
         let squares = values.iter().map(|value| value.to_f32().powi(2));
         let variance = squares.sum::<f32>() / values.len() as f32;
-        assert!(
-            (variance / ORDINARY_VARIANCE - 1.0).abs() < 0.02,
-            "{variance}"
-        );
+        assert!((variance / EVEN_VARIANCE - 1.0).abs() < 0.02, "{variance}");
     }
 }

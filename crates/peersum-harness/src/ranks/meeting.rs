@@ -1,12 +1,26 @@
-//! Where the ranks of one process meet. Unlike a barrier it has a deadline, and a rank that fails tells the others.
+//! Where the ranks of one process meet. Unlike a barrier it has a deadline, and a rank that fails
+//! tells the others.
 
 use std::any::Any;
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 
 type Deposit = Arc<dyn Any + Send + Sync>;
+
+/// Another rank failed, for this reason.
+#[derive(Debug)]
+pub(crate) struct Abandoned(String);
+
+impl fmt::Display for Abandoned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Abandoned {}
 
 /// A meeting place for a fixed number of ranks.
 pub(crate) struct Meeting {
@@ -18,11 +32,12 @@ pub(crate) struct Meeting {
 struct State {
     /// Meetings held so far.
     held: u64,
-    /// What each rank has brought to the next one.
+    /// What each rank has brought to the next meeting.
     brought: Vec<Option<Deposit>>,
-    /// What was brought to the last one. It stays until all have come to the next.
+    /// What was brought to the last meeting. It stays until all ranks have come to the next one.
     collected: Vec<Deposit>,
-    abandoned: Option<String>,
+    /// Why ranks have failed, the first failure first.
+    failures: Vec<String>,
 }
 
 impl Meeting {
@@ -33,7 +48,7 @@ impl Meeting {
                 held: 0,
                 brought: vec![None; ranks as usize],
                 collected: Vec::new(),
-                abandoned: None,
+                failures: Vec::new(),
             }),
             changed: Condvar::new(),
             patience,
@@ -44,18 +59,11 @@ impl Meeting {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for all ranks.
+    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same
+    /// type.
     ///
     /// # Errors
     /// A rank failed or did not come in time.
-    pub(crate) fn meet(&self, rank: u32) -> Result<()> {
-        self.gather(rank, ()).map(|_| ())
-    }
-
-    /// Waits for all ranks and returns what each has brought, by rank. All must bring the same type.
-    ///
-    /// # Errors
-    /// As [`Meeting::meet`].
     pub(crate) fn gather<T: Clone + Send + Sync + 'static>(
         &self,
         rank: u32,
@@ -66,7 +74,7 @@ impl Meeting {
         let meeting = state.held;
         match state.brought.get_mut(rank as usize) {
             Some(place @ None) => *place = Some(Arc::new(value)),
-            _ => bail!("rank {rank} comes to one meeting twice"),
+            _ => bail!("rank {rank} came to one meeting twice"),
         }
         if state.brought.iter().all(Option::is_some) {
             let all = state.brought.iter_mut().filter_map(Option::take).collect();
@@ -75,8 +83,8 @@ impl Meeting {
             self.changed.notify_all();
         }
         while state.held == meeting {
-            if let Some(reason) = &state.abandoned {
-                bail!("{reason}");
+            if let Some(reason) = state.failures.first() {
+                return Err(Abandoned(reason.clone()).into());
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -109,12 +117,15 @@ impl Meeting {
             .collect()
     }
 
-    /// Ends every wait, now and later, with `reason`; the first one counts. Returns the one that counts.
-    pub(crate) fn abandon(&self, reason: String) -> String {
-        let mut state = self.state();
-        let first = state.abandoned.get_or_insert(reason).clone();
+    /// Ends every wait, now and later. The waiting ranks are told the first reason.
+    pub(crate) fn abandon(&self, reason: String) {
+        self.state().failures.push(reason);
         self.changed.notify_all();
-        first
+    }
+
+    /// Why ranks have abandoned the meeting, the first one first.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.state().failures.clone()
     }
 }
 
@@ -142,18 +153,20 @@ mod tests {
     fn a_rank_that_fails_ends_the_others_wait_with_its_reason() {
         let meeting = Meeting::new(2, Duration::from_secs(600));
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| meeting.meet(0));
+            let waiting = scope.spawn(|| meeting.gather(0, ()));
             meeting.abandon("rank 1: out of memory".to_owned());
             meeting.abandon("a later reason".to_owned());
             let error = waiting.join().unwrap().unwrap_err().to_string();
             assert_eq!(error, "rank 1: out of memory");
+            let failures = meeting.failures();
+            assert_eq!(failures, ["rank 1: out of memory", "a later reason"]);
         });
     }
 
     #[test]
     fn a_rank_that_does_not_come_is_named() {
         let meeting = Meeting::new(3, Duration::from_millis(20));
-        let error = meeting.meet(1).unwrap_err().to_string();
+        let error = meeting.gather(1, ()).unwrap_err().to_string();
         assert!(error.ends_with("for rank 0, 2"), "{error}");
     }
 }

@@ -1,0 +1,118 @@
+//! The flags of `bench allreduce`.
+
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use peersum_artifact::Dtype;
+
+use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs};
+use crate::bench::sizes::parse_shape;
+
+/// What `bench allreduce` measures.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// World sizes. If there are fewer GPUs than ranks, the ranks share them.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "2,4,8",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
+    pub(super) world_size: Vec<u32>,
+    /// Element types.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "bf16"
+    )]
+    pub(super) dtype: Vec<Dtype>,
+    /// `best`: the plan of the dispatch table for each kind of input. `all`: every algorithm with
+    /// the grids of --shapes. Or names such as push_one_shot.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "best"
+    )]
+    pub(super) algo: Vec<String>,
+    /// Grids to try for a named algorithm, as BLOCKSxTHREADS.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_parser = parse_shape,
+        default_value = "1x256,2x128,8x64,16x128,16x256,16x512,33x256,33x512,66x256,66x512,132x512"
+    )]
+    pub(super) shapes: Vec<(u32, u32)>,
+    /// Replays of a graph, calls one after the other, or both.
+    #[arg(long, value_enum, default_value = "graph")]
+    pub(super) method: MethodChoice,
+    /// Programmatic dependent launch.
+    #[arg(long, value_enum, default_value = "on")]
+    pub(super) pdl: Switch,
+    /// Dispatch tables instead of the shipped ones, as `tune` writes them.
+    #[arg(long, value_name = "FILE")]
+    pub(super) tables: Option<PathBuf>,
+    /// The largest grid, see `CommunicatorBuilder::max_blocks` [default: that of the library]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub(super) max_blocks: Option<u32>,
+    /// The directory with the cubin of the kernels that measure the machine's limits. Without it
+    /// the limits are not measured.
+    #[arg(long, value_name = "DIR")]
+    pub(super) limits: Option<PathBuf>,
+    /// Also measure kernels without header, bounds and poison, alternating with the shipped ones.
+    /// The difference is the cost of safety.
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 0..=1,
+        default_missing_value = "target/bench/cubins-unsafe-baseline"
+    )]
+    pub(super) unsafe_baseline: Option<PathBuf>,
+    /// Also measure kernels that formally order a re-arm before the peer's next store.
+    #[arg(
+        long,
+        value_name = "DIR",
+        num_args = 0..=1,
+        default_missing_value = "target/bench/cubins-strict-order"
+    )]
+    pub(super) strict_order: Option<PathBuf>,
+    /// How often each build is measured, alternating [default: 1, or 3 if builds are compared]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) rounds: Option<u32>,
+    /// Write the report, which --from-json reads.
+    #[arg(long, value_name = "FILE")]
+    pub(super) json: Option<PathBuf>,
+    /// Write a self-contained page with curves and tables.
+    #[arg(long, value_name = "FILE")]
+    pub(super) html: Option<PathBuf>,
+    /// Write the curves as a picture.
+    #[arg(long, value_name = "FILE")]
+    pub(super) svg: Option<PathBuf>,
+    /// Measure nothing; print and write the contents of this report.
+    #[arg(long, value_name = "FILE")]
+    pub(super) from_json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) call: CallArgs,
+    #[command(flatten)]
+    pub(super) nccl: NcclArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Switch {
+    On,
+    Off,
+    Both,
+}
+
+impl Switch {
+    pub(super) fn values(self) -> &'static [bool] {
+        match self {
+            Switch::On => &[true],
+            Switch::Off => &[false],
+            Switch::Both => &[true, false],
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Flags that several commands have.
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use super::nccl::Nccl;
+use super::report::Launch;
+use super::sizes::parse_bytes;
+use super::timing::Method;
+use crate::machine::DeviceChoice;
+
+/// What is measured, and how often.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct RunArgs {
+    /// The directory of cubins.
+    #[arg(long, value_name = "DIR", default_value = "target/cubins")]
+    pub(crate) cubins: PathBuf,
+    /// Replays that are counted.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 9,
+        value_parser = clap::value_parser!(u32).range(1..=10000)
+    )]
+    pub(crate) replays: u32,
+}
+
+/// Calls with messages of several sizes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct CallArgs {
+    /// Message sizes in bytes; K and M are powers of 1024.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "4K,16K,64K,256K,1M,4M,16M",
+        value_parser = parse_bytes
+    )]
+    pub(crate) bytes: Vec<usize>,
+    /// What the ranks run on.
+    #[arg(long, value_enum, default_value = "cuda")]
+    pub(crate) device: DeviceChoice,
+    /// The size of one half of the push slots; a larger message is sent in pieces [default: that of
+    /// the library]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) push_half: Option<usize>,
+    /// Calls in one graph, or in one batch of eager calls.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=1000)
+    )]
+    pub(crate) calls: u32,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+impl CallArgs {
+    pub(crate) fn method(&self) -> Method {
+        Method {
+            calls: self.calls,
+            warm_up: 2,
+            replays: self.run.replays,
+        }
+    }
+
+    pub(crate) fn largest_bytes(&self) -> usize {
+        self.bytes.iter().copied().max().unwrap_or(0)
+    }
+}
+
+/// How calls are launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MethodChoice {
+    Graph,
+    Eager,
+    Both,
+}
+
+impl MethodChoice {
+    pub(crate) fn launches(self) -> &'static [Launch] {
+        match self {
+            MethodChoice::Graph => &[Launch::Graph],
+            MethodChoice::Eager => &[Launch::Eager],
+            MethodChoice::Both => &[Launch::Graph, Launch::Eager],
+        }
+    }
+}
+
+/// Whether NCCL is measured too.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct NcclArgs {
+    /// The library of NCCL, or `off`. NCCL is measured if every rank has its own GPU [default: the
+    /// library that the loader finds]
+    #[arg(long, value_name = "PATH|off")]
+    nccl: Option<String>,
+}
+
+impl NcclArgs {
+    /// NCCL for a group of `world_size` ranks on `gpus` GPUs. `None` if it is switched off or
+    /// cannot be measured; then a note says why not.
+    pub(crate) fn open(&self, world_size: u32, gpus: u32, notes: &mut Vec<String>) -> Option<Nccl> {
+        let path = self.nccl.as_deref();
+        if path == Some("off") {
+            return None;
+        }
+        if world_size > gpus {
+            notes.push(format!(
+                "NCCL was not measured: it needs a GPU for each rank, and {world_size} ranks share \
+                 {gpus}"
+            ));
+            return None;
+        }
+        match Nccl::open(path.map(Path::new)) {
+            Ok(nccl) => Some(nccl),
+            Err(error) => {
+                notes.push(format!("NCCL was not measured: {error:#}"));
+                None
+            }
+        }
+    }
+}

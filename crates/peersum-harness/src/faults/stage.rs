@@ -1,0 +1,156 @@
+//! The cases, and what a case has of the device and the flags.
+
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use half::bf16;
+use peersum::device::DeviceStream;
+use peersum::loader::LoadPolicy;
+use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
+
+use crate::arrays::Arrays;
+use crate::data::Content;
+use crate::machine::{DeviceChoice, DeviceKind};
+use crate::memory::POISON;
+use crate::names::name_of;
+
+/// How long a call waits for a peer in these cases.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The data of most calls, and their size.
+pub(super) const SEED: u64 = 3;
+pub(super) const ELEMENTS: usize = 3000;
+
+/// An element of an output that was not reduced.
+pub(super) const NAN: bf16 = bf16::from_bits(0x7FFF);
+/// An element of memory that was poisoned and not written since.
+pub(super) const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]));
+
+/// One case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Case {
+    /// A graph of four layers is replayed 100 times between eager calls, with and without
+    /// programmatic dependent launch.
+    GraphReplays,
+    /// Two communicators with default settings share the GPUs (one rank per GPU if there are two).
+    /// Ranks enqueue their calls in opposite orders, eager and as graphs.
+    TwoCommunicators,
+    /// A rank never calls. The others name it, outputs are NaN, an earlier graph is refused and
+    /// moves no data, and a new communicator works.
+    AbsentRank,
+    /// Another thread aborts a rank that waits.
+    Abort,
+    /// Ranks call with different sizes, types or algorithms, in a different order, or skip a call;
+    /// eager and in graphs.
+    Disagreement,
+    /// A process is killed with SIGKILL while others call and wait for it.
+    Killed,
+    /// Processes that share memory by legacy CUDA IPC.
+    LegacyIpc,
+    /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
+    /// Uses two GPUs if there are two.
+    Captures,
+}
+
+impl Case {
+    /// The reason why the emulator cannot run it, if it cannot.
+    pub(super) fn not_emulated(self) -> Option<&'static str> {
+        match self {
+            Case::LegacyIpc => Some("the emulator has no CUDA IPC"),
+            Case::Captures => Some("the emulator has no cudarc"),
+            _ => None,
+        }
+    }
+}
+
+/// Which cases to run.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FaultsArgs {
+    /// The case [default: all that the device supports].
+    #[arg(long)]
+    pub(super) case: Option<Case>,
+    /// What the ranks run on. All share GPU 0 unless the case says otherwise; on the emulator each
+    /// has its own device.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) device: DeviceChoice,
+    /// How much later than its deadline a rank may fail, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    pub(super) grace_ms: u64,
+    /// Maximum time in which an abort must end every wait, in milliseconds.
+    #[arg(long, default_value_t = 10)]
+    pub(super) abort_ms: u64,
+    /// One rank of a case whose ranks are processes.
+    #[arg(long, hide = true)]
+    pub(super) rank: Option<u32>,
+    /// Where those ranks meet.
+    #[arg(long, hide = true)]
+    pub(super) directory: Option<std::path::PathBuf>,
+}
+
+/// What a case has of the device and the flags.
+pub(super) struct Stage<'a, S> {
+    pub(super) args: &'a FaultsArgs,
+    pub(super) kind: DeviceKind,
+    stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
+    pub(super) grace: Duration,
+}
+
+impl<'a, S> Stage<'a, S> {
+    pub(super) fn new(
+        args: &'a FaultsArgs,
+        kind: DeviceKind,
+        stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
+    ) -> Self {
+        Stage {
+            args,
+            kind,
+            stream,
+            grace: Duration::from_millis(args.grace_ms),
+        }
+    }
+}
+
+impl<S: DeviceStream> Stage<'_, S> {
+    /// A rank's communicator on a stream of its own.
+    pub(super) fn build(
+        &self,
+        rendezvous: Rendezvous,
+        settings: impl FnOnce(CommunicatorBuilder) -> CommunicatorBuilder,
+    ) -> Result<Communicator<S::Device>> {
+        let stream = (self.stream)(rendezvous.rank())?;
+        let mut builder = Communicator::builder()
+            .rendezvous(rendezvous)
+            .load_policy(LoadPolicy::from_env()?)
+            .max_bytes(64 << 10)
+            .timeout(TIMEOUT)
+            .setup_timeout(Duration::from_secs(60));
+        if self.kind == DeviceKind::Emulator {
+            // Every thread of a grid is a thread of the host, and all of them spin.
+            builder = builder.max_blocks(1);
+        }
+        Ok(settings(builder).build(&stream)?)
+    }
+
+    /// A rank's arrays. All ranks must ask for the same.
+    pub(super) fn arrays(
+        &self,
+        communicator: &Communicator<S::Device>,
+        seed: u64,
+        elements: usize,
+    ) -> Result<Arrays<bf16, S::Device>> {
+        Arrays::new(communicator, seed, elements, Content::Ordinary)
+    }
+}
+
+/// This program, for a part of what it does.
+pub(super) fn again(args: &FaultsArgs, kind: DeviceKind, case: Case) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command
+        .args(["faults", "--case", &name_of(&case)])
+        .args(["--device", kind.name()])
+        .args(["--grace-ms", &args.grace_ms.to_string()])
+        .args(["--abort-ms", &args.abort_ms.to_string()]);
+    Ok(command)
+}

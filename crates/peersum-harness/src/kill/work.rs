@@ -1,0 +1,215 @@
+//! A rank's arrays in a kill test, the calls that use them, and what they must hold.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use half::bf16;
+use peersum::device::Device;
+use peersum::dispatch::Route;
+use peersum::{Communicator, Error, Graph, Output, SymmetricBuffer};
+
+use super::words::{Place, Word};
+use crate::arrays::Arrays;
+use crate::data::{Content, bytes_of};
+use crate::memory::{POISON, elements_of};
+use crate::ranks::say;
+
+/// Odd, so that the last unit is partial; large enough for several units per thread on the
+/// emulator.
+pub(super) const ELEMENTS: usize = 603;
+
+/// Calls of a graph.
+const LAYERS: usize = 4;
+
+/// An element of an output that was not reduced.
+const NAN: u16 = 0x7FFF;
+
+/// Maximum time that a rank makes calls while it waits for the blow.
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Calls, or launches a graph of calls.
+type Launch<'a, D> = dyn Fn(&mut Work<D>, &mut Communicator<D>) -> Result<(), Error> + 'a;
+
+/// A rank's arrays.
+pub(super) struct Work<D: Device> {
+    arrays: Arrays<bf16, D>,
+    route: Route,
+    symmetric: Option<SymmetricBuffer<bf16, D>>,
+    /// Whether a test asked for a wrong result.
+    pub(super) corrupts: bool,
+}
+
+impl<D: Device> Work<D> {
+    pub(super) fn new(
+        communicator: &Communicator<D>,
+        route: Route,
+        symmetric: Option<SymmetricBuffer<bf16, D>>,
+    ) -> Result<Self> {
+        Ok(Work {
+            arrays: Arrays::new(communicator, 5, ELEMENTS, Content::Ordinary)?,
+            route,
+            symmetric,
+            corrupts: false,
+        })
+    }
+
+    fn symmetric_address(&mut self) -> Option<u64> {
+        let stream = self.arrays.device.stream();
+        let mut view = self.symmetric.as_mut()?.as_view_mut();
+        Some(view.with_output(stream, |address| address))
+    }
+
+    /// Writes the input again if a call has replaced it, and poisons the output.
+    fn prepare(&mut self) -> Result<()> {
+        self.arrays.output.poison(&self.arrays.device)?;
+        if let Some(address) = self.symmetric_address() {
+            let own = bytes_of(&self.arrays.own);
+            // SAFETY: the symmetric buffer has as many elements as `own`.
+            unsafe { self.arrays.device.write(address, own)? };
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        let Arrays { device, output, .. } = &self.arrays;
+        match (self.route, &mut self.symmetric) {
+            (Route::SymmetricTwoShot, Some(symmetric)) => {
+                communicator.all_reduce_in_place(&mut symmetric.as_view_mut())
+            }
+            (Route::SymmetricOneShot, Some(symmetric)) => output.with(device, |output| {
+                communicator.all_reduce(&**symmetric, output)
+            }),
+            _ => self.arrays.call(communicator),
+        }
+    }
+
+    /// The bits of the array that the call writes.
+    fn result(&mut self) -> Result<Vec<u16>> {
+        let values: Vec<bf16> = match self.symmetric_address() {
+            Some(address) if self.route == Route::SymmetricTwoShot => {
+                let mut bytes = vec![0; ELEMENTS * size_of::<bf16>()];
+                // SAFETY: the symmetric buffer has so many elements.
+                unsafe { self.arrays.device.read(address, &mut bytes)? };
+                elements_of(&bytes)
+            }
+            _ => {
+                let (values, intact) = self.arrays.output.read(&self.arrays.device)?;
+                ensure!(intact, "memory beside the output was written");
+                values
+            }
+        };
+        let mut bits: Vec<u16> = values.into_iter().map(bf16::to_bits).collect();
+        if self.corrupts {
+            bits[ELEMENTS / 2] ^= 1;
+        }
+        Ok(bits)
+    }
+
+    /// What the array of the result held before the call.
+    fn untouched(&self, index: usize) -> u16 {
+        match self.route {
+            Route::SymmetricTwoShot => self.arrays.own[index].to_bits(),
+            _ => u16::from_ne_bytes([POISON; 2]),
+        }
+    }
+
+    /// Checks the result: the sum if the calls succeeded, the sum or NaN if they failed, the old
+    /// contents if nothing was launched.
+    fn check(&mut self, launched: bool, succeeded: bool) -> Result<()> {
+        for (index, bits) in self.result()?.into_iter().enumerate() {
+            let expected = self.arrays.expected[index].to_bits();
+            let is_right = match (launched, succeeded) {
+                (true, true) => bits == expected,
+                (true, false) => bits == expected || bits == NAN,
+                (false, _) => bits == self.untouched(index),
+            };
+            ensure!(
+                is_right,
+                "element {index} is {bits:#06x}, the reference {expected:#06x} \
+                 (launched: {launched}, succeeded: {succeeded})"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes and checks `count` calls, or calls until one fails. Returns the error.
+    pub(super) fn calls(
+        &mut self,
+        communicator: &mut Communicator<D>,
+        count: Option<usize>,
+    ) -> Result<Option<Error>> {
+        let call = |work: &mut Self, communicator: &mut Communicator<D>| work.call(communicator);
+        self.repeat(communicator, count, &call)
+    }
+
+    /// Launches a graph of calls until a launch fails. Returns the error.
+    pub(super) fn replays(&mut self, communicator: &mut Communicator<D>) -> Result<Error> {
+        // An in-place call would sum its own result.
+        let layers = match self.route {
+            Route::SymmetricTwoShot => 1,
+            _ => LAYERS,
+        };
+        communicator.capture_begin()?;
+        for _ in 0..layers {
+            self.call(communicator)?;
+        }
+        // SAFETY: the arrays live as long as `self`, the graph until the end of this function.
+        let graph: Graph<'static, D> = unsafe { communicator.capture_end()? };
+        let launch = |_: &mut Self, communicator: &mut Communicator<D>| graph.launch(communicator);
+        self.repeat(communicator, None, &launch)?
+            .context("a graph was launched without end")
+    }
+
+    fn repeat(
+        &mut self,
+        communicator: &mut Communicator<D>,
+        count: Option<usize>,
+        launch: &Launch<'_, D>,
+    ) -> Result<Option<Error>> {
+        let began = Instant::now();
+        for done in 0.. {
+            if Some(done) == count {
+                return Ok(None);
+            }
+            if done == 2 && count.is_none() {
+                say(&Word::At(Place::Calling));
+            }
+            self.prepare()?;
+            let launched = launch(self, communicator);
+            let was_launched = launched.is_ok();
+            let outcome = launched.and_then(|()| communicator.synchronize());
+            self.check(was_launched, outcome.is_ok())?;
+            if let Err(error) = outcome {
+                self.check_refusal(communicator, &error, launch)?;
+                return Ok(Some(error));
+            }
+            ensure!(
+                began.elapsed() < PATIENCE,
+                "nothing has happened for {PATIENCE:?}"
+            );
+        }
+        bail!("no end")
+    }
+
+    /// Every operation after a failure must return the same error and move no data.
+    fn check_refusal(
+        &mut self,
+        communicator: &mut Communicator<D>,
+        error: &Error,
+        launch: &Launch<'_, D>,
+    ) -> Result<()> {
+        self.prepare()?;
+        for later in [
+            launch(self, communicator),
+            communicator.synchronize(),
+            communicator.status(),
+        ] {
+            let later = later.err().context("a failed communicator said Ok")?;
+            ensure!(
+                later.to_string() == error.to_string(),
+                "first {error}, then {later}"
+            );
+        }
+        self.check(false, false)
+    }
+}

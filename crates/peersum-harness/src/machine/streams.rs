@@ -1,0 +1,35 @@
+//! The streams that ranks work on.
+
+use anyhow::Result;
+use peersum::device::DeviceStream;
+use peersum::dispatch::Topology;
+
+use super::kind::DeviceKind;
+
+/// Makes the streams of ranks.
+pub(crate) trait Machine: Send + Sync + 'static {
+    type Stream: DeviceStream + Send + 'static;
+
+    fn kind(&self) -> DeviceKind;
+
+    /// The name of the devices.
+    fn device_name(&self) -> &str;
+
+    /// How many devices the ranks are spread over.
+    fn devices(&self) -> u32;
+
+    /// A new stream for a rank.
+    fn stream(&self, rank: u32) -> Result<Self::Stream>;
+
+    /// How the ranks of a group are connected.
+    fn link(&self, world_size: u32) -> Topology {
+        match self.kind() {
+            DeviceKind::Emulator => Topology::Emulator,
+            DeviceKind::Cuda if world_size > self.devices() => Topology::Shared,
+            DeviceKind::Cuda => Topology::Peer,
+        }
+    }
+}
+
+/// The device of a machine's streams.
+pub(crate) type DeviceOf<M> = <<M as Machine>::Stream as DeviceStream>::Device;

@@ -1,0 +1,15 @@
+//! The names of choices, as flags take them.
+
+use clap::ValueEnum;
+
+/// The name of a choice.
+pub(crate) fn name_of<T: ValueEnum>(choice: &T) -> String {
+    let value = choice.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// The value of a flag that takes a list of choices.
+pub(crate) fn list_of<T: ValueEnum>(choices: &[T]) -> String {
+    let names: Vec<String> = choices.iter().map(name_of).collect();
+    names.join(",")
+}

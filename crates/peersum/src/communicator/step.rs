@@ -1,0 +1,50 @@
+//! How far a rank has come in set-up, as a tracing event tells it.
+
+use std::fmt::Debug;
+
+use tracing::field::{Field, Visit};
+
+/// What a rank has done last in set-up. After each step it waits for the other ranks.
+///
+/// For a program that tests what happens to a rank at each of them.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetupStep {
+    /// The ranks have met.
+    Joined,
+    /// The modules are loaded.
+    Loaded,
+    /// The rank's own memory is ready for its peers.
+    Armed,
+    /// The peers' memory is mapped.
+    Mapped,
+}
+
+impl SetupStep {
+    const ALL: [SetupStep; 4] = [Self::Joined, Self::Loaded, Self::Armed, Self::Mapped];
+
+    /// Tells the subscribers of this crate's events.
+    pub(super) fn reached(self, rank: u32) {
+        tracing::debug!(rank, setup_step = self as u64, "set-up: {self:?}");
+    }
+
+    /// The step that an event of this crate tells of, if it tells of one.
+    pub fn of(event: &tracing::Event<'_>) -> Option<SetupStep> {
+        let mut found = Found(None);
+        event.record(&mut found);
+        found.0
+    }
+}
+
+struct Found(Option<SetupStep>);
+
+impl Visit for Found {
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        if field.name() == "setup_step" {
+            let mut all = SetupStep::ALL.into_iter();
+            self.0 = all.find(|step| *step as u64 == value);
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
+}
