@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod disagreements;
+mod edges;
 mod examples;
 mod failures;
 mod forgeries;
 mod graphs;
+mod parts;
 mod processes;
 mod results;
 mod seats;
