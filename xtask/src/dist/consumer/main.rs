@@ -1,5 +1,5 @@
-//! A program that has peersum from its `.crate` files alone. With `--gpu` a machine without a GPU is
-//! an error.
+//! A program that has peersum from its `.crate` files alone. With `--gpu` a machine without a GPU
+//! is an error.
 
 use std::error::Error;
 
