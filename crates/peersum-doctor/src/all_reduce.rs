@@ -7,7 +7,7 @@ use peersum::device::{Device, DeviceError, DeviceStream, MemorySharing};
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Error, Rendezvous, reference};
 
-use crate::bounded::{STEPS, bounded};
+use crate::bounded::STEPS;
 use crate::random::random_seed;
 use crate::ranks::in_threads;
 use crate::report::{Finding, Subject};
@@ -143,14 +143,12 @@ pub fn emulator_finding<S: DeviceStream + Send + Sync>(
     patience: Duration,
     open: impl FnOnce() -> Result<[S; 2], DeviceError> + Send + 'static,
 ) -> Finding {
-    let outcome = bounded(patience * STEPS, move || {
-        let streams = open().map_err(|error| (0, error.into()))?;
-        all_reduce_between(&streams, &LoadPolicy::default(), patience)
-    });
-    match outcome {
-        Ok(outcome) => all_reduce_finding(Subject::Emulator, 2, outcome),
-        Err(unanswered) => Finding::not(Subject::Emulator, unanswered),
-    }
+    Finding::within(patience * STEPS, Subject::Emulator, move || {
+        let outcome = open()
+            .map_err(|error| (0, error.into()))
+            .and_then(|streams| all_reduce_between(&streams, &LoadPolicy::default(), patience));
+        all_reduce_finding(Subject::Emulator, 2, outcome)
+    })
 }
 
 #[cfg(test)]

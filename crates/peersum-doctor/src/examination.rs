@@ -5,12 +5,11 @@ use std::time::Duration;
 
 use peersum::loader::LoadPolicy;
 
-use crate::bounded::{Unanswered, bounded};
 use crate::cubins::compiled_ahead;
 use crate::gpus::Gpus;
 use crate::machine;
 use crate::places;
-use crate::report::{Finding, Report, Subject, Verdict};
+use crate::report::{Finding, Report, Subject};
 
 /// How long one check may take, unless set otherwise. Opening a GPU that has slept takes seconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -85,26 +84,19 @@ impl Examination {
         if report.gpus.is_empty() {
             report.push(compiled_ahead(&policy));
         }
-        let mut add = |subject, finding: Result<Finding, Unanswered>| {
-            report.push(finding.unwrap_or_else(|unanswered| {
-                Finding::new(subject, Verdict::Not, unanswered.to_string())
-            }));
-        };
         let search = policy.nvrtc_search().clone();
-        add(
-            Subject::Nvrtc,
-            bounded(patience, move || places::nvrtc(&search)),
-        );
+        let nvrtc = move || places::nvrtc(&search);
+        report.push(Finding::within(patience, Subject::Nvrtc, nvrtc));
         let cache = policy.cache_directory().map(Path::to_owned);
-        add(
-            Subject::JitCache,
-            bounded(patience, move || places::jit_cache(cache.as_deref())),
-        );
-        add(
+        let jit_cache = move || places::jit_cache(cache.as_deref());
+        report.push(Finding::within(patience, Subject::JitCache, jit_cache));
+        let rendezvous = move || places::rendezvous(patience);
+        report.push(Finding::within(
+            patience * 2,
             Subject::Rendezvous,
-            bounded(patience * 2, move || places::rendezvous(patience)),
-        );
-        add(Subject::Nccl, bounded(patience, places::nccl));
+            rendezvous,
+        ));
+        report.push(Finding::within(patience, Subject::Nccl, places::nccl));
         report.push(machine::namespaces());
         report.push(machine::limits());
         report.push(machine::environment(report.gpus.len(), variable));

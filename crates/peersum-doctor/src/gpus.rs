@@ -20,7 +20,7 @@ use crate::report::{
     ComputeMode, DriverFacts, Finding, GpuFacts, LinkFacts, Report, Subject, Verdict,
 };
 use crate::verdicts::{
-    SharingOutcome, driver_finding, gpu_finding, link_findings, shared_finding, trouble_finding,
+    SharingFault, driver_finding, gpu_finding, link_findings, shared_finding, trouble_finding,
 };
 
 /// The most ranks of a communicator.
@@ -188,12 +188,12 @@ impl Gpus<'_> {
                 .collect(),
         };
         let mut right = Vec::new();
-        let mut others = Vec::new();
+        let mut faults = Vec::new();
         for pair in &pairs {
             let ordinals = pair.map(|gpu| gpu.ordinal);
             match self.exchange(*pair)? {
-                SharingOutcome::Right(exchanged) => right.push((ordinals, exchanged)),
-                other => others.push((ordinals, other)),
+                Ok(exchanged) => right.push((ordinals, exchanged)),
+                Err(fault) => faults.push((ordinals, fault)),
             }
         }
         for (ordinals, exchanged) in &right {
@@ -203,13 +203,13 @@ impl Gpus<'_> {
             self.report.push(shared_finding(&right, pairs.len()));
         }
         let by_address =
-            |(_, outcome): &(_, SharingOutcome)| matches!(outcome, SharingOutcome::ByAddress(_));
-        let any = !right.is_empty() || others.iter().any(by_address);
-        let all = others.iter().all(by_address);
-        for (ordinals, outcome) in others {
+            |(_, fault): &(_, SharingFault)| matches!(fault, SharingFault::ByAddress(_));
+        let any = !right.is_empty() || faults.iter().any(by_address);
+        let all = faults.iter().all(by_address);
+        for (ordinals, fault) in faults {
             let mut ordinals = ordinals.to_vec();
             ordinals.dedup();
-            self.report.push(outcome.finding(!any).on(ordinals));
+            self.report.push(fault.finding(!any).on(ordinals));
         }
         if open.len() > 1 {
             for finding in link_findings(&self.report.links) {
@@ -219,22 +219,22 @@ impl Gpus<'_> {
         Some(all)
     }
 
-    fn exchange(&mut self, pair: [&OpenGpu; 2]) -> Option<SharingOutcome> {
-        let by_descriptor = self.exchange_by(MemorySharing::FileDescriptor, pair)?;
-        Some(match by_descriptor {
-            Ok(exchanged) if exchanged.iter().all(Exchanged::all_arrived) => {
-                SharingOutcome::Right(exchanged)
-            }
-            Ok(exchanged) => SharingOutcome::Wrong(exchanged),
-            Err(reason) => match self.exchange_by(MemorySharing::LegacyIpc, pair)? {
-                Ok(exchanged) if exchanged.iter().all(Exchanged::all_arrived) => {
-                    SharingOutcome::ByAddress(reason)
-                }
-                Ok(exchanged) => SharingOutcome::Wrong(exchanged),
-                Err(other) if other == reason => SharingOutcome::Failed(reason),
-                Err(other) => SharingOutcome::Failed(format!("{reason}; by address: {other}")),
+    /// What both ranks saw if every byte arrived by file descriptors, else why not.
+    fn exchange(&mut self, pair: [&OpenGpu; 2]) -> Option<Result<Vec<Exchanged>, SharingFault>> {
+        let arrived = |exchanged: &[Exchanged]| exchanged.iter().all(Exchanged::all_arrived);
+        let reason = match self.exchange_by(MemorySharing::FileDescriptor, pair)? {
+            Ok(exchanged) if arrived(&exchanged) => return Some(Ok(exchanged)),
+            Ok(exchanged) => return Some(Err(SharingFault::Wrong(exchanged))),
+            Err(reason) => reason,
+        };
+        Some(Err(
+            match self.exchange_by(MemorySharing::LegacyIpc, pair)? {
+                Ok(exchanged) if arrived(&exchanged) => SharingFault::ByAddress(reason),
+                Ok(exchanged) => SharingFault::Wrong(exchanged),
+                Err(other) if other == reason => SharingFault::Failed(reason),
+                Err(other) => SharingFault::Failed(format!("{reason}; by address: {other}")),
             },
-        })
+        ))
     }
 
     /// What both ranks saw, or the error of one.

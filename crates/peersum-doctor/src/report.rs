@@ -1,8 +1,11 @@
 //! What the doctor found, as data.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::bounded::bounded;
 
 /// The version of the report's JSON. It changes when a field changes its meaning or is removed.
 pub const REPORT_SCHEMA: u32 = 2;
@@ -337,6 +340,15 @@ impl Finding {
     /// Something that does not work or is missing.
     pub fn not(subject: Subject, seen: impl Display) -> Self {
         Self::new(subject, Verdict::Not, seen)
+    }
+
+    /// What `check` finds, or that it gave no answer in time.
+    pub(crate) fn within(
+        patience: Duration,
+        subject: Subject,
+        check: impl FnOnce() -> Finding + Send + 'static,
+    ) -> Self {
+        bounded(patience, check).unwrap_or_else(|unanswered| Self::not(subject, unanswered))
     }
 
     /// The same, about these GPUs.

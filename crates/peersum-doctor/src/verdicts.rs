@@ -8,11 +8,9 @@ use crate::exchange::Exchanged;
 use crate::machine::Traces;
 use crate::report::{ComputeMode, Finding, GpuFacts, LinkFacts, Subject, Verdict};
 
-/// What came of sharing memory between two ranks.
-pub(crate) enum SharingOutcome {
-    /// By file descriptors, and every byte arrived.
-    Right(Vec<Exchanged>),
-    /// By file descriptors, and some bytes did not arrive.
+/// Why memory is not, or not well, shared between two ranks.
+pub(crate) enum SharingFault {
+    /// It is shared, and some bytes did not arrive.
     Wrong(Vec<Exchanged>),
     /// Not by file descriptors, for this reason, but by address.
     ByAddress(String),
@@ -20,11 +18,10 @@ pub(crate) enum SharingOutcome {
     Failed(String),
 }
 
-impl SharingOutcome {
+impl SharingFault {
     pub(crate) fn finding(&self, blocking: bool) -> Finding {
         match self {
-            SharingOutcome::Right(_) => Finding::works(Subject::SharedMemory, ""),
-            SharingOutcome::Wrong(exchanged) => {
+            SharingFault::Wrong(exchanged) => {
                 let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
                 let directions: Vec<String> = (0..)
                     .zip(exchanged)
@@ -49,13 +46,13 @@ impl SharingOutcome {
                     )
                     .blocking(blocking)
             }
-            SharingOutcome::ByAddress(reason) => Finding::slower(Subject::SharedMemory, reason)
+            SharingFault::ByAddress(reason) => Finding::slower(Subject::SharedMemory, reason)
                 .meaning(
                     "ranks fall back to legacy CUDA IPC, which needs common PID and IPC \
                      namespaces. For file descriptors use a newer driver, or a sandbox that lets \
                      descriptors of the driver pass",
                 ),
-            SharingOutcome::Failed(reason) => Finding::not(Subject::SharedMemory, reason)
+            SharingFault::Failed(reason) => Finding::not(Subject::SharedMemory, reason)
                 .meaning("a group cannot have ranks on both")
                 .blocking(blocking),
         }
@@ -219,22 +216,16 @@ pub(crate) fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
     kinds
         .into_iter()
         .filter_map(|(verdict, kind, meaning, is)| {
-            let pairs: Vec<&LinkFacts> = links
+            let pairs: Vec<String> = links
                 .iter()
                 .filter(one_way)
                 .filter(|link| is(link))
+                .map(|link| format!("{}-{}", link.from, link.to))
                 .collect();
-            if pairs.is_empty() {
-                return None;
-            }
-            let which = if all > 1 && pairs.len() == all {
-                format!("all {all} pairs")
-            } else {
-                let pairs: Vec<String> = pairs
-                    .iter()
-                    .map(|link| format!("{}-{}", link.from, link.to))
-                    .collect();
-                pairs.join(", ")
+            let which = match pairs.len() {
+                0 => return None,
+                count if count > 1 && count == all => format!("all {all} pairs"),
+                _ => pairs.join(", "),
             };
             let seen = format!("{kind}: {which}");
             Some(Finding::new(Subject::Links, verdict, seen).meaning(meaning))

@@ -5,12 +5,12 @@
 pub enum ReduceOp {
     /// The sum over all ranks: the only operation here.
     Sum,
-    /// Refused with [`NcclError::Operation`].
+    /// Refused with [`NcclError::Operation`](crate::nccl_shape::NcclError).
     Prod,
-    /// Refused with [`NcclError::Operation`].
+    /// Refused with [`NcclError::Operation`](crate::nccl_shape::NcclError).
     Max,
-    /// Refused with [`NcclError::Operation`].
+    /// Refused with [`NcclError::Operation`](crate::nccl_shape::NcclError).
     Min,
-    /// Refused with [`NcclError::Operation`].
+    /// Refused with [`NcclError::Operation`](crate::nccl_shape::NcclError).
     Avg,
 }

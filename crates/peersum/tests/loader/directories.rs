@@ -15,8 +15,9 @@ use crate::support::{
     not_found, policy, private_dir, pull, push, write_directory,
 };
 
-/// Writes `damaged` into a directory, offers that directory with a whole pack behind it, and returns the one reason
-/// for which the directory was passed over. The pack must have served.
+/// Writes `damaged` into a directory, offers that directory with a whole pack behind it, and
+/// returns the one reason for which the directory was passed over. The module must come from the
+/// pack.
 fn reason_for(damaged: &Module, damage: impl FnOnce(&std::path::Path)) -> Reason {
     let whole = tempdir().unwrap();
     write_directory(whole.path(), &[Module::compile(push(), SM_90)]);
@@ -109,7 +110,8 @@ fn a_cubin_of_other_sources_is_named_and_passed_over() {
     stale.entry.closure_digest = Digest::of(b"what the kernels were before");
     let reason = reason_for(&stale, |_| {});
     assert!(
-        matches!(&reason, Reason::StaleSources { found, .. } if *found == stale.entry.closure_digest),
+        matches!(&reason, Reason::StaleSources { found, .. }
+            if *found == stale.entry.closure_digest),
         "{reason}"
     );
     assert!(
@@ -419,7 +421,8 @@ fn a_manifest_that_was_rewritten_counts_at_the_next_load() {
     write_directory(directory.path(), std::slice::from_ref(&module));
     load_push(&policy).unwrap();
 
-    // Of the same length, and written within one tick of the file system's clock: only the text differs.
+    // Of the same length, and written within one tick of the file system's clock: only the text
+    // differs.
     let mut other = module.clone();
     other.entry.sha256 = Digest::of(b"something else");
     write_directory(directory.path(), &[other]);

@@ -1,4 +1,5 @@
-//! The JIT cache on a disk that fails at every change that is made to it, each in a process of its own: this very test.
+//! The JIT cache on a disk that fails at every change that is made to it. Each failure happens in a
+//! process of its own, which runs this very test.
 
 use std::env;
 use std::fs;
@@ -78,7 +79,8 @@ fn every_change(test: &str, fault: Fault, before: Before) {
         if fault != Fault::Killed && run.hit {
             assert!(run.said().contains(fault.message()), "not reported: {what}");
         }
-        // Whatever was left: the module that is loaded is the module, and the next process finds it in the cache and nothing else there.
+        // Whatever was left, the right module is loaded, and the next process finds it in the
+        // cache and nothing else there.
         for _ in 0..2 {
             assert_eq!(load_push(&policy).unwrap().bytes, sound.bytes, "{what}");
         }

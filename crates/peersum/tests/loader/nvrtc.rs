@@ -36,7 +36,9 @@ fn a_compile_error_carries_the_whole_log() {
     sources.retain(|(path, _)| *path != "push.cu");
     sources.push((
         "push.cu",
-        "#include \"stand_in.cuh\"\n__global__ void f() { first_mistake(); }\nint g = second_mistake;\n",
+        "#include \"stand_in.cuh\"\n\
+         __global__ void f() { first_mistake(); }\n\
+         int g = second_mistake;\n",
     ));
     let error = compile(library(), push(), SM_90, &sources).unwrap_err();
     let NvrtcError::Compile { log, module, .. } = &error else {

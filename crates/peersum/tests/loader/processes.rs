@@ -1,4 +1,5 @@
-//! The loader in several processes, and with an environment of its own: each test runs its own program again as the child.
+//! The loader in several processes, and with an environment of its own: each test runs its own
+//! program again as the child.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -77,7 +78,7 @@ fn cache_of_parent() -> LoadPolicy {
 
 #[test]
 fn eight_cold_processes_compile_each_module_exactly_once() {
-    // The real kernels where the stand-ins would be over too soon; all of the matrix in the stand-ins.
+    // The real kernels if the stand-ins would compile too fast; all of the matrix in the stand-ins.
     let real = [push()];
     if is_child() {
         let policy = cache_of_parent();
@@ -157,8 +158,9 @@ fn a_cache_killed_while_it_is_written_serves_whole_modules_ever_after() {
         for _ in 0..3 {
             let key = keys[random.usize(..keys.len())];
             let image = load_from(&policy, &kernels(), key, &device(SM_90)).unwrap();
-            // A removal cut short may have left an entry that is not whole: then that is said, and it is made anew. A lock
-            // that its dead holder kept would show here as a time-out.
+            // A removal cut short may have left an entry that is not whole: then that is reported,
+            // and the entry is made again. A lock that its dead holder kept would show here as a
+            // timeout.
             for reason in faults(&image.report.passed_over) {
                 assert!(
                     matches!(

@@ -20,11 +20,14 @@ use crate::toolchain;
 const SOURCES: [(&str, &str); 3] = [
     (
         "stand_in.cuh",
-        "#define NAME3(family, algorithm, dtype, ws) peersum_##family##_##algorithm##_##dtype##_ws##ws\n\
+        "#define NAME3(family, algorithm, dtype, ws) \\\n\
+         peersum_##family##_##algorithm##_##dtype##_ws##ws\n\
          #define NAME2(family, algorithm, dtype, ws) NAME3(family, algorithm, dtype, ws)\n\
-         #define NAME(family, algorithm) NAME2(family, algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)\n\
+         #define NAME(family, algorithm) \\\n\
+         NAME2(family, algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)\n\
          #define KERNEL(family, algorithm, value) \\\n\
-         extern \"C\" __global__ void __launch_bounds__(384) NAME(family, algorithm)(int* out) { *out = value; }\n",
+         extern \"C\" __global__ void __launch_bounds__(384) \\\n\
+         NAME(family, algorithm)(int* out) { *out = value; }\n",
     ),
     (
         "push.cu",

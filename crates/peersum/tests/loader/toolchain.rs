@@ -1,5 +1,5 @@
-//! The compilers' products that these tests need. `cargo xtask test` provides them and names their places; a test that
-//! cannot find them fails and says so.
+//! The compilers' products that these tests need. `cargo xtask test` provides them and names their
+//! places; a test that cannot find them fails and says so.
 
 use std::env;
 use std::path::PathBuf;
@@ -27,11 +27,15 @@ pub(crate) fn nvrtc() -> PathBuf {
         .map(|install| install.path().join("nvidia/cu13/lib/libnvrtc.so.13"))
         .find(|library| library.is_file())
         .unwrap_or_else(|| {
-            panic!("no NVRTC for the tests: run `cargo xtask test`, or name one with PEERSUM_TEST_NVRTC")
+            panic!(
+                "no NVRTC for the tests: run `cargo xtask test`, or name one with \
+                 PEERSUM_TEST_NVRTC"
+            )
         })
 }
 
-/// A directory of compiled modules: `PEERSUM_TEST_CUBINS`, else the one that `cargo xtask precompile` writes.
+/// A directory of compiled modules: `PEERSUM_TEST_CUBINS`, else the one that `cargo xtask
+/// precompile` writes.
 #[allow(
     dead_code,
     reason = "each test program uses what it needs of this file"
@@ -41,8 +45,8 @@ pub(crate) fn cubins() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/cubins"));
     assert!(
         directory.join("manifest.json").is_file(),
-        "no compiled modules in {}: run `cargo xtask test`, or `cargo xtask precompile`, or name a directory with \
-         PEERSUM_TEST_CUBINS",
+        "no compiled modules in {}: run `cargo xtask test`, or `cargo xtask precompile`, or name a \
+         directory with PEERSUM_TEST_CUBINS",
         directory.display()
     );
     directory
