@@ -54,6 +54,12 @@ macro_rules! constants {
 }
 
 fn bindings() -> Facts {
+    let mut facts = structures();
+    facts.extend(constants());
+    facts
+}
+
+fn structures() -> Facts {
     let mut facts = Facts::new();
     structure!(
         facts,
@@ -118,6 +124,11 @@ fn bindings() -> Facts {
             flags
         }
     );
+    facts
+}
+
+fn constants() -> Facts {
+    let mut facts = Facts::new();
     constants!(
         facts,
         PEERSUM_ABI_VERSION,

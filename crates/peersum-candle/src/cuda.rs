@@ -7,8 +7,8 @@ use half::{bf16, f16};
 use peersum::cudarc::driver::CudaSlice;
 use peersum::nccl_shape::{Comm, NcclType, ReduceOp};
 
+use crate::error::{AllReduceError, NAME};
 use crate::layout::elements;
-use crate::{AllReduceError, NAME};
 
 pub(crate) fn all_reduce(
     comm: &Comm,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use candle_core::{Error, Layout, Result};
 
-use crate::NAME;
+use crate::error::NAME;
 
 /// The elements of a tensor that lie in its storage in order and without gaps.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only GPUs reduce"))]

@@ -164,13 +164,11 @@ fn assert_disagreement(world: &World, what: &str) {
     }
 }
 
-#[test]
-fn ranks_that_disagree_in_size_algorithm_or_family_learn_what_the_other_called() {
-    let mut generator = seeded();
-    let timeout = Duration::from_secs(20);
+/// Two calls that differ, each with its number of elements, and in what they differ.
+fn differing_calls() -> [(&'static str, Call, usize, Call, usize); 8] {
     let call = |family, algorithm| Call::new(family, algorithm, 2, 8);
     let one_shot = call(Family::Push, Algorithm::OneShot);
-    let cases = [
+    [
         ("size, push one-shot", one_shot, 400, one_shot, 800),
         (
             "size, push two-shot",
@@ -224,7 +222,15 @@ fn ranks_that_disagree_in_size_algorithm_or_family_learn_what_the_other_called()
             },
             400,
         ),
-    ];
+    ]
+}
+
+#[test]
+fn ranks_that_disagree_in_size_algorithm_or_family_learn_what_the_other_called() {
+    let mut generator = seeded();
+    let timeout = Duration::from_secs(20);
+    let one_shot = Call::new(Family::Push, Algorithm::OneShot, 2, 8);
+    let cases = differing_calls();
     for world_size in [2, 3] {
         for (what, usual, usual_len, odd, odd_len) in cases {
             let world = World::new(world_size, &setup(timeout));

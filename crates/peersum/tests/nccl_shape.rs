@@ -1,4 +1,5 @@
-//! `nccl_shape` in the place of `cudarc::nccl`: the same code compiles against both, and an id survives what engines do to it.
+//! `nccl_shape` in the place of `cudarc::nccl`: the same code compiles against both, and an id
+//! survives what engines do to it.
 
 use core::ffi::c_char;
 
@@ -32,7 +33,8 @@ mod against_peersum {
     }
 }
 
-/// Compiles for both kinds of engine: those that share a communicator and those that keep one a thread.
+/// Compiles for both kinds of engine: those that share a communicator and those that keep one for
+/// each thread.
 #[test]
 fn a_communicator_can_be_shared_between_threads() {
     fn requires<T: Send + Sync + std::fmt::Debug>() {}

@@ -1,10 +1,11 @@
-//! The reference is what everything else is compared with, so its rounding is proven here against exact arithmetic.
+//! Everything else is compared with the reference, so its rounding is proven here against exact
+//! arithmetic.
 
 use half::{bf16, f16};
 use peersum::reference::{ReferenceElement, all_reduce};
 
-/// A 16-bit format as its ordered non-negative finite values, exact in f64, and the value that the next step above the
-/// largest would have: what rounds to it is infinity.
+/// A 16-bit format as its ordered non-negative finite values, exact in f64, and the value of the
+/// next step above the largest: a number that rounds to it is infinity.
 struct Format {
     values: Vec<f64>,
     infinity: u16,

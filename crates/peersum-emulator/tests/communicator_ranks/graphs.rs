@@ -10,6 +10,13 @@ use crate::stage::{Comm, Content, assert_bits, expected, input, on_ranks, plan, 
 const LEN: usize = 333;
 const LAYERS: u64 = 4;
 const REPLAYS: u64 = 100;
+/// One for each layer: every route that takes ordinary buffers.
+const ROUTES: [Route; LAYERS as usize] = [
+    Route::PushOneShot,
+    Route::PullOneShot,
+    Route::PushTwoShot,
+    Route::PullTwoShot,
+];
 
 /// An eager call between replays, of its own size and route, so that grids and epochs move.
 fn eager_call(comm: &mut Comm, seed: u64) {
@@ -28,13 +35,6 @@ fn eager_call(comm: &mut Comm, seed: u64) {
 
 #[test]
 fn four_captured_layers_replay_a_hundred_times_between_eager_calls() {
-    // Every family, staged inside the graph, zero-copy, in place.
-    let routes = [
-        Route::PushOneShot,
-        Route::PullOneShot,
-        Route::PushTwoShot,
-        Route::PullTwoShot,
-    ];
     on_ranks(3, settings, |comm| {
         let (rank, world_size) = (comm.rank(), comm.world_size());
         let mut inputs: Vec<_> = (0..LAYERS)
@@ -52,7 +52,7 @@ fn four_captured_layers_replay_a_hundred_times_between_eager_calls() {
         let mut held_symmetric = Held::new(&mut symmetric);
         let mut held_symmetric_output = Held::new(&mut symmetric_output);
         // What is captured is fixed: a plan that is forced later does not change it.
-        let graphs: Vec<_> = routes
+        let graphs: Vec<_> = ROUTES
             .iter()
             .enumerate()
             .map(|(layer, &route)| {
@@ -85,19 +85,11 @@ fn four_captured_layers_replay_a_hundred_times_between_eager_calls() {
         for replay in 0..REPLAYS {
             let seed = |layer: u64| replay * 16 + layer;
             for (layer, held) in (0..).zip(&mut held_inputs) {
-                held.as_view_mut().copy_from_slice(&input(
-                    seed(layer),
-                    rank,
-                    LEN,
-                    Content::Special,
-                ));
+                let values = input(seed(layer), rank, LEN, Content::Special);
+                held.as_view_mut().copy_from_slice(&values);
             }
-            held_symmetric.as_view_mut().copy_from_slice(&input(
-                seed(9),
-                rank,
-                LEN,
-                Content::Special,
-            ));
+            let values = input(seed(9), rank, LEN, Content::Special);
+            held_symmetric.as_view_mut().copy_from_slice(&values);
             for graph in &graphs {
                 graph.launch(comm).unwrap();
             }
