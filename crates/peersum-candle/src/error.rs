@@ -12,15 +12,15 @@ pub(crate) const NAME: &str = "peersum-all-reduce";
 pub enum AllReduceError {
     /// The tensor is on the CPU.
     #[error(
-        "{NAME}: the tensor is on the CPU, and only GPUs reduce; move it with `to_device`, and leave \
-         the operation out if there is one rank"
+        "{NAME}: the tensor is on the CPU, and only GPUs reduce; move it with `to_device`, and \
+         leave the operation out if there is one rank"
     )]
     OnCpu,
     /// The tensor belongs to another stream than the communicator.
     #[error(
-        "{NAME}: the tensor is on another stream than the communicator, so that nothing would order \
-         the two; build the communicator on `device.as_cuda_device()?.cuda_stream()` of the very \
-         device that the tensors are made on, or on a clone of it"
+        "{NAME}: the tensor is on another stream than the communicator, so that nothing would \
+         order the two; build the communicator on `device.as_cuda_device()?.cuda_stream()` of the \
+         very device that the tensors are made on, or on a clone of it"
     )]
     OtherStream,
     /// The communicator's own error.

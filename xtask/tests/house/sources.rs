@@ -66,9 +66,19 @@ impl Source {
 
     /// Up to its own unit tests, which stand at the end of a file.
     pub(crate) fn without_unit_tests(&self) -> &str {
-        self.text
-            .find("\n#[cfg(test)]\nmod ")
-            .map_or(&self.text, |end| &self.text[..=end])
+        let mut lines = self
+            .text
+            .match_indices("\n#[cfg(test)]\n")
+            .map(|(at, _)| at + 1);
+        let begins_tests = |at: &usize| {
+            let mut rest = self.text[*at..]
+                .lines()
+                .skip_while(|line| line.starts_with("#["));
+            rest.next().is_some_and(|line| line.starts_with("mod "))
+        };
+        lines
+            .find(begins_tests)
+            .map_or(&self.text, |at| &self.text[..at])
     }
 }
 
