@@ -3,8 +3,8 @@
 use anyhow::Context as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Calls `work` with the number of the worker and each item, and returns all results. The items
-/// begin in the order of the list.
+/// Calls `work` with the number of the worker and each item, `at_once` at a time; 0 is as many as
+/// there are cores. The items begin in the order of the list, and so are the results.
 ///
 /// # Errors
 /// The threads cannot be started.
@@ -13,19 +13,24 @@ pub(crate) fn each<T: Sync, R: Send>(
     at_once: usize,
     work: impl Fn(usize, &T) -> R + Sync,
 ) -> anyhow::Result<Vec<R>> {
-    let pool = rayon::ThreadPoolBuilder::new()
+    let pool = rayon_core::ThreadPoolBuilder::new()
         .num_threads(at_once)
         .build()
         .context("cannot start the worker threads")?;
     let next = AtomicUsize::new(0);
-    // Not a parallel iterator: those split the list in halves, and what comes first must begin
-    // first.
+    // Not a parallel iterator: those split the list in halves, and slow items at its start must
+    // begin first.
     let of_workers = pool.broadcast(|worker| {
         let mut results = Vec::new();
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            results.push(work(worker.index(), item));
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else {
+                return results;
+            };
+            results.push((index, work(worker.index(), item)));
         }
-        results
     });
-    Ok(of_workers.into_iter().flatten().collect())
+    let mut results: Vec<_> = of_workers.into_iter().flatten().collect();
+    results.sort_by_key(|(index, _)| *index);
+    Ok(results.into_iter().map(|(_, result)| result).collect())
 }

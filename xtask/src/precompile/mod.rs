@@ -61,7 +61,7 @@ fn check(
     let modules = request.modules();
     let artifacts = matrix::artifacts(&modules, &matrix::targets(&request.arch, None)?);
     let inputs = Inputs::read(kernels, None, &modules)?;
-    let problems = check::problems(output.path(), &artifacts, &inputs);
+    let problems = check::problems(output.path(), &artifacts, &inputs)?;
     reporter.checked(
         &output.path().display().to_string(),
         artifacts.len(),
@@ -88,11 +88,11 @@ fn compile(
 
     let locked = output.lock(|waiting| reporter.note(&waiting))?;
     let present_files = locked.file_names()?;
-    let (present, files) = rayon::join(
+    let (present, files) = rayon_core::join(
         || plan::present_manifest(output.path(), |note| reporter.note(note)),
         || plan::file_states(output.path(), &present_files),
     );
-    let present = present?;
+    let (present, files) = (present?, files?);
     let plan = Plan::new(
         &artifacts,
         &inputs,

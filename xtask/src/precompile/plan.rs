@@ -3,12 +3,12 @@
 use super::compile::Job;
 use super::inputs::Inputs;
 use super::matrix::Artifact;
+use crate::workers;
 use anyhow::{Context as _, bail};
 use peersum_artifact::{
     CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule,
     SchemaError, cache_key,
 };
-use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
@@ -36,20 +36,18 @@ impl Plan {
             .flat_map(|manifest| &manifest.modules)
             .map(|module| (module.sort_key(), module))
             .collect();
-        let planned: Vec<(Artifact, Digest, Option<ManifestModule>)> = artifacts
-            .par_iter()
-            .map(|artifact| {
-                let key = artifact_key(artifact, inputs, compiler)?;
-                let entry = present
-                    .get(&(artifact.module, artifact.target))
-                    .filter(|entry| entry.cache_key == key && holds(files, entry));
-                Ok((*artifact, key, entry.map(|&entry| entry.clone())))
-            })
-            .collect::<anyhow::Result<_>>()?;
+        let planned = workers::each(artifacts, 0, |_, artifact| {
+            let key = artifact_key(artifact, inputs, compiler)?;
+            let entry = present
+                .get(&(artifact.module, artifact.target))
+                .filter(|entry| entry.cache_key == key && holds(files, entry));
+            anyhow::Ok((*artifact, key, entry.map(|&entry| entry.clone())))
+        })?;
 
         let mut reused = Vec::new();
         let mut jobs: BTreeMap<_, Job> = BTreeMap::new();
-        for (artifact, key, entry) in planned {
+        for planned in planned {
+            let (artifact, key, entry) = planned?;
             match entry {
                 Some(entry) => reused.push(entry),
                 // One process makes a cubin and the PTX of the same architecture: it makes the PTX
@@ -94,19 +92,21 @@ pub(crate) type FileStates = HashMap<String, (u64, Digest)>;
 /// module.
 ///
 /// All of them, because the manifest is read at the same time.
-pub(crate) fn file_states(directory: &Path, names: &BTreeSet<String>) -> FileStates {
-    names
-        .par_iter()
-        .filter_map(|name| {
-            let path = directory.join(name);
-            let metadata = fs::symlink_metadata(&path).ok()?;
-            if !metadata.is_file() || metadata.len() > MAX_MODULE_BYTES {
-                return None;
-            }
-            let bytes = fs::read(&path).ok()?;
-            Some((name.clone(), (bytes.len() as u64, Digest::of(&bytes))))
-        })
-        .collect()
+pub(crate) fn file_states(
+    directory: &Path,
+    names: &BTreeSet<String>,
+) -> anyhow::Result<FileStates> {
+    let names: Vec<&String> = names.iter().collect();
+    let states = workers::each(&names, 0, |_, name| {
+        let path = directory.join(name);
+        let metadata = fs::symlink_metadata(&path).ok()?;
+        if !metadata.is_file() || metadata.len() > MAX_MODULE_BYTES {
+            return None;
+        }
+        let bytes = fs::read(&path).ok()?;
+        Some(((*name).clone(), (bytes.len() as u64, Digest::of(&bytes))))
+    })?;
+    Ok(states.into_iter().flatten().collect())
 }
 
 /// Whether the file of an entry is there, with the entry's length and digest.
