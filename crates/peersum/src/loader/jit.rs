@@ -7,7 +7,7 @@ use peersum_artifact::{
     cache_key, verify_bytes,
 };
 
-use super::jit_cache::{CachedModule, EntryLock, JitCache};
+use super::jit_cache::{EntryLock, JitCache};
 use super::nvrtc::{self, NvrtcError, NvrtcFile, NvrtcLibrary};
 use super::place::Place;
 use super::policy::JitMode;
@@ -162,13 +162,13 @@ impl Request<'_> {
         misses: &mut Misses,
     ) -> Result<Found, Option<EntryLock>> {
         let look_up = || {
-            let CachedModule { bytes, entry, file } = cache
+            let (entry, bytes) = cache
                 .lookup(key, self.key, self.device.arch)
                 .map_err(Reason::Cache)?
                 .ok_or(Reason::CacheMiss)?;
             Ok(Found {
                 place: self.cache_place(),
-                file: Some(file),
+                file: Some(cache.entry(key).join(entry.file_name())),
                 compilation: None,
                 entry,
                 bytes,
