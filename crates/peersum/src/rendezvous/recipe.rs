@@ -75,13 +75,10 @@ impl Rendezvous {
             return Err(RendezvousError::EnvironmentIgnored);
         }
         let launched = environment::read(&|name| std::env::var_os(name))?;
+        let (directory, group) = (launched.directory, launched.group);
         Ok(Self {
-            rank: launched.rank,
-            world_size: launched.world_size,
             local_rank: launched.local_rank,
-            group: launched.group,
-            run: String::new(),
-            meeting_place: MeetingPlace::Directory(launched.directory),
+            ..Self::unix(directory, group, launched.rank, launched.world_size)
         }
         .with_run(launched.run))
     }
