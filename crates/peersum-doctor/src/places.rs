@@ -79,13 +79,13 @@ pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
             .and_then(|library| library.supported_archs().map(|archs| (library, archs)));
         match opened {
             Ok((library, archs)) => {
-                let (major, minor) = library.version();
                 let archs: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
                 return Finding::works(
                     Subject::Nvrtc,
                     format!(
-                        "{}, CUDA {major}.{minor}, compiles for {}",
+                        "{}, CUDA {}, compiles for {}",
                         library.path().display(),
+                        library.version(),
                         archs.join(" ")
                     ),
                 );

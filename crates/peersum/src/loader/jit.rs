@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use peersum_artifact::{
-    Arch, CacheKeyInputs, CompilerId, CompilerKind, CudaVersion, Digest, ManifestModule, Target,
-    cache_key, verify_bytes,
+    Arch, CacheKeyInputs, CompilerId, CompilerKind, Digest, ManifestModule, Target, cache_key,
+    verify_bytes,
 };
 
 use super::jit_cache::{EntryLock, JitCache};
@@ -93,8 +93,7 @@ impl Request<'_> {
         let start = Instant::now();
         let library = NvrtcLibrary::open(&file.path)?;
         let library_load = start.elapsed();
-        let (major, minor) = library.version();
-        self.refuse_newer_than_driver(file, major)?;
+        self.refuse_newer_than_driver(file, library.version().major)?;
         let (entry, bytes, compile) = self.compile(&library, key)?;
         // A failure to store is noted and harms nothing.
         let stored = cache.zip(lock).and_then(|(cache, lock)| {
@@ -111,7 +110,7 @@ impl Request<'_> {
         );
         let compilation = Compilation {
             library: library.path().to_owned(),
-            version: CudaVersion { major, minor },
+            version: library.version(),
             library_load,
             compile,
             stored,
