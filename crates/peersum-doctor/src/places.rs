@@ -5,8 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use peersum::Rendezvous;
+use peersum::environment::CACHE_DIR;
 use peersum::loader::nvrtc::{NvrtcLibrary, NvrtcSearch};
-use peersum::loader::{CACHE_DIR_VARIABLE, probe_cache};
+use peersum::loader::probe_cache;
 use peersum::nccl_version::{self, NcclVersion};
 use peersum::rendezvous::RendezvousError;
 
@@ -62,7 +63,7 @@ pub(crate) fn jit_cache(directory: Option<&Path>) -> Finding {
         None => Finding::slower(
             Subject::JitCache,
             format!(
-                "there is no place for it: {CACHE_DIR_VARIABLE}, XDG_CACHE_HOME and HOME are not \
+                "there is no place for it: {CACHE_DIR}, XDG_CACHE_HOME and HOME are not \
                  set"
             ),
         )
@@ -78,13 +79,13 @@ pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
             .and_then(|library| library.supported_archs().map(|archs| (library, archs)));
         match opened {
             Ok((library, archs)) => {
-                let (major, minor) = library.version();
                 let archs: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
                 return Finding::works(
                     Subject::Nvrtc,
                     format!(
-                        "{}, CUDA {major}.{minor}, compiles for {}",
+                        "{}, CUDA {}, compiles for {}",
                         library.path().display(),
+                        library.version(),
                         archs.join(" ")
                     ),
                 );

@@ -19,37 +19,12 @@ use crate::rendezvous::Group;
 /// What every rank tells the others first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RankSettings {
-    version: String,
-    abi_version: u32,
-    kernel_sources: String,
-    max_bytes: u64,
-    push_half_bytes: u64,
-    tables: String,
-    above_range: String,
-    start_epochs: (u32, u64),
-    pub(super) is_emulated: bool,
+    /// The settings that must be equal on all ranks, as text, in one order.
+    shared: Vec<String>,
     pub(super) device: DeviceIdentity,
     /// Rank 0's tells the ranks of this group apart from those of others in the same process.
     pub(super) token: u64,
 }
-
-/// A setting that must be equal on all ranks: its name, and its value as text.
-type SharedSetting = (&'static str, fn(&RankSettings) -> String);
-
-const SHARED_SETTINGS: [SharedSetting; 9] = [
-    ("version", |rank| rank.version.clone()),
-    ("ABI version", |rank| rank.abi_version.to_string()),
-    ("kernel sources", |rank| rank.kernel_sources.clone()),
-    ("max_bytes", |rank| rank.max_bytes.to_string()),
-    ("push_half_bytes", |rank| rank.push_half_bytes.to_string()),
-    ("dispatch tables", |rank| rank.tables.clone()),
-    ("above_range", |rank| rank.above_range.clone()),
-    ("start epochs", |rank| format!("{:?}", rank.start_epochs)),
-    ("device kind", |rank| {
-        let kind = if rank.is_emulated { "emulator" } else { "CUDA" };
-        kind.to_owned()
-    }),
-];
 
 /// Tells this rank's settings and returns those of all ranks, by rank, if they agree.
 pub(super) fn exchange_settings(
@@ -63,24 +38,40 @@ pub(super) fn exchange_settings(
         .map(|source| format!("{}\0{}\0", source.path, source.text))
         .collect();
     let digest = |text: &String| Digest::of(text.as_bytes()).to_string();
+    let tables = builder.tables.as_ref();
+    let kind = if device.is_emulated() {
+        "emulator"
+    } else {
+        "CUDA"
+    };
+    // The version comes first: ranks of two versions may have other settings behind it.
+    let (names, shared): (Vec<&str>, Vec<String>) = [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("ABI version", abi::PEERSUM_ABI_VERSION.to_string()),
+        ("kernel sources", digest(&sources)),
+        ("max_bytes", builder.max_bytes.to_string()),
+        (
+            "push_half_bytes",
+            builder.push_half_bytes_or_default().to_string(),
+        ),
+        (
+            "dispatch tables",
+            tables.map_or_else(|| "shipped".to_owned(), digest),
+        ),
+        ("above_range", builder.above_range_name(group.world_size())?),
+        ("start epochs", format!("{:?}", (push, pull))),
+        ("device kind", kind.to_owned()),
+    ]
+    .into_iter()
+    .unzip();
     let own = RankSettings {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        abi_version: abi::PEERSUM_ABI_VERSION,
-        kernel_sources: digest(&sources),
-        max_bytes: builder.max_bytes,
-        push_half_bytes: builder.push_half_bytes_or_default(),
-        tables: builder
-            .tables
-            .as_ref()
-            .map_or_else(|| "shipped".to_owned(), digest),
-        above_range: builder.above_range_name(group.world_size())?,
-        start_epochs: (push, pull),
-        is_emulated: device.arch.is_none(),
+        shared,
         device: device.clone(),
         token: unique_token(group),
     };
     let settings: Vec<RankSettings> = gather(group, "settings", &own, builder.setup_timeout)?;
-    for (what, value) in SHARED_SETTINGS {
+    for (index, what) in names.into_iter().enumerate() {
+        let value = |rank: &RankSettings| rank.shared.get(index).cloned().unwrap_or_default();
         require_equal(what, &settings, value)?;
     }
     Ok(settings)

@@ -229,7 +229,10 @@ impl<D: Device> Setup<'_, D> {
             .any(|(a, uuid)| uuids().skip(a + 1).any(|other| other == uuid));
         #[cfg(feature = "nccl")]
         self.builder.refuse_nccl_on_shared_devices(shares_device)?;
-        let topology = match (ranks.iter().any(|rank| rank.is_emulated), shares_device) {
+        let topology = match (
+            ranks.iter().any(|rank| rank.device.is_emulated()),
+            shares_device,
+        ) {
             (true, _) => Topology::Emulator,
             (false, true) => Topology::Shared,
             (false, false) => Topology::Peer,

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use tracing::field::{Field, Visit};
+use tracing::field::Field;
 
 /// What a rank has done last in set-up. After each step it waits for the other ranks.
 ///
@@ -30,21 +30,14 @@ impl SetupStep {
 
     /// The step that an event of this crate tells of, if it tells of one.
     pub fn of(event: &tracing::Event<'_>) -> Option<SetupStep> {
-        let mut found = Found(None);
-        event.record(&mut found);
-        found.0
+        let mut found = None;
+        event.record(&mut |field: &Field, value: &dyn Debug| {
+            if field.name() == "setup_step" {
+                let number = format!("{value:?}");
+                let mut all = SetupStep::ALL.into_iter();
+                found = all.find(|step| (*step as u64).to_string() == number);
+            }
+        });
+        found
     }
-}
-
-struct Found(Option<SetupStep>);
-
-impl Visit for Found {
-    fn record_u64(&mut self, field: &Field, value: u64) {
-        if field.name() == "setup_step" {
-            let mut all = SetupStep::ALL.into_iter();
-            self.0 = all.find(|step| *step as u64 == value);
-        }
-    }
-
-    fn record_debug(&mut self, _: &Field, _: &dyn Debug) {}
 }

@@ -8,8 +8,8 @@
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
+use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult};
-use cudarc::driver::{CudaContext, DriverError};
 use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
 
 use crate::device::DeviceError;
@@ -81,18 +81,7 @@ pub(super) fn returned<T>(
 
 /// The driver's name and description of an error.
 pub fn describe(failure: CUresult) -> String {
-    let error = DriverError(failure);
-    let text = |result: Result<&CStr, DriverError>| {
-        result.map_or_else(
-            |_| format!("CUDA error {}", failure as u32),
-            |text| text.to_string_lossy().into_owned(),
-        )
-    };
-    format!(
-        "{} ({})",
-        text(error.error_name()),
-        text(error.error_string())
-    )
+    describe_number((failure as u32).cast_signed())
 }
 
 /// Logs a failure to give something back: the caller cannot act on it.

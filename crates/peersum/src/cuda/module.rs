@@ -70,12 +70,6 @@ impl Module {
         &self.kernels[algorithm as usize]
     }
 
-    /// The threads of a launched block whose launch shape has `threads`: those that carry signals
-    /// are added.
-    fn launched_threads(&self, algorithm: Algorithm, threads: u32) -> u32 {
-        threads + self.entry_point(algorithm).signal_threads
-    }
-
     /// How many blocks of `threads` threads fit one multiprocessor at once.
     pub(super) fn blocks_per_multiprocessor(
         &self,
@@ -87,7 +81,8 @@ impl Module {
         if threads > kernel.max_threads {
             return Ok(0);
         }
-        let threads = self.launched_threads(algorithm, threads).cast_signed();
+        // A launched block has threads that carry signals as well.
+        let threads = (threads + kernel.signal_threads).cast_signed();
         let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
         // SAFETY: the place is one int, the function is live.
         let blocks = returned(call, 0, |blocks| unsafe {
@@ -112,7 +107,9 @@ impl DriverModule {
             DeviceError::driver("cuModuleGetFunction", message)
         };
         let entry_point = image
-            .entry_point(algorithm)
+            .entry_points
+            .iter()
+            .find(|entry_point| entry_point.name == name)
             .ok_or_else(|| missing("the image's description does not list it"))?;
         let symbol =
             CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;

@@ -19,6 +19,10 @@ pub struct DeviceIdentity {
 }
 
 impl DeviceIdentity {
+    pub(crate) fn is_emulated(&self) -> bool {
+        self.arch.is_none()
+    }
+
     /// The architecture that a cubin must be compiled for, if the device is a GPU.
     pub fn cubin_arch(&self) -> Option<Arch> {
         self.arch.map(|(major, minor)| Arch::plain(major, minor))

@@ -157,13 +157,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_written_is_read_as_it_was() {
-        let tables = DispatchTables::shipped().unwrap();
-        let read = DispatchTables::parse(&tables.to_json().unwrap()).unwrap();
-        assert_eq!(read, tables);
-    }
-
-    #[test]
     fn every_measured_row_says_on_what() {
         for table in DispatchTables::shipped().unwrap().tables {
             for placement in Placement::ALL {

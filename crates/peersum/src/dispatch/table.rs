@@ -139,14 +139,9 @@ impl DispatchTable {
 
     /// The largest grid of any row within the limits.
     pub(crate) fn largest_grid(&self, limits: &LaunchLimits) -> u32 {
-        let blocks = self.all_rows().map(|row| limits.apply(row.plan).blocks);
+        let rows = Placement::ALL.iter().flat_map(|it| self.rows(*it));
+        let blocks = rows.map(|row| limits.apply(row.plan).blocks);
         blocks.max().unwrap_or(1)
-    }
-
-    fn all_rows(&self) -> impl Iterator<Item = &Row> {
-        Placement::ALL
-            .into_iter()
-            .flat_map(|placement| self.rows(placement))
     }
 
     /// A digest of everything that ranks must agree on: what each size takes, not where that comes

@@ -6,12 +6,11 @@ use std::path::Path;
 use peersum_artifact::pack::Pack;
 use peersum_artifact::{Manifest, ManifestModule, Target, VerifyError, verify_file};
 
-use super::image::ImageKind;
 use super::known;
 use super::place::Place;
 use super::policy::{Environment, JitMode};
 use super::reason::Reason;
-use super::request::{Found, Misses, Request};
+use super::request::{Found, ImageKind, Misses, Request};
 
 impl Request<'_> {
     /// Looks for a cubin or for PTX in the directories and the pack.

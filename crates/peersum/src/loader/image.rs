@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use peersum_artifact::{Algorithm, Arch, CudaVersion, EntryPoint, Target};
+use peersum_artifact::{Arch, CudaVersion, EntryPoint, Target};
 
 use super::report::LoadReport;
 
@@ -40,37 +40,16 @@ impl KernelSet<'static> {
     }
 }
 
-/// What an image is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ImageKind {
-    /// Machine code.
-    Cubin,
-    /// Text that the driver compiles.
-    Ptx,
-}
-
 /// A module's bytes, verified, and what a launch must know of its kernels.
 #[derive(Debug)]
 pub struct LoadedImage {
     /// The image as `cuModuleLoadData` takes it. PTX ends in a NUL, which that function needs.
     pub bytes: Arc<[u8]>,
-    /// What the bytes are.
-    pub kind: ImageKind,
-    /// The target it was compiled for, which serves the device and need not be the device's own.
+    /// The target it was compiled for: machine code, or PTX that the driver compiles. It serves the
+    /// device and need not be the device's own.
     pub target: Target,
-    /// The kernels, in the order of [`Algorithm::ALL`].
+    /// The kernels, in the order of [`peersum_artifact::Algorithm::ALL`].
     pub entry_points: Vec<EntryPoint>,
     /// Where it came from.
     pub report: LoadReport,
-}
-
-impl LoadedImage {
-    /// The kernel that runs `algorithm`.
-    #[must_use]
-    pub fn entry_point(&self, algorithm: Algorithm) -> Option<&EntryPoint> {
-        let name = self.report.module.entry_point(algorithm);
-        self.entry_points
-            .iter()
-            .find(|entry_point| entry_point.name == name)
-    }
 }

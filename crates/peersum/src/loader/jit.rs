@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use peersum_artifact::{
-    Arch, CacheKeyInputs, CompilerId, CompilerKind, CudaVersion, Digest, ManifestModule, Target,
-    cache_key, verify_bytes,
+    Arch, CacheKeyInputs, CompilerId, CompilerKind, Digest, ManifestModule, Target, cache_key,
+    verify_bytes,
 };
 
-use super::jit_cache::{CachedModule, EntryLock, JitCache};
+use super::jit_cache::{EntryLock, JitCache};
 use super::nvrtc::{self, NvrtcError, NvrtcFile, NvrtcLibrary};
 use super::place::Place;
 use super::policy::JitMode;
@@ -93,8 +93,7 @@ impl Request<'_> {
         let start = Instant::now();
         let library = NvrtcLibrary::open(&file.path)?;
         let library_load = start.elapsed();
-        let (major, minor) = library.version();
-        self.refuse_newer_than_driver(file, major)?;
+        self.refuse_newer_than_driver(file, library.version().major)?;
         let (entry, bytes, compile) = self.compile(&library, key)?;
         // A failure to store is noted and harms nothing.
         let stored = cache.zip(lock).and_then(|(cache, lock)| {
@@ -111,7 +110,7 @@ impl Request<'_> {
         );
         let compilation = Compilation {
             library: library.path().to_owned(),
-            version: CudaVersion { major, minor },
+            version: library.version(),
             library_load,
             compile,
             stored,
@@ -162,13 +161,13 @@ impl Request<'_> {
         misses: &mut Misses,
     ) -> Result<Found, Option<EntryLock>> {
         let look_up = || {
-            let CachedModule { bytes, entry, file } = cache
+            let (entry, bytes) = cache
                 .lookup(key, self.key, self.device.arch)
                 .map_err(Reason::Cache)?
                 .ok_or(Reason::CacheMiss)?;
             Ok(Found {
                 place: self.cache_place(),
-                file: Some(file),
+                file: Some(cache.entry(key).join(entry.file_name())),
                 compilation: None,
                 entry,
                 bytes,

@@ -120,14 +120,6 @@ pub enum CacheError {
     },
 }
 
-/// A module found in the cache.
-#[derive(Debug)]
-pub(super) struct CachedModule {
-    pub(super) bytes: Vec<u8>,
-    pub(super) entry: ManifestModule,
-    pub(super) file: PathBuf,
-}
-
 /// The right to write one entry. Released when dropped, or when the process dies.
 #[derive(Debug)]
 pub(super) struct EntryLock {
@@ -206,7 +198,7 @@ impl JitCache {
         key: Digest,
         module: ModuleKey,
         device: Arch,
-    ) -> Result<Option<CachedModule>, CacheError> {
+    ) -> Result<Option<(ManifestModule, Vec<u8>)>, CacheError> {
         let directory = self.entry(key);
         let mut manifest = match Manifest::read_dir(&directory) {
             Ok(manifest) => manifest,
@@ -232,8 +224,7 @@ impl JitCache {
         }
         let bytes =
             verify_file(&directory, &entry).map_err(|source| CacheError::EntryFile { source })?;
-        let file = directory.join(entry.file_name());
-        Ok(Some(CachedModule { bytes, entry, file }))
+        Ok(Some((entry, bytes)))
     }
 
     /// Takes the entry's lock, waiting for at most `patience`.

@@ -32,12 +32,10 @@ mod report;
 mod request;
 mod search;
 
-pub use image::{DeviceTarget, ImageKind, KernelSet, LoadedImage};
+pub use image::{DeviceTarget, KernelSet, LoadedImage};
 pub use jit_cache::{CacheError, probe as probe_cache};
 pub use place::Place;
-pub use policy::{
-    CACHE_DIR_VARIABLE, CUBIN_DIR_VARIABLE, JIT_VARIABLE, JitMode, LoadPolicy, ParseJitModeError,
-};
+pub use policy::{JitMode, LoadPolicy, ParseJitModeError};
 pub use reason::Reason;
 pub use report::{Compilation, LoadError, LoadReport, PassedOver};
 pub use search::{load, load_from};

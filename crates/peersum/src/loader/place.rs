@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::policy::CUBIN_DIR_VARIABLE;
+use crate::environment::CUBIN_DIR;
 
 /// A place that the loader looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +30,8 @@ impl fmt::Display for Place {
         match self {
             Place::Sources => f.write_str("the kernels' sources"),
             Place::Directory(path) => write!(f, "directory {}", path.display()),
-            Place::EnvDirectory(Some(path)) => write!(f, "{CUBIN_DIR_VARIABLE}={}", path.display()),
-            Place::EnvDirectory(None) => f.write_str(CUBIN_DIR_VARIABLE),
+            Place::EnvDirectory(Some(path)) => write!(f, "{CUBIN_DIR}={}", path.display()),
+            Place::EnvDirectory(None) => f.write_str(CUBIN_DIR),
             Place::Pack => f.write_str("embedded cubins"),
             Place::JitCache(Some(path)) => write!(f, "JIT cache {}", path.display()),
             Place::JitCache(None) => f.write_str("JIT cache"),

@@ -10,14 +10,8 @@ use std::time::Duration;
 use peersum_kernels::HarnessBuild;
 
 use super::nvrtc::NvrtcSearch;
+use crate::environment;
 use crate::privilege::gained_rights;
-
-/// Names the directory of cubins.
-pub const CUBIN_DIR_VARIABLE: &str = crate::environment::CUBIN_DIR;
-/// Names the directory of the JIT cache.
-pub const CACHE_DIR_VARIABLE: &str = crate::environment::CACHE_DIR;
-/// Says whether modules may be compiled at run time.
-pub const JIT_VARIABLE: &str = crate::environment::JIT;
 
 /// Whether modules may be compiled at run time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,7 +38,7 @@ impl fmt::Display for JitMode {
     }
 }
 
-/// A value of [`JIT_VARIABLE`] that has no meaning.
+/// A value of [`environment::JIT`] that has no meaning.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("PEERSUM_JIT is {given:?}; it must be allow, deny or force")]
 pub struct ParseJitModeError {
@@ -74,7 +68,7 @@ pub(super) enum Environment {
     NotRead,
     /// Set-uid or set-gid: the caller's environment is not the program's to follow.
     Ignored,
-    /// Read, with the value of [`CUBIN_DIR_VARIABLE`].
+    /// Read, with the value of [`environment::CUBIN_DIR`].
     Read { cubin_dir: Option<PathBuf> },
 }
 
@@ -138,10 +132,6 @@ impl LoadPolicy {
                 ..Self::default()
             });
         }
-        Self::from_variables(read)
-    }
-
-    fn from_variables(read: impl Fn(&str) -> Option<OsString>) -> Result<Self, ParseJitModeError> {
         let value = |name: &str| read(name).filter(|value| !value.is_empty());
         let path = |name: &str| value(name).map(PathBuf::from);
         // As the XDG specification says, a relative cache home is as good as none.
@@ -152,15 +142,15 @@ impl LoadPolicy {
                     .filter(|path| path.is_absolute())
                     .map(|home| home.join(".cache"))
             });
-        let jit = match value(JIT_VARIABLE) {
+        let jit = match value(environment::JIT) {
             Some(value) => value.to_string_lossy().parse()?,
             None => JitMode::default(),
         };
         Ok(Self {
             environment: Environment::Read {
-                cubin_dir: path(CUBIN_DIR_VARIABLE),
+                cubin_dir: path(environment::CUBIN_DIR),
             },
-            cache_dir: path(CACHE_DIR_VARIABLE)
+            cache_dir: path(environment::CACHE_DIR)
                 .or_else(|| user_cache.map(|cache| cache.join("peersum").join("jit"))),
             jit,
             nvrtc: NvrtcSearch {
@@ -168,7 +158,7 @@ impl LoadPolicy {
                 library_dirs: value("LD_LIBRARY_PATH")
                     .map(|value| env::split_paths(&value).collect())
                     .unwrap_or_default(),
-                toolkit_dirs: ["CUDA_HOME", "CUDA_PATH"]
+                toolkit_dirs: [environment::CUDA_HOME, environment::CUDA_PATH]
                     .into_iter()
                     .filter_map(path)
                     .collect(),
@@ -254,7 +244,7 @@ mod tests {
 
     fn from(variables: &[(&str, &str)]) -> Result<LoadPolicy, ParseJitModeError> {
         let variables: HashMap<&str, &str> = variables.iter().copied().collect();
-        LoadPolicy::from_variables(|name| variables.get(name).map(OsString::from))
+        LoadPolicy::from_process(false, |name| variables.get(name).map(OsString::from))
     }
 
     #[test]
@@ -273,7 +263,7 @@ mod tests {
             Some("/home/a/.cache/peersum/jit".into())
         );
         assert_eq!(
-            cache(&[("HOME", "/home/a"), (CACHE_DIR_VARIABLE, "/mine")]),
+            cache(&[("HOME", "/home/a"), (environment::CACHE_DIR, "/mine")]),
             Some("/mine".into())
         );
         assert_eq!(cache(&[]), None);
@@ -293,22 +283,15 @@ mod tests {
 
     #[test]
     fn a_misspelt_jit_mode_is_an_error_and_an_empty_one_is_none() {
-        assert_eq!(from(&[(JIT_VARIABLE, "deny")]).unwrap().jit, JitMode::Deny);
-        assert_eq!(from(&[(JIT_VARIABLE, "")]).unwrap().jit, JitMode::Allow);
-        let error = from(&[(JIT_VARIABLE, "denied")]).unwrap_err();
+        assert_eq!(
+            from(&[(environment::JIT, "deny")]).unwrap().jit,
+            JitMode::Deny
+        );
+        assert_eq!(from(&[(environment::JIT, "")]).unwrap().jit, JitMode::Allow);
+        let error = from(&[(environment::JIT, "denied")]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "PEERSUM_JIT is \"denied\"; it must be allow, deny or force"
         );
-    }
-
-    #[test]
-    fn relative_directories_are_not_searched_for_nvrtc_and_the_report_says_so() {
-        let policy = from(&[("LD_LIBRARY_PATH", "/a:rel:/b"), ("CUDA_HOME", "cuda")]).unwrap();
-        let looked_at = policy.nvrtc.looked_at();
-        let has = |place: &str| looked_at.iter().any(|looked| looked == place);
-        assert!(has("/a") && has("/b"), "{looked_at:?}");
-        assert!(has("not rel: it is relative"), "{looked_at:?}");
-        assert!(has("not cuda: it is relative"), "{looked_at:?}");
     }
 }

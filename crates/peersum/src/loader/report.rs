@@ -7,8 +7,9 @@ use std::time::Duration;
 use peersum_artifact::{Arch, CudaVersion, ModuleKey};
 
 use super::place::Place;
-use super::policy::{CUBIN_DIR_VARIABLE, JitMode};
+use super::policy::JitMode;
 use super::reason::Reason;
+use crate::environment::CUBIN_DIR;
 
 /// Where a module came from and how long it took.
 #[derive(Debug)]
@@ -112,7 +113,7 @@ impl fmt::Display for NotFoundText<'_> {
         write!(
             f,
             "\nrun `cargo xtask precompile --arch sm_{device}` and name its output with \
-             {CUBIN_DIR_VARIABLE} or LoadPolicy::cubin_dir"
+             {CUBIN_DIR} or LoadPolicy::cubin_dir"
         )?;
         match jit {
             JitMode::Deny => f.write_str(", or allow JIT"),

@@ -20,6 +20,15 @@ pub(super) struct Request<'a> {
     pub(super) closure: &'a Closure,
 }
 
+/// What an image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ImageKind {
+    /// Machine code.
+    Cubin,
+    /// Text that the driver compiles.
+    Ptx,
+}
+
 /// A module that was found and verified.
 pub(super) struct Found {
     pub(super) place: Place,

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use peersum_artifact::{ModuleKey, Target};
 
-use super::image::{DeviceTarget, ImageKind, KernelSet, LoadedImage};
+use super::image::{DeviceTarget, KernelSet, LoadedImage};
 use super::known;
 use super::place::Place;
 use super::policy::LoadPolicy;
 use super::reason::Reason;
 use super::report::{LoadError, LoadReport};
-use super::request::{Found, Misses, Request};
+use super::request::{Found, ImageKind, Misses, Request};
 
 /// Finds the module `key` of this build's kernels for `device`.
 ///
@@ -71,11 +71,7 @@ pub fn load_from(
             passed_over,
         });
     };
-    let kind = match found.entry.target {
-        Target::Cubin(_) => ImageKind::Cubin,
-        Target::Ptx(_) => ImageKind::Ptx,
-    };
-    if kind == ImageKind::Ptx {
+    if matches!(found.entry.target, Target::Ptx(_)) {
         found.bytes.push(0);
     }
     let report = LoadReport {
@@ -94,7 +90,6 @@ pub fn load_from(
     );
     Ok(LoadedImage {
         bytes: found.bytes.into(),
-        kind,
         target: found.entry.target,
         entry_points: found.entry.entry_points,
         report,

@@ -47,18 +47,13 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// For ranks that are processes: they connect to `listener`.
-    pub(super) fn listening(group: GroupIdentity, listener: OwnedFd) -> Self {
-        Self {
-            group,
-            listener: Some(listener),
-            strangers: Vec::new(),
-            accept_after: None,
-        }
-    }
-
-    /// For ranks that are threads: `sockets` lead to the ranks from 1 on.
-    pub(super) fn connected(group: GroupIdentity, sockets: Vec<OwnedFd>) -> Self {
+    /// Ranks that are processes connect to `listener`. For ranks that are threads, `sockets` lead
+    /// to the ranks from 1 on.
+    pub(super) fn new(
+        group: GroupIdentity,
+        listener: Option<OwnedFd>,
+        sockets: Vec<OwnedFd>,
+    ) -> Self {
         let strangers = (1..)
             .zip(sockets)
             .map(|(rank, socket)| Stranger {
@@ -69,7 +64,7 @@ impl Admission {
             .collect();
         Self {
             group,
-            listener: None,
+            listener,
             strangers,
             accept_after: None,
         }

@@ -21,7 +21,7 @@ const CLAIM_RETRY: Duration = Duration::from_millis(10);
 /// How long a survivor waits until a dying rank 0 has lost its lock. The system closes a killed
 /// process's connections and releases its lock in no promised order, so the survivors may learn of
 /// the death first.
-const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
+pub(super) const SWEEP_PATIENCE: Duration = Duration::from_millis(500);
 const SWEEP_RETRY: Duration = Duration::from_millis(2);
 /// How often to look whether another rank has finished with the directory. It takes microseconds.
 const DIRECTORY_LOCK_RETRY: Duration = Duration::from_millis(1);
@@ -171,17 +171,10 @@ impl Directory {
         }
     }
 
-    /// Removes what a rank 0 that has just died leaves behind.
-    pub(super) fn sweep_behind_dying(&self, group: &str) {
-        self.sweep_until(group, Instant::now() + SWEEP_PATIENCE);
-    }
-
-    /// Removes what a dead rank 0 has left behind; does nothing if a rank 0 lives.
-    pub(super) fn sweep(&self, group: &str) {
-        self.sweep_until(group, Instant::now());
-    }
-
-    fn sweep_until(&self, group: &str, deadline: Instant) {
+    /// Removes what a dead rank 0 has left behind; does nothing if a rank 0 lives for `patience`
+    /// longer.
+    pub(super) fn sweep(&self, group: &str, patience: Duration) {
+        let deadline = Instant::now() + patience;
         loop {
             let Ok(locked) = self.lock(Instant::now() + SWEEP_PATIENCE) else {
                 return;

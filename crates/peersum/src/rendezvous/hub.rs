@@ -8,11 +8,9 @@ use super::late_ranks::LateRankAnswerer;
 use super::limits::JOIN;
 use super::peer::{Peer, ProcessId};
 use super::reasons::Refusal;
-use super::socket::duplicate;
 use super::step::{Progress, Step, Wakeup, Watch};
 use super::wire::{Frame, Message, MessageWithFd, PENDING_INTERVAL, Packet};
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -129,7 +127,10 @@ impl Hub {
         let welcome = Message::Welcome {
             peers: peers.clone(),
         };
-        self.queue_for_all(&Packet::new(&welcome));
+        let packet = Packet::new(&welcome);
+        for member in &mut self.members {
+            member.connection.queue(Arc::clone(&packet));
+        }
         self.drain(step)?;
         Ok(peers)
     }
@@ -155,12 +156,8 @@ impl Hub {
         own: MessageWithFd,
     ) -> Result<Vec<MessageWithFd>, RendezvousError> {
         let all = self.collect(step, own)?;
-        for (rank, (message, descriptor)) in (0..).zip(&all) {
-            let label = step.label().to_owned();
-            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
-            let descriptor = descriptor.map(duplicate).transpose()?;
-            let contribution = Message::Contribution { rank, label };
-            let packet = Packet::with_payload(&contribution, message, descriptor);
+        for (rank, message) in (0..).zip(&all) {
+            let packet = Packet::contribution(rank, step.label(), message)?;
             for member in self.members.iter_mut().filter(|it| it.rank() != rank) {
                 member.connection.queue(Arc::clone(&packet));
             }
@@ -270,12 +267,6 @@ impl Hub {
         for mut member in self.members.drain(..) {
             member.connection.say_last(&failure, deadline);
             member.connection.shut_down();
-        }
-    }
-
-    fn queue_for_all(&mut self, packet: &Arc<Packet>) {
-        for member in &mut self.members {
-            member.connection.queue(Arc::clone(packet));
         }
     }
 }

@@ -44,18 +44,6 @@ pub struct Peer {
 mod tests {
     use super::*;
 
-    #[test]
-    fn threads_that_ask_at_once_are_of_one_process() {
-        let ids: Vec<ProcessId> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| ProcessId::current().unwrap()))
-                .collect();
-            threads.into_iter().map(|it| it.join().unwrap()).collect()
-        });
-        assert!(ids.iter().all(|id| *id == ids[0] && id.is_current()));
-        assert!(ids[0].nonce != [0; 16]);
-    }
-
     /// A child that is process 1 of a PID namespace may have the number of its parent.
     #[test]
     fn a_child_with_its_parent_s_pid_is_another_process() {

@@ -9,7 +9,7 @@ use super::hub::Hub;
 use super::limits::{JOIN, MAX_RUN_BYTES, MAX_WORLD_SIZE, is_group_name, truncated};
 use super::peer::{Peer, ProcessId};
 use super::socket;
-use super::spoke::Spoke;
+use super::spoke::{HubAddress, Spoke};
 use super::step::Step;
 use super::wire::GroupIdentity;
 use crate::privilege::gained_rights;
@@ -75,13 +75,10 @@ impl Rendezvous {
             return Err(RendezvousError::EnvironmentIgnored);
         }
         let launched = environment::read(&|name| std::env::var_os(name))?;
+        let (directory, group) = (launched.directory, launched.group);
         Ok(Self {
-            rank: launched.rank,
-            world_size: launched.world_size,
             local_rank: launched.local_rank,
-            group: launched.group,
-            run: String::new(),
-            meeting_place: MeetingPlace::Directory(launched.directory),
+            ..Self::unix(directory, group, launched.rank, launched.world_size)
         }
         .with_run(launched.run))
     }
@@ -262,18 +259,22 @@ fn meet(
             let directory = Directory::open(&path)?;
             let mut claim = directory.claim(&identity.name, step.deadline())?;
             let listener = claim.listen()?;
-            lead(Admission::listening(identity, listener), Some(claim))
+            lead(
+                Admission::new(identity, Some(listener), Vec::new()),
+                Some(claim),
+            )
         }
         MeetingPlace::Directory(path) => {
             let directory = Directory::open(&path)?;
-            let spoke = Spoke::connect(own, directory, &identity.name, step)?;
-            follow(spoke, identity)
+            let mut address = HubAddress::new(directory, &identity.name);
+            let socket = address.connect(step)?;
+            follow(Spoke::new(own, socket, Some(address)), identity)
         }
         MeetingPlace::Threads(Ok(sockets)) if own.rank == 0 => {
-            lead(Admission::connected(identity, sockets), None)
+            lead(Admission::new(identity, None, sockets), None)
         }
         MeetingPlace::Threads(Ok(mut sockets)) => match sockets.pop() {
-            Some(socket) => follow(Spoke::connected(own, socket), identity),
+            Some(socket) => follow(Spoke::new(own, socket, None), identity),
             None => Err(step.lost(0)),
         },
     }

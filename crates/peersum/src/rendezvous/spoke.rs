@@ -1,10 +1,10 @@
 //! Every other rank's side: a connection to rank 0.
 
 use super::connection::Connection;
-use super::directory::Directory;
+use super::directory::{Directory, SWEEP_PATIENCE};
 use super::error::RendezvousError;
 use super::peer::Peer;
-use super::socket::{self, duplicate, peer_uid};
+use super::socket::{self, peer_uid};
 use super::step::{Progress, Step, Wakeup, Watch};
 use super::wire::{
     Frame, GroupIdentity, JoinRequest, Message, MessageWithFd, PENDING_INTERVAL, Packet,
@@ -44,33 +44,15 @@ pub(super) struct HubAddress {
 }
 
 impl Spoke {
-    /// For a rank that is a thread: `socket` leads to rank 0.
-    pub(super) fn connected(own: Peer, socket: OwnedFd) -> Self {
+    /// `socket` leads to rank 0, at `address` if that is another process.
+    pub(super) fn new(own: Peer, socket: OwnedFd, address: Option<HubAddress>) -> Self {
         Self {
             own,
             connection: Connection::new(socket),
             pending: None,
             next_look: None,
-            address: None,
+            address,
         }
-    }
-
-    /// For a rank that is a process: waits until rank 0 listens in the directory.
-    pub(super) fn connect(
-        own: Peer,
-        directory: Directory,
-        group: &str,
-        step: &Step<'_>,
-    ) -> Result<Self, RendezvousError> {
-        let mut address = HubAddress {
-            directory,
-            group: group.to_owned(),
-            socket: None,
-        };
-        let socket = address.connect(step)?;
-        let mut spoke = Self::connected(own, socket);
-        spoke.address = Some(address);
-        Ok(spoke)
     }
 
     /// Asks rank 0 for this rank and waits until the group is complete.
@@ -138,13 +120,7 @@ impl Spoke {
         world_size: u32,
     ) -> Result<Vec<MessageWithFd>, RendezvousError> {
         self.pending = None;
-        let contribution = Message::Contribution {
-            rank: self.own.rank,
-            label: step.label().to_owned(),
-        };
-        let descriptor = own.1.as_ref().map(AsFd::as_fd);
-        let descriptor = descriptor.map(duplicate).transpose()?;
-        let packet = Packet::with_payload(&contribution, &own.0, descriptor);
+        let packet = Packet::contribution(self.own.rank, step.label(), &own)?;
         self.connection.queue(packet);
         let mut received: Vec<Option<MessageWithFd>> = (0..world_size).map(|_| None).collect();
         received[self.own.rank as usize] = Some(own);
@@ -221,10 +197,10 @@ impl Spoke {
                 directory, group, ..
             } = address;
             match error {
-                RendezvousError::PeerLost { rank: 0, .. } => directory.sweep_behind_dying(group),
+                RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(group, SWEEP_PATIENCE),
                 // A child of a dead rank 0 may have kept the connection open.
                 RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
-                    directory.sweep(group);
+                    directory.sweep(group, Duration::ZERO);
                 }
                 _ => {}
             }
@@ -249,7 +225,7 @@ impl Drop for Spoke {
         if let Some(address) = &self.address {
             let _ = self.connection.pump();
             if self.connection.is_lost() {
-                address.directory.sweep(&address.group);
+                address.directory.sweep(&address.group, Duration::ZERO);
             }
         }
         self.connection.shut_down();
@@ -257,8 +233,16 @@ impl Drop for Spoke {
 }
 
 impl HubAddress {
-    /// A connection to the process that listens on the group's socket.
-    fn connect(&mut self, step: &Step<'_>) -> Result<OwnedFd, RendezvousError> {
+    pub(super) fn new(directory: Directory, group: &str) -> Self {
+        Self {
+            directory,
+            group: group.to_owned(),
+            socket: None,
+        }
+    }
+
+    /// A connection to the process that listens on the group's socket. Waits until one does.
+    pub(super) fn connect(&mut self, step: &Step<'_>) -> Result<OwnedFd, RendezvousError> {
         let (directory, group) = (&self.directory, &self.group);
         let path = directory.socket_path(group);
         loop {
@@ -286,7 +270,7 @@ impl HubAddress {
             if left.is_zero() {
                 // If a rank 0 was killed before any rank reached it, no other rank removes its
                 // socket.
-                directory.sweep(group);
+                directory.sweep(group, Duration::ZERO);
                 return Err(step.timed_out(vec![0]));
             }
             std::thread::sleep(CONNECT_RETRY.min(left));

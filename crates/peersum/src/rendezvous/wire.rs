@@ -8,8 +8,9 @@ use super::error::RendezvousError;
 use super::limits::{MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES, truncated};
 use super::peer::Peer;
 use super::reasons::Refusal;
+use super::socket::duplicate;
 use serde::{Deserialize, Serialize};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -148,12 +149,20 @@ impl Packet {
         Self::with_payload(message, &[], None)
     }
 
-    /// The caller has checked the payload's length.
-    pub(super) fn with_payload(
-        message: &Message,
-        payload: &[u8],
-        descriptor: Option<OwnedFd>,
-    ) -> Arc<Self> {
+    /// What `rank` gives to the exchange `label`. The caller has checked the lengths.
+    pub(super) fn contribution(
+        rank: u32,
+        label: &str,
+        (payload, descriptor): &MessageWithFd,
+    ) -> Result<Arc<Self>, RendezvousError> {
+        let label = label.to_owned();
+        let contribution = Message::Contribution { rank, label };
+        let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+        let descriptor = descriptor.map(duplicate).transpose()?;
+        Ok(Self::with_payload(&contribution, payload, descriptor))
+    }
+
+    fn with_payload(message: &Message, payload: &[u8], descriptor: Option<OwnedFd>) -> Arc<Self> {
         // Numbers, texts and lists of them can always be written as JSON.
         let json = serde_json::to_vec(message).unwrap_or_default();
         let (version, length) = (VERSION.to_le_bytes(), (json.len() as u32).to_le_bytes());

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use peersum::loader::{ImageKind, JitMode, KernelSet, Place, Reason, load, load_from};
+use peersum::loader::{JitMode, KernelSet, Place, Reason, load, load_from};
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{
     CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError,
@@ -53,10 +53,7 @@ fn a_module_of_the_named_directory_is_loaded_with_its_launch_facts() {
     );
     let image = load_push(&policy().cubin_dir(directory.path())).unwrap();
     assert_eq!(image.bytes[..], module.bytes);
-    assert_eq!(
-        (image.kind, image.target),
-        (ImageKind::Cubin, Target::Cubin(SM_90))
-    );
+    assert_eq!(image.target, Target::Cubin(SM_90));
     assert_eq!(
         image.report.place,
         Place::Directory(directory.path().to_path_buf())
@@ -336,7 +333,7 @@ fn ptx_is_the_last_step_and_only_for_a_driver_that_knows_its_version() {
 
     let from_pack = load_from(&policy, &packed, push(), &device).unwrap();
     assert_eq!(from_pack.report.place, Place::Ptx(None));
-    assert_eq!(from_pack.kind, ImageKind::Ptx);
+    assert!(matches!(from_pack.target, Target::Ptx(_)));
     // cuModuleLoadData takes PTX as a C string.
     assert_eq!(from_pack.bytes.last(), Some(&0));
     assert!(

@@ -2,21 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use peersum_artifact::{Arch, EntryPoint, ModuleKey, Target};
+use peersum_artifact::{Arch, EntryPoint, ModuleKey, PtxasReport, Target};
 
 use super::error::NvrtcError;
 use super::launch_bounds::launch_bound;
 use super::library::NvrtcLibrary;
 use super::program::OpenProgram;
-use super::ptxas_report::{UNREPORTED, reported_resources};
 
 /// A module compiled by NVRTC.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compiled {
     /// The ELF image, ready for `cuModuleLoadData`.
     pub cubin: Vec<u8>,
-    /// The compiler's log, ptxas's resource report included.
-    pub log: String,
     /// The module's kernels, in the order of [`ModuleKey::entry_points`].
     pub entry_points: Vec<EntryPoint>,
     /// How long the compilation took, without the time to load the library.
@@ -78,7 +75,6 @@ pub fn compile(
             let entry_points = entry_points(key, arch, &cubin, &log);
             Ok(Compiled {
                 cubin,
-                log,
                 entry_points,
                 took,
             })
@@ -97,10 +93,10 @@ pub fn compile(
 
 /// What a launch must know of the module's kernels.
 fn entry_points(key: ModuleKey, arch: Arch, cubin: &[u8], log: &str) -> Vec<EntryPoint> {
-    let resources = reported_resources(log);
+    let report = PtxasReport::parse(log);
     key.entry_points()
         .map(|name| EntryPoint {
-            resources: Some(*resources.get(name.as_str()).unwrap_or(&UNREPORTED)),
+            resources: Some(report.functions.get(&name).copied().unwrap_or_default()),
             max_threads: launch_bound(cubin, &name).unwrap_or(MAX_THREADS_OF_A_BLOCK),
             pdl: arch.number() >= FIRST_PDL_ARCH,
             name,

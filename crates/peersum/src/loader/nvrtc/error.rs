@@ -58,14 +58,14 @@ pub enum NvrtcError {
     },
     /// The library does not know the architecture.
     #[error(
-        "{} (CUDA {}.{}) does not compile for sm_{arch}; it compiles for {}. A newer NVRTC may",
-        library.display(), version.0, version.1, sm_list(supported)
+        "{} (CUDA {version}) does not compile for sm_{arch}; it compiles for {}. A newer NVRTC may",
+        library.display(), sm_list(supported)
     )]
     ArchUnsupported {
         /// The file.
         library: PathBuf,
         /// Its CUDA version.
-        version: (u32, u32),
+        version: CudaVersion,
         /// The architecture asked for.
         arch: Arch,
         /// The architectures it knows, `90` for sm_90.

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use peersum_artifact::CudaVersion;
+
 use super::error::NvrtcError;
 use crate::shared_library::{SharedLibrary, functions};
 
@@ -40,7 +42,7 @@ functions! {
 #[derive(Debug)]
 pub struct NvrtcLibrary {
     path: PathBuf,
-    version: (u32, u32),
+    version: CudaVersion,
     pub(super) functions: Functions,
 }
 
@@ -68,7 +70,7 @@ impl NvrtcLibrary {
         let library = Arc::new(Self::load(path)?);
         tracing::debug!(
             path = %path.display(),
-            version = %format_args!("{}.{}", library.version.0, library.version.1),
+            version = %library.version,
             took_ms = start.elapsed().as_secs_f64() * 1e3,
             "loaded NVRTC"
         );
@@ -102,14 +104,17 @@ impl NvrtcLibrary {
         })?;
         let mut library = Self {
             path: path.to_owned(),
-            version: (0, 0),
+            version: CudaVersion { major: 0, minor: 0 },
             functions,
         };
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both pointers are valid for one `int`.
         let status = unsafe { (library.functions.nvrtcVersion)(&raw mut major, &raw mut minor) };
         library.check("nvrtcVersion", status)?;
-        library.version = (major.unsigned_abs(), minor.unsigned_abs());
+        library.version = CudaVersion {
+            major: major.unsigned_abs(),
+            minor: minor.unsigned_abs(),
+        };
         Ok(library)
     }
 
@@ -118,8 +123,8 @@ impl NvrtcLibrary {
         &self.path
     }
 
-    /// The CUDA version it belongs to, for example `(13, 0)`.
-    pub fn version(&self) -> (u32, u32) {
+    /// The CUDA version it belongs to.
+    pub fn version(&self) -> CudaVersion {
         self.version
     }
 

@@ -11,7 +11,6 @@ mod launch_bounds;
 mod library;
 mod locate;
 mod program;
-mod ptxas_report;
 
 pub use build_id::build_id;
 pub use compile::{Compiled, compile, compile_flags};

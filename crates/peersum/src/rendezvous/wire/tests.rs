@@ -156,43 +156,6 @@ fn only_a_contribution_carries_a_payload_or_a_descriptor() {
 }
 
 #[test]
-fn another_protocol_version_is_named_whatever_follows_it() {
-    let mut bytes = bytes(&request());
-    bytes[8..12].copy_from_slice(&9_u32.to_le_bytes());
-    bytes[12..].fill(0xAB);
-    assert_eq!(decode(&bytes), Err(FrameError::Version { theirs: 9 }));
-}
-
-#[test]
-fn damaged_messages_are_refused_without_panic_or_large_allocation() {
-    let seed = fastrand::u64(..);
-    println!("seed {seed:#x}");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let samples: Vec<Vec<u8>> = messages().iter().map(bytes).collect();
-    for _ in 0..50_000 {
-        let mut bytes = samples[random.usize(..samples.len())].clone();
-        for _ in 0..random.usize(1..4) {
-            match random.u8(..3) {
-                0 => bytes.truncate(random.usize(..=bytes.len())),
-                1 if !bytes.is_empty() => {
-                    let index = random.usize(..bytes.len());
-                    bytes[index] = random.u8(..);
-                }
-                _ => bytes.push(random.u8(..)),
-            }
-        }
-        // A text or list is never longer than the bytes that it was read from.
-        match decode(&bytes) {
-            Ok(Message::Join(request)) => {
-                assert!(request.group.name.len() + request.group.run.len() <= bytes.len());
-            }
-            Ok(Message::Pending { missing }) => assert!(missing.len() <= bytes.len()),
-            _ => {}
-        }
-    }
-}
-
-#[test]
 fn every_truncation_of_every_message_is_refused() {
     for message in messages() {
         let whole = bytes(&message);
