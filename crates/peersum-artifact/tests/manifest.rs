@@ -2,11 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
-use std::time::{Duration, Instant};
-
 use peersum_artifact::{
-    Arch, EntryPoint, Family, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError,
-    ManifestModule, ModuleKey, RELEASE_SET, SchemaError,
+    Arch, Family, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, SchemaError,
 };
 use serde_json::{Value, json};
 
@@ -63,43 +60,6 @@ fn modules_are_written_in_one_order_whatever_order_they_have() {
             "pull sm_120"
         ]
     );
-}
-
-/// Run it with `--release -- --ignored --nocapture`: it prints the time. An unoptimised build is
-/// slower.
-#[test]
-#[ignore = "measures a release build"]
-fn the_release_set_is_read_within_a_millisecond() {
-    let bytes = data("push.sm_90.cubin");
-    let modules = ModuleKey::all().flat_map(|key| {
-        let entries = RELEASE_SET.map(|target| entry(key.family, target, &bytes));
-        entries.map(|entry| ManifestModule {
-            key,
-            entry_points: entry
-                .entry_points
-                .iter()
-                .zip(key.entry_points())
-                .map(|(entry_point, name)| EntryPoint {
-                    name,
-                    ..entry_point.clone()
-                })
-                .collect(),
-            ..entry
-        })
-    });
-    let text = manifest(modules.collect()).to_json_string();
-    let mut times: Vec<_> = (0..101)
-        .map(|_| {
-            let begun = Instant::now();
-            let read = Manifest::parse(&text).unwrap();
-            assert_eq!(read.modules.len(), 42 * RELEASE_SET.len());
-            begun.elapsed()
-        })
-        .collect();
-    times.sort();
-    let median = times[times.len() / 2];
-    println!("{} bytes of manifest in {median:?}", text.len());
-    assert!(median < Duration::from_millis(1), "{median:?}");
 }
 
 #[test]
