@@ -98,9 +98,14 @@ fn place(words: &str, field: &str) -> Range<usize> {
 fn a_rank_of_another_version_kernel_digest_or_dispatch_table_is_refused_by_all_with_both_values() {
     let cases = [
         ("settings", "version", "version", "0.0.9"),
-        ("settings", "abi_version", "ABI version", "77"),
-        ("settings", "kernel_sources", "kernel sources", "0badc0de"),
-        ("settings", "tables", "dispatch tables", "another-file"),
+        ("settings", "ABI version", "ABI version", "77"),
+        ("settings", "kernel sources", "kernel sources", "0badc0de"),
+        (
+            "settings",
+            "dispatch tables",
+            "dispatch tables",
+            "another-file",
+        ),
         (
             "launch limits",
             "table_digest",

@@ -1,6 +1,7 @@
 //! What the ranks must agree on before they share memory: every rank tells its settings, and every
 //! rank finds the same difference.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -19,8 +20,8 @@ use crate::rendezvous::Group;
 /// What every rank tells the others first.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct RankSettings {
-    /// The settings that must be equal on all ranks, as text, in one order.
-    shared: Vec<String>,
+    /// The settings that must be equal on all ranks: names, and values as text.
+    shared: BTreeMap<String, String>,
     pub(super) device: DeviceIdentity,
     /// Rank 0's tells the ranks of this group apart from those of others in the same process.
     pub(super) token: u64,
@@ -44,8 +45,8 @@ pub(super) fn exchange_settings(
     } else {
         "CUDA"
     };
-    // The version comes first: ranks of two versions may have other settings behind it.
-    let (names, shared): (Vec<&str>, Vec<String>) = [
+    // The version comes first: ranks of two versions may differ in more.
+    let shared = [
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
         ("ABI version", abi::PEERSUM_ABI_VERSION.to_string()),
         ("kernel sources", digest(&sources)),
@@ -61,17 +62,18 @@ pub(super) fn exchange_settings(
         ("above_range", builder.above_range_name(group.world_size())?),
         ("start epochs", format!("{:?}", (push, pull))),
         ("device kind", kind.to_owned()),
-    ]
-    .into_iter()
-    .unzip();
+    ];
+    let named = shared
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), value.clone()));
     let own = RankSettings {
-        shared,
+        shared: named.collect(),
         device: device.clone(),
         token: unique_token(group),
     };
     let settings: Vec<RankSettings> = gather(group, "settings", &own, builder.setup_timeout)?;
-    for (index, what) in names.into_iter().enumerate() {
-        let value = |rank: &RankSettings| rank.shared.get(index).cloned().unwrap_or_default();
+    for (what, _) in shared {
+        let value = |rank: &RankSettings| rank.shared.get(what).cloned().unwrap_or_default();
         require_equal(what, &settings, value)?;
     }
     Ok(settings)

@@ -108,11 +108,6 @@ impl<D: Device> Connected<D> {
         self.layout.total_bytes + symmetric
     }
 
-    /// Where this rank's control block lies.
-    pub(super) fn own_control(&self) -> u64 {
-        self.arenas[self.params.rank as usize]
-    }
-
     /// The part of a symmetric buffer that `bytes` bytes at an address of this rank are. A handful
     /// of buffers at most: a scan will do.
     pub(super) fn find_symmetric(&self, address: u64, bytes: u64) -> Option<SymmetricRange> {

@@ -39,7 +39,7 @@ impl<D: Device> Communicator<D> {
         let Some(connected) = &self.connected else {
             return Ok(());
         };
-        let address = connected.own_control() + connected.layout.probe_offset;
+        let address = connected.arenas[self.rank as usize] + connected.layout.probe_offset;
         let plan = probe_plan(&connected.limits);
         let most = connected.layout.capacity_units(plan.route) * u64::from(abi::PEERSUM_UNIT_BYTES);
         let bytes = probe_bytes(&connected.limits).min(most);
