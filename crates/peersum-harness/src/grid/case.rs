@@ -152,24 +152,6 @@ impl Case {
     }
 }
 
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&name_of(self))
-    }
-}
-
-impl fmt::Display for Variant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&name_of(self))
-    }
-}
-
-impl fmt::Display for Adversarial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&name_of(self))
-    }
-}
-
 /// `ws4/bf16/push_one_shot/1040/eager/aligned`, or `ws4/bf16/adversarial/delays`.
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -180,8 +162,8 @@ impl fmt::Display for Case {
                 mode,
                 variant,
                 ..
-            } => write!(f, "{elements}/{mode}/{variant}"),
-            Work::Adversarial(kind) => write!(f, "{kind}"),
+            } => write!(f, "{elements}/{}/{}", name_of(&mode), name_of(&variant)),
+            Work::Adversarial(kind) => f.write_str(&name_of(&kind)),
         }
     }
 }
