@@ -43,7 +43,11 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
         let context = contexts.get(rank as usize).context("two ranks")?;
         Ok(context.new_stream()?)
     };
-    let stage = Stage::new(args, DeviceKind::Cuda, &stream);
+    let stage = Stage {
+        args,
+        kind: DeviceKind::Cuda,
+        stream: &stream,
+    };
 
     run_threads(2, 1, |member| event_tracking(member, &stage))?;
     println!("  event tracking: the error of a capture names the remedy, which helps");

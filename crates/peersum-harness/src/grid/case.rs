@@ -142,14 +142,6 @@ impl Case {
         };
         format!("ws{}/{}/{kind}", self.world_size, self.dtype)
     }
-
-    /// The elements of its largest call. `adversarial` is the maximum for an adversarial case.
-    pub(crate) fn largest_elements(&self, adversarial: usize) -> usize {
-        match self.work {
-            Work::Uniform { elements, .. } => elements,
-            Work::Adversarial(_) => adversarial,
-        }
-    }
 }
 
 /// `ws4/bf16/push_one_shot/1040/eager/aligned`, or `ws4/bf16/adversarial/delays`.

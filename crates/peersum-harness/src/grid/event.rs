@@ -52,6 +52,18 @@ pub(crate) struct Mismatch {
     pub(crate) wrong: Wrong,
 }
 
+impl Event {
+    /// The last event of a rank that has ended in this way.
+    pub(crate) fn last(outcome: &anyhow::Result<()>) -> Event {
+        match outcome {
+            Ok(()) => Event::Done,
+            Err(error) => Event::Failed {
+                error: format!("{error:#}"),
+            },
+        }
+    }
+}
+
 impl Mismatch {
     /// All of it as text for the user. `case` is its case.
     pub(crate) fn describe(&self, case: &Case, seed: u64) -> String {

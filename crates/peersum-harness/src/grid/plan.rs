@@ -192,12 +192,11 @@ pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
 
 /// The largest array of any of the cases, in elements.
 pub(crate) fn largest_elements(settings: &Settings, cases: &[&Case]) -> usize {
-    let adversarial = grid(settings.grid).adversarial_elements;
-    cases
-        .iter()
-        .map(|case| case.largest_elements(adversarial))
-        .max()
-        .unwrap_or(1)
+    let elements = |case: &&Case| match case.work {
+        Work::Uniform { elements, .. } => elements,
+        Work::Adversarial(_) => grid(settings.grid).adversarial_elements,
+    };
+    cases.iter().map(elements).max().unwrap_or(1)
 }
 
 #[cfg(test)]

@@ -64,11 +64,8 @@ pub(crate) fn run<M: GridMachine>(
 }
 
 /// How many communicators a case needs.
-pub(crate) fn lanes_of(case: &Case) -> usize {
-    match case.work {
-        Work::Adversarial(Adversarial::TwoCommunicators) => 2,
-        _ => 1,
-    }
+fn lanes_of(case: &Case) -> usize {
+    1 + usize::from(case.work == Work::Adversarial(Adversarial::TwoCommunicators))
 }
 
 /// Performs the fault that a test asked for.

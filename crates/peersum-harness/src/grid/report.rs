@@ -94,24 +94,16 @@ impl<'a> Report<'a> {
         for left_out in &self.left_out {
             println!("not in this grid: {left_out}");
         }
-        let Counts {
-            passed,
-            failed,
-            skipped,
-            ..
-        } = self.configurations;
-        let Seconds {
-            precompile,
-            set_up,
-            run,
-            check,
-            total,
-        } = self.seconds;
+        let (counts, seconds) = (self.configurations, self.seconds);
+        let precompile = seconds.precompile;
         let precompile = precompile.map_or("-".to_owned(), |seconds| format!("{seconds:.1}"));
         println!();
         println!(
-            "configurations  {:>8}   passed {passed}, failed {failed}, skipped {skipped}",
-            self.cases.len()
+            "configurations  {:>8}   passed {}, failed {}, skipped {}",
+            self.cases.len(),
+            counts.passed,
+            counts.failed,
+            counts.skipped
         );
         println!(
             "calls           {:>8}   each on every rank of its group",
@@ -119,8 +111,9 @@ impl<'a> Report<'a> {
         );
         println!("mismatches      {:>8}", self.mismatches);
         println!(
-            "seconds         {total:>8.1}   precompile {precompile}, set-up {set_up:.1}, \
-             run {run:.1}, check {check:.1}"
+            "seconds         {:>8.1}   precompile {precompile}, set-up {:.1}, run {:.1}, \
+             check {:.1}",
+            seconds.total, seconds.set_up, seconds.run, seconds.check
         );
         println!("seed            {:>8}", self.settings.seed);
     }

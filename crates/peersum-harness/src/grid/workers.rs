@@ -121,12 +121,7 @@ pub(crate) fn start_threads<M: GridMachine>(
                     };
                     let outcome =
                         rank::run(&*machine, &settings, &cases, rank, &mut rendezvous, &emit);
-                    match outcome {
-                        Ok(()) => emit(Event::Done),
-                        Err(error) => emit(Event::Failed {
-                            error: format!("{error:#}"),
-                        }),
-                    }
+                    emit(Event::last(&outcome));
                 })
                 .with_context(|| format!("starting the thread of rank {rank}"))?;
             Ok(Worker::Thread)
@@ -235,14 +230,9 @@ pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
             rank::run(&emulators, &settings, &cases, rank, join, &emit)
         }
     };
-    match outcome {
-        Ok(()) => emit(Event::Done),
-        Err(error) => {
-            emit(Event::Failed {
-                error: format!("{error:#}"),
-            });
-            std::process::exit(1);
-        }
+    emit(Event::last(&outcome));
+    if outcome.is_err() {
+        std::process::exit(1);
     }
     Ok(())
 }

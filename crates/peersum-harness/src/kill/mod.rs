@@ -83,9 +83,7 @@ struct Line {
 struct Report {
     device: String,
     seed: u64,
-    call_deadline_ms: u64,
-    set_up_deadline_ms: u64,
-    grace_ms: u64,
+    deadlines: Deadlines,
     lines: BTreeMap<String, Line>,
     failed: Vec<String>,
     seconds: f64,
@@ -117,9 +115,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
     let mut report = Report {
         device: decision.line,
         seed,
-        call_deadline_ms: deadlines.call.as_millis() as u64,
-        set_up_deadline_ms: deadlines.set_up.as_millis() as u64,
-        grace_ms: args.grace_ms,
+        deadlines,
         lines: BTreeMap::new(),
         failed: Vec::new(),
         seconds: 0.0,
@@ -227,12 +223,12 @@ impl Report {
             );
         }
         println!(
-            "{} of {} runs passed, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
+            "{} of {} runs passed, deadlines {:?} (calls), {:?} (set-up) + {:?}, {:.1} s",
             self.lines.values().map(|line| line.passed).sum::<usize>(),
             self.lines.values().map(|line| line.runs).sum::<usize>(),
-            self.call_deadline_ms,
-            self.set_up_deadline_ms,
-            self.grace_ms,
+            self.deadlines.call,
+            self.deadlines.set_up,
+            self.deadlines.grace,
             self.seconds
         );
     }
