@@ -41,7 +41,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
         .call(&mut communicator)
         .and_then(|()| communicator.synchronize());
     let took = began.elapsed();
-    ensure!(took < TIMEOUT + stage.grace, "took {took:?}");
+    ensure!(took < TIMEOUT + stage.grace(), "took {took:?}");
     match &failure {
         Err(Error::Failed(Failure::PeerTimeout {
             peer: ABSENT,

@@ -43,7 +43,11 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
         let context = contexts.get(rank as usize).context("two ranks")?;
         Ok(context.new_stream()?)
     };
-    let stage = Stage::new(args, DeviceKind::Cuda, &stream);
+    let stage = Stage {
+        args,
+        kind: DeviceKind::Cuda,
+        stream: &stream,
+    };
 
     run_threads(2, 1, |member| event_tracking(member, &stage))?;
     println!("  event tracking: the error of a capture names the remedy, which helps");
@@ -96,12 +100,16 @@ impl Rank {
 
     /// Whether every element of the buffer is `expected`.
     fn ensure_holds(&self, expected: f32) -> Result<()> {
-        let elements = self.stream.clone_dtoh(&self.buffer)?;
-        self.stream.synchronize()?;
-        let wrong = elements.iter().find(|element| **element != expected);
-        ensure!(wrong.is_none(), "{wrong:?} instead of {expected}");
-        Ok(())
+        ensure_holds(&self.stream, &self.buffer, expected)
     }
+}
+
+fn ensure_holds(stream: &Arc<CudaStream>, buffer: &CudaSlice<f32>, expected: f32) -> Result<()> {
+    let elements = stream.clone_dtoh(buffer)?;
+    stream.synchronize()?;
+    let wrong = elements.iter().find(|element| **element != expected);
+    ensure!(wrong.is_none(), "{wrong:?} instead of {expected}");
+    Ok(())
 }
 
 fn ensure_capture_error(outcome: Result<(), Error>, remedy: &str) -> Result<()> {
@@ -222,11 +230,7 @@ fn finish(rank: Rank, end: impl FnOnce(Communicator<Cuda>) -> Result<()>) -> Res
     } = rank;
     end(communicator)?;
     stream.synchronize()?;
-    let elements = stream.clone_dtoh(&buffer)?;
-    stream.synchronize()?;
-    let wrong = elements.iter().find(|element| **element != 3.0);
-    ensure!(wrong.is_none(), "{wrong:?} instead of 3");
-    Ok(())
+    ensure_holds(&stream, &buffer, 3.0)
 }
 
 /// With the unsafe setting the program's own graph holds calls.
@@ -281,8 +285,5 @@ fn foreign(
     rank.communicator.all_reduce_in_place(&mut rank.buffer)?;
     rank.communicator.synchronize()?;
     rank.ensure_holds(3.0)?;
-    let kept = elsewhere.clone_dtoh(&foreign)?;
-    elsewhere.synchronize()?;
-    ensure!(kept == vec![7.0; ELEMENTS], "the slice was written");
-    Ok(())
+    ensure_holds(&elsewhere, &foreign, 7.0).context("the slice was written")
 }

@@ -21,7 +21,7 @@ use peersum::Rendezvous;
 use peersum::device::DeviceStream;
 
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue};
-use crate::ranks::run_threads;
+use crate::ranks::{RankProcess, run_threads};
 use stage::{Case, Stage, again};
 
 pub(crate) use stage::FaultsArgs;
@@ -59,8 +59,12 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
 }
 
 fn run_on<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()> {
-    let stream = |rank| machine.stream(rank);
-    run_case(case, &Stage::new(args, machine.kind(), &stream))
+    let stage = Stage {
+        args,
+        kind: machine.kind(),
+        stream: &|rank| machine.stream(rank),
+    };
+    run_case(case, &stage)
 }
 
 fn run_case<S: DeviceStream + Send>(case: Case, stage: &Stage<'_, S>) -> Result<()> {
@@ -133,19 +137,18 @@ fn all(args: &FaultsArgs, kind: DeviceKind) -> Result<()> {
             println!("{case:?}: {reason}");
             continue;
         }
-        let mut child = again(args, kind, *case)?
-            .spawn()
-            .with_context(|| format!("starting {case:?}"))?;
+        let mut command = again(args, kind, *case)?;
+        let mut process =
+            RankProcess::spawn(&mut command, 0).with_context(|| format!("starting {case:?}"))?;
         let began = Instant::now();
         let status = loop {
-            if let Some(status) = child.try_wait()? {
+            if let Some(status) = process.ended() {
                 break status;
             }
-            if began.elapsed() > CASE_PATIENCE {
-                child.kill()?;
-                child.wait()?;
-                bail!("{case:?} did not end within {CASE_PATIENCE:?}");
-            }
+            ensure!(
+                began.elapsed() < CASE_PATIENCE,
+                "{case:?} did not end within {CASE_PATIENCE:?}"
+            );
             std::thread::sleep(Duration::from_millis(20));
         };
         ensure!(status.success(), "{case:?} ended with {status}");

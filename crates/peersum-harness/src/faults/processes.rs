@@ -79,7 +79,7 @@ pub(super) fn killed<S>(stage: &Stage<'_, S>) -> Result<()> {
     survivor.wait()?;
     println!("  {took:?} after the kill: {last}");
     ensure!(last.contains("waited") && last.contains("rank 1"), "{last}");
-    ensure!(took < TIMEOUT + stage.grace, "took {took:?}");
+    ensure!(took < TIMEOUT + stage.grace(), "took {took:?}");
     Ok(())
 }
 

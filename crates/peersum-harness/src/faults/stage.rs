@@ -93,22 +93,13 @@ pub(crate) struct FaultsArgs {
 pub(super) struct Stage<'a, S> {
     pub(super) args: &'a FaultsArgs,
     pub(super) kind: DeviceKind,
-    stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
-    pub(super) grace: Duration,
+    pub(super) stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
 }
 
-impl<'a, S> Stage<'a, S> {
-    pub(super) fn new(
-        args: &'a FaultsArgs,
-        kind: DeviceKind,
-        stream: &'a (dyn Fn(u32) -> Result<S> + Sync),
-    ) -> Self {
-        Stage {
-            args,
-            kind,
-            stream,
-            grace: Duration::from_millis(args.grace_ms),
-        }
+impl<S> Stage<'_, S> {
+    /// How much later than its deadline a rank may fail.
+    pub(super) fn grace(&self) -> Duration {
+        Duration::from_millis(self.args.grace_ms)
     }
 }
 

@@ -142,32 +142,6 @@ impl Case {
         };
         format!("ws{}/{}/{kind}", self.world_size, self.dtype)
     }
-
-    /// The elements of its largest call. `adversarial` is the maximum for an adversarial case.
-    pub(crate) fn largest_elements(&self, adversarial: usize) -> usize {
-        match self.work {
-            Work::Uniform { elements, .. } => elements,
-            Work::Adversarial(_) => adversarial,
-        }
-    }
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&name_of(self))
-    }
-}
-
-impl fmt::Display for Variant {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&name_of(self))
-    }
-}
-
-impl fmt::Display for Adversarial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&name_of(self))
-    }
 }
 
 /// `ws4/bf16/push_one_shot/1040/eager/aligned`, or `ws4/bf16/adversarial/delays`.
@@ -180,8 +154,8 @@ impl fmt::Display for Case {
                 mode,
                 variant,
                 ..
-            } => write!(f, "{elements}/{mode}/{variant}"),
-            Work::Adversarial(kind) => write!(f, "{kind}"),
+            } => write!(f, "{elements}/{}/{}", name_of(&mode), name_of(&variant)),
+            Work::Adversarial(kind) => f.write_str(&name_of(&kind)),
         }
     }
 }

@@ -27,47 +27,8 @@ const PLACES: usize = 256;
 /// In place of an index in what `check.cu` reports.
 const OUTSIDE: u32 = 0xFFFF_FFFE;
 
-/// Makes data and compares results on a rank's stream. Everything is enqueued; only `take` waits.
-pub(crate) trait DeviceCheck: Send {
-    /// Writes one rank's array.
-    fn generate(&mut self, dtype: Dtype, content: Content, key: Key, slot: &Slot) -> Result<()>;
-
-    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under
-    /// `place`.
-    fn check(
-        &mut self,
-        dtype: Dtype,
-        content: Content,
-        keys: &[Key],
-        slot: &Slot,
-        place: usize,
-    ) -> Result<()>;
-
-    /// What was found under the first `places` places since the last call.
-    fn take(&mut self, places: usize) -> Result<Vec<(usize, Found)>>;
-}
-
-/// The first difference in one slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Found {
-    Element { index: u32, actual: u32 },
-    Outside { byte: i64 },
-}
-
-impl Found {
-    pub(crate) fn with_expected(self, expected: impl FnOnce(u32) -> u32) -> Wrong {
-        match self {
-            Found::Element { index, actual } => Wrong::Element {
-                index,
-                expected: expected(index),
-                actual,
-            },
-            Found::Outside { byte } => Wrong::Outside { byte },
-        }
-    }
-}
-
 /// The two kernels on one GPU.
+#[derive(Clone)]
 pub(crate) struct DeviceCheckModule {
     generate: CudaFunction,
     check: CudaFunction,
@@ -93,21 +54,20 @@ impl DeviceCheckModule {
     }
 
     /// The kernels on one stream.
-    pub(crate) fn on(&self, stream: &Arc<CudaStream>) -> Result<Box<dyn DeviceCheck>> {
-        Ok(Box::new(OnStream {
-            generate: self.generate.clone(),
-            check: self.check.clone(),
+    pub(crate) fn on(&self, stream: &Arc<CudaStream>) -> Result<DeviceCheck> {
+        Ok(DeviceCheck {
+            module: self.clone(),
             results: stream.alloc_zeros(PLACES)?,
             starts: [0; PLACES],
             stream: Arc::clone(stream),
-        }))
+        })
     }
 }
 
-struct OnStream {
+/// Makes data and compares results on a rank's stream. Everything is enqueued; only `take` waits.
+pub(crate) struct DeviceCheck {
     stream: Arc<CudaStream>,
-    generate: CudaFunction,
-    check: CudaFunction,
+    module: DeviceCheckModule,
     results: CudaSlice<u64>,
     /// Where the array of each checked slot began.
     starts: [usize; PLACES],
@@ -144,15 +104,22 @@ fn shape(elements: u64) -> LaunchConfig {
     }
 }
 
-impl DeviceCheck for OnStream {
-    fn generate(&mut self, dtype: Dtype, content: Content, key: Key, slot: &Slot) -> Result<()> {
+impl DeviceCheck {
+    /// Writes one rank's array.
+    pub(crate) fn generate(
+        &mut self,
+        dtype: Dtype,
+        content: Content,
+        key: Key,
+        slot: &Slot,
+    ) -> Result<()> {
         let elements = slot.bytes as u64 / element_bytes(dtype);
         let (address, number, special) = (
             slot.address(),
             number(dtype),
             u32::from(content == Content::Special),
         );
-        let mut launch = self.stream.launch_builder(&self.generate);
+        let mut launch = self.stream.launch_builder(&self.module.generate);
         launch
             .arg(&address)
             .arg(&elements)
@@ -165,7 +132,9 @@ impl DeviceCheck for OnStream {
         Ok(())
     }
 
-    fn check(
+    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under
+    /// `place`.
+    pub(crate) fn check(
         &mut self,
         dtype: Dtype,
         content: Content,
@@ -190,7 +159,7 @@ impl DeviceCheck for OnStream {
             let (address, _guard) = self.results.device_ptr(&self.stream);
             address + (place * size_of::<u64>()) as u64
         };
-        let mut launch = self.stream.launch_builder(&self.check);
+        let mut launch = self.stream.launch_builder(&self.module.check);
         launch
             .arg(&slot.base)
             .arg(&start)
@@ -207,7 +176,13 @@ impl DeviceCheck for OnStream {
         Ok(())
     }
 
-    fn take(&mut self, places: usize) -> Result<Vec<(usize, Found)>> {
+    /// What was found under the first `places` places since the last call. `expected` returns the
+    /// bits of an element, given its place and index.
+    pub(crate) fn take(
+        &mut self,
+        places: usize,
+        expected: impl Fn(usize, u32) -> u32,
+    ) -> Result<Vec<(usize, Wrong)>> {
         let words = self.stream.clone_dtoh(&self.results)?;
         self.stream.memset_zeros(&mut self.results)?;
         self.stream.synchronize()?;
@@ -216,14 +191,18 @@ impl DeviceCheck for OnStream {
             .filter(|(_, word)| *word != 0)
             .map(|(place, word)| {
                 let (index, low) = ((!word >> 32) as u32, !word as u32);
-                let found = if index == OUTSIDE {
-                    Found::Outside {
+                let wrong = if index == OUTSIDE {
+                    Wrong::Outside {
                         byte: i64::from(low) - self.starts[place] as i64,
                     }
                 } else {
-                    Found::Element { index, actual: low }
+                    Wrong::Element {
+                        index,
+                        expected: expected(place, index),
+                        actual: low,
+                    }
                 };
-                (place, found)
+                (place, wrong)
             })
             .collect())
     }
@@ -231,11 +210,7 @@ impl DeviceCheck for OnStream {
 
 /// Tests a check against [`data`] and `peersum::reference`: it must make the same data, accept the
 /// reference's sums, and find one changed bit anywhere and one changed byte beside the array.
-pub(crate) fn prove<D: Device>(
-    check: &mut dyn DeviceCheck,
-    device: &D,
-    world_size: u32,
-) -> Result<()> {
+pub(crate) fn prove<D: Device>(check: &mut DeviceCheck, device: &D, world_size: u32) -> Result<()> {
     for content in [Content::Ordinary, Content::Special] {
         for &dtype in Dtype::ALL {
             with_element!(dtype, T => prove_typed::<T, D>(check, device, world_size, content)?);
@@ -245,7 +220,7 @@ pub(crate) fn prove<D: Device>(
 }
 
 fn prove_typed<T: TestElement, D: Device>(
-    check: &mut dyn DeviceCheck,
+    check: &mut DeviceCheck,
     device: &D,
     world_size: u32,
     content: Content,
@@ -271,6 +246,12 @@ fn prove_typed<T: TestElement, D: Device>(
         Ok(())
     };
     let what = || format!("{} {content:?} of {world_size} ranks", T::DTYPE);
+    let first_wrong = |check: &mut DeviceCheck, memory: &[u8]| -> Result<Option<Wrong>> {
+        set(memory)?;
+        check.check(T::DTYPE, content, &keys, &slot, 0)?;
+        let found = check.take(1, |_, _| 0)?;
+        Ok(found.first().map(|(_, wrong)| *wrong))
+    };
 
     set(&memory)?;
     check.generate(T::DTYPE, content, keys[0], &slot)?;
@@ -287,9 +268,7 @@ fn prove_typed<T: TestElement, D: Device>(
 
     let expected = data::expected::<T>(content, &keys, ELEMENTS);
     memory[start..start + bytes].copy_from_slice(bytes_of(&expected));
-    set(&memory)?;
-    check.check(T::DTYPE, content, &keys, &slot, 0)?;
-    if let Some((_, found)) = check.take(1)?.first() {
+    if let Some(found) = first_wrong(check, &memory)? {
         bail!(
             "{}: the card's sum is not the reference's: {found:?}",
             what()
@@ -298,24 +277,19 @@ fn prove_typed<T: TestElement, D: Device>(
     for index in [0, 1, ELEMENTS / 2, ELEMENTS - 1] {
         let at = start + index * size_of::<T>();
         memory[at] ^= 1;
-        set(&memory)?;
-        check.check(T::DTYPE, content, &keys, &slot, 0)?;
-        let found = check.take(1)?;
-        let index_found = found.first().map(|(_, found)| *found);
+        let found = first_wrong(check, &memory)?;
         ensure!(
-            matches!(index_found, Some(Found::Element { index: at, .. }) if at as usize == index),
-            "{}: a changed bit of element {index} was reported as {index_found:?}",
+            matches!(found, Some(Wrong::Element { index: at, .. }) if at as usize == index),
+            "{}: a changed bit of element {index} was reported as {found:?}",
             what()
         );
         memory[at] ^= 1;
     }
     for (at, byte) in [(start - 1, -1), (start + bytes, bytes as i64)] {
         memory[at] = 0;
-        set(&memory)?;
-        check.check(T::DTYPE, content, &keys, &slot, 0)?;
-        let found = check.take(1)?;
+        let found = first_wrong(check, &memory)?;
         ensure!(
-            found == [(0, Found::Outside { byte })],
+            found == Some(Wrong::Outside { byte }),
             "{}: a byte written at {byte} was reported as {found:?}",
             what()
         );

@@ -5,13 +5,20 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::case::{Case, Work};
+use crate::names::name_of;
+
 /// Something that happened on a rank.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Event {
-    /// It joins a group of so many ranks, with so many communicators.
-    Building { world_size: u32, lanes: usize },
-    /// It has joined, and holds what its cases need.
-    Built { seconds: f64 },
+    /// It joins a group of so many ranks.
+    Building { world_size: u32 },
+    /// It has joined it with so many communicators, and holds what its cases need.
+    Built {
+        world_size: u32,
+        lanes: usize,
+        seconds: f64,
+    },
     /// It begins a case, by its place in the plan.
     Began { case: usize },
     /// It has ended a case; `Mismatch`es came before.
@@ -43,6 +50,42 @@ pub(crate) struct Mismatch {
     pub(crate) algorithm: String,
     pub(crate) elements: usize,
     pub(crate) wrong: Wrong,
+}
+
+impl Event {
+    /// The last event of a rank that has ended in this way.
+    pub(crate) fn last(outcome: &anyhow::Result<()>) -> Event {
+        match outcome {
+            Ok(()) => Event::Done,
+            Err(error) => Event::Failed {
+                error: format!("{error:#}"),
+            },
+        }
+    }
+}
+
+impl Mismatch {
+    /// All of it as text for the user. `case` is its case.
+    pub(crate) fn describe(&self, case: &Case, seed: u64) -> String {
+        let mode = match case.work {
+            Work::Uniform { mode, variant, .. } => {
+                format!("{}, {}", name_of(&mode), name_of(&variant))
+            }
+            Work::Adversarial(kind) => format!("eager, adversarial {}", name_of(&kind)),
+        };
+        format!(
+            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {}, layer {}: {}; \
+             seed {seed}",
+            self.rank,
+            case.world_size,
+            self.algorithm,
+            case.dtype,
+            self.elements,
+            self.round,
+            self.layer,
+            self.wrong
+        )
+    }
 }
 
 /// The first thing that is wrong with an array.

@@ -27,7 +27,7 @@ pub(crate) struct Lane<D: Device> {
     pub(crate) communicator: Communicator<D>,
     /// A second handle on the same stream: the communicator keeps its own.
     pub(crate) device: D,
-    pub(crate) check: Option<Box<dyn DeviceCheck>>,
+    pub(crate) check: Option<DeviceCheck>,
     pub(crate) input: Guarded<D>,
     pub(crate) output: Guarded<D>,
     pub(crate) symmetric: SymmetricBuffer<f32, D>,

@@ -4,24 +4,32 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use peersum::cudarc::driver::CudaStream;
+use peersum::device::DeviceStream;
 use peersum::loader::{JitMode, LoadPolicy, LoadReport, Place};
 use peersum_emulator::EmulatorStream;
 
 use super::device_check::{DeviceCheck, DeviceCheckModule};
-use crate::machine::{DeviceKind, Emulators, Gpus, Machine};
+use crate::machine::{Emulators, Gpus, Machine};
 
-/// What the grid needs of a machine beside its streams.
-pub(crate) trait GridMachine: Machine {
+/// What the grid needs of a machine.
+pub(crate) trait GridMachine: Send + Sync + 'static {
+    type Stream: DeviceStream + Send + 'static;
+
+    /// A new stream for a rank.
+    fn stream(&self, rank: u32) -> Result<Self::Stream>;
+
     /// Makes data and compares results on the device itself, where it can.
-    fn device_check(
-        &self,
-        rank: u32,
-        stream: &Self::Stream,
-    ) -> Result<Option<Box<dyn DeviceCheck>>>;
+    fn device_check(&self, rank: u32, stream: &Self::Stream) -> Result<Option<DeviceCheck>>;
 }
 
 impl GridMachine for Emulators {
-    fn device_check(&self, _: u32, _: &EmulatorStream) -> Result<Option<Box<dyn DeviceCheck>>> {
+    type Stream = EmulatorStream;
+
+    fn stream(&self, rank: u32) -> Result<EmulatorStream> {
+        Machine::stream(self, rank)
+    }
+
+    fn device_check(&self, _: u32, _: &EmulatorStream) -> Result<Option<DeviceCheck>> {
         Ok(None)
     }
 }
@@ -46,32 +54,14 @@ impl CheckedGpus {
     }
 }
 
-impl Machine for CheckedGpus {
+impl GridMachine for CheckedGpus {
     type Stream = Arc<CudaStream>;
-
-    fn kind(&self) -> DeviceKind {
-        self.gpus.kind()
-    }
-
-    fn device_name(&self) -> &str {
-        self.gpus.device_name()
-    }
-
-    fn devices(&self) -> u32 {
-        self.gpus.devices()
-    }
 
     fn stream(&self, rank: u32) -> Result<Self::Stream> {
         self.gpus.stream(rank)
     }
-}
 
-impl GridMachine for CheckedGpus {
-    fn device_check(
-        &self,
-        rank: u32,
-        stream: &Self::Stream,
-    ) -> Result<Option<Box<dyn DeviceCheck>>> {
+    fn device_check(&self, rank: u32, stream: &Self::Stream) -> Result<Option<DeviceCheck>> {
         let check = &self.checks[rank as usize % self.checks.len()];
         check.as_ref().map(|module| module.on(stream)).transpose()
     }

@@ -23,12 +23,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::machine::{DeviceKind, decide, give_each_stream_a_queue};
-use case::Case;
-use settings::{RankKind, Settings};
-use tally::GroupLine;
+use crate::names::name_of;
+use report::Report;
+use settings::Settings;
 
 pub(crate) use settings::GridArgs;
 pub(crate) use workers::{RankArgs, run_process};
@@ -37,18 +37,18 @@ pub(crate) use workers::{RankArgs, run_process};
 pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {
     let began = Instant::now();
     give_each_stream_a_queue();
-    // The names are the same on every device, so that listing them needs none.
+    // The configurations are the same on every device, so that listing them needs none.
+    let mut settings = Settings::new(args, DeviceKind::Emulator);
+    let cases = Arc::new(plan::cases(&settings));
     if args.list {
-        let settings = Settings::new(args, DeviceKind::Emulator)?;
-        for case in plan::cases(&settings) {
+        for case in &*cases {
             println!("{case}");
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let ranks = workers::ranks(&Settings::new(args, DeviceKind::Emulator)?);
-    let decision = decide(args.device, ranks)?;
-    let settings = Arc::new(Settings::new(args, decision.kind)?);
-    let cases: Arc<Vec<Case>> = Arc::new(plan::cases(&settings));
+    let decision = decide(args.device, workers::ranks(&settings))?;
+    settings.device = decision.kind;
+    let settings = Arc::new(settings);
     ensure!(
         !cases.is_empty() || args.filter.is_none(),
         "--filter selects no configuration; --list prints the names of all"
@@ -57,29 +57,19 @@ pub(crate) fn run(args: &GridArgs) -> Result<ExitCode> {
     println!(
         "{} configurations, ranks are {}, seed {}",
         cases.len(),
-        match settings.ranks {
-            RankKind::Threads => "threads",
-            RankKind::Processes => "processes",
-        },
+        name_of(&settings.ranks),
         settings.seed
     );
-    let total = cases.len();
-    let mut finished = 0;
-    let tally = runner::run(&settings, &cases, &mut |line: &GroupLine| {
-        finished += line.configurations;
-        println!(
-            "{:<32} {:>4} configurations {:>7} calls {:>4} mismatches {:>7.2} s   \
-             [{finished}/{total}]",
-            line.name, line.configurations, line.calls, line.mismatches, line.seconds
-        );
-    })?;
-    let precompile = args.precompile_seconds;
-    let seconds = tally.seconds(precompile, began.elapsed());
-    let passed = report::print(&settings, &tally, &seconds);
+    let tally = runner::run(&settings, &cases, &mut |line| println!("{line}"))?;
+    let seconds = tally.seconds(args.precompile_seconds, began.elapsed());
+    let report = Report::new(&decision.line, &settings, &tally, seconds);
+    report.print();
     if let Some(path) = &args.report {
-        report::write(path, &decision.line, &settings, &cases, &tally, seconds)?;
+        let text = serde_json::to_string_pretty(&report)? + "\n";
+        std::fs::write(path, text)
+            .with_context(|| format!("writing the report {}", path.display()))?;
     }
-    Ok(if passed {
+    Ok(if report.passed() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

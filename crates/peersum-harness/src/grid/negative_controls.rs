@@ -68,16 +68,18 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     let workers = workers::start_threads(machine, &settings, &cases, &sender)?;
     let tally = runner::watch(&settings, &cases, workers, sender, &receiver, &mut |_| {});
     if let Some(mismatch) = tally.mismatches().first() {
-        return Ok(Some(tally.describe(mismatch)));
+        return Ok(Some(mismatch.clone()));
     }
-    let statuses = tally.statuses();
-    let failed = statuses
-        .iter()
-        .find(|status| matches!(status, CaseStatus::Failed(_)));
+    let failed = tally
+        .cases()
+        .into_iter()
+        .find_map(|case| match case.status {
+            CaseStatus::Failed(how) => Some(how),
+            _ => None,
+        });
     match (failed, tally.failure()) {
-        (Some(CaseStatus::Failed(how)), _) => Ok(Some(how.clone())),
         // A failure outside of all cases says nothing about the protocols.
-        (_, Some(failure)) => bail!("{broken:?}: {failure}"),
-        _ => Ok(None),
+        (None, Some(failure)) => bail!("{broken:?}: {failure}"),
+        (failed, _) => Ok(failed),
     }
 }

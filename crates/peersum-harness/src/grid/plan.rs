@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use peersum_artifact::Dtype;
-use serde::Serialize;
 
 use super::case::{Adversarial, Case, Mode, Variant, Work};
 use super::settings::{GridKind, Settings};
@@ -98,7 +97,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     let bf16 = settings.dtypes.iter().find(|dtype| **dtype == Dtype::Bf16);
     let preferred = bf16.or(settings.dtypes.first()).copied();
     let mut cases = Vec::new();
-    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
+    for &world_size in &settings.world_sizes {
         for &dtype in &settings.dtypes {
             uniform_cases(grid, settings, world_size, dtype, &mut cases);
         }
@@ -167,50 +166,37 @@ fn uniform_cases(
     }
 }
 
-/// Something that a grid does not contain.
-#[derive(Debug, Serialize)]
-pub(crate) struct LeftOut {
-    pub(crate) what: &'static str,
-    pub(crate) reason: &'static str,
-}
-
 /// What the grids do not contain although a reader might expect it, with the reason.
-pub(crate) fn left_out(settings: &Settings) -> Vec<LeftOut> {
+pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
     let mut left_out = Vec::new();
-    let mut push = |what, reason| left_out.push(LeftOut { what, reason });
     if settings.device == DeviceKind::Cuda {
-        push(
-            "delays injected per block",
-            "the kernels have no switch for it; the emulator delays blocks, here ranks are delayed",
+        left_out.push(
+            "delays injected per block: the kernels have no switch for it; the emulator delays \
+             blocks, here ranks are delayed",
         );
     }
     if settings.grid == GridKind::Sanitizer {
-        push(
+        left_out.push(
             "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, \
-             two communicators",
-            "the grid for sanitizers; --grid smoke and --grid full have them",
+             two communicators: --grid smoke and --grid full have them",
         );
     }
     if settings.grid == GridKind::Smoke {
-        push(
-            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart",
-            "the smoke grid; --grid full has them",
+        left_out.push(
+            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart: \
+             --grid full has them",
         );
-    }
-    if settings.world_sizes.contains(&1) {
-        push("world size 1", "a group of one launches nothing");
     }
     left_out
 }
 
 /// The largest array of any of the cases, in elements.
 pub(crate) fn largest_elements(settings: &Settings, cases: &[&Case]) -> usize {
-    let adversarial = grid(settings.grid).adversarial_elements;
-    cases
-        .iter()
-        .map(|case| case.largest_elements(adversarial))
-        .max()
-        .unwrap_or(1)
+    let elements = |case: &&Case| match case.work {
+        Work::Uniform { elements, .. } => elements,
+        Work::Adversarial(_) => grid(settings.grid).adversarial_elements,
+    };
+    cases.iter().map(elements).max().unwrap_or(1)
 }
 
 #[cfg(test)]

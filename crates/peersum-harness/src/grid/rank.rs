@@ -24,11 +24,7 @@ pub(crate) fn run<M: GridMachine>(
     rendezvous: &mut dyn FnMut(u32, usize) -> Result<Rendezvous>,
     emit: &dyn Fn(Event),
 ) -> Result<()> {
-    for &world_size in settings
-        .world_sizes
-        .iter()
-        .filter(|size| **size > rank && **size > 1)
-    {
+    for &world_size in settings.world_sizes.iter().filter(|size| **size > rank) {
         for lanes in [1, 2] {
             let own: Vec<(usize, &Case)> = cases
                 .iter()
@@ -38,12 +34,14 @@ pub(crate) fn run<M: GridMachine>(
             if own.is_empty() {
                 continue;
             }
-            emit(Event::Building { world_size, lanes });
+            emit(Event::Building { world_size });
             let began = Instant::now();
             let all: Vec<&Case> = own.iter().map(|(_, case)| *case).collect();
             let mut session = Session::new(machine, settings, &all, rank, lanes, rendezvous)
                 .with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
             emit(Event::Built {
+                world_size,
+                lanes,
                 seconds: began.elapsed().as_secs_f64(),
             });
             for (index, case) in own {
@@ -66,11 +64,8 @@ pub(crate) fn run<M: GridMachine>(
 }
 
 /// How many communicators a case needs.
-pub(crate) fn lanes_of(case: &Case) -> usize {
-    match case.work {
-        Work::Adversarial(Adversarial::TwoCommunicators) => 2,
-        _ => 1,
-    }
+fn lanes_of(case: &Case) -> usize {
+    1 + usize::from(case.work == Work::Adversarial(Adversarial::TwoCommunicators))
 }
 
 /// Performs the fault that a test asked for.

@@ -11,7 +11,7 @@ use super::case::Case;
 use super::event::Event;
 use super::machine::CheckedGpus;
 use super::settings::{RankKind, Settings};
-use super::tally::{GroupLine, Tally};
+use super::tally::Tally;
 use super::workers::{self, Message, Worker, ranks};
 use crate::machine::{DeviceKind, Emulators};
 use crate::ranks::meeting_directory;
@@ -30,7 +30,7 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 pub(crate) fn run<'a>(
     settings: &'a Arc<Settings>,
     cases: &'a Arc<Vec<Case>>,
-    progress: &mut dyn FnMut(&GroupLine),
+    progress: &mut dyn FnMut(&str),
 ) -> Result<Tally<'a>> {
     let (sender, receiver) = channel();
     match settings.ranks {
@@ -69,7 +69,7 @@ pub(crate) fn watch<'a>(
     mut workers: Vec<Worker>,
     sender: Sender<Message>,
     receiver: &Receiver<Message>,
-    progress: &mut dyn FnMut(&GroupLine),
+    progress: &mut dyn FnMut(&str),
 ) -> Tally<'a> {
     drop(sender);
     let mut tally = Tally::new(settings, cases, workers.len() as u32);
@@ -78,7 +78,8 @@ pub(crate) fn watch<'a>(
     let patience = settings.timeout + SILENCE;
     let mut last_heard = vec![Instant::now(); workers.len()];
     let mut failed_at: Option<Instant> = None;
-    let mut errors: Vec<(u32, String)> = Vec::new();
+    // What ended ranks: processes that ended before they were done, and errors that ranks reported.
+    let (mut ends, mut errors) = (Vec::new(), Vec::new());
     loop {
         match receiver.recv_timeout(LOOK_INTERVAL) {
             Ok(Message::Event(rank, event)) => {
@@ -91,7 +92,8 @@ pub(crate) fn watch<'a>(
                     Event::Done => done[at] = true,
                     Event::Failed { error } => {
                         done[at] = true;
-                        errors.push((rank, error));
+                        let configuration = tally.last_configuration(rank);
+                        errors.push((rank, format!("failed in {configuration}: {error}")));
                         failed_at.get_or_insert_with(Instant::now);
                     }
                     _ => {}
@@ -107,12 +109,9 @@ pub(crate) fn watch<'a>(
             };
             done[rank] = true;
             let rank = rank as u32;
-            let failure = format!(
-                "rank {rank} ended with {status} in {} before it was done{}",
-                tally.last_configuration(rank),
-                indented("its stderr", &worker.stderr())
-            );
-            tally.fail(rank, failure);
+            let configuration = tally.last_configuration(rank);
+            let end = format!("ended with {status} in {configuration} before it was done");
+            ends.push((rank, end));
             failed_at.get_or_insert_with(Instant::now);
         }
         if done.iter().all(|done| *done) {
@@ -127,75 +126,49 @@ pub(crate) fn watch<'a>(
             break;
         }
     }
-    conclude(&mut tally, &mut workers, &done, errors, patience);
+    ends.append(&mut errors);
+    conclude(&mut tally, &mut workers, &done, ends, patience);
     for worker in &mut workers {
         worker.kill();
     }
     tally
 }
 
-/// Says why the run ended, if it ended early.
+/// Says why the run ended, if it ended early. `ends` says what ended ranks, the cause first.
 fn conclude(
     tally: &mut Tally<'_>,
     workers: &mut [Worker],
     done: &[bool],
-    errors: Vec<(u32, String)>,
+    mut ends: Vec<(u32, String)>,
     patience: Duration,
 ) {
-    let stuck: Vec<u32> = (0..workers.len() as u32)
-        .filter(|rank| !done[*rank as usize])
-        .collect();
-    let Some((first, _)) = errors
-        .first()
-        .cloned()
-        .or_else(|| stuck.first().map(|rank| (*rank, String::new())))
-    else {
-        return;
+    let explained = !ends.is_empty();
+    let since = match explained {
+        true => "another rank had failed".to_owned(),
+        false => format!("nothing was heard of any rank for {patience:?}"),
     };
-    let mut lines = Vec::new();
-    for (rank, error) in &errors {
-        lines.push(format!(
-            "rank {rank} failed in {}: {error}",
-            tally.last_configuration(*rank)
-        ));
-        if let Some(worker) = workers.get_mut(*rank as usize) {
-            lines.push(indented("its stderr", &worker.stderr()));
-        }
-    }
-    let explained = !errors.is_empty() || tally.failure().is_some();
-    for rank in stuck {
-        if explained && !tally.is_in_a_case(rank) {
-            // It only waits for a group that will never form.
+    for (rank, worker) in (0..).zip(&mut *workers) {
+        // A rank outside of a case only waits for a group that will never form.
+        if done[rank as usize] || explained && !tally.is_in_a_case(rank) {
             continue;
         }
-        let worker = &mut workers[rank as usize];
         worker.kill();
         let what = match worker {
             Worker::Process(_) => "was killed",
             Worker::Thread => "was left behind",
         };
-        let since = if explained {
-            "another rank had failed".to_owned()
-        } else {
-            format!(
-                "nothing was heard of any rank for {:.0} s",
-                patience.as_secs_f64()
-            )
-        };
-        lines.push(format!(
-            "rank {rank} {what} in {} ({since}){}",
-            tally.last_configuration(rank),
-            indented("its stderr", &worker.stderr())
-        ));
+        let configuration = tally.last_configuration(rank);
+        ends.push((rank, format!("{what} in {configuration} ({since})")));
     }
-    lines.retain(|line| !line.is_empty());
-    let mut whole = tally
-        .failure()
-        .map(str::to_owned)
-        .into_iter()
-        .collect::<Vec<_>>();
-    whole.extend(lines);
-    tally.replace_failure(first, whole.join("\n"));
+    let Some(&(first, _)) = ends.first() else {
+        return;
+    };
+    let line = |(rank, end): &(u32, String)| {
+        let stderr = indented("its stderr", &workers[*rank as usize].stderr());
+        format!("rank {rank} {end}{stderr}")
+    };
+    let lines: Vec<String> = ends.iter().map(line).collect();
+    tally.fail(first, lines.join("\n"));
 }
 
 fn indented(what: &str, text: &str) -> String {

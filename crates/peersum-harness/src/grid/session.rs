@@ -149,20 +149,10 @@ impl<S: DeviceStream> Session<S> {
             }
         }
         let began = Instant::now();
-        for (number, layer, found) in self.take_from_devices(case)? {
+        for (place, wrong) in self.take_from_devices::<T>(case, &keys)? {
+            let (number, layer) = ((place / LAYERS) as u32, place % LAYERS);
             let calls = round_calls(&self.settings, case, number);
-            let call = calls
-                .get(layer)
-                .context("a call that the check names but that was not made")?;
-            let keys = &keys[number as usize][layer];
-            let wrong = found.with_expected(|index| {
-                number_of(bytes_of(&[data::expected_at::<T>(
-                    call.content,
-                    keys,
-                    index,
-                )]))
-            });
-            self.report(index, number, layer, call, wrong, emit);
+            self.report(index, number, layer, &calls[layer], wrong, emit);
         }
         spent.run += began.elapsed();
         Ok(spent)
@@ -220,20 +210,25 @@ impl<S: DeviceStream> Session<S> {
         Ok(all)
     }
 
-    /// What the devices have found in all rounds of a case: round, call and what.
-    fn take_from_devices(&mut self, case: &Case) -> Result<Vec<(u32, usize, device_check::Found)>> {
+    /// What the devices have found in all rounds of a case, by round and call.
+    fn take_from_devices<T: TestElement>(
+        &mut self,
+        case: &Case,
+        keys: &[Vec<Vec<Key>>],
+    ) -> Result<Vec<(usize, Wrong)>> {
+        let settings = &self.settings;
+        let expected = |place: usize, index| {
+            let (round, layer) = (place / LAYERS, place % LAYERS);
+            let content = round_calls(settings, case, round as u32)[layer].content;
+            let element = data::expected_at::<T>(content, &keys[round][layer], index);
+            number_of(bytes_of(&[element]))
+        };
         let mut all = Vec::new();
         for lane in &mut self.lanes {
-            let Some(check) = &mut lane.check else {
-                continue;
-            };
-            lane.communicator.synchronize()?;
-            let found = check.take(case.rounds as usize * LAYERS)?;
-            let found = found.into_iter();
-            all.extend(found.map(|(place, found)| {
-                let (round, layer) = ((place / LAYERS) as u32, place % LAYERS);
-                (round, layer, found)
-            }));
+            if let Some(check) = &mut lane.check {
+                lane.communicator.synchronize()?;
+                all.extend(check.take(case.rounds as usize * LAYERS, expected)?);
+            }
         }
         Ok(all)
     }
@@ -289,7 +284,7 @@ fn new_lane<M: GridMachine>(
     let symmetric = communicator.symmetric_alloc::<f32>(bytes.div_ceil(size_of::<f32>()))?;
     let mut check = machine.device_check(rank, &stream)?;
     if let Some(check) = &mut check {
-        device_check::prove(check.as_mut(), &device, world_size)
+        device_check::prove(check, &device, world_size)
             .context("the check on the GPU against peersum::reference")?;
     }
     Ok(Lane {

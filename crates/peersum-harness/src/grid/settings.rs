@@ -1,9 +1,10 @@
 //! The settings of a run: the flags, and the resolved form that workers get.
 
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use peersum::device::MemorySharing;
 use peersum::dispatch::Route;
@@ -52,9 +53,16 @@ pub(crate) enum SharingChoice {
 /// The flags of `grid`, which `cargo xtask test-allreduce` passes on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GridArgs {
-    /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these.
-    #[arg(long, value_name = "LIST", default_value = "2..8")]
-    pub(crate) world_size: String,
+    /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these. A group of one
+    /// launches nothing, so world size 1 has no configurations.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "2..8",
+        value_parser = parse_world_sizes
+    )]
+    pub(crate) world_size: Vec<RangeInclusive<u32>>,
     /// Element types.
     #[arg(
         long,
@@ -69,9 +77,10 @@ pub(crate) struct GridArgs {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "all"
+        default_value = "all",
+        value_parser = parse_routes
     )]
-    pub(crate) algo: Vec<String>,
+    pub(crate) algo: Vec<Routes>,
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceChoice,
@@ -99,8 +108,13 @@ pub(crate) struct GridArgs {
     pub(crate) report: Option<PathBuf>,
     /// Maximum time that a call waits for a peer, in seconds. If no rank reports anything for this
     /// time plus 15 seconds, the run ends.
-    #[arg(long, value_name = "SECONDS", default_value_t = 20.0)]
-    pub(crate) timeout: f64,
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    pub(crate) timeout: u64,
     /// The time that precompiling took, in seconds, for the report.
     #[arg(long, hide = true)]
     pub(crate) precompile_seconds: Option<f64>,
@@ -153,17 +167,17 @@ impl std::str::FromStr for Fault {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let malformed =
-            || format!("`{text}` is not kill:RANK:CASE, or hang, exit or corrupt likewise");
         let mut parts = text.splitn(3, ':');
-        let kind = parts.next().unwrap_or_default();
-        let kind = FaultKind::from_str(kind, false).map_err(|_| malformed())?;
-        let rank = parts
-            .next()
-            .and_then(|rank| rank.parse().ok())
-            .ok_or_else(malformed)?;
-        let case = parts.next().ok_or_else(malformed)?.to_owned();
-        Ok(Fault { kind, rank, case })
+        let mut parse = || {
+            Some(Fault {
+                kind: FaultKind::from_str(parts.next()?, false).ok()?,
+                rank: parts.next()?.parse().ok()?,
+                case: parts.next()?.to_owned(),
+            })
+        };
+        parse().ok_or_else(|| {
+            format!("`{text}` is not kill:RANK:CASE, or hang, exit or corrupt likewise")
+        })
     }
 }
 
@@ -192,28 +206,22 @@ impl Settings {
     }
 
     /// Resolves the flags. `device` is what `--device` came to.
-    pub(crate) fn new(args: &GridArgs, device: DeviceKind) -> Result<Settings> {
-        if !args.timeout.is_finite() || args.timeout <= 0.0 || args.timeout > 3600.0 {
-            bail!(
-                "--timeout {}: more than 0 and at most 3600 seconds are possible",
-                args.timeout
-            );
-        }
-        let mut dtypes = args.dtype.clone();
-        dtypes.sort();
-        dtypes.dedup();
-        let world_sizes = parse_world_sizes(&args.world_size)?;
+    pub(crate) fn new(args: &GridArgs, device: DeviceKind) -> Settings {
         let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
-        Ok(Settings {
+        let mut dtypes = Dtype::ALL.to_vec();
+        dtypes.retain(|dtype| args.dtype.contains(dtype));
+        let mut routes = Route::ALL.to_vec();
+        routes.retain(|route| args.algo.iter().flatten().any(|chosen| chosen == route));
+        Settings {
             dtypes,
-            routes: parse_routes(&args.algo)?,
+            routes,
             ranks: args.ranks,
             sharing: args.sharing,
             filter: args.filter.clone(),
-            timeout: Duration::from_secs_f64(args.timeout),
+            timeout: Duration::from_secs(args.timeout),
             fault: args.inject.clone(),
-            ..Settings::of(device, args.grid, world_sizes, seed)
-        })
+            ..Settings::of(device, args.grid, world_sizes(&args.world_size), seed)
+        }
     }
 
     /// How the ranks share memory.
@@ -255,61 +263,36 @@ impl Settings {
     }
 }
 
-/// `2..8`, `2,4,8`, `3`. World size 1 launches nothing, so it has no configurations.
-pub(crate) fn parse_world_sizes(text: &str) -> Result<Vec<u32>> {
-    let mut sizes = Vec::new();
-    for item in text.split(',').map(str::trim) {
-        let number = |text: &str| -> Result<u32> {
-            text.trim()
-                .parse()
-                .ok()
-                .filter(|size| (1..=8).contains(size))
-                .with_context(|| {
-                    format!("--world-size {item}: 1 to 8 are possible, or a range such as 2..8")
-                })
-        };
-        match item.split_once("..") {
-            Some((first, last)) => {
-                let (first, last) = (number(first)?, number(last.trim_start_matches('='))?);
-                if first > last {
-                    bail!("--world-size {item}: the range is empty");
-                }
-                sizes.extend(first..=last);
-            }
-            None => sizes.push(number(item)?),
-        }
-    }
-    sizes.sort_unstable();
-    sizes.dedup();
-    Ok(sizes)
+/// Parses a number or a range such as `2..8` (inclusive).
+pub(crate) fn parse_world_sizes(text: &str) -> Result<RangeInclusive<u32>> {
+    let number = |text: &str| {
+        let size = text.trim().parse().ok();
+        size.filter(|size| (1..=8).contains(size))
+    };
+    let (first, last) = text.split_once("..").unwrap_or((text, text));
+    number(first)
+        .zip(number(last.trim_start_matches('=')))
+        .map(|(first, last)| first..=last)
+        .filter(|sizes| !sizes.is_empty())
+        .context("1 to 8 are possible, or a range such as 2..8")
 }
 
-fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
-    let mut selected = Vec::new();
-    for name in names {
-        let family = name
-            .strip_prefix("pull_")
-            .map(|algorithm| format!("symmetric_{algorithm}"));
-        let chosen: Vec<Route> = Route::ALL
-            .into_iter()
-            .filter(|route| {
-                let own = route.name();
-                name == "all" || own == name || Some(own) == family.as_deref()
-            })
-            .collect();
-        if chosen.is_empty() {
-            let names: Vec<&str> = Route::ALL.into_iter().map(Route::name).collect();
-            bail!(
-                "--algo {name}: no such algorithm; there are {} and all",
-                names.join(", ")
-            );
-        }
-        selected.extend(chosen);
-    }
-    Ok(Route::ALL
-        .into_iter()
-        .filter(|route| selected.contains(route))
-        .collect())
+/// The world sizes that launch something, in order.
+pub(crate) fn world_sizes(chosen: &[RangeInclusive<u32>]) -> Vec<u32> {
+    let is_chosen = |size: &u32| chosen.iter().any(|sizes| sizes.contains(size));
+    (2..=8).filter(is_chosen).collect()
+}
+
+/// The routes of one name.
+pub(crate) type Routes = Vec<Route>;
+
+fn parse_routes(name: &str) -> Result<Routes> {
+    let symmetric = name.replace("pull_", "symmetric_");
+    let mut routes = Route::ALL.to_vec();
+    routes.retain(|route| name == "all" || [name, &symmetric].contains(&route.name()));
+    let names = Route::ALL.map(Route::name).join(", ");
+    ensure!(!routes.is_empty(), "there are {names} and all");
+    Ok(routes)
 }
 
 #[cfg(test)]
@@ -318,19 +301,23 @@ mod tests {
 
     #[test]
     fn world_sizes_are_numbers_ranges_and_lists() {
-        assert_eq!(parse_world_sizes("2..8").unwrap(), [2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(parse_world_sizes("8,2..=3,2").unwrap(), [2, 3, 8]);
+        let sizes = |list: &str| -> Result<Vec<u32>> {
+            let ranges: Result<Vec<_>> = list.split(',').map(parse_world_sizes).collect();
+            Ok(world_sizes(&ranges?))
+        };
+        assert_eq!(sizes("1..8").unwrap(), [2, 3, 4, 5, 6, 7, 8]);
+        assert_eq!(sizes("8,2..=3,2").unwrap(), [2, 3, 8]);
         for bad in ["0", "9", "4..2", "", "two", "2.."] {
-            assert!(parse_world_sizes(bad).is_err(), "{bad}");
+            assert!(sizes(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn a_pull_algorithm_means_staged_and_symmetric() {
-        let routes = parse_routes(&["pull_one_shot".to_owned()]).unwrap();
+        let routes = parse_routes("pull_one_shot").unwrap();
         assert_eq!(routes, [Route::PullOneShot, Route::SymmetricOneShot]);
-        assert_eq!(parse_routes(&["all".to_owned()]).unwrap(), Route::ALL);
-        let error = parse_routes(&["ring".to_owned()]).unwrap_err().to_string();
+        assert_eq!(parse_routes("all").unwrap(), Route::ALL);
+        let error = parse_routes("ring").unwrap_err().to_string();
         assert!(error.contains("push_one_shot"), "{error}");
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::case::Case;
-use super::event::{Event, Mismatch};
+use super::event::Event;
 use super::settings::Settings;
 
 /// The most mismatches that are kept and shown; all are counted.
-const MISMATCHES_KEPT: usize = 50;
+const MISMATCHES_KEPT: usize = 20;
 
 /// How a case stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -22,6 +22,15 @@ pub(crate) enum CaseStatus {
     Failed(String),
     /// It did not run to its end, which does not count as passed.
     Skipped(String),
+}
+
+/// How a case ended.
+#[derive(Debug, Serialize)]
+pub(crate) struct CaseReport {
+    pub(crate) name: String,
+    #[serde(flatten)]
+    pub(crate) status: CaseStatus,
+    pub(crate) calls: u64,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -45,14 +54,15 @@ pub(crate) struct Seconds {
     pub(crate) total: f64,
 }
 
-/// A group of cases that are reported together.
-#[derive(Debug, Clone)]
-pub(crate) struct GroupLine {
-    pub(crate) name: String,
-    pub(crate) configurations: usize,
-    pub(crate) calls: u64,
-    pub(crate) mismatches: u64,
-    pub(crate) seconds: f64,
+/// The cases that share a line in the output.
+#[derive(Debug, Default)]
+struct Group {
+    /// Cases that not all ranks have ended.
+    open: usize,
+    configurations: usize,
+    calls: u64,
+    mismatches: u64,
+    seconds: f64,
 }
 
 /// Everything that the runner knows of a run.
@@ -60,30 +70,28 @@ pub(crate) struct Tally<'a> {
     settings: &'a Settings,
     cases: &'a [Case],
     tallies: Vec<CaseTally>,
-    /// Cases of a group that not all ranks have ended.
-    open_in_group: BTreeMap<String, usize>,
+    groups: BTreeMap<String, Group>,
     set_up: BTreeMap<(u32, usize), f64>,
-    lanes: Vec<usize>,
     rank_world: Vec<u32>,
     current: Vec<Option<usize>>,
-    mismatches: Vec<Mismatch>,
+    /// The first mismatches, each with the command that runs its case again.
+    mismatches: Vec<String>,
     failure: Option<String>,
     failed_case: Option<usize>,
 }
 
 impl<'a> Tally<'a> {
     pub(crate) fn new(settings: &'a Settings, cases: &'a [Case], ranks: u32) -> Tally<'a> {
-        let mut open_in_group = BTreeMap::new();
+        let mut groups = BTreeMap::<_, Group>::new();
         for case in cases {
-            *open_in_group.entry(case.group()).or_insert(0) += 1;
+            groups.entry(case.group()).or_default().open += 1;
         }
         Tally {
             settings,
             cases,
             tallies: vec![CaseTally::default(); cases.len()],
-            open_in_group,
+            groups,
             set_up: BTreeMap::new(),
-            lanes: vec![0; ranks as usize],
             rank_world: vec![0; ranks as usize],
             current: vec![None; ranks as usize],
             mismatches: Vec::new(),
@@ -93,21 +101,22 @@ impl<'a> Tally<'a> {
     }
 
     /// Records an event. Returns a group's line when its last case has ended.
-    pub(crate) fn take(&mut self, rank: u32, event: &Event) -> Option<GroupLine> {
+    pub(crate) fn take(&mut self, rank: u32, event: &Event) -> Option<String> {
         let at = rank as usize;
         match event {
-            Event::Building { world_size, lanes } => {
-                self.lanes[at] = *lanes;
+            Event::Building { world_size } => {
                 self.rank_world[at] = *world_size;
                 self.current[at] = None;
             }
-            Event::Built { seconds } => {
+            Event::Built {
+                world_size,
+                lanes,
+                seconds,
+            } => {
                 // The last rank to join does not wait for the others, so the shortest time is that
                 // of set-up itself.
-                let shortest = self
-                    .set_up
-                    .entry((self.rank_world[at], self.lanes[at]))
-                    .or_insert(f64::MAX);
+                let shortest = self.set_up.entry((*world_size, *lanes));
+                let shortest = shortest.or_insert(f64::MAX);
                 *shortest = shortest.min(*seconds);
             }
             Event::Began { case } => {
@@ -128,17 +137,19 @@ impl<'a> Tally<'a> {
                 tally.calls = *calls;
                 tally.run = tally.run.max(*run_seconds);
                 tally.check = tally.check.max(*check_seconds);
-                let case = self.cases.get(*case)?;
-                if tally.ranks_ended == case.world_size {
-                    return self.close(case);
+                if tally.ranks_ended == self.cases.get(*case)?.world_size {
+                    return self.close(*case);
                 }
             }
             Event::Mismatch(mismatch) => {
-                if let Some(tally) = self.tallies.get_mut(mismatch.case) {
-                    tally.mismatches += 1;
-                }
+                let case = self.cases.get(mismatch.case)?;
+                self.tallies[mismatch.case].mismatches += 1;
                 if self.mismatches.len() < MISMATCHES_KEPT {
-                    self.mismatches.push(mismatch.clone());
+                    self.mismatches.push(format!(
+                        "{}\n  {}",
+                        mismatch.describe(case, self.settings.seed),
+                        self.settings.reproduce(&case.to_string())
+                    ));
                 }
             }
             Event::Failed { .. } | Event::Done => {}
@@ -146,29 +157,24 @@ impl<'a> Tally<'a> {
         None
     }
 
-    fn close(&mut self, case: &Case) -> Option<GroupLine> {
-        let name = case.group();
-        let open = self.open_in_group.get_mut(&name)?;
-        *open -= 1;
-        if *open > 0 {
+    fn close(&mut self, case: usize) -> Option<String> {
+        let name = self.cases[case].group();
+        let group = self.groups.get_mut(&name)?;
+        let tally = &self.tallies[case];
+        group.open -= 1;
+        group.configurations += 1;
+        group.calls += tally.calls;
+        group.mismatches += tally.mismatches;
+        group.seconds += tally.run + tally.check;
+        if group.open > 0 {
             return None;
         }
-        let mut line = GroupLine {
-            name,
-            configurations: 0,
-            calls: 0,
-            mismatches: 0,
-            seconds: 0.0,
-        };
-        for (case, tally) in self.cases.iter().zip(&self.tallies) {
-            if case.group() == line.name {
-                line.configurations += 1;
-                line.calls += tally.calls;
-                line.mismatches += tally.mismatches;
-                line.seconds += tally.run + tally.check;
-            }
-        }
-        Some(line)
+        let line = format!(
+            "{name:<32} {:>4} configurations {:>7} calls {:>4} mismatches {:>7.2} s",
+            group.configurations, group.calls, group.mismatches, group.seconds
+        );
+        let finished: usize = self.groups.values().map(|group| group.configurations).sum();
+        Some(format!("{line}   [{finished}/{}]", self.cases.len()))
     }
 
     /// What a rank is doing, as text for the user.
@@ -193,18 +199,8 @@ impl<'a> Tally<'a> {
 
     /// Ends the run with a failure of `rank`.
     pub(crate) fn fail(&mut self, rank: u32, failure: String) {
-        if self.failure.is_none() {
-            self.failed_case = self.current.get(rank as usize).copied().flatten();
-            self.failure = Some(failure);
-        }
-    }
-
-    /// Replaces the failure by one that includes the reports of all ranks.
-    pub(crate) fn replace_failure(&mut self, rank: u32, failure: String) {
-        let case = self.failed_case;
-        self.failure = None;
-        self.fail(rank, failure);
-        self.failed_case = case.or(self.failed_case);
+        self.failed_case = self.current.get(rank as usize).copied().flatten();
+        self.failure = Some(failure);
     }
 
     pub(crate) fn failure(&self) -> Option<&str> {
@@ -212,15 +208,17 @@ impl<'a> Tally<'a> {
     }
 
     /// How each case ended.
-    pub(crate) fn statuses(&self) -> Vec<CaseStatus> {
+    pub(crate) fn cases(&self) -> Vec<CaseReport> {
         let aborted = || {
             let reason = self.failure.as_deref().unwrap_or("the run was ended");
             reason.lines().next().unwrap_or_default().to_owned()
         };
-        (0..self.cases.len())
-            .map(|index| {
-                let (case, tally) = (&self.cases[index], &self.tallies[index]);
-                if tally.mismatches > 0 {
+        let cases = self.cases.iter().zip(&self.tallies).enumerate();
+        cases
+            .map(|(index, (case, tally))| CaseReport {
+                name: case.to_string(),
+                calls: tally.calls,
+                status: if tally.mismatches > 0 {
                     CaseStatus::Failed(format!(
                         "{} results differ from the reference",
                         tally.mismatches
@@ -233,46 +231,17 @@ impl<'a> Tally<'a> {
                     CaseStatus::Skipped(format!("not ended on every rank: {}", aborted()))
                 } else {
                     CaseStatus::Skipped(format!("not begun: {}", aborted()))
-                }
+                },
             })
             .collect()
     }
 
-    /// Describes a mismatch, with the command that runs its case again.
-    pub(crate) fn describe(&self, mismatch: &Mismatch) -> String {
-        let Some(case) = self.cases.get(mismatch.case) else {
-            return String::new();
-        };
-        let mode = match case.work {
-            super::case::Work::Uniform { mode, variant, .. } => format!("{mode}, {variant}"),
-            super::case::Work::Adversarial(kind) => format!("eager, adversarial {kind}"),
-        };
-        format!(
-            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {}, layer {}: {}; \
-             seed {}\n  {}",
-            mismatch.rank,
-            case.world_size,
-            mismatch.algorithm,
-            case.dtype,
-            mismatch.elements,
-            mismatch.round,
-            mismatch.layer,
-            mismatch.wrong,
-            self.settings.seed,
-            self.settings.reproduce(&case.to_string())
-        )
-    }
-
-    pub(crate) fn mismatches(&self) -> &[Mismatch] {
+    pub(crate) fn mismatches(&self) -> &[String] {
         &self.mismatches
     }
 
     pub(crate) fn mismatch_count(&self) -> u64 {
         self.tallies.iter().map(|tally| tally.mismatches).sum()
-    }
-
-    pub(crate) fn calls(&self, index: usize) -> u64 {
-        self.tallies.get(index).map_or(0, |tally| tally.calls)
     }
 
     pub(crate) fn seconds(&self, precompile: Option<f64>, total: Duration) -> Seconds {

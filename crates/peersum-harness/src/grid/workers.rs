@@ -1,6 +1,6 @@
 //! The ranks as the runner sees them: threads or processes that send events and end.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::Read;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -85,14 +85,15 @@ pub(crate) fn start_threads<M: GridMachine>(
 ) -> Result<Vec<Worker>> {
     let ranks = ranks(settings);
     // For each rank the rendezvous of all groups that it will join.
-    let mut recipes: Vec<Vec<(u32, usize, Rendezvous)>> = (0..ranks).map(|_| Vec::new()).collect();
-    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
+    let mut recipes: Vec<HashMap<(u32, usize), Rendezvous>> = Vec::new();
+    recipes.resize_with(ranks as usize, HashMap::new);
+    for &world_size in &settings.world_sizes {
         // Slot 0 is the group of most cases, slots 1 and 2 are those of cases with two
         // communicators.
         for slot in 0..3 {
             let all = Rendezvous::threads(world_size);
             for (recipes, rendezvous) in recipes.iter_mut().zip(all) {
-                recipes.push((world_size, slot, rendezvous));
+                recipes.insert((world_size, slot), rendezvous);
             }
         }
     }
@@ -115,20 +116,12 @@ pub(crate) fn start_threads<M: GridMachine>(
                         let _ = messages.send(Message::Event(rank, event));
                     };
                     let mut rendezvous = |world_size: u32, slot: usize| {
-                        let index = recipes
-                            .iter()
-                            .position(|(size, number, _)| (*size, *number) == (world_size, slot))
-                            .context("a group is formed once")?;
-                        Ok(recipes.swap_remove(index).2)
+                        let rendezvous = recipes.remove(&(world_size, slot));
+                        rendezvous.context("a group is formed once")
                     };
                     let outcome =
                         rank::run(&*machine, &settings, &cases, rank, &mut rendezvous, &emit);
-                    match outcome {
-                        Ok(()) => emit(Event::Done),
-                        Err(error) => emit(Event::Failed {
-                            error: format!("{error:#}"),
-                        }),
-                    }
+                    emit(Event::last(&outcome));
                 })
                 .with_context(|| format!("starting the thread of rank {rank}"))?;
             Ok(Worker::Thread)
@@ -237,14 +230,9 @@ pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
             rank::run(&emulators, &settings, &cases, rank, join, &emit)
         }
     };
-    match outcome {
-        Ok(()) => emit(Event::Done),
-        Err(error) => {
-            emit(Event::Failed {
-                error: format!("{error:#}"),
-            });
-            std::process::exit(1);
-        }
+    emit(Event::last(&outcome));
+    if outcome.is_err() {
+        std::process::exit(1);
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod leftovers;
 mod rank;
 mod ranks;
 mod referee;
+mod role;
 mod scenario;
 mod words;
 mod work;
@@ -19,14 +20,13 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::machine::{DeviceChoice, DeviceKind, decide};
 use crate::names::list_of;
-use ranks::{Deadlines, Planted};
 use referee::Findings;
-use scenario::{Blow, Choices, Phase, Scenario};
+use role::{Deadlines, Planted};
+use scenario::{Choices, Scenario};
 
 pub(crate) use rank::{RankArgs, run as run_rank};
 
@@ -48,20 +48,8 @@ pub(crate) struct KillArgs {
     /// Runs at once [default: 4 on the emulator, 1 on GPUs].
     #[arg(long)]
     jobs: Option<usize>,
-    /// World sizes.
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "2,3,4",
-        value_parser = clap::value_parser!(u32).range(2..=8)
-    )]
-    world_size: Vec<u32>,
-    /// The phases in which the victim is hit [default: all].
-    #[arg(long, value_enum, value_delimiter = ',')]
-    phase: Vec<Phase>,
-    /// The signals that hit it [default: both].
-    #[arg(long, value_enum, value_delimiter = ',')]
-    signal: Vec<Blow>,
+    #[command(flatten)]
+    choices: Choices,
     /// The deadline of a call, in milliseconds [default: 500 on the emulator, 1000 on GPUs].
     #[arg(long)]
     timeout_ms: Option<u64>,
@@ -74,15 +62,8 @@ pub(crate) struct KillArgs {
     /// Write a report in JSON.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// In set-up: the step that the victim has done last [default: random].
-    #[arg(long, value_enum, hide = true)]
-    step: Option<scenario::Step>,
-    /// All ranks on one emulated device.
-    #[arg(long, hide = true)]
-    one_device: bool,
-    /// A fault to plant in the survivors, which must be found.
-    #[arg(long, value_enum, hide = true)]
-    plant: Option<rank::Plant>,
+    #[command(flatten)]
+    planted: Planted,
 }
 
 /// The runs of one phase and signal.
@@ -102,9 +83,7 @@ struct Line {
 struct Report {
     device: String,
     seed: u64,
-    call_deadline_ms: u64,
-    set_up_deadline_ms: u64,
-    grace_ms: u64,
+    deadlines: Deadlines,
     lines: BTreeMap<String, Line>,
     failed: Vec<String>,
     seconds: f64,
@@ -113,7 +92,7 @@ struct Report {
 /// Runs the tests that the flags describe. The exit status is 1 unless every run passed.
 pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
     let began = Instant::now();
-    let ranks = args.world_size.iter().copied().max().unwrap_or(2);
+    let ranks = args.choices.world_size.iter().copied().max().unwrap_or(2);
     let decision = decide(args.device, ranks)?;
     let device = decision.kind;
     let on_gpu = device == DeviceKind::Cuda;
@@ -125,19 +104,10 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         grace: milliseconds(args.grace_ms),
         patience: milliseconds(args.patience_ms),
     };
-    let choices = Choices {
-        world_sizes: args.world_size.clone(),
-        phases: all_or(&args.phase),
-        blows: all_or(&args.signal),
-        longest_delay: milliseconds(40),
-        step: args.step,
-    };
-    let scenarios: Vec<Scenario> = match args.run {
-        Some(run) => vec![choices.scenario(seed, run)],
-        None => (0..args.runs)
-            .map(|run| choices.scenario(seed, run))
-            .collect(),
-    };
+    let numbers = args.run.map_or(0..args.runs, |run| run..run + 1);
+    let scenarios: Vec<Scenario> = numbers
+        .map(|run| args.choices.scenario(seed, run))
+        .collect();
     ensure!(!scenarios.is_empty(), "--runs 0 tests nothing");
     println!("device: {}", decision.line);
     println!("seed {seed}, {} runs", scenarios.len());
@@ -145,23 +115,20 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
     let mut report = Report {
         device: decision.line,
         seed,
-        call_deadline_ms: deadlines.call.as_millis() as u64,
-        set_up_deadline_ms: deadlines.set_up.as_millis() as u64,
-        grace_ms: args.grace_ms,
+        deadlines,
         lines: BTreeMap::new(),
         failed: Vec::new(),
         seconds: 0.0,
     };
-    let planted = Planted {
-        plant: args.plant,
-        one_device: args.one_device,
-    };
     let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
-    let run = |scenario: &Scenario| referee::run(device, scenario, &deadlines, &planted);
+    let run = |scenario: &Scenario| referee::run(device, scenario, &deadlines, &args.planted);
     run_all(&scenarios, jobs, &run, &mut |scenario, outcome| {
         if let Err(error) = &outcome {
             println!("FAILED {scenario}: {error:#}");
-            println!("  again: {}", again(args, seed, scenario.run, device));
+            println!(
+                "  again: {}",
+                again(&args.choices, seed, scenario.run, device)
+            );
             report.failed.push(format!("{scenario}: {error:#}"));
         }
         report.add(scenario, outcome.ok());
@@ -205,31 +172,17 @@ fn run_all<'a>(
     });
 }
 
-fn all_or<T: ValueEnum + Clone>(chosen: &[T]) -> Vec<T> {
-    match chosen {
-        [] => T::value_variants().to_vec(),
-        _ => chosen.to_vec(),
-    }
-}
-
 /// The command that repeats one run.
-fn again(args: &KillArgs, seed: u64, run: u64, device: DeviceKind) -> String {
-    let sizes: Vec<String> = args.world_size.iter().map(u32::to_string).collect();
-    let mut command = format!(
+fn again(choices: &Choices, seed: u64, run: u64, device: DeviceKind) -> String {
+    let sizes: Vec<String> = choices.world_size.iter().map(u32::to_string).collect();
+    format!(
         "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {run} \
-         --world-size {}",
+         --world-size {} --phase {} --signal {}",
         device.name(),
-        sizes.join(",")
-    );
-    for (flag, names) in [
-        ("phase", list_of(&args.phase)),
-        ("signal", list_of(&args.signal)),
-    ] {
-        if !names.is_empty() {
-            command += &format!(" --{flag} {names}");
-        }
-    }
-    command
+        sizes.join(","),
+        list_of(&choices.phase),
+        list_of(&choices.signal)
+    )
 }
 
 impl Report {
@@ -270,12 +223,12 @@ impl Report {
             );
         }
         println!(
-            "{} of {} runs passed, deadlines {} ms (calls), {} ms (set-up) + {} ms, {:.1} s",
+            "{} of {} runs passed, deadlines {:?} (calls), {:?} (set-up) + {:?}, {:.1} s",
             self.lines.values().map(|line| line.passed).sum::<usize>(),
             self.lines.values().map(|line| line.runs).sum::<usize>(),
-            self.call_deadline_ms,
-            self.set_up_deadline_ms,
-            self.grace_ms,
+            self.deadlines.call,
+            self.deadlines.set_up,
+            self.deadlines.grace,
             self.seconds
         );
     }

@@ -3,62 +3,26 @@
 //! still holds.
 
 use std::io::BufRead;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::device::DeviceStream;
-use peersum::dispatch::{Plan, Route};
+use peersum::dispatch::Plan;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Error, Rendezvous, SetupStep, SymmetricBuffer};
-use serde::{Deserialize, Serialize};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::holdings::Holdings;
+use super::role::{Plant, Role, held_at};
 use super::scenario::Phase;
 use super::words::{Place, Verdict, Word};
 use super::work::{ELEMENTS, PATIENCE, Work};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine};
 use crate::ranks::{ParentArgs, say};
 
-/// For groups that are not disturbed.
+/// The deadline of calls and set-ups that are not disturbed: long enough for a busy machine.
 const UNDISTURBED: Duration = Duration::from_secs(60);
-
-/// The part that the referee assigns to a process.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Role {
-    pub(crate) device: DeviceKind,
-    /// Where the ranks meet.
-    pub(crate) directory: PathBuf,
-    pub(crate) rank: u32,
-    pub(crate) world_size: u32,
-    pub(crate) phase: Phase,
-    pub(crate) route: Route,
-    /// Where it waits for the referee.
-    pub(crate) held_at: Option<Place>,
-    pub(crate) timeout: Duration,
-    pub(crate) setup_timeout: Duration,
-    /// Its rank among the survivors, and their number; `None` for the victim.
-    pub(crate) survivor: Option<(u32, u32)>,
-    pub(crate) plant: Option<Plant>,
-    /// Whether the ranks share one emulated device.
-    pub(crate) one_device: bool,
-}
-
-/// A fault planted in a survivor, which the referee must find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Plant {
-    /// It never reports the outcome of its communicator.
-    Hang,
-    /// It keeps shared memory.
-    Leak,
-    /// It changes a result before the check.
-    Corrupt,
-    /// It leaves a file where the ranks meet.
-    Litter,
-}
 
 /// The flags of `kill-rank`.
 #[derive(Debug, Clone, clap::Args)]
@@ -80,7 +44,11 @@ pub(crate) fn run(args: &RankArgs) -> Result<()> {
     let outcome = match role.device {
         DeviceKind::Cuda => on_gpu(&role),
         DeviceKind::Emulator => {
-            let device = if role.one_device { 0 } else { role.rank };
+            let device = if role.planted.one_device {
+                0
+            } else {
+                role.rank
+            };
             play(&role, &|| Emulators::default().stream(device))
         }
     };
@@ -95,14 +63,14 @@ fn on_gpu(role: &Role) -> Result<()> {
     let gpu = Gpus::open_for(role.rank)?;
     let stream = || gpu.stream(role.rank);
     // The driver opens its files on first use; that must not count as a leak later.
-    undisturbed(role, "before", role.rank, role.world_size, &stream)?;
+    undisturbed(role, "before", role.rank, role.scenario.world_size, &stream)?;
     play(role, &stream)
 }
 
 /// Says where this rank is, and waits there if it is held.
 fn arrive(role: &Role, place: Place) {
     say(&Word::At(place));
-    if role.held_at == Some(place) {
+    if held_at(&role.scenario, role.rank) == Some(place) {
         let _ = std::io::stdin().lock().read_line(&mut String::new());
     }
 }
@@ -110,7 +78,7 @@ fn arrive(role: &Role, place: Place) {
 fn play<S: DeviceStream>(role: &Role, stream: &dyn Fn() -> Result<S>) -> Result<()> {
     let before = Holdings::now()?;
     disturbed(role, &stream()?)?;
-    if let Some((rank, world_size)) = role.survivor.filter(|(_, world_size)| *world_size > 1) {
+    if let Some((rank, world_size)) = role.survivor().filter(|(_, world_size)| *world_size > 1) {
         undisturbed(role, "survivors", rank, world_size, stream)?;
     }
     say(&Word::Left {
@@ -121,8 +89,8 @@ fn play<S: DeviceStream>(role: &Role, stream: &dyn Fn() -> Result<S>) -> Result<
 
 /// A rank of the group in which the victim is hit.
 fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
-    let planted = |plant| role.survivor.is_some() && role.plant == Some(plant);
-    if planted(Plant::Litter) {
+    let scenario = &role.scenario;
+    if role.has(Plant::Litter) {
         std::fs::write(role.directory.join("litter"), "")?;
     }
     arrive(role, Place::Joining);
@@ -131,23 +99,28 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
         move |step: SetupStep| arrive(&role, Place::SetUp(step.into()))
     }));
     let built = tracing::subscriber::with_default(steps, || {
-        let rendezvous = Rendezvous::unix(&role.directory, "disturbed", role.rank, role.world_size);
-        build(role, stream, rendezvous, role.setup_timeout)
+        let world_size = scenario.world_size;
+        let rendezvous = Rendezvous::unix(&role.directory, "disturbed", role.rank, world_size);
+        let set_up = match scenario.phase {
+            Phase::Rendezvous | Phase::SetUp => role.deadlines.set_up,
+            _ => UNDISTURBED,
+        };
+        build(role, stream, rendezvous, role.deadlines.call, set_up)
     });
     let (mut communicator, symmetric) = match built {
         Ok(built) => built,
         Err(error) => {
-            if planted(Plant::Hang) {
+            if role.has(Plant::Hang) {
                 std::thread::sleep(PATIENCE);
             }
             say(&Word::Failed(Verdict::new(&error)));
             return Ok(());
         }
     };
-    let mut work = Work::new(&communicator, role.route, symmetric)?;
-    work.corrupts = planted(Plant::Corrupt);
+    let mut work = Work::new(&communicator, role.scenario.route, symmetric)?;
+    work.corrupts = role.has(Plant::Corrupt);
     arrive(role, Place::Built);
-    let failure = match role.phase {
+    let failure = match scenario.phase {
         Phase::Teardown => {
             work.calls(&mut communicator, Some(3))?;
             None
@@ -155,7 +128,7 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
         Phase::GraphReplay => Some(work.replays(&mut communicator)?),
         _ => work.calls(&mut communicator, None)?,
     };
-    if planted(Plant::Hang) {
+    if role.has(Plant::Hang) {
         std::thread::sleep(PATIENCE);
     }
     match failure {
@@ -169,7 +142,7 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
             say(&Word::Completed);
         }
     }
-    if planted(Plant::Leak) {
+    if role.has(Plant::Leak) {
         std::mem::forget(work);
     }
     Ok(())
@@ -184,14 +157,10 @@ fn undisturbed<S: DeviceStream>(
     stream: &dyn Fn() -> Result<S>,
 ) -> Result<()> {
     let rendezvous = Rendezvous::unix(&role.directory, group, rank, world_size);
-    let role = Role {
-        timeout: UNDISTURBED,
-        ..role.clone()
-    };
     let stream = stream()?;
-    let (mut communicator, symmetric) = build(&role, &stream, rendezvous, UNDISTURBED)
+    let (mut communicator, symmetric) = build(role, &stream, rendezvous, UNDISTURBED, UNDISTURBED)
         .with_context(|| format!("building group {group:?}"))?;
-    let mut work = Work::new(&communicator, role.route, symmetric)?;
+    let mut work = Work::new(&communicator, role.scenario.route, symmetric)?;
     let failure = work.calls(&mut communicator, Some(2))?;
     ensure!(failure.is_none(), "group {group:?} got {failure:?}");
     drop(communicator);
@@ -204,12 +173,13 @@ fn build<S: DeviceStream>(
     role: &Role,
     stream: &S,
     rendezvous: Rendezvous,
+    timeout: Duration,
     setup_timeout: Duration,
 ) -> Result<Built<S::Device>, Error> {
     let mut builder = Communicator::builder()
         .rendezvous(rendezvous)
         .max_bytes(64 << 10)
-        .timeout(role.timeout)
+        .timeout(timeout)
         .setup_timeout(setup_timeout);
     if role.device == DeviceKind::Emulator {
         builder = builder.load_policy(LoadPolicy::default()).max_blocks(1);
@@ -221,11 +191,11 @@ fn build<S: DeviceStream>(
         DeviceKind::Emulator => (1, 8),
     };
     communicator.force_plan(Some(Plan {
-        route: role.route,
+        route: role.scenario.route,
         blocks,
         threads,
     }))?;
-    let symmetric = match role.route.is_symmetric() {
+    let symmetric = match role.scenario.route.is_symmetric() {
         true => Some(communicator.symmetric_alloc(ELEMENTS)?),
         false => None,
     };

@@ -8,44 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::rank::{Plant, Role};
-use super::scenario::{Phase, Scenario};
+use super::role::{Deadlines, Planted, Role};
+use super::scenario::Scenario;
 use super::words::{Place, Verdict, Word};
 use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind};
 use crate::ranks::{Heard, RankProcess, listen, rank_command};
-
-/// The deadline of a set-up that is not disturbed: long enough for a busy machine.
-const UNHURRIED_SET_UP: Duration = Duration::from_secs(60);
-
-/// The deadlines that the ranks are given.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Deadlines {
-    /// Of a call.
-    pub(crate) call: Duration,
-    /// Of set-up, in the phases that end in it.
-    pub(crate) set_up: Duration,
-    /// How much later than its deadline a survivor may report.
-    pub(crate) grace: Duration,
-    /// For steps without a deadline of their own: starting, joining, ending.
-    pub(crate) patience: Duration,
-}
-
-impl Deadlines {
-    pub(super) fn of(&self, phase: Phase) -> Duration {
-        match phase {
-            Phase::Rendezvous | Phase::SetUp => self.set_up,
-            // Teardown waits no longer than a call.
-            _ => self.call,
-        }
-    }
-}
-
-/// What tests ask for.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Planted {
-    pub(crate) plant: Option<Plant>,
-    pub(crate) one_device: bool,
-}
 
 /// A rank, and what it has said.
 pub(super) struct Rank {
@@ -101,21 +68,9 @@ impl Ranks {
                     device,
                     directory: directory.to_owned(),
                     rank,
-                    world_size: scenario.world_size,
-                    phase: scenario.phase,
-                    route: scenario.route,
-                    held_at: held_at(scenario, rank),
-                    timeout: deadlines.call,
-                    setup_timeout: match scenario.phase {
-                        Phase::Rendezvous | Phase::SetUp => deadlines.set_up,
-                        _ => UNHURRIED_SET_UP,
-                    },
-                    survivor: (rank != scenario.victim).then(|| {
-                        let new_rank = rank - u32::from(rank > scenario.victim);
-                        (new_rank, scenario.world_size - 1)
-                    }),
-                    plant: planted.plant,
-                    one_device: planted.one_device,
+                    scenario: *scenario,
+                    deadlines: *deadlines,
+                    planted: *planted,
                 };
                 start(&role, sender.clone())
             })
@@ -149,18 +104,6 @@ impl Ranks {
         }
         Ok(())
     }
-}
-
-/// The place where a rank waits for the referee.
-pub(super) fn held_at(scenario: &Scenario, rank: u32) -> Option<Place> {
-    let place = match scenario.phase {
-        Phase::Rendezvous => Place::Joining,
-        Phase::SetUp => Place::SetUp(scenario.step),
-        Phase::BeforeFirstCall => return Some(Place::Built),
-        Phase::InsideCall | Phase::GraphReplay => return None,
-        Phase::Teardown => Place::Leaving,
-    };
-    (rank == scenario.held).then_some(place)
 }
 
 fn start(role: &Role, heard: Sender<(u32, Instant, Option<Word>)>) -> Result<Rank> {

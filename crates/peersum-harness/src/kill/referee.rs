@@ -9,7 +9,8 @@ use anyhow::{Result, bail, ensure};
 use rustix::process::Signal;
 
 use super::leftovers::judge_leftovers;
-use super::ranks::{Deadlines, Planted, Rank, Ranks, held_at};
+use super::ranks::{Rank, Ranks};
+use super::role::{Deadlines, Planted, held_at};
 use super::scenario::{Blow, Phase, Scenario, Step};
 use super::words::{Kind, Place, Word};
 use crate::machine::DeviceKind;

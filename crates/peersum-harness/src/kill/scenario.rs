@@ -62,7 +62,7 @@ impl From<SetupStep> for Step {
 }
 
 /// One run.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Scenario {
     /// Its number, from 0.
     pub(crate) run: u64,
@@ -102,15 +102,38 @@ impl fmt::Display for Scenario {
     }
 }
 
+/// Maximum time from the victim's report to the blow, much longer than a call.
+const LONGEST_DELAY: Duration = Duration::from_millis(40);
+
 /// The choices from which runs are drawn.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Choices {
-    pub(crate) world_sizes: Vec<u32>,
-    pub(crate) phases: Vec<Phase>,
-    pub(crate) blows: Vec<Blow>,
-    /// Maximum delay, much longer than a call.
-    pub(crate) longest_delay: Duration,
-    /// The step of set-up, if it is not random.
+    /// World sizes.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "2,3,4",
+        value_parser = clap::value_parser!(u32).range(2..=8)
+    )]
+    pub(crate) world_size: Vec<u32>,
+    /// The phases in which the victim is hit.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_values_t = Phase::value_variants().to_vec()
+    )]
+    pub(crate) phase: Vec<Phase>,
+    /// The signals that hit it.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_values_t = Blow::value_variants().to_vec()
+    )]
+    pub(crate) signal: Vec<Blow>,
+    /// In set-up: the step that the victim has done last [default: random].
+    #[arg(long, value_enum, hide = true)]
     pub(crate) step: Option<Step>,
 }
 
@@ -119,11 +142,11 @@ impl Choices {
     /// once before any comes again.
     pub(crate) fn scenario(&self, seed: u64, run: u64) -> Scenario {
         let mut all = Vec::new();
-        for &world_size in &self.world_sizes {
+        for &world_size in &self.world_size {
             for victim in 0..world_size {
-                for &phase in &self.phases {
+                for &phase in &self.phase {
                     all.extend(
-                        self.blows
+                        self.signal
                             .iter()
                             .map(|&blow| (world_size, victim, phase, blow)),
                     );
@@ -147,7 +170,7 @@ impl Choices {
                 self.step.unwrap_or(chance)
             },
             route: Route::ALL[rng.usize(..Route::ALL.len())],
-            delay: self.longest_delay.mul_f64(rng.f64()),
+            delay: LONGEST_DELAY.mul_f64(rng.f64()),
             victim_first: rng.bool(),
         }
     }
@@ -159,10 +182,9 @@ mod tests {
 
     fn choices() -> Choices {
         Choices {
-            world_sizes: vec![2, 3, 4],
-            phases: Phase::value_variants().to_vec(),
-            blows: Blow::value_variants().to_vec(),
-            longest_delay: Duration::from_millis(50),
+            world_size: vec![2, 3, 4],
+            phase: Phase::value_variants().to_vec(),
+            signal: Blow::value_variants().to_vec(),
             step: None,
         }
     }

@@ -3,6 +3,7 @@
 
 mod burst;
 
+use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,10 +12,10 @@ use anyhow::{Context, Result};
 use peersum_artifact::Dtype;
 
 use crate::grid::case::{Adversarial, Case, Work};
-use crate::grid::event::{Event, Mismatch};
+use crate::grid::event::Event;
 use crate::grid::machine::{CheckedGpus, GridMachine};
 use crate::grid::session::Session;
-use crate::grid::settings::{GridKind, Settings, parse_world_sizes};
+use crate::grid::settings::{GridKind, Settings, parse_world_sizes, world_sizes};
 use crate::machine::{DeviceChoice, DeviceKind, Emulators, decide, give_each_stream_a_queue};
 use crate::ranks::{Member, run_threads};
 
@@ -37,8 +38,14 @@ pub(crate) struct SoakArgs {
     #[arg(long, default_value_t = 60)]
     seconds: u64,
     /// World sizes, one after the other.
-    #[arg(long, value_name = "LIST", default_value = "2,4,8")]
-    world_size: String,
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "2,4,8",
+        value_parser = parse_world_sizes
+    )]
+    world_size: Vec<RangeInclusive<u32>>,
     /// The seed of all data, sizes, choices and delays [default: random].
     #[arg(long)]
     seed: Option<u64>,
@@ -82,15 +89,14 @@ struct Spent {
     calls: u64,
     bursts: usize,
     mismatches: u64,
-    /// The first of them, each with the seed of its burst.
-    first: Vec<(u64, Case, Mismatch)>,
+    /// The first of them, each with its case.
+    first: Vec<String>,
 }
 
 /// Soaks each world size. Exit status 1 if any result was wrong.
 pub(crate) fn run(args: &SoakArgs) -> Result<ExitCode> {
     give_each_stream_a_queue();
-    let sizes = parse_world_sizes(&args.world_size)?;
-    let sizes: Vec<u32> = sizes.into_iter().filter(|size| *size > 1).collect();
+    let sizes = world_sizes(&args.world_size);
     let largest = sizes.iter().copied().max();
     let largest = largest.context("--world-size: a group of one launches nothing")?;
     let decision = decide(args.device, largest)?;
@@ -119,16 +125,8 @@ pub(crate) fn run(args: &SoakArgs) -> Result<ExitCode> {
             "ws{world_size}: {} calls in {} bursts, {} mismatches",
             soaked.calls, soaked.bursts, soaked.mismatches
         );
-        for (seed, case, mismatch) in &soaked.first {
-            println!(
-                "  rank {}, seed {seed}, {case}, round {}, layer {}, {}, {} elements: {}",
-                mismatch.rank,
-                mismatch.round,
-                mismatch.layer,
-                mismatch.algorithm,
-                mismatch.elements,
-                mismatch.wrong
-            );
+        for mismatch in &soaked.first {
+            println!("  {mismatch}");
         }
     }
     println!("{calls} calls of each rank, {mismatches} mismatches, seed {seed}");
@@ -211,7 +209,8 @@ fn soak_rank<M: GridMachine>(
                     Event::Mismatch(mismatch) => {
                         spent.mismatches += 1;
                         if spent.first.len() < PRINTED {
-                            spent.first.push((seed, case, mismatch));
+                            let mismatch = mismatch.describe(&case, seed);
+                            spent.first.push(format!("{case}: {mismatch}"));
                         }
                     }
                     _ => {}
