@@ -9,7 +9,6 @@ mod chart;
 mod cublas;
 pub(crate) mod kernel_sources;
 pub(crate) mod layer;
-mod library;
 mod limits;
 mod nccl;
 mod page;

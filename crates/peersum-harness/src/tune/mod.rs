@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, Topology, MeasuredRow, Measurement, Origin, Placement, Row,
+    DispatchTable, DispatchTables, MeasuredRow, Measurement, Origin, Placement, Row, Topology,
 };
 use peersum_artifact::Dtype;
 

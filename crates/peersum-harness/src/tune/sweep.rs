@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use half::bf16;
 use peersum::device::Device;
-use peersum::dispatch::{Topology, Placement, Plan, Route};
+use peersum::dispatch::{Placement, Plan, Route, Topology};
 use peersum_artifact::Dtype;
 
 use crate::bench::candidates::{candidates, own_placement};

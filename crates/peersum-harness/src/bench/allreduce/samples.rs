@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use peersum::device::Device;
-use peersum::dispatch::{Topology, Placement, Plan, Route};
+use peersum::dispatch::{Placement, Plan, Route, Topology};
 
 use super::arguments::BenchArgs;
 use crate::bench::build::Build;
