@@ -13,7 +13,7 @@ use self::nccl::measure_nccl;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
 use super::ranks::GroupSettings;
-use super::report::{Limits, Report};
+use super::report::{Limits, Report, write_json};
 use super::sample::{Sample, add_round};
 use super::timing::Timed;
 use super::{chart, limits, page, table};
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         print(&report);
         return Ok(());
     }
-    let routes = parse_routes(&args.algo)?;
+    let routes = routes(&args.algo);
     let kind = decide(args.call.device, 1)?.kind;
     let builds = Builds::new(kind, &args.call.run.cubins)
         .and(Build::UnsafeBaseline, args.unsafe_baseline.as_ref())
@@ -65,25 +65,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
-    let mut routes = Vec::new();
-    for name in names {
-        match name.as_str() {
-            "all" => routes.extend(Route::ALL),
-            "best" => {}
-            name => {
-                let route = Route::ALL.into_iter().find(|route| route.name() == name);
-                let known = || Route::ALL.map(Route::name).join(", ");
-                routes.push(
-                    route.with_context(|| {
-                        format!("--algo {name}: there are best, all, {}", known())
-                    })?,
-                );
-            }
-        }
-    }
-    routes.dedup();
-    Ok(routes)
+/// The algorithms that `--algo` names.
+fn routes(names: &[String]) -> Vec<Route> {
+    let is_named = |route: &Route| {
+        names
+            .iter()
+            .any(|name| name == "all" || name == route.name())
+    };
+    Route::ALL.into_iter().filter(is_named).collect()
 }
 
 fn print(report: &Report) {
@@ -101,7 +90,7 @@ fn print(report: &Report) {
 
 fn write(args: &BenchArgs, report: &Report) -> Result<()> {
     if let Some(path) = &args.json {
-        report.write(path)?;
+        write_json(path, report)?;
     }
     for (path, text) in [
         (&args.html, page::page as fn(&Report) -> String),
@@ -229,12 +218,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
-        let error = parse_routes(&["ring".to_owned()]).unwrap_err().to_string();
-        assert!(
-            error.contains("ring") && error.contains("pull_two_shot"),
-            "{error}"
-        );
-        assert_eq!(parse_routes(&["all".to_owned()]).unwrap(), Route::ALL);
+    fn all_names_every_algorithm_and_best_none() {
+        let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(routes(&names("best,all")), Route::ALL);
+        assert_eq!(routes(&names("best")), []);
+        let two = [Route::PushOneShot, Route::PullOneShot];
+        assert_eq!(routes(&names("push_one_shot,pull_one_shot")), two);
     }
 }

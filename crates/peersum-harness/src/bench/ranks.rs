@@ -1,7 +1,6 @@
 //! A group that is measured: what each of its ranks measures with.
 
 use std::mem::ManuallyDrop;
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -224,9 +223,7 @@ impl<D: Device> Rank<'_, D> {
         let view = |address| {
             // SAFETY: each place has at least as many bytes, aligned for every type; the views are
             // dropped before it. The symmetric buffer itself is not used while a view of it exists.
-            View(ManuallyDrop::new(unsafe {
-                self.device.adopt(address, len)
-            }))
+            ManuallyDrop::new(unsafe { self.device.adopt(address, len) })
         };
         Views {
             input: view(self.device.allocation_address(&self.memory.input)),
@@ -236,11 +233,11 @@ impl<D: Device> Rank<'_, D> {
     }
 }
 
-/// A message in each of the places it can be in.
+/// A message in each of the places it can be in, as buffers that do not own their memory.
 struct Views<T: Element, D: Device> {
-    input: View<T, D>,
-    output: View<T, D>,
-    symmetric: View<T, D>,
+    input: ManuallyDrop<D::Buffer<T>>,
+    output: ManuallyDrop<D::Buffer<T>>,
+    symmetric: ManuallyDrop<D::Buffer<T>>,
 }
 
 impl<T: Element, D: Device> Views<T, D> {
@@ -257,26 +254,11 @@ impl<T: Element, D: Device> Views<T, D> {
     }
 }
 
-/// Memory of somebody else as a device's buffer.
-struct View<T: Element, D: Device>(ManuallyDrop<D::Buffer<T>>);
-
-impl<T: Element, D: Device> Deref for View<T, D> {
-    type Target = D::Buffer<T>;
-
-    fn deref(&self) -> &D::Buffer<T> {
-        &self.0
-    }
-}
-
-impl<T: Element, D: Device> DerefMut for View<T, D> {
-    fn deref_mut(&mut self) -> &mut D::Buffer<T> {
-        &mut self.0
-    }
-}
-
-impl<T: Element, D: Device> Drop for View<T, D> {
+impl<T: Element, D: Device> Drop for Views<T, D> {
     fn drop(&mut self) {
-        // SAFETY: taken once, here.
-        D::disown(unsafe { ManuallyDrop::take(&mut self.0) });
+        for view in [&mut self.input, &mut self.output, &mut self.symmetric] {
+            // SAFETY: taken once, here.
+            D::disown(unsafe { ManuallyDrop::take(view) });
+        }
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
+use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs};
@@ -34,7 +36,8 @@ pub(crate) struct BenchArgs {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "best"
+        default_value = "best",
+        value_parser = algorithms()
     )]
     pub(super) algo: Vec<String>,
     /// Grids to try for a named algorithm, as BLOCKSxTHREADS.
@@ -114,5 +117,36 @@ impl Switch {
             Switch::Off => &[false],
             Switch::Both => &[true, false],
         }
+    }
+}
+
+fn algorithms() -> PossibleValuesParser {
+    let names = ["best", "all"]
+        .into_iter()
+        .chain(Route::ALL.map(Route::name));
+    PossibleValuesParser::new(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    #[test]
+    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
+        let parse = |algo| Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
+        let error = parse("ring").err().unwrap().to_string();
+        assert!(
+            error.contains("ring") && error.contains("pull_two_shot"),
+            "{error}"
+        );
+        assert_eq!(parse("best,pull_two_shot").ok().unwrap().args.algo.len(), 2);
     }
 }
