@@ -13,7 +13,7 @@ use self::nccl::measure_nccl;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
 use super::ranks::GroupSettings;
-use super::report::{Limits, Report, write_json};
+use super::report::{Report, write_json};
 use super::sample::{Sample, add_round};
 use super::timing::Timed;
 use super::{chart, limits, page, table};
@@ -39,18 +39,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let report = match kind {
         DeviceKind::Emulator => {
             let emulators = Emulators::default();
-            measure_ranks(
-                args,
-                &emulators,
-                &builds,
-                &routes,
-                MeasuredLimits::default(),
-            )?
+            let mut report = empty_report(args, &emulators, &builds)?;
+            measure_ranks(args, &emulators, &builds, &routes, &mut report);
+            report
         }
         DeviceKind::Cuda => {
             let gpus = Gpus::open(u32::MAX)?;
-            let limits = measure_limits(args, &gpus);
-            let mut report = measure_ranks(args, &gpus, &builds, &routes, limits)?;
+            let mut report = empty_report(args, &gpus, &builds)?;
+            measure_limits(args, &gpus, &mut report);
+            measure_ranks(args, &gpus, &builds, &routes, &mut report);
             // Write now, in case NCCL hangs.
             write(args, &report)?;
             measure_nccl(args, &gpus, &mut report);
@@ -104,20 +101,29 @@ fn write(args: &BenchArgs, report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// The limits, and what went wrong.
-#[derive(Default)]
-struct MeasuredLimits {
-    limits: Vec<Limits>,
-    notes: Vec<String>,
-    failures: Vec<String>,
+fn empty_report<M: Timed>(args: &BenchArgs, machine: &M, builds: &Builds) -> Result<Report> {
+    Ok(Report {
+        schema: Report::SCHEMA,
+        peersum: env!("CARGO_PKG_VERSION").to_owned(),
+        toolkit: builds.toolkit()?,
+        device: machine.device_name().to_owned(),
+        devices: machine.devices(),
+        emulated: machine.kind() == DeviceKind::Emulator,
+        calls: args.call.calls,
+        replays: args.call.run.replays,
+        nccl: None,
+        notes: Vec::new(),
+        failures: Vec::new(),
+        limits: Vec::new(),
+        cells: Vec::new(),
+    })
 }
 
-fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
-    let mut measured = MeasuredLimits::default();
+fn measure_limits(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     let Some(directory) = &args.limits else {
         let note = "the machine's limits were not measured: --limits was not given";
-        measured.notes.push(note.to_owned());
-        return measured;
+        report.notes.push(note.to_owned());
+        return;
     };
     for &world_size in &args.world_size {
         eprintln!("limits of {world_size} ranks");
@@ -128,13 +134,12 @@ fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
             &args.call.bytes,
             args.call.method(),
         ) {
-            Ok(limits) => measured.limits.push(limits),
-            Err(error) => measured
+            Ok(limits) => report.limits.push(limits),
+            Err(error) => report
                 .failures
                 .push(format!("limits of {world_size} ranks: {error:#}")),
         }
     }
-    measured
 }
 
 fn measure_ranks<M: Timed>(
@@ -142,23 +147,11 @@ fn measure_ranks<M: Timed>(
     machine: &M,
     builds: &Builds,
     routes: &[Route],
-    measured: MeasuredLimits,
-) -> Result<Report> {
+    report: &mut Report,
+) {
     let all = builds.all();
     let rounds = args.rounds.unwrap_or(if all.len() > 1 { 3 } else { 1 });
     let largest_bytes = args.call.largest_bytes();
-    let tables = args
-        .tables
-        .as_ref()
-        .map(|path| {
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
-        })
-        .transpose()?;
-    let MeasuredLimits {
-        limits,
-        notes,
-        mut failures,
-    } = measured;
     let mut samples: Vec<Sample> = Vec::new();
     for &world_size in &args.world_size {
         for &pdl in args.pdl.values() {
@@ -178,14 +171,14 @@ fn measure_ranks<M: Timed>(
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,
-                            tables: tables.clone(),
+                            tables: args.tables.clone(),
                             push_half_bytes: args.call.push_half,
                         };
                         measure_group(args, machine, build, routes, &settings)
                     });
                     match measured {
                         Ok(measured) => add_round(&mut samples, measured),
-                        Err(error) => failures.push(format!(
+                        Err(error) => report.failures.push(format!(
                             "{world_size} ranks with the {} build: {error:#}",
                             build.name()
                         )),
@@ -194,23 +187,9 @@ fn measure_ranks<M: Timed>(
             }
         }
     }
-    failures.dedup();
-    let cells = samples.iter().map(|sample| sample.cell(&limits)).collect();
-    Ok(Report {
-        schema: Report::SCHEMA,
-        peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: builds.toolkit()?,
-        device: machine.device_name().to_owned(),
-        devices: machine.devices(),
-        emulated: machine.kind() == DeviceKind::Emulator,
-        calls: args.call.calls,
-        replays: args.call.run.replays,
-        nccl: None,
-        notes,
-        failures,
-        limits,
-        cells,
-    })
+    report.failures.dedup();
+    let cells = samples.iter().map(|sample| sample.cell(&report.limits));
+    report.cells = cells.collect();
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ mod limits;
 mod nccl;
 mod page;
 pub(crate) mod ranks;
-mod report;
+pub(crate) mod report;
 mod sample;
 mod series;
 pub(crate) mod sizes;

@@ -9,6 +9,7 @@ use peersum::dispatch::{Placement, Plan};
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Element, Error, Output, SymmetricBuffer};
 
+use super::report::Launch;
 use super::timing::{Method, Timed, Timer, time_eager, time_replays};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::machine::{DeviceKind, DeviceOf};
@@ -149,53 +150,44 @@ impl<D: Device> Rank<'_, D> {
         Ok(())
     }
 
-    /// Replays of a graph of calls with `plan`, `None` for what the table says: microseconds a call
-    /// for each.
-    pub(crate) fn time_graph<T: Element>(
+    /// Times calls with `plan`, `None` for what the table says: microseconds a call of each replay
+    /// of a graph, or of each batch of eager calls and of the host.
+    pub(crate) fn time<T: Element>(
         &mut self,
         placement: Placement,
         bytes: usize,
         plan: Option<Plan>,
-        method: Method,
-    ) -> Result<Vec<f64>> {
-        let mut views = self.views::<T>(bytes);
-        let communicator = &mut self.communicator;
-        communicator.force_plan(plan)?;
-        communicator.capture_begin()?;
-        let recorded = (0..method.calls).try_for_each(|_| views.call(communicator, placement));
-        // SAFETY: the memory behind the views is this rank's, and outlives the graph, which is
-        // dropped here.
-        let graph = unsafe { communicator.capture_end() };
-        recorded?;
-        let graph = graph?;
-        let times = time_replays(&mut *self.timer, self.peers, method, || {
-            Ok(graph.launch(communicator)?)
-        })?;
-        communicator.synchronize()?;
-        communicator.force_plan(None)?;
-        Ok(times)
-    }
-
-    /// Batches of eager calls: microseconds a call by the device's clock, and of the host.
-    pub(crate) fn time_eager<T: Element>(
-        &mut self,
-        placement: Placement,
-        bytes: usize,
-        plan: Option<Plan>,
+        launch: Launch,
         method: Method,
     ) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut views = self.views::<T>(bytes);
         let communicator = &mut self.communicator;
+        let (timer, peers) = (&mut *self.timer, self.peers);
         communicator.force_plan(plan)?;
-        let times = time_eager(&mut *self.timer, self.peers, method, || {
-            Ok(views.call(communicator, placement)?)
-        })?;
+        let times = match launch {
+            Launch::Eager => time_eager(timer, peers, method, || {
+                Ok(views.call(communicator, placement)?)
+            })?,
+            Launch::Graph => {
+                communicator.capture_begin()?;
+                let recorded =
+                    (0..method.calls).try_for_each(|_| views.call(communicator, placement));
+                // SAFETY: the memory behind the views is this rank's, and outlives the graph, which
+                // is dropped at the end of this arm.
+                let graph = unsafe { communicator.capture_end() };
+                recorded?;
+                let graph = graph?;
+                let times = time_replays(timer, peers, method, || Ok(graph.launch(communicator)?))?;
+                communicator.synchronize()?;
+                (times, Vec::new())
+            }
+        };
         communicator.synchronize()?;
         communicator.force_plan(None)?;
         Ok(times)
     }
 
-    /// As [`Rank::time_eager`] for ordinary input, without what a call adds to the launch of its
+    /// As [`Rank::time`] of eager calls for ordinary input, without what a call adds to the launch of its
     /// kernel. `None` if the call takes several launches.
     pub(crate) fn time_bare<T: Element>(
         &mut self,

@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs};
+use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs, contents};
 use crate::bench::sizes::parse_shape;
 
 /// What `bench allreduce` measures.
@@ -56,8 +56,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value = "on")]
     pub(super) pdl: Switch,
     /// Dispatch tables instead of the shipped ones, as `tune` writes them.
-    #[arg(long, value_name = "FILE")]
-    pub(super) tables: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = contents)]
+    pub(super) tables: Option<String>,
     /// The largest grid, see `CommunicatorBuilder::max_blocks` [default: that of the library]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) max_blocks: Option<u32>,
