@@ -187,8 +187,8 @@ impl<D: Device> Rank<'_, D> {
         Ok(times)
     }
 
-    /// As [`Rank::time`] of eager calls for ordinary input, without what a call adds to the launch of its
-    /// kernel. `None` if the call takes several launches.
+    /// As [`Rank::time`] of eager calls for ordinary input, without what a call adds to the launch
+    /// of its kernel. `None` if the call takes several launches.
     pub(crate) fn time_bare<T: Element>(
         &mut self,
         bytes: usize,
