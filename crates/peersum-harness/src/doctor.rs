@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use peersum::device::MemorySharing;
 use peersum_doctor::{
     Examination, TwoProcesses, Usable, emulator_finding, open_stream, other_process,
 };
 use peersum_emulator::EmulatorDevice;
+
+use crate::ranks::{ParentArgs, rank_command};
 
 /// The flags of `doctor`.
 #[derive(Debug, clap::Args)]
@@ -21,44 +23,35 @@ pub(crate) struct DoctorArgs {
     #[arg(long)]
     json: bool,
     /// How long one check may take.
-    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
-    patience: Duration,
-}
-
-fn seconds(text: &str) -> Result<Duration> {
-    let seconds = text.parse().context("not a number of seconds")?;
-    ensure!(seconds > 0, "at least one second");
-    Ok(Duration::from_secs(seconds))
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 20,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    patience: u64,
 }
 
 /// Examines the machine and prints the report. The exit status is 1 if peersum cannot be used here.
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
-    let patience = args.patience;
+    let patience = Duration::from_secs(args.patience);
     let mut examination = Examination::new().patience(patience);
     if let Some(cubins) = &args.cubins {
         examination = examination.cubin_dir(cubins);
     }
     let mut report = examination.run();
-    let program = std::env::current_exe().context("finding this program")?;
-    let pair = |gpus: Vec<u32>, sharing| TwoProcesses {
-        sharing,
-        gpus,
-        patience,
-    };
     if report.gpus.is_empty() {
-        let command = |meeting: &Path| {
-            peer_command(
-                &program,
-                meeting,
-                MemorySharing::FileDescriptor,
-                patience,
-                None,
-            )
+        let sharing = MemorySharing::FileDescriptor;
+        let command = peer_command(sharing, args.patience, None)?;
+        let pair = TwoProcesses {
+            sharing,
+            gpus: Vec::new(),
+            patience,
         };
-        report.push(
-            pair(Vec::new(), MemorySharing::FileDescriptor)
-                .finding(command, || EmulatorDevice::new(0).stream()),
-        );
+        report.push(pair.finding(
+            |meeting| at(command, meeting),
+            || EmulatorDevice::new(0).stream(),
+        ));
         report.push(emulator_finding(patience, || {
             Ok([
                 EmulatorDevice::new(0).stream()?,
@@ -67,11 +60,13 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
         }));
     } else if let Some([first, second]) = report.sharing_pair() {
         for sharing in [MemorySharing::FileDescriptor, MemorySharing::LegacyIpc] {
-            let command =
-                |meeting: &Path| peer_command(&program, meeting, sharing, patience, Some(second));
-            report.push(
-                pair(vec![first, second], sharing).finding(command, move || open_stream(first)),
-            );
+            let command = peer_command(sharing, args.patience, Some(second))?;
+            let pair = TwoProcesses {
+                sharing,
+                gpus: vec![first, second],
+                patience,
+            };
+            report.push(pair.finding(|meeting| at(command, meeting), move || open_stream(first)));
         }
     }
     if args.json {
@@ -85,45 +80,38 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     })
 }
 
-/// The other process, as [`PeerArgs`] reads it.
-fn peer_command(
-    program: &Path,
-    meeting: &Path,
-    sharing: MemorySharing,
-    patience: Duration,
-    gpu: Option<u32>,
-) -> Command {
-    let mut command = Command::new(program);
-    command
-        .arg("doctor-peer")
-        .args(["--parent", &std::process::id().to_string()])
-        .arg("--directory")
-        .arg(meeting)
-        .args(["--patience", &patience.as_secs().to_string()]);
+/// The other process, as [`PeerArgs`] reads it, but for where the two meet.
+fn peer_command(sharing: MemorySharing, patience: u64, gpu: Option<u32>) -> Result<Command> {
+    let mut command = rank_command("doctor-peer")?;
+    command.args(["--patience", &patience.to_string()]);
     if sharing == MemorySharing::LegacyIpc {
         command.arg("--legacy-ipc");
     }
     if let Some(ordinal) = gpu {
         command.args(["--gpu", &ordinal.to_string()]);
     }
+    Ok(command)
+}
+
+fn at(mut command: Command, meeting: &Path) -> Command {
+    command.arg("--directory").arg(meeting);
     command
 }
 
 /// The flags of `doctor-peer`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PeerArgs {
-    /// The process that started this one.
-    #[arg(long)]
-    parent: i32,
+    #[command(flatten)]
+    parent: ParentArgs,
     /// Where the two meet.
     #[arg(long)]
     directory: PathBuf,
     /// Share memory by handles of legacy CUDA IPC, not as file descriptors.
     #[arg(long)]
     legacy_ipc: bool,
-    /// How long each step may take.
-    #[arg(long, value_parser = seconds)]
-    patience: Duration,
+    /// How long each step may take, in seconds.
+    #[arg(long)]
+    patience: u64,
     /// The GPU to use; else an emulated device.
     #[arg(long)]
     gpu: Option<u32>,
@@ -131,8 +119,8 @@ pub(crate) struct PeerArgs {
 
 /// The other process.
 pub(crate) fn run_peer(args: &PeerArgs) -> Result<()> {
-    crate::parent::end_with(args.parent)?;
-    let (directory, patience) = (&args.directory, args.patience);
+    args.parent.end_with_it()?;
+    let (directory, patience) = (&args.directory, Duration::from_secs(args.patience));
     let sharing = if args.legacy_ipc {
         MemorySharing::LegacyIpc
     } else {

@@ -13,7 +13,7 @@ use self::nccl::measure_nccl;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
 use super::ranks::GroupSettings;
-use super::report::{Limits, Report};
+use super::report::{Report, write_json};
 use super::sample::{Sample, add_round};
 use super::timing::Timed;
 use super::{chart, limits, page, table};
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         print(&report);
         return Ok(());
     }
-    let routes = parse_routes(&args.algo)?;
+    let routes = routes(&args.algo);
     let kind = decide(args.call.device, 1)?.kind;
     let builds = Builds::new(kind, &args.call.run.cubins)
         .and(Build::UnsafeBaseline, args.unsafe_baseline.as_ref())
@@ -39,18 +39,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let report = match kind {
         DeviceKind::Emulator => {
             let emulators = Emulators::default();
-            measure_ranks(
-                args,
-                &emulators,
-                &builds,
-                &routes,
-                MeasuredLimits::default(),
-            )?
+            let mut report = empty_report(args, &emulators, &builds)?;
+            measure_ranks(args, &emulators, &builds, &routes, &mut report);
+            report
         }
         DeviceKind::Cuda => {
             let gpus = Gpus::open(u32::MAX)?;
-            let limits = measure_limits(args, &gpus);
-            let mut report = measure_ranks(args, &gpus, &builds, &routes, limits)?;
+            let mut report = empty_report(args, &gpus, &builds)?;
+            measure_limits(args, &gpus, &mut report);
+            measure_ranks(args, &gpus, &builds, &routes, &mut report);
             // Write now, in case NCCL hangs.
             write(args, &report)?;
             measure_nccl(args, &gpus, &mut report);
@@ -65,25 +62,14 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
-fn parse_routes(names: &[String]) -> Result<Vec<Route>> {
-    let mut routes = Vec::new();
-    for name in names {
-        match name.as_str() {
-            "all" => routes.extend(Route::ALL),
-            "best" => {}
-            name => {
-                let route = Route::ALL.into_iter().find(|route| route.name() == name);
-                let known = || Route::ALL.map(Route::name).join(", ");
-                routes.push(
-                    route.with_context(|| {
-                        format!("--algo {name}: there are best, all, {}", known())
-                    })?,
-                );
-            }
-        }
-    }
-    routes.dedup();
-    Ok(routes)
+/// The algorithms that `--algo` names.
+fn routes(names: &[String]) -> Vec<Route> {
+    let is_named = |route: &Route| {
+        names
+            .iter()
+            .any(|name| name == "all" || name == route.name())
+    };
+    Route::ALL.into_iter().filter(is_named).collect()
 }
 
 fn print(report: &Report) {
@@ -101,7 +87,7 @@ fn print(report: &Report) {
 
 fn write(args: &BenchArgs, report: &Report) -> Result<()> {
     if let Some(path) = &args.json {
-        report.write(path)?;
+        write_json(path, report)?;
     }
     for (path, text) in [
         (&args.html, page::page as fn(&Report) -> String),
@@ -115,20 +101,29 @@ fn write(args: &BenchArgs, report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// The limits, and what went wrong.
-#[derive(Default)]
-struct MeasuredLimits {
-    limits: Vec<Limits>,
-    notes: Vec<String>,
-    failures: Vec<String>,
+fn empty_report<M: Timed>(args: &BenchArgs, machine: &M, builds: &Builds) -> Result<Report> {
+    Ok(Report {
+        schema: Report::SCHEMA,
+        peersum: env!("CARGO_PKG_VERSION").to_owned(),
+        toolkit: builds.toolkit()?,
+        device: machine.device_name().to_owned(),
+        devices: machine.devices(),
+        emulated: machine.kind() == DeviceKind::Emulator,
+        calls: args.call.calls,
+        replays: args.call.run.replays,
+        nccl: None,
+        notes: Vec::new(),
+        failures: Vec::new(),
+        limits: Vec::new(),
+        cells: Vec::new(),
+    })
 }
 
-fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
-    let mut measured = MeasuredLimits::default();
+fn measure_limits(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     let Some(directory) = &args.limits else {
         let note = "the machine's limits were not measured: --limits was not given";
-        measured.notes.push(note.to_owned());
-        return measured;
+        report.notes.push(note.to_owned());
+        return;
     };
     for &world_size in &args.world_size {
         eprintln!("limits of {world_size} ranks");
@@ -139,13 +134,12 @@ fn measure_limits(args: &BenchArgs, gpus: &Gpus) -> MeasuredLimits {
             &args.call.bytes,
             args.call.method(),
         ) {
-            Ok(limits) => measured.limits.push(limits),
-            Err(error) => measured
+            Ok(limits) => report.limits.push(limits),
+            Err(error) => report
                 .failures
                 .push(format!("limits of {world_size} ranks: {error:#}")),
         }
     }
-    measured
 }
 
 fn measure_ranks<M: Timed>(
@@ -153,23 +147,11 @@ fn measure_ranks<M: Timed>(
     machine: &M,
     builds: &Builds,
     routes: &[Route],
-    measured: MeasuredLimits,
-) -> Result<Report> {
+    report: &mut Report,
+) {
     let all = builds.all();
     let rounds = args.rounds.unwrap_or(if all.len() > 1 { 3 } else { 1 });
     let largest_bytes = args.call.largest_bytes();
-    let tables = args
-        .tables
-        .as_ref()
-        .map(|path| {
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
-        })
-        .transpose()?;
-    let MeasuredLimits {
-        limits,
-        notes,
-        mut failures,
-    } = measured;
     let mut samples: Vec<Sample> = Vec::new();
     for &world_size in &args.world_size {
         for &pdl in args.pdl.values() {
@@ -189,14 +171,14 @@ fn measure_ranks<M: Timed>(
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,
-                            tables: tables.clone(),
+                            tables: args.tables.clone(),
                             push_half_bytes: args.call.push_half,
                         };
                         measure_group(args, machine, build, routes, &settings)
                     });
                     match measured {
                         Ok(measured) => add_round(&mut samples, measured),
-                        Err(error) => failures.push(format!(
+                        Err(error) => report.failures.push(format!(
                             "{world_size} ranks with the {} build: {error:#}",
                             build.name()
                         )),
@@ -205,23 +187,9 @@ fn measure_ranks<M: Timed>(
             }
         }
     }
-    failures.dedup();
-    let cells = samples.iter().map(|sample| sample.cell(&limits)).collect();
-    Ok(Report {
-        schema: Report::SCHEMA,
-        peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: builds.toolkit()?,
-        device: machine.device_name().to_owned(),
-        devices: machine.devices(),
-        emulated: machine.kind() == DeviceKind::Emulator,
-        calls: args.call.calls,
-        replays: args.call.run.replays,
-        nccl: None,
-        notes,
-        failures,
-        limits,
-        cells,
-    })
+    report.failures.dedup();
+    let cells = samples.iter().map(|sample| sample.cell(&report.limits));
+    report.cells = cells.collect();
 }
 
 #[cfg(test)]
@@ -229,12 +197,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
-        let error = parse_routes(&["ring".to_owned()]).unwrap_err().to_string();
-        assert!(
-            error.contains("ring") && error.contains("pull_two_shot"),
-            "{error}"
-        );
-        assert_eq!(parse_routes(&["all".to_owned()]).unwrap(), Route::ALL);
+    fn all_names_every_algorithm_and_best_none() {
+        let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(routes(&names("best,all")), Route::ALL);
+        assert_eq!(routes(&names("best")), []);
+        let two = [Route::PushOneShot, Route::PullOneShot];
+        assert_eq!(routes(&names("push_one_shot,pull_one_shot")), two);
     }
 }

@@ -122,3 +122,8 @@ impl NcclArgs {
         }
     }
 }
+
+/// The contents of the file that a flag names. clap names the flag and the file in its error.
+pub(crate) fn contents(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
+}

@@ -40,12 +40,12 @@ impl Build {
     }
 }
 
-/// The directories of the builds that are measured.
+/// The builds that are measured.
 #[derive(Debug, Clone)]
 pub(crate) struct Builds {
     device: DeviceKind,
-    shipped: PathBuf,
-    others: Vec<(Build, PathBuf)>,
+    /// The directory of each, that of the shipped build first.
+    directories: Vec<(Build, PathBuf)>,
 }
 
 impl Builds {
@@ -53,22 +53,20 @@ impl Builds {
     pub(crate) fn new(device: DeviceKind, shipped: &Path) -> Builds {
         Builds {
             device,
-            shipped: shipped.to_owned(),
-            others: Vec::new(),
+            directories: vec![(Build::Shipped, shipped.to_owned())],
         }
     }
 
     /// Another build, if there is a directory for it.
     pub(crate) fn and(mut self, build: Build, directory: Option<&PathBuf>) -> Builds {
         let other = directory.map(|directory| (build, directory.clone()));
-        self.others.extend(other);
+        self.directories.extend(other);
         self
     }
 
     /// The builds, the shipped one first.
     pub(crate) fn all(&self) -> Vec<Build> {
-        let others = self.others.iter().map(|(build, _)| *build);
-        std::iter::once(Build::Shipped).chain(others).collect()
+        self.directories.iter().map(|(build, _)| *build).collect()
     }
 
     /// Where the modules of a build are loaded from.
@@ -76,22 +74,26 @@ impl Builds {
     /// # Errors
     /// There is no such build.
     pub(crate) fn load_policy(&self, build: Build) -> Result<LoadPolicy> {
+        let policy = LoadPolicy::default()
+            .jit(JitMode::Deny)
+            .cubin_dir(self.directory(build)?);
         let Some(harness_build) = build.of_harness() else {
-            // The emulator's kernels are linked into this program.
-            let policy = LoadPolicy::default().jit(JitMode::Deny);
-            return Ok(policy.cubin_dir(&self.shipped));
+            return Ok(policy);
         };
+        // Its own kernels are linked into this program.
         ensure!(
             self.device == DeviceKind::Cuda,
             "the emulator has no {} of the kernels",
             build.name()
         );
-        let mut others = self.others.iter();
-        let (_, directory) = others
-            .find(|(other, _)| *other == build)
-            .with_context(|| format!("no directory of cubins for the {}", build.name()))?;
-        let policy = LoadPolicy::default().jit(JitMode::Deny);
-        Ok(policy.cubin_dir(directory).harness_build(harness_build))
+        Ok(policy.harness_build(harness_build))
+    }
+
+    fn directory(&self, build: Build) -> Result<&Path> {
+        let found = self.directories.iter().find(|(other, _)| *other == build);
+        let (_, directory) =
+            found.with_context(|| format!("no directory of cubins for the {}", build.name()))?;
+        Ok(directory)
     }
 
     /// The compiler of the kernels.
@@ -102,7 +104,7 @@ impl Builds {
         if self.device == DeviceKind::Emulator {
             return Ok("the host's C++ compiler".to_owned());
         }
-        let toolkit = Manifest::read_dir(&self.shipped)?.toolkit;
+        let toolkit = Manifest::read_dir(self.directory(Build::Shipped)?)?.toolkit;
         Ok(format!("{} {}", toolkit.kind, toolkit.version))
     }
 }

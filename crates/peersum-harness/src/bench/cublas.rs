@@ -7,8 +7,7 @@ use anyhow::{Context, Result, bail};
 use cudarc::cublas::{result, sys};
 use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
-
-use super::library::SharedLibrary;
+use peersum::shared_library::SharedLibrary;
 
 /// What NVIDIA recommends for Hopper; smaller devices need less.
 const WORKSPACE_BYTES: usize = 32 << 20;

@@ -7,8 +7,9 @@ mod stack;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
-use clap::ValueEnum;
+use anyhow::{Result, bail};
+use clap::ArgAction;
+use clap::builder::BoolishValueParser;
 
 use self::measure::{Group, measure_group};
 use self::report::Report;
@@ -16,6 +17,7 @@ use self::stack::Shape;
 use super::arguments::{MethodChoice, NcclArgs, RunArgs};
 use super::build::{Build, Builds};
 use super::cublas::{self, Cublas};
+use super::report::write_json;
 use super::timing::Method;
 use crate::machine::{DeviceKind, Gpus, Machine};
 
@@ -61,8 +63,14 @@ pub(crate) struct LayerArgs {
     )]
     layers: u32,
     /// Programmatic dependent launch of peersum's kernels.
-    #[arg(long, value_enum, default_value = "on")]
-    pdl: Switch,
+    #[arg(
+        long,
+        value_name = "on|off",
+        action = ArgAction::Set,
+        default_value = "on",
+        value_parser = BoolishValueParser::new()
+    )]
+    pdl: bool,
     /// Write the report.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -70,12 +78,6 @@ pub(crate) struct LayerArgs {
     nccl: NcclArgs,
     #[command(flatten)]
     run: RunArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Switch {
-    On,
-    Off,
 }
 
 /// Runs the benchmark, prints its tables and writes the report if that is asked for.
@@ -104,7 +106,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         world_size,
         layers: args.layers,
         replays: args.run.replays,
-        pdl: args.pdl == Switch::On,
+        pdl: args.pdl,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
         nccl: None,
         notes: Vec::new(),
@@ -122,7 +124,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
             warm_up: 2,
             replays: args.run.replays,
         },
-        pdl: args.pdl == Switch::On,
+        pdl: args.pdl,
     };
     for &shape in &shapes {
         eprintln!("peersum, {world_size} ranks, hidden {}", shape.hidden);
@@ -160,10 +162,9 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
 }
 
 fn write(args: &LayerArgs, report: &Report) -> Result<()> {
-    let Some(path) = &args.json else {
-        return Ok(());
-    };
-    std::fs::write(path, report.to_json()?).with_context(|| format!("writing {}", path.display()))
+    args.json
+        .iter()
+        .try_for_each(|path| write_json(path, report))
 }
 
 /// One rank per GPU, limited to the sizes that divide hidden sizes: 2, 4 or 8.
@@ -195,12 +196,13 @@ mod tests {
         assert_eq!((args.hidden, args.rows), (vec![4096, 8192], vec![1, 8, 64]));
         assert_eq!((args.layers, args.run.replays), (64, 9));
         assert_eq!(args.method.launches().len(), 2);
-        assert_eq!((args.pdl, args.world_size), (Switch::On, None));
+        assert_eq!((args.pdl, args.world_size), (true, None));
     }
 
     #[test]
     fn sizes_that_mean_nothing_are_refused() {
-        assert_eq!(parse("--rows=3,5 --pdl off").unwrap().rows, [3, 5]);
+        let args = parse("--rows=3,5 --pdl off").unwrap();
+        assert_eq!((args.rows, args.pdl), (vec![3, 5], false));
         for bad in [
             "--world-size 1",
             "--world-size 9",

@@ -180,15 +180,8 @@ fn measure_rank<R>(
 
 impl Rank<'_> {
     fn measure_all(&mut self, link: Topology, bytes: &[usize], method: Method) -> Result<Limits> {
-        let kernels = |this: &Self, exchange: bool| {
-            if exchange {
-                this.kernels.exchange.clone()
-            } else {
-                this.kernels.empty.clone()
-            }
-        };
-        let mut by_pdl = |exchange: bool| -> Result<ByPdl> {
-            let kernel = kernels(self, exchange);
+        let (empty, exchange) = (self.kernels.empty.clone(), self.kernels.exchange.clone());
+        let mut by_pdl = |kernel: CudaFunction| -> Result<ByPdl> {
             let off = self.time(&kernel, 1, 128, false, method)?;
             // Without support for the attribute both times are the same.
             let on = match self.kernels.pdl {
@@ -197,7 +190,7 @@ impl Rank<'_> {
             };
             Ok(ByPdl { on, off })
         };
-        let (empty_us, exchange_us) = (by_pdl(false)?, by_pdl(true)?);
+        let (empty_us, exchange_us) = (by_pdl(empty)?, by_pdl(exchange)?);
         let one_way_us = self.ping_pong()?;
         let bulk = Method {
             calls: 10,

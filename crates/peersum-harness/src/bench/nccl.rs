@@ -5,14 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use peersum::cudarc::driver::CudaStream;
+use peersum::nccl_version::{self, NcclVersion};
+use peersum::shared_library::SharedLibrary;
 use peersum_artifact::Dtype;
 
-use super::library::SharedLibrary;
 use super::report::System;
 use crate::machine::{Gpus, Machine};
 
-/// The names of NCCL's library: as runtime packages install it, then as development packages do.
-const LIBRARY_NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
 /// `ncclSum`.
@@ -25,7 +24,6 @@ type Status = c_int;
 /// The functions that are used, by nccl.h. The types of what they take have not changed since 2.0;
 /// the last three came with 2.19 and 2.27.
 struct Functions {
-    get_version: unsafe extern "C" fn(*mut c_int) -> Status,
     get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
     comm_init_all: unsafe extern "C" fn(*mut Communicator, c_int, *const c_int) -> Status,
     comm_destroy: unsafe extern "C" fn(Communicator) -> Status,
@@ -61,17 +59,11 @@ impl Nccl {
     /// # Errors
     /// It is not there, or lacks a function that every NCCL has.
     pub(crate) fn open(path: Option<&Path>) -> Result<Nccl> {
-        let names = match path {
-            Some(path) => vec![path],
-            None => LIBRARY_NAMES.iter().map(Path::new).collect(),
-        };
-        // SAFETY: NCCL's initialisers run, which expect to be run at any time and in any thread; the
-        // file is the one that the user names or that their loader finds for NCCL's name.
-        let library = unsafe { SharedLibrary::open(names) }.context("could not open NCCL")?;
+        let library = nccl_version::open(path).context("could not open NCCL")?;
+        let version = NcclVersion::of(&library).context("NCCL does not tell its version")?;
         // SAFETY: the types are those of nccl.h, see `Functions`.
         let functions = unsafe {
             Functions {
-                get_version: function(&library, "ncclGetVersion")?,
                 get_error_string: function(&library, "ncclGetErrorString")?,
                 comm_init_all: function(&library, "ncclCommInitAll")?,
                 comm_destroy: function(&library, "ncclCommDestroy")?,
@@ -79,13 +71,9 @@ impl Nccl {
                 symmetric: SymmetricFunctions::find(&library).ok(),
             }
         };
-        let mut number = 0;
-        // SAFETY: `number` is a place for one number.
-        let status = unsafe { (functions.get_version)(&raw mut number) };
-        ensure!(status == 0, "ncclGetVersion: {status}");
         Ok(Nccl {
             functions,
-            version: version_text(number),
+            version: version.to_string(),
         })
     }
 
@@ -105,6 +93,13 @@ impl Nccl {
         // SAFETY: NCCL returns a string of its own for every number.
         let text = unsafe { CStr::from_ptr((self.functions.get_error_string)(status)) };
         bail!("{call}: {} ({status})", text.to_string_lossy())
+    }
+
+    /// For a drop, which cannot return an error.
+    fn warn(&self, call: &str, status: Status) {
+        if let Err(error) = self.check(call, status) {
+            tracing::warn!("{error:#}");
+        }
     }
 
     /// A communicator for each rank of a group, one a GPU.
@@ -165,16 +160,6 @@ unsafe fn function<T: Copy>(library: &SharedLibrary, name: &str) -> Result<T> {
     unsafe { library.function(name) }.with_context(|| format!("NCCL has no {name}"))
 }
 
-/// `2.28.9` of 22809, as nccl.h puts numbers together; before 2.9 a minor number had one digit.
-fn version_text(number: c_int) -> String {
-    let (major, minor, patch) = if number < 10_000 {
-        (number / 1000, number / 100 % 10, number % 100)
-    } else {
-        (number / 10_000, number / 100 % 100, number % 100)
-    };
-    format!("{major}.{minor}.{patch}")
-}
-
 fn dtype_number(dtype: Dtype) -> c_int {
     match dtype {
         Dtype::F16 => 6,
@@ -230,9 +215,7 @@ impl Drop for OwnedCommunicator<'_> {
     fn drop(&mut self) {
         // SAFETY: made by ncclCommInitAll, and destroyed once, here.
         let status = unsafe { (self.nccl.functions.comm_destroy)(self.communicator) };
-        if let Err(error) = self.nccl.check("ncclCommDestroy", status) {
-            tracing::warn!("{error:#}");
-        }
+        self.nccl.warn("ncclCommDestroy", status);
     }
 }
 
@@ -285,22 +268,17 @@ impl<'a> SymmetricMemory<'a> {
 
 impl Drop for SymmetricMemory<'_> {
     fn drop(&mut self) {
-        let note = |call: &str, status: Status| {
-            if let Err(error) = self.nccl.check(call, status) {
-                tracing::warn!("{error:#}");
-            }
-        };
         if !self.window.is_null() {
             // SAFETY: registered with this communicator, and deregistered once, here; the stream
             // was waited for.
             let status =
                 unsafe { (self.functions.window_deregister)(self.communicator, self.window) };
-            note("ncclCommWindowDeregister", status);
+            self.nccl.warn("ncclCommWindowDeregister", status);
         }
         if !self.address.is_null() {
             // SAFETY: allocated by ncclMemAlloc, and freed once, here.
             let status = unsafe { (self.functions.mem_free)(self.address) };
-            note("ncclMemFree", status);
+            self.nccl.warn("ncclMemFree", status);
         }
     }
 }
@@ -308,13 +286,6 @@ impl Drop for SymmetricMemory<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read_as_nccl_writes_them() {
-        assert_eq!(version_text(22809), "2.28.9");
-        assert_eq!(version_text(21903), "2.19.3");
-        assert_eq!(version_text(2708), "2.7.8");
-    }
 
     #[test]
     fn a_library_that_is_not_there_is_an_error_that_names_it() {

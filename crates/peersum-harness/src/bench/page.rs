@@ -52,10 +52,9 @@ pub(crate) fn page(report: &Report) -> String {
 }
 
 fn table_html(table: &Table) -> String {
-    let class = |column: usize| {
-        let first = table.rows.first().and_then(|row| row.get(column));
-        let is_word = first.is_some_and(|entry| entry.starts_with(|c: char| c.is_alphabetic()));
-        if is_word { " class=\"word\"" } else { "" }
+    let class = |column: usize| match table.is_word(column) {
+        true => " class=\"word\"",
+        false => "",
     };
     let mut html = format!(
         "<h2>{}</h2>\n<div class=\"scroll\"><table>\n<tr>",

@@ -1,7 +1,6 @@
 //! A group that is measured: what each of its ranks measures with.
 
 use std::mem::ManuallyDrop;
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,6 +9,7 @@ use peersum::dispatch::{Placement, Plan};
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Element, Error, Output, SymmetricBuffer};
 
+use super::report::Launch;
 use super::timing::{Method, Timed, Timer, time_eager, time_replays};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::machine::{DeviceKind, DeviceOf};
@@ -150,54 +150,45 @@ impl<D: Device> Rank<'_, D> {
         Ok(())
     }
 
-    /// Replays of a graph of calls with `plan`, `None` for what the table says: microseconds a call
-    /// for each.
-    pub(crate) fn time_graph<T: Element>(
+    /// Times calls with `plan`, `None` for what the table says: microseconds a call of each replay
+    /// of a graph, or of each batch of eager calls and of the host.
+    pub(crate) fn time<T: Element>(
         &mut self,
         placement: Placement,
         bytes: usize,
         plan: Option<Plan>,
-        method: Method,
-    ) -> Result<Vec<f64>> {
-        let mut views = self.views::<T>(bytes);
-        let communicator = &mut self.communicator;
-        communicator.force_plan(plan)?;
-        communicator.capture_begin()?;
-        let recorded = (0..method.calls).try_for_each(|_| views.call(communicator, placement));
-        // SAFETY: the memory behind the views is this rank's, and outlives the graph, which is
-        // dropped here.
-        let graph = unsafe { communicator.capture_end() };
-        recorded?;
-        let graph = graph?;
-        let times = time_replays(&mut *self.timer, self.peers, method, || {
-            Ok(graph.launch(communicator)?)
-        })?;
-        communicator.synchronize()?;
-        communicator.force_plan(None)?;
-        Ok(times)
-    }
-
-    /// Batches of eager calls: microseconds a call by the device's clock, and of the host.
-    pub(crate) fn time_eager<T: Element>(
-        &mut self,
-        placement: Placement,
-        bytes: usize,
-        plan: Option<Plan>,
+        launch: Launch,
         method: Method,
     ) -> Result<(Vec<f64>, Vec<f64>)> {
         let mut views = self.views::<T>(bytes);
         let communicator = &mut self.communicator;
+        let (timer, peers) = (&mut *self.timer, self.peers);
         communicator.force_plan(plan)?;
-        let times = time_eager(&mut *self.timer, self.peers, method, || {
-            Ok(views.call(communicator, placement)?)
-        })?;
+        let times = match launch {
+            Launch::Eager => time_eager(timer, peers, method, || {
+                Ok(views.call(communicator, placement)?)
+            })?,
+            Launch::Graph => {
+                communicator.capture_begin()?;
+                let recorded =
+                    (0..method.calls).try_for_each(|_| views.call(communicator, placement));
+                // SAFETY: the memory behind the views is this rank's, and outlives the graph, which
+                // is dropped at the end of this arm.
+                let graph = unsafe { communicator.capture_end() };
+                recorded?;
+                let graph = graph?;
+                let times = time_replays(timer, peers, method, || Ok(graph.launch(communicator)?))?;
+                communicator.synchronize()?;
+                (times, Vec::new())
+            }
+        };
         communicator.synchronize()?;
         communicator.force_plan(None)?;
         Ok(times)
     }
 
-    /// As [`Rank::time_eager`] for ordinary input, without what a call adds to the launch of its
-    /// kernel. `None` if the call takes several launches.
+    /// As [`Rank::time`] of eager calls for ordinary input, without what a call adds to the launch
+    /// of its kernel. `None` if the call takes several launches.
     pub(crate) fn time_bare<T: Element>(
         &mut self,
         bytes: usize,
@@ -224,9 +215,7 @@ impl<D: Device> Rank<'_, D> {
         let view = |address| {
             // SAFETY: each place has at least as many bytes, aligned for every type; the views are
             // dropped before it. The symmetric buffer itself is not used while a view of it exists.
-            View(ManuallyDrop::new(unsafe {
-                self.device.adopt(address, len)
-            }))
+            ManuallyDrop::new(unsafe { self.device.adopt(address, len) })
         };
         Views {
             input: view(self.device.allocation_address(&self.memory.input)),
@@ -236,11 +225,11 @@ impl<D: Device> Rank<'_, D> {
     }
 }
 
-/// A message in each of the places it can be in.
+/// A message in each of the places it can be in, as buffers that do not own their memory.
 struct Views<T: Element, D: Device> {
-    input: View<T, D>,
-    output: View<T, D>,
-    symmetric: View<T, D>,
+    input: ManuallyDrop<D::Buffer<T>>,
+    output: ManuallyDrop<D::Buffer<T>>,
+    symmetric: ManuallyDrop<D::Buffer<T>>,
 }
 
 impl<T: Element, D: Device> Views<T, D> {
@@ -257,26 +246,11 @@ impl<T: Element, D: Device> Views<T, D> {
     }
 }
 
-/// Memory of somebody else as a device's buffer.
-struct View<T: Element, D: Device>(ManuallyDrop<D::Buffer<T>>);
-
-impl<T: Element, D: Device> Deref for View<T, D> {
-    type Target = D::Buffer<T>;
-
-    fn deref(&self) -> &D::Buffer<T> {
-        &self.0
-    }
-}
-
-impl<T: Element, D: Device> DerefMut for View<T, D> {
-    fn deref_mut(&mut self) -> &mut D::Buffer<T> {
-        &mut self.0
-    }
-}
-
-impl<T: Element, D: Device> Drop for View<T, D> {
+impl<T: Element, D: Device> Drop for Views<T, D> {
     fn drop(&mut self) {
-        // SAFETY: taken once, here.
-        D::disown(unsafe { ManuallyDrop::take(&mut self.0) });
+        for view in [&mut self.input, &mut self.output, &mut self.symmetric] {
+            // SAFETY: taken once, here.
+            D::disown(unsafe { ManuallyDrop::take(view) });
+        }
     }
 }

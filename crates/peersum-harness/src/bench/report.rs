@@ -11,9 +11,6 @@ use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
 use super::build::Build;
 use super::timing::{Spread, median, rounded};
 
-/// The version of the file's layout.
-const SCHEMA: u32 = 1;
-
 /// One run of `bench allreduce`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -55,19 +52,7 @@ pub(crate) enum System {
 }
 
 /// How calls are launched.
-#[derive(
-    Debug,
-    Clone,
-    Copy,
-    PartialEq,
-    Eq,
-    Hash,
-    PartialOrd,
-    Ord,
-    Serialize,
-    Deserialize,
-    clap::ValueEnum,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Launch {
     /// All calls of a replay in one graph.
@@ -236,26 +221,23 @@ impl Limits {
 }
 
 impl Report {
+    /// The version of the file's layout.
+    pub(crate) const SCHEMA: u32 = 1;
+
     pub(crate) fn read(path: &Path) -> Result<Report> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let report: Report = serde_json::from_str(&text)
             .with_context(|| format!("{} is not a report of bench allreduce", path.display()))?;
         ensure!(
-            report.schema == SCHEMA,
-            "{} has schema {}, this version reads {SCHEMA}",
+            report.schema == Report::SCHEMA,
+            "{} has schema {}, this version reads {}",
             path.display(),
-            report.schema
+            report.schema,
+            Report::SCHEMA
         );
         Ok(report)
     }
-
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        let text = serde_json::to_string_pretty(self)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
-    }
-
-    pub(crate) const SCHEMA: u32 = SCHEMA;
 
     /// What was measured on, in one line.
     pub(crate) fn title(&self) -> String {
@@ -280,11 +262,20 @@ impl Report {
     }
 }
 
+/// Writes a report for programs.
+///
+/// # Errors
+/// The file cannot be written.
+pub(crate) fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
-    pub(crate) fn limits(link: Topology) -> Limits {
+    fn limits(link: Topology) -> Limits {
         Limits {
             world_size: 4,
             link,

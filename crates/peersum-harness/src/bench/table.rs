@@ -225,8 +225,13 @@ impl Table {
         Some(Table { title, head, rows })
     }
 
-    /// Columns aligned by spaces: to the left where a column's first entry begins with a letter,
-    /// else to the right.
+    /// Whether a column's first entry begins with a letter.
+    pub(crate) fn is_word(&self, column: usize) -> bool {
+        let first = self.rows.first().and_then(|row| row.get(column));
+        first.is_some_and(|entry| entry.starts_with(|c: char| c.is_alphabetic()))
+    }
+
+    /// Columns aligned by spaces: words to the left, numbers to the right.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.title);
         let widths: Vec<usize> = (0..self.head.len())
@@ -240,10 +245,7 @@ impl Table {
         for row in std::iter::once(&head).chain(&self.rows) {
             let mut line = String::new();
             for (column, (entry, &width)) in row.iter().zip(&widths).enumerate() {
-                let first = self.rows.first().and_then(|row| row.get(column));
-                let is_word =
-                    first.is_some_and(|entry| entry.starts_with(|c: char| c.is_alphabetic()));
-                let _ = if is_word {
+                let _ = if self.is_word(column) {
                     write!(line, "  {entry:<width$}")
                 } else {
                     write!(line, "  {entry:>width$}")

@@ -176,12 +176,18 @@ pub(crate) fn time_eager(
 /// For each replay the shortest time of all ranks: that of the rank that began last and waited for
 /// no other.
 pub(crate) fn shortest(ranks: &[Vec<f64>]) -> Vec<f64> {
+    of_each_replay(ranks, f64::min)
+}
+
+/// For each replay the longest time of any rank.
+pub(crate) fn longest(ranks: &[Vec<f64>]) -> Vec<f64> {
+    of_each_replay(ranks, f64::max)
+}
+
+fn of_each_replay(ranks: &[Vec<f64>], pick: fn(f64, f64) -> f64) -> Vec<f64> {
     let replays = ranks.iter().map(Vec::len).min().unwrap_or(0);
     (0..replays)
-        .map(|replay| {
-            let times = ranks.iter().filter_map(|rank| rank.get(replay).copied());
-            times.fold(f64::INFINITY, f64::min)
-        })
+        .filter_map(|replay| ranks.iter().map(|rank| rank[replay]).reduce(pick))
         .collect()
 }
 
@@ -252,5 +258,11 @@ mod tests {
     fn of_each_replay_the_rank_that_began_last_counts() {
         let ranks = [vec![5.0, 2.0, 7.0], vec![4.0, 3.0, 9.0]];
         assert_eq!(shortest(&ranks), [4.0, 2.0, 7.0]);
+    }
+
+    #[test]
+    fn where_nobody_waits_the_slowest_rank_counts() {
+        let ranks = [vec![5.0, 2.0, 7.0], vec![4.0, 3.0, 9.0]];
+        assert_eq!(longest(&ranks), [5.0, 3.0, 9.0]);
     }
 }

@@ -3,6 +3,8 @@
 
 mod sweep;
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,13 +15,13 @@ use peersum::dispatch::{
 };
 use peersum_artifact::Dtype;
 
-use crate::bench::arguments::CallArgs;
+use crate::bench::arguments::{CallArgs, contents};
 use crate::bench::build::{Build, Builds};
 use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
 use crate::bench::timing::Timed;
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
-use sweep::{Progress, Shapes, Sweep, Tuned};
+use sweep::{Progress, Shapes, Sweep, Tuned, geometric_mean};
 
 /// How many candidates of one world size may fail before it is given up.
 const MOST_FAILURES: usize = 8;
@@ -51,8 +53,8 @@ pub(crate) struct TuneArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     seconds: f64,
     /// The tables to start from [default: the shipped ones]
-    #[arg(long, value_name = "FILE")]
-    base: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = contents)]
+    base: Option<String>,
     /// Where to write the tables: those of --base, with the measured rows in place of theirs.
     #[arg(long, value_name = "FILE", default_value = "target/tune/tables.json")]
     out: PathBuf,
@@ -78,14 +80,7 @@ pub(crate) fn run(args: &TuneArgs) -> Result<()> {
 }
 
 fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
-    let base_text = args
-        .base
-        .as_ref()
-        .map(|path| {
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
-        })
-        .transpose()?;
-    let mut tables = match &base_text {
+    let mut tables = match &args.base {
         Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
         None => DispatchTables::shipped()?,
     };
@@ -148,14 +143,12 @@ fn write(path: &Path, text: &str) -> Result<()> {
     };
     std::fs::create_dir_all(directory)
         .with_context(|| format!("making {}", directory.display()))?;
-    let file = tempfile::NamedTempFile::new_in(directory)
+    // A temporary file is readable by its owner only; this file is for everyone.
+    let file = tempfile::Builder::new()
+        .permissions(std::fs::Permissions::from_mode(0o644))
+        .tempfile_in(directory)
         .with_context(|| format!("making a file in {}", directory.display()))?;
     std::fs::write(file.path(), text)?;
-    // A temporary file is readable by its owner only; this file is for everyone.
-    std::fs::set_permissions(
-        file.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o644),
-    )?;
     file.persist(path)
         .with_context(|| format!("writing {}", path.display()))?;
     Ok(())
@@ -198,21 +191,13 @@ impl<'a> Group<'a> {
         let progress = Mutex::new(Progress::default());
         let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            let (done, failed) = {
+            let (todo, failed) = {
                 let progress = lock();
-                let done: Vec<u64> = progress.tuned.iter().map(|tuned| tuned.bytes).collect();
-                (done, progress.failed.clone())
+                let is_done = |bytes| progress.tuned.iter().any(|tuned| tuned.bytes == bytes);
+                let sizes = self.args.call.bytes.iter().map(|bytes| *bytes as u64);
+                let todo: BTreeSet<u64> = sizes.filter(|bytes| !is_done(*bytes)).collect();
+                (Vec::from_iter(todo), progress.failed.clone())
             };
-            let mut todo: Vec<u64> = self
-                .args
-                .call
-                .bytes
-                .iter()
-                .map(|bytes| *bytes as u64)
-                .collect();
-            todo.retain(|bytes| !done.contains(bytes));
-            todo.sort_unstable();
-            todo.dedup();
             let sweep = Sweep {
                 shapes,
                 dtypes: &self.args.dtype,
@@ -348,11 +333,10 @@ impl Outcome<'_> {
             })
             .collect();
         if !ratios.is_empty() {
-            let mean = ratios.iter().map(|ratio| ratio.ln()).sum::<f64>() / ratios.len() as f64;
             println!(
                 "W{}: geometric mean {:.3} of the tables before, over {} cells",
                 self.group.world_size,
-                mean.exp(),
+                geometric_mean(&ratios),
                 ratios.len()
             );
         }

@@ -11,6 +11,7 @@ use peersum_artifact::Dtype;
 
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::Rank;
+use crate::bench::report::Launch;
 use crate::bench::timing::{Method, median, rounded, shortest};
 use crate::data::with_element;
 
@@ -250,8 +251,8 @@ impl Sweep<'_> {
         self.dtypes
             .iter()
             .map(|dtype| {
-                let times = with_element!(
-                    dtype, T => rank.time_graph::<T>(placement, bytes, plan, method)?
+                let (times, _) = with_element!(
+                    dtype, T => rank.time::<T>(placement, bytes, plan, Launch::Graph, method)?
                 );
                 let all = rank.peers.gather(times)?;
                 Ok(rounded(median(&shortest(&all))))
@@ -299,7 +300,7 @@ fn winner(timed: &[(Plan, Vec<f64>)], base_plan: Plan) -> Option<&(Plan, Vec<f64
     })
 }
 
-fn geometric_mean(values: &[f64]) -> f64 {
+pub(super) fn geometric_mean(values: &[f64]) -> f64 {
     if values.is_empty() {
         return f64::INFINITY;
     }

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
+use clap::builder::PossibleValuesParser;
+use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs};
+use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs, contents};
 use crate::bench::sizes::parse_shape;
 
 /// What `bench allreduce` measures.
@@ -34,7 +36,8 @@ pub(crate) struct BenchArgs {
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "best"
+        default_value = "best",
+        value_parser = algorithms()
     )]
     pub(super) algo: Vec<String>,
     /// Grids to try for a named algorithm, as BLOCKSxTHREADS.
@@ -53,8 +56,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_enum, default_value = "on")]
     pub(super) pdl: Switch,
     /// Dispatch tables instead of the shipped ones, as `tune` writes them.
-    #[arg(long, value_name = "FILE")]
-    pub(super) tables: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", value_parser = contents)]
+    pub(super) tables: Option<String>,
     /// The largest grid, see `CommunicatorBuilder::max_blocks` [default: that of the library]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(super) max_blocks: Option<u32>,
@@ -114,5 +117,36 @@ impl Switch {
             Switch::Off => &[false],
             Switch::Both => &[true, false],
         }
+    }
+}
+
+fn algorithms() -> PossibleValuesParser {
+    let names = ["best", "all"]
+        .into_iter()
+        .chain(Route::ALL.map(Route::name));
+    PossibleValuesParser::new(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    #[test]
+    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
+        let parse = |algo| Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
+        let error = parse("ring").err().unwrap().to_string();
+        assert!(
+            error.contains("ring") && error.contains("pull_two_shot"),
+            "{error}"
+        );
+        assert_eq!(parse("best,pull_two_shot").ok().unwrap().args.algo.len(), 2);
     }
 }

@@ -73,13 +73,7 @@ impl Group<'_> {
                         plan: Some(rank.communicator.launched(chosen, bytes as u64)),
                         from_table,
                     };
-                    let (times, host) = match launch {
-                        Launch::Graph => (
-                            rank.time_graph::<T>(placement, bytes, plan, method)?,
-                            Vec::new(),
-                        ),
-                        Launch::Eager => rank.time_eager::<T>(placement, bytes, plan, method)?,
-                    };
+                    let (times, host) = rank.time::<T>(placement, bytes, plan, launch, method)?;
                     samples.push(Sample { call, times, host });
                     let is_plain = from_table && placement == Placement::Ordinary;
                     if is_plain

@@ -17,7 +17,7 @@ use super::stack::{Activations, Shape, Stack};
 use crate::bench::nccl::OwnedCommunicator;
 use crate::bench::ranks::call_timeout;
 use crate::bench::report::{Launch, System};
-use crate::bench::timing::{EventTimer, Method, Spread, shortest, time_replays};
+use crate::bench::timing::{EventTimer, Method, Spread, longest, shortest, time_replays};
 use crate::machine::{Gpus, Machine};
 use crate::ranks::{PATIENCE, Peers, run_threads};
 
@@ -264,26 +264,4 @@ fn sum_by_nccl(
     // SAFETY: the slice has so many elements and is freed in the order of the stream, which is of
     // this rank's device; the communicator is that of the thread's rank.
     unsafe { communicator.all_reduce(address, address, elements, Dtype::Bf16, stream) }
-}
-
-/// For each replay the longest time of any rank.
-fn longest(ranks: &[Vec<f64>]) -> Vec<f64> {
-    let replays = ranks.iter().map(Vec::len).min().unwrap_or(0);
-    (0..replays)
-        .map(|replay| {
-            let times = ranks.iter().filter_map(|rank| rank.get(replay).copied());
-            times.fold(0.0, f64::max)
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn where_nobody_waits_the_slowest_rank_counts() {
-        let ranks = [vec![5.0, 2.0, 7.0], vec![4.0, 3.0, 9.0]];
-        assert_eq!(longest(&ranks), [5.0, 3.0, 9.0]);
-    }
 }
