@@ -5,7 +5,7 @@
 mod rendezvous_stage;
 
 use rendezvous_stage::by_hand::{self, contribution, frame, frame_with_length, join_request};
-use rendezvous_stage::{AMPLE, Stage};
+use rendezvous_stage::{AMPLE, Stage, settle};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -81,6 +81,27 @@ fn a_member_that_breaks_the_protocol_is_named_to_all() {
                 "{complaint}: {error}"
             );
         }
+    }
+}
+
+#[test]
+fn a_rank_that_ends_right_behind_its_message_is_lost_to_all() {
+    let stage = Stage::enter("a_rank_that_ends_right_behind_its_message_is_lost_to_all");
+    let mut zero = stage.rank(0, 3, AMPLE, "join, pause, gather work 1");
+    let mut one = stage.rank(1, 3, AMPLE, "join, gather work 1");
+    let mut member = stage.connect();
+    member.write_all(&join_request(2)).unwrap();
+    while !by_hand::read(&mut member).starts_with(r#"{"Welcome""#) {}
+    member.write_all(&contribution(2, "work", b"")).unwrap();
+    drop(member);
+    zero.hear("paused");
+    one.hear("join");
+    // Rank 0 finds both messages and the end of the connection at once.
+    settle();
+    zero.go();
+    for rank in [zero, one] {
+        let error = rank.error();
+        assert!(error.starts_with("PeerLost { rank: 2"), "{error}");
     }
 }
 

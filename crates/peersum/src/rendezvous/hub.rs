@@ -203,6 +203,13 @@ impl Hub {
                 .filter(|(_, message)| message.is_none())
                 .map(|(rank, _)| rank)
                 .collect();
+            // A rank may have ended right behind its message. Nobody has the results yet, so this is
+            // the last moment at which all ranks can be told.
+            if missing.is_empty()
+                && let Some(gone) = hub.members.iter().find(|it| it.connection.is_lost())
+            {
+                return Err(step.lost(gone.rank()));
+            }
             let given = |rank| collected[rank as usize].is_some();
             Ok(hub.wait_for(missing, given))
         })?;
