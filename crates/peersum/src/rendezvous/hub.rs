@@ -203,7 +203,7 @@ impl Hub {
                 .filter(|(_, message)| message.is_none())
                 .map(|(rank, _)| rank)
                 .collect();
-            // A rank may have ended right behind its message. Nobody has the results yet, so this is
+            // A rank may have ended right behind its message. Nobody has the results yet: this is
             // the last moment at which all ranks can be told.
             if missing.is_empty()
                 && let Some(gone) = hub.members.iter().find(|it| it.connection.is_lost())
