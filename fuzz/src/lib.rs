@@ -10,7 +10,7 @@ use std::time::Duration;
 use peersum::Rendezvous;
 use peersum::dispatch::{DispatchTables, Placement, Topology};
 use peersum_artifact::pack::Pack;
-use peersum_artifact::{Manifest, inspect_cubin, text_sections, verify_bytes};
+use peersum_artifact::{Arch, Manifest, inspect_cubin, text_sections, verify_bytes};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 /// A manifest's text. Returns whether it was accepted, as all functions here do.
@@ -98,7 +98,7 @@ pub fn dispatch_table(input: &[u8]) -> bool {
     let mut accepted = false;
     for (arch, world_size, topology) in [
         (None, 2, Topology::Shared),
-        (Some("sm_90"), 8, Topology::Peer),
+        (Some(Arch::plain(9, 0)), 8, Topology::Peer),
         (None, 3, Topology::Emulator),
     ] {
         let table = match tables.choose(arch, world_size, topology) {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
     DispatchTable, DispatchTables, MeasuredRow, Measurement, Origin, Placement, Row, Topology,
 };
-use peersum_artifact::Dtype;
+use peersum_artifact::{Arch, Dtype};
 
 use crate::bench::arguments::{CallArgs, contents};
 use crate::bench::build::{Build, Builds};
@@ -169,7 +169,7 @@ struct Group<'a> {
 /// The result for one world size.
 struct Outcome<'a> {
     group: &'a Group<'a>,
-    arch: Option<String>,
+    arch: Option<Arch>,
     base: DispatchTable,
     tuned: Vec<Tuned>,
 }
@@ -238,9 +238,7 @@ impl<'a> Group<'a> {
         let arch = progress.arch.flatten();
         let outcome = Outcome {
             group: self,
-            base: self
-                .base
-                .choose(arch.as_deref(), self.world_size, self.link)?,
+            base: self.base.choose(arch, self.world_size, self.link)?,
             arch,
             tuned: progress.tuned,
         };
@@ -268,7 +266,7 @@ impl Outcome<'_> {
             DispatchTable::overlay(self.base.rows(placement), &measured)
         };
         Some(DispatchTable {
-            arch: self.arch.clone(),
+            arch: self.arch.map(|arch| format!("sm_{arch}")),
             world_sizes: vec![self.group.world_size],
             topology: self.group.link,
             ordinary: rows(Placement::Ordinary),

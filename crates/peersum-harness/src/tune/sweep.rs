@@ -7,7 +7,7 @@ use anyhow::Result;
 use half::bf16;
 use peersum::device::Device;
 use peersum::dispatch::{Placement, Plan, Route, Topology};
-use peersum_artifact::Dtype;
+use peersum_artifact::{Arch, Dtype};
 
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::Rank;
@@ -97,7 +97,7 @@ pub(super) struct Tuned {
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// The devices' architecture, once a group was formed.
-    pub(super) arch: Option<Option<String>>,
+    pub(super) arch: Option<Option<Arch>>,
     /// What is being measured.
     pub(super) trying: Option<Candidate>,
     pub(super) failed: Vec<Candidate>,
@@ -123,8 +123,7 @@ impl Sweep<'_> {
     /// clock and from times that they exchange.
     pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
         rank.fill::<bf16>()?;
-        let arch = rank.communicator.identity().arch;
-        let arch = arch.map(|(major, minor)| format!("sm_{major}{minor}"));
+        let arch = rank.communicator.identity().cubin_arch();
         self.note(rank, |progress| progress.arch = Some(arch));
         for (index, &bytes) in self.sizes.iter().enumerate() {
             let left = self.deadline.saturating_duration_since(Instant::now());

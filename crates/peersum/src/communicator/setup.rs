@@ -240,7 +240,6 @@ impl<D: Device> Setup<'_, D> {
         // A table for one architecture serves a group of that architecture alone.
         let is_everywhere = ranks.iter().all(|rank| rank.device.arch == identity.arch);
         let arch = identity.cubin_arch().filter(|_| is_everywhere);
-        let arch = arch.map(|arch| arch.to_string());
         let tables = match &self.builder.tables {
             Some(text) => DispatchTables::parse(text)?,
             None => DispatchTables::shipped()?,
@@ -248,7 +247,7 @@ impl<D: Device> Setup<'_, D> {
         // A group of one launches nothing; any table will do.
         let table_size = self.group.world_size().max(2);
         Ok(Meeting {
-            table: tables.choose(arch.as_deref(), table_size, topology)?,
+            table: tables.choose(arch, table_size, topology)?,
             ranks_on_device,
             shares_device,
             group_token: ranks.first().map_or(0, |rank| rank.token),

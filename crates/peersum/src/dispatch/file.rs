@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use peersum_artifact::Arch;
 use serde::{Deserialize, Serialize};
 
 use super::error::{SCHEMA, TableError};
@@ -52,27 +53,29 @@ impl DispatchTables {
         })
     }
 
-    /// The table that fits best: the architecture's own, else the one for every architecture.
+    /// The table that fits best: that of the ranks' architecture, else the one for every
+    /// architecture. `arch` is `None` if the ranks differ in it or are emulated.
     ///
     /// # Errors
     /// [`TableError::Row`] if there is none, or if it breaks a rule.
     pub fn choose(
         &self,
-        arch: Option<&str>,
+        arch: Option<Arch>,
         world_size: u32,
         topology: Topology,
     ) -> Result<DispatchTable, TableError> {
+        let arch = arch.map(|arch| format!("sm_{arch}"));
         let serves = |table: &&DispatchTable| {
             table.topology == topology && table.world_sizes.contains(&world_size)
         };
         let candidates = || self.tables.iter().filter(serves);
         let table = candidates()
-            .find(|table| table.arch.is_some() && table.arch.as_deref() == arch)
+            .find(|table| table.arch.is_some() && table.arch == arch)
             .or_else(|| candidates().find(|table| table.arch.is_none()))
             .ok_or_else(|| TableError::Row {
                 table: format!(
                     "{} x {world_size} over {topology:?}",
-                    arch.unwrap_or("any architecture")
+                    arch.as_deref().unwrap_or("any architecture")
                 ),
                 reason: "there is no such table and none for every architecture".to_owned(),
             })?;
@@ -147,6 +150,8 @@ mod tests {
     use super::*;
     use crate::dispatch::{Measurement, Origin};
 
+    const SM_90: Arch = Arch::plain(9, 0);
+
     #[test]
     fn the_shipped_file_has_the_form_that_is_written() {
         let written = DispatchTables::shipped().unwrap().to_json().unwrap();
@@ -181,25 +186,27 @@ mod tests {
     #[test]
     fn an_inserted_table_takes_its_world_sizes_from_the_others_and_leaves_them_the_rest() {
         let mut tables = DispatchTables::shipped().unwrap();
-        let before = tables.choose(Some("sm_90"), 3, Topology::Shared).unwrap();
-        let mut own = tables.choose(Some("sm_90"), 4, Topology::Shared).unwrap();
+        let before = tables.choose(Some(SM_90), 3, Topology::Shared).unwrap();
+        let mut own = tables.choose(Some(SM_90), 4, Topology::Shared).unwrap();
         own.world_sizes = vec![4];
         own.ordinary[0].plan.threads = 32;
         tables.insert(own.clone());
         assert_eq!(
-            tables.choose(Some("sm_90"), 4, Topology::Shared).unwrap(),
+            tables.choose(Some(SM_90), 4, Topology::Shared).unwrap(),
             own
         );
-        let mut left = tables.choose(Some("sm_90"), 3, Topology::Shared).unwrap();
+        let mut left = tables.choose(Some(SM_90), 3, Topology::Shared).unwrap();
         assert!(!left.world_sizes.contains(&4));
         left.world_sizes = before.world_sizes.clone();
         assert_eq!(left, before);
         // Other architectures and topologies are not touched.
         assert_eq!(
-            tables.choose(Some("sm_80"), 4, Topology::Shared).unwrap(),
+            tables
+                .choose(Some(Arch::plain(8, 0)), 4, Topology::Shared)
+                .unwrap(),
             DispatchTables::shipped()
                 .unwrap()
-                .choose(Some("sm_80"), 4, Topology::Shared)
+                .choose(Some(Arch::plain(8, 0)), 4, Topology::Shared)
                 .unwrap()
         );
     }
@@ -209,7 +216,7 @@ mod tests {
         let base = DispatchTables::shipped().unwrap();
         let table = |world_size| {
             let mut table = base
-                .choose(Some("sm_90"), world_size, Topology::Peer)
+                .choose(Some(SM_90), world_size, Topology::Peer)
                 .unwrap();
             table.arch = Some("sm_100".to_owned());
             table.world_sizes = vec![world_size];
@@ -226,15 +233,24 @@ mod tests {
     }
 
     #[test]
+    fn an_architecture_s_own_table_comes_before_the_one_for_all() {
+        let tables = DispatchTables::shipped().unwrap();
+        let chosen = |arch| tables.choose(arch, 2, Topology::Peer).unwrap().arch;
+        assert_eq!(chosen(Some(SM_90)).as_deref(), Some("sm_90"));
+        assert_eq!(chosen(Some(Arch::plain(99, 9))), None);
+        assert_eq!(chosen(None), None);
+    }
+
+    #[test]
     fn every_architecture_world_size_and_topology_has_a_shipped_table() {
         let tables = DispatchTables::shipped().unwrap();
         for arch in [
             None,
-            Some("sm_80"),
-            Some("sm_90"),
-            Some("sm_100"),
-            Some("sm_120"),
-            Some("sm_999"),
+            Some(Arch::plain(8, 0)),
+            Some(SM_90),
+            Some(Arch::plain(10, 0)),
+            Some(Arch::plain(12, 0)),
+            Some(Arch::plain(99, 9)),
         ] {
             for world_size in 2..=8 {
                 for topology in [Topology::Shared, Topology::Peer, Topology::Emulator] {
