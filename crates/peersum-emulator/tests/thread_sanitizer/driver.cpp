@@ -10,7 +10,7 @@
 #include "platform_emulator.hpp"
 // Its constants and types; either family would do.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
-#include "protocol.cuh"
+#include "call.cuh"
 
 #include <pthread.h>
 #include <stdio.h>
