@@ -7,7 +7,7 @@ use std::{env, fs, io};
 
 use peersum_artifact::ModuleKey;
 
-/// The number of protocols that are broken on purpose: see `PEERSUM_BREAK` in `protocol.cuh`.
+/// The number of protocols that are broken on purpose: see `PEERSUM_BREAK` in `call.cuh`.
 const BREAKS: u32 = 6;
 
 fn main() -> io::Result<()> {

@@ -35,7 +35,7 @@ impl Default for EmulatorOptions {
     }
 }
 
-/// What is broken, by its number in `PEERSUM_BREAK` of `kernels/protocol.cuh`. Compiled for groups
+/// What is broken, by its number in `PEERSUM_BREAK` of `kernels/call.cuh`. Compiled for groups
 /// of 2 and 3 ranks.
 #[cfg(feature = "broken-kernels")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,7 +22,7 @@ use tempfile::TempDir;
 /// Kinds of calls that the driver knows.
 const KINDS: u32 = 6;
 
-/// `PEERSUM_BREAK` of `protocol.cuh`.
+/// `PEERSUM_BREAK` of `call.cuh`.
 const NOTHING: u32 = 0;
 const NO_CLOSING_BARRIER: u32 = 2;
 const NO_OPENING_BARRIER: u32 = 5;
