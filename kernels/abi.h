@@ -28,7 +28,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure below, or the meaning of a value, changes. */
-#define PEERSUM_ABI_VERSION 5
+#define PEERSUM_ABI_VERSION 6
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these blocks, launched or not. */
@@ -41,6 +41,11 @@ typedef unsigned long long peersum_u64;
 /* On a GPU the number of data threads is a multiple of this. The signal threads then have a warp of
  * their own, as a barrier needs at which only some threads wait. */
 #define PEERSUM_WARP_THREADS 32
+
+/* The longest row that is normalised, in elements. */
+#define PEERSUM_MAX_HIDDEN 32768
+/* The most units of a row that one thread handles. */
+#define PEERSUM_MAX_ROW_UNITS_PER_THREAD 64
 
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16
@@ -70,7 +75,19 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_DETAIL_BUFFER_BITS 12
 #define PEERSUM_DETAIL_OFFSET_BITS 36
 
+/* The norm words: two more words of a call with PEERSUM_OPERATION_RMS_NORM, which the kernel of
+ * norm.cu exchanges and compares within the call. Never 0. From the top: sequence | 1 |
+ * hidden size in units, 15 bits | epsilon, the bits of a float32. */
+#define PEERSUM_NORM_WORDS 2
+#define PEERSUM_NORM_WORD_EPSILON 0
+/* sequence | 1 | 14 bits of 0 | whether there is a residual | weight offset, a float32's bits. */
+#define PEERSUM_NORM_WORD_OFFSET 1
+#define PEERSUM_NORM_MARK_SHIFT 47
+#define PEERSUM_NORM_VALUE_SHIFT 32
+
 #define PEERSUM_OPERATION_ALL_REDUCE 0
+/* An all-reduce whose sum is normalised row by row, with or without a residual. */
+#define PEERSUM_OPERATION_RMS_NORM 1
 #define PEERSUM_FAMILY_PUSH 0
 #define PEERSUM_FAMILY_PULL 1
 #define PEERSUM_ALGORITHM_ONE_SHOT 0
@@ -125,10 +142,14 @@ typedef struct PeersumControl {
      * in the next call and then stores 0. */
     peersum_u64 details[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE];
     peersum_u64 own_details[PEERSUM_HEADER_RING];
+    /* norm_words[sequence % ring][source]. The receiver stores 0 over those that it has compared.
+     */
+    peersum_u64 norm_words[PEERSUM_HEADER_RING][PEERSUM_MAX_WORLD_SIZE][PEERSUM_NORM_WORDS];
+    peersum_u64 own_norm_words[PEERSUM_HEADER_RING][PEERSUM_NORM_WORDS];
     /* 0. 1 once a thread of this rank has claimed the task of recording the failure and poisoning
      * all ranks. 2 once it has done so. */
     peersum_u32 leave_claim;
-    peersum_u32 reserved[47];
+    peersum_u32 reserved[31];
     /* pull_flags[block][source]; each source stores its own. */
     peersum_u64 pull_flags[PEERSUM_MAX_BLOCKS][PEERSUM_MAX_WORLD_SIZE];
 } PeersumControl;
@@ -159,7 +180,10 @@ typedef struct PeersumStatus {
      */
     peersum_u64 own_detail;
     peersum_u64 peer_detail;
-    peersum_u32 padding_end[12];
+    /* The norm words of the same call, in the same way. */
+    peersum_u64 own_norm_words[PEERSUM_NORM_WORDS];
+    peersum_u64 peer_norm_words[PEERSUM_NORM_WORDS];
+    peersum_u32 padding_end[4];
 } PeersumStatus;
 
 /* Every address of a symmetric source is a multiple of PEERSUM_UNIT_BYTES. Unused for an ordinary
@@ -203,6 +227,20 @@ typedef struct PeersumParams {
     peersum_u64 header;
     /* This call's detail without the sequence. Unused for an ordinary source. */
     peersum_u64 detail;
+    /* The rest but for `rank` and `flags` is for the entry points of norm.cu alone. They need
+     * `elements` to be a multiple of `hidden`, `hidden` a multiple of a unit, and every address a
+     * multiple of PEERSUM_UNIT_BYTES.
+     * This call's norm words without the sequence. */
+    peersum_u64 norm_words[PEERSUM_NORM_WORDS];
+    /* Read and written in place; 0 if there is none. It overlaps no other buffer. */
+    peersum_u64 residual;
+    /* `hidden` elements. */
+    peersum_u64 weight;
+    /* The length of a row, from one unit to PEERSUM_MAX_HIDDEN elements. */
+    peersum_u32 hidden;
+    float epsilon;
+    float weight_offset;
+    peersum_u32 reserved;
     peersum_u32 rank;
     /* PEERSUM_FLAG_... */
     peersum_u32 flags;

@@ -55,6 +55,12 @@ PEERSUM_DEVICE ThreadPosition position_of_thread() {
     return ThreadPosition{tid_x(), ntid_x() - WORLD_SIZE, ctaid_x(), nctaid_x()};
 }
 
+// The rank of the `step`-th peer.
+PEERSUM_DEVICE peersum_u32 rank_of_step(const PeersumParams& params, peersum_u32 step) {
+    const peersum_u32 rank = params.rank + step;
+    return rank >= WORLD_SIZE ? rank - WORLD_SIZE : rank;
+}
+
 // One call as one thread sees it.
 struct Call : ThreadPosition {
     const PeersumParams& params;
@@ -74,10 +80,8 @@ struct Call : ThreadPosition {
     __device__ __forceinline__ PeersumControl* control_of(peersum_u32 step) const {
         return reinterpret_cast<PeersumControl*>(params.arena[step]);
     }
-    // The rank of the `step`-th peer.
     __device__ __forceinline__ peersum_u32 peer(peersum_u32 step) const {
-        const peersum_u32 rank = params.rank + step;
-        return rank >= WORLD_SIZE ? rank - WORLD_SIZE : rank;
+        return rank_of_step(params, step);
     }
 };
 
@@ -89,6 +93,12 @@ PEERSUM_DEVICE peersum_u32 sequence_of(peersum_u64 header) {
 // Whether the call with this header has a detail.
 PEERSUM_DEVICE bool has_detail(peersum_u64 header) {
     return (header >> PEERSUM_HEADER_SOURCE_SHIFT & 1) == PEERSUM_SOURCE_SYMMETRIC;
+}
+
+// Whether the call with this header has norm words.
+PEERSUM_DEVICE bool is_normalised(peersum_u64 header) {
+    return (header >> PEERSUM_HEADER_OPERATION_SHIFT &
+            ((1u << PEERSUM_HEADER_OPERATION_BITS) - 1)) == PEERSUM_OPERATION_RMS_NORM;
 }
 
 // The first step of every call: waits for the earlier kernels, then reads this block's epochs and

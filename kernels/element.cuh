@@ -54,8 +54,8 @@ struct element_f32 {
 // The element type and world size of this module.
 using Element = PEERSUM_PASTE(element_, PEERSUM_DTYPE);
 constexpr int WORLD_SIZE = PEERSUM_WORLD_SIZE;
-static_assert(WORLD_SIZE >= 2 && WORLD_SIZE <= PEERSUM_MAX_WORLD_SIZE,
-              "a module serves world sizes 2 to 8");
+static_assert(WORLD_SIZE >= 1 && WORLD_SIZE <= PEERSUM_MAX_WORLD_SIZE,
+              "a module serves world sizes 1 to 8");
 
 // Elements in a unit.
 constexpr int PER_UNIT = PEERSUM_UNIT_BYTES / Element::BYTES;

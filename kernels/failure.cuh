@@ -38,6 +38,17 @@ PEERSUM_DEVICE CallDescription describe_call([[maybe_unused]] const PeersumParam
 #endif
 }
 
+#ifdef PEERSUM_MODULE_NORM
+// A norm word that this rank has sent for its call with this header; 0 if it sent none, or none yet.
+PEERSUM_DEVICE peersum_u64 own_norm_word(const PeersumControl* control, peersum_u64 header,
+                                         peersum_u32 word) {
+    if (!is_normalised(header)) return 0;
+    const peersum_u32 ring = sequence_of(header) % PEERSUM_HEADER_RING;
+    const peersum_u64 own = ld_relaxed_sys_u64(&control->own_norm_words[ring][word]);
+    return sequence_of(own) == sequence_of(header) ? own : 0;
+}
+#endif
+
 // Values of PeersumControl::leave_claim.
 constexpr peersum_u32 LEAVE_UNCLAIMED = 0;
 constexpr peersum_u32 LEAVE_CLAIMED = 1;
@@ -104,6 +115,15 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
     st_relaxed_sys_u64(&status->own_detail, own_detail);
     st_relaxed_sys_u64(&status->peer_detail,
                        own_detail != 0 ? ld_relaxed_sys_u64(&control->details[ring][peer]) : 0);
+#ifdef PEERSUM_MODULE_NORM
+#pragma unroll 1
+    for (peersum_u32 word = 0; word < PEERSUM_NORM_WORDS; ++word) {
+        st_relaxed_sys_u64(&status->own_norm_words[word],
+                           own_norm_word(control, own.header, word));
+        st_relaxed_sys_u64(&status->peer_norm_words[word],
+                           ld_relaxed_sys_u64(&control->norm_words[ring][peer][word]));
+    }
+#endif
     // Release: a host that sees `valid` must see the fields above.
     st_release_sys_u32(&status->valid, 1);
 
@@ -159,6 +179,14 @@ extern "C" __device__ __noinline__ peersum_u64 peersum_look(const PeersumParams&
         const peersum_u64 peer_detail = ld_relaxed_sys_u64(&control->details[ring][peer]);
         differs = peer_detail != 0 && peer_detail != own_detail;
     }
+#ifdef PEERSUM_MODULE_NORM
+#pragma unroll 1
+    for (peersum_u32 word = 0; word < PEERSUM_NORM_WORDS && peer_header == own.header; ++word) {
+        const peersum_u64 own_word = own_norm_word(control, own.header, word);
+        const peersum_u64 peer_word = ld_relaxed_sys_u64(&control->norm_words[ring][peer][word]);
+        differs |= own_word != 0 && peer_word != 0 && peer_word != own_word;
+    }
+#endif
 
     peersum_u32 cause = PEERSUM_CAUSE_NONE;
     if (differs) {

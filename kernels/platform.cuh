@@ -79,6 +79,31 @@ PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) {
     asm volatile("barrier.cta.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
+// A third barrier, for the `threads` threads that handle units: a multiple of a warp.
+PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32 threads) {
+    asm volatile("barrier.cta.sync 2, %0;" ::"r"(threads) : "memory");
+}
+
+// Threads of a warp that exchange registers.
+constexpr peersum_u32 LANES = PEERSUM_WARP_THREADS;
+
+// The value of the thread whose lane differs in the bits of `mask`. All threads of the warp call it.
+PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
+    float other;
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;"
+                 : "=f"(other)
+                 : "f"(value), "r"(mask));
+    return other;
+}
+
+// Memory of the block: one float32 for each warp, twice.
+constexpr peersum_u32 BLOCK_FLOATS = 2 * (PEERSUM_MAX_THREADS / LANES);
+
+PEERSUM_DEVICE float* block_floats() {
+    __shared__ alignas(16) float memory[BLOCK_FLOATS];
+    return memory;
+}
+
 // As bar_sync; also returns true on every thread if `value` is true on any.
 PEERSUM_DEVICE bool bar_red_or(bool value) {
     peersum_u32 any;
@@ -279,6 +304,37 @@ PEERSUM_DEVICE float add_rn_f32(float a, float b) {
     float sum;
     asm("add.rn.f32 %0, %1, %2;" : "=f"(sum) : "f"(a), "f"(b));
     return sum;
+}
+
+PEERSUM_DEVICE float mul_rn_f32(float a, float b) {
+    float product;
+    asm("mul.rn.f32 %0, %1, %2;" : "=f"(product) : "f"(a), "f"(b));
+    return product;
+}
+
+PEERSUM_DEVICE float div_rn_f32(float a, float b) {
+    float quotient;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
+    return quotient;
+}
+
+PEERSUM_DEVICE float sqrt_rn_f32(float value) {
+    float root;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(root) : "f"(value));
+    return root;
+}
+
+PEERSUM_DEVICE float rcp_rn_f32(float value) {
+    float reciprocal;
+    asm("rcp.rn.f32 %0, %1;" : "=f"(reciprocal) : "f"(value));
+    return reciprocal;
+}
+
+// Exact below 2^24.
+PEERSUM_DEVICE float cvt_rn_f32_u32(peersum_u32 value) {
+    float converted;
+    asm("cvt.rn.f32.u32 %0, %1;" : "=f"(converted) : "r"(value));
+    return converted;
 }
 
 PEERSUM_DEVICE float mov_b32_f32(peersum_u32 bits) {

@@ -6,18 +6,9 @@
 // changed, exactly the received words are re-armed, and each block has its own epoch, so the grid
 // may change from call to call.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
-#include "slots.cuh"
+#include "push_call.cuh"
 
 namespace {
-
-// The sum of a unit over all ranks, from the received units and, in a pair, this rank's own.
-PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
-    Unit v[WORLD_SIZE];
-#pragma unroll
-    for (int source = 0; source < WORLD_SIZE; ++source)
-        v[source] = source < SOURCES ? received[source % SOURCES] : own;
-    return reduce(v);
-}
 
 // Scratch memory for narrow units, used by this rank alone: the staging half that the next pull
 // call will write. No peer reads it any more: this rank has passed the opening barrier of the last
@@ -33,43 +24,6 @@ PEERSUM_DEVICE Buffer input_of(const Call& call) {
 
 PEERSUM_DEVICE Buffer output_of(const Call& call) {
     return buffer_at(call.params.output, scratch(call), call.params.elements);
-}
-
-// Checks, before the call's first store to a peer, whether the call is lost. A poisoned rank
-// leaves.
-PEERSUM_DEVICE bool is_lost_on_entry(const Call& call) {
-    const bool lost = call.poison != 0;
-    if (lost) leave_if_poisoned(call);
-    return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
-}
-
-// Call once this thread's first unit has arrived from every rank. Every peer's block with this
-// index is then running, and what a peer still waits for is on its way, so the next kernel may take
-// the free seats. The first thread of a block counts for it (README.md, "Programmatic dependent
-// launch").
-PEERSUM_DEVICE void allow_next_kernel() { griddepcontrol_launch_dependents(); }
-
-// The thread count of the barrier that shows that all threads have read the block's epoch. Data
-// threads arrive and continue; signal threads wait there, beside the data, and then advance the
-// epoch. So no thread that has stored its results waits for another.
-PEERSUM_DEVICE peersum_u32 epoch_barrier_threads(const ThreadPosition& position) {
-    return position.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
-}
-
-// For data threads, once they have read the block's state.
-PEERSUM_DEVICE void mark_epoch_read(const Call& call) {
-    barrier_cta_arrive(epoch_barrier_threads(call));
-}
-
-// The whole call of a signal thread.
-PEERSUM_DEVICE void run_signal_thread(const Call& call, bool lost) {
-    if (!lost) {
-        const Headers headers = send_header(call);
-        // The result is not needed: a thread that gave up has already left the call.
-        previous_headers_agree(call, headers);
-    }
-    barrier_cta_sync(epoch_barrier_threads(call));
-    advance_own_epoch(call);
 }
 
 // The low halves of the call's epochs in one register, pull above push.
@@ -239,7 +193,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
         own = ld_global_v4(reinterpret_cast<const void*>(from));
     if (!position.is_signal_thread()) mark_epoch_read(call);
     const bool lost = is_lost_on_entry(call);
-    if (position.is_signal_thread()) return run_signal_thread(call, lost);
+    if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
     // Separate exits for lost calls and narrow units, so that the common path keeps no registers
     // for them.
     if (lost || narrow != 0) advance_unlaunched_epochs(call);
@@ -321,7 +275,7 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
     const Call call = enter(params, position);
     if (!position.is_signal_thread()) mark_epoch_read(call);
     bool lost = is_lost_on_entry(call);
-    if (position.is_signal_thread()) return run_signal_thread(call, lost);
+    if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
     const peersum_u64 scatter = params.push_offset + half_offset(call);
     const peersum_u64 gather = scatter + params.push_half_bytes;
     const Buffer input = input_of(call);

@@ -40,6 +40,8 @@ fn main() -> io::Result<()> {
         .flag("-fno-strict-aliasing")
         // A sum is rounded once for each addition.
         .flag("-ffp-contract=off")
+        // A square root is one instruction and sets no errno.
+        .flag("-fno-math-errno")
         .flag("-Wno-unknown-pragmas")
         .flag("-Wno-sign-compare")
         // Optimise debug builds too: tests should spend their time in the waits of the protocols,
@@ -129,7 +131,8 @@ fn entry_point_table(modules: &[Module]) -> String {
             module
                 .key
                 .entry_points()
-                .map(|name| format!("{name}{suffix}"))
+                .into_iter()
+                .map(move |name| format!("{name}{suffix}"))
         })
         .collect();
     let mut text = String::from("unsafe extern \"C\" {\n");

@@ -3,12 +3,14 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 5;
+pub const PEERSUM_ABI_VERSION: u32 = 6;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
 pub const PEERSUM_MIN_THREADS: u32 = 8;
 pub const PEERSUM_WARP_THREADS: u32 = 32;
+pub const PEERSUM_MAX_HIDDEN: u32 = 32768;
+pub const PEERSUM_MAX_ROW_UNITS_PER_THREAD: u32 = 64;
 pub const PEERSUM_UNIT_BYTES: u32 = 16;
 pub const PEERSUM_SLOT_GROUP: u32 = 32;
 pub const PEERSUM_SLOT_EMPTY: u32 = 4294967295;
@@ -25,7 +27,13 @@ pub const PEERSUM_HEADER_OPERATION_BITS: u32 = 3;
 pub const PEERSUM_DETAIL_BUFFER_SHIFT: u32 = 36;
 pub const PEERSUM_DETAIL_BUFFER_BITS: u32 = 12;
 pub const PEERSUM_DETAIL_OFFSET_BITS: u32 = 36;
+pub const PEERSUM_NORM_WORDS: u32 = 2;
+pub const PEERSUM_NORM_WORD_EPSILON: u32 = 0;
+pub const PEERSUM_NORM_WORD_OFFSET: u32 = 1;
+pub const PEERSUM_NORM_MARK_SHIFT: u32 = 47;
+pub const PEERSUM_NORM_VALUE_SHIFT: u32 = 32;
 pub const PEERSUM_OPERATION_ALL_REDUCE: u32 = 0;
+pub const PEERSUM_OPERATION_RMS_NORM: u32 = 1;
 pub const PEERSUM_FAMILY_PUSH: u32 = 0;
 pub const PEERSUM_FAMILY_PULL: u32 = 1;
 pub const PEERSUM_ALGORITHM_ONE_SHOT: u32 = 0;
@@ -86,15 +94,18 @@ pub struct PeersumControl {
     /// The details of the same calls. Only a call with a detail stores one; the receiver compares it in the next call and then stores 0.
     pub details: [[peersum_u64; 8usize]; 4usize],
     pub own_details: [peersum_u64; 4usize],
+    /// norm_words\[sequence % ring\]\[source\]. The receiver stores 0 over those that it has compared.
+    pub norm_words: [[[peersum_u64; 2usize]; 8usize]; 4usize],
+    pub own_norm_words: [[peersum_u64; 2usize]; 4usize],
     /// 0. 1 once a thread of this rank has claimed the task of recording the failure and poisoning all ranks. 2 once it has done so.
     pub leave_claim: peersum_u32,
-    pub reserved: [peersum_u32; 47usize],
+    pub reserved: [peersum_u32; 31usize],
     /// pull_flags\[block\]\[source\]; each source stores its own.
     pub pull_flags: [[peersum_u64; 8usize]; 256usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumControl"][::core::mem::size_of::<PeersumControl>() - 21248usize];
+    ["Size of PeersumControl"][::core::mem::size_of::<PeersumControl>() - 21760usize];
     ["Alignment of PeersumControl"][::core::mem::align_of::<PeersumControl>() - 8usize];
     [
         "Offset of field: PeersumControl::blocks",
@@ -112,14 +123,20 @@ const _: () = {
         "Offset of field: PeersumControl::own_details",
     ][::core::mem::offset_of!(PeersumControl, own_details) - 4640usize];
     [
+        "Offset of field: PeersumControl::norm_words",
+    ][::core::mem::offset_of!(PeersumControl, norm_words) - 4672usize];
+    [
+        "Offset of field: PeersumControl::own_norm_words",
+    ][::core::mem::offset_of!(PeersumControl, own_norm_words) - 5184usize];
+    [
         "Offset of field: PeersumControl::leave_claim",
-    ][::core::mem::offset_of!(PeersumControl, leave_claim) - 4672usize];
+    ][::core::mem::offset_of!(PeersumControl, leave_claim) - 5248usize];
     [
         "Offset of field: PeersumControl::reserved",
-    ][::core::mem::offset_of!(PeersumControl, reserved) - 4676usize];
+    ][::core::mem::offset_of!(PeersumControl, reserved) - 5252usize];
     [
         "Offset of field: PeersumControl::pull_flags",
-    ][::core::mem::offset_of!(PeersumControl, pull_flags) - 4864usize];
+    ][::core::mem::offset_of!(PeersumControl, pull_flags) - 5376usize];
 };
 /// One rank's failure record, in host memory that its device maps. The host writes `abort`; the device writes the rest, once.
 #[repr(C)]
@@ -146,7 +163,10 @@ pub struct PeersumStatus {
     /// The details of the same call. 0 if it has none; the peer's is also 0 if it had not arrived.
     pub own_detail: peersum_u64,
     pub peer_detail: peersum_u64,
-    pub padding_end: [peersum_u32; 12usize],
+    /// The norm words of the same call, in the same way.
+    pub own_norm_words: [peersum_u64; 2usize],
+    pub peer_norm_words: [peersum_u64; 2usize],
+    pub padding_end: [peersum_u32; 4usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -201,8 +221,14 @@ const _: () = {
         "Offset of field: PeersumStatus::peer_detail",
     ][::core::mem::offset_of!(PeersumStatus, peer_detail) - 200usize];
     [
+        "Offset of field: PeersumStatus::own_norm_words",
+    ][::core::mem::offset_of!(PeersumStatus, own_norm_words) - 208usize];
+    [
+        "Offset of field: PeersumStatus::peer_norm_words",
+    ][::core::mem::offset_of!(PeersumStatus, peer_norm_words) - 224usize];
+    [
         "Offset of field: PeersumStatus::padding_end",
-    ][::core::mem::offset_of!(PeersumStatus, padding_end) - 208usize];
+    ][::core::mem::offset_of!(PeersumStatus, padding_end) - 240usize];
 };
 /// The only argument of every entry point. All addresses are in this rank's address space.
 #[repr(C)]
@@ -231,13 +257,24 @@ pub struct PeersumParams {
     pub header: peersum_u64,
     /// This call's detail without the sequence. Unused for an ordinary source.
     pub detail: peersum_u64,
+    /// The rest but for `rank` and `flags` is for the entry points of norm.cu alone. They need `elements` to be a multiple of `hidden`, `hidden` a multiple of a unit, and every address a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
+    pub norm_words: [peersum_u64; 2usize],
+    /// Read and written in place; 0 if there is none. It overlaps no other buffer.
+    pub residual: peersum_u64,
+    /// `hidden` elements.
+    pub weight: peersum_u64,
+    /// The length of a row, from one unit to PEERSUM_MAX_HIDDEN elements.
+    pub hidden: peersum_u32,
+    pub epsilon: f32,
+    pub weight_offset: f32,
+    pub reserved: peersum_u32,
     pub rank: peersum_u32,
     /// PEERSUM_FLAG_...
     pub flags: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 224usize];
+    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 272usize];
     ["Alignment of PeersumParams"][::core::mem::align_of::<PeersumParams>() - 8usize];
     [
         "Offset of field: PeersumParams::arena",
@@ -279,9 +316,30 @@ const _: () = {
         "Offset of field: PeersumParams::detail",
     ][::core::mem::offset_of!(PeersumParams, detail) - 208usize];
     [
+        "Offset of field: PeersumParams::norm_words",
+    ][::core::mem::offset_of!(PeersumParams, norm_words) - 216usize];
+    [
+        "Offset of field: PeersumParams::residual",
+    ][::core::mem::offset_of!(PeersumParams, residual) - 232usize];
+    [
+        "Offset of field: PeersumParams::weight",
+    ][::core::mem::offset_of!(PeersumParams, weight) - 240usize];
+    [
+        "Offset of field: PeersumParams::hidden",
+    ][::core::mem::offset_of!(PeersumParams, hidden) - 248usize];
+    [
+        "Offset of field: PeersumParams::epsilon",
+    ][::core::mem::offset_of!(PeersumParams, epsilon) - 252usize];
+    [
+        "Offset of field: PeersumParams::weight_offset",
+    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 256usize];
+    [
+        "Offset of field: PeersumParams::reserved",
+    ][::core::mem::offset_of!(PeersumParams, reserved) - 260usize];
+    [
         "Offset of field: PeersumParams::rank",
-    ][::core::mem::offset_of!(PeersumParams, rank) - 216usize];
+    ][::core::mem::offset_of!(PeersumParams, rank) - 264usize];
     [
         "Offset of field: PeersumParams::flags",
-    ][::core::mem::offset_of!(PeersumParams, flags) - 220usize];
+    ][::core::mem::offset_of!(PeersumParams, flags) - 268usize];
 };

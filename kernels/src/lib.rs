@@ -30,9 +30,12 @@ pub const SOURCES: &[Source] = sources![
     "element.cuh",
     "failure.cuh",
     "headers.cuh",
+    "norm.cu",
     "platform.cuh",
     "pull.cu",
     "push.cu",
+    "push_call.cuh",
+    "rms.cuh",
     "slots.cuh",
     "units.cuh"
 ];

@@ -8,27 +8,50 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::vocabulary::{ParseNameError, name_traits, vocabulary};
 
-/// How data travels between ranks.
+/// What a module's kernels do: an all-reduce whose data travels one way or the other, or the
+/// normalisation of its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// Ranks store into their peers' slots.
     Push,
     /// Ranks load from their peers' buffers.
     Pull,
+    /// RMSNorm of the rows of an all-reduce.
+    Norm,
 }
 
-vocabulary!(Family, "family", { Push => "push", Pull => "pull" });
+vocabulary!(Family, "family", { Push => "push", Pull => "pull", Norm => "norm" });
 
-/// How the sum is divided between ranks. Both are entry points of the same module.
+impl Family {
+    /// The algorithms of the family for groups of this size, in the order of the entry points of a
+    /// module. Empty if the family has no module for them.
+    #[must_use]
+    pub const fn algorithms(self, world_size: WorldSize) -> &'static [Algorithm] {
+        match (self, world_size.0) {
+            (Family::Push | Family::Pull, 1) => &[],
+            (Family::Push | Family::Pull, _) => &[Algorithm::OneShot, Algorithm::TwoShot],
+            // One rank exchanges nothing.
+            (Family::Norm, 1) => &[Algorithm::Rows],
+            (Family::Norm, _) => &[Algorithm::OneShot, Algorithm::Rows],
+        }
+    }
+}
+
+/// How the work is divided between ranks. All algorithms of a family are entry points of the same
+/// module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Algorithm {
     /// Every rank reduces everything.
     OneShot,
     /// Every rank reduces one chunk, and the chunks are gathered.
     TwoShot,
+    /// No exchange: every rank normalises rows that are reduced already.
+    Rows,
 }
 
-vocabulary!(Algorithm, "algorithm", { OneShot => "one_shot", TwoShot => "two_shot" });
+vocabulary!(Algorithm, "algorithm", {
+    OneShot => "one_shot", TwoShot => "two_shot", Rows => "rows"
+});
 
 /// The element type. Sums are formed in float32 whatever it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,17 +77,20 @@ impl Dtype {
     }
 }
 
-/// The number of ranks a module is compiled for, 2 to 8. A group of one rank needs no module.
+/// The number of ranks a module is compiled for, 1 to 8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorldSize(u8);
 
 impl WorldSize {
-    /// The smallest group that has a module.
+    /// A group of one rank, which only normalises.
+    pub const ONE: WorldSize = WorldSize(1);
+    /// The smallest group whose ranks exchange data.
     pub const MIN: WorldSize = WorldSize(2);
     /// The largest group.
     pub const MAX: WorldSize = WorldSize(8);
     /// Every value, in order.
     pub const ALL: &'static [WorldSize] = &[
+        WorldSize(1),
         WorldSize(2),
         WorldSize(3),
         WorldSize(4),
@@ -84,7 +110,7 @@ impl WorldSize {
         ParseNameError {
             what: "world size",
             given: given.to_string(),
-            valid: "2 to 8".to_owned(),
+            valid: "1 to 8".to_owned(),
         }
     }
 }
@@ -94,7 +120,7 @@ impl TryFrom<u32> for WorldSize {
 
     fn try_from(ranks: u32) -> Result<Self, Self::Error> {
         match u8::try_from(ranks) {
-            Ok(small @ 2..=8) => Ok(WorldSize(small)),
+            Ok(small @ 1..=8) => Ok(WorldSize(small)),
             _ => Err(WorldSize::error(ranks)),
         }
     }
@@ -122,7 +148,7 @@ impl FromStr for WorldSize {
     fn from_str(given: &str) -> Result<Self, Self::Err> {
         // One digit exactly: names must have one spelling, so neither `+8` nor `08`.
         match given.as_bytes() {
-            [digit @ b'2'..=b'8'] => Ok(WorldSize(digit - b'0')),
+            [digit @ b'1'..=b'8'] => Ok(WorldSize(digit - b'0')),
             _ => Err(WorldSize::error(given)),
         }
     }
@@ -133,6 +159,7 @@ impl WorldSize {
     /// formatting machinery would take most of that time.
     const fn digit(self) -> &'static str {
         match self.0 {
+            1 => "1",
             2 => "2",
             3 => "3",
             4 => "4",
@@ -162,17 +189,32 @@ pub struct ModuleKey {
 }
 
 impl ModuleKey {
-    /// The whole matrix in order: 42 keys.
+    /// The whole matrix in order: 66 keys.
     pub fn all() -> impl Iterator<Item = ModuleKey> {
         Family::ALL.iter().flat_map(|&family| {
             Dtype::ALL.iter().flat_map(move |&dtype| {
-                WorldSize::ALL.iter().map(move |&world_size| ModuleKey {
-                    family,
-                    dtype,
-                    world_size,
-                })
+                WorldSize::ALL
+                    .iter()
+                    .map(move |&world_size| ModuleKey {
+                        family,
+                        dtype,
+                        world_size,
+                    })
+                    .filter(ModuleKey::exists)
             })
         })
+    }
+
+    /// Whether the matrix has such a module.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        !self.algorithms().is_empty()
+    }
+
+    /// The algorithms of the module's entry points, in their order.
+    #[must_use]
+    pub const fn algorithms(&self) -> &'static [Algorithm] {
+        self.family.algorithms(self.world_size)
     }
 
     /// The module's name, e.g. `peersum_push_bf16_ws8`. No two keys share one.
@@ -205,13 +247,11 @@ impl ModuleKey {
         .concat()
     }
 
-    /// The names of all entry points, in the order of [`Algorithm::ALL`].
+    /// The names of all entry points, in the order of [`ModuleKey::algorithms`].
     #[must_use]
-    pub fn entry_points(&self) -> [String; 2] {
-        [
-            self.entry_point(Algorithm::OneShot),
-            self.entry_point(Algorithm::TwoShot),
-        ]
+    pub fn entry_points(&self) -> Vec<String> {
+        let algorithms = self.algorithms().iter();
+        algorithms.map(|&it| self.entry_point(it)).collect()
     }
 
     /// The source file that the module is compiled from, relative to the kernels' directory.
@@ -220,6 +260,7 @@ impl ModuleKey {
         match self.family {
             Family::Push => "push.cu",
             Family::Pull => "pull.cu",
+            Family::Norm => "norm.cu",
         }
     }
 
@@ -248,16 +289,19 @@ impl FromStr for ModuleKey {
         let parts = || {
             let (family, rest) = given.strip_prefix("peersum_")?.split_once('_')?;
             let (dtype, world_size) = rest.split_once("_ws")?;
-            Some(ModuleKey {
+            let key = ModuleKey {
                 family: family.parse().ok()?,
                 dtype: dtype.parse().ok()?,
                 world_size: world_size.parse().ok()?,
-            })
+            };
+            key.exists().then_some(key)
         };
         parts().ok_or_else(|| ParseNameError {
             what: "module",
             given: given.to_owned(),
-            valid: "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}".to_owned(),
+            valid: "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}, \
+                    peersum_norm_{f16|bf16|f32}_ws{1..8}"
+                .to_owned(),
         })
     }
 }

@@ -77,9 +77,12 @@ unsafe impl Device for Emulator {
                 )
             })
         };
+        let mut entry_points = [None; Algorithm::ALL.len()];
+        for &algorithm in key.algorithms() {
+            entry_points[algorithm as usize] = Some(find(algorithm)?);
+        }
         let module = EmulatorModule {
-            one_shot: find(Algorithm::OneShot)?,
-            two_shot: find(Algorithm::TwoShot)?,
+            entry_points,
             signal_threads: key.world_size.get(),
         };
         let report = LoadReport {
@@ -204,7 +207,9 @@ unsafe impl Device for Emulator {
                 &format!("{blocks} blocks of {threads} threads are beyond the kernels' bounds"),
             ));
         }
-        let entry = module.entry(algorithm);
+        let entry = module
+            .entry(algorithm)
+            .ok_or_else(|| misuse("launch", "the module has no such entry point"))?;
         self.stream.enqueue(Command::Launch(Box::new(Launch {
             entry,
             blocks,

@@ -1,6 +1,6 @@
 //! The compiled kernels by name.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use peersum_kernels::abi::PeersumParams;
 
@@ -18,6 +18,9 @@ pub(crate) struct BlockBarriers {
     split_generation: AtomicU32,
 }
 
+/// The size of `emulator::BlockMemory` in 64-bit words; the C++ side checks it.
+pub(crate) const BLOCK_MEMORY_WORDS: usize = 776;
+
 /// `emulator::Thread` of `cpp/runtime.hpp`.
 #[repr(C)]
 pub(crate) struct ThreadIdentity {
@@ -26,6 +29,8 @@ pub(crate) struct ThreadIdentity {
     pub(crate) block: u32,
     pub(crate) blocks: u32,
     pub(crate) barriers: *const BlockBarriers,
+    /// [`BLOCK_MEMORY_WORDS`] words.
+    pub(crate) memory: *const AtomicU64,
     /// Not 0, which the generator never leaves.
     pub(crate) random_seed: u32,
 }
@@ -63,7 +68,7 @@ mod tests {
             .flat_map(|key| key.entry_points())
             .map(|name| find(&name).unwrap_or_else(|| panic!("{name} is missing")) as usize)
             .collect();
-        assert_eq!(functions.len(), 84);
+        assert_eq!(functions.len(), 129);
     }
 
     #[test]

@@ -13,21 +13,18 @@ pub struct Emulator {
     pub(crate) stream: EmulatorStream,
 }
 
-/// Both entry points of one module.
+/// The entry points of one module.
 #[derive(Debug, Clone, Copy)]
 pub struct EmulatorModule {
-    pub(crate) one_shot: EntryPoint,
-    pub(crate) two_shot: EntryPoint,
+    /// By algorithm, in the order of its declaration.
+    pub(crate) entry_points: [Option<EntryPoint>; Algorithm::ALL.len()],
     /// What a block has beyond the threads of its launch shape: those that carry signals.
     pub(crate) signal_threads: u32,
 }
 
 impl EmulatorModule {
-    pub(crate) fn entry(&self, algorithm: Algorithm) -> EntryPoint {
-        match algorithm {
-            Algorithm::OneShot => self.one_shot,
-            Algorithm::TwoShot => self.two_shot,
-        }
+    pub(crate) fn entry(&self, algorithm: Algorithm) -> Option<EntryPoint> {
+        self.entry_points[algorithm as usize]
     }
 }
 

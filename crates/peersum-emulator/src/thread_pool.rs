@@ -1,7 +1,7 @@
 //! The host threads that are the CUDA threads of one stream.
 
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use peersum_kernels::abi::PeersumParams;
 
-use crate::entry_points::{BlockBarriers, EntryPoint, ThreadIdentity, peersum_emulator_run};
+use crate::entry_points::{
+    BLOCK_MEMORY_WORDS, BlockBarriers, EntryPoint, ThreadIdentity, peersum_emulator_run,
+};
 
 /// Much more than any kernel needs, and small enough for a thousand threads.
 const STACK_BYTES: usize = 256 * 1024;
@@ -32,10 +34,27 @@ impl Launch {
     }
 }
 
+/// Words that are zero at first. The system gives the pages when they are first touched.
+struct ZeroedWords(Box<[AtomicU64]>);
+
+impl ZeroedWords {
+    fn new(words: usize) -> Self {
+        let zeroed = vec![0u64; words].into_boxed_slice();
+        // SAFETY: the two types have the same layout, and the box is owned here.
+        Self(unsafe { Box::from_raw(Box::into_raw(zeroed) as *mut [AtomicU64]) })
+    }
+
+    fn at(&self, index: usize) -> *const AtomicU64 {
+        &raw const self.0[index]
+    }
+}
+
 /// A launch in progress.
 struct Running {
     launch: Launch,
     barriers: Box<[BlockBarriers]>,
+    /// [`BLOCK_MEMORY_WORDS`] for each block.
+    memory: ZeroedWords,
     /// Threads that have not ended yet.
     remaining: AtomicUsize,
     /// The thread that the last one wakes.
@@ -72,6 +91,7 @@ impl Running {
             block,
             blocks,
             barriers: &self.barriers[block as usize],
+            memory: self.memory.at(block as usize * BLOCK_MEMORY_WORDS),
             // Odd multipliers spread the seeds; the lowest bit keeps them from being 0.
             random_seed: (self.seed ^ index.wrapping_mul(0x9E37_79B9)) | 1,
         };
@@ -129,6 +149,7 @@ impl ThreadPool {
             barriers: (0..launch.blocks)
                 .map(|_| BlockBarriers::default())
                 .collect(),
+            memory: ZeroedWords::new(launch.blocks as usize * BLOCK_MEMORY_WORDS),
             remaining: AtomicUsize::new(launch.thread_count()),
             waiter: thread::current(),
             seed,

@@ -1,4 +1,5 @@
-//! What ranks tell each other of a call: a header, and a detail if its input is symmetric.
+//! What ranks tell each other of a call: a header, a detail if its input is symmetric, and two norm
+//! words if its sum is normalised.
 
 use std::fmt;
 
@@ -62,7 +63,79 @@ impl SymmetricPart {
     pub(crate) const MAX_BUFFER_BYTES: u64 = 1 << abi::PEERSUM_DETAIL_OFFSET_BITS;
 }
 
-/// A call as its header and its detail tell it.
+/// How a call normalises its sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NormSignature {
+    /// The length of a row, in elements; 0 if the type is not known.
+    pub hidden: u32,
+    epsilon_bits: u32,
+    weight_offset_bits: u32,
+    /// Whether a residual is added.
+    pub has_residual: bool,
+}
+
+impl NormSignature {
+    pub(crate) fn new(hidden: u32, epsilon: f32, weight_offset: f32, has_residual: bool) -> Self {
+        Self {
+            hidden,
+            epsilon_bits: epsilon.to_bits(),
+            weight_offset_bits: weight_offset.to_bits(),
+            has_residual,
+        }
+    }
+
+    /// What is added to the mean of the squares.
+    #[must_use]
+    pub fn epsilon(&self) -> f32 {
+        f32::from_bits(self.epsilon_bits)
+    }
+
+    /// What is added to each weight.
+    #[must_use]
+    pub fn weight_offset(&self) -> f32 {
+        f32::from_bits(self.weight_offset_bits)
+    }
+
+    /// The words that the call sends. The device adds the sequence.
+    pub(crate) fn words(&self, dtype: Dtype) -> [u64; abi::PEERSUM_NORM_WORDS as usize] {
+        let mark = 1 << abi::PEERSUM_NORM_MARK_SHIFT;
+        let shift = abi::PEERSUM_NORM_VALUE_SHIFT;
+        let units = self.hidden / unit_elements(dtype);
+        [
+            mark | u64::from(units) << shift | u64::from(self.epsilon_bits),
+            mark | u64::from(self.has_residual) << shift | u64::from(self.weight_offset_bits),
+        ]
+    }
+
+    /// Reads the words of a call of this header; `None` unless both have come.
+    fn from_words(
+        header: u64,
+        words: [u64; abi::PEERSUM_NORM_WORDS as usize],
+        dtype: Option<Dtype>,
+    ) -> Option<Self> {
+        let [epsilon, offset] = words;
+        if !is_detail_of(header, epsilon) || !is_detail_of(header, offset) {
+            return None;
+        }
+        let field = |word: u64| {
+            let bits = abi::PEERSUM_NORM_MARK_SHIFT - abi::PEERSUM_NORM_VALUE_SHIFT;
+            (word >> abi::PEERSUM_NORM_VALUE_SHIFT) as u32 & ((1 << bits) - 1)
+        };
+        Some(Self {
+            hidden: dtype.map_or(0, |dtype| field(epsilon) * unit_elements(dtype)),
+            epsilon_bits: epsilon as u32,
+            weight_offset_bits: offset as u32,
+            has_residual: field(offset) & 1 != 0,
+        })
+    }
+}
+
+/// Elements of a unit.
+pub(crate) fn unit_elements(dtype: Dtype) -> u32 {
+    abi::PEERSUM_UNIT_BYTES / dtype.size_bytes() as u32
+}
+
+/// A call as its words tell it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallSignature {
     /// The call's place among all calls of the communicator, modulo 2^16.
@@ -74,6 +147,11 @@ pub struct CallSignature {
     /// Which part of which symmetric buffer; `None` for an ordinary input, and where a rank is not
     /// known to have told it.
     pub part: Option<SymmetricPart>,
+    /// Whether the sum is normalised row by row.
+    pub normalised: bool,
+    /// How; `None` for a call that normalises nothing, and where a rank is not known to have told
+    /// it.
+    pub norm: Option<NormSignature>,
     /// The element type; `None` for a value that no rank of this version sends.
     pub dtype: Option<Dtype>,
     /// The message's size in bytes.
@@ -81,9 +159,16 @@ pub struct CallSignature {
 }
 
 impl CallSignature {
-    /// Reads what a rank told of a call. A detail that is 0, or of another call, counts as none.
-    pub(crate) fn from_words(header: u64, detail: u64) -> CallSignature {
+    /// Reads what a rank told of a call. A word that is 0, or of another call, counts as none.
+    pub(crate) fn from_words(
+        header: u64,
+        detail: u64,
+        norm_words: [u64; abi::PEERSUM_NORM_WORDS as usize],
+    ) -> CallSignature {
         let mut signature = Self::from_header(header);
+        if signature.normalised {
+            signature.norm = NormSignature::from_words(header, norm_words, signature.dtype);
+        }
         if signature.symmetric && is_detail_of(header, detail) {
             let buffer = detail >> abi::PEERSUM_DETAIL_BUFFER_SHIFT
                 & ((1 << abi::PEERSUM_DETAIL_BUFFER_BITS) - 1);
@@ -106,6 +191,11 @@ impl CallSignature {
             ),
             symmetric: field(abi::PEERSUM_HEADER_SOURCE_SHIFT, 1) == abi::PEERSUM_SOURCE_SYMMETRIC,
             part: None,
+            normalised: field(
+                abi::PEERSUM_HEADER_OPERATION_SHIFT,
+                abi::PEERSUM_HEADER_OPERATION_BITS,
+            ) == abi::PEERSUM_OPERATION_RMS_NORM,
+            norm: None,
             dtype: Dtype::ALL
                 .get(field(abi::PEERSUM_HEADER_DTYPE_SHIFT, 2) as usize)
                 .copied(),
@@ -119,8 +209,12 @@ impl CallSignature {
         let family = self.kind.family as u32;
         let algorithm = self.kind.algorithm as u32;
         let dtype = self.dtype.map_or(UNKNOWN_DTYPE, |dtype| dtype as u32);
+        let operation = match self.normalised {
+            true => abi::PEERSUM_OPERATION_RMS_NORM,
+            false => abi::PEERSUM_OPERATION_ALL_REDUCE,
+        };
         u64::from(self.sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
-            | u64::from(abi::PEERSUM_OPERATION_ALL_REDUCE) << abi::PEERSUM_HEADER_OPERATION_SHIFT
+            | u64::from(operation) << abi::PEERSUM_HEADER_OPERATION_SHIFT
             | u64::from(self.symmetric) << abi::PEERSUM_HEADER_SOURCE_SHIFT
             | u64::from(family) << abi::PEERSUM_HEADER_FAMILY_SHIFT
             | u64::from(algorithm) << abi::PEERSUM_HEADER_ALGORITHM_SHIFT
@@ -161,6 +255,18 @@ impl fmt::Display for CallSignature {
             None if self.symmetric => f.write_str(" in a symmetric buffer")?,
             None => {}
         }
+        match self.norm {
+            Some(norm) => write!(
+                f,
+                ", with RMSNorm of rows of {}, {} residual, epsilon {}, weight offset {},",
+                norm.hidden,
+                if norm.has_residual { "with a" } else { "no" },
+                norm.epsilon(),
+                norm.weight_offset()
+            )?,
+            None if self.normalised => f.write_str(", with RMSNorm,")?,
+            None => {}
+        }
         write!(f, " (call {} modulo 65536)", self.sequence)
     }
 }
@@ -173,7 +279,8 @@ mod tests {
     fn a_header_and_a_detail_say_all_of_their_call() {
         let mut rng = fastrand::Rng::with_seed(11);
         for _ in 0..1000 {
-            let symmetric = rng.bool();
+            let (symmetric, normalised) = (rng.bool(), rng.bool());
+            let dtype = Dtype::ALL[rng.usize(..3)];
             let signature = CallSignature {
                 sequence: rng.u16(..),
                 kind: CallKind {
@@ -185,7 +292,12 @@ mod tests {
                     buffer: rng.u16(..SymmetricPart::MAX_BUFFERS as u16),
                     offset_bytes: rng.u64(..SymmetricPart::MAX_BUFFER_BYTES),
                 }),
-                dtype: Some(Dtype::ALL[rng.usize(..3)]),
+                normalised,
+                norm: normalised.then(|| {
+                    let unit = unit_elements(dtype);
+                    NormSignature::new(rng.u32(1..=4096) * unit, rng.f32(), rng.f32(), rng.bool())
+                }),
+                dtype: Some(dtype),
                 bytes: rng.u64(..1 << abi::PEERSUM_HEADER_BYTES_BITS),
             };
             let sequence = u64::from(signature.sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT;
@@ -193,8 +305,10 @@ mod tests {
                 0 => 0,
                 detail => detail | sequence,
             };
+            let norm_words = signature.norm.map_or([0; 2], |norm| norm.words(dtype));
+            let norm_words = norm_words.map(|word| if word == 0 { 0 } else { word | sequence });
             assert_eq!(
-                CallSignature::from_words(signature.header(), detail),
+                CallSignature::from_words(signature.header(), detail, norm_words),
                 signature
             );
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::device::{BufferError, DeviceError};
 use crate::dispatch::TableError;
 use crate::failure::Failure;
+use crate::norm_error::NormError;
 use crate::rendezvous::RendezvousError;
 
 /// Any failure of a communicator.
@@ -53,6 +54,9 @@ pub enum Error {
     /// A call does not take this buffer.
     #[error(transparent)]
     Buffer(#[from] BufferError),
+    /// A call with RMSNorm was refused.
+    #[error(transparent)]
+    Norm(#[from] NormError),
     /// The blocks of all ranks that share a device cannot run at once, so the ranks could deadlock.
     #[error(
         "the blocks of the ranks that share device {device} did not run at the same time within \

@@ -160,8 +160,16 @@ impl Failure {
             abi::PEERSUM_CAUSE_DISAGREEMENT => Failure::Disagreement {
                 rank,
                 peer,
-                own: CallSignature::from_words(status.own_header, status.own_detail),
-                theirs: CallSignature::from_words(status.peer_header, status.peer_detail),
+                own: CallSignature::from_words(
+                    status.own_header,
+                    status.own_detail,
+                    status.own_norm_words,
+                ),
+                theirs: CallSignature::from_words(
+                    status.peer_header,
+                    status.peer_detail,
+                    status.peer_norm_words,
+                ),
             },
             // A cause that this version does not know would still be a wait that ended.
             _ => Failure::PeerTimeout {

@@ -134,6 +134,7 @@ pub mod nccl_shape;
 /// Which NCCL this machine has, for this crate and its tools.
 #[doc(hidden)]
 pub mod nccl_version;
+mod norm_error;
 mod privilege;
 mod process_key;
 pub mod reference;
@@ -142,11 +143,11 @@ pub mod rendezvous;
 #[doc(hidden)]
 pub mod shared_library;
 
-pub use call_signature::{CallKind, CallSignature, SymmetricPart};
+pub use call_signature::{CallKind, CallSignature, NormSignature, SymmetricPart};
 #[doc(hidden)]
 pub use communicator::SetupStep;
 pub use communicator::{
-    AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
+    AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held, RmsNorm,
     SharedCommunicator, SymmetricBuffer,
 };
 /// What `peersum-doctor` tries: the code by which a communicator shares memory.
@@ -158,4 +159,5 @@ pub use device::{BufferError, DeviceBuffer, Input, Output};
 pub use element::Element;
 pub use error::Error;
 pub use failure::{AbsentPeer, Failure, ProcessState};
+pub use norm_error::NormError;
 pub use rendezvous::Rendezvous;

@@ -161,6 +161,77 @@ pub fn all_reduce<T: ReferenceElement>(inputs: &[&[T]]) -> Vec<T> {
     output
 }
 
+/// The numbers of an RMSNorm, beside its weight.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormNumbers {
+    /// Added to the mean of the squares.
+    pub epsilon: f32,
+    /// Added to each weight.
+    pub weight_offset: f32,
+}
+
+/// `round(sum + residual)` for each element, in float32: what takes the place of the residual.
+///
+/// # Panics
+///
+/// If the two differ in length.
+pub fn add_residual<T: ReferenceElement>(sum: &[T], residual: &[T]) -> Vec<T> {
+    assert_eq!(
+        sum.len(),
+        residual.len(),
+        "sum and residual differ in length"
+    );
+    let pairs = sum.iter().zip(residual);
+    pairs
+        .map(|(s, r)| T::round(s.widen() + r.widen()))
+        .collect()
+}
+
+/// RMSNorm of each row of `values`; a row is as long as `weight`.
+///
+/// For a row `r`, in float32, each operation rounded to nearest:
+///
+/// 1. `q[i] = r[i] * r[i]`. The sum adds adjacent pairs, level by level, in index order, padded with
+///    +0 to a power of two.
+/// 2. `k = 1 / sqrt(sum / hidden + epsilon)`, four operations.
+/// 3. `n[i] = round((r[i] * k) * (weight_offset + weight[i]))`.
+///
+/// A row's result depends on that row and on the weight alone. An engine that normalises the sum
+/// before it is rounded to `T`, or uses an approximate root, can differ in the last bit.
+///
+/// # Panics
+///
+/// If `values` is not whole rows.
+pub fn rms_norm<T: ReferenceElement>(values: &[T], weight: &[T], numbers: NormNumbers) -> Vec<T> {
+    let hidden = weight.len();
+    if values.is_empty() {
+        return Vec::new();
+    }
+    assert!(
+        hidden != 0 && values.len().is_multiple_of(hidden),
+        "{} elements are not whole rows of {hidden}",
+        values.len()
+    );
+    let factors: Vec<f32> = weight
+        .iter()
+        .map(|weight| numbers.weight_offset + weight.widen())
+        .collect();
+    let normalise = |row: &[T]| {
+        let mut squares: Vec<f32> = row.iter().map(|r| r.widen() * r.widen()).collect();
+        squares.resize(hidden.next_power_of_two(), 0.0);
+        while squares.len() > 1 {
+            squares = squares.chunks(2).map(|pair| pair[0] + pair[1]).collect();
+        }
+        let mean = squares[0] / hidden as f32;
+        let scale = 1.0 / (mean + numbers.epsilon).sqrt();
+        let elements = row.iter().zip(&factors);
+        elements
+            .map(|(r, factor)| T::round((r.widen() * scale) * factor))
+            .collect::<Vec<T>>()
+    };
+    values.chunks(hidden).flat_map(normalise).collect()
+}
+
 /// Rounds to bfloat16, ties to even; NaN becomes `0x7FFF`.
 #[inline]
 fn f32_to_bf16_bits(value: f32) -> u16 {

@@ -215,7 +215,7 @@ pub fn verify_bytes(bytes: &[u8], module: &ManifestModule) -> Result<(), VerifyE
         return Err(VerifyError::EntryPoints {
             file: file(),
             found: entry_points,
-            expected: expected.to_vec(),
+            expected,
         });
     }
     Ok(())

@@ -30,10 +30,15 @@ static inline peersum_u32 to_bits(float value) {
 
 static inline bool is_nan(peersum_u32 bits) { return (bits & 0x7FFFFFFFu) > F32_INFINITY; }
 
-static inline float add(float a, float b) {
-    const float sum = a + b;
-    return is_nan(to_bits(sum)) ? from_bits(F32_CANONICAL_NAN) : sum;
+static inline float canonical(float value) {
+    return is_nan(to_bits(value)) ? from_bits(F32_CANONICAL_NAN) : value;
 }
+
+// Each is correctly rounded, as IEEE 754 demands of these operations.
+static inline float add(float a, float b) { return canonical(a + b); }
+static inline float mul(float a, float b) { return canonical(a * b); }
+static inline float div(float a, float b) { return canonical(a / b); }
+static inline float sqrt(float value) { return canonical(__builtin_sqrtf(value)); }
 
 // Exact. A NaN keeps its payload.
 static inline float f32_from_f16(peersum_u32 half) {

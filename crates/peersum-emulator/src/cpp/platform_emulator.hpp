@@ -38,6 +38,12 @@ PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) {
     emulator::split_barrier_arrive(threads);
 }
 PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) { emulator::split_barrier_sync(threads); }
+PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32 threads) { emulator::data_barrier(threads); }
+constexpr peersum_u32 LANES = emulator::WARP;
+PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
+    return emulator::exchange_with_lane(value, mask);
+}
+PEERSUM_DEVICE float* block_floats() { return emulator::current.memory->floats; }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here.
 PEERSUM_DEVICE void griddepcontrol_wait() {}
@@ -228,6 +234,11 @@ PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 e
 // --- Arithmetic.
 
 PEERSUM_DEVICE float add_rn_f32(float a, float b) { return emulator::add(a, b); }
+PEERSUM_DEVICE float mul_rn_f32(float a, float b) { return emulator::mul(a, b); }
+PEERSUM_DEVICE float div_rn_f32(float a, float b) { return emulator::div(a, b); }
+PEERSUM_DEVICE float sqrt_rn_f32(float value) { return emulator::sqrt(value); }
+PEERSUM_DEVICE float rcp_rn_f32(float value) { return emulator::div(1.0f, value); }
+PEERSUM_DEVICE float cvt_rn_f32_u32(peersum_u32 value) { return static_cast<float>(value); }
 PEERSUM_DEVICE float mov_b32_f32(peersum_u32 bits) { return emulator::from_bits(bits); }
 PEERSUM_DEVICE peersum_u32 mov_b32_u32(float value) { return emulator::to_bits(value); }
 PEERSUM_DEVICE float cvt_f32_f16_low(peersum_u32 pair) {

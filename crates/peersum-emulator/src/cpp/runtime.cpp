@@ -69,6 +69,30 @@ void split_barrier_sync(peersum_u32 threads) {
         await_next(barriers.split_generation, generation);
 }
 
+static void meet(peersum_u32& arrived, peersum_u32& generation, peersum_u32 threads) {
+    const peersum_u32 last = __atomic_load_n(&generation, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == threads) {
+        begin_next(arrived, generation, last + 1);
+    } else {
+        await_next(generation, last);
+    }
+}
+
+void data_barrier(peersum_u32 threads) {
+    meet(current.memory->data_arrived, current.memory->data_generation, threads);
+}
+
+float exchange_with_lane(float value, peersum_u32 mask) {
+    BlockMemory::Warp& warp = current.memory->warps[current.tid / WARP];
+    const peersum_u32 lane = current.tid % WARP;
+    // A thread that still reads these values has not arrived at the next exchange, which uses the
+    // other half.
+    float* values = warp.values[__atomic_load_n(&warp.generation, __ATOMIC_ACQUIRE) & 1];
+    values[lane] = value;
+    meet(warp.arrived, warp.generation, WARP);
+    return values[lane ^ mask];
+}
+
 peersum_u64 clock_ns() {
     timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

@@ -19,10 +19,34 @@ struct alignas(64) BlockBarriers {
     peersum_u32 split_generation;
 };
 
+// Threads of a warp. More than one, so that every level of a sum over a block is there; fewer than a
+// GPU's, so that small blocks have several warps.
+constexpr peersum_u32 WARP = 4;
+
+// What the threads of one block exchange outside the ranks' memory; zeroed at first. Only kernels
+// that use it touch its pages.
+struct BlockMemory {
+    // The barrier of the threads that handle units.
+    peersum_u32 data_arrived;
+    peersum_u32 data_generation;
+    peersum_u32 padding[14];
+    // The kernel's own memory: platform_emulator.hpp.
+    float floats[2 * (PEERSUM_MAX_THREADS / WARP)];
+    struct Warp {
+        peersum_u32 arrived;
+        peersum_u32 generation;
+        // The lanes' values, by the lowest bit of the generation.
+        float values[2][WARP];
+    } warps[PEERSUM_MAX_THREADS / WARP];
+};
+// BLOCK_MEMORY_WORDS of entry_points.rs.
+static_assert(sizeof(BlockMemory) == 776 * 8, "the host allocates as much");
+
 // An emulated thread: who it is, and its source of disorder.
 struct Thread {
     peersum_u32 tid, ntid, ctaid, nctaid;
     BlockBarriers* barriers;
+    BlockMemory* memory;
     peersum_u32 random;
 };
 
@@ -45,6 +69,12 @@ bool block_barrier(bool value);
 // The other barrier, which `threads` threads meet: arriving does not wait for the others.
 void split_barrier_arrive(peersum_u32 threads);
 void split_barrier_sync(peersum_u32 threads);
+
+// The barrier of the first `threads` threads of the block.
+void data_barrier(peersum_u32 threads);
+
+// The value of the thread of this warp whose lane differs in the bits of `mask`.
+float exchange_with_lane(float value, peersum_u32 mask);
 
 peersum_u64 clock_ns();
 

@@ -27,6 +27,7 @@ impl<D: Device> Communicator<D> {
             input,
             output,
             elements: len as u64,
+            normalised: false,
         };
         let bytes = call.bytes().ok()?;
         let placement = connected.placement(input, output, bytes);

@@ -18,6 +18,8 @@ pub(super) struct Call {
     pub(super) input: u64,
     pub(super) output: u64,
     pub(super) elements: u64,
+    /// Whether the sum is normalised row by row, as the header says.
+    pub(super) normalised: bool,
 }
 
 impl Call {
@@ -92,6 +94,7 @@ impl<D: Device> Communicator<D> {
                     input,
                     output,
                     elements,
+                    normalised: false,
                 })
             })
         })
@@ -115,17 +118,24 @@ impl<D: Device> Communicator<D> {
                 input: address,
                 output: address,
                 elements,
+                normalised: false,
             })
         })
     }
 
-    /// Launches one call, in pieces if it is larger than what its route holds.
-    pub(super) fn enqueue(&mut self, call: Call) -> Result<(), Error> {
+    /// Refuses a call once a failure is known, or if the stream's capture is spoilt.
+    pub(super) fn admit(&mut self) -> Result<(), Error> {
         self.refuse_if_failed()?;
         if self.capturing || self.allow_outside_capture {
             // The buffers' own waits may have spoilt the capture.
             self.check_recording()?;
         }
+        Ok(())
+    }
+
+    /// Launches one call.
+    pub(super) fn enqueue(&mut self, call: Call) -> Result<(), Error> {
+        self.admit()?;
         let bytes = call.bytes()?;
         #[cfg(feature = "nccl")]
         if let Some(nccl) = self.nccl_for(bytes) {
@@ -143,7 +153,15 @@ impl<D: Device> Communicator<D> {
         if call.elements == 0 {
             return Ok(());
         }
-        let element_bytes = call.dtype.size_bytes() as u64;
+        self.reduce(connected, call).map(drop)
+    }
+
+    /// The plan of a call.
+    ///
+    /// # Errors
+    /// A forced plan does not serve it.
+    pub(super) fn plan_of(&self, connected: &Connected<D>, call: &Call) -> Result<Plan, Error> {
+        let bytes = call.bytes()?;
         let placement = connected.placement(call.input, call.output, bytes);
         let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
         if !plan.route.serves(placement) {
@@ -154,9 +172,22 @@ impl<D: Device> Communicator<D> {
             );
             return Err(Error::invalid("plan", reason));
         }
+        Ok(plan)
+    }
+
+    /// Launches the kernels of one all-reduce, in pieces if it is larger than what its route holds.
+    /// Returns the parameters of the last piece.
+    pub(super) fn reduce(
+        &self,
+        connected: &Connected<D>,
+        call: Call,
+    ) -> Result<PeersumParams, Error> {
+        let plan = self.plan_of(connected, &call)?;
+        let element_bytes = call.dtype.size_bytes() as u64;
         let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
         let piece = connected.layout.capacity_units(plan.route) * unit_elements;
         let mut done = 0;
+        let mut last = connected.params;
         while done < call.elements {
             let elements = piece.min(call.elements - done);
             let offset = done * element_bytes;
@@ -166,14 +197,19 @@ impl<D: Device> Communicator<D> {
                 elements,
                 ..call
             };
-            self.launch(connected, plan, piece)?;
+            last = self.launch(connected, plan, piece)?;
             done += elements;
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Launches one piece of a call.
-    fn launch(&self, connected: &Connected<D>, plan: Plan, call: Call) -> Result<(), Error> {
+    fn launch(
+        &self,
+        connected: &Connected<D>,
+        plan: Plan,
+        call: Call,
+    ) -> Result<PeersumParams, Error> {
         let (shape, params) = self.prepare(connected, plan, call);
         let module = connected.modules.get(plan.route.family(), call.dtype);
         let algorithm = plan.route.algorithm();
@@ -183,7 +219,7 @@ impl<D: Device> Communicator<D> {
         // The shape is within the table's checked bounds. Teardown waits for the stream before any
         // of it is unmapped.
         unsafe { self.device.launch(module, algorithm, shape, &params)? };
-        Ok(())
+        Ok(params)
     }
 
     /// The grid and the parameters of one launch.
@@ -208,6 +244,8 @@ impl<D: Device> Communicator<D> {
             },
             symmetric: plan.route.is_symmetric(),
             part: None,
+            normalised: call.normalised,
+            norm: None,
             dtype: Some(call.dtype),
             bytes,
         };

@@ -86,7 +86,10 @@ impl<D: Device> Communicator<D> {
             let unsent = CallWords {
                 header: status.own_header,
                 detail: status.own_detail,
+                norm: status.own_norm_words,
             };
+            // The thread that failed may have been ahead of the one that keeps the norm words.
+            let unsent = LatestCalls::completed(&*self.read_head(connected, self.rank)?, unsent);
             return self.explain(connected, failure, Some(unsent)).map(Some);
         }
         if let Some(failure) = self.check_last_call(connected)? {
@@ -118,10 +121,10 @@ impl<D: Device> Communicator<D> {
             }
             let last = sequence(state.push_epoch, state.pull_epoch).wrapping_sub(1);
             let slot = usize::from(last) % abi::PEERSUM_HEADER_RING as usize;
-            let own = CallWords::own(&head, slot);
+            let own = CallWords::own(&head, slot).lasting();
             let Some((peer, theirs)) = self
                 .peers()
-                .map(|peer| (peer, CallWords::of_peer(&head, slot, peer)))
+                .map(|peer| (peer, CallWords::of_peer(&head, slot, peer).lasting()))
                 .find(|(_, theirs)| *theirs != own)
             else {
                 return Ok(None);
@@ -140,7 +143,7 @@ impl<D: Device> Communicator<D> {
                     peer,
                     algorithm,
                     epoch: match algorithm.family {
-                        Family::Push => u64::from(state.push_epoch.wrapping_sub(1)),
+                        Family::Push | Family::Norm => u64::from(state.push_epoch.wrapping_sub(1)),
                         Family::Pull => state.pull_epoch.wrapping_sub(1),
                     },
                     block: 0,

@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Deref;
 
 use super::recording::SPOILT;
+use super::rms_norm::RmsNorm;
 use super::state::Communicator;
 use crate::device::{AsViewMut, Input, Output};
 use crate::device::{Device, Recording};
@@ -125,6 +126,80 @@ impl<'a, D: Device> Capture<'a, '_, D> {
         buffer: &mut Held<'a, O>,
     ) -> Result<(), Error> {
         self.communicator.all_reduce_in_place::<T, O>(buffer.buffer)
+    }
+
+    /// Records [`Communicator::all_reduce_rms_norm`]. The weight is borrowed as shared, for several
+    /// calls and graphs may use one.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_rms_norm<T: Element, I: Input<T, D>, W: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        input: &Held<'a, I>,
+        norm: &RmsNorm<'a, W>,
+        output: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator
+            .all_reduce_rms_norm::<T, I, W, O>(&*input.buffer, norm, output.buffer)
+    }
+
+    /// Records [`Communicator::all_reduce_add_rms_norm`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_add_rms_norm<T, I, R, W, O>(
+        &mut self,
+        input: &Held<'a, I>,
+        residual: &mut Held<'a, R>,
+        norm: &RmsNorm<'a, W>,
+        output: &mut Held<'a, O>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        I: Input<T, D>,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.communicator.all_reduce_add_rms_norm::<T, I, R, W, O>(
+            &*input.buffer,
+            residual.buffer,
+            norm,
+            output.buffer,
+        )
+    }
+
+    /// Records [`Communicator::all_reduce_rms_norm_in_place`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_rms_norm_in_place<T: Element, W: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+        norm: &RmsNorm<'a, W>,
+    ) -> Result<(), Error> {
+        self.communicator
+            .all_reduce_rms_norm_in_place::<T, W, O>(buffer.buffer, norm)
+    }
+
+    /// Records [`Communicator::all_reduce_add_rms_norm_in_place`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_add_rms_norm_in_place<T, R, W, O>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+        residual: &mut Held<'a, R>,
+        norm: &RmsNorm<'a, W>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.communicator
+            .all_reduce_add_rms_norm_in_place::<T, R, W, O>(buffer.buffer, residual.buffer, norm)
     }
 
     /// The stream under capture, for kernels of the program between the calls.

@@ -8,33 +8,55 @@ use super::layout::sequence;
 use crate::call_signature::{CallSignature, is_detail_of};
 use crate::failure::Failure;
 
-/// What a rank told of one of its calls: the header, and the detail or 0 if there is none or it has
-/// not come.
+/// What a rank told of one of its calls: the header, and the detail and the norm words, or 0 for
+/// those that the call has not or that have not come. A rank that has compared a norm word removes
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CallWords {
     pub(super) header: u64,
     pub(super) detail: u64,
+    pub(super) norm: [u64; abi::PEERSUM_NORM_WORDS as usize],
 }
 
 impl CallWords {
-    fn new(header: u64, detail: u64) -> CallWords {
-        let has_detail =
-            CallSignature::from_header(header).symmetric && is_detail_of(header, detail);
+    fn new(header: u64, detail: u64, norm: [u64; abi::PEERSUM_NORM_WORDS as usize]) -> CallWords {
+        let signature = CallSignature::from_header(header);
+        let word_of = |exists: bool, word: u64| match exists && is_detail_of(header, word) {
+            true => word,
+            false => 0,
+        };
         CallWords {
             header,
-            detail: if has_detail { detail } else { 0 },
+            detail: word_of(signature.symmetric, detail),
+            norm: norm.map(|word| word_of(signature.normalised, word)),
+        }
+    }
+
+    /// The words that both ranks still have once they agree.
+    pub(super) fn lasting(self) -> CallWords {
+        CallWords {
+            norm: [0; abi::PEERSUM_NORM_WORDS as usize],
+            ..self
         }
     }
 
     /// What the owner of `head` told the others.
     pub(super) fn own(head: &PeersumControl, slot: usize) -> CallWords {
-        CallWords::new(head.own_headers[slot], head.own_details[slot])
+        CallWords::new(
+            head.own_headers[slot],
+            head.own_details[slot],
+            head.own_norm_words[slot],
+        )
     }
 
     /// What `peer` told the owner of `head`.
     pub(super) fn of_peer(head: &PeersumControl, slot: usize, peer: u32) -> CallWords {
         let peer = peer as usize;
-        CallWords::new(head.headers[slot][peer], head.details[slot][peer])
+        CallWords::new(
+            head.headers[slot][peer],
+            head.details[slot][peer],
+            head.norm_words[slot][peer],
+        )
     }
 
     fn sequence(self) -> u16 {
@@ -42,20 +64,22 @@ impl CallWords {
     }
 
     fn signature(self) -> CallSignature {
-        CallSignature::from_words(self.header, self.detail)
+        CallSignature::from_words(self.header, self.detail, self.norm)
     }
 }
 
-/// What two ranks told of the same call if it differs. A detail that has not come differs from
-/// none.
+/// What two ranks told of the same call if it differs. A word that has not come differs from none.
 pub(super) fn disagreement(
     rank: u32,
     own: CallWords,
     peer: u32,
     theirs: CallWords,
 ) -> Option<Failure> {
+    let words = |words: CallWords| [words.detail].into_iter().chain(words.norm);
     let differ = own.header != theirs.header
-        || own.detail != theirs.detail && own.detail != 0 && theirs.detail != 0;
+        || words(own)
+            .zip(words(theirs))
+            .any(|(own, theirs)| own != theirs && own != 0 && theirs != 0);
     (differ && theirs.sequence() == own.sequence()).then(|| Failure::Disagreement {
         rank,
         peer,
@@ -110,6 +134,12 @@ impl LatestCalls {
 
     fn own(&self) -> &[CallWords] {
         &self.by_rank[self.rank as usize]
+    }
+
+    /// Fills in the norm words that this rank has kept for a call.
+    pub(super) fn completed(own: &PeersumControl, words: CallWords) -> CallWords {
+        let slot = usize::from(words.sequence()) % abi::PEERSUM_HEADER_RING as usize;
+        CallWords::new(words.header, words.detail, own.own_norm_words[slot])
     }
 
     /// The first disagreement of this rank with any other. `unsent` is what this rank would have

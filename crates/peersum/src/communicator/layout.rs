@@ -114,14 +114,17 @@ pub(crate) fn zeroed_control() -> Box<PeersumControl> {
     const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     const RING: usize = abi::PEERSUM_HEADER_RING as usize;
     const BLOCKS: usize = abi::PEERSUM_MAX_BLOCKS as usize;
+    const NORM_WORDS: usize = abi::PEERSUM_NORM_WORDS as usize;
     Box::new(PeersumControl {
         blocks: [PeersumBlockState::default(); BLOCKS],
         headers: [[0; RANKS]; RING],
         own_headers: [0; RING],
         details: [[0; RANKS]; RING],
         own_details: [0; RING],
+        norm_words: [[[0; NORM_WORDS]; RANKS]; RING],
+        own_norm_words: [[0; NORM_WORDS]; RING],
         leave_claim: 0,
-        reserved: [0; 47],
+        reserved: [0; 31],
         pull_flags: [[0; RANKS]; BLOCKS],
     })
 }
@@ -165,15 +168,19 @@ const _: () = {
     let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
     let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     let ring = abi::PEERSUM_HEADER_RING as usize;
-    // Blocks of 16 bytes, then headers and details with a rank's own: the head, without padding.
-    assert!(HEAD_BYTES == blocks * 16 + 2 * (ring * ranks * 8 + ring * 8));
+    let words = abi::PEERSUM_NORM_WORDS as usize;
+    // Blocks of 16 bytes, then headers, details and norm words with a rank's own: the head, without
+    // padding.
+    assert!(HEAD_BYTES == blocks * 16 + (2 + words) * (ring * ranks * 8 + ring * 8));
     assert!(offset_of!(PeersumControl, blocks) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, headers) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, own_headers) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, details) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, own_details) < HEAD_BYTES);
+    assert!(offset_of!(PeersumControl, norm_words) < HEAD_BYTES);
+    assert!(offset_of!(PeersumControl, own_norm_words) < HEAD_BYTES);
     // Claim and reserved words, flags: no padding either.
-    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 48 * 4 + blocks * ranks * 8);
+    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 32 * 4 + blocks * ranks * 8);
 };
 
 #[cfg(test)]

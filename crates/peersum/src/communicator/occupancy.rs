@@ -149,7 +149,7 @@ pub(super) fn thread_limits<D: Device>(
     modules: &Modules<D>,
     blocks: u32,
 ) -> Result<LaunchLimits, DeviceError> {
-    LaunchLimits::try_new(blocks, |family, algorithm| {
+    LaunchLimits::try_new(blocks, modules.world_size(), |family, algorithm| {
         let mut least = abi::PEERSUM_MAX_THREADS;
         for module in modules.of_family(family) {
             least = least.min(largest_block(device, module, family, algorithm)?);

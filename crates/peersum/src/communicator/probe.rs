@@ -48,6 +48,7 @@ impl<D: Device> Communicator<D> {
             input: address,
             output: address,
             elements: bytes / Dtype::F32.size_bytes() as u64,
+            normalised: false,
         };
         let timeout = self.replace_timeout(PROBE_PATIENCE);
         self.forced = Some(plan);

@@ -1,6 +1,6 @@
 //! From settings to a communicator: meet, load, allocate, arm, share, meet again.
 
-use peersum_artifact::{ModuleKey, WorldSize};
+use peersum_artifact::WorldSize;
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::agreement::{agree_on_limits, exchange_settings};
@@ -8,6 +8,7 @@ use super::builder::CommunicatorBuilder;
 use super::connected::{Connected, RANKS};
 use super::layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
 use super::modules::Modules;
+use super::norm_launch::Alone;
 use super::occupancy::{GroupOnDevice, Occupancy, thread_limits};
 use super::probe::{nanoseconds, probe_bytes};
 use super::processes;
@@ -75,7 +76,7 @@ impl CommunicatorBuilder {
             identity: &identity,
             group: &mut group,
         };
-        let (connected, table) = match setup.connect() {
+        let (memory, table) = match setup.connect() {
             Ok(connected) => connected,
             Err(error) => {
                 // The others learn why at once, instead of waiting for their deadline.
@@ -85,9 +86,15 @@ impl CommunicatorBuilder {
         };
         let mut communicator =
             Communicator::unconnected(&self, device, identity, table, claim, rank, world_size);
-        let shares_device = connected.as_ref().is_some_and(|own| own.shares_device);
-        communicator.handle.status = connected.as_ref().map(|own| own.status.clone());
-        communicator.connected = connected;
+        match memory {
+            RankResources::Connected(connected) => {
+                communicator.handle.status = Some(connected.status.clone());
+                communicator.connected = Some(*connected);
+            }
+            RankResources::Alone(alone) => communicator.alone = Some(alone),
+        }
+        let connected = communicator.connected.as_ref();
+        let shares_device = connected.is_some_and(|own| own.shares_device);
         communicator.group = Some(group);
         if shares_device {
             communicator.probe_co_residency()?;
@@ -116,6 +123,56 @@ impl CommunicatorBuilder {
         }
         Ok(())
     }
+
+    /// Loads every module for groups of this size.
+    fn load_modules<D: Device>(
+        &self,
+        device: &D,
+        world_size: WorldSize,
+    ) -> Result<(Modules<D>, Vec<LoadReport>), Error> {
+        let policy = match &self.load_policy {
+            Some(policy) => policy.clone(),
+            None => LoadPolicy::from_env()
+                .map_err(|error| Error::invalid("environment", error.to_string()))?,
+        };
+        let mut modules = Vec::new();
+        let mut reports = Vec::new();
+        for key in Modules::<D>::keys(world_size) {
+            let (module, report) = device.load(&policy, key)?;
+            tracing::debug!(%report, "loaded");
+            modules.push(module);
+            reports.push(report);
+        }
+        Ok((Modules::new(world_size, modules), reports))
+    }
+
+    /// What a rank needs that exchanges nothing by peersum's kernels.
+    pub(super) fn load_alone<D: Device>(
+        &self,
+        device: &D,
+        identity: &DeviceIdentity,
+    ) -> Result<Alone<D>, Error> {
+        let (modules, reports) = self.load_modules(device, WorldSize::ONE)?;
+        let own = GroupOnDevice {
+            device: identity,
+            group: 0,
+            ranks: 1,
+        };
+        // Its blocks wait for nobody, so they need no seats.
+        let blocks = self.max_blocks.unwrap_or_else(|| own.default_share());
+        let limits = thread_limits(device, &modules, blocks.clamp(1, own.most()))?;
+        Ok(Alone {
+            modules,
+            limits,
+            reports,
+        })
+    }
+}
+
+/// What a rank holds once it is set up.
+enum RankResources<D: Device> {
+    Connected(Box<Connected<D>>),
+    Alone(Alone<D>),
 }
 
 /// What a rank has while it is set up.
@@ -138,15 +195,18 @@ struct Meeting {
 }
 
 impl<D: Device> Setup<'_, D> {
-    /// What this rank then holds, `None` for a group of one, and the table that the ranks agree on.
-    fn connect(mut self) -> Result<(Option<Connected<D>>, DispatchTable), Error> {
+    /// What this rank then holds, and the table that the ranks agree on.
+    fn connect(mut self) -> Result<(RankResources<D>, DispatchTable), Error> {
         let (builder, device) = (self.builder, self.device);
         let met = self.meet()?;
         let (rank, world_size) = (self.group.rank(), self.group.world_size());
         if world_size == 1 {
-            return Ok((None, met.table));
+            let alone = builder.load_alone(device, self.identity)?;
+            return Ok((RankResources::Alone(alone), met.table));
         }
-        let (modules, reports) = self.load_modules()?;
+        let size = WorldSize::try_from(world_size)
+            .map_err(|error| Error::invalid("world size", error.to_string()))?;
+        let (modules, reports) = builder.load_modules(device, size)?;
         SetupStep::Loaded.reached(rank);
         let (limits, occupancy) = self.occupy(&modules, &met)?;
 
@@ -215,7 +275,7 @@ impl<D: Device> Setup<'_, D> {
             arena: arena.memory,
             _occupancy: occupancy,
         };
-        Ok((Some(connected), met.table))
+        Ok((RankResources::Connected(Box::new(connected)), met.table))
     }
 
     /// Compares the settings of all ranks, and chooses the dispatch table for what they run on.
@@ -252,30 +312,6 @@ impl<D: Device> Setup<'_, D> {
             shares_device,
             group_token: ranks.first().map_or(0, |rank| rank.token),
         })
-    }
-
-    fn load_modules(&self) -> Result<(Modules<D>, Vec<LoadReport>), Error> {
-        let policy = match &self.builder.load_policy {
-            Some(policy) => policy.clone(),
-            None => LoadPolicy::from_env()
-                .map_err(|error| Error::invalid("environment", error.to_string()))?,
-        };
-        let world_size = WorldSize::try_from(self.group.world_size())
-            .map_err(|error| Error::invalid("world size", error.to_string()))?;
-        let mut modules = Vec::new();
-        let mut reports = Vec::new();
-        for (family, dtype) in Modules::<D>::keys() {
-            let key = ModuleKey {
-                family,
-                dtype,
-                world_size,
-            };
-            let (module, report) = self.device.load(&policy, key)?;
-            tracing::debug!(%report, "loaded");
-            modules.push(module);
-            reports.push(report);
-        }
-        Ok((Modules::new(modules), reports))
     }
 
     /// The largest launches that all ranks can make, and this rank's seats for them on its device.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::abort::AbortHandle;
 use super::builder::CommunicatorBuilder;
 use super::connected::Connected;
+use super::norm_launch::Alone;
 use super::stream_claim::StreamClaim;
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity};
@@ -32,6 +33,8 @@ pub struct Communicator<D: Device = Cuda> {
     // Fields are dropped in this order: mappings of peers' memory and modules before the device,
     // the group after a barrier (see Drop).
     pub(super) connected: Option<Connected<D>>,
+    /// Of a rank that is not connected.
+    pub(super) alone: Option<Alone<D>>,
     #[cfg(feature = "nccl")]
     pub(super) nccl: Option<crate::nccl::Link>,
     pub(super) device: D,
@@ -69,6 +72,7 @@ impl<D: Device> Communicator<D> {
     ) -> Self {
         Self {
             connected: None,
+            alone: None,
             #[cfg(feature = "nccl")]
             nccl: None,
             device,
@@ -138,11 +142,13 @@ impl<D: Device> Communicator<D> {
         &self.identity
     }
 
-    /// Where each module came from and how long it took. Empty for a group of one.
+    /// Where each module came from and how long it took.
     pub fn load_reports(&self) -> &[LoadReport] {
-        self.connected
-            .as_ref()
-            .map_or(&[], |connected| &connected.reports)
+        match (&self.connected, &self.alone) {
+            (Some(connected), _) => &connected.reports,
+            (None, Some(alone)) => &alone.reports,
+            (None, None) => &[],
+        }
     }
 
     /// The table that decides how calls are carried out.

@@ -294,7 +294,7 @@ unsafe impl Device for Cuda {
         unsafe {
             launch::launch(
                 self.stream.cu_stream(),
-                module.entry_point(algorithm),
+                module.entry_point(algorithm)?,
                 shape,
                 params,
             )

@@ -1,4 +1,4 @@
-//! A loaded module and its two kernels.
+//! A loaded module and its kernels.
 
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use super::driver::{describe, give_back, load_function, returned};
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
 
-/// The two entry points of one module, loaded onto the device. Unloaded when dropped, at which time
+/// The entry points of one module, loaded onto the device. Unloaded when dropped, at which time
 /// no launch of it may be in flight.
 pub struct Module {
     /// Held for the kernels.
     _module: DriverModule,
     /// By algorithm, in the order of its declaration.
-    kernels: [Kernel; 2],
+    kernels: [Option<Kernel>; Algorithm::ALL.len()],
 }
 
 // SAFETY: the handles name objects of the driver, which may be used by any thread whose current
@@ -56,18 +56,22 @@ impl Module {
             context: Arc::clone(context),
             handle: load_image(image, key)?,
         };
-        let kernels = [
-            module.kernel(image, key, Algorithm::OneShot)?,
-            module.kernel(image, key, Algorithm::TwoShot)?,
-        ];
+        let mut kernels = [None; Algorithm::ALL.len()];
+        for &algorithm in key.algorithms() {
+            kernels[algorithm as usize] = Some(module.kernel(image, key, algorithm)?);
+        }
         Ok(Self {
             _module: module,
             kernels,
         })
     }
 
-    pub(super) fn entry_point(&self, algorithm: Algorithm) -> &Kernel {
-        &self.kernels[algorithm as usize]
+    pub(super) fn entry_point(&self, algorithm: Algorithm) -> Result<&Kernel, DeviceError> {
+        let kernel = self.kernels[algorithm as usize].as_ref();
+        kernel.ok_or_else(|| {
+            let message = format!("the module has no entry point {algorithm}");
+            DeviceError::driver("cuLaunchKernelEx", message)
+        })
     }
 
     /// How many blocks of `threads` threads fit one multiprocessor at once.
@@ -76,7 +80,7 @@ impl Module {
         algorithm: Algorithm,
         threads: u32,
     ) -> Result<u32, DeviceError> {
-        let kernel = self.entry_point(algorithm);
+        let kernel = self.entry_point(algorithm)?;
         // The driver answers for blocks beyond the launch bound as well; a launch of one fails.
         if threads > kernel.max_threads {
             return Ok(0);

@@ -1,6 +1,6 @@
 //! The largest launches that a rank may make.
 
-use peersum_artifact::{Algorithm, Family};
+use peersum_artifact::{Algorithm, Family, WorldSize};
 use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
@@ -18,12 +18,14 @@ pub struct LaunchLimits {
 }
 
 impl LaunchLimits {
-    /// At most `blocks` blocks, and at most `threads` threads a block of each kernel.
+    /// At most `blocks` blocks, and at most `threads` threads a block of each kernel for groups of
+    /// this size.
     ///
     /// # Errors
     /// Whatever `threads` returns.
     pub(crate) fn try_new<E>(
         blocks: u32,
+        world_size: WorldSize,
         mut threads: impl FnMut(Family, Algorithm) -> Result<u32, E>,
     ) -> Result<Self, E> {
         let mut limits = LaunchLimits {
@@ -31,7 +33,7 @@ impl LaunchLimits {
             threads: [[0; ALGORITHMS]; FAMILIES],
         };
         for &family in Family::ALL {
-            for &algorithm in Algorithm::ALL {
+            for &algorithm in family.algorithms(world_size) {
                 limits.threads[family as usize][algorithm as usize] = threads(family, algorithm)?;
             }
         }
@@ -102,10 +104,11 @@ mod tests {
             Ok::<_, ()>(match (family, algorithm) {
                 (Family::Push, _) => 480,
                 (Family::Pull, Algorithm::OneShot) => 352,
-                (Family::Pull, Algorithm::TwoShot) => 224,
+                (Family::Pull, _) => 224,
+                (Family::Norm, _) => 320,
             })
         };
-        LaunchLimits::try_new(132, threads).unwrap()
+        LaunchLimits::try_new(132, WorldSize::MIN, threads).unwrap()
     }
 
     fn applied(route: Route, blocks: u32, threads: u32) -> (u32, u32) {
@@ -149,7 +152,7 @@ mod tests {
 
     #[test]
     fn ranks_agree_on_the_least_of_each_limit() {
-        let other = LaunchLimits::try_new(66, |_, _| Ok::<_, ()>(256)).unwrap();
+        let other = LaunchLimits::try_new(66, WorldSize::MIN, |_, _| Ok::<_, ()>(256)).unwrap();
         let agreed = limits().min(&other);
         assert_eq!(agreed, other.min(&limits()));
         assert_eq!(agreed.blocks(), 66);

@@ -94,12 +94,13 @@ pub fn compile(
 /// What a launch must know of the module's kernels.
 fn entry_points(key: ModuleKey, arch: Arch, cubin: &[u8], log: &str) -> Vec<EntryPoint> {
     let report = PtxasReport::parse(log);
-    key.entry_points()
+    let names = key.entry_points().into_iter();
+    names
         .map(|name| EntryPoint {
             resources: Some(report.functions.get(&name).copied().unwrap_or_default()),
             max_threads: launch_bound(cubin, &name).unwrap_or(MAX_THREADS_OF_A_BLOCK),
             pdl: arch.number() >= FIRST_PDL_ARCH,
             name,
         })
-        .to_vec()
+        .collect()
 }

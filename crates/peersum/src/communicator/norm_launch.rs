@@ -1,0 +1,268 @@
+//! Launches of the norm family: alone behind a call, or fused with a one-shot push.
+
+use peersum_artifact::{Algorithm, Family};
+use peersum_kernels::abi::{self, PeersumParams};
+
+use super::call::Call;
+use super::connected::Connected;
+use super::modules::Modules;
+use super::state::Communicator;
+use crate::call_signature::{NormSignature, unit_elements};
+use crate::device::{Device, LaunchShape};
+use crate::dispatch::{LaunchLimits, Plan, Route, Topology};
+use crate::error::Error;
+use crate::loader::LoadReport;
+
+/// Lanes of an emulated warp. The number of threads is a multiple of it, as of a warp on a GPU.
+const EMULATED_LANES: u32 = 4;
+
+/// What a rank without peers needs to normalise rows.
+pub(super) struct Alone<D: Device> {
+    pub(super) modules: Modules<D>,
+    pub(super) limits: LaunchLimits,
+    pub(super) reports: Vec<LoadReport>,
+}
+
+/// A call with RMSNorm.
+#[derive(Clone, Copy)]
+pub(super) struct NormCall {
+    pub(super) call: Call,
+    /// 0 if there is none.
+    pub(super) residual: u64,
+    pub(super) weight: u64,
+    pub(super) hidden: u32,
+    pub(super) epsilon: f32,
+    pub(super) weight_offset: f32,
+}
+
+impl NormCall {
+    fn rows(&self) -> u64 {
+        self.call.elements / u64::from(self.hidden)
+    }
+
+    fn row_units(&self) -> u32 {
+        self.hidden / unit_elements(self.call.dtype)
+    }
+
+    fn signature(&self) -> NormSignature {
+        let has_residual = self.residual != 0;
+        NormSignature::new(self.hidden, self.epsilon, self.weight_offset, has_residual)
+    }
+
+    /// The parameters that the norm family has beyond those of `params`.
+    fn params(&self, params: PeersumParams) -> PeersumParams {
+        PeersumParams {
+            input: self.call.input,
+            output: self.call.output,
+            elements: self.call.elements,
+            residual: self.residual,
+            weight: self.weight,
+            hidden: self.hidden,
+            epsilon: self.epsilon,
+            weight_offset: self.weight_offset,
+            ..params
+        }
+    }
+
+    /// These rows of the call.
+    fn part(&self, first_row: u64, rows: u64) -> NormCall {
+        let hidden = u64::from(self.hidden);
+        let offset = first_row * hidden * self.call.dtype.size_bytes() as u64;
+        NormCall {
+            call: Call {
+                input: self.call.input + offset,
+                output: self.call.output + offset,
+                elements: rows * hidden,
+                ..self.call
+            },
+            residual: match self.residual {
+                0 => 0,
+                residual => residual + offset,
+            },
+            ..*self
+        }
+    }
+}
+
+/// The block that normalises a row, and how the row lies in the slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RowShape {
+    /// Threads that handle units.
+    threads: u32,
+    /// Slots of a row from one source, in units: the counterpart of `slot_unit` in norm.cu.
+    slots: u32,
+}
+
+impl RowShape {
+    /// The smallest block of at most `most` threads in which each thread has as few units as
+    /// possible.
+    fn new(row_units: u32, most: u32, lanes: u32) -> Self {
+        let fewest = row_units.div_ceil(abi::PEERSUM_MAX_ROW_UNITS_PER_THREAD);
+        let most = (most / lanes * lanes).max(fewest.next_multiple_of(lanes));
+        let mut per_thread = 1;
+        while row_units.div_ceil(per_thread) > most {
+            per_thread *= 2;
+        }
+        let threads = row_units.div_ceil(per_thread).next_multiple_of(lanes);
+        let threads = threads.max(abi::PEERSUM_MIN_THREADS.next_multiple_of(lanes));
+        Self {
+            threads,
+            slots: row_units.next_multiple_of(abi::PEERSUM_SLOT_GROUP * per_thread),
+        }
+    }
+}
+
+impl<D: Device> Communicator<D> {
+    /// Launches one call with RMSNorm.
+    pub(super) fn enqueue_norm(&mut self, norm: NormCall) -> Result<(), Error> {
+        self.admit()?;
+        let call = norm.call;
+        if call.elements == 0 {
+            return Ok(());
+        }
+        #[cfg(feature = "nccl")]
+        if let Some(nccl) = self.nccl_for(call.bytes()?) {
+            self.enqueue_to_nccl(nccl, call)?;
+            return self.normalise_rows(norm.of_output(), None);
+        }
+        let Some(connected) = &self.connected else {
+            // One rank: the sum is the input.
+            return self.normalise_rows(norm, None);
+        };
+        let plan = self.plan_of(connected, &call)?;
+        if plan.route == Route::PushOneShot {
+            let shape = self.row_shape(&norm, &connected.limits, Algorithm::OneShot, Some(plan));
+            let slots = connected.layout.capacity_units(plan.route);
+            let rows = slots / u64::from(shape.slots);
+            if rows != 0 {
+                return self.launch_fused(connected, norm, plan, shape, rows);
+            }
+        }
+        let reduced = self.reduce(connected, call)?;
+        self.normalise_rows(norm.of_output(), Some((plan, reduced)))
+    }
+
+    /// Launches the fused kernel for `most_rows` rows at a time.
+    fn launch_fused(
+        &self,
+        connected: &Connected<D>,
+        norm: NormCall,
+        plan: Plan,
+        shape: RowShape,
+        most_rows: u64,
+    ) -> Result<(), Error> {
+        let module = connected.modules.get(Family::Norm, norm.call.dtype);
+        let mut done = 0;
+        while done < norm.rows() {
+            let rows = most_rows.min(norm.rows() - done);
+            let part = norm.part(done, rows);
+            let (_, params) = self.prepare(connected, plan, part.call);
+            let params = PeersumParams {
+                norm_words: norm.signature().words(norm.call.dtype),
+                ..part.params(params)
+            };
+            let blocks = self.most_row_blocks(&connected.limits, Some(plan));
+            let shape = LaunchShape {
+                blocks: rows.min(u64::from(blocks)) as u32,
+                threads: shape.threads,
+                pdl: self.pdl,
+            };
+            // SAFETY: as in `Communicator::launch`; residual and weight are kept valid as the input
+            // is. The slots hold `most_rows` rows.
+            unsafe {
+                self.device
+                    .launch(module, Algorithm::OneShot, shape, &params)?;
+            }
+            done += rows;
+        }
+        Ok(())
+    }
+
+    /// Launches the normalisation of rows that are reduced already. `reduced` is how, if it was by
+    /// peersum's kernels: the ranks then compare their norm words.
+    fn normalise_rows(
+        &self,
+        norm: NormCall,
+        reduced: Option<(Plan, PeersumParams)>,
+    ) -> Result<(), Error> {
+        let (modules, limits) = match (&self.connected, &self.alone) {
+            (Some(connected), _) => (&connected.modules, &connected.limits),
+            (None, Some(alone)) => (&alone.modules, &alone.limits),
+            (None, None) => {
+                return Err(Error::invalid(
+                    "communicator",
+                    "it has no module of the norm family",
+                ));
+            }
+        };
+        let plan = reduced.map(|(plan, _)| plan);
+        let params = match reduced {
+            Some((_, params)) => PeersumParams {
+                norm_words: norm.signature().words(norm.call.dtype),
+                ..params
+            },
+            None => self
+                .connected
+                .as_ref()
+                .map_or_else(PeersumParams::default, |connected| connected.params),
+        };
+        let shape = self.row_shape(&norm, limits, Algorithm::Rows, plan);
+        let blocks = self.most_row_blocks(limits, plan);
+        let shape = LaunchShape {
+            blocks: norm.rows().min(u64::from(blocks)) as u32,
+            threads: shape.threads,
+            pdl: self.pdl,
+        };
+        let module = modules.get(Family::Norm, norm.call.dtype);
+        // SAFETY: as in `Communicator::launch`; residual and weight are kept valid as the input is.
+        unsafe {
+            self.device
+                .launch(module, Algorithm::Rows, shape, &norm.params(params))?;
+        }
+        Ok(())
+    }
+
+    /// The block for a call's rows. A forced plan limits it, so that tests can choose it, and so
+    /// does every plan of the emulator, where a thread costs much.
+    fn row_shape(
+        &self,
+        norm: &NormCall,
+        limits: &LaunchLimits,
+        algorithm: Algorithm,
+        plan: Option<Plan>,
+    ) -> RowShape {
+        let is_emulated = self.table.topology == Topology::Emulator;
+        let most = limits.threads(Family::Norm, algorithm);
+        let most = match plan {
+            Some(plan) if is_emulated || self.forced.is_some() => most.min(plan.threads),
+            _ => most,
+        };
+        let lanes = match is_emulated {
+            true => EMULATED_LANES,
+            false => abi::PEERSUM_WARP_THREADS,
+        };
+        RowShape::new(norm.row_units(), most, lanes)
+    }
+
+    fn most_row_blocks(&self, limits: &LaunchLimits, plan: Option<Plan>) -> u32 {
+        match plan {
+            Some(plan) if self.table.topology == Topology::Emulator || self.forced.is_some() => {
+                limits.blocks().min(plan.blocks)
+            }
+            _ => limits.blocks(),
+        }
+    }
+}
+
+impl NormCall {
+    /// The same, once the sum is in the output.
+    fn of_output(self) -> NormCall {
+        NormCall {
+            call: Call {
+                input: self.call.output,
+                ..self.call
+            },
+            ..self
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! All-reduce, residual and RMSNorm in one call.
+
+use peersum_kernels::abi;
+
+use super::call::Call;
+use super::norm_launch::NormCall;
+use super::state::Communicator;
+use crate::call_signature::unit_elements;
+use crate::device::{Device, Input, Output};
+use crate::element::Element;
+use crate::error::Error;
+use crate::norm_error::NormError;
+
+/// An RMSNorm: `n = (r / sqrt(mean(r * r) + epsilon)) * (weight_offset + weight)` for each row `r`,
+/// with the roundings that [`crate::reference::rms_norm`] states.
+#[derive(Debug, Clone, Copy)]
+pub struct RmsNorm<'a, W: ?Sized> {
+    /// One element for each element of a row: its length is the length of the rows, a multiple of
+    /// 16 bytes and at most 32,768 elements.
+    pub weight: &'a W,
+    /// Added to the mean of the squares. Finite, not negative.
+    pub epsilon: f32,
+    /// Added to each weight. Finite. 0 is the plain RMSNorm, 1 the one of Gemma and Qwen.
+    pub weight_offset: f32,
+}
+
+impl<D: Device> Communicator<D> {
+    /// Sums `input` over all ranks and normalises each row of the sum:
+    /// `output = rms_norm(all_reduce(input))`.
+    ///
+    /// All buffers hold rows of `norm.weight.len()` elements, and begin at multiples of 16 bytes. A
+    /// row's bits depend on that row, the weight and the numbers in `norm` alone, not on how many
+    /// rows there are or how the call is carried out.
+    ///
+    /// Otherwise as [`Communicator::all_reduce`]: `Ok` means launched, no element does nothing, and
+    /// all ranks must call with the same `epsilon`, `weight_offset` and lengths. (The values of the
+    /// weight may differ: each rank normalises with its own.) After a failure the output holds NaN.
+    ///
+    /// # Errors
+    /// [`Error::Norm`] and [`Error::LengthMismatch`] for arguments that do not fit each other; those
+    /// of [`Communicator::all_reduce`].
+    pub fn all_reduce_rms_norm<T, I, W, O>(
+        &mut self,
+        input: &I,
+        norm: &RmsNorm<'_, W>,
+        output: &mut O,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        I: Input<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.check_recording()?;
+        let stream = self.device.stream().clone();
+        input.check(&stream)?;
+        output.check(&stream)?;
+        check_output_len(input.len(), output.len())?;
+        let rows = self.check_norm::<T, W>(norm, input.len())?;
+        input.with_input(&stream, |input| {
+            norm.weight.with_input(&stream, |weight| {
+                output.with_output(&stream, |output| {
+                    self.enqueue_norm(rows.with(input, output, 0, weight)?)
+                })
+            })
+        })
+    }
+
+    /// Sums `input` over all ranks, adds `residual`, and normalises each row of the result:
+    /// `residual = all_reduce(input) + residual; output = rms_norm(residual)`.
+    ///
+    /// Each rank adds its own residual. After a failure the residual may be untouched, updated or
+    /// NaN. Otherwise as [`Communicator::all_reduce_rms_norm`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_add_rms_norm<T, I, R, W, O>(
+        &mut self,
+        input: &I,
+        residual: &mut R,
+        norm: &RmsNorm<'_, W>,
+        output: &mut O,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        I: Input<T, D>,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.check_recording()?;
+        let stream = self.device.stream().clone();
+        input.check(&stream)?;
+        residual.check(&stream)?;
+        output.check(&stream)?;
+        check_output_len(input.len(), output.len())?;
+        let rows = self.check_norm::<T, W>(norm, input.len())?;
+        rows.check_residual_len(residual.len())?;
+        input.with_input(&stream, |input| {
+            norm.weight.with_input(&stream, |weight| {
+                residual.with_output(&stream, |residual| {
+                    output.with_output(&stream, |output| {
+                        self.enqueue_norm(rows.with(input, output, residual, weight)?)
+                    })
+                })
+            })
+        })
+    }
+
+    /// [`Communicator::all_reduce_rms_norm`] with the result in the place of the input.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_rms_norm_in_place<T, W, O>(
+        &mut self,
+        buffer: &mut O,
+        norm: &RmsNorm<'_, W>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.check_recording()?;
+        let stream = self.device.stream().clone();
+        buffer.check(&stream)?;
+        let rows = self.check_norm::<T, W>(norm, buffer.len())?;
+        norm.weight.with_input(&stream, |weight| {
+            buffer.with_output(&stream, |buffer| {
+                self.enqueue_norm(rows.with(buffer, buffer, 0, weight)?)
+            })
+        })
+    }
+
+    /// [`Communicator::all_reduce_add_rms_norm`] with the result in the place of the input.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_add_rms_norm_in_place<T, R, W, O>(
+        &mut self,
+        buffer: &mut O,
+        residual: &mut R,
+        norm: &RmsNorm<'_, W>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.check_recording()?;
+        let stream = self.device.stream().clone();
+        buffer.check(&stream)?;
+        residual.check(&stream)?;
+        let rows = self.check_norm::<T, W>(norm, buffer.len())?;
+        rows.check_residual_len(residual.len())?;
+        norm.weight.with_input(&stream, |weight| {
+            residual.with_output(&stream, |residual| {
+                buffer.with_output(&stream, |buffer| {
+                    self.enqueue_norm(rows.with(buffer, buffer, residual, weight)?)
+                })
+            })
+        })
+    }
+
+    /// Checks the numbers and the lengths.
+    fn check_norm<T: Element, W: Input<T, D>>(
+        &self,
+        norm: &RmsNorm<'_, W>,
+        elements: usize,
+    ) -> Result<RowsOf, Error> {
+        norm.weight.check(self.device.stream())?;
+        let parameter = |name, value, demand| NormError::Parameter {
+            name,
+            value,
+            demand,
+        };
+        if !norm.epsilon.is_finite() || norm.epsilon < 0.0 {
+            let demand = "finite and not negative";
+            return Err(parameter("epsilon", norm.epsilon, demand).into());
+        }
+        if !norm.weight_offset.is_finite() {
+            return Err(parameter("weight_offset", norm.weight_offset, "finite").into());
+        }
+        let hidden = norm.weight.len();
+        let unit = unit_elements(T::DTYPE) as usize;
+        let most = abi::PEERSUM_MAX_HIDDEN as usize;
+        if hidden == 0 || hidden > most || !hidden.is_multiple_of(unit) {
+            return Err(NormError::Hidden { hidden, unit }.into());
+        }
+        if !elements.is_multiple_of(hidden) {
+            return Err(NormError::Rows { elements, hidden }.into());
+        }
+        Ok(RowsOf {
+            call: Call {
+                dtype: T::DTYPE,
+                input: 0,
+                output: 0,
+                elements: elements as u64,
+                normalised: true,
+            },
+            hidden: hidden as u32,
+            epsilon: norm.epsilon,
+            weight_offset: norm.weight_offset,
+        })
+    }
+}
+
+fn check_output_len(input: usize, output: usize) -> Result<(), Error> {
+    match input == output {
+        true => Ok(()),
+        false => Err(Error::LengthMismatch { input, output }),
+    }
+}
+
+/// A call whose lengths and numbers are checked.
+#[derive(Clone, Copy)]
+struct RowsOf {
+    call: Call,
+    hidden: u32,
+    epsilon: f32,
+    weight_offset: f32,
+}
+
+impl RowsOf {
+    fn check_residual_len(&self, residual: usize) -> Result<(), NormError> {
+        let input = self.call.elements as usize;
+        match input == residual {
+            true => Ok(()),
+            false => Err(NormError::ResidualLength { input, residual }),
+        }
+    }
+
+    /// The call with these addresses; 0 for no residual.
+    fn with(&self, input: u64, output: u64, residual: u64, weight: u64) -> Result<NormCall, Error> {
+        let call = Call {
+            input,
+            output,
+            ..self.call
+        };
+        let bytes = call.bytes()?;
+        let named = [
+            ("input", input),
+            ("output", output),
+            ("residual", residual),
+            ("weight", weight),
+        ];
+        if call.elements != 0 {
+            for (buffer, address) in named {
+                if !address.is_multiple_of(u64::from(abi::PEERSUM_UNIT_BYTES)) {
+                    return Err(NormError::Misaligned { buffer, address }.into());
+                }
+            }
+        }
+        if residual != 0 {
+            for (buffer, address) in [("input", input), ("output", output)] {
+                if address < residual + bytes && residual < address + bytes {
+                    return Err(NormError::Overlap { buffer }.into());
+                }
+            }
+        }
+        Ok(NormCall {
+            call,
+            residual,
+            weight,
+            hidden: self.hidden,
+            epsilon: self.epsilon,
+            weight_offset: self.weight_offset,
+        })
+    }
+}

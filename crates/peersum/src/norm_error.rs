@@ -1,0 +1,67 @@
+//! Why a call with RMSNorm is refused.
+
+use peersum_kernels::abi;
+
+/// What keeps a call from normalising rows. Nothing was launched.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NormError {
+    /// The weight has no length that a row can have.
+    #[error(
+        "the weight has {hidden} elements; a row has a multiple of {unit} elements (16 bytes), and \
+         at most {}",
+        abi::PEERSUM_MAX_HIDDEN
+    )]
+    Hidden {
+        /// The weight's length.
+        hidden: usize,
+        /// Elements of 16 bytes.
+        unit: usize,
+    },
+    /// The input is not made of rows.
+    #[error(
+        "the input has {elements} elements, which are not whole rows of {hidden}, the length of \
+         the weight"
+    )]
+    Rows {
+        /// The input's length.
+        elements: usize,
+        /// The weight's length.
+        hidden: usize,
+    },
+    /// The residual is not as long as the input.
+    #[error("the input has {input} elements and the residual {residual}; they must be equal")]
+    ResidualLength {
+        /// Elements of the input.
+        input: usize,
+        /// Elements of the residual.
+        residual: usize,
+    },
+    /// A buffer does not begin at a multiple of 16 bytes.
+    #[error(
+        "the {buffer} begins at {address:#x}, but a call with RMSNorm needs a multiple of 16 \
+         bytes: use whole allocations, or views that begin at a row"
+    )]
+    Misaligned {
+        /// Which buffer.
+        buffer: &'static str,
+        /// Its address.
+        address: u64,
+    },
+    /// A number that no norm can have.
+    #[error("{name} is {value}; it must be {demand}")]
+    Parameter {
+        /// `epsilon` or `weight_offset`.
+        name: &'static str,
+        /// The value given.
+        value: f32,
+        /// What it must be.
+        demand: &'static str,
+    },
+    /// Two buffers share memory.
+    #[error("the residual overlaps the {buffer}; give it memory of its own")]
+    Overlap {
+        /// The other buffer.
+        buffer: &'static str,
+    },
+}

@@ -1,0 +1,58 @@
+// push_call.cuh - the steps that every call by push slots has, whatever it computes: entering,
+// counting, the signal threads, and the sum of a unit.
+#pragma once
+
+#include "slots.cuh"
+
+namespace {
+
+// The sum of a unit over all ranks, from the received units and, in a pair, this rank's own.
+PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
+    Unit v[WORLD_SIZE];
+#pragma unroll
+    for (int source = 0; source < WORLD_SIZE; ++source)
+        v[source] = source < SOURCES ? received[source % SOURCES] : own;
+    return reduce(v);
+}
+
+// Checks, before the call's first store to a peer, whether the call is lost. A poisoned rank
+// leaves.
+PEERSUM_DEVICE bool is_lost_on_entry(const Call& call) {
+    const bool lost = call.poison != 0;
+    if (lost) leave_if_poisoned(call);
+    return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
+}
+
+// Call once this thread's first unit has arrived from every rank. Every peer's block with this
+// index is then running, and what a peer still waits for is on its way, so the next kernel may take
+// the free seats. The first thread of a block counts for it (README.md, "Programmatic dependent
+// launch").
+PEERSUM_DEVICE void allow_next_kernel() { griddepcontrol_launch_dependents(); }
+
+// The thread count of the barrier that shows that all threads have read the block's epoch. Data
+// threads arrive and continue; signal threads wait there, beside the data, and then advance the
+// epoch. So no thread that has stored its results waits for another.
+PEERSUM_DEVICE peersum_u32 epoch_barrier_threads(const ThreadPosition& position) {
+    return position.threads + (WORLD_SIZE + WARP_THREADS - 1) / WARP_THREADS * WARP_THREADS;
+}
+
+// For data threads, once they have read the block's state.
+PEERSUM_DEVICE void mark_epoch_read(const Call& call) {
+    barrier_cta_arrive(epoch_barrier_threads(call));
+}
+
+// The whole call of a signal thread. `exchange` is what it exchanges besides: behind this call's
+// header, by which a look recognises the call.
+template <typename Exchange>
+PEERSUM_DEVICE void run_signal_thread(const Call& call, bool lost, Exchange exchange) {
+    if (!lost) {
+        const Headers headers = send_header(call);
+        exchange();
+        // The result is not needed: a thread that gave up has already left the call.
+        previous_headers_agree(call, headers);
+    }
+    barrier_cta_sync(epoch_barrier_threads(call));
+    advance_own_epoch(call);
+}
+
+}  // namespace

@@ -1,0 +1,143 @@
+// rms.cuh - the arithmetic of one row: residual, the sum of squares, the normalised unit.
+//
+// The sum of squares adds adjacent pairs, level by level, in the order of the elements. A row's
+// result depends on its own elements alone: not on the other rows, the block, the grid or the
+// algorithm. The levels are, from the lowest: the elements of a unit, the adjacent units of a
+// thread, the lanes of a warp, the warps of the block. Missing elements count as +0, which changes
+// no sum of squares, so they are left out where that is simpler.
+#pragma once
+
+#include "units.cuh"
+
+namespace {
+
+// A call's rows as one thread sees them. A thread handles `per_thread` adjacent units of a row, a
+// power of two.
+struct Rows {
+    // Units of a row.
+    peersum_u32 units;
+    peersum_u32 count;
+    peersum_u32 per_thread;
+    // The first unit of this thread in every row.
+    peersum_u32 first;
+    // Units of this thread in a row; 0 for a thread behind the end of the row.
+    peersum_u32 own;
+};
+
+// The fewest units a thread, a power of two, with which the block's data threads cover a row.
+PEERSUM_DEVICE peersum_u32 units_per_thread(peersum_u32 units, peersum_u32 threads) {
+    peersum_u32 per_thread = 1;
+#pragma unroll 1
+    while (per_thread * threads < units) per_thread *= 2;
+    return per_thread;
+}
+
+PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& position) {
+    Rows rows;
+    rows.units = params.hidden / PER_UNIT;
+    rows.count = static_cast<peersum_u32>(params.elements / params.hidden);
+    rows.per_thread = units_per_thread(rows.units, position.threads);
+    rows.first = position.thread * rows.per_thread;
+    const peersum_u32 behind = rows.first < rows.units ? rows.units - rows.first : 0;
+    rows.own = behind < rows.per_thread ? behind : rows.per_thread;
+    return rows;
+}
+
+// Adds the residual to a unit of the sum: r = round(s + residual).
+PEERSUM_DEVICE Unit add_residual(Unit s, Unit residual) {
+    Sum sum = unpack(s);
+    add(sum, residual);
+    return round(sum);
+}
+
+// The sum of the squares of a unit's elements.
+PEERSUM_DEVICE float squares_of_unit(Unit unit) {
+    Sum square = unpack(unit);
+#pragma unroll
+    for (int e = 0; e < PER_UNIT; ++e)
+        square.value[e] = mul_rn_f32(square.value[e], square.value[e]);
+#pragma unroll
+    for (int width = PER_UNIT / 2; width > 0; width /= 2) {
+#pragma unroll
+        for (int e = 0; e < width; ++e)
+            square.value[e] = add_rn_f32(square.value[2 * e], square.value[2 * e + 1]);
+    }
+    return square.value[0];
+}
+
+// The sums of a thread's adjacent units, added in pairs as they come.
+class UnitSums {
+public:
+    // Adds the sum of the next unit. The bits of `index` say which pairs are complete.
+    __device__ __forceinline__ void push(peersum_u32 index, float sum) {
+        bool is_open = true;
+#pragma unroll
+        for (int level = 0; level < LEVELS; ++level) {
+            const bool is_pair = is_open && (index >> level & 1) != 0;
+            if (is_pair) sum = add_rn_f32(pending[level], sum);
+            if (is_open && !is_pair) pending[level] = sum;
+            is_open = is_pair;
+        }
+        // All levels are complete after the last unit of the most that a thread has.
+        if (is_open) pending[LEVELS] = sum;
+    }
+
+    // The sum of `units` units, a power of two of which were pushed.
+    __device__ __forceinline__ float total(peersum_u32 units) const {
+        float total = pending[0];
+#pragma unroll
+        for (int level = 1; level <= LEVELS; ++level) {
+            if (units >> level != 0) total = pending[level];
+        }
+        return total;
+    }
+
+private:
+    static constexpr int LEVELS = 6;
+    static_assert(1 << LEVELS == PEERSUM_MAX_ROW_UNITS_PER_THREAD, "one level a bit");
+    float pending[LEVELS + 1] = {};
+};
+
+// Adds the sums of all data threads of the block; every thread gets the total. Warps exchange
+// through block memory, in the half that `is_odd` selects: a thread that is still reading the sums
+// of one row has not arrived at the barrier of the next, so nobody stores into the same half.
+PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, float sum, bool is_odd) {
+#pragma unroll
+    for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
+        sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
+    if (position.threads <= LANES) return sum;
+    constexpr int MOST_WARPS = PEERSUM_MAX_THREADS / LANES;
+    float* sums = block_floats() + (is_odd ? MOST_WARPS : 0);
+    if (position.thread % LANES == 0) sums[position.thread / LANES] = sum;
+    barrier_cta_sync_data(position.threads);
+    const int warps = static_cast<int>(position.threads / LANES);
+    float warp[MOST_WARPS];
+#pragma unroll
+    for (int w = 0; w < MOST_WARPS; ++w) warp[w] = w < warps ? sums[w] : 0.0f;
+#pragma unroll
+    for (int apart = 1; apart < MOST_WARPS; apart *= 2) {
+#pragma unroll
+        for (int w = 0; w + apart < MOST_WARPS; w += 2 * apart)
+            warp[w] = add_rn_f32(warp[w], warp[w + apart]);
+    }
+    return warp[0];
+}
+
+// k = 1 / sqrt(sum / hidden + epsilon).
+PEERSUM_DEVICE float scale_of_row(const PeersumParams& params, float sum) {
+    const float mean = div_rn_f32(sum, cvt_rn_f32_u32(params.hidden));
+    return rcp_rn_f32(sqrt_rn_f32(add_rn_f32(mean, params.epsilon)));
+}
+
+// n = round((r * scale) * (weight_offset + weight)).
+PEERSUM_DEVICE Unit normalise(const PeersumParams& params, Unit r, float scale, Unit weight) {
+    Sum value = unpack(r);
+    const Sum factor = unpack(weight);
+#pragma unroll
+    for (int e = 0; e < PER_UNIT; ++e)
+        value.value[e] = mul_rn_f32(mul_rn_f32(value.value[e], scale),
+                                    add_rn_f32(params.weight_offset, factor.value[e]));
+    return round(value);
+}
+
+}  // namespace
