@@ -58,7 +58,10 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     let toolkit = args.toolkit.clone().unwrap_or(ToolkitChoice::Pinned);
     let nvcc = toolchain::resolve(&toolkit, &mut |note| eprintln!("note: {note}"))?;
     let directory = tempfile::tempdir().context("cannot make a directory for the builds")?;
-    println!("{}, {jobs} jobs, median of {}", nvcc.compiler, args.runs);
+    println!(
+        "{}, {jobs} jobs, median of {}",
+        nvcc.toolkit.compiler, args.runs
+    );
 
     let floor = Floor::prepare(&nvcc, &directory.path().join("floor"))?;
     let mut floors = Vec::new();
@@ -179,7 +182,11 @@ impl Calls {
                 .unwrap_or_default()
                 .trim_matches('"');
             let is_tool = |tool: &PathBuf| tool.file_name() == Path::new(program).file_name();
-            if [&nvcc.cicc, &nvcc.ptxas].into_iter().flatten().any(is_tool) {
+            if [&nvcc.toolkit.cicc, &nvcc.toolkit.ptxas]
+                .into_iter()
+                .flatten()
+                .any(is_tool)
+            {
                 calls.commands.push(line.to_owned());
             } else if calls.commands.is_empty() {
                 before_cicc.push(line.to_owned());

@@ -82,11 +82,11 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 mod generator {
     use crate::toolchain::wheels::WheelSet;
     use crate::workspace;
-    use anyhow::{Context as _, bail, ensure};
+    use anyhow::{Context as _, bail};
     use bindgen::callbacks::ParseCallbacks;
     use bindgen::{Formatter, MacroTypeVariation, RustEdition, RustTarget};
     use std::os::unix::process::CommandExt as _;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::Command;
 
     /// Where clang-sys looks first.
@@ -97,6 +97,8 @@ mod generator {
         requirements: include_str!("../../ci/libclang.txt"),
         download: "about 25 MB",
         licence: None,
+        files: &[WHEEL_LIBRARY],
+        check: |_| Ok(()),
         ways_out: &[
             "install libclang (Debian, Ubuntu: apt install libclang-dev), or set LIBCLANG_PATH to \
              a directory that has it",
@@ -138,18 +140,11 @@ mod generator {
                 path.display()
             );
         }
-        let installed = LIBCLANG.install(
-            |site| {
-                let is_there = site.join(WHEEL_LIBRARY).is_file();
-                ensure!(is_there, "it has no {WHEEL_LIBRARY}");
-                Ok(PathBuf::from(WHEEL_LIBRARY))
-            },
-            &mut |note| eprintln!("note: {note}"),
-        )?;
+        let installed = LIBCLANG.install(&mut |note| eprintln!("note: {note}"))?;
         let program = std::env::current_exe().context("cannot tell the path of xtask")?;
         let error = Command::new(&program)
             .args(std::env::args_os().skip(1))
-            .env(LIBRARY_VARIABLE, installed.dir.join(&installed.facts))
+            .env(LIBRARY_VARIABLE, installed.join(WHEEL_LIBRARY))
             .exec();
         Err(error).with_context(|| format!("cannot start {} again", program.display()))
     }

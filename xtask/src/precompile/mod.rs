@@ -79,8 +79,8 @@ fn compile(
     started: Started,
 ) -> anyhow::Result<bool> {
     let targets = matrix::targets(&request.arch, nvcc.program.parent())?;
-    let compiler = format!("{} ({})", nvcc.program.display(), nvcc.compiler);
-    matrix::ensure_supported(&targets, &compiler, &nvcc.gpu_codes)?;
+    let compiler = format!("{} ({})", nvcc.program.display(), nvcc.toolkit.compiler);
+    matrix::ensure_supported(&targets, &compiler, &nvcc.toolkit.gpu_codes)?;
     let modules = request.modules();
     let artifacts = matrix::artifacts(&modules, &targets);
     let prelude: Option<PathBuf> = (!request.stock_headers).then(workspace::prelude);
@@ -96,7 +96,7 @@ fn compile(
     let plan = Plan::new(
         &artifacts,
         &inputs,
-        &nvcc.compiler,
+        &nvcc.toolkit.compiler,
         present.as_ref(),
         &files,
     )?;

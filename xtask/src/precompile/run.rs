@@ -107,7 +107,7 @@ impl Run<'_> {
         modules.sort_by_key(ManifestModule::sort_key);
         Manifest {
             peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
-            toolkit: self.nvcc.compiler.clone(),
+            toolkit: self.nvcc.toolkit.compiler.clone(),
             flags: self.inputs.flags.clone(),
             sources: self.inputs.sources.clone(),
             modules,
@@ -129,7 +129,7 @@ impl Run<'_> {
             &format!(
                 "compiling with {} ({}), {jobs} at a time",
                 self.nvcc.program.display(),
-                self.nvcc.compiler
+                self.nvcc.toolkit.compiler
             ),
         );
         let ended = workers::each(&plan.jobs, jobs, |worker, job| {

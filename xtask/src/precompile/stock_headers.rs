@@ -20,7 +20,7 @@ const CONTRADICTION: &str = "exception specification is incompatible";
 /// # Errors
 /// nvcc does not start, or there is no place for a temporary file.
 pub(crate) fn fault(nvcc: &Nvcc, target: Target) -> anyhow::Result<Option<String>> {
-    if !nvcc.stock_headers {
+    if !nvcc.toolkit.stock_headers {
         return Ok(Some(format!(
             "{} has no cuda_runtime.h beside it, so --stock-headers cannot work with it",
             nvcc.program.display()

@@ -5,7 +5,6 @@
 
 mod command;
 mod discovery;
-mod memory;
 mod nvcc;
 mod pip;
 mod resolve;

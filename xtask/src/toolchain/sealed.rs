@@ -26,7 +26,8 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_str(body).ok()
 }
 
-/// Writes `value` to `path` by one rename, so that a reader sees the old file or the new one.
+/// Writes `value` to `path` by one rename, so that a reader sees the old file or the new one. Makes
+/// the directory if it is not there.
 ///
 /// # Errors
 /// Any failure of the file system; the old file stays.
@@ -35,6 +36,7 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let dir = path
         .parent()
         .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    fs::create_dir_all(dir)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     write!(file, "{}\n{body}", Digest::of(body.as_bytes()))?;
     // No sync: if the machine crashes, what is left reads as absent.

@@ -4,12 +4,11 @@
 //! stamped and moved there by one rename, under a lock beside it. The stamp lists every file with
 //! its length, so a few hundred `stat` calls find an install that lost a file; it is then repeated.
 
-use super::pip::Installer;
-use super::sealed;
+use super::{pip, sealed};
 use crate::lock;
 use anyhow::{Context as _, anyhow};
 use peersum_artifact::Digest;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -34,27 +33,21 @@ pub(crate) struct WheelSet<'a> {
     pub(crate) download: &'a str,
     /// The licence that the user accepts by installing it, if it is not a free one.
     pub(crate) licence: Option<&'a str>,
-    /// What to do if it cannot be installed, other than installing pip or uv: items of a list.
+    /// Files that it must have.
+    pub(crate) files: &'a [&'a str],
+    /// Says why the unpacked wheels in a directory do not work, if they do not.
+    pub(crate) check: fn(&Path) -> anyhow::Result<()>,
+    /// What to do if it cannot be installed, other than installing pip: items of a list.
     pub(crate) ways_out: &'a [&'a str],
 }
 
-/// An installed set.
-#[derive(Debug, Clone)]
-pub(crate) struct Installed<T> {
-    /// The directory that the wheels were unpacked into (their `site-packages`).
-    pub(crate) dir: PathBuf,
-    /// What the check found when the set was installed.
-    pub(crate) facts: T,
-}
-
+/// What a complete install has. The stamps of earlier versions have more, which is ignored.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stamp<T> {
+struct Stamp {
     schema: u32,
     requirements: String,
     /// Path within the directory and length in bytes of every file but the stamp.
     files: Vec<(String, u64)>,
-    facts: T,
 }
 
 /// The context of a failure of the file system.
@@ -100,13 +93,14 @@ impl WheelSet<'_> {
         Ok(root.join(self.digest()))
     }
 
-    /// The set, if it is installed and complete.
+    /// The directory that the wheels were unpacked into (their `site-packages`), if the set is
+    /// installed and complete.
     ///
     /// # Errors
     /// The environment names no place where it could be.
-    pub(crate) fn installed<T: DeserializeOwned>(&self) -> anyhow::Result<Option<Installed<T>>> {
+    pub(crate) fn installed(&self) -> anyhow::Result<Option<PathBuf>> {
         let dir = self.dir()?;
-        let Some(stamp) = sealed::read::<Stamp<T>>(&dir.join(STAMP)) else {
+        let Some(stamp) = sealed::read::<Stamp>(&dir.join(STAMP)) else {
             return Ok(None);
         };
         let whole = stamp.schema == STAMP_SCHEMA
@@ -115,26 +109,18 @@ impl WheelSet<'_> {
                 fs::metadata(dir.join(path))
                     .is_ok_and(|file| file.is_file() && file.len() == *bytes)
             });
-        Ok(whole.then_some(Installed {
-            dir,
-            facts: stamp.facts,
-        }))
+        Ok(whole.then_some(dir))
     }
 
-    /// Installs the set unless it is there and complete.
+    /// Installs the set unless it is there and complete, and returns its directory.
     ///
-    /// `check` gets the directory of the unpacked wheels before any other process can see it. It
-    /// returns the facts to keep about them, or why they do not work. `notes` gets a line for each
-    /// wait, download and licence.
+    /// It is checked before any other process can see it. `notes` gets a line for each wait,
+    /// download and licence.
     ///
     /// # Errors
     /// There is no installer, it fails, the wheels do not pass the check, or the file system fails.
     /// What was installed before stays as it was.
-    pub(crate) fn install<T: Serialize + DeserializeOwned>(
-        &self,
-        check: impl FnOnce(&Path) -> anyhow::Result<T>,
-        notes: &mut dyn FnMut(String),
-    ) -> anyhow::Result<Installed<T>> {
+    pub(crate) fn install(&self, notes: &mut dyn FnMut(String)) -> anyhow::Result<PathBuf> {
         let dir = self.dir()?;
         let root = dir.parent().unwrap_or(&dir);
         let lock_path = root.join(format!("{}.lock", self.digest()));
@@ -167,7 +153,12 @@ impl WheelSet<'_> {
             .tempdir_in(root)
             .with_context(cannot("make a directory in", root))?;
         let site = self.fetch(&dir, staging.path(), &lock, notes)?;
-        let facts = check(&site).with_context(|| {
+        let missing = self.files.iter().find(|file| !site.join(file).is_file());
+        let checked = match missing {
+            Some(missing) => Err(anyhow!("it has no {missing}")),
+            None => (self.check)(&site),
+        };
+        checked.with_context(|| {
             format!(
                 "{} was fetched but does not work on this machine, so it is not installed",
                 self.name
@@ -180,15 +171,11 @@ impl WheelSet<'_> {
             schema: STAMP_SCHEMA,
             requirements: self.digest(),
             files,
-            facts,
         };
         sealed::write(&site.join(STAMP), &stamp)
             .with_context(cannot("write the stamp in", &site))?;
         put_in_place(&site, staging.path(), &dir)?;
-        Ok(Installed {
-            dir,
-            facts: stamp.facts,
-        })
+        Ok(dir)
     }
 
     /// Fetches the wheels into a directory in `staging`, which it returns.
@@ -203,13 +190,13 @@ impl WheelSet<'_> {
             let items = self.ways_out.iter().map(|item| format!("\n  - {item}"));
             format!("Ways out:\n{first}{}", items.collect::<String>())
         };
-        let installer = Installer::find().map_err(|reason| {
+        pip::ensure_usable().map_err(|fault| {
             anyhow!(
-                "cannot install {}: {reason}. {}",
+                "cannot install {}: {fault:#}. {}",
                 self.name,
                 ways_out(
                     "  - install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install \
-                     python3-pip)\n  - install uv"
+                     python3-pip; in an environment of uv: uv pip install pip)"
                 )
             )
         })?;
@@ -231,20 +218,18 @@ impl WheelSet<'_> {
         let inherited = lock
             .try_clone()
             .with_context(cannot("share the lock of", dir))?;
-        installer
-            .run(&requirements, &site, inherited, notes)
-            .map_err(|error| {
-                anyhow!(
-                    "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place: \
-                     {error:#}\n{}",
-                    self.name,
-                    dir.display(),
-                    ways_out(
-                        "  - if the package index could not be reached, configure another or a \
-                         proxy for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)"
-                    )
+        pip::install(&requirements, &site, inherited, notes).map_err(|error| {
+            anyhow!(
+                "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place: \
+                 {error:#}\n{}",
+                self.name,
+                dir.display(),
+                ways_out(
+                    "  - if the package index could not be reached, configure another or a proxy \
+                     for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)"
                 )
-            })?;
+            )
+        })?;
         Ok(site)
     }
 
