@@ -4,7 +4,7 @@ use super::progress::progress;
 use super::stage::{LICENCES, PACK_CRATE};
 use super::sums::SUMS_FILE;
 use super::{archive, notes, stage, sums};
-use crate::precompile::output::{Contents, OutputDir};
+use crate::output::{Contents, OutputDir};
 use crate::precompile::{self, ArchChoice, Request};
 use crate::toolchain::ToolkitChoice;
 use crate::workspace;
@@ -26,6 +26,7 @@ static RELEASE: Contents = Contents {
     command: "dist",
     is_name: is_release_name,
     last: SUMS_FILE,
+    elsewhere: "give another place with --out",
 };
 
 fn is_release_name(name: &str) -> bool {

@@ -4,7 +4,7 @@ use super::command::{nvcc_command, shown};
 use super::inputs::Inputs;
 use super::matrix::Artifact;
 use super::ptx_entries::{PtxEntry, ptx_entries};
-use super::staging::Staging;
+use crate::output::Staging;
 use crate::toolchain::Nvcc;
 use anyhow::Context as _;
 use peersum_artifact::{

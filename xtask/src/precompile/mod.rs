@@ -6,29 +6,44 @@ mod compile;
 pub(crate) mod inputs;
 mod matrix;
 mod native;
-pub(crate) mod output;
 mod plan;
 mod progress;
 mod ptx_entries;
 mod request;
 mod run;
-pub(crate) mod staging;
 pub(crate) mod stock_headers;
 mod timeline;
 
 pub(crate) use matrix::{ArchChoice, WorldSizes};
 pub(crate) use request::Request;
 
+use crate::output::{Contents, OutputDir};
 use crate::toolchain::{self, Nvcc};
 use crate::workspace;
 use anyhow::{Context as _, bail};
 use inputs::Inputs;
-use output::OutputDir;
+use peersum_artifact::MANIFEST_FILE;
 use plan::Plan;
 use progress::Reporter;
 use run::{Run, Started};
 use std::fs;
 use std::path::PathBuf;
+
+/// Cubins, PTX and their manifest.
+static MODULES: Contents = Contents {
+    command: "precompile",
+    is_name: is_output_name,
+    last: MANIFEST_FILE,
+    elsewhere: "give another place with --out",
+};
+
+/// Whether precompile itself could have written a file of this name into its output.
+fn is_output_name(name: &str) -> bool {
+    name == MANIFEST_FILE
+        || name.starts_with("peersum_")
+            && ((name.contains(".sm_") && name.ends_with(".cubin"))
+                || (name.contains(".compute_") && name.ends_with(".ptx")))
+}
 
 /// Carries out the request. `false` if something failed, which was reported.
 ///
@@ -37,7 +52,7 @@ use std::path::PathBuf;
 pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let started = Started::now();
     let out = request.out.clone().unwrap_or_else(workspace::cubins);
-    let output = OutputDir::new(&out, &output::MODULES)?;
+    let output = OutputDir::new(&out, &MODULES)?;
     let kernels = request.kernels.clone().unwrap_or_else(workspace::kernels);
     let kernels = fs::canonicalize(&kernels)
         .with_context(|| format!("cannot read the kernels' directory `{}`", kernels.display()))?;

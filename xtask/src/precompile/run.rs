@@ -3,11 +3,10 @@
 use super::compile::Job;
 use super::inputs::Inputs;
 use super::matrix::Artifact;
-use super::output::{LockedOutput, OutputDir};
 use super::plan::Plan;
 use super::progress::{Reporter, Status, Summary};
-use super::staging::Staging;
 use super::timeline::Span;
+use crate::output::{LockedOutput, OutputDir, Staging};
 use crate::toolchain::Nvcc;
 use crate::workers;
 use anyhow::ensure;

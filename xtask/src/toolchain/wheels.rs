@@ -1,16 +1,16 @@
 //! Sets of pinned wheels. Each is installed once for a user, and never used incomplete.
 //!
-//! A set has a directory named after its requirements. It is filled beside its place, checked,
-//! stamped and moved there by one rename, under a lock beside it. The stamp lists every file with
-//! its length, so a few hundred `stat` calls find an install that lost a file; it is then repeated.
+//! A set has a directory named after its requirements, which is replaced as an output directory is.
+//! Its stamp lists every file with its length, so a few hundred `stat` calls find an install that
+//! lost a file; it is then repeated.
 
 use super::{pip, sealed};
-use crate::lock;
+use crate::output::{Contents, LockedOutput, OutputDir, Staging, sync};
 use anyhow::{Context as _, anyhow};
 use peersum_artifact::Digest;
 use serde::{Deserialize, Serialize};
 use std::env;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Names the directory that holds the sets, in place of the user's cache directory.
@@ -21,6 +21,13 @@ const STAMP: &str = "peersum-stamp.json";
 
 /// The form of the stamp.
 const STAMP_SCHEMA: u32 = 1;
+
+static UNPACKED: Contents = Contents {
+    command: "install",
+    is_name: |_| true,
+    last: STAMP,
+    elsewhere: "choose another place",
+};
 
 /// A set of wheels, all of whose hashes are pinned.
 #[derive(Debug, Clone)]
@@ -48,14 +55,6 @@ struct Stamp {
     requirements: String,
     /// Path within the directory and length in bytes of every file but the stamp.
     files: Vec<(String, u64)>,
-}
-
-/// The context of a failure of the file system.
-fn cannot<'a>(action: &'a str, path: &'a Path) -> impl FnOnce() -> String + 'a {
-    move || {
-        let path = path.display();
-        format!("cannot {action} {path} ({DIRECTORY_VARIABLE} names another place for it)")
-    }
 }
 
 /// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the
@@ -122,115 +121,94 @@ impl WheelSet<'_> {
     /// What was installed before stays as it was.
     pub(crate) fn install(&self, notes: &mut dyn FnMut(String)) -> anyhow::Result<PathBuf> {
         let dir = self.dir()?;
-        let root = dir.parent().unwrap_or(&dir);
-        let lock_path = root.join(format!("{}.lock", self.digest()));
-        if let Some(installed) = self.installed()? {
-            // An install that was killed after its last step has left something too. This may be
-            // the only chance to remove it, unless another process installs.
-            if !self.leftovers(root).is_empty()
-                && let Ok(Some(_lock)) = lock::try_lock(&lock_path)
-            {
-                self.remove_leftovers(root, notes);
-            }
-            return Ok(installed);
-        }
-        fs::create_dir_all(root).with_context(cannot("make the directory", root))?;
-        let waiting = || {
-            notes(format!(
-                "waiting for another process that installs {} (it holds the lock {})",
+        self.put_in(&dir, notes).with_context(|| {
+            format!(
+                "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place",
                 self.name,
-                lock_path.display()
-            ));
-        };
-        let lock = lock::lock(&lock_path, waiting).with_context(cannot("lock", &lock_path))?;
-        if let Some(installed) = self.installed()? {
-            return Ok(installed);
-        }
-        self.remove_leftovers(root, notes);
+                dir.display()
+            )
+        })?;
+        Ok(dir)
+    }
 
-        let staging = tempfile::Builder::new()
-            .prefix(&self.staging_prefix())
-            .tempdir_in(root)
-            .with_context(cannot("make a directory in", root))?;
-        let site = self.fetch(&dir, staging.path(), &lock, notes)?;
+    fn put_in(&self, dir: &Path, notes: &mut dyn FnMut(String)) -> anyhow::Result<()> {
+        let output = OutputDir::new(dir, &UNPACKED)?;
+        if self.installed()?.is_some() {
+            // An install that was killed after its last step has left something too. This may be
+            // the only chance to remove it, and does not matter if the disk cannot be written.
+            if !output.leftovers().is_empty() {
+                let _ = output.lock(&mut *notes);
+            }
+            return Ok(());
+        }
+        let locked = output.lock(&mut *notes)?;
+        if self.installed()?.is_some() {
+            return Ok(());
+        }
+        let staging = locked.stage()?;
+        self.fetch(&locked, &staging, notes)?;
+        let site = &staging.next;
         let missing = self.files.iter().find(|file| !site.join(file).is_file());
         let checked = match missing {
             Some(missing) => Err(anyhow!("it has no {missing}")),
-            None => (self.check)(&site),
+            None => (self.check)(site),
         };
-        checked.with_context(|| {
-            format!(
-                "{} was fetched but does not work on this machine, so it is not installed",
-                self.name
-            )
-        })?;
+        checked.context("it was fetched but does not work on this machine")?;
         let mut files = Vec::new();
-        sync_and_list(&site, &site, &mut files)?;
+        sync_and_list(site, site, &mut files)?;
         files.sort();
         let stamp = Stamp {
             schema: STAMP_SCHEMA,
             requirements: self.digest(),
             files,
         };
-        sealed::write(&site.join(STAMP), &stamp)
-            .with_context(cannot("write the stamp in", &site))?;
-        put_in_place(&site, staging.path(), &dir)?;
-        Ok(dir)
+        sealed::write(&site.join(STAMP), &stamp).context("cannot write the stamp")?;
+        if fs::symlink_metadata(output.path()).is_ok() {
+            // A directory that is not empty cannot be replaced on every file system.
+            fs::rename(output.path(), staging.scratch("old")?.join("damaged"))
+                .context("cannot move the damaged install aside")?;
+        }
+        locked.publish(&staging)
     }
 
-    /// Fetches the wheels into a directory in `staging`, which it returns.
+    /// Fetches the wheels into the staging area.
     fn fetch(
         &self,
-        dir: &Path,
-        staging: &Path,
-        lock: &File,
+        locked: &LockedOutput<'_>,
+        staging: &Staging,
         notes: &mut dyn FnMut(String),
-    ) -> anyhow::Result<PathBuf> {
-        let ways_out = |first: &str| {
-            let items = self.ways_out.iter().map(|item| format!("\n  - {item}"));
-            format!("Ways out:\n{first}{}", items.collect::<String>())
+    ) -> anyhow::Result<()> {
+        let with_ways_out = |error: anyhow::Error, first: &str| {
+            let items = [first].into_iter().chain(self.ways_out.iter().copied());
+            let items = items.map(|item| format!("\n  - {item}"));
+            anyhow!("{error:#}\nWays out:{}", items.collect::<String>())
         };
         pip::ensure_usable().map_err(|fault| {
-            anyhow!(
-                "cannot install {}: {fault:#}. {}",
-                self.name,
-                ways_out(
-                    "  - install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install \
-                     python3-pip; in an environment of uv: uv pip install pip)"
-                )
+            with_ways_out(
+                fault,
+                "install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install python3-pip; \
+                 in an environment of uv: uv pip install pip)",
             )
         })?;
         notes(format!(
             "installing {} into {} ({} to fetch, once)",
             self.name,
-            dir.display(),
+            locked.path().display(),
             self.download
         ));
         if let Some(licence) = self.licence {
             notes(licence.to_owned());
         }
-        let requirements = staging.join("requirements.txt");
-        fs::write(&requirements, self.requirements).with_context(cannot("write", &requirements))?;
-        // In the staging directory, which only its owner may enter: this one gets the usual
-        // permissions.
-        let site = staging.join("site");
-        fs::create_dir(&site).with_context(cannot("make the directory", &site))?;
-        let inherited = lock
-            .try_clone()
-            .with_context(cannot("share the lock of", dir))?;
-        pip::install(&requirements, &site, inherited, notes).map_err(|error| {
-            anyhow!(
-                "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place: \
-                 {error:#}\n{}",
-                self.name,
-                dir.display(),
-                ways_out(
-                    "  - if the package index could not be reached, configure another or a proxy \
-                     for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)"
-                )
+        let requirements = staging.scratch("pip")?.join("requirements.txt");
+        fs::write(&requirements, self.requirements).context("cannot write the requirements")?;
+        let lock = locked.share_lock().context("cannot share the lock")?;
+        pip::install(&requirements, &staging.next, lock, notes).map_err(|error| {
+            with_ways_out(
+                error,
+                "if the package index could not be reached, configure another or a proxy for pip \
+                 (PIP_INDEX_URL, PIP_PROXY, pip.conf)",
             )
-        })?;
-        Ok(site)
+        })
     }
 
     /// SHA-256 over the architecture and the requirements without comments. The architecture,
@@ -244,52 +222,15 @@ impl WheelSet<'_> {
         }
         Digest::of(text.as_bytes()).to_string()
     }
-
-    fn staging_prefix(&self) -> String {
-        format!("{}.partial-", self.digest())
-    }
-
-    /// What killed installs of this set left.
-    fn leftovers(&self, root: &Path) -> Vec<PathBuf> {
-        let prefix = self.staging_prefix();
-        let entries = fs::read_dir(root).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .map(|entry| entry.path())
-            .collect()
-    }
-
-    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed
-    /// only costs disk space, so it is a note.
-    fn remove_leftovers(&self, root: &Path, notes: &mut dyn FnMut(String)) {
-        for path in self.leftovers(root) {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                notes(format!(
-                    "cannot remove {}, which a killed install left: {error}",
-                    path.display()
-                ));
-            }
-        }
-    }
-}
-
-/// Moves the checked and stamped `site` to `dir`. A damaged install that lies there goes into
-/// `staging`, which is removed.
-fn put_in_place(site: &Path, staging: &Path, dir: &Path) -> anyhow::Result<()> {
-    if fs::symlink_metadata(dir).is_ok() {
-        fs::rename(dir, staging.join("damaged"))
-            .with_context(cannot("move aside the damaged install", dir))?;
-    }
-    fs::rename(site, dir).with_context(cannot("move the finished install to", dir))?;
-    sync(dir.parent().unwrap_or(dir))
 }
 
 /// Lists the files under `dir` by their path in `site`, and syncs each of them to the disk before
 /// the stamp is written.
 fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> anyhow::Result<()> {
-    for entry in fs::read_dir(dir).with_context(cannot("list", dir))? {
-        let path = entry.with_context(cannot("list", dir))?.path();
-        let metadata = fs::metadata(&path).with_context(cannot("read", &path))?;
+    let unreadable = || format!("cannot read {}", dir.display());
+    for entry in fs::read_dir(dir).with_context(unreadable)? {
+        let path = entry.with_context(unreadable)?.path();
+        let metadata = fs::metadata(&path).with_context(unreadable)?;
         if metadata.is_dir() {
             sync_and_list(&path, site, files)?;
             continue;
@@ -301,11 +242,4 @@ fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> any
         }
     }
     sync(dir)
-}
-
-/// Waits until a file or directory is on the disk.
-fn sync(path: &Path) -> anyhow::Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .with_context(cannot("sync", path))
 }

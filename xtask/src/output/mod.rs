@@ -4,10 +4,13 @@
 //! the directory `.cubins.staging-*`, which holds the whole next state. One rename exchanges the
 //! two directories, so a run that is killed at any moment leaves the old state or the new one.
 
-use super::staging::{PARTIAL_PREFIX, Staging, sync_dir};
+mod staging;
+
+pub(crate) use staging::{Staging, sync};
+
 use crate::lock;
 use anyhow::{Context as _, bail};
-use peersum_artifact::MANIFEST_FILE;
+use staging::PARTIAL_PREFIX;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -24,14 +27,12 @@ pub(crate) struct Contents {
     pub(crate) is_name: fn(&str) -> bool,
     /// The file that describes the others. If files can only be replaced one by one, it comes last.
     pub(crate) last: &'static str,
+    /// How to have the directory elsewhere: "give another place with --out".
+    pub(crate) elsewhere: &'static str,
 }
 
-/// Cubins, PTX and their manifest.
-pub(crate) static MODULES: Contents = Contents {
-    command: "precompile",
-    is_name: is_module_output_name,
-    last: MANIFEST_FILE,
-};
+/// What follows the directory's name in that of a staging area.
+const STAGING: &str = ".staging-";
 
 /// The output directory and the names beside it.
 #[derive(Debug)]
@@ -55,8 +56,9 @@ impl OutputDir {
             Err(error) => {
                 return Err(error).with_context(|| {
                     format!(
-                        "cannot use `{}` as the output; give another place with --out",
-                        path.display()
+                        "cannot use `{}` as the output; {}",
+                        path.display(),
+                        contents.elsewhere
                     )
                 });
             }
@@ -101,13 +103,7 @@ impl OutputDir {
     /// # Errors
     /// The parent directory cannot be written.
     pub(crate) fn lock(&self, waiting: impl FnOnce(String)) -> anyhow::Result<LockedOutput<'_>> {
-        let hint = || {
-            format!(
-                "cannot write beside `{}`; give another place with --out",
-                self.path.display()
-            )
-        };
-        fs::create_dir_all(&self.parent).with_context(hint)?;
+        fs::create_dir_all(&self.parent).with_context(|| self.unwritable())?;
         let lock_path = self.parent.join(self.hidden(".lock"));
         let waiting = || {
             waiting(format!(
@@ -119,13 +115,35 @@ impl OutputDir {
         };
         let lock = lock::lock(&lock_path, waiting)
             .with_context(|| format!("cannot lock `{}`", lock_path.display()))
-            .with_context(hint)?;
-        let output = LockedOutput {
-            dir: self,
-            _lock: lock,
-        };
-        output.remove_leftovers();
+            .with_context(|| self.unwritable())?;
+        let output = LockedOutput { dir: self, lock };
+        // What cannot be removed now does no harm, and the next run tries again.
+        for path in self.leftovers() {
+            let _ = fs::remove_dir_all(path);
+        }
         Ok(output)
+    }
+
+    /// The staging areas of running and killed runs.
+    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
+        let prefix = self.hidden(STAGING);
+        let entries = fs::read_dir(&self.parent).into_iter().flatten().flatten();
+        let is_left = |name: OsString| {
+            name.as_encoded_bytes()
+                .starts_with(prefix.as_encoded_bytes())
+        };
+        entries
+            .filter(|entry| is_left(entry.file_name()))
+            .map(|entry| entry.path())
+            .collect()
+    }
+
+    fn unwritable(&self) -> String {
+        format!(
+            "cannot write beside `{}`; {}",
+            self.path.display(),
+            self.contents.elsewhere
+        )
     }
 }
 
@@ -133,7 +151,7 @@ impl OutputDir {
 #[derive(Debug)]
 pub(crate) struct LockedOutput<'a> {
     dir: &'a OutputDir,
-    _lock: File,
+    lock: File,
 }
 
 impl LockedOutput<'_> {
@@ -150,8 +168,9 @@ impl LockedOutput<'_> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                 bail!(
-                    "`{}` is a file; give a directory with --out",
-                    path.display()
+                    "`{}` is a file, and must be a directory; {}",
+                    path.display(),
+                    contents.elsewhere
                 );
             }
             Err(error) => {
@@ -170,10 +189,11 @@ impl LockedOutput<'_> {
                 Some(name) if !is_directory => names.insert(name.to_owned()),
                 _ => bail!(
                     "`{}` holds `{}`, which {} did not write; a run replaces the whole \
-                     directory, so move that away or give another place with --out",
+                     directory, so move that away or {}",
                     path.display(),
                     name.display(),
-                    contents.command
+                    contents.command,
+                    contents.elsewhere
                 ),
             };
         }
@@ -190,13 +210,8 @@ impl LockedOutput<'_> {
         let root = self
             .dir
             .parent
-            .join(self.dir.hidden(&format!(".staging-{}", std::process::id())));
-        Staging::new(root).with_context(|| {
-            format!(
-                "cannot write beside `{}`; give another place with --out",
-                self.dir.path.display()
-            )
-        })
+            .join(self.dir.hidden(&format!("{STAGING}{}", std::process::id())));
+        Staging::new(root).with_context(|| self.dir.unwritable())
     }
 
     /// Puts the staged state in the directory's place.
@@ -206,41 +221,36 @@ impl LockedOutput<'_> {
     /// mixture that the manifest's digests expose.
     pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
         staging.replace(&self.dir.path, self.dir.contents.last)?;
-        sync_dir(&self.dir.parent)
+        sync(&self.dir.parent)
     }
 
-    /// Removes the staging areas of killed runs. What cannot be removed now does no harm, and the
-    /// next run tries again.
-    fn remove_leftovers(&self) {
-        let prefix = self.dir.hidden(".staging-");
-        for entry in fs::read_dir(&self.dir.parent)
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            if entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(prefix.as_encoded_bytes())
-            {
-                let _ = fs::remove_dir_all(entry.path());
-            }
-        }
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir.path
     }
-}
 
-/// Whether precompile itself could have written a file of this name into its output.
-fn is_module_output_name(name: &str) -> bool {
-    name == MANIFEST_FILE
-        || name.starts_with("peersum_")
-            && ((name.contains(".sm_") && name.ends_with(".cubin"))
-                || (name.contains(".compute_") && name.ends_with(".ptx")))
+    /// The lock, for a child that may outlive this process: it is held as long as either lives.
+    ///
+    /// # Errors
+    /// The process has too many open files.
+    pub(crate) fn share_lock(&self) -> io::Result<File> {
+        self.lock.try_clone()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::staging::replace_file_by_file;
+    use super::staging::replace_file_by_file;
     use super::*;
+
+    static MODULES: Contents = Contents {
+        command: "precompile",
+        is_name: |name| name == LAST || name.starts_with("peersum_"),
+        last: LAST,
+        elsewhere: "give another place with --out",
+    };
+
+    const LAST: &str = "manifest.json";
 
     fn names(path: &Path) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(path)
@@ -258,33 +268,26 @@ mod tests {
         let first = locked.stage().unwrap();
         first.write("peersum_a.sm_80.cubin", b"old a").unwrap();
         first.write("peersum_b.sm_80.cubin", b"old b").unwrap();
-        first.write(MANIFEST_FILE, b"first").unwrap();
+        first.write(LAST, b"first").unwrap();
         publish(&locked, &first);
         drop(first);
 
         let second = locked.stage().unwrap();
         second.keep(output.path(), "peersum_b.sm_80.cubin").unwrap();
         second.write("peersum_c.sm_80.cubin", b"new c").unwrap();
-        second.write(MANIFEST_FILE, b"second").unwrap();
+        second.write(LAST, b"second").unwrap();
         publish(&locked, &second);
         drop(second);
 
         assert_eq!(
             names(output.path()),
-            [
-                MANIFEST_FILE,
-                "peersum_b.sm_80.cubin",
-                "peersum_c.sm_80.cubin"
-            ]
+            [LAST, "peersum_b.sm_80.cubin", "peersum_c.sm_80.cubin"]
         );
         assert_eq!(
             fs::read(output.path().join("peersum_b.sm_80.cubin")).unwrap(),
             b"old b"
         );
-        assert_eq!(
-            fs::read(output.path().join(MANIFEST_FILE)).unwrap(),
-            b"second"
-        );
+        assert_eq!(fs::read(output.path().join(LAST)).unwrap(), b"second");
         assert_eq!(names(root.path()), [".cubins.lock", "cubins"]);
     }
 
@@ -296,7 +299,7 @@ mod tests {
     #[test]
     fn without_an_exchange_the_directory_still_ends_with_exactly_the_staged_files() {
         publish_second_state(|locked, staging| {
-            replace_file_by_file(&staging.next, &locked.dir.path, MANIFEST_FILE).unwrap()
+            replace_file_by_file(&staging.next, &locked.dir.path, LAST).unwrap()
         });
     }
 
@@ -337,9 +340,9 @@ mod tests {
         let output = OutputDir::new(&link, &MODULES).unwrap();
         let locked = output.lock(|_| {}).unwrap();
         let staging = locked.stage().unwrap();
-        staging.write(MANIFEST_FILE, b"state").unwrap();
+        staging.write(LAST, b"state").unwrap();
         locked.publish(&staging).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(names(&root.path().join("real")), [MANIFEST_FILE]);
+        assert_eq!(names(&root.path().join("real")), [LAST]);
     }
 }

@@ -15,7 +15,8 @@ pub(super) const PARTIAL_PREFIX: &str = ".partial-";
 #[derive(Debug)]
 pub(crate) struct Staging {
     root: PathBuf,
-    pub(super) next: PathBuf,
+    /// The directory of the next state.
+    pub(crate) next: PathBuf,
     scratch: PathBuf,
 }
 
@@ -35,7 +36,7 @@ impl Staging {
     /// Puts the next state in the place of `path`, the file `last` at the end if the files can only
     /// be replaced one by one.
     pub(super) fn replace(&self, path: &Path, last: &str) -> anyhow::Result<()> {
-        sync_dir(&self.next)?;
+        sync(&self.next)?;
         if !exchange(&self.next, path)? {
             replace_file_by_file(&self.next, path, last)?;
         }
@@ -126,7 +127,7 @@ pub(super) fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyh
                 .with_context(|| format!("cannot remove `{}`", entry.path().display()))?;
         }
     }
-    sync_dir(path)
+    sync(path)
 }
 
 /// Renames a file. If the two paths are on different file systems, copies it beside the target
@@ -145,8 +146,9 @@ fn move_file(from: &Path, to: &Path, directory: &Path) -> io::Result<()> {
     }
 }
 
-pub(super) fn sync_dir(path: &Path) -> anyhow::Result<()> {
+/// Waits until a file or directory is on the disk.
+pub(crate) fn sync(path: &Path) -> anyhow::Result<()> {
     File::open(path)
-        .and_then(|dir| dir.sync_all())
+        .and_then(|file| file.sync_all())
         .with_context(|| format!("cannot write `{}` to the disk", path.display()))
 }
