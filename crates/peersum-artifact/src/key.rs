@@ -81,11 +81,7 @@ impl WorldSize {
     }
 
     fn error(given: impl fmt::Display) -> ParseNameError {
-        ParseNameError {
-            what: "world size",
-            given: given.to_string(),
-            valid: "2 to 8".to_owned(),
-        }
+        ParseNameError::new("world size", given, "2 to 8")
     }
 }
 
@@ -254,11 +250,8 @@ impl FromStr for ModuleKey {
                 world_size: world_size.parse().ok()?,
             })
         };
-        parts().ok_or_else(|| ParseNameError {
-            what: "module",
-            given: given.to_owned(),
-            valid: "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}".to_owned(),
-        })
+        let valid = "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}";
+        parts().ok_or_else(|| ParseNameError::new("module", given, valid))
     }
 }
 
