@@ -2,7 +2,7 @@
 
 use crate::cargo;
 use crate::precompile::{self, Request, stock_headers};
-use crate::test_programs::TestPrograms;
+use crate::test_programs;
 use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
@@ -92,19 +92,20 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
 
 /// All test programs, the examples in the documentation, and the smoke grid.
 fn test_workspace(shell: &Shell, cubins: &Path, nvrtc: &Path) -> anyhow::Result<()> {
-    let programs = TestPrograms::build(&WORKSPACE)?;
-    programs.run(&[
+    let arguments = [&["test", "--no-run"], &WORKSPACE[..]].concat();
+    let built = cargo::artifacts(&arguments).context("the tests do not build")?;
+    let environment = [
         ("PEERSUM_TEST_CUBINS", cubins),
         ("PEERSUM_TEST_NVRTC", nvrtc),
-    ])?;
+    ];
+    test_programs::run(&built, &environment)?;
     let cargo = cargo::program();
     let scope = &WORKSPACE;
     cmd!(shell, "{cargo} test --doc {scope...}").run()?;
     // The harness that the tests have used: one in release mode would be a second build of
     // everything, and the emulated kernels are optimised in either.
-    let harness = programs
-        .executable("peersum-harness")
-        .context("cargo test builds no harness")?;
+    let harness = cargo::executable(&built, "peersum-harness");
+    let harness = harness.context("cargo test builds no harness")?;
     for ranks in ["threads", "processes"] {
         cmd!(
             shell,

@@ -4,6 +4,7 @@
 use super::progress::progress;
 use super::unpacked::UnpackedCrate;
 use crate::cargo::{captured, cargo};
+use crate::toolchain::discovery::find_program;
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use std::ffi::OsString;
@@ -186,23 +187,16 @@ fn link_tools(tools: &Path) -> anyhow::Result<()> {
     };
     for name in ["cargo", "rustc"] {
         let program = beside_cargo(name)
-            .or_else(|| on_path(name))
+            .or_else(|| find_program(name.as_ref()))
             .with_context(|| format!("there is no {name} on PATH"))?;
         symlink(program, tools.join(name))?;
     }
     for name in TOOLS {
-        if let Some(program) = on_path(name) {
+        if let Some(program) = find_program(name.as_ref()) {
             symlink(program, tools.join(name))?;
         }
     }
     Ok(())
-}
-
-fn on_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(name))
-        .find(|program| program.is_absolute() && program.is_file())
 }
 
 /// A command that inherits no variable, and whose home is empty.

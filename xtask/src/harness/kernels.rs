@@ -2,7 +2,7 @@
 //! `{stem}.{architecture}.cubin`.
 
 use crate::cargo::captured;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use crate::toolchain::{Nvcc, confine};
 use crate::workspace;
 use anyhow::Context as _;
 use std::fs;
@@ -44,11 +44,8 @@ pub(super) fn compile(
             .arg(workspace::prelude())
             .arg("-o")
             .arg(&cubin)
-            .arg(&source)
-            .env("TMPDIR", temporary.path());
-        for variable in HIDDEN_FLAG_VARIABLES {
-            command.env_remove(variable);
-        }
+            .arg(&source);
+        confine(&mut command, temporary.path());
         captured(&mut command)?;
         // In one step, because another run may read it at the same time.
         fs::rename(&cubin, directory.join(&name)).context("cannot put the cubin in its place")?;

@@ -8,12 +8,11 @@ mod staging;
 
 pub(crate) use staging::{Staging, sync};
 
-use crate::lock;
 use anyhow::{Context as _, bail};
 use staging::PARTIAL_PREFIX;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -113,7 +112,7 @@ impl OutputDir {
                 lock_path.display()
             ));
         };
-        let lock = lock::lock(&lock_path, waiting)
+        let lock = lock(&lock_path, waiting)
             .with_context(|| format!("cannot lock `{}`", lock_path.display()))
             .with_context(|| self.unwritable())?;
         let output = LockedOutput { dir: self, lock };
@@ -236,6 +235,26 @@ impl LockedOutput<'_> {
     pub(crate) fn share_lock(&self) -> io::Result<File> {
         self.lock.try_clone()
     }
+}
+
+/// Takes the lock of a file, which ends with the process, however that ends. If another process
+/// holds it, calls `waiting` and waits.
+fn lock(path: &Path, waiting: impl FnOnce()) -> io::Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            waiting();
+            file.lock()?;
+        }
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

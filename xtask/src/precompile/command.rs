@@ -1,12 +1,12 @@
 //! The nvcc command that compiles a module, and how it is shown to people.
 
 use super::inputs::Inputs;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc, confine};
 use peersum_artifact::{ModuleKey, Target};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use xshell::{Shell, cmd};
 
 /// The one command that makes a target of a module, to be run in `directory`.
@@ -21,7 +21,6 @@ pub(crate) fn nvcc_command(
     directory: &Path,
 ) -> anyhow::Result<Command> {
     let shell = Shell::new()?;
-    shell.change_dir(directory);
     let program = &nvcc.program;
     let kind = format!("-{}", target.kind());
     let arch = format!("-arch={target}");
@@ -46,10 +45,7 @@ pub(crate) fn nvcc_command(
     .args(["--keep", "-o", &file])
     .arg(source);
     let mut command = Command::from(command);
-    command.env("TMPDIR", directory).stdin(Stdio::null());
-    for variable in HIDDEN_FLAG_VARIABLES {
-        command.env_remove(variable);
-    }
+    confine(&mut command, directory);
     Ok(command)
 }
 

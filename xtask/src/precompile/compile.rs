@@ -2,7 +2,6 @@
 
 use super::command::{nvcc_command, shown};
 use super::inputs::Inputs;
-use super::matrix::Artifact;
 use super::ptx_entries::{PtxEntry, ptx_entries};
 use crate::output::Staging;
 use crate::toolchain::Nvcc;
@@ -20,9 +19,10 @@ use std::process::ExitStatus;
 /// The files that one compiler process makes: a cubin, the PTX on the way to it, or both.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
-    module: ModuleKey,
-    arch: Arch,
-    artifacts: Vec<(Artifact, Digest)>,
+    pub(crate) module: ModuleKey,
+    pub(crate) arch: Arch,
+    /// What is made, and the key that each file is stored under.
+    pub(crate) files: Vec<(Target, Digest)>,
 }
 
 /// Why a module was not built.
@@ -46,51 +46,17 @@ pub(crate) struct Compiled {
 }
 
 impl Job {
-    /// A job without files.
-    pub(crate) fn new(module: ModuleKey, arch: Arch) -> Self {
-        Self {
-            module,
-            arch,
-            artifacts: Vec::new(),
-        }
-    }
-
-    /// Adds a file of this module and architecture, and the key that it is stored under.
-    pub(crate) fn push(&mut self, artifact: Artifact, key: Digest) {
-        self.artifacts.push((artifact, key));
-    }
-
-    /// The module.
-    pub(crate) fn module(&self) -> ModuleKey {
-        self.module
-    }
-
-    /// The files.
-    pub(crate) fn artifacts(&self) -> Vec<Artifact> {
-        self.artifacts
-            .iter()
-            .map(|(artifact, _)| *artifact)
-            .collect()
-    }
-
-    /// Module and architecture, for messages and directories.
+    /// Module and target in one word, for messages and directories: `peersum_push_bf16_ws8.sm_90`.
     pub(crate) fn label(&self) -> String {
-        self.artifacts
-            .first()
-            .map(|(artifact, _)| artifact.label())
-            .unwrap_or_default()
+        format!("{}.{}", self.module, self.compiled_target())
     }
 
     /// The target to pass to nvcc: the cubin if one is asked for, since its PTX is kept.
     fn compiled_target(&self) -> Target {
-        let wants_cubin = self
-            .artifacts
-            .iter()
-            .any(|(artifact, _)| matches!(artifact.target, Target::Cubin(_)));
-        if wants_cubin {
-            Target::Cubin(self.arch)
-        } else {
-            Target::Ptx(self.arch)
+        let cubin = Target::Cubin(self.arch);
+        match self.files.iter().any(|(target, _)| *target == cubin) {
+            true => cubin,
+            false => Target::Ptx(self.arch),
         }
     }
 
@@ -182,29 +148,28 @@ impl Job {
             .closure(&self.module)
             .context("a module whose sources were not read")?;
         let mut modules = Vec::new();
-        for (artifact, key) in &self.artifacts {
-            let bytes = match artifact.target {
-                Target::Ptx(_) => ptx.clone().into_bytes(),
+        for &(target, cache_key) in &self.files {
+            let file = target.file_name(&self.module);
+            let (bytes, ptx_version) = match target {
+                Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version)),
                 Target::Cubin(_) => {
-                    fs::read(scratch.join(artifact.file_name())).context("cannot read the cubin")?
+                    let cubin = fs::read(scratch.join(&file)).context("cannot read the cubin")?;
+                    (cubin, None)
                 }
             };
             let module = ManifestModule {
                 key: self.module,
-                target: artifact.target,
-                ptx_version: match artifact.target {
-                    Target::Ptx(_) => Some(version),
-                    Target::Cubin(_) => None,
-                },
+                target,
+                ptx_version,
                 bytes: bytes.len() as u64,
                 sha256: Digest::of(&bytes),
                 closure_digest: closure.digest,
-                cache_key: *key,
-                entry_points: self.entry_points(artifact.target, report, &entries)?,
+                cache_key,
+                entry_points: self.entry_points(target, report, &entries)?,
             };
             verify_bytes(&bytes, &module)
                 .context("the compiler's output is not what was asked for")?;
-            staging.write(&artifact.file_name(), &bytes)?;
+            staging.write(&file, &bytes)?;
             modules.push(module);
         }
         Ok(modules)

@@ -4,7 +4,6 @@ use super::native::native_archs;
 use anyhow::ensure;
 use peersum_artifact::{Arch, ModuleKey, ParseNameError, RELEASE_SET, Target, WorldSize};
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::str::FromStr;
 
 /// One item of `--arch`.
@@ -74,36 +73,13 @@ impl FromStr for WorldSizes {
 }
 
 /// One file that precompile makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Artifact {
-    /// The module.
-    pub(crate) module: ModuleKey,
-    /// What it is compiled for.
-    pub(crate) target: Target,
-}
-
-impl Artifact {
-    /// Its file in the output directory.
-    pub(crate) fn file_name(&self) -> String {
-        self.target.file_name(&self.module)
-    }
-
-    /// Module and target in one word, for messages: `peersum_push_bf16_ws8.sm_90`.
-    pub(crate) fn label(&self) -> String {
-        format!("{}.{}", self.module.name(), self.target)
-    }
-}
+pub(crate) type Artifact = (ModuleKey, Target);
 
 /// The targets of `--arch`: without any, the release set; `native` resolved.
 ///
-/// `compiler_dir` is where nvcc is, if it is known: a device query lies beside it.
-///
 /// # Errors
 /// `native` on a machine without a GPU that can run the kernels.
-pub(crate) fn targets(
-    choices: &[ArchChoice],
-    compiler_dir: Option<&Path>,
-) -> anyhow::Result<BTreeSet<Target>> {
+pub(crate) fn targets(choices: &[ArchChoice]) -> anyhow::Result<BTreeSet<Target>> {
     if choices.is_empty() {
         return Ok(RELEASE_SET.into());
     }
@@ -114,7 +90,7 @@ pub(crate) fn targets(
                 targets.insert(*target);
             }
             ArchChoice::Native => {
-                let archs = usable(native_archs(compiler_dir)?)?;
+                let archs = usable(native_archs()?)?;
                 targets.extend(archs.into_iter().map(Target::Cubin));
             }
         }
@@ -124,11 +100,7 @@ pub(crate) fn targets(
 
 /// Every module for every target, in the manifest's order.
 pub(crate) fn artifacts(modules: &[ModuleKey], targets: &BTreeSet<Target>) -> Vec<Artifact> {
-    let of_module = |&module| {
-        targets
-            .iter()
-            .map(move |&target| Artifact { module, target })
-    };
+    let of_module = |&module| targets.iter().map(move |&target| (module, target));
     let mut artifacts: Vec<_> = modules.iter().flat_map(of_module).collect();
     artifacts.sort();
     artifacts
@@ -200,7 +172,7 @@ mod tests {
 
     fn count(flags: &str) -> usize {
         let request = request(flags).unwrap();
-        artifacts(&request.modules(), &targets(&request.arch, None).unwrap()).len()
+        artifacts(&request.modules(), &targets(&request.arch).unwrap()).len()
     }
 
     #[test]

@@ -74,7 +74,7 @@ fn check(
     reporter: &Reporter,
 ) -> anyhow::Result<bool> {
     let modules = request.modules();
-    let artifacts = matrix::artifacts(&modules, &matrix::targets(&request.arch, None)?);
+    let artifacts = matrix::artifacts(&modules, &matrix::targets(&request.arch)?);
     let inputs = Inputs::read(kernels, None, &modules)?;
     let problems = check::problems(output.path(), &artifacts, &inputs)?;
     reporter.checked(
@@ -93,7 +93,7 @@ fn compile(
     reporter: &Reporter,
     started: Started,
 ) -> anyhow::Result<bool> {
-    let targets = matrix::targets(&request.arch, nvcc.program.parent())?;
+    let targets = matrix::targets(&request.arch)?;
     let compiler = format!("{} ({})", nvcc.program.display(), nvcc.toolkit.compiler);
     matrix::ensure_supported(&targets, &compiler, &nvcc.toolkit.gpu_codes)?;
     let modules = request.modules();
@@ -128,7 +128,6 @@ fn compile(
     let run = Run {
         nvcc,
         inputs: &inputs,
-        output,
         reporter,
         started,
     };

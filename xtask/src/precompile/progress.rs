@@ -1,6 +1,6 @@
 //! What a run prints while it works: plain lines for people, JSON lines for programs.
 
-use super::compile::Failure;
+use super::compile::{Compiled, Failure, Job};
 use super::matrix::Artifact;
 use clap::ValueEnum;
 use serde::Serialize;
@@ -124,51 +124,62 @@ impl Reporter {
         }
     }
 
-    /// One compiler process succeeded; `remarks` are the compiler's warnings.
-    pub(crate) fn built(&self, artifacts: &[Artifact], seconds: f64, remarks: &[String]) {
-        if self.format == MessageFormat::Json {
-            for artifact in artifacts {
-                json(&module(artifact, Status::Built, Some(seconds), None));
-            }
-        }
-        let Some(label) = artifacts.first().map(Artifact::label) else {
-            return;
+    /// One compiler process ended. If it failed, everything it printed is shown.
+    pub(crate) fn ended(&self, job: &Job, outcome: &Result<Compiled, Failure>, seconds: f64) {
+        let (status, seconds_to_build) = match outcome {
+            Ok(_) => (Status::Built, Some(seconds)),
+            Err(_) => (Status::Failed, None),
         };
-        if !remarks.is_empty() {
-            let remarks = remarks.join("\n");
-            self.note(&format!("{label}: the compiler remarks\n{remarks}"));
+        for (target, _) in &job.files {
+            let artifact = (job.module, *target);
+            self.module(artifact, status, seconds_to_build, outcome.as_ref().err());
         }
-        let count = self.count();
-        if self.format == MessageFormat::Human && !self.quiet {
-            line(&format!("built {label} in {seconds:.2} s ({count})"));
-        }
-    }
-
-    /// A module that is taken over as it is. People read the count in the summary.
-    pub(crate) fn reused(&self, artifact: &Artifact) {
-        if self.format == MessageFormat::Json {
-            json(&module(artifact, Status::Reused, None, None));
-        }
-    }
-
-    /// One compiler process failed; everything it printed is shown.
-    pub(crate) fn failed(&self, artifacts: &[Artifact], failure: &Failure) {
-        if self.format == MessageFormat::Json {
-            for artifact in artifacts {
-                json(&module(artifact, Status::Failed, None, Some(failure)));
+        let (label, count) = (job.label(), self.count());
+        match outcome {
+            Ok(compiled) => {
+                if !compiled.remarks.is_empty() {
+                    let remarks = compiled.remarks.join("\n");
+                    self.note(&format!("{label}: the compiler remarks\n{remarks}"));
+                }
+                if self.format == MessageFormat::Human && !self.quiet {
+                    line(&format!("built {label} in {seconds:.2} s ({count})"));
+                }
             }
-            return;
+            Err(failure) if self.format == MessageFormat::Human => {
+                let mut text = format!(
+                    "error: {label}: {}\n  command: {}\n",
+                    failure.message, failure.command
+                );
+                for line in failure.output.lines() {
+                    let _ = writeln!(text, "  | {line}");
+                }
+                line(text.trim_end());
+            }
+            Err(_) => {}
         }
-        let label = artifacts.first().map(Artifact::label).unwrap_or_default();
-        let mut text = format!(
-            "error: {label}: {}\n  command: {}\n",
-            failure.message, failure.command
-        );
-        for line in failure.output.lines() {
-            let _ = writeln!(text, "  | {line}");
+    }
+
+    /// What became of one module. People read the count in the summary.
+    pub(crate) fn module(
+        &self,
+        (module, target): Artifact,
+        status: Status,
+        seconds: Option<f64>,
+        failure: Option<&Failure>,
+    ) {
+        if self.format == MessageFormat::Json {
+            json(&Message::Module {
+                name: module.name(),
+                arch: target.to_string(),
+                kind: target.kind(),
+                file: target.file_name(&module),
+                status,
+                seconds,
+                command: failure.map(|failure| &*failure.command),
+                message: failure.map(|failure| &*failure.message),
+                output: failure.map(|failure| &*failure.output),
+            });
         }
-        line(text.trim_end());
-        self.count();
     }
 
     /// The result of a check: the problems on stdout, one a line.
@@ -227,25 +238,6 @@ impl Reporter {
 /// Writes a line to stderr. A closed stderr is no reason to stop compiling.
 fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-fn module<'a>(
-    artifact: &Artifact,
-    status: Status,
-    seconds: Option<f64>,
-    failure: Option<&'a Failure>,
-) -> Message<'a> {
-    Message::Module {
-        name: artifact.module.name(),
-        arch: artifact.target.to_string(),
-        kind: artifact.target.kind(),
-        file: artifact.file_name(),
-        status,
-        seconds,
-        command: failure.map(|failure| &*failure.command),
-        message: failure.map(|failure| &*failure.message),
-        output: failure.map(|failure| &*failure.output),
-    }
 }
 
 fn json(message: &Message<'_>) {

@@ -2,11 +2,10 @@
 
 use super::compile::Job;
 use super::inputs::Inputs;
-use super::matrix::Artifact;
 use super::plan::Plan;
 use super::progress::{Reporter, Status, Summary};
 use super::timeline::Span;
-use crate::output::{LockedOutput, OutputDir, Staging};
+use crate::output::{LockedOutput, Staging};
 use crate::toolchain::Nvcc;
 use crate::workers;
 use anyhow::ensure;
@@ -19,7 +18,6 @@ use std::time::Instant;
 pub(crate) struct Run<'a> {
     pub(crate) nvcc: &'a Nvcc,
     pub(crate) inputs: &'a Inputs,
-    pub(crate) output: &'a OutputDir,
     pub(crate) reporter: &'a Reporter,
     pub(crate) started: Started,
 }
@@ -54,37 +52,38 @@ impl Run<'_> {
         jobs: usize,
     ) -> anyhow::Result<(Summary, Vec<Span>)> {
         for entry in &plan.reused {
-            self.reporter.reused(&Artifact {
-                module: entry.key,
-                target: entry.target,
-            });
+            let artifact = entry.sort_key();
+            self.reporter.module(artifact, Status::Reused, None, None);
         }
+        let mut spans = Vec::new();
         let mut summary = Summary {
             reused: plan.reused.len(),
-            out: self.output.path().display().to_string(),
+            out: locked.path().display().to_string(),
             ..Summary::default()
         };
-
-        if plan.jobs.is_empty() && self.is_published(plan, present_files, present) {
-            self.finish(&mut summary, &[]);
-            return Ok((summary, Vec::new()));
-        }
-        let staging = locked.stage()?;
-        let (built, spans) = self.compile(plan, &staging, jobs)?;
-        let failed = spans.iter().filter(|span| span.status == Status::Failed);
-        summary.failed = failed.map(|span| span.files).sum();
-        summary.built = built.len();
-        if summary.failed == 0 {
-            self.ensure_sources_unchanged(&plan.jobs)?;
-            for entry in &plan.reused {
-                staging.keep(self.output.path(), &entry.file_name())?;
+        if !plan.jobs.is_empty() || !self.is_published(plan, present_files, present) {
+            let staging = locked.stage()?;
+            let built;
+            (built, spans) = self.compile(plan, &staging, jobs)?;
+            let failed = spans.iter().filter(|span| span.status == Status::Failed);
+            summary.failed = failed.map(|span| span.files).sum();
+            summary.built = built.len();
+            if summary.failed == 0 {
+                self.ensure_sources_unchanged(&plan.jobs)?;
+                for entry in &plan.reused {
+                    staging.keep(locked.path(), &entry.file_name())?;
+                }
+                let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
+                staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
+                locked.publish(&staging)?;
             }
-            let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
-            staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
-            locked.publish(&staging)?;
         }
-        drop(staging);
-        self.finish(&mut summary, &spans);
+        summary.slowest = spans
+            .iter()
+            .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
+            .map(|span| (span.name.clone(), span.seconds));
+        summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
+        summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
         Ok((summary, spans))
     }
 
@@ -134,27 +133,19 @@ impl Run<'_> {
         let ended = workers::each(&plan.jobs, jobs, |worker, job| {
             let begun = Instant::now();
             let outcome = job.run(self.nvcc, self.inputs, staging);
+            let seconds = begun.elapsed().as_secs_f64();
+            self.reporter.ended(job, &outcome, seconds);
+            let (status, modules) = match outcome {
+                Ok(compiled) => (Status::Built, compiled.modules),
+                Err(_) => (Status::Failed, Vec::new()),
+            };
             let span = Span {
                 name: job.label(),
-                files: job.artifacts().len(),
-                status: match outcome {
-                    Ok(_) => Status::Built,
-                    Err(_) => Status::Failed,
-                },
+                files: job.files.len(),
+                status,
                 worker,
                 start_seconds: begun.duration_since(self.started.at).as_secs_f64(),
-                seconds: begun.elapsed().as_secs_f64(),
-            };
-            let modules = match outcome {
-                Ok(compiled) => {
-                    let remarks = &compiled.remarks;
-                    self.reporter.built(&job.artifacts(), span.seconds, remarks);
-                    compiled.modules
-                }
-                Err(failure) => {
-                    self.reporter.failed(&job.artifacts(), &failure);
-                    Vec::new()
-                }
+                seconds,
             };
             (modules, span)
         })?;
@@ -165,7 +156,7 @@ impl Run<'_> {
     /// Refuses to publish modules whose sources were edited while they were compiled: their keys
     /// would be wrong.
     fn ensure_sources_unchanged(&self, jobs: &[Job]) -> anyhow::Result<()> {
-        let modules: Vec<_> = jobs.iter().map(Job::module).collect();
+        let modules: Vec<_> = jobs.iter().map(|job| job.module).collect();
         let prelude_dir = self.inputs.prelude.as_ref().map(|prelude| &*prelude.dir);
         let now = Inputs::read(&self.inputs.kernels_dir, prelude_dir, &modules)?;
         let same = now.prelude == self.inputs.prelude
@@ -179,15 +170,6 @@ impl Run<'_> {
             self.inputs.kernels_dir.display()
         );
         Ok(())
-    }
-
-    fn finish(&self, summary: &mut Summary, spans: &[Span]) {
-        summary.slowest = spans
-            .iter()
-            .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
-            .map(|span| (span.name.clone(), span.seconds));
-        summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
-        summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
     }
 }
 

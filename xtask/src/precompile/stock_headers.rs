@@ -6,11 +6,11 @@
 //! neither.
 
 use super::command::escaped;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use crate::toolchain::{Nvcc, confine};
 use anyhow::Context as _;
 use peersum_artifact::Target;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// What nvcc prints about two contradicting declarations of one function.
 const CONTRADICTION: &str = "exception specification is incompatible";
@@ -32,13 +32,8 @@ pub(crate) fn fault(nvcc: &Nvcc, target: Target) -> anyhow::Result<Option<String
     command
         .args(["-ptx", "-std=c++17", &format!("-arch={target}"), "-ccbin"])
         .arg(escaped(&nvcc.host_compiler))
-        .args(["-o", "empty.ptx", "empty.cu"])
-        .current_dir(directory.path())
-        .env("TMPDIR", directory.path())
-        .stdin(Stdio::null());
-    for variable in HIDDEN_FLAG_VARIABLES {
-        command.env_remove(variable);
-    }
+        .args(["-o", "empty.ptx", "empty.cu"]);
+    confine(&mut command, directory.path());
     let output = command
         .output()
         .with_context(|| format!("cannot start {}", nvcc.program.display()))?;

@@ -131,7 +131,7 @@ fn variable(name: &str) -> Option<OsString> {
 }
 
 /// The program that a shell would run for `name`, as an absolute path.
-fn find_program(name: &OsStr) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &OsStr) -> Option<PathBuf> {
     if name.as_encoded_bytes().contains(&b'/') {
         let path = std::path::absolute(name).ok()?;
         return is_executable(&path).then_some(path);

@@ -202,13 +202,23 @@ fn answer(program: &Path, argument: &str) -> anyhow::Result<String> {
 }
 
 fn run(program: &Path, arguments: &[&str]) -> io::Result<Output> {
-    Command::new(program)
-        .args(arguments)
-        // nvcc adds these to every command line; its answers must not depend on them.
-        .env_remove(HIDDEN_FLAG_VARIABLES[0])
-        .env_remove(HIDDEN_FLAG_VARIABLES[1])
-        .stdin(Stdio::null())
-        .output()
+    let mut command = Command::new(program);
+    isolate(command.args(arguments));
+    command.output()
+}
+
+/// Takes from an nvcc's command what no one sees: hidden flags and standard input.
+fn isolate(command: &mut Command) {
+    for variable in HIDDEN_FLAG_VARIABLES {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+}
+
+/// Lets an nvcc's command work in `directory` alone, with no flags but those that it shows.
+pub(crate) fn confine(command: &mut Command, directory: &Path) {
+    isolate(command);
+    command.current_dir(directory).env("TMPDIR", directory);
 }
 
 /// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build
