@@ -6,15 +6,15 @@
 //! the two; the preprocessing before them is not timed. Floor and precompile run in turn, so that
 //! other load on the machine affects both.
 
-use crate::cargo::{captured, cargo};
+use crate::cargo::captured;
 use crate::precompile::command::nvcc_command;
 use crate::precompile::inputs::Inputs;
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
 use crate::{workers, workspace};
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use fs_err as fs;
 use peersum_artifact::{ModuleKey, Target};
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,10 +40,6 @@ pub(crate) struct BenchPrecompileArgs {
     /// The CUDA toolkit, as for precompile [default: pinned]
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
-
-    /// Also time a cold build of xtask itself; its dependencies must have been fetched
-    #[arg(long)]
-    xtask_build: bool,
 }
 
 /// Runs the command.
@@ -95,15 +91,6 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
         median(idle?),
         "(goal: at most 0.030 s)",
     );
-
-    if args.xtask_build {
-        let built = build_xtask(jobs, &directory.path().join("target"))?;
-        show(
-            "cold build of xtask",
-            built,
-            "(goal: at most 25 s on 2 cores)",
-        );
-    }
     Ok(true)
 }
 
@@ -128,8 +115,7 @@ impl Floor {
         let target: Target = "sm_90".parse()?;
         let calls = modules.into_iter().map(|module| {
             let directory = directory.join(module.name());
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("cannot make `{}`", directory.display()))?;
+            fs::create_dir_all(&directory)?;
             let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
             let output = command
                 .arg("--dryrun")
@@ -223,23 +209,6 @@ fn precompile(
     command.arg("--toolkit").arg(&nvcc.program);
     command.arg("--out").arg(out);
     command.args(arch.map(|arch| format!("--arch={arch}")));
-    timed(&mut command)
-}
-
-fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
-    let mut cargo = cargo(&workspace::root());
-    cargo.args([
-        "build",
-        "--locked",
-        "--offline",
-        "--quiet",
-        "--package=xtask",
-    ]);
-    cargo.args(["--jobs", &jobs.to_string()]);
-    timed(cargo.env("CARGO_TARGET_DIR", target))
-}
-
-fn timed(command: &mut Command) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let status = command
         .stdin(Stdio::null())

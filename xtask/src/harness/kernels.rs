@@ -5,7 +5,7 @@ use crate::cargo::captured;
 use crate::toolchain::{Nvcc, confine};
 use crate::workspace;
 use anyhow::Context as _;
-use std::fs;
+use fs_err as fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,8 +25,7 @@ pub(super) fn compile(
     architectures: &[String],
     directory: &Path,
 ) -> anyhow::Result<()> {
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make `{}`", directory.display()))?;
+    fs::create_dir_all(directory)?;
     let source = workspace::root().join(source);
     let stem = source.file_stem().context("a source without a name")?;
     for architecture in architectures {
@@ -48,7 +47,7 @@ pub(super) fn compile(
         confine(&mut command, temporary.path());
         captured(&mut command)?;
         // In one step, because another run may read it at the same time.
-        fs::rename(&cubin, directory.join(&name)).context("cannot put the cubin in its place")?;
+        fs::rename(&cubin, directory.join(&name))?;
     }
     Ok(())
 }

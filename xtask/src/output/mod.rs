@@ -9,10 +9,11 @@ mod staging;
 pub(crate) use staging::{Staging, sync};
 
 use anyhow::{Context as _, bail};
+use fs_err::{self as fs, File, OpenOptions};
 use staging::PARTIAL_PREFIX;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::TryLockError;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -53,13 +54,7 @@ impl OutputDir {
             Ok(path) => path,
             Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path)?,
             Err(error) => {
-                return Err(error).with_context(|| {
-                    format!(
-                        "cannot use `{}` as the output; {}",
-                        path.display(),
-                        contents.elsewhere
-                    )
-                });
+                return Err(error).context(contents.elsewhere);
             }
         };
         match (path.parent(), path.file_name()) {
@@ -112,9 +107,7 @@ impl OutputDir {
                 lock_path.display()
             ));
         };
-        let lock = lock(&lock_path, waiting)
-            .with_context(|| format!("cannot lock `{}`", lock_path.display()))
-            .with_context(|| self.unwritable())?;
+        let lock = lock(&lock_path, waiting).with_context(|| self.unwritable())?;
         let output = LockedOutput { dir: self, lock };
         // What cannot be removed now does no harm, and the next run tries again.
         for path in self.leftovers() {
@@ -163,7 +156,6 @@ impl LockedOutput<'_> {
         let contents = self.dir.contents;
         let path = &self.dir.path;
         let entries = match fs::read_dir(path) {
-            Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                 bail!(
@@ -172,13 +164,11 @@ impl LockedOutput<'_> {
                     contents.elsewhere
                 );
             }
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot read `{}`", path.display()));
-            }
+            entries => entries?,
         };
         let mut names = BTreeSet::new();
         for entry in entries {
-            let entry = entry.with_context(|| format!("cannot read `{}`", path.display()))?;
+            let entry = entry?;
             let name = entry.file_name();
             let ours = name
                 .to_str()
@@ -220,7 +210,7 @@ impl LockedOutput<'_> {
     /// mixture that the manifest's digests expose.
     pub(crate) fn publish(&self, staging: &Staging) -> anyhow::Result<()> {
         staging.replace(&self.dir.path, self.dir.contents.last)?;
-        sync(&self.dir.parent)
+        Ok(sync(&self.dir.parent)?)
     }
 
     /// The directory itself.
@@ -232,15 +222,15 @@ impl LockedOutput<'_> {
     ///
     /// # Errors
     /// The process has too many open files.
-    pub(crate) fn share_lock(&self) -> io::Result<File> {
-        self.lock.try_clone()
+    pub(crate) fn share_lock(&self) -> io::Result<std::fs::File> {
+        Ok(self.lock.try_clone()?.into())
     }
 }
 
 /// Takes the lock of a file, which ends with the process, however that ends. If another process
 /// holds it, calls `waiting` and waits.
 fn lock(path: &Path, waiting: impl FnOnce()) -> io::Result<File> {
-    let file = File::options()
+    let file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)

@@ -6,12 +6,13 @@ use super::ptx_entries::{PtxEntry, ptx_entries};
 use crate::output::Staging;
 use crate::toolchain::Nvcc;
 use anyhow::Context as _;
+use fs_err as fs;
 use peersum_artifact::{
     Arch, Digest, EntryPoint, ManifestModule, ModuleKey, PtxasReport, Target, inspect_ptx,
     verify_bytes,
 };
+use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -26,12 +27,12 @@ pub(crate) struct Job {
 }
 
 /// Why a module was not built.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(crate) struct Failure {
-    /// What happened, in one line.
-    pub(crate) message: String,
     /// The command as it can be pasted into a shell.
     pub(crate) command: String,
+    /// What happened, in one line.
+    pub(crate) message: String,
     /// All that the compiler wrote to stdout and stderr.
     pub(crate) output: String,
 }
@@ -136,8 +137,7 @@ impl Job {
         staging: &Staging,
     ) -> anyhow::Result<Vec<ManifestModule>> {
         let ptx = match target {
-            Target::Ptx(_) => fs::read_to_string(scratch.join(target.file_name(&self.module)))
-                .context("cannot read the PTX")?,
+            Target::Ptx(_) => fs::read_to_string(scratch.join(target.file_name(&self.module)))?,
             Target::Cubin(_) => kept_ptx(scratch)?,
         };
         let version = inspect_ptx(ptx.as_bytes())
@@ -152,10 +152,7 @@ impl Job {
             let file = target.file_name(&self.module);
             let (bytes, ptx_version) = match target {
                 Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version)),
-                Target::Cubin(_) => {
-                    let cubin = fs::read(scratch.join(&file)).context("cannot read the cubin")?;
-                    (cubin, None)
-                }
+                Target::Cubin(_) => (fs::read(scratch.join(&file))?, None),
             };
             let module = ManifestModule {
                 key: self.module,
@@ -229,11 +226,10 @@ fn ending(status: ExitStatus) -> String {
 /// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its
 /// kind.
 fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
-    for entry in fs::read_dir(scratch).context("cannot read the scratch directory")? {
-        let path = entry.context("cannot read the scratch directory")?.path();
+    for entry in fs::read_dir(scratch)? {
+        let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "ptx") {
-            return fs::read_to_string(&path)
-                .with_context(|| format!("cannot read `{}`", path.display()));
+            return Ok(fs::read_to_string(&path)?);
         }
     }
     anyhow::bail!("nvcc kept no PTX of the module")

@@ -1,9 +1,9 @@
 //! What modules are compiled from: the kernels' sources, the prelude and the flags.
 
 use anyhow::Context as _;
+use fs_err as fs;
 use peersum_artifact::{Closure, Digest, ModuleKey, SourceEntry, include_closure};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is
@@ -72,12 +72,7 @@ impl Inputs {
         let prelude = match prelude_dir {
             Some(dir) => {
                 let path = dir.join(PRELUDE_FILE);
-                let text = fs::read(&path).with_context(|| {
-                    format!(
-                        "cannot read the prelude `{}` (--stock-headers does without)",
-                        path.display()
-                    )
-                })?;
+                let text = fs::read(&path).context("--stock-headers does without the prelude")?;
                 Some(Prelude {
                     dir: dir.to_path_buf(),
                     digest: Digest::of(&text),
@@ -108,19 +103,13 @@ impl Inputs {
 /// Reads every CUDA source of a directory, sorted by name.
 fn read_sources(dir: &Path) -> anyhow::Result<Vec<(String, String)>> {
     let mut texts = Vec::new();
-    let entries = fs::read_dir(dir)
-        .with_context(|| format!("cannot read the kernels' directory `{}`", dir.display()))?;
-    for entry in entries {
-        let path = entry
-            .with_context(|| format!("cannot read `{}`", dir.display()))?
-            .path();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
         let is_source = path
             .extension()
             .is_some_and(|extension| extension == "h" || extension == "cuh" || extension == "cu");
         if let (true, Some(name)) = (is_source, path.file_name().and_then(|name| name.to_str())) {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read `{}`", path.display()))?;
-            texts.push((name.to_owned(), text));
+            texts.push((name.to_owned(), fs::read_to_string(&path)?));
         }
     }
     texts.sort();

@@ -20,13 +20,13 @@ pub(crate) use request::Request;
 use crate::output::{Contents, OutputDir};
 use crate::toolchain::{self, Nvcc};
 use crate::workspace;
-use anyhow::{Context as _, bail};
+use anyhow::bail;
+use fs_err as fs;
 use inputs::Inputs;
 use peersum_artifact::MANIFEST_FILE;
 use plan::Plan;
 use progress::Reporter;
 use run::{Run, Started};
-use std::fs;
 use std::path::PathBuf;
 
 /// Cubins, PTX and their manifest.
@@ -54,8 +54,7 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let out = request.out.clone().unwrap_or_else(workspace::cubins);
     let output = OutputDir::new(&out, &MODULES)?;
     let kernels = request.kernels.clone().unwrap_or_else(workspace::kernels);
-    let kernels = fs::canonicalize(&kernels)
-        .with_context(|| format!("cannot read the kernels' directory `{}`", kernels.display()))?;
+    let kernels = fs::canonicalize(&kernels)?;
     let reporter = Reporter::new(request.message_format, request.quiet);
     if request.check {
         return check(request, &kernels, &output, &reporter);

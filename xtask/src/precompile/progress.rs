@@ -60,12 +60,8 @@ enum Message<'a> {
         status: Status,
         #[serde(skip_serializing_if = "Option::is_none")]
         seconds: Option<f64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        command: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        message: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        output: Option<&'a str>,
+        #[serde(flatten)]
+        failure: Option<&'a Failure>,
     },
     Problem {
         message: &'a str,
@@ -175,9 +171,7 @@ impl Reporter {
                 file: target.file_name(&module),
                 status,
                 seconds,
-                command: failure.map(|failure| &*failure.command),
-                message: failure.map(|failure| &*failure.message),
-                output: failure.map(|failure| &*failure.output),
+                failure,
             });
         }
     }

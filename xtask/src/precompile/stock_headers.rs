@@ -8,8 +8,8 @@
 use super::command::escaped;
 use crate::toolchain::{Nvcc, confine};
 use anyhow::Context as _;
+use fs_err as fs;
 use peersum_artifact::Target;
-use std::fs;
 use std::process::Command;
 
 /// What nvcc prints about two contradicting declarations of one function.
@@ -27,7 +27,7 @@ pub(crate) fn fault(nvcc: &Nvcc, target: Target) -> anyhow::Result<Option<String
         )));
     }
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    fs::write(directory.path().join("empty.cu"), "\n").context("cannot write a temporary file")?;
+    fs::write(directory.path().join("empty.cu"), "\n")?;
     let mut command = Command::new(&nvcc.program);
     command
         .args(["-ptx", "-std=c++17", &format!("-arch={target}"), "-ccbin"])

@@ -4,7 +4,7 @@ use super::resolve::{COMPILER, NVRTC, Nvcc, ToolkitChoice, find, pinned};
 use super::wheels::WheelSet;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use std::fs;
+use fs_err as fs;
 use std::path::PathBuf;
 
 /// Install the pinned CUDA compiler, or print where a compiler is
@@ -87,10 +87,8 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
 impl SetArgs {
     /// The text of the requirements, if they are not the pinned ones.
     fn requirements(&self) -> anyhow::Result<Option<String>> {
-        let read = |file: &PathBuf| {
-            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-        };
-        self.requirements.as_ref().map(read).transpose()
+        let text = self.requirements.as_ref().map(fs::read_to_string);
+        Ok(text.transpose()?)
     }
 
     fn set<'a>(&self, requirements: &'a Option<String>) -> WheelSet<'a> {

@@ -7,10 +7,10 @@
 use super::{pip, sealed};
 use crate::output::{Contents, LockedOutput, OutputDir, Staging, sync};
 use anyhow::{Context as _, anyhow};
+use fs_err as fs;
 use peersum_artifact::Digest;
 use serde::{Deserialize, Serialize};
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Names the directory that holds the sets, in place of the user's cache directory.
@@ -165,8 +165,7 @@ impl WheelSet<'_> {
         sealed::write(&site.join(STAMP), &stamp).context("cannot write the stamp")?;
         if fs::symlink_metadata(output.path()).is_ok() {
             // A directory that is not empty cannot be replaced on every file system.
-            fs::rename(output.path(), staging.scratch("old")?.join("damaged"))
-                .context("cannot move the damaged install aside")?;
+            fs::rename(output.path(), staging.scratch("old")?.join("damaged"))?;
         }
         locked.publish(&staging)
     }
@@ -200,7 +199,7 @@ impl WheelSet<'_> {
             notes(licence.to_owned());
         }
         let requirements = staging.scratch("pip")?.join("requirements.txt");
-        fs::write(&requirements, self.requirements).context("cannot write the requirements")?;
+        fs::write(&requirements, self.requirements)?;
         let lock = locked.share_lock().context("cannot share the lock")?;
         pip::install(&requirements, &staging.next, lock, notes).map_err(|error| {
             with_ways_out(
@@ -227,10 +226,9 @@ impl WheelSet<'_> {
 /// Lists the files under `dir` by their path in `site`, and syncs each of them to the disk before
 /// the stamp is written.
 fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> anyhow::Result<()> {
-    let unreadable = || format!("cannot read {}", dir.display());
-    for entry in fs::read_dir(dir).with_context(unreadable)? {
-        let path = entry.with_context(unreadable)?.path();
-        let metadata = fs::metadata(&path).with_context(unreadable)?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let metadata = fs::metadata(&path)?;
         if metadata.is_dir() {
             sync_and_list(&path, site, files)?;
             continue;
@@ -241,5 +239,5 @@ fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> any
             files.push((name.to_owned(), metadata.len()));
         }
     }
-    sync(dir)
+    Ok(sync(dir)?)
 }
