@@ -59,11 +59,11 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
         nvcc.toolkit.compiler, args.runs
     );
 
-    let floor = Floor::prepare(&nvcc, &directory.path().join("floor"))?;
+    let calls = compiler_calls(&nvcc, &directory.path().join("floor"))?;
     let mut floors = Vec::new();
     let mut colds = Vec::new();
     for round in 0..args.runs.get() {
-        floors.push(floor.run(jobs)?);
+        floors.push(floor(&calls, jobs)?);
         let out = directory.path().join(format!("cold-{round}"));
         colds.push(precompile(&nvcc, jobs, Some("sm_90"), &out)?);
     }
@@ -94,11 +94,6 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// The compiler's own calls, preprocessing done.
-struct Floor {
-    modules: Vec<Calls>,
-}
-
 /// What compiles one preprocessed module.
 struct Calls {
     directory: PathBuf,
@@ -107,42 +102,36 @@ struct Calls {
     commands: Vec<String>,
 }
 
-impl Floor {
-    /// Asks nvcc for the calls, and runs those before cicc.
-    fn prepare(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Self> {
-        let modules: Vec<ModuleKey> = ModuleKey::all().collect();
-        let inputs = Inputs::read(&workspace::kernels(), Some(&workspace::prelude()), &modules)?;
-        let target: Target = "sm_90".parse()?;
-        let calls = modules.into_iter().map(|module| {
-            let directory = directory.join(module.name());
-            fs::create_dir_all(&directory)?;
-            let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
-            let output = command
-                .arg("--dryrun")
-                .output()
-                .context("cannot start nvcc")?;
-            let printed = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "nvcc --dryrun: {printed}");
-            Calls::parse(nvcc, &printed, directory)
-        });
-        Ok(Self {
-            modules: calls.collect::<anyhow::Result<_>>()?,
-        })
-    }
+/// Asks nvcc how it calls the compiler for every module, and runs what precedes those calls.
+fn compiler_calls(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Vec<Calls>> {
+    let modules: Vec<ModuleKey> = ModuleKey::all().collect();
+    let inputs = Inputs::read(&workspace::kernels(), Some(&workspace::prelude()), &modules)?;
+    let target: Target = "sm_90".parse()?;
+    let calls = modules.into_iter().map(|module| {
+        let directory = directory.join(module.name());
+        fs::create_dir_all(&directory)?;
+        let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
+        let output = command
+            .arg("--dryrun")
+            .output()
+            .context("cannot start nvcc")?;
+        let printed = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "nvcc --dryrun: {printed}");
+        Calls::parse(nvcc, &printed, directory)
+    });
+    calls.collect()
+}
 
-    /// Runs cicc and ptxas for every module, `jobs` at a time.
-    fn run(&self, jobs: usize) -> anyhow::Result<Duration> {
-        let begun = Instant::now();
-        let outcomes = workers::each(&self.modules, jobs, |_, calls| {
-            calls
-                .commands
-                .iter()
-                .try_for_each(|command| calls.shell(command))
-        })?;
-        let took = begun.elapsed();
-        outcomes.into_iter().collect::<anyhow::Result<()>>()?;
-        Ok(took)
-    }
+/// Times cicc and ptxas for every module, `jobs` at a time.
+fn floor(modules: &[Calls], jobs: usize) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let outcomes = workers::each(modules, jobs, |_, calls| {
+        let mut commands = calls.commands.iter();
+        commands.try_for_each(|command| calls.shell(command))
+    })?;
+    let took = begun.elapsed();
+    outcomes.into_iter().collect::<anyhow::Result<()>>()?;
+    Ok(took)
 }
 
 impl Calls {

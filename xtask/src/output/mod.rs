@@ -249,109 +249,26 @@ fn lock(path: &Path, waiting: impl FnOnce()) -> io::Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use super::staging::replace_file_by_file;
     use super::*;
-
-    static MODULES: Contents = Contents {
-        command: "precompile",
-        is_name: |name| name == LAST || name.starts_with("peersum_"),
-        last: LAST,
-        elsewhere: "give another place with --out",
-    };
-
-    const LAST: &str = "manifest.json";
-
-    fn names(path: &Path) -> Vec<String> {
-        let mut names: Vec<_> = fs::read_dir(path)
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
-
-    fn publish_second_state(publish: impl Fn(&LockedOutput<'_>, &Staging)) {
-        let root = tempfile::tempdir().unwrap();
-        let output = OutputDir::new(&root.path().join("cubins"), &MODULES).unwrap();
-        let locked = output.lock(|_| {}).unwrap();
-        let first = locked.stage().unwrap();
-        first.write("peersum_a.sm_80.cubin", b"old a").unwrap();
-        first.write("peersum_b.sm_80.cubin", b"old b").unwrap();
-        first.write(LAST, b"first").unwrap();
-        publish(&locked, &first);
-        drop(first);
-
-        let second = locked.stage().unwrap();
-        second.keep(output.path(), "peersum_b.sm_80.cubin").unwrap();
-        second.write("peersum_c.sm_80.cubin", b"new c").unwrap();
-        second.write(LAST, b"second").unwrap();
-        publish(&locked, &second);
-        drop(second);
-
-        assert_eq!(
-            names(output.path()),
-            [LAST, "peersum_b.sm_80.cubin", "peersum_c.sm_80.cubin"]
-        );
-        assert_eq!(
-            fs::read(output.path().join("peersum_b.sm_80.cubin")).unwrap(),
-            b"old b"
-        );
-        assert_eq!(fs::read(output.path().join(LAST)).unwrap(), b"second");
-        assert_eq!(names(root.path()), [".cubins.lock", "cubins"]);
-    }
-
-    #[test]
-    fn an_exchange_replaces_the_directory_by_exactly_the_staged_files() {
-        publish_second_state(|locked, staging| locked.publish(staging).unwrap());
-    }
-
-    #[test]
-    fn without_an_exchange_the_directory_still_ends_with_exactly_the_staged_files() {
-        publish_second_state(|locked, staging| {
-            replace_file_by_file(&staging.next, &locked.dir.path, LAST).unwrap()
-        });
-    }
-
-    #[test]
-    fn a_file_that_precompile_did_not_write_keeps_the_directory_from_being_replaced() {
-        let root = tempfile::tempdir().unwrap();
-        let output = OutputDir::new(&root.path().join("mine"), &MODULES).unwrap();
-        fs::create_dir(output.path()).unwrap();
-        fs::write(output.path().join("thesis.txt"), "years of work").unwrap();
-        let error = output
-            .lock(|_| {})
-            .unwrap()
-            .file_names()
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("thesis.txt") && error.contains("--out"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn the_staging_area_of_a_killed_run_is_removed_under_the_lock() {
-        let root = tempfile::tempdir().unwrap();
-        let output = OutputDir::new(&root.path().join("cubins"), &MODULES).unwrap();
-        std::mem::forget(output.lock(|_| {}).unwrap().stage().unwrap());
-        assert_eq!(names(root.path()).len(), 2);
-        drop(output.lock(|_| {}).unwrap());
-        assert_eq!(names(root.path()), [".cubins.lock"]);
-    }
 
     #[test]
     fn the_directory_behind_a_symbolic_link_is_replaced_and_the_link_stays() {
+        static CONTENTS: Contents = Contents {
+            command: "test",
+            is_name: |_| true,
+            last: "state",
+            elsewhere: "",
+        };
         let root = tempfile::tempdir().unwrap();
-        fs::create_dir(root.path().join("real")).unwrap();
-        let link = root.path().join("link");
+        let (real, link) = (root.path().join("real"), root.path().join("link"));
+        fs::create_dir(&real).unwrap();
         std::os::unix::fs::symlink("real", &link).unwrap();
-        let output = OutputDir::new(&link, &MODULES).unwrap();
+        let output = OutputDir::new(&link, &CONTENTS).unwrap();
         let locked = output.lock(|_| {}).unwrap();
         let staging = locked.stage().unwrap();
-        staging.write(LAST, b"state").unwrap();
+        staging.write("state", b"new").unwrap();
         locked.publish(&staging).unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!(names(&root.path().join("real")), [LAST]);
+        assert_eq!(fs::read(real.join("state")).unwrap(), b"new");
     }
 }

@@ -105,7 +105,7 @@ fn exchange(next: &Path, path: &Path) -> io::Result<bool> {
 
 /// Moves each file of `next` into `path`, the file `last` at the end. Then removes the files that
 /// the new state does not have.
-pub(super) fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> io::Result<()> {
+fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> io::Result<()> {
     fs::create_dir_all(path)?;
     let mut names: Vec<OsString> = Vec::new();
     for entry in fs::read_dir(next)? {

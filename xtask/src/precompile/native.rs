@@ -1,33 +1,42 @@
 //! The GPUs of this machine, as nvidia-smi lists them.
 
-use anyhow::bail;
+use anyhow::ensure;
 use peersum_artifact::Arch;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-/// The architectures of this machine's GPUs.
+/// The architectures of this machine's GPUs that can run the kernels.
 ///
 /// # Errors
-/// nvidia-smi lists no GPU.
-pub(crate) fn native_archs() -> anyhow::Result<BTreeSet<Arch>> {
+/// nvidia-smi lists no GPU, or no such one.
+pub(crate) fn native_archs() -> anyhow::Result<Vec<Arch>> {
     let query = Command::new("nvidia-smi")
         .args(["--query-gpu=compute_cap", "--format=csv,noheader"])
         .output();
-    let reason = match query {
+    let (archs, reason) = match query {
         Ok(output) if output.status.success() => {
-            let archs = parse_compute_capabilities(&String::from_utf8_lossy(&output.stdout));
-            if !archs.is_empty() {
-                return Ok(archs);
-            }
-            "listed no GPU".to_owned()
+            let text = String::from_utf8_lossy(&output.stdout);
+            let archs = parse_compute_capabilities(&text);
+            (archs, "listed no GPU".to_owned())
         }
-        Ok(output) => format!("ended with {}", output.status),
-        Err(error) => format!("cannot be started: {error}"),
+        Ok(output) => (BTreeSet::new(), format!("ended with {}", output.status)),
+        Err(error) => (BTreeSet::new(), format!("cannot be started: {error}")),
     };
-    bail!(
+    ensure!(
+        !archs.is_empty(),
         "--arch native found no NVIDIA GPU on this machine (`nvidia-smi` {reason}); name the \
          architecture instead, such as --arch sm_90"
-    )
+    );
+    let (usable, old): (Vec<Arch>, Vec<Arch>) =
+        archs.into_iter().partition(|arch| arch.runs_kernels());
+    let old: Vec<String> = old.iter().map(|arch| format!("sm_{arch}")).collect();
+    ensure!(
+        !usable.is_empty(),
+        "--arch native: the GPUs of this machine are {}, and the kernels need sm_{} and newer",
+        old.join(", "),
+        Arch::OLDEST
+    );
+    Ok(usable)
 }
 
 /// Reads one capability a line, as in `9.0`.

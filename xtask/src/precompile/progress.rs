@@ -6,7 +6,6 @@ use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The form of the messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -82,46 +81,37 @@ enum Message<'a> {
 pub(crate) struct Reporter {
     format: MessageFormat,
     quiet: bool,
-    /// How many compiler processes have ended, and how many there are.
-    ended: AtomicUsize,
-    total: AtomicUsize,
 }
 
 impl Reporter {
     pub(crate) fn new(format: MessageFormat, quiet: bool) -> Self {
-        Self {
-            format,
-            quiet,
-            ended: AtomicUsize::new(0),
-            total: AtomicUsize::new(0),
-        }
+        Self { format, quiet }
     }
 
-    /// Says what the run is about to do with so many compiler processes.
-    pub(crate) fn begin(&self, processes: usize, what: &str) {
-        self.total.store(processes, Ordering::Relaxed);
+    /// Says what the run does.
+    pub(crate) fn step(&self, what: &str) {
         if self.format == MessageFormat::Human && !self.quiet {
             line(what);
         }
-    }
-
-    /// Counts a process that ended, as `12 of 42`.
-    fn count(&self) -> String {
-        let ended = self.ended.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{ended} of {}", self.total.load(Ordering::Relaxed))
     }
 
     /// Something that a person should know although all is well.
     pub(crate) fn note(&self, message: &str) {
         match self.format {
             MessageFormat::Json => json(&Message::Note { message }),
-            MessageFormat::Human if self.quiet => {}
-            MessageFormat::Human => line(&format!("note: {message}")),
+            MessageFormat::Human => self.step(&format!("note: {message}")),
         }
     }
 
     /// One compiler process ended. If it failed, everything it printed is shown.
-    pub(crate) fn ended(&self, job: &Job, outcome: &Result<Compiled, Failure>, seconds: f64) {
+    /// `count` is "12 of 42".
+    pub(crate) fn ended(
+        &self,
+        job: &Job,
+        outcome: &Result<Compiled, Failure>,
+        seconds: f64,
+        count: &str,
+    ) {
         let (status, seconds_to_build) = match outcome {
             Ok(_) => (Status::Built, Some(seconds)),
             Err(_) => (Status::Failed, None),
@@ -130,16 +120,14 @@ impl Reporter {
             let artifact = (job.module, *target);
             self.module(artifact, status, seconds_to_build, outcome.as_ref().err());
         }
-        let (label, count) = (job.label(), self.count());
+        let label = job.label();
         match outcome {
             Ok(compiled) => {
                 if !compiled.remarks.is_empty() {
                     let remarks = compiled.remarks.join("\n");
                     self.note(&format!("{label}: the compiler remarks\n{remarks}"));
                 }
-                if self.format == MessageFormat::Human && !self.quiet {
-                    line(&format!("built {label} in {seconds:.2} s ({count})"));
-                }
+                self.step(&format!("built {label} in {seconds:.2} s ({count})"));
             }
             Err(failure) if self.format == MessageFormat::Human => {
                 let mut text = format!(
@@ -198,8 +186,8 @@ impl Reporter {
                  `cargo xtask precompile` with the same flags makes it so",
                 problems.len()
             ));
-        } else if !self.quiet {
-            line(&format!(
+        } else {
+            self.step(&format!(
                 "{modules} modules are there, undamaged and up to date; {out}"
             ));
         }

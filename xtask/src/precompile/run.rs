@@ -12,6 +12,7 @@ use anyhow::ensure;
 use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// What a run works with.
@@ -122,19 +123,19 @@ impl Run<'_> {
         if plan.jobs.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
-        self.reporter.begin(
-            plan.jobs.len(),
-            &format!(
-                "compiling with {} ({}), {jobs} at a time",
-                self.nvcc.program.display(),
-                self.nvcc.toolkit.compiler
-            ),
-        );
+        self.reporter.step(&format!(
+            "compiling with {} ({}), {jobs} at a time",
+            self.nvcc.program.display(),
+            self.nvcc.toolkit.compiler
+        ));
+        let count = AtomicUsize::new(0);
         let ended = workers::each(&plan.jobs, jobs, |worker, job| {
             let begun = Instant::now();
             let outcome = job.run(self.nvcc, self.inputs, staging);
             let seconds = begun.elapsed().as_secs_f64();
-            self.reporter.ended(job, &outcome, seconds);
+            let ended = count.fetch_add(1, Ordering::Relaxed) + 1;
+            let count = format!("{ended} of {}", plan.jobs.len());
+            self.reporter.ended(job, &outcome, seconds, &count);
             let (status, modules) = match outcome {
                 Ok(compiled) => (Status::Built, compiled.modules),
                 Err(_) => (Status::Failed, Vec::new()),
