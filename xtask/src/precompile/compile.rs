@@ -5,7 +5,7 @@ use super::inputs::Inputs;
 use super::ptx_entries::{PtxEntry, ptx_entries};
 use crate::output::Staging;
 use crate::toolchain::Nvcc;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use fs_err as fs;
 use peersum_artifact::{
     Arch, Digest, EntryPoint, ManifestModule, ModuleKey, PtxasReport, Target, inspect_ptx,
@@ -27,7 +27,7 @@ pub(crate) struct Job {
 }
 
 /// Why a module was not built.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Failure {
     /// The command as it can be pasted into a shell.
     pub(crate) command: String,
@@ -72,52 +72,48 @@ impl Job {
         inputs: &Inputs,
         staging: &Staging,
     ) -> Result<Compiled, Failure> {
-        let failure = |message: String, command: &str, output: &str| Failure {
-            message,
-            command: command.to_owned(),
-            output: output.to_owned(),
-        };
-        let scratch = staging.scratch(&self.label()).map_err(|error| {
-            failure(format!("cannot make a scratch directory: {error}"), "", "")
-        })?;
-        let target = self.compiled_target();
-        let mut command = nvcc_command(nvcc, inputs, self.module, target, &scratch)
-            .map_err(|error| failure(format!("{error:#}"), "", ""))?;
-        let shown = shown(&command);
+        let mut failure = Failure::default();
+        self.compile(nvcc, inputs, staging, &mut failure)
+            .map_err(|error| Failure {
+                message: format!("{error:#}"),
+                ..failure
+            })
+    }
 
-        let output = command.output().map_err(|error| {
-            failure(
-                format!("cannot start `{}`: {error}", nvcc.program.display()),
-                &shown,
-                "",
-            )
-        })?;
+    /// Fills in the command and the output of `failure` as soon as they are known.
+    fn compile(
+        &self,
+        nvcc: &Nvcc,
+        inputs: &Inputs,
+        staging: &Staging,
+        failure: &mut Failure,
+    ) -> anyhow::Result<Compiled> {
+        let scratch = staging.scratch(&self.label())?;
+        let target = self.compiled_target();
+        let mut command = nvcc_command(nvcc, inputs, self.module, target, &scratch)?;
+        failure.command = shown(&command);
+        let output = command
+            .output()
+            .with_context(|| format!("cannot start `{}`", nvcc.program.display()))?;
         // Both streams, for nothing that nvcc prints may be lost.
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        if !output.status.success() {
-            return Err(failure(
-                format!("nvcc failed: {}", ending(output.status)),
-                &shown,
-                &text,
-            ));
-        }
-        let report = PtxasReport::parse(&text);
+        let text = [output.stdout, output.stderr].concat();
+        failure.output = String::from_utf8_lossy(&text).into_owned();
+        let status = output.status;
+        ensure!(status.success(), "nvcc failed: {}", ending(status));
+        let report = PtxasReport::parse(&failure.output);
         let spills: Vec<String> = report
             .spills()
             .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
             .collect();
-        if !spills.is_empty() {
-            let message = format!(
-                "registers spill to memory in {}; lower the launch bounds of this world size or \
-                 hold less in registers",
-                spills.join(", ")
-            );
-            return Err(failure(message, &shown, &text));
-        }
+        ensure!(
+            spills.is_empty(),
+            "registers spill to memory in {}; lower the launch bounds of this world size or hold \
+             less in registers",
+            spills.join(", ")
+        );
         // The compiler succeeded, so only its warnings may explain a failure.
-        let modules = self
-            .collect(target, &scratch, &report, inputs, staging)
-            .map_err(|error| failure(format!("{error:#}"), &shown, &report.remarks.join("\n")))?;
+        failure.output = report.remarks.join("\n");
+        let modules = self.collect(target, &scratch, &report, inputs, staging)?;
         // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
         // the staging area.
         let _ = fs::remove_dir_all(&scratch);
