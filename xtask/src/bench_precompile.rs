@@ -47,10 +47,7 @@ pub(crate) struct BenchPrecompileArgs {
 /// # Errors
 /// There is no compiler, or something that is timed fails.
 pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
-    let jobs = args
-        .jobs
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get);
+    let jobs = workers::count(args.jobs);
     let toolkit = args.toolkit.clone().unwrap_or(ToolkitChoice::Pinned);
     let nvcc = toolchain::resolve(&toolkit, &mut |note| eprintln!("note: {note}"))?;
     let directory = tempfile::tempdir().context("cannot make a directory for the builds")?;

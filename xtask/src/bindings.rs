@@ -5,13 +5,7 @@
 
 use clap::Args;
 #[cfg(any(feature = "bindings", test))]
-use {
-    anyhow::Context as _,
-    std::fs,
-    std::io::{self, Write as _},
-    std::os::unix::fs::PermissionsExt as _,
-    std::path::Path,
-};
+use {fs_err as fs, std::path::Path};
 
 /// Regenerate kernels/src/abi.rs from kernels/abi.h
 ///
@@ -47,12 +41,7 @@ pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
 /// error. Returns what was done, to be printed after the path.
 #[cfg(any(feature = "bindings", test))]
 fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static str> {
-    let committed = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    if committed == generated.as_bytes() {
+    if fs::read(path).is_ok_and(|committed| committed == generated.as_bytes()) {
         return Ok("is up to date");
     }
     anyhow::ensure!(
@@ -60,22 +49,11 @@ fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static 
         "{} is not what kernels/abi.h gives: run `cargo xtask bindings` and commit the result",
         path.display()
     );
-    write(path, generated).with_context(|| format!("cannot write {}", path.display()))?;
+    // By one rename, so that a build never sees an incomplete file.
+    let next = path.with_extension("rs.next");
+    fs::write(&next, generated)?;
+    fs::rename(&next, path)?;
     Ok("was regenerated")
-}
-
-/// Replaces the file by one rename, so that a build never sees an incomplete file.
-#[cfg(any(feature = "bindings", test))]
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".abi.rs.")
-        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(text.as_bytes())?;
-    // Only its owner can read a temporary file; everybody can read a source file.
-    file.as_file()
-        .set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(feature = "bindings")]
@@ -224,10 +202,6 @@ mod tests {
             "was regenerated"
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "// generated\n");
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o644
-        );
 
         let written = fs::metadata(&path).unwrap().modified().unwrap();
         for check in [false, true] {

@@ -20,8 +20,8 @@ pub(crate) fn run(artifacts: &[Artifact], environment: &[(&str, &Path)]) -> anyh
     let programs: Vec<(&Path, &Artifact)> = of_tests
         .filter_map(|artifact| Some((artifact.executable.as_deref()?, artifact)))
         .collect();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let outcomes = workers::each(&programs, cores.min(MAX_AT_ONCE), |_, (path, artifact)| {
+    let at_once = workers::count(None).min(MAX_AT_ONCE);
+    let outcomes = workers::each(&programs, at_once, |_, (path, artifact)| {
         run_one(path, artifact, environment)
     })?;
     let failed: Vec<String> = outcomes

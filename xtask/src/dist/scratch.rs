@@ -122,16 +122,6 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_run_left_is_removed_even_if_it_had_no_lock_yet() {
-        let parent = tempfile::tempdir().unwrap();
-        left(parent.path(), "a");
-        fs::remove_file(left(parent.path(), "b").join(LOCK_FILE)).unwrap();
-        fs::create_dir(parent.path().join(format!("{PREFIX}c"))).unwrap();
-        remove_abandoned(parent.path(), own());
-        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
-    }
-
-    #[test]
     fn what_is_in_use_or_of_another_user_or_not_ours_stays() {
         let parent = tempfile::tempdir().unwrap();
         let used = left(parent.path(), "used");

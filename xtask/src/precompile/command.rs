@@ -92,27 +92,11 @@ mod tests {
 
     #[test]
     fn a_shown_command_survives_being_pasted_into_a_shell() {
-        let words = [
-            "nvcc",
-            "-DX=a b",
-            "it's",
-            "$HOME",
-            "",
-            "-I/plain/path",
-            "\"q\"",
-        ];
+        let words = ["nvcc", "-DX=a b", "it's", "$HOME", "", "-I/a/path", "\"q\""];
         let line = words.map(quoted).join(" ");
-        let output = Command::new("sh")
-            .arg("-c")
-            .arg(format!("printf '%s\\n' {line}"))
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout)
-                .unwrap()
-                .lines()
-                .collect::<Vec<_>>(),
-            words
-        );
+        let script = format!("printf '%s\\n' {line}");
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(printed.lines().collect::<Vec<_>>(), words);
     }
 }

@@ -2,8 +2,8 @@
 
 use anyhow::Context as _;
 use fs_err as fs;
-use peersum_artifact::{Closure, Digest, ModuleKey, SourceEntry, include_closure};
-use std::collections::BTreeMap;
+use peersum_artifact::{Closure, ClosureError, Digest, ModuleKey, SourceEntry, include_closure};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is
@@ -57,29 +57,24 @@ impl Inputs {
             .iter()
             .map(|(path, text)| (&**path, &**text))
             .collect();
-        let mut closures = BTreeMap::new();
-        for root in modules.iter().map(ModuleKey::source_root) {
-            if !closures.contains_key(root) {
-                let closure = include_closure(root, &borrowed).with_context(|| {
-                    format!(
-                        "the kernels in `{}` cannot be compiled",
-                        kernels_dir.display()
-                    )
-                })?;
-                closures.insert(root, closure);
-            }
-        }
-        let prelude = match prelude_dir {
-            Some(dir) => {
-                let path = dir.join(PRELUDE_FILE);
-                let text = fs::read(&path).context("--stock-headers does without the prelude")?;
-                Some(Prelude {
-                    dir: dir.to_path_buf(),
-                    digest: Digest::of(&text),
-                })
-            }
-            None => None,
+        let roots: BTreeSet<_> = modules.iter().map(ModuleKey::source_root).collect();
+        let roots = roots.into_iter();
+        let closures: Result<_, ClosureError> = roots
+            .map(|root| Ok((root, include_closure(root, &borrowed)?)))
+            .collect();
+        let closures = closures.with_context(|| {
+            let kernels = kernels_dir.display();
+            format!("the kernels in `{kernels}` cannot be compiled")
+        })?;
+        let read_prelude = |dir: &Path| {
+            let text = fs::read(dir.join(PRELUDE_FILE))?;
+            anyhow::Ok(Prelude {
+                dir: dir.to_path_buf(),
+                digest: Digest::of(&text),
+            })
         };
+        let prelude = prelude_dir.map(read_prelude).transpose();
+        let prelude = prelude.context("--stock-headers does without the prelude")?;
         Ok(Self {
             kernels_dir: kernels_dir.to_path_buf(),
             prelude,

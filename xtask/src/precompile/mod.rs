@@ -19,7 +19,7 @@ pub(crate) use request::Request;
 
 use crate::output::{Contents, OutputDir};
 use crate::toolchain::{self, Nvcc};
-use crate::workspace;
+use crate::{workers, workspace};
 use anyhow::bail;
 use fs_err as fs;
 use inputs::Inputs;
@@ -123,7 +123,7 @@ fn compile(
             bail!("{fault}");
         }
     }
-    let jobs = request.jobs().min(plan.jobs.len().max(1));
+    let jobs = workers::count(request.jobs).min(plan.jobs.len().max(1));
     let run = Run {
         nvcc,
         inputs: &inputs,

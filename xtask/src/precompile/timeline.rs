@@ -119,7 +119,7 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
             ROW * span.worker + 2,
             (span.seconds * scale).max(0.1),
             ROW - 4,
-            escaped(&span.name),
+            span.name,
             span.seconds
         );
     }
@@ -153,10 +153,4 @@ Hover over a bar for its module and time.</p>
         cpu = summary.cpu_seconds,
         share = 100.0 * busy / (end * jobs.max(1) as f64),
     )
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }

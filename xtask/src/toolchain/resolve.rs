@@ -1,6 +1,6 @@
 //! Finding an nvcc: one that the machine has, else the pinned one.
 
-use super::discovery::{self, Candidate};
+use super::discovery;
 use super::nvcc::{self, Toolkit};
 use super::wheels::WheelSet;
 use anyhow::{Context as _, bail};
@@ -125,11 +125,7 @@ pub(super) fn find(
         ToolkitChoice::Auto => discovery::candidates(notes),
     };
     for candidate in candidates {
-        let Candidate {
-            origin,
-            program,
-            explicit,
-        } = candidate;
+        let (origin, program) = (candidate.origin, candidate.program);
         match nvcc::probe(&program) {
             Ok(toolkit) => {
                 return Ok(Some(Nvcc {
@@ -139,7 +135,7 @@ pub(super) fn find(
                     host_compiler: discovery::host_compiler()?,
                 }));
             }
-            Err(fault) if explicit => bail!(
+            Err(fault) if candidate.explicit => bail!(
                 "the nvcc that {origin} names, {}, cannot be used: {fault:#}\n\
                  Name another one, or use `--toolkit pinned`, which needs no CUDA on the machine",
                 program.display()
