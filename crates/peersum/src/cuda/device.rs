@@ -8,11 +8,12 @@ use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
 use peersum_artifact::{Algorithm, Arch, CudaVersion, ModuleKey};
 use peersum_kernels::abi::PeersumParams;
 
-use super::driver::{self, arch, attribute, bind, check, returned};
+use super::driver::{arch, attribute, bind, check, returned};
 use super::graph::{self, Graph};
 use super::mapping::Mapping;
 use super::memory::Allocation;
 use super::module::Module;
+use super::start::start;
 use super::{launch, status};
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
@@ -117,7 +118,7 @@ unsafe impl Device for Cuda {
             }
             _ => {}
         }
-        let driver_version = driver::driver_version()?;
+        let driver_version = start()?;
         let context = stream.context();
         bind(context)?;
         if graph::recording(stream)? != Recording::Off {

@@ -1,26 +1,19 @@
 //! Calls into libcuda: their errors as [`DeviceError`], the current context, attributes.
 //!
 //! `cudarc` panics at the first call of a function that the installed driver lacks. Every function
-//! called here is in the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers
-//! older than [`MIN_DRIVER`]; the one newer function that is used, `cuFuncLoad`, is looked up by
-//! hand.
+//! called here is in the drivers of CUDA 11.8, and [`start`](super::start::start), which
+//! [`Cuda::open`](super::Cuda) begins with, refuses older ones; the one newer function that is
+//! used, `cuFuncLoad`, is looked up by hand.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult};
-use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
+use peersum_artifact::Arch;
 
 use crate::device::DeviceError;
 use crate::shared_library::SharedLibrary;
-
-/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
-/// newer).
-pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
-    major: 12,
-    minor: 0,
-};
 
 /// The names of the driver's library: as the driver installs it, then the link of a development
 /// package.
@@ -91,11 +84,6 @@ pub(super) fn note(result: Result<(), DeviceError>) {
     }
 }
 
-/// Gives back an object of `context` that is dropped, by the driver function `call`.
-pub(super) fn give_back(context: &CudaContext, call: &'static str, run: impl FnOnce() -> CUresult) {
-    note(bind(context).and_then(|()| check(call, run())));
-}
-
 /// Makes `context` the calling thread's current context.
 ///
 /// Not `CudaContext::bind_to_thread`: that one also returns errors that unrelated objects of the
@@ -146,26 +134,6 @@ pub fn device_count() -> Result<u32, DeviceError> {
         sys::cuDeviceGetCount(count)
     })?;
     Ok(u32::try_from(count).unwrap_or(0))
-}
-
-/// The newest CUDA that the driver supports, if that is new enough.
-pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
-    // SAFETY: the place is one int.
-    let version = returned("cuDriverGetVersion", 0, |version| unsafe {
-        sys::cuDriverGetVersion(version)
-    })?;
-    let version = CudaVersion::from_driver_api(version);
-    if version < MIN_DRIVER {
-        let branch = driver_branch_floor(MIN_DRIVER.major)
-            .map(|branch| format!(" (branch {branch} or newer)"))
-            .unwrap_or_default();
-        let message = format!(
-            "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's \
-             driver{branch}"
-        );
-        return Err(DeviceError::driver("cuDriverGetVersion", message));
-    }
-    Ok(version)
 }
 
 /// Whether `device` can address memory of `peer`.

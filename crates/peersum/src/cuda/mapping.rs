@@ -10,7 +10,8 @@ use cudarc::driver::sys::{
     CUresult,
 };
 
-use super::driver::{can_access_peer, check, give_back, returned};
+use super::driver::{can_access_peer, check, returned};
+use super::owned::Owned;
 use super::vmm::{MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Import};
 
@@ -20,7 +21,7 @@ pub struct Mapping(Kind);
 
 enum Kind {
     Vmm(MappedRange),
-    LegacyIpc(IpcMemory),
+    LegacyIpc(Owned<CUdeviceptr>),
     /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely
     /// on it.
     SameProcess(u64),
@@ -35,7 +36,7 @@ impl Mapping {
     ) -> Result<Self, DeviceError> {
         Ok(Self(match *import {
             Import::Fd(fd) => Kind::Vmm(map_descriptor(context, fd, bytes)?),
-            Import::LegacyIpc(handle) => Kind::LegacyIpc(IpcMemory::open(context, &handle)?),
+            Import::LegacyIpc(handle) => Kind::LegacyIpc(open_ipc(context, handle)?),
             Import::SameProcess(address) => {
                 reach(context, address)?;
                 Kind::SameProcess(address)
@@ -46,7 +47,7 @@ impl Mapping {
     pub(super) fn address(&self) -> u64 {
         match &self.0 {
             Kind::Vmm(range) => range.address(),
-            Kind::LegacyIpc(memory) => memory.address,
+            Kind::LegacyIpc(memory) => memory.handle(),
             Kind::SameProcess(address) => *address,
         }
     }
@@ -159,40 +160,24 @@ fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
     }
 }
 
-/// Memory of another process, opened through its legacy IPC handle.
-struct IpcMemory {
-    context: Arc<CudaContext>,
-    address: CUdeviceptr,
-}
-
-impl IpcMemory {
-    fn open(context: &Arc<CudaContext>, handle: &[u8; 64]) -> Result<Self, DeviceError> {
-        let handle = CUipcMemHandle {
-            reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
-        };
-        // SAFETY: the place is one address; bytes that are no handle are an error that is returned.
-        let address = returned("cuIpcOpenMemHandle", 0, |address| unsafe {
-            sys::cuIpcOpenMemHandle_v2(
-                address,
-                handle,
-                CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32,
-            )
-        })
-        .map_err(|failure| Reach::Unknown.refused(&failure, LEGACY_IPC_NEEDS))?;
-        Ok(Self {
-            context: Arc::clone(context),
-            address,
-        })
-    }
-}
-
-impl Drop for IpcMemory {
-    fn drop(&mut self) {
-        // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
-        give_back(&self.context, "cuIpcCloseMemHandle", || unsafe {
-            sys::cuIpcCloseMemHandle(self.address)
-        });
-    }
+/// Opens memory of another process through its legacy IPC handle.
+fn open_ipc(
+    context: &Arc<CudaContext>,
+    handle: [u8; 64],
+) -> Result<Owned<CUdeviceptr>, DeviceError> {
+    let handle = CUipcMemHandle {
+        reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
+    };
+    let flags = CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+    // SAFETY: the place is one address; bytes that are no handle are an error that is returned.
+    let address = returned("cuIpcOpenMemHandle", 0, |address| unsafe {
+        sys::cuIpcOpenMemHandle_v2(address, handle, flags)
+    })
+    .map_err(|failure| Reach::Unknown.refused(&failure, LEGACY_IPC_NEEDS))?;
+    Ok(Owned::new(context, address, "cuIpcCloseMemHandle", |at| {
+        // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once.
+        unsafe { sys::cuIpcCloseMemHandle(at) }
+    }))
 }
 
 #[cfg(test)]

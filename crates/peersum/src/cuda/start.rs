@@ -5,7 +5,7 @@ use std::ffi::c_int;
 
 use peersum_artifact::{CudaVersion, driver_branch_floor};
 
-use super::driver::{MIN_DRIVER, describe_number, library};
+use super::driver::{describe_number, library};
 use crate::device::DeviceError;
 
 /// Every function of the driver that this crate or `cudarc` under it calls. If one is missing,
@@ -79,6 +79,13 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
+/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
+/// newer).
+const MIN_DRIVER: CudaVersion = CudaVersion {
+    major: 12,
+    minor: 0,
+};
+
 /// The CUDA major of the toolkit that the project's own cubins are made with.
 pub const TOOLKIT_MAJOR: u32 = 13;
 
@@ -147,6 +154,18 @@ impl Trouble {
             Trouble::NoDevice(_) => "on a machine with GPUs start the container with them passed \
                                      in, for instance `--gpus all`"
                 .to_owned(),
+        }
+    }
+}
+
+impl From<Trouble> for DeviceError {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Missing(error) => error,
+            trouble => DeviceError::UnusableDriver {
+                reason: trouble.to_string(),
+                help: trouble.remedy(),
+            },
         }
     }
 }

@@ -12,7 +12,8 @@ use cudarc::driver::sys::{
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::driver::{attribute, bind, check, give_back, note, returned};
+use super::driver::{attribute, bind, check, note, returned};
+use super::owned::Owned;
 use crate::device::DeviceError;
 
 const POSIX_FD: CUmemAllocationHandleType =
@@ -130,10 +131,7 @@ pub(super) fn supported(device: CUdevice) -> Result<(), String> {
 
 /// Physical memory, of this process or a peer's. Released when dropped; the memory lives on in its
 /// mappings and in the handles of other processes.
-pub(super) struct Physical {
-    context: Arc<CudaContext>,
-    handle: CUmemGenericAllocationHandle,
-}
+pub(super) struct Physical(Owned<CUmemGenericAllocationHandle>);
 
 impl Physical {
     /// Allocates `bytes`, a multiple of the granularity.
@@ -146,10 +144,7 @@ impl Physical {
         let handle = returned("cuMemCreate", 0, |handle| unsafe {
             sys::cuMemCreate(handle, bytes, (&raw const *properties).cast(), 0)
         })?;
-        Ok(Self {
-            context: Arc::clone(context),
-            handle,
-        })
+        Ok(Self::new(context, handle))
     }
 
     /// Takes a peer's memory out of a file descriptor, which stays the caller's.
@@ -165,10 +160,15 @@ impl Physical {
         let handle = returned("cuMemImportFromShareableHandle", 0, |handle| unsafe {
             sys::cuMemImportFromShareableHandle(handle, number, POSIX_FD)
         })?;
-        Ok(Self {
-            context: Arc::clone(context),
-            handle,
-        })
+        Ok(Self::new(context, handle))
+    }
+
+    fn new(context: &Arc<CudaContext>, handle: CUmemGenericAllocationHandle) -> Self {
+        Self(Owned::new(context, handle, "cuMemRelease", |handle| {
+            // SAFETY: the handle came from the driver and is released once. Mappings keep the
+            // memory by themselves.
+            unsafe { sys::cuMemRelease(handle) }
+        }))
     }
 
     /// What the memory was allocated as.
@@ -177,7 +177,7 @@ impl Physical {
         // SAFETY: the place has the layout that the driver writes, and numbers without invalid
         // values; the handle is live.
         returned(call, Properties::shareable(0), |place| unsafe {
-            sys::cuMemGetAllocationPropertiesFromHandle(place.cast(), self.handle)
+            sys::cuMemGetAllocationPropertiesFromHandle(place.cast(), self.0.handle())
         })
     }
 
@@ -186,7 +186,7 @@ impl Physical {
         // SAFETY: for this handle type the driver writes an int, which the place is; the handle is
         // live.
         let fd = returned("cuMemExportToShareableHandle", -1_i32, |fd| unsafe {
-            sys::cuMemExportToShareableHandle(fd.cast(), self.handle, POSIX_FD, 0)
+            sys::cuMemExportToShareableHandle(fd.cast(), self.0.handle(), POSIX_FD, 0)
         })?;
         // SAFETY: on success the driver has opened this descriptor for the caller, who owns it
         // alone.
@@ -197,16 +197,6 @@ impl Physical {
             source: source.into(),
         })?;
         Ok(fd)
-    }
-}
-
-impl Drop for Physical {
-    fn drop(&mut self) {
-        // SAFETY: the handle came from the driver and is released once, here. Mappings keep the
-        // memory by themselves.
-        give_back(&self.context, "cuMemRelease", || unsafe {
-            sys::cuMemRelease(self.handle)
-        });
     }
 }
 
@@ -239,7 +229,7 @@ impl MappedRange {
         // SAFETY: the range was reserved just now, is of this size, and nothing is mapped in it;
         // the handle is live.
         check("cuMemMap", unsafe {
-            sys::cuMemMap(address, bytes, 0, physical.handle, 0)
+            sys::cuMemMap(address, bytes, 0, physical.0.handle(), 0)
         })?;
         range.mapped = true;
         let access = Access {
