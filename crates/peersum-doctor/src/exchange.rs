@@ -7,7 +7,6 @@ use peersum::rendezvous::Group;
 use peersum::{Error, Rendezvous, SharedMemory, share};
 use peersum_artifact::Digest;
 
-use crate::random::random_bytes;
 use crate::ranks::in_threads;
 
 /// Large enough that the time of a copy says something about the link.
@@ -137,7 +136,9 @@ impl<D: Device> Both<'_, D> {
     /// Fills one of this rank's two allocations, waits for it, and returns the digest of what it
     /// now holds.
     fn write_random(&self, destination: u64) -> Result<String, DeviceError> {
-        let bytes = random_bytes(BYTES)?;
+        // Different in every run, so that what an earlier one left in memory cannot pass.
+        let mut bytes = vec![0; BYTES];
+        fastrand::fill(&mut bytes);
         // SAFETY: the destination is one of this rank's two allocations, of as many bytes.
         unsafe { self.device.write(destination, &bytes)? };
         // A device's `write` need only have taken the bytes when it returns.

@@ -9,7 +9,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult, CUuuid};
 use peersum_artifact::Arch;
 
 use crate::device::DeviceError;
@@ -53,7 +53,7 @@ pub fn driver_present() -> Result<(), DeviceError> {
 }
 
 /// The outcome of the driver function `call`.
-pub fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
+pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failure => Err(DeviceError::driver(call, describe(failure))),
@@ -62,7 +62,7 @@ pub fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
 
 /// The value that the driver function `call` leaves in the place that it is given. The place holds
 /// `initial` before.
-pub(super) fn returned<T>(
+pub fn returned<T>(
     call: &'static str,
     initial: T,
     run: impl FnOnce(*mut T) -> CUresult,
@@ -110,6 +110,34 @@ pub fn attribute(device: CUdevice, attribute: CUdevice_attribute) -> Result<i32,
     returned("cuDeviceGetAttribute", 0, |value| unsafe {
         sys::cuDeviceGetAttribute(value, attribute, device)
     })
+}
+
+/// A device's name, for instance `NVIDIA H100 80GB HBM3`.
+pub fn device_name(device: CUdevice) -> Result<String, DeviceError> {
+    // SAFETY: the place has room for as many characters as is said.
+    let name = returned("cuDeviceGetName", [0; 256], |name| unsafe {
+        sys::cuDeviceGetName(name.cast(), 256, device)
+    })?;
+    Ok(text(&name))
+}
+
+/// The characters before the first NUL, or none without a NUL.
+pub fn text(characters: &[c_char]) -> String {
+    let bytes: Vec<u8> = characters.iter().map(|c| c.to_ne_bytes()[0]).collect();
+    let text = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+    text.to_string_lossy().into_owned()
+}
+
+/// A device's UUID. Unlike the driver's first version of it, this one tells the parts of a
+/// partitioned device (MIG) apart.
+pub fn device_uuid(device: CUdevice) -> Result<[u8; 16], DeviceError> {
+    // SAFETY: the place is one UUID.
+    let uuid = returned(
+        "cuDeviceGetUuid",
+        CUuuid { bytes: [0; 16] },
+        |uuid| unsafe { sys::cuDeviceGetUuid_v2(uuid, device) },
+    )?;
+    Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
 }
 
 /// A device's compute capability.
