@@ -28,10 +28,10 @@ pub enum Reason {
     #[error("none: this build of peersum carries no cubins")]
     EmptyPack,
     /// The embedded pack cannot be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Pack(#[from] PackError),
     /// The directory's manifest is missing or cannot be trusted.
-    #[error("{0}")]
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The manifest lists nothing for this module and device.
     #[error(
@@ -92,11 +92,11 @@ pub enum Reason {
         driver: CudaVersion,
     },
     /// An include of the kernels' sources cannot be resolved.
-    #[error("{0}")]
-    Sources(ClosureError),
+    #[error(transparent)]
+    Sources(#[from] ClosureError),
     /// The JIT cache's directory, or its entry, cannot be used.
-    #[error("{0}")]
-    Cache(CacheError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The JIT cache has no entry for this module, device and NVRTC.
     #[error("no entry")]
     CacheMiss,
@@ -108,7 +108,7 @@ pub enum Reason {
         library: PathBuf,
     },
     /// NVRTC made no cubin.
-    #[error("{0}")]
+    #[error(transparent)]
     Nvrtc(#[from] NvrtcError),
     /// What NVRTC made is not what was asked for.
     #[error("NVRTC's result cannot be used: {0}")]
