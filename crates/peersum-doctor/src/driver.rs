@@ -3,7 +3,9 @@
 use std::ffi::c_int;
 use std::fs;
 
-use peersum::cuda::diagnosis::{arch, attribute, device_name, device_uuid, returned, text};
+use peersum::cuda::diagnosis::{
+    arch, attribute, device_name, device_uuid, missing_support, returned, text,
+};
 use peersum::cudarc::driver::sys::{self, CUdevice, CUdevice_P2PAttribute, CUdevice_attribute};
 use peersum::device::DeviceError;
 use peersum_artifact::Arch;
@@ -48,7 +50,6 @@ pub(crate) fn gpu(ordinal: u32) -> Result<(GpuFacts, Arch), DeviceError> {
         sys::cuDeviceTotalMem_v2(bytes, device)
     })?;
     let arch = arch(device)?;
-    let has = |which| Ok::<_, DeviceError>(attribute(device, which)? != 0);
     let multiprocessors = attribute(
         device,
         CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
@@ -71,11 +72,7 @@ pub(crate) fn gpu(ordinal: u32) -> Result<(GpuFacts, Arch), DeviceError> {
             3 => ComputeMode::ExclusiveProcess,
             _ => ComputeMode::Unknown,
         },
-        file_descriptors: has(
-            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
-        )? && has(
-            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
-        )?,
+        file_descriptors: missing_support(device)?.is_none(),
     };
     Ok((facts, arch))
 }

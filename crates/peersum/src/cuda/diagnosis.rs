@@ -6,3 +6,4 @@ pub use super::driver::{
 };
 pub use super::open::open_gpu;
 pub use super::start::{RESTART, TOOLKIT_MAJOR, Trouble, start, update_hint};
+pub use super::vmm::missing_support;

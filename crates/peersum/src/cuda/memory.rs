@@ -7,7 +7,7 @@ use cudarc::driver::sys::{self, CUdeviceptr, CUipcMemHandle};
 
 use super::driver::returned;
 use super::owned::Owned;
-use super::vmm::{self, MappedRange, Physical, Properties};
+use super::vmm::{MappedRange, Physical, Properties, missing_support};
 use crate::device::{DeviceError, Export, MemorySharing};
 
 /// What plain memory is rounded up to. The driver packs smaller allocations into blocks of this
@@ -72,7 +72,9 @@ impl Allocation {
     /// Allocates memory that travels as a file descriptor; else says why it cannot be had.
     fn vmm(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, String> {
         let device = context.cu_device();
-        vmm::supported(device)?;
+        if let Some(what) = missing_support(device).map_err(|error| error.to_string())? {
+            return Err(format!("the device or its driver does not support {what}"));
+        }
         let allocate = || {
             let properties = Properties::shareable(device);
             let bytes = properties.mapped_bytes(bytes)?;

@@ -107,9 +107,9 @@ impl Properties {
     }
 }
 
-/// Whether `device` offers memory that travels as a file descriptor; else why not.
-pub(super) fn supported(device: CUdevice) -> Result<(), String> {
-    let attributes = [
+/// What `device` or its driver lacks for memory that travels as a file descriptor, if anything.
+pub fn missing_support(device: CUdevice) -> Result<Option<&'static str>, DeviceError> {
+    for (which, what) in [
         (
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
             "virtual memory management",
@@ -118,15 +118,12 @@ pub(super) fn supported(device: CUdevice) -> Result<(), String> {
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
             "memory handles as file descriptors",
         ),
-    ];
-    for (which, what) in attributes {
-        match attribute(device, which) {
-            Ok(0) => return Err(format!("the device or its driver does not support {what}")),
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
+    ] {
+        if attribute(device, which)? == 0 {
+            return Ok(Some(what));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Physical memory, of this process or a peer's. Released when dropped; the memory lives on in its
