@@ -154,7 +154,7 @@ unsafe impl Device for Cuda {
         Ok(DeviceIdentity {
             name: device_name(device)?,
             uuid: device_uuid(device)?,
-            arch: Some((self.arch.major, self.arch.minor)),
+            arch: Some(self.arch),
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(0),
         })
     }

@@ -183,7 +183,7 @@ impl Request<'_> {
     ) -> Result<(ManifestModule, Vec<u8>, Duration), Reason> {
         let device = Arch::plain(self.device.arch.major, self.device.arch.minor);
         let supported = library.supported_archs()?;
-        let arch = nearest(&supported, device).unwrap_or(device);
+        let arch = nearest(supported, device).unwrap_or(device);
         let compiled = nvrtc::compile(library, self.key, arch, &self.kernels.sources);
         let compiled = compiled?;
         let entry = ManifestModule {
@@ -205,18 +205,12 @@ impl Request<'_> {
     }
 }
 
-/// The highest of the numbers `supported` whose plain cubins run on `device`.
-fn nearest(supported: &[u32], device: Arch) -> Option<Arch> {
-    supported
-        .iter()
-        .filter_map(|&number| {
-            Some(Arch::plain(
-                u8::try_from(number / 10).ok()?,
-                u8::try_from(number % 10).ok()?,
-            ))
-        })
-        .filter(|arch| arch.cubin_serves(device))
-        .max()
+/// The highest of the architectures whose cubins run on `device`.
+fn nearest(supported: Vec<Arch>, device: Arch) -> Option<Arch> {
+    let serving = supported
+        .into_iter()
+        .filter(|arch| arch.cubin_serves(device));
+    serving.max()
 }
 
 #[cfg(test)]
@@ -225,8 +219,8 @@ mod tests {
 
     #[test]
     fn a_device_newer_than_nvrtc_gets_the_nearest_lower_architecture_of_its_major() {
-        let supported = [75, 80, 86, 90, 100, 120];
-        let nearest = |major, minor| nearest(&supported, Arch::plain(major, minor));
+        let supported = ["75", "80", "86", "90", "100", "120"].map(|arch| arch.parse().unwrap());
+        let nearest = |major, minor| nearest(supported.to_vec(), Arch::plain(major, minor));
         assert_eq!(nearest(9, 0), Some(Arch::plain(9, 0)));
         assert_eq!(nearest(10, 3), Some(Arch::plain(10, 0)));
         assert_eq!(nearest(8, 9), Some(Arch::plain(8, 6)));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use peersum_artifact::CudaVersion;
+use peersum_artifact::{Arch, CudaVersion};
 
 use super::error::NvrtcError;
 use crate::shared_library::{SharedLibrary, functions};
@@ -126,13 +126,12 @@ impl NvrtcLibrary {
         self.version
     }
 
-    /// The architectures it compiles for, as two-digit or three-digit numbers (`90` is sm_90),
-    /// ascending.
+    /// The architectures it compiles for, ascending.
     ///
     /// # Errors
     ///
     /// [`NvrtcError::Call`] if the library does not answer.
-    pub fn supported_archs(&self) -> Result<Vec<u32>, NvrtcError> {
+    pub fn supported_archs(&self) -> Result<Vec<Arch>, NvrtcError> {
         let mut count: c_int = 0;
         // SAFETY: the pointer is valid for one `int`.
         let status = unsafe { (self.functions.nvrtcGetNumSupportedArchs)(&raw mut count) };
@@ -141,9 +140,10 @@ impl NvrtcLibrary {
         // SAFETY: the buffer holds as many `int`s as the library just said it writes.
         let status = unsafe { (self.functions.nvrtcGetSupportedArchs)(archs.as_mut_ptr()) };
         self.functions.check("nvrtcGetSupportedArchs", status)?;
-        let mut archs: Vec<u32> = archs
-            .into_iter()
-            .filter_map(|arch| u32::try_from(arch).ok())
+        // Two-digit or three-digit numbers: 90 is sm_90.
+        let mut archs: Vec<Arch> = archs
+            .iter()
+            .filter_map(|number| number.to_string().parse().ok())
             .collect();
         archs.sort_unstable();
         Ok(archs)
