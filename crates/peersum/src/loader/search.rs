@@ -2,10 +2,9 @@
 
 use std::time::Instant;
 
-use peersum_artifact::{ModuleKey, Target};
+use peersum_artifact::{ModuleKey, Target, include_closure};
 
 use super::image::{DeviceTarget, KernelSet, LoadedImage};
-use super::known;
 use super::place::Place;
 use super::policy::LoadPolicy;
 use super::report::{LoadError, LoadReport, PassedOver};
@@ -62,7 +61,7 @@ pub fn load_from(
         jit: policy.jit,
         passed_over,
     };
-    let closure = known::closure(key, &kernels.sources).map_err(|error| {
+    let closure = include_closure(key.source_root(), &kernels.sources).map_err(|error| {
         let (place, reason) = (Place::Sources, error.into());
         not_found(vec![PassedOver { place, reason }])
     })?;
