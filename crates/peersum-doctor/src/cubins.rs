@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use peersum::cuda::diagnosis::update_hint;
-use peersum::loader::{self, DeviceTarget, JitMode, LoadError, LoadPolicy, Reason};
+use peersum::loader::{self, DeviceTarget, JitMode, LoadError, LoadPolicy, Reason, update_hint};
 use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
 
 use crate::report::{Finding, Subject};

@@ -1,7 +1,8 @@
 //! The findings about a driver, about GPUs and their links, and about memory that they share.
 
-use peersum::cuda::diagnosis::{RESTART, TOOLKIT_MAJOR, Trouble, update_hint};
+use peersum::cuda::diagnosis::{RESTART, TOOLKIT_MAJOR, Trouble};
 use peersum::device::DeviceError;
+use peersum::loader::update_hint;
 use peersum_artifact::{Arch, CudaVersion};
 
 use crate::exchange::Exchanged;

@@ -5,5 +5,5 @@ pub use super::driver::{
     arch, attribute, describe, device_count, device_name, device_uuid, returned, text,
 };
 pub use super::open::open_gpu;
-pub use super::start::{RESTART, TOOLKIT_MAJOR, Trouble, start, update_hint};
+pub use super::start::{RESTART, TOOLKIT_MAJOR, Trouble, start};
 pub use super::vmm::missing_support;

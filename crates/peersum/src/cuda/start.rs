@@ -3,10 +3,11 @@
 
 use std::ffi::c_int;
 
-use peersum_artifact::{CudaVersion, driver_branch_floor};
+use peersum_artifact::CudaVersion;
 
 use super::driver::{describe_number, library};
 use crate::device::DeviceError;
+use crate::loader::update_hint;
 
 /// Every function of the driver that this crate or `cudarc` under it calls. If one is missing,
 /// `cudarc` panics.
@@ -167,14 +168,6 @@ impl From<Trouble> for DeviceError {
                 help: trouble.remedy(),
             },
         }
-    }
-}
-
-/// What to do about a driver that is too old for cubins of this toolkit.
-pub fn update_hint(toolkit_major: u32) -> String {
-    match driver_branch_floor(toolkit_major) {
-        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
-        None => "update NVIDIA's driver".to_owned(),
     }
 }
 

@@ -69,7 +69,7 @@ pub enum Reason {
     /// The driver is older than the toolkit that made the cubin.
     #[error(
         "{file} was made by CUDA {toolkit} and the driver's CUDA is {driver}: {}",
-        driver_hint(toolkit)
+        update_hint(toolkit.major)
     )]
     DriverTooOld {
         /// The file.
@@ -140,10 +140,10 @@ fn having(listed: &[String]) -> String {
     }
 }
 
-/// Which driver to install for a toolkit.
-fn driver_hint(toolkit: &CudaVersion) -> String {
-    match driver_branch_floor(toolkit.major) {
-        Some(branch) => format!("it needs driver {branch} or newer"),
-        None => "update the driver".to_owned(),
+/// What to do about a driver that is too old for cubins of this toolkit.
+pub fn update_hint(toolkit_major: u32) -> String {
+    match driver_branch_floor(toolkit_major) {
+        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
+        None => "update NVIDIA's driver".to_owned(),
     }
 }
