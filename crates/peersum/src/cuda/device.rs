@@ -12,8 +12,7 @@ use super::graph::{self, Graph};
 use super::mapping::Mapping;
 use super::memory::Allocation;
 use super::module::Module;
-use super::start::start;
-use super::{launch, status};
+use super::{launch, start, status};
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
     Recording, StatusRecord,
@@ -117,7 +116,7 @@ unsafe impl Device for Cuda {
             }
             _ => {}
         }
-        let driver_version = start()?;
+        let driver_version = start::version()?;
         let context = stream.context();
         bind(context)?;
         if graph::recording(stream)? != Recording::Off {

@@ -1,8 +1,8 @@
 //! Calls into libcuda: their errors as [`DeviceError`], the current context, attributes.
 //!
 //! `cudarc` panics at the first call of a function that the installed driver lacks. Every function
-//! called here is in the drivers of CUDA 11.8, and [`start`](super::start::start), which
-//! [`Cuda::open`](super::Cuda) begins with, refuses older ones; the one newer function that is
+//! called here is in the drivers of CUDA 11.8, and [`version`](super::start::version), which
+//! [`Cuda::open`](super::Cuda) calls, refuses older ones; the one newer function that is
 //! used, `cuFuncLoad`, is looked up by hand.
 
 use std::ffi::{CStr, c_char, c_int};

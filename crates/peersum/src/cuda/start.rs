@@ -175,10 +175,9 @@ fn of_version(version: Option<&CudaVersion>) -> String {
     version.map_or_else(String::new, |version| format!(" for CUDA {version}"))
 }
 
-/// Starts the driver, calling no function that it may lack.
-pub fn start() -> Result<CudaVersion, Trouble> {
+/// The newest CUDA that the driver supports, if the driver is new enough and lacks no function.
+pub(super) fn version() -> Result<CudaVersion, Trouble> {
     type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
-    type Init = unsafe extern "C" fn(u32) -> c_int;
     let library = library().map_err(Trouble::Missing)?;
     let mut version = None;
     // SAFETY: this is the function's signature in cuda.h; it is called only while the library is
@@ -203,11 +202,24 @@ pub fn start() -> Result<CudaVersion, Trouble> {
         // SAFETY: the symbol is looked up and not used.
         .filter(|name| unsafe { library.function::<*const ()>(name) }.is_none())
         .collect();
+    match version {
+        Some(version) if functions.is_empty() => Ok(version),
+        version => Err(Trouble::Incomplete { version, functions }),
+    }
+}
+
+/// Starts the driver, calling no function that it may lack.
+pub fn start() -> Result<CudaVersion, Trouble> {
+    type Init = unsafe extern "C" fn(u32) -> c_int;
+    let version = version()?;
+    let library = library().map_err(Trouble::Missing)?;
     // SAFETY: as for `cuDriverGetVersion`.
     let init = unsafe { library.function::<Init>("cuInit") };
-    let (Some(init), Some(version), true) = (init, version, functions.is_empty()) else {
-        return Err(Trouble::Incomplete { version, functions });
-    };
+    // `version` has found it.
+    let init = init.ok_or_else(|| Trouble::Incomplete {
+        version: Some(version),
+        functions: vec!["cuInit"],
+    })?;
     // SAFETY: 0 is the only flag there is.
     match unsafe { init(0) } {
         0 => Ok(version),
