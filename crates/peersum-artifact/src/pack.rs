@@ -150,7 +150,7 @@ impl<'a> Pack<'a> {
 
     /// The pack's manifest.
     #[must_use]
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 

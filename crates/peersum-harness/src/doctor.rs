@@ -35,10 +35,10 @@ pub(crate) struct DoctorArgs {
 /// Examines the machine and prints the report. The exit status is 1 if peersum cannot be used here.
 pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     let patience = Duration::from_secs(args.patience);
-    let mut examination = Examination::new().patience(patience);
-    if let Some(cubins) = &args.cubins {
-        examination = examination.cubin_dir(cubins);
-    }
+    let examination = Examination {
+        cubin_dir: args.cubins.clone(),
+        patience,
+    };
     let mut report = examination.run();
     if report.gpus.is_empty() {
         let sharing = MemorySharing::FileDescriptor;

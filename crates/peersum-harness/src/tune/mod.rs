@@ -1,7 +1,9 @@
 //! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of
 //! input, as a dispatch table.
 
+mod overlay;
 mod sweep;
+mod tables;
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, MeasuredRow, Measurement, Origin, Placement, Row, Topology,
+    DispatchTable, DispatchTables, Measurement, Origin, Placement, Row, Topology,
 };
 use peersum_artifact::{Arch, Dtype};
 
@@ -21,6 +23,7 @@ use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
 use crate::bench::timing::Timed;
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
+use overlay::{MeasuredRow, overlay};
 use sweep::{Progress, Shapes, Sweep, Tuned, geometric_mean};
 
 /// How many candidates of one world size may fail before it is given up.
@@ -110,14 +113,14 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
             link: machine.link(world_size),
             builds: &builds,
             base: &tables,
-            tables: tables.to_json()?,
+            tables: tables::to_json(&tables)?,
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
         };
         match group.tune(machine) {
             Ok(outcome) => {
                 if let Some(table) = outcome.table(machine, &toolkit) {
-                    tables.insert(table);
-                    write(&args.out, &tables.to_json()?)?;
+                    tables::insert(&mut tables, table);
+                    write(&args.out, &tables::to_json(&tables)?)?;
                     tuned_sizes += 1;
                 }
             }
@@ -260,10 +263,16 @@ impl Outcome<'_> {
                 .filter(|tuned| tuned.placement == placement)
                 .map(|tuned| MeasuredRow {
                     bytes: tuned.bytes,
-                    row: Row::new(tuned.plan, self.origin(tuned, machine, toolkit)),
+                    row: Row {
+                        max_bytes: None,
+                        route: tuned.plan.route,
+                        blocks: tuned.plan.blocks,
+                        threads: tuned.plan.threads,
+                        origin: self.origin(tuned, machine, toolkit),
+                    },
                 })
                 .collect();
-            DispatchTable::overlay(self.base.rows(placement), &measured)
+            overlay(self.base.rows(placement), &measured)
         };
         Some(DispatchTable {
             arch: self.arch.map(|arch| format!("sm_{arch}")),

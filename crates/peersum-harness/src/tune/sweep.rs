@@ -123,7 +123,7 @@ impl Sweep<'_> {
     /// clock and from times that they exchange.
     pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
         rank.fill::<bf16>()?;
-        let arch = rank.communicator.identity().cubin_arch();
+        let arch = rank.communicator.identity().arch;
         self.note(rank, |progress| progress.arch = Some(arch));
         for (index, &bytes) in self.sizes.iter().enumerate() {
             let left = self.deadline.saturating_duration_since(Instant::now());

@@ -239,7 +239,7 @@ impl<D: Device> Setup<'_, D> {
         };
         // A table for one architecture serves a group of that architecture alone.
         let is_everywhere = ranks.iter().all(|rank| rank.device.arch == identity.arch);
-        let arch = identity.cubin_arch().filter(|_| is_everywhere);
+        let arch = identity.arch.filter(|_| is_everywhere);
         let tables = match &self.builder.tables {
             Some(text) => DispatchTables::parse(text)?,
             None => DispatchTables::shipped()?,

@@ -15,6 +15,7 @@ mod mapping;
 mod memory;
 mod module;
 mod open;
+mod owned;
 mod start;
 mod status;
 mod stream;

@@ -12,8 +12,8 @@ pub struct DeviceIdentity {
     pub name: String,
     /// Equal for two ranks exactly if they use the same device (or the same part of one).
     pub uuid: [u8; 16],
-    /// Compute capability; `None` on the emulator.
-    pub arch: Option<(u8, u8)>,
+    /// Its architecture, which a cubin must be compiled for; `None` on the emulator.
+    pub arch: Option<Arch>,
     /// Multiprocessors, which bound the blocks that run at once.
     pub multiprocessors: u32,
 }
@@ -21,11 +21,6 @@ pub struct DeviceIdentity {
 impl DeviceIdentity {
     pub(crate) fn is_emulated(&self) -> bool {
         self.arch.is_none()
-    }
-
-    /// The architecture that a cubin must be compiled for, if the device is a GPU.
-    pub fn cubin_arch(&self) -> Option<Arch> {
-        self.arch.map(|(major, minor)| Arch::plain(major, minor))
     }
 }
 
