@@ -1,12 +1,12 @@
 //! Rank 0 asks every process that connects who it is. None of them keeps the others waiting.
 
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
 use super::error::RendezvousError;
 use super::peer::Peer;
 use super::reasons::Refusal;
 use super::socket::{self, peer_uid};
 use super::step::{Wakeup, Watch};
-use super::wire::{FrameError, GroupIdentity, JoinRequest, Message, VERSION};
+use super::wire::{ConnectionError, GroupIdentity, JoinRequest, Message, VERSION};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -86,7 +86,7 @@ impl Admission {
         for mut stranger in std::mem::take(&mut self.strangers) {
             match stranger.connection.pump() {
                 Ok(()) => {}
-                Err(ConnectionError::Frame(FrameError::Version { theirs })) => {
+                Err(ConnectionError::Version { theirs }) => {
                     let ours = VERSION;
                     refuse(stranger.connection, Refusal::Version { ours, theirs });
                     continue;
@@ -200,7 +200,7 @@ impl Watch for Admission {
         if self.accept_after.is_none()
             && let Some(listener) = &self.listener
         {
-            wakeup.on(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
+            wakeup.on(PollFd::new(listener, PollFlags::IN));
         }
         for stranger in &self.strangers {
             wakeup.at(stranger.deadline);

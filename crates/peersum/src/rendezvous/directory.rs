@@ -5,7 +5,7 @@ use super::error::RendezvousError;
 use super::reasons::DirectoryProblem;
 use super::socket;
 use crate::lock_file::{Attempt, FileId, LockFile};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -38,65 +38,30 @@ impl Directory {
     pub(super) fn open(path: &Path) -> Result<Self, RendezvousError> {
         // Without a trailing slash, which would make the system follow a link in the last place.
         let path: PathBuf = path.components().collect();
-        match std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
+        let at_path = |operation, error| RendezvousError::io_at(operation, &path, error);
+        let mut builder = std::fs::DirBuilder::new();
+        let created = builder.recursive(true).mode(0o700).create(&path);
+        // If something other than a directory is there, the errors below say what it is.
+        if let Err(error) = created
+            && error.kind() != std::io::ErrorKind::AlreadyExists
         {
-            Ok(()) => {}
-            // Something other than a directory is there: the errors below say what it is.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(RendezvousError::io_at(
-                    "create the rendezvous directory",
-                    &path,
-                    error,
-                ));
-            }
+            return Err(at_path("create the rendezvous directory", error));
         }
-        let refuse = |problem| RendezvousError::Directory {
-            path: path.clone(),
-            problem,
-        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let ours = rustix::process::geteuid().as_raw();
-        let handle = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(handle) => handle,
-            Err(errno) => {
-                // This second look only says what is wrong: the directory is not used.
-                let stat = rustix::fs::lstat(&path).map_err(|_| {
-                    RendezvousError::io_at("open the rendezvous directory", &path, errno)
-                })?;
-                return Err(match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Symlink => refuse(DirectoryProblem::Symlink),
-                    FileType::Directory if stat.st_uid != ours => {
-                        refuse(DirectoryProblem::WrongOwner {
-                            owner: stat.st_uid,
-                            ours,
-                        })
-                    }
-                    FileType::Directory => {
-                        RendezvousError::io_at("open the rendezvous directory", &path, errno)
-                    }
-                    _ => refuse(DirectoryProblem::NotADirectory),
-                });
-            }
+        let opened = rustix::fs::open(&path, flags, Mode::empty());
+        let stat = match &opened {
+            // From now on only the open directory is used: if its name is moved to another one,
+            // what is in this one stays ours.
+            Ok(handle) => rustix::fs::fstat(handle),
+            // This second look only says what is wrong: the directory is not used.
+            Err(_) => rustix::fs::lstat(&path),
         };
-        // From now on only the open directory is used: if its name is moved to another one, what is
-        // in this one stays ours.
-        let stat = rustix::fs::fstat(&handle).map_err(|error| {
-            RendezvousError::io_at("inspect the rendezvous directory", &path, error)
-        })?;
-        if stat.st_uid != ours {
-            return Err(refuse(DirectoryProblem::WrongOwner {
-                owner: stat.st_uid,
-                ours,
-            }));
+        if let Some(problem) = stat.as_ref().ok().and_then(problem_of) {
+            return Err(RendezvousError::Directory { path, problem });
         }
-        let mode = stat.st_mode & 0o777;
-        if mode != 0o700 {
-            return Err(refuse(DirectoryProblem::WrongMode { mode }));
-        }
+        let handle =
+            opened.map_err(|error| at_path("open the rendezvous directory", error.into()))?;
+        stat.map_err(|error| at_path("inspect the rendezvous directory", error.into()))?;
         Ok(Self { handle, path })
     }
 
@@ -200,6 +165,19 @@ impl Directory {
         let name = lock_name(group);
         LockFile::attempt(self.as_fd(), Path::new(&name), create)
             .map_err(|error| RendezvousError::io_at("lock", &self.path.join(name), error))
+    }
+}
+
+/// Why sockets are not made in what is there.
+fn problem_of(stat: &Stat) -> Option<DirectoryProblem> {
+    let (owner, ours) = (stat.st_uid, rustix::process::geteuid().as_raw());
+    let mode = stat.st_mode & 0o777;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => Some(DirectoryProblem::Symlink),
+        FileType::Directory if owner != ours => Some(DirectoryProblem::WrongOwner { owner, ours }),
+        FileType::Directory if mode != 0o700 => Some(DirectoryProblem::WrongMode { mode }),
+        FileType::Directory => None,
+        _ => Some(DirectoryProblem::NotADirectory),
     }
 }
 

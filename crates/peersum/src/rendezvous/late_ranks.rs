@@ -6,7 +6,7 @@ use super::peer::Peer;
 use super::reasons::Refusal;
 use super::step::{Progress, Step, Wakeup, Watch};
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ impl Answering {
 
 impl Watch for Answering {
     fn watch<'a>(&'a self, wakeup: &mut Wakeup<'a>) {
-        wakeup.on(PollFd::from_borrowed_fd(self.stop.as_fd(), PollFlags::IN));
+        wakeup.on(PollFd::new(&self.stop, PollFlags::IN));
         self.admission.watch(wakeup);
     }
 }

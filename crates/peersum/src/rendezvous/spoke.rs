@@ -192,18 +192,19 @@ impl Spoke {
         let failure = Message::failure(error, self.own.rank);
         let deadline = Instant::now() + LAST_WORDS;
         self.connection.say_last(&failure, deadline);
-        if let Some(address) = &self.address {
-            let HubAddress {
-                directory, group, ..
-            } = address;
-            match error {
-                RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(group, SWEEP_PATIENCE),
-                // A child of a dead rank 0 may have kept the connection open.
-                RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
-                    directory.sweep(group, Duration::ZERO);
-                }
-                _ => {}
+        let Some(HubAddress {
+            directory, group, ..
+        }) = &self.address
+        else {
+            return;
+        };
+        match error {
+            RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(group, SWEEP_PATIENCE),
+            // A child of a dead rank 0 may have kept the connection open.
+            RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
+                directory.sweep(group, Duration::ZERO);
             }
+            _ => {}
         }
     }
 }
