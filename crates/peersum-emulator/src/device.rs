@@ -72,10 +72,7 @@ impl Break {
 #[derive(Debug, Clone)]
 pub struct EmulatorDevice {
     identity: DeviceIdentity,
-    block_delay: Duration,
-    refused_import_bytes: Option<usize>,
-    #[cfg(feature = "broken-kernels")]
-    broken: Option<Break>,
+    options: EmulatorOptions,
 }
 
 impl EmulatorDevice {
@@ -97,10 +94,7 @@ impl EmulatorDevice {
                 arch: None,
                 multiprocessors: options.multiprocessors,
             },
-            block_delay: options.block_delay,
-            refused_import_bytes: options.refused_import_bytes,
-            #[cfg(feature = "broken-kernels")]
-            broken: options.broken,
+            options: options.clone(),
         }
     }
 
@@ -109,11 +103,11 @@ impl EmulatorDevice {
     }
 
     pub(crate) fn block_delay(&self) -> Duration {
-        self.block_delay
+        self.options.block_delay
     }
 
     pub(crate) fn check_import(&self, bytes: usize) -> Result<(), DeviceError> {
-        if self.refused_import_bytes == Some(bytes) {
+        if self.options.refused_import_bytes == Some(bytes) {
             return Err(DeviceError::CannotShare {
                 reason: format!("this emulated device refuses to map {bytes} bytes"),
             });
@@ -124,7 +118,7 @@ impl EmulatorDevice {
     /// A suffix of the names of this device's entry points; empty for the shipped kernels.
     pub(crate) fn entry_point_suffix(&self) -> String {
         #[cfg(feature = "broken-kernels")]
-        if let Some(broken) = self.broken {
+        if let Some(broken) = self.options.broken {
             return format!("_break_{}", broken as u32);
         }
         String::new()

@@ -104,17 +104,15 @@ impl EmulatorMapping {
         match import {
             Import::Fd(fd) => {
                 let found = fstat(fd).map_err(|errno| system("fstat", errno))?.st_size;
-                if u64::try_from(found).is_ok_and(|found| found >= bytes as u64) {
-                    let mapped = Mapped::new(fd, bytes)?;
-                    Ok(Self {
-                        address: mapped.address as u64,
-                        _mapped: Some(mapped),
-                    })
-                } else {
-                    Err(DeviceError::CannotShare {
-                        reason: format!("the peer's memory has {found} bytes instead of {bytes}"),
-                    })
+                if !u64::try_from(found).is_ok_and(|found| found >= bytes as u64) {
+                    let reason = format!("the peer's memory has {found} bytes instead of {bytes}");
+                    return Err(DeviceError::CannotShare { reason });
                 }
+                let mapped = Mapped::new(fd, bytes)?;
+                Ok(Self {
+                    address: mapped.address as u64,
+                    _mapped: Some(mapped),
+                })
             }
             Import::SameProcess(address) => Ok(Self {
                 address,
@@ -134,6 +132,7 @@ impl EmulatorMapping {
 }
 
 /// A status record on the heap.
+#[derive(Default)]
 struct HeapStatus(UnsafeCell<PeersumStatus>);
 
 // SAFETY: the record is reached through its address only, and by atomic accesses while it may be
@@ -150,8 +149,7 @@ unsafe impl StatusMemory for HeapStatus {
 }
 
 pub(crate) fn allocate_status() -> StatusRecord {
-    // SAFETY: a PeersumStatus is integers only; all zeros is a value.
-    let host = Arc::new(HeapStatus(UnsafeCell::new(unsafe { std::mem::zeroed() })));
+    let host = Arc::new(HeapStatus::default());
     StatusRecord {
         device_address: host.as_ptr() as u64,
         host,
