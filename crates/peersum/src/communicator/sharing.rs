@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::agreement::{parse, require_equal};
-use super::connected::RANKS;
+use super::layout::RANKS;
 use super::lent::LentMemory;
 use crate::device::{Device, DeviceError, Export, Import};
 use crate::error::Error;
