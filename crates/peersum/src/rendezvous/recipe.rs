@@ -182,7 +182,8 @@ fn meet(
     if own.rank == 0 {
         let (admission, claim) = match meeting_place {
             MeetingPlace::Directory(path) => {
-                let mut claim = Directory::open(&path)?.claim(&identity.name, step.deadline())?;
+                let directory = Directory::open(&path, &identity.name)?;
+                let mut claim = directory.claim(step.deadline())?;
                 let listener = claim.listen()?;
                 let admission = Admission::new(identity, Some(listener), Vec::new());
                 (admission, Some(claim))
@@ -194,7 +195,7 @@ fn meet(
     }
     let (socket, address) = match meeting_place {
         MeetingPlace::Directory(path) => {
-            let mut address = HubAddress::new(Directory::open(&path)?, &identity.name);
+            let mut address = HubAddress::new(Directory::open(&path, &identity.name)?);
             (address.connect(step)?, Some(address))
         }
         MeetingPlace::Threads(sockets) => (sockets?.pop().ok_or_else(|| step.lost(0))?, None),

@@ -38,7 +38,6 @@ pub(super) struct Spoke {
 #[derive(Debug)]
 pub(super) struct HubAddress {
     directory: Directory,
-    group: String,
     /// The file of the socket that this rank is connected to.
     socket: Option<FileId>,
 }
@@ -192,17 +191,14 @@ impl Spoke {
         let failure = Message::failure(error, self.own.rank);
         let deadline = Instant::now() + LAST_WORDS;
         self.connection.say_last(&failure, deadline);
-        let Some(HubAddress {
-            directory, group, ..
-        }) = &self.address
-        else {
+        let Some(HubAddress { directory, .. }) = &self.address else {
             return;
         };
         match error {
-            RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(group, SWEEP_PATIENCE),
+            RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(SWEEP_PATIENCE),
             // A child of a dead rank 0 may have kept the connection open.
             RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
-                directory.sweep(group, Duration::ZERO);
+                directory.sweep(Duration::ZERO);
             }
             _ => {}
         }
@@ -226,7 +222,7 @@ impl Drop for Spoke {
         if let Some(address) = &self.address {
             let _ = self.connection.pump();
             if self.connection.is_lost() {
-                address.directory.sweep(&address.group, Duration::ZERO);
+                address.directory.sweep(Duration::ZERO);
             }
         }
         self.connection.shut_down();
@@ -234,24 +230,21 @@ impl Drop for Spoke {
 }
 
 impl HubAddress {
-    pub(super) fn new(directory: Directory, group: &str) -> Self {
-        Self {
-            directory,
-            group: group.to_owned(),
-            socket: None,
-        }
+    pub(super) fn new(directory: Directory) -> Self {
+        let socket = None;
+        Self { directory, socket }
     }
 
     /// A connection to the process that listens on the group's socket. Waits until one does.
     pub(super) fn connect(&mut self, step: &Step<'_>) -> Result<OwnedFd, RendezvousError> {
-        let (directory, group) = (&self.directory, &self.group);
-        let path = directory.socket_path(group);
+        let directory = &self.directory;
+        let path = directory.socket_path();
         loop {
             let socket = socket::new()?;
-            let file = directory.socket_file(group);
-            match rustix::net::connect(&socket, &directory.address(group)?) {
+            let file = directory.socket_file();
+            match rustix::net::connect(&socket, &directory.address()?) {
                 // Replaced meanwhile, by the socket of the next run.
-                Ok(()) if directory.socket_file(group) != file => {}
+                Ok(()) if directory.socket_file() != file => {}
                 Ok(()) => {
                     let theirs = peer_uid(socket.as_fd()).map_err(|error| {
                         RendezvousError::io_at("find the listener's user for", &path, error)
@@ -271,7 +264,7 @@ impl HubAddress {
             if left.is_zero() {
                 // If a rank 0 was killed before any rank reached it, no other rank removes its
                 // socket.
-                directory.sweep(group, Duration::ZERO);
+                directory.sweep(Duration::ZERO);
                 return Err(step.timed_out(vec![0]));
             }
             std::thread::sleep(CONNECT_RETRY.min(left));
@@ -280,7 +273,7 @@ impl HubAddress {
 
     /// Whether another socket has the name of the one that this rank is connected to.
     fn is_replaced(&self) -> bool {
-        let there = self.directory.socket_file(&self.group);
+        let there = self.directory.socket_file();
         there.is_some() && there != self.socket
     }
 }
