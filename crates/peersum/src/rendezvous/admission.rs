@@ -152,24 +152,19 @@ impl Admission {
             let theirs = peer_uid(socket.as_fd());
             let connection = Connection::new(socket);
             match theirs {
-                Ok(theirs) if theirs == ours => {}
-                Ok(theirs) => {
-                    refuse(connection, Refusal::User { ours, theirs });
-                    continue;
-                }
+                Ok(theirs) if theirs == ours => self.strangers.push(Stranger {
+                    connection,
+                    deadline: Some(Instant::now() + IDENTIFICATION_PATIENCE),
+                    expected: None,
+                }),
+                Ok(theirs) => refuse(connection, Refusal::User { ours, theirs }),
                 Err(error) => {
                     tracing::warn!(%error, "closed a connection whose user is unknown");
-                    continue;
                 }
             }
-            if self.strangers.len() >= MAX_STRANGERS {
+            if self.strangers.len() > MAX_STRANGERS {
                 self.strangers.remove(0);
             }
-            self.strangers.push(Stranger {
-                connection,
-                deadline: Some(Instant::now() + IDENTIFICATION_PATIENCE),
-                expected: None,
-            });
         }
     }
 
