@@ -316,7 +316,7 @@ impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
     }
 
     fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        let identity = |stream: &EmulatorStream| stream.device().identity().clone();
+        let identity = |stream: &EmulatorStream| stream.device().identity.clone();
         match self.adopted_on.as_ref().map(identity) {
             Some(own) if own.uuid != identity(stream).uuid => Err(BufferError::OtherDevice {
                 buffer: own.name,

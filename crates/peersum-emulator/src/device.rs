@@ -71,8 +71,8 @@ impl Break {
 /// ranks can share a GPU.
 #[derive(Debug, Clone)]
 pub struct EmulatorDevice {
-    identity: DeviceIdentity,
-    options: EmulatorOptions,
+    pub(crate) identity: DeviceIdentity,
+    pub(crate) options: EmulatorOptions,
 }
 
 impl EmulatorDevice {
@@ -96,14 +96,6 @@ impl EmulatorDevice {
             },
             options: options.clone(),
         }
-    }
-
-    pub(crate) fn identity(&self) -> &DeviceIdentity {
-        &self.identity
-    }
-
-    pub(crate) fn block_delay(&self) -> Duration {
-        self.options.block_delay
     }
 
     pub(crate) fn check_import(&self, bytes: usize) -> Result<(), DeviceError> {

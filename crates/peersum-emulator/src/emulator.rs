@@ -57,7 +57,7 @@ unsafe impl Device for Emulator {
     }
 
     fn identity(&self) -> Result<DeviceIdentity, DeviceError> {
-        Ok(self.stream.device().identity().clone())
+        Ok(self.stream.device().identity.clone())
     }
 
     /// The kernels are linked into the program, so `policy` is not consulted.
@@ -133,7 +133,7 @@ unsafe impl Device for Emulator {
     }
 
     fn mapping_address(&self, mapping: &EmulatorMapping) -> u64 {
-        mapping.address()
+        mapping.address
     }
 
     unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
@@ -206,7 +206,7 @@ unsafe impl Device for Emulator {
             blocks,
             threads: threads + module.signal_threads,
             params: *params,
-            block_delay: self.stream.device().block_delay(),
+            block_delay: self.stream.device().options.block_delay,
         })))
     }
 

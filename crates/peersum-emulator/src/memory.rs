@@ -94,7 +94,7 @@ impl EmulatorAllocation {
 /// A peer's memory as this rank sees it.
 #[derive(Debug)]
 pub struct EmulatorMapping {
-    address: u64,
+    pub(crate) address: u64,
     /// `None` where the peer is a thread of this process, whose own mapping serves.
     _mapped: Option<Mapped>,
 }
@@ -124,10 +124,6 @@ impl EmulatorMapping {
                     .to_owned(),
             }),
         }
-    }
-
-    pub(crate) fn address(&self) -> u64 {
-        self.address
     }
 }
 

@@ -154,8 +154,7 @@ impl fmt::Debug for EmulatorStream {
         write!(
             f,
             "EmulatorStream({} on {})",
-            self.inner.id,
-            self.inner.device.identity().name
+            self.inner.id, self.inner.device.identity.name
         )
     }
 }

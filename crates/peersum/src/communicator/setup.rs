@@ -52,7 +52,7 @@ impl CommunicatorBuilder {
     /// communicators that do, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
     pub fn build<S: DeviceStream>(mut self, stream: &S) -> Result<Communicator<S::Device>, Error> {
         #[cfg(feature = "nccl")]
-        if let Some(across_hosts) = self.above_range.as_ref().and_then(|nccl| nccl.spanning()) {
+        if let Some(across_hosts) = self.above_range.as_ref().and_then(|nccl| nccl.across_hosts) {
             return super::nccl_path::build_across_hosts(self, across_hosts, stream);
         }
         let rendezvous = self.rendezvous.take().ok_or_else(|| {

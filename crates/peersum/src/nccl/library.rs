@@ -33,7 +33,7 @@ functions! {
 /// NCCL, open and new enough.
 pub(crate) struct Library {
     pub(super) functions: Functions,
-    version: NcclVersion,
+    pub(crate) version: NcclVersion,
 }
 
 impl Library {
@@ -73,10 +73,6 @@ impl Library {
         }
         // A few words each time that NCCL is opened.
         Ok(Box::leak(Box::new(Library { functions, version })))
-    }
-
-    pub(crate) fn version(&self) -> NcclVersion {
-        self.version
     }
 
     pub(crate) fn unique_id(&self) -> Result<[c_char; 128], Error> {

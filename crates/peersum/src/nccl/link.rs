@@ -51,7 +51,7 @@ impl Link {
             rank,
             world_size,
             above_bytes,
-            version = %library.version(),
+            version = %library.version,
             "NCCL takes the calls of more bytes"
         );
         Ok(Link {

@@ -40,7 +40,7 @@ pub(super) struct Arrivals {
 
 #[derive(Debug)]
 pub(super) struct Admission {
-    group: GroupIdentity,
+    pub(super) group: GroupIdentity,
     listener: Option<OwnedFd>,
     strangers: Vec<Stranger>,
     accept_after: Option<Instant>,
@@ -68,10 +68,6 @@ impl Admission {
             strangers,
             accept_after: None,
         }
-    }
-
-    pub(super) fn group(&self) -> &GroupIdentity {
-        &self.group
     }
 
     pub(super) fn is_listening(&self) -> bool {

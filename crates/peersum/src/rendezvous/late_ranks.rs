@@ -64,7 +64,7 @@ impl Answering {
             for (peer, connection) in own.admission.advance()?.candidates {
                 let holder = holders.get(peer.rank as usize);
                 let refusal = Refusal::AlreadyFormed {
-                    group: own.admission.group().name.clone(),
+                    group: own.admission.group.name.clone(),
                     rank: peer.rank,
                     pid: holder.map_or(0, |holder| holder.process.pid),
                 };

@@ -183,7 +183,7 @@ fn meet(
         let (admission, claim) = match meeting_place {
             MeetingPlace::Directory(path) => {
                 let directory = Directory::open(&path, &identity.name)?;
-                let mut claim = directory.claim(step.deadline())?;
+                let mut claim = directory.claim(step.deadline)?;
                 let listener = claim.listen()?;
                 let admission = Admission::new(identity, Some(listener), Vec::new());
                 (admission, Some(claim))

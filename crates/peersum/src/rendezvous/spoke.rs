@@ -119,14 +119,14 @@ impl Spoke {
         world_size: u32,
     ) -> Result<Vec<MessageWithFd>, RendezvousError> {
         self.pending = None;
-        let packet = Packet::contribution(self.own.rank, step.label(), &own)?;
+        let packet = Packet::contribution(self.own.rank, step.label, &own)?;
         self.connection.queue(packet);
         let mut received: Vec<Option<MessageWithFd>> = (0..world_size).map(|_| None).collect();
         received[self.own.rank as usize] = Some(own);
         while received.iter().any(Option::is_none) {
             let frame = self.receive(step)?;
             let slot = match &frame.message {
-                Message::Contribution { rank, label } if label == step.label() => {
+                Message::Contribution { rank, label } if label == step.label => {
                     received.get_mut(*rank as usize)
                 }
                 _ => None,
@@ -260,7 +260,7 @@ impl HubAddress {
                 Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(RendezvousError::io_at("connect to", &path, errno)),
             }
-            let left = step.deadline().saturating_duration_since(Instant::now());
+            let left = step.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // If a rank 0 was killed before any rank reached it, no other rank removes its
                 // socket.
