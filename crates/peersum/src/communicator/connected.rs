@@ -72,7 +72,7 @@ impl<D: Device> Connected<D> {
 
     /// Whether a peer uses this rank's memory without keeping it alive.
     pub(super) fn lent_by_address(&self) -> bool {
-        self.memory().any(LentMemory::is_lent_by_address)
+        self.memory().any(|memory| memory.lent_by_address)
     }
 
     /// No peer uses this rank's memory any more.

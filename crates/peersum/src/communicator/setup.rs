@@ -1,5 +1,7 @@
 //! From settings to a communicator: meet, load, allocate, arm, share, meet again.
 
+use std::collections::BTreeSet;
+
 use peersum_artifact::{ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
@@ -117,17 +119,14 @@ struct Setup<'a, D: Device> {
 }
 
 /// What a rank knows once all ranks have told their settings.
-struct Meeting {
+struct Meeting<'a> {
     table: DispatchTable,
-    /// Ranks that use this rank's device.
-    ranks_on_device: u32,
+    on_device: GroupOnDevice<'a>,
     /// Whether any two ranks of the group use the same device.
     shares_device: bool,
-    /// Tells the ranks of this group from those of others in the same process.
-    group_token: u64,
 }
 
-impl<D: Device> Setup<'_, D> {
+impl<'a, D: Device> Setup<'a, D> {
     /// What this rank then holds, `None` for a group of one, and the table that the ranks agree on.
     fn connect(mut self) -> Result<(Option<Connected<D>>, DispatchTable), Error> {
         let (builder, device) = (self.builder, self.device);
@@ -160,7 +159,7 @@ impl<D: Device> Setup<'_, D> {
         let processes = processes::meet(self.group, "armed", timeout)?;
 
         // The device's scope holds the threads of one process.
-        let is_one_device = met.ranks_on_device == world_size
+        let is_one_device = met.on_device.ranks == world_size
             && (0..world_size).all(|rank| self.group.is_same_process(rank));
         let params = PeersumParams {
             arena: rotated(&arena.addresses, rank, world_size),
@@ -195,14 +194,12 @@ impl<D: Device> Setup<'_, D> {
     }
 
     /// Compares the settings of all ranks, and chooses the dispatch table for what they run on.
-    fn meet(&mut self) -> Result<Meeting, Error> {
+    fn meet(&mut self) -> Result<Meeting<'a>, Error> {
         let identity = self.identity;
         let ranks = exchange_settings(self.builder, identity, self.group)?;
         let uuids = || ranks.iter().map(|rank| rank.device.uuid);
-        let ranks_on_device = uuids().filter(|uuid| *uuid == identity.uuid).count() as u32;
-        let shares_device = uuids()
-            .enumerate()
-            .any(|(a, uuid)| uuids().skip(a + 1).any(|other| other == uuid));
+        let devices: BTreeSet<[u8; 16]> = uuids().collect();
+        let shares_device = devices.len() < ranks.len();
         #[cfg(feature = "nccl")]
         self.builder.refuse_nccl_on_shared_devices(shares_device)?;
         let topology = match shares_device {
@@ -221,9 +218,12 @@ impl<D: Device> Setup<'_, D> {
         let table_size = self.group.world_size().max(2);
         Ok(Meeting {
             table: tables.choose(arch, table_size, topology)?,
-            ranks_on_device,
+            on_device: GroupOnDevice {
+                device: identity,
+                group: ranks.first().map_or(0, |rank| rank.token),
+                ranks: uuids().filter(|uuid| *uuid == identity.uuid).count() as u32,
+            },
             shares_device,
-            group_token: ranks.first().map_or(0, |rank| rank.token),
         })
     }
 
@@ -255,13 +255,9 @@ impl<D: Device> Setup<'_, D> {
     fn occupy(
         &mut self,
         modules: &Modules<D>,
-        met: &Meeting,
+        met: &Meeting<'_>,
     ) -> Result<(LaunchLimits, Occupancy), Error> {
-        let own = GroupOnDevice {
-            device: self.identity,
-            group: met.group_token,
-            ranks: met.ranks_on_device,
-        };
+        let own = &met.on_device;
         let limits = thread_limits(self.device, modules, abi::PEERSUM_MAX_BLOCKS)?;
         let blocks = match self.builder.max_blocks {
             Some(blocks) => blocks.clamp(1, own.most()),

@@ -14,7 +14,7 @@ const MIN_VERSION: NcclVersion = NcclVersion(21_000);
 /// `ncclUniqueId`, which travels by value.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct UniqueId([c_char; 128]);
+pub(super) struct UniqueId(pub(super) [c_char; 128]);
 
 /// `ncclComm_t`.
 pub(super) type Comm = *mut c_void;
@@ -81,22 +81,6 @@ impl Library {
         let result = unsafe { (self.functions.ncclGetUniqueId)(&raw mut id) };
         self.check("ncclGetUniqueId", result)?;
         Ok(id.0)
-    }
-
-    /// Meets the other ranks. Waits for them without a limit.
-    pub(super) fn comm_init_rank(
-        &self,
-        id: [c_char; 128],
-        rank: c_int,
-        world_size: c_int,
-    ) -> Result<Comm, Error> {
-        let mut comm = std::ptr::null_mut();
-        // SAFETY: `comm` is a place for one handle; NCCL refuses numbers that make no sense.
-        let result = unsafe {
-            (self.functions.ncclCommInitRank)(&raw mut comm, world_size, UniqueId(id), rank)
-        };
-        self.check("ncclCommInitRank", result)?;
-        Ok(comm)
     }
 
     /// The outcome of the NCCL function `call`.

@@ -6,7 +6,7 @@ use super::peer::Peer;
 use super::reasons::Refusal;
 use super::socket::{self, peer_uid};
 use super::step::{Wakeup, Watch};
-use super::wire::{ConnectionError, GroupIdentity, JoinRequest, Message, VERSION};
+use super::wire::{ConnectionError, GroupIdentity, Message, VERSION};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -93,11 +93,9 @@ impl Admission {
                 }
             }
             match stranger.connection.next_frame().map(|frame| frame.message) {
-                Some(Message::Join(request)) => match self.objection(&request) {
+                Some(Message::Join { group, peer }) => match self.objection(group, peer.rank) {
                     Some(refusal) => refuse(stranger.connection, refusal),
-                    None => arrivals
-                        .candidates
-                        .push((request.peer, stranger.connection)),
+                    None => arrivals.candidates.push((peer, stranger.connection)),
                 },
                 Some(message) => {
                     let message = message.name();
@@ -165,9 +163,8 @@ impl Admission {
     }
 
     /// Why the process may not have the rank that it asks for.
-    fn objection(&self, request: &JoinRequest) -> Option<Refusal> {
-        let (ours, theirs) = (self.group.clone(), request.group.clone());
-        let rank = request.peer.rank;
+    fn objection(&self, theirs: GroupIdentity, rank: u32) -> Option<Refusal> {
+        let ours = self.group.clone();
         if theirs.name != ours.name {
             let (ours, theirs) = (ours.name, theirs.name);
             Some(Refusal::Group { ours, theirs })

@@ -6,9 +6,7 @@ use super::error::RendezvousError;
 use super::peer::Peer;
 use super::socket::{self, peer_uid};
 use super::step::{Progress, Step, Wakeup, Watch};
-use super::wire::{
-    Frame, GroupIdentity, JoinRequest, Message, MessageWithFd, PENDING_INTERVAL, Packet,
-};
+use super::wire::{Frame, GroupIdentity, Message, MessageWithFd, PENDING_INTERVAL, Packet};
 use crate::lock_file::FileId;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -61,7 +59,7 @@ impl Spoke {
         step: &Step<'_>,
     ) -> Result<(Self, Vec<Peer>), RendezvousError> {
         let (world_size, peer) = (group.world_size, self.own);
-        let request = Packet::new(&Message::Join(JoinRequest { group, peer }));
+        let request = Packet::new(&Message::Join { group, peer });
         loop {
             self.connection.queue(request.clone());
             self.next_look = Some(Instant::now() + SILENCE);

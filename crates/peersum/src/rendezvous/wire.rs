@@ -34,7 +34,7 @@ const HEADER_BYTES: usize = 16;
 #[serde(deny_unknown_fields)]
 pub(super) enum Message {
     /// A process asks rank 0 for its rank.
-    Join(JoinRequest),
+    Join { group: GroupIdentity, peer: Peer },
     /// The group is complete: its members in rank order.
     Welcome { peers: Vec<Peer> },
     /// Rank 0 turns the process away.
@@ -57,14 +57,6 @@ pub(super) struct GroupIdentity {
     pub(super) world_size: u32,
 }
 
-/// Who a process says it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct JoinRequest {
-    pub(super) group: GroupIdentity,
-    pub(super) peer: Peer,
-}
-
 /// The errors that a rank tells the others, with the fields of [`RendezvousError`] in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Failure {
@@ -78,7 +70,7 @@ pub(super) enum Failure {
 impl Message {
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Join(_) => "Join",
+            Self::Join { .. } => "Join",
             Self::Welcome { .. } => "Welcome",
             Self::Refused(_) => "Refused",
             Self::Pending { .. } => "Pending",

@@ -4,14 +4,14 @@ use super::*;
 
 fn request() -> Message {
     let process = crate::rendezvous::ProcessId::current().unwrap();
-    Message::Join(JoinRequest {
+    Message::Join {
         group: GroupIdentity {
             name: "layers".into(),
             run: "job 12.0".into(),
             world_size: 4,
         },
         peer: Peer { rank: 3, process },
-    })
+    }
 }
 
 fn failures() -> Vec<RendezvousError> {
