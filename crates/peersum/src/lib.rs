@@ -135,7 +135,7 @@ pub mod nccl_shape;
 #[doc(hidden)]
 pub mod nccl_version;
 mod privilege;
-mod process_key;
+mod process_id;
 pub mod reference;
 pub mod rendezvous;
 /// One way to open shared libraries, for this crate and its tools.

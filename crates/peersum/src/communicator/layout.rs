@@ -7,6 +7,9 @@ use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl};
 
 use crate::dispatch::Route;
 
+/// The most ranks of a group.
+pub(super) const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
+
 /// Offsets and sizes within an arena, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ArenaLayout {
@@ -67,6 +70,10 @@ impl ArenaLayout {
         }
     }
 
+    pub(super) fn has_probe(&self) -> bool {
+        self.total_bytes > self.probe_offset
+    }
+
     /// The largest call of a route, in units. The counterpart of what the kernels compute from the
     /// same sizes.
     pub(super) fn capacity_units(&self, route: Route) -> u64 {
@@ -111,7 +118,6 @@ pub(crate) fn sequence(push_epoch: u32, pull_epoch: u64) -> u16 {
 
 /// A control block of zeros.
 pub(crate) fn zeroed_control() -> Box<PeersumControl> {
-    const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     const RING: usize = abi::PEERSUM_HEADER_RING as usize;
     const BLOCKS: usize = abi::PEERSUM_MAX_BLOCKS as usize;
     Box::new(PeersumControl {
@@ -163,17 +169,16 @@ pub(crate) fn head_bytes_mut(control: &mut PeersumControl) -> &mut [u8] {
 
 const _: () = {
     let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
-    let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     let ring = abi::PEERSUM_HEADER_RING as usize;
     // Blocks of 16 bytes, then headers and details with a rank's own: the head, without padding.
-    assert!(HEAD_BYTES == blocks * 16 + 2 * (ring * ranks * 8 + ring * 8));
+    assert!(HEAD_BYTES == blocks * 16 + 2 * (ring * RANKS * 8 + ring * 8));
     assert!(offset_of!(PeersumControl, blocks) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, headers) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, own_headers) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, details) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, own_details) < HEAD_BYTES);
     // Claim and reserved words, flags: no padding either.
-    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 48 * 4 + blocks * ranks * 8);
+    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 48 * 4 + blocks * RANKS * 8);
 };
 
 #[cfg(test)]
