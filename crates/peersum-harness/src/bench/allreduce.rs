@@ -13,9 +13,8 @@ use self::nccl::measure_nccl;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
 use super::ranks::GroupSettings;
-use super::report::{Report, write_json};
-use super::sample::{Sample, add_round};
-use super::timing::Timed;
+use super::report::{Report, Sample, write_json};
+use super::timing::{Launch, Timed};
 use super::{chart, limits, page, table};
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 
@@ -132,7 +131,7 @@ fn measure_limits(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
             directory,
             world_size,
             &args.call.bytes,
-            args.call.method(),
+            args.call.method(Launch::Graph),
         ) {
             Ok(limits) => report.limits.push(limits),
             Err(error) => report
@@ -177,7 +176,7 @@ fn measure_ranks<M: Timed>(
                         measure_group(args, machine, build, routes, &settings)
                     });
                     match measured {
-                        Ok(measured) => add_round(&mut samples, measured),
+                        Ok(measured) => Sample::add_round(&mut samples, measured),
                         Err(error) => report.failures.push(format!(
                             "{world_size} ranks with the {} build: {error:#}",
                             build.name()

@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use super::nccl::Nccl;
-use super::report::Launch;
 use super::sizes::parse_bytes;
-use super::timing::Method;
+use super::timing::{Launch, Method};
 use crate::machine::DeviceChoice;
 
 /// What is measured, and how often.
@@ -24,6 +23,17 @@ pub(crate) struct RunArgs {
         value_parser = clap::value_parser!(u32).range(1..=10000)
     )]
     pub(crate) replays: u32,
+}
+
+impl RunArgs {
+    pub(crate) fn method(&self, launch: Launch, calls: u32) -> Method {
+        Method {
+            launch,
+            calls,
+            warm_up: 2,
+            replays: self.replays,
+        }
+    }
 }
 
 /// Calls with messages of several sizes.
@@ -58,12 +68,8 @@ pub(crate) struct CallArgs {
 }
 
 impl CallArgs {
-    pub(crate) fn method(&self) -> Method {
-        Method {
-            calls: self.calls,
-            warm_up: 2,
-            replays: self.run.replays,
-        }
+    pub(crate) fn method(&self, launch: Launch) -> Method {
+        self.run.method(launch, self.calls)
     }
 
     pub(crate) fn largest_bytes(&self) -> usize {

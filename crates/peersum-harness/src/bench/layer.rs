@@ -114,16 +114,14 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         cells: Vec::new(),
     };
     let load_policy = builds.load_policy(Build::Shipped)?;
+    let launches = args.method.launches().iter();
+    let method = |&launch| args.run.method(launch, args.layers);
+    let methods: Vec<Method> = launches.map(method).collect();
     let group = |shape| Group {
         load_policy: &load_policy,
         shape,
         rows: &args.rows,
-        launches: args.method.launches(),
-        method: Method {
-            calls: args.layers,
-            warm_up: 2,
-            replays: args.run.replays,
-        },
+        methods: &methods,
         pdl: args.pdl,
     };
     for &shape in &shapes {
@@ -139,7 +137,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let notes = &mut report.notes;
     if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), notes) {
         report.nccl = Some(nccl.version().to_owned());
-        match nccl.communicators(&gpus, world_size) {
+        match nccl.communicators(world_size) {
             Ok(communicators) => {
                 for &shape in &shapes {
                     eprintln!("NCCL {}, hidden {}", nccl.version(), shape.hidden);

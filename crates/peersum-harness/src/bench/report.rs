@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
 use super::build::Build;
-use super::timing::{Spread, median, rounded};
+use super::timing::{Launch, Spread, Times, median, rounded};
 
 /// One run of `bench allreduce`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,25 +49,6 @@ pub(crate) enum System {
     Nccl,
     /// NCCL with buffers in a symmetric window.
     NcclSymmetric,
-}
-
-/// How calls are launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Launch {
-    /// All calls of a replay in one graph.
-    Graph,
-    /// One after the other.
-    Eager,
-}
-
-impl Launch {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Launch::Graph => "graph",
-            Launch::Eager => "eager",
-        }
-    }
 }
 
 /// What is measured: a call, and what makes it.
@@ -115,26 +96,59 @@ impl std::ops::Deref for Cell {
     }
 }
 
-impl Cell {
-    /// The cell of a call that took `times` microseconds in each replay and, if it is eager, `host`
-    /// microseconds of the host.
-    pub(crate) fn new(call: Call, times: &[f64], host: &[f64], limits: &[Limits]) -> Cell {
+/// A call with its times, to which more rounds may add.
+#[derive(Clone)]
+pub(crate) struct Sample {
+    call: Call,
+    /// Microseconds a call of each replay.
+    us: Vec<f64>,
+    /// The host's likewise, of eager calls.
+    host_us: Vec<f64>,
+}
+
+impl Sample {
+    pub(crate) fn new(call: Call, times: Times) -> Sample {
+        Sample {
+            call,
+            us: times.shortest(),
+            host_us: times.host,
+        }
+    }
+
+    /// Adds the times of another round to those of the same calls.
+    pub(crate) fn add_round(samples: &mut Vec<Sample>, round: Vec<Sample>) {
+        for sample in round {
+            match samples.iter_mut().find(|other| other.call == sample.call) {
+                Some(other) => {
+                    other.us.extend(sample.us);
+                    other.host_us.extend(sample.host_us);
+                }
+                None => samples.push(sample),
+            }
+        }
+    }
+
+    /// The cell, with the limit of its call if that was measured.
+    pub(crate) fn cell(&self, limits: &[Limits]) -> Cell {
+        let call = self.call;
         let two = |value: f64| (value * 100.0).round() / 100.0;
-        let us = Spread::of(times);
+        let us = Spread::of(&self.us);
         let own = limits
             .iter()
             .find(|limits| (limits.world_size, limits.link) == (call.world_size, call.link))
             .filter(|_| call.launch == Launch::Graph);
         Cell {
             us,
-            host_us: (!host.is_empty()).then(|| rounded(median(host))),
+            host_us: (!self.host_us.is_empty()).then(|| rounded(median(&self.host_us))),
             algorithm_gb_s: two(algorithm_gb_s(call.bytes, us.median)),
             bus_gb_s: two(bus_gb_s(call.bytes, call.world_size, us.median)),
             limit_us: own.and_then(|limits| limits.call_us(call.bytes, call.pdl)),
             call,
         }
     }
+}
 
+impl Cell {
     pub(crate) fn is_of_nccl(&self) -> bool {
         matches!(self.system, System::Nccl | System::NcclSymmetric)
     }

@@ -4,8 +4,9 @@ use peersum::dispatch::{Placement, Topology};
 use peersum_artifact::Dtype;
 
 use super::build::Build;
-use super::report::{Cell, Launch, Report, System, fastest};
+use super::report::{Cell, Report, System, fastest};
 use super::table::{grid_text, us_text};
+use super::timing::Launch;
 
 /// One curve.
 pub(crate) struct Series {

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use peersum::dispatch::{Placement, Plan};
 
 use super::build::Build;
-use super::report::{Call, Cell, Launch, Report, System, fastest};
+use super::report::{Call, Cell, Report, System, fastest};
 use super::sizes::bytes_text;
-use super::timing::Spread;
+use super::timing::{Launch, Spread};
 
 /// Rows of text under a head.
 pub(crate) struct Table {

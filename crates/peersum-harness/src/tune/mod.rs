@@ -19,7 +19,7 @@ use crate::bench::arguments::{CallArgs, contents};
 use crate::bench::build::{Build, Builds};
 use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
-use crate::bench::timing::Timed;
+use crate::bench::timing::{Launch, Timed};
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 use sweep::{Progress, Shapes, Sweep, Tuned, geometric_mean};
 
@@ -203,7 +203,7 @@ impl<'a> Group<'a> {
                 dtypes: &self.args.dtype,
                 sizes: &todo,
                 deadline: self.deadline,
-                method: self.args.call.method(),
+                method: self.args.call.method(Launch::Graph),
                 failed: &failed,
                 progress: &progress,
             };

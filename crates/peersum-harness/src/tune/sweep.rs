@@ -11,8 +11,7 @@ use peersum_artifact::{Arch, Dtype};
 
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::Rank;
-use crate::bench::report::Launch;
-use crate::bench::timing::{Method, median, rounded, shortest};
+use crate::bench::timing::{Method, median, rounded};
 use crate::data::with_element;
 
 /// The grids that are tried.
@@ -155,6 +154,7 @@ impl Sweep<'_> {
             },
             warm_up: 1,
             replays: 3.min(self.method.replays),
+            ..self.method
         };
         let mut tried: Vec<(Plan, f64)> = Vec::new();
         for plan in self.plans(rank, bytes) {
@@ -250,23 +250,22 @@ impl Sweep<'_> {
         self.dtypes
             .iter()
             .map(|dtype| {
-                let (times, _) = with_element!(
-                    dtype, T => rank.time::<T>(placement, bytes, plan, Launch::Graph, method)?
+                let times = with_element!(
+                    dtype, T => rank.time::<T>(placement, bytes, plan, method)?
                 );
-                let all = rank.peers.gather(times)?;
-                Ok(rounded(median(&shortest(&all))))
+                Ok(rounded(median(&times.shortest())))
             })
             .collect()
     }
 
     /// Whether `own` is true on rank 0.
     fn is_over<D: Device>(&self, rank: &Rank<'_, D>, own: bool) -> Result<bool> {
-        let all = rank.peers.gather(own)?;
+        let all = rank.stopwatch.peers.gather(own)?;
         Ok(all.first().copied().unwrap_or(true))
     }
 
     fn note<D: Device>(&self, rank: &Rank<'_, D>, change: impl FnOnce(&mut Progress)) {
-        if rank.peers.rank() == 0 {
+        if rank.stopwatch.peers.rank() == 0 {
             change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }

@@ -4,10 +4,10 @@ use anyhow::Result;
 use peersum::dispatch::Plan;
 use serde::{Deserialize, Serialize};
 
-use crate::bench::report::{Launch, System};
+use crate::bench::report::System;
 use crate::bench::sizes::bytes_text;
 use crate::bench::table::{Row, Table, grid_text, or_dash, quartiles_text, ratio_text, us_text};
-use crate::bench::timing::{Spread, rounded};
+use crate::bench::timing::{Launch, Spread, rounded};
 
 /// One run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

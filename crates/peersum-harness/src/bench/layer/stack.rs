@@ -157,44 +157,40 @@ impl Stack {
         Ok(activations)
     }
 
-    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce`
-    /// enqueues to sum it in place.
+    /// Enqueues the product of this rank's shard of a layer, and returns the layer's output: the
+    /// sum over all ranks is to be put in its place.
     ///
     /// # Errors
-    /// cuBLAS refuses, or what `all_reduce` says.
-    pub(super) fn enqueue(
+    /// cuBLAS refuses.
+    pub(super) fn enqueue<'a>(
         &self,
-        activations: &mut Activations,
-        mut all_reduce: impl FnMut(&mut CudaSlice<bf16>) -> Result<()>,
-    ) -> Result<()> {
+        activations: &'a mut Activations,
+        layer: u32,
+    ) -> Result<&'a mut CudaSlice<bf16>> {
         let shard_bytes = (self.shape.shard_elements() * size_of::<bf16>()) as u64;
         let own_columns = u64::from(self.rank * self.shape.inputs()) * size_of::<bf16>() as u64;
-        let product = self.shape.product(activations.rows);
         let weights = self.weights.device_ptr(&self.stream).0;
-        for layer in 0..self.shape.layers {
-            let [even, odd] = &mut activations.outputs;
-            let (output, previous) = match layer % 2 {
-                0 => (even, &*odd),
-                _ => (odd, &*even),
-            };
-            let input = match layer {
-                0 => &activations.input,
-                _ => previous,
-            };
-            // SAFETY: the weights hold every layer's shard; input and output are two of three
-            // allocations of `rows` rows of `hidden` elements, of which this rank reads its own
-            // columns. All are freed in the stream's order.
-            unsafe {
-                self.cublas.multiply(
-                    product,
-                    input.device_ptr(&self.stream).0 + own_columns,
-                    weights + u64::from(layer) * shard_bytes,
-                    output.device_ptr_mut(&self.stream).0,
-                )?;
-            }
-            all_reduce(output)?;
+        let [even, odd] = &mut activations.outputs;
+        let (output, previous) = match layer % 2 {
+            0 => (even, &*odd),
+            _ => (odd, &*even),
+        };
+        let input = match layer {
+            0 => &activations.input,
+            _ => previous,
+        };
+        // SAFETY: the weights hold every layer's shard; input and output are two of three
+        // allocations of `rows` rows of `hidden` elements, of which this rank reads its own
+        // columns. All are freed in the stream's order.
+        unsafe {
+            self.cublas.multiply(
+                self.shape.product(activations.rows),
+                input.device_ptr(&self.stream).0 + own_columns,
+                weights + u64::from(layer) * shard_bytes,
+                output.device_ptr_mut(&self.stream).0,
+            )?;
         }
-        Ok(())
+        Ok(output)
     }
 
     /// Fills the outputs with NaN, which stays in every element that is not written.
@@ -227,10 +223,6 @@ impl Stack {
 
     pub(super) fn shape(&self) -> Shape {
         self.shape
-    }
-
-    pub(super) fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
     }
 }
 
