@@ -5,7 +5,7 @@ mod arguments;
 mod nccl;
 mod samples;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use peersum::dispatch::Route;
 
 pub(crate) use self::arguments::BenchArgs;
@@ -13,10 +13,10 @@ use self::nccl::measure_nccl;
 use self::samples::measure_group;
 use super::build::{Build, Builds};
 use super::ranks::GroupSettings;
-use super::report::{Report, Sample, write_json};
+use super::report::{Report, Run, Sample, write_json, write_text};
 use super::timing::{Launch, Timed};
 use super::{chart, limits, page, table};
-use crate::machine::{DeviceKind, Emulators, Gpus, decide};
+use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
@@ -38,13 +38,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let report = match kind {
         DeviceKind::Emulator => {
             let emulators = Emulators::default();
-            let mut report = empty_report(args, &emulators, &builds)?;
+            let mut report = new_report(args, &emulators, &builds)?;
             measure_ranks(args, &emulators, &builds, &routes, &mut report);
             report
         }
         DeviceKind::Cuda => {
             let gpus = Gpus::open(u32::MAX)?;
-            let mut report = empty_report(args, &gpus, &builds)?;
+            let mut report = new_report(args, &gpus, &builds)?;
             measure_limits(args, &gpus, &mut report);
             measure_ranks(args, &gpus, &builds, &routes, &mut report);
             // Write now, in case NCCL hangs.
@@ -55,10 +55,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     };
     write(args, &report)?;
     print(&report);
-    if !report.failures.is_empty() {
-        bail!("not all was measured: {}", report.failures.join("; "));
-    }
-    Ok(())
+    report.run.ensure_all_was_measured()
 }
 
 /// The algorithms that `--algo` names.
@@ -73,46 +70,23 @@ fn routes(names: &[String]) -> Vec<Route> {
 
 fn print(report: &Report) {
     println!("# {}", report.title());
-    for note in &report.notes {
-        println!("note: {note}");
-    }
-    for failure in &report.failures {
-        println!("failed: {failure}");
-    }
+    print!("{}", report.run.remarks());
     for table in table::tables(report) {
         println!("\n{}", table.to_text());
     }
 }
 
 fn write(args: &BenchArgs, report: &Report) -> Result<()> {
-    if let Some(path) = &args.json {
-        write_json(path, report)?;
-    }
-    for (path, text) in [
-        (&args.html, page::page as fn(&Report) -> String),
-        (&args.svg, chart::picture),
-    ] {
-        if let Some(path) = path {
-            std::fs::write(path, text(report))
-                .with_context(|| format!("writing {}", path.display()))?;
-        }
-    }
-    Ok(())
+    write_json(args.json.as_deref(), report)?;
+    write_text(args.html.as_deref(), || page::page(report))?;
+    write_text(args.svg.as_deref(), || chart::picture(report))
 }
 
-fn empty_report<M: Timed>(args: &BenchArgs, machine: &M, builds: &Builds) -> Result<Report> {
+fn new_report(args: &BenchArgs, machine: &impl Machine, builds: &Builds) -> Result<Report> {
     Ok(Report {
-        schema: Report::SCHEMA,
-        peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: builds.toolkit()?,
-        device: machine.device_name().to_owned(),
-        devices: machine.devices(),
+        run: Run::new(machine, builds, args.call.run.replays)?,
         emulated: machine.kind() == DeviceKind::Emulator,
         calls: args.call.calls,
-        replays: args.call.run.replays,
-        nccl: None,
-        notes: Vec::new(),
-        failures: Vec::new(),
         limits: Vec::new(),
         cells: Vec::new(),
     })
@@ -121,23 +95,15 @@ fn empty_report<M: Timed>(args: &BenchArgs, machine: &M, builds: &Builds) -> Res
 fn measure_limits(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     let Some(directory) = &args.limits else {
         let note = "the machine's limits were not measured: --limits was not given";
-        report.notes.push(note.to_owned());
+        report.run.notes.push(note.to_owned());
         return;
     };
+    let method = args.call.method(Launch::Graph);
     for &world_size in &args.world_size {
-        eprintln!("limits of {world_size} ranks");
-        match limits::measure(
-            gpus,
-            directory,
-            world_size,
-            &args.call.bytes,
-            args.call.method(Launch::Graph),
-        ) {
-            Ok(limits) => report.limits.push(limits),
-            Err(error) => report
-                .failures
-                .push(format!("limits of {world_size} ranks: {error:#}")),
-        }
+        let what = format!("limits of {world_size} ranks");
+        eprintln!("{what}");
+        let measured = limits::measure(gpus, directory, world_size, &args.call.bytes, method);
+        report.limits.extend(report.run.take(&what, measured));
     }
 }
 
@@ -175,18 +141,14 @@ fn measure_ranks<M: Timed>(
                         };
                         measure_group(args, machine, build, routes, &settings)
                     });
-                    match measured {
-                        Ok(measured) => Sample::add_round(&mut samples, measured),
-                        Err(error) => report.failures.push(format!(
-                            "{world_size} ranks with the {} build: {error:#}",
-                            build.name()
-                        )),
-                    }
+                    let what = format!("{world_size} ranks with the {} build", build.name());
+                    let measured = report.run.take(&what, measured);
+                    Sample::add_round(&mut samples, measured.unwrap_or_default());
                 }
             }
         }
     }
-    report.failures.dedup();
+    report.run.failures.dedup();
     let cells = samples.iter().map(|sample| sample.cell(&report.limits));
     report.cells = cells.collect();
 }

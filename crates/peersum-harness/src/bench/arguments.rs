@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use clap::ValueEnum;
 
 use super::nccl::Nccl;
+use super::report::Run;
 use super::sizes::parse_bytes;
 use super::timing::{Launch, Method};
 use crate::machine::DeviceChoice;
@@ -107,22 +109,25 @@ pub(crate) struct NcclArgs {
 impl NcclArgs {
     /// NCCL for a group of `world_size` ranks on `gpus` GPUs. `None` if it is switched off or
     /// cannot be measured; then a note says why not.
-    pub(crate) fn open(&self, world_size: u32, gpus: u32, notes: &mut Vec<String>) -> Option<Nccl> {
+    pub(crate) fn open(&self, world_size: u32, gpus: u32, run: &mut Run) -> Option<Nccl> {
         let path = self.nccl.as_deref();
         if path == Some("off") {
             return None;
         }
-        if world_size > gpus {
-            notes.push(format!(
-                "NCCL was not measured: it needs a GPU for each rank, and {world_size} ranks share \
-                 {gpus}"
-            ));
-            return None;
-        }
-        match Nccl::open(path.map(Path::new)) {
-            Ok(nccl) => Some(nccl),
+        let nccl = if world_size > gpus {
+            Err(anyhow!(
+                "it needs a GPU for each rank, and {world_size} ranks share {gpus}"
+            ))
+        } else {
+            Nccl::open(path.map(Path::new))
+        };
+        match nccl {
+            Ok(nccl) => {
+                run.nccl = Some(nccl.version().to_owned());
+                Some(nccl)
+            }
             Err(error) => {
-                notes.push(format!("NCCL was not measured: {error:#}"));
+                run.notes.push(format!("NCCL was not measured: {error:#}"));
                 None
             }
         }

@@ -7,7 +7,7 @@ mod stack;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 
@@ -17,7 +17,8 @@ use self::stack::Shape;
 use super::arguments::{MethodChoice, NcclArgs, RunArgs};
 use super::build::{Build, Builds};
 use super::cublas::{self, Cublas};
-use super::report::write_json;
+use super::nccl::OwnedCommunicator;
+use super::report::{Run, write_json};
 use super::timing::Method;
 use crate::machine::{DeviceKind, Gpus, Machine};
 
@@ -98,71 +99,42 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         .collect::<Result<Vec<Shape>>>()?;
     cublas::load()?;
     let mut report = Report {
-        schema: Report::SCHEMA,
-        peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: builds.toolkit()?,
-        device: gpus.device_name().to_owned(),
-        devices: gpus.devices(),
+        run: Run::new(&gpus, &builds, args.run.replays)?,
         world_size,
         layers: args.layers,
-        replays: args.run.replays,
         pdl: args.pdl,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
-        nccl: None,
-        notes: Vec::new(),
-        failures: Vec::new(),
         cells: Vec::new(),
     };
     let load_policy = builds.load_policy(Build::Shipped)?;
     let launches = args.method.launches().iter();
     let method = |&launch| args.run.method(launch, args.layers);
     let methods: Vec<Method> = launches.map(method).collect();
-    let group = |shape| Group {
-        load_policy: &load_policy,
-        shape,
-        rows: &args.rows,
-        methods: &methods,
-        pdl: args.pdl,
-    };
-    for &shape in &shapes {
-        eprintln!("peersum, {world_size} ranks, hidden {}", shape.hidden);
-        report.add(
-            "peersum",
-            shape.hidden,
-            measure_group(&gpus, &group(shape), None),
-        );
-    }
-    // Write now, in case NCCL hangs.
-    write(args, &report)?;
-    let notes = &mut report.notes;
-    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), notes) {
-        report.nccl = Some(nccl.version().to_owned());
-        match nccl.communicators(world_size) {
-            Ok(communicators) => {
-                for &shape in &shapes {
-                    eprintln!("NCCL {}, hidden {}", nccl.version(), shape.hidden);
-                    report.add(
-                        "NCCL",
-                        shape.hidden,
-                        measure_group(&gpus, &group(shape), Some(&communicators)),
-                    );
-                }
-            }
-            Err(error) => report.failures.push(format!("NCCL: {error:#}")),
+    let measure = |report: &mut Report, system, nccl: Option<&[OwnedCommunicator<'_>]>| {
+        for &shape in &shapes {
+            let what = format!("{system} at hidden {}", shape.hidden);
+            eprintln!("{what}, {world_size} ranks");
+            let group = Group {
+                load_policy: &load_policy,
+                shape,
+                rows: &args.rows,
+                methods: &methods,
+                pdl: args.pdl,
+            };
+            report.add(&what, measure_group(&gpus, &group, nccl));
         }
+    };
+    measure(&mut report, "peersum", None);
+    // Write now, in case NCCL hangs.
+    write_json(args.json.as_deref(), &report)?;
+    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), &mut report.run)
+        && let Some(communicators) = report.run.take("NCCL", nccl.communicators(world_size))
+    {
+        measure(&mut report, "NCCL", Some(&communicators));
     }
-    write(args, &report)?;
+    write_json(args.json.as_deref(), &report)?;
     print!("{}", report.to_text());
-    if !report.failures.is_empty() {
-        bail!("not all was measured: {}", report.failures.join("; "));
-    }
-    Ok(())
-}
-
-fn write(args: &LayerArgs, report: &Report) -> Result<()> {
-    args.json
-        .iter()
-        .try_for_each(|path| write_json(path, report))
+    report.run.ensure_all_was_measured()
 }
 
 /// One rank per GPU, limited to the sizes that divide hidden sizes: 2, 4 or 8.

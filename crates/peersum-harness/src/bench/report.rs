@@ -8,12 +8,14 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
-use super::build::Build;
+use super::build::{Build, Builds};
 use super::timing::{Launch, Spread, Times, median, rounded};
+use crate::machine::Machine;
 
-/// One run of `bench allreduce`.
+/// What every report says of its run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Report {
+pub(crate) struct Run {
+    /// The version of the file's layout.
     pub(crate) schema: u32,
     /// peersum's version.
     pub(crate) peersum: String,
@@ -23,10 +25,6 @@ pub(crate) struct Report {
     pub(crate) device: String,
     /// How many there are.
     pub(crate) devices: u32,
-    /// The emulator's times mean nothing.
-    pub(crate) emulated: bool,
-    /// Calls in one graph, or in one batch of eager calls.
-    pub(crate) calls: u32,
     /// Replays or batches that count.
     pub(crate) replays: u32,
     /// NCCL's version, where it was measured.
@@ -35,6 +33,61 @@ pub(crate) struct Report {
     pub(crate) notes: Vec<String>,
     /// What was to be measured and could not be.
     pub(crate) failures: Vec<String>,
+}
+
+impl Run {
+    const SCHEMA: u32 = 1;
+
+    /// # Errors
+    /// The shipped build has no manifest.
+    pub(crate) fn new(machine: &impl Machine, builds: &Builds, replays: u32) -> Result<Run> {
+        Ok(Run {
+            schema: Run::SCHEMA,
+            peersum: env!("CARGO_PKG_VERSION").to_owned(),
+            toolkit: builds.toolkit()?,
+            device: machine.device_name().to_owned(),
+            devices: machine.devices(),
+            replays,
+            nccl: None,
+            notes: Vec::new(),
+            failures: Vec::new(),
+        })
+    }
+
+    /// What was measured; `None` if it could not be, which becomes one of the failures.
+    pub(crate) fn take<T>(&mut self, what: &str, measured: Result<T>) -> Option<T> {
+        let failed = |error| self.failures.push(format!("{what}: {error:#}"));
+        measured.map_err(failed).ok()
+    }
+
+    /// Notes and failures, a line each.
+    pub(crate) fn remarks(&self) -> String {
+        let notes = self.notes.iter().map(|note| format!("note: {note}\n"));
+        let failures = self
+            .failures
+            .iter()
+            .map(|failure| format!("failed: {failure}\n"));
+        notes.chain(failures).collect()
+    }
+
+    /// # Errors
+    /// Something could not be measured.
+    pub(crate) fn ensure_all_was_measured(&self) -> Result<()> {
+        let failures = self.failures.join("; ");
+        ensure!(failures.is_empty(), "not all was measured: {failures}");
+        Ok(())
+    }
+}
+
+/// One run of `bench allreduce`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    #[serde(flatten)]
+    pub(crate) run: Run,
+    /// The emulator's times mean nothing.
+    pub(crate) emulated: bool,
+    /// Calls in one graph, or in one batch of eager calls.
+    pub(crate) calls: u32,
     pub(crate) limits: Vec<Limits>,
     pub(crate) cells: Vec<Cell>,
 }
@@ -235,32 +288,30 @@ impl Limits {
 }
 
 impl Report {
-    /// The version of the file's layout.
-    pub(crate) const SCHEMA: u32 = 1;
-
     pub(crate) fn read(path: &Path) -> Result<Report> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let report: Report = serde_json::from_str(&text)
             .with_context(|| format!("{} is not a report of bench allreduce", path.display()))?;
         ensure!(
-            report.schema == Report::SCHEMA,
+            report.run.schema == Run::SCHEMA,
             "{} has schema {}, this version reads {}",
             path.display(),
-            report.schema,
-            Report::SCHEMA
+            report.run.schema,
+            Run::SCHEMA
         );
         Ok(report)
     }
 
     /// What was measured on, in one line.
     pub(crate) fn title(&self) -> String {
-        let devices = match self.devices {
+        let run = &self.run;
+        let devices = match run.devices {
             _ if self.emulated => "the emulator: these times say nothing about any GPU".to_owned(),
-            1 => self.device.clone(),
-            count => format!("{} x {count}", self.device),
+            1 => run.device.clone(),
+            count => format!("{} x {count}", run.device),
         };
-        format!("{devices}, peersum {}, {}", self.peersum, self.toolkit)
+        format!("{devices}, peersum {}, {}", run.peersum, run.toolkit)
     }
 
     /// World sizes and types, each once, sorted.
@@ -276,13 +327,24 @@ impl Report {
     }
 }
 
-/// Writes a report for programs.
+/// Writes a report for programs, if a file is named.
 ///
 /// # Errors
 /// The file cannot be written.
-pub(crate) fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(report)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+pub(crate) fn write_json(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(report)?;
+    write_text(path, || json + "\n")
+}
+
+/// Writes a file, if one is named.
+///
+/// # Errors
+/// As [`write_json`].
+pub(crate) fn write_text(path: Option<&Path>, text: impl FnOnce() -> String) -> Result<()> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    std::fs::write(path, text()).with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]

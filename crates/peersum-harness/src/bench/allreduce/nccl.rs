@@ -17,31 +17,24 @@ use crate::machine::{Gpus, Machine};
 /// Measures NCCL by the same method, for groups with a GPU for each rank.
 pub(super) fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     let smallest = args.world_size.iter().copied().min().unwrap_or(0);
-    let notes = &mut report.notes;
-    let Some(nccl) = args.nccl.open(smallest, gpus.devices(), notes) else {
+    let Some(nccl) = args.nccl.open(smallest, gpus.devices(), &mut report.run) else {
         return;
     };
-    let world_sizes = args.world_size.iter().copied();
-    let world_sizes: Vec<u32> = world_sizes.filter(|size| *size <= gpus.devices()).collect();
-    report.nccl = Some(nccl.version().to_owned());
-    for world_size in world_sizes {
+    let version = nccl.version();
+    let has_a_gpu_each = |world_size: &&u32| **world_size <= gpus.devices();
+    for &world_size in args.world_size.iter().filter(has_a_gpu_each) {
         for system in [System::Nccl, System::NcclSymmetric] {
-            let version = nccl.version();
             if nccl.lacks(system) {
                 let note = format!("NCCL {version} has no symmetric windows, which came with 2.27");
-                report.notes.push(note);
+                report.run.notes.push(note);
                 continue;
             }
             eprintln!("NCCL {version}, {world_size} ranks, {system:?}");
-            match measure(&nccl, args, gpus, system, world_size) {
-                Ok(measured) => {
-                    let cells = measured.iter().map(|sample| sample.cell(&report.limits));
-                    report.cells.extend(cells);
-                }
-                Err(error) => report
-                    .failures
-                    .push(format!("{system:?} with {world_size} ranks: {error:#}")),
-            }
+            let measured = measure(&nccl, args, gpus, system, world_size);
+            let what = format!("{system:?} with {world_size} ranks");
+            let samples = report.run.take(&what, measured).unwrap_or_default();
+            let cells = samples.iter().map(|sample| sample.cell(&report.limits));
+            report.cells.extend(cells);
         }
     }
 }
