@@ -53,10 +53,6 @@ pub(crate) struct CallArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "cuda")]
     pub(crate) device: DeviceChoice,
-    /// The size of one half of the push slots; a larger message is sent in pieces [default: that of
-    /// the library]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub(crate) push_half: Option<usize>,
     /// Calls in one graph, or in one batch of eager calls.
     #[arg(
         long,

@@ -15,7 +15,7 @@ use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
 use super::arguments::{MethodChoice, NcclArgs, RunArgs};
-use super::build::{Build, Builds};
+use super::build::Build;
 use super::cublas::{self, Cublas};
 use super::nccl::OwnedCommunicator;
 use super::report::{Run, write_json};
@@ -88,7 +88,6 @@ pub(crate) struct LayerArgs {
 /// be measured. Everything else was measured and written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let gpus = Gpus::open(u32::MAX)?;
-    let builds = Builds::new(DeviceKind::Cuda, &args.run.cubins);
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
@@ -99,14 +98,14 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         .collect::<Result<Vec<Shape>>>()?;
     cublas::load()?;
     let mut report = Report {
-        run: Run::new(&gpus, &builds, args.run.replays)?,
+        run: Run::new(&gpus, &args.run.cubins, args.run.replays)?,
         world_size,
         layers: args.layers,
         pdl: args.pdl,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
         cells: Vec::new(),
     };
-    let load_policy = builds.load_policy(Build::Shipped)?;
+    let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
     let launches = args.method.launches().iter();
     let method = |&launch| args.run.method(launch, args.layers);
     let methods: Vec<Method> = launches.map(method).collect();

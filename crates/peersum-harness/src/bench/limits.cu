@@ -9,8 +9,8 @@ typedef unsigned long long u64;
 
 // The counterpart of `Parameters` in limits.rs.
 struct Parameters {
-    // Each rank's memory: the control page, then `data_bytes` that peers store to and load from,
-    // then as many again.
+    // Each rank's memory: the control page, then `data_bytes` that peers store to, then as many
+    // again.
     u64 memory[8];
     // Bytes to move, a multiple of 16.
     u64 bytes;
@@ -25,8 +25,7 @@ struct Parameters {
 };
 
 // Offsets in the control page.
-constexpr u64 FLAGS = 0, EPOCH = 512, FAILED = 520, BALL = 1024, BALLS = 1536, SINK = 2048,
-              DATA = 4096;
+constexpr u64 FLAGS = 0, EPOCH = 512, FAILED = 520, BALL = 1024, BALLS = 1536, DATA = 4096;
 constexpr u32 POLLS_BETWEEN_LOOKS = 1024;
 
 #define DEVICE __device__ __forceinline__
@@ -80,13 +79,6 @@ DEVICE void st_relaxed_sys_u64(u64 address, u64 value) {
 struct alignas(16) Unit {
     u32 x, y, z, w;
 };
-DEVICE Unit ld_relaxed_sys_v4(u64 address) {
-    Unit v;
-    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address));
-    return v;
-}
 DEVICE void st_relaxed_sys_v4(u64 address, Unit v) {
     asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x),
                  "r"(v.y), "r"(v.z), "r"(v.w));
@@ -147,8 +139,8 @@ ENTRY(exchange) {
     if (peer == 0) st_relaxed_sys_u64(own + EPOCH, epoch);
 }
 
-// The peer that this block moves bytes to or from. Blocks of all ranks that meet one peer handle
-// different units.
+// The peer that this block stores to. Blocks of all ranks that meet one peer handle different
+// units.
 DEVICE u32 peer_of_block(const Parameters& p) {
     const u32 peer = p.rank + 1 + ctaid_x() % (p.world_size - 1);
     return peer >= p.world_size ? peer - p.world_size : peer;
@@ -162,26 +154,6 @@ ENTRY(store) {
 #pragma unroll 4
     for (u64 at = 16ull * (ctaid_x() * ntid_x() + tid_x()); at < p.bytes; at += stride)
         st_relaxed_sys_v4(to + at, v);
-    bar_sync();
-    griddepcontrol_launch_dependents();
-}
-
-ENTRY(load) {
-    griddepcontrol_wait();
-    const u64 from = p.memory[peer_of_block(p)] + DATA;
-    const u64 stride = 16ull * nctaid_x() * ntid_x();
-    u32 all = 0;
-    u64 at = 16ull * (ctaid_x() * ntid_x() + tid_x());
-    for (; at + 3 * stride < p.bytes; at += 4 * stride) {
-        Unit v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = ld_relaxed_sys_v4(from + at + i * stride);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) all |= v[i].x ^ v[i].w;
-    }
-    for (; at < p.bytes; at += stride) all |= ld_relaxed_sys_v4(from + at).x;
-    // What is loaded must be waited for.
-    if (all == 0x5EED5EEDu) st_relaxed_sys_u64(p.memory[p.rank] + SINK, all);
     bar_sync();
     griddepcontrol_launch_dependents();
 }

@@ -23,7 +23,7 @@ use crate::machine::{Gpus, Machine};
 const DATA_OFFSET: u64 = 4096;
 /// Where the kernels say that a wait took too long. As in limits.cu.
 const FAILED_OFFSET: u64 = 520;
-/// The bytes that each rank stores or loads to measure a bandwidth: more than any cache holds.
+/// The bytes that each rank stores to measure a bandwidth: more than any cache holds.
 const BULK_BYTES: u64 = 64 << 20;
 /// Rounds of one ping-pong.
 const ROUNDS: u32 = 1000;
@@ -151,17 +151,13 @@ impl Rank<'_> {
         };
         let (empty_us, exchange_us) = (by_pdl("empty")?, by_pdl("exchange")?);
         let one_way_us = self.ping_pong()?;
-        let gb_s = |kernel| -> Result<f64> {
-            let bulk = Method {
-                calls: 10,
-                warm_up: 1,
-                replays: 5,
-                ..method
-            };
-            let us = self.time(kernel, self.blocks, THREADS, BULK_BYTES, self.pdl, bulk)?;
-            Ok((BULK_BYTES as f64 / us / 10.0).round() / 100.0)
+        let bulk = Method {
+            calls: 10,
+            warm_up: 1,
+            replays: 5,
+            ..method
         };
-        let (store_gb_s, load_gb_s) = (gb_s("store")?, gb_s("load")?);
+        let store_us = self.time("store", self.blocks, THREADS, BULK_BYTES, self.pdl, bulk)?;
         let mut copies = Vec::new();
         if link == Topology::Shared {
             let mut sizes = BTreeSet::from([16]);
@@ -190,8 +186,7 @@ impl Rank<'_> {
             empty_us,
             exchange_us,
             one_way_us,
-            store_gb_s,
-            load_gb_s,
+            store_gb_s: (BULK_BYTES as f64 / store_us / 10.0).round() / 100.0,
             copies,
         })
     }

@@ -30,8 +30,6 @@ pub(crate) struct GroupSettings {
     pub(crate) max_blocks: Option<u32>,
     /// Tables instead of the shipped ones.
     pub(crate) tables: Option<String>,
-    /// One half of the push slots, in bytes; `None` leaves it to the library.
-    pub(crate) push_half_bytes: Option<usize>,
 }
 
 /// One rank with its communicator and memory.
@@ -86,9 +84,6 @@ pub(crate) fn run_group<M: Timed, R: Send>(
         }
         if let Some(tables) = &settings.tables {
             builder = builder.dispatch_tables(tables);
-        }
-        if let Some(bytes) = settings.push_half_bytes {
-            builder = builder.push_half_bytes(bytes);
         }
         let communicator = builder.build(stopwatch.device.stream())?;
         body(&mut Rank::new(

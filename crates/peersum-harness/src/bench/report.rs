@@ -8,7 +8,7 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
-use super::build::{Build, Builds};
+use super::build::{Build, toolkit};
 use super::timing::{Launch, Spread, Times, median, rounded};
 use crate::machine::Machine;
 
@@ -40,11 +40,11 @@ impl Run {
 
     /// # Errors
     /// The shipped build has no manifest.
-    pub(crate) fn new(machine: &impl Machine, builds: &Builds, replays: u32) -> Result<Run> {
+    pub(crate) fn new(machine: &impl Machine, cubins: &Path, replays: u32) -> Result<Run> {
         Ok(Run {
             schema: Run::SCHEMA,
             peersum: env!("CARGO_PKG_VERSION").to_owned(),
-            toolkit: builds.toolkit()?,
+            toolkit: toolkit(machine.kind(), cubins)?,
             device: machine.device_name().to_owned(),
             devices: machine.devices(),
             replays,
@@ -249,8 +249,6 @@ pub(crate) struct Limits {
     pub(crate) one_way_us: f64,
     /// Stores to the peers' memory by all ranks at once, GB/s a rank and direction.
     pub(crate) store_gb_s: f64,
-    /// Loads from the peers' memory likewise.
-    pub(crate) load_gb_s: f64,
     /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at
     /// once, in microseconds.
     pub(crate) copies: Vec<Copied>,
@@ -359,7 +357,6 @@ mod tests {
             exchange_us: ByPdl { on: 1.5, off: 1.9 },
             one_way_us: 0.75,
             store_gb_s: 360.0,
-            load_gb_s: 330.0,
             copies: vec![
                 Copied { bytes: 16, us: 1.0 },
                 Copied {

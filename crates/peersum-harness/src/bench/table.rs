@@ -127,7 +127,6 @@ fn limits(report: &Report) -> Option<Table> {
             ("exchange", us_text(limits.exchange_us.off)),
             ("one way", us_text(limits.one_way_us)),
             ("stores", format!("{:.0}", limits.store_gb_s)),
-            ("loads", format!("{:.0}", limits.load_gb_s)),
             ("copies", copies.join(", ")),
         ]
     });

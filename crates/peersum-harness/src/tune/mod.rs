@@ -4,7 +4,6 @@
 mod sweep;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use peersum::dispatch::{
 use peersum_artifact::Dtype;
 
 use crate::bench::arguments::{CallArgs, contents};
-use crate::bench::build::{Build, Builds};
+use crate::bench::build::{Build, toolkit};
 use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
 use crate::bench::timing::{Launch, Timed};
@@ -84,8 +83,8 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
         Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
         None => DispatchTables::shipped()?,
     };
-    let builds = Builds::new(machine.kind(), &args.call.run.cubins);
-    let toolkit = builds.toolkit()?;
+    let cubins = &args.call.run.cubins;
+    let toolkit = toolkit(machine.kind(), cubins)?;
     println!(
         "# {} x {}, {toolkit}, at most {} s, microseconds a call",
         machine.device_name(),
@@ -113,10 +112,9 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
                 world_size,
                 largest_bytes: args.call.largest_bytes(),
                 pdl: true,
-                load_policy: builds.load_policy(Build::Shipped)?,
+                load_policy: Build::Shipped.load_policy(machine.kind(), cubins)?,
                 max_blocks: Shapes::of(link).max_blocks,
                 tables: Some(tables.to_json()?),
-                push_half_bytes: args.call.push_half,
             },
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
         };
@@ -143,21 +141,14 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
 
 /// Replaces the file as a whole.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(directory)
-        .with_context(|| format!("making {}", directory.display()))?;
-    // A temporary file is readable by its owner only; this file is for everyone.
-    let file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(directory)
-        .with_context(|| format!("making a file in {}", directory.display()))?;
-    std::fs::write(file.path(), text)?;
-    file.persist(path)
-        .with_context(|| format!("writing {}", path.display()))?;
-    Ok(())
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+    }
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// One world size.

@@ -1,6 +1,6 @@
 //! The flags of `bench allreduce`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
@@ -8,6 +8,7 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs, contents};
+use crate::bench::build::Build;
 use crate::bench::sizes::parse_shape;
 
 /// What `bench allreduce` measures.
@@ -127,6 +128,29 @@ fn algorithms() -> PossibleValuesParser {
     PossibleValuesParser::new(names)
 }
 
+impl BenchArgs {
+    /// The algorithms that `--algo` names.
+    pub(super) fn routes(&self) -> impl Iterator<Item = Route> {
+        let is_named = |route: &Route| {
+            let mut names = self.algo.iter();
+            names.any(|name| name == "all" || name == route.name())
+        };
+        Route::ALL.into_iter().filter(is_named)
+    }
+
+    /// The builds of the kernels, the shipped one first, and the directory of each.
+    pub(super) fn builds(&self) -> Vec<(Build, &Path)> {
+        let directories = [
+            (Build::Shipped, Some(&self.call.run.cubins)),
+            (Build::UnsafeBaseline, self.unsafe_baseline.as_ref()),
+            (Build::StrictOrder, self.strict_order.as_ref()),
+        ];
+        let given = directories.into_iter();
+        let given = given.filter_map(|(build, directory)| Some((build, directory?.as_path())));
+        given.collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -139,14 +163,26 @@ mod tests {
         args: BenchArgs,
     }
 
+    fn routes(algo: &str) -> Result<Vec<Route>, String> {
+        let flags = Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
+        let flags = flags.map_err(|error| error.to_string())?;
+        Ok(flags.args.routes().collect())
+    }
+
+    #[test]
+    fn all_names_every_algorithm_and_best_none() {
+        assert_eq!(routes("best,all").unwrap(), Route::ALL);
+        assert_eq!(routes("best").unwrap(), []);
+        let two = [Route::PushOneShot, Route::PullOneShot];
+        assert_eq!(routes("push_one_shot,pull_one_shot").unwrap(), two);
+    }
+
     #[test]
     fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
-        let parse = |algo| Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
-        let error = parse("ring").err().unwrap().to_string();
+        let error = routes("ring").unwrap_err();
         assert!(
             error.contains("ring") && error.contains("pull_two_shot"),
             "{error}"
         );
-        assert_eq!(parse("best,pull_two_shot").ok().unwrap().args.algo.len(), 2);
     }
 }

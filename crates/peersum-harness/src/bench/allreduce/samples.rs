@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use peersum::device::Device;
-use peersum::dispatch::{Placement, Plan, Route, Topology};
+use peersum::dispatch::{Placement, Plan, Topology};
 
 use super::arguments::BenchArgs;
 use crate::bench::build::Build;
@@ -17,13 +17,11 @@ pub(super) fn measure_group<M: Timed>(
     args: &BenchArgs,
     machine: &M,
     build: Build,
-    routes: &[Route],
     settings: &GroupSettings,
 ) -> Result<Vec<Sample>> {
     let group = Group {
         args,
         build,
-        routes,
         settings,
         link: machine.link(settings.world_size),
     };
@@ -39,7 +37,6 @@ pub(super) fn measure_group<M: Timed>(
 struct Group<'a> {
     args: &'a BenchArgs,
     build: Build,
-    routes: &'a [Route],
     settings: &'a GroupSettings,
     link: Topology,
 }
@@ -95,7 +92,7 @@ impl Group<'_> {
         if args.algo.iter().any(|name| name == "best") {
             plans.extend(Placement::ALL.map(|placement| (placement, None)));
         }
-        for &route in self.routes {
+        for route in args.routes() {
             let launched = |plan| rank.communicator.launched(plan, bytes);
             let world_size = self.settings.world_size;
             let forced = candidates(route, &args.shapes, bytes, world_size, launched);
