@@ -95,7 +95,7 @@ fn measure_ranks<M: Timed>(args: &BenchArgs, machine: &M, report: &mut Report) {
     let rounds = args.rounds.unwrap_or(if builds.len() > 1 { 3 } else { 1 });
     let mut samples: Vec<Sample> = Vec::new();
     for &world_size in &args.world_size {
-        for &pdl in args.pdl.values() {
+        for &pdl in &args.pdl {
             // The builds alternate, so that drift affects all of them alike.
             for round in 1..=rounds {
                 for &(build, cubins) in &builds {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
-use clap::ValueEnum;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::nccl::Nccl;
 use super::report::Run;
@@ -75,22 +75,24 @@ impl CallArgs {
     }
 }
 
-/// How calls are launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MethodChoice {
-    Graph,
-    Eager,
-    Both,
+/// One of two values, or both.
+pub(crate) type Choices<T> = Vec<T>;
+
+/// Parses a choice among two values by their names, or `both`.
+pub(crate) fn one_or_both<T: Copy + Send + Sync + 'static>(
+    choices: [(&'static str, T); 2],
+) -> impl TypedValueParser<Value = Choices<T>> {
+    let names = choices.map(|(name, _)| name).into_iter().chain(["both"]);
+    PossibleValuesParser::new(names).map(move |chosen| {
+        let is_chosen = |(name, _): &(&str, T)| chosen == "both" || chosen == *name;
+        let chosen = choices.into_iter().filter(is_chosen);
+        chosen.map(|(_, value)| value).collect()
+    })
 }
 
-impl MethodChoice {
-    pub(crate) fn launches(self) -> &'static [Launch] {
-        match self {
-            MethodChoice::Graph => &[Launch::Graph],
-            MethodChoice::Eager => &[Launch::Eager],
-            MethodChoice::Both => &[Launch::Graph, Launch::Eager],
-        }
-    }
+/// The choices of `--method`.
+pub(crate) fn launches() -> impl TypedValueParser<Value = Choices<Launch>> {
+    one_or_both([Launch::Graph, Launch::Eager].map(|launch| (launch.name(), launch)))
 }
 
 /// Whether NCCL is measured too.

@@ -14,12 +14,12 @@ use clap::builder::BoolishValueParser;
 use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
-use super::arguments::{MethodChoice, NcclArgs, RunArgs};
+use super::arguments::{Choices, NcclArgs, RunArgs, launches};
 use super::build::Build;
 use super::cublas::{self, Cublas};
 use super::nccl::OwnedCommunicator;
 use super::report::{Run, write_json};
-use super::timing::Method;
+use super::timing::{Launch, Method};
 use crate::machine::{DeviceKind, Gpus, Machine};
 
 /// The maximum number of layers. Without an all-reduce, each layer divides the values by the square
@@ -52,8 +52,8 @@ pub(crate) struct LayerArgs {
     )]
     rows: Vec<u32>,
     /// Replays of a graph, layers launched one after the other, or both.
-    #[arg(long, value_enum, default_value = "both")]
-    method: MethodChoice,
+    #[arg(long, default_value = "both", value_parser = launches())]
+    method: Choices<Launch>,
     /// Layers in one graph, or in one batch of eager layers. Each has its own weights: with few
     /// layers all of them may fit in the cache.
     #[arg(
@@ -106,9 +106,8 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         cells: Vec::new(),
     };
     let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
-    let launches = args.method.launches().iter();
     let method = |&launch| args.run.method(launch, args.layers);
-    let methods: Vec<Method> = launches.map(method).collect();
+    let methods: Vec<Method> = args.method.iter().map(method).collect();
     let measure = |report: &mut Report, system, nccl: Option<&[OwnedCommunicator<'_>]>| {
         for &shape in &shapes {
             let what = format!("{system} at hidden {}", shape.hidden);
@@ -164,7 +163,7 @@ mod tests {
         let args = parse("").unwrap();
         assert_eq!((args.hidden, args.rows), (vec![4096, 8192], vec![1, 8, 64]));
         assert_eq!((args.layers, args.run.replays), (64, 9));
-        assert_eq!(args.method.launches().len(), 2);
+        assert_eq!(args.method.len(), 2);
         assert_eq!((args.pdl, args.world_size), (true, None));
     }
 

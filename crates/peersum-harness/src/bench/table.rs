@@ -85,15 +85,9 @@ fn measurement(cell: &Cell, nccl: (Option<f64>, Option<f64>)) -> Row {
         ("size", bytes_text(cell.bytes)),
         ("us", us_text(cell.us.median)),
         ("quartiles", quartiles_text(cell.us)),
-        (
-            "source",
-            cell.placement.map_or("", placement_text).to_owned(),
-        ),
-        (
-            "algorithm",
-            cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
-        ),
-        ("grid", cell.plan.map_or_else(String::new, grid_text)),
+        source(cell),
+        algorithm(cell.plan),
+        grid(cell.plan),
         ("by", chosen_by.to_owned()),
         ("alg GB/s", format!("{:.2}", cell.algorithm_gb_s)),
         ("bus GB/s", format!("{:.2}", cell.bus_gb_s)),
@@ -155,14 +149,8 @@ fn builds(report: &Report) -> Option<Table> {
                 ("type", cell.dtype.to_string()),
                 ("size", bytes_text(cell.bytes)),
                 ("launch", cell.launch.name().to_owned()),
-                (
-                    "source",
-                    cell.placement.map_or("", placement_text).to_owned(),
-                ),
-                (
-                    "algorithm",
-                    cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
-                ),
+                source(cell),
+                algorithm(cell.plan),
                 ("shipped", us_text(us)),
                 ("without safety", or_dash(without.map(us_text))),
                 ("cost of safety", ratio(without.map(|other| us / other))),
@@ -173,6 +161,25 @@ fn builds(report: &Report) -> Option<Table> {
     });
     let title = "Other builds of the kernels, interleaved in the same run (us)";
     Table::of(title.to_owned(), rows.collect())
+}
+
+/// What the input is.
+fn source(cell: &Cell) -> Column {
+    let text = cell.placement.map(|placement| match placement {
+        Placement::Ordinary => "ordinary",
+        Placement::Symmetric => "symmetric",
+        Placement::SymmetricInPlace => "in place",
+    });
+    ("source", or_dash(text.map(str::to_owned)))
+}
+
+pub(crate) fn algorithm(plan: Option<Plan>) -> Column {
+    let name = plan.map(|plan| plan.route.name().to_owned());
+    ("algorithm", or_dash(name))
+}
+
+pub(crate) fn grid(plan: Option<Plan>) -> Column {
+    ("grid", or_dash(plan.map(grid_text)))
 }
 
 /// Lower and upper quartile.
@@ -203,17 +210,11 @@ pub(crate) fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
 
-/// What the input is.
-pub(crate) fn placement_text(placement: Placement) -> &'static str {
-    match placement {
-        Placement::Ordinary => "ordinary",
-        Placement::Symmetric => "symmetric",
-        Placement::SymmetricInPlace => "in place",
-    }
-}
+/// A column's head, and what stands in the column.
+type Column = (&'static str, String);
 
-/// One row: what stands in each column, with the column's head.
-pub(crate) type Row = Vec<(&'static str, String)>;
+/// What stands in each column.
+pub(crate) type Row = Vec<Column>;
 
 impl Table {
     /// `None` without rows. All rows have the same columns.

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs, contents};
+use crate::bench::arguments::{CallArgs, Choices, NcclArgs, contents, launches, one_or_both};
 use crate::bench::build::Build;
 use crate::bench::sizes::parse_shape;
+use crate::bench::timing::Launch;
 
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
@@ -51,11 +51,11 @@ pub(crate) struct BenchArgs {
     )]
     pub(super) shapes: Vec<(u32, u32)>,
     /// Replays of a graph, calls one after the other, or both.
-    #[arg(long, value_enum, default_value = "graph")]
-    pub(super) method: MethodChoice,
+    #[arg(long, default_value = "graph", value_parser = launches())]
+    pub(super) method: Choices<Launch>,
     /// Programmatic dependent launch.
-    #[arg(long, value_enum, default_value = "on")]
-    pub(super) pdl: Switch,
+    #[arg(long, default_value = "on", value_parser = one_or_both([("on", true), ("off", false)]))]
+    pub(super) pdl: Choices<bool>,
     /// Dispatch tables instead of the shipped ones, as `tune` writes them.
     #[arg(long, value_name = "FILE", value_parser = contents)]
     pub(super) tables: Option<String>,
@@ -102,23 +102,6 @@ pub(crate) struct BenchArgs {
     pub(super) call: CallArgs,
     #[command(flatten)]
     pub(super) nccl: NcclArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Switch {
-    On,
-    Off,
-    Both,
-}
-
-impl Switch {
-    pub(super) fn values(self) -> &'static [bool] {
-        match self {
-            Switch::On => &[true],
-            Switch::Off => &[false],
-            Switch::Both => &[true, false],
-        }
-    }
 }
 
 fn algorithms() -> PossibleValuesParser {

@@ -102,7 +102,7 @@ fn measure_calls(
             // The first call of a size may connect and allocate, which is not allowed in a capture.
             all_reduce()?;
             stream.synchronize()?;
-            for &launch in args.method.launches() {
+            for &launch in &args.method {
                 // SAFETY: the places and the communicator outlive this call.
                 let times = unsafe { stopwatch.time(args.call.method(launch), |_| all_reduce())? };
                 let call = Call {

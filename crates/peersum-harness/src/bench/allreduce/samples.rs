@@ -54,7 +54,7 @@ impl Group<'_> {
                 let from_table = plan.is_none();
                 let chosen =
                     plan.unwrap_or_else(|| rank.communicator.plan(placement, bytes as u64));
-                for &launch in args.method.launches() {
+                for &launch in &args.method {
                     let method = args.call.method(launch);
                     let call = Call {
                         system: System::Peersum,

@@ -6,7 +6,9 @@ use serde::Serialize;
 
 use crate::bench::report::{Run, System};
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{Row, Table, grid_text, or_dash, quartiles_text, ratio_text, us_text};
+use crate::bench::table::{
+    Row, Table, algorithm, grid, or_dash, quartiles_text, ratio_text, us_text,
+};
 use crate::bench::timing::{Launch, Spread, rounded};
 
 /// One run.
@@ -120,11 +122,8 @@ impl Report {
             ("adds", us_text(cell.adds_us)),
             ("with/none", ratio_text(with.median / without.median)),
             ("adds/NCCL's", or_dash(of_nccl)),
-            (
-                "algorithm",
-                or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
-            ),
-            ("grid", or_dash(cell.plan.map(grid_text))),
+            algorithm(cell.plan),
+            grid(cell.plan),
         ]
     }
 }
