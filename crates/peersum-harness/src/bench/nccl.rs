@@ -248,17 +248,3 @@ impl Drop for SymmetricMemory<'_> {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_library_that_is_not_there_is_an_error_that_names_it() {
-        let error = match Nccl::open(Some(Path::new("/nonexistent/libnccl.so.2"))) {
-            Ok(_) => panic!("there is no such library"),
-            Err(error) => format!("{error:#}"),
-        };
-        assert!(error.contains("/nonexistent/libnccl.so.2"), "{error}");
-    }
-}

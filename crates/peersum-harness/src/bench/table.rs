@@ -263,22 +263,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_of_text_are_aligned() {
-        let row = |size: &str, algorithm: &str| {
-            vec![
-                ("size", size.to_owned()),
-                ("algorithm", algorithm.to_owned()),
-            ]
-        };
-        let rows = vec![row("4K", "push"), row("256K", "pull")];
-        let table = Table::of("title".to_owned(), rows).unwrap();
-        assert_eq!(
-            table.to_text(),
-            "title\n  size  algorithm\n    4K  push\n  256K  pull\n"
-        );
-    }
-
-    #[test]
     fn times_have_three_digits() {
         assert_eq!([1.234, 12.34, 123.4].map(us_text), ["1.23", "12.3", "123"]);
     }

@@ -210,18 +210,4 @@ mod tests {
              12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512\n"
         );
     }
-
-    #[test]
-    fn what_could_not_be_measured_is_named() {
-        let mut report = report();
-        report.add(
-            "NCCL at hidden 8192",
-            Err(anyhow::anyhow!("ncclAllReduce: no")),
-        );
-        let text = report.to_text();
-        assert!(
-            text.contains("failed: NCCL at hidden 8192: ncclAllReduce: no\n"),
-            "{text}"
-        );
-    }
 }
