@@ -59,7 +59,8 @@ PEERSUM_DEVICE float widen(u32 dtype, u32 bits) {
     u32 exponent = magnitude & 0x0F800000u;
     if (exponent == 0x0F800000u) return mov_b32_f32(sign | (magnitude + ((255u - 31u) << 23)));
     if (exponent == 0)
-        return mov_b32_f32(sign | mov_b32_u32(mov_b32_f32(magnitude + (113u << 23)) - mov_b32_f32(113u << 23)));
+        return mov_b32_f32(sign | mov_b32_u32(mov_b32_f32(magnitude + (113u << 23)) -
+                                              mov_b32_f32(113u << 23)));
     return mov_b32_f32(sign | (magnitude + ((127u - 15u) << 23)));
 }
 
