@@ -47,19 +47,13 @@ impl Shapes {
     /// The shapes to try for a call with `places` units to share out. Threads without a unit only
     /// make a block larger.
     fn for_places(self, places: u64, max_blocks: u32) -> Vec<(u32, u32)> {
+        let (mut blocks, mut threads) = (self.blocks.to_vec(), self.threads.to_vec());
+        blocks.retain(|&blocks| blocks < max_blocks);
+        blocks.push(max_blocks);
         let least = self.threads.iter().copied().min().unwrap_or(0);
-        let threads = self
-            .threads
-            .iter()
-            .copied()
-            .filter(|&threads| threads == least || u64::from(threads) < 2 * places);
-        let blocks = self.blocks.iter().copied();
-        let blocks = blocks
-            .filter(|&blocks| blocks < max_blocks)
-            .chain([max_blocks]);
-        blocks
-            .flat_map(|blocks| threads.clone().map(move |threads| (blocks, threads)))
-            .collect()
+        threads.retain(|&threads| threads == least || u64::from(threads) < 2 * places);
+        let with_threads = |&blocks| threads.iter().map(move |&threads| (blocks, threads));
+        blocks.iter().flat_map(with_threads).collect()
     }
 }
 

@@ -76,9 +76,10 @@ fn measure(
         };
         let measured = measure_calls(args, communicator, &stopwatch, places, (system, world_size));
         stream.synchronize()?;
+        let samples = measured?;
         // Windows are given back together.
         stopwatch.peers.meet()?;
-        measured
+        Ok(samples)
     })
 }
 

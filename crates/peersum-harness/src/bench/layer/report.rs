@@ -154,8 +154,9 @@ mod tests {
         }
     }
 
-    fn report() -> Report {
-        Report {
+    #[test]
+    fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
+        let mut report = Report {
             run: Run {
                 schema: 1,
                 peersum: "0.1.0".to_owned(),
@@ -172,12 +173,7 @@ mod tests {
             pdl: true,
             cublas: "13.0.2".to_owned(),
             cells: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
-        let mut report = report();
+        };
         report.add(
             "NCCL",
             Ok(vec![cell(System::Nccl, Launch::Graph, [20.0, 20.5, 22.0])]),
