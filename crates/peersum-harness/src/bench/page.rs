@@ -57,17 +57,14 @@ fn table_html(table: &Table) -> String {
         false => "",
     };
     let mut html = format!(
-        "<h2>{}</h2>\n<div class=\"scroll\"><table>\n<tr>",
+        "<h2>{}</h2>\n<div class=\"scroll\"><table>\n",
         escaped(&table.title)
     );
-    for (column, head) in table.head.iter().enumerate() {
-        let _ = write!(html, "<th{}>{}</th>", class(column), escaped(head));
-    }
-    html += "</tr>\n";
-    for row in &table.rows {
+    for (index, line) in table.lines.iter().enumerate() {
+        let tag = if index == 0 { "th" } else { "td" };
         html += "<tr>";
-        for (column, entry) in row.iter().enumerate() {
-            let _ = write!(html, "<td{}>{}</td>", class(column), escaped(entry));
+        for (column, entry) in line.iter().enumerate() {
+            let _ = write!(html, "<{tag}{}>{}</{tag}>", class(column), escaped(entry));
         }
         html += "</tr>\n";
     }

@@ -6,9 +6,7 @@ use serde::Serialize;
 
 use crate::bench::report::{Run, System};
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{
-    Row, Table, algorithm, grid, or_dash, quartiles_text, ratio_text, us_text,
-};
+use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
 use crate::bench::timing::{Launch, Spread, rounded};
 
 /// One run.
@@ -102,9 +100,9 @@ impl Report {
             other.system == System::Nccl
                 && (other.hidden, other.rows, other.launch) == (cell.hidden, cell.rows, cell.launch)
         });
-        let of_nccl = nccl
+        let nccl_adds_us = nccl
             .filter(|nccl| cell.system != System::Nccl && nccl.adds_us > 0.0)
-            .map(|nccl| ratio_text(cell.adds_us / nccl.adds_us));
+            .map(|nccl| nccl.adds_us);
         let (with, without) = (cell.with_us, cell.without_us);
         let all_reduce = match cell.system {
             System::Peersum | System::BareLaunch => "peersum",
@@ -120,8 +118,8 @@ impl Report {
             ("with", us_text(with.median)),
             ("quartiles", quartiles_text(with)),
             ("adds", us_text(cell.adds_us)),
-            ("with/none", ratio_text(with.median / without.median)),
-            ("adds/NCCL's", or_dash(of_nccl)),
+            ("with/none", ratio(with.median, without.median)),
+            ("adds/NCCL's", ratio(cell.adds_us, nccl_adds_us)),
             algorithm(cell.plan),
             grid(cell.plan),
         ]
