@@ -106,13 +106,27 @@ impl<T: Element, D: Device> TestBuffer<T, D> {
     /// Passes the buffer to `call` in the form that the communicator takes.
     pub(crate) fn with<R>(&self, device: &D, call: impl FnOnce(&mut D::Buffer<T>) -> R) -> R {
         let address = self.memory.base() + GUARD_BYTES as u64;
-        // SAFETY: the allocation outlives the adopted buffer, which is disowned below, and tests
-        // synchronise before they drop it.
-        let mut buffer = unsafe { device.adopt(address, self.len) };
-        let result = call(&mut buffer);
-        D::disown(buffer);
-        result
+        // SAFETY: the allocation has so many elements, and tests synchronise before they drop it.
+        unsafe { lend(device, address, self.len, call) }
     }
+}
+
+/// Passes memory to `call` as a buffer in the form that the communicator takes.
+///
+/// # Safety
+/// `address` is aligned to `T` and holds `len` elements until the stream has passed all that `call`
+/// enqueues.
+pub(crate) unsafe fn lend<T: Element, D: Device, R>(
+    device: &D,
+    address: u64,
+    len: usize,
+    call: impl FnOnce(&mut D::Buffer<T>) -> R,
+) -> R {
+    // SAFETY: the memory is the caller's promise; the adopted buffer is disowned below.
+    let mut buffer = unsafe { device.adopt(address, len) };
+    let result = call(&mut buffer);
+    D::disown(buffer);
+    result
 }
 
 /// Elements, as memory holds them.

@@ -1,4 +1,4 @@
-//! The harness's own kernels, each a file that includes nothing: compiled to
+//! The harness's own kernels, which include the library's `platform.cuh`: compiled to
 //! `{stem}.{architecture}.cubin`.
 
 use crate::cargo::captured;
@@ -41,6 +41,8 @@ pub(super) fn compile(
             .arg(&nvcc.host_compiler)
             .arg("-I")
             .arg(workspace::prelude())
+            .arg("-I")
+            .arg(workspace::kernels())
             .arg("-o")
             .arg(&cubin)
             .arg(&source);
