@@ -11,7 +11,6 @@ mod kill;
 mod machine;
 mod memory;
 mod names;
-mod parent;
 mod ranks;
 mod sanitize;
 mod soak;
@@ -60,7 +59,7 @@ enum Command {
     AboveRange(above_range::AboveRangeArgs),
     /// One rank of `above-range`.
     #[command(hide = true)]
-    AboveRangeRank(above_range::RankArgs),
+    AboveRangeRank(ranks::RankArgs),
     /// Test every configuration and compare the results with the reference, bit for bit.
     Grid(grid::GridArgs),
     /// Make random calls for a given time and compare the bits of every result.
@@ -69,12 +68,12 @@ enum Command {
     Kill(kill::KillArgs),
     /// One rank of `kill`.
     #[command(hide = true)]
-    KillRank(kill::RankArgs),
+    KillRank(ranks::RankArgs),
     /// Diagnose this machine: what works, what is slow, and how to fix it.
     Doctor(doctor::DoctorArgs),
     /// The other process of `doctor`.
     #[command(hide = true)]
-    DoctorPeer(doctor::PeerArgs),
+    DoctorPeer(ranks::RankArgs),
     /// Run a reduced grid under compute-sanitizer, and test that each tool finds a planted error.
     Sanitize(sanitize::SanitizeArgs),
     /// Every kind of call, by ranks that are the rows of one CUDA grid.
@@ -88,7 +87,7 @@ enum Command {
     Device(machine::DeviceArgs),
     /// One rank of `grid --ranks processes`.
     #[command(hide = true)]
-    Rank(grid::RankArgs),
+    Rank(ranks::RankArgs),
     /// Run the grid on protocols that are broken on purpose, each of which it must find.
     #[cfg(feature = "negative-controls")]
     NegativeControls,

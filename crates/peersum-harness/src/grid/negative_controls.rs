@@ -4,13 +4,14 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
+use super::report::CaseStatus;
 use super::settings::{GridKind, Settings};
-use super::tally::CaseStatus;
 use super::{plan, runner, workers};
 use crate::machine::{DeviceKind, Emulators};
 
@@ -59,25 +60,24 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     let settings = Arc::new(Settings {
         // The broken kernels are compiled for these two sizes; a wrong rank order shows from 3
         // ranks on.
-        dtypes: vec![Dtype::Bf16, Dtype::F32],
-        ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, vec![2, 3], seed)
+        dtypes: [Dtype::Bf16, Dtype::F32].into(),
+        ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed)
     });
     let cases = Arc::new(plan::cases(&settings));
     let (sender, receiver) = channel();
     let machine = Arc::new(Emulators { options });
-    let workers = workers::start_threads(machine, &settings, &cases, &sender)?;
+    let workers = workers::start_threads(&machine, &settings, &cases, &sender)?;
     let tally = runner::watch(&settings, &cases, workers, sender, &receiver, &mut |_| {});
-    if let Some(mismatch) = tally.mismatches().first() {
-        return Ok(Some(mismatch.clone()));
+    let mut report = tally.report("emulator", None, Duration::ZERO);
+    if !report.first_mismatches.is_empty() {
+        return Ok(Some(report.first_mismatches.swap_remove(0)));
     }
-    let failed = tally
-        .cases()
-        .into_iter()
-        .find_map(|case| match case.status {
-            CaseStatus::Failed(how) => Some(how),
-            _ => None,
-        });
-    match (failed, tally.failure()) {
+    let mut statuses = report.cases.into_iter().map(|case| case.status);
+    let failed = statuses.find_map(|status| match status {
+        CaseStatus::Failed(how) => Some(how),
+        _ => None,
+    });
+    match (failed, report.failure) {
         // A failure outside of all cases says nothing about the protocols.
         (None, Some(failure)) => bail!("{broken:?}: {failure}"),
         (failed, _) => Ok(failed),

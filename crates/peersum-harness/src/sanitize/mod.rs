@@ -215,7 +215,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])
                 // Less than the limit of the run, so that the grid can report a rank that hangs.
-                .args(["--timeout", &(args.limit as f64 / 3.0).to_string()])
+                .args(["--timeout", &(args.limit / 3).max(1).to_string()])
                 .env("PEERSUM_CUBIN_DIR", &args.cubins);
         }
     }
