@@ -1,7 +1,6 @@
 //! `doctor`: the checks of `peersum-doctor`, and those that take a second process or the emulator.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -33,8 +32,8 @@ pub(crate) struct DoctorArgs {
     patience: u64,
 }
 
-/// Examines the machine and prints the report. The exit status is 1 if peersum cannot be used here.
-pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
+/// Examines the machine and prints the report. Returns whether peersum can be used here.
+pub(crate) fn run(args: &DoctorArgs) -> Result<bool> {
     let patience = Duration::from_secs(args.patience);
     let mut examination = Examination::new().patience(patience);
     if let Some(cubins) = &args.cubins {
@@ -80,10 +79,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<ExitCode> {
     } else {
         println!("{report}");
     }
-    Ok(match report.conclusion.usable {
-        Usable::No => ExitCode::FAILURE,
-        Usable::Ready | Usable::Slower | Usable::NoGpu => ExitCode::SUCCESS,
-    })
+    Ok(report.conclusion.usable != Usable::No)
 }
 
 /// What the other process is to do.

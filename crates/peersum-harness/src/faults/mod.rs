@@ -102,7 +102,7 @@ fn all(args: &FaultsArgs, kind: DeviceKind) -> Result<()> {
         let mut command = this_program("faults")?;
         command
             .args(["--case", &name_of(case)])
-            .args(["--device", kind.name()])
+            .args(["--device", &name_of(&kind)])
             .args(["--grace-ms", &args.grace_ms.to_string()])
             .args(["--abort-ms", &args.abort_ms.to_string()]);
         let status = ChildProcess::spawn(&mut command)?.wait_for(CASE_PATIENCE);

@@ -5,11 +5,11 @@ use anyhow::Result;
 use peersum::device::Device;
 use peersum::{Communicator, Graph, Output, SymmetricBuffer};
 
-use super::calls::{Call, LAYERS, OFFSETS, Place, offset};
+use super::calls::{Call, LAYERS, Place, stride};
 use super::device_check::DeviceCheck;
 use super::slot::{Slot, Wrong};
 use crate::data::{self, Key, TestElement, bytes_of};
-use crate::memory::{GUARD_BYTES, Guarded, POISON};
+use crate::memory::{Guarded, POISON};
 
 /// The calls of one round, and what they sum.
 pub(crate) struct Round<'a> {
@@ -19,11 +19,6 @@ pub(crate) struct Round<'a> {
     pub(crate) stride: usize,
     /// For each call the keys of all ranks.
     pub(crate) keys: &'a [Vec<Key>],
-}
-
-/// Bytes from slot to slot for arrays of at most `elements` elements.
-pub(crate) fn stride(elements: usize, element_bytes: usize) -> usize {
-    (2 * GUARD_BYTES + (OFFSETS + elements) * element_bytes).next_multiple_of(256)
 }
 
 /// The bytes of a region: room for the slots of the largest round.
@@ -57,19 +52,9 @@ impl<D: Device> Lane<D> {
     }
 
     fn slot<T: TestElement>(&mut self, round: &Round<'_>, layer: usize, place: Place) -> Slot {
-        let call = &round.calls[layer];
+        let base = self.base(place) + (layer * round.stride) as u64;
         let rank = self.communicator.rank();
-        let start = GUARD_BYTES + offset(call, place, rank, layer) * size_of::<T>();
-        let bytes = call.elements * size_of::<T>();
-        Slot {
-            base: self.base(place) + (layer * round.stride) as u64,
-            start,
-            bytes,
-            // A multiple of 4, since the GPU compares whole words.
-            guarded_bytes: (start + bytes + GUARD_BYTES)
-                .next_multiple_of(4)
-                .min(round.stride),
-        }
+        round.calls[layer].slot(base, place, rank, layer, size_of::<T>())
     }
 
     /// Poisons what the lane's calls write and writes what they read, on the stream.

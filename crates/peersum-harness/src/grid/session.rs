@@ -7,11 +7,11 @@ use peersum::device::{Device, DeviceStream};
 use peersum::loader::{JitMode, LoadPolicy, Place};
 use peersum::{Communicator, Rendezvous};
 
-use super::calls::{LAYERS, delay, late_start, round_calls};
+use super::calls::{LAYERS, delay, late_start, round_calls, stride};
 use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check;
 use super::event::{Event, Mismatch, Spent};
-use super::lane::{Lane, Round, region_bytes, stride};
+use super::lane::{Lane, Round, region_bytes};
 use super::plan;
 use super::settings::{GridKind, Settings};
 use super::slot::{Wrong, number_of};

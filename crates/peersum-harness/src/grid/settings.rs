@@ -10,7 +10,6 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::case::Filter;
 use crate::machine::{DeviceChoice, DeviceKind};
 use crate::names::{by_name, name_of};
 
@@ -104,7 +103,7 @@ pub(crate) struct Settings {
     /// Run only configurations whose name matches: `ws4/bf16/push_one_shot/1040/eager/aligned`,
     /// `ws4/*/pull_two_shot`, `adversarial`.
     #[arg(long, value_name = "CASE")]
-    pub(crate) filter: Option<Filter>,
+    pub(crate) filter: Option<String>,
     /// Maximum time that a call waits for a peer, in seconds. If no rank reports anything for this
     /// time plus 15 seconds, the run ends.
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = parse_timeout)]
@@ -201,7 +200,7 @@ impl Settings {
     pub(crate) fn reproduce(&self, case: &str) -> String {
         let mut command = format!(
             "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {}",
-            self.device.name(),
+            name_of(&self.device),
             name_of(&self.ranks),
             name_of(&self.grid),
             self.seed

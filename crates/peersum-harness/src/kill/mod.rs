@@ -14,7 +14,6 @@ mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::machine::{DeviceChoice, DeviceKind, decide};
-use crate::names::list_of;
+use crate::names::{list_of, name_of};
 use referee::{Findings, referee};
 use run::{Deadlines, Planted, Run};
 use scenario::{Choices, Scenario};
@@ -89,8 +88,8 @@ struct Report {
     seconds: f64,
 }
 
-/// Runs the tests that the flags describe. The exit status is 1 unless every run passed.
-pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
+/// Runs the tests that the flags describe. Returns whether every run passed.
+pub(crate) fn run(args: &KillArgs) -> Result<bool> {
     let began = Instant::now();
     let ranks = args.choices.world_size.iter().copied().max().unwrap_or(2);
     let decision = decide(args.device, ranks)?;
@@ -147,10 +146,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         let json = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(match report.failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
+    Ok(report.failed.is_empty())
 }
 
 /// The command that repeats one run.
@@ -159,7 +155,7 @@ fn again(choices: &Choices, run: &Run, seed: u64) -> String {
     format!(
         "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {} \
          --world-size {} --phase {} --signal {}",
-        run.device.name(),
+        name_of(&run.device),
         run.scenario.run,
         sizes.join(","),
         list_of(&choices.phase),

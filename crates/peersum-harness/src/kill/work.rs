@@ -76,9 +76,10 @@ impl<D: Device> Work<D> {
             (Route::SymmetricTwoShot, Some(symmetric)) => {
                 communicator.all_reduce_in_place(&mut symmetric.as_view_mut())
             }
-            (Route::SymmetricOneShot, Some(symmetric)) => output.with(device, |output| {
-                communicator.all_reduce(&**symmetric, output)
-            }),
+            (Route::SymmetricOneShot, Some(symmetric)) => output
+                .with::<bf16, _>(device, |output| {
+                    communicator.all_reduce(&**symmetric, output)
+                }),
             _ => self.arrays.call(communicator),
         }
     }
