@@ -5,6 +5,7 @@
 //! take the parameters of all ranks. This file does by hand what a communicator does, following
 //! `abi.h`.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -151,7 +152,7 @@ struct Group {
     ranks: Vec<Rank>,
     layout: ArenaLayout,
     /// The entry point of each route.
-    functions: Vec<(Route, CudaFunction)>,
+    functions: HashMap<Route, CudaFunction>,
 }
 
 impl Group {
@@ -161,7 +162,7 @@ impl Group {
         let functions = Route::ALL
             .into_iter()
             .map(|route| Ok((route, function(args, stream, world_size, route)?)))
-            .collect::<Result<Vec<_>>>()?;
+            .collect::<Result<HashMap<_, _>>>()?;
         let array = stride(MAX_ELEMENTS, size_of::<T>());
         let ranks = (0..world_size)
             .map(|_| {
@@ -215,11 +216,8 @@ impl Group {
         for (index, params) in (0..self.ranks.len()).zip(&mut params.0) {
             *params = self.params(plan.route, call, index);
         }
-        let mut functions = self.functions.iter();
-        let function = functions.find(|(route, _)| *route == plan.route);
-        let (_, function) = function.context("a route without an entry point")?;
         let world_size = self.ranks.len() as u32;
-        let mut launch = self.stream.launch_builder(function);
+        let mut launch = self.stream.launch_builder(&self.functions[&plan.route]);
         launch.arg(&params);
         let shape = LaunchConfig {
             grid_dim: (plan.blocks, world_size, 1),
