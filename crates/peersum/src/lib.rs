@@ -143,12 +143,12 @@ pub mod rendezvous;
 pub mod shared_library;
 
 pub use call_signature::{CallKind, CallSignature, SymmetricPart};
-#[doc(hidden)]
-pub use communicator::SetupStep;
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held,
     SharedCommunicator, SymmetricBuffer,
 };
+#[doc(hidden)]
+pub use communicator::{ArenaLayout, SetupStep, StartEpochs, control_bytes, initial_control};
 /// What `peersum-doctor` tries: the code by which a communicator shares memory.
 #[doc(hidden)]
 pub use communicator::{SharedMemory, share};

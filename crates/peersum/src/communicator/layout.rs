@@ -12,16 +12,21 @@ pub(super) const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
 
 /// Offsets and sizes within an arena, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ArenaLayout {
+pub struct ArenaLayout {
     pub(crate) world_size: u32,
-    pub(crate) push_offset: u64,
-    pub(crate) push_half_bytes: u64,
-    pub(crate) staging_offset: u64,
-    pub(crate) staging_half_bytes: u64,
+    /// The slots of push calls: two halves.
+    pub push_offset: u64,
+    /// The bytes of one of them.
+    pub push_half_bytes: u64,
+    /// The staging area of pull calls: two halves.
+    pub staging_offset: u64,
+    /// The bytes of one of them.
+    pub staging_half_bytes: u64,
     /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty
     /// where no probe is run.
     pub(crate) probe_offset: u64,
-    pub(crate) total_bytes: u64,
+    /// All bytes of an arena.
+    pub total_bytes: u64,
 }
 
 /// Every part starts at a multiple of a cache line.
@@ -37,12 +42,12 @@ pub(crate) fn slot_group_bytes(world_size: u32) -> u64 {
 }
 
 impl ArenaLayout {
-    /// `push_half_bytes` is rounded up to a multiple of two slot groups, one for each half. A
+    /// Lays out an arena. `push_half_bytes` is rounded up to a multiple of two slot groups, one for each half. A
     /// two-shot call has its second memory behind the first `push_half_bytes`; within a group, its
     /// slots would be those of a one-shot call of the other half (kernels/tests/push_slots.rs). A
     /// two-shot call then has at least one group in each of its memories, so every route can carry
     /// a piece of any call.
-    pub(crate) fn new(
+    pub fn new(
         world_size: u32,
         max_bytes: u64,
         push_half_bytes: u64,
@@ -99,10 +104,11 @@ impl ArenaLayout {
 
 /// The epochs that a communicator starts from. Tests start them near their wrap-around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StartEpochs {
-    pub(crate) push: u32,
-    /// At least 1: a flag that was never written is 0, and is compared with `>=`.
-    pub(crate) pull: u64,
+pub struct StartEpochs {
+    /// Of push calls.
+    pub push: u32,
+    /// Of pull calls. At least 1: a flag that was never written is 0, and is compared with `>=`.
+    pub pull: u64,
 }
 
 impl Default for StartEpochs {
@@ -133,7 +139,7 @@ pub(crate) fn zeroed_control() -> Box<PeersumControl> {
 }
 
 /// The control block before the first call.
-pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
+pub fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
     let mut control = zeroed_control();
     control.blocks.fill(PeersumBlockState {
         pull_epoch: start.pull,
@@ -152,7 +158,7 @@ pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
 }
 
 /// A control block's bytes.
-pub(crate) fn control_bytes(control: &PeersumControl) -> &[u8] {
+pub fn control_bytes(control: &PeersumControl) -> &[u8] {
     // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding
     // (asserted below), so each of its bytes is initialised.
     unsafe { std::slice::from_raw_parts((&raw const *control).cast(), size_of::<PeersumControl>()) }

@@ -32,6 +32,8 @@ mod teardown;
 pub use abort::AbortHandle;
 pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
+#[doc(hidden)]
+pub use layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
 pub use path::CallPath;
 pub use shared::SharedCommunicator;
 pub use sharing::{SharedMemory, share};

@@ -4,9 +4,10 @@ use std::ffi::c_void;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use peersum_artifact::Arch;
+use serde::{Deserialize, Serialize};
 
 /// What ranks must know of each other's device.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceIdentity {
     /// The device's name, for instance `NVIDIA H100 80GB HBM3`.
     pub name: String,
@@ -25,7 +26,8 @@ impl DeviceIdentity {
 }
 
 /// Which way of sharing memory to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MemorySharing {
     /// File descriptors if the device supports them, else legacy IPC.
     #[default]
