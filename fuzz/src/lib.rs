@@ -115,7 +115,7 @@ pub fn dispatch_table(input: &[u8]) -> bool {
                 let plan = table.plan(placement, bytes);
                 assert!(plan.route.serves(placement), "{plan:?}");
                 let mut rows = table.rows(placement).iter();
-                assert!(rows.any(|row| row.plan == plan), "{plan:?}");
+                assert!(rows.any(|row| row.plan() == plan), "{plan:?}");
                 assert!(plan.blocks >= 1 && plan.threads >= 1, "{plan:?}");
             }
         }

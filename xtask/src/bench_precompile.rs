@@ -6,15 +6,15 @@
 //! the two; the preprocessing before them is not timed. Floor and precompile run in turn, so that
 //! other load on the machine affects both.
 
-use crate::cargo::{captured, cargo};
+use crate::cargo::captured;
 use crate::precompile::command::nvcc_command;
 use crate::precompile::inputs::Inputs;
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
 use crate::{workers, workspace};
 use anyhow::{Context as _, ensure};
 use clap::Args;
+use fs_err as fs;
 use peersum_artifact::{ModuleKey, Target};
-use std::fs;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,10 +40,6 @@ pub(crate) struct BenchPrecompileArgs {
     /// The CUDA toolkit, as for precompile [default: pinned]
     #[arg(long, value_name = "pinned|PATH")]
     toolkit: Option<ToolkitChoice>,
-
-    /// Also time a cold build of xtask itself; its dependencies must have been fetched
-    #[arg(long)]
-    xtask_build: bool,
 }
 
 /// Runs the command.
@@ -51,20 +47,20 @@ pub(crate) struct BenchPrecompileArgs {
 /// # Errors
 /// There is no compiler, or something that is timed fails.
 pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
-    let jobs = args
-        .jobs
-        .or_else(|| std::thread::available_parallelism().ok())
-        .map_or(1, NonZeroUsize::get);
+    let jobs = workers::count(args.jobs);
     let toolkit = args.toolkit.clone().unwrap_or(ToolkitChoice::Pinned);
     let nvcc = toolchain::resolve(&toolkit, &mut |note| eprintln!("note: {note}"))?;
     let directory = tempfile::tempdir().context("cannot make a directory for the builds")?;
-    println!("{}, {jobs} jobs, median of {}", nvcc.compiler, args.runs);
+    println!(
+        "{}, {jobs} jobs, median of {}",
+        nvcc.toolkit.compiler, args.runs
+    );
 
-    let floor = Floor::prepare(&nvcc, &directory.path().join("floor"))?;
+    let calls = compiler_calls(&nvcc, &directory.path().join("floor"))?;
     let mut floors = Vec::new();
     let mut colds = Vec::new();
     for round in 0..args.runs.get() {
-        floors.push(floor.run(jobs)?);
+        floors.push(floor(&calls, jobs)?);
         let out = directory.path().join(format!("cold-{round}"));
         colds.push(precompile(&nvcc, jobs, Some("sm_90"), &out)?);
     }
@@ -92,21 +88,7 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
         median(idle?),
         "(goal: at most 0.030 s)",
     );
-
-    if args.xtask_build {
-        let built = build_xtask(jobs, &directory.path().join("target"))?;
-        show(
-            "cold build of xtask",
-            built,
-            "(goal: at most 25 s on 2 cores)",
-        );
-    }
     Ok(true)
-}
-
-/// The compiler's own calls, preprocessing done.
-struct Floor {
-    modules: Vec<Calls>,
 }
 
 /// What compiles one preprocessed module.
@@ -117,43 +99,36 @@ struct Calls {
     commands: Vec<String>,
 }
 
-impl Floor {
-    /// Asks nvcc for the calls, and runs those before cicc.
-    fn prepare(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Self> {
-        let modules: Vec<ModuleKey> = ModuleKey::all().collect();
-        let inputs = Inputs::read(&workspace::kernels(), Some(&workspace::prelude()), &modules)?;
-        let target: Target = "sm_90".parse()?;
-        let calls = modules.into_iter().map(|module| {
-            let directory = directory.join(module.name());
-            fs::create_dir_all(&directory)
-                .with_context(|| format!("cannot make `{}`", directory.display()))?;
-            let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
-            let output = command
-                .arg("--dryrun")
-                .output()
-                .context("cannot start nvcc")?;
-            let printed = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "nvcc --dryrun: {printed}");
-            Calls::parse(nvcc, &printed, directory)
-        });
-        Ok(Self {
-            modules: calls.collect::<anyhow::Result<_>>()?,
-        })
-    }
+/// Asks nvcc how it calls the compiler for every module, and runs what precedes those calls.
+fn compiler_calls(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Vec<Calls>> {
+    let modules: Vec<ModuleKey> = ModuleKey::all().collect();
+    let inputs = Inputs::read(&workspace::kernels(), Some(&workspace::prelude()), &modules)?;
+    let target: Target = "sm_90".parse()?;
+    let calls = modules.into_iter().map(|module| {
+        let directory = directory.join(module.name());
+        fs::create_dir_all(&directory)?;
+        let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
+        let output = command
+            .arg("--dryrun")
+            .output()
+            .context("cannot start nvcc")?;
+        let printed = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "nvcc --dryrun: {printed}");
+        Calls::parse(nvcc, &printed, directory)
+    });
+    calls.collect()
+}
 
-    /// Runs cicc and ptxas for every module, `jobs` at a time.
-    fn run(&self, jobs: usize) -> anyhow::Result<Duration> {
-        let begun = Instant::now();
-        let outcomes = workers::each(&self.modules, jobs, |_, calls| {
-            calls
-                .commands
-                .iter()
-                .try_for_each(|command| calls.shell(command))
-        })?;
-        let took = begun.elapsed();
-        outcomes.into_iter().collect::<anyhow::Result<()>>()?;
-        Ok(took)
-    }
+/// Times cicc and ptxas for every module, `jobs` at a time.
+fn floor(modules: &[Calls], jobs: usize) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let outcomes = workers::each(modules, jobs, |_, calls| {
+        let mut commands = calls.commands.iter();
+        commands.try_for_each(|command| calls.shell(command))
+    })?;
+    let took = begun.elapsed();
+    outcomes.into_iter().collect::<anyhow::Result<()>>()?;
+    Ok(took)
 }
 
 impl Calls {
@@ -179,7 +154,11 @@ impl Calls {
                 .unwrap_or_default()
                 .trim_matches('"');
             let is_tool = |tool: &PathBuf| tool.file_name() == Path::new(program).file_name();
-            if [&nvcc.cicc, &nvcc.ptxas].into_iter().flatten().any(is_tool) {
+            if [&nvcc.toolkit.cicc, &nvcc.toolkit.ptxas]
+                .into_iter()
+                .flatten()
+                .any(is_tool)
+            {
                 calls.commands.push(line.to_owned());
             } else if calls.commands.is_empty() {
                 before_cicc.push(line.to_owned());
@@ -216,23 +195,6 @@ fn precompile(
     command.arg("--toolkit").arg(&nvcc.program);
     command.arg("--out").arg(out);
     command.args(arch.map(|arch| format!("--arch={arch}")));
-    timed(&mut command)
-}
-
-fn build_xtask(jobs: usize, target: &Path) -> anyhow::Result<Duration> {
-    let mut cargo = cargo(&workspace::root());
-    cargo.args([
-        "build",
-        "--locked",
-        "--offline",
-        "--quiet",
-        "--package=xtask",
-    ]);
-    cargo.args(["--jobs", &jobs.to_string()]);
-    timed(cargo.env("CARGO_TARGET_DIR", target))
-}
-
-fn timed(command: &mut Command) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let status = command
         .stdin(Stdio::null())

@@ -5,13 +5,7 @@
 
 use clap::Args;
 #[cfg(any(feature = "bindings", test))]
-use {
-    anyhow::Context as _,
-    std::fs,
-    std::io::{self, Write as _},
-    std::os::unix::fs::PermissionsExt as _,
-    std::path::Path,
-};
+use {fs_err as fs, std::path::Path};
 
 /// Regenerate kernels/src/abi.rs from kernels/abi.h
 ///
@@ -47,12 +41,7 @@ pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
 /// error. Returns what was done, to be printed after the path.
 #[cfg(any(feature = "bindings", test))]
 fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static str> {
-    let committed = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    if committed == generated.as_bytes() {
+    if fs::read(path).is_ok_and(|committed| committed == generated.as_bytes()) {
         return Ok("is up to date");
     }
     anyhow::ensure!(
@@ -60,33 +49,22 @@ fn settle(path: &Path, generated: &str, check: bool) -> anyhow::Result<&'static 
         "{} is not what kernels/abi.h gives: run `cargo xtask bindings` and commit the result",
         path.display()
     );
-    write(path, generated).with_context(|| format!("cannot write {}", path.display()))?;
+    // By one rename, so that a build never sees an incomplete file.
+    let next = path.with_extension("rs.next");
+    fs::write(&next, generated)?;
+    fs::rename(&next, path)?;
     Ok("was regenerated")
-}
-
-/// Replaces the file by one rename, so that a build never sees an incomplete file.
-#[cfg(any(feature = "bindings", test))]
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = tempfile::Builder::new()
-        .prefix(".abi.rs.")
-        .tempfile_in(path.parent().unwrap_or(Path::new(".")))?;
-    file.write_all(text.as_bytes())?;
-    // Only its owner can read a temporary file; everybody can read a source file.
-    file.as_file()
-        .set_permissions(fs::Permissions::from_mode(0o644))?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(feature = "bindings")]
 mod generator {
     use crate::toolchain::wheels::WheelSet;
     use crate::workspace;
-    use anyhow::{Context as _, bail, ensure};
+    use anyhow::{Context as _, bail};
     use bindgen::callbacks::ParseCallbacks;
     use bindgen::{Formatter, MacroTypeVariation, RustEdition, RustTarget};
     use std::os::unix::process::CommandExt as _;
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
     use std::process::Command;
 
     /// Where clang-sys looks first.
@@ -97,6 +75,8 @@ mod generator {
         requirements: include_str!("../../ci/libclang.txt"),
         download: "about 25 MB",
         licence: None,
+        files: &[WHEEL_LIBRARY],
+        check: |_| Ok(()),
         ways_out: &[
             "install libclang (Debian, Ubuntu: apt install libclang-dev), or set LIBCLANG_PATH to \
              a directory that has it",
@@ -138,18 +118,11 @@ mod generator {
                 path.display()
             );
         }
-        let installed = LIBCLANG.install(
-            |site| {
-                let is_there = site.join(WHEEL_LIBRARY).is_file();
-                ensure!(is_there, "it has no {WHEEL_LIBRARY}");
-                Ok(PathBuf::from(WHEEL_LIBRARY))
-            },
-            &mut |note| eprintln!("note: {note}"),
-        )?;
+        let installed = LIBCLANG.install(&mut |note| eprintln!("note: {note}"))?;
         let program = std::env::current_exe().context("cannot tell the path of xtask")?;
         let error = Command::new(&program)
             .args(std::env::args_os().skip(1))
-            .env(LIBRARY_VARIABLE, installed.dir.join(&installed.facts))
+            .env(LIBRARY_VARIABLE, installed.join(WHEEL_LIBRARY))
             .exec();
         Err(error).with_context(|| format!("cannot start {} again", program.display()))
     }
@@ -229,10 +202,6 @@ mod tests {
             "was regenerated"
         );
         assert_eq!(fs::read_to_string(&path).unwrap(), "// generated\n");
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o644
-        );
 
         let written = fs::metadata(&path).unwrap().modified().unwrap();
         for check in [false, true] {

@@ -1,10 +1,10 @@
 //! Running cargo, and commands whose output matters only if they fail.
 
-#[cfg(not(all(feature = "bindings", feature = "dist")))]
 use crate::workspace;
 use anyhow::{Context as _, ensure};
+use serde::Deserialize;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The cargo that runs us.
@@ -37,6 +37,57 @@ pub(crate) fn captured(command: &mut Command) -> anyhow::Result<Vec<u8>> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(output.stdout)
+}
+
+/// What cargo says about something that it built.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Artifact {
+    pub(crate) executable: Option<PathBuf>,
+    pub(crate) manifest_path: PathBuf,
+    pub(crate) profile: Profile,
+    pub(crate) target: Target,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Profile {
+    pub(crate) test: bool,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+}
+
+/// What a cargo command builds in this checkout.
+///
+/// # Errors
+/// Something does not build, which cargo has explained.
+pub(crate) fn artifacts(arguments: &[&str]) -> anyhow::Result<Vec<Artifact>> {
+    let output = cargo(&workspace::root())
+        .args(arguments)
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    ensure!(
+        output.status.success(),
+        "cargo {} failed",
+        arguments.join(" ")
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    // Other messages have another form.
+    let artifacts = text
+        .lines()
+        .map(serde_json::from_str)
+        .filter_map(Result::ok);
+    Ok(artifacts.collect())
+}
+
+/// The path of an executable that is not a test program.
+pub(crate) fn executable<'a>(artifacts: &'a [Artifact], name: &str) -> Option<&'a Path> {
+    let is_it = |artifact: &&Artifact| !artifact.profile.test && artifact.target.name == name;
+    let mut found = artifacts.iter().filter(is_it);
+    found.find_map(|artifact| artifact.executable.as_deref())
 }
 
 /// Builds xtask with one more feature and runs this very command line with it.

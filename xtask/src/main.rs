@@ -9,7 +9,7 @@ mod cargo;
 mod cargo_steps;
 mod dist;
 mod harness;
-mod lock;
+mod output;
 mod precompile;
 mod test_programs;
 mod toolchain;

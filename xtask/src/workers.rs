@@ -1,7 +1,14 @@
 //! Work on a list, several items at a time.
 
 use anyhow::Context as _;
+use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// As many as a flag says, else as many as there are cores.
+pub(crate) fn count(given: Option<NonZeroUsize>) -> usize {
+    let count = given.or_else(|| std::thread::available_parallelism().ok());
+    count.map_or(1, NonZeroUsize::get)
+}
 
 /// Calls `work` with the number of the worker and each item, `at_once` at a time; 0 is as many as
 /// there are cores. The items begin in the order of the list, and so are the results.

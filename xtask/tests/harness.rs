@@ -55,16 +55,24 @@ fn the_harness_gets_every_flag_as_it_was_typed_and_its_exit_status_counts() {
 }
 
 #[test]
-fn a_list_and_emulated_ranks_need_no_compiler() {
+fn reports_lists_and_emulated_ranks_need_no_compiler() {
     for flags in [
         &["--list", "--toolkit", "/nowhere"][..],
         &["--device", "emulator", "--toolkit=/nowhere"],
+        &[
+            "--device=emulator",
+            "--compile-for",
+            "sm_90",
+            "--toolkit=/nowhere",
+        ],
+        &["--from-json", "report.json", "--toolkit=/nowhere"],
     ] {
         let output = xtask(&[&["test-allreduce"], flags].concat(), 0);
         assert!(output.status.success(), "{output:?}");
         let printed = printed(&output);
         assert!(printed.starts_with("[grid]\n"), "{printed}");
         assert!(!printed.contains("toolkit"), "{printed}");
+        assert!(!printed.contains("compile-for"), "{printed}");
     }
 }
 

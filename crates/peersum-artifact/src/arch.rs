@@ -83,9 +83,7 @@ impl Arch {
             ArchVariant::F | ArchVariant::A => self.cubin_serves(device),
         }
     }
-}
 
-impl Arch {
     fn text(&self) -> String {
         let suffix = match self.variant {
             ArchVariant::Plain => "",
@@ -106,22 +104,18 @@ impl FromStr for Arch {
     type Err = ParseNameError;
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
-        parse_arch(given).ok_or_else(|| ParseNameError {
-            what: "architecture",
-            given: given.to_owned(),
-            valid: "a compute capability without its dot, such as 80, 90, 90a, 100f or 120"
-                .to_owned(),
-        })
+        let valid = "a compute capability without its dot, such as 80, 90, 90a, 100f or 120";
+        parse_arch(given).ok_or_else(|| ParseNameError::new("architecture", given, valid))
     }
 }
 
 fn parse_arch(given: &str) -> Option<Arch> {
-    let (number, variant) = match given.strip_suffix('a') {
-        Some(number) => (number, ArchVariant::A),
-        None => match given.strip_suffix('f') {
-            Some(number) => (number, ArchVariant::F),
-            None => (given, ArchVariant::Plain),
-        },
+    let number = given.trim_end_matches(['a', 'f']);
+    let variant = match &given[number.len()..] {
+        "" => ArchVariant::Plain,
+        "f" => ArchVariant::F,
+        "a" => ArchVariant::A,
+        _ => return None,
     };
     let all_digits = number.bytes().all(|byte| byte.is_ascii_digit());
     if !all_digits || !(2..=3).contains(&number.len()) || number.starts_with('0') {
@@ -189,19 +183,14 @@ impl Target {
             Target::Ptx(arch) => arch.ptx_serves(device),
         }
     }
-}
 
-/// The best of several targets for `device`, or `None` when none serves it.
-///
-/// Any cubin is better than PTX, whose compilation costs time at load. Among equals the highest
-/// architecture wins: it is the nearest to the device, since none above it serves. Of one number,
-/// `a` beats `f` beats plain.
-#[must_use]
-pub fn best_target(targets: impl IntoIterator<Item = Target>, device: Arch) -> Option<Target> {
-    targets
-        .into_iter()
-        .filter(|target| target.serves(device))
-        .max_by_key(|target| (matches!(target, Target::Cubin(_)), target.arch()))
+    fn text(&self) -> String {
+        let (prefix, arch) = match self {
+            Target::Cubin(arch) => ("sm_", arch),
+            Target::Ptx(arch) => ("compute_", arch),
+        };
+        [prefix, &arch.text()].concat()
+    }
 }
 
 impl Ord for Target {
@@ -224,16 +213,6 @@ impl PartialOrd for Target {
     }
 }
 
-impl Target {
-    fn text(&self) -> String {
-        let (prefix, arch) = match self {
-            Target::Cubin(arch) => ("sm_", arch),
-            Target::Ptx(arch) => ("compute_", arch),
-        };
-        [prefix, &arch.text()].concat()
-    }
-}
-
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.text())
@@ -251,14 +230,9 @@ impl FromStr for Target {
             _ => None,
         };
         let supported = target.filter(|target: &Target| target.arch().runs_kernels());
-        supported.ok_or_else(|| ParseNameError {
-            what: "architecture",
-            given: given.to_owned(),
-            valid:
-                "sm_80, sm_90, sm_100, sm_120, compute_80 and others of the form sm_N (a cubin) \
-                    or compute_N (PTX); the kernels need sm_80 and newer"
-                    .to_owned(),
-        })
+        let valid = "sm_80, sm_90, sm_100, sm_120, compute_80 and others of the form sm_N (a \
+                     cubin) or compute_N (PTX); the kernels need sm_80 and newer";
+        supported.ok_or_else(|| ParseNameError::new("architecture", given, valid))
     }
 }
 

@@ -92,35 +92,31 @@ pub fn include_closure(root: &str, sources: &[(&str, &str)]) -> Result<Closure, 
         if closure.insert(path, Digest::of(text.as_bytes())).is_some() {
             continue;
         }
-        for (index, line) in text.lines().enumerate() {
-            let (file, line_number) = (|| path.to_owned(), index + 1);
-            match include_directive(line) {
-                Directive::None => {}
-                Directive::Local(included) => match texts.get_key_value(included) {
-                    Some(entry) => pending.push(entry),
-                    None => {
-                        return Err(ClosureError::MissingFile {
-                            file: file(),
-                            line: line_number,
-                            included: included.to_owned(),
-                            known: known(),
-                        });
-                    }
-                },
-                Directive::System(included) => {
-                    let included = included.to_owned();
+        for (index, text) in text.lines().enumerate() {
+            let (file, line) = (path.to_owned(), index + 1);
+            match include_directive(text) {
+                None => {}
+                Some(Directive::Local(included)) => {
+                    let entry = texts.get_key_value(included);
+                    pending.push(entry.ok_or_else(|| ClosureError::MissingFile {
+                        file,
+                        line,
+                        included: included.to_owned(),
+                        known: known(),
+                    })?);
+                }
+                Some(Directive::System(included)) => {
                     return Err(ClosureError::SystemHeader {
-                        file: file(),
-                        line: line_number,
-                        included,
+                        file,
+                        line,
+                        included: included.to_owned(),
                     });
                 }
-                Directive::Unsupported => {
-                    let directive = line.trim().to_owned();
+                Some(Directive::Unsupported) => {
                     return Err(ClosureError::Unsupported {
-                        file: file(),
-                        line: line_number,
-                        directive,
+                        file,
+                        line,
+                        directive: text.trim().to_owned(),
                     });
                 }
             }
@@ -147,39 +143,22 @@ pub(crate) fn encode_files(encoder: &mut Encoder, files: &[(String, Digest)]) {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
 enum Directive<'a> {
-    None,
     Local(&'a str),
     System(&'a str),
     Unsupported,
 }
 
-fn include_directive(line: &str) -> Directive<'_> {
-    let Some(directive) = line.trim_start().strip_prefix('#') else {
-        return Directive::None;
-    };
+/// The directive of a line that includes a file.
+fn include_directive(line: &str) -> Option<Directive<'_>> {
+    let directive = line.trim_start().strip_prefix('#')?.trim_start();
     // `include_next` and `import` also include a file, so neither may be ignored.
-    let directive = directive.trim_start();
-    let Some(operand) = directive.strip_prefix("include") else {
-        return if directive.starts_with("import") {
-            Directive::Unsupported
-        } else {
-            Directive::None
-        };
-    };
-    let operand = operand.trim_start();
-    let delimited = |open, close| {
-        operand
-            .strip_prefix(open)?
-            .split_once(close)
-            .map(|(name, _)| name)
-    };
-    if let Some(name) = delimited('"', '"') {
-        Directive::Local(name)
-    } else if let Some(name) = delimited('<', '>') {
-        Directive::System(name)
-    } else {
-        Directive::Unsupported
+    if directive.starts_with("import") {
+        return Some(Directive::Unsupported);
     }
+    let operand = directive.strip_prefix("include")?.trim_start();
+    let delimited = |open, close| Some(operand.strip_prefix(open)?.split_once(close)?.0);
+    let local = delimited('"', '"').map(Directive::Local);
+    let found = local.or_else(|| delimited('<', '>').map(Directive::System));
+    Some(found.unwrap_or(Directive::Unsupported))
 }

@@ -59,17 +59,16 @@ impl fmt::Display for CudaVersion {
     }
 }
 
-/// The oldest driver branch on Linux that loads a toolkit's cubins, by the toolkit's major version.
-const DRIVER_BRANCH_FLOORS: &[(u32, u32)] = &[(11, 450), (12, 525), (13, 580)];
-
 /// The oldest Linux driver branch (the first number of a driver's version, e.g. 580) that loads
 /// cubins of a toolkit of the given major version, or `None` for one that this crate does not know.
 #[must_use]
 pub fn driver_branch_floor(toolkit_major: u32) -> Option<u32> {
-    DRIVER_BRANCH_FLOORS
-        .iter()
-        .find(|(major, _)| *major == toolkit_major)
-        .map(|(_, branch)| *branch)
+    match toolkit_major {
+        11 => Some(450),
+        12 => Some(525),
+        13 => Some(580),
+        _ => None,
+    }
 }
 
 /// A PTX ISA version, as in the `.version` directive. Older ones sort first.
@@ -81,62 +80,20 @@ pub struct PtxVersion {
     pub minor: u32,
 }
 
-/// PTX ISA version, and the first CUDA release whose driver knows it. After PTX 8.5 the minor
-/// versions part ways (CUDA 12.6 kept 8.5), and from 9.0 on they agree again.
-const PTX_RELEASES: &[(PtxVersion, CudaVersion)] = &[
-    release(7, 0, 11, 0),
-    release(7, 1, 11, 1),
-    release(7, 2, 11, 2),
-    release(7, 3, 11, 3),
-    release(7, 4, 11, 4),
-    release(7, 5, 11, 5),
-    release(7, 6, 11, 6),
-    release(7, 7, 11, 7),
-    release(7, 8, 11, 8),
-    release(8, 0, 12, 0),
-    release(8, 1, 12, 1),
-    release(8, 2, 12, 2),
-    release(8, 3, 12, 3),
-    release(8, 4, 12, 4),
-    release(8, 5, 12, 5),
-    release(8, 6, 12, 7),
-    release(8, 7, 12, 8),
-    release(8, 8, 12, 9),
-    release(9, 0, 13, 0),
-    release(9, 1, 13, 1),
-    release(9, 2, 13, 2),
-    release(9, 3, 13, 3),
-    release(9, 4, 13, 4),
-    release(9, 5, 13, 5),
-];
-
-const fn release(
-    ptx_major: u32,
-    ptx_minor: u32,
-    cuda_major: u32,
-    cuda_minor: u32,
-) -> (PtxVersion, CudaVersion) {
-    (
-        PtxVersion {
-            major: ptx_major,
-            minor: ptx_minor,
-        },
-        CudaVersion {
-            major: cuda_major,
-            minor: cuda_minor,
-        },
-    )
-}
-
 impl PtxVersion {
     /// The first CUDA release whose driver compiles this version, or `None` where this crate does
     /// not know it.
     #[must_use]
     pub fn cuda(self) -> Option<CudaVersion> {
-        PTX_RELEASES
-            .iter()
-            .find(|(ptx, _)| *ptx == self)
-            .map(|(_, cuda)| *cuda)
+        let (major, minor) = match (self.major, self.minor) {
+            (7, minor @ 0..=8) => (11, minor),
+            (8, minor @ 0..=5) => (12, minor),
+            // CUDA 12.6 kept PTX 8.5.
+            (8, minor @ 6..=8) => (12, minor + 1),
+            (9, minor @ 0..=5) => (13, minor),
+            _ => return None,
+        };
+        Some(CudaVersion { major, minor })
     }
 }
 
@@ -163,10 +120,8 @@ impl FromStr for PtxVersion {
                     minor: number(minor)?,
                 })
             })
-            .ok_or_else(|| ParseNameError {
-                what: "PTX version",
-                given: given.to_owned(),
-                valid: "two numbers with a dot, such as 9.0".to_owned(),
+            .ok_or_else(|| {
+                ParseNameError::new("PTX version", given, "two numbers with a dot, such as 9.0")
             })
     }
 }

@@ -17,18 +17,6 @@ impl Digest {
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(Sha256::digest(bytes).into())
     }
-
-    /// A digest that was computed elsewhere.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 32]) -> Digest {
-        Digest(bytes)
-    }
-
-    /// The raw bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
 }
 
 impl fmt::Display for Digest {
@@ -49,47 +37,29 @@ impl FromStr for Digest {
     fn from_str(given: &str) -> Result<Self, Self::Err> {
         parse_hex(given.as_bytes())
             .map(Digest)
-            .ok_or_else(|| ParseNameError {
-                what: "digest",
-                given: given.to_owned(),
-                valid: "64 lower-case hexadecimal digits".to_owned(),
-            })
+            .ok_or_else(|| ParseNameError::new("digest", given, "64 lower-case hexadecimal digits"))
     }
 }
-
-/// The value of each byte as a hexadecimal digit; [`NO_DIGIT`] for every other byte.
-///
-/// Lower case only: a digest has one spelling, as manifests are compared byte for byte.
-const DIGIT_VALUES: [u8; 256] = {
-    let mut values = [NO_DIGIT; 256];
-    let digits = b"0123456789abcdef";
-    let mut value = 0;
-    while value < 16 {
-        values[digits[value as usize] as usize] = value;
-        value += 1;
-    }
-    values
-};
-
-/// A bit that no digit's value has.
-const NO_DIGIT: u8 = 0x80;
 
 fn parse_hex(digits: &[u8]) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
     if digits.len() != 2 * bytes.len() {
         return None;
     }
-    // Checked once at the end: a manifest has tens of thousands of digits.
-    let mut seen = 0;
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let (high, low) = (
-            DIGIT_VALUES[usize::from(pair[0])],
-            DIGIT_VALUES[usize::from(pair[1])],
-        );
-        seen |= high | low;
-        *byte = high << 4 | low & 0xf;
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
     }
-    (seen & NO_DIGIT == 0).then_some(bytes)
+    Some(bytes)
+}
+
+/// The value of a hexadecimal digit. Lower case only: a digest has one spelling, as manifests are
+/// compared byte for byte.
+fn digit(byte: u8) -> Option<u8> {
+    match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'a'..=b'f' => Some(byte - b'a' + 10),
+        _ => None,
+    }
 }
 
 name_traits!(Digest);

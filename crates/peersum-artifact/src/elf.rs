@@ -144,11 +144,15 @@ fn malformed(problem: impl Into<String>) -> ElfError {
     }
 }
 
+/// What `object` finds wrong with a table.
+fn contradiction(error: object::Error) -> ElfError {
+    malformed(error.to_string())
+}
+
 /// Whether `offset..offset + size` lies within a file of `length` bytes.
 fn within(offset: u64, size: u64, length: usize) -> bool {
-    offset
-        .checked_add(size)
-        .is_some_and(|end| end <= length as u64)
+    let end = offset.checked_add(size);
+    end.is_some_and(|end| end <= length as u64)
 }
 
 /// A file whose tables, sections and segments lie within it, and whose sections have readable
@@ -195,15 +199,13 @@ impl<'data> Cubin<'data> {
                 return Err(truncated(format!("section {index}")));
             }
         }
-        let sections = header
-            .sections(ENDIAN, bytes)
-            .map_err(|error| malformed(error.to_string()))?;
+        let sections = header.sections(ENDIAN, bytes).map_err(contradiction)?;
         if sections.is_empty() {
             return Err(malformed("it has no sections"));
         }
         let names = header
             .section_strings_index(ENDIAN, bytes)
-            .map_err(|error| malformed(error.to_string()))?;
+            .map_err(contradiction)?;
         let mut cubin = Self {
             bytes,
             header,
@@ -224,10 +226,7 @@ impl<'data> Cubin<'data> {
     }
 
     fn strings(&self, section: SectionIndex) -> Result<&'data [u8], ElfError> {
-        let section = self
-            .sections
-            .section(section)
-            .map_err(|error| malformed(error.to_string()))?;
+        let section = self.sections.section(section).map_err(contradiction)?;
         self.data(section, "of names")
     }
 
@@ -274,11 +273,9 @@ fn arch(cubin: &Cubin<'_>) -> Result<Arch, ElfError> {
     if major == 0 {
         return Err(ElfError::NoArchitecture { flags });
     }
-    let is_specific = flags & accelerator_bit != 0 || compat_says_specific(cubin)?;
-    let variant = if is_specific {
-        ArchVariant::A
-    } else {
-        ArchVariant::Plain
+    let variant = match flags & accelerator_bit != 0 || compat_says_specific(cubin)? {
+        true => ArchVariant::A,
+        false => ArchVariant::Plain,
     };
     Ok(Arch {
         major,
@@ -328,7 +325,7 @@ fn entry_points(cubin: &Cubin<'_>) -> Result<Vec<String>, ElfError> {
     let symbols = cubin
         .sections
         .symbols(ENDIAN, cubin.bytes, SHT_SYMTAB)
-        .map_err(|error| malformed(error.to_string()))?;
+        .map_err(contradiction)?;
     let mut symbol_names = None;
     let mut names = BTreeSet::new();
     for symbol in symbols.iter() {

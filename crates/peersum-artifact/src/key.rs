@@ -107,11 +107,7 @@ impl WorldSize {
     }
 
     fn error(given: impl fmt::Display) -> ParseNameError {
-        ParseNameError {
-            what: "world size",
-            given: given.to_string(),
-            valid: "1 to 8".to_owned(),
-        }
+        ParseNameError::new("world size", given, "1 to 8")
     }
 }
 
@@ -296,13 +292,9 @@ impl FromStr for ModuleKey {
             };
             key.exists().then_some(key)
         };
-        parts().ok_or_else(|| ParseNameError {
-            what: "module",
-            given: given.to_owned(),
-            valid: "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}, \
-                    peersum_norm_{f16|bf16|f32}_ws{1..8}"
-                .to_owned(),
-        })
+        let valid = "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}, \
+                     peersum_norm_{f16|bf16|f32}_ws{1..8}";
+        parts().ok_or_else(|| ParseNameError::new("module", given, valid))
     }
 }
 

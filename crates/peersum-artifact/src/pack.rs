@@ -150,7 +150,7 @@ impl<'a> Pack<'a> {
 
     /// The pack's manifest.
     #[must_use]
-    pub fn manifest(&self) -> &Manifest {
+    pub fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 
@@ -189,26 +189,32 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     let mut manifest = Manifest::read_dir(directory)?;
     // The order in which the manifest is written, which the files follow.
     manifest.modules.sort_by_key(ManifestModule::sort_key);
-    let text = manifest.to_json_string();
-    let mut payload = text.clone().into_bytes();
-    let mut files = Vec::new();
+    let (mut index, mut files) = (Vec::new(), Vec::new());
     for module in &manifest.modules {
         let file = verify_file(directory, module)?;
         let deflated = miniz_oxide::deflate::compress_to_vec(&file, DEFLATE_LEVEL);
         // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block
         // to what it cannot compress.
-        payload.extend((deflated.len() as u32).to_le_bytes());
+        index.extend((deflated.len() as u32).to_le_bytes());
         files.extend(deflated);
     }
-    payload.extend(files);
-    let mut pack = Vec::with_capacity(HEADER_BYTES + payload.len());
-    pack.extend(MAGIC);
-    pack.extend(PACK_VERSION.to_le_bytes());
-    pack.extend([DEFLATE, 0, 0, 0]);
-    pack.extend((text.len() as u64).to_le_bytes());
-    pack.extend((payload.len() as u64).to_le_bytes());
-    pack.extend(payload);
-    Ok(pack)
+    Ok(assemble(&manifest.to_json_string(), &index, &files))
+}
+
+fn assemble(manifest: &str, index: &[u8], files: &[u8]) -> Vec<u8> {
+    let manifest = manifest.as_bytes();
+    let payload_bytes = manifest.len() + index.len() + files.len();
+    [
+        &MAGIC[..],
+        &PACK_VERSION.to_le_bytes(),
+        &[DEFLATE, 0, 0, 0],
+        &(manifest.len() as u64).to_le_bytes(),
+        &(payload_bytes as u64).to_le_bytes(),
+        manifest,
+        index,
+        files,
+    ]
+    .concat()
 }
 
 /// The bytes of the header from `at` on.
@@ -238,27 +244,16 @@ fn split<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::MAX_MODULE_BYTES;
+    use crate::manifest::{EntryPoint, MAX_MODULE_BYTES};
+    use crate::{Arch, Digest, ModuleKey, PtxVersion, Target};
 
-    /// The text of a manifest of these modules.
-    fn manifest_of(modules: &str) -> String {
-        format!(
-            r#"{{"schema": 1, "peersum_version": "0.1.0",
-            "toolkit": {{"compiler": "nvcc", "version": "13.0.88", "build": "b"}},
-            "flags": [], "sources": [], "modules": [{modules}]}}"#
-        )
-    }
+    /// A manifest of no modules.
+    const EMPTY: &str = r#"{"schema": 1, "peersum_version": "0.1.0",
+        "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"},
+        "flags": [], "sources": [], "modules": []}"#;
 
-    /// A pack of no modules: header and manifest alone.
     fn empty_pack() -> Vec<u8> {
-        let manifest = manifest_of("");
-        let mut pack = MAGIC.to_vec();
-        pack.extend(PACK_VERSION.to_le_bytes());
-        pack.extend([DEFLATE, 0, 0, 0]);
-        pack.extend((manifest.len() as u64).to_le_bytes());
-        pack.extend((manifest.len() as u64).to_le_bytes());
-        pack.extend(manifest.as_bytes());
-        pack
+        assemble(EMPTY, &[], &[])
     }
 
     fn with(at: usize, bytes: &[u8]) -> Vec<u8> {
@@ -270,15 +265,9 @@ mod tests {
     #[test]
     fn no_bytes_are_no_pack_and_a_pack_of_nothing_is_one() {
         assert!(Pack::parse(&[]).unwrap().is_none());
-        assert_eq!(
-            Pack::parse(&empty_pack())
-                .unwrap()
-                .unwrap()
-                .manifest()
-                .modules
-                .len(),
-            0
-        );
+        let empty = empty_pack();
+        let pack = Pack::parse(&empty).unwrap().unwrap();
+        assert!(pack.manifest().modules.is_empty());
     }
 
     #[test]
@@ -326,40 +315,30 @@ mod tests {
 
     #[test]
     fn modules_whose_lengths_add_up_past_the_end_are_refused() {
-        let modules: Vec<String> = ["f16", "bf16"]
-            .iter()
-            .map(|dtype| {
-                let name = format!("peersum_push_{dtype}_ws2");
-                let digest = "0".repeat(64);
-                let entry = |algorithm| {
-                    format!(
-                        r#"{{"name": "peersum_push_{algorithm}_{dtype}_ws2",
-                            "registers": 1, "spill_bytes": 0, "shared_bytes": 0,
-                            "max_threads": 512, "pdl": true}}"#
-                    )
-                };
+        let digest = Digest::of(b"");
+        let mut manifest = Manifest::parse(EMPTY).unwrap();
+        let keys = ModuleKey::all().take(2);
+        manifest.modules = keys
+            .map(|key| ManifestModule {
+                key,
+                target: Target::Ptx(Arch::OLDEST),
+                ptx_version: Some(PtxVersion { major: 9, minor: 0 }),
                 // The most that a manifest may say of one file.
-                format!(
-                    r#"{{"name": "{name}", "family": "push", "dtype": "{dtype}", "world_size": 2,
-                        "arch": "sm_90", "kind": "cubin", "file": "{name}.sm_90.cubin",
-                        "bytes": {MAX_MODULE_BYTES}, "sha256": "{digest}",
-                        "closure_digest": "{digest}",
-                        "key": "{digest}", "entry_points": [{}, {}]}}"#,
-                    entry("one_shot"),
-                    entry("two_shot")
-                )
+                bytes: MAX_MODULE_BYTES,
+                sha256: digest,
+                closure_digest: digest,
+                cache_key: digest,
+                entry_points: Vec::from(key.entry_points().map(|name| EntryPoint {
+                    name,
+                    resources: None,
+                    max_threads: 512,
+                    pdl: true,
+                })),
             })
             .collect();
-        let manifest = manifest_of(&modules.join(","));
         // An index whose first file is longer than all that follows.
-        let mut files = u32::MAX.to_le_bytes().to_vec();
-        files.extend([0; 4]);
-        files.extend(b"a few bytes");
-        let mut pack = empty_pack()[..16].to_vec();
-        pack.extend((manifest.len() as u64).to_le_bytes());
-        pack.extend((manifest.len() as u64 + files.len() as u64).to_le_bytes());
-        pack.extend(manifest.as_bytes());
-        pack.extend(files);
+        let index = [u32::MAX.to_le_bytes(), [0; 4]].concat();
+        let pack = assemble(&manifest.to_json_string(), &index, b"a few bytes");
         let error = Pack::parse(&pack).unwrap_err();
         assert!(
             matches!(

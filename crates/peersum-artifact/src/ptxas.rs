@@ -85,6 +85,12 @@ fn count_before(list: &str, unit: &str) -> Option<u32> {
 mod tests {
     use super::*;
 
+    /// Registers, bytes of spills and of shared memory.
+    fn used(report: &PtxasReport, function: &str) -> (u32, u32, u32) {
+        let used = report.functions[function];
+        (used.registers, used.spill_bytes, used.shared_bytes)
+    }
+
     #[test]
     fn registers_spills_and_shared_memory_are_read_for_each_entry_point() {
         let report = PtxasReport::parse(
@@ -100,22 +106,8 @@ mod tests {
              16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads\n\
              ptxas info    : Used 255 registers, used 1 barriers\n",
         );
-        assert_eq!(
-            report.functions["one"],
-            KernelResources {
-                registers: 60,
-                spill_bytes: 0,
-                shared_bytes: 4096
-            }
-        );
-        assert_eq!(
-            report.functions["two"],
-            KernelResources {
-                registers: 255,
-                spill_bytes: 32,
-                shared_bytes: 0
-            }
-        );
+        assert_eq!(used(&report, "one"), (60, 0, 4096));
+        assert_eq!(used(&report, "two"), (255, 32, 0));
         assert_eq!(report.spills().collect::<Vec<_>>(), [("two", 32)]);
         assert!(report.remarks.is_empty(), "{:?}", report.remarks);
     }
@@ -130,14 +122,7 @@ mod tests {
              ptxas info    : Function properties for helper\n    \
              8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n",
         );
-        assert_eq!(
-            report.functions["entry"],
-            KernelResources {
-                registers: 12,
-                spill_bytes: 0,
-                shared_bytes: 64
-            }
-        );
+        assert_eq!(used(&report, "entry"), (12, 0, 64));
         assert_eq!(report.spills().collect::<Vec<_>>(), [("helper", 8)]);
     }
 
@@ -150,14 +135,7 @@ mod tests {
              ptxas         .     0 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads\n\
              ptxas info    : Used 14 registers, used 0 barriers\n",
         );
-        assert_eq!(
-            report.functions["first"],
-            KernelResources {
-                registers: 14,
-                spill_bytes: 12,
-                shared_bytes: 0
-            }
-        );
+        assert_eq!(used(&report, "first"), (14, 12, 0));
     }
 
     #[test]

@@ -19,6 +19,16 @@ pub struct ParseNameError {
     pub valid: String,
 }
 
+impl ParseNameError {
+    pub(crate) fn new(what: &'static str, given: impl fmt::Display, valid: &str) -> Self {
+        Self {
+            what,
+            given: given.to_string(),
+            valid: valid.to_owned(),
+        }
+    }
+}
+
 /// Implements `ALL`, `as_str`, `Display`, `FromStr` and serde (as the name) for an enum of unit
 /// variants.
 macro_rules! vocabulary {
@@ -50,11 +60,11 @@ macro_rules! vocabulary {
             fn from_str(given: &str) -> Result<Self, Self::Err> {
                 match given {
                     $($name => Ok($type::$variant),)+
-                    _ => Err($crate::vocabulary::ParseNameError {
-                        what: $what,
-                        given: given.to_owned(),
-                        valid: [$($name),+].join(", "),
-                    }),
+                    _ => Err($crate::vocabulary::ParseNameError::new(
+                        $what,
+                        given,
+                        &[$($name),+].join(", "),
+                    )),
                 }
             }
         }

@@ -1,11 +1,16 @@
 //! Which file serves which device, and which driver it needs.
 
-use peersum_artifact::{
-    Arch, CudaVersion, PtxVersion, RELEASE_SET, Target, best_target, driver_branch_floor,
-};
+use peersum_artifact::{Arch, CudaVersion, PtxVersion, RELEASE_SET, Target, driver_branch_floor};
 
 mod support;
 use support::target;
+
+/// The best of several targets for a device, as the loader chooses it: cubins before PTX, and the
+/// highest that serves.
+fn best_target(targets: impl IntoIterator<Item = Target>, device: Arch) -> Option<Target> {
+    let serving = targets.into_iter().filter(|target| target.serves(device));
+    serving.max_by_key(|target| (matches!(target, Target::Cubin(_)), *target))
+}
 
 fn device(number: u8) -> Arch {
     Arch::plain(number / 10, number % 10)

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
 use peersum_artifact::{
-    Arch, Family, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, SchemaError,
+    Family, MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, ManifestError, SchemaError,
 };
 use serde_json::{Value, json};
 
@@ -140,7 +140,7 @@ fn a_directory_is_read_and_every_failure_names_its_path() {
 }
 
 #[test]
-fn a_module_is_found_by_exact_target_or_by_the_best_for_a_device() {
+fn a_module_is_found_by_its_exact_target() {
     let manifest = sample_manifest();
     let push = key(Family::Push);
     assert_eq!(
@@ -149,14 +149,6 @@ fn a_module_is_found_by_exact_target_or_by_the_best_for_a_device() {
     );
     assert!(manifest.find(push, target("sm_80")).is_none());
     assert!(manifest.find(key(Family::Pull), target("sm_90")).is_none());
-    let best = |major, minor| {
-        manifest
-            .find_for(push, Arch::plain(major, minor))
-            .map(|module| module.target)
-    };
-    assert_eq!(best(9, 0), Some(target("sm_90")));
-    assert_eq!(best(8, 6), Some(target("compute_80")));
-    assert_eq!(best(7, 5), None);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Error, Rendezvous, reference};
 
 use crate::bounded::STEPS;
-use crate::random::random_seed;
 use crate::ranks::in_threads;
 use crate::report::{Finding, Subject};
 
@@ -30,7 +29,7 @@ pub(crate) fn all_reduce_between<S: DeviceStream + Send + Sync>(
     policy: &LoadPolicy,
     patience: Duration,
 ) -> WrongCalls {
-    let seed = random_seed().map_err(|error| (0, error.into()))?;
+    let seed = fastrand::u64(..);
     let wrong = in_threads(streams, |stream, rendezvous| {
         wrong_calls(stream, rendezvous, policy.clone(), seed, patience)
     })?;
@@ -89,16 +88,11 @@ fn wrong_calls<S: DeviceStream>(
     Ok(wrong)
 }
 
-/// Numbers whose sums need rounding. SplitMix64, so that every rank knows the numbers of all.
+/// Numbers whose sums need rounding. Every rank knows the numbers of all.
 fn values(seed: u64, len: usize) -> Vec<bf16> {
-    (1..=len as u64)
-        .map(|index| {
-            let mut word = seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            bf16::from_f32((word >> 40) as f32 / 16_777_216.0 - 0.5)
-        })
-        .collect()
+    let mut random = fastrand::Rng::with_seed(seed);
+    let numbers = std::iter::repeat_with(|| bf16::from_f32(random.f32() - 0.5));
+    numbers.take(len).collect()
 }
 
 /// The finding about an all-reduce between ranks on GPUs or on the emulator.
@@ -108,13 +102,7 @@ pub(crate) fn all_reduce_finding(
     outcome: WrongCalls,
 ) -> Finding {
     let calls = LENGTHS.len();
-    let (of_gpus, advice) = match subject {
-        Subject::Emulator => (false, "run `cargo xtask test-allreduce --device emulator`"),
-        _ => (
-            true,
-            "do not use peersum on these GPUs; run `cargo xtask test-allreduce`",
-        ),
-    };
+    let of_gpus = subject != Subject::Emulator;
     let finding = match outcome {
         Ok(0) => {
             let seen = format!(
@@ -128,12 +116,17 @@ pub(crate) fn all_reduce_finding(
             let seen = format!(
                 "{world_size} ranks: {wrong} of {results} results differ from the reference"
             );
-            Finding::not(subject, seen).meaning(format!("{advice} and report what it says"))
+            Finding::not(subject, seen).meaning(if of_gpus {
+                "do not use peersum on these GPUs; run `cargo xtask test-allreduce` and report \
+                 what it says"
+            } else {
+                "run `cargo xtask test-allreduce --device emulator` and report what it says"
+            })
         }
-        Err((rank, error)) => Finding::not(
-            subject,
-            format!("{world_size} ranks, on rank {rank}: {error}"),
-        ),
+        Err((rank, error)) => {
+            let seen = format!("{world_size} ranks, on rank {rank}: {error}");
+            Finding::not(subject, seen)
+        }
     };
     finding.blocking(of_gpus)
 }

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use peersum::cuda::diagnosis::update_hint;
-use peersum::loader::{self, DeviceTarget, JitMode, LoadError, LoadPolicy, LoadedImage, Reason};
+use peersum::loader::{self, DeviceTarget, JitMode, LoadError, LoadPolicy, Reason, update_hint};
 use peersum_artifact::{Arch, CudaVersion, ModuleKey, RELEASE_SET, Target};
 
 use crate::report::{Finding, Subject};
@@ -11,8 +10,8 @@ use crate::report::{Finding, Subject};
 /// What the places that were filled ahead of time have for one architecture.
 #[derive(Default)]
 struct Served {
-    /// How many modules come from each place, by the place in words.
-    places: BTreeMap<String, usize>,
+    /// How many modules come from each place, by the place in words and what they were made for.
+    places: BTreeMap<(String, Target), usize>,
     missing: Vec<ModuleKey>,
     /// The first reasons for which something that is there cannot be used.
     unusable: Vec<String>,
@@ -20,34 +19,42 @@ struct Served {
     newer_toolkit: Option<CudaVersion>,
 }
 
-/// Looks for every module that `device` could need. `place` says where an image came from.
-fn ahead_of_time(
-    policy: &LoadPolicy,
-    device: &DeviceTarget,
-    place: impl Fn(&LoadedImage) -> String,
-) -> Served {
-    // To compile all that is missing would take seconds.
-    let ahead = policy.clone().jit(JitMode::Deny);
-    let mut served = Served::default();
-    for key in ModuleKey::all() {
-        match loader::load(&ahead, key, device) {
-            Ok(image) => *served.places.entry(place(&image)).or_default() += 1,
-            // Only GPUs that can run the kernels are asked for.
-            Err(LoadError::ArchTooOld { .. }) => served.missing.push(key),
-            Err(LoadError::NotFound { passed_over, .. }) => {
-                served.missing.push(key);
-                for passed in passed_over {
-                    if let Reason::DriverTooOld { toolkit, .. } = passed.reason {
-                        served.newer_toolkit = Some(toolkit);
-                    }
-                    if !passed.reason.is_absence() && served.unusable.len() < 3 {
-                        served.unusable.push(passed.to_string());
+impl Served {
+    /// Looks for every module that `device` could need.
+    fn look(&mut self, policy: &LoadPolicy, device: &DeviceTarget) {
+        // To compile all that is missing would take seconds.
+        let ahead = policy.clone().jit(JitMode::Deny);
+        for key in ModuleKey::all() {
+            match loader::load(&ahead, key, device) {
+                Ok(image) => {
+                    let place = (image.report.place.to_string(), image.target);
+                    *self.places.entry(place).or_default() += 1;
+                }
+                // Only GPUs that can run the kernels are asked for.
+                Err(LoadError::ArchTooOld { .. }) => self.missing.push(key),
+                Err(LoadError::NotFound { passed_over, .. }) => {
+                    self.missing.push(key);
+                    for passed in passed_over {
+                        if let Reason::DriverTooOld { toolkit, .. } = passed.reason {
+                            self.newer_toolkit = Some(toolkit);
+                        }
+                        if !passed.reason.is_absence() && self.unusable.len() < 3 {
+                            self.unusable.push(passed.to_string());
+                        }
                     }
                 }
             }
         }
     }
-    served
+
+    /// What comes from each place, in words.
+    fn texts(&self) -> Vec<String> {
+        let total = ModuleKey::all().count();
+        let text = |((place, target), count): (&(String, Target), &usize)| {
+            format!("{count} of {total} modules from {place}, made for {target}")
+        };
+        self.places.iter().map(text).collect()
+    }
 }
 
 /// Looks for every module that `arch` could need. `first_steps` says how to make them.
@@ -63,21 +70,13 @@ pub(crate) fn cubins(
     };
     let target = Target::Cubin(arch);
     let total = ModuleKey::all().count();
-    let mut served = if policy.jit_mode() == JitMode::Force {
-        Served {
-            missing: ModuleKey::all().collect(),
-            ..Served::default()
-        }
+    let mut served = Served::default();
+    if policy.jit_mode() == JitMode::Force {
+        served.missing.extend(ModuleKey::all());
     } else {
-        ahead_of_time(policy, &device, |image| {
-            format!("{}, made for {}", image.report.place, image.target)
-        })
-    };
-    let mut seen: Vec<String> = served
-        .places
-        .iter()
-        .map(|(place, count)| format!("{count} of {total} modules from {place}"))
-        .collect();
+        served.look(policy, &device);
+    }
+    let mut seen = served.texts();
     let missing = served.missing.len();
     let Some(&first_missing) = served.missing.first() else {
         return Finding::works(Subject::Cubins, seen.join("; "));
@@ -117,35 +116,26 @@ pub(crate) fn cubins(
 
 /// What was compiled ahead of time, if there is no GPU to ask for.
 pub(crate) fn compiled_ahead(policy: &LoadPolicy) -> Finding {
-    let total = ModuleKey::all().count();
-    let mut counts = Vec::new();
-    let (mut from, mut unusable) = (None, None);
+    let mut served = Served::default();
     for target in RELEASE_SET {
-        let Target::Cubin(arch) = target else {
-            continue;
-        };
-        let device = DeviceTarget {
-            arch,
-            driver_version: None,
-        };
-        let served = ahead_of_time(policy, &device, |image| image.report.place.to_string());
-        let count: usize = served.places.values().sum();
-        if count > 0 {
-            counts.push(format!("{count} of {total} for {target}"));
-        }
-        from = from.or(served.places.into_keys().next());
-        unusable = unusable.or(served.unusable.into_iter().next());
-    }
-    let unneeded = "nothing on this machine needs them. `cargo xtask precompile` makes them for \
-                    any GPU, without one";
-    match (from, unusable) {
-        (Some(from), _) => Finding::works(
-            Subject::Cubins,
-            format!("{} from {from}", counts.join(", ")),
-        ),
-        (None, Some(unusable)) => Finding::not(Subject::Cubins, unusable).meaning(unneeded),
-        (None, None) => {
-            Finding::not(Subject::Cubins, "no compiled kernels here".to_owned()).meaning(unneeded)
+        if let Target::Cubin(arch) = target {
+            let driver_version = None;
+            served.look(
+                policy,
+                &DeviceTarget {
+                    arch,
+                    driver_version,
+                },
+            );
         }
     }
+    if !served.places.is_empty() {
+        return Finding::works(Subject::Cubins, served.texts().join("; "));
+    }
+    let none = || "no compiled kernels here".to_owned();
+    let seen = served.unusable.into_iter().next().unwrap_or_else(none);
+    Finding::not(Subject::Cubins, seen).meaning(
+        "nothing on this machine needs them. `cargo xtask precompile` makes them for any GPU, \
+         without one",
+    )
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use peersum::loader::LoadPolicy;
+use rustix::process::{Resource, getrlimit};
 
 use crate::cubins::compiled_ahead;
 use crate::gpus::Gpus;
@@ -17,45 +18,31 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Looks at the machine, with the settings that a communicator would take from the environment.
 #[must_use]
 pub fn doctor() -> Report {
-    Examination::new().run()
+    Examination::default().run()
 }
 
 /// What to look at, and how long.
 #[derive(Debug, Clone)]
 #[must_use = "an examination does nothing until `run` is called"]
 pub struct Examination {
-    cubin_dir: Option<PathBuf>,
-    patience: Duration,
+    /// Where to look for compiled kernels first, as [`LoadPolicy::cubin_dir`] does.
+    pub cubin_dir: Option<PathBuf>,
+    /// How long a check may take, 20 seconds by default. One that builds a whole communicator may
+    /// take four times as long.
+    pub patience: Duration,
 }
 
 impl Default for Examination {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Examination {
     /// What [`doctor`] looks at.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             cubin_dir: None,
             patience: PATIENCE,
         }
     }
+}
 
-    /// Looks for compiled kernels in this directory first, as [`LoadPolicy::cubin_dir`] does.
-    pub fn cubin_dir(mut self, directory: impl Into<PathBuf>) -> Self {
-        self.cubin_dir = Some(directory.into());
-        self
-    }
-
-    /// How long a check may take, 20 seconds by default. One that builds a whole communicator may
-    /// take four times as long.
-    pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
-    }
-
+impl Examination {
     /// Looks.
     #[must_use]
     pub fn run(self) -> Report {
@@ -98,7 +85,7 @@ impl Examination {
         ));
         report.push(Finding::within(patience, Subject::Nccl, places::nccl));
         report.push(machine::namespaces());
-        report.push(machine::limits());
+        report.push(machine::limits(getrlimit(Resource::Nofile).current));
         report.push(machine::environment(report.gpus.len(), variable));
         report
     }

@@ -7,7 +7,6 @@ use peersum::rendezvous::Group;
 use peersum::{Error, Rendezvous, SharedMemory, share};
 use peersum_artifact::Digest;
 
-use crate::random::random_bytes;
 use crate::ranks::in_threads;
 
 /// Large enough that the time of a copy says something about the link.
@@ -53,17 +52,10 @@ pub(crate) fn exchange<D: Device>(
 ) -> Result<Exchanged, Error> {
     let own = device.allocate_shared(BYTES, sharing)?;
     let staging = device.allocate_shared(BYTES, sharing)?;
-    let own_address = device.allocation_address(&own);
+    let addresses = [&own, &staging].map(|memory| device.allocation_address(memory));
     let label = "doctor's memory";
     let mut shared = share(device, group, Ok(own), BYTES as u64, label, patience)?;
-    let result = Both {
-        device,
-        group: &mut *group,
-        own: own_address,
-        staging: device.allocation_address(&staging),
-        patience,
-    }
-    .run(&shared);
+    let result = both_ways(device, group, addresses, &shared, patience);
     // A copy that could not be waited for may still use all of it.
     if let Err(error) = device.synchronize() {
         std::mem::forget((shared, staging));
@@ -78,89 +70,75 @@ pub(crate) fn exchange<D: Device>(
     Ok(exchanged)
 }
 
-/// One rank in an exchange.
-struct Both<'a, D: Device> {
-    device: &'a D,
-    group: &'a mut Group,
-    /// [`BYTES`] of this rank's memory, which the other maps.
-    own: u64,
-    /// [`BYTES`] of this rank's memory.
-    staging: u64,
+/// The data of an exchange. `own`, which the other rank maps, and `staging` are this rank's memory
+/// of [`BYTES`] bytes each.
+fn both_ways<D: Device>(
+    device: &D,
+    group: &mut Group,
+    [own, staging]: [u64; 2],
+    shared: &SharedMemory<D>,
     patience: Duration,
-}
-
-impl<D: Device> Both<'_, D> {
-    fn run(mut self, shared: &SharedMemory<D>) -> Result<Exchanged, Error> {
-        let peer = 1 - self.group.rank() as usize;
-        let theirs = shared.addresses[peer];
-
-        let sent = self.write_random(self.staging)?;
-        self.copy(theirs, self.staging)?;
-        let expected = self.tell("doctor's write", &sent, peer)?;
-        let arrived = self.digest(self.own)? == expected;
-        self.group.barrier("doctor's look", self.patience)?;
-
-        // Other bytes than before, so that what was not read cannot pass.
-        let offered = self.write_random(self.own)?;
-        let expected = self.tell("doctor's own write", &offered, peer)?;
-        self.copy(self.staging, theirs)?;
-        let read = self.digest(self.staging)? == expected;
-
-        self.group.barrier("doctor's clock", self.patience)?;
-        let began = Instant::now();
-        for _ in 1..TIMED_COPIES {
-            // SAFETY: as in `copy`.
-            unsafe { self.device.copy(self.staging, theirs, BYTES)? };
-        }
-        self.copy(self.staging, theirs)?;
-        let bytes = f64::from(TIMED_COPIES) * BYTES as f64;
-        let gigabytes_per_second = bytes / began.elapsed().as_secs_f64() / 1e9;
-
-        let arrived = arrived.to_string();
-        let wrote = self.tell("doctor's results", &arrived, peer)? == true.to_string();
-        Ok(Exchanged {
-            wrote,
-            read,
-            gigabytes_per_second,
-        })
-    }
-
-    /// Gives `word` to the other rank and returns its word, once both have come here.
-    fn tell(&mut self, label: &str, word: &str, peer: usize) -> Result<String, Error> {
-        let words = self
-            .group
-            .all_gather(label, word.as_bytes(), self.patience)?;
+) -> Result<Exchanged, Error> {
+    let peer = 1 - group.rank() as usize;
+    let theirs = shared.addresses[peer];
+    // Gives a word to the other rank and returns its word, once both have come here.
+    let tell = |group: &mut Group, label: &str, word: &str| {
+        let words = group.all_gather(label, word.as_bytes(), patience)?;
         let theirs = words.get(peer).map_or(&[][..], Vec::as_slice);
-        Ok(String::from_utf8_lossy(theirs).into_owned())
-    }
-
-    /// Fills one of this rank's two allocations, waits for it, and returns the digest of what it
-    /// now holds.
-    fn write_random(&self, destination: u64) -> Result<String, DeviceError> {
-        let bytes = random_bytes(BYTES)?;
+        Ok::<_, Error>(String::from_utf8_lossy(theirs).into_owned())
+    };
+    // Fills `own` or `staging`, waits for it, and returns the digest of what it now holds.
+    let write_random = |destination: u64| {
+        // Different in every run, so that what an earlier one left in memory cannot pass.
+        let mut bytes = vec![0; BYTES];
+        fastrand::fill(&mut bytes);
         // SAFETY: the destination is one of this rank's two allocations, of as many bytes.
-        unsafe { self.device.write(destination, &bytes)? };
+        unsafe { device.write(destination, &bytes)? };
         // A device's `write` need only have taken the bytes when it returns.
-        self.device.synchronize()?;
-        Ok(Digest::of(&bytes).to_string())
-    }
-
-    /// The digest of what one of this rank's two allocations holds.
-    fn digest(&self, source: u64) -> Result<String, DeviceError> {
+        device.synchronize()?;
+        Ok::<_, DeviceError>(Digest::of(&bytes).to_string())
+    };
+    // The digest of what `own` or `staging` holds.
+    let digest = |source: u64| {
         let mut bytes = vec![0; BYTES];
         // SAFETY: the source is one of this rank's two allocations, of as many bytes.
-        unsafe { self.device.read(source, &mut bytes)? };
-        Ok(Digest::of(&bytes).to_string())
-    }
+        unsafe { device.read(source, &mut bytes)? };
+        Ok::<_, DeviceError>(Digest::of(&bytes).to_string())
+    };
+    // SAFETY: both ranges are `BYTES` long, this rank's or mapped from the other. A mapping of a
+    // descriptor keeps the memory; memory that is lent otherwise is freed by its owner after the
+    // last meeting, or never.
+    let copy = |destination: u64, source: u64| unsafe { device.copy(destination, source, BYTES) };
 
-    /// Copies and waits for it.
-    fn copy(&self, destination: u64, source: u64) -> Result<(), DeviceError> {
-        // SAFETY: both ranges are `BYTES` long, this rank's or mapped from the other. A mapping of
-        // a descriptor keeps the memory; memory that is lent otherwise is freed by its owner after
-        // the last meeting, or never.
-        unsafe { self.device.copy(destination, source, BYTES)? };
-        self.device.synchronize()
+    let sent = write_random(staging)?;
+    copy(theirs, staging)?;
+    device.synchronize()?;
+    let expected = tell(group, "doctor's write", &sent)?;
+    let arrived = digest(own)? == expected;
+    group.barrier("doctor's look", patience)?;
+
+    // Other bytes than before, so that what was not read cannot pass.
+    let offered = write_random(own)?;
+    let expected = tell(group, "doctor's own write", &offered)?;
+    copy(staging, theirs)?;
+    device.synchronize()?;
+    let read = digest(staging)? == expected;
+
+    group.barrier("doctor's clock", patience)?;
+    let began = Instant::now();
+    for _ in 0..TIMED_COPIES {
+        copy(staging, theirs)?;
     }
+    device.synchronize()?;
+    let bytes = f64::from(TIMED_COPIES) * BYTES as f64;
+    let gigabytes_per_second = bytes / began.elapsed().as_secs_f64() / 1e9;
+
+    let wrote = tell(group, "doctor's results", &arrived.to_string())? == true.to_string();
+    Ok(Exchanged {
+        wrote,
+        read,
+        gigabytes_per_second,
+    })
 }
 
 /// Joins the group and exchanges on the stream that `open` opens.

@@ -1,5 +1,6 @@
 //! The GPUs: what each is, what memory they share, and a sum over all of them.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,19 +21,12 @@ use crate::report::{
     ComputeMode, DriverFacts, Finding, GpuFacts, LinkFacts, Report, Subject, Verdict,
 };
 use crate::verdicts::{
-    SharingFault, driver_finding, gpu_finding, link_findings, shared_finding, trouble_finding,
+    driver_finding, gpu_finding, link_findings, shared_by_address, shared_finding, trouble_finding,
+    unshared, wrong_data,
 };
 
 /// The most ranks of a communicator.
 const MOST_RANKS: usize = 8;
-
-/// A GPU whose context is open.
-#[derive(Clone)]
-struct OpenGpu {
-    ordinal: u32,
-    arch: Arch,
-    context: Arc<CudaContext>,
-}
 
 /// One look at the GPUs.
 pub(crate) struct Gpus<'a> {
@@ -43,19 +37,18 @@ pub(crate) struct Gpus<'a> {
 
 impl Gpus<'_> {
     /// Looks at the driver, and at what it has.
-    pub(crate) fn examine(&mut self, traces: Traces) {
-        // `None`: something is in the way of all that would follow, and has been reported.
-        let _ = self.try_all(traces);
+    pub(crate) fn examine(mut self, traces: Traces) {
+        if let Err(in_the_way) = self.try_all(traces) {
+            self.report.push(in_the_way);
+        }
     }
 
-    fn try_all(&mut self, traces: Traces) -> Option<()> {
-        let version = match self.bounded(1, Subject::Driver, &[], start)? {
-            Ok(version) => version,
-            Err(trouble) => {
-                self.report.push(trouble_finding(&trouble, traces));
-                return None;
-            }
-        };
+    /// # Errors
+    /// What is in the way of all that would follow.
+    fn try_all(&mut self, traces: Traces) -> Result<(), Finding> {
+        let version = self
+            .bounded(1, Subject::Driver, &[], start)?
+            .map_err(|trouble| trouble_finding(&trouble, traces))?;
         let kernel_module = driver::kernel_module();
         self.report
             .push(driver_finding(version, kernel_module.as_deref()));
@@ -63,32 +56,28 @@ impl Gpus<'_> {
             cuda: version.to_string(),
             kernel_module,
         });
-        let candidates = self.describe()?;
-        let kernels = self.kernels(&candidates, version);
-        let open = self.open(&candidates)?;
-        if self.share(&open)? && kernels {
-            self.reduce(&open)?;
+        let usable = self.describe()?;
+        let kernels = self.kernels(&usable, version);
+        let open = self.open(&usable)?;
+        if !open.is_empty() && self.share(&open)? && kernels {
+            self.reduce(&open, &usable)?;
         }
-        Some(())
+        Ok(())
     }
 
     /// Reports every GPU. Those that can be used, by ordinal, with their architectures.
-    fn describe(&mut self) -> Option<Vec<(u32, Arch)>> {
-        let (gpus, links) = match self.bounded(1, Subject::Gpu, &[], facts)? {
-            Ok(facts) => facts,
-            Err(error) => {
-                self.report.push(
-                    Finding::not(Subject::Gpu, error)
-                        .meaning(RESTART)
-                        .blocking(true),
-                );
-                return None;
-            }
-        };
+    fn describe(&mut self) -> Result<BTreeMap<u32, Arch>, Finding> {
+        let (gpus, links) = self
+            .bounded(1, Subject::Gpu, &[], facts)?
+            .map_err(|error| {
+                Finding::not(Subject::Gpu, error)
+                    .meaning(RESTART)
+                    .blocking(true)
+            })?;
         let is_usable = |(gpu, arch): &&(GpuFacts, Arch)| {
             arch.runs_kernels() && gpu.compute_mode != ComputeMode::Prohibited
         };
-        let candidates: Vec<(u32, Arch)> = gpus
+        let usable: BTreeMap<u32, Arch> = gpus
             .iter()
             .filter(is_usable)
             .map(|(gpu, arch)| (gpu.ordinal, *arch))
@@ -97,19 +86,19 @@ impl Gpus<'_> {
         self.report.links = links;
         for (gpu, arch) in gpus {
             let finding = gpu_finding(&gpu, arch.runs_kernels());
-            self.report.push(finding.blocking(candidates.is_empty()));
+            self.report.push(finding.blocking(usable.is_empty()));
         }
-        Some(candidates)
+        Ok(usable)
     }
 
     /// Whether there are compiled kernels for every architecture.
-    fn kernels(&mut self, gpus: &[(u32, Arch)], version: CudaVersion) -> bool {
-        let mut architectures: Vec<Arch> = gpus.iter().map(|(_, arch)| *arch).collect();
-        architectures.sort_unstable();
-        architectures.dedup();
+    fn kernels(&mut self, gpus: &BTreeMap<u32, Arch>, version: CudaVersion) -> bool {
+        let mut by_arch: BTreeMap<Arch, Vec<u32>> = BTreeMap::new();
+        for (&ordinal, &arch) in gpus {
+            by_arch.entry(arch).or_default().push(ordinal);
+        }
         let mut all = true;
-        for arch in architectures {
-            let of_it = gpus.iter().filter(|gpu| gpu.1 == arch).map(|gpu| gpu.0);
+        for (arch, of_it) in by_arch {
             let first_steps = format!(
                 "run `cargo xtask precompile --arch sm_{arch}` and name its output with \
                  PEERSUM_CUBIN_DIR, or build with a released peersum-kernels, which carries cubins"
@@ -121,21 +110,12 @@ impl Gpus<'_> {
         all
     }
 
-    /// Opens a context on each GPU, with a stream, a page of locked memory and a handle of legacy
-    /// IPC. `None` if no GPU opens.
-    fn open(&mut self, gpus: &[(u32, Arch)]) -> Option<Vec<OpenGpu>> {
+    /// Opens a context on each GPU, with a stream and a page of locked memory.
+    fn open(&mut self, gpus: &BTreeMap<u32, Arch>) -> Result<Vec<Arc<CudaContext>>, Finding> {
         let mut open = Vec::new();
-        let mut without_handle = Vec::new();
-        for &(ordinal, arch) in gpus {
+        for &ordinal in gpus.keys() {
             match self.bounded(1, Subject::Gpu, &[ordinal], move || open_one(ordinal))? {
-                Ok((context, handle)) => {
-                    open.push(OpenGpu {
-                        ordinal,
-                        arch,
-                        context,
-                    });
-                    without_handle.extend(handle.err().map(|error| (ordinal, error)));
-                }
+                Ok(context) => open.push(context),
                 Err(error) => self.report.push(
                     Finding::not(Subject::Context, error)
                         .on([ordinal])
@@ -147,41 +127,18 @@ impl Gpus<'_> {
                 ),
             }
         }
-        if open.is_empty() {
-            return None;
+        if !open.is_empty() {
+            let seen = "opened, and a page of the host's memory locked and mapped";
+            let opened = Finding::works(Subject::Context, seen);
+            self.report.push(opened.on(open.iter().map(ordinal)));
         }
-        let ordinals: Vec<u32> = open.iter().map(|gpu| gpu.ordinal).collect();
-        self.report.push(
-            Finding::works(
-                Subject::Context,
-                "opened, and a page of the host's memory locked and mapped",
-            )
-            .on(ordinals.clone()),
-        );
-        if without_handle.is_empty() {
-            self.report.push(
-                Finding::works(Subject::LegacyIpc, "a handle was made")
-                    .on(ordinals)
-                    .meaning(
-                        "the fallback if memory cannot be shared as file descriptors. `cargo xtask \
-                         doctor` tries whether another process can open it",
-                    ),
-            );
-        }
-        for (ordinal, error) in without_handle {
-            self.report.push(
-                Finding::not(Subject::LegacyIpc, error)
-                    .on([ordinal])
-                    .meaning("not needed if memory is shared as file descriptors"),
-            );
-        }
-        Some(open)
+        Ok(open)
     }
 
     /// Sends data both ways between every two GPUs, or between two ranks on the only one. False if
     /// that does not work everywhere.
-    fn share(&mut self, open: &[OpenGpu]) -> Option<bool> {
-        let pairs: Vec<[&OpenGpu; 2]> = match open {
+    fn share(&mut self, open: &[Arc<CudaContext>]) -> Result<bool, Finding> {
+        let pairs: Vec<[&Arc<CudaContext>; 2]> = match open {
             [only] => vec![[only, only]],
             _ => (0..open.len())
                 .flat_map(|second| (0..second).map(move |first| [&open[first], &open[second]]))
@@ -189,11 +146,11 @@ impl Gpus<'_> {
         };
         let mut right = Vec::new();
         let mut faults = Vec::new();
-        for pair in &pairs {
-            let ordinals = pair.map(|gpu| gpu.ordinal);
-            match self.exchange(*pair)? {
+        for &pair in &pairs {
+            let ordinals = pair.map(ordinal);
+            match self.exchange(pair)? {
                 Ok(exchanged) => right.push((ordinals, exchanged)),
-                Err(fault) => faults.push((ordinals, fault)),
+                Err(fault) => faults.push(fault.on(ordinals)),
             }
         }
         for (ordinals, exchanged) in &right {
@@ -202,59 +159,63 @@ impl Gpus<'_> {
         if !right.is_empty() {
             self.report.push(shared_finding(&right, pairs.len()));
         }
-        let by_address =
-            |(_, fault): &(_, SharingFault)| matches!(fault, SharingFault::ByAddress(_));
+        let by_address = |fault: &Finding| fault.verdict == Verdict::Slower;
         let any = !right.is_empty() || faults.iter().any(by_address);
         let all = faults.iter().all(by_address);
-        for (ordinals, fault) in faults {
-            let mut ordinals = ordinals.to_vec();
-            ordinals.dedup();
-            self.report.push(fault.finding(!any).on(ordinals));
+        for fault in faults {
+            let blocking = !any && !by_address(&fault);
+            self.report.push(fault.blocking(blocking));
         }
         if open.len() > 1 {
             for finding in link_findings(&self.report.links) {
                 self.report.push(finding);
             }
         }
-        Some(all)
+        Ok(all)
     }
 
-    /// What both ranks saw if every byte arrived by file descriptors, else why not.
-    fn exchange(&mut self, pair: [&OpenGpu; 2]) -> Option<Result<Vec<Exchanged>, SharingFault>> {
+    /// What both ranks saw if every byte arrived by file descriptors, else what is wrong.
+    fn exchange(
+        &self,
+        pair: [&Arc<CudaContext>; 2],
+    ) -> Result<Result<Vec<Exchanged>, Finding>, Finding> {
         let arrived = |exchanged: &[Exchanged]| exchanged.iter().all(Exchanged::all_arrived);
         let reason = match self.exchange_by(MemorySharing::FileDescriptor, pair)? {
-            Ok(exchanged) if arrived(&exchanged) => return Some(Ok(exchanged)),
-            Ok(exchanged) => return Some(Err(SharingFault::Wrong(exchanged))),
+            Ok(exchanged) if arrived(&exchanged) => return Ok(Ok(exchanged)),
+            Ok(exchanged) => return Ok(Err(wrong_data(&exchanged))),
             Err(reason) => reason,
         };
-        Some(Err(
-            match self.exchange_by(MemorySharing::LegacyIpc, pair)? {
-                Ok(exchanged) if arrived(&exchanged) => SharingFault::ByAddress(reason),
-                Ok(exchanged) => SharingFault::Wrong(exchanged),
-                Err(other) if other == reason => SharingFault::Failed(reason),
-                Err(other) => SharingFault::Failed(format!("{reason}; by address: {other}")),
-            },
-        ))
+        let fault = match self.exchange_by(MemorySharing::LegacyIpc, pair)? {
+            Ok(exchanged) if arrived(&exchanged) => shared_by_address(&reason),
+            Ok(exchanged) => wrong_data(&exchanged),
+            Err(other) if other == reason => unshared(reason),
+            Err(other) => unshared(format!("{reason}; by address: {other}")),
+        };
+        Ok(Err(fault))
     }
 
     /// What both ranks saw, or the error of one.
     fn exchange_by(
-        &mut self,
+        &self,
         sharing: MemorySharing,
-        pair: [&OpenGpu; 2],
-    ) -> Option<Result<Vec<Exchanged>, String>> {
-        let gpus = pair.map(Clone::clone);
+        pair: [&Arc<CudaContext>; 2],
+    ) -> Result<Result<Vec<Exchanged>, String>, Finding> {
+        let gpus = pair.map(Arc::clone);
         let patience = self.patience;
-        let ordinals = pair.map(|gpu| gpu.ordinal);
-        self.bounded(STEPS, Subject::SharedMemory, &ordinals, move || {
-            let on = |rank: usize, error: &dyn std::error::Error| {
-                format!("GPU {}: {error}", gpus[rank].ordinal)
-            };
-            let stream =
-                |rank: usize| new_stream(&gpus[rank].context).map_err(|error| on(rank, &error));
-            exchange_between([&stream(0)?, &stream(1)?], sharing, patience)
-                .map_err(|(rank, error)| on(rank, &error))
-        })
+        self.bounded(
+            STEPS,
+            Subject::SharedMemory,
+            &pair.map(ordinal),
+            move || {
+                let on = |rank: usize, error: &dyn std::error::Error| {
+                    format!("GPU {}: {error}", ordinal(&gpus[rank]))
+                };
+                let stream =
+                    |rank: usize| new_stream(&gpus[rank]).map_err(|error| on(rank, &error));
+                exchange_between([&stream(0)?, &stream(1)?], sharing, patience)
+                    .map_err(|(rank, error)| on(rank, &error))
+            },
+        )
     }
 
     /// Keeps what was measured beside what the driver says of the two links.
@@ -271,60 +232,61 @@ impl Gpus<'_> {
     }
 
     /// Sums over all GPUs, or over two ranks on the only one.
-    fn reduce(&mut self, open: &[OpenGpu]) -> Option<()> {
-        let ranks: Vec<OpenGpu> = match open {
-            [only] => vec![only.clone(), only.clone()],
+    fn reduce(
+        &mut self,
+        open: &[Arc<CudaContext>],
+        usable: &BTreeMap<u32, Arch>,
+    ) -> Result<(), Finding> {
+        let ranks: Vec<Arc<CudaContext>> = match open {
+            [only] => vec![Arc::clone(only); 2],
             _ => open.iter().take(MOST_RANKS).cloned().collect(),
         };
-        let mut ordinals: Vec<u32> = ranks.iter().map(|rank| rank.ordinal).collect();
-        ordinals.dedup();
         let world_size = ranks.len();
-        let archs_differ = ranks.iter().any(|rank| rank.arch != ranks[0].arch);
+        let ordinals: Vec<u32> = ranks.iter().map(ordinal).collect();
         let (policy, patience) = (self.policy.clone(), self.patience);
         let outcome = self.bounded(STEPS, Subject::AllReduce, &ordinals, move || {
             let streams: Vec<Arc<CudaStream>> = ranks
                 .iter()
-                .map(|rank| new_stream(&rank.context))
+                .map(new_stream)
                 .collect::<Result<_, _>>()
                 .map_err(|error| (0, error.into()))?;
             all_reduce_between(&streams, &policy, patience)
         })?;
+        let archs: BTreeSet<Option<&Arch>> = ordinals.iter().map(|gpu| usable.get(gpu)).collect();
         let mut finding = all_reduce_finding(Subject::AllReduce, world_size, outcome).on(ordinals);
-        if archs_differ && finding.verdict != Verdict::Works {
+        if archs.len() > 1 && finding.verdict != Verdict::Works {
             finding = finding.meaning(
                 "the GPUs are of different architectures, which a group may not be able to mix",
             );
         }
         self.report.push(finding);
-        Some(())
+        Ok(())
     }
 
-    /// Runs a check that may take so many times the patience. If it gives no answer, that is
-    /// reported, and nothing that would need the driver after it is tried.
+    /// Runs a check that may take so many times the patience.
+    ///
+    /// # Errors
+    /// It gave no answer: nothing that would need the driver after it should be tried.
     fn bounded<T: Send + 'static>(
-        &mut self,
+        &self,
         times: u32,
         subject: Subject,
         gpus: &[u32],
         check: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
-        match bounded(self.patience * times, check) {
-            Ok(answer) => Some(answer),
-            Err(unanswered) => {
-                let mut gpus = gpus.to_vec();
-                gpus.dedup();
-                self.report.push(
-                    Finding::new(subject, Verdict::Not, unanswered.to_string())
-                        .on(gpus)
-                        .meaning(format!(
-                            "{RESTART}. Further checks of the GPUs were left out"
-                        ))
-                        .blocking(true),
-                );
-                None
-            }
-        }
+    ) -> Result<T, Finding> {
+        bounded(self.patience * times, check).map_err(|unanswered| {
+            Finding::not(subject, unanswered)
+                .on(gpus.iter().copied())
+                .meaning(format!(
+                    "{RESTART}. Further checks of the GPUs were left out"
+                ))
+                .blocking(true)
+        })
     }
+}
+
+fn ordinal(context: &Arc<CudaContext>) -> u32 {
+    u32::try_from(context.ordinal()).unwrap_or(u32::MAX)
 }
 
 type Facts = (Vec<(GpuFacts, Arch)>, Vec<LinkFacts>);
@@ -341,18 +303,11 @@ fn facts() -> Result<Facts, DeviceError> {
     Ok((gpus, links))
 }
 
-/// A context in which a page could be locked, and whether memory has a handle of legacy IPC.
-type Opened = (Arc<CudaContext>, Result<(), DeviceError>);
-
-fn open_one(ordinal: u32) -> Result<Opened, DeviceError> {
+/// A context in which a page could be locked.
+fn open_one(ordinal: u32) -> Result<Arc<CudaContext>, DeviceError> {
     let context = open_gpu(ordinal)?;
-    let device = Cuda::open(&new_stream(&context)?)?;
-    device.allocate_status()?;
-    let handle = device
-        .allocate_shared(1, MemorySharing::LegacyIpc)
-        .and_then(|memory| device.export(&memory, false))
-        .map(drop);
-    Ok((context, handle))
+    Cuda::open(&new_stream(&context)?)?.allocate_status()?;
+    Ok(context)
 }
 
 fn new_stream(context: &Arc<CudaContext>) -> Result<Arc<CudaStream>, DeviceError> {

@@ -30,7 +30,6 @@ mod gpus;
 mod machine;
 mod places;
 mod processes;
-mod random;
 mod ranks;
 mod report;
 mod text;

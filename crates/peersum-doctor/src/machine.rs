@@ -4,8 +4,6 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use rustix::process::{Resource, getrlimit};
-
 use crate::report::{Finding, Subject};
 
 /// Descriptors that a rank of eight needs at once, with room for a program's own: two a peer at
@@ -19,64 +17,43 @@ const ENOUGH_CONNECTIONS: u32 = 32;
 
 /// The PID and IPC namespaces, and what they mean for ranks in several containers.
 pub(crate) fn namespaces() -> Finding {
-    let number =
-        |name: &str| fs::metadata(Path::new("/proc/self/ns").join(name)).map(|it| it.ino());
-    match (number("pid"), number("ipc")) {
-        (Ok(pid), Ok(ipc)) => namespaces_finding(pid, ipc),
-        (Err(error), _) | (_, Err(error)) => Finding::works(
-            Subject::Namespaces,
-            format!("/proc/self/ns cannot be read ({error})"),
-        )
-        .meaning(
-            "peersum does not need it; ranks of one container share their namespaces in any case",
-        ),
-    }
-}
-
-fn namespaces_finding(pid: u64, ipc: u64) -> Finding {
-    let whose = |number, first| {
-        if number == first {
-            "the system's first"
-        } else {
-            "one of its own"
-        }
+    let number = |name: &str| {
+        let namespace = fs::metadata(Path::new("/proc/self/ns").join(name));
+        namespace
+            .map_err(|error| error.to_string())
+            .map(|it| it.ino())
     };
-    let finding = Finding::works(
-        Subject::Namespaces,
-        format!(
-            "PID namespace {} ({pid}), IPC namespace {} ({ipc})",
-            whose(pid, FIRST_PID_NAMESPACE),
-            whose(ipc, FIRST_IPC_NAMESPACE)
-        ),
-    );
-    if (pid, ipc) == (FIRST_PID_NAMESPACE, FIRST_IPC_NAMESPACE) {
-        finding
-    } else {
-        finding.meaning(
-            "ranks inside this container reach each other. Ranks in several containers need one \
-             user, one rendezvous directory mounted into all, and the same GPUs; their PID and IPC \
-             namespaces may differ, unless memory is shared through legacy CUDA IPC (then \
-             `--pid=host --ipc=host`)",
-        )
-    }
+    namespaces_finding(number("pid"), number("ipc"))
 }
 
-/// Open files and locked memory.
-pub(crate) fn limits() -> Finding {
-    limits_finding(
-        getrlimit(Resource::Nofile).current,
-        getrlimit(Resource::Memlock).current,
-    )
-}
-
-/// `None` is no limit. Locked memory is in bytes.
-fn limits_finding(open_files: Option<u64>, locked_memory: Option<u64>) -> Finding {
-    let limit = |value: Option<String>| value.unwrap_or_else(|| "no limit".to_owned());
+fn namespaces_finding(pid: Result<u64, String>, ipc: Result<u64, String>) -> Finding {
+    let are_first = (&pid, &ipc) == (&Ok(FIRST_PID_NAMESPACE), &Ok(FIRST_IPC_NAMESPACE));
+    let whose = |number: Result<u64, String>, first| match number {
+        Ok(number) if number == first => format!("the system's first ({number})"),
+        Ok(number) => format!("one of its own ({number})"),
+        Err(error) => format!("unknown ({error})"),
+    };
     let seen = format!(
-        "open files: {}; locked memory: {}",
-        limit(open_files.map(|files| files.to_string())),
-        limit(locked_memory.map(|bytes| format!("{} KiB", bytes / 1024)))
+        "PID namespace {}, IPC namespace {}",
+        whose(pid, FIRST_PID_NAMESPACE),
+        whose(ipc, FIRST_IPC_NAMESPACE)
     );
+    Finding::works(Subject::Namespaces, seen).meaning(if are_first {
+        ""
+    } else {
+        "ranks inside this container reach each other. Ranks in several containers need one user, \
+         one rendezvous directory mounted into all, and the same GPUs; their PID and IPC \
+         namespaces may differ, unless memory is shared through legacy CUDA IPC (then \
+         `--pid=host --ipc=host`)"
+    })
+}
+
+/// Open files. `None` is no limit.
+pub(crate) fn limits(open_files: Option<u64>) -> Finding {
+    let seen = match open_files {
+        Some(limit) => format!("open files: {limit}"),
+        None => "open files: no limit".to_owned(),
+    };
     if open_files.is_some_and(|files| files < FEW_DESCRIPTORS) {
         Finding::slower(Subject::Limits, seen).meaning(format!(
             "memory travels as file descriptors, so larger groups may run out of them: raise the \
@@ -157,9 +134,9 @@ mod tests {
 
     #[test]
     fn a_container_s_namespaces_come_with_what_ranks_in_several_need() {
-        let first = namespaces_finding(FIRST_PID_NAMESPACE, FIRST_IPC_NAMESPACE);
-        assert_eq!(first.meaning, "");
-        let own = namespaces_finding(4_026_532_500, FIRST_IPC_NAMESPACE);
+        let finding = |pid| namespaces_finding(Ok(pid), Ok(FIRST_IPC_NAMESPACE));
+        assert_eq!(finding(FIRST_PID_NAMESPACE).meaning, "");
+        let own = finding(4_026_532_500);
         assert_eq!(own.verdict, Verdict::Works);
         assert!(
             own.seen
@@ -174,12 +151,9 @@ mod tests {
 
     #[test]
     fn few_descriptors_are_worth_a_word_and_no_limit_is_not() {
-        assert_eq!(limits_finding(None, None).verdict, Verdict::Works);
-        assert_eq!(
-            limits_finding(Some(1024), Some(8 << 20)).verdict,
-            Verdict::Works
-        );
-        let few = limits_finding(Some(64), None);
+        assert_eq!(limits(None).verdict, Verdict::Works);
+        assert_eq!(limits(Some(1024)).verdict, Verdict::Works);
+        let few = limits(Some(64));
         assert_eq!(few.verdict, Verdict::Slower);
         assert!(few.meaning.contains("ulimit -n"));
     }

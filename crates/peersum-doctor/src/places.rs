@@ -11,7 +11,6 @@ use peersum::loader::probe_cache;
 use peersum::nccl_version::{self, NcclVersion};
 use peersum::rendezvous::RendezvousError;
 
-use crate::random::random_seed;
 use crate::report::{Finding, Subject};
 
 /// Lets two ranks meet in the directory where this user's ranks meet.
@@ -32,8 +31,7 @@ pub(crate) fn rendezvous(patience: Duration) -> Finding {
 /// The directory where two ranks met.
 fn meet(patience: Duration) -> Result<String, RendezvousError> {
     // Other doctors may be at work, also in other PID namespaces that share the directory.
-    let number = random_seed().unwrap_or(u64::from(std::process::id()));
-    let group = format!("doctor-{number:016x}");
+    let group = format!("doctor-{:016x}", fastrand::u64(..));
     let rank = |rank| Rendezvous::in_default_directory(group.clone(), rank, 2);
     let (hub, spoke) = (rank(0)?, rank(1)?);
     let directory = hub
@@ -53,22 +51,18 @@ fn meet(patience: Duration) -> Result<String, RendezvousError> {
 
 /// Whether what NVRTC compiles can be kept.
 pub(crate) fn jit_cache(directory: Option<&Path>) -> Finding {
-    let consequence = "if no cubin serves a GPU, every process compiles the kernels again";
-    match directory.map(probe_cache) {
-        Some(Ok(path)) => Finding::works(
-            Subject::JitCache,
-            format!("{} can be written", path.display()),
-        ),
-        Some(Err(error)) => Finding::slower(Subject::JitCache, error).meaning(consequence),
-        None => Finding::slower(
-            Subject::JitCache,
-            format!(
-                "there is no place for it: {CACHE_DIR}, XDG_CACHE_HOME and HOME are not \
-                 set"
-            ),
-        )
-        .meaning(consequence),
-    }
+    let seen = match directory.map(probe_cache) {
+        Some(Ok(path)) => {
+            let seen = format!("{} can be written", path.display());
+            return Finding::works(Subject::JitCache, seen);
+        }
+        Some(Err(error)) => error.to_string(),
+        None => {
+            format!("there is no place for it: {CACHE_DIR}, XDG_CACHE_HOME and HOME are not set")
+        }
+    };
+    Finding::slower(Subject::JitCache, seen)
+        .meaning("if no cubin serves a GPU, every process compiles the kernels again")
 }
 
 /// Whether kernels can be compiled here.
@@ -106,26 +100,22 @@ pub(crate) fn nvrtc(search: &NvrtcSearch) -> Finding {
 
 /// Whether calls above the custom range could go to NCCL.
 pub(crate) fn nccl() -> Finding {
-    let found = nccl_version::open(None).map(|library| NcclVersion::of(&library));
-    if let Ok(Some(version)) = found {
-        Finding::works(Subject::Nccl, format!("version {version}")).meaning(
-            if nccl_version::IS_USED {
+    let seen = match nccl_version::open(None).map(|library| NcclVersion::of(&library)) {
+        Ok(Some(version)) => {
+            let works = Finding::works(Subject::Nccl, format!("version {version}"));
+            return works.meaning(if nccl_version::IS_USED {
                 ""
             } else {
                 "this program was built without peersum's feature `nccl`, so no call goes there"
-            },
-        )
-    } else {
-        let seen = match found {
-            Ok(_) => "the library does not tell its version".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        Finding::not(Subject::Nccl, seen).meaning(
-            "not needed: calls of every size run without it. To send large ones there: NVIDIA's \
-             package libnccl2, or `pip install nvidia-nccl-cu13` and its directory in \
-             LD_LIBRARY_PATH",
-        )
-    }
+            });
+        }
+        Ok(None) => "the library does not tell its version".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    Finding::not(Subject::Nccl, seen).meaning(
+        "not needed: calls of every size run without it. To send large ones there: NVIDIA's \
+         package libnccl2, or `pip install nvidia-nccl-cu13` and its directory in LD_LIBRARY_PATH",
+    )
 }
 
 #[cfg(test)]
@@ -150,30 +140,24 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_nvrtc_is_named_with_every_place_and_blocks_nothing() {
-        let search = NvrtcSearch {
-            library: Some("/nowhere/libnvrtc.so.13".into()),
-            ..NvrtcSearch::default()
-        };
-        let finding = nvrtc(&search);
-        assert!(!finding.blocking);
-        assert_eq!(finding.verdict, Verdict::Not);
-        assert!(finding.seen.contains("/nowhere/libnvrtc.so.13"));
-    }
-
-    #[test]
-    fn a_file_that_is_no_library_is_named_with_the_linker_s_reason() {
+    fn an_nvrtc_that_is_absent_or_no_library_is_named_with_the_reason_and_blocks_nothing() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "not a library").unwrap();
-        let search = NvrtcSearch {
-            library: Some(file.path().to_owned()),
-            ..NvrtcSearch::default()
-        };
-        let finding = nvrtc(&search);
-        assert!(
-            finding.seen.contains("cannot be opened as a library"),
-            "{}",
-            finding.seen
-        );
+        for (library, says) in [
+            (Path::new("/nowhere/libnvrtc.so.13"), "not found"),
+            (file.path(), "cannot be opened as a library"),
+        ] {
+            let search = NvrtcSearch {
+                library: Some(library.to_owned()),
+                ..NvrtcSearch::default()
+            };
+            let finding = nvrtc(&search);
+            assert_eq!((finding.verdict, finding.blocking), (Verdict::Not, false));
+            let seen = finding.seen;
+            assert!(
+                seen.contains(says) && seen.contains(library.to_str().unwrap()),
+                "{seen}"
+            );
+        }
     }
 }

@@ -31,7 +31,7 @@ impl TwoProcesses {
     /// `command` is given the directory where the two meet and returns the command that starts the
     /// other process, which must call [`other_process`]. `open` opens this process's stream.
     pub fn finding<S: DeviceStream>(
-        &self,
+        self,
         command: impl FnOnce(&Path) -> Command,
         open: impl FnOnce() -> Result<S, DeviceError> + Send + 'static,
     ) -> Finding {
@@ -51,31 +51,29 @@ impl TwoProcesses {
                  one process can if `shared memory` works",
             )
         };
-        let mut gpus = self.gpus.clone();
-        gpus.dedup();
-        let emulated = if gpus.is_empty() {
-            ", on emulated devices"
-        } else {
-            ""
-        };
         let finding = match self.exchange(command, open) {
             Ok(exchanged) if exchanged.all_arrived() => {
+                let emulated = match self.gpus[..] {
+                    [] => ", on emulated devices",
+                    _ => "",
+                };
                 let seen = format!(
                     "memory shared {how} between two processes; random bytes arrived both \
                      ways{emulated}"
                 );
-                return Finding::works(subject, seen).on(gpus);
+                Finding::works(subject, seen)
             }
             Ok(Exchanged { wrote, read, .. }) => {
                 let seen = format!(
                     "memory was shared {how} between two processes, but the data is wrong: \
                      written {wrote}, read {read}"
                 );
-                Finding::not(subject, seen).blocking(!by_handle)
+                let wrong = Finding::not(subject, seen).meaning(meaning);
+                wrong.blocking(!by_handle)
             }
-            Err(reason) => Finding::not(subject, reason),
+            Err(reason) => Finding::not(subject, reason).meaning(meaning),
         };
-        finding.on(gpus).meaning(meaning)
+        finding.on(self.gpus)
     }
 
     /// What this process saw, or why nothing.
@@ -105,12 +103,10 @@ impl TwoProcesses {
                 S::Device::open(&open()?)
             })
         });
-        let exchanged = outcome
-            .map_err(|unanswered| unanswered.to_string())?
-            .map_err(|error| match peer.0.try_wait() {
-                Ok(Some(status)) => format!("the other process ended with {status}: {error}"),
-                _ => error.to_string(),
-            })?;
+        let exchanged = outcome?.map_err(|error| match peer.0.try_wait() {
+            Ok(Some(status)) => format!("the other process ended with {status}: {error}"),
+            _ => error.to_string(),
+        })?;
         match peer.ended(patience) {
             Some(status) if status.success() => Ok(exchanged),
             Some(status) => Err(format!("the other process ended with {status}")),

@@ -39,15 +39,17 @@ pub(crate) fn in_threads<'a, S: Sync + 'a, T: Send>(
             .collect()
     });
     let mut values = Vec::new();
-    let mut consequence = None;
+    let mut errors = Vec::new();
     for (index, outcome) in outcomes.into_iter().enumerate() {
         match outcome {
             Ok(value) => values.push(value),
-            Err(error) if is_consequence(&error) => consequence = Some((index, error)),
-            Err(error) => return Err((index, error)),
+            Err(error) => errors.push((index, error)),
         }
     }
-    consequence.map_or(Ok(values), Err)
+    let first = errors
+        .into_iter()
+        .min_by_key(|(_, error)| is_consequence(error));
+    first.map_or(Ok(values), Err)
 }
 
 /// Whether another rank's error is the cause of this one.

@@ -91,7 +91,7 @@ pub enum Subject {
     SharedMemory,
     /// The same between two processes.
     Processes,
-    /// Memory shared by legacy CUDA IPC.
+    /// Memory shared by legacy CUDA IPC between two processes.
     LegacyIpc,
     /// A context on a GPU, with a page of locked memory that it maps.
     Context,
@@ -221,8 +221,6 @@ pub struct LinkFacts {
     pub access: bool,
     /// Whether the other GPU performs atomics on its memory: over NVLink it does, over PCIe not.
     pub native_atomics: bool,
-    /// The driver's rank of the link; 0 is the best.
-    pub performance_rank: i32,
     /// Whether random bytes arrived, read and written; `None` if it was not tried.
     pub data_arrived: Option<bool>,
     /// Gigabytes (10^9 bytes) read from the other's memory in a second, while it read as much from
@@ -351,10 +349,12 @@ impl Finding {
         bounded(patience, check).unwrap_or_else(|unanswered| Self::not(subject, unanswered))
     }
 
-    /// The same, about these GPUs.
+    /// The same, about these GPUs, each of which counts once.
     #[must_use]
     pub fn on(mut self, gpus: impl IntoIterator<Item = u32>) -> Self {
         self.gpus = gpus.into_iter().collect();
+        self.gpus.sort_unstable();
+        self.gpus.dedup();
         self
     }
 

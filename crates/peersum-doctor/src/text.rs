@@ -72,16 +72,12 @@ fn wrap(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{ComputeMode, DriverFacts, GpuFacts, LinkFacts, Usable};
+    use crate::report::{ComputeMode, GpuFacts, Usable};
 
-    /// A report with one of everything, as a machine with two GPUs might give it.
+    /// A report as a machine with two GPUs might give it.
     fn report() -> Report {
         let mut report = Report::new();
         report.peersum_version = "0.1.0".to_owned();
-        report.driver = Some(DriverFacts {
-            cuda: "13.0".to_owned(),
-            kernel_module: Some("580.95.05".to_owned()),
-        });
         report.gpus = (0..2)
             .map(|ordinal| GpuFacts {
                 ordinal,
@@ -96,15 +92,6 @@ mod tests {
                 file_descriptors: true,
             })
             .collect();
-        report.links = vec![LinkFacts {
-            from: 0,
-            to: 1,
-            access: true,
-            native_atomics: true,
-            performance_rank: 0,
-            data_arrived: Some(true),
-            gigabytes_per_second: Some(312.5),
-        }];
         report.push(Finding::works(Subject::Driver, "CUDA 13.0"));
         report.push(Finding::works(Subject::Gpu, "NVIDIA H100").on([1]));
         report.push(Finding::works(Subject::SharedMemory, "bytes arrived").on(0..2));

@@ -1,104 +1,83 @@
 //! The findings about a driver, about GPUs and their links, and about memory that they share.
 
-use peersum::cuda::diagnosis::{RESTART, TOOLKIT_MAJOR, Trouble, update_hint};
+use peersum::cuda::diagnosis::{RESTART, TOOLKIT_MAJOR, Trouble};
 use peersum::device::DeviceError;
+use peersum::loader::update_hint;
 use peersum_artifact::{Arch, CudaVersion};
 
 use crate::exchange::Exchanged;
 use crate::machine::Traces;
 use crate::report::{ComputeMode, Finding, GpuFacts, LinkFacts, Subject, Verdict};
 
-/// Why memory is not, or not well, shared between two ranks.
-pub(crate) enum SharingFault {
-    /// It is shared, and some bytes did not arrive.
-    Wrong(Vec<Exchanged>),
-    /// Not by file descriptors, for this reason, but by address.
-    ByAddress(String),
-    /// In no way; why not by file descriptors.
-    Failed(String),
+/// Memory was shared, and some bytes did not arrive.
+pub(crate) fn wrong_data(exchanged: &[Exchanged]) -> Finding {
+    let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
+    let directions: Vec<String> = (0..)
+        .zip(exchanged)
+        .map(|(rank, exchanged): (u32, _)| {
+            format!(
+                "bytes that rank {rank} wrote to its peer {}, bytes that it read {}",
+                yes_no(exchanged.wrote),
+                yes_no(exchanged.read)
+            )
+        })
+        .collect();
+    let seen = format!(
+        "memory was mapped, but the data is wrong: {}",
+        directions.join("; ")
+    );
+    Finding::not(Subject::SharedMemory, seen).meaning(
+        "do not run peersum or NCCL's peer-to-peer transport on these GPUs. On many hosts the \
+         IOMMU or PCIe access control redirects such traffic: switch it off in the firmware or \
+         with `iommu=pt`, or keep these GPUs in separate groups",
+    )
 }
 
-impl SharingFault {
-    pub(crate) fn finding(&self, blocking: bool) -> Finding {
-        match self {
-            SharingFault::Wrong(exchanged) => {
-                let yes_no = |arrived| if arrived { "arrived" } else { "did NOT arrive" };
-                let directions: Vec<String> = (0..)
-                    .zip(exchanged)
-                    .map(|(rank, exchanged): (u32, _)| {
-                        format!(
-                            "bytes that rank {rank} wrote to its peer {}, bytes that it read {}",
-                            yes_no(exchanged.wrote),
-                            yes_no(exchanged.read)
-                        )
-                    })
-                    .collect();
-                let seen = format!(
-                    "memory was mapped, but the data is wrong: {}",
-                    directions.join("; ")
-                );
-                Finding::not(Subject::SharedMemory, &seen)
-                    .meaning(
-                        "do not run peersum or NCCL's peer-to-peer transport on these GPUs. On \
-                         many hosts the IOMMU or PCIe access control redirects such traffic: \
-                         switch it off in the firmware or with `iommu=pt`, or keep these GPUs in \
-                         separate groups",
-                    )
-                    .blocking(blocking)
-            }
-            SharingFault::ByAddress(reason) => Finding::slower(Subject::SharedMemory, reason)
-                .meaning(
-                    "ranks fall back to legacy CUDA IPC, which needs common PID and IPC \
-                     namespaces. For file descriptors use a newer driver, or a sandbox that lets \
-                     descriptors of the driver pass",
-                ),
-            SharingFault::Failed(reason) => Finding::not(Subject::SharedMemory, reason)
-                .meaning("a group cannot have ranks on both")
-                .blocking(blocking),
-        }
-    }
+/// Memory was shared not by file descriptors, for this reason, but by address.
+pub(crate) fn shared_by_address(reason: &str) -> Finding {
+    Finding::slower(Subject::SharedMemory, reason).meaning(
+        "ranks fall back to legacy CUDA IPC, which needs common PID and IPC namespaces. For file \
+         descriptors use a newer driver, or a sandbox that lets descriptors of the driver pass",
+    )
+}
+
+/// Memory was shared in no way.
+pub(crate) fn unshared(reason: String) -> Finding {
+    Finding::not(Subject::SharedMemory, reason).meaning("a group cannot have ranks on both")
 }
 
 pub(crate) fn trouble_finding(trouble: &Trouble, traces: Traces) -> Finding {
-    let finding = Finding::not(Subject::Driver, trouble);
-    match trouble {
+    let mut finding = Finding::not(Subject::Driver, trouble);
+    let (meaning, blocking) = match trouble {
         Trouble::Missing(DeviceError::LibraryMissing { library, help }) => {
-            let seen = format!("{library} was not found");
-            let missing = Finding::not(Subject::Driver, seen);
+            finding.seen = format!("{library} was not found");
             if traces.device_node {
-                missing
-                    .meaning(format!(
-                        "this process was given a GPU (/dev/nvidia*) without the driver's library: \
-                         {help}"
-                    ))
-                    .blocking(true)
+                let given = "this process was given a GPU (/dev/nvidia*) without the driver's \
+                             library";
+                (format!("{given}: {help}"), true)
             } else if traces.on_the_bus {
-                missing.meaning(format!(
-                    "there is an NVIDIA GPU on the PCI bus, which this process cannot use: {help}"
-                ))
+                let unused = "there is an NVIDIA GPU on the PCI bus, which this process cannot use";
+                (format!("{unused}: {help}"), false)
             } else {
-                missing.meaning("there is no sign of an NVIDIA GPU, so this is no fault")
+                let none = "there is no sign of an NVIDIA GPU, so this is no fault";
+                (none.to_owned(), false)
             }
         }
         Trouble::NoDevice(_) if traces.hidden => {
-            finding.meaning("CUDA_VISIBLE_DEVICES hides them, if there are any")
+            let hidden = "CUDA_VISIBLE_DEVICES hides them, if there are any";
+            (hidden.to_owned(), false)
         }
-        Trouble::NoDevice(_) if traces.device_node => finding
-            .meaning(format!(
-                "there are device nodes of GPUs (/dev/nvidia*): {RESTART}"
-            ))
-            .blocking(true),
-        Trouble::NoDevice(_) => finding.meaning(format!(
-            "if the machine has no GPU, this is no fault; {}",
-            trouble.remedy()
-        )),
-        Trouble::Stub(_)
-        | Trouble::NoVersion(_)
-        | Trouble::TooOld(_)
-        | Trouble::Incomplete { .. }
-        | Trouble::Missing(_)
-        | Trouble::Refused(..) => finding.meaning(trouble.remedy()).blocking(true),
-    }
+        Trouble::NoDevice(_) if traces.device_node => {
+            let nodes = "there are device nodes of GPUs (/dev/nvidia*)";
+            (format!("{nodes}: {RESTART}"), true)
+        }
+        Trouble::NoDevice(_) => {
+            let no_fault = "if the machine has no GPU, this is no fault";
+            (format!("{no_fault}; {}", trouble.remedy()), false)
+        }
+        _ => (trouble.remedy(), true),
+    };
+    finding.meaning(meaning).blocking(blocking)
 }
 
 pub(crate) fn driver_finding(version: CudaVersion, kernel_module: Option<&str>) -> Finding {
@@ -172,18 +151,15 @@ pub(crate) fn shared_finding(right: &[([u32; 2], Vec<Exchanged>)], pairs: usize)
         rates().fold(f64::INFINITY, f64::min),
         rates().fold(0.0, f64::max)
     );
-    let mut gpus: Vec<u32> = right.iter().flat_map(|(pair, _)| *pair).collect();
-    gpus.sort_unstable();
-    gpus.dedup();
     let arrived = "as file descriptors; random bytes arrived, written and read, from either side";
-    let seen = match (gpus.len(), pairs) {
-        (1, _) => {
+    let seen = match right {
+        [([first, second], _)] if first == second => {
             "as file descriptors; random bytes arrived both ways between two ranks".to_owned()
         }
-        (_, 1) => format!("{arrived}: {rate}"),
-        (_, _) => format!("{arrived} in {} of {pairs} pairs: {rate}", right.len()),
+        _ if pairs == 1 => format!("{arrived}: {rate}"),
+        _ => format!("{arrived} in {} of {pairs} pairs: {rate}", right.len()),
     };
-    Finding::works(Subject::SharedMemory, seen).on(gpus)
+    Finding::works(Subject::SharedMemory, seen).on(right.iter().flat_map(|(pair, _)| *pair))
 }
 
 /// One finding for each kind of link that there is.
@@ -237,53 +213,39 @@ pub(crate) fn link_findings(links: &[LinkFacts]) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    fn link(from: u32, to: u32, access: bool, native_atomics: bool) -> LinkFacts {
-        LinkFacts {
-            from,
-            to,
-            access,
-            native_atomics,
-            performance_rank: 0,
-            data_arrived: None,
-            gigabytes_per_second: None,
-        }
+    /// Both directions of links: their ends, whether there is access, and native atomics.
+    fn findings(links: &[(u32, u32, bool, bool)]) -> Vec<String> {
+        let both = |&(one, other, access, native_atomics)| {
+            [(one, other), (other, one)].map(|(from, to)| LinkFacts {
+                from,
+                to,
+                access,
+                native_atomics,
+                data_arrived: None,
+                gigabytes_per_second: None,
+            })
+        };
+        let links: Vec<LinkFacts> = links.iter().flat_map(both).collect();
+        let text = |finding: Finding| format!("{:?}, {}", finding.verdict, finding.seen);
+        link_findings(&links).into_iter().map(text).collect()
     }
 
     #[test]
     fn each_kind_of_link_is_named_once_with_its_pairs() {
-        let both = |one: u32, other: u32, access, atomics| {
-            [
-                link(one, other, access, atomics),
-                link(other, one, access, atomics),
-            ]
-        };
-        let links: Vec<LinkFacts> = [
-            both(0, 1, true, true),
-            both(0, 2, true, false),
-            both(1, 2, false, false),
-        ]
-        .concat();
-        let findings = link_findings(&links);
-        let seen: Vec<(Verdict, &str)> = findings
-            .iter()
-            .map(|finding| (finding.verdict, finding.seen.as_str()))
-            .collect();
         assert_eq!(
-            seen,
+            findings(&[
+                (0, 1, true, true),
+                (0, 2, true, false),
+                (1, 2, false, false)
+            ]),
             [
-                (
-                    Verdict::Works,
-                    "NVLink (peer access with native atomics): 0-1"
-                ),
-                (
-                    Verdict::Slower,
-                    "PCIe (peer access without native atomics): 0-2"
-                ),
-                (Verdict::Not, "no peer access, the driver says: 1-2"),
+                "Works, NVLink (peer access with native atomics): 0-1",
+                "Slower, PCIe (peer access without native atomics): 0-2",
+                "Not, no peer access, the driver says: 1-2",
             ]
         );
-        let nvlink: Vec<LinkFacts> = [both(0, 1, true, true), both(0, 2, true, true)].concat();
-        assert!(link_findings(&nvlink)[0].seen.ends_with(": all 2 pairs"));
+        let nvlink = findings(&[(0, 1, true, true), (0, 2, true, true)]);
+        assert!(nvlink[0].ends_with(": all 2 pairs"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::{Bound, Range, RangeBounds};
+use std::ops::{Bound, Deref, Range, RangeBounds};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -109,7 +109,6 @@ impl<T: Element> EmulatorBuffer<T> {
     /// The elements, once the streams that used the buffer have passed what they had been given.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
-        self.wait();
         self.read(0..self.len)
     }
 
@@ -155,7 +154,7 @@ impl<T: Element> EmulatorBuffer<T> {
     /// If the range does not lie within the buffer.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> EmulatorView<'_, T> {
         let range = resolve(range, self.len);
-        EmulatorView {
+        EmulatorPart {
             buffer: self,
             range,
         }
@@ -168,21 +167,9 @@ impl<T: Element> EmulatorBuffer<T> {
     /// If the range does not lie within the buffer.
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> EmulatorViewMut<'_, T> {
         let range = resolve(range, self.len);
-        EmulatorViewMut {
+        EmulatorPart {
             buffer: self,
             range,
-        }
-    }
-
-    /// As [`DeviceBuffer::check`].
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        let identity = |stream: &EmulatorStream| stream.device().identity().clone();
-        match self.adopted_on.as_ref().map(identity) {
-            Some(own) if own.uuid != identity(stream).uuid => Err(BufferError::OtherDevice {
-                buffer: own.name,
-                communicator: identity(stream).name,
-            }),
-            _ => Ok(()),
         }
     }
 
@@ -255,33 +242,20 @@ impl<T: Element> Drop for EmulatorBuffer<T> {
     }
 }
 
-/// A part of an [`EmulatorBuffer`] to read.
+/// A part of an [`EmulatorBuffer`], with the reference `B` by which it borrows it.
 #[derive(Debug)]
-pub struct EmulatorView<'a, T: Element> {
-    buffer: &'a EmulatorBuffer<T>,
+pub struct EmulatorPart<B> {
+    buffer: B,
     range: Range<usize>,
 }
+
+/// A part of an [`EmulatorBuffer`] to read.
+pub type EmulatorView<'a, T> = EmulatorPart<&'a EmulatorBuffer<T>>;
 
 /// A part of an [`EmulatorBuffer`] to read and write.
-#[derive(Debug)]
-pub struct EmulatorViewMut<'a, T: Element> {
-    buffer: &'a mut EmulatorBuffer<T>,
-    range: Range<usize>,
-}
+pub type EmulatorViewMut<'a, T> = EmulatorPart<&'a mut EmulatorBuffer<T>>;
 
 impl<T: Element> EmulatorViewMut<'_, T> {
-    /// The number of elements.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    /// Whether there is no element.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.range.is_empty()
-    }
-
     /// The elements, once the streams that used the buffer have passed what they had been given.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
@@ -305,7 +279,7 @@ impl<T: Element> EmulatorViewMut<'_, T> {
     /// If the range does not lie within the view.
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> EmulatorViewMut<'_, T> {
         let Range { start, end } = resolve(range, self.range.len());
-        EmulatorViewMut {
+        EmulatorPart {
             range: self.range.start + start..self.range.start + end,
             buffer: self.buffer,
         }
@@ -342,21 +316,20 @@ impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
     }
 
     fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        EmulatorBuffer::check(self, stream)
+        let identity = |stream: &EmulatorStream| stream.device().identity.clone();
+        match self.adopted_on.as_ref().map(identity) {
+            Some(own) if own.uuid != identity(stream).uuid => Err(BufferError::OtherDevice {
+                buffer: own.name,
+                communicator: identity(stream).name,
+            }),
+            _ => Ok(()),
+        }
     }
 }
 
-impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorView<'_, T> {
-    fn len(&self) -> usize {
-        self.range.len()
-    }
-
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
-        self.buffer.check(stream)
-    }
-}
-
-impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorViewMut<'_, T> {
+impl<T: Element, B: Deref<Target = EmulatorBuffer<T>>> DeviceBuffer<T, Emulator>
+    for EmulatorPart<B>
+{
     fn len(&self) -> usize {
         self.range.len()
     }
@@ -381,15 +354,11 @@ unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
     }
 }
 
-// SAFETY: as for the whole buffer, within which the range lies.
-unsafe impl<T: Element> Input<T, Emulator> for EmulatorView<'_, T> {
-    fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
-        launch(self.buffer.lend(stream, self.range.start))
-    }
-}
-
-// SAFETY: as for the whole buffer, within which the range lies.
-unsafe impl<T: Element> Input<T, Emulator> for EmulatorViewMut<'_, T> {
+// SAFETY: as for the whole buffer, within which the range lies: a part is made of a reference to
+// the buffer alone.
+unsafe impl<T: Element, B: Deref<Target = EmulatorBuffer<T>>> Input<T, Emulator>
+    for EmulatorPart<B>
+{
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.buffer.lend(stream, self.range.start))
     }

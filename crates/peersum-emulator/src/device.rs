@@ -71,11 +71,8 @@ impl Break {
 /// ranks can share a GPU.
 #[derive(Debug, Clone)]
 pub struct EmulatorDevice {
-    identity: DeviceIdentity,
-    block_delay: Duration,
-    refused_import_bytes: Option<usize>,
-    #[cfg(feature = "broken-kernels")]
-    broken: Option<Break>,
+    pub(crate) identity: DeviceIdentity,
+    pub(crate) options: EmulatorOptions,
 }
 
 impl EmulatorDevice {
@@ -97,23 +94,12 @@ impl EmulatorDevice {
                 arch: None,
                 multiprocessors: options.multiprocessors,
             },
-            block_delay: options.block_delay,
-            refused_import_bytes: options.refused_import_bytes,
-            #[cfg(feature = "broken-kernels")]
-            broken: options.broken,
+            options: options.clone(),
         }
     }
 
-    pub(crate) fn identity(&self) -> &DeviceIdentity {
-        &self.identity
-    }
-
-    pub(crate) fn block_delay(&self) -> Duration {
-        self.block_delay
-    }
-
     pub(crate) fn check_import(&self, bytes: usize) -> Result<(), DeviceError> {
-        if self.refused_import_bytes == Some(bytes) {
+        if self.options.refused_import_bytes == Some(bytes) {
             return Err(DeviceError::CannotShare {
                 reason: format!("this emulated device refuses to map {bytes} bytes"),
             });
@@ -124,7 +110,7 @@ impl EmulatorDevice {
     /// A suffix of the names of this device's entry points; empty for the shipped kernels.
     pub(crate) fn entry_point_suffix(&self) -> String {
         #[cfg(feature = "broken-kernels")]
-        if let Some(broken) = self.broken {
+        if let Some(broken) = self.options.broken {
             return format!("_break_{}", broken as u32);
         }
         String::new()

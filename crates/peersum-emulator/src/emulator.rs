@@ -57,7 +57,7 @@ unsafe impl Device for Emulator {
     }
 
     fn identity(&self) -> Result<DeviceIdentity, DeviceError> {
-        Ok(self.stream.device().identity().clone())
+        Ok(self.stream.device().identity.clone())
     }
 
     /// The kernels are linked into the program, so `policy` is not consulted.
@@ -71,10 +71,8 @@ unsafe impl Device for Emulator {
         let find = |algorithm| {
             let name = format!("{}{suffix}", key.entry_point(algorithm));
             entry_points::find(&name).ok_or_else(|| {
-                misuse(
-                    "load",
-                    &format!("{name} is not among the kernels compiled for the CPU"),
-                )
+                let message = format!("{name} is not among the kernels compiled for the CPU");
+                misuse("load", message)
             })
         };
         let mut entry_points = [None; Algorithm::ALL.len()];
@@ -138,7 +136,7 @@ unsafe impl Device for Emulator {
     }
 
     fn mapping_address(&self, mapping: &EmulatorMapping) -> u64 {
-        mapping.address()
+        mapping.address
     }
 
     unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
@@ -181,11 +179,10 @@ unsafe impl Device for Emulator {
 
     unsafe fn read(&self, source: u64, bytes: &mut [u8]) -> Result<(), DeviceError> {
         self.synchronize()?;
+        let source = source as *const u8;
         // SAFETY: the caller answers for the source, and the stream has passed what it enqueued
         // before; `bytes` is borrowed mutably, so the two do not overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(source as *const u8, bytes.as_mut_ptr(), bytes.len())
-        };
+        unsafe { source.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
@@ -202,10 +199,9 @@ unsafe impl Device for Emulator {
         if !(1..=PEERSUM_MAX_BLOCKS).contains(&blocks)
             || !(PEERSUM_MIN_THREADS..=PEERSUM_MAX_THREADS).contains(&threads)
         {
-            return Err(misuse(
-                "launch",
-                &format!("{blocks} blocks of {threads} threads are beyond the kernels' bounds"),
-            ));
+            let message =
+                format!("{blocks} blocks of {threads} threads are beyond the kernels' bounds");
+            return Err(misuse("launch", message));
         }
         let entry = module
             .entry(algorithm)
@@ -215,7 +211,7 @@ unsafe impl Device for Emulator {
             blocks,
             threads: threads + module.signal_threads,
             params: *params,
-            block_delay: self.stream.device().block_delay(),
+            block_delay: self.stream.device().options.block_delay,
         })))
     }
 
@@ -260,10 +256,8 @@ unsafe impl Device for Emulator {
 impl Emulator {
     fn refuse_while_capturing(&self, call: &'static str) -> Result<(), DeviceError> {
         if self.stream.is_capturing() {
-            return Err(misuse(
-                call,
-                "not allowed while the stream is being captured",
-            ));
+            let message = "not allowed while the stream is being captured";
+            return Err(misuse(call, message));
         }
         Ok(())
     }

@@ -36,7 +36,7 @@ mod memory;
 mod stream;
 mod thread_pool;
 
-pub use buffer::{EmulatorBuffer, EmulatorView, EmulatorViewMut};
+pub use buffer::{EmulatorBuffer, EmulatorPart, EmulatorView, EmulatorViewMut};
 #[cfg(feature = "broken-kernels")]
 pub use device::Break;
 pub use device::{EmulatorDevice, EmulatorOptions};

@@ -94,7 +94,7 @@ impl EmulatorAllocation {
 /// A peer's memory as this rank sees it.
 #[derive(Debug)]
 pub struct EmulatorMapping {
-    address: u64,
+    pub(crate) address: u64,
     /// `None` where the peer is a thread of this process, whose own mapping serves.
     _mapped: Option<Mapped>,
 }
@@ -104,17 +104,15 @@ impl EmulatorMapping {
         match import {
             Import::Fd(fd) => {
                 let found = fstat(fd).map_err(|errno| system("fstat", errno))?.st_size;
-                if u64::try_from(found).is_ok_and(|found| found >= bytes as u64) {
-                    let mapped = Mapped::new(fd, bytes)?;
-                    Ok(Self {
-                        address: mapped.address as u64,
-                        _mapped: Some(mapped),
-                    })
-                } else {
-                    Err(DeviceError::CannotShare {
-                        reason: format!("the peer's memory has {found} bytes instead of {bytes}"),
-                    })
+                if !u64::try_from(found).is_ok_and(|found| found >= bytes as u64) {
+                    let reason = format!("the peer's memory has {found} bytes instead of {bytes}");
+                    return Err(DeviceError::CannotShare { reason });
                 }
+                let mapped = Mapped::new(fd, bytes)?;
+                Ok(Self {
+                    address: mapped.address as u64,
+                    _mapped: Some(mapped),
+                })
             }
             Import::SameProcess(address) => Ok(Self {
                 address,
@@ -127,13 +125,10 @@ impl EmulatorMapping {
             }),
         }
     }
-
-    pub(crate) fn address(&self) -> u64 {
-        self.address
-    }
 }
 
 /// A status record on the heap.
+#[derive(Default)]
 struct HeapStatus(UnsafeCell<PeersumStatus>);
 
 // SAFETY: the record is reached through its address only, and by atomic accesses while it may be
@@ -150,8 +145,7 @@ unsafe impl StatusMemory for HeapStatus {
 }
 
 pub(crate) fn allocate_status() -> StatusRecord {
-    // SAFETY: a PeersumStatus is integers only; all zeros is a value.
-    let host = Arc::new(HeapStatus(UnsafeCell::new(unsafe { std::mem::zeroed() })));
+    let host = Arc::new(HeapStatus::default());
     StatusRecord {
         device_address: host.as_ptr() as u64,
         host,

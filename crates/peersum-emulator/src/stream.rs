@@ -48,10 +48,7 @@ impl Command {
                 .map(Command::thread_count)
                 .max()
                 .unwrap_or(0),
-            Command::Fill { .. }
-            | Command::Copy { .. }
-            | Command::Write { .. }
-            | Command::Await { .. } => 0,
+            _ => 0,
         }
     }
 
@@ -78,29 +75,19 @@ impl Command {
                 source,
                 bytes,
             } => {
+                let (source, destination) = (source as *const u8, destination as *mut u8);
                 // SAFETY: the caller of `Device::copy` answers for both ranges, and that they do
                 // not overlap.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(
-                        source as *const u8,
-                        destination as *mut u8,
-                        bytes,
-                    )
-                };
+                unsafe { source.copy_to_nonoverlapping(destination, bytes) };
             }
             Command::Write {
                 destination,
                 ref bytes,
             } => {
+                let (source, destination) = (bytes.as_ptr(), destination as *mut u8);
                 // SAFETY: the caller of `Device::write` answers for the destination; the source is
                 // owned here.
-                unsafe {
-                    std::ptr::copy_nonoverlapping(
-                        bytes.as_ptr(),
-                        destination as *mut u8,
-                        bytes.len(),
-                    )
-                };
+                unsafe { source.copy_to_nonoverlapping(destination, bytes.len()) };
             }
             Command::Await { ref progress, done } => progress.wait_for(done),
             Command::Graph(ref commands) => {
@@ -131,13 +118,8 @@ impl Progress {
     }
 
     fn wait_for(&self, done: u64) {
-        let mut counts = self.counts();
-        while counts.done < done {
-            counts = self
-                .advanced
-                .wait(counts)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let is_behind = |counts: &mut Counts| counts.done < done;
+        drop(self.advanced.wait_while(self.counts(), is_behind));
     }
 }
 
@@ -157,7 +139,7 @@ pub struct EmulatorStream {
 
 struct Inner {
     id: u64,
-    device: Arc<EmulatorDevice>,
+    device: EmulatorDevice,
     pool: Arc<ThreadPool>,
     progress: Arc<Progress>,
     /// `None` only while the stream is dropped.
@@ -172,8 +154,7 @@ impl fmt::Debug for EmulatorStream {
         write!(
             f,
             "EmulatorStream({} on {})",
-            self.inner.id,
-            self.inner.device.identity().name
+            self.inner.id, self.inner.device.identity.name
         )
     }
 }
@@ -185,12 +166,6 @@ impl EmulatorDevice {
     ///
     /// The system refuses another thread.
     pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
-        EmulatorStream::new(Arc::new(self.clone()))
-    }
-}
-
-impl EmulatorStream {
-    fn new(device: Arc<EmulatorDevice>) -> Result<Self, DeviceError> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let id = STREAMS.fetch_add(1, Ordering::Relaxed);
         let pool = Arc::new(ThreadPool::default());
@@ -210,10 +185,10 @@ impl EmulatorStream {
                 }
             })
             .map_err(thread_refused)?;
-        Ok(Self {
+        Ok(EmulatorStream {
             inner: Arc::new(Inner {
                 id,
-                device,
+                device: self.clone(),
                 pool,
                 progress,
                 commands: Some(commands),
@@ -222,7 +197,9 @@ impl EmulatorStream {
             }),
         })
     }
+}
 
+impl EmulatorStream {
     /// The device that the stream belongs to.
     #[must_use]
     pub fn device(&self) -> &EmulatorDevice {
@@ -280,12 +257,8 @@ impl EmulatorStream {
         }
         // Counted under the lock that orders the queue, so that `done` never passes `enqueued`.
         let mut counts = self.inner.progress.counts();
-        let sent = self
-            .inner
-            .commands
-            .as_ref()
-            .is_some_and(|commands| commands.send(command).is_ok());
-        if !sent {
+        let commands = self.inner.commands.as_ref();
+        if commands.is_none_or(|commands| commands.send(command).is_err()) {
             return Err(misuse("enqueue", "the stream's thread has ended"));
         }
         counts.enqueued += 1;
@@ -295,10 +268,8 @@ impl EmulatorStream {
     pub(crate) fn capture_begin(&self) -> Result<(), DeviceError> {
         let mut recording = self.recording();
         if recording.is_some() {
-            return Err(misuse(
-                "capture_begin",
-                "a capture is in progress on this stream",
-            ));
+            let message = "a capture is in progress on this stream";
+            return Err(misuse("capture_begin", message));
         }
         *recording = Some(Recorded {
             commands: Vec::new(),
@@ -350,9 +321,7 @@ fn thread_refused(source: io::Error) -> DeviceError {
 }
 
 /// An error that a driver would report.
-pub(crate) fn misuse(call: &'static str, message: &str) -> DeviceError {
-    DeviceError::Driver {
-        call,
-        message: message.to_owned(),
-    }
+pub(crate) fn misuse(call: &'static str, message: impl Into<String>) -> DeviceError {
+    let message = message.into();
+    DeviceError::Driver { call, message }
 }

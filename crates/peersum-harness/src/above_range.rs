@@ -4,7 +4,7 @@
 //! The elements are whole numbers ([`Content::Whole`]), so that NCCL's order of adding gives the
 //! reference's bits too.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,7 +18,7 @@ use peersum_artifact::Dtype;
 use crate::arrays::Arrays;
 use crate::data::{Content, TestElement, with_element};
 use crate::machine::{Gpus, Machine};
-use crate::ranks::{ParentArgs, RankProcess, meeting_directory, rank_command};
+use crate::ranks::{ChildProcess, RankArgs, meeting_directory, rank_command};
 
 /// The custom range of these communicators; what is larger goes to NCCL.
 const MAX_BYTES: usize = 1 << 20;
@@ -44,22 +44,6 @@ pub(crate) struct AboveRangeArgs {
     seed: u64,
 }
 
-/// Flags of `above-range-rank`, a process that is one of the ranks.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct RankArgs {
-    #[arg(long)]
-    rank: u32,
-    #[arg(long)]
-    world_size: u32,
-    #[arg(long)]
-    seed: u64,
-    #[command(flatten)]
-    parent: ParentArgs,
-    /// Where the ranks meet.
-    #[arg(long)]
-    directory: PathBuf,
-}
-
 /// Runs all cases.
 ///
 /// # Errors
@@ -74,17 +58,11 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
     );
     let directory = meeting_directory("above-range")?;
     let ranks = (0..world_size).map(|rank| {
-        let mut command = rank_command("above-range-rank")?;
-        command
-            .args(["--seed", &args.seed.to_string()])
-            .args(["--world-size", &world_size.to_string()])
-            .args(["--rank", &rank.to_string()])
-            .arg("--directory")
-            .arg(directory.path());
-        RankProcess::spawn(&mut command, rank)
+        let mut command = rank_command("above-range-rank", rank, &(world_size, args.seed))?;
+        ChildProcess::spawn(command.arg("--directory").arg(directory.path()))
     });
     // Start all of them before waiting for the first.
-    let ranks: Vec<RankProcess> = ranks.collect::<Result<_>>()?;
+    let ranks: Vec<ChildProcess> = ranks.collect::<Result<_>>()?;
     let mut failed = Vec::new();
     for (rank, mut process) in ranks.into_iter().enumerate() {
         let status = process.wait()?;
@@ -104,8 +82,8 @@ pub(crate) fn run(args: &AboveRangeArgs) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
-    args.parent.end_with_it()?;
-    let meet = |group| Rendezvous::unix(&args.directory, group, args.rank, args.world_size);
+    let (world_size, seed) = args.begin()?;
+    let meet = |group| Rendezvous::unix(&args.directory, group, args.rank, world_size);
     let stream = Gpus::open_for(args.rank)?.stream(args.rank)?;
     let absent = Nccl::new().library(Path::new("/nowhere/libnccl.so.2"));
     match builder(meet("absent"), absent)?.build(&stream) {
@@ -119,7 +97,7 @@ pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
     let mut communicator = builder(meet("nccl"), Nccl::new())?.build(&stream)?;
     let mut calls = 0;
     for &dtype in Dtype::ALL {
-        calls += with_element!(dtype, T => run_type::<T>(args.seed, &mut communicator)?);
+        calls += with_element!(dtype, T => run_type::<T>(seed, &mut communicator)?);
     }
     println!(
         "rank {}: {calls} calls through peersum's kernels and through NCCL",
@@ -165,7 +143,7 @@ fn run_type<T: TestElement>(seed: u64, communicator: &mut Communicator) -> Resul
         arrays.ensure_sum(&arrays.output).context("out of place")?;
     }
     for arrays in &all {
-        arrays.input.with(&arrays.device, |buffer| {
+        arrays.input.with::<T, _>(&arrays.device, |buffer| {
             communicator.all_reduce_in_place(buffer)
         })?;
         calls += 1;

@@ -11,8 +11,8 @@ use crate::memory::TestBuffer;
 pub(crate) struct Arrays<T: TestElement, D: Device> {
     /// A second handle on the communicator's stream: the communicator keeps its own.
     pub(crate) device: D,
-    pub(crate) input: TestBuffer<T, D>,
-    pub(crate) output: TestBuffer<T, D>,
+    pub(crate) input: TestBuffer<D>,
+    pub(crate) output: TestBuffer<D>,
     /// What the input holds.
     pub(crate) own: Vec<T>,
     /// What every rank's output must hold after the call.
@@ -30,8 +30,8 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
         let device = D::open(communicator.stream())?;
         let keys = Key::of_all(seed, communicator.world_size());
         let own = data::input(content, keys[communicator.rank() as usize], elements);
-        let input = TestBuffer::new(&device, elements)?;
-        let output = TestBuffer::new(&device, elements)?;
+        let input = TestBuffer::new::<T>(&device, elements)?;
+        let output = TestBuffer::new::<T>(&device, elements)?;
         input.write(&device, &own)?;
         Ok(Arrays {
             device,
@@ -50,16 +50,15 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
 
     /// Sums the input into the output.
     pub(crate) fn call(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
-        self.input.with(&self.device, |input| {
-            self.output.with(&self.device, |output| {
-                communicator.all_reduce(&*input, output)
-            })
+        let Arrays { device, output, .. } = self;
+        self.input.with::<T, _>(device, |input| {
+            output.with::<T, _>(device, |output| communicator.all_reduce(&*input, output))
         })
     }
 
     /// Fails unless `array`, one of this rank's, holds the sum and the memory around it is
     /// untouched.
-    pub(crate) fn ensure_sum(&self, array: &TestBuffer<T, D>) -> Result<()> {
+    pub(crate) fn ensure_sum(&self, array: &TestBuffer<D>) -> Result<()> {
         self.ensure_is(array, |index| self.expected[index])
     }
 
@@ -67,10 +66,10 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
     /// untouched.
     pub(crate) fn ensure_is(
         &self,
-        array: &TestBuffer<T, D>,
+        array: &TestBuffer<D>,
         expected: impl Fn(usize) -> T,
     ) -> Result<()> {
-        let (actual, intact) = array.read(&self.device)?;
+        let (actual, intact) = array.read::<T>(&self.device)?;
         let elements = actual.len();
         ensure!(intact, "{elements} elements: written outside the array");
         for (index, actual) in actual.into_iter().enumerate() {

@@ -11,7 +11,6 @@ mod kill;
 mod machine;
 mod memory;
 mod names;
-mod parent;
 mod ranks;
 mod sanitize;
 mod soak;
@@ -60,7 +59,7 @@ enum Command {
     AboveRange(above_range::AboveRangeArgs),
     /// One rank of `above-range`.
     #[command(hide = true)]
-    AboveRangeRank(above_range::RankArgs),
+    AboveRangeRank(ranks::RankArgs),
     /// Test every configuration and compare the results with the reference, bit for bit.
     Grid(grid::GridArgs),
     /// Make random calls for a given time and compare the bits of every result.
@@ -69,12 +68,12 @@ enum Command {
     Kill(kill::KillArgs),
     /// One rank of `kill`.
     #[command(hide = true)]
-    KillRank(kill::RankArgs),
+    KillRank(ranks::RankArgs),
     /// Diagnose this machine: what works, what is slow, and how to fix it.
     Doctor(doctor::DoctorArgs),
     /// The other process of `doctor`.
     #[command(hide = true)]
-    DoctorPeer(doctor::PeerArgs),
+    DoctorPeer(ranks::RankArgs),
     /// Run a reduced grid under compute-sanitizer, and test that each tool finds a planted error.
     Sanitize(sanitize::SanitizeArgs),
     /// Every kind of call, by ranks that are the rows of one CUDA grid.
@@ -88,7 +87,7 @@ enum Command {
     Device(machine::DeviceArgs),
     /// One rank of `grid --ranks processes`.
     #[command(hide = true)]
-    Rank(grid::RankArgs),
+    Rank(ranks::RankArgs),
     /// Run the grid on protocols that are broken on purpose, each of which it must find.
     #[cfg(feature = "negative-controls")]
     NegativeControls,
@@ -99,27 +98,31 @@ fn main() -> Result<ExitCode> {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
-    match Cli::parse().command {
-        Command::BenchAllreduce(args) => bench::allreduce::run(&args)?,
-        Command::BenchLayer(args) => bench::layer::run(&args)?,
-        Command::Tune(args) => tune::run(&args)?,
-        Command::KernelSources(args) => bench::kernel_sources::run(&args)?,
-        Command::Grid(args) => return grid::run(&args),
-        Command::Kill(args) => return kill::run(&args),
-        Command::KillRank(args) => kill::run_rank(&args)?,
-        Command::Doctor(args) => return doctor::run(&args),
-        Command::DoctorPeer(args) => doctor::run_peer(&args)?,
-        Command::Sanitize(args) => return sanitize::run(&args),
-        Command::SanitizeGroup(args) => sanitize::run_group(&args)?,
-        Command::SanitizePlanted(args) => sanitize::run_planted(&args)?,
-        Command::Soak(args) => return soak::run(&args),
-        Command::Device(args) => machine::print_device(&args)?,
-        Command::Rank(args) => grid::run_process(&args)?,
+    let done = |()| true;
+    let passed = match Cli::parse().command {
+        Command::BenchAllreduce(args) => bench::allreduce::run(&args).map(done),
+        Command::BenchLayer(args) => bench::layer::run(&args).map(done),
+        Command::Tune(args) => tune::run(&args).map(done),
+        Command::KernelSources(args) => bench::kernel_sources::run(&args).map(done),
+        Command::Grid(args) => grid::run(&args),
+        Command::Kill(args) => kill::run(&args),
+        Command::KillRank(args) => kill::run_rank(&args).map(done),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::DoctorPeer(args) => doctor::run_peer(&args).map(done),
+        Command::Sanitize(args) => sanitize::run(&args),
+        Command::SanitizeGroup(args) => sanitize::run_group(&args).map(done),
+        Command::SanitizePlanted(args) => sanitize::run_planted(&args).map(done),
+        Command::Soak(args) => soak::run(&args),
+        Command::Device(args) => machine::print_device(&args).map(done),
+        Command::Rank(args) => grid::run_process(&args).map(done),
         #[cfg(feature = "negative-controls")]
-        Command::NegativeControls => return grid::negative_controls::run(),
-        Command::Faults(args) => faults::run(&args)?,
-        Command::AboveRange(args) => above_range::run(&args)?,
-        Command::AboveRangeRank(args) => above_range::run_rank(&args)?,
-    }
-    Ok(ExitCode::SUCCESS)
+        Command::NegativeControls => grid::negative_controls::run(),
+        Command::Faults(args) => faults::run(&args).map(done),
+        Command::AboveRange(args) => above_range::run(&args).map(done),
+        Command::AboveRangeRank(args) => above_range::run_rank(&args).map(done),
+    }?;
+    Ok(match passed {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }

@@ -1,7 +1,5 @@
 //! Device memory for tests, allocated through the device seam, with guard bytes around each array.
 
-use std::marker::PhantomData;
-
 use anyhow::Result;
 use peersum::Element;
 use peersum::device::{Device, MemorySharing};
@@ -53,36 +51,21 @@ impl<D: Device> Guarded<D> {
         unsafe { device.write(self.base + offset as u64, array)? };
         Ok(())
     }
-
-    /// Reads the array at `offset`. Also returns whether all bytes around it are still poison.
-    pub(crate) fn read(&self, device: &D, offset: usize, len: usize) -> Result<(Vec<u8>, bool)> {
-        let mut bytes = vec![0; self.bytes];
-        // SAFETY: the range is the allocation.
-        unsafe { device.read(self.base, &mut bytes)? };
-        let around = bytes[..offset].iter().chain(&bytes[offset + len..]);
-        let intact = around.copied().all(|byte| byte == POISON);
-        Ok((bytes[offset..offset + len].to_vec(), intact))
-    }
 }
 
-/// An array of elements in memory of its own.
-pub(crate) struct TestBuffer<T: Element, D: Device> {
+/// An array in memory of its own.
+pub(crate) struct TestBuffer<D: Device> {
     memory: Guarded<D>,
-    len: usize,
-    element: PhantomData<T>,
+    bytes: usize,
 }
 
-impl<T: Element, D: Device> TestBuffer<T, D> {
+impl<D: Device> TestBuffer<D> {
     /// `len` elements. Everything is poisoned.
-    pub(crate) fn new(device: &D, len: usize) -> Result<Self> {
-        let bytes = 2 * GUARD_BYTES + len * size_of::<T>();
-        let memory = Guarded::new(device, bytes, MemorySharing::Auto)?;
+    pub(crate) fn new<T: Element>(device: &D, len: usize) -> Result<Self> {
+        let bytes = len * size_of::<T>();
+        let memory = Guarded::new(device, 2 * GUARD_BYTES + bytes, MemorySharing::Auto)?;
         memory.poison(device)?;
-        Ok(TestBuffer {
-            memory,
-            len,
-            element: PhantomData,
-        })
+        Ok(TestBuffer { memory, bytes })
     }
 
     /// Poisons the elements and what is around them.
@@ -91,28 +74,54 @@ impl<T: Element, D: Device> TestBuffer<T, D> {
     }
 
     /// Writes all elements.
-    pub(crate) fn write(&self, device: &D, values: &[T]) -> Result<()> {
-        assert_eq!(values.len(), self.len, "a test writes whole buffers");
+    pub(crate) fn write<T: Element>(&self, device: &D, values: &[T]) -> Result<()> {
+        assert_eq!(
+            size_of_val(values),
+            self.bytes,
+            "a test writes whole buffers"
+        );
         self.memory.write(device, GUARD_BYTES, bytes_of(values))
     }
 
     /// Reads all elements. Also returns whether the guards are untouched.
-    pub(crate) fn read(&self, device: &D) -> Result<(Vec<T>, bool)> {
-        let bytes = self.len * size_of::<T>();
-        let (bytes, intact) = self.memory.read(device, GUARD_BYTES, bytes)?;
-        Ok((elements_of(&bytes), intact))
+    pub(crate) fn read<T: Element>(&self, device: &D) -> Result<(Vec<T>, bool)> {
+        let mut memory = vec![0; self.memory.bytes];
+        // SAFETY: the range is the allocation.
+        unsafe { device.read(self.memory.base, &mut memory)? };
+        let behind = memory.split_off(GUARD_BYTES + self.bytes);
+        let array = memory.split_off(GUARD_BYTES);
+        let intact = memory.iter().chain(&behind).all(|byte| *byte == POISON);
+        Ok((elements_of(&array), intact))
     }
 
     /// Passes the buffer to `call` in the form that the communicator takes.
-    pub(crate) fn with<R>(&self, device: &D, call: impl FnOnce(&mut D::Buffer<T>) -> R) -> R {
+    pub(crate) fn with<T: Element, R>(
+        &self,
+        device: &D,
+        call: impl FnOnce(&mut D::Buffer<T>) -> R,
+    ) -> R {
         let address = self.memory.base() + GUARD_BYTES as u64;
-        // SAFETY: the allocation outlives the adopted buffer, which is disowned below, and tests
-        // synchronise before they drop it.
-        let mut buffer = unsafe { device.adopt(address, self.len) };
-        let result = call(&mut buffer);
-        D::disown(buffer);
-        result
+        // SAFETY: the allocation has so many elements, and tests synchronise before they drop it.
+        unsafe { lend(device, address, self.bytes / size_of::<T>(), call) }
     }
+}
+
+/// Passes memory to `call` as a buffer in the form that the communicator takes.
+///
+/// # Safety
+/// `address` is aligned to `T` and holds `len` elements until the stream has passed all that `call`
+/// enqueues.
+pub(crate) unsafe fn lend<T: Element, D: Device, R>(
+    device: &D,
+    address: u64,
+    len: usize,
+    call: impl FnOnce(&mut D::Buffer<T>) -> R,
+) -> R {
+    // SAFETY: the memory is the caller's promise; the adopted buffer is disowned below.
+    let mut buffer = unsafe { device.adopt(address, len) };
+    let result = call(&mut buffer);
+    D::disown(buffer);
+    result
 }
 
 /// Elements, as memory holds them.

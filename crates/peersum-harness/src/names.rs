@@ -1,6 +1,8 @@
 //! The names of choices, as flags take them.
 
 use clap::ValueEnum;
+use serde::de::value::Error;
+use serde::de::{DeserializeOwned, IntoDeserializer};
 
 /// The name of a choice.
 pub(crate) fn name_of<T: ValueEnum>(choice: &T) -> String {
@@ -12,4 +14,9 @@ pub(crate) fn name_of<T: ValueEnum>(choice: &T) -> String {
 pub(crate) fn list_of<T: ValueEnum>(choices: &[T]) -> String {
     let names: Vec<String> = choices.iter().map(name_of).collect();
     names.join(",")
+}
+
+/// A choice by the name that it has in JSON.
+pub(crate) fn by_name<T: DeserializeOwned>(name: &str) -> Result<T, Error> {
+    T::deserialize(name.into_deserializer())
 }

@@ -136,7 +136,7 @@ pub mod nccl_shape;
 pub mod nccl_version;
 mod norm_error;
 mod privilege;
-mod process_key;
+mod process_id;
 pub mod reference;
 pub mod rendezvous;
 /// One way to open shared libraries, for this crate and its tools.
@@ -144,12 +144,12 @@ pub mod rendezvous;
 pub mod shared_library;
 
 pub use call_signature::{CallKind, CallSignature, NormSignature, SymmetricPart};
-#[doc(hidden)]
-pub use communicator::SetupStep;
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held, RmsNorm,
     SharedCommunicator, SymmetricBuffer,
 };
+#[doc(hidden)]
+pub use communicator::{ArenaLayout, SetupStep, StartEpochs, control_bytes, initial_control};
 /// What `peersum-doctor` tries: the code by which a communicator shares memory.
 #[doc(hidden)]
 pub use communicator::{SharedMemory, share};

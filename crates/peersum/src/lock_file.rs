@@ -6,7 +6,7 @@
 //! closes any descriptor of the file. So this process remembers the files that it has locked, and
 //! does not open them again.
 
-use crate::process_key::{self, ProcessKey};
+use crate::process_id::ProcessId;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Stat, fcntl_lock, fstat, openat, statat};
 use rustix::io::Errno;
 use rustix::process::{Flock, FlockType, fcntl_getlk};
@@ -39,9 +39,9 @@ impl FileId {
 
 /// The files that processes have locked. A child inherits the list of its parent, but no lock, so
 /// each entry names its process.
-static LOCKED: Mutex<Vec<(ProcessKey, FileId)>> = Mutex::new(Vec::new());
+static LOCKED: Mutex<Vec<(ProcessId, FileId)>> = Mutex::new(Vec::new());
 
-fn locked() -> MutexGuard<'static, Vec<(ProcessKey, FileId)>> {
+fn locked() -> MutexGuard<'static, Vec<(ProcessId, FileId)>> {
     LOCKED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct LockFile {
     file: Option<OwnedFd>,
     id: FileId,
     /// The process that has locked the file.
-    process: ProcessKey,
+    process: ProcessId,
 }
 
 impl LockFile {
@@ -73,7 +73,7 @@ impl LockFile {
         name: &Path,
         create: bool,
     ) -> io::Result<Attempt> {
-        let process = process_key::current()?;
+        let process = ProcessId::current()?;
         let mut flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         flags.set(OFlags::CREATE, create);
         let mut locked = locked();
@@ -81,7 +81,7 @@ impl LockFile {
             if let Some(there) = FileId::named(directory, name)
                 && locked.contains(&(process, there))
             {
-                return Ok(Attempt::Busy(Some(process.0)));
+                return Ok(Attempt::Busy(Some(process.pid)));
             }
             let file = match openat(directory, name, flags, Mode::RUSR | Mode::WUSR) {
                 Ok(file) => file,

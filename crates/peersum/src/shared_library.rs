@@ -88,6 +88,8 @@ impl SharedLibrary {
 /// Declares a struct of pointers to a library's functions, by their C names and signatures.
 ///
 /// Its `find` looks all of them up, and returns the name of a function that the library lacks.
+#[doc(hidden)]
+#[macro_export]
 macro_rules! functions {
     (
         $(#[$attribute:meta])*
@@ -117,7 +119,7 @@ macro_rules! functions {
         }
     };
 }
-pub(crate) use functions;
+pub use functions;
 
 /// The reason that the dynamic loader gave, which is the source of libloading's error.
 fn loader_reason(error: &libloading::Error) -> String {

@@ -33,29 +33,25 @@ pub(super) fn write_tar_zst(
     Ok(tar.into_inner()?.finish()?)
 }
 
-/// Unpacks a `.tar.zst` whose one directory is `directory`, and returns the path of that.
+/// Unpacks `{directory}.tar.zst` or `{directory}.crate`, in which everything is in `directory`, and
+/// returns the path of that.
 ///
 /// # Errors
 /// The bytes are not such an archive.
-pub(super) fn unpack_tar_zst(
-    bytes: &[u8],
-    directory: &str,
-    into: &Path,
-) -> anyhow::Result<PathBuf> {
-    unpack(zstd::Decoder::new(bytes)?, directory, into)
-        .with_context(|| format!("cannot unpack {directory}.tar.zst"))
+pub(super) fn unpack(file: &str, bytes: &[u8], into: &Path) -> anyhow::Result<PathBuf> {
+    let unpacked = match file.strip_suffix(".crate") {
+        Some(directory) => unpack_tar(GzDecoder::new(bytes), directory, into),
+        None => {
+            let directory = file.trim_end_matches(".tar.zst");
+            zstd::Decoder::new(bytes)
+                .map_err(anyhow::Error::from)
+                .and_then(|reader| unpack_tar(reader, directory, into))
+        }
+    };
+    unpacked.with_context(|| format!("cannot unpack {file}"))
 }
 
-/// Unpacks a `.crate` whose one directory is `directory`, and returns the path of that.
-///
-/// # Errors
-/// The bytes are not such an archive.
-pub(super) fn unpack_crate(bytes: &[u8], directory: &str, into: &Path) -> anyhow::Result<PathBuf> {
-    unpack(GzDecoder::new(bytes), directory, into)
-        .with_context(|| format!("cannot unpack {directory}.crate"))
-}
-
-fn unpack(reader: impl Read, directory: &str, into: &Path) -> anyhow::Result<PathBuf> {
+fn unpack_tar(reader: impl Read, directory: &str, into: &Path) -> anyhow::Result<PathBuf> {
     let mut archive = tar::Archive::new(reader);
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -80,23 +76,6 @@ fn unpack(reader: impl Read, directory: &str, into: &Path) -> anyhow::Result<Pat
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-
-    #[test]
-    fn what_was_packed_unpacks_and_the_same_files_are_the_same_bytes() {
-        let files = BTreeMap::from([
-            ("b.cubin".to_owned(), vec![7; 100_000]),
-            ("a.json".to_owned(), b"{}\n".to_vec()),
-        ]);
-        let archive = write_tar_zst("release", &files).unwrap();
-        assert_eq!(archive, write_tar_zst("release", &files).unwrap());
-
-        let place = tempfile::tempdir().unwrap();
-        let unpacked = unpack_tar_zst(&archive, "release", place.path()).unwrap();
-        for (name, bytes) in &files {
-            assert_eq!(&fs::read(unpacked.join(name)).unwrap(), bytes);
-        }
-    }
 
     #[test]
     fn an_archive_that_is_cut_or_has_another_directory_is_refused() {
@@ -104,9 +83,9 @@ mod tests {
         let archive = write_tar_zst("release", &files).unwrap();
         let place = tempfile::tempdir().unwrap();
         for bytes in [&archive[..archive.len() / 2], &archive[..0], b"text"] {
-            assert!(unpack_tar_zst(bytes, "release", place.path()).is_err());
+            assert!(unpack("release.tar.zst", bytes, place.path()).is_err());
         }
-        let error = unpack_tar_zst(&archive, "other", place.path()).unwrap_err();
+        let error = unpack("other.tar.zst", &archive, place.path()).unwrap_err();
         assert!(format!("{error:#}").contains("release/a"), "{error:#}");
     }
 }

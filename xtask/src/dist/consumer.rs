@@ -4,11 +4,11 @@
 use super::progress::progress;
 use super::unpacked::UnpackedCrate;
 use crate::cargo::{captured, cargo};
+use crate::toolchain::discovery::find_program;
 use crate::workspace;
 use anyhow::{Context as _, ensure};
-use std::ffi::OsString;
+use fs_err as fs;
 use std::fmt::Write as _;
-use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -89,11 +89,10 @@ impl Consumer {
             .env("PATH", "")
             .env("PEERSUM_JIT", "deny")
             // Ranks that share a GPU need a hardware queue each.
-            .env("CUDA_DEVICE_MAX_CONNECTIONS", "32")
-            .env("LD_LIBRARY_PATH", library_path_without_nvrtc());
-        if let Some(devices) = std::env::var_os("CUDA_VISIBLE_DEVICES") {
-            command.env("CUDA_VISIBLE_DEVICES", devices);
-        }
+            .env("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+        // The former may name the driver's place in a container. If NVRTC is there too, the program
+        // finds out whether it is loaded.
+        keep_variables(&mut command, &["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"]);
         let status = command
             .stdin(Stdio::null())
             .status()
@@ -127,8 +126,7 @@ fn vendor_dependencies(
     fs::copy(
         workspace::root().join("Cargo.lock"),
         seed.join("Cargo.lock"),
-    )
-    .context("cannot copy Cargo.lock")?;
+    )?;
     let vendor = |offline: Option<&str>| {
         let mut command = cargo(seed);
         command
@@ -148,8 +146,7 @@ fn vendor_dependencies(
 fn add_release(crates: &[UnpackedCrate], sources: &Path) -> anyhow::Result<()> {
     for unpacked in crates {
         let place = sources.join(format!("{}-{}", unpacked.name, unpacked.version));
-        fs::rename(&unpacked.path, &place)
-            .with_context(|| format!("cannot move `{}`", unpacked.path.display()))?;
+        fs::rename(&unpacked.path, &place)?;
         // A directory source must have the checksum; it was verified already.
         fs::write(
             place.join(".cargo-checksum.json"),
@@ -186,52 +183,29 @@ fn link_tools(tools: &Path) -> anyhow::Result<()> {
     };
     for name in ["cargo", "rustc"] {
         let program = beside_cargo(name)
-            .or_else(|| on_path(name))
+            .or_else(|| find_program(name.as_ref()))
             .with_context(|| format!("there is no {name} on PATH"))?;
         symlink(program, tools.join(name))?;
     }
     for name in TOOLS {
-        if let Some(program) = on_path(name) {
+        if let Some(program) = find_program(name.as_ref()) {
             symlink(program, tools.join(name))?;
         }
     }
     Ok(())
 }
 
-fn on_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(name))
-        .find(|program| program.is_absolute() && program.is_file())
-}
-
 /// A command that inherits no variable, and whose home is empty.
 fn bare(program: &Path, home: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("HOME", home);
-    if let Some(directory) = std::env::var_os("TMPDIR") {
-        command.env("TMPDIR", directory);
-    }
+    keep_variables(&mut command, &["TMPDIR"]);
     command
 }
 
-/// `LD_LIBRARY_PATH`, where a container may have put the driver, without the directories that have
-/// NVRTC in them.
-fn library_path_without_nvrtc() -> OsString {
-    let path = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let has_nvrtc = |directory: &Path| {
-        fs::read_dir(directory).is_ok_and(|entries| {
-            entries.flatten().any(|entry| {
-                entry
-                    .file_name()
-                    .as_encoded_bytes()
-                    .starts_with(b"libnvrtc")
-            })
-        })
-    };
-    let kept = std::env::split_paths(&path)
-        .filter(|directory| directory.is_absolute() && !has_nvrtc(directory));
-    std::env::join_paths(kept).unwrap_or_default()
+fn keep_variables(command: &mut Command, names: &[&str]) {
+    let set = |name: &&str| Some((name.to_string(), std::env::var_os(name)?));
+    command.envs(names.iter().filter_map(set));
 }
 
 /// The path as a string of TOML, which JSON's strings are.

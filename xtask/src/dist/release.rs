@@ -4,15 +4,15 @@ use super::progress::progress;
 use super::stage::{LICENCES, PACK_CRATE};
 use super::sums::SUMS_FILE;
 use super::{archive, notes, stage, sums};
-use crate::precompile::output::{Contents, OutputDir};
+use crate::output::{Contents, OutputDir};
 use crate::precompile::{self, ArchChoice, Request};
 use crate::toolchain::ToolkitChoice;
 use crate::workspace;
 use anyhow::{Context as _, ensure};
+use fs_err as fs;
 use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::{Pack, pack_directory};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,6 +26,7 @@ static RELEASE: Contents = Contents {
     command: "dist",
     is_name: is_release_name,
     last: SUMS_FILE,
+    elsewhere: "give another place with --out",
 };
 
 fn is_release_name(name: &str) -> bool {
@@ -55,8 +56,7 @@ pub(super) fn run(
         .find(|package| package.name == PACK_CRATE)
         .with_context(|| format!("the workspace has no {PACK_CRATE}"))?
         .version;
-    let changelog = fs::read_to_string(root.join("CHANGELOG.md"))
-        .context("cannot read CHANGELOG.md, of which the release notes are made")?;
+    let changelog = fs::read_to_string(root.join("CHANGELOG.md"))?;
     let notes = notes::of_version(&changelog, version)?;
 
     let cubins = match cubins {
@@ -126,8 +126,7 @@ fn archive(root: &Path, version: &str, pack: &[u8]) -> anyhow::Result<(String, V
         files.insert(module.file_name(), pack.verified(module)?);
     }
     for name in LICENCES {
-        let text = fs::read(root.join(name)).with_context(|| format!("cannot read {name}"))?;
-        files.insert(name.to_owned(), text);
+        files.insert(name.to_owned(), fs::read(root.join(name))?);
     }
     let toolkit = manifest
         .toolkit

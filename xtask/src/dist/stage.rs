@@ -5,9 +5,9 @@ use super::scratch::ScratchDir;
 use crate::cargo::{captured, cargo};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
+use fs_err as fs;
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What crates.io accepts.
@@ -15,6 +15,10 @@ const MAX_CRATE_BYTES: usize = 10 << 20;
 
 /// The licence texts, which are part of everything that is released.
 pub(super) const LICENCES: [&str; 2] = ["LICENSE-APACHE", "LICENSE-MIT"];
+
+/// The workspaces that crates are published from. The second has its own, so that no other build
+/// waits for its dependencies.
+const WORKSPACES: [&str; 2] = ["", "crates/peersum-candle"];
 
 /// The crate that carries the cubins, and the file in it that does.
 pub(super) const PACK_CRATE: &str = "peersum-kernels";
@@ -55,7 +59,10 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
         workspace_root: PathBuf,
     }
     let mut packages = Vec::new();
-    for workspace in workspaces()? {
+    for workspace in WORKSPACES.map(|path| workspace::root().join(path)) {
+        if !workspace.join("Cargo.toml").is_file() {
+            continue;
+        }
         let output = captured(cargo(&workspace).args([
             "metadata",
             "--no-deps",
@@ -73,30 +80,6 @@ pub(super) fn packages() -> anyhow::Result<Vec<Package>> {
     Ok(packages)
 }
 
-/// The directories of all workspaces that crates are published from: the root, and each of
-/// `crates/` that is a workspace of its own, so that no other build waits for its dependencies.
-///
-/// # Errors
-/// The directory or a manifest cannot be read.
-fn workspaces() -> anyhow::Result<Vec<PathBuf>> {
-    let root = workspace::root();
-    let crates = root.join("crates");
-    let unreadable = |path: &Path| format!("cannot read `{}`", path.display());
-    let mut own = Vec::new();
-    for entry in fs::read_dir(&crates).with_context(|| unreadable(&crates))? {
-        let directory = entry.with_context(|| unreadable(&crates))?.path();
-        let manifest = directory.join("Cargo.toml");
-        if manifest.is_file() {
-            let text = fs::read_to_string(&manifest).with_context(|| unreadable(&manifest))?;
-            if text.lines().any(|line| line == "[workspace]") {
-                own.push(directory);
-            }
-        }
-    }
-    own.sort();
-    Ok(std::iter::once(root).chain(own).collect())
-}
-
 /// The `.crate` files of the publishable packages by name, with `pack` in the one that carries the
 /// cubins.
 ///
@@ -107,7 +90,7 @@ pub(super) fn package(
     pack: &[u8],
 ) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     // Cargo resolves links in the paths that it prints.
-    let root = fs::canonicalize(workspace::root()).context("cannot find the checkout")?;
+    let root = fs::canonicalize(workspace::root())?;
     let stage = ScratchDir::new()?;
     let copy = stage.path().join("checkout");
     fill(&root, &copy, packages, pack)?;
@@ -160,7 +143,7 @@ fn fill(root: &Path, copy: &Path, packages: &[Package], pack: &[u8]) -> anyhow::
     let mut names = vec!["Cargo.toml", "Cargo.lock", "README.md"];
     names.extend(LICENCES);
     for name in &names {
-        copy_file(&root.join(name), &copy.join(name))?;
+        fs::copy(root.join(name), copy.join(name))?;
     }
     for package in packages {
         let from = package.manifest_path.parent().unwrap_or(root);
@@ -169,12 +152,11 @@ fn fill(root: &Path, copy: &Path, packages: &[Package], pack: &[u8]) -> anyhow::
         copy_directory(from, &to)?;
         if package.is_publishable() {
             for name in LICENCES {
-                copy_file(&root.join(name), &to.join(name))?;
+                fs::copy(root.join(name), to.join(name))?;
             }
         }
         if package.name == PACK_CRATE {
-            let path = to.join(PACK_FILE);
-            fs::write(&path, pack).with_context(|| format!("cannot write `{}`", path.display()))?;
+            fs::write(to.join(PACK_FILE), pack)?;
         }
     }
     Ok(())
@@ -191,24 +173,17 @@ fn within(path: &Path, root: &Path, copy: &Path) -> anyhow::Result<PathBuf> {
 
 /// Copies a package's directory; the manifest says which files go into the crate (`include`).
 fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(to).with_context(|| format!("cannot make `{}`", to.display()))?;
-    let unreadable = || format!("cannot read `{}`", from.display());
-    for entry in fs::read_dir(from).with_context(unreadable)? {
-        let entry = entry.with_context(unreadable)?;
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type().with_context(unreadable)?.is_dir() {
+        if entry.file_type()?.is_dir() {
             if entry.file_name() != "target" {
                 copy_directory(&entry.path(), &target)?;
             }
         } else if entry.path().is_file() {
-            copy_file(&entry.path(), &target)?;
+            fs::copy(entry.path(), &target)?;
         }
     }
     Ok(())
-}
-
-fn copy_file(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::copy(from, to)
-        .map(|_| ())
-        .with_context(|| format!("cannot copy `{}` to `{}`", from.display(), to.display()))
 }

@@ -26,7 +26,7 @@ impl UnpackedCrate {
             .map(|(at, _)| (&stem[..at], &stem[at + 1..]))
             .find(|(_, rest)| is_version(rest))
             .with_context(|| format!("`{file}` has no version in its name"))?;
-        let path = archive::unpack_crate(bytes, stem, place)?;
+        let path = archive::unpack(file, bytes, place)?;
         for licence in LICENCES {
             ensure!(path.join(licence).is_file(), "{file} has no {licence}");
         }

@@ -8,11 +8,10 @@ use super::stage::{PACK_CRATE, PACK_FILE};
 use super::unpacked::UnpackedCrate;
 use super::{archive, sums};
 use anyhow::{Context as _, bail, ensure};
+use fs_err as fs;
 use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::pack_directory;
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 /// Checks the release in `directory`.
@@ -27,69 +26,47 @@ pub(super) fn run(directory: &Path) -> anyhow::Result<bool> {
 
     let begun = Instant::now();
     let place = ScratchDir::new()?;
-    let release = Release::unpack(&files, place.path())?;
-    release.ensure_crate_carries_archive()?;
+    ensure!(
+        files.contains_key(NOTES_FILE),
+        "the release has no {NOTES_FILE}"
+    );
+    let of_kind = |kind| files.iter().filter(move |(name, _)| name.ends_with(kind));
+    let archives: Vec<_> = of_kind(".tar.zst").collect();
+    let [(name, bytes)] = archives[..] else {
+        bail!(
+            "the release has {} archives {ARCHIVE_PREFIX}*.tar.zst; it must have one",
+            archives.len()
+        );
+    };
+    let archive = archive::unpack(name, bytes, place.path())?;
+    let crates_place = place.path().join("crates");
+    fs::create_dir(&crates_place)?;
+    let crates: Vec<UnpackedCrate> = of_kind(".crate")
+        .map(|(name, bytes)| UnpackedCrate::unpack(name, bytes, &crates_place))
+        .collect::<anyhow::Result<_>>()?;
+    ensure_crate_carries_archive(&crates, &archive)?;
     progress(begun, "the archive and the crate have the same modules");
 
-    let consumer = Consumer::build(&release.crates, place.path())?;
-    consumer.run()?;
+    Consumer::build(&crates, place.path())?.run()?;
     eprintln!("{} is a whole release", directory.display());
     Ok(true)
 }
 
-/// The release, unpacked.
-struct Release {
-    archive: PathBuf,
-    crates: Vec<UnpackedCrate>,
-}
-
-impl Release {
-    fn unpack(files: &BTreeMap<String, Vec<u8>>, place: &Path) -> anyhow::Result<Self> {
-        ensure!(
-            files.contains_key(NOTES_FILE),
-            "the release has no {NOTES_FILE}"
-        );
-        let archives: Vec<_> = files
-            .iter()
-            .filter_map(|(name, bytes)| Some((name.strip_suffix(".tar.zst")?, bytes)))
-            .collect();
-        let [(directory, bytes)] = archives[..] else {
-            bail!(
-                "the release has {} archives {ARCHIVE_PREFIX}*.tar.zst; it must have one",
-                archives.len()
-            );
-        };
-        let archive = archive::unpack_tar_zst(bytes, directory, place)?;
-
-        let crates_place = place.join("crates");
-        fs::create_dir(&crates_place)?;
-        let crates = files
-            .iter()
-            .filter(|(name, _)| name.ends_with(".crate"))
-            .map(|(name, bytes)| UnpackedCrate::unpack(name, bytes, &crates_place))
-            .collect::<anyhow::Result<_>>()?;
-        Ok(Self { archive, crates })
-    }
-
-    /// Checks every module of the archive against its manifest, and that the crate's pack has the
-    /// same files.
-    fn ensure_crate_carries_archive(&self) -> anyhow::Result<()> {
-        let expected = pack_directory(&self.archive)
-            .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;
-        let carrier = self
-            .crates
-            .iter()
-            .find(|unpacked| unpacked.name == PACK_CRATE)
-            .with_context(|| format!("the release has no crate {PACK_CRATE}"))?;
-        let path = carrier.path.join(PACK_FILE);
-        let found = fs::read(&path).with_context(|| format!("{PACK_CRATE} has no {PACK_FILE}"))?;
-        ensure!(
-            found == expected,
-            "{PACK_CRATE} does not carry the modules of the archive: {PACK_FILE} has {} bytes, \
-             not {}",
-            found.len(),
-            expected.len()
-        );
-        Ok(())
-    }
+/// Checks every module of the archive against its manifest, and that the crate's pack has the same
+/// files.
+fn ensure_crate_carries_archive(crates: &[UnpackedCrate], archive: &Path) -> anyhow::Result<()> {
+    let expected = pack_directory(archive)
+        .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;
+    let carrier = crates
+        .iter()
+        .find(|unpacked| unpacked.name == PACK_CRATE)
+        .with_context(|| format!("the release has no crate {PACK_CRATE}"))?;
+    let found = fs::read(carrier.path.join(PACK_FILE))?;
+    ensure!(
+        found == expected,
+        "{PACK_CRATE} does not carry the modules of the archive: {PACK_FILE} has {} bytes, not {}",
+        found.len(),
+        expected.len()
+    );
+    Ok(())
 }

@@ -1,8 +1,7 @@
 //! The harness's executable, and what it says about this machine.
 
-use crate::cargo::cargo;
-use crate::workspace;
-use anyhow::{Context as _, bail, ensure};
+use crate::cargo;
+use anyhow::{Context as _, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,27 +15,16 @@ pub(super) struct Device {
 
 /// Builds the harness in release mode and returns its path, as cargo tells it.
 pub(super) fn release_binary() -> anyhow::Result<PathBuf> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-    }
-    let output = cargo(&workspace::root())
-        .args([
-            "build",
-            "--locked",
-            "--release",
-            "--package=peersum-harness",
-        ])
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    ensure!(output.status.success(), "the harness does not build");
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-        .find(|path| path.ends_with("peersum-harness"))
-        .context("cargo names no executable of the harness")
+    let arguments = [
+        "build",
+        "--locked",
+        "--release",
+        "--package=peersum-harness",
+    ];
+    let artifacts = cargo::artifacts(&arguments).context("the harness does not build")?;
+    let harness = cargo::executable(&artifacts, "peersum-harness");
+    let harness = harness.context("cargo names no executable of the harness")?;
+    Ok(harness.to_owned())
 }
 
 /// Asks what `--device choice` means on this machine.

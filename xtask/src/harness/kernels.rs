@@ -1,11 +1,11 @@
-//! The harness's own kernels, each a file that includes nothing: compiled to
+//! The harness's own kernels, which include the library's `platform.cuh`: compiled to
 //! `{stem}.{architecture}.cubin`.
 
 use crate::cargo::captured;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use crate::toolchain::{Nvcc, confine};
 use crate::workspace;
 use anyhow::Context as _;
-use std::fs;
+use fs_err as fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,8 +25,7 @@ pub(super) fn compile(
     architectures: &[String],
     directory: &Path,
 ) -> anyhow::Result<()> {
-    fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make `{}`", directory.display()))?;
+    fs::create_dir_all(directory)?;
     let source = workspace::root().join(source);
     let stem = source.file_stem().context("a source without a name")?;
     for architecture in architectures {
@@ -42,16 +41,15 @@ pub(super) fn compile(
             .arg(&nvcc.host_compiler)
             .arg("-I")
             .arg(workspace::prelude())
+            .arg("-I")
+            .arg(workspace::kernels())
             .arg("-o")
             .arg(&cubin)
-            .arg(&source)
-            .env("TMPDIR", temporary.path());
-        for variable in HIDDEN_FLAG_VARIABLES {
-            command.env_remove(variable);
-        }
+            .arg(&source);
+        confine(&mut command, temporary.path());
         captured(&mut command)?;
         // In one step, because another run may read it at the same time.
-        fs::rename(&cubin, directory.join(&name)).context("cannot put the cubin in its place")?;
+        fs::rename(&cubin, directory.join(&name))?;
     }
     Ok(())
 }

@@ -197,21 +197,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_compiled_for_reports_lists_and_emulated_ranks() {
-        for text in [
-            "--from-json report.json --html page.html",
-            "--list",
-            "--device emulator",
-            "--device=emulator --compile-for sm_90",
-        ] {
-            let mut flags = Flags(text.split_whitespace().map(str::to_owned).collect());
-            let needs = Needs::of(Path::new("/nonexistent"), &mut flags).unwrap();
-            assert!(needs.is_none(), "{text}");
-            assert!(!flags.has("--compile-for"));
-        }
-    }
-
-    #[test]
     fn world_size_1_has_no_modules() {
         let parse = |text: &str| text.parse::<WorldSizes>().unwrap();
         assert_eq!(with_modules("1..4").unwrap(), [parse("2..4")]);

@@ -54,18 +54,17 @@ fn read_problems(
         Ok(manifest) => manifest,
         Err(error) => return Ok(vec![error.to_string()]),
     };
-    let problems = workers::each(artifacts, 0, |_, artifact| {
-        let Some(entry) = manifest.find(artifact.module, artifact.target) else {
-            return Some(format!("{}: not in the manifest", artifact.file_name()));
+    let problems = workers::each(artifacts, 0, |_, (module, target)| {
+        let file = target.file_name(module);
+        let Some(entry) = manifest.find(*module, *target) else {
+            return Some(format!("{file}: not in the manifest"));
         };
         if let Err(error) = verify_file(directory, entry) {
             return Some(error.to_string());
         }
-        let closure = inputs.closure(&artifact.module)?;
-        (closure.digest != entry.closure_digest).then(|| {
-            let file = artifact.file_name();
-            format!("{file}: compiled from other sources than the present ones")
-        })
+        let closure = inputs.closure(module)?;
+        (closure.digest != entry.closure_digest)
+            .then(|| format!("{file}: compiled from other sources than the present ones"))
     })?;
     Ok(problems.into_iter().flatten().collect())
 }

@@ -1,12 +1,12 @@
 //! The nvcc command that compiles a module, and how it is shown to people.
 
 use super::inputs::Inputs;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc, confine};
 use peersum_artifact::{ModuleKey, Target};
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use xshell::{Shell, cmd};
 
 /// The one command that makes a target of a module, to be run in `directory`.
@@ -21,7 +21,6 @@ pub(crate) fn nvcc_command(
     directory: &Path,
 ) -> anyhow::Result<Command> {
     let shell = Shell::new()?;
-    shell.change_dir(directory);
     let program = &nvcc.program;
     let kind = format!("-{}", target.kind());
     let arch = format!("-arch={target}");
@@ -46,10 +45,7 @@ pub(crate) fn nvcc_command(
     .args(["--keep", "-o", &file])
     .arg(source);
     let mut command = Command::from(command);
-    command.env("TMPDIR", directory).stdin(Stdio::null());
-    for variable in HIDDEN_FLAG_VARIABLES {
-        command.env_remove(variable);
-    }
+    confine(&mut command, directory);
     Ok(command)
 }
 
@@ -96,27 +92,11 @@ mod tests {
 
     #[test]
     fn a_shown_command_survives_being_pasted_into_a_shell() {
-        let words = [
-            "nvcc",
-            "-DX=a b",
-            "it's",
-            "$HOME",
-            "",
-            "-I/plain/path",
-            "\"q\"",
-        ];
+        let words = ["nvcc", "-DX=a b", "it's", "$HOME", "", "-I/a/path", "\"q\""];
         let line = words.map(quoted).join(" ");
-        let output = Command::new("sh")
-            .arg("-c")
-            .arg(format!("printf '%s\\n' {line}"))
-            .output()
-            .unwrap();
-        assert_eq!(
-            String::from_utf8(output.stdout)
-                .unwrap()
-                .lines()
-                .collect::<Vec<_>>(),
-            words
-        );
+        let script = format!("printf '%s\\n' {line}");
+        let output = Command::new("sh").args(["-c", &script]).output().unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(printed.lines().collect::<Vec<_>>(), words);
     }
 }

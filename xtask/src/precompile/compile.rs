@@ -2,17 +2,17 @@
 
 use super::command::{nvcc_command, shown};
 use super::inputs::Inputs;
-use super::matrix::Artifact;
 use super::ptx_entries::{PtxEntry, ptx_entries};
-use super::staging::Staging;
+use crate::output::Staging;
 use crate::toolchain::Nvcc;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
+use fs_err as fs;
 use peersum_artifact::{
     Arch, Digest, EntryPoint, ManifestModule, ModuleKey, PtxasReport, Target, inspect_ptx,
     verify_bytes,
 };
+use serde::Serialize;
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -20,18 +20,19 @@ use std::process::ExitStatus;
 /// The files that one compiler process makes: a cubin, the PTX on the way to it, or both.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
-    module: ModuleKey,
-    arch: Arch,
-    artifacts: Vec<(Artifact, Digest)>,
+    pub(crate) module: ModuleKey,
+    pub(crate) arch: Arch,
+    /// What is made, and the key that each file is stored under.
+    pub(crate) files: Vec<(Target, Digest)>,
 }
 
 /// Why a module was not built.
-#[derive(Debug)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Failure {
-    /// What happened, in one line.
-    pub(crate) message: String,
     /// The command as it can be pasted into a shell.
     pub(crate) command: String,
+    /// What happened, in one line.
+    pub(crate) message: String,
     /// All that the compiler wrote to stdout and stderr.
     pub(crate) output: String,
 }
@@ -46,51 +47,17 @@ pub(crate) struct Compiled {
 }
 
 impl Job {
-    /// A job without files.
-    pub(crate) fn new(module: ModuleKey, arch: Arch) -> Self {
-        Self {
-            module,
-            arch,
-            artifacts: Vec::new(),
-        }
-    }
-
-    /// Adds a file of this module and architecture, and the key that it is stored under.
-    pub(crate) fn push(&mut self, artifact: Artifact, key: Digest) {
-        self.artifacts.push((artifact, key));
-    }
-
-    /// The module.
-    pub(crate) fn module(&self) -> ModuleKey {
-        self.module
-    }
-
-    /// The files.
-    pub(crate) fn artifacts(&self) -> Vec<Artifact> {
-        self.artifacts
-            .iter()
-            .map(|(artifact, _)| *artifact)
-            .collect()
-    }
-
-    /// Module and architecture, for messages and directories.
+    /// Module and target in one word, for messages and directories: `peersum_push_bf16_ws8.sm_90`.
     pub(crate) fn label(&self) -> String {
-        self.artifacts
-            .first()
-            .map(|(artifact, _)| artifact.label())
-            .unwrap_or_default()
+        format!("{}.{}", self.module, self.compiled_target())
     }
 
     /// The target to pass to nvcc: the cubin if one is asked for, since its PTX is kept.
     fn compiled_target(&self) -> Target {
-        let wants_cubin = self
-            .artifacts
-            .iter()
-            .any(|(artifact, _)| matches!(artifact.target, Target::Cubin(_)));
-        if wants_cubin {
-            Target::Cubin(self.arch)
-        } else {
-            Target::Ptx(self.arch)
+        let cubin = Target::Cubin(self.arch);
+        match self.files.iter().any(|(target, _)| *target == cubin) {
+            true => cubin,
+            false => Target::Ptx(self.arch),
         }
     }
 
@@ -105,52 +72,48 @@ impl Job {
         inputs: &Inputs,
         staging: &Staging,
     ) -> Result<Compiled, Failure> {
-        let failure = |message: String, command: &str, output: &str| Failure {
-            message,
-            command: command.to_owned(),
-            output: output.to_owned(),
-        };
-        let scratch = staging.scratch(&self.label()).map_err(|error| {
-            failure(format!("cannot make a scratch directory: {error}"), "", "")
-        })?;
-        let target = self.compiled_target();
-        let mut command = nvcc_command(nvcc, inputs, self.module, target, &scratch)
-            .map_err(|error| failure(format!("{error:#}"), "", ""))?;
-        let shown = shown(&command);
+        let mut failure = Failure::default();
+        self.compile(nvcc, inputs, staging, &mut failure)
+            .map_err(|error| Failure {
+                message: format!("{error:#}"),
+                ..failure
+            })
+    }
 
-        let output = command.output().map_err(|error| {
-            failure(
-                format!("cannot start `{}`: {error}", nvcc.program.display()),
-                &shown,
-                "",
-            )
-        })?;
+    /// Fills in the command and the output of `failure` as soon as they are known.
+    fn compile(
+        &self,
+        nvcc: &Nvcc,
+        inputs: &Inputs,
+        staging: &Staging,
+        failure: &mut Failure,
+    ) -> anyhow::Result<Compiled> {
+        let scratch = staging.scratch(&self.label())?;
+        let target = self.compiled_target();
+        let mut command = nvcc_command(nvcc, inputs, self.module, target, &scratch)?;
+        failure.command = shown(&command);
+        let output = command
+            .output()
+            .with_context(|| format!("cannot start `{}`", nvcc.program.display()))?;
         // Both streams, for nothing that nvcc prints may be lost.
-        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        if !output.status.success() {
-            return Err(failure(
-                format!("nvcc failed: {}", ending(output.status)),
-                &shown,
-                &text,
-            ));
-        }
-        let report = PtxasReport::parse(&text);
+        let text = [output.stdout, output.stderr].concat();
+        failure.output = String::from_utf8_lossy(&text).into_owned();
+        let status = output.status;
+        ensure!(status.success(), "nvcc failed: {}", ending(status));
+        let report = PtxasReport::parse(&failure.output);
         let spills: Vec<String> = report
             .spills()
             .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
             .collect();
-        if !spills.is_empty() {
-            let message = format!(
-                "registers spill to memory in {}; lower the launch bounds of this world size or \
-                 hold less in registers",
-                spills.join(", ")
-            );
-            return Err(failure(message, &shown, &text));
-        }
+        ensure!(
+            spills.is_empty(),
+            "registers spill to memory in {}; lower the launch bounds of this world size or hold \
+             less in registers",
+            spills.join(", ")
+        );
         // The compiler succeeded, so only its warnings may explain a failure.
-        let modules = self
-            .collect(target, &scratch, &report, inputs, staging)
-            .map_err(|error| failure(format!("{error:#}"), &shown, &report.remarks.join("\n")))?;
+        failure.output = report.remarks.join("\n");
+        let modules = self.collect(target, &scratch, &report, inputs, staging)?;
         // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
         // the staging area.
         let _ = fs::remove_dir_all(&scratch);
@@ -170,8 +133,7 @@ impl Job {
         staging: &Staging,
     ) -> anyhow::Result<Vec<ManifestModule>> {
         let ptx = match target {
-            Target::Ptx(_) => fs::read_to_string(scratch.join(target.file_name(&self.module)))
-                .context("cannot read the PTX")?,
+            Target::Ptx(_) => fs::read_to_string(scratch.join(target.file_name(&self.module)))?,
             Target::Cubin(_) => kept_ptx(scratch)?,
         };
         let version = inspect_ptx(ptx.as_bytes())
@@ -182,29 +144,25 @@ impl Job {
             .closure(&self.module)
             .context("a module whose sources were not read")?;
         let mut modules = Vec::new();
-        for (artifact, key) in &self.artifacts {
-            let bytes = match artifact.target {
-                Target::Ptx(_) => ptx.clone().into_bytes(),
-                Target::Cubin(_) => {
-                    fs::read(scratch.join(artifact.file_name())).context("cannot read the cubin")?
-                }
+        for &(target, cache_key) in &self.files {
+            let file = target.file_name(&self.module);
+            let (bytes, ptx_version) = match target {
+                Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version)),
+                Target::Cubin(_) => (fs::read(scratch.join(&file))?, None),
             };
             let module = ManifestModule {
                 key: self.module,
-                target: artifact.target,
-                ptx_version: match artifact.target {
-                    Target::Ptx(_) => Some(version),
-                    Target::Cubin(_) => None,
-                },
+                target,
+                ptx_version,
                 bytes: bytes.len() as u64,
                 sha256: Digest::of(&bytes),
                 closure_digest: closure.digest,
-                cache_key: *key,
-                entry_points: self.entry_points(artifact.target, report, &entries)?,
+                cache_key,
+                entry_points: self.entry_points(target, report, &entries)?,
             };
             verify_bytes(&bytes, &module)
                 .context("the compiler's output is not what was asked for")?;
-            staging.write(&artifact.file_name(), &bytes)?;
+            staging.write(&file, &bytes)?;
             modules.push(module);
         }
         Ok(modules)
@@ -264,11 +222,10 @@ fn ending(status: ExitStatus) -> String {
 /// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its
 /// kind.
 fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
-    for entry in fs::read_dir(scratch).context("cannot read the scratch directory")? {
-        let path = entry.context("cannot read the scratch directory")?.path();
+    for entry in fs::read_dir(scratch)? {
+        let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "ptx") {
-            return fs::read_to_string(&path)
-                .with_context(|| format!("cannot read `{}`", path.display()));
+            return Ok(fs::read_to_string(&path)?);
         }
     }
     anyhow::bail!("nvcc kept no PTX of the module")

@@ -1,9 +1,9 @@
 //! What modules are compiled from: the kernels' sources, the prelude and the flags.
 
 use anyhow::Context as _;
-use peersum_artifact::{Closure, Digest, ModuleKey, SourceEntry, include_closure};
-use std::collections::BTreeMap;
-use std::fs;
+use fs_err as fs;
+use peersum_artifact::{Closure, ClosureError, Digest, ModuleKey, SourceEntry, include_closure};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The flags common to all modules. None of them trades code for compile time, and `-lineinfo` is
@@ -57,34 +57,24 @@ impl Inputs {
             .iter()
             .map(|(path, text)| (&**path, &**text))
             .collect();
-        let mut closures = BTreeMap::new();
-        for root in modules.iter().map(ModuleKey::source_root) {
-            if !closures.contains_key(root) {
-                let closure = include_closure(root, &borrowed).with_context(|| {
-                    format!(
-                        "the kernels in `{}` cannot be compiled",
-                        kernels_dir.display()
-                    )
-                })?;
-                closures.insert(root, closure);
-            }
-        }
-        let prelude = match prelude_dir {
-            Some(dir) => {
-                let path = dir.join(PRELUDE_FILE);
-                let text = fs::read(&path).with_context(|| {
-                    format!(
-                        "cannot read the prelude `{}` (--stock-headers does without)",
-                        path.display()
-                    )
-                })?;
-                Some(Prelude {
-                    dir: dir.to_path_buf(),
-                    digest: Digest::of(&text),
-                })
-            }
-            None => None,
+        let roots: BTreeSet<_> = modules.iter().map(ModuleKey::source_root).collect();
+        let roots = roots.into_iter();
+        let closures: Result<_, ClosureError> = roots
+            .map(|root| Ok((root, include_closure(root, &borrowed)?)))
+            .collect();
+        let closures = closures.with_context(|| {
+            let kernels = kernels_dir.display();
+            format!("the kernels in `{kernels}` cannot be compiled")
+        })?;
+        let read_prelude = |dir: &Path| {
+            let text = fs::read(dir.join(PRELUDE_FILE))?;
+            anyhow::Ok(Prelude {
+                dir: dir.to_path_buf(),
+                digest: Digest::of(&text),
+            })
         };
+        let prelude = prelude_dir.map(read_prelude).transpose();
+        let prelude = prelude.context("--stock-headers does without the prelude")?;
         Ok(Self {
             kernels_dir: kernels_dir.to_path_buf(),
             prelude,
@@ -108,19 +98,13 @@ impl Inputs {
 /// Reads every CUDA source of a directory, sorted by name.
 fn read_sources(dir: &Path) -> anyhow::Result<Vec<(String, String)>> {
     let mut texts = Vec::new();
-    let entries = fs::read_dir(dir)
-        .with_context(|| format!("cannot read the kernels' directory `{}`", dir.display()))?;
-    for entry in entries {
-        let path = entry
-            .with_context(|| format!("cannot read `{}`", dir.display()))?
-            .path();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
         let is_source = path
             .extension()
             .is_some_and(|extension| extension == "h" || extension == "cuh" || extension == "cu");
         if let (true, Some(name)) = (is_source, path.file_name().and_then(|name| name.to_str())) {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read `{}`", path.display()))?;
-            texts.push((name.to_owned(), text));
+            texts.push((name.to_owned(), fs::read_to_string(&path)?));
         }
     }
     texts.sort();

@@ -2,9 +2,8 @@
 
 use super::native::native_archs;
 use anyhow::ensure;
-use peersum_artifact::{Arch, ModuleKey, ParseNameError, RELEASE_SET, Target, WorldSize};
+use peersum_artifact::{ModuleKey, ParseNameError, RELEASE_SET, Target, WorldSize};
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::str::FromStr;
 
 /// One item of `--arch`.
@@ -74,36 +73,13 @@ impl FromStr for WorldSizes {
 }
 
 /// One file that precompile makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Artifact {
-    /// The module.
-    pub(crate) module: ModuleKey,
-    /// What it is compiled for.
-    pub(crate) target: Target,
-}
-
-impl Artifact {
-    /// Its file in the output directory.
-    pub(crate) fn file_name(&self) -> String {
-        self.target.file_name(&self.module)
-    }
-
-    /// Module and target in one word, for messages: `peersum_push_bf16_ws8.sm_90`.
-    pub(crate) fn label(&self) -> String {
-        format!("{}.{}", self.module.name(), self.target)
-    }
-}
+pub(crate) type Artifact = (ModuleKey, Target);
 
 /// The targets of `--arch`: without any, the release set; `native` resolved.
 ///
-/// `compiler_dir` is where nvcc is, if it is known: a device query lies beside it.
-///
 /// # Errors
 /// `native` on a machine without a GPU that can run the kernels.
-pub(crate) fn targets(
-    choices: &[ArchChoice],
-    compiler_dir: Option<&Path>,
-) -> anyhow::Result<BTreeSet<Target>> {
+pub(crate) fn targets(choices: &[ArchChoice]) -> anyhow::Result<BTreeSet<Target>> {
     if choices.is_empty() {
         return Ok(RELEASE_SET.into());
     }
@@ -113,10 +89,7 @@ pub(crate) fn targets(
             ArchChoice::Named(target) => {
                 targets.insert(*target);
             }
-            ArchChoice::Native => {
-                let archs = usable(native_archs(compiler_dir)?)?;
-                targets.extend(archs.into_iter().map(Target::Cubin));
-            }
+            ArchChoice::Native => targets.extend(native_archs()?.into_iter().map(Target::Cubin)),
         }
     }
     Ok(targets)
@@ -124,11 +97,7 @@ pub(crate) fn targets(
 
 /// Every module for every target, in the manifest's order.
 pub(crate) fn artifacts(modules: &[ModuleKey], targets: &BTreeSet<Target>) -> Vec<Artifact> {
-    let of_module = |&module| {
-        targets
-            .iter()
-            .map(move |&target| Artifact { module, target })
-    };
+    let of_module = |&module| targets.iter().map(move |&target| (module, target));
     let mut artifacts: Vec<_> = modules.iter().flat_map(of_module).collect();
     artifacts.sort();
     artifacts
@@ -165,20 +134,6 @@ pub(crate) fn ensure_supported(
     Ok(())
 }
 
-/// Those of a machine's GPUs that can run the kernels.
-fn usable(archs: BTreeSet<Arch>) -> anyhow::Result<Vec<Arch>> {
-    let (usable, old): (Vec<Arch>, Vec<Arch>) =
-        archs.into_iter().partition(|arch| arch.runs_kernels());
-    let old: Vec<String> = old.iter().map(|arch| format!("sm_{arch}")).collect();
-    ensure!(
-        !usable.is_empty(),
-        "--arch native: the GPUs of this machine are {}, and the kernels need sm_{} and newer",
-        old.join(", "),
-        Arch::OLDEST
-    );
-    Ok(usable)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::request::Request;
@@ -191,16 +146,10 @@ mod tests {
         request: Request,
     }
 
-    fn request(flags: &str) -> Result<Request, String> {
-        let flags = ["precompile"].into_iter().chain(flags.split_whitespace());
-        Flags::try_parse_from(flags)
-            .map(|flags| flags.request)
-            .map_err(|error| error.to_string())
-    }
-
     fn count(flags: &str) -> usize {
-        let request = request(flags).unwrap();
-        artifacts(&request.modules(), &targets(&request.arch, None).unwrap()).len()
+        let flags = ["precompile"].into_iter().chain(flags.split_whitespace());
+        let request = Flags::try_parse_from(flags).unwrap().request;
+        artifacts(&request.modules(), &targets(&request.arch).unwrap()).len()
     }
 
     #[test]
@@ -223,64 +172,5 @@ mod tests {
             let flags = format!("--arch sm_90 --dtype bf16 --family push --world-size {given}");
             assert_eq!(count(&flags), expected, "{given}");
         }
-    }
-
-    #[test]
-    fn a_value_that_names_nothing_is_refused_with_the_valid_ones() {
-        for (flags, words) in [
-            ("--arch sm90", &["sm90", "sm_90", "native"][..]),
-            ("--dtype f64", &["f64", "--dtype", "f16, bf16, f32"]),
-            ("--world-size 9", &["9", "--world-size", "2 to 8"]),
-            ("--world-size 2..9", &["9", "--world-size", "2 to 8"]),
-            ("--world-size 8..2", &["8..2", "--world-size"]),
-            ("--world-size 1", &["one rank needs no module"]),
-            ("--world-size two", &["two", "--world-size", "2 to 8"]),
-            ("--family ring", &["ring", "--family", "push, pull"]),
-        ] {
-            let error = request(flags).unwrap_err();
-            assert!(words.iter().all(|word| error.contains(word)), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_architecture_that_the_compiler_does_not_list_is_refused_with_its_list() {
-        let targets = ["sm_90", "sm_81"].map(|name| Target::from_str(name).unwrap());
-        let listed = ["sm_80".to_owned(), "sm_90".to_owned()];
-        let error = ensure_supported(&targets.into(), "nvcc 13.0.88", &listed)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("for sm_81;") && error.contains("sm_80, sm_90"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn an_architecture_that_the_kernels_do_not_support_is_refused_as_it_is_read() {
-        for old in [
-            "sm_75",
-            "compute_75",
-            "sm_70",
-            "sm_61",
-            "sm_52a",
-            "sm_90,compute_70",
-        ] {
-            let error = request(&format!("--arch {old}")).unwrap_err();
-            let last = old.rsplit(',').next().unwrap();
-            assert!(error.contains(&format!("`{last}`")), "{error}");
-            assert!(error.contains("sm_80 and newer"), "{error}");
-        }
-    }
-
-    #[test]
-    fn native_leaves_out_old_gpus_and_refuses_a_machine_of_them_alone() {
-        let (old, oldest) = (Arch::plain(7, 5), Arch::plain(7, 0));
-        let hopper = Arch::plain(9, 0);
-        assert_eq!(usable([old, hopper].into()).unwrap(), [hopper]);
-        let error = usable([old, oldest].into()).unwrap_err().to_string();
-        assert!(
-            error.contains("sm_70, sm_75") && error.contains("sm_80 and newer"),
-            "{error}"
-        );
     }
 }

@@ -6,29 +6,44 @@ mod compile;
 pub(crate) mod inputs;
 mod matrix;
 mod native;
-pub(crate) mod output;
 mod plan;
 mod progress;
 mod ptx_entries;
 mod request;
 mod run;
-pub(crate) mod staging;
 pub(crate) mod stock_headers;
 mod timeline;
 
 pub(crate) use matrix::{ArchChoice, WorldSizes};
 pub(crate) use request::Request;
 
+use crate::output::{Contents, OutputDir};
 use crate::toolchain::{self, Nvcc};
-use crate::workspace;
-use anyhow::{Context as _, bail};
+use crate::{workers, workspace};
+use anyhow::bail;
+use fs_err as fs;
 use inputs::Inputs;
-use output::OutputDir;
+use peersum_artifact::MANIFEST_FILE;
 use plan::Plan;
 use progress::Reporter;
 use run::{Run, Started};
-use std::fs;
 use std::path::PathBuf;
+
+/// Cubins, PTX and their manifest.
+static MODULES: Contents = Contents {
+    command: "precompile",
+    is_name: is_output_name,
+    last: MANIFEST_FILE,
+    elsewhere: "give another place with --out",
+};
+
+/// Whether precompile itself could have written a file of this name into its output.
+fn is_output_name(name: &str) -> bool {
+    name == MANIFEST_FILE
+        || name.starts_with("peersum_")
+            && ((name.contains(".sm_") && name.ends_with(".cubin"))
+                || (name.contains(".compute_") && name.ends_with(".ptx")))
+}
 
 /// Carries out the request. `false` if something failed, which was reported.
 ///
@@ -37,10 +52,9 @@ use std::path::PathBuf;
 pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let started = Started::now();
     let out = request.out.clone().unwrap_or_else(workspace::cubins);
-    let output = OutputDir::new(&out, &output::MODULES)?;
+    let output = OutputDir::new(&out, &MODULES)?;
     let kernels = request.kernels.clone().unwrap_or_else(workspace::kernels);
-    let kernels = fs::canonicalize(&kernels)
-        .with_context(|| format!("cannot read the kernels' directory `{}`", kernels.display()))?;
+    let kernels = fs::canonicalize(&kernels)?;
     let reporter = Reporter::new(request.message_format, request.quiet);
     if request.check {
         return check(request, &kernels, &output, &reporter);
@@ -59,7 +73,7 @@ fn check(
     reporter: &Reporter,
 ) -> anyhow::Result<bool> {
     let modules = request.modules();
-    let artifacts = matrix::artifacts(&modules, &matrix::targets(&request.arch, None)?);
+    let artifacts = matrix::artifacts(&modules, &matrix::targets(&request.arch)?);
     let inputs = Inputs::read(kernels, None, &modules)?;
     let problems = check::problems(output.path(), &artifacts, &inputs)?;
     reporter.checked(
@@ -78,9 +92,9 @@ fn compile(
     reporter: &Reporter,
     started: Started,
 ) -> anyhow::Result<bool> {
-    let targets = matrix::targets(&request.arch, nvcc.program.parent())?;
-    let compiler = format!("{} ({})", nvcc.program.display(), nvcc.compiler);
-    matrix::ensure_supported(&targets, &compiler, &nvcc.gpu_codes)?;
+    let targets = matrix::targets(&request.arch)?;
+    let compiler = format!("{} ({})", nvcc.program.display(), nvcc.toolkit.compiler);
+    matrix::ensure_supported(&targets, &compiler, &nvcc.toolkit.gpu_codes)?;
     let modules = request.modules();
     let artifacts = matrix::artifacts(&modules, &targets);
     let prelude: Option<PathBuf> = (!request.stock_headers).then(workspace::prelude);
@@ -96,7 +110,7 @@ fn compile(
     let plan = Plan::new(
         &artifacts,
         &inputs,
-        &nvcc.compiler,
+        &nvcc.toolkit.compiler,
         present.as_ref(),
         &files,
     )?;
@@ -109,11 +123,10 @@ fn compile(
             bail!("{fault}");
         }
     }
-    let jobs = request.jobs().min(plan.jobs.len().max(1));
+    let jobs = workers::count(request.jobs).min(plan.jobs.len().max(1));
     let run = Run {
         nvcc,
         inputs: &inputs,
-        output,
         reporter,
         started,
     };

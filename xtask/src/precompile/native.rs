@@ -1,45 +1,48 @@
-//! The GPUs of this machine, as the driver's tools list them.
+//! The GPUs of this machine, as nvidia-smi lists them.
 
-use anyhow::bail;
+use anyhow::ensure;
 use peersum_artifact::Arch;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 
-/// Asks for the architectures of this machine's GPUs: nvidia-smi, else the query tool beside nvcc.
+/// The architectures of this machine's GPUs that can run the kernels.
 ///
 /// # Errors
-/// Neither tool lists a GPU.
-pub(crate) fn native_archs(compiler_dir: Option<&Path>) -> anyhow::Result<BTreeSet<Arch>> {
-    let mut smi = Command::new("nvidia-smi");
-    smi.args(["--query-gpu=compute_cap", "--format=csv,noheader"]);
-    let beside_nvcc = compiler_dir.map(|dir| Command::new(dir.join("__nvcc_device_query")));
-    let mut tried = Vec::new();
-    for mut query in std::iter::once(smi).chain(beside_nvcc) {
-        let name = query.get_program().display().to_string();
-        match query.output() {
-            Ok(output) if output.status.success() => {
-                let archs = parse_compute_capabilities(&String::from_utf8_lossy(&output.stdout));
-                if !archs.is_empty() {
-                    return Ok(archs);
-                }
-                tried.push(format!("`{name}` listed no GPU"));
-            }
-            Ok(output) => tried.push(format!("`{name}` ended with {}", output.status)),
-            Err(error) => tried.push(format!("`{name}`: {error}")),
+/// nvidia-smi lists no GPU, or no such one.
+pub(crate) fn native_archs() -> anyhow::Result<Vec<Arch>> {
+    let query = Command::new("nvidia-smi")
+        .args(["--query-gpu=compute_cap", "--format=csv,noheader"])
+        .output();
+    let (archs, reason) = match query {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            let archs = parse_compute_capabilities(&text);
+            (archs, "listed no GPU".to_owned())
         }
-    }
-    bail!(
-        "--arch native found no NVIDIA GPU on this machine ({}); name the architecture instead, \
-         such as --arch sm_90",
-        tried.join("; ")
-    )
+        Ok(output) => (BTreeSet::new(), format!("ended with {}", output.status)),
+        Err(error) => (BTreeSet::new(), format!("cannot be started: {error}")),
+    };
+    ensure!(
+        !archs.is_empty(),
+        "--arch native found no NVIDIA GPU on this machine (`nvidia-smi` {reason}); name the \
+         architecture instead, such as --arch sm_90"
+    );
+    let (usable, old): (Vec<Arch>, Vec<Arch>) =
+        archs.into_iter().partition(|arch| arch.runs_kernels());
+    let old: Vec<String> = old.iter().map(|arch| format!("sm_{arch}")).collect();
+    ensure!(
+        !usable.is_empty(),
+        "--arch native: the GPUs of this machine are {}, and the kernels need sm_{} and newer",
+        old.join(", "),
+        Arch::OLDEST
+    );
+    Ok(usable)
 }
 
-/// Reads one capability a line, `9.0` as nvidia-smi writes it or `90` as nvcc's query does.
+/// Reads one capability a line, as in `9.0`.
 fn parse_compute_capabilities(text: &str) -> BTreeSet<Arch> {
-    text.split([',', '\n', ' '])
-        .filter_map(|item| item.trim().replace('.', "").parse().ok())
+    text.lines()
+        .filter_map(|line| line.trim().replace('.', "").parse().ok())
         .collect()
 }
 
@@ -48,10 +51,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_are_read_from_either_query() {
+    fn capabilities_are_read_and_other_text_is_not() {
         let expected = BTreeSet::from([Arch::plain(8, 9), Arch::plain(9, 0)]);
         assert_eq!(parse_compute_capabilities("9.0\n9.0\n8.9\n"), expected);
-        assert_eq!(parse_compute_capabilities("90,89\n"), expected);
         assert!(parse_compute_capabilities("No devices were found\n").is_empty());
     }
 }

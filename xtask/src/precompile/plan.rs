@@ -9,6 +9,7 @@ use peersum_artifact::{
     CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule,
     SchemaError, cache_key,
 };
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
@@ -39,49 +40,57 @@ impl Plan {
         let planned = workers::each(artifacts, 0, |_, artifact| {
             let key = artifact_key(artifact, inputs, compiler)?;
             let entry = present
-                .get(&(artifact.module, artifact.target))
+                .get(artifact)
                 .filter(|entry| entry.cache_key == key && holds(files, entry));
             anyhow::Ok((*artifact, key, entry.map(|&entry| entry.clone())))
         })?;
 
         let mut reused = Vec::new();
-        let mut jobs: BTreeMap<_, Job> = BTreeMap::new();
+        let mut jobs = BTreeMap::new();
         for planned in planned {
             let (artifact, key, entry) = planned?;
             match entry {
                 Some(entry) => reused.push(entry),
                 // One process makes a cubin and the PTX of the same architecture: it makes the PTX
                 // anyway.
-                None => jobs
-                    .entry((artifact.module, artifact.target.arch()))
-                    .or_insert_with(|| Job::new(artifact.module, artifact.target.arch()))
-                    .push(artifact, key),
+                None => {
+                    let (module, target) = artifact;
+                    let files: &mut Vec<_> = jobs.entry((module, target.arch())).or_default();
+                    files.push((target, key));
+                }
             }
         }
-        let mut jobs: Vec<Job> = jobs.into_values().collect();
-        jobs.sort_by_key(|job| std::cmp::Reverse(job.module().world_size));
+        let jobs = jobs.into_iter();
+        let mut jobs: Vec<Job> = jobs
+            .map(|((module, arch), files)| Job {
+                module,
+                arch,
+                files,
+            })
+            .collect();
+        jobs.sort_by_key(|job| Reverse(job.module.world_size));
         Ok(Self { reused, jobs })
     }
 }
 
 /// The key of one file: everything that decides its bytes.
 fn artifact_key(
-    artifact: &Artifact,
+    &(module, target): &Artifact,
     inputs: &Inputs,
     compiler: &CompilerId,
 ) -> anyhow::Result<Digest> {
     let closure = inputs
-        .closure(&artifact.module)
+        .closure(&module)
         .context("a module whose sources were not read")?;
     Ok(cache_key(&CacheKeyInputs {
-        module: artifact.module,
-        target: artifact.target,
+        module,
+        target,
         closure,
         prelude: inputs.prelude_digest(),
         flags: &inputs.flags,
-        defines: &artifact.module.defines(),
+        defines: &module.defines(),
         compiler,
-        entry_points: &artifact.module.entry_points(),
+        entry_points: &module.entry_points(),
     }))
 }
 

@@ -1,12 +1,11 @@
 //! What a run prints while it works: plain lines for people, JSON lines for programs.
 
-use super::compile::Failure;
+use super::compile::{Compiled, Failure, Job};
 use super::matrix::Artifact;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The form of the messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -60,12 +59,8 @@ enum Message<'a> {
         status: Status,
         #[serde(skip_serializing_if = "Option::is_none")]
         seconds: Option<f64>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        command: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        message: Option<&'a str>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        output: Option<&'a str>,
+        #[serde(flatten)]
+        failure: Option<&'a Failure>,
     },
     Problem {
         message: &'a str,
@@ -86,89 +81,87 @@ enum Message<'a> {
 pub(crate) struct Reporter {
     format: MessageFormat,
     quiet: bool,
-    /// How many compiler processes have ended, and how many there are.
-    ended: AtomicUsize,
-    total: AtomicUsize,
 }
 
 impl Reporter {
     pub(crate) fn new(format: MessageFormat, quiet: bool) -> Self {
-        Self {
-            format,
-            quiet,
-            ended: AtomicUsize::new(0),
-            total: AtomicUsize::new(0),
-        }
+        Self { format, quiet }
     }
 
-    /// Says what the run is about to do with so many compiler processes.
-    pub(crate) fn begin(&self, processes: usize, what: &str) {
-        self.total.store(processes, Ordering::Relaxed);
+    /// Says what the run does.
+    pub(crate) fn step(&self, what: &str) {
         if self.format == MessageFormat::Human && !self.quiet {
             line(what);
         }
-    }
-
-    /// Counts a process that ended, as `12 of 42`.
-    fn count(&self) -> String {
-        let ended = self.ended.fetch_add(1, Ordering::Relaxed) + 1;
-        format!("{ended} of {}", self.total.load(Ordering::Relaxed))
     }
 
     /// Something that a person should know although all is well.
     pub(crate) fn note(&self, message: &str) {
         match self.format {
             MessageFormat::Json => json(&Message::Note { message }),
-            MessageFormat::Human if self.quiet => {}
-            MessageFormat::Human => line(&format!("note: {message}")),
+            MessageFormat::Human => self.step(&format!("note: {message}")),
         }
     }
 
-    /// One compiler process succeeded; `remarks` are the compiler's warnings.
-    pub(crate) fn built(&self, artifacts: &[Artifact], seconds: f64, remarks: &[String]) {
-        if self.format == MessageFormat::Json {
-            for artifact in artifacts {
-                json(&module(artifact, Status::Built, Some(seconds), None));
-            }
-        }
-        let Some(label) = artifacts.first().map(Artifact::label) else {
-            return;
+    /// One compiler process ended. If it failed, everything it printed is shown.
+    /// `count` is "12 of 42".
+    pub(crate) fn ended(
+        &self,
+        job: &Job,
+        outcome: &Result<Compiled, Failure>,
+        seconds: f64,
+        count: &str,
+    ) {
+        let (status, seconds_to_build) = match outcome {
+            Ok(_) => (Status::Built, Some(seconds)),
+            Err(_) => (Status::Failed, None),
         };
-        if !remarks.is_empty() {
-            let remarks = remarks.join("\n");
-            self.note(&format!("{label}: the compiler remarks\n{remarks}"));
+        for (target, _) in &job.files {
+            let artifact = (job.module, *target);
+            self.module(artifact, status, seconds_to_build, outcome.as_ref().err());
         }
-        let count = self.count();
-        if self.format == MessageFormat::Human && !self.quiet {
-            line(&format!("built {label} in {seconds:.2} s ({count})"));
-        }
-    }
-
-    /// A module that is taken over as it is. People read the count in the summary.
-    pub(crate) fn reused(&self, artifact: &Artifact) {
-        if self.format == MessageFormat::Json {
-            json(&module(artifact, Status::Reused, None, None));
-        }
-    }
-
-    /// One compiler process failed; everything it printed is shown.
-    pub(crate) fn failed(&self, artifacts: &[Artifact], failure: &Failure) {
-        if self.format == MessageFormat::Json {
-            for artifact in artifacts {
-                json(&module(artifact, Status::Failed, None, Some(failure)));
+        let label = job.label();
+        match outcome {
+            Ok(compiled) => {
+                if !compiled.remarks.is_empty() {
+                    let remarks = compiled.remarks.join("\n");
+                    self.note(&format!("{label}: the compiler remarks\n{remarks}"));
+                }
+                self.step(&format!("built {label} in {seconds:.2} s ({count})"));
             }
-            return;
+            Err(failure) if self.format == MessageFormat::Human => {
+                let mut text = format!(
+                    "error: {label}: {}\n  command: {}\n",
+                    failure.message, failure.command
+                );
+                for line in failure.output.lines() {
+                    let _ = writeln!(text, "  | {line}");
+                }
+                line(text.trim_end());
+            }
+            Err(_) => {}
         }
-        let label = artifacts.first().map(Artifact::label).unwrap_or_default();
-        let mut text = format!(
-            "error: {label}: {}\n  command: {}\n",
-            failure.message, failure.command
-        );
-        for line in failure.output.lines() {
-            let _ = writeln!(text, "  | {line}");
+    }
+
+    /// What became of one module. People read the count in the summary.
+    pub(crate) fn module(
+        &self,
+        (module, target): Artifact,
+        status: Status,
+        seconds: Option<f64>,
+        failure: Option<&Failure>,
+    ) {
+        if self.format == MessageFormat::Json {
+            json(&Message::Module {
+                name: module.name(),
+                arch: target.to_string(),
+                kind: target.kind(),
+                file: target.file_name(&module),
+                status,
+                seconds,
+                failure,
+            });
         }
-        line(text.trim_end());
-        self.count();
     }
 
     /// The result of a check: the problems on stdout, one a line.
@@ -193,8 +186,8 @@ impl Reporter {
                  `cargo xtask precompile` with the same flags makes it so",
                 problems.len()
             ));
-        } else if !self.quiet {
-            line(&format!(
+        } else {
+            self.step(&format!(
                 "{modules} modules are there, undamaged and up to date; {out}"
             ));
         }
@@ -227,25 +220,6 @@ impl Reporter {
 /// Writes a line to stderr. A closed stderr is no reason to stop compiling.
 fn line(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-fn module<'a>(
-    artifact: &Artifact,
-    status: Status,
-    seconds: Option<f64>,
-    failure: Option<&'a Failure>,
-) -> Message<'a> {
-    Message::Module {
-        name: artifact.module.name(),
-        arch: artifact.target.to_string(),
-        kind: artifact.target.kind(),
-        file: artifact.file_name(),
-        status,
-        seconds,
-        command: failure.map(|failure| &*failure.command),
-        message: failure.map(|failure| &*failure.message),
-        output: failure.map(|failure| &*failure.output),
-    }
 }
 
 fn json(message: &Message<'_>) {

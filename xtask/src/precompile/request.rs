@@ -109,14 +109,6 @@ impl Request {
             .filter(selects_size)
             .collect()
     }
-
-    /// How many compiler processes may run at a time.
-    pub(super) fn jobs(&self) -> usize {
-        let given = self
-            .jobs
-            .or_else(|| std::thread::available_parallelism().ok());
-        given.map_or(1, NonZeroUsize::get)
-    }
 }
 
 /// Reads an item of a list, which may have spaces around it.

@@ -2,25 +2,23 @@
 
 use super::compile::Job;
 use super::inputs::Inputs;
-use super::matrix::Artifact;
-use super::output::{LockedOutput, OutputDir};
 use super::plan::Plan;
 use super::progress::{Reporter, Status, Summary};
-use super::staging::Staging;
 use super::timeline::Span;
+use crate::output::{LockedOutput, Staging};
 use crate::toolchain::Nvcc;
 use crate::workers;
 use anyhow::ensure;
 use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
 use std::collections::BTreeSet;
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// What a run works with.
 pub(crate) struct Run<'a> {
     pub(crate) nvcc: &'a Nvcc,
     pub(crate) inputs: &'a Inputs,
-    pub(crate) output: &'a OutputDir,
     pub(crate) reporter: &'a Reporter,
     pub(crate) started: Started,
 }
@@ -55,37 +53,38 @@ impl Run<'_> {
         jobs: usize,
     ) -> anyhow::Result<(Summary, Vec<Span>)> {
         for entry in &plan.reused {
-            self.reporter.reused(&Artifact {
-                module: entry.key,
-                target: entry.target,
-            });
+            let artifact = entry.sort_key();
+            self.reporter.module(artifact, Status::Reused, None, None);
         }
+        let mut spans = Vec::new();
         let mut summary = Summary {
             reused: plan.reused.len(),
-            out: self.output.path().display().to_string(),
+            out: locked.path().display().to_string(),
             ..Summary::default()
         };
-
-        if plan.jobs.is_empty() && self.is_published(plan, present_files, present) {
-            self.finish(&mut summary, &[]);
-            return Ok((summary, Vec::new()));
-        }
-        let staging = locked.stage()?;
-        let (built, spans) = self.compile(plan, &staging, jobs)?;
-        let failed = spans.iter().filter(|span| span.status == Status::Failed);
-        summary.failed = failed.map(|span| span.files).sum();
-        summary.built = built.len();
-        if summary.failed == 0 {
-            self.ensure_sources_unchanged(&plan.jobs)?;
-            for entry in &plan.reused {
-                staging.keep(self.output.path(), &entry.file_name())?;
+        if !plan.jobs.is_empty() || !self.is_published(plan, present_files, present) {
+            let staging = locked.stage()?;
+            let built;
+            (built, spans) = self.compile(plan, &staging, jobs)?;
+            let failed = spans.iter().filter(|span| span.status == Status::Failed);
+            summary.failed = failed.map(|span| span.files).sum();
+            summary.built = built.len();
+            if summary.failed == 0 {
+                self.ensure_sources_unchanged(&plan.jobs)?;
+                for entry in &plan.reused {
+                    staging.keep(locked.path(), &entry.file_name())?;
+                }
+                let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
+                staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
+                locked.publish(&staging)?;
             }
-            let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
-            staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
-            locked.publish(&staging)?;
         }
-        drop(staging);
-        self.finish(&mut summary, &spans);
+        summary.slowest = spans
+            .iter()
+            .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
+            .map(|span| (span.name.clone(), span.seconds));
+        summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
+        summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
         Ok((summary, spans))
     }
 
@@ -107,7 +106,7 @@ impl Run<'_> {
         modules.sort_by_key(ManifestModule::sort_key);
         Manifest {
             peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
-            toolkit: self.nvcc.compiler.clone(),
+            toolkit: self.nvcc.toolkit.compiler.clone(),
             flags: self.inputs.flags.clone(),
             sources: self.inputs.sources.clone(),
             modules,
@@ -124,38 +123,30 @@ impl Run<'_> {
         if plan.jobs.is_empty() {
             return Ok((Vec::new(), Vec::new()));
         }
-        self.reporter.begin(
-            plan.jobs.len(),
-            &format!(
-                "compiling with {} ({}), {jobs} at a time",
-                self.nvcc.program.display(),
-                self.nvcc.compiler
-            ),
-        );
+        self.reporter.step(&format!(
+            "compiling with {} ({}), {jobs} at a time",
+            self.nvcc.program.display(),
+            self.nvcc.toolkit.compiler
+        ));
+        let count = AtomicUsize::new(0);
         let ended = workers::each(&plan.jobs, jobs, |worker, job| {
             let begun = Instant::now();
             let outcome = job.run(self.nvcc, self.inputs, staging);
+            let seconds = begun.elapsed().as_secs_f64();
+            let ended = count.fetch_add(1, Ordering::Relaxed) + 1;
+            let count = format!("{ended} of {}", plan.jobs.len());
+            self.reporter.ended(job, &outcome, seconds, &count);
+            let (status, modules) = match outcome {
+                Ok(compiled) => (Status::Built, compiled.modules),
+                Err(_) => (Status::Failed, Vec::new()),
+            };
             let span = Span {
                 name: job.label(),
-                files: job.artifacts().len(),
-                status: match outcome {
-                    Ok(_) => Status::Built,
-                    Err(_) => Status::Failed,
-                },
+                files: job.files.len(),
+                status,
                 worker,
                 start_seconds: begun.duration_since(self.started.at).as_secs_f64(),
-                seconds: begun.elapsed().as_secs_f64(),
-            };
-            let modules = match outcome {
-                Ok(compiled) => {
-                    let remarks = &compiled.remarks;
-                    self.reporter.built(&job.artifacts(), span.seconds, remarks);
-                    compiled.modules
-                }
-                Err(failure) => {
-                    self.reporter.failed(&job.artifacts(), &failure);
-                    Vec::new()
-                }
+                seconds,
             };
             (modules, span)
         })?;
@@ -166,7 +157,7 @@ impl Run<'_> {
     /// Refuses to publish modules whose sources were edited while they were compiled: their keys
     /// would be wrong.
     fn ensure_sources_unchanged(&self, jobs: &[Job]) -> anyhow::Result<()> {
-        let modules: Vec<_> = jobs.iter().map(Job::module).collect();
+        let modules: Vec<_> = jobs.iter().map(|job| job.module).collect();
         let prelude_dir = self.inputs.prelude.as_ref().map(|prelude| &*prelude.dir);
         let now = Inputs::read(&self.inputs.kernels_dir, prelude_dir, &modules)?;
         let same = now.prelude == self.inputs.prelude
@@ -180,15 +171,6 @@ impl Run<'_> {
             self.inputs.kernels_dir.display()
         );
         Ok(())
-    }
-
-    fn finish(&self, summary: &mut Summary, spans: &[Span]) {
-        summary.slowest = spans
-            .iter()
-            .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
-            .map(|span| (span.name.clone(), span.seconds));
-        summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
-        summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
     }
 }
 

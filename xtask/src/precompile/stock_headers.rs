@@ -6,11 +6,11 @@
 //! neither.
 
 use super::command::escaped;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc};
+use crate::toolchain::{Nvcc, confine};
 use anyhow::Context as _;
+use fs_err as fs;
 use peersum_artifact::Target;
-use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// What nvcc prints about two contradicting declarations of one function.
 const CONTRADICTION: &str = "exception specification is incompatible";
@@ -20,25 +20,20 @@ const CONTRADICTION: &str = "exception specification is incompatible";
 /// # Errors
 /// nvcc does not start, or there is no place for a temporary file.
 pub(crate) fn fault(nvcc: &Nvcc, target: Target) -> anyhow::Result<Option<String>> {
-    if !nvcc.stock_headers {
+    if !nvcc.toolkit.stock_headers {
         return Ok(Some(format!(
             "{} has no cuda_runtime.h beside it, so --stock-headers cannot work with it",
             nvcc.program.display()
         )));
     }
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
-    fs::write(directory.path().join("empty.cu"), "\n").context("cannot write a temporary file")?;
+    fs::write(directory.path().join("empty.cu"), "\n")?;
     let mut command = Command::new(&nvcc.program);
     command
         .args(["-ptx", "-std=c++17", &format!("-arch={target}"), "-ccbin"])
         .arg(escaped(&nvcc.host_compiler))
-        .args(["-o", "empty.ptx", "empty.cu"])
-        .current_dir(directory.path())
-        .env("TMPDIR", directory.path())
-        .stdin(Stdio::null());
-    for variable in HIDDEN_FLAG_VARIABLES {
-        command.env_remove(variable);
-    }
+        .args(["-o", "empty.ptx", "empty.cu"]);
+    confine(&mut command, directory.path());
     let output = command
         .output()
         .with_context(|| format!("cannot start {}", nvcc.program.display()))?;

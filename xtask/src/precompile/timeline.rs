@@ -2,10 +2,9 @@
 //! page's picture alone.
 
 use super::progress::{Status, Summary};
-use anyhow::Context as _;
+use fs_err as fs;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 /// One compiler process.
@@ -51,12 +50,11 @@ pub(crate) fn write(
     };
     let mut text = serde_json::to_string_pretty(&timings)?;
     text.push('\n');
-    fs::write(json, text).with_context(|| format!("cannot write `{}`", json.display()))?;
+    fs::write(json, text)?;
     let picture = picture(jobs, spans);
-    let image = page.with_extension("svg");
-    fs::write(&image, &picture).with_context(|| format!("cannot write `{}`", image.display()))?;
-    fs::write(page, html(jobs, summary, spans, &picture))
-        .with_context(|| format!("cannot write `{}`", page.display()))
+    fs::write(page.with_extension("svg"), &picture)?;
+    fs::write(page, html(jobs, summary, spans, &picture))?;
+    Ok(())
 }
 
 fn end_seconds(spans: &[Span]) -> f64 {
@@ -121,7 +119,7 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
             ROW * span.worker + 2,
             (span.seconds * scale).max(0.1),
             ROW - 4,
-            escaped(&span.name),
+            span.name,
             span.seconds
         );
     }
@@ -129,22 +127,10 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
     svg
 }
 
-/// The page: the picture, and the processes by their time.
+/// The page: the picture and what it shows.
 fn html(jobs: usize, summary: &Summary, spans: &[Span], picture: &str) -> String {
     let busy: f64 = spans.iter().map(|span| span.seconds).sum();
     let end = end_seconds(spans);
-    let mut rows = String::new();
-    let mut slowest: Vec<&Span> = spans.iter().collect();
-    slowest.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-    for span in slowest {
-        let name = escaped(&span.name);
-        let _ = writeln!(
-            rows,
-            "<tr><td>{name}</td><td>{:.3}</td><td>{:.3}</td><td>{}</td></tr>",
-            span.seconds, span.start_seconds, span.worker
-        );
-    }
-
     format!(
         r#"<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -152,17 +138,13 @@ fn html(jobs: usize, summary: &Summary, spans: &[Span], picture: &str) -> String
 <style>
 body {{ font: 14px sans-serif; margin: 1em; }}
 svg {{ width: 100%; }}
-td, th {{ text-align: left; padding: 2px 12px 2px 0; overflow-wrap: anywhere; }}
 </style>
 <h1>precompile</h1>
 <p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU).
 The jobs were busy for {share:.0} % of the compile time.</p>
 <p>Each row is a job, each bar a compiler process: blue is push, orange is pull, red has failed.
-Hover over a bar for its module.</p>
-{picture}
-<table><tr><th>module</th><th>seconds</th><th>start</th><th>job</th></tr>
-{rows}</table>
-</html>
+Hover over a bar for its module and time.</p>
+{picture}</html>
 "#,
         built = summary.built,
         reused = summary.reused,
@@ -171,10 +153,4 @@ Hover over a bar for its module.</p>
         cpu = summary.cpu_seconds,
         share = 100.0 * busy / (end * jobs.max(1) as f64),
     )
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
 }

@@ -1,14 +1,10 @@
 //! `cargo xtask toolchain`: the pinned toolchain by itself, and which compiler would be used.
 
-use super::discovery;
-use super::nvcc::Identity;
-use super::resolve::{
-    COMPILER, NVRTC, Nvcc, ToolkitChoice, find, install_compiler, install_nvrtc, pinned,
-};
+use super::resolve::{COMPILER, NVRTC, Nvcc, ToolkitChoice, find, pinned};
 use super::wheels::WheelSet;
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use std::fs;
+use fs_err as fs;
 use std::path::PathBuf;
 
 /// Install the pinned CUDA compiler, or print where a compiler is
@@ -57,22 +53,14 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
     match &args.command {
         ToolchainCommand::Install(args) => {
             let requirements = args.requirements()?;
-            let set = args.set(&requirements);
-            let dir = match args.nvrtc {
-                true => install_nvrtc(&set, &mut notes)?.dir,
-                false => install_compiler(&set, &mut notes)?.dir,
-            };
+            let dir = args.set(&requirements).install(&mut notes)?;
             println!("{}", dir.display());
         }
         ToolchainCommand::Path(args) => {
             let requirements = args.requirements()?;
             let set = args.set(&requirements);
-            let (dir, flag) = match args.nvrtc {
-                true => (set.installed::<PathBuf>()?.map(|set| set.dir), " --nvrtc"),
-                false => (set.installed::<Identity>()?.map(|set| set.dir), ""),
-            };
-            let dir = dir.with_context(|| {
-                let name = set.name;
+            let dir = set.installed()?.with_context(|| {
+                let (name, flag) = (set.name, if args.nvrtc { " --nvrtc" } else { "" });
                 format!("{name} is not installed; run `cargo xtask toolchain install{flag}`")
             })?;
             println!("{}", dir.display());
@@ -81,8 +69,8 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
             let found = find(&toolkit.clone().unwrap_or_default(), &mut notes)?;
             let nvcc = if let Some(nvcc) = found {
                 nvcc
-            } else if let Some(installed) = COMPILER.installed()? {
-                pinned(installed, discovery::host_compiler()?)
+            } else if let Some(dir) = COMPILER.installed()? {
+                pinned(&dir)?
             } else {
                 println!(
                     "the pinned toolchain, which is not installed yet: \
@@ -99,10 +87,8 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
 impl SetArgs {
     /// The text of the requirements, if they are not the pinned ones.
     fn requirements(&self) -> anyhow::Result<Option<String>> {
-        let read = |file: &PathBuf| {
-            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
-        };
-        self.requirements.as_ref().map(read).transpose()
+        let text = self.requirements.as_ref().map(fs::read_to_string);
+        Ok(text.transpose()?)
     }
 
     fn set<'a>(&self, requirements: &'a Option<String>) -> WheelSet<'a> {
@@ -115,17 +101,16 @@ impl SetArgs {
 }
 
 fn print_nvcc(nvcc: &Nvcc) {
+    let toolkit = &nvcc.toolkit;
     println!(
         "nvcc           {} (of {})",
         nvcc.program.display(),
         nvcc.origin
     );
-    println!("version        {}", nvcc.compiler.version);
-    println!("build          {}", nvcc.compiler.build);
+    println!("version        {}", toolkit.compiler.version);
+    println!("build          {}", toolkit.compiler.build);
     println!("host compiler  {}", nvcc.host_compiler.display());
-    println!("targets        {}", nvcc.gpu_codes.join(" "));
-    println!(
-        "stock headers  {}",
-        if nvcc.stock_headers { "yes" } else { "no" }
-    );
+    println!("targets        {}", toolkit.gpu_codes.join(" "));
+    let stock_headers = if toolkit.stock_headers { "yes" } else { "no" };
+    println!("stock headers  {stock_headers}");
 }

@@ -1,6 +1,7 @@
 //! Where to look for an nvcc and for a host compiler.
 
 use anyhow::Context as _;
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -17,18 +18,23 @@ pub(crate) struct Candidate {
     pub(crate) explicit: bool,
 }
 
+impl Candidate {
+    fn new(origin: impl Into<String>, program: PathBuf, explicit: bool) -> Self {
+        Self {
+            origin: origin.into(),
+            program: real_nvcc(program),
+            explicit,
+        }
+    }
+}
+
 /// The nvcc that `--toolkit` names: the program itself, or a toolkit with `bin/nvcc` in it.
 pub(crate) fn of_path(path: &Path) -> Candidate {
-    let program = if path.is_dir() {
-        path.join("bin").join("nvcc")
-    } else {
-        path.to_owned()
+    let program = match path.is_dir() {
+        true => path.join("bin/nvcc"),
+        false => path.to_owned(),
     };
-    Candidate {
-        origin: "--toolkit".to_owned(),
-        program: real_nvcc(program),
-        explicit: true,
-    }
+    Candidate::new("--toolkit", program, true)
 }
 
 /// The nvccs that the environment names or that are in the usual places, in order of preference,
@@ -37,27 +43,21 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
 /// `notes` gets a line for each directory that is ignored.
 pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
     let mut candidates = Vec::new();
-    if let Some(program) = variable("NVCC") {
+    if let Some(name) = variable("NVCC") {
         // A bare name is looked up as a shell would. If that fails, the message names it.
-        candidates.push(Candidate {
-            origin: "$NVCC".to_owned(),
-            program: find_program(&program).unwrap_or_else(|| program.into()),
-            explicit: true,
-        });
+        let program = find_program(&name).unwrap_or_else(|| name.into());
+        candidates.push(Candidate::new("$NVCC", program, true));
     }
-    let mut discovered = |origin: String, program| {
-        candidates.push(Candidate {
-            origin,
-            program,
-            explicit: false,
-        });
-    };
     for name in ["CUDA_HOME", "CUDA_PATH"] {
         let Some(dir) = variable(name).map(PathBuf::from) else {
             continue;
         };
         if dir.is_absolute() {
-            discovered(format!("${name}"), dir.join("bin").join("nvcc"));
+            candidates.push(Candidate::new(
+                format!("${name}"),
+                dir.join("bin/nvcc"),
+                false,
+            ));
         } else {
             // The current directory must not decide which compiler is used.
             notes(format!(
@@ -66,25 +66,15 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
             ));
         }
     }
-    for program in programs_on_path(OsStr::new("nvcc")) {
-        discovered("PATH".to_owned(), program);
+    let on_path = programs_on_path(OsStr::new("nvcc"));
+    candidates.extend(on_path.map(|program| Candidate::new("PATH", program, false)));
+    let usual = PathBuf::from("/usr/local/cuda/bin/nvcc");
+    if is_executable(&usual) {
+        candidates.push(Candidate::new("/usr/local/cuda", usual, false));
     }
-    let usual = Path::new("/usr/local/cuda/bin/nvcc");
-    if is_executable(usual) {
-        discovered("/usr/local/cuda".to_owned(), usual.to_owned());
-    }
-
-    let mut distinct: Vec<Candidate> = Vec::new();
-    for mut candidate in candidates {
-        candidate.program = real_nvcc(candidate.program);
-        if distinct
-            .iter()
-            .all(|known| known.program != candidate.program)
-        {
-            distinct.push(candidate);
-        }
-    }
-    distinct
+    let mut known = BTreeSet::new();
+    candidates.retain(|candidate| known.insert(candidate.program.clone()));
+    candidates
 }
 
 /// The file behind symbolic links, since nvcc looks for its toolkit beside the name that it was
@@ -131,7 +121,7 @@ fn variable(name: &str) -> Option<OsString> {
 }
 
 /// The program that a shell would run for `name`, as an absolute path.
-fn find_program(name: &OsStr) -> Option<PathBuf> {
+pub(crate) fn find_program(name: &OsStr) -> Option<PathBuf> {
     if name.as_encoded_bytes().contains(&b'/') {
         let path = std::path::absolute(name).ok()?;
         return is_executable(&path).then_some(path);

@@ -4,8 +4,7 @@
 //! version and targets, resolving it again costs some `stat` calls and starts no process.
 
 mod command;
-mod discovery;
-mod memory;
+pub(crate) mod discovery;
 mod nvcc;
 mod pip;
 mod resolve;
@@ -13,5 +12,5 @@ mod sealed;
 pub(crate) mod wheels;
 
 pub(crate) use command::{ToolchainArgs, run};
-pub(crate) use nvcc::HIDDEN_FLAG_VARIABLES;
+pub(crate) use nvcc::{HIDDEN_FLAG_VARIABLES, confine};
 pub(crate) use resolve::{Nvcc, ToolkitChoice, resolve, resolve_nvrtc};

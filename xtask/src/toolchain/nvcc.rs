@@ -1,12 +1,13 @@
-//! What an nvcc is: it is asked itself, and the answer is remembered as long as its files stay the
-//! same.
+//! What an nvcc is: it is asked itself, and the answer is remembered as long as the program stays
+//! the same.
 
-use super::memory;
-pub(crate) use super::memory::{Identity, Layout, Probed};
+use super::{sealed, wheels};
 use anyhow::{Context as _, anyhow, bail, ensure};
-use peersum_artifact::CudaVersion;
+use peersum_artifact::{CompilerId, CompilerKind, CudaVersion, Digest};
+use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -23,74 +24,158 @@ const LAST_MAJOR: u32 = 13;
 /// cache key stays the same.
 pub(crate) const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
-fn indented(output: &str) -> String {
-    if output.trim().is_empty() {
-        return " and printed nothing".to_owned();
-    }
-    let lines: Vec<String> = output
-        .trim_end()
-        .lines()
-        .map(|line| format!("\n  {line}"))
-        .collect();
-    format!(" and printed:{}", lines.concat())
+/// The version of the form in which answers are remembered.
+const MEMORY_SCHEMA: u32 = 2;
+
+/// What an nvcc says about itself and its toolkit.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Toolkit {
+    /// Version and build, as they go into cache keys and the manifest.
+    pub(crate) compiler: CompilerId,
+    /// What `--list-gpu-code` and `--list-gpu-arch` print: `sm_80`, ..., `compute_80`, ... It never
+    /// lists those with a suffix (`sm_90a`), but compiles for them if it lists the plain one.
+    pub(crate) gpu_codes: Vec<String>,
+    /// Its device compiler; `None` if it did not say where it is.
+    pub(crate) cicc: Option<PathBuf>,
+    /// Its assembler; `None` if it did not say where it is.
+    pub(crate) ptxas: Option<PathBuf>,
+    /// Whether it has `cuda_runtime.h` and what that includes of `crt/`.
+    pub(crate) stock_headers: bool,
 }
 
-/// Finds out what `program` is, from memory if neither it nor its cicc and ptxas have changed since
-/// it was asked last; no process is started then.
+/// Finds out what `program` is, from memory if it is the same file as when it was asked last; no
+/// process is started then.
 ///
 /// Only an nvcc that is a binary in its toolkit is remembered. A script or a compiler cache in
 /// front of nvcc may call another nvcc without changing itself, so it is asked each time.
 ///
 /// # Errors
 /// Why it cannot be used. Faults are never remembered.
-pub(crate) fn probe(program: &Path) -> anyhow::Result<Probed> {
-    let probed = memory::recall_or(program, || {
-        let identity = ask(program)?;
-        let (layout, here) = layout(program);
-        let is_lasting = is_binary_of(program, here.as_deref());
-        Ok((Probed { identity, layout }, is_lasting))
-    })?;
-    if let Some(cicc) = probed.layout.cicc.as_ref().filter(|cicc| !cicc.is_file()) {
+pub(crate) fn probe(program: &Path) -> anyhow::Result<Toolkit> {
+    // Named before the questions: if the program is replaced meanwhile, nobody finds the answers.
+    let memory = memory_file(program);
+    let toolkit = match memory.as_deref().and_then(sealed::read::<Toolkit>) {
+        Some(toolkit) => toolkit,
+        None => {
+            let (toolkit, is_lasting) = ask(program)?;
+            if let Some(memory) = memory.filter(|_| is_lasting) {
+                // If that fails, the next run asks again.
+                let _ = sealed::write(&memory, &toolkit);
+            }
+            toolkit
+        }
+    };
+    if let Some(cicc) = toolkit.cicc.as_ref().filter(|cicc| !cicc.is_file()) {
         bail!("its toolkit is incomplete: there is no {}", cicc.display());
     }
-    let found = CudaVersion::of_release(&probed.identity.version)
-        .ok_or_else(|| garbled("--version", &probed.identity.version))?;
+    let found = toolkit
+        .compiler
+        .toolkit()
+        .ok_or_else(|| garbled("--version", &toolkit.compiler.version))?;
     ensure!(
         found >= OLDEST && found.major <= LAST_MAJOR,
         "it is of CUDA {found}; supported are CUDA {OLDEST} to {LAST_MAJOR}.x"
     );
-    Ok(probed)
+    Ok(toolkit)
 }
 
-/// Asks `program` for its version, build and GPUs.
+/// The file that remembers `program`, if the user has a cache directory. Its name has all that
+/// distinguishes the program from one that replaces it.
+fn memory_file(program: &Path) -> Option<PathBuf> {
+    // Every symbolic link resolved: `/usr/local/cuda` may point elsewhere tomorrow.
+    let path = fs::canonicalize(program).ok()?;
+    let file = fs::metadata(&path).ok()?;
+    let identity = format!(
+        "{MEMORY_SCHEMA} {path:?} {} {} {}.{} {}.{}",
+        file.len(),
+        file.ino(),
+        file.mtime(),
+        file.mtime_nsec(),
+        // Tools that copy a file can set the time of its modification, not this one.
+        file.ctime(),
+        file.ctime_nsec()
+    );
+    let name = Digest::of(identity.as_bytes()).to_string();
+    Some(wheels::root()?.join("compilers").join(name))
+}
+
+/// Asks `program` what it is. Also returns whether the answers hold as long as the program stays
+/// the same.
 ///
 /// # Errors
 /// It does not run, or does not answer as nvcc does.
-pub(crate) fn ask(program: &Path) -> anyhow::Result<Identity> {
+pub(crate) fn ask(program: &Path) -> anyhow::Result<(Toolkit, bool)> {
     let text = answer(program, "--version")?;
     let (version, build) = parse_version(&text).ok_or_else(|| garbled("--version", &text))?;
-    let mut identity = Identity {
+    let compiler = CompilerId {
+        kind: CompilerKind::Nvcc,
         version,
         build,
-        gpu_codes: Vec::new(),
     };
     // An unsupported release may lack the other questions; then its version is what matters.
-    if CudaVersion::of_release(&identity.version).is_some_and(|found| found < OLDEST) {
-        return Ok(identity);
-    }
+    let is_old = compiler.toolkit().is_some_and(|found| found < OLDEST);
+    let gpu_codes = match is_old {
+        true => Vec::new(),
+        false => gpu_codes(program)?,
+    };
+    // The layout of toolkits differs between distributions. This starts no other program and needs
+    // no input file.
+    let dryrun = run(program, &["--dryrun", "-cubin", "peersum.cu"]);
+    let dryrun = dryrun.map_or_else(|_| Vec::new(), |output| output.stderr);
+    let dryrun = String::from_utf8_lossy(&dryrun);
+    let value = |name: &str| {
+        let mut values = dryrun.lines().filter_map(|line| {
+            let variable = line.strip_prefix("#$ ")?.strip_prefix(name)?;
+            variable.strip_prefix('=').map(str::trim)
+        });
+        values.find(|value| !value.is_empty())
+    };
+    let here = value("_HERE_").map(Path::new);
+    let includes = value("INCLUDES").unwrap_or_default().split('"');
+    let mut include_dirs = includes
+        .filter_map(|word| word.strip_prefix("-I"))
+        .chain(["/usr/include"]);
+    let toolkit = Toolkit {
+        compiler,
+        gpu_codes,
+        cicc: value("CICC_PATH").map(|dir| Path::new(dir).join("cicc")),
+        ptxas: here.map(|here| here.join("ptxas")),
+        // If it does not say where it looks, it may have them.
+        stock_headers: here.is_none() || include_dirs.any(has_stock_headers),
+    };
+    Ok((toolkit, is_binary_of(program, here)))
+}
+
+/// Whether nvcc's implicit header and the headers that it includes are in `dir`.
+fn has_stock_headers(dir: &str) -> bool {
+    let dir = Path::new(dir);
+    dir.join("cuda_runtime.h").is_file() && dir.join("crt/host_config.h").is_file()
+}
+
+/// What `program` compiles for.
+fn gpu_codes(program: &Path) -> anyhow::Result<Vec<String>> {
+    let mut all = Vec::new();
     for (argument, kind) in [("--list-gpu-code", "sm_"), ("--list-gpu-arch", "compute_")] {
         let text = answer(program, argument)?;
-        let known = identity.gpu_codes.len();
         let codes = text.lines().map(str::trim).filter(|line| {
             line.strip_prefix(kind)
                 .is_some_and(|number| number.starts_with(|c: char| c.is_ascii_digit()))
         });
-        identity.gpu_codes.extend(codes.map(str::to_owned));
-        if identity.gpu_codes.len() == known {
+        let known = all.len();
+        all.extend(codes.map(str::to_owned));
+        if all.len() == known {
             return Err(garbled(argument, &text));
         }
     }
-    Ok(identity)
+    Ok(all)
+}
+
+fn indented(output: &str) -> String {
+    if output.trim().is_empty() {
+        return " and printed nothing".to_owned();
+    }
+    let lines = output.trim_end().lines().map(|line| format!("\n  {line}"));
+    format!(" and printed:{}", lines.collect::<String>())
 }
 
 fn garbled(argument: &str, output: &str) -> anyhow::Error {
@@ -117,13 +202,23 @@ fn answer(program: &Path, argument: &str) -> anyhow::Result<String> {
 }
 
 fn run(program: &Path, arguments: &[&str]) -> io::Result<Output> {
-    Command::new(program)
-        .args(arguments)
-        // nvcc adds these to every command line; its answers must not depend on them.
-        .env_remove(HIDDEN_FLAG_VARIABLES[0])
-        .env_remove(HIDDEN_FLAG_VARIABLES[1])
-        .stdin(Stdio::null())
-        .output()
+    let mut command = Command::new(program);
+    isolate(command.args(arguments));
+    command.output()
+}
+
+/// Takes from an nvcc's command what no one sees: hidden flags and standard input.
+fn isolate(command: &mut Command) {
+    for variable in HIDDEN_FLAG_VARIABLES {
+        command.env_remove(variable);
+    }
+    command.stdin(Stdio::null());
+}
+
+/// Lets an nvcc's command work in `directory` alone, with no flags but those that it shows.
+pub(crate) fn confine(command: &mut Command, directory: &Path) {
+    isolate(command);
+    command.current_dir(directory).env("TMPDIR", directory);
 }
 
 /// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build
@@ -144,50 +239,6 @@ fn parse_version(text: &str) -> Option<(String, String)> {
         return None;
     }
     Some((version, build))
-}
-
-/// Where the parts of `program`'s toolkit are, and in which directory nvcc believes to be, as
-/// `--dryrun` prints it. That starts no other program and needs no input file. The layout of
-/// toolkits differs between distributions.
-fn layout(program: &Path) -> (Layout, Option<PathBuf>) {
-    let unknown = Layout {
-        stock_headers: true,
-        ..Layout::default()
-    };
-    let Ok(output) = run(program, &["--dryrun", "-cubin", "peersum.cu"]) else {
-        return (unknown, None);
-    };
-    let text = String::from_utf8_lossy(&output.stderr);
-    let value = |name: &str| {
-        text.lines()
-            .find_map(|line| {
-                line.strip_prefix("#$ ")?
-                    .strip_prefix(name)?
-                    .strip_prefix('=')
-            })
-            .map(str::trim)
-            .filter(|value| !value.is_empty())
-    };
-    let Some(here) = value("_HERE_").map(PathBuf::from) else {
-        return (unknown, None);
-    };
-    let include_dirs = value("INCLUDES")
-        .unwrap_or_default()
-        .split('"')
-        .filter_map(|word| word.strip_prefix("-I"));
-    let layout = Layout {
-        cicc: value("CICC_PATH").map(|dir| Path::new(dir).join("cicc")),
-        ptxas: Some(here.join("ptxas")).filter(|ptxas| ptxas.is_file()),
-        stock_headers: include_dirs
-            .chain(["/usr/include"])
-            .any(|dir| has_stock_headers(Path::new(dir))),
-    };
-    (layout, Some(here))
-}
-
-/// Whether nvcc's implicit header and the headers that it includes are in `dir`.
-pub(crate) fn has_stock_headers(dir: &Path) -> bool {
-    dir.join("cuda_runtime.h").is_file() && dir.join("crt/host_config.h").is_file()
 }
 
 /// Whether `program` is an ELF binary in the directory `here`, where nvcc believes to be.
@@ -241,5 +292,23 @@ mod tests {
         ] {
             assert_eq!(parse_version(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_not_recognised_though_its_length_and_time_are_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("nvcc"), dir.path().join("other"));
+        fs::write(&path, "one").unwrap();
+        let first = memory_file(&path);
+        assert_eq!(memory_file(&path), first);
+
+        fs::write(&other, "two").unwrap();
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        let file = fs::File::options().write(true).open(&other).unwrap();
+        file.set_modified(modified).unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert_ne!(memory_file(&path), first);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(memory_file(&path), None);
     }
 }

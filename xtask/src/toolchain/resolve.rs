@@ -1,10 +1,9 @@
 //! Finding an nvcc: one that the machine has, else the pinned one.
 
-use super::discovery::{self, Candidate};
-use super::nvcc::{self, Identity, Layout, Probed};
-use super::wheels::{Installed, WheelSet};
+use super::discovery;
+use super::nvcc::{self, Toolkit};
+use super::wheels::WheelSet;
 use anyhow::{Context as _, bail};
-use peersum_artifact::{CompilerId, CompilerKind};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -40,27 +39,18 @@ pub(crate) struct Nvcc {
     pub(crate) program: PathBuf,
     /// What led to it: `--toolkit`, `$NVCC`, `$CUDA_HOME`, `PATH`, `the pinned toolchain`.
     pub(crate) origin: String,
-    /// Its version and build, as they go into cache keys and the manifest.
-    pub(crate) compiler: CompilerId,
-    /// The targets that it lists, such as `sm_80` and `compute_80`. It never lists those with a
-    /// suffix (`sm_90a`), but compiles for them if it lists the plain one.
-    pub(crate) gpu_codes: Vec<String>,
+    /// What it says of itself.
+    pub(crate) toolkit: Toolkit,
     /// The value for `-ccbin`.
     pub(crate) host_compiler: PathBuf,
-    /// Its device compiler; `None` if nvcc did not say where it is.
-    pub(crate) cicc: Option<PathBuf>,
-    /// Its assembler; `None` if nvcc did not say where it is.
-    pub(crate) ptxas: Option<PathBuf>,
-    /// Whether it has a `cuda_runtime.h` of its own.
-    pub(crate) stock_headers: bool,
 }
-
-/// The directory of the toolkit within the wheels of CUDA 13.
-const WHEEL_TOOLKIT: &str = "nvidia/cu13";
 
 /// Shown before anything of NVIDIA's is installed.
 const LICENCE: &str = "NVIDIA's packages come under the CUDA Toolkit End User License Agreement \
                        (https://docs.nvidia.com/cuda/eula/); installing them means accepting it";
+
+/// The pinned nvcc within its wheels.
+const WHEEL_NVCC: &str = "nvidia/cu13/bin/nvcc";
 
 /// The pinned compiler.
 pub(super) const COMPILER: WheelSet<'static> = WheelSet {
@@ -68,10 +58,22 @@ pub(super) const COMPILER: WheelSet<'static> = WheelSet {
     requirements: include_str!("../../../ci/cuda-toolchain.txt"),
     download: "about 100 MB",
     licence: Some(LICENCE),
+    files: &[
+        WHEEL_NVCC,
+        "nvidia/cu13/bin/ptxas",
+        "nvidia/cu13/nvvm/bin/cicc",
+    ],
+    check: |site| {
+        nvcc::ask(&site.join(WHEEL_NVCC)).context("its nvcc cannot be used")?;
+        Ok(())
+    },
     ways_out: &[
         "use a CUDA toolkit of the machine, 12.4 to 13.x: --toolkit PATH, or set NVCC to its nvcc",
     ],
 };
+
+/// The library within NVRTC's wheel.
+const WHEEL_NVRTC: &str = "nvidia/cu13/lib/libnvrtc.so.13";
 
 /// The NVRTC of the same release.
 pub(super) const NVRTC: WheelSet<'static> = WheelSet {
@@ -79,6 +81,8 @@ pub(super) const NVRTC: WheelSet<'static> = WheelSet {
     requirements: include_str!("../../../ci/nvrtc.txt"),
     download: "about 90 MB",
     licence: Some(LICENCE),
+    files: &[WHEEL_NVRTC],
+    check: |_| Ok(()),
     ways_out: &[],
 };
 
@@ -96,9 +100,9 @@ pub(crate) fn resolve(
     if let Some(nvcc) = find(choice, notes)? {
         return Ok(nvcc);
     }
-    let host_compiler = discovery::host_compiler()?;
-    let installed = install_compiler(&COMPILER, notes)?;
-    Ok(pinned(installed, host_compiler))
+    // Nothing is downloaded for a machine that cannot compile.
+    discovery::host_compiler()?;
+    pinned(&COMPILER.install(notes)?)
 }
 
 /// The path of the pinned `libnvrtc.so.13`, installed on first use. Its builtins library lies
@@ -107,8 +111,7 @@ pub(crate) fn resolve(
 /// # Errors
 /// It is not there and cannot be installed.
 pub(crate) fn resolve_nvrtc(notes: &mut dyn FnMut(String)) -> anyhow::Result<PathBuf> {
-    let installed = install_nvrtc(&NVRTC, notes)?;
-    Ok(installed.dir.join(installed.facts))
+    Ok(NVRTC.install(notes)?.join(WHEEL_NVRTC))
 }
 
 /// The nvcc of this machine to use; `None` if that is the pinned one. Installs nothing.
@@ -122,17 +125,17 @@ pub(super) fn find(
         ToolkitChoice::Auto => discovery::candidates(notes),
     };
     for candidate in candidates {
-        let Candidate {
-            origin,
-            program,
-            explicit,
-        } = candidate;
+        let (origin, program) = (candidate.origin, candidate.program);
         match nvcc::probe(&program) {
-            Ok(probed) => {
-                let host_compiler = discovery::host_compiler()?;
-                return Ok(Some(usable(program, origin, probed, host_compiler)));
+            Ok(toolkit) => {
+                return Ok(Some(Nvcc {
+                    program,
+                    origin,
+                    toolkit,
+                    host_compiler: discovery::host_compiler()?,
+                }));
             }
-            Err(fault) if explicit => bail!(
+            Err(fault) if candidate.explicit => bail!(
                 "the nvcc that {origin} names, {}, cannot be used: {fault:#}\n\
                  Name another one, or use `--toolkit pinned`, which needs no CUDA on the machine",
                 program.display()
@@ -150,73 +153,13 @@ pub(super) fn find(
     Ok(None)
 }
 
-fn usable(program: PathBuf, origin: String, probed: Probed, host_compiler: PathBuf) -> Nvcc {
-    let Probed { identity, layout } = probed;
-    Nvcc {
+/// The nvcc of the installed compiler in `dir`.
+pub(super) fn pinned(dir: &Path) -> anyhow::Result<Nvcc> {
+    let program = dir.join(WHEEL_NVCC);
+    Ok(Nvcc {
+        toolkit: nvcc::probe(&program).context("the pinned nvcc cannot be used")?,
         program,
-        origin,
-        compiler: CompilerId {
-            kind: CompilerKind::Nvcc,
-            version: identity.version,
-            build: identity.build,
-        },
-        gpu_codes: identity.gpu_codes,
-        host_compiler,
-        cicc: layout.cicc,
-        ptxas: layout.ptxas,
-        stock_headers: layout.stock_headers,
-    }
-}
-
-/// The nvcc of an installed set, which was asked for its version when it was installed.
-pub(super) fn pinned(installed: Installed<Identity>, host_compiler: PathBuf) -> Nvcc {
-    let toolkit = installed.dir.join(WHEEL_TOOLKIT);
-    let probed = Probed {
-        identity: installed.facts,
-        layout: Layout {
-            cicc: Some(toolkit.join("nvvm/bin/cicc")),
-            ptxas: Some(toolkit.join("bin/ptxas")),
-            stock_headers: nvcc::has_stock_headers(&toolkit.join("include")),
-        },
-    };
-    let origin = "the pinned toolchain".to_owned();
-    usable(toolkit.join("bin/nvcc"), origin, probed, host_compiler)
-}
-
-/// Installs a compiler's wheels and keeps nvcc's answers about itself.
-pub(super) fn install_compiler(
-    set: &WheelSet<'_>,
-    notes: &mut dyn FnMut(String),
-) -> anyhow::Result<Installed<Identity>> {
-    set.install(
-        |site| {
-            let toolkit = site.join(WHEEL_TOOLKIT);
-            require_files(&toolkit, &["bin/nvcc", "bin/ptxas", "nvvm/bin/cicc"])?;
-            nvcc::ask(&toolkit.join("bin/nvcc")).context("its nvcc cannot be used")
-        },
-        notes,
-    )
-}
-
-/// Installs NVRTC's wheel and keeps the library's path in it.
-pub(super) fn install_nvrtc(
-    set: &WheelSet<'_>,
-    notes: &mut dyn FnMut(String),
-) -> anyhow::Result<Installed<PathBuf>> {
-    set.install(
-        |site| {
-            let library = Path::new(WHEEL_TOOLKIT).join("lib/libnvrtc.so.13");
-            require_files(site, &[&library.to_string_lossy()])?;
-            Ok(library)
-        },
-        notes,
-    )
-}
-
-/// Says which of `files` is missing from `dir`.
-fn require_files(dir: &Path, files: &[&str]) -> anyhow::Result<()> {
-    match files.iter().find(|file| !dir.join(file).is_file()) {
-        Some(missing) => bail!("it has no {missing}"),
-        None => Ok(()),
-    }
+        origin: "the pinned toolchain".to_owned(),
+        host_compiler: discovery::host_compiler()?,
+    })
 }

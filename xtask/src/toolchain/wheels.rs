@@ -1,17 +1,16 @@
 //! Sets of pinned wheels. Each is installed once for a user, and never used incomplete.
 //!
-//! A set has a directory named after its requirements. It is filled beside its place, checked,
-//! stamped and moved there by one rename, under a lock beside it. The stamp lists every file with
-//! its length, so a few hundred `stat` calls find an install that lost a file; it is then repeated.
+//! A set has a directory named after its requirements, which is replaced as an output directory is.
+//! Its stamp lists every file with its length, so a few hundred `stat` calls find an install that
+//! lost a file; it is then repeated.
 
-use super::pip::Installer;
-use super::sealed;
-use crate::lock;
+use super::{pip, sealed};
+use crate::output::{Contents, LockedOutput, OutputDir, Staging, sync};
 use anyhow::{Context as _, anyhow};
+use fs_err as fs;
 use peersum_artifact::Digest;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 use std::env;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// Names the directory that holds the sets, in place of the user's cache directory.
@@ -22,6 +21,13 @@ const STAMP: &str = "peersum-stamp.json";
 
 /// The form of the stamp.
 const STAMP_SCHEMA: u32 = 1;
+
+static UNPACKED: Contents = Contents {
+    command: "install",
+    is_name: |_| true,
+    last: STAMP,
+    elsewhere: "choose another place",
+};
 
 /// A set of wheels, all of whose hashes are pinned.
 #[derive(Debug, Clone)]
@@ -34,35 +40,21 @@ pub(crate) struct WheelSet<'a> {
     pub(crate) download: &'a str,
     /// The licence that the user accepts by installing it, if it is not a free one.
     pub(crate) licence: Option<&'a str>,
-    /// What to do if it cannot be installed, other than installing pip or uv: items of a list.
+    /// Files that it must have.
+    pub(crate) files: &'a [&'a str],
+    /// Says why the unpacked wheels in a directory do not work, if they do not.
+    pub(crate) check: fn(&Path) -> anyhow::Result<()>,
+    /// What to do if it cannot be installed, other than installing pip: items of a list.
     pub(crate) ways_out: &'a [&'a str],
 }
 
-/// An installed set.
-#[derive(Debug, Clone)]
-pub(crate) struct Installed<T> {
-    /// The directory that the wheels were unpacked into (their `site-packages`).
-    pub(crate) dir: PathBuf,
-    /// What the check found when the set was installed.
-    pub(crate) facts: T,
-}
-
+/// What a complete install has. The stamps of earlier versions have more, which is ignored.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Stamp<T> {
+struct Stamp {
     schema: u32,
     requirements: String,
     /// Path within the directory and length in bytes of every file but the stamp.
     files: Vec<(String, u64)>,
-    facts: T,
-}
-
-/// The context of a failure of the file system.
-fn cannot<'a>(action: &'a str, path: &'a Path) -> impl FnOnce() -> String + 'a {
-    move || {
-        let path = path.display();
-        format!("cannot {action} {path} ({DIRECTORY_VARIABLE} names another place for it)")
-    }
 }
 
 /// The directory that holds all sets: `$PEERSUM_TOOLCHAIN_DIR`, else `peersum/toolchain` in the
@@ -100,13 +92,14 @@ impl WheelSet<'_> {
         Ok(root.join(self.digest()))
     }
 
-    /// The set, if it is installed and complete.
+    /// The directory that the wheels were unpacked into (their `site-packages`), if the set is
+    /// installed and complete.
     ///
     /// # Errors
     /// The environment names no place where it could be.
-    pub(crate) fn installed<T: DeserializeOwned>(&self) -> anyhow::Result<Option<Installed<T>>> {
+    pub(crate) fn installed(&self) -> anyhow::Result<Option<PathBuf>> {
         let dir = self.dir()?;
-        let Some(stamp) = sealed::read::<Stamp<T>>(&dir.join(STAMP)) else {
+        let Some(stamp) = sealed::read::<Stamp>(&dir.join(STAMP)) else {
             return Ok(None);
         };
         let whole = stamp.schema == STAMP_SCHEMA
@@ -115,137 +108,106 @@ impl WheelSet<'_> {
                 fs::metadata(dir.join(path))
                     .is_ok_and(|file| file.is_file() && file.len() == *bytes)
             });
-        Ok(whole.then_some(Installed {
-            dir,
-            facts: stamp.facts,
-        }))
+        Ok(whole.then_some(dir))
     }
 
-    /// Installs the set unless it is there and complete.
+    /// Installs the set unless it is there and complete, and returns its directory.
     ///
-    /// `check` gets the directory of the unpacked wheels before any other process can see it. It
-    /// returns the facts to keep about them, or why they do not work. `notes` gets a line for each
-    /// wait, download and licence.
+    /// It is checked before any other process can see it. `notes` gets a line for each wait,
+    /// download and licence.
     ///
     /// # Errors
     /// There is no installer, it fails, the wheels do not pass the check, or the file system fails.
     /// What was installed before stays as it was.
-    pub(crate) fn install<T: Serialize + DeserializeOwned>(
-        &self,
-        check: impl FnOnce(&Path) -> anyhow::Result<T>,
-        notes: &mut dyn FnMut(String),
-    ) -> anyhow::Result<Installed<T>> {
+    pub(crate) fn install(&self, notes: &mut dyn FnMut(String)) -> anyhow::Result<PathBuf> {
         let dir = self.dir()?;
-        let root = dir.parent().unwrap_or(&dir);
-        let lock_path = root.join(format!("{}.lock", self.digest()));
-        if let Some(installed) = self.installed()? {
-            // An install that was killed after its last step has left something too. This may be
-            // the only chance to remove it, unless another process installs.
-            if !self.leftovers(root).is_empty()
-                && let Ok(Some(_lock)) = lock::try_lock(&lock_path)
-            {
-                self.remove_leftovers(root, notes);
-            }
-            return Ok(installed);
-        }
-        fs::create_dir_all(root).with_context(cannot("make the directory", root))?;
-        let waiting = || {
-            notes(format!(
-                "waiting for another process that installs {} (it holds the lock {})",
-                self.name,
-                lock_path.display()
-            ));
-        };
-        let lock = lock::lock(&lock_path, waiting).with_context(cannot("lock", &lock_path))?;
-        if let Some(installed) = self.installed()? {
-            return Ok(installed);
-        }
-        self.remove_leftovers(root, notes);
-
-        let staging = tempfile::Builder::new()
-            .prefix(&self.staging_prefix())
-            .tempdir_in(root)
-            .with_context(cannot("make a directory in", root))?;
-        let site = self.fetch(&dir, staging.path(), &lock, notes)?;
-        let facts = check(&site).with_context(|| {
+        self.put_in(&dir, notes).with_context(|| {
             format!(
-                "{} was fetched but does not work on this machine, so it is not installed",
-                self.name
+                "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place",
+                self.name,
+                dir.display()
             )
         })?;
+        Ok(dir)
+    }
+
+    fn put_in(&self, dir: &Path, notes: &mut dyn FnMut(String)) -> anyhow::Result<()> {
+        let output = OutputDir::new(dir, &UNPACKED)?;
+        if self.installed()?.is_some() {
+            // An install that was killed after its last step has left something too. This may be
+            // the only chance to remove it, and does not matter if the disk cannot be written.
+            if !output.leftovers().is_empty() {
+                let _ = output.lock(&mut *notes);
+            }
+            return Ok(());
+        }
+        let locked = output.lock(&mut *notes)?;
+        if self.installed()?.is_some() {
+            return Ok(());
+        }
+        let staging = locked.stage()?;
+        self.fetch(&locked, &staging, notes)?;
+        let site = &staging.next;
+        let missing = self.files.iter().find(|file| !site.join(file).is_file());
+        let checked = match missing {
+            Some(missing) => Err(anyhow!("it has no {missing}")),
+            None => (self.check)(site),
+        };
+        checked.context("it was fetched but does not work on this machine")?;
         let mut files = Vec::new();
-        sync_and_list(&site, &site, &mut files)?;
+        sync_and_list(site, site, &mut files)?;
         files.sort();
         let stamp = Stamp {
             schema: STAMP_SCHEMA,
             requirements: self.digest(),
             files,
-            facts,
         };
-        sealed::write(&site.join(STAMP), &stamp)
-            .with_context(cannot("write the stamp in", &site))?;
-        put_in_place(&site, staging.path(), &dir)?;
-        Ok(Installed {
-            dir,
-            facts: stamp.facts,
-        })
+        sealed::write(&site.join(STAMP), &stamp).context("cannot write the stamp")?;
+        if fs::symlink_metadata(output.path()).is_ok() {
+            // A directory that is not empty cannot be replaced on every file system.
+            fs::rename(output.path(), staging.scratch("old")?.join("damaged"))?;
+        }
+        locked.publish(&staging)
     }
 
-    /// Fetches the wheels into a directory in `staging`, which it returns.
+    /// Fetches the wheels into the staging area.
     fn fetch(
         &self,
-        dir: &Path,
-        staging: &Path,
-        lock: &File,
+        locked: &LockedOutput<'_>,
+        staging: &Staging,
         notes: &mut dyn FnMut(String),
-    ) -> anyhow::Result<PathBuf> {
-        let ways_out = |first: &str| {
-            let items = self.ways_out.iter().map(|item| format!("\n  - {item}"));
-            format!("Ways out:\n{first}{}", items.collect::<String>())
+    ) -> anyhow::Result<()> {
+        let with_ways_out = |error: anyhow::Error, first: &str| {
+            let items = [first].into_iter().chain(self.ways_out.iter().copied());
+            let items = items.map(|item| format!("\n  - {item}"));
+            anyhow!("{error:#}\nWays out:{}", items.collect::<String>())
         };
-        let installer = Installer::find().map_err(|reason| {
-            anyhow!(
-                "cannot install {}: {reason}. {}",
-                self.name,
-                ways_out(
-                    "  - install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install \
-                     python3-pip)\n  - install uv"
-                )
+        pip::ensure_usable().map_err(|fault| {
+            with_ways_out(
+                fault,
+                "install pip 19.3 or newer for python3 (Debian, Ubuntu: apt install python3-pip; \
+                 in an environment of uv: uv pip install pip)",
             )
         })?;
         notes(format!(
             "installing {} into {} ({} to fetch, once)",
             self.name,
-            dir.display(),
+            locked.path().display(),
             self.download
         ));
         if let Some(licence) = self.licence {
             notes(licence.to_owned());
         }
-        let requirements = staging.join("requirements.txt");
-        fs::write(&requirements, self.requirements).with_context(cannot("write", &requirements))?;
-        // In the staging directory, which only its owner may enter: this one gets the usual
-        // permissions.
-        let site = staging.join("site");
-        fs::create_dir(&site).with_context(cannot("make the directory", &site))?;
-        let inherited = lock
-            .try_clone()
-            .with_context(cannot("share the lock of", dir))?;
-        installer
-            .run(&requirements, &site, inherited, notes)
-            .map_err(|error| {
-                anyhow!(
-                    "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place: \
-                     {error:#}\n{}",
-                    self.name,
-                    dir.display(),
-                    ways_out(
-                        "  - if the package index could not be reached, configure another or a \
-                         proxy for pip (PIP_INDEX_URL, PIP_PROXY, pip.conf)"
-                    )
-                )
-            })?;
-        Ok(site)
+        let requirements = staging.scratch("pip")?.join("requirements.txt");
+        fs::write(&requirements, self.requirements)?;
+        let lock = locked.share_lock().context("cannot share the lock")?;
+        pip::install(&requirements, &staging.next, lock, notes).map_err(|error| {
+            with_ways_out(
+                error,
+                "if the package index could not be reached, configure another or a proxy for pip \
+                 (PIP_INDEX_URL, PIP_PROXY, pip.conf)",
+            )
+        })
     }
 
     /// SHA-256 over the architecture and the requirements without comments. The architecture,
@@ -259,52 +221,14 @@ impl WheelSet<'_> {
         }
         Digest::of(text.as_bytes()).to_string()
     }
-
-    fn staging_prefix(&self) -> String {
-        format!("{}.partial-", self.digest())
-    }
-
-    /// What killed installs of this set left.
-    fn leftovers(&self, root: &Path) -> Vec<PathBuf> {
-        let prefix = self.staging_prefix();
-        let entries = fs::read_dir(root).into_iter().flatten().flatten();
-        entries
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .map(|entry| entry.path())
-            .collect()
-    }
-
-    /// Removes what killed installs of this set left. Only under the lock. What cannot be removed
-    /// only costs disk space, so it is a note.
-    fn remove_leftovers(&self, root: &Path, notes: &mut dyn FnMut(String)) {
-        for path in self.leftovers(root) {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                notes(format!(
-                    "cannot remove {}, which a killed install left: {error}",
-                    path.display()
-                ));
-            }
-        }
-    }
-}
-
-/// Moves the checked and stamped `site` to `dir`. A damaged install that lies there goes into
-/// `staging`, which is removed.
-fn put_in_place(site: &Path, staging: &Path, dir: &Path) -> anyhow::Result<()> {
-    if fs::symlink_metadata(dir).is_ok() {
-        fs::rename(dir, staging.join("damaged"))
-            .with_context(cannot("move aside the damaged install", dir))?;
-    }
-    fs::rename(site, dir).with_context(cannot("move the finished install to", dir))?;
-    sync(dir.parent().unwrap_or(dir))
 }
 
 /// Lists the files under `dir` by their path in `site`, and syncs each of them to the disk before
 /// the stamp is written.
 fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> anyhow::Result<()> {
-    for entry in fs::read_dir(dir).with_context(cannot("list", dir))? {
-        let path = entry.with_context(cannot("list", dir))?.path();
-        let metadata = fs::metadata(&path).with_context(cannot("read", &path))?;
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let metadata = fs::metadata(&path)?;
         if metadata.is_dir() {
             sync_and_list(&path, site, files)?;
             continue;
@@ -315,12 +239,5 @@ fn sync_and_list(dir: &Path, site: &Path, files: &mut Vec<(String, u64)>) -> any
             files.push((name.to_owned(), metadata.len()));
         }
     }
-    sync(dir)
-}
-
-/// Waits until a file or directory is on the disk.
-fn sync(path: &Path) -> anyhow::Result<()> {
-    File::open(path)
-        .and_then(|file| file.sync_all())
-        .with_context(cannot("sync", path))
+    Ok(sync(dir)?)
 }

@@ -154,7 +154,7 @@ fn on_a_disk_without_room_an_install_says_so_and_leaves_nothing_that_is_used() {
     with_own_mounts(|root| {
         let disk = Disk::mount(root.to_owned());
         let machine = Machine::new();
-        machine.has_uv();
+        machine.has_fake_pip();
         let toolchain = |command| {
             let mut command = machine.toolchain(&[command]);
             command.env("PEERSUM_TOOLCHAIN_DIR", root);

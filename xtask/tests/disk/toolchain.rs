@@ -1,4 +1,4 @@
-//! The toolchain's install, with a fake uv.
+//! The toolchain's install, with a fake pip.
 
 use crate::faulty_disk::{Fault, FaultyDisk};
 use crate::machine::Machine;
@@ -9,7 +9,7 @@ use std::path::Path;
 /// whether a damaged install must be replaced.
 fn every_change(fault: Fault, damaged: bool) {
     let machine = Machine::new();
-    machine.has_uv();
+    machine.has_fake_pip();
     let dir = machine.ask(&["install"]).succeeded().directory();
     for at in 1.. {
         if damaged {
@@ -44,7 +44,7 @@ fn every_change(fault: Fault, damaged: bool) {
     }
 }
 
-/// Whether every file that uv installs is there.
+/// Whether every file that pip installs is there.
 fn is_whole(dir: &Path) -> bool {
     ["bin/nvcc", "bin/ptxas", "nvvm/bin/cicc", "release"]
         .iter()

@@ -91,7 +91,7 @@ fn flags_in_the_environment_do_not_get_into_the_code() {
 }
 
 #[test]
-fn native_is_what_the_driver_says_of_this_machine() {
+fn native_is_what_the_driver_says_of_this_machine_without_old_gpus() {
     let checkout = Checkout::new();
     let bin = checkout.path().join("bin");
     fs::create_dir(&bin).unwrap();
@@ -105,7 +105,7 @@ fn native_is_what_the_driver_says_of_this_machine() {
     Answer::of(
         command
             .env("PATH", path)
-            .env("SMI_CAPABILITIES", "8.9 9.0 8.9"),
+            .env("SMI_CAPABILITIES", "8.9 7.5 9.0 8.9"),
     )
     .succeeded();
     let names = checkout.whole_output();

@@ -124,10 +124,10 @@ impl Machine {
         fs::write(self.path("gate"), "").unwrap();
     }
 
-    /// Puts a fake uv on the `PATH`, which installs a toolkit at once, whatever it is asked for.
-    pub(crate) fn has_uv(&self) {
-        self.has("uv", &fake("uv.sh"));
-        let toolkit = self.toolkit("uv-toolkit", "13.0.1");
+    /// Puts a fake pip on the `PATH`, which installs a toolkit at once, whatever it is asked for.
+    pub(crate) fn has_fake_pip(&self) {
+        self.has("python3", &fake("python3-copying.sh"));
+        let toolkit = self.toolkit("wheels-toolkit", "13.0.1");
         fs::write(toolkit.join("bin/ptxas"), "ptxas").unwrap();
         fs::write(toolkit.join("nvvm/bin/cicc"), "cicc").unwrap();
     }
@@ -164,7 +164,7 @@ impl Machine {
             .env("REAL_PYTHON", real_python())
             .env("INSTALLS", self.path("installs"))
             .env("GATE", self.path("gate"))
-            .env("TOOLKIT", self.path("uv-toolkit"))
+            .env("TOOLKIT", self.path("wheels-toolkit"))
             .current_dir(self.dir.path());
         command
     }
@@ -214,7 +214,7 @@ impl Machine {
         requirements
     }
 
-    /// How many installs pip or uv has been asked for.
+    /// How many installs pip has been asked for.
     pub(crate) fn installs(&self) -> usize {
         fs::read_to_string(self.path("installs")).map_or(0, |text| text.lines().count())
     }

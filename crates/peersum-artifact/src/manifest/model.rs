@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 use serde::de::{Deserializer, Error as _};
 use serde::{Deserialize, Serialize};
 
-use crate::arch::{Arch, Target, best_target};
+use crate::arch::Target;
 use crate::cache_key::CompilerId;
 use crate::cuda_version::PtxVersion;
 use crate::digest::Digest;
@@ -393,13 +393,5 @@ impl Manifest {
         self.modules
             .iter()
             .find(|module| module.sort_key() == (key, target))
-    }
-
-    /// The entry of one module that serves `device` best, by the rule of [`best_target`].
-    #[must_use]
-    pub fn find_for(&self, key: ModuleKey, device: Arch) -> Option<&ManifestModule> {
-        let of_module = self.modules.iter().filter(|module| module.key == key);
-        let targets = of_module.map(|module| module.target);
-        self.find(key, best_target(targets, device)?)
     }
 }

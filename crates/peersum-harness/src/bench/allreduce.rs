@@ -5,19 +5,16 @@ mod arguments;
 mod nccl;
 mod samples;
 
-use anyhow::{Context, Result, bail};
-use peersum::dispatch::Route;
+use anyhow::Result;
 
 pub(crate) use self::arguments::BenchArgs;
 use self::nccl::measure_nccl;
 use self::samples::measure_group;
-use super::build::{Build, Builds};
 use super::ranks::GroupSettings;
-use super::report::{Report, write_json};
-use super::sample::{Sample, add_round};
-use super::timing::Timed;
+use super::report::{Report, Run, Sample, write_json, write_text};
+use super::timing::{Launch, Timed};
 use super::{chart, limits, page, table};
-use crate::machine::{DeviceKind, Emulators, Gpus, decide};
+use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
@@ -31,23 +28,18 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         print(&report);
         return Ok(());
     }
-    let routes = routes(&args.algo);
-    let kind = decide(args.call.device, 1)?.kind;
-    let builds = Builds::new(kind, &args.call.run.cubins)
-        .and(Build::UnsafeBaseline, args.unsafe_baseline.as_ref())
-        .and(Build::StrictOrder, args.strict_order.as_ref());
-    let report = match kind {
+    let report = match decide(args.call.device, 1)?.kind {
         DeviceKind::Emulator => {
             let emulators = Emulators::default();
-            let mut report = empty_report(args, &emulators, &builds)?;
-            measure_ranks(args, &emulators, &builds, &routes, &mut report);
+            let mut report = new_report(args, &emulators)?;
+            measure_ranks(args, &emulators, &mut report);
             report
         }
         DeviceKind::Cuda => {
             let gpus = Gpus::open(u32::MAX)?;
-            let mut report = empty_report(args, &gpus, &builds)?;
+            let mut report = new_report(args, &gpus)?;
             measure_limits(args, &gpus, &mut report);
-            measure_ranks(args, &gpus, &builds, &routes, &mut report);
+            measure_ranks(args, &gpus, &mut report);
             // Write now, in case NCCL hangs.
             write(args, &report)?;
             measure_nccl(args, &gpus, &mut report);
@@ -56,64 +48,28 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     };
     write(args, &report)?;
     print(&report);
-    if !report.failures.is_empty() {
-        bail!("not all was measured: {}", report.failures.join("; "));
-    }
-    Ok(())
-}
-
-/// The algorithms that `--algo` names.
-fn routes(names: &[String]) -> Vec<Route> {
-    let is_named = |route: &Route| {
-        names
-            .iter()
-            .any(|name| name == "all" || name == route.name())
-    };
-    Route::ALL.into_iter().filter(is_named).collect()
+    report.run.ensure_all_was_measured()
 }
 
 fn print(report: &Report) {
     println!("# {}", report.title());
-    for note in &report.notes {
-        println!("note: {note}");
-    }
-    for failure in &report.failures {
-        println!("failed: {failure}");
-    }
+    print!("{}", report.run.remarks());
     for table in table::tables(report) {
         println!("\n{}", table.to_text());
     }
 }
 
 fn write(args: &BenchArgs, report: &Report) -> Result<()> {
-    if let Some(path) = &args.json {
-        write_json(path, report)?;
-    }
-    for (path, text) in [
-        (&args.html, page::page as fn(&Report) -> String),
-        (&args.svg, chart::picture),
-    ] {
-        if let Some(path) = path {
-            std::fs::write(path, text(report))
-                .with_context(|| format!("writing {}", path.display()))?;
-        }
-    }
-    Ok(())
+    write_json(args.json.as_deref(), report)?;
+    write_text(args.html.as_deref(), || page::page(report))?;
+    write_text(args.svg.as_deref(), || chart::picture(report))
 }
 
-fn empty_report<M: Timed>(args: &BenchArgs, machine: &M, builds: &Builds) -> Result<Report> {
+fn new_report(args: &BenchArgs, machine: &impl Machine) -> Result<Report> {
     Ok(Report {
-        schema: Report::SCHEMA,
-        peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: builds.toolkit()?,
-        device: machine.device_name().to_owned(),
-        devices: machine.devices(),
+        run: Run::new(machine, &args.call.run.cubins, args.call.run.replays)?,
         emulated: machine.kind() == DeviceKind::Emulator,
         calls: args.call.calls,
-        replays: args.call.run.replays,
-        nccl: None,
-        notes: Vec::new(),
-        failures: Vec::new(),
         limits: Vec::new(),
         cells: Vec::new(),
     })
@@ -122,86 +78,49 @@ fn empty_report<M: Timed>(args: &BenchArgs, machine: &M, builds: &Builds) -> Res
 fn measure_limits(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     let Some(directory) = &args.limits else {
         let note = "the machine's limits were not measured: --limits was not given";
-        report.notes.push(note.to_owned());
+        report.run.notes.push(note.to_owned());
         return;
     };
+    let method = args.call.method(Launch::Graph);
     for &world_size in &args.world_size {
-        eprintln!("limits of {world_size} ranks");
-        match limits::measure(
-            gpus,
-            directory,
-            world_size,
-            &args.call.bytes,
-            args.call.method(),
-        ) {
-            Ok(limits) => report.limits.push(limits),
-            Err(error) => report
-                .failures
-                .push(format!("limits of {world_size} ranks: {error:#}")),
-        }
+        let what = format!("limits of {world_size} ranks");
+        eprintln!("{what}");
+        let measured = limits::measure(gpus, directory, world_size, &args.call.bytes, method);
+        report.limits.extend(report.run.take(&what, measured));
     }
 }
 
-fn measure_ranks<M: Timed>(
-    args: &BenchArgs,
-    machine: &M,
-    builds: &Builds,
-    routes: &[Route],
-    report: &mut Report,
-) {
-    let all = builds.all();
-    let rounds = args.rounds.unwrap_or(if all.len() > 1 { 3 } else { 1 });
-    let largest_bytes = args.call.largest_bytes();
+fn measure_ranks<M: Timed>(args: &BenchArgs, machine: &M, report: &mut Report) {
+    let builds = args.builds();
+    let rounds = args.rounds.unwrap_or(if builds.len() > 1 { 3 } else { 1 });
     let mut samples: Vec<Sample> = Vec::new();
     for &world_size in &args.world_size {
-        for &pdl in args.pdl.values() {
+        for &pdl in &args.pdl {
             // The builds alternate, so that drift affects all of them alike.
-            for round in 0..rounds {
-                for &build in &all {
-                    eprintln!(
-                        "{world_size} ranks, PDL {}, {}, round {} of {rounds}",
-                        if pdl { "on" } else { "off" },
-                        build.name(),
-                        round + 1
-                    );
-                    let measured = builds.load_policy(build).and_then(|load_policy| {
+            for round in 1..=rounds {
+                for &(build, cubins) in &builds {
+                    let what = format!("{world_size} ranks with the {} build", build.name());
+                    let on = if pdl { "on" } else { "off" };
+                    eprintln!("{what}, PDL {on}, round {round} of {rounds}");
+                    let load_policy = build.load_policy(machine.kind(), cubins);
+                    let measured = load_policy.and_then(|load_policy| {
                         let settings = GroupSettings {
                             world_size,
-                            largest_bytes,
+                            largest_bytes: args.call.largest_bytes(),
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,
                             tables: args.tables.clone(),
-                            push_half_bytes: args.call.push_half,
                         };
-                        measure_group(args, machine, build, routes, &settings)
+                        measure_group(args, machine, build, &settings)
                     });
-                    match measured {
-                        Ok(measured) => add_round(&mut samples, measured),
-                        Err(error) => report.failures.push(format!(
-                            "{world_size} ranks with the {} build: {error:#}",
-                            build.name()
-                        )),
-                    }
+                    let measured = report.run.take(&what, measured);
+                    Sample::add_round(&mut samples, measured.unwrap_or_default());
                 }
             }
         }
     }
-    report.failures.dedup();
+    report.run.failures.dedup();
     let cells = samples.iter().map(|sample| sample.cell(&report.limits));
     report.cells = cells.collect();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn all_names_every_algorithm_and_best_none() {
-        let names = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(routes(&names("best,all")), Route::ALL);
-        assert_eq!(routes(&names("best")), []);
-        let two = [Route::PushOneShot, Route::PullOneShot];
-        assert_eq!(routes(&names("push_one_shot,pull_one_shot")), two);
-    }
 }

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
+use anyhow::anyhow;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 
 use super::nccl::Nccl;
-use super::report::Launch;
+use super::report::Run;
 use super::sizes::parse_bytes;
-use super::timing::Method;
+use super::timing::{Launch, Method};
 use crate::machine::DeviceChoice;
 
 /// What is measured, and how often.
@@ -26,6 +27,17 @@ pub(crate) struct RunArgs {
     pub(crate) replays: u32,
 }
 
+impl RunArgs {
+    pub(crate) fn method(&self, launch: Launch, calls: u32) -> Method {
+        Method {
+            launch,
+            calls,
+            warm_up: 2,
+            replays: self.replays,
+        }
+    }
+}
+
 /// Calls with messages of several sizes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct CallArgs {
@@ -41,10 +53,6 @@ pub(crate) struct CallArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "cuda")]
     pub(crate) device: DeviceChoice,
-    /// The size of one half of the push slots; a larger message is sent in pieces [default: that of
-    /// the library]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
-    pub(crate) push_half: Option<usize>,
     /// Calls in one graph, or in one batch of eager calls.
     #[arg(
         long,
@@ -58,12 +66,8 @@ pub(crate) struct CallArgs {
 }
 
 impl CallArgs {
-    pub(crate) fn method(&self) -> Method {
-        Method {
-            calls: self.calls,
-            warm_up: 2,
-            replays: self.run.replays,
-        }
+    pub(crate) fn method(&self, launch: Launch) -> Method {
+        self.run.method(launch, self.calls)
     }
 
     pub(crate) fn largest_bytes(&self) -> usize {
@@ -71,22 +75,24 @@ impl CallArgs {
     }
 }
 
-/// How calls are launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum MethodChoice {
-    Graph,
-    Eager,
-    Both,
+/// One of two values, or both.
+pub(crate) type Choices<T> = Vec<T>;
+
+/// Parses a choice among two values by their names, or `both`.
+pub(crate) fn one_or_both<T: Copy + Send + Sync + 'static>(
+    choices: [(&'static str, T); 2],
+) -> impl TypedValueParser<Value = Choices<T>> {
+    let names = choices.map(|(name, _)| name).into_iter().chain(["both"]);
+    PossibleValuesParser::new(names).map(move |chosen| {
+        let is_chosen = |(name, _): &(&str, T)| chosen == "both" || chosen == *name;
+        let chosen = choices.into_iter().filter(is_chosen);
+        chosen.map(|(_, value)| value).collect()
+    })
 }
 
-impl MethodChoice {
-    pub(crate) fn launches(self) -> &'static [Launch] {
-        match self {
-            MethodChoice::Graph => &[Launch::Graph],
-            MethodChoice::Eager => &[Launch::Eager],
-            MethodChoice::Both => &[Launch::Graph, Launch::Eager],
-        }
-    }
+/// The choices of `--method`.
+pub(crate) fn launches() -> impl TypedValueParser<Value = Choices<Launch>> {
+    one_or_both([Launch::Graph, Launch::Eager].map(|launch| (launch.name(), launch)))
 }
 
 /// Whether NCCL is measured too.
@@ -101,22 +107,25 @@ pub(crate) struct NcclArgs {
 impl NcclArgs {
     /// NCCL for a group of `world_size` ranks on `gpus` GPUs. `None` if it is switched off or
     /// cannot be measured; then a note says why not.
-    pub(crate) fn open(&self, world_size: u32, gpus: u32, notes: &mut Vec<String>) -> Option<Nccl> {
+    pub(crate) fn open(&self, world_size: u32, gpus: u32, run: &mut Run) -> Option<Nccl> {
         let path = self.nccl.as_deref();
         if path == Some("off") {
             return None;
         }
-        if world_size > gpus {
-            notes.push(format!(
-                "NCCL was not measured: it needs a GPU for each rank, and {world_size} ranks share \
-                 {gpus}"
-            ));
-            return None;
-        }
-        match Nccl::open(path.map(Path::new)) {
-            Ok(nccl) => Some(nccl),
+        let nccl = if world_size > gpus {
+            Err(anyhow!(
+                "it needs a GPU for each rank, and {world_size} ranks share {gpus}"
+            ))
+        } else {
+            Nccl::open(path.map(Path::new))
+        };
+        match nccl {
+            Ok(nccl) => {
+                run.nccl = Some(nccl.version().to_owned());
+                Some(nccl)
+            }
             Err(error) => {
-                notes.push(format!("NCCL was not measured: {error:#}"));
+                run.notes.push(format!("NCCL was not measured: {error:#}"));
                 None
             }
         }

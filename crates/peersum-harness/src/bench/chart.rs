@@ -2,9 +2,10 @@
 //! limit of the machine, on a linear axis, by message size on a logarithmic one.
 
 use super::report::Report;
-use super::series::{self, Kind, Series};
+use super::series::{self, Series};
 use super::sizes::bytes_text;
 use super::table::us_text;
+use super::timing::Launch;
 
 const WIDTH: f64 = 460.0;
 /// The borders of the plot within its panel.
@@ -77,7 +78,7 @@ fn panel(title: &str, all: &[Series]) -> String {
     let mut sizes: Vec<u64> = points().map(|point| point.bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();
-    let limit = all.iter().find(|series| series.kind == Kind::Limit);
+    let limit = all.iter().find(|series| series.launch.is_none());
     // Without a measured limit the fastest call of a size takes its place.
     let unit = |bytes: u64| {
         let candidates = limit.map_or(all, std::slice::from_ref);
@@ -130,10 +131,10 @@ fn panel(title: &str, all: &[Series]) -> String {
 
 /// Draws one curve and its line of the legend. `place` gives a point's place by bytes and time.
 fn curve(index: usize, series: &Series, place: impl Fn(u64, f64) -> (f64, f64)) -> String {
-    let (colour, dash) = match series.kind {
-        Kind::Limit => ("#000000", "2 3"),
-        Kind::Graph => (COLOURS[index % COLOURS.len()], "none"),
-        Kind::Eager => (COLOURS[index % COLOURS.len()], "7 4"),
+    let (colour, dash) = match series.launch {
+        None => ("#000000", "2 3"),
+        Some(Launch::Graph) => (COLOURS[index % COLOURS.len()], "none"),
+        Some(Launch::Eager) => (COLOURS[index % COLOURS.len()], "7 4"),
     };
     // Later curves are thinner, so that they do not hide equal ones below them.
     let width = (4.5 - index as f64).max(1.5);

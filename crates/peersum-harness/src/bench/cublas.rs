@@ -1,11 +1,9 @@
 //! cuBLAS, found at run time: the matrix product of the layers that are measured.
 
-use std::ffi::c_int;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use cudarc::cublas::{result, sys};
-use half::bf16;
+use cudarc::cublas::{CudaBlas, sys};
 use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use peersum::shared_library::SharedLibrary;
 
@@ -39,23 +37,9 @@ pub(super) fn load() -> Result<()> {
     )
 }
 
-/// A product `y = x w^T` of row-major matrices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Product {
-    /// Rows of `x` and `y`.
-    pub(super) rows: u32,
-    /// Columns of `x` and `w`.
-    pub(super) inputs: u32,
-    /// Columns of `y`, rows of `w`.
-    pub(super) outputs: u32,
-    /// Elements from one row of `x` to the next, at least `inputs`. The rows of `y` and `w` follow
-    /// each other without a gap.
-    pub(super) input_stride: u32,
-}
-
 /// cuBLAS on one stream.
 pub(super) struct Cublas {
-    handle: sys::cublasHandle_t,
+    pub(super) blas: CudaBlas,
     // Freed behind the handle, in the stream's order.
     _workspace: CudaSlice<u8>,
 }
@@ -68,24 +52,20 @@ impl Cublas {
     pub(super) fn new(stream: &Arc<CudaStream>) -> Result<Cublas> {
         stream.context().bind_to_thread()?;
         let workspace = stream.alloc_zeros::<u8>(WORKSPACE_BYTES)?;
-        let cublas = Cublas {
-            handle: result::create_handle().context("cublasCreate")?,
-            _workspace: workspace,
-        };
-        // Set the stream first: setting it resets the workspace to the handle's own, which a
-        // capture would have to allocate. SAFETY: handle and stream are live, and the stream is of
-        // the context that is current.
-        unsafe { result::set_stream(cublas.handle, stream.cu_stream().cast()) }
-            .context("cublasSetStream")?;
-        // The address outlives the guard: the workspace lives as long as the handle, and is used on
-        // this stream alone.
-        let address = cublas._workspace.device_ptr(stream).0;
+        let blas = CudaBlas::new(Arc::clone(stream)).context("opening cuBLAS")?;
+        // After the stream, which resets the workspace to the handle's own: a capture would have to
+        // allocate that. The address outlives the guard: the workspace lives as long as the handle,
+        // and is used on this stream alone.
+        let address = workspace.device_ptr(stream).0;
         // SAFETY: the allocation has so many bytes, aligned to 256 as all are, and outlives the
         // handle's use.
-        unsafe { sys::cublasSetWorkspace_v2(cublas.handle, address as *mut _, WORKSPACE_BYTES) }
+        unsafe { sys::cublasSetWorkspace_v2(*blas.handle(), address as *mut _, WORKSPACE_BYTES) }
             .result()
             .context("cublasSetWorkspace")?;
-        Ok(cublas)
+        Ok(Cublas {
+            blas,
+            _workspace: workspace,
+        })
     }
 
     /// The library's version, for instance `13.0.2`.
@@ -95,7 +75,7 @@ impl Cublas {
     pub(super) fn version(&self) -> Result<String> {
         let mut number = 0;
         // SAFETY: the handle is live; `number` is a place for one number.
-        unsafe { sys::cublasGetVersion_v2(self.handle, &raw mut number) }
+        unsafe { sys::cublasGetVersion_v2(*self.blas.handle(), &raw mut number) }
             .result()
             .context("cublasGetVersion")?;
         Ok(format!(
@@ -104,69 +84,6 @@ impl Cublas {
             number / 100 % 100,
             number % 100
         ))
-    }
-
-    /// Enqueues a product of bf16 matrices, added up in f32.
-    ///
-    /// # Errors
-    /// cuBLAS refuses.
-    ///
-    /// # Safety
-    /// The addresses hold as many elements as `product` says, until the stream has passed this
-    /// point; `y` overlaps neither of the others.
-    pub(super) unsafe fn multiply(
-        &self,
-        product: Product,
-        x: u64,
-        weights: u64,
-        y: u64,
-    ) -> Result<()> {
-        const BF16: sys::cudaDataType = sys::cudaDataType::CUDA_R_16BF;
-        const { assert!(size_of::<bf16>() == 2) }
-        let (one, zero) = (1.0f32, 0.0f32);
-        let int = |number: u32| c_int::try_from(number).context("a matrix too large for cuBLAS");
-        let (rows, inputs, outputs) = (
-            int(product.rows)?,
-            int(product.inputs)?,
-            int(product.outputs)?,
-        );
-        // To cuBLAS, whose matrices go by columns, a row-major matrix is its transpose: y^T = w
-        // x^T, where `w` must be turned back. SAFETY: the handle is live; the two numbers are read
-        // before the call returns, as the pointer mode of a new handle is the host's; the rest is
-        // the caller's promise.
-        unsafe {
-            result::gemm_ex(
-                self.handle,
-                sys::cublasOperation_t::CUBLAS_OP_T,
-                sys::cublasOperation_t::CUBLAS_OP_N,
-                outputs,
-                rows,
-                inputs,
-                (&raw const one).cast(),
-                weights as *const _,
-                BF16,
-                inputs,
-                x as *const _,
-                BF16,
-                int(product.input_stride)?,
-                (&raw const zero).cast(),
-                y as *mut _,
-                BF16,
-                outputs,
-                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-            )
-        }
-        .context("cublasGemmEx")
-    }
-}
-
-impl Drop for Cublas {
-    fn drop(&mut self) {
-        // SAFETY: made by `create_handle`, and destroyed once, here.
-        if let Err(error) = unsafe { result::destroy_handle(self.handle) } {
-            tracing::warn!("cublasDestroy: {error}");
-        }
     }
 }
 

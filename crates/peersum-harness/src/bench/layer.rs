@@ -7,18 +7,19 @@ mod stack;
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 
 use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
-use super::arguments::{MethodChoice, NcclArgs, RunArgs};
-use super::build::{Build, Builds};
+use super::arguments::{Choices, NcclArgs, RunArgs, launches};
+use super::build::Build;
 use super::cublas::{self, Cublas};
-use super::report::write_json;
-use super::timing::Method;
+use super::nccl::OwnedCommunicator;
+use super::report::{Run, write_json};
+use super::timing::{Launch, Method};
 use crate::machine::{DeviceKind, Gpus, Machine};
 
 /// The maximum number of layers. Without an all-reduce, each layer divides the values by the square
@@ -51,8 +52,8 @@ pub(crate) struct LayerArgs {
     )]
     rows: Vec<u32>,
     /// Replays of a graph, layers launched one after the other, or both.
-    #[arg(long, value_enum, default_value = "both")]
-    method: MethodChoice,
+    #[arg(long, default_value = "both", value_parser = launches())]
+    method: Choices<Launch>,
     /// Layers in one graph, or in one batch of eager layers. Each has its own weights: with few
     /// layers all of them may fit in the cache.
     #[arg(
@@ -87,7 +88,6 @@ pub(crate) struct LayerArgs {
 /// be measured. Everything else was measured and written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let gpus = Gpus::open(u32::MAX)?;
-    let builds = Builds::new(DeviceKind::Cuda, &args.run.cubins);
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
@@ -98,73 +98,41 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         .collect::<Result<Vec<Shape>>>()?;
     cublas::load()?;
     let mut report = Report {
-        schema: Report::SCHEMA,
-        peersum: env!("CARGO_PKG_VERSION").to_owned(),
-        toolkit: builds.toolkit()?,
-        device: gpus.device_name().to_owned(),
-        devices: gpus.devices(),
+        run: Run::new(&gpus, &args.run.cubins, args.run.replays)?,
         world_size,
         layers: args.layers,
-        replays: args.run.replays,
         pdl: args.pdl,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
-        nccl: None,
-        notes: Vec::new(),
-        failures: Vec::new(),
         cells: Vec::new(),
     };
-    let load_policy = builds.load_policy(Build::Shipped)?;
-    let group = |shape| Group {
-        load_policy: &load_policy,
-        shape,
-        rows: &args.rows,
-        launches: args.method.launches(),
-        method: Method {
-            calls: args.layers,
-            warm_up: 2,
-            replays: args.run.replays,
-        },
-        pdl: args.pdl,
-    };
-    for &shape in &shapes {
-        eprintln!("peersum, {world_size} ranks, hidden {}", shape.hidden);
-        report.add(
-            "peersum",
-            shape.hidden,
-            measure_group(&gpus, &group(shape), None),
-        );
-    }
-    // Write now, in case NCCL hangs.
-    write(args, &report)?;
-    let notes = &mut report.notes;
-    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), notes) {
-        report.nccl = Some(nccl.version().to_owned());
-        match nccl.communicators(&gpus, world_size) {
-            Ok(communicators) => {
-                for &shape in &shapes {
-                    eprintln!("NCCL {}, hidden {}", nccl.version(), shape.hidden);
-                    report.add(
-                        "NCCL",
-                        shape.hidden,
-                        measure_group(&gpus, &group(shape), Some(&communicators)),
-                    );
-                }
-            }
-            Err(error) => report.failures.push(format!("NCCL: {error:#}")),
+    let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
+    let method = |&launch| args.run.method(launch, args.layers);
+    let methods: Vec<Method> = args.method.iter().map(method).collect();
+    let measure = |report: &mut Report, system, nccl: Option<&[OwnedCommunicator<'_>]>| {
+        for &shape in &shapes {
+            let what = format!("{system} at hidden {}", shape.hidden);
+            eprintln!("{what}, {world_size} ranks");
+            let group = Group {
+                load_policy: &load_policy,
+                shape,
+                rows: &args.rows,
+                methods: &methods,
+                pdl: args.pdl,
+            };
+            report.add(&what, measure_group(&gpus, &group, nccl));
         }
+    };
+    measure(&mut report, "peersum", None);
+    // Write now, in case NCCL hangs.
+    write_json(args.json.as_deref(), &report)?;
+    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), &mut report.run)
+        && let Some(communicators) = report.run.take("NCCL", nccl.communicators(world_size))
+    {
+        measure(&mut report, "NCCL", Some(&communicators));
     }
-    write(args, &report)?;
+    write_json(args.json.as_deref(), &report)?;
     print!("{}", report.to_text());
-    if !report.failures.is_empty() {
-        bail!("not all was measured: {}", report.failures.join("; "));
-    }
-    Ok(())
-}
-
-fn write(args: &LayerArgs, report: &Report) -> Result<()> {
-    args.json
-        .iter()
-        .try_for_each(|path| write_json(path, report))
+    report.run.ensure_all_was_measured()
 }
 
 /// One rank per GPU, limited to the sizes that divide hidden sizes: 2, 4 or 8.
@@ -195,7 +163,7 @@ mod tests {
         let args = parse("").unwrap();
         assert_eq!((args.hidden, args.rows), (vec![4096, 8192], vec![1, 8, 64]));
         assert_eq!((args.layers, args.run.replays), (64, 9));
-        assert_eq!(args.method.launches().len(), 2);
+        assert_eq!(args.method.len(), 2);
         assert_eq!((args.pdl, args.world_size), (true, None));
     }
 

@@ -1,17 +1,18 @@
 // limits.cu - what the machine allows: kernels that launch, exchange or move bytes and do nothing
 // else.
 //
-// Includes nothing, like the kernels of the library. Compiled ahead of time by `cargo xtask bench
-// allreduce`.
+// Compiled ahead of time by `cargo xtask bench allreduce`.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "platform.cuh"
+
+typedef peersum_u32 u32;
+typedef peersum_u64 u64;
 
 // The counterpart of `Parameters` in limits.rs.
 struct Parameters {
-    // Each rank's memory: the control page, then `data_bytes` that peers store to and load from,
-    // then as many again.
-    u64 memory[8];
+    // Each rank's memory: the control page, then `data_bytes` that peers store to, then as many
+    // again.
+    char* memory[8];
     // Bytes to move, a multiple of 16.
     u64 bytes;
     u64 data_bytes;
@@ -25,91 +26,15 @@ struct Parameters {
 };
 
 // Offsets in the control page.
-constexpr u64 FLAGS = 0, EPOCH = 512, FAILED = 520, BALL = 1024, BALLS = 1536, SINK = 2048,
-              DATA = 4096;
-constexpr u32 POLLS_BETWEEN_LOOKS = 1024;
-
-#define DEVICE __device__ __forceinline__
-
-// The instructions by name, as in kernels/platform.cuh: no header declares what CUDA calls them.
-DEVICE u32 tid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%tid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u32 ntid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%ntid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u32 ctaid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%ctaid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u32 nctaid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%nctaid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u64 globaltimer() {
-    u64 value;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(value));
-    return value;
-}
-DEVICE void bar_sync() { asm volatile("bar.sync 0;" ::: "memory"); }
-DEVICE void griddepcontrol_wait() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-DEVICE void griddepcontrol_launch_dependents() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-DEVICE u64 ld_relaxed_sys_u64(u64 address) {
-    u64 value;
-    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(address) : "memory");
-    return value;
-}
-DEVICE void st_relaxed_sys_u64(u64 address, u64 value) {
-    asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
-}
-
-struct alignas(16) Unit {
-    u32 x, y, z, w;
-};
-DEVICE Unit ld_relaxed_sys_v4(u64 address) {
-    Unit v;
-    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address));
-    return v;
-}
-DEVICE void st_relaxed_sys_v4(u64 address, Unit v) {
-    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x),
-                 "r"(v.y), "r"(v.z), "r"(v.w));
-}
-DEVICE Unit ld_global_v4(u64 address) {
-    Unit v;
-    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(address));
-    return v;
-}
-DEVICE void st_global_v4(u64 address, Unit v) {
-    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address), "r"(v.x), "r"(v.y),
-                 "r"(v.z), "r"(v.w));
-}
+constexpr u64 FLAGS = 0, EPOCH = 512, FAILED = 520, BALL = 1024, BALLS = 1536, DATA = 4096;
 
 // Polls until the word is at least `awaited`; false for a wait that takes too long. The rank is
 // then marked failed, and its later waits end at their first look.
-DEVICE bool await_word(const Parameters& p, u64 address, u64 awaited) {
+PEERSUM_DEVICE bool await_word(const Parameters& p, const char* address, u64 awaited) {
     u64 start_ns = 0;
     for (u32 polls = 1; ld_relaxed_sys_u64(address) < awaited; ++polls) {
         if (polls % POLLS_BETWEEN_LOOKS != 0) continue;
-        const u64 own = p.memory[p.rank];
+        char* const own = p.memory[p.rank];
         const u64 now_ns = globaltimer();
         if (start_ns == 0) start_ns = now_ns;
         if (now_ns - start_ns > p.timeout_ns || ld_relaxed_sys_u64(own + FAILED) != 0) {
@@ -135,7 +60,7 @@ ENTRY(empty) {
 // The same with one word from each rank to each: what any all-reduce must do at least. One block.
 ENTRY(exchange) {
     griddepcontrol_wait();
-    const u64 own = p.memory[p.rank];
+    char* const own = p.memory[p.rank];
     const u64 epoch = ld_relaxed_sys_u64(own + EPOCH) + 1;
     const u32 peer = tid_x();
     if (peer < p.world_size && peer != p.rank) {
@@ -147,16 +72,16 @@ ENTRY(exchange) {
     if (peer == 0) st_relaxed_sys_u64(own + EPOCH, epoch);
 }
 
-// The peer that this block moves bytes to or from. Blocks of all ranks that meet one peer handle
-// different units.
-DEVICE u32 peer_of_block(const Parameters& p) {
+// The peer that this block stores to. Blocks of all ranks that meet one peer handle different
+// units.
+PEERSUM_DEVICE u32 peer_of_block(const Parameters& p) {
     const u32 peer = p.rank + 1 + ctaid_x() % (p.world_size - 1);
     return peer >= p.world_size ? peer - p.world_size : peer;
 }
 
 ENTRY(store) {
     griddepcontrol_wait();
-    const u64 to = p.memory[peer_of_block(p)] + DATA;
+    char* const to = p.memory[peer_of_block(p)] + DATA;
     const u64 stride = 16ull * nctaid_x() * ntid_x();
     const Unit v{p.rank, 1, 2, 3};
 #pragma unroll 4
@@ -166,30 +91,11 @@ ENTRY(store) {
     griddepcontrol_launch_dependents();
 }
 
-ENTRY(load) {
-    griddepcontrol_wait();
-    const u64 from = p.memory[peer_of_block(p)] + DATA;
-    const u64 stride = 16ull * nctaid_x() * ntid_x();
-    u32 all = 0;
-    u64 at = 16ull * (ctaid_x() * ntid_x() + tid_x());
-    for (; at + 3 * stride < p.bytes; at += 4 * stride) {
-        Unit v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = ld_relaxed_sys_v4(from + at + i * stride);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) all |= v[i].x ^ v[i].w;
-    }
-    for (; at < p.bytes; at += stride) all |= ld_relaxed_sys_v4(from + at).x;
-    // What is loaded must be waited for.
-    if (all == 0x5EED5EEDu) st_relaxed_sys_u64(p.memory[p.rank] + SINK, all);
-    bar_sync();
-    griddepcontrol_launch_dependents();
-}
-
 // From the first data area of this rank's memory to the second.
 ENTRY(copy) {
     griddepcontrol_wait();
-    const u64 from = p.memory[p.rank] + DATA, to = from + p.data_bytes;
+    char* const from = p.memory[p.rank] + DATA;
+    char* const to = from + p.data_bytes;
     const u64 stride = 16ull * nctaid_x() * ntid_x();
     u64 at = 16ull * (ctaid_x() * ntid_x() + tid_x());
     for (; at + 3 * stride < p.bytes; at += 4 * stride) {
@@ -207,7 +113,8 @@ ENTRY(copy) {
 // Ranks 0 and 1 send a word to and fro `rounds` times. One thread.
 ENTRY(ping_pong) {
     griddepcontrol_wait();
-    const u64 own = p.memory[p.rank], peer = p.memory[1 - p.rank];
+    char* const own = p.memory[p.rank];
+    char* const peer = p.memory[1 - p.rank];
     const u64 before = ld_relaxed_sys_u64(own + BALLS);
     for (u64 ball = before + 1; ball <= before + p.rounds; ++ball) {
         if (p.rank == 0) st_relaxed_sys_u64(peer + BALL, ball);

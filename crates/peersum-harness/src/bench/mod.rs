@@ -14,7 +14,6 @@ mod nccl;
 mod page;
 pub(crate) mod ranks;
 pub(crate) mod report;
-mod sample;
 mod series;
 pub(crate) mod sizes;
 mod table;

@@ -3,14 +3,13 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail};
 use peersum::cudarc::driver::CudaStream;
 use peersum::nccl_version::{self, NcclVersion};
-use peersum::shared_library::SharedLibrary;
+use peersum::shared_library::functions;
 use peersum_artifact::Dtype;
 
 use super::report::System;
-use crate::machine::{Gpus, Machine};
 
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
@@ -21,13 +20,13 @@ type Communicator = *mut c_void;
 type Window = *mut c_void;
 type Status = c_int;
 
-/// The functions that are used, by nccl.h. The types of what they take have not changed since 2.0;
-/// the last three came with 2.19 and 2.27.
-struct Functions {
-    get_error_string: unsafe extern "C" fn(Status) -> *const c_char,
-    comm_init_all: unsafe extern "C" fn(*mut Communicator, c_int, *const c_int) -> Status,
-    comm_destroy: unsafe extern "C" fn(Communicator) -> Status,
-    all_reduce: unsafe extern "C" fn(
+functions! {
+    /// The functions that every NCCL has. Their signatures have not changed since 2.0.
+    struct Functions;
+    ncclGetErrorString(Status) -> *const c_char;
+    ncclCommInitAll(*mut Communicator, c_int, *const c_int) -> Status;
+    ncclCommDestroy(Communicator) -> Status;
+    ncclAllReduce(
         *const c_void,
         *mut c_void,
         usize,
@@ -35,21 +34,22 @@ struct Functions {
         c_int,
         Communicator,
         *mut c_void,
-    ) -> Status,
-    symmetric: Option<SymmetricFunctions>,
+    ) -> Status;
 }
 
-struct SymmetricFunctions {
-    mem_alloc: unsafe extern "C" fn(*mut *mut c_void, usize) -> Status,
-    mem_free: unsafe extern "C" fn(*mut c_void) -> Status,
-    window_register:
-        unsafe extern "C" fn(Communicator, *mut c_void, usize, *mut Window, c_int) -> Status,
-    window_deregister: unsafe extern "C" fn(Communicator, Window) -> Status,
+functions! {
+    /// Those that came with 2.19 and 2.27.
+    struct SymmetricFunctions;
+    ncclMemAlloc(*mut *mut c_void, usize) -> Status;
+    ncclMemFree(*mut c_void) -> Status;
+    ncclCommWindowRegister(Communicator, *mut c_void, usize, *mut Window, c_int) -> Status;
+    ncclCommWindowDeregister(Communicator, Window) -> Status;
 }
 
 /// The library.
 pub(crate) struct Nccl {
     functions: Functions,
+    symmetric: Option<SymmetricFunctions>,
     version: String,
 }
 
@@ -61,18 +61,15 @@ impl Nccl {
     pub(crate) fn open(path: Option<&Path>) -> Result<Nccl> {
         let library = nccl_version::open(path).context("could not open NCCL")?;
         let version = NcclVersion::of(&library).context("NCCL does not tell its version")?;
-        // SAFETY: the types are those of nccl.h, see `Functions`.
-        let functions = unsafe {
-            Functions {
-                get_error_string: function(&library, "ncclGetErrorString")?,
-                comm_init_all: function(&library, "ncclCommInitAll")?,
-                comm_destroy: function(&library, "ncclCommDestroy")?,
-                all_reduce: function(&library, "ncclAllReduce")?,
-                symmetric: SymmetricFunctions::find(&library).ok(),
-            }
+        // SAFETY: the signatures are those of nccl.h.
+        let (functions, symmetric) = unsafe {
+            let missing = |name| anyhow!("NCCL has no {name}");
+            let functions = Functions::find(&library).map_err(missing)?;
+            (functions, SymmetricFunctions::find(&library).ok())
         };
         Ok(Nccl {
             functions,
+            symmetric,
             version: version.to_string(),
         })
     }
@@ -83,7 +80,7 @@ impl Nccl {
 
     /// Whether this version of NCCL is too old for `system`.
     pub(crate) fn lacks(&self, system: System) -> bool {
-        system == System::NcclSymmetric && self.functions.symmetric.is_none()
+        system == System::NcclSymmetric && self.symmetric.is_none()
     }
 
     fn check(&self, call: &str, status: Status) -> Result<()> {
@@ -91,7 +88,7 @@ impl Nccl {
             return Ok(());
         }
         // SAFETY: NCCL returns a string of its own for every number.
-        let text = unsafe { CStr::from_ptr((self.functions.get_error_string)(status)) };
+        let text = unsafe { CStr::from_ptr((self.functions.ncclGetErrorString)(status)) };
         bail!("{call}: {} ({status})", text.to_string_lossy())
     }
 
@@ -105,22 +102,13 @@ impl Nccl {
     /// A communicator for each rank of a group, one a GPU.
     ///
     /// # Errors
-    /// There are fewer GPUs than ranks, or NCCL refuses.
-    pub(crate) fn communicators(
-        &self,
-        gpus: &Gpus,
-        world_size: u32,
-    ) -> Result<Vec<OwnedCommunicator<'_>>> {
-        ensure!(
-            world_size <= gpus.devices(),
-            "NCCL wants a GPU a rank: there are {} for {world_size} ranks",
-            gpus.devices()
-        );
+    /// NCCL refuses, for instance more ranks than there are GPUs.
+    pub(crate) fn communicators(&self, world_size: u32) -> Result<Vec<OwnedCommunicator<'_>>> {
         let ordinals: Vec<c_int> = (0..world_size as c_int).collect();
         let mut communicators = vec![std::ptr::null_mut(); ordinals.len()];
         // SAFETY: there is a place for each communicator and a number for each device.
         let status = unsafe {
-            (self.functions.comm_init_all)(
+            (self.functions.ncclCommInitAll)(
                 communicators.as_mut_ptr(),
                 ordinals.len() as c_int,
                 ordinals.as_ptr(),
@@ -135,29 +123,6 @@ impl Nccl {
             })
             .collect())
     }
-}
-
-impl SymmetricFunctions {
-    /// # Safety
-    /// `library` is NCCL.
-    unsafe fn find(library: &SharedLibrary) -> Result<SymmetricFunctions> {
-        // SAFETY: the caller's promise; the types are those of nccl.h.
-        unsafe {
-            Ok(SymmetricFunctions {
-                mem_alloc: function(library, "ncclMemAlloc")?,
-                mem_free: function(library, "ncclMemFree")?,
-                window_register: function(library, "ncclCommWindowRegister")?,
-                window_deregister: function(library, "ncclCommWindowDeregister")?,
-            })
-        }
-    }
-}
-
-/// # Safety
-/// `T` is the function's type.
-unsafe fn function<T: Copy>(library: &SharedLibrary, name: &str) -> Result<T> {
-    // SAFETY: the caller's promise.
-    unsafe { library.function(name) }.with_context(|| format!("NCCL has no {name}"))
 }
 
 fn dtype_number(dtype: Dtype) -> c_int {
@@ -197,7 +162,7 @@ impl OwnedCommunicator<'_> {
     ) -> Result<()> {
         // SAFETY: the communicator is live; the rest is the caller's promise.
         let status = unsafe {
-            (self.nccl.functions.all_reduce)(
+            (self.nccl.functions.ncclAllReduce)(
                 input as *const c_void,
                 output as *mut c_void,
                 elements,
@@ -214,7 +179,7 @@ impl OwnedCommunicator<'_> {
 impl Drop for OwnedCommunicator<'_> {
     fn drop(&mut self) {
         // SAFETY: made by ncclCommInitAll, and destroyed once, here.
-        let status = unsafe { (self.nccl.functions.comm_destroy)(self.communicator) };
+        let status = unsafe { (self.nccl.functions.ncclCommDestroy)(self.communicator) };
         self.nccl.warn("ncclCommDestroy", status);
     }
 }
@@ -234,7 +199,7 @@ impl<'a> SymmetricMemory<'a> {
     /// This NCCL has no symmetric windows, or refuses so much memory.
     pub(crate) fn new(communicator: &OwnedCommunicator<'a>, bytes: usize) -> Result<Self> {
         let nccl = communicator.nccl;
-        let functions = nccl.functions.symmetric.as_ref();
+        let functions = nccl.symmetric.as_ref();
         let functions = functions.context("NCCL has no symmetric windows")?;
         let mut memory = SymmetricMemory {
             nccl,
@@ -244,12 +209,12 @@ impl<'a> SymmetricMemory<'a> {
             window: std::ptr::null_mut(),
         };
         // SAFETY: `address` is a place for one address.
-        let status = unsafe { (functions.mem_alloc)(&raw mut memory.address, bytes) };
+        let status = unsafe { (functions.ncclMemAlloc)(&raw mut memory.address, bytes) };
         nccl.check("ncclMemAlloc", status)?;
         // SAFETY: the memory was just allocated with so many bytes; `window` is a place for one
         // handle.
         let status = unsafe {
-            (functions.window_register)(
+            (functions.ncclCommWindowRegister)(
                 memory.communicator,
                 memory.address,
                 bytes,
@@ -271,28 +236,15 @@ impl Drop for SymmetricMemory<'_> {
         if !self.window.is_null() {
             // SAFETY: registered with this communicator, and deregistered once, here; the stream
             // was waited for.
-            let status =
-                unsafe { (self.functions.window_deregister)(self.communicator, self.window) };
+            let status = unsafe {
+                (self.functions.ncclCommWindowDeregister)(self.communicator, self.window)
+            };
             self.nccl.warn("ncclCommWindowDeregister", status);
         }
         if !self.address.is_null() {
             // SAFETY: allocated by ncclMemAlloc, and freed once, here.
-            let status = unsafe { (self.functions.mem_free)(self.address) };
+            let status = unsafe { (self.functions.ncclMemFree)(self.address) };
             self.nccl.warn("ncclMemFree", status);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_library_that_is_not_there_is_an_error_that_names_it() {
-        let error = match Nccl::open(Some(Path::new("/nonexistent/libnccl.so.2"))) {
-            Ok(_) => panic!("there is no such library"),
-            Err(error) => format!("{error:#}"),
-        };
-        assert!(error.contains("/nonexistent/libnccl.so.2"), "{error}");
     }
 }

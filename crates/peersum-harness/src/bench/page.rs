@@ -25,7 +25,7 @@ pub(crate) fn page(report: &Report) -> String {
          <h1>All-reduce: {}</h1>\n",
         escaped(&report.title())
     );
-    let nccl = match &report.nccl {
+    let nccl = match &report.run.nccl {
         Some(version) => format!("NCCL {} was measured in the same run.", escaped(version)),
         None => "NCCL was not measured.".to_owned(),
     };
@@ -35,12 +35,12 @@ pub(crate) fn page(report: &Report) -> String {
          graph of {} calls, or of as many batches of eager calls. Each rank measures with its own \
          events; the time of a replay is that of the rank that started last. Bandwidths are \
          defined as in nccl-tests. {nccl} Hover over a point for its figures.</p>",
-        report.replays, report.calls
+        report.run.replays, report.calls
     );
-    for note in &report.notes {
+    for note in &report.run.notes {
         let _ = writeln!(html, "<p>Note: {}</p>", escaped(note));
     }
-    for failure in &report.failures {
+    for failure in &report.run.failures {
         let _ = writeln!(html, "<p>Failed: {}</p>", escaped(failure));
     }
     html += &pictures(report).concat();
@@ -57,17 +57,14 @@ fn table_html(table: &Table) -> String {
         false => "",
     };
     let mut html = format!(
-        "<h2>{}</h2>\n<div class=\"scroll\"><table>\n<tr>",
+        "<h2>{}</h2>\n<div class=\"scroll\"><table>\n",
         escaped(&table.title)
     );
-    for (column, head) in table.head.iter().enumerate() {
-        let _ = write!(html, "<th{}>{}</th>", class(column), escaped(head));
-    }
-    html += "</tr>\n";
-    for row in &table.rows {
+    for (index, line) in table.lines.iter().enumerate() {
+        let tag = if index == 0 { "th" } else { "td" };
         html += "<tr>";
-        for (column, entry) in row.iter().enumerate() {
-            let _ = write!(html, "<td{}>{}</td>", class(column), escaped(entry));
+        for (column, entry) in line.iter().enumerate() {
+            let _ = write!(html, "<{tag}{}>{}</{tag}>", class(column), escaped(entry));
         }
         html += "</tr>\n";
     }

@@ -1,19 +1,18 @@
 //! A group that is measured: what each of its ranks measures with.
 
-use std::mem::ManuallyDrop;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use peersum::device::{Device, MemorySharing};
 use peersum::dispatch::{Placement, Plan};
 use peersum::loader::LoadPolicy;
-use peersum::{Communicator, Element, Error, Output, SymmetricBuffer};
+use peersum::{Communicator, CommunicatorBuilder, Element, Output, Rendezvous, SymmetricBuffer};
 
-use super::report::Launch;
-use super::timing::{Method, Timed, Timer, time_eager, time_replays};
+use super::timing::{Method, Stopwatch, Timed, Times};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::machine::{DeviceKind, DeviceOf};
-use crate::ranks::{Member, PATIENCE, Peers, run_threads};
+use crate::memory::lend;
+use crate::ranks::{PATIENCE, run_threads};
 
 /// The pattern that inputs repeat, in bytes: making more random numbers than this would take longer
 /// than measuring.
@@ -31,8 +30,6 @@ pub(crate) struct GroupSettings {
     pub(crate) max_blocks: Option<u32>,
     /// Tables instead of the shipped ones.
     pub(crate) tables: Option<String>,
-    /// One half of the push slots, in bytes; `None` leaves it to the library.
-    pub(crate) push_half_bytes: Option<usize>,
 }
 
 /// One rank with its communicator and memory.
@@ -40,217 +37,186 @@ pub(crate) struct Rank<'a, D: Device> {
     // Dropped first: its teardown waits for the stream, which uses what follows.
     pub(crate) communicator: Communicator<D>,
     memory: Memory<D>,
-    device: D,
-    timer: Box<dyn Timer>,
-    pub(crate) peers: Peers<'a>,
+    pub(crate) stopwatch: Stopwatch<'a, D>,
 }
 
 /// One allocation for each place a message can be in, used for all sizes and types.
 struct Memory<D: Device> {
     input: D::Allocation,
     output: D::Allocation,
-    // Held for its memory; used through views.
+    // Held for its memory; used by its address.
     _symmetric: SymmetricBuffer<f32, D>,
     symmetric_address: u64,
     bytes: usize,
 }
 
-/// Runs `body` on every rank of a new group.
+/// Runs `body` on a thread for each rank of a group, with a rendezvous of the group. All ranks
+/// compute the same result from the times of all.
 ///
 /// # Errors
-/// As [`run_threads`]; building the group is part of it.
+/// As [`run_threads`].
+pub(crate) fn run_ranks<M: Timed, R: Send>(
+    machine: &M,
+    world_size: u32,
+    body: impl Fn(Stopwatch<'_, DeviceOf<M>>, Rendezvous) -> Result<R> + Sync,
+) -> Result<R> {
+    let ranks = run_threads(world_size, 1, |mut member| {
+        body(machine.stopwatch(member.peers)?, member.next_group()?)
+    })?;
+    ranks.into_iter().next().context("a group without ranks")
+}
+
+/// As [`run_ranks`], with a communicator and memory for each rank.
+///
+/// # Errors
+/// As [`run_ranks`]; building the group is part of it.
 pub(crate) fn run_group<M: Timed, R: Send>(
     machine: &M,
     settings: &GroupSettings,
     body: impl Fn(&mut Rank<'_, DeviceOf<M>>) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    run_threads(settings.world_size, 1, |member| {
-        let mut rank = join(machine, settings, member)?;
-        body(&mut rank)
+) -> Result<R> {
+    run_ranks(machine, settings.world_size, |stopwatch, rendezvous| {
+        let (load_policy, pdl) = (&settings.load_policy, settings.pdl);
+        let mut builder = builder(machine.kind(), rendezvous, load_policy, pdl)
+            .max_bytes(settings.largest_bytes.max(1 << 20));
+        if let Some(max_blocks) = settings.max_blocks {
+            builder = builder.max_blocks(max_blocks);
+        }
+        if let Some(tables) = &settings.tables {
+            builder = builder.dispatch_tables(tables);
+        }
+        let communicator = builder.build(stopwatch.device.stream())?;
+        body(&mut Rank::new(
+            communicator,
+            stopwatch,
+            settings.largest_bytes,
+        )?)
     })
 }
 
-/// How long a call may wait for a peer: many times what any takes.
-pub(crate) fn call_timeout(device: DeviceKind) -> Duration {
-    match device {
+/// What every communicator that is measured is built with.
+pub(crate) fn builder(
+    device: DeviceKind,
+    rendezvous: Rendezvous,
+    load_policy: &LoadPolicy,
+    pdl: bool,
+) -> CommunicatorBuilder {
+    // Many times what any call takes.
+    let timeout = match device {
         // What a candidate costs that hangs.
         DeviceKind::Cuda => Duration::from_secs(2),
         // Its threads share few cores with all else that runs.
         DeviceKind::Emulator => Duration::from_secs(60),
-    }
-}
-
-fn join<'a, M: Timed>(
-    machine: &M,
-    settings: &GroupSettings,
-    mut member: Member<'a>,
-) -> Result<Rank<'a, DeviceOf<M>>> {
-    let stream = machine.stream(member.peers.rank())?;
-    let device = <DeviceOf<M>>::open(&stream)?;
-    let largest = settings.largest_bytes.max(1 << 20);
-    let mut builder = Communicator::builder()
-        .rendezvous(member.next_group()?)
-        .load_policy(settings.load_policy.clone())
-        .max_bytes(largest)
-        .pdl(settings.pdl)
-        .timeout(call_timeout(machine.kind()))
+    };
+    let builder = Communicator::builder()
+        .rendezvous(rendezvous)
+        .load_policy(load_policy.clone())
+        .pdl(pdl)
+        .timeout(timeout)
         .setup_timeout(PATIENCE);
-    if let Some(max_blocks) = settings.max_blocks {
-        builder = builder.max_blocks(max_blocks);
-    }
-    if let Some(tables) = &settings.tables {
-        builder = builder.dispatch_tables(tables);
-    }
-    if let Some(bytes) = settings.push_half_bytes {
-        builder = builder.push_half_bytes(bytes);
-    }
-    let mut communicator = builder.build(&stream)?;
-    let bytes = settings.largest_bytes.next_multiple_of(16);
-    let mut symmetric = communicator.symmetric_alloc::<f32>(bytes / size_of::<f32>())?;
-    let symmetric_address =
-        Output::<f32, DeviceOf<M>>::with_output(&mut symmetric.as_view_mut(), &stream, |address| {
-            address
-        });
-    Ok(Rank {
-        memory: Memory {
-            input: device.allocate_shared(bytes, MemorySharing::Auto)?,
-            output: device.allocate_shared(bytes, MemorySharing::Auto)?,
-            _symmetric: symmetric,
-            symmetric_address,
-            bytes,
-        },
-        timer: machine.timer(&stream)?,
-        communicator,
-        device,
-        peers: member.peers,
-    })
+    // SAFETY: only a stopwatch captures. It launches the graph on the communicator's stream, one
+    // launch after the other, waits for each and drops the graph, while communicator and buffers
+    // live.
+    unsafe { builder.allow_outside_capture() }
 }
 
-impl<D: Device> Rank<'_, D> {
+impl<'a, D: Device> Rank<'a, D> {
+    fn new(
+        mut communicator: Communicator<D>,
+        stopwatch: Stopwatch<'a, D>,
+        largest_bytes: usize,
+    ) -> Result<Self> {
+        let device = &stopwatch.device;
+        let bytes = largest_bytes.next_multiple_of(16);
+        let mut symmetric = communicator.symmetric_alloc::<f32>(bytes / size_of::<f32>())?;
+        let symmetric_address = symmetric
+            .as_view_mut()
+            .with_output(device.stream(), |address| address);
+        Ok(Rank {
+            memory: Memory {
+                input: device.allocate_shared(bytes, MemorySharing::Auto)?,
+                output: device.allocate_shared(bytes, MemorySharing::Auto)?,
+                _symmetric: symmetric,
+                symmetric_address,
+                bytes,
+            },
+            communicator,
+            stopwatch,
+        })
+    }
+
     /// Fills inputs with values of a type, the same in every run.
     pub(crate) fn fill<T: TestElement>(&mut self) -> Result<()> {
-        let pattern_bytes = PATTERN_BYTES.min(self.memory.bytes);
-        let key = Key::of(7, self.peers.rank());
+        let (device, bytes) = (&self.stopwatch.device, self.memory.bytes);
+        let key = Key::of(7, self.stopwatch.peers.rank());
+        let pattern_bytes = PATTERN_BYTES.min(bytes);
         let pattern: Vec<T> = data::input(Content::Ordinary, key, pattern_bytes / size_of::<T>());
-        let input = self.device.allocation_address(&self.memory.input);
+        let input = device.allocation_address(&self.memory.input);
         for address in [input, self.memory.symmetric_address] {
-            let pattern = bytes_of(&pattern);
-            // SAFETY: both places have `memory.bytes` bytes, at least those of the pattern.
-            unsafe { self.device.write(address, pattern)? };
-            let mut filled = pattern.len();
-            while filled < self.memory.bytes && filled > 0 {
-                let next = filled.min(self.memory.bytes - filled);
-                // SAFETY: source and destination lie side by side in one allocation, which lives
-                // until the stream is done.
-                unsafe { self.device.copy(address + filled as u64, address, next)? };
-                filled += next;
+            for at in (0..bytes).step_by(pattern_bytes) {
+                let part = &bytes_of(&pattern)[..pattern_bytes.min(bytes - at)];
+                // SAFETY: both places have so many bytes.
+                unsafe { device.write(address + at as u64, part)? };
             }
         }
-        self.device.synchronize()?;
         Ok(())
     }
 
-    /// Times calls with `plan`, `None` for what the table says: microseconds a call of each replay
-    /// of a graph, or of each batch of eager calls and of the host.
+    /// Times calls with `plan`, `None` for what the table says.
     pub(crate) fn time<T: Element>(
         &mut self,
         placement: Placement,
         bytes: usize,
         plan: Option<Plan>,
-        launch: Launch,
         method: Method,
-    ) -> Result<(Vec<f64>, Vec<f64>)> {
-        let mut views = self.views::<T>(bytes);
-        let communicator = &mut self.communicator;
-        let (timer, peers) = (&mut *self.timer, self.peers);
-        communicator.force_plan(plan)?;
-        let times = match launch {
-            Launch::Eager => time_eager(timer, peers, method, || {
-                Ok(views.call(communicator, placement)?)
-            })?,
-            Launch::Graph => {
-                communicator.capture_begin()?;
-                let recorded =
-                    (0..method.calls).try_for_each(|_| views.call(communicator, placement));
-                // SAFETY: the memory behind the views is this rank's, and outlives the graph, which
-                // is dropped at the end of this arm.
-                let graph = unsafe { communicator.capture_end() };
-                recorded?;
-                let graph = graph?;
-                let times = time_replays(timer, peers, method, || Ok(graph.launch(communicator)?))?;
-                communicator.synchronize()?;
-                (times, Vec::new())
-            }
+    ) -> Result<Times> {
+        let (communicator, memory) = (&mut self.communicator, &self.memory);
+        let (stopwatch, device) = (&self.stopwatch, &self.stopwatch.device);
+        let len = bytes.min(memory.bytes) / size_of::<T>();
+        let input = match placement {
+            Placement::Ordinary => device.allocation_address(&memory.input),
+            Placement::Symmetric | Placement::SymmetricInPlace => memory.symmetric_address,
         };
+        let output = device.allocation_address(&memory.output);
+        communicator.force_plan(plan)?;
+        // SAFETY: each place has at least as many bytes, aligned for every type, and outlives the
+        // wait below; the symmetric buffer itself is not used meanwhile.
+        let times = unsafe {
+            lend::<T, D, _>(device, input, len, |input| {
+                lend::<T, D, _>(device, output, len, |output| {
+                    stopwatch.time(method, |_| {
+                        Ok(match placement {
+                            Placement::SymmetricInPlace => communicator.all_reduce_in_place(input),
+                            _ => communicator.all_reduce(&*input, output),
+                        }?)
+                    })
+                })
+            })
+        }?;
         communicator.synchronize()?;
         communicator.force_plan(None)?;
         Ok(times)
     }
 
-    /// As [`Rank::time`] of eager calls for ordinary input, without what a call adds to the launch
-    /// of its kernel. `None` if the call takes several launches.
+    /// As [`Rank::time`] for ordinary input, without what a call adds to the launch of its kernel.
+    /// `None` if the call takes several launches.
     pub(crate) fn time_bare<T: Element>(
         &mut self,
         bytes: usize,
         method: Method,
-    ) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
-        let input = self.device.allocation_address(&self.memory.input);
-        let output = self.device.allocation_address(&self.memory.output);
+    ) -> Result<Option<Times>> {
+        let device = &self.stopwatch.device;
+        let input = device.allocation_address(&self.memory.input);
+        let output = device.allocation_address(&self.memory.output);
         let len = bytes.min(self.memory.bytes) / size_of::<T>();
-        let times = {
-            // SAFETY: both arrays hold so many elements and outlive the wait below; all ranks
-            // measure the same, so they launch equally often.
-            let launch = unsafe { self.communicator.bare_launch::<T>(input, output, len) };
-            let Some(launch) = launch else {
-                return Ok(None);
-            };
-            time_eager(&mut *self.timer, self.peers, method, || Ok(launch()?))?
+        // SAFETY: both arrays hold so many elements and outlive the wait below; all ranks measure
+        // the same, so they launch equally often.
+        let times = unsafe {
+            let launch = self.communicator.bare_launch::<T>(input, output, len);
+            launch.map(|launch| self.stopwatch.time(method, |_| Ok(launch()?)))
         };
+        let times = times.transpose()?;
         self.communicator.synchronize()?;
-        Ok(Some(times))
-    }
-
-    fn views<T: Element>(&self, bytes: usize) -> Views<T, D> {
-        let len = bytes.min(self.memory.bytes) / size_of::<T>();
-        let view = |address| {
-            // SAFETY: each place has at least as many bytes, aligned for every type; the views are
-            // dropped before it. The symmetric buffer itself is not used while a view of it exists.
-            ManuallyDrop::new(unsafe { self.device.adopt(address, len) })
-        };
-        Views {
-            input: view(self.device.allocation_address(&self.memory.input)),
-            output: view(self.device.allocation_address(&self.memory.output)),
-            symmetric: view(self.memory.symmetric_address),
-        }
-    }
-}
-
-/// A message in each of the places it can be in, as buffers that do not own their memory.
-struct Views<T: Element, D: Device> {
-    input: ManuallyDrop<D::Buffer<T>>,
-    output: ManuallyDrop<D::Buffer<T>>,
-    symmetric: ManuallyDrop<D::Buffer<T>>,
-}
-
-impl<T: Element, D: Device> Views<T, D> {
-    fn call(
-        &mut self,
-        communicator: &mut Communicator<D>,
-        placement: Placement,
-    ) -> Result<(), Error> {
-        match placement {
-            Placement::Ordinary => communicator.all_reduce(&*self.input, &mut *self.output),
-            Placement::Symmetric => communicator.all_reduce(&*self.symmetric, &mut *self.output),
-            Placement::SymmetricInPlace => communicator.all_reduce_in_place(&mut *self.symmetric),
-        }
-    }
-}
-
-impl<T: Element, D: Device> Drop for Views<T, D> {
-    fn drop(&mut self) {
-        for view in [&mut self.input, &mut self.output, &mut self.symmetric] {
-            // SAFETY: taken once, here.
-            D::disown(unsafe { ManuallyDrop::take(view) });
-        }
+        Ok(times)
     }
 }

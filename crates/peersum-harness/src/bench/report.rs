@@ -8,12 +8,14 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
-use super::build::Build;
-use super::timing::{Spread, median, rounded};
+use super::build::{Build, toolkit};
+use super::timing::{Launch, Spread, Times, median, rounded};
+use crate::machine::Machine;
 
-/// One run of `bench allreduce`.
+/// What every report says of its run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Report {
+pub(crate) struct Run {
+    /// The version of the file's layout.
     pub(crate) schema: u32,
     /// peersum's version.
     pub(crate) peersum: String,
@@ -23,10 +25,6 @@ pub(crate) struct Report {
     pub(crate) device: String,
     /// How many there are.
     pub(crate) devices: u32,
-    /// The emulator's times mean nothing.
-    pub(crate) emulated: bool,
-    /// Calls in one graph, or in one batch of eager calls.
-    pub(crate) calls: u32,
     /// Replays or batches that count.
     pub(crate) replays: u32,
     /// NCCL's version, where it was measured.
@@ -35,6 +33,61 @@ pub(crate) struct Report {
     pub(crate) notes: Vec<String>,
     /// What was to be measured and could not be.
     pub(crate) failures: Vec<String>,
+}
+
+impl Run {
+    const SCHEMA: u32 = 1;
+
+    /// # Errors
+    /// The shipped build has no manifest.
+    pub(crate) fn new(machine: &impl Machine, cubins: &Path, replays: u32) -> Result<Run> {
+        Ok(Run {
+            schema: Run::SCHEMA,
+            peersum: env!("CARGO_PKG_VERSION").to_owned(),
+            toolkit: toolkit(machine.kind(), cubins)?,
+            device: machine.device_name().to_owned(),
+            devices: machine.devices(),
+            replays,
+            nccl: None,
+            notes: Vec::new(),
+            failures: Vec::new(),
+        })
+    }
+
+    /// What was measured; `None` if it could not be, which becomes one of the failures.
+    pub(crate) fn take<T>(&mut self, what: &str, measured: Result<T>) -> Option<T> {
+        let failed = |error| self.failures.push(format!("{what}: {error:#}"));
+        measured.map_err(failed).ok()
+    }
+
+    /// Notes and failures, a line each.
+    pub(crate) fn remarks(&self) -> String {
+        let notes = self.notes.iter().map(|note| format!("note: {note}\n"));
+        let failures = self
+            .failures
+            .iter()
+            .map(|failure| format!("failed: {failure}\n"));
+        notes.chain(failures).collect()
+    }
+
+    /// # Errors
+    /// Something could not be measured.
+    pub(crate) fn ensure_all_was_measured(&self) -> Result<()> {
+        let failures = self.failures.join("; ");
+        ensure!(failures.is_empty(), "not all was measured: {failures}");
+        Ok(())
+    }
+}
+
+/// One run of `bench allreduce`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    #[serde(flatten)]
+    pub(crate) run: Run,
+    /// The emulator's times mean nothing.
+    pub(crate) emulated: bool,
+    /// Calls in one graph, or in one batch of eager calls.
+    pub(crate) calls: u32,
     pub(crate) limits: Vec<Limits>,
     pub(crate) cells: Vec<Cell>,
 }
@@ -49,25 +102,6 @@ pub(crate) enum System {
     Nccl,
     /// NCCL with buffers in a symmetric window.
     NcclSymmetric,
-}
-
-/// How calls are launched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Launch {
-    /// All calls of a replay in one graph.
-    Graph,
-    /// One after the other.
-    Eager,
-}
-
-impl Launch {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Launch::Graph => "graph",
-            Launch::Eager => "eager",
-        }
-    }
 }
 
 /// What is measured: a call, and what makes it.
@@ -115,26 +149,59 @@ impl std::ops::Deref for Cell {
     }
 }
 
-impl Cell {
-    /// The cell of a call that took `times` microseconds in each replay and, if it is eager, `host`
-    /// microseconds of the host.
-    pub(crate) fn new(call: Call, times: &[f64], host: &[f64], limits: &[Limits]) -> Cell {
+/// A call with its times, to which more rounds may add.
+#[derive(Clone)]
+pub(crate) struct Sample {
+    call: Call,
+    /// Microseconds a call of each replay.
+    us: Vec<f64>,
+    /// The host's likewise, of eager calls.
+    host_us: Vec<f64>,
+}
+
+impl Sample {
+    pub(crate) fn new(call: Call, times: Times) -> Sample {
+        Sample {
+            call,
+            us: times.shortest(),
+            host_us: times.host,
+        }
+    }
+
+    /// Adds the times of another round to those of the same calls.
+    pub(crate) fn add_round(samples: &mut Vec<Sample>, round: Vec<Sample>) {
+        for sample in round {
+            match samples.iter_mut().find(|other| other.call == sample.call) {
+                Some(other) => {
+                    other.us.extend(sample.us);
+                    other.host_us.extend(sample.host_us);
+                }
+                None => samples.push(sample),
+            }
+        }
+    }
+
+    /// The cell, with the limit of its call if that was measured.
+    pub(crate) fn cell(&self, limits: &[Limits]) -> Cell {
+        let call = self.call;
         let two = |value: f64| (value * 100.0).round() / 100.0;
-        let us = Spread::of(times);
+        let us = Spread::of(&self.us);
         let own = limits
             .iter()
             .find(|limits| (limits.world_size, limits.link) == (call.world_size, call.link))
             .filter(|_| call.launch == Launch::Graph);
         Cell {
             us,
-            host_us: (!host.is_empty()).then(|| rounded(median(host))),
+            host_us: (!self.host_us.is_empty()).then(|| rounded(median(&self.host_us))),
             algorithm_gb_s: two(algorithm_gb_s(call.bytes, us.median)),
             bus_gb_s: two(bus_gb_s(call.bytes, call.world_size, us.median)),
             limit_us: own.and_then(|limits| limits.call_us(call.bytes, call.pdl)),
             call,
         }
     }
+}
 
+impl Cell {
     pub(crate) fn is_of_nccl(&self) -> bool {
         matches!(self.system, System::Nccl | System::NcclSymmetric)
     }
@@ -182,8 +249,6 @@ pub(crate) struct Limits {
     pub(crate) one_way_us: f64,
     /// Stores to the peers' memory by all ranks at once, GB/s a rank and direction.
     pub(crate) store_gb_s: f64,
-    /// Loads from the peers' memory likewise.
-    pub(crate) load_gb_s: f64,
     /// Where ranks share a device: a copy of so many bytes within each rank's memory, all ranks at
     /// once, in microseconds.
     pub(crate) copies: Vec<Copied>,
@@ -221,32 +286,30 @@ impl Limits {
 }
 
 impl Report {
-    /// The version of the file's layout.
-    pub(crate) const SCHEMA: u32 = 1;
-
     pub(crate) fn read(path: &Path) -> Result<Report> {
         let text =
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let report: Report = serde_json::from_str(&text)
             .with_context(|| format!("{} is not a report of bench allreduce", path.display()))?;
         ensure!(
-            report.schema == Report::SCHEMA,
+            report.run.schema == Run::SCHEMA,
             "{} has schema {}, this version reads {}",
             path.display(),
-            report.schema,
-            Report::SCHEMA
+            report.run.schema,
+            Run::SCHEMA
         );
         Ok(report)
     }
 
     /// What was measured on, in one line.
     pub(crate) fn title(&self) -> String {
-        let devices = match self.devices {
+        let run = &self.run;
+        let devices = match run.devices {
             _ if self.emulated => "the emulator: these times say nothing about any GPU".to_owned(),
-            1 => self.device.clone(),
-            count => format!("{} x {count}", self.device),
+            1 => run.device.clone(),
+            count => format!("{} x {count}", run.device),
         };
-        format!("{devices}, peersum {}, {}", self.peersum, self.toolkit)
+        format!("{devices}, peersum {}, {}", run.peersum, run.toolkit)
     }
 
     /// World sizes and types, each once, sorted.
@@ -262,13 +325,24 @@ impl Report {
     }
 }
 
-/// Writes a report for programs.
+/// Writes a report for programs, if a file is named.
 ///
 /// # Errors
 /// The file cannot be written.
-pub(crate) fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(report)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+pub(crate) fn write_json(path: Option<&Path>, report: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(report)?;
+    write_text(path, || json + "\n")
+}
+
+/// Writes a file, if one is named.
+///
+/// # Errors
+/// As [`write_json`].
+pub(crate) fn write_text(path: Option<&Path>, text: impl FnOnce() -> String) -> Result<()> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    std::fs::write(path, text()).with_context(|| format!("writing {}", path.display()))
 }
 
 #[cfg(test)]
@@ -283,7 +357,6 @@ mod tests {
             exchange_us: ByPdl { on: 1.5, off: 1.9 },
             one_way_us: 0.75,
             store_gb_s: 360.0,
-            load_gb_s: 330.0,
             copies: vec![
                 Copied { bytes: 16, us: 1.0 },
                 Copied {

@@ -1,26 +1,22 @@
 //! The curves of one world size and type.
 
+use std::collections::BTreeMap;
+
 use peersum::dispatch::{Placement, Topology};
 use peersum_artifact::Dtype;
 
 use super::build::Build;
-use super::report::{Cell, Launch, Report, System, fastest};
+use super::report::{Cell, Report, System, fastest};
 use super::table::{grid_text, us_text};
+use super::timing::Launch;
 
 /// One curve.
 pub(crate) struct Series {
     pub(crate) name: String,
-    pub(crate) kind: Kind,
+    /// How the calls were launched; `None` for the limit.
+    pub(crate) launch: Option<Launch>,
     /// By rising size.
     pub(crate) points: Vec<Point>,
-}
-
-/// How it is drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Graph,
-    Eager,
-    Limit,
 }
 
 /// One size.
@@ -33,91 +29,70 @@ pub(crate) struct Point {
 
 /// The curves of a group, in an order that depends on nothing but what was measured.
 pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> {
-    let cells: Vec<&Cell> = report
-        .cells
-        .iter()
-        .filter(|cell| {
+    let cells = || {
+        let cells = report.cells.iter();
+        cells.filter(|cell| {
             (cell.world_size, cell.link, cell.dtype) == group
                 && cell.build == Build::Shipped
                 // A row of the tables, no way to sum.
                 && cell.system != System::BareLaunch
         })
-        .collect();
-    let both_pdl = |pdl| {
-        let own = |cell: &&Cell| cell.system == System::Peersum && cell.pdl == pdl;
-        cells.iter().copied().any(|cell| own(&cell))
     };
-    let names_pdl = both_pdl(true) && both_pdl(false);
-    let mut keys: Vec<(Launch, System, Option<Placement>, bool)> = Vec::new();
-    for cell in &cells {
-        let key = key(cell);
-        if !keys.contains(&key) {
-            keys.push(key);
+    let measured = |pdl| cells().any(|cell| cell.system == System::Peersum && cell.pdl == pdl);
+    let names_pdl = measured(true) && measured(false);
+    let mut curves: BTreeMap<_, Vec<&Cell>> = BTreeMap::new();
+    for cell in cells() {
+        let placement = cell.placement.map(|placement| placement as u8);
+        // The switch means nothing to NCCL.
+        let without_pdl = cell.system == System::Peersum && !cell.pdl;
+        let key = (cell.launch, cell.system, placement, without_pdl);
+        curves.entry(key).or_default().push(cell);
+    }
+    let curve = |cells: Vec<&Cell>| Series {
+        name: name(cells[0], names_pdl),
+        launch: Some(cells[0].launch),
+        points: points(cells),
+    };
+    let mut all: Vec<Series> = curves.into_values().map(curve).collect();
+    let mut limits: BTreeMap<u64, f64> = BTreeMap::new();
+    for cell in cells().filter(|cell| cell.pdl || !measured(true)) {
+        if let Some(us) = cell.limit_us {
+            limits.entry(cell.bytes).or_insert(us);
         }
     }
-    keys.sort_by_key(|(launch, system, placement, pdl)| {
-        let placement = placement.map(|placement| placement as u8);
-        (*launch, *system, placement, !*pdl)
-    });
-    let mut all: Vec<Series> = keys
-        .into_iter()
-        .map(|wanted| {
-            let (launch, system, placement, pdl) = wanted;
-            let what = match (system, placement) {
-                (System::Nccl, _) => "NCCL",
-                (System::NcclSymmetric, _) => "NCCL, symmetric window",
-                (System::Peersum, Some(Placement::Symmetric)) => "peersum, symmetric input",
-                (System::Peersum, Some(Placement::SymmetricInPlace)) => {
-                    "peersum, symmetric in place"
-                }
-                (System::Peersum | System::BareLaunch, _) => "peersum",
-            };
-            let without = match (system, names_pdl && !pdl) {
-                (System::Peersum, true) => ", no PDL",
-                _ => "",
-            };
-            Series {
-                name: format!("{what}, {}{without}", launch.name()),
-                kind: match launch {
-                    Launch::Graph => Kind::Graph,
-                    Launch::Eager => Kind::Eager,
-                },
-                points: points(cells.iter().copied().filter(|cell| key(cell) == wanted)),
-            }
-        })
-        .collect();
-    let limits: Vec<(u64, f64)> = cells
-        .iter()
-        .filter(|cell| cell.pdl || !both_pdl(true))
-        .filter_map(|cell| Some((cell.bytes, cell.limit_us?)))
-        .collect();
     if !limits.is_empty() {
-        let mut points: Vec<Point> = Vec::new();
-        for (bytes, us) in limits {
-            if points.iter().all(|point| point.bytes != bytes) {
-                let note = "what launch, exchange and bytes need".to_owned();
-                points.push(Point { bytes, us, note });
-            }
-        }
-        points.sort_by_key(|point| point.bytes);
+        let point = |(bytes, us)| Point {
+            bytes,
+            us,
+            note: "what launch, exchange and bytes need".to_owned(),
+        };
         all.push(Series {
             name: "limit".to_owned(),
-            kind: Kind::Limit,
-            points,
+            launch: None,
+            points: limits.into_iter().map(point).collect(),
         });
     }
     all
 }
 
-fn key(cell: &Cell) -> (Launch, System, Option<Placement>, bool) {
-    // The switch means nothing to NCCL.
-    let pdl = cell.pdl || cell.system != System::Peersum;
-    (cell.launch, cell.system, cell.placement, pdl)
+fn name(cell: &Cell, names_pdl: bool) -> String {
+    let what = match (cell.system, cell.placement) {
+        (System::Nccl, _) => "NCCL",
+        (System::NcclSymmetric, _) => "NCCL, symmetric window",
+        (_, Some(Placement::Symmetric)) => "peersum, symmetric input",
+        (_, Some(Placement::SymmetricInPlace)) => "peersum, symmetric in place",
+        _ => "peersum",
+    };
+    let without = match cell.system {
+        System::Peersum if names_pdl && !cell.pdl => ", no PDL",
+        _ => "",
+    };
+    format!("{what}, {}{without}", cell.launch.name())
 }
 
 /// The fastest cell of each size.
-fn points<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<Point> {
-    let mut best = fastest(cells, |cell| cell.bytes);
+fn points(cells: Vec<&Cell>) -> Vec<Point> {
+    let mut best = fastest(cells.into_iter(), |cell| cell.bytes);
     best.sort_by_key(|cell| cell.bytes);
     let point = |cell: &Cell| {
         let mut note = format!(

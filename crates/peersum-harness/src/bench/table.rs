@@ -1,19 +1,16 @@
 //! A report as tables, in plain text and for the page.
 
-use std::fmt::Write as _;
-
 use peersum::dispatch::{Placement, Plan};
 
 use super::build::Build;
-use super::report::{Call, Cell, Launch, Report, System, fastest};
+use super::report::{Call, Cell, Report, System, fastest};
 use super::sizes::bytes_text;
-use super::timing::Spread;
+use super::timing::{Launch, Spread};
 
-/// Rows of text under a head.
+/// Lines of text, the first of which is the head.
 pub(crate) struct Table {
     pub(crate) title: String,
-    pub(crate) head: Vec<&'static str>,
-    pub(crate) rows: Vec<Vec<String>>,
+    pub(crate) lines: Vec<Vec<String>>,
 }
 
 /// Everything that a report says, except for the notes.
@@ -71,7 +68,7 @@ fn measurements(title: String, cells: &[&Cell]) -> Option<Table> {
 
 /// One cell, beside the times of NCCL without and with a symmetric window.
 fn measurement(cell: &Cell, nccl: (Option<f64>, Option<f64>)) -> Row {
-    let best_nccl = nccl.0.into_iter().chain(nccl.1).fold(f64::NAN, f64::min);
+    let best_nccl = nccl.0.into_iter().chain(nccl.1).reduce(f64::min);
     let (bound, bound_us) = match cell.launch {
         Launch::Graph => ("limit", cell.limit_us),
         Launch::Eager => ("host", cell.host_us),
@@ -85,29 +82,17 @@ fn measurement(cell: &Cell, nccl: (Option<f64>, Option<f64>)) -> Row {
         ("size", bytes_text(cell.bytes)),
         ("us", us_text(cell.us.median)),
         ("quartiles", quartiles_text(cell.us)),
-        (
-            "source",
-            cell.placement.map_or("", placement_text).to_owned(),
-        ),
-        (
-            "algorithm",
-            cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
-        ),
-        ("grid", cell.plan.map_or_else(String::new, grid_text)),
+        source(cell),
+        algorithm(cell.plan),
+        grid(cell.plan),
         ("by", chosen_by.to_owned()),
         ("alg GB/s", format!("{:.2}", cell.algorithm_gb_s)),
         ("bus GB/s", format!("{:.2}", cell.bus_gb_s)),
-        (bound, or_dash(bound_us.map(us_text))),
-        (
-            "ratio",
-            or_dash(bound_us.map(|us| ratio_text(cell.us.median / us))),
-        ),
-        ("NCCL", or_dash(nccl.0.map(us_text))),
-        ("NCCL sym.", or_dash(nccl.1.map(us_text))),
-        (
-            "of NCCL",
-            or_dash((!best_nccl.is_nan()).then(|| ratio_text(cell.us.median / best_nccl))),
-        ),
+        (bound, us_text(bound_us)),
+        ("ratio", ratio(cell.us.median, bound_us)),
+        ("NCCL", us_text(nccl.0)),
+        ("NCCL sym.", us_text(nccl.1)),
+        ("of NCCL", ratio(cell.us.median, best_nccl)),
     ]
 }
 
@@ -127,7 +112,6 @@ fn limits(report: &Report) -> Option<Table> {
             ("exchange", us_text(limits.exchange_us.off)),
             ("one way", us_text(limits.one_way_us)),
             ("stores", format!("{:.0}", limits.store_gb_s)),
-            ("loads", format!("{:.0}", limits.load_gb_s)),
             ("copies", copies.join(", ")),
         ]
     });
@@ -150,30 +134,42 @@ fn builds(report: &Report) -> Option<Table> {
         let us = cell.us.median;
         let (without, strict) = (other(Build::UnsafeBaseline), other(Build::StrictOrder));
         (without.is_some() || strict.is_some()).then(|| {
-            let ratio = |ratio: Option<f64>| or_dash(ratio.map(ratio_text));
             vec![
                 ("ranks", cell.world_size.to_string()),
                 ("type", cell.dtype.to_string()),
                 ("size", bytes_text(cell.bytes)),
                 ("launch", cell.launch.name().to_owned()),
-                (
-                    "source",
-                    cell.placement.map_or("", placement_text).to_owned(),
-                ),
-                (
-                    "algorithm",
-                    cell.plan.map_or("", |plan| plan.route.name()).to_owned(),
-                ),
+                source(cell),
+                algorithm(cell.plan),
                 ("shipped", us_text(us)),
-                ("without safety", or_dash(without.map(us_text))),
-                ("cost of safety", ratio(without.map(|other| us / other))),
-                ("strict order", or_dash(strict.map(us_text))),
-                ("cost of order", ratio(strict.map(|other| other / us))),
+                ("without safety", us_text(without)),
+                ("cost of safety", ratio(us, without)),
+                ("strict order", us_text(strict)),
+                ("cost of order", ratio(strict, us)),
             ]
         })
     });
     let title = "Other builds of the kernels, interleaved in the same run (us)";
     Table::of(title.to_owned(), rows.collect())
+}
+
+/// What the input is.
+fn source(cell: &Cell) -> Column {
+    let text = cell.placement.map(|placement| match placement {
+        Placement::Ordinary => "ordinary",
+        Placement::Symmetric => "symmetric",
+        Placement::SymmetricInPlace => "in place",
+    });
+    ("source", or_dash(text.map(str::to_owned)))
+}
+
+pub(crate) fn algorithm(plan: Option<Plan>) -> Column {
+    let name = plan.map(|plan| plan.route.name().to_owned());
+    ("algorithm", or_dash(name))
+}
+
+pub(crate) fn grid(plan: Option<Plan>) -> Column {
+    ("grid", or_dash(plan.map(grid_text)))
 }
 
 /// Lower and upper quartile.
@@ -188,70 +184,61 @@ pub(crate) fn grid_text(plan: Plan) -> String {
 }
 
 /// Two decimals below 10, one below 100.
-pub(crate) fn us_text(us: f64) -> String {
-    match us {
+pub(crate) fn us_text(us: impl Into<Option<f64>>) -> String {
+    or_dash(us.into().map(|us| match us {
         us if us < 10.0 => format!("{us:.2}"),
         us if us < 100.0 => format!("{us:.1}"),
         us => format!("{us:.0}"),
-    }
+    }))
 }
 
-pub(crate) fn ratio_text(ratio: f64) -> String {
-    format!("{ratio:.3}")
+/// The ratio of two figures, if there are both.
+pub(crate) fn ratio(of: impl Into<Option<f64>>, to: impl Into<Option<f64>>) -> String {
+    let both = of.into().zip(to.into());
+    or_dash(both.map(|(of, to)| format!("{:.3}", of / to)))
 }
 
-pub(crate) fn or_dash(text: Option<String>) -> String {
+fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
 
-/// What the input is.
-pub(crate) fn placement_text(placement: Placement) -> &'static str {
-    match placement {
-        Placement::Ordinary => "ordinary",
-        Placement::Symmetric => "symmetric",
-        Placement::SymmetricInPlace => "in place",
-    }
-}
+/// A column's head, and what stands in the column.
+type Column = (&'static str, String);
 
-/// One row: what stands in each column, with the column's head.
-pub(crate) type Row = Vec<(&'static str, String)>;
+/// What stands in each column.
+pub(crate) type Row = Vec<Column>;
 
 impl Table {
     /// `None` without rows. All rows have the same columns.
     pub(crate) fn of(title: String, rows: Vec<Row>) -> Option<Table> {
-        let head = rows.first()?.iter().map(|(head, _)| *head).collect();
-        let entries = |row: Row| row.into_iter().map(|(_, entry)| entry).collect();
-        let rows = rows.into_iter().map(entries).collect();
-        Some(Table { title, head, rows })
+        let head = rows.first()?.iter().map(|(head, _)| (*head).to_owned());
+        let mut lines = vec![head.collect()];
+        lines.extend(
+            rows.into_iter()
+                .map(|row| row.into_iter().map(|(_, entry)| entry).collect()),
+        );
+        Some(Table { title, lines })
     }
 
     /// Whether a column's first entry begins with a letter.
     pub(crate) fn is_word(&self, column: usize) -> bool {
-        let first = self.rows.first().and_then(|row| row.get(column));
-        first.is_some_and(|entry| entry.starts_with(|c: char| c.is_alphabetic()))
+        self.lines[1][column].starts_with(|c: char| c.is_alphabetic())
     }
 
     /// Columns aligned by spaces: words to the left, numbers to the right.
     pub(crate) fn to_text(&self) -> String {
         let mut text = format!("{}\n", self.title);
-        let widths: Vec<usize> = (0..self.head.len())
-            .map(|column| {
-                let entries = self.rows.iter().filter_map(|row| row.get(column));
-                let head = self.head.get(column).map_or(0, |head| head.len());
-                entries.map(String::len).chain([head]).max().unwrap_or(0)
-            })
-            .collect();
-        let head: Vec<String> = self.head.iter().map(|&head| head.to_owned()).collect();
-        for row in std::iter::once(&head).chain(&self.rows) {
-            let mut line = String::new();
-            for (column, (entry, &width)) in row.iter().zip(&widths).enumerate() {
-                let _ = if self.is_word(column) {
-                    write!(line, "  {entry:<width$}")
-                } else {
-                    write!(line, "  {entry:>width$}")
+        for line in &self.lines {
+            let mut aligned = String::new();
+            for (column, entry) in line.iter().enumerate() {
+                let widths = self.lines.iter().map(|line| line[column].len());
+                let width = widths.max().unwrap_or(0);
+                aligned += &match self.is_word(column) {
+                    true => format!("  {entry:<width$}"),
+                    false => format!("  {entry:>width$}"),
                 };
             }
-            text += line.trim_end();
+            text += aligned.trim_end();
             text.push('\n');
         }
         text
@@ -261,22 +248,6 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_of_text_are_aligned() {
-        let row = |size: &str, algorithm: &str| {
-            vec![
-                ("size", size.to_owned()),
-                ("algorithm", algorithm.to_owned()),
-            ]
-        };
-        let rows = vec![row("4K", "push"), row("256K", "pull")];
-        let table = Table::of("title".to_owned(), rows).unwrap();
-        assert_eq!(
-            table.to_text(),
-            "title\n  size  algorithm\n    4K  push\n  256K  pull\n"
-        );
-    }
 
     #[test]
     fn times_have_three_digits() {

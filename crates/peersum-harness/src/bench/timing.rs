@@ -2,7 +2,7 @@
 //! own clock.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use peersum::cudarc::driver::sys::CUevent_flags;
@@ -11,12 +11,32 @@ use peersum::device::Device;
 use peersum_emulator::EmulatorStream;
 use serde::{Deserialize, Serialize};
 
-use crate::machine::{Emulators, Gpus, Machine};
+use crate::machine::{DeviceOf, Emulators, Gpus, Machine};
 use crate::ranks::Peers;
 
-/// How often and how long.
+/// How calls are launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Launch {
+    /// All calls of a replay in one graph.
+    Graph,
+    /// One after the other.
+    Eager,
+}
+
+impl Launch {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Launch::Graph => "graph",
+            Launch::Eager => "eager",
+        }
+    }
+}
+
+/// How calls are launched, how often and how long.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Method {
+    pub(crate) launch: Launch,
     /// Calls in one graph, or in one batch of eager calls.
     pub(crate) calls: u32,
     /// Replays that are not counted.
@@ -25,170 +45,154 @@ pub(crate) struct Method {
     pub(crate) replays: u32,
 }
 
-/// Measures what a stream does between two points.
-pub(crate) trait Timer: Send {
-    /// Marks the first point.
-    fn begin(&mut self) -> Result<()>;
-
-    /// Marks the second, waits until the stream has passed it, and returns the microseconds between
-    /// the two.
-    fn end(&mut self) -> Result<f64>;
-}
-
-/// By the device's own events.
-pub(crate) struct EventTimer {
+/// Two events of a GPU's stream.
+pub(crate) struct Events {
     stream: Arc<CudaStream>,
     begin: CudaEvent,
     end: CudaEvent,
 }
 
-impl EventTimer {
-    pub(crate) fn new(stream: &Arc<CudaStream>) -> Result<EventTimer> {
+/// A machine whose streams can be timed.
+pub(crate) trait Timed: Machine {
+    /// The events that time a stream. `None` if the device has none: the host's clock times it.
+    fn events(&self, stream: &Self::Stream) -> Result<Option<Events>>;
+
+    /// What times a new stream of a rank.
+    fn stopwatch<'a>(&self, peers: Peers<'a>) -> Result<Stopwatch<'a, DeviceOf<Self>>> {
+        let stream = self.stream(peers.rank())?;
+        Ok(Stopwatch {
+            device: Device::open(&stream)?,
+            events: self.events(&stream)?,
+            peers,
+        })
+    }
+}
+
+impl Timed for Gpus {
+    fn events(&self, stream: &Arc<CudaStream>) -> Result<Option<Events>> {
         // cudarc's default events do not time.
         let event = || {
             let flags = Some(CUevent_flags::CU_EVENT_DEFAULT);
             stream.context().new_event(flags).context("making an event")
         };
-        Ok(EventTimer {
+        Ok(Some(Events {
             begin: event()?,
             end: event()?,
             stream: Arc::clone(stream),
-        })
-    }
-}
-
-impl Timer for EventTimer {
-    fn begin(&mut self) -> Result<()> {
-        Ok(self.begin.record(&self.stream)?)
-    }
-
-    fn end(&mut self) -> Result<f64> {
-        self.end.record(&self.stream)?;
-        self.end.synchronize()?;
-        Ok(f64::from(self.begin.elapsed_ms(&self.end)?) * 1000.0)
-    }
-}
-
-/// By the host's clock: the emulator has none of its own.
-struct HostTimer {
-    stream: EmulatorStream,
-    begin: Instant,
-}
-
-impl Timer for HostTimer {
-    fn begin(&mut self) -> Result<()> {
-        self.stream.synchronize();
-        self.begin = Instant::now();
-        Ok(())
-    }
-
-    fn end(&mut self) -> Result<f64> {
-        self.stream.synchronize();
-        Ok(self.begin.elapsed().as_secs_f64() * 1e6)
-    }
-}
-
-/// A machine whose streams can be timed.
-pub(crate) trait Timed: Machine {
-    fn timer(&self, stream: &Self::Stream) -> Result<Box<dyn Timer>>;
-}
-
-impl Timed for Gpus {
-    fn timer(&self, stream: &Self::Stream) -> Result<Box<dyn Timer>> {
-        Ok(Box::new(EventTimer::new(stream)?))
-    }
-}
-
-impl Timed for Emulators {
-    fn timer(&self, stream: &EmulatorStream) -> Result<Box<dyn Timer>> {
-        Ok(Box::new(HostTimer {
-            stream: stream.clone(),
-            begin: Instant::now(),
         }))
     }
 }
 
-/// Records `method.calls` calls and replays the recording; microseconds a call for each replay. All
-/// ranks must do so together.
-///
-/// # Safety
-/// What `record` enqueues on the device's stream must stay valid until this returns.
-pub(crate) unsafe fn time_recorded<D: Device>(
-    device: &D,
-    timer: &mut dyn Timer,
-    peers: Peers<'_>,
-    method: Method,
-    mut record: impl FnMut() -> Result<()>,
-) -> Result<Vec<f64>> {
-    device.capture_begin()?;
-    let recorded = (0..method.calls).try_for_each(|_| record());
-    // End the capture in any case, so that the stream is usable again.
-    let graph = device.capture_end();
-    recorded?;
-    let graph = graph?;
-    time_replays(timer, peers, method, || {
-        // SAFETY: the caller's promise.
-        unsafe { device.launch_graph(&graph)? };
-        Ok(())
-    })
-}
-
-/// Microseconds a call for each of `method.replays` runs of `launch`, which makes `method.calls`
-/// calls.
-pub(crate) fn time_replays(
-    timer: &mut dyn Timer,
-    peers: Peers<'_>,
-    method: Method,
-    mut launch: impl FnMut() -> Result<()>,
-) -> Result<Vec<f64>> {
-    let mut times = Vec::new();
-    for replay in 0..method.warm_up + method.replays {
-        // The ranks must launch at nearly the same time.
-        peers.meet()?;
-        timer.begin()?;
-        launch()?;
-        let us = timer.end()?;
-        if replay >= method.warm_up {
-            times.push(us / f64::from(method.calls));
-        }
+impl Timed for Emulators {
+    fn events(&self, _: &EmulatorStream) -> Result<Option<Events>> {
+        Ok(None)
     }
-    Ok(times)
 }
 
-/// Eager calls: microseconds a call by the timer, and of the host's time until the launch has
-/// returned, for each batch.
-pub(crate) fn time_eager(
-    timer: &mut dyn Timer,
-    peers: Peers<'_>,
-    method: Method,
-    mut call: impl FnMut() -> Result<()>,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let mut host = Vec::new();
-    let times = time_replays(timer, peers, method, || {
-        let start = Instant::now();
-        (0..method.calls).try_for_each(|_| call())?;
-        host.push(start.elapsed().as_secs_f64() * 1e6 / f64::from(method.calls));
-        Ok(())
-    })?;
-    Ok((times, host.split_off(method.warm_up as usize)))
+/// Times what one rank enqueues on its stream, together with the other ranks.
+pub(crate) struct Stopwatch<'a, D: Device> {
+    pub(crate) device: D,
+    events: Option<Events>,
+    pub(crate) peers: Peers<'a>,
 }
 
-/// For each replay the shortest time of all ranks: that of the rank that began last and waited for
-/// no other.
-pub(crate) fn shortest(ranks: &[Vec<f64>]) -> Vec<f64> {
-    of_each_replay(ranks, f64::min)
+impl<D: Device> Stopwatch<'_, D> {
+    /// Times calls, each of which `enqueue` enqueues when it gets the call's number. All ranks must
+    /// do so together, and get the same.
+    ///
+    /// # Safety
+    /// What `enqueue` enqueues on the device's stream must stay valid until this returns.
+    pub(crate) unsafe fn time(
+        &self,
+        method: Method,
+        mut enqueue: impl FnMut(u32) -> Result<()>,
+    ) -> Result<Times> {
+        let mut enqueue_all = || (0..method.calls).try_for_each(&mut enqueue);
+        let (own, host) = match method.launch {
+            Launch::Graph => {
+                self.device.capture_begin()?;
+                let recorded = enqueue_all();
+                // End the capture in any case, so that the stream is usable again.
+                let graph = self.device.capture_end();
+                recorded?;
+                let graph = graph?;
+                let (times, _) = self.replay(method, || {
+                    // SAFETY: the caller's promise.
+                    Ok(unsafe { self.device.launch_graph(&graph) }?)
+                })?;
+                (times, Vec::new())
+            }
+            Launch::Eager => self.replay(method, enqueue_all)?,
+        };
+        Ok(Times {
+            ranks: self.peers.gather(own)?,
+            host: self.peers.gather(host)?.concat(),
+        })
+    }
+
+    /// Runs `launch`, which makes `method.calls` calls, `method.replays` times: microseconds a call
+    /// by the device's clock, and of the host until `launch` has returned.
+    pub(crate) fn replay(
+        &self,
+        method: Method,
+        mut launch: impl FnMut() -> Result<()>,
+    ) -> Result<(Vec<f64>, Vec<f64>)> {
+        let us = |time: Duration| time.as_secs_f64() * 1e6;
+        let mut times = Vec::new();
+        for _ in 0..method.warm_up + method.replays {
+            // The ranks must launch at nearly the same time.
+            self.peers.meet()?;
+            match &self.events {
+                Some(events) => events.begin.record(&events.stream)?,
+                None => self.device.synchronize()?,
+            }
+            let start = Instant::now();
+            launch()?;
+            let host = us(start.elapsed());
+            let whole = match &self.events {
+                Some(Events { stream, begin, end }) => {
+                    end.record(stream)?;
+                    end.synchronize()?;
+                    f64::from(begin.elapsed_ms(end)?) * 1000.0
+                }
+                None => {
+                    self.device.synchronize()?;
+                    us(start.elapsed())
+                }
+            };
+            let calls = f64::from(method.calls);
+            times.push((whole / calls, host / calls));
+        }
+        Ok(times.into_iter().skip(method.warm_up as usize).unzip())
+    }
 }
 
-/// For each replay the longest time of any rank.
-pub(crate) fn longest(ranks: &[Vec<f64>]) -> Vec<f64> {
-    of_each_replay(ranks, f64::max)
+/// The times of calls, in microseconds a call.
+pub(crate) struct Times {
+    /// Of each rank in each replay of a graph or batch of eager calls.
+    ranks: Vec<Vec<f64>>,
+    /// Of the host in each batch of eager calls, of all ranks.
+    pub(crate) host: Vec<f64>,
 }
 
-fn of_each_replay(ranks: &[Vec<f64>], pick: fn(f64, f64) -> f64) -> Vec<f64> {
-    let replays = ranks.iter().map(Vec::len).min().unwrap_or(0);
-    (0..replays)
-        .filter_map(|replay| ranks.iter().map(|rank| rank[replay]).reduce(pick))
-        .collect()
+impl Times {
+    /// For each replay the shortest time of all ranks: that of the rank that began last and waited
+    /// for no other.
+    pub(crate) fn shortest(&self) -> Vec<f64> {
+        self.of_each_replay(f64::min)
+    }
+
+    /// For each replay the longest time of any rank.
+    pub(crate) fn longest(&self) -> Vec<f64> {
+        self.of_each_replay(f64::max)
+    }
+
+    fn of_each_replay(&self, pick: fn(f64, f64) -> f64) -> Vec<f64> {
+        let replays = self.ranks.iter().map(Vec::len).min().unwrap_or(0);
+        (0..replays)
+            .filter_map(|replay| self.ranks.iter().map(|rank| rank[replay]).reduce(pick))
+            .collect()
+    }
 }
 
 /// Median and spread, in microseconds.
@@ -255,14 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn of_each_replay_the_rank_that_began_last_counts() {
-        let ranks = [vec![5.0, 2.0, 7.0], vec![4.0, 3.0, 9.0]];
-        assert_eq!(shortest(&ranks), [4.0, 2.0, 7.0]);
-    }
-
-    #[test]
-    fn where_nobody_waits_the_slowest_rank_counts() {
-        let ranks = [vec![5.0, 2.0, 7.0], vec![4.0, 3.0, 9.0]];
-        assert_eq!(longest(&ranks), [5.0, 3.0, 9.0]);
+    fn of_each_replay_the_rank_that_began_last_counts_or_the_slowest_where_nobody_waits() {
+        let times = Times {
+            ranks: vec![vec![5.0, 2.0, 7.0], vec![4.0, 3.0, 9.0]],
+            host: Vec::new(),
+        };
+        assert_eq!(times.shortest(), [4.0, 2.0, 7.0]);
+        assert_eq!(times.longest(), [5.0, 3.0, 9.0]);
     }
 }

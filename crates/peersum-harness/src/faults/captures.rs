@@ -10,11 +10,11 @@ use peersum::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode, CUstreamCaptureStatus,
 };
 use peersum::cudarc::driver::{CudaContext, CudaSlice, CudaStream};
-use peersum::{BufferError, Communicator, Cuda, Error, Held};
+use peersum::{BufferError, Communicator, CommunicatorBuilder, Cuda, Error, Held};
 
 use super::stage::{FaultsArgs, Stage};
 use crate::machine::DeviceKind;
-use crate::ranks::{Member, run_threads};
+use crate::ranks::{Member, Peers, run_threads};
 
 const ELEMENTS: usize = 5000;
 const MODES: [CUstreamCaptureMode; 3] = [
@@ -49,24 +49,28 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
         stream: &stream,
     };
 
-    run_threads(2, 1, |member| event_tracking(member, &stage))?;
+    let plain = |builder| builder;
+    pair(&stage, plain, event_tracking)?;
     println!("  event tracking: the error of a capture names the remedy, which helps");
     for context in &contexts {
         // SAFETY: everything below is used on one stream a rank.
         unsafe { context.disable_event_tracking() };
     }
     for mode in MODES {
-        run_threads(2, 1, |member| refused(member, &stage, mode))?;
-        run_threads(2, 1, |member| dropped(member, &stage, mode))?;
-        run_threads(2, 1, |member| allowed(member, &stage, mode))?;
+        pair(&stage, plain, |rank| refused(rank, mode))?;
+        pair(&stage, plain, |rank| dropped(rank, mode))?;
+        // SAFETY: the graph is launched on the communicator's stream, one launch after the other,
+        // while communicator and buffer live, and the last launch is waited for.
+        let outside = |builder: CommunicatorBuilder| unsafe { builder.allow_outside_capture() };
+        pair(&stage, outside, |rank| allowed(rank, mode))?;
         println!("  {mode:?}: refused; dropped while it records; allowed by the unsafe setting");
     }
-    run_threads(2, 1, |member| dropped_elsewhere(member, &stage))?;
+    pair(&stage, plain, dropped_elsewhere)?;
     println!("  dropped by another thread while it records: the peer's call ends well");
     match devices {
         1 => println!("  slices of another GPU: not tried, there is one GPU"),
         _ => {
-            run_threads(2, 1, |member| foreign(member, &stage, &contexts))?;
+            pair(&stage, plain, |rank| foreign(rank, &contexts))?;
             println!("  slices of another GPU: a typed error, and nothing is launched");
         }
     }
@@ -74,30 +78,38 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
 }
 
 /// A rank's communicator, its stream, and a buffer that holds its rank + 1 everywhere.
-struct Rank {
+struct Rank<'a> {
     communicator: Communicator<Cuda>,
     stream: Arc<CudaStream>,
     buffer: CudaSlice<f32>,
+    peers: Peers<'a>,
 }
 
-impl Rank {
-    fn join(
-        member: &mut Member<'_>,
-        stage: &CudaStage<'_>,
-        settings: impl FnOnce(peersum::CommunicatorBuilder) -> peersum::CommunicatorBuilder,
-    ) -> Result<Self> {
-        let communicator = stage.build(member.next_group()?, settings)?;
+/// Runs `body` on two ranks.
+fn pair(
+    stage: &CudaStage<'_>,
+    settings: impl Fn(CommunicatorBuilder) -> CommunicatorBuilder + Sync,
+    body: impl Fn(Rank<'_>) -> Result<()> + Sync,
+) -> Result<()> {
+    let run = |mut member: Member<'_>| {
+        let communicator = stage.build(member.next_group()?, &settings)?;
         let stream = communicator.stream().clone();
         let value = communicator.rank() as f32 + 1.0;
         let buffer = stream.clone_htod(&vec![value; ELEMENTS])?;
         stream.synchronize()?;
-        Ok(Rank {
+        let peers = member.peers;
+        peers.meet()?;
+        body(Rank {
             communicator,
             stream,
             buffer,
+            peers,
         })
-    }
+    };
+    run_threads(2, 1, run).map(drop)
+}
 
+impl Rank<'_> {
     /// Whether every element of the buffer is `expected`.
     fn ensure_holds(&self, expected: f32) -> Result<()> {
         ensure_holds(&self.stream, &self.buffer, expected)
@@ -120,8 +132,7 @@ fn ensure_capture_error(outcome: Result<(), Error>, remedy: &str) -> Result<()> 
 }
 
 /// A slice whose events were recorded outside spoils the capture.
-fn event_tracking(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()> {
-    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
+fn event_tracking(mut rank: Rank<'_>) -> Result<()> {
     let context = rank.stream.context().clone();
     ensure!(context.is_event_tracking(), "cudarc's default");
     let spoilt = {
@@ -134,10 +145,10 @@ fn event_tracking(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()> {
     // What cudarc noted of its refused wait, and would return from its next call.
     let _ = context.check_err();
     // Where the ranks share a GPU they share its context.
-    member.peers.meet()?;
+    rank.peers.meet()?;
     // SAFETY: everything here is used on one stream.
     unsafe { context.disable_event_tracking() };
-    member.peers.meet()?;
+    rank.peers.meet()?;
     {
         let mut held = Held::new(&mut rank.buffer);
         let graph = rank
@@ -150,16 +161,14 @@ fn event_tracking(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()> {
 }
 
 /// A call in a capture of the program is refused, and leaves the program's capture as it is.
-fn refused(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
-    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
-    member.peers.meet()?;
+fn refused(mut rank: Rank<'_>, mode: CUstreamCaptureMode) -> Result<()> {
     let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
     rank.stream.begin_capture(mode)?;
     let called = rank.communicator.all_reduce_in_place(&mut rank.buffer);
     let begun = rank.communicator.capture_begin();
     let graph = rank.stream.end_capture(FLAGS);
     drop(alone);
-    member.peers.meet()?;
+    rank.peers.meet()?;
     ensure_capture_error(called, "capture_begin")?;
     ensure!(matches!(begun, Err(Error::Capture(_))), "{begun:?}");
     // Nothing is in it.
@@ -174,9 +183,7 @@ fn refused(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureM
 }
 
 /// A communicator that is dropped while the program captures its stream waits for its kernel.
-fn dropped(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
-    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
-    member.peers.meet()?;
+fn dropped(mut rank: Rank<'_>, mode: CUstreamCaptureMode) -> Result<()> {
     let is_first = rank.communicator.rank() == 0;
     if !is_first {
         std::thread::sleep(LATE);
@@ -195,9 +202,7 @@ fn dropped(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureM
 
 /// A communicator whose capture another thread began. If the driver lets this thread end it, the
 /// communicator waits for its kernel; otherwise it leaks what the kernel uses.
-fn dropped_elsewhere(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()> {
-    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
-    member.peers.meet()?;
+fn dropped_elsewhere(mut rank: Rank<'_>) -> Result<()> {
     if rank.communicator.rank() == 1 {
         std::thread::sleep(LATE);
         rank.communicator.all_reduce_in_place(&mut rank.buffer)?;
@@ -222,11 +227,12 @@ fn dropped_elsewhere(mut member: Member<'_>, stage: &CudaStage<'_>) -> Result<()
 }
 
 /// Ends a communicator and then looks at the result of its last call.
-fn finish(rank: Rank, end: impl FnOnce(Communicator<Cuda>) -> Result<()>) -> Result<()> {
+fn finish(rank: Rank<'_>, end: impl FnOnce(Communicator<Cuda>) -> Result<()>) -> Result<()> {
     let Rank {
         communicator,
         stream,
         buffer,
+        ..
     } = rank;
     end(communicator)?;
     stream.synchronize()?;
@@ -234,19 +240,13 @@ fn finish(rank: Rank, end: impl FnOnce(Communicator<Cuda>) -> Result<()>) -> Res
 }
 
 /// With the unsafe setting the program's own graph holds calls.
-fn allowed(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureMode) -> Result<()> {
-    // SAFETY: the graph is launched on the communicator's stream, one launch after the other, while
-    // communicator and buffer live, and the last launch is waited for.
-    let settings =
-        |builder: peersum::CommunicatorBuilder| unsafe { builder.allow_outside_capture() };
-    let mut rank = Rank::join(&mut member, stage, settings)?;
-    member.peers.meet()?;
+fn allowed(mut rank: Rank<'_>, mode: CUstreamCaptureMode) -> Result<()> {
     let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
     rank.stream.begin_capture(mode)?;
     let called = (0..2).try_for_each(|_| rank.communicator.all_reduce_in_place(&mut rank.buffer));
     let graph = rank.stream.end_capture(FLAGS);
     drop(alone);
-    member.peers.meet()?;
+    rank.peers.meet()?;
     called?;
     let graph = graph?.context("a graph of two calls")?;
     for expected in [6.0, 24.0] {
@@ -258,12 +258,7 @@ fn allowed(mut member: Member<'_>, stage: &CudaStage<'_>, mode: CUstreamCaptureM
 }
 
 /// A slice of the other rank's GPU is refused as input and as output.
-fn foreign(
-    mut member: Member<'_>,
-    stage: &CudaStage<'_>,
-    contexts: &[Arc<CudaContext>],
-) -> Result<()> {
-    let mut rank = Rank::join(&mut member, stage, |builder| builder)?;
+fn foreign(mut rank: Rank<'_>, contexts: &[Arc<CudaContext>]) -> Result<()> {
     let other = contexts
         .get(1 - rank.communicator.rank() as usize)
         .context("two ranks")?;

@@ -1,13 +1,13 @@
 //! Ranks that make different calls.
 
 use anyhow::{Context, Result, bail, ensure};
-use half::bf16;
-use peersum::device::{Device, DeviceStream};
+use peersum::device::DeviceStream;
 use peersum::dispatch::{Plan, Route};
 use peersum::{CallSignature, Communicator, Error, Failure};
 use peersum_artifact::Dtype;
 
 use super::stage::{ELEMENTS, SEED, Stage};
+use crate::data::with_element;
 use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
 use crate::ranks::{Member, run_threads};
@@ -66,32 +66,6 @@ pub(super) fn disagreements<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()>
     Ok(())
 }
 
-/// A call's array.
-enum Array<D: Device> {
-    Bf16(TestBuffer<bf16, D>),
-    F32(TestBuffer<f32, D>),
-}
-
-impl<D: Device> Array<D> {
-    fn new(device: &D, called: Called) -> Result<Self> {
-        Ok(match called.dtype {
-            Dtype::F32 => Array::F32(TestBuffer::new(device, called.elements)?),
-            _ => Array::Bf16(TestBuffer::new(device, called.elements)?),
-        })
-    }
-
-    fn call(&self, device: &D, communicator: &mut Communicator<D>) -> Result<(), Error> {
-        match self {
-            Array::Bf16(array) => {
-                array.with(device, |array| communicator.all_reduce_in_place(array))
-            }
-            Array::F32(array) => {
-                array.with(device, |array| communicator.all_reduce_in_place(array))
-            }
-        }
-    }
-}
-
 impl Called {
     fn is(&self, signature: &CallSignature) -> bool {
         signature.dtype == Some(self.dtype)
@@ -121,22 +95,23 @@ fn disagree<S: DeviceStream>(
         DeviceKind::Cuda => (4, 128),
         DeviceKind::Emulator => (1, 8),
     };
-    let arrays: Vec<Array<S::Device>> = calls(rank)
-        .iter()
-        .map(|called| Array::new(&good.device, *called))
-        .collect::<Result<_>>()?;
+    let device = &good.device;
+    let arrays = calls(rank).iter().map(
+        |called| with_element!(called.dtype, T => TestBuffer::new::<T>(device, called.elements)),
+    );
+    let arrays: Vec<TestBuffer<S::Device>> = arrays.collect::<Result<_>>()?;
     let launch = |communicator: &mut Communicator<S::Device>| {
-        calls(rank)
-            .iter()
-            .zip(&arrays)
-            .try_for_each(|(called, array)| {
-                communicator.force_plan(Some(Plan {
-                    route: called.route,
-                    blocks,
-                    threads,
-                }))?;
-                array.call(&good.device, communicator)
+        let mut calls = calls(rank).iter().zip(&arrays);
+        calls.try_for_each(|(called, array)| {
+            communicator.force_plan(Some(Plan {
+                route: called.route,
+                blocks,
+                threads,
+            }))?;
+            with_element!(called.dtype, T => {
+                array.with::<T, _>(device, |array| communicator.all_reduce_in_place(array))
             })
+        })
     };
     let mut graph = None;
     if in_graph {

@@ -1,6 +1,5 @@
 //! The cases, and what a case has of the device and the flags.
 
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,7 +13,6 @@ use crate::arrays::Arrays;
 use crate::data::Content;
 use crate::machine::{DeviceChoice, DeviceKind};
 use crate::memory::POISON;
-use crate::names::name_of;
 
 /// How long a call waits for a peer in these cases.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -31,9 +29,6 @@ pub(super) const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]
 /// One case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
-    /// A graph of four layers is replayed 100 times between eager calls, with and without
-    /// programmatic dependent launch.
-    GraphReplays,
     /// Two communicators with default settings share the GPUs (one rank per GPU if there are two).
     /// Ranks enqueue their calls in opposite orders, eager and as graphs.
     TwoCommunicators,
@@ -45,24 +40,9 @@ pub(crate) enum Case {
     /// Ranks call with different sizes, types or algorithms, in a different order, or skip a call;
     /// eager and in graphs.
     Disagreement,
-    /// A process is killed with SIGKILL while others call and wait for it.
-    Killed,
-    /// Processes that share memory by legacy CUDA IPC.
-    LegacyIpc,
     /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
     /// Uses two GPUs if there are two.
     Captures,
-}
-
-impl Case {
-    /// The reason why the emulator cannot run it, if it cannot.
-    pub(super) fn not_emulated(self) -> Option<&'static str> {
-        match self {
-            Case::LegacyIpc => Some("the emulator has no CUDA IPC"),
-            Case::Captures => Some("the emulator has no cudarc"),
-            _ => None,
-        }
-    }
 }
 
 /// Which cases to run.
@@ -81,12 +61,6 @@ pub(crate) struct FaultsArgs {
     /// Maximum time in which an abort must end every wait, in milliseconds.
     #[arg(long, default_value_t = 10)]
     pub(super) abort_ms: u64,
-    /// One rank of a case whose ranks are processes.
-    #[arg(long, hide = true)]
-    pub(super) rank: Option<u32>,
-    /// Where those ranks meet.
-    #[arg(long, hide = true)]
-    pub(super) directory: Option<std::path::PathBuf>,
 }
 
 /// What a case has of the device and the flags.
@@ -133,15 +107,4 @@ impl<S: DeviceStream> Stage<'_, S> {
     ) -> Result<Arrays<bf16, S::Device>> {
         Arrays::new(communicator, seed, elements, Content::Ordinary)
     }
-}
-
-/// This program, for a part of what it does.
-pub(super) fn again(args: &FaultsArgs, kind: DeviceKind, case: Case) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["faults", "--case", &name_of(&case)])
-        .args(["--device", kind.name()])
-        .args(["--grace-ms", &args.grace_ms.to_string()])
-        .args(["--abort-ms", &args.abort_ms.to_string()]);
-    Ok(command)
 }

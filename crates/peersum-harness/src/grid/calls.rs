@@ -8,14 +8,16 @@ use peersum::dispatch::{Plan, Route};
 use super::case::{Adversarial, Case, Variant, Work};
 use super::plan::grid;
 use super::settings::Settings;
+use super::slot::Slot;
 use crate::data::{Content, case_seed};
 use crate::machine::DeviceKind;
+use crate::memory::GUARD_BYTES;
 
 /// Calls of a round, back to back.
 pub(crate) const LAYERS: usize = 4;
 
 /// Views begin fewer than this many elements behind an aligned address.
-pub(crate) const OFFSETS: usize = 8;
+const OFFSETS: usize = 8;
 
 /// Where an array of a call lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +45,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    fn new(route: Route, plan: Plan, elements: usize, variant: Variant) -> Call {
+    pub(crate) fn new(route: Route, plan: Plan, elements: usize, variant: Variant) -> Call {
         let (source, target) = match route {
             Route::SymmetricOneShot => (Place::Symmetric, Place::Output),
             Route::SymmetricTwoShot => (Place::Symmetric, Place::Symmetric),
@@ -64,17 +66,42 @@ impl Call {
             },
         }
     }
+
+    /// How many elements behind an aligned address `rank`'s array begins.
+    fn offset(&self, place: Place, rank: u32, layer: usize) -> usize {
+        match (self.unaligned, place) {
+            (false, _) => 0,
+            // All ranks use the same part of a symmetric buffer.
+            (true, Place::Symmetric) => (layer * 2 + 1) % OFFSETS,
+            (true, Place::Input) => (rank as usize * 3 + layer + 1) % OFFSETS,
+            (true, Place::Output) => (rank as usize * 5 + layer * 3 + 2) % OFFSETS,
+        }
+    }
+
+    /// The slot of `rank`'s array, which begins at `base`.
+    pub(crate) fn slot(
+        &self,
+        base: u64,
+        place: Place,
+        rank: u32,
+        layer: usize,
+        element_bytes: usize,
+    ) -> Slot {
+        let start = GUARD_BYTES + self.offset(place, rank, layer) * element_bytes;
+        let bytes = self.elements * element_bytes;
+        Slot {
+            base,
+            start,
+            bytes,
+            // A multiple of 4, since the GPU compares whole words.
+            guarded_bytes: (start + bytes + GUARD_BYTES).next_multiple_of(4),
+        }
+    }
 }
 
-/// How many elements behind an aligned address `rank`'s array of a call begins.
-pub(crate) fn offset(call: &Call, place: Place, rank: u32, layer: usize) -> usize {
-    match (call.unaligned, place) {
-        (false, _) => 0,
-        // All ranks use the same part of a symmetric buffer.
-        (true, Place::Symmetric) => (layer * 2 + 1) % OFFSETS,
-        (true, Place::Input) => (rank as usize * 3 + layer + 1) % OFFSETS,
-        (true, Place::Output) => (rank as usize * 5 + layer * 3 + 2) % OFFSETS,
-    }
+/// Bytes from slot to slot for arrays of at most `elements` elements.
+pub(crate) fn stride(elements: usize, element_bytes: usize) -> usize {
+    (2 * GUARD_BYTES + (OFFSETS + elements) * element_bytes).next_multiple_of(256)
 }
 
 /// The launch shape of a call that does not test shapes.
@@ -202,8 +229,7 @@ mod tests {
 
     #[test]
     fn adversarial_rounds_are_the_same_for_all_who_ask_and_differ_from_each_other() {
-        let world_sizes = (2..=8).collect();
-        let settings = Settings::of(DeviceKind::Emulator, GridKind::Full, world_sizes, 1);
+        let settings = Settings::of(DeviceKind::Emulator, GridKind::Full, [2, 8], 1);
         let all = cases(&settings);
         let mixed = all
             .iter()
@@ -228,8 +254,7 @@ mod tests {
         };
         let call = Call::new(Route::PushOneShot, plan, 1037, Variant::Unaligned);
         for place in [Place::Input, Place::Output] {
-            let offsets: HashSet<usize> =
-                (0..8).map(|rank| offset(&call, place, rank, 0)).collect();
+            let offsets: HashSet<usize> = (0..8).map(|rank| call.offset(place, rank, 0)).collect();
             assert_eq!(offsets.len(), OFFSETS);
         }
     }

@@ -2,12 +2,14 @@
 // peersum::reference, in which both are plain integer and float32 arithmetic. Every rank proves it
 // against them before it relies on it.
 //
-// Includes nothing, like the kernels. Compiled ahead of time by `cargo xtask test-allreduce`.
+// Compiled ahead of time by `cargo xtask test-allreduce`.
+
+#include "platform.cuh"
 
 typedef unsigned char u8;
 typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
+typedef peersum_u32 u32;
+typedef peersum_u64 u64;
 
 // 0 is f16.
 constexpr u32 DTYPE_BF16 = 1, DTYPE_F32 = 2;
@@ -20,40 +22,7 @@ struct Keys {
     u32 key[8];
 };
 
-#define DEVICE __device__ __forceinline__
-
-// The instructions by name, as in kernels/platform.cuh: no header declares what CUDA calls them.
-DEVICE u32 tid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%tid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u32 ntid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%ntid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u32 ctaid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%ctaid.x;" : "=r"(value));
-    return value;
-}
-DEVICE u32 nctaid_x() {
-    u32 value;
-    asm("mov.u32 %0, %%nctaid.x;" : "=r"(value));
-    return value;
-}
-DEVICE float as_float(u32 bits) {
-    float value;
-    asm("mov.b32 %0, %1;" : "=f"(value) : "r"(bits));
-    return value;
-}
-DEVICE u32 as_bits(float value) {
-    u32 bits;
-    asm("mov.b32 %0, %1;" : "=r"(bits) : "f"(value));
-    return bits;
-}
-DEVICE void red_max_global_u64(u64 address, u64 value) {
+PEERSUM_DEVICE void red_max_global_u64(u64 address, u64 value) {
     asm volatile("red.global.max.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
 }
 
@@ -64,13 +33,13 @@ __device__ const u32 SPECIAL_BITS[24] = {
     0x000003FFu, 0x00007BFFu, 0x0000007Fu, 0x00007F7Fu, 0x00007C01u, 0x0000FFFFu,
 };
 
-DEVICE u32 mix(u32 word) {
+PEERSUM_DEVICE u32 mix(u32 word) {
     word = (word ^ (word >> 16)) * 0x7FEB352Du;
     word = (word ^ (word >> 15)) * 0x846CA68Bu;
     return word ^ (word >> 16);
 }
 
-DEVICE u32 element(u32 dtype, u32 special, u32 key, u32 index) {
+PEERSUM_DEVICE u32 element(u32 dtype, u32 special, u32 key, u32 index) {
     u32 word = mix(index * 0x9E3779B1u ^ key);
     u32 half = word >> 16;
     if (special) {
@@ -82,20 +51,21 @@ DEVICE u32 element(u32 dtype, u32 special, u32 key, u32 index) {
     return (half & 0x83FFu) | ((8 + ((half >> 10) & 15)) << 10);
 }
 
-DEVICE float widen(u32 dtype, u32 bits) {
-    if (dtype == DTYPE_F32) return as_float(bits);
-    if (dtype == DTYPE_BF16) return as_float(bits << 16);
+PEERSUM_DEVICE float widen(u32 dtype, u32 bits) {
+    if (dtype == DTYPE_F32) return mov_b32_f32(bits);
+    if (dtype == DTYPE_BF16) return mov_b32_f32(bits << 16);
     u32 sign = (bits & 0x8000u) << 16;
     u32 magnitude = (bits & 0x7FFFu) << 13;
     u32 exponent = magnitude & 0x0F800000u;
-    if (exponent == 0x0F800000u) return as_float(sign | (magnitude + ((255u - 31u) << 23)));
+    if (exponent == 0x0F800000u) return mov_b32_f32(sign | (magnitude + ((255u - 31u) << 23)));
     if (exponent == 0)
-        return as_float(sign | as_bits(as_float(magnitude + (113u << 23)) - as_float(113u << 23)));
-    return as_float(sign | (magnitude + ((127u - 15u) << 23)));
+        return mov_b32_f32(sign | mov_b32_u32(mov_b32_f32(magnitude + (113u << 23)) -
+                                              mov_b32_f32(113u << 23)));
+    return mov_b32_f32(sign | (magnitude + ((127u - 15u) << 23)));
 }
 
-DEVICE u32 round_to(u32 dtype, float value) {
-    u32 bits = as_bits(value);
+PEERSUM_DEVICE u32 round_to(u32 dtype, float value) {
+    u32 bits = mov_b32_u32(value);
     u32 magnitude = bits & 0x7FFFFFFFu;
     bool nan = magnitude > 0x7F800000u;
     if (dtype == DTYPE_F32) return nan ? 0x7FFFFFFFu : bits;
@@ -104,7 +74,7 @@ DEVICE u32 round_to(u32 dtype, float value) {
     u32 sign = (bits >> 16) & 0x8000u;
     if (magnitude >= 0x47800000u) return sign | 0x7C00u;
     if (magnitude < 0x38800000u)
-        return sign | ((as_bits(as_float(magnitude) + 0.5f) - as_bits(0.5f)) & 0xFFFFu);
+        return sign | ((mov_b32_u32(mov_b32_f32(magnitude) + 0.5f) - mov_b32_u32(0.5f)) & 0xFFFFu);
     return sign | ((magnitude - ((127u - 15u) << 23) + 0xFFFu + ((magnitude >> 13) & 1)) >> 13);
 }
 
@@ -122,7 +92,7 @@ extern "C" __global__ void peersum_grid_generate(u64 array, u64 elements, u32 dt
 }
 
 // The least wrong index of all threads, with its bits, complemented so that 0 means none.
-DEVICE void found(u64 result, u32 index, u32 bits) {
+PEERSUM_DEVICE void found(u64 result, u32 index, u32 bits) {
     red_max_global_u64(result, ~((u64)index << 32 | bits));
 }
 

@@ -13,8 +13,7 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing};
 use peersum_artifact::Dtype;
 
-use super::event::Wrong;
-use super::memory::Slot;
+use super::slot::{Slot, Wrong};
 use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
 use crate::memory::{GUARD_BYTES, POISON};
 
@@ -81,18 +80,6 @@ struct Keys([u32; 8]);
 // SAFETY: a plain array of integers, the layout of `Keys` in check.cu.
 unsafe impl DeviceRepr for Keys {}
 
-fn number(dtype: Dtype) -> u32 {
-    match dtype {
-        Dtype::F16 => 0,
-        Dtype::Bf16 => 1,
-        Dtype::F32 => 2,
-    }
-}
-
-fn element_bytes(dtype: Dtype) -> u64 {
-    dtype.size_bytes() as u64
-}
-
 /// Few and small blocks: they must fit on the GPU beside blocks that wait for this rank.
 fn shape(elements: u64) -> LaunchConfig {
     const THREADS: u32 = 256;
@@ -113,12 +100,9 @@ impl DeviceCheck {
         key: Key,
         slot: &Slot,
     ) -> Result<()> {
-        let elements = slot.bytes as u64 / element_bytes(dtype);
-        let (address, number, special) = (
-            slot.address(),
-            number(dtype),
-            u32::from(content == Content::Special),
-        );
+        let elements = (slot.bytes / dtype.size_bytes()) as u64;
+        let (address, number) = (slot.address(), dtype as u32);
+        let special = u32::from(content == Content::Special);
         let mut launch = self.stream.launch_builder(&self.module.generate);
         launch
             .arg(&address)
@@ -147,14 +131,13 @@ impl DeviceCheck {
             "no place for result {place}"
         );
         self.starts[place] = slot.start;
-        let mut all = Keys([0; 8]);
-        for (to, from) in all.0.iter_mut().zip(keys) {
-            *to = from.0;
-        }
-        let elements = slot.bytes as u64 / element_bytes(dtype);
+        let all = Keys(std::array::from_fn(|rank| {
+            keys.get(rank).map_or(0, |key| key.0)
+        }));
+        let elements = (slot.bytes / dtype.size_bytes()) as u64;
         let (start, guarded) = (slot.start as u64, slot.guarded_bytes as u64);
-        let (number, special) = (number(dtype), u32::from(content == Content::Special));
-        let world_size = keys.len() as u32;
+        let (number, world_size) = (dtype as u32, keys.len() as u32);
+        let special = u32::from(content == Content::Special);
         let result = {
             let (address, _guard) = self.results.device_ptr(&self.stream);
             address + (place * size_of::<u64>()) as u64

@@ -1,11 +1,10 @@
 //! What ranks tell the runner: through a channel from a thread, as one JSON object a line from a
 //! process.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 
 use super::case::{Case, Work};
+use super::slot::Wrong;
 use crate::names::name_of;
 
 /// Something that happened on a rank.
@@ -22,20 +21,23 @@ pub(crate) enum Event {
     /// It begins a case, by its place in the plan.
     Began { case: usize },
     /// It has ended a case; `Mismatch`es came before.
-    Ended {
-        case: usize,
-        calls: u64,
-        /// From the first launch of each round to the end of the last, in seconds.
-        run_seconds: f64,
-        /// Data and comparison, in seconds.
-        check_seconds: f64,
-    },
+    Ended { case: usize, spent: Spent },
     /// A result that is not the reference's.
     Mismatch(Mismatch),
     /// It cannot go on.
     Failed { error: String },
     /// It has run everything.
     Done,
+}
+
+/// The calls of a case, and the time that they took.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub(crate) struct Spent {
+    pub(crate) calls: u64,
+    /// From the first launch of each round to the end of the last, in seconds.
+    pub(crate) run: f64,
+    /// Data and comparison, in seconds.
+    pub(crate) check: f64,
 }
 
 /// A result that is not the reference's, as far as a rank knows it.
@@ -45,7 +47,7 @@ pub(crate) struct Mismatch {
     pub(crate) case: usize,
     pub(crate) rank: u32,
     pub(crate) round: u32,
-    pub(crate) layer: u32,
+    pub(crate) layer: usize,
     /// The route, or `table` where the dispatch table chose it.
     pub(crate) algorithm: String,
     pub(crate) elements: usize,
@@ -85,39 +87,5 @@ impl Mismatch {
             self.layer,
             self.wrong
         )
-    }
-}
-
-/// The first thing that is wrong with an array.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Wrong {
-    /// An element.
-    Element {
-        index: u32,
-        expected: u32,
-        actual: u32,
-    },
-    /// Memory beside the array was written to.
-    Outside {
-        /// Counted from the array's first byte.
-        byte: i64,
-    },
-}
-
-impl fmt::Display for Wrong {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Wrong::Element {
-                index,
-                expected,
-                actual,
-            } => write!(
-                f,
-                "first wrong index {index}: expected bits {expected:#x}, actual bits {actual:#x}"
-            ),
-            Wrong::Outside { byte } => {
-                write!(f, "wrote outside its array, at byte {byte} from its start")
-            }
-        }
     }
 }

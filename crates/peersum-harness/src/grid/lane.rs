@@ -1,13 +1,13 @@
-//! One communicator of a rank with its memory: the arrays of each round lie in it.
+//! One communicator of a rank with its memory: the arrays of each round lie in it, one slot a layer
+//! in each of three regions, every slot between guards.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use peersum::device::Device;
-use peersum::{Communicator, Graph, SymmetricBuffer};
+use peersum::{Communicator, Graph, Output, SymmetricBuffer};
 
-use super::calls::{Call, LAYERS, Place};
+use super::calls::{Call, LAYERS, Place, stride};
 use super::device_check::DeviceCheck;
-use super::event::Wrong;
-use super::memory::{Slot, Slots, compare};
+use super::slot::{Slot, Wrong};
 use crate::data::{self, Key, TestElement, bytes_of};
 use crate::memory::{Guarded, POISON};
 
@@ -19,6 +19,11 @@ pub(crate) struct Round<'a> {
     pub(crate) stride: usize,
     /// For each call the keys of all ranks.
     pub(crate) keys: &'a [Vec<Key>],
+}
+
+/// The bytes of a region: room for the slots of the largest round.
+pub(crate) fn region_bytes(elements: usize) -> usize {
+    LAYERS * stride(elements, size_of::<f32>())
 }
 
 /// One communicator with its memory.
@@ -34,23 +39,22 @@ pub(crate) struct Lane<D: Device> {
 }
 
 impl<D: Device> Lane<D> {
-    fn slots(&mut self, stride: usize) -> Slots {
-        Slots {
-            input: self.input.base(),
-            output: self.output.base(),
-            symmetric: peersum::Output::with_output(
-                &mut self.symmetric.as_view_mut(),
-                self.device.stream(),
-                |address| address,
-            ),
-            stride,
-            rank: self.communicator.rank(),
+    /// The first byte of all slots of a place.
+    fn base(&mut self, place: Place) -> u64 {
+        match place {
+            Place::Input => self.input.base(),
+            Place::Output => self.output.base(),
+            Place::Symmetric => {
+                let mut view = self.symmetric.as_view_mut();
+                view.with_output(self.device.stream(), |address| address)
+            }
         }
     }
 
     fn slot<T: TestElement>(&mut self, round: &Round<'_>, layer: usize, place: Place) -> Slot {
-        let slots = self.slots(round.stride);
-        slots.slot(&round.calls[layer], place, layer, size_of::<T>())
+        let base = self.base(place) + (layer * round.stride) as u64;
+        let rank = self.communicator.rank();
+        round.calls[layer].slot(base, place, rank, layer, size_of::<T>())
     }
 
     /// Poisons what the lane's calls write and writes what they read, on the stream.
@@ -59,24 +63,20 @@ impl<D: Device> Lane<D> {
         round: &Round<'_>,
         layers: &[usize],
     ) -> Result<()> {
-        let slots = self.slots(round.stride);
         for place in [Place::Output, Place::Symmetric] {
-            let uses = |&&layer: &&usize| {
-                let call = &round.calls[layer];
-                call.source == place || call.target == place
-            };
-            if layers.iter().any(|layer| uses(&layer)) {
-                let word = u32::from_ne_bytes([POISON; 4]);
+            let mut calls = layers.iter().map(|&layer| &round.calls[layer]);
+            if calls.any(|call| call.source == place || call.target == place) {
+                let (base, word) = (self.base(place), u32::from_ne_bytes([POISON; 4]));
                 let words = LAYERS * round.stride / 4;
                 // SAFETY: the slots of a round lie within the region, which outlives the stream's
                 // work.
-                unsafe { self.device.fill(slots.base(place), word, words)? };
+                unsafe { self.device.fill(base, word, words)? };
             }
         }
         for &layer in layers {
             let call = &round.calls[layer];
-            let slot = slots.slot(call, call.source, layer, size_of::<T>());
-            let key = round.keys[layer][slots.rank as usize];
+            let slot = self.slot::<T>(round, layer, call.source);
+            let key = round.keys[layer][self.communicator.rank() as usize];
             match &mut self.check {
                 Some(check) => check.generate(T::DTYPE, call.content, key, &slot)?,
                 None => {
@@ -127,21 +127,8 @@ impl<D: Device> Lane<D> {
         Ok(graph?)
     }
 
-    /// Enqueues the comparison of a call's result on the device.
-    pub(crate) fn compare_on_device<T: TestElement>(
-        &mut self,
-        round: &Round<'_>,
-        layer: usize,
-    ) -> Result<()> {
-        let call = &round.calls[layer];
-        let slot = self.slot::<T>(round, layer, call.target);
-        let place = round.number as usize * LAYERS + layer;
-        let keys = &round.keys[layer];
-        let check = self.check.as_mut().context("no check on this device")?;
-        check.check(T::DTYPE, call.content, keys, &slot, place)
-    }
-
-    /// Compares a call's result on the host; `corrupts` one of its bits first, for tests.
+    /// Compares a call's result, on the host or by enqueuing it on a device that does it itself.
+    /// On the host, `corrupts` changes one of its bits first, for tests.
     pub(crate) fn compare<T: TestElement>(
         &mut self,
         round: &Round<'_>,
@@ -150,7 +137,12 @@ impl<D: Device> Lane<D> {
     ) -> Result<Option<Wrong>> {
         let call = &round.calls[layer];
         let slot = self.slot::<T>(round, layer, call.target);
-        let expected = data::expected::<T>(call.content, &round.keys[layer], call.elements);
+        let keys = &round.keys[layer];
+        if let Some(check) = &mut self.check {
+            let place = round.number as usize * LAYERS + layer;
+            check.check(T::DTYPE, call.content, keys, &slot, place)?;
+            return Ok(None);
+        }
         let mut memory = vec![0; slot.guarded_bytes];
         // SAFETY: the slot lies within the region.
         unsafe { self.device.read(slot.base, &mut memory)? };
@@ -158,7 +150,7 @@ impl<D: Device> Lane<D> {
             // The second element.
             memory[slot.start + size_of::<T>()] ^= 1;
         }
-        let expected = bytes_of(&expected);
-        Ok(compare(&slot, &memory, expected, size_of::<T>()))
+        let expected = data::expected::<T>(call.content, keys, call.elements);
+        Ok(slot.compare(&memory, bytes_of(&expected), size_of::<T>()))
     }
 }

@@ -2,24 +2,18 @@
 
 use std::time::Duration;
 
+use clap::ValueEnum;
+use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::case::{Adversarial, Case, Mode, Variant, Work};
+use super::case::{Adversarial, Case, Mode, Variant, Work, is_selected};
 use super::settings::{GridKind, Settings};
 use crate::machine::DeviceKind;
 
 /// What a grid is made of.
 pub(crate) struct Grid {
-    /// Elements, each aligned, eager and in a graph.
-    sizes: &'static [usize],
-    rounds: u32,
-    /// Elements that are no multiple of a unit, in every variant.
-    odd_sizes: &'static [usize],
-    odd_variants: &'static [Variant],
-    odd_rounds: u32,
-    /// Whether each odd configuration runs both eager and in a graph, or alternates between the
-    /// two.
-    odd_in_both_modes: bool,
+    /// The same calls over and over. Elements that are no multiple of a unit come in the second.
+    sweeps: [Sweep; 2],
     adversarials: &'static [Adversarial],
     adversarial_rounds: u32,
     /// Whether adversarial cases run for every type, or for one of two bytes.
@@ -32,62 +26,102 @@ pub(crate) struct Grid {
     pub(crate) longest_late_start: Duration,
 }
 
-const SMOKE: Grid = Grid {
-    sizes: &[16, 1040, 4096],
-    rounds: 3,
-    odd_sizes: &[1, 1037],
-    odd_variants: &[
-        Variant::Unaligned,
-        Variant::UnalignedInPlace,
-        Variant::SpecialUnaligned,
-    ],
-    odd_rounds: 2,
-    odd_in_both_modes: false,
-    adversarials: &Adversarial::ALL,
-    adversarial_rounds: 3,
-    adversarial_for_every_dtype: false,
-    adversarial_elements: 2000,
-    longest_delay: Duration::from_millis(3),
-    longest_late_start: Duration::from_millis(300),
-};
+/// Every size in every variant.
+struct Sweep {
+    /// Elements.
+    sizes: &'static [usize],
+    variants: &'static [Variant],
+    rounds: u32,
+    /// Whether each runs both eager and in a graph, or alternates between the two.
+    in_both_modes: bool,
+}
 
-const FULL: Grid = Grid {
-    sizes: &[
-        16, 32, 512, 1024, 1040, 4096, 32_768, 262_144, 2_097_152, 4_194_304,
-    ],
-    rounds: 16,
-    odd_sizes: &[1, 7, 1037, 65_537, 300_001],
-    odd_variants: &Variant::ALL,
-    odd_rounds: 4,
-    odd_in_both_modes: true,
-    adversarials: &Adversarial::ALL,
-    adversarial_rounds: 16,
-    adversarial_for_every_dtype: true,
-    adversarial_elements: 300_001,
-    longest_delay: Duration::from_millis(1),
-    longest_late_start: Duration::from_millis(1500),
-};
+fn smoke() -> Grid {
+    Grid {
+        sweeps: [
+            Sweep {
+                sizes: &[16, 1040, 4096],
+                variants: &[Variant::Aligned],
+                rounds: 3,
+                in_both_modes: true,
+            },
+            Sweep {
+                sizes: &[1, 1037],
+                variants: &[
+                    Variant::Unaligned,
+                    Variant::UnalignedInPlace,
+                    Variant::SpecialUnaligned,
+                ],
+                rounds: 2,
+                in_both_modes: false,
+            },
+        ],
+        adversarials: Adversarial::value_variants(),
+        adversarial_rounds: 3,
+        adversarial_for_every_dtype: false,
+        adversarial_elements: 2000,
+        longest_delay: Duration::from_millis(3),
+        longest_late_start: Duration::from_millis(300),
+    }
+}
 
-const SANITIZER: Grid = Grid {
-    sizes: &[16, 1040],
-    rounds: 1,
-    odd_sizes: &[1037],
-    odd_variants: &[Variant::Unaligned, Variant::UnalignedInPlace],
-    odd_rounds: 1,
-    odd_in_both_modes: false,
-    adversarials: &[Adversarial::Sizes, Adversarial::Mixed, Adversarial::Grids],
-    adversarial_rounds: 1,
-    adversarial_for_every_dtype: false,
-    adversarial_elements: 2000,
-    longest_delay: Duration::ZERO,
-    longest_late_start: Duration::ZERO,
-};
+fn full() -> Grid {
+    Grid {
+        sweeps: [
+            Sweep {
+                sizes: &[
+                    16, 32, 512, 1024, 1040, 4096, 32_768, 262_144, 2_097_152, 4_194_304,
+                ],
+                variants: &[Variant::Aligned],
+                rounds: 16,
+                in_both_modes: true,
+            },
+            Sweep {
+                sizes: &[1, 7, 1037, 65_537, 300_001],
+                variants: Variant::value_variants(),
+                rounds: 4,
+                in_both_modes: true,
+            },
+        ],
+        adversarials: Adversarial::value_variants(),
+        adversarial_rounds: 16,
+        adversarial_for_every_dtype: true,
+        adversarial_elements: 300_001,
+        longest_delay: Duration::from_millis(1),
+        longest_late_start: Duration::from_millis(1500),
+    }
+}
 
-pub(crate) fn grid(kind: GridKind) -> &'static Grid {
+fn sanitizer() -> Grid {
+    Grid {
+        sweeps: [
+            Sweep {
+                sizes: &[16, 1040],
+                variants: &[Variant::Aligned],
+                rounds: 1,
+                in_both_modes: true,
+            },
+            Sweep {
+                sizes: &[1037],
+                variants: &[Variant::Unaligned, Variant::UnalignedInPlace],
+                rounds: 1,
+                in_both_modes: false,
+            },
+        ],
+        adversarials: &[Adversarial::Sizes, Adversarial::Mixed, Adversarial::Grids],
+        adversarial_rounds: 1,
+        adversarial_for_every_dtype: false,
+        adversarial_elements: 2000,
+        longest_delay: Duration::ZERO,
+        longest_late_start: Duration::ZERO,
+    }
+}
+
+pub(crate) fn grid(kind: GridKind) -> Grid {
     match kind {
-        GridKind::Sanitizer => &SANITIZER,
-        GridKind::Smoke => &SMOKE,
-        GridKind::Full => &FULL,
+        GridKind::Sanitizer => sanitizer(),
+        GridKind::Smoke => smoke(),
+        GridKind::Full => full(),
     }
 }
 
@@ -98,71 +132,61 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     let preferred = bf16.or(settings.dtypes.first()).copied();
     let mut cases = Vec::new();
     for &world_size in &settings.world_sizes {
-        for &dtype in &settings.dtypes {
-            uniform_cases(grid, settings, world_size, dtype, &mut cases);
-        }
-        for &dtype in &settings.dtypes {
-            // Ranks start once, whatever the type.
-            let runs = |kind: &Adversarial| {
-                Some(dtype) == preferred
-                    || (grid.adversarial_for_every_dtype && *kind != Adversarial::LateStart)
-            };
-            let kinds = grid.adversarials.iter().copied().filter(runs);
-            cases.extend(kinds.map(|kind| Case {
+        let mut push = |dtype, work, rounds| {
+            cases.push(Case {
                 world_size,
                 dtype,
-                work: Work::Adversarial(kind),
-                rounds: grid.adversarial_rounds,
-            }));
-        }
-    }
-    if let Some(filter) = &settings.filter {
-        cases.retain(|case| filter.selects(&case.to_string()));
-    }
-    cases
-}
-
-fn uniform_cases(
-    grid: &Grid,
-    settings: &Settings,
-    world_size: u32,
-    dtype: Dtype,
-    cases: &mut Vec<Case>,
-) {
-    let mut push = |route, elements, mode, variant, rounds| {
-        cases.push(Case {
-            world_size,
-            dtype,
-            work: Work::Uniform {
-                route,
-                elements,
-                mode,
-                variant,
-            },
-            rounds,
-        });
-    };
-    for &route in &settings.routes {
-        for &elements in grid.sizes {
-            for mode in [Mode::Eager, Mode::Graph] {
-                push(route, elements, mode, Variant::Aligned, grid.rounds);
-            }
-        }
-        for &elements in grid.odd_sizes {
-            let variants = grid
-                .odd_variants
-                .iter()
-                .filter(|variant| variant.serves(route));
-            for (index, &variant) in variants.enumerate() {
-                let both = grid.odd_in_both_modes;
-                for (turn, mode) in [Mode::Eager, Mode::Graph].into_iter().enumerate() {
-                    // Alternating over variants and world sizes, so that each runs in both modes.
-                    if both || (index + world_size as usize) % 2 == turn {
-                        push(route, elements, mode, variant, grid.odd_rounds);
+                work,
+                rounds,
+            });
+        };
+        for &dtype in &settings.dtypes {
+            for &route in &settings.routes {
+                for sweep in &grid.sweeps {
+                    for work in sweep.work(route, world_size) {
+                        push(dtype, work, sweep.rounds);
                     }
                 }
             }
         }
+        for &dtype in &settings.dtypes {
+            for &kind in grid.adversarials {
+                // Ranks start once, whatever the type.
+                if Some(dtype) == preferred
+                    || grid.adversarial_for_every_dtype && kind != Adversarial::LateStart
+                {
+                    push(dtype, Work::Adversarial(kind), grid.adversarial_rounds);
+                }
+            }
+        }
+    }
+    if let Some(filter) = &settings.filter {
+        cases.retain(|case| is_selected(filter, &case.to_string()));
+    }
+    cases
+}
+
+impl Sweep {
+    /// The calls of a route.
+    fn work(&self, route: Route, world_size: u32) -> Vec<Work> {
+        let mut all = Vec::new();
+        for &elements in self.sizes {
+            let variants = self.variants.iter().filter(|variant| variant.serves(route));
+            for (index, &variant) in variants.enumerate() {
+                for (turn, mode) in [Mode::Eager, Mode::Graph].into_iter().enumerate() {
+                    // Alternating over variants and world sizes, so that each runs in both modes.
+                    if self.in_both_modes || (index + world_size as usize) % 2 == turn {
+                        all.push(Work::Uniform {
+                            route,
+                            elements,
+                            mode,
+                            variant,
+                        });
+                    }
+                }
+            }
+        }
+        all
     }
 }
 
@@ -201,37 +225,34 @@ pub(crate) fn largest_elements(settings: &Settings, cases: &[&Case]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use peersum::dispatch::Route;
-
     use super::*;
-    use std::collections::HashSet;
+    use std::collections::BTreeMap;
 
-    fn settings(grid: GridKind) -> Settings {
-        Settings::of(DeviceKind::Emulator, grid, (2..=8).collect(), 1)
+    /// The rounds of each configuration of a grid, by its name.
+    fn rounds(grid: GridKind) -> BTreeMap<String, u32> {
+        let world_sizes = [2, 3, 4, 5, 6, 7, 8];
+        let cases = cases(&Settings::of(DeviceKind::Emulator, grid, world_sizes, 1));
+        let rounds: BTreeMap<_, _> = cases
+            .iter()
+            .map(|case| (case.to_string(), case.rounds))
+            .collect();
+        assert_eq!(rounds.len(), cases.len(), "each has a name of its own");
+        rounds
     }
 
     #[test]
     fn the_full_grid_has_every_size_type_algorithm_mode_and_world_size() {
-        let cases: HashSet<Case> = cases(&settings(GridKind::Full)).into_iter().collect();
+        let rounds = rounds(GridKind::Full);
         for world_size in 2..=8 {
-            for &dtype in Dtype::ALL {
-                for route in Route::ALL {
+            for dtype in Dtype::ALL {
+                for route in Route::ALL.map(Route::name) {
                     for elements in [
                         16, 32, 512, 1024, 1040, 4096, 32768, 262144, 2097152, 4194304,
                     ] {
-                        for mode in [Mode::Eager, Mode::Graph] {
-                            let case = Case {
-                                world_size,
-                                dtype,
-                                work: Work::Uniform {
-                                    route,
-                                    elements,
-                                    mode,
-                                    variant: Variant::Aligned,
-                                },
-                                rounds: 16,
-                            };
-                            assert!(cases.contains(&case), "{case}");
+                        for mode in ["eager", "graph"] {
+                            let case = format!("{route}/{elements}/{mode}/aligned");
+                            let case = format!("ws{world_size}/{dtype}/{case}");
+                            assert_eq!(rounds.get(&case), Some(&16), "{case}");
                         }
                     }
                 }
@@ -241,18 +262,11 @@ mod tests {
 
     #[test]
     fn the_grid_for_sanitizers_has_every_algorithm_eager_and_in_a_graph() {
-        let cases = cases(&settings(GridKind::Sanitizer));
-        for route in Route::ALL {
-            for mode in [Mode::Eager, Mode::Graph] {
-                let has = cases.iter().any(|case| match case.work {
-                    Work::Uniform {
-                        route: its_route,
-                        mode: its_mode,
-                        ..
-                    } => (its_route, its_mode) == (route, mode),
-                    Work::Adversarial(_) => false,
-                });
-                assert!(has, "{route:?} {mode:?}");
+        let rounds = rounds(GridKind::Sanitizer);
+        for route in Route::ALL.map(Route::name) {
+            for mode in ["eager", "graph"] {
+                let case = format!("ws2/bf16/{route}/1040/{mode}/aligned");
+                assert!(rounds.contains_key(&case), "{case}");
             }
         }
     }
@@ -260,9 +274,7 @@ mod tests {
     #[test]
     fn every_configuration_has_a_name_of_its_own() {
         for grid in [GridKind::Smoke, GridKind::Full, GridKind::Sanitizer] {
-            let cases = cases(&settings(grid));
-            let names: HashSet<String> = cases.iter().map(Case::to_string).collect();
-            assert_eq!(names.len(), cases.len());
+            assert!(!rounds(grid).is_empty());
         }
     }
 }

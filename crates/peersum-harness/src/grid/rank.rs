@@ -7,16 +7,16 @@ use peersum::Rendezvous;
 
 use super::case::{Adversarial, Case, Work};
 use super::event::Event;
-use super::machine::GridMachine;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
+use crate::machine::Machine;
 
 /// Runs every case of every group that `rank` is in, and passes events to `emit`. `rendezvous`
 /// returns the rendezvous of a group, given its world size and slot.
 ///
 /// # Errors
 /// The rank cannot continue. A mismatch is an event, not an error.
-pub(crate) fn run<M: GridMachine>(
+pub(crate) fn run<M: Machine>(
     machine: &M,
     settings: &Settings,
     cases: &[Case],

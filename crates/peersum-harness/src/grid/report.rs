@@ -2,34 +2,65 @@
 
 use serde::Serialize;
 
-use super::plan::left_out;
 use super::settings::Settings;
-use super::tally::{CaseReport, CaseStatus, Seconds, Tally};
 
 /// The report's schema.
-const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 2;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report<'a> {
-    schema: u32,
-    device: &'a str,
-    settings: &'a Settings,
-    configurations: Counts,
-    calls: u64,
-    mismatches: u64,
+    pub(super) schema: u32,
+    pub(super) device: &'a str,
+    pub(super) settings: &'a Settings,
+    pub(super) configurations: Counts,
+    pub(super) calls: u64,
+    pub(super) mismatches: u64,
     /// Why the run ended early, if it did.
-    failure: Option<&'a str>,
-    seconds: Seconds,
+    pub(super) failure: Option<String>,
+    pub(super) seconds: Seconds,
     /// Every configuration that was asked for.
-    cases: Vec<CaseReport>,
-    /// The first mismatches, in the order in which they came.
-    first_mismatches: &'a [String],
+    pub(super) cases: Vec<CaseReport>,
+    /// The first mismatches, in the order in which they came, each with the command that runs its
+    /// case again.
+    pub(super) first_mismatches: Vec<String>,
     /// What the grid does not have, and why.
-    left_out: Vec<&'static str>,
+    pub(super) left_out: Vec<&'static str>,
+}
+
+/// How a case stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "status", content = "reason")]
+pub(super) enum CaseStatus {
+    /// Every rank has the reference's bits in every call.
+    Passed,
+    /// A result differs, or a rank failed.
+    Failed(String),
+    /// It did not run to its end, which does not count as passed.
+    Skipped(String),
+}
+
+/// How a case ended.
+#[derive(Debug, Serialize)]
+pub(super) struct CaseReport {
+    pub(super) name: String,
+    #[serde(flatten)]
+    pub(super) status: CaseStatus,
+    pub(super) calls: u64,
+}
+
+/// Seconds by phase. Set-up, run and check are those of the slowest rank of each group, case by
+/// case.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Seconds {
+    pub(super) precompile: Option<f64>,
+    pub(super) set_up: f64,
+    pub(super) run: f64,
+    pub(super) check: f64,
+    pub(super) total: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
-struct Counts {
+pub(super) struct Counts {
     run: usize,
     passed: usize,
     failed: usize,
@@ -37,7 +68,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn of(cases: &[CaseReport]) -> Counts {
+    pub(super) fn of(cases: &[CaseReport]) -> Counts {
         let mut counts = Counts::default();
         for case in cases {
             match case.status {
@@ -51,29 +82,7 @@ impl Counts {
     }
 }
 
-impl<'a> Report<'a> {
-    pub(crate) fn new(
-        device: &'a str,
-        settings: &'a Settings,
-        tally: &'a Tally<'_>,
-        seconds: Seconds,
-    ) -> Report<'a> {
-        let cases = tally.cases();
-        Report {
-            schema: SCHEMA,
-            device,
-            settings,
-            configurations: Counts::of(&cases),
-            calls: cases.iter().map(|case| case.calls).sum(),
-            mismatches: tally.mismatch_count(),
-            failure: tally.failure(),
-            seconds,
-            cases,
-            first_mismatches: tally.mismatches(),
-            left_out: left_out(settings),
-        }
-    }
-
+impl Report<'_> {
     /// Whether every configuration passed.
     pub(crate) fn passed(&self) -> bool {
         self.configurations.passed == self.cases.len() && self.failure.is_none()
@@ -81,14 +90,14 @@ impl<'a> Report<'a> {
 
     /// Prints the totals, and what went wrong before them.
     pub(crate) fn print(&self) {
-        for mismatch in self.first_mismatches {
+        for mismatch in &self.first_mismatches {
             println!("{mismatch}");
         }
         let shown = self.first_mismatches.len() as u64;
         if self.mismatches > shown {
             println!("and {} more mismatches", self.mismatches - shown);
         }
-        if let Some(failure) = self.failure {
+        if let Some(failure) = &self.failure {
             println!("the run was ended: {failure}");
         }
         for left_out in &self.left_out {

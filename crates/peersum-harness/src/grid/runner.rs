@@ -1,22 +1,22 @@
 //! The runner: starts the ranks, collects their events, and ends them if one fails or all are
 //! silent.
 
+use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::case::Case;
 use super::event::Event;
-use super::machine::CheckedGpus;
 use super::settings::{RankKind, Settings};
 use super::tally::Tally;
-use super::workers::{self, Message, Worker, ranks};
-use crate::machine::{DeviceKind, Emulators};
-use crate::ranks::meeting_directory;
+use super::workers::{self, Worker};
+use crate::machine::{DeviceKind, Emulators, Gpus};
+use crate::ranks::{Heard, meeting_directory};
 
-/// How often the runner checks for processes that have ended.
+/// How often the runner looks at the clock.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long ranks may be silent in addition to the timeout of a call: cases contain pauses, and the
@@ -32,33 +32,24 @@ pub(crate) fn run<'a>(
     cases: &'a Arc<Vec<Case>>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Tally<'a>> {
-    let (sender, receiver) = channel();
-    match settings.ranks {
-        RankKind::Threads => {
-            let workers = match settings.device {
-                DeviceKind::Cuda => {
-                    let gpus = Arc::new(CheckedGpus::open(ranks(settings))?);
-                    workers::start_threads(gpus, settings, cases, &sender)
-                }
-                DeviceKind::Emulator => {
-                    let emulators = Arc::new(Emulators::with_delayed_blocks());
-                    workers::start_threads(emulators, settings, cases, &sender)
-                }
-            };
-            Ok(watch(
-                settings, cases, workers?, sender, &receiver, progress,
-            ))
+    let (sender, events) = channel();
+    let directory = meeting_directory("grid")?;
+    let workers = match (settings.ranks, settings.device) {
+        (RankKind::Processes, _) => workers::start_processes(settings, directory.path(), &sender)?,
+        (RankKind::Threads, DeviceKind::Cuda) => {
+            let gpus = Gpus::open(settings.most_ranks())?.with_checks()?;
+            workers::start_threads(&Arc::new(gpus), settings, cases, &sender)?
         }
-        RankKind::Processes => {
-            let directory = meeting_directory("grid")?;
-            let workers = workers::start_processes(settings, directory.path(), &sender)?;
-            let tally = watch(settings, cases, workers, sender, &receiver, progress);
-            directory
-                .close()
-                .context("removing the directory where the ranks met")?;
-            Ok(tally)
+        (RankKind::Threads, DeviceKind::Emulator) => {
+            let emulators = Emulators::with_delayed_blocks();
+            workers::start_threads(&Arc::new(emulators), settings, cases, &sender)?
         }
-    }
+    };
+    let tally = watch(settings, cases, workers, sender, &events, progress);
+    directory
+        .close()
+        .context("removing the directory where the ranks met")?;
+    Ok(tally)
 }
 
 /// Collects events until every rank is done, or until one has failed and the others have had time
@@ -67,79 +58,63 @@ pub(crate) fn watch<'a>(
     settings: &'a Settings,
     cases: &'a [Case],
     mut workers: Vec<Worker>,
-    sender: Sender<Message>,
-    receiver: &Receiver<Message>,
+    sender: Sender<Heard<Event>>,
+    events: &Receiver<Heard<Event>>,
     progress: &mut dyn FnMut(&str),
 ) -> Tally<'a> {
     drop(sender);
-    let mut tally = Tally::new(settings, cases, workers.len() as u32);
+    let mut tally = Tally::new(settings, cases, workers.len());
     let mut done = vec![false; workers.len()];
-    let mut closed = vec![false; workers.len()];
     let patience = settings.timeout + SILENCE;
-    let mut last_heard = vec![Instant::now(); workers.len()];
+    // Ranks of a large group wait silently while small groups run, so the run hangs only if all are
+    // silent.
+    let mut last_heard = Instant::now();
     let mut failed_at: Option<Instant> = None;
     // What ended ranks: processes that ended before they were done, and errors that ranks reported.
     let (mut ends, mut errors) = (Vec::new(), Vec::new());
-    loop {
-        match receiver.recv_timeout(LOOK_INTERVAL) {
-            Ok(Message::Event(rank, event)) => {
-                let at = rank as usize;
-                last_heard[at] = Instant::now();
-                if let Some(line) = tally.take(rank, &event) {
-                    progress(&line);
-                }
-                match event {
-                    Event::Done => done[at] = true,
-                    Event::Failed { error } => {
-                        done[at] = true;
-                        let configuration = tally.last_configuration(rank);
-                        errors.push((rank, format!("failed in {configuration}: {error}")));
-                        failed_at.get_or_insert_with(Instant::now);
-                    }
-                    _ => {}
-                }
+    while !done.iter().all(|done| *done)
+        && failed_at.is_none_or(|at| at.elapsed() <= LAST_WORDS)
+        && (failed_at.is_some() || last_heard.elapsed() <= patience)
+    {
+        let Ok((rank, at, event)) = events.recv_timeout(LOOK_INTERVAL) else {
+            continue;
+        };
+        last_heard = at;
+        if let Some(line) = event.as_ref().and_then(|event| tally.take(rank, event)) {
+            progress(&line);
+        }
+        let configuration = tally.last_configuration(rank);
+        match event {
+            Some(Event::Done) => done[rank] = true,
+            Some(Event::Failed { error }) => {
+                done[rank] = true;
+                errors.push((rank, format!("failed in {configuration}: {error}")));
+                failed_at.get_or_insert_with(Instant::now);
             }
-            Ok(Message::Closed(rank)) => closed[rank as usize] = true,
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-        }
-        for (rank, worker) in workers.iter_mut().enumerate() {
-            // If its output is closed, all its events have been received.
-            let Some(status) = worker.ended().filter(|_| closed[rank] && !done[rank]) else {
-                continue;
-            };
-            done[rank] = true;
-            let rank = rank as u32;
-            let configuration = tally.last_configuration(rank);
-            let end = format!("ended with {status} in {configuration} before it was done");
-            ends.push((rank, end));
-            failed_at.get_or_insert_with(Instant::now);
-        }
-        if done.iter().all(|done| *done) {
-            break;
-        }
-        if failed_at.is_some_and(|at| at.elapsed() > LAST_WORDS) {
-            break;
-        }
-        // Ranks of a large group wait silently while small groups run, so the run hangs only if all
-        // are silent.
-        if failed_at.is_none() && last_heard.iter().all(|heard| heard.elapsed() > patience) {
-            break;
+            Some(_) => {}
+            None if done[rank] => {}
+            None => {
+                done[rank] = true;
+                let status = workers[rank].ended();
+                let status = status.map_or("no status".to_owned(), |it: ExitStatus| it.to_string());
+                let end = format!("ended with {status} in {configuration} before it was done");
+                ends.push((rank, end));
+                failed_at.get_or_insert_with(Instant::now);
+            }
         }
     }
     ends.append(&mut errors);
     conclude(&mut tally, &mut workers, &done, ends, patience);
-    for worker in &mut workers {
-        worker.kill();
-    }
     tally
 }
 
-/// Says why the run ended, if it ended early. `ends` says what ended ranks, the cause first.
+/// Says why the run ended, if it ended early. `ends` says what ended ranks, the cause first. Ends
+/// all processes.
 fn conclude(
     tally: &mut Tally<'_>,
     workers: &mut [Worker],
     done: &[bool],
-    mut ends: Vec<(u32, String)>,
+    mut ends: Vec<(usize, String)>,
     patience: Duration,
 ) {
     let explained = !ends.is_empty();
@@ -147,15 +122,15 @@ fn conclude(
         true => "another rank had failed".to_owned(),
         false => format!("nothing was heard of any rank for {patience:?}"),
     };
-    for (rank, worker) in (0..).zip(&mut *workers) {
+    for (rank, worker) in workers.iter_mut().enumerate() {
+        worker.kill();
         // A rank outside of a case only waits for a group that will never form.
-        if done[rank as usize] || explained && !tally.is_in_a_case(rank) {
+        if done[rank] || explained && tally.case_of(rank).is_none() {
             continue;
         }
-        worker.kill();
-        let what = match worker {
-            Worker::Process(_) => "was killed",
-            Worker::Thread => "was left behind",
+        let what = match worker.is_thread() {
+            true => "was left behind",
+            false => "was killed",
         };
         let configuration = tally.last_configuration(rank);
         ends.push((rank, format!("{what} in {configuration} ({since})")));
@@ -163,8 +138,8 @@ fn conclude(
     let Some(&(first, _)) = ends.first() else {
         return;
     };
-    let line = |(rank, end): &(u32, String)| {
-        let stderr = indented("its stderr", &workers[*rank as usize].stderr());
+    let line = |(rank, end): &(usize, String)| {
+        let stderr = indented("its stderr", &workers[*rank].stderr());
         format!("rank {rank} {end}{stderr}")
     };
     let lines: Vec<String> = ends.iter().map(line).collect();

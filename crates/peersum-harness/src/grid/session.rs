@@ -2,20 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use peersum::device::{Device, DeviceStream};
+use peersum::loader::{JitMode, LoadPolicy, Place};
 use peersum::{Communicator, Rendezvous};
 
-use super::calls::{Call, LAYERS, delay, late_start, round_calls};
+use super::calls::{LAYERS, delay, late_start, round_calls, stride};
 use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check;
-use super::event::{Event, Mismatch, Wrong};
-use super::lane::{Lane, Round};
-use super::machine::{GridMachine, load_policy, require_precompiled};
-use super::memory::{number_of, region_bytes, stride};
+use super::event::{Event, Mismatch, Spent};
+use super::lane::{Lane, Round, region_bytes};
 use super::plan;
 use super::settings::{GridKind, Settings};
+use super::slot::{Wrong, number_of};
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
+use crate::machine::{DeviceOf, Machine};
 use crate::memory::Guarded;
 
 /// Maximum time that ranks wait for each other in set-up. It can be long because the runner watches
@@ -31,23 +32,14 @@ pub(crate) struct Session<S: DeviceStream> {
     /// The seed may change between cases.
     pub(crate) settings: Settings,
     rank: u32,
-    world_size: u32,
     lanes: Vec<Lane<S::Device>>,
     /// Whether a test asked for a wrong result in this case.
     pub(crate) corrupts: bool,
 }
 
-/// The calls of a case, and the time that they took.
-#[derive(Default)]
-struct Spent {
-    calls: u64,
-    run: Duration,
-    check: Duration,
-}
-
 impl<S: DeviceStream> Session<S> {
     /// Joins the group and allocates what the largest of `cases` needs.
-    pub(crate) fn new<M: GridMachine<Stream = S>>(
+    pub(crate) fn new<M: Machine<Stream = S>>(
         machine: &M,
         settings: &Settings,
         cases: &[&Case],
@@ -75,26 +67,15 @@ impl<S: DeviceStream> Session<S> {
         Ok(Session {
             settings: settings.clone(),
             rank,
-            world_size,
             lanes,
             corrupts: false,
         })
     }
 
     /// Runs one case and tells `emit` how it went.
-    pub(crate) fn run_case(
-        &mut self,
-        index: usize,
-        case: &Case,
-        emit: &dyn Fn(Event),
-    ) -> Result<()> {
-        let spent = with_element!(case.dtype, T => self.run_typed::<T>(index, case, emit)?);
-        emit(Event::Ended {
-            case: index,
-            calls: spent.calls,
-            run_seconds: spent.run.as_secs_f64(),
-            check_seconds: spent.check.as_secs_f64(),
-        });
+    pub(crate) fn run_case(&mut self, case: usize, its: &Case, emit: &dyn Fn(Event)) -> Result<()> {
+        let spent = with_element!(its.dtype, T => self.run_typed::<T>(case, its, emit)?);
+        emit(Event::Ended { case, spent });
         Ok(())
     }
 
@@ -106,7 +87,7 @@ impl<S: DeviceStream> Session<S> {
     ) -> Result<Spent> {
         let mut spent = Spent::default();
         let mut graph = None;
-        let keys = self.keys(case);
+        let keys = keys(self.settings.seed, case);
         let in_graph = matches!(case.work, Work::Uniform { mode, .. } if mode == Mode::Graph);
         for (number, keys) in (0..case.rounds).zip(&keys) {
             let calls = round_calls(&self.settings, case, number);
@@ -124,7 +105,7 @@ impl<S: DeviceStream> Session<S> {
                 let own: Vec<usize> = layers.filter(|&layer| calls[layer].lane == index).collect();
                 lane.prepare::<T>(&round, &own)?;
             }
-            spent.check += began.elapsed();
+            spent.check += began.elapsed().as_secs_f64();
 
             let began = Instant::now();
             if in_graph {
@@ -144,70 +125,29 @@ impl<S: DeviceStream> Session<S> {
                 }
             }
             spent.calls += calls.len() as u64;
-            for (layer, wrong) in self.compare::<T>(&round, began, &mut spent)? {
-                self.report(index, number, layer, &calls[layer], wrong, emit);
+            // The results of a device that compares them itself are waited for once, at the end.
+            for lane in self.lanes.iter_mut().filter(|lane| lane.check.is_none()) {
+                lane.communicator.synchronize()?;
             }
+            spent.run += began.elapsed().as_secs_f64();
+
+            let began = Instant::now();
+            for (layer, call) in calls.iter().enumerate() {
+                let corrupts = self.corrupts && (number, layer) == (1, 2);
+                let lane = &mut self.lanes[call.lane];
+                if let Some(wrong) = lane.compare::<T>(&round, layer, corrupts)? {
+                    emit(self.mismatch(index, case, number, layer, wrong));
+                }
+            }
+            spent.check += began.elapsed().as_secs_f64();
         }
         let began = Instant::now();
         for (place, wrong) in self.take_from_devices::<T>(case, &keys)? {
             let (number, layer) = ((place / LAYERS) as u32, place % LAYERS);
-            let calls = round_calls(&self.settings, case, number);
-            self.report(index, number, layer, &calls[layer], wrong, emit);
+            emit(self.mismatch(index, case, number, layer, wrong));
         }
-        spent.run += began.elapsed();
+        spent.run += began.elapsed().as_secs_f64();
         Ok(spent)
-    }
-
-    /// The keys of all ranks' arrays, by round and call.
-    fn keys(&self, case: &Case) -> Vec<Vec<Vec<Key>>> {
-        let seed = case_seed(self.settings.seed, &case.to_string());
-        let of_call = |round, layer| -> Vec<Key> {
-            let ranks = 0..self.world_size;
-            ranks
-                .map(|rank| Key::new(seed, round, layer, rank))
-                .collect()
-        };
-        let of_round = |round| {
-            (0..LAYERS as u32)
-                .map(|layer| of_call(round, layer))
-                .collect()
-        };
-        (0..case.rounds).map(of_round).collect()
-    }
-
-    /// Waits for the round and compares its results, or enqueues the comparison on devices that do
-    /// it themselves.
-    fn compare<T: TestElement>(
-        &mut self,
-        round: &Round<'_>,
-        began: Instant,
-        spent: &mut Spent,
-    ) -> Result<Vec<(usize, Wrong)>> {
-        let mut waited = false;
-        for lane in self.lanes.iter_mut().filter(|lane| lane.check.is_none()) {
-            lane.communicator.synchronize()?;
-            waited = true;
-        }
-        spent.run += began.elapsed();
-        let began = Instant::now();
-        let mut all = Vec::new();
-        for (layer, call) in round.calls.iter().enumerate() {
-            let lane = &mut self.lanes[call.lane];
-            if lane.check.is_some() {
-                lane.compare_on_device::<T>(round, layer)?;
-                continue;
-            }
-            let corrupts = self.corrupts && (round.number, layer) == (1, 2);
-            let wrong = lane.compare::<T>(round, layer, corrupts)?;
-            all.extend(wrong.map(|wrong| (layer, wrong)));
-        }
-        let time = if waited {
-            &mut spent.check
-        } else {
-            &mut spent.run
-        };
-        *time += began.elapsed();
-        Ok(all)
     }
 
     /// What the devices have found in all rounds of a case, by round and call.
@@ -233,54 +173,69 @@ impl<S: DeviceStream> Session<S> {
         Ok(all)
     }
 
-    fn report(
-        &self,
-        case: usize,
-        round: u32,
-        layer: usize,
-        call: &Call,
-        wrong: Wrong,
-        emit: &dyn Fn(Event),
-    ) {
-        let algorithm = call.plan.map_or("table", |plan| plan.route.name());
-        emit(Event::Mismatch(Mismatch {
+    fn mismatch(&self, case: usize, its: &Case, round: u32, layer: usize, wrong: Wrong) -> Event {
+        let call = round_calls(&self.settings, its, round)[layer];
+        Event::Mismatch(Mismatch {
             case,
             rank: self.rank,
             round,
-            layer: layer as u32,
-            algorithm: algorithm.to_owned(),
+            layer,
+            algorithm: call
+                .plan
+                .map_or("table", |plan| plan.route.name())
+                .to_owned(),
             elements: call.elements,
             wrong,
-        }));
+        })
     }
 }
 
+/// The keys of all ranks' arrays, by round and call.
+fn keys(seed: u64, case: &Case) -> Vec<Vec<Vec<Key>>> {
+    let seed = case_seed(seed, &case.to_string());
+    let of_call = |round, layer| -> Vec<Key> {
+        let ranks = 0..case.world_size;
+        ranks
+            .map(|rank| Key::new(seed, round, layer, rank))
+            .collect()
+    };
+    let layers = 0..LAYERS as u32;
+    let of_round = |round| layers.clone().map(|layer| of_call(round, layer)).collect();
+    (0..case.rounds).map(of_round).collect()
+}
+
 /// Joins one of a session's groups.
-fn new_lane<M: GridMachine>(
+fn new_lane<M: Machine>(
     machine: &M,
     settings: &Settings,
     rendezvous: Rendezvous,
     elements: usize,
     few_blocks: bool,
-) -> Result<Lane<<M::Stream as DeviceStream>::Device>> {
+) -> Result<Lane<DeviceOf<M>>> {
     let (rank, world_size) = (rendezvous.rank(), rendezvous.world_size());
     let stream = machine.stream(rank)?;
-    let device = <M::Stream as DeviceStream>::Device::open(&stream)?;
-    let bytes = region_bytes(elements);
+    let device = DeviceOf::<M>::open(&stream)?;
+    let (bytes, sharing) = (region_bytes(elements), settings.sharing());
     let mut builder = Communicator::builder()
         .rendezvous(rendezvous)
-        .load_policy(load_policy()?)
+        .load_policy(LoadPolicy::from_env()?.jit(JitMode::Deny))
         // Half of the largest message, so that split calls are tested too.
         .max_bytes((elements * size_of::<f32>() / 2).max(1024))
         .setup_timeout(SETUP_TIMEOUT)
         .timeout(settings.timeout)
         .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
-        .memory_sharing(settings.sharing());
+        .memory_sharing(sharing);
     if few_blocks {
         builder = builder.max_blocks(FEW_BLOCKS);
     }
     let mut communicator = builder.build(&stream)?;
-    require_precompiled(communicator.load_reports())?;
+    for report in communicator.load_reports() {
+        let is_compiled = matches!(
+            report.place,
+            Place::Directory(_) | Place::EnvDirectory(_) | Place::Pack
+        );
+        ensure!(is_compiled, "{report}: a rank must compile nothing");
+    }
     let symmetric = communicator.symmetric_alloc::<f32>(bytes.div_ceil(size_of::<f32>()))?;
     let mut check = machine.device_check(rank, &stream)?;
     if let Some(check) = &mut check {
@@ -288,8 +243,8 @@ fn new_lane<M: GridMachine>(
             .context("the check on the GPU against peersum::reference")?;
     }
     Ok(Lane {
-        input: Guarded::new(&device, bytes, settings.sharing())?,
-        output: Guarded::new(&device, bytes, settings.sharing())?,
+        input: Guarded::new(&device, bytes, sharing)?,
+        output: Guarded::new(&device, bytes, sharing)?,
         symmetric,
         check,
         communicator,

@@ -4,58 +4,43 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
 
 /// Maximum time to wait for resources that are freed asynchronously, such as a thread that was
 /// asked to end.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The lists are sorted, so that two values can be compared directly.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Holdings {
-    /// What each open file descriptor is.
-    descriptors: Vec<String>,
-    /// Mappings of memory that has no name in the file system.
-    mappings: Vec<String>,
-    threads: usize,
-}
+/// Each resource in words.
+#[derive(Debug, Clone)]
+pub(crate) struct Holdings(Vec<String>);
 
 impl Holdings {
     /// This process's.
     pub(crate) fn now() -> Result<Holdings> {
-        let listing = Path::new("/proc/self/fd");
-        let own = std::fs::read_dir(listing).context("reading /proc/self/fd")?;
-        let mut descriptors: Vec<String> = own
+        let directory = |path| std::fs::read_dir(path).with_context(|| format!("reading {path}"));
+        let descriptors = directory("/proc/self/fd")?
             .flatten()
             .filter_map(|entry| std::fs::read_link(entry.path()).ok())
             // The descriptor that lists them.
             .filter(|target| !is_listing(target))
-            .map(|target| kind(&target))
-            .collect();
-        descriptors.sort();
+            .map(|target| format!("descriptor {}", kind(&target)));
         let maps = std::fs::read_to_string("/proc/self/maps").context("reading /proc/self/maps")?;
-        let mut mappings: Vec<String> = maps
+        // Those of memory that has no name in the file system.
+        let mappings = maps
             .lines()
-            .filter_map(|line| line.split_once('/').map(|(_, path)| format!("/{path}")))
-            .filter(|path| path.ends_with("(deleted)") || path.starts_with("/dev/"))
-            .collect();
-        mappings.sort();
-        let threads = std::fs::read_dir("/proc/self/task")
-            .context("reading /proc/self/task")?
-            .count();
-        Ok(Holdings {
-            descriptors,
-            mappings,
-            threads,
-        })
+            .filter_map(|line| line.split_once('/'))
+            .filter(|(_, path)| path.ends_with("(deleted)") || path.starts_with("dev/"))
+            .map(|(_, path)| format!("mapping /{path}"));
+        let threads = directory("/proc/self/task")?.map(|_| "thread".to_owned());
+        Ok(Holdings(
+            descriptors.chain(mappings).chain(threads).collect(),
+        ))
     }
 
     /// What this process holds beyond `self`, in words; empty if nothing.
     pub(crate) fn surplus(&self) -> Result<Vec<String>> {
         let began = Instant::now();
         loop {
-            let now = Holdings::now()?;
-            let surplus = self.surplus_of(&now);
+            let surplus = self.surplus_of(Holdings::now()?);
             if surplus.is_empty() || began.elapsed() > SETTLE_PATIENCE {
                 return Ok(surplus);
             }
@@ -63,25 +48,12 @@ impl Holdings {
         }
     }
 
-    fn surplus_of(&self, now: &Holdings) -> Vec<String> {
-        let mut surplus = Vec::new();
-        for (what, before, now) in [
-            ("descriptor", &self.descriptors, &now.descriptors),
-            ("mapping", &self.mappings, &now.mappings),
-        ] {
-            let mut before = before.clone();
-            for item in now {
-                match before.iter().position(|other| other == item) {
-                    Some(index) => drop(before.swap_remove(index)),
-                    None => surplus.push(format!("{what} {item}")),
-                }
+    fn surplus_of(&self, now: Holdings) -> Vec<String> {
+        let mut surplus = now.0;
+        for held in &self.0 {
+            if let Some(index) = surplus.iter().position(|item| item == held) {
+                surplus.remove(index);
             }
-        }
-        if now.threads > self.threads {
-            surplus.push(format!(
-                "{} threads instead of {}",
-                now.threads, self.threads
-            ));
         }
         surplus
     }
@@ -106,24 +78,11 @@ mod tests {
 
     #[test]
     fn a_descriptor_a_mapping_and_a_thread_too_many_are_named() {
-        let less = Holdings {
-            descriptors: vec!["pipe".into(), "socket".into()],
-            mappings: Vec::new(),
-            threads: 1,
-        };
-        let more = Holdings {
-            descriptors: vec!["pipe".into(), "socket".into(), "socket".into()],
-            mappings: vec!["/memfd:peersum (deleted)".into()],
-            threads: 2,
-        };
-        assert_eq!(
-            less.surplus_of(&more),
-            [
-                "descriptor socket",
-                "mapping /memfd:peersum (deleted)",
-                "2 threads instead of 1"
-            ]
-        );
-        assert!(more.surplus_of(&less).is_empty());
+        let holdings = |items: &str| Holdings(items.split(", ").map(str::to_owned).collect());
+        let less = holdings("descriptor pipe, descriptor socket, thread");
+        let surplus = "descriptor socket, mapping /memfd:peersum (deleted), thread";
+        let more = holdings(&format!("{}, {surplus}", less.0.join(", ")));
+        assert_eq!(less.surplus_of(more.clone()).join(", "), surplus);
+        assert!(more.surplus_of(less).is_empty());
     }
 }

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use peersum::Rendezvous;
 
 use super::scenario::{Blow, Phase, Scenario};
+use crate::ranks::run_threads;
 
 /// Checks that no socket, lock, process or named shared memory is left. Returns true if files were
 /// left that the next run with the same name removed.
@@ -30,16 +31,12 @@ pub(super) fn judge_leftovers(
         && scenario.blow == Blow::Kill
         && scenario.victim == 0
     {
-        std::thread::scope(|scope| {
-            let ranks = [0, 1].map(|rank| {
-                let rendezvous = Rendezvous::unix(directory, "disturbed", rank, 2);
-                scope.spawn(move || rendezvous.join(patience).map(drop))
-            });
-            ranks.into_iter().try_for_each(|rank| match rank.join() {
-                Ok(joined) => joined.context("the next run behind a killed rank 0"),
-                Err(_) => bail!("the next run panicked"),
-            })
-        })?;
+        run_threads(2, 0, |member| {
+            let rank = member.peers.rank();
+            let rendezvous = Rendezvous::unix(directory, "disturbed", rank, 2);
+            Ok(rendezvous.join(patience).map(drop)?)
+        })
+        .context("the next run behind a killed rank 0")?;
         swept = true;
         left = files()?;
     }

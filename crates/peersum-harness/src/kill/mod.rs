@@ -7,28 +7,27 @@ mod leftovers;
 mod rank;
 mod ranks;
 mod referee;
-mod role;
+mod run;
 mod scenario;
 mod words;
 mod work;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::channel;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::machine::{DeviceChoice, DeviceKind, decide};
-use crate::names::list_of;
-use referee::Findings;
-use role::{Deadlines, Planted};
+use crate::names::{list_of, name_of};
+use referee::{Findings, referee};
+use run::{Deadlines, Planted, Run};
 use scenario::{Choices, Scenario};
 
-pub(crate) use rank::{RankArgs, run as run_rank};
+pub(crate) use rank::run as run_rank;
 
 /// The flags of `kill`.
 #[derive(Debug, Clone, clap::Args)]
@@ -89,8 +88,8 @@ struct Report {
     seconds: f64,
 }
 
-/// Runs the tests that the flags describe. The exit status is 1 unless every run passed.
-pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
+/// Runs the tests that the flags describe. Returns whether every run passed.
+pub(crate) fn run(args: &KillArgs) -> Result<bool> {
     let began = Instant::now();
     let ranks = args.choices.world_size.iter().copied().max().unwrap_or(2);
     let decision = decide(args.device, ranks)?;
@@ -105,80 +104,59 @@ pub(crate) fn run(args: &KillArgs) -> Result<ExitCode> {
         patience: milliseconds(args.patience_ms),
     };
     let numbers = args.run.map_or(0..args.runs, |run| run..run + 1);
-    let scenarios: Vec<Scenario> = numbers
-        .map(|run| args.choices.scenario(seed, run))
-        .collect();
-    ensure!(!scenarios.is_empty(), "--runs 0 tests nothing");
+    ensure!(!numbers.is_empty(), "--runs 0 tests nothing");
     println!("device: {}", decision.line);
-    println!("seed {seed}, {} runs", scenarios.len());
+    println!("seed {seed}, {} runs", numbers.end - numbers.start);
 
-    let mut report = Report {
+    let report = Mutex::new(Report {
         device: decision.line,
         seed,
         deadlines,
         lines: BTreeMap::new(),
         failed: Vec::new(),
         seconds: 0.0,
-    };
-    let jobs = args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1);
-    let run = |scenario: &Scenario| referee::run(device, scenario, &deadlines, &args.planted);
-    run_all(&scenarios, jobs, &run, &mut |scenario, outcome| {
-        if let Err(error) = &outcome {
-            println!("FAILED {scenario}: {error:#}");
-            println!(
-                "  again: {}",
-                again(&args.choices, seed, scenario.run, device)
-            );
-            report.failed.push(format!("{scenario}: {error:#}"));
-        }
-        report.add(scenario, outcome.ok());
     });
+    let next = AtomicU64::new(numbers.start);
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= numbers.end {
+                return;
+            }
+            let run = Run {
+                device,
+                scenario: args.choices.scenario(seed, number),
+                deadlines,
+                planted: args.planted,
+            };
+            let outcome = referee(&run);
+            let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
+            report.add(&run.scenario, &again(&args.choices, &run, seed), outcome);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.unwrap_or(if on_gpu { 1 } else { 4 }).max(1) {
+            scope.spawn(work);
+        }
+    });
+    let mut report = report.into_inner().unwrap_or_else(PoisonError::into_inner);
     report.seconds = began.elapsed().as_secs_f64();
     report.print();
     if let Some(path) = &args.report {
         let json = serde_json::to_vec_pretty(&report)?;
         std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(match report.failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    })
-}
-
-/// Runs all scenarios, `jobs` at once, and hands `take` each outcome as it comes.
-fn run_all<'a>(
-    scenarios: &'a [Scenario],
-    jobs: usize,
-    run: &(impl Fn(&Scenario) -> Result<Findings> + Sync),
-    take: &mut dyn FnMut(&'a Scenario, Result<Findings>),
-) {
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        let (sender, outcomes) = channel();
-        for _ in 0..jobs {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
-                while let Some(scenario) = scenarios.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if sender.send((scenario, run(scenario))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        for (scenario, outcome) in outcomes {
-            take(scenario, outcome);
-        }
-    });
+    Ok(report.failed.is_empty())
 }
 
 /// The command that repeats one run.
-fn again(choices: &Choices, seed: u64, run: u64, device: DeviceKind) -> String {
+fn again(choices: &Choices, run: &Run, seed: u64) -> String {
     let sizes: Vec<String> = choices.world_size.iter().map(u32::to_string).collect();
     format!(
-        "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {run} \
+        "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {} \
          --world-size {} --phase {} --signal {}",
-        device.name(),
+        name_of(&run.device),
+        run.scenario.run,
         sizes.join(","),
         list_of(&choices.phase),
         list_of(&choices.signal)
@@ -186,11 +164,19 @@ fn again(choices: &Choices, seed: u64, run: u64, device: DeviceKind) -> String {
 }
 
 impl Report {
-    fn add(&mut self, scenario: &Scenario, findings: Option<Findings>) {
+    /// Adds a run, and prints the command `again` if it did not pass.
+    fn add(&mut self, scenario: &Scenario, again: &str, outcome: Result<Findings>) {
         let key = format!("{:?}/{:?}", scenario.phase, scenario.blow);
         let line = self.lines.entry(key).or_default();
         line.runs += 1;
-        let Some(findings) = findings else { return };
+        let findings = match outcome {
+            Ok(findings) => findings,
+            Err(error) => {
+                println!("FAILED {scenario}: {error:#}\n  again: {again}");
+                self.failed.push(format!("{scenario}: {error:#}"));
+                return;
+            }
+        };
         line.passed += 1;
         line.longest_ms = line.longest_ms.max(findings.longest.as_secs_f64() * 1e3);
         for (kind, count) in findings.kinds {

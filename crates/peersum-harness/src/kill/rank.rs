@@ -3,6 +3,7 @@
 //! still holds.
 
 use std::io::BufRead;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,24 +15,23 @@ use peersum::{Communicator, Error, Rendezvous, SetupStep, SymmetricBuffer};
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::holdings::Holdings;
-use super::role::{Plant, Role, held_at};
+use super::run::{Plant, Run};
 use super::scenario::Phase;
 use super::words::{Place, Verdict, Word};
 use super::work::{ELEMENTS, PATIENCE, Work};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine};
-use crate::ranks::{ParentArgs, say};
+use crate::ranks::{RankArgs, say};
 
 /// The deadline of calls and set-ups that are not disturbed: long enough for a busy machine.
 const UNDISTURBED: Duration = Duration::from_secs(60);
 
-/// The flags of `kill-rank`.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct RankArgs {
-    #[command(flatten)]
-    parent: ParentArgs,
-    /// [`Role`] as JSON.
-    #[arg(long)]
-    role: String,
+/// What a rank knows.
+#[derive(Clone)]
+struct Role {
+    run: Run,
+    rank: u32,
+    /// Where the ranks meet.
+    directory: PathBuf,
 }
 
 /// Runs one rank.
@@ -39,15 +39,17 @@ pub(crate) struct RankArgs {
 /// # Errors
 /// The process cannot start as a rank. Later errors are reported to the referee.
 pub(crate) fn run(args: &RankArgs) -> Result<()> {
-    args.parent.end_with_it()?;
-    let role: Role = serde_json::from_str(&args.role).context("reading the role")?;
-    let outcome = match role.device {
+    let role = Role {
+        run: args.begin()?,
+        rank: args.rank,
+        directory: args.directory.clone(),
+    };
+    let outcome = match role.run.device {
         DeviceKind::Cuda => on_gpu(&role),
         DeviceKind::Emulator => {
-            let device = if role.planted.one_device {
-                0
-            } else {
-                role.rank
+            let device = match role.run.planted.one_device {
+                true => 0,
+                false => role.rank,
             };
             play(&role, &|| Emulators::default().stream(device))
         }
@@ -63,14 +65,15 @@ fn on_gpu(role: &Role) -> Result<()> {
     let gpu = Gpus::open_for(role.rank)?;
     let stream = || gpu.stream(role.rank);
     // The driver opens its files on first use; that must not count as a leak later.
-    undisturbed(role, "before", role.rank, role.scenario.world_size, &stream)?;
+    let world_size = role.run.scenario.world_size;
+    undisturbed(role, "before", role.rank, world_size, &stream)?;
     play(role, &stream)
 }
 
 /// Says where this rank is, and waits there if it is held.
 fn arrive(role: &Role, place: Place) {
     say(&Word::At(place));
-    if held_at(&role.scenario, role.rank) == Some(place) {
+    if role.run.held_at(role.rank) == Some(place) {
         let _ = std::io::stdin().lock().read_line(&mut String::new());
     }
 }
@@ -78,8 +81,9 @@ fn arrive(role: &Role, place: Place) {
 fn play<S: DeviceStream>(role: &Role, stream: &dyn Fn() -> Result<S>) -> Result<()> {
     let before = Holdings::now()?;
     disturbed(role, &stream()?)?;
-    if let Some((rank, world_size)) = role.survivor().filter(|(_, world_size)| *world_size > 1) {
-        undisturbed(role, "survivors", rank, world_size, stream)?;
+    let survivors = role.run.scenario.world_size - 1;
+    if let Some(rank) = role.run.survivor(role.rank).filter(|_| survivors > 1) {
+        undisturbed(role, "survivors", rank, survivors, stream)?;
     }
     say(&Word::Left {
         surplus: before.surplus()?,
@@ -89,48 +93,47 @@ fn play<S: DeviceStream>(role: &Role, stream: &dyn Fn() -> Result<S>) -> Result<
 
 /// A rank of the group in which the victim is hit.
 fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
-    let scenario = &role.scenario;
-    if role.has(Plant::Litter) {
+    let scenario = &role.run.scenario;
+    let has = |plant| role.run.has(plant, role.rank);
+    if has(Plant::Litter) {
         std::fs::write(role.directory.join("litter"), "")?;
     }
     arrive(role, Place::Joining);
     let steps = tracing_subscriber::registry().with(Steps({
         let role = role.clone();
-        move |step: SetupStep| arrive(&role, Place::SetUp(step.into()))
+        move |step| arrive(&role, Place::SetUp(step))
     }));
     let built = tracing::subscriber::with_default(steps, || {
         let world_size = scenario.world_size;
         let rendezvous = Rendezvous::unix(&role.directory, "disturbed", role.rank, world_size);
         let set_up = match scenario.phase {
-            Phase::Rendezvous | Phase::SetUp => role.deadlines.set_up,
+            Phase::Rendezvous | Phase::SetUp => role.run.deadlines.set_up,
             _ => UNDISTURBED,
         };
-        build(role, stream, rendezvous, role.deadlines.call, set_up)
+        build(role, stream, rendezvous, role.run.deadlines.call, set_up)
     });
+    let hang = || {
+        if has(Plant::Hang) {
+            std::thread::sleep(PATIENCE);
+        }
+    };
     let (mut communicator, symmetric) = match built {
         Ok(built) => built,
         Err(error) => {
-            if role.has(Plant::Hang) {
-                std::thread::sleep(PATIENCE);
-            }
+            hang();
             say(&Word::Failed(Verdict::new(&error)));
             return Ok(());
         }
     };
-    let mut work = Work::new(&communicator, role.scenario.route, symmetric)?;
-    work.corrupts = role.has(Plant::Corrupt);
+    let mut work = Work::new(&communicator, scenario.route, symmetric)?;
+    work.corrupts = has(Plant::Corrupt);
     arrive(role, Place::Built);
     let failure = match scenario.phase {
-        Phase::Teardown => {
-            work.calls(&mut communicator, Some(3))?;
-            None
-        }
-        Phase::GraphReplay => Some(work.replays(&mut communicator)?),
+        Phase::Teardown => work.calls(&mut communicator, Some(3))?,
+        Phase::GraphReplay => work.replays(&mut communicator)?,
         _ => work.calls(&mut communicator, None)?,
     };
-    if role.has(Plant::Hang) {
-        std::thread::sleep(PATIENCE);
-    }
+    hang();
     match failure {
         Some(error) => {
             say(&Word::Failed(Verdict::new(&error)));
@@ -142,7 +145,7 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
             say(&Word::Completed);
         }
     }
-    if role.has(Plant::Leak) {
+    if has(Plant::Leak) {
         std::mem::forget(work);
     }
     Ok(())
@@ -160,7 +163,7 @@ fn undisturbed<S: DeviceStream>(
     let stream = stream()?;
     let (mut communicator, symmetric) = build(role, &stream, rendezvous, UNDISTURBED, UNDISTURBED)
         .with_context(|| format!("building group {group:?}"))?;
-    let mut work = Work::new(&communicator, role.scenario.route, symmetric)?;
+    let mut work = Work::new(&communicator, role.run.scenario.route, symmetric)?;
     let failure = work.calls(&mut communicator, Some(2))?;
     ensure!(failure.is_none(), "group {group:?} got {failure:?}");
     drop(communicator);
@@ -181,21 +184,21 @@ fn build<S: DeviceStream>(
         .max_bytes(64 << 10)
         .timeout(timeout)
         .setup_timeout(setup_timeout);
-    if role.device == DeviceKind::Emulator {
+    if role.run.device == DeviceKind::Emulator {
         builder = builder.load_policy(LoadPolicy::default()).max_blocks(1);
     }
     let mut communicator = builder.build(stream)?;
     // On the emulator every thread of a grid is a thread of the host, and all of them spin.
-    let (blocks, threads) = match role.device {
+    let (blocks, threads) = match role.run.device {
         DeviceKind::Cuda => (8, 128),
         DeviceKind::Emulator => (1, 8),
     };
     communicator.force_plan(Some(Plan {
-        route: role.scenario.route,
+        route: role.run.scenario.route,
         blocks,
         threads,
     }))?;
-    let symmetric = match role.scenario.route.is_symmetric() {
+    let symmetric = match role.run.scenario.route.is_symmetric() {
         true => Some(communicator.symmetric_alloc(ELEMENTS)?),
         false => None,
     };

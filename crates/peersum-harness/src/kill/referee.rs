@@ -2,22 +2,22 @@
 //! judges what the others report and what is left.
 
 use std::collections::BTreeMap;
-use std::process::ExitStatus;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use peersum::SetupStep;
 use rustix::process::Signal;
 
 use super::leftovers::judge_leftovers;
 use super::ranks::{Rank, Ranks};
-use super::role::{Deadlines, Planted, held_at};
-use super::scenario::{Blow, Phase, Scenario, Step};
+use super::run::Run;
+use super::scenario::{Blow, Phase, Scenario};
 use super::words::{Kind, Place, Word};
-use crate::machine::DeviceKind;
 use crate::ranks::meeting_directory;
 
 /// The findings of a run that passed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Findings {
     /// The time from the blow, or from the release of the held rank, to the last survivor's report.
     pub(crate) longest: Duration,
@@ -31,22 +31,15 @@ pub(crate) struct Findings {
 ///
 /// # Errors
 /// The reason why the run did not pass.
-pub(crate) fn run(
-    device: DeviceKind,
-    scenario: &Scenario,
-    deadlines: &Deadlines,
-    planted: &Planted,
-) -> Result<Findings> {
+pub(crate) fn referee(run: &Run) -> Result<Findings> {
     let directory = meeting_directory("kill")?;
-    let mut ranks = Ranks::start(device, scenario, deadlines, planted, directory.path())?;
-    let struck = ranks.strike(scenario, deadlines.patience)?;
-    let findings = ranks.judge(scenario, deadlines, struck)?;
+    let mut ranks = Ranks::start(run, directory.path())?;
+    let struck = ranks.strike(&run.scenario, run.deadlines.patience)?;
+    let mut findings = ranks.judge(run, struck)?;
     drop(ranks);
-    let swept_by_next_run = judge_leftovers(scenario, directory.path(), deadlines.patience)?;
-    Ok(Findings {
-        swept_by_next_run,
-        ..findings
-    })
+    findings.swept_by_next_run =
+        judge_leftovers(&run.scenario, directory.path(), run.deadlines.patience)?;
+    Ok(findings)
 }
 
 impl Ranks {
@@ -54,22 +47,20 @@ impl Ranks {
     /// survivors' deadlines count: that of the blow, or of the release of the held rank.
     fn strike(&mut self, scenario: &Scenario, patience: Duration) -> Result<Instant> {
         let (victim, held) = (scenario.victim as usize, scenario.held as usize);
-        let all = |place| move |ranks: &[Rank]| ranks.iter().all(|rank| rank.is_at(place));
-        let both =
-            |place| move |ranks: &[Rank]| ranks[victim].is_at(place) && ranks[held].is_at(place);
-        let what = "the ranks did not come to their phase";
-        match scenario.phase {
-            Phase::Rendezvous => self.await_that(what, patience, all(Place::Joining))?,
-            Phase::SetUp => self.await_that(what, patience, both(Place::SetUp(scenario.step)))?,
-            Phase::BeforeFirstCall => self.await_that(what, patience, all(Place::Built))?,
-            Phase::InsideCall | Phase::GraphReplay => {
-                self.await_that(what, patience, |ranks| ranks[victim].is_at(Place::Calling))?;
-            }
-            Phase::Teardown => self.await_that(what, patience, both(Place::Leaving))?,
-        }
+        let (everyone, both) = ((0..self.ranks.len()).collect(), vec![victim, held]);
+        let (awaited, place) = match scenario.phase {
+            Phase::Rendezvous => (everyone, Place::Joining),
+            Phase::SetUp => (both, Place::SetUp(scenario.step)),
+            Phase::BeforeFirstCall => (everyone, Place::Built),
+            Phase::InsideCall | Phase::GraphReplay => (vec![victim], Place::Calling),
+            Phase::Teardown => (both, Place::Leaving),
+        };
+        self.await_that("the ranks did not come to their phase", patience, |ranks| {
+            awaited.iter().all(|rank| ranks[*rank].is_at(place))
+        })?;
         let late_blow = scenario.phase == Phase::BeforeFirstCall && !scenario.victim_first;
         if late_blow {
-            self.release_survivors(scenario);
+            self.release_survivors(victim);
         }
         if scenario.phase != Phase::BeforeFirstCall || late_blow {
             std::thread::sleep(scenario.delay);
@@ -85,7 +76,7 @@ impl Ranks {
         match scenario.phase {
             Phase::BeforeFirstCall if !late_blow => {
                 std::thread::sleep(scenario.delay);
-                self.release_survivors(scenario);
+                self.release_survivors(victim);
             }
             Phase::Rendezvous | Phase::SetUp | Phase::Teardown => self.ranks[held].release(),
             _ => {}
@@ -93,43 +84,40 @@ impl Ranks {
         Ok(Instant::now())
     }
 
-    fn release_survivors(&mut self, scenario: &Scenario) {
-        for (rank, process) in (0..).zip(&mut self.ranks) {
-            if rank != scenario.victim {
-                process.release();
-            }
-        }
+    fn release_survivors(&mut self, victim: usize) {
+        let ranks = self.ranks.iter_mut().enumerate();
+        ranks
+            .filter(|(rank, _)| *rank != victim)
+            .for_each(|(_, process)| process.release());
     }
 
     /// Judges what every rank says, and how it ends.
-    fn judge(
-        &mut self,
-        scenario: &Scenario,
-        deadlines: &Deadlines,
-        struck: Instant,
-    ) -> Result<Findings> {
-        let victim = scenario.victim;
-        let patience = deadlines.of(scenario.phase) + deadlines.patience;
-        self.await_that("a survivor did not report", patience, |ranks| {
-            let mut survivors = (0..).zip(ranks).filter(|(rank, _)| *rank != victim);
-            survivors.all(|(_, rank)| rank.outcome().is_some())
-        })?;
-        let mut findings = Findings {
-            longest: Duration::ZERO,
-            kinds: BTreeMap::new(),
-            swept_by_next_run: false,
-        };
-        for (rank, heard) in (0..).zip(&self.ranks) {
-            if rank != victim {
-                judge_survivor(scenario, deadlines, struck, rank, heard, &mut findings)?;
-            }
+    fn judge(&mut self, run: &Run, struck: Instant) -> Result<Findings> {
+        let (victim, patience) = (run.scenario.victim as usize, run.deadlines.patience);
+        let survivors: Vec<usize> = (0..self.ranks.len())
+            .filter(|rank| *rank != victim)
+            .collect();
+        self.await_that(
+            "a survivor did not report",
+            run.deadline() + patience,
+            |ranks| {
+                survivors
+                    .iter()
+                    .all(|rank| ranks[*rank].outcome().is_some())
+            },
+        )?;
+        let mut findings = Findings::default();
+        for &rank in &survivors {
+            judge_survivor(run, struck, rank, &self.ranks[rank], &mut findings)?;
         }
-        self.judge_victim(scenario, deadlines.patience)?;
-        self.await_that("a survivor did not end", deadlines.patience, |ranks| {
+        if run.scenario.blow == Blow::Stop {
+            self.judge_victim(run)?;
+        }
+        self.await_that("a survivor did not end", patience, |ranks| {
             ranks.iter().all(|rank| rank.has_closed)
         })?;
-        for (rank, heard) in (0..).zip(&mut self.ranks) {
-            let may_be_killed = rank == victim && scenario.blow == Blow::Kill;
+        for (rank, heard) in self.ranks.iter_mut().enumerate() {
+            let may_be_killed = rank == victim && run.scenario.blow == Blow::Kill;
             judge_end(rank, heard, may_be_killed)?;
         }
         Ok(findings)
@@ -137,27 +125,23 @@ impl Ranks {
 
     /// Continues a victim that was stopped. It must get an error too; results that it accepted it
     /// has compared with the reference.
-    fn judge_victim(&mut self, scenario: &Scenario, patience: Duration) -> Result<()> {
-        if scenario.blow == Blow::Kill {
-            return Ok(());
-        }
-        let victim = scenario.victim as usize;
+    fn judge_victim(&mut self, run: &Run) -> Result<()> {
+        let victim = run.scenario.victim as usize;
         self.ranks[victim].process.signal(Signal::CONT)?;
-        if held_at(scenario, scenario.victim).is_some() {
+        if run.held_at(run.scenario.victim).is_some() {
             self.ranks[victim].release();
         }
-        self.await_that(
-            "the victim did not report when it went on",
-            patience,
-            |ranks| ranks[victim].outcome().is_some(),
-        )?;
+        let what = "the victim did not report when it went on";
+        self.await_that(what, run.deadlines.patience, |ranks| {
+            ranks[victim].outcome().is_some()
+        })?;
         match self.ranks[victim].outcome() {
             Some((_, Some(verdict))) => ensure!(
                 verdict.kind != Kind::Other,
                 "the victim got an error that does not fit: {verdict:?}"
             ),
             _ => ensure!(
-                scenario.phase == Phase::Teardown,
+                run.scenario.phase == Phase::Teardown,
                 "the victim went on as if nothing had happened"
             ),
         }
@@ -167,14 +151,13 @@ impl Ranks {
 
 /// Judges what a survivor was told, and when.
 fn judge_survivor(
-    scenario: &Scenario,
-    deadlines: &Deadlines,
+    run: &Run,
     struck: Instant,
-    rank: u32,
+    rank: usize,
     heard: &Rank,
     findings: &mut Findings,
 ) -> Result<()> {
-    let deadline = deadlines.of(scenario.phase);
+    let (scenario, deadline) = (&run.scenario, run.deadline());
     let Some((at, verdict)) = heard.outcome() else {
         bail!("rank {rank} did not report");
     };
@@ -182,7 +165,7 @@ fn judge_survivor(
     let took = at.saturating_duration_since(struck);
     findings.longest = findings.longest.max(took);
     ensure!(
-        took <= deadline + deadlines.grace,
+        took <= deadline + run.deadlines.grace,
         "rank {rank} reported {took:?} after the blow; its deadline is {deadline:?}: {verdict:?}"
     );
     let Some(verdict) = verdict else {
@@ -207,10 +190,10 @@ fn judge_survivor(
 }
 
 /// Judges how a rank ended, and what it still held.
-fn judge_end(rank: u32, heard: &mut Rank, may_be_killed: bool) -> Result<()> {
+fn judge_end(rank: usize, heard: &mut Rank, may_be_killed: bool) -> Result<()> {
     let status = heard.process.wait()?;
     ensure!(
-        status.success() || may_be_killed && ended_by_kill(status),
+        status.success() || may_be_killed && status.signal() == Some(Signal::KILL.as_raw()),
         "rank {rank} ended with {status}"
     );
     let surplus = heard.words.iter().find_map(|(_, word)| match word {
@@ -235,7 +218,7 @@ fn judge_end(rank: u32, heard: &mut Rank, may_be_killed: bool) -> Result<()> {
 /// outlives the process that shared it. In teardown there is no error: the results were valid.
 fn is_fitting(scenario: &Scenario, kind: Kind) -> bool {
     match scenario.phase {
-        Phase::SetUp if scenario.blow == Blow::Stop && scenario.step == Step::Mapped => {
+        Phase::SetUp if scenario.blow == Blow::Stop && scenario.step == SetupStep::Mapped => {
             !matches!(kind, Kind::NotCoResident | Kind::Other)
         }
         Phase::Rendezvous | Phase::SetUp => matches!(kind, Kind::PeerLost | Kind::SetUpTimeout),
@@ -244,8 +227,4 @@ fn is_fitting(scenario: &Scenario, kind: Kind) -> bool {
         }
         Phase::Teardown => false,
     }
-}
-
-fn ended_by_kill(status: ExitStatus) -> bool {
-    std::os::unix::process::ExitStatusExt::signal(&status) == Some(Signal::KILL.as_raw())
 }

@@ -10,7 +10,7 @@ use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
-use crate::names::name_of;
+use crate::names::{by_name, name_of};
 
 /// Where the victim is when it is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -40,27 +40,6 @@ pub(crate) enum Blow {
     Stop,
 }
 
-/// A place in set-up: the last [`SetupStep`] of the rank.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Step {
-    Joined,
-    Loaded,
-    Armed,
-    Mapped,
-}
-
-impl From<SetupStep> for Step {
-    fn from(step: SetupStep) -> Step {
-        match step {
-            SetupStep::Joined => Step::Joined,
-            SetupStep::Loaded => Step::Loaded,
-            SetupStep::Armed => Step::Armed,
-            SetupStep::Mapped => Step::Mapped,
-        }
-    }
-}
-
 /// One run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Scenario {
@@ -74,7 +53,7 @@ pub(crate) struct Scenario {
     /// victim has been hit.
     pub(crate) held: u32,
     /// In [`Phase::SetUp`]: what the victim and the held rank have done last.
-    pub(crate) step: Step,
+    pub(crate) step: SetupStep,
     pub(crate) route: Route,
     /// The time from the victim's report that it is in the phase to the blow.
     pub(crate) delay: Duration,
@@ -94,7 +73,7 @@ impl fmt::Display for Scenario {
             name_of(&self.phase)
         )?;
         match self.phase {
-            Phase::SetUp => write!(f, " (behind {:?})", name_of(&self.step))?,
+            Phase::SetUp => write!(f, " (behind {:?})", self.step)?,
             Phase::Rendezvous | Phase::Teardown => {}
             _ => write!(f, " ({})", self.route.name())?,
         }
@@ -133,8 +112,8 @@ pub(crate) struct Choices {
     )]
     pub(crate) signal: Vec<Blow>,
     /// In set-up: the step that the victim has done last [default: random].
-    #[arg(long, value_enum, hide = true)]
-    pub(crate) step: Option<Step>,
+    #[arg(long, hide = true, value_parser = by_name::<SetupStep>)]
+    pub(crate) step: Option<SetupStep>,
 }
 
 impl Choices {
@@ -145,11 +124,8 @@ impl Choices {
         for &world_size in &self.world_size {
             for victim in 0..world_size {
                 for &phase in &self.phase {
-                    all.extend(
-                        self.signal
-                            .iter()
-                            .map(|&blow| (world_size, victim, phase, blow)),
-                    );
+                    let blows = self.signal.iter();
+                    all.extend(blows.map(|&blow| (world_size, victim, phase, blow)));
                 }
             }
         }
@@ -165,8 +141,7 @@ impl Choices {
             blow,
             held: (victim + rng.u32(1..world_size)) % world_size,
             step: {
-                let all = Step::value_variants();
-                let chance = all[rng.usize(..all.len())];
+                let chance = SetupStep::ALL[rng.usize(..SetupStep::ALL.len())];
                 self.step.unwrap_or(chance)
             },
             route: Route::ALL[rng.usize(..Route::ALL.len())],

@@ -1,10 +1,8 @@
 //! What ranks tell the referee, one JSON object a line.
 
 use peersum::rendezvous::RendezvousError;
-use peersum::{AbsentPeer, Error, Failure};
+use peersum::{AbsentPeer, Error, Failure, SetupStep};
 use serde::{Deserialize, Serialize};
-
-use super::scenario::Step;
 
 /// Where a rank is. A rank that is held there continues when the referee tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,7 +11,7 @@ pub(crate) enum Place {
     /// It is about to look for the others.
     Joining,
     /// It is in set-up.
-    SetUp(Step),
+    SetUp(SetupStep),
     /// Its communicator is built.
     Built,
     /// Some of its calls have succeeded and it goes on calling.

@@ -7,11 +7,14 @@ use peersum::cudarc::driver::{CudaContext, CudaStream};
 
 use super::kind::DeviceKind;
 use super::streams::Machine;
+use crate::grid::device_check::{DeviceCheck, DeviceCheckModule};
 
 /// GPUs that ranks use in turn.
 pub(crate) struct Gpus {
     contexts: Vec<Arc<CudaContext>>,
     name: String,
+    /// The kernels that check results, one for each GPU that has them.
+    checks: Vec<Option<DeviceCheckModule>>,
 }
 
 impl Gpus {
@@ -53,11 +56,19 @@ impl Gpus {
             })
             .collect::<Result<Vec<_>>>()?;
         let name = contexts.first().context("there is no GPU")?.name()?;
-        Ok(Gpus { contexts, name })
+        Ok(Gpus {
+            contexts,
+            name,
+            checks: Vec::new(),
+        })
     }
 
-    pub(crate) fn contexts(&self) -> &[Arc<CudaContext>] {
-        &self.contexts
+    /// Loads the kernels that check results. Call it before any rank launches: loading may wait for
+    /// a running kernel, and that kernel for its peers.
+    pub(crate) fn with_checks(mut self) -> Result<Gpus> {
+        let checks = self.contexts.iter().map(DeviceCheckModule::load);
+        self.checks = checks.collect::<Result<_>>()?;
+        Ok(self)
     }
 
     /// The context of a rank's GPU.
@@ -93,5 +104,11 @@ impl Machine for Gpus {
 
     fn stream(&self, rank: u32) -> Result<Self::Stream> {
         Ok(self.context(rank).new_stream()?)
+    }
+
+    fn device_check(&self, rank: u32, stream: &Self::Stream) -> Result<Option<DeviceCheck>> {
+        let check = self.checks.get(rank as usize % self.contexts.len());
+        let module = check.and_then(Option::as_ref);
+        module.map(|module| module.on(stream)).transpose()
     }
 }

@@ -1,21 +1,12 @@
 //! The kinds of devices.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 /// What ranks run on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum DeviceKind {
     Cuda,
     Emulator,
-}
-
-impl DeviceKind {
-    /// Its value of `--device`.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            DeviceKind::Cuda => "cuda",
-            DeviceKind::Emulator => "emulator",
-        }
-    }
 }

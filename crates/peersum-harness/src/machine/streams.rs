@@ -5,6 +5,7 @@ use peersum::device::DeviceStream;
 use peersum::dispatch::Topology;
 
 use super::kind::DeviceKind;
+use crate::grid::device_check::DeviceCheck;
 
 /// Makes the streams of ranks.
 pub(crate) trait Machine: Send + Sync + 'static {
@@ -20,6 +21,12 @@ pub(crate) trait Machine: Send + Sync + 'static {
 
     /// A new stream for a rank.
     fn stream(&self, rank: u32) -> Result<Self::Stream>;
+
+    /// Makes data and compares results on a rank's device itself, where it can.
+    fn device_check(&self, rank: u32, stream: &Self::Stream) -> Result<Option<DeviceCheck>> {
+        let _ = (rank, stream);
+        Ok(None)
+    }
 
     /// How the ranks of a group are connected.
     fn link(&self, world_size: u32) -> Topology {

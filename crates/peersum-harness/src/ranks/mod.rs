@@ -5,6 +5,6 @@ mod processes;
 mod threads;
 
 pub(crate) use processes::{
-    Heard, ParentArgs, RankProcess, listen, meeting_directory, rank_command, say,
+    ChildProcess, Heard, RankArgs, listen, meeting_directory, rank_command, say, this_program,
 };
 pub(crate) use threads::{Member, PATIENCE, Peers, run_threads};

@@ -1,16 +1,22 @@
-//! Ranks that are processes of this program, and what they say: one JSON object a line on stdout.
+//! Processes of this program, and what they say: one JSON object a line on stdout.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, ChildStdout, Command, ExitStatus};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, getpid, kill_process};
+use anyhow::{Context, Result, ensure};
+use rustix::process::{
+    Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
-use crate::parent;
+/// How often a process is polled.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Makes a directory where ranks meet, which is closed to other users. It is removed with
 /// everything in it when it is dropped.
@@ -25,56 +31,79 @@ pub(crate) fn meeting_directory(command: &str) -> Result<TempDir> {
         .context("making the directory where the ranks meet")
 }
 
-/// This program with a subcommand whose flags include [`ParentArgs`].
+/// This program with a command.
 ///
 /// # Errors
 /// The program's file is not known.
-pub(crate) fn rank_command(command: &str) -> Result<Command> {
+pub(crate) fn this_program(command: &str) -> Result<Command> {
     let mut program = Command::new(std::env::current_exe().context("finding this program")?);
-    program
-        .arg(command)
-        .args(["--parent", &getpid().as_raw_pid().to_string()]);
+    program.arg(command);
     Ok(program)
 }
 
-/// The flag of a process that ends with the one that started it.
+/// This program with a command whose flags are [`RankArgs`], but for `--directory`.
+///
+/// # Errors
+/// The program's file is not known.
+pub(crate) fn rank_command<T: Serialize>(command: &str, rank: u32, task: &T) -> Result<Command> {
+    let mut program = this_program(command)?;
+    program
+        .args(["--parent", &getpid().as_raw_pid().to_string()])
+        .args(["--rank", &rank.to_string()])
+        .args(["--task", &serde_json::to_string(task)?]);
+    Ok(program)
+}
+
+/// The flags of a process that is a rank and ends with the one that started it.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct ParentArgs {
+pub(crate) struct RankArgs {
     /// The id of the process that started this one.
     #[arg(long)]
     parent: i32,
+    #[arg(long)]
+    pub(crate) rank: u32,
+    /// Where the ranks meet.
+    #[arg(long)]
+    pub(crate) directory: PathBuf,
+    /// What to do, as JSON.
+    #[arg(long)]
+    task: String,
 }
 
-impl ParentArgs {
-    /// As [`parent::end_with`].
-    pub(crate) fn end_with_it(&self) -> Result<()> {
-        parent::end_with(self.parent)
+impl RankArgs {
+    /// Makes the system kill this process when its parent, or the thread of it that started this
+    /// one, ends. Returns the task.
+    ///
+    /// # Errors
+    /// The parent has ended already, the system refuses, or this is not the task of this command.
+    pub(crate) fn begin<T: DeserializeOwned>(&self) -> Result<T> {
+        set_parent_process_death_signal(Some(Signal::KILL))
+            .context("asking to end with the parent")?;
+        // The parent may have ended before that took effect.
+        ensure!(
+            getppid().map(Pid::as_raw_pid) == Some(self.parent),
+            "the parent has ended"
+        );
+        serde_json::from_str(&self.task).context("reading the task")
     }
 }
 
-/// A process that is a rank; killed when dropped.
-pub(crate) struct RankProcess {
-    pub(crate) child: Child,
-    status: Option<ExitStatus>,
-}
+/// A process that this one has started; killed when dropped.
+pub(crate) struct ChildProcess(pub(crate) Child);
 
-impl RankProcess {
+impl ChildProcess {
     /// # Errors
     /// The system refuses.
-    pub(crate) fn spawn(command: &mut Command, rank: u32) -> Result<RankProcess> {
+    pub(crate) fn spawn(command: &mut Command) -> Result<ChildProcess> {
         let child = command
             .spawn()
-            .with_context(|| format!("starting rank {rank}"))?;
-        let status = None;
-        Ok(RankProcess { child, status })
+            .with_context(|| format!("starting {}", command.get_program().display()))?;
+        Ok(ChildProcess(child))
     }
 
     /// How it ended, if it has.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().ok().flatten();
-        }
-        self.status
+        self.0.try_wait().ok().flatten()
     }
 
     /// Waits until it ends.
@@ -82,56 +111,67 @@ impl RankProcess {
     /// # Errors
     /// The system refuses.
     pub(crate) fn wait(&mut self) -> Result<ExitStatus> {
-        let status = self.child.wait().context("waiting for a rank")?;
-        self.status = Some(status);
-        Ok(status)
+        self.0.wait().context("waiting for a process")
+    }
+
+    /// Waits until it ends, at most `limit`.
+    pub(crate) fn wait_for(&mut self, limit: Duration) -> Option<ExitStatus> {
+        let began = Instant::now();
+        loop {
+            let status = self.ended();
+            if status.is_some() || began.elapsed() > limit {
+                return status;
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+
+    pub(crate) fn id(&self) -> Pid {
+        Pid::from_child(&self.0)
     }
 
     /// # Errors
     /// It has ended, or the system refuses.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), signal)
-            .with_context(|| format!("sending {signal:?}"))
+        kill_process(self.id(), signal).with_context(|| format!("sending {signal:?}"))
     }
 
     /// Kills the process if it is running, and waits for its end.
     pub(crate) fn kill(&mut self) {
-        if self.status.is_none() {
-            let _ = self.child.kill();
-            self.status = self.child.wait().ok();
-        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
-impl Drop for RankProcess {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
-/// A line of a process, or the end of its output.
-pub(crate) enum Heard<T> {
-    Word(T),
-    /// A line that is not a word, such as a library's output.
-    Other(String),
-    /// The process closed its stdout: it has ended or is about to.
-    Closed,
-}
+/// What a rank says, and when; no word: it closed its stdout, so it has ended or is about to.
+pub(crate) type Heard<T> = (usize, Instant, Option<T>);
 
-/// Passes everything that a process says to `hear`, on a new thread.
-pub(crate) fn listen<T: DeserializeOwned>(
-    stdout: ChildStdout,
-    mut hear: impl FnMut(Heard<T>) + Send + 'static,
-) {
+/// Passes every word of a process, whose stdout must be a pipe, to `hears`, on a new thread. Other
+/// lines, such as a library's output, are ignored.
+///
+/// # Errors
+/// There is no pipe.
+pub(crate) fn listen<T: DeserializeOwned + Send + 'static>(
+    rank: usize,
+    process: &mut ChildProcess,
+    hears: Sender<Heard<T>>,
+) -> Result<()> {
+    let stdout = BufReader::new(process.0.stdout.take().context("no pipe")?);
     std::thread::spawn(move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            hear(match serde_json::from_str(&line) {
-                Ok(word) => Heard::Word(word),
-                Err(_) => Heard::Other(line),
-            });
+        let lines = stdout.lines().map_while(Result::ok);
+        let words = lines.filter_map(|line| serde_json::from_str(&line).ok());
+        for word in words.map(Some).chain([None]) {
+            // Who hears it may have ended already.
+            let _ = hears.send((rank, Instant::now(), word));
         }
-        hear(Heard::Closed);
     });
+    Ok(())
 }
 
 /// Says a word to the process that listens to this one, if that is still running.

@@ -7,10 +7,9 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Signal, kill_process_group};
 
-/// How often the program is polled.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+use crate::ranks::ChildProcess;
 
 /// How a program ended.
 #[derive(Debug)]
@@ -28,30 +27,18 @@ pub(crate) fn run(command: &mut Command, directory: &Path, limit: Duration) -> R
     let path = directory.join("output");
     let output = File::create(&path).with_context(|| format!("making {}", path.display()))?;
     let began = Instant::now();
-    let mut child = command
+    command
         .stdin(Stdio::null())
         .stdout(output.try_clone().context("sharing the output file")?)
         .stderr(output)
         // A process group of its own, so that it can be killed as a whole.
-        .process_group(0)
-        .spawn()
-        .with_context(|| format!("starting {}", Path::new(command.get_program()).display()))?;
-    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let mut status = None;
-    while status.is_none() && began.elapsed() < limit {
-        status = child.try_wait().context("waiting for compute-sanitizer")?;
-        if status.is_none() {
-            std::thread::sleep(LOOK_INTERVAL);
-        }
-    }
+        .process_group(0);
+    let mut process = ChildProcess::spawn(command)?;
+    let status = process.wait_for(limit);
     let took = began.elapsed();
     // A program that has ended may have left a child running. The call fails if there is none.
-    if let Some(group) = group {
-        let _ = kill_process_group(group, Signal::KILL);
-    }
-    if status.is_none() {
-        child.wait().context("waiting for compute-sanitizer")?;
-    }
+    let _ = kill_process_group(process.id(), Signal::KILL);
+    drop(process);
     let output = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(Ended {
         status,

@@ -9,7 +9,7 @@ mod tool;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -74,15 +74,15 @@ enum Ranks {
 }
 
 /// What a tool runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Subject {
     Planted,
     Grid,
 }
 
-/// Runs each tool on its planted error and on the grid. The exit status is 1 unless each tool found
-/// its planted error and nothing in the grid.
-pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
+/// Runs each tool on its planted error and on the grid. Returns whether each tool found its planted
+/// error and nothing in the grid.
+pub(crate) fn run(args: &SanitizeArgs) -> Result<bool> {
     ensure!(args.limit > 0, "--limit 0 leaves no time for anything");
     let began = Instant::now();
     let mut failed = 0;
@@ -91,10 +91,10 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
         "tool", "run", "errors", "seconds"
     );
     for &tool in &args.tool {
-        for subject in [Subject::Planted, Subject::Grid] {
+        for subject in Subject::value_variants() {
             let directory = tempfile::tempdir().context("making a directory for reports")?;
             let report_path = directory.path().join("report");
-            let mut command = command(args, tool, subject, &report_path)?;
+            let mut command = command(args, tool, *subject, &report_path)?;
             let ended = bounded::run(
                 &mut command,
                 directory.path(),
@@ -108,20 +108,14 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
             // Without a report file the report is empty.
             let report = fs::read_to_string(&report_path).unwrap_or_default();
             let errors = tool.errors(&report);
-            let verdict = verdict(tool, subject, &ended, errors, &report, args.limit);
+            let verdict = verdict(tool, *subject, &ended, errors, &report, args.limit);
             println!(
                 "{:<10} {:<8} {:>7} {:>8.1}  {}",
                 name_of(&tool),
-                match subject {
-                    Subject::Planted => "planted",
-                    Subject::Grid => "grid",
-                },
+                name_of(subject),
                 errors.map_or("-".to_owned(), |errors| errors.to_string()),
                 ended.took.as_secs_f64(),
-                match &verdict {
-                    Ok(sound) => sound,
-                    Err(fault) => fault.as_str(),
-                }
+                verdict.as_deref().unwrap_or_else(String::as_str)
             );
             if verdict.is_err() {
                 failed += 1;
@@ -137,11 +131,7 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<ExitCode> {
         args.tool.len() * 2,
         began.elapsed().as_secs_f64()
     );
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(failed == 0)
 }
 
 /// The result of a run: why it passed, or why it failed.
@@ -179,9 +169,12 @@ fn verdict(
 }
 
 fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> Result<Command> {
-    let harness = std::env::current_exe().context("finding this very program")?;
-    let mut command = Command::new(compute_sanitizer(args));
+    let harness = std::env::current_exe().context("finding this program")?;
+    let named = args.compute_sanitizer.clone();
+    let mut command = Command::new(named.unwrap_or_else(|| "compute-sanitizer".into()));
+    let path = std::env::var("PATH").unwrap_or_default();
     command
+        .env("PATH", format!("{path}:/usr/local/cuda/bin"))
         .args(["--tool", &name_of(&tool)])
         .args(["--error-exitcode", &FOUND.to_string()])
         .args(["--target-processes", "all"])
@@ -215,25 +208,11 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])
                 // Less than the limit of the run, so that the grid can report a rank that hangs.
-                .args(["--timeout", &(args.limit as f64 / 3.0).to_string()])
+                .args(["--timeout", &(args.limit / 3).max(1).to_string()])
                 .env("PEERSUM_CUBIN_DIR", &args.cubins);
         }
     }
     Ok(command)
-}
-
-fn compute_sanitizer(args: &SanitizeArgs) -> PathBuf {
-    const USUAL: &str = "/usr/local/cuda/bin/compute-sanitizer";
-    let on_path = || {
-        let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path)
-            .map(|directory| directory.join("compute-sanitizer"))
-            .find(|program| program.is_file())
-    };
-    args.compute_sanitizer
-        .clone()
-        .or_else(on_path)
-        .unwrap_or_else(|| USUAL.into())
 }
 
 fn show(what: &str, text: &str) {

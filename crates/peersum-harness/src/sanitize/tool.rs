@@ -57,32 +57,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_tools_summary_is_read_and_no_other() {
-        let report = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 3 errors\n";
-        assert_eq!(Tool::Memcheck.errors(report), Some(3));
-        assert_eq!(Tool::Initcheck.errors(report), Some(3));
-        assert_eq!(Tool::Racecheck.errors(report), None);
-        let report = "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)\n";
-        assert_eq!(Tool::Racecheck.errors(report), Some(1));
-        assert_eq!(Tool::Synccheck.errors(report), None);
-    }
-
-    #[test]
-    fn several_summaries_are_added_up() {
-        let report = "========= ERROR SUMMARY: 0 errors\n========= ERROR SUMMARY: 1 error\n";
-        assert_eq!(Tool::Memcheck.errors(report), Some(1));
-    }
-
-    #[test]
-    fn a_summary_that_is_missing_or_not_understood_is_none() {
+    fn the_errors_of_a_tools_own_summaries_are_added_up_and_without_one_there_is_no_number() {
+        let one = "========= COMPUTE-SANITIZER\n========= ERROR SUMMARY: 3 errors\n";
+        let races = "========= RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)\n";
         // What compute-sanitizer prints, with exit status 0, of a program that uses no GPU.
         let nothing = "========= COMPUTE-SANITIZER\n\
             ========= Target application terminated before first instrumented API call\n";
-        assert_eq!(Tool::Memcheck.errors(nothing), None);
-        assert_eq!(Tool::Memcheck.errors(""), None);
-        assert_eq!(
-            Tool::Memcheck.errors("========= ERROR SUMMARY: no errors\n"),
-            None
-        );
+        for (tool, report, errors) in [
+            (Tool::Memcheck, one, Some(3)),
+            (Tool::Initcheck, one, Some(3)),
+            (Tool::Racecheck, one, None),
+            (Tool::Racecheck, races, Some(1)),
+            (Tool::Synccheck, races, None),
+            (
+                Tool::Memcheck,
+                &format!("{one}========= ERROR SUMMARY: 1 error\n"),
+                Some(4),
+            ),
+            (Tool::Memcheck, nothing, None),
+            (Tool::Memcheck, "", None),
+            (Tool::Memcheck, "========= ERROR SUMMARY: no errors\n", None),
+        ] {
+            assert_eq!(tool.errors(report), errors, "{tool:?}: {report}");
+        }
     }
 }

@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn bursts_have_every_route_mode_variant_and_type_and_small_calls_dominate() {
-        let settings = |seed| Settings::of(DeviceKind::Cuda, GridKind::Full, vec![2], seed);
+        let settings = |seed| Settings::of(DeviceKind::Cuda, GridKind::Full, [2], seed);
         let (mut uniform, mut kinds, mut small, mut calls) = (HashSet::new(), HashSet::new(), 0, 0);
         for seed in 0..4000 {
             let case = draw(&settings(seed), 2);

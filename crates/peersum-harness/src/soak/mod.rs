@@ -3,8 +3,6 @@
 
 mod burst;
 
-use std::ops::RangeInclusive;
-use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,10 +11,11 @@ use peersum_artifact::Dtype;
 
 use crate::grid::case::{Adversarial, Case, Work};
 use crate::grid::event::Event;
-use crate::grid::machine::{CheckedGpus, GridMachine};
 use crate::grid::session::Session;
-use crate::grid::settings::{GridKind, Settings, parse_world_sizes, world_sizes};
-use crate::machine::{DeviceChoice, DeviceKind, Emulators, decide, give_each_stream_a_queue};
+use crate::grid::settings::{GridKind, Settings, parse_world_sizes, random_seed};
+use crate::machine::{
+    DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
+};
 use crate::ranks::{Member, run_threads};
 
 /// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
@@ -39,184 +38,143 @@ pub(crate) struct SoakArgs {
     seconds: u64,
     /// World sizes, one after the other.
     #[arg(
-        long,
+        long = "world-size",
         value_name = "LIST",
-        value_delimiter = ',',
         default_value = "2,4,8",
         value_parser = parse_world_sizes
     )]
-    world_size: Vec<RangeInclusive<u32>>,
+    world_sizes: Box<[u32]>,
     /// The seed of all data, sizes, choices and delays [default: random].
-    #[arg(long)]
-    seed: Option<u64>,
+    #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
+    seed: u64,
     /// For tests: change one bit of a result of each burst before it is compared on the host.
     #[arg(long, hide = true)]
     corrupt: bool,
 }
 
-/// Lets the ranks agree on the last burst: the first rank that asks for a new one when the time is
-/// up ends the soak for all.
-struct Gate {
+/// The soak of one world size, which its ranks share.
+struct Soak {
+    settings: Settings,
+    world_size: u32,
+    corrupt: bool,
     ends: Instant,
-    state: Mutex<GateState>,
+    progress: Mutex<Progress>,
 }
 
 #[derive(Default)]
-struct GateState {
+struct Progress {
     /// Bursts that at least one rank has entered.
-    entered: usize,
-    closed: bool,
-}
-
-impl Gate {
-    /// Whether a rank may enter a burst. Ranks ask for each in order.
-    fn enter(&self, burst: usize) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if burst < state.entered {
-            return true;
-        }
-        state.closed |= burst >= LEAST_BURSTS && Instant::now() >= self.ends;
-        if !state.closed {
-            state.entered = burst + 1;
-        }
-        !state.closed
-    }
-}
-
-/// What one rank did.
-#[derive(Default)]
-struct Spent {
-    calls: u64,
     bursts: usize,
+    /// Calls of rank 0.
+    calls: u64,
     mismatches: u64,
     /// The first of them, each with its case.
     first: Vec<String>,
 }
 
-/// Soaks each world size. Exit status 1 if any result was wrong.
-pub(crate) fn run(args: &SoakArgs) -> Result<ExitCode> {
-    give_each_stream_a_queue();
-    let sizes = world_sizes(&args.world_size);
-    let largest = sizes.iter().copied().max();
-    let largest = largest.context("--world-size: a group of one launches nothing")?;
-    let decision = decide(args.device, largest)?;
-    let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
-    println!("device: {}", decision.line);
-    println!("seed {seed}");
-    let share = Duration::from_secs(args.seconds) / sizes.len() as u32;
-    let (mut calls, mut mismatches) = (0, 0);
-    for world_size in sizes {
-        let settings = settings(decision.kind, world_size, seed);
-        let gate = Gate {
-            ends: Instant::now() + share,
-            state: Mutex::default(),
-        };
-        let corrupt = args.corrupt;
-        let soaked = match decision.kind {
-            DeviceKind::Cuda => soak(&CheckedGpus::open(world_size)?, &settings, &gate, corrupt),
-            DeviceKind::Emulator => {
-                soak(&Emulators::with_delayed_blocks(), &settings, &gate, corrupt)
-            }
-        }
-        .with_context(|| format!("ws{world_size}"))?;
-        calls += soaked.calls;
-        mismatches += soaked.mismatches;
-        println!(
-            "ws{world_size}: {} calls in {} bursts, {} mismatches",
-            soaked.calls, soaked.bursts, soaked.mismatches
-        );
-        for mismatch in &soaked.first {
-            println!("  {mismatch}");
-        }
+impl Soak {
+    fn progress<R>(&self, update: impl FnOnce(&mut Progress) -> R) -> R {
+        update(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
     }
-    println!("{calls} calls of each rank, {mismatches} mismatches, seed {seed}");
-    Ok(if mismatches == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+
+    /// Whether a rank may enter a burst. Ranks ask for each in order, and the first one that asks
+    /// for a new one when the time is up ends the soak for all.
+    fn enter(&self, burst: usize) -> bool {
+        self.progress(|progress| {
+            if burst >= progress.bursts && (burst < LEAST_BURSTS || Instant::now() < self.ends) {
+                progress.bursts = burst + 1;
+            }
+            burst < progress.bursts
+        })
+    }
+
+    /// One rank.
+    fn run<M: Machine>(&self, machine: &M, mut member: Member<'_>) -> Result<()> {
+        let (world_size, rank) = (self.world_size, member.peers.rank());
+        // Only for its size: no burst has larger calls.
+        let largest = Case {
+            world_size,
+            dtype: Dtype::F32,
+            work: Work::Adversarial(Adversarial::Mixed),
+            rounds: 1,
+        };
+        let mut join = |_, _| member.next_group();
+        let mut session = Session::new(machine, &self.settings, &[&largest], rank, 1, &mut join)?;
+        session.corrupts = self.corrupt && rank == 0;
+        for burst in (0..).take_while(|burst| self.enter(*burst)) {
+            let seed = self.settings.seed.wrapping_add(burst as u64);
+            session.settings.seed = seed;
+            let case = burst::draw(&session.settings, world_size);
+            let emit = |event| match event {
+                Event::Ended { spent, .. } if rank == 0 => {
+                    self.progress(|progress| progress.calls += spent.calls);
+                }
+                Event::Mismatch(mismatch) => self.progress(|progress| {
+                    progress.mismatches += 1;
+                    if progress.first.len() < PRINTED {
+                        let mismatch = mismatch.describe(&case, seed);
+                        progress.first.push(format!("{case}: {mismatch}"));
+                    }
+                }),
+                _ => {}
+            };
+            session
+                .run_case(burst, &case, &emit)
+                .with_context(|| format!("seed {seed}, {case}"))?;
+        }
+        Ok(())
+    }
+
+    /// All ranks.
+    fn run_on<M: Machine>(&self, machine: &M) -> Result<()> {
+        run_threads(self.world_size, 1, |member| self.run(machine, member)).map(drop)
+    }
 }
 
-fn settings(device: DeviceKind, world_size: u32, seed: u64) -> Settings {
+/// Soaks each world size. Returns whether every result was right.
+pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
+    give_each_stream_a_queue();
+    let largest = args.world_sizes.iter().copied().max();
+    let largest = largest.context("--world-size: a group of one launches nothing")?;
+    let decision = decide(args.device, largest)?;
+    let (device, seed) = (decision.kind, args.seed);
+    println!("device: {}", decision.line);
+    println!("seed {seed}");
+    let share = Duration::from_secs(args.seconds) / args.world_sizes.len() as u32;
     let grid = match device {
         DeviceKind::Cuda => GridKind::Full,
         DeviceKind::Emulator => GridKind::Smoke,
     };
-    Settings {
-        timeout: TIMEOUT,
-        start_epochs: START_EPOCHS,
-        ..Settings::of(device, grid, vec![world_size], seed)
-    }
-}
-
-/// Soaks one world size: rank 0's calls, every rank's mismatches.
-fn soak<M: GridMachine>(
-    machine: &M,
-    settings: &Settings,
-    gate: &Gate,
-    corrupt: bool,
-) -> Result<Spent> {
-    let ranks = run_threads(settings.world_sizes[0], 1, |member| {
-        soak_rank(machine, settings, gate, corrupt, member)
-    })?;
-    let mut all = Spent::default();
-    for (rank, spent) in ranks.into_iter().enumerate() {
-        if rank == 0 {
-            (all.calls, all.bursts) = (spent.calls, spent.bursts);
+    let (mut calls, mut mismatches) = (0, 0);
+    for &world_size in &args.world_sizes {
+        let soak = Soak {
+            settings: Settings {
+                timeout: TIMEOUT,
+                start_epochs: START_EPOCHS,
+                ..Settings::of(device, grid, [world_size], seed)
+            },
+            world_size,
+            corrupt: args.corrupt,
+            ends: Instant::now() + share,
+            progress: Mutex::default(),
+        };
+        match device {
+            DeviceKind::Cuda => soak.run_on(&Gpus::open(world_size)?.with_checks()?),
+            DeviceKind::Emulator => soak.run_on(&Emulators::with_delayed_blocks()),
         }
-        all.mismatches += spent.mismatches;
-        all.first.extend(spent.first);
+        .with_context(|| format!("ws{world_size}"))?;
+        soak.progress(|progress| {
+            println!(
+                "ws{world_size}: {} calls in {} bursts, {} mismatches",
+                progress.calls, progress.bursts, progress.mismatches
+            );
+            for mismatch in &progress.first {
+                println!("  {mismatch}");
+            }
+            calls += progress.calls;
+            mismatches += progress.mismatches;
+        });
     }
-    all.first.truncate(PRINTED);
-    Ok(all)
-}
-
-fn soak_rank<M: GridMachine>(
-    machine: &M,
-    settings: &Settings,
-    gate: &Gate,
-    corrupt: bool,
-    mut member: Member<'_>,
-) -> Result<Spent> {
-    let world_size = settings.world_sizes[0];
-    let rank = member.peers.rank();
-    // Only for its size: no burst has larger calls.
-    let largest = Case {
-        world_size,
-        dtype: Dtype::F32,
-        work: Work::Adversarial(Adversarial::Mixed),
-        rounds: 1,
-    };
-    let mut join = |_, _| member.next_group();
-    let mut session = Session::new(machine, settings, &[&largest], rank, 1, &mut join)?;
-    session.corrupts = corrupt && rank == 0;
-    let spent = Mutex::new(Spent::default());
-    for burst in 0.. {
-        if !gate.enter(burst) {
-            break;
-        }
-        let seed = settings.seed.wrapping_add(burst as u64);
-        session.settings.seed = seed;
-        let case = burst::draw(&session.settings, world_size);
-        session
-            .run_case(burst, &case, &|event| {
-                let mut spent = spent.lock().unwrap_or_else(PoisonError::into_inner);
-                match event {
-                    Event::Ended { calls, .. } => {
-                        spent.calls += calls;
-                        spent.bursts += 1;
-                    }
-                    Event::Mismatch(mismatch) => {
-                        spent.mismatches += 1;
-                        if spent.first.len() < PRINTED {
-                            let mismatch = mismatch.describe(&case, seed);
-                            spent.first.push(format!("{case}: {mismatch}"));
-                        }
-                    }
-                    _ => {}
-                }
-            })
-            .with_context(|| format!("seed {seed}, {case}"))?;
-    }
-    Ok(spent.into_inner().unwrap_or_else(PoisonError::into_inner))
+    println!("{calls} calls of each rank, {mismatches} mismatches, seed {seed}");
+    Ok(mismatches == 0)
 }

@@ -1,26 +1,28 @@
 //! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of
 //! input, as a dispatch table.
 
+mod overlay;
 mod sweep;
+mod tables;
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, MeasuredRow, Measurement, Origin, Placement, Row, Topology,
+    DispatchTable, DispatchTables, Measurement, Origin, Placement, Row, Topology,
 };
-use peersum_artifact::{Arch, Dtype};
+use peersum_artifact::Dtype;
 
 use crate::bench::arguments::{CallArgs, contents};
-use crate::bench::build::{Build, Builds};
+use crate::bench::build::{Build, toolkit};
 use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
-use crate::bench::timing::Timed;
+use crate::bench::timing::{Launch, Timed};
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
+use overlay::{MeasuredRow, overlay};
 use sweep::{Progress, Shapes, Sweep, Tuned, geometric_mean};
 
 /// How many candidates of one world size may fail before it is given up.
@@ -84,8 +86,8 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
         Some(text) => DispatchTables::parse(text).context("the tables of --base")?,
         None => DispatchTables::shipped()?,
     };
-    let builds = Builds::new(machine.kind(), &args.call.run.cubins);
-    let toolkit = builds.toolkit()?;
+    let cubins = &args.call.run.cubins;
+    let toolkit = toolkit(machine.kind(), cubins)?;
     println!(
         "# {} x {}, {toolkit}, at most {} s, microseconds a call",
         machine.device_name(),
@@ -94,37 +96,42 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
     );
     let started = Instant::now();
     let end = started + Duration::from_secs_f64(args.seconds);
-    let mut world_sizes = args.world_size.clone();
-    world_sizes.sort_unstable();
-    world_sizes.dedup();
-    let mut tuned_sizes = 0;
+    let world_sizes: BTreeSet<u32> = args.world_size.iter().copied().collect();
+    let mut is_written = false;
     for (index, &world_size) in world_sizes.iter().enumerate() {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
             println!("W{world_size}: not tried, the time is up");
             continue;
         }
+        let link = machine.link(world_size);
         let group = Group {
             args,
-            world_size,
-            link: machine.link(world_size),
-            builds: &builds,
+            machine,
+            link,
+            toolkit: &toolkit,
             base: &tables,
-            tables: tables.to_json()?,
+            settings: GroupSettings {
+                world_size,
+                largest_bytes: args.call.largest_bytes(),
+                pdl: true,
+                load_policy: Build::Shipped.load_policy(machine.kind(), cubins)?,
+                max_blocks: Shapes::of(link).max_blocks,
+                tables: Some(tables::to_json(&tables)?),
+            },
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
         };
-        match group.tune(machine) {
-            Ok(outcome) => {
-                if let Some(table) = outcome.table(machine, &toolkit) {
-                    tables.insert(table);
-                    write(&args.out, &tables.to_json()?)?;
-                    tuned_sizes += 1;
-                }
+        match group.tune() {
+            Ok(None) => {}
+            Ok(Some(table)) => {
+                tables::insert(&mut tables, table);
+                write(&args.out, &tables::to_json(&tables)?)?;
+                is_written = true;
             }
             Err(error) => println!("W{world_size}: skipped: {error:#}"),
         }
     }
-    if tuned_sizes == 0 {
+    if !is_written {
         bail!("nothing was measured, and nothing was written");
     }
     println!(
@@ -137,203 +144,149 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
 
 /// Replaces the file as a whole.
 fn write(path: &Path, text: &str) -> Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(directory)
-        .with_context(|| format!("making {}", directory.display()))?;
-    // A temporary file is readable by its owner only; this file is for everyone.
-    let file = tempfile::Builder::new()
-        .permissions(std::fs::Permissions::from_mode(0o644))
-        .tempfile_in(directory)
-        .with_context(|| format!("making a file in {}", directory.display()))?;
-    std::fs::write(file.path(), text)?;
-    file.persist(path)
-        .with_context(|| format!("writing {}", path.display()))?;
-    Ok(())
+    let temporary = path.with_extension(format!("{}.new", std::process::id()));
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)
+            .with_context(|| format!("making {}", directory.display()))?;
+    }
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .with_context(|| format!("writing {}", path.display()))
 }
 
 /// One world size.
-struct Group<'a> {
+struct Group<'a, M> {
     args: &'a TuneArgs,
-    world_size: u32,
+    machine: &'a M,
     link: Topology,
-    builds: &'a Builds,
+    toolkit: &'a str,
     base: &'a DispatchTables,
-    /// The base tables as text, for the ranks.
-    tables: String,
+    settings: GroupSettings,
     deadline: Instant,
 }
 
-/// The result for one world size.
-struct Outcome<'a> {
-    group: &'a Group<'a>,
-    arch: Option<Arch>,
-    base: DispatchTable,
-    tuned: Vec<Tuned>,
-}
-
-impl<'a> Group<'a> {
-    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without
-    /// it.
-    fn tune<M: Timed>(&'a self, machine: &M) -> Result<Outcome<'a>> {
-        let shapes = Shapes::of(self.link);
-        let settings = GroupSettings {
-            world_size: self.world_size,
-            largest_bytes: self.args.call.largest_bytes(),
-            pdl: true,
-            load_policy: self.builds.load_policy(Build::Shipped)?,
-            max_blocks: shapes.max_blocks,
-            tables: Some(self.tables.clone()),
-            push_half_bytes: self.args.call.push_half,
-        };
-        let progress = Mutex::new(Progress::default());
-        let lock = || progress.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let (todo, failed) = {
-                let progress = lock();
-                let is_done = |bytes| progress.tuned.iter().any(|tuned| tuned.bytes == bytes);
-                let sizes = self.args.call.bytes.iter().map(|bytes| *bytes as u64);
-                let todo: BTreeSet<u64> = sizes.filter(|bytes| !is_done(*bytes)).collect();
-                (Vec::from_iter(todo), progress.failed.clone())
-            };
-            let sweep = Sweep {
-                shapes,
-                dtypes: &self.args.dtype,
-                sizes: &todo,
-                deadline: self.deadline,
-                method: self.args.call.method(),
-                failed: &failed,
-                progress: &progress,
-            };
-            let error = match run_group(machine, &settings, |rank| sweep.run(rank)) {
-                Ok(_) => break,
-                Err(error) => error,
-            };
-            let mut progress = lock();
-            let Some(candidate) = progress.trying.take() else {
-                return Err(error);
-            };
-            println!(
-                "W{} {} {} {} x {}: left out: {error:#}",
-                self.world_size,
-                bytes_text(candidate.bytes),
-                candidate.plan.route.name(),
-                candidate.plan.blocks,
-                candidate.plan.threads
-            );
-            progress.failed.push(candidate);
-            if progress.failed.len() == MOST_FAILURES {
-                println!(
-                    "W{}: given up after {MOST_FAILURES} failures",
-                    self.world_size
-                );
-                break;
-            }
-        }
-        let progress = progress
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        let arch = progress.arch.flatten();
-        let outcome = Outcome {
-            group: self,
-            base: self.base.choose(arch, self.world_size, self.link)?,
-            arch,
-            tuned: progress.tuned,
-        };
-        outcome.print();
-        Ok(outcome)
-    }
-}
-
-impl Outcome<'_> {
+impl<M: Timed> Group<'_, M> {
     /// The table with what was measured, if anything was.
-    fn table<M: Timed>(&self, machine: &M, toolkit: &str) -> Option<DispatchTable> {
-        if self.tuned.is_empty() {
-            return None;
-        }
+    fn tune(&self) -> Result<Option<DispatchTable>> {
+        let Progress { arch, tuned, .. } = self.sweep()?;
+        let world_size = self.settings.world_size;
+        let base = self.base.choose(arch, world_size, self.link)?;
+        self.print(&tuned);
         let rows = |placement: Placement| {
-            let measured: Vec<MeasuredRow> = self
-                .tuned
+            let measured: Vec<MeasuredRow> = tuned
                 .iter()
                 .filter(|tuned| tuned.placement == placement)
                 .map(|tuned| MeasuredRow {
                     bytes: tuned.bytes,
-                    row: Row::new(tuned.plan, self.origin(tuned, machine, toolkit)),
+                    row: Row {
+                        max_bytes: None,
+                        route: tuned.best.plan.route,
+                        blocks: tuned.best.plan.blocks,
+                        threads: tuned.best.plan.threads,
+                        origin: self.origin(tuned),
+                    },
                 })
                 .collect();
-            DispatchTable::overlay(self.base.rows(placement), &measured)
+            overlay(base.rows(placement), &measured)
         };
-        Some(DispatchTable {
-            arch: self.arch.map(|arch| format!("sm_{arch}")),
-            world_sizes: vec![self.group.world_size],
-            topology: self.group.link,
+        let table = DispatchTable {
+            arch: arch.map(|arch| format!("sm_{arch}")),
+            world_sizes: vec![world_size],
+            topology: self.link,
             ordinary: rows(Placement::Ordinary),
             symmetric: rows(Placement::Symmetric),
             symmetric_in_place: rows(Placement::SymmetricInPlace),
-        })
+        };
+        Ok((!tuned.is_empty()).then_some(table))
     }
 
-    fn origin<M: Timed>(&self, tuned: &Tuned, machine: &M, toolkit: &str) -> Origin {
-        let slowest = tuned.us.iter().copied().fold(0.0, f64::max);
+    /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without
+    /// it.
+    fn sweep(&self) -> Result<Progress> {
+        let mut progress = Progress::default();
+        loop {
+            let is_done = |bytes| progress.tuned.iter().any(|tuned| tuned.bytes == bytes);
+            let sizes = self.args.call.bytes.iter().map(|bytes| *bytes as u64);
+            let todo: BTreeSet<u64> = sizes.filter(|bytes| !is_done(*bytes)).collect();
+            let sweep = Sweep {
+                shapes: Shapes::of(self.link),
+                dtypes: &self.args.dtype,
+                sizes: Vec::from_iter(todo),
+                deadline: self.deadline,
+                method: self.args.call.method(Launch::Graph),
+                failed: progress.failed.clone(),
+                progress: Mutex::new(progress),
+            };
+            let outcome = run_group(self.machine, &self.settings, |rank| sweep.run(rank));
+            let written = sweep.progress.into_inner();
+            progress = written.unwrap_or_else(PoisonError::into_inner);
+            let Err(error) = outcome else {
+                return Ok(progress);
+            };
+            let Some(candidate) = progress.trying.take() else {
+                return Err(error);
+            };
+            let (world_size, plan) = (self.settings.world_size, candidate.plan);
+            println!(
+                "W{world_size} {} {} {} x {}: left out: {error:#}",
+                bytes_text(candidate.bytes),
+                plan.route.name(),
+                plan.blocks,
+                plan.threads
+            );
+            progress.failed.push(candidate);
+            if progress.failed.len() == MOST_FAILURES {
+                println!("W{world_size}: given up after {MOST_FAILURES} failures");
+                return Ok(progress);
+            }
+        }
+    }
+
+    fn origin(&self, tuned: &Tuned) -> Origin {
+        let slowest = tuned.best.us.iter().copied().fold(0.0, f64::max);
+        let world_size = self.settings.world_size;
         Origin::Measured(Measurement {
-            device: machine.device_name().to_owned(),
-            devices: machine.devices().min(self.group.world_size),
-            world_size: self.group.world_size,
-            dtypes: self.group.args.dtype.clone(),
+            device: self.machine.device_name().to_owned(),
+            devices: self.machine.devices().min(world_size),
+            world_size,
+            dtypes: self.args.dtype.clone(),
             bytes: tuned.bytes,
             us: Some((slowest * 100.0).round() / 100.0),
             peersum: env!("CARGO_PKG_VERSION").to_owned(),
-            toolkit: toolkit.to_owned(),
+            toolkit: self.toolkit.to_owned(),
         })
     }
 
     /// Prints a line for each size, kind of input and type: the times before and after, and the
     /// plan.
-    fn print(&self) {
-        for tuned in &self.tuned {
-            for ((dtype, base_us), us) in self
-                .group
-                .args
-                .dtype
-                .iter()
-                .zip(&tuned.base_us)
-                .zip(&tuned.us)
-            {
-                let kept = if tuned.plan == tuned.base_plan {
-                    "kept"
-                } else {
-                    tuned.base_plan.route.name()
-                };
+    fn print(&self, tuned: &[Tuned]) {
+        let world_size = self.settings.world_size;
+        let mut ratios = Vec::new();
+        for tuned in tuned {
+            let (base, plan) = (&tuned.base, tuned.best.plan);
+            let kept = if plan == base.plan {
+                "kept"
+            } else {
+                base.plan.route.name()
+            };
+            let times = base.us.iter().zip(&tuned.best.us);
+            for (dtype, (base_us, us)) in self.args.dtype.iter().zip(times) {
                 println!(
-                    "W{} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  \
+                    "W{world_size} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  \
                      {:<18} {:>3} x {:<3}  ({kept})",
-                    self.group.world_size,
                     bytes_text(tuned.bytes),
                     tuned.placement.name(),
                     us / base_us,
-                    tuned.plan.route.name(),
-                    tuned.plan.blocks,
-                    tuned.plan.threads,
+                    plan.route.name(),
+                    plan.blocks,
+                    plan.threads,
                 );
+                ratios.push(us / base_us);
             }
         }
-        let ratios: Vec<f64> = self
-            .tuned
-            .iter()
-            .flat_map(|tuned| {
-                tuned
-                    .us
-                    .iter()
-                    .zip(&tuned.base_us)
-                    .map(|(us, base)| us / base)
-            })
-            .collect();
         if !ratios.is_empty() {
             println!(
-                "W{}: geometric mean {:.3} of the tables before, over {} cells",
-                self.group.world_size,
+                "W{world_size}: geometric mean {:.3} of the tables before, over {} cells",
                 geometric_mean(&ratios),
                 ratios.len()
             );

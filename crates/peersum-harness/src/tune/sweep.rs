@@ -11,8 +11,7 @@ use peersum_artifact::{Arch, Dtype};
 
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::Rank;
-use crate::bench::report::Launch;
-use crate::bench::timing::{Method, median, rounded, shortest};
+use crate::bench::timing::{Method, median, rounded};
 use crate::data::with_element;
 
 /// The grids that are tried.
@@ -48,19 +47,13 @@ impl Shapes {
     /// The shapes to try for a call with `places` units to share out. Threads without a unit only
     /// make a block larger.
     fn for_places(self, places: u64, max_blocks: u32) -> Vec<(u32, u32)> {
+        let (mut blocks, mut threads) = (self.blocks.to_vec(), self.threads.to_vec());
+        blocks.retain(|&blocks| blocks < max_blocks);
+        blocks.push(max_blocks);
         let least = self.threads.iter().copied().min().unwrap_or(0);
-        let threads = self
-            .threads
-            .iter()
-            .copied()
-            .filter(|&threads| threads == least || u64::from(threads) < 2 * places);
-        let blocks = self.blocks.iter().copied();
-        let blocks = blocks
-            .filter(|&blocks| blocks < max_blocks)
-            .chain([max_blocks]);
-        blocks
-            .flat_map(|blocks| threads.clone().map(move |threads| (blocks, threads)))
-            .collect()
+        threads.retain(|&threads| threads == least || u64::from(threads) < 2 * places);
+        let with_threads = |&blocks| threads.iter().map(move |&threads| (blocks, threads));
+        blocks.iter().flat_map(with_threads).collect()
     }
 }
 
@@ -82,22 +75,27 @@ pub(super) struct Candidate {
     pub(super) plan: Plan,
 }
 
-/// The result for one size and kind of input. Times are medians by type, in microseconds.
-#[derive(Debug, Clone)]
+/// A plan with its times: medians by type, in microseconds.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Measured {
+    pub(super) plan: Plan,
+    pub(super) us: Vec<f64>,
+}
+
+/// The result for one size and kind of input.
+#[derive(Debug)]
 pub(super) struct Tuned {
     pub(super) bytes: u64,
     pub(super) placement: Placement,
-    pub(super) base_plan: Plan,
-    pub(super) base_us: Vec<f64>,
-    pub(super) plan: Plan,
-    pub(super) us: Vec<f64>,
+    pub(super) base: Measured,
+    pub(super) best: Measured,
 }
 
 /// The results that survive the failure of a group. Rank 0 writes them.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
     /// The devices' architecture, once a group was formed.
-    pub(super) arch: Option<Option<Arch>>,
+    pub(super) arch: Option<Arch>,
     /// What is being measured.
     pub(super) trying: Option<Candidate>,
     pub(super) failed: Vec<Candidate>,
@@ -109,13 +107,13 @@ pub(super) struct Progress {
 pub(super) struct Sweep<'a> {
     pub(super) shapes: Shapes,
     pub(super) dtypes: &'a [Dtype],
-    pub(super) sizes: &'a [u64],
+    pub(super) sizes: Vec<u64>,
     pub(super) deadline: Instant,
     /// Of the second pass.
     pub(super) method: Method,
     /// Not to be tried again.
-    pub(super) failed: &'a [Candidate],
-    pub(super) progress: &'a Mutex<Progress>,
+    pub(super) failed: Vec<Candidate>,
+    pub(super) progress: Mutex<Progress>,
 }
 
 impl Sweep<'_> {
@@ -123,8 +121,8 @@ impl Sweep<'_> {
     /// clock and from times that they exchange.
     pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
         rank.fill::<bf16>()?;
-        let arch = rank.communicator.identity().cubin_arch();
-        self.note(rank, |progress| progress.arch = Some(arch));
+        let arch = rank.communicator.identity().arch;
+        self.note(rank, |progress| progress.arch = arch);
         for (index, &bytes) in self.sizes.iter().enumerate() {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let share = left / (self.sizes.len() - index) as u32;
@@ -147,21 +145,18 @@ impl Sweep<'_> {
         bytes: u64,
         until: Instant,
     ) -> Result<Vec<Tuned>> {
-        let brief = Method {
-            calls: if bytes > LARGE_BYTES {
-                CALLS_WHEN_LARGE.min(self.method.calls)
-            } else {
-                self.method.calls
-            },
+        let mut brief = Method {
             warm_up: 1,
             replays: 3.min(self.method.replays),
+            ..self.method
         };
-        let mut tried: Vec<(Plan, f64)> = Vec::new();
+        if bytes > LARGE_BYTES {
+            brief.calls = CALLS_WHEN_LARGE.min(brief.calls);
+        }
+        let mut tried = Vec::new();
         for plan in self.plans(rank, bytes) {
             let candidate = Candidate { bytes, plan };
-            let placement = own_placement(plan.route);
-            let times = self.time(rank, candidate, placement, brief)?;
-            tried.push((plan, geometric_mean(&times)));
+            tried.push(self.time(rank, candidate, own_placement(plan.route), brief)?);
             if self.is_over(rank, Instant::now() >= until)? {
                 break;
             }
@@ -169,27 +164,26 @@ impl Sweep<'_> {
         let mut all = Vec::new();
         for placement in Placement::ALL {
             let base_plan = self.base_plan(rank, placement, bytes);
-            let finalists = finalists(&tried, placement, base_plan);
-            let mut timed: Vec<(Plan, Vec<f64>)> = Vec::new();
-            for plan in finalists {
+            let mut timed = Vec::new();
+            for plan in finalists(&tried, placement, base_plan) {
                 let candidate = Candidate { bytes, plan };
-                if self.failed.contains(&candidate) {
-                    continue;
+                if !self.failed.contains(&candidate) {
+                    timed.push(self.time(rank, candidate, placement, self.method)?);
                 }
-                timed.push((plan, self.time(rank, candidate, placement, self.method)?));
             }
             // If the plan of the base table fails, any other plan replaces it.
             let Some(best) = winner(&timed, base_plan) else {
                 continue;
             };
-            let of_base = timed.iter().find(|(plan, _)| *plan == base_plan);
+            let of_base = timed.iter().find(|measured| measured.plan == base_plan);
             all.push(Tuned {
                 bytes,
                 placement,
-                base_plan,
-                base_us: of_base.map_or_else(|| best.1.clone(), |(_, us)| us.clone()),
-                plan: best.0,
-                us: best.1.clone(),
+                base: Measured {
+                    plan: base_plan,
+                    us: of_base.unwrap_or(best).us.clone(),
+                },
+                best: best.clone(),
             });
         }
         Ok(all)
@@ -197,18 +191,14 @@ impl Sweep<'_> {
 
     /// The plans to try for a size. Those of the base table come first, since time may run out.
     fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<Plan> {
-        let (world_size, max_blocks) = (
-            rank.communicator.world_size(),
-            rank.communicator.max_blocks(),
-        );
-        let mut plans: Vec<Plan> = Placement::ALL
-            .iter()
-            .map(|placement| self.base_plan(rank, *placement, bytes))
-            .collect();
+        let communicator = &rank.communicator;
+        let (world_size, max_blocks) = (communicator.world_size(), communicator.max_blocks());
+        let base_plan = |placement| self.base_plan(rank, placement, bytes);
+        let mut plans = Vec::from(Placement::ALL.map(base_plan));
         let by_route = Route::ALL.map(|route| {
             let places = route.places(bytes, world_size);
             let shapes = self.shapes.for_places(places, max_blocks);
-            let launched = |plan| rank.communicator.launched(plan, bytes);
+            let launched = |plan| communicator.launched(plan, bytes);
             let mut plans = candidates(route, &shapes, bytes, world_size, launched);
             // For large messages large grids win, and one block never does.
             if bytes > LARGE_BYTES {
@@ -237,66 +227,63 @@ impl Sweep<'_> {
         communicator.launched(communicator.plan(placement, bytes), bytes)
     }
 
-    /// The median of each type, the same on all ranks.
+    /// The medians of a candidate, the same on all ranks.
     fn time<D: Device>(
         &self,
         rank: &mut Rank<'_, D>,
         candidate: Candidate,
         placement: Placement,
         method: Method,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Measured> {
         self.note(rank, |progress| progress.trying = Some(candidate));
-        let (bytes, plan) = (candidate.bytes as usize, Some(candidate.plan));
-        self.dtypes
-            .iter()
-            .map(|dtype| {
-                let (times, _) = with_element!(
-                    dtype, T => rank.time::<T>(placement, bytes, plan, Launch::Graph, method)?
-                );
-                let all = rank.peers.gather(times)?;
-                Ok(rounded(median(&shortest(&all))))
-            })
-            .collect()
+        let Candidate { bytes, plan } = candidate;
+        let mut us = Vec::new();
+        for dtype in self.dtypes {
+            let times = with_element!(
+                dtype, T => rank.time::<T>(placement, bytes as usize, Some(plan), method)?
+            );
+            us.push(rounded(median(&times.shortest())));
+        }
+        Ok(Measured { plan, us })
     }
 
     /// Whether `own` is true on rank 0.
     fn is_over<D: Device>(&self, rank: &Rank<'_, D>, own: bool) -> Result<bool> {
-        let all = rank.peers.gather(own)?;
-        Ok(all.first().copied().unwrap_or(true))
+        Ok(rank.stopwatch.peers.gather(own)?[0])
     }
 
     fn note<D: Device>(&self, rank: &Rank<'_, D>, change: impl FnOnce(&mut Progress)) {
-        if rank.peers.rank() == 0 {
+        if rank.stopwatch.peers.rank() == 0 {
             change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
 
-/// The plans that go into the second pass: the base's, and the fastest of those that serve the
-/// placement.
-fn finalists(tried: &[(Plan, f64)], placement: Placement, base_plan: Plan) -> Vec<Plan> {
-    let mut fastest: Vec<&(Plan, f64)> = tried
-        .iter()
-        .filter(|(plan, _)| plan.route.serves(placement) && *plan != base_plan)
-        .collect();
-    fastest.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let mut plans = vec![base_plan];
-    plans.extend(fastest.iter().take(FINALISTS).map(|(plan, _)| *plan));
-    plans
+impl Measured {
+    /// Over the types, which count alike.
+    fn mean(&self) -> f64 {
+        geometric_mean(&self.us)
+    }
 }
 
-/// The fastest by geometric mean over the types, or the base if nothing gains enough over it.
-fn winner(timed: &[(Plan, Vec<f64>)], base_plan: Plan) -> Option<&(Plan, Vec<f64>)> {
-    let best = timed
+/// The plans that go into the second pass: the base's, and the fastest of those that serve the
+/// placement.
+fn finalists(tried: &[Measured], placement: Placement, base_plan: Plan) -> Vec<Plan> {
+    let mut fastest: Vec<&Measured> = tried
         .iter()
-        .min_by(|a, b| geometric_mean(&a.1).total_cmp(&geometric_mean(&b.1)))?;
-    let base = timed.iter().find(|(plan, _)| *plan == base_plan);
-    Some(match base {
-        Some(base) if geometric_mean(&best.1) > geometric_mean(&base.1) * (1.0 - LEAST_GAIN) => {
-            base
-        }
-        _ => best,
-    })
+        .filter(|tried| tried.plan.route.serves(placement) && tried.plan != base_plan)
+        .collect();
+    fastest.sort_by(|a, b| a.mean().total_cmp(&b.mean()));
+    let fastest = fastest.iter().take(FINALISTS).map(|tried| tried.plan);
+    std::iter::once(base_plan).chain(fastest).collect()
+}
+
+/// The fastest, or the base if nothing gains enough over it.
+fn winner(timed: &[Measured], base_plan: Plan) -> Option<&Measured> {
+    let best = timed.iter().min_by(|a, b| a.mean().total_cmp(&b.mean()))?;
+    let base = timed.iter().find(|timed| timed.plan == base_plan);
+    let kept = base.filter(|base| best.mean() > base.mean() * (1.0 - LEAST_GAIN));
+    Some(kept.unwrap_or(best))
 }
 
 pub(super) fn geometric_mean(values: &[f64]) -> f64 {
@@ -319,13 +306,18 @@ mod tests {
         }
     }
 
+    fn measured(plan: Plan, us: impl Into<Vec<f64>>) -> Measured {
+        let us = us.into();
+        Measured { plan, us }
+    }
+
     #[test]
     fn the_base_stays_unless_something_gains_a_hundredth() {
         let base = plan(Route::PushOneShot, 1);
         let other = plan(Route::PushOneShot, 2);
         let won = |us: f64| {
-            let timed = [(base, vec![10.0]), (other, vec![us])];
-            winner(&timed, base).unwrap().0
+            let timed = [measured(base, [10.0]), measured(other, [us])];
+            winner(&timed, base).unwrap().plan
         };
         assert_eq!(won(9.95), base);
         assert_eq!(won(9.85), other);
@@ -349,18 +341,18 @@ mod tests {
         let base = plan(Route::PushOneShot, 1);
         let other = plan(Route::PushOneShot, 2);
         // A fifth faster in one type, and slower by a tenth in the other.
-        let timed = [(base, vec![10.0, 100.0]), (other, vec![8.0, 110.0])];
-        assert_eq!(winner(&timed, base).unwrap().0, other);
+        let timed = [measured(base, [10.0, 100.0]), measured(other, [8.0, 110.0])];
+        assert_eq!(winner(&timed, base).unwrap().plan, other);
     }
 
     #[test]
     fn only_plans_that_serve_the_input_are_finalists_and_the_base_is_always_one() {
         let base = plan(Route::PushOneShot, 1);
-        let tried: Vec<(Plan, f64)> = vec![
-            (plan(Route::SymmetricTwoShot, 4), 1.0),
-            (plan(Route::SymmetricOneShot, 4), 2.0),
-            (plan(Route::PullOneShot, 4), 3.0),
-            (base, 9.0),
+        let tried = [
+            measured(plan(Route::SymmetricTwoShot, 4), [1.0]),
+            measured(plan(Route::SymmetricOneShot, 4), [2.0]),
+            measured(plan(Route::PullOneShot, 4), [3.0]),
+            measured(base, [9.0]),
         ];
         assert_eq!(
             finalists(&tried, Placement::Ordinary, base),

@@ -123,13 +123,13 @@ int cuDeviceCanAccessPeer(int *can, int from, int to) { *can = !has("island"); r
 /* Whether this is the second process of a doctor, and memory is to travel as a descriptor. */
 static int is_peer(void)
 {
-    static const char peer[] = "doctor-peer", by_handle[] = "--legacy-ipc";
+    static const char peer[] = "doctor-peer", by_handle[] = "legacy-ipc";
     char line[8192];
     int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
     ssize_t bytes = read(fd, line, sizeof line);
     close(fd);
     return bytes > 0 && memmem(line, (size_t)bytes, peer, sizeof peer) != NULL
-        && memmem(line, (size_t)bytes, by_handle, sizeof by_handle) == NULL;
+        && memmem(line, (size_t)bytes, by_handle, strlen(by_handle)) == NULL;
 }
 
 int cuDevicePrimaryCtxRetain(void **context, int device)

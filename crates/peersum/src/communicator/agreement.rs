@@ -63,11 +63,11 @@ pub(super) fn exchange_settings(
         ("start epochs", format!("{:?}", (push, pull))),
         ("device kind", kind.to_owned()),
     ];
-    let named = shared
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), value.clone()));
+    let named = shared.iter().cloned();
     let own = RankSettings {
-        shared: named.collect(),
+        shared: named
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
         device: device.clone(),
         token: unique_token(group),
     };

@@ -214,7 +214,7 @@ impl CommunicatorBuilder {
     pub(super) fn above_range_name(&self, world_size: u32) -> Result<String, Error> {
         #[cfg(feature = "nccl")]
         if let Some(nccl) = self.above_range.as_ref().filter(|_| world_size > 1) {
-            return Ok(format!("NCCL {}", nccl.open()?.version()));
+            return Ok(format!("NCCL {}", nccl.open()?.version));
         }
         let _ = world_size;
         Ok("peersum's kernels".to_owned())

@@ -204,7 +204,7 @@ impl<D: Device> Communicator<D> {
         rank: u32,
     ) -> Result<Box<PeersumControl>, DeviceError> {
         let mut head = zeroed_control();
-        let arena = connected.arenas[rank as usize];
+        let arena = connected.arena.addresses[rank as usize];
         // SAFETY: every rank's arena begins with its control block, which is larger than its head.
         // `connected` holds this rank's arena, and maps those of the peers as long as it lives.
         unsafe { self.device.read(arena, head_bytes_mut(&mut head))? };

@@ -5,19 +5,17 @@ use std::sync::Arc;
 
 use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl, PeersumParams};
 
-use super::layout::ArenaLayout;
+use super::layout::{ArenaLayout, RANKS};
 use super::lent::LentMemory;
 use super::modules::Modules;
 use super::occupancy::Occupancy;
 use super::processes::PeerProcess;
+use super::sharing::SharedMemory;
 use super::symmetric::SymmetricRegion;
 use crate::call_signature::SymmetricPart;
 use crate::device::{Device, MemorySharing, StatusRecord};
 use crate::dispatch::{LaunchLimits, Placement};
 use crate::loader::LoadReport;
-
-/// The most ranks of a group.
-pub(super) const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
 
 /// A symmetric buffer on every rank.
 pub(super) struct SymmetricMapping<D: Device> {
@@ -44,20 +42,15 @@ pub(super) struct Connected<D: Device> {
     pub(super) layout: ArenaLayout,
     /// Everything that does not change from call to call.
     pub(super) params: PeersumParams,
-    /// Every rank's arena, by rank.
-    pub(super) arenas: [u64; RANKS],
     pub(super) status: StatusRecord,
     /// What any launch of the group keeps to.
     pub(super) limits: LaunchLimits,
-    /// Whether any two ranks of the group use the same device.
-    pub(super) shares_device: bool,
     pub(super) sharing: MemorySharing,
     pub(super) symmetric: Vec<SymmetricMapping<D>>,
-    pub(super) mappings: Vec<D::Mapping>,
     /// The peers' that are not threads of this one.
     pub(super) processes: Vec<PeerProcess>,
-    /// Held for its memory, which `params` addresses.
-    pub(super) arena: LentMemory<D>,
+    /// Every rank's arena. `params` has its addresses.
+    pub(super) arena: SharedMemory<D>,
     /// Held so that other communicators of this process leave this one's blocks their seats.
     pub(super) _occupancy: Occupancy,
 }
@@ -65,7 +58,7 @@ pub(super) struct Connected<D: Device> {
 impl<D: Device> Connected<D> {
     /// Unmaps the peers' memory, which ends what keeps them from freeing it.
     pub(super) fn close_mappings(&mut self) {
-        self.mappings.clear();
+        self.arena.mappings.clear();
         for buffer in &mut self.symmetric {
             buffer.mappings.clear();
         }
@@ -74,12 +67,12 @@ impl<D: Device> Connected<D> {
     /// This rank's memory: its arena and its symmetric buffers.
     fn memory(&self) -> impl Iterator<Item = &LentMemory<D>> {
         let symmetric = self.symmetric.iter().map(|buffer| &buffer.region.memory);
-        std::iter::once(&self.arena).chain(symmetric)
+        std::iter::once(&self.arena.memory).chain(symmetric)
     }
 
     /// Whether a peer uses this rank's memory without keeping it alive.
     pub(super) fn lent_by_address(&self) -> bool {
-        self.memory().any(LentMemory::is_lent_by_address)
+        self.memory().any(|memory| memory.lent_by_address)
     }
 
     /// No peer uses this rank's memory any more.
@@ -93,13 +86,12 @@ impl<D: Device> Connected<D> {
             modules,
             status,
             symmetric,
-            mappings,
             arena,
             _occupancy: seats,
             ..
         } = self;
         // Its blocks keep their seats as long as it may run.
-        std::mem::forget((modules, status, symmetric, mappings, arena, seats));
+        std::mem::forget((modules, status, symmetric, arena, seats));
     }
 
     /// The device memory that this rank holds.
@@ -136,10 +128,8 @@ impl<D: Device> Connected<D> {
     /// The addresses of every rank's poison words, one for each block.
     pub(super) fn poison_words(&self) -> impl Iterator<Item = u64> {
         let first = offset_of!(PeersumControl, blocks) + offset_of!(PeersumBlockState, poison);
-        let arenas = self
-            .arenas
-            .into_iter()
-            .take(self.layout.world_size as usize);
+        let arenas = self.arena.addresses.into_iter();
+        let arenas = arenas.take(self.layout.world_size as usize);
         arenas.flat_map(move |arena| {
             (0..abi::PEERSUM_MAX_BLOCKS as usize)
                 .map(move |block| arena + (first + block * size_of::<PeersumBlockState>()) as u64)

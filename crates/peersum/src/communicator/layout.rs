@@ -7,18 +7,26 @@ use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl};
 
 use crate::dispatch::Route;
 
+/// The most ranks of a group.
+pub(super) const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
+
 /// Offsets and sizes within an arena, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ArenaLayout {
+pub struct ArenaLayout {
     pub(crate) world_size: u32,
-    pub(crate) push_offset: u64,
-    pub(crate) push_half_bytes: u64,
-    pub(crate) staging_offset: u64,
-    pub(crate) staging_half_bytes: u64,
+    /// The slots of push calls: two halves.
+    pub push_offset: u64,
+    /// The bytes of one of them.
+    pub push_half_bytes: u64,
+    /// The staging area of pull calls: two halves.
+    pub staging_offset: u64,
+    /// The bytes of one of them.
+    pub staging_half_bytes: u64,
     /// Memory of this rank alone: input and output of the co-residency probe. The last part, empty
     /// where no probe is run.
     pub(crate) probe_offset: u64,
-    pub(crate) total_bytes: u64,
+    /// All bytes of an arena.
+    pub total_bytes: u64,
 }
 
 /// Every part starts at a multiple of a cache line.
@@ -34,12 +42,12 @@ pub(crate) fn slot_group_bytes(world_size: u32) -> u64 {
 }
 
 impl ArenaLayout {
-    /// `push_half_bytes` is rounded up to a multiple of two slot groups, one for each half. A
+    /// Lays out an arena. `push_half_bytes` is rounded up to a multiple of two slot groups, one for each half. A
     /// two-shot call has its second memory behind the first `push_half_bytes`; within a group, its
     /// slots would be those of a one-shot call of the other half (kernels/tests/push_slots.rs). A
     /// two-shot call then has at least one group in each of its memories, so every route can carry
     /// a piece of any call.
-    pub(crate) fn new(
+    pub fn new(
         world_size: u32,
         max_bytes: u64,
         push_half_bytes: u64,
@@ -67,6 +75,10 @@ impl ArenaLayout {
         }
     }
 
+    pub(super) fn has_probe(&self) -> bool {
+        self.total_bytes > self.probe_offset
+    }
+
     /// The largest call of a route, in units. The counterpart of what the kernels compute from the
     /// same sizes.
     pub(super) fn capacity_units(&self, route: Route) -> u64 {
@@ -92,10 +104,11 @@ impl ArenaLayout {
 
 /// The epochs that a communicator starts from. Tests start them near their wrap-around.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StartEpochs {
-    pub(crate) push: u32,
-    /// At least 1: a flag that was never written is 0, and is compared with `>=`.
-    pub(crate) pull: u64,
+pub struct StartEpochs {
+    /// Of push calls.
+    pub push: u32,
+    /// Of pull calls. At least 1: a flag that was never written is 0, and is compared with `>=`.
+    pub pull: u64,
 }
 
 impl Default for StartEpochs {
@@ -111,7 +124,6 @@ pub(crate) fn sequence(push_epoch: u32, pull_epoch: u64) -> u16 {
 
 /// A control block of zeros.
 pub(crate) fn zeroed_control() -> Box<PeersumControl> {
-    const RANKS: usize = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     const RING: usize = abi::PEERSUM_HEADER_RING as usize;
     const BLOCKS: usize = abi::PEERSUM_MAX_BLOCKS as usize;
     const NORM_WORDS: usize = abi::PEERSUM_NORM_WORDS as usize;
@@ -130,7 +142,7 @@ pub(crate) fn zeroed_control() -> Box<PeersumControl> {
 }
 
 /// The control block before the first call.
-pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
+pub fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
     let mut control = zeroed_control();
     control.blocks.fill(PeersumBlockState {
         pull_epoch: start.pull,
@@ -149,7 +161,7 @@ pub(crate) fn initial_control(start: StartEpochs) -> Box<PeersumControl> {
 }
 
 /// A control block's bytes.
-pub(crate) fn control_bytes(control: &PeersumControl) -> &[u8] {
+pub fn control_bytes(control: &PeersumControl) -> &[u8] {
     // SAFETY: PeersumControl is a `repr(C)` struct of u32 and u64 whose fields leave no padding
     // (asserted below), so each of its bytes is initialised.
     unsafe { std::slice::from_raw_parts((&raw const *control).cast(), size_of::<PeersumControl>()) }
@@ -166,12 +178,11 @@ pub(crate) fn head_bytes_mut(control: &mut PeersumControl) -> &mut [u8] {
 
 const _: () = {
     let blocks = abi::PEERSUM_MAX_BLOCKS as usize;
-    let ranks = abi::PEERSUM_MAX_WORLD_SIZE as usize;
     let ring = abi::PEERSUM_HEADER_RING as usize;
     let words = abi::PEERSUM_NORM_WORDS as usize;
     // Blocks of 16 bytes, then headers, details and norm words with a rank's own: the head, without
     // padding.
-    assert!(HEAD_BYTES == blocks * 16 + (2 + words) * (ring * ranks * 8 + ring * 8));
+    assert!(HEAD_BYTES == blocks * 16 + (2 + words) * (ring * RANKS * 8 + ring * 8));
     assert!(offset_of!(PeersumControl, blocks) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, headers) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, own_headers) < HEAD_BYTES);
@@ -180,7 +191,7 @@ const _: () = {
     assert!(offset_of!(PeersumControl, norm_words) < HEAD_BYTES);
     assert!(offset_of!(PeersumControl, own_norm_words) < HEAD_BYTES);
     // Claim and reserved words, flags: no padding either.
-    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 32 * 4 + blocks * ranks * 8);
+    assert!(size_of::<PeersumControl>() == HEAD_BYTES + 32 * 4 + blocks * RANKS * 8);
 };
 
 #[cfg(test)]

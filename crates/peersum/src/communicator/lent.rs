@@ -16,7 +16,7 @@ pub struct LentMemory<D: Device> {
     // Taken in `drop` only.
     allocation: ManuallyDrop<D::Allocation>,
     /// Whether a peer knows the memory by its address or a legacy IPC handle.
-    lent_by_address: bool,
+    pub(crate) lent_by_address: bool,
     /// Whether the memory must not be freed.
     must_stay: AtomicBool,
 }
@@ -32,10 +32,6 @@ impl<D: Device> LentMemory<D> {
 
     pub(crate) fn allocation(&self) -> &D::Allocation {
         &self.allocation
-    }
-
-    pub(crate) fn is_lent_by_address(&self) -> bool {
-        self.lent_by_address
     }
 
     /// No peer uses the memory any more.

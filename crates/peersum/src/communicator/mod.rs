@@ -34,6 +34,8 @@ mod teardown;
 pub use abort::AbortHandle;
 pub use builder::CommunicatorBuilder;
 pub use graph::{Capture, Graph, Held};
+#[doc(hidden)]
+pub use layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
 pub use path::CallPath;
 pub use rms_norm::RmsNorm;
 pub use shared::SharedCommunicator;

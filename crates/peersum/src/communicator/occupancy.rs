@@ -190,7 +190,7 @@ mod tests {
         DeviceIdentity {
             name: "gpu".to_owned(),
             uuid: [number; 16],
-            arch: Some((9, 0)),
+            arch: Some(peersum_artifact::Arch::plain(9, 0)),
             multiprocessors,
         }
     }

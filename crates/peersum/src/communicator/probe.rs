@@ -33,13 +33,14 @@ fn probe_plan(limits: &LaunchLimits) -> Plan {
 }
 
 impl<D: Device> Communicator<D> {
-    /// Makes one call with the largest grid that any call may have. If the ranks' blocks cannot run
-    /// at the same time, it times out.
+    /// If ranks share a device, makes one call with the largest grid that any call may have. If the
+    /// ranks' blocks cannot run at the same time, it times out.
     pub(super) fn probe_co_residency(&mut self) -> Result<(), Error> {
-        let Some(connected) = &self.connected else {
+        let connected = self.connected.as_ref();
+        let Some(connected) = connected.filter(|own| own.layout.has_probe()) else {
             return Ok(());
         };
-        let address = connected.arenas[self.rank as usize] + connected.layout.probe_offset;
+        let address = connected.arena.addresses[self.rank as usize] + connected.layout.probe_offset;
         let plan = probe_plan(&connected.limits);
         let most = connected.layout.capacity_units(plan.route) * u64::from(abi::PEERSUM_UNIT_BYTES);
         let bytes = probe_bytes(&connected.limits).min(most);

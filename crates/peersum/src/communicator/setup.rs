@@ -1,12 +1,14 @@
 //! From settings to a communicator: meet, load, allocate, arm, share, meet again.
 
+use std::collections::BTreeSet;
+
 use peersum_artifact::WorldSize;
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::agreement::{agree_on_limits, exchange_settings};
 use super::builder::CommunicatorBuilder;
-use super::connected::{Connected, RANKS};
-use super::layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
+use super::connected::Connected;
+use super::layout::{ArenaLayout, RANKS, StartEpochs, control_bytes, initial_control};
 use super::modules::Modules;
 use super::norm_launch::Alone;
 use super::occupancy::{GroupOnDevice, Occupancy, thread_limits};
@@ -21,7 +23,7 @@ use crate::device::{Device, DeviceIdentity, DeviceStream};
 use crate::dispatch::{DispatchTable, DispatchTables, LaunchLimits, Topology};
 use crate::error::Error;
 use crate::loader::{LoadPolicy, LoadReport};
-use crate::rendezvous::{Group, Rendezvous};
+use crate::rendezvous::Group;
 
 /// The largest `max_bytes` and `push_half_bytes`: units of 16 bytes are counted in 31 bits. An
 /// arena of both then has a size that every 64-bit type holds.
@@ -53,7 +55,7 @@ impl CommunicatorBuilder {
     /// communicators that do, [`Error::StreamTaken`], [`Error::InvalidSetting`], [`Error::Table`].
     pub fn build<S: DeviceStream>(mut self, stream: &S) -> Result<Communicator<S::Device>, Error> {
         #[cfg(feature = "nccl")]
-        if let Some(across_hosts) = self.above_range.as_ref().and_then(|nccl| nccl.spanning()) {
+        if let Some(across_hosts) = self.above_range.as_ref().and_then(|nccl| nccl.across_hosts) {
             return super::nccl_path::build_across_hosts(self, across_hosts, stream);
         }
         let rendezvous = self.rendezvous.take().ok_or_else(|| {
@@ -63,7 +65,7 @@ impl CommunicatorBuilder {
                  srun set",
             )
         })?;
-        self.check_settings(&rendezvous)?;
+        self.check_settings()?;
         let device = S::Device::open(stream)?;
         let claim = StreamClaim::new::<S::Device>(device.stream_id())?;
         let identity = device.identity()?;
@@ -76,7 +78,7 @@ impl CommunicatorBuilder {
             identity: &identity,
             group: &mut group,
         };
-        let (memory, table) = match setup.connect() {
+        let (resources, table) = match setup.connect() {
             Ok(connected) => connected,
             Err(error) => {
                 // The others learn why at once, instead of waiting for their deadline.
@@ -86,39 +88,28 @@ impl CommunicatorBuilder {
         };
         let mut communicator =
             Communicator::unconnected(&self, device, identity, table, claim, rank, world_size);
-        match memory {
+        match resources {
             RankResources::Connected(connected) => {
                 communicator.handle.status = Some(connected.status.clone());
                 communicator.connected = Some(*connected);
             }
             RankResources::Alone(alone) => communicator.alone = Some(alone),
         }
-        let connected = communicator.connected.as_ref();
-        let shares_device = connected.is_some_and(|own| own.shares_device);
         communicator.group = Some(group);
-        if shares_device {
-            communicator.probe_co_residency()?;
-        }
+        communicator.probe_co_residency()?;
         #[cfg(feature = "nccl")]
         communicator.connect_nccl(&self)?;
         Ok(communicator)
     }
 
-    fn check_settings(&self, rendezvous: &Rendezvous) -> Result<(), Error> {
-        let world_size = rendezvous.world_size();
-        let most = abi::PEERSUM_MAX_WORLD_SIZE;
-        if !(1..=most).contains(&world_size) {
-            let reason = format!("{world_size} ranks; 1 to {most} are possible");
-            return Err(Error::invalid("world size", reason));
-        }
-        let bytes = self.max_bytes;
-        if !(1..=MOST_BYTES).contains(&bytes) {
-            let reason = format!("{bytes} bytes; from 1 byte to less than 32 GiB are possible");
+    fn check_settings(&self) -> Result<(), Error> {
+        let (max_bytes, push_half) = (self.max_bytes, self.push_half_bytes_or_default());
+        if !(1..=MOST_BYTES).contains(&max_bytes) {
+            let reason = format!("{max_bytes} bytes; from 1 byte to less than 32 GiB are possible");
             return Err(Error::invalid("max_bytes", reason));
         }
-        let bytes = self.push_half_bytes_or_default();
-        if bytes > MOST_BYTES {
-            let reason = format!("{bytes} bytes; less than 32 GiB are possible");
+        if push_half > MOST_BYTES {
+            let reason = format!("{push_half} bytes; less than 32 GiB are possible");
             return Err(Error::invalid("push_half_bytes", reason));
         }
         Ok(())
@@ -184,20 +175,18 @@ struct Setup<'a, D: Device> {
 }
 
 /// What a rank knows once all ranks have told their settings.
-struct Meeting {
+struct Meeting<'a> {
     table: DispatchTable,
-    /// Ranks that use this rank's device.
-    ranks_on_device: u32,
+    on_device: GroupOnDevice<'a>,
     /// Whether any two ranks of the group use the same device.
     shares_device: bool,
-    /// Tells the ranks of this group from those of others in the same process.
-    group_token: u64,
 }
 
-impl<D: Device> Setup<'_, D> {
+impl<'a, D: Device> Setup<'a, D> {
     /// What this rank then holds, and the table that the ranks agree on.
     fn connect(mut self) -> Result<(RankResources<D>, DispatchTable), Error> {
         let (builder, device) = (self.builder, self.device);
+        let timeout = builder.setup_timeout;
         let met = self.meet()?;
         let (rank, world_size) = (self.group.rank(), self.group.world_size());
         if world_size == 1 {
@@ -210,38 +199,26 @@ impl<D: Device> Setup<'_, D> {
         SetupStep::Loaded.reached(rank);
         let (limits, occupancy) = self.occupy(&modules, &met)?;
 
-        let probe = if met.shares_device {
-            probe_bytes(&limits)
-        } else {
-            0
+        let probe = match met.shares_device {
+            true => probe_bytes(&limits),
+            false => 0,
         };
         let (layout, arena) = self.allocate(probe)?;
-        arm(
-            device,
-            device.allocation_address(&arena),
-            &layout,
-            builder.start,
-        )?;
+        let address = device.allocation_address(&arena);
+        arm(device, address, &layout, builder.start)?;
         SetupStep::Armed.reached(rank);
         // A failure from here on leaks the arena if peers may use it by its address.
         let bytes = layout.total_bytes;
-        let arena = share(
-            device,
-            self.group,
-            Ok(arena),
-            bytes,
-            "arena",
-            builder.setup_timeout,
-        )?;
+        let arena = share(device, self.group, Ok(arena), bytes, "arena", timeout)?;
         // The last thing that can fail on this rank alone: behind the barrier the peers use the
         // arena.
         let status = device.allocate_status()?;
         SetupStep::Mapped.reached(rank);
         // Slots are armed before the first peer stores to them.
-        let processes = processes::meet(self.group, "armed", builder.setup_timeout)?;
+        let processes = processes::meet(self.group, "armed", timeout)?;
 
         // The device's scope holds the threads of one process.
-        let is_one_device = met.ranks_on_device == world_size
+        let is_one_device = met.on_device.ranks == world_size
             && (0..world_size).all(|rank| self.group.is_same_process(rank));
         let params = PeersumParams {
             arena: rotated(&arena.addresses, rank, world_size),
@@ -264,42 +241,34 @@ impl<D: Device> Setup<'_, D> {
             reports,
             layout,
             params,
-            arenas: arena.addresses,
+            arena,
             status,
             limits,
-            shares_device: met.shares_device,
             sharing: builder.sharing,
             symmetric: Vec::new(),
-            mappings: arena.mappings,
             processes,
-            arena: arena.memory,
             _occupancy: occupancy,
         };
         Ok((RankResources::Connected(Box::new(connected)), met.table))
     }
 
     /// Compares the settings of all ranks, and chooses the dispatch table for what they run on.
-    fn meet(&mut self) -> Result<Meeting, Error> {
+    fn meet(&mut self) -> Result<Meeting<'a>, Error> {
         let identity = self.identity;
         let ranks = exchange_settings(self.builder, identity, self.group)?;
         let uuids = || ranks.iter().map(|rank| rank.device.uuid);
-        let ranks_on_device = uuids().filter(|uuid| *uuid == identity.uuid).count() as u32;
-        let shares_device = uuids()
-            .enumerate()
-            .any(|(a, uuid)| uuids().skip(a + 1).any(|other| other == uuid));
+        let devices: BTreeSet<[u8; 16]> = uuids().collect();
+        let shares_device = devices.len() < ranks.len();
         #[cfg(feature = "nccl")]
         self.builder.refuse_nccl_on_shared_devices(shares_device)?;
-        let topology = match (
-            ranks.iter().any(|rank| rank.device.is_emulated()),
-            shares_device,
-        ) {
-            (true, _) => Topology::Emulator,
-            (false, true) => Topology::Shared,
-            (false, false) => Topology::Peer,
+        let topology = match shares_device {
+            _ if identity.is_emulated() => Topology::Emulator,
+            true => Topology::Shared,
+            false => Topology::Peer,
         };
         // A table for one architecture serves a group of that architecture alone.
         let is_everywhere = ranks.iter().all(|rank| rank.device.arch == identity.arch);
-        let arch = identity.cubin_arch().filter(|_| is_everywhere);
+        let arch = identity.arch.filter(|_| is_everywhere);
         let tables = match &self.builder.tables {
             Some(text) => DispatchTables::parse(text)?,
             None => DispatchTables::shipped()?,
@@ -308,9 +277,12 @@ impl<D: Device> Setup<'_, D> {
         let table_size = self.group.world_size().max(2);
         Ok(Meeting {
             table: tables.choose(arch, table_size, topology)?,
-            ranks_on_device,
+            on_device: GroupOnDevice {
+                device: identity,
+                group: ranks.first().map_or(0, |rank| rank.token),
+                ranks: uuids().filter(|uuid| *uuid == identity.uuid).count() as u32,
+            },
             shares_device,
-            group_token: ranks.first().map_or(0, |rank| rank.token),
         })
     }
 
@@ -318,13 +290,9 @@ impl<D: Device> Setup<'_, D> {
     fn occupy(
         &mut self,
         modules: &Modules<D>,
-        met: &Meeting,
+        met: &Meeting<'_>,
     ) -> Result<(LaunchLimits, Occupancy), Error> {
-        let own = GroupOnDevice {
-            device: self.identity,
-            group: met.group_token,
-            ranks: met.ranks_on_device,
-        };
+        let own = &met.on_device;
         let limits = thread_limits(self.device, modules, abi::PEERSUM_MAX_BLOCKS)?;
         let blocks = match self.builder.max_blocks {
             Some(blocks) => blocks.clamp(1, own.most()),
@@ -346,11 +314,8 @@ impl<D: Device> Setup<'_, D> {
             self.builder.push_half_bytes_or_default(),
             probe_bytes,
         );
-        let bytes = usize::try_from(layout.total_bytes).map_err(|_| {
-            let bytes = layout.total_bytes;
-            let reason = format!("an arena of {bytes} bytes is larger than an address space");
-            Error::invalid("max_bytes", reason)
-        })?;
+        // More than an address space is refused as more memory than there is.
+        let bytes = usize::try_from(layout.total_bytes).unwrap_or(usize::MAX);
         let arena = self.device.allocate_shared(bytes, self.builder.sharing)?;
         Ok((layout, arena))
     }
@@ -381,12 +346,8 @@ fn arm<D: Device>(
 
 /// The addresses of rank, rank + 1, ... and around, as [`PeersumParams::arena`] has them.
 fn rotated(addresses: &[u64; RANKS], rank: u32, world_size: u32) -> [u64; RANKS] {
-    std::array::from_fn(|step| {
-        let step = step as u32;
-        if step < world_size {
-            addresses[((rank + step) % world_size) as usize % RANKS]
-        } else {
-            0
-        }
+    std::array::from_fn(|step| match step as u32 {
+        step if step < world_size => addresses[((rank + step) % world_size) as usize % RANKS],
+        _ => 0,
     })
 }

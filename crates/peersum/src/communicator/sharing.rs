@@ -6,16 +6,19 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::agreement::{parse, require_equal};
-use super::connected::RANKS;
+use super::layout::RANKS;
 use super::lent::LentMemory;
 use crate::device::{Device, DeviceError, Export, Import};
 use crate::error::Error;
 use crate::rendezvous::{Group, MessageWithFd, RendezvousError};
 
-/// What every rank tells the others of its memory. A file descriptor travels with it.
+/// What every rank tells the others of its memory.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct MemoryOffer {
     bytes: u64,
+    /// Travels beside the rest.
+    #[serde(skip)]
+    descriptor: Option<OwnedFd>,
     legacy_ipc: Option<Vec<u8>>,
     /// Valid for ranks of the same process.
     address: Option<u64>,
@@ -47,25 +50,27 @@ pub fn share<D: Device>(
     label: &str,
     timeout: Duration,
 ) -> Result<SharedMemory<D>, Error> {
-    let mut descriptor = None;
-    let own = own.and_then(|allocation| offer(device, group, allocation, bytes, &mut descriptor));
-    let message = match &own {
-        Ok((offer, _)) => serde_json::to_vec(offer),
-        Err(error) => serde_json::to_vec(&MemoryOffer {
-            failure: Some(error.to_string()),
-            ..MemoryOffer::default()
-        }),
-    }
-    .unwrap_or_default();
-    let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+    let (offer, memory) = match own.and_then(|own| offer(device, group, own, bytes)) {
+        Ok((offer, memory)) => (offer, Ok(memory)),
+        Err(error) => {
+            let failure = Some(error.to_string());
+            let offer = MemoryOffer {
+                failure,
+                ..MemoryOffer::default()
+            };
+            (offer, Err(error))
+        }
+    };
+    let message = serde_json::to_vec(&offer).unwrap_or_default();
+    let descriptor = offer.descriptor.as_ref().map(AsFd::as_fd);
     let received = group.all_gather_fd(label, &message, descriptor, timeout)?;
-    let (_, memory) = own?;
-    let agreed = agree(&received);
+    let memory = memory?;
+    let agreed = agree(received);
     if agreed.is_err() {
         // Every rank finds the same error in the same messages, so none maps this rank's memory.
         memory.peers_let_go();
     }
-    let imported = import(device, group, &memory, &agreed?, &received, label);
+    let imported = import(device, group, &memory, &agreed?, label);
 
     // A rank that cannot map a peer's memory must not leave the others with a buffer that it lacks.
     let outcome = match &imported {
@@ -102,7 +107,6 @@ fn offer<D: Device>(
     group: &Group,
     allocation: D::Allocation,
     bytes: u64,
-    shared: &mut Option<OwnedFd>,
 ) -> Result<(MemoryOffer, LentMemory<D>), Error> {
     let mut offer = MemoryOffer {
         bytes,
@@ -117,7 +121,7 @@ fn offer<D: Device>(
         }
         match device.export(&allocation, same_process)? {
             Export::Fd(descriptor) => {
-                *shared = Some(descriptor);
+                offer.descriptor = Some(descriptor);
                 // One descriptor serves both kinds of peer.
                 break;
             }
@@ -130,11 +134,13 @@ fn offer<D: Device>(
 }
 
 /// All offers, if every rank has memory, of one size. Every rank computes the same.
-fn agree(received: &[MessageWithFd]) -> Result<Vec<MemoryOffer>, Error> {
-    let offers = (0..)
-        .zip(received)
-        .map(|(rank, (message, _))| parse("memory", rank, message))
-        .collect::<Result<Vec<MemoryOffer>, Error>>()?;
+fn agree(received: Vec<MessageWithFd>) -> Result<Vec<MemoryOffer>, Error> {
+    let mut offers = Vec::new();
+    for (rank, (message, descriptor)) in (0..).zip(received) {
+        let mut offer: MemoryOffer = parse("memory", rank, &message)?;
+        offer.descriptor = descriptor;
+        offers.push(offer);
+    }
     for (rank, offer) in (0..).zip(&offers) {
         if let Some(reason) = offer.failure.clone() {
             return Err(RendezvousError::PeerFailed { rank, reason }.into());
@@ -151,12 +157,11 @@ fn import<D: Device>(
     group: &Group,
     memory: &LentMemory<D>,
     offers: &[MemoryOffer],
-    received: &[MessageWithFd],
     label: &str,
 ) -> Result<([u64; RANKS], Vec<D::Mapping>), Error> {
     let mut addresses = [0; RANKS];
     let mut mappings = Vec::new();
-    for (rank, (theirs, (_, descriptor))) in offers.iter().zip(received).enumerate() {
+    for (rank, theirs) in offers.iter().enumerate() {
         if rank as u32 == group.rank() {
             addresses[rank] = device.allocation_address(memory.allocation());
             continue;
@@ -168,16 +173,15 @@ fn import<D: Device>(
             .legacy_ipc
             .as_deref()
             .and_then(|handle| <[u8; 64]>::try_from(handle).ok());
-        let import = match (descriptor, same_process_address, legacy_ipc) {
+        let import = match (&theirs.descriptor, same_process_address, legacy_ipc) {
             (Some(descriptor), _, _) => Import::Fd(descriptor.as_fd()),
             (None, Some(address), _) => Import::SameProcess(address),
             (None, None, Some(handle)) => Import::LegacyIpc(handle),
             (None, None, None) => {
-                return Err(DeviceError::cannot_share(format!(
-                    "rank {rank} offered no file descriptor and no legacy handle for its \
-                     {label}"
-                ))
-                .into());
+                let reason = format!(
+                    "rank {rank} offered no file descriptor and no legacy handle for its {label}"
+                );
+                return Err(DeviceError::cannot_share(reason).into());
             }
         };
         // The same on every rank, and this rank has allocated as much.

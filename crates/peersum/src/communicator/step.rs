@@ -2,13 +2,15 @@
 
 use std::fmt::Debug;
 
+use serde::{Deserialize, Serialize};
 use tracing::field::Field;
 
 /// What a rank has done last in set-up. After each step it waits for the other ranks.
 ///
 /// For a program that tests what happens to a rank at each of them.
 #[doc(hidden)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SetupStep {
     /// The ranks have met.
     Joined,
@@ -21,7 +23,8 @@ pub enum SetupStep {
 }
 
 impl SetupStep {
-    const ALL: [SetupStep; 4] = [Self::Joined, Self::Loaded, Self::Armed, Self::Mapped];
+    /// All, in order.
+    pub const ALL: [SetupStep; 4] = [Self::Joined, Self::Loaded, Self::Armed, Self::Mapped];
 
     /// Tells the subscribers of this crate's events.
     pub(super) fn reached(self, rank: u32) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::connected::SymmetricMapping;
 use super::lent::LentMemory;
-use super::sharing::{SharedMemory, share};
+use super::sharing::share;
 use super::state::Communicator;
 use super::symmetric::{SymmetricBuffer, SymmetricRegion};
 use crate::call_signature::SymmetricPart;
@@ -59,23 +59,13 @@ impl<D: Device> Communicator<D> {
             return Ok(self.adopt(Arc::new(region), len));
         };
         let bytes = own_bytes as u64;
-        let SharedMemory {
-            memory,
-            addresses,
-            mappings,
-        } = share(
-            &self.device,
-            group,
-            own,
-            bytes,
-            "symmetric buffer",
-            self.setup_timeout,
-        )?;
-        let region = Arc::new(SymmetricRegion::new(memory, device));
+        let (label, timeout) = ("symmetric buffer", self.setup_timeout);
+        let shared = share(&self.device, group, own, bytes, label, timeout)?;
+        let region = Arc::new(SymmetricRegion::new(shared.memory, device));
         connected.symmetric.push(SymmetricMapping {
-            addresses,
+            addresses: shared.addresses,
             region: Arc::clone(&region),
-            mappings,
+            mappings: shared.mappings,
             bytes,
         });
         Ok(self.adopt(region, len))

@@ -1,19 +1,18 @@
 //! One stream of a GPU as a [`Device`].
 
-use std::ffi::{CStr, c_char};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstream, CUuuid};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstream};
 use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
 use peersum_artifact::{Algorithm, Arch, CudaVersion, ModuleKey};
 use peersum_kernels::abi::PeersumParams;
 
-use super::driver::{self, arch, attribute, bind, check, returned};
+use super::driver::{arch, attribute, bind, check, device_name, device_uuid};
 use super::graph::{self, Graph};
 use super::mapping::Mapping;
 use super::memory::Allocation;
 use super::module::Module;
-use super::{launch, status};
+use super::{launch, start, status};
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
     Recording, StatusRecord,
@@ -117,7 +116,7 @@ unsafe impl Device for Cuda {
             }
             _ => {}
         }
-        let driver_version = driver::driver_version()?;
+        let driver_version = start::version()?;
         let context = stream.context();
         bind(context)?;
         if graph::recording(stream)? != Recording::Off {
@@ -147,26 +146,14 @@ unsafe impl Device for Cuda {
 
     fn identity(&self) -> Result<DeviceIdentity, DeviceError> {
         let device = self.stream.context().cu_device();
-        // SAFETY: the place has room for 256 characters, of which the last stays a NUL.
-        let name = returned("cuDeviceGetName", [0; 256], |name| unsafe {
-            sys::cuDeviceGetName(name.cast::<c_char>(), 255, device)
-        })?;
-        // SAFETY: the array ends in a NUL, written or left.
-        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
-        let none = CUuuid { bytes: [0; 16] };
-        // Unlike its first version, this one tells the parts of a partitioned device (MIG) apart.
-        // SAFETY: the place is one UUID.
-        let uuid = returned("cuDeviceGetUuid", none, |uuid| unsafe {
-            sys::cuDeviceGetUuid_v2(uuid, device)
-        })?;
         let multiprocessors = attribute(
             device,
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
         )?;
         Ok(DeviceIdentity {
-            name: name.to_string_lossy().into_owned(),
-            uuid: uuid.bytes.map(|byte| byte.to_ne_bytes()[0]),
-            arch: Some((self.arch.major, self.arch.minor)),
+            name: device_name(device)?,
+            uuid: device_uuid(device)?,
+            arch: Some(self.arch),
             multiprocessors: u32::try_from(multiprocessors).unwrap_or(0),
         })
     }

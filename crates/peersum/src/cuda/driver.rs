@@ -1,26 +1,19 @@
 //! Calls into libcuda: their errors as [`DeviceError`], the current context, attributes.
 //!
 //! `cudarc` panics at the first call of a function that the installed driver lacks. Every function
-//! called here is in the drivers of CUDA 11.8, and [`Cuda::open`](super::Cuda) refuses drivers
-//! older than [`MIN_DRIVER`]; the one newer function that is used, `cuFuncLoad`, is looked up by
-//! hand.
+//! called here is in the drivers of CUDA 11.8, and [`version`](super::start::version), which
+//! [`Cuda::open`](super::Cuda) calls, refuses older ones; the one newer function that is
+//! used, `cuFuncLoad`, is looked up by hand.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::sync::OnceLock;
 
 use cudarc::driver::CudaContext;
-use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult};
-use peersum_artifact::{Arch, CudaVersion, driver_branch_floor};
+use cudarc::driver::sys::{self, CUdevice, CUdevice_attribute, CUfunction, CUresult, CUuuid};
+use peersum_artifact::Arch;
 
 use crate::device::DeviceError;
 use crate::shared_library::SharedLibrary;
-
-/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
-/// newer).
-pub(crate) const MIN_DRIVER: CudaVersion = CudaVersion {
-    major: 12,
-    minor: 0,
-};
 
 /// The names of the driver's library: as the driver installs it, then the link of a development
 /// package.
@@ -60,7 +53,7 @@ pub fn driver_present() -> Result<(), DeviceError> {
 }
 
 /// The outcome of the driver function `call`.
-pub fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
+pub(super) fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
     match result {
         CUresult::CUDA_SUCCESS => Ok(()),
         failure => Err(DeviceError::driver(call, describe(failure))),
@@ -69,7 +62,7 @@ pub fn check(call: &'static str, result: CUresult) -> Result<(), DeviceError> {
 
 /// The value that the driver function `call` leaves in the place that it is given. The place holds
 /// `initial` before.
-pub(super) fn returned<T>(
+pub fn returned<T>(
     call: &'static str,
     initial: T,
     run: impl FnOnce(*mut T) -> CUresult,
@@ -89,11 +82,6 @@ pub(super) fn note(result: Result<(), DeviceError>) {
     if let Err(error) = result {
         tracing::warn!(%error, "a resource of the device was not given back");
     }
-}
-
-/// Gives back an object of `context` that is dropped, by the driver function `call`.
-pub(super) fn give_back(context: &CudaContext, call: &'static str, run: impl FnOnce() -> CUresult) {
-    note(bind(context).and_then(|()| check(call, run())));
 }
 
 /// Makes `context` the calling thread's current context.
@@ -124,6 +112,34 @@ pub fn attribute(device: CUdevice, attribute: CUdevice_attribute) -> Result<i32,
     })
 }
 
+/// A device's name, for instance `NVIDIA H100 80GB HBM3`.
+pub fn device_name(device: CUdevice) -> Result<String, DeviceError> {
+    // SAFETY: the place has room for as many characters as is said.
+    let name = returned("cuDeviceGetName", [0; 256], |name| unsafe {
+        sys::cuDeviceGetName(name.cast(), 256, device)
+    })?;
+    Ok(text(&name))
+}
+
+/// The characters before the first NUL, or none without a NUL.
+pub fn text(characters: &[c_char]) -> String {
+    let bytes: Vec<u8> = characters.iter().map(|c| c.to_ne_bytes()[0]).collect();
+    let text = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+    text.to_string_lossy().into_owned()
+}
+
+/// A device's UUID. Unlike the driver's first version of it, this one tells the parts of a
+/// partitioned device (MIG) apart.
+pub fn device_uuid(device: CUdevice) -> Result<[u8; 16], DeviceError> {
+    // SAFETY: the place is one UUID.
+    let uuid = returned(
+        "cuDeviceGetUuid",
+        CUuuid { bytes: [0; 16] },
+        |uuid| unsafe { sys::cuDeviceGetUuid_v2(uuid, device) },
+    )?;
+    Ok(uuid.bytes.map(|byte| byte.to_ne_bytes()[0]))
+}
+
 /// A device's compute capability.
 pub fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
     let part = |which| {
@@ -146,26 +162,6 @@ pub fn device_count() -> Result<u32, DeviceError> {
         sys::cuDeviceGetCount(count)
     })?;
     Ok(u32::try_from(count).unwrap_or(0))
-}
-
-/// The newest CUDA that the driver supports, if that is new enough.
-pub(super) fn driver_version() -> Result<CudaVersion, DeviceError> {
-    // SAFETY: the place is one int.
-    let version = returned("cuDriverGetVersion", 0, |version| unsafe {
-        sys::cuDriverGetVersion(version)
-    })?;
-    let version = CudaVersion::from_driver_api(version);
-    if version < MIN_DRIVER {
-        let branch = driver_branch_floor(MIN_DRIVER.major)
-            .map(|branch| format!(" (branch {branch} or newer)"))
-            .unwrap_or_default();
-        let message = format!(
-            "the driver supports CUDA {version} and {MIN_DRIVER} is needed: update NVIDIA's \
-             driver{branch}"
-        );
-        return Err(DeviceError::driver("cuDriverGetVersion", message));
-    }
-    Ok(version)
 }
 
 /// Whether `device` can address memory of `peer`.

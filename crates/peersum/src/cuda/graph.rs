@@ -3,17 +3,15 @@
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
-use cudarc::driver::sys::{self, CUgraph, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
+use cudarc::driver::sys::{self, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
 
-use super::driver::{check, give_back, note, returned};
+use super::driver::{check, returned};
+use super::owned::Owned;
 use crate::device::{DeviceError, Recording};
 
 /// A recorded sequence of launches, ready to run. Destroyed when dropped; a run in flight ends
 /// first.
-pub struct Graph {
-    stream: Arc<CudaStream>,
-    executable: CUgraphExec,
-}
+pub struct Graph(Owned<CUgraphExec>);
 
 // SAFETY: the handle names an object of the driver, which may be used by any thread, one at a time;
 // there is no `Sync`.
@@ -50,26 +48,32 @@ pub(super) fn recording(stream: &CudaStream) -> Result<Recording, DeviceError> {
 impl Graph {
     /// Ends recording on a stream of the current context, and uploads what was recorded.
     pub(super) fn end(stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
-        let mut template = Template(std::ptr::null_mut());
-        // SAFETY: the stream is live, and `template` is a place for one handle. A recording that
-        // something spoilt leaves null in it and is an error that is returned.
-        check("cuStreamEndCapture", unsafe {
-            sys::cuStreamEndCapture(stream.cu_stream(), &raw mut template.0)
+        let null = std::ptr::null_mut();
+        // SAFETY: the stream is live, and the place is one handle. A recording that something
+        // spoilt leaves null in it and is an error that is returned.
+        let recorded = returned("cuStreamEndCapture", null, |place| unsafe {
+            sys::cuStreamEndCapture(stream.cu_stream(), place)
         })?;
-        // SAFETY: the place is one handle; the template is live and not needed after the call.
-        let executable = returned("cuGraphInstantiate", std::ptr::null_mut(), |place| unsafe {
-            sys::cuGraphInstantiateWithFlags(place, template.0, 0)
+        let recorded = Owned::new(stream.context(), recorded, "cuGraphDestroy", |recorded| {
+            // SAFETY: the handle is live and destroyed once; an instance does not need it.
+            unsafe { sys::cuGraphDestroy(recorded) }
+        });
+        let null = std::ptr::null_mut();
+        // SAFETY: the place is one handle; the recording is live and not needed after the call.
+        let graph = returned("cuGraphInstantiate", null, |place| unsafe {
+            sys::cuGraphInstantiateWithFlags(place, recorded.handle(), 0)
         })?;
-        let graph = Self {
-            stream: Arc::clone(stream),
-            executable,
-        };
+        let graph = Owned::new(stream.context(), graph, "cuGraphExecDestroy", |graph| {
+            // SAFETY: the handle is live and destroyed once. The driver puts it off while a run is
+            // in flight.
+            unsafe { sys::cuGraphExecDestroy(graph) }
+        });
         // The first run would otherwise bear this, at different times on each rank.
         // SAFETY: both are live and of the same context.
         check("cuGraphUpload", unsafe {
-            sys::cuGraphUpload(graph.executable, stream.cu_stream())
+            sys::cuGraphUpload(graph.handle(), stream.cu_stream())
         })?;
-        Ok(graph)
+        Ok(Self(graph))
     }
 
     /// Enqueues the recording on a stream of the current context.
@@ -80,32 +84,7 @@ impl Graph {
     pub(super) unsafe fn launch(&self, stream: &CudaStream) -> Result<(), DeviceError> {
         // SAFETY: both handles are live; the rest is the caller's promise.
         check("cuGraphLaunch", unsafe {
-            sys::cuGraphLaunch(self.executable, stream.cu_stream())
+            sys::cuGraphLaunch(self.0.handle(), stream.cu_stream())
         })
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        let context = self.stream.context();
-        // SAFETY: the handle is live and destroyed once, here. The driver puts it off while a run
-        // is in flight.
-        give_back(context, "cuGraphExecDestroy", || unsafe {
-            sys::cuGraphExecDestroy(self.executable)
-        });
-    }
-}
-
-/// What was recorded, until it is instantiated.
-struct Template(CUgraph);
-
-impl Drop for Template {
-    fn drop(&mut self) {
-        if !self.0.is_null() {
-            // SAFETY: the handle is live and destroyed once, here; an instance does not need it.
-            note(check("cuGraphDestroy", unsafe {
-                sys::cuGraphDestroy(self.0)
-            }));
-        }
     }
 }

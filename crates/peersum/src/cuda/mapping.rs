@@ -10,7 +10,8 @@ use cudarc::driver::sys::{
     CUresult,
 };
 
-use super::driver::{can_access_peer, check, give_back, returned};
+use super::driver::{can_access_peer, check, returned};
+use super::owned::Owned;
 use super::vmm::{MappedRange, Physical, Properties};
 use crate::device::{DeviceError, Import};
 
@@ -20,7 +21,7 @@ pub struct Mapping(Kind);
 
 enum Kind {
     Vmm(MappedRange),
-    LegacyIpc(IpcMemory),
+    LegacyIpc(Owned<CUdeviceptr>),
     /// Nothing to undo: peer access between the contexts of a process stays on, as others may rely
     /// on it.
     SameProcess(u64),
@@ -35,7 +36,7 @@ impl Mapping {
     ) -> Result<Self, DeviceError> {
         Ok(Self(match *import {
             Import::Fd(fd) => Kind::Vmm(map_descriptor(context, fd, bytes)?),
-            Import::LegacyIpc(handle) => Kind::LegacyIpc(IpcMemory::open(context, &handle)?),
+            Import::LegacyIpc(handle) => Kind::LegacyIpc(open_ipc(context, handle)?),
             Import::SameProcess(address) => {
                 reach(context, address)?;
                 Kind::SameProcess(address)
@@ -46,61 +47,46 @@ impl Mapping {
     pub(super) fn address(&self) -> u64 {
         match &self.0 {
             Kind::Vmm(range) => range.address(),
-            Kind::LegacyIpc(memory) => memory.address,
+            Kind::LegacyIpc(memory) => memory.handle(),
             Kind::SameProcess(address) => *address,
         }
     }
 }
 
-/// How this rank's device stands to the device that holds a peer's memory.
-#[derive(Clone, Copy)]
-enum Reach {
-    SameDevice,
-    /// The driver says that peer access is possible.
-    Peer {
-        own: CUdevice,
-        owner: CUdevice,
-    },
-    /// The driver does not say, for instance because the other device is hidden from this process.
-    Unknown,
+/// What is known before a mapping is tried, if the driver says nothing about it, for instance
+/// because the other device is hidden from this process.
+const RECEIVED: &str = "a peer's memory was received";
+
+/// What the driver says before memory of device `owner` is mapped on device `own`, for the error if
+/// the mapping fails all the same. Fails where it says that `own` cannot address that memory.
+fn promise(own: CUdevice, owner: Option<CUdevice>) -> Result<String, DeviceError> {
+    let owner = match owner {
+        None => return Ok(RECEIVED.to_owned()),
+        Some(owner) if owner == own => {
+            return Ok("a peer's memory is on this rank's own device".to_owned());
+        }
+        Some(owner) => owner,
+    };
+    match can_access_peer(own, owner) {
+        Ok(true) => Ok(format!(
+            "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says yes)"
+        )),
+        Ok(false) => Err(DeviceError::cannot_share(format!(
+            "device {own} cannot address the memory of device {owner}, where a peer's memory is \
+             (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices can; \
+             in a virtual machine peer access may be off, and on some hosts the IOMMU or PCIe \
+             access control forbids it"
+        ))),
+        Err(_) => Ok(RECEIVED.to_owned()),
+    }
 }
 
-impl Reach {
-    /// Fails where the driver says that `own` cannot address memory of `owner`.
-    fn of(own: CUdevice, owner: Option<CUdevice>) -> Result<Self, DeviceError> {
-        let Some(owner) = owner else {
-            return Ok(Self::Unknown);
-        };
-        if owner == own {
-            return Ok(Self::SameDevice);
-        }
-        match can_access_peer(own, owner) {
-            Ok(true) => Ok(Self::Peer { own, owner }),
-            Ok(false) => Err(DeviceError::cannot_share(format!(
-                "device {own} cannot address the memory of device {owner}, where a peer's memory \
-                 is (cuDeviceCanAccessPeer says no). `nvidia-smi topo -p2p rw` shows which devices \
-                 can; in a virtual machine peer access may be off, and on some hosts the IOMMU or \
-                 PCIe access control forbids it"
-            ))),
-            Err(_) => Ok(Self::Unknown),
-        }
-    }
-
-    /// The error for a mapping that failed although nothing spoke against it. `needs` says what
-    /// ranks in different containers must have in common.
-    fn refused(self, failure: &DeviceError, needs: &str) -> DeviceError {
-        let promise = match self {
-            Self::SameDevice => "a peer's memory is on this rank's own device".to_owned(),
-            Self::Peer { own, owner } => format!(
-                "device {own} can address the memory of device {owner} (cuDeviceCanAccessPeer says \
-                 yes)"
-            ),
-            Self::Unknown => "a peer's memory was received".to_owned(),
-        };
-        DeviceError::cannot_share(format!(
-            "{promise}, but mapping it failed: {failure}. {needs}"
-        ))
-    }
+/// The error for a mapping that failed although nothing spoke against it. `needs` says what ranks
+/// in different containers must have in common.
+fn refused(promise: &str, failure: &DeviceError, needs: &str) -> DeviceError {
+    DeviceError::cannot_share(format!(
+        "{promise}, but mapping it failed: {failure}. {needs}"
+    ))
 }
 
 /// What memory needs that travels as a file descriptor, or not at all.
@@ -118,16 +104,17 @@ fn map_descriptor(
 ) -> Result<MappedRange, DeviceError> {
     let own = context.cu_device();
     let physical =
-        Physical::import(context, fd).map_err(|failure| Reach::Unknown.refused(&failure, NEEDS))?;
+        Physical::import(context, fd).map_err(|failure| refused(RECEIVED, &failure, NEEDS))?;
     let properties = physical.properties().ok();
-    let reach = Reach::of(own, properties.as_ref().and_then(Properties::device))?;
+    let promise = promise(own, properties.as_ref().and_then(Properties::device))?;
     // The owner rounded by its own device's granularity.
     let bytes = properties
         .unwrap_or_else(|| Properties::shareable(own))
         .mapped_bytes(bytes)
         .or_else(|_| Properties::shareable(own).mapped_bytes(bytes))?;
     // The mapping keeps the memory; the handle is not needed after it.
-    MappedRange::map(context, &physical, bytes).map_err(|failure| reach.refused(&failure, NEEDS))
+    MappedRange::map(context, &physical, bytes)
+        .map_err(|failure| refused(&promise, &failure, NEEDS))
 }
 
 /// Makes memory at `address`, of a thread of this process, addressable from `context`.
@@ -139,7 +126,7 @@ fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
         let which = CUpointer_attribute::CU_POINTER_ATTRIBUTE_CONTEXT;
         sys::cuPointerGetAttribute(place.cast(), which, address)
     })
-    .map_err(|failure| Reach::Unknown.refused(&failure, NEEDS))?;
+    .map_err(|failure| refused(RECEIVED, &failure, NEEDS))?;
     if owner_context == context.cu_ctx() {
         return Ok(());
     }
@@ -148,51 +135,34 @@ fn reach(context: &CudaContext, address: u64) -> Result<(), DeviceError> {
         let which = CUpointer_attribute::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
         sys::cuPointerGetAttribute(place.cast(), which, address)
     });
-    let reach = Reach::of(context.cu_device(), ordinal.ok())?;
+    let promise = promise(context.cu_device(), ordinal.ok())?;
     // SAFETY: the owner's context lives, since its rank waits in the set-up that this rank takes
     // part in. Access is granted to the current context, which is `context`.
     match unsafe { sys::cuCtxEnablePeerAccess(owner_context, 0) } {
         CUresult::CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED => Ok(()),
-        result => {
-            check("cuCtxEnablePeerAccess", result).map_err(|failure| reach.refused(&failure, NEEDS))
-        }
+        result => check("cuCtxEnablePeerAccess", result)
+            .map_err(|failure| refused(&promise, &failure, NEEDS)),
     }
 }
 
-/// Memory of another process, opened through its legacy IPC handle.
-struct IpcMemory {
-    context: Arc<CudaContext>,
-    address: CUdeviceptr,
-}
-
-impl IpcMemory {
-    fn open(context: &Arc<CudaContext>, handle: &[u8; 64]) -> Result<Self, DeviceError> {
-        let handle = CUipcMemHandle {
-            reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
-        };
-        // SAFETY: the place is one address; bytes that are no handle are an error that is returned.
-        let address = returned("cuIpcOpenMemHandle", 0, |address| unsafe {
-            sys::cuIpcOpenMemHandle_v2(
-                address,
-                handle,
-                CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32,
-            )
-        })
-        .map_err(|failure| Reach::Unknown.refused(&failure, LEGACY_IPC_NEEDS))?;
-        Ok(Self {
-            context: Arc::clone(context),
-            address,
-        })
-    }
-}
-
-impl Drop for IpcMemory {
-    fn drop(&mut self) {
-        // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once, here.
-        give_back(&self.context, "cuIpcCloseMemHandle", || unsafe {
-            sys::cuIpcCloseMemHandle(self.address)
-        });
-    }
+/// Opens memory of another process through its legacy IPC handle.
+fn open_ipc(
+    context: &Arc<CudaContext>,
+    handle: [u8; 64],
+) -> Result<Owned<CUdeviceptr>, DeviceError> {
+    let handle = CUipcMemHandle {
+        reserved: handle.map(|byte| c_char::from_ne_bytes([byte])),
+    };
+    let flags = CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+    // SAFETY: the place is one address; bytes that are no handle are an error that is returned.
+    let address = returned("cuIpcOpenMemHandle", 0, |address| unsafe {
+        sys::cuIpcOpenMemHandle_v2(address, handle, flags)
+    })
+    .map_err(|failure| refused(RECEIVED, &failure, LEGACY_IPC_NEEDS))?;
+    Ok(Owned::new(context, address, "cuIpcCloseMemHandle", |at| {
+        // SAFETY: the address came from `cuIpcOpenMemHandle` and is closed once.
+        unsafe { sys::cuIpcCloseMemHandle(at) }
+    }))
 }
 
 #[cfg(test)]
@@ -203,7 +173,7 @@ mod tests {
     #[test]
     fn only_legacy_ipc_asks_for_common_namespaces() {
         let failure = DeviceError::driver("cuMemMap", "no");
-        let text = |needs| Reach::Unknown.refused(&failure, needs).to_string();
+        let text = |needs| refused(RECEIVED, &failure, needs).to_string();
         assert!(text(NEEDS).contains("PID and IPC namespaces may differ"));
         assert!(!text(NEEDS).contains("--pid=host"));
         assert!(text(LEGACY_IPC_NEEDS).contains("--pid=host --ipc=host"));

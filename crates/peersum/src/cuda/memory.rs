@@ -5,8 +5,9 @@ use std::sync::Arc;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::{self, CUdeviceptr, CUipcMemHandle};
 
-use super::driver::{give_back, returned};
-use super::vmm::{self, MappedRange, Physical, Properties};
+use super::driver::returned;
+use super::owned::Owned;
+use super::vmm::{MappedRange, Physical, Properties, missing_support};
 use crate::device::{DeviceError, Export, MemorySharing};
 
 /// What plain memory is rounded up to. The driver packs smaller allocations into blocks of this
@@ -26,7 +27,7 @@ enum Kind {
     },
     /// Shared as a legacy IPC handle, or by address within the process.
     Plain {
-        memory: PlainMemory,
+        memory: Owned<CUdeviceptr>,
         /// Why it is not shared as a file descriptor, where that was tried.
         instead_of: Option<String>,
     },
@@ -59,7 +60,7 @@ impl Allocation {
                 "memory is shared by legacy CUDA IPC, not as a file descriptor"
             );
         }
-        let memory = PlainMemory::allocate(context, bytes).map_err(|error| match &instead_of {
+        let memory = allocate_plain(context, bytes).map_err(|error| match &instead_of {
             None => error,
             Some(reason) => DeviceError::cannot_share(format!(
                 "as a file descriptor: {reason}; for legacy CUDA IPC: {error}"
@@ -71,7 +72,9 @@ impl Allocation {
     /// Allocates memory that travels as a file descriptor; else says why it cannot be had.
     fn vmm(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, String> {
         let device = context.cu_device();
-        vmm::supported(device)?;
+        if let Some(what) = missing_support(device).map_err(|error| error.to_string())? {
+            return Err(format!("the device or its driver does not support {what}"));
+        }
         let allocate = || {
             let properties = Properties::shareable(device);
             let bytes = properties.mapped_bytes(bytes)?;
@@ -87,7 +90,7 @@ impl Allocation {
     pub(super) fn address(&self) -> u64 {
         match &self.0 {
             Kind::Vmm { range, .. } => range.address(),
-            Kind::Plain { memory, .. } => memory.address,
+            Kind::Plain { memory, .. } => memory.handle(),
         }
     }
 
@@ -97,9 +100,9 @@ impl Allocation {
             Kind::Vmm { physical, .. } => physical.export().map(Export::Fd).map_err(|error| {
                 DeviceError::cannot_share(format!("as a file descriptor: {error}"))
             }),
-            Kind::Plain { memory, .. } if same_process => Ok(Export::SameProcess(memory.address)),
+            Kind::Plain { memory, .. } if same_process => Ok(Export::SameProcess(memory.handle())),
             Kind::Plain { memory, instead_of } => {
-                memory.ipc_handle().map(Export::LegacyIpc).map_err(|error| {
+                ipc_handle(memory).map(Export::LegacyIpc).map_err(|error| {
                     let first = instead_of.as_ref();
                     let first = first.map(|reason| format!("as a file descriptor: {reason}; "));
                     let first = first.unwrap_or_default();
@@ -110,47 +113,35 @@ impl Allocation {
     }
 }
 
-/// Memory of `cuMemAlloc`: legacy IPC takes neither memory of pools (which cudarc's slices come
-/// from) nor VMM memory.
-struct PlainMemory {
-    context: Arc<CudaContext>,
-    address: CUdeviceptr,
+/// Allocates with `cuMemAlloc`: legacy IPC takes neither memory of pools (which cudarc's slices
+/// come from) nor VMM memory.
+fn allocate_plain(
+    context: &Arc<CudaContext>,
+    bytes: usize,
+) -> Result<Owned<CUdeviceptr>, DeviceError> {
+    let bytes = bytes
+        .max(1)
+        .checked_next_multiple_of(PLAIN_GRANULARITY_BYTES)
+        .ok_or_else(|| {
+            let message = format!("{bytes} bytes are more than can be addressed");
+            DeviceError::driver("cuMemAlloc", message)
+        })?;
+    // SAFETY: the place is one address.
+    let address = returned("cuMemAlloc", 0, |address| unsafe {
+        sys::cuMemAlloc_v2(address, bytes)
+    })?;
+    Ok(Owned::new(context, address, "cuMemFree", |address| {
+        // SAFETY: the address came from `cuMemAlloc` and is freed once.
+        unsafe { sys::cuMemFree_v2(address) }
+    }))
 }
 
-impl PlainMemory {
-    fn allocate(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DeviceError> {
-        let bytes = bytes
-            .max(1)
-            .checked_next_multiple_of(PLAIN_GRANULARITY_BYTES)
-            .ok_or_else(|| {
-                let message = format!("{bytes} bytes are more than can be addressed");
-                DeviceError::driver("cuMemAlloc", message)
-            })?;
-        // SAFETY: the place is one address.
-        let address = returned("cuMemAlloc", 0, |address| unsafe {
-            sys::cuMemAlloc_v2(address, bytes)
-        })?;
-        Ok(Self {
-            context: Arc::clone(context),
-            address,
-        })
-    }
-
-    fn ipc_handle(&self) -> Result<[u8; 64], DeviceError> {
-        let empty = CUipcMemHandle { reserved: [0; 64] };
-        // SAFETY: the place is one handle, and the address is the start of a live allocation.
-        let handle = returned("cuIpcGetMemHandle", empty, |handle| unsafe {
-            sys::cuIpcGetMemHandle(handle, self.address)
-        })?;
-        Ok(handle.reserved.map(|byte| byte.to_ne_bytes()[0]))
-    }
-}
-
-impl Drop for PlainMemory {
-    fn drop(&mut self) {
-        // SAFETY: the address came from `cuMemAlloc` and is freed once, here.
-        give_back(&self.context, "cuMemFree", || unsafe {
-            sys::cuMemFree_v2(self.address)
-        });
-    }
+/// The legacy IPC handle of memory that [`allocate_plain`] has allocated.
+fn ipc_handle(memory: &Owned<CUdeviceptr>) -> Result<[u8; 64], DeviceError> {
+    let empty = CUipcMemHandle { reserved: [0; 64] };
+    // SAFETY: the place is one handle, and the address is the start of a live allocation.
+    let handle = returned("cuIpcGetMemHandle", empty, |handle| unsafe {
+        sys::cuIpcGetMemHandle(handle, memory.handle())
+    })?;
+    Ok(handle.reserved.map(|byte| byte.to_ne_bytes()[0]))
 }

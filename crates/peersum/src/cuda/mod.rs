@@ -15,6 +15,7 @@ mod mapping;
 mod memory;
 mod module;
 mod open;
+mod owned;
 mod start;
 mod status;
 mod stream;
@@ -23,6 +24,8 @@ mod vmm;
 pub use device::Cuda;
 pub use driver::driver_present;
 pub use graph::Graph;
+#[doc(hidden)]
+pub use launch::launch_function;
 pub use mapping::Mapping;
 pub use memory::Allocation;
 pub use module::Module;

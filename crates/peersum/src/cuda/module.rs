@@ -9,7 +9,8 @@ use cudarc::driver::sys::{
 };
 use peersum_artifact::{Algorithm, ModuleKey};
 
-use super::driver::{describe, give_back, load_function, returned};
+use super::driver::{describe, load_function, returned};
+use super::owned::Owned;
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
 
@@ -17,7 +18,7 @@ use crate::loader::LoadedImage;
 /// no launch of it may be in flight.
 pub struct Module {
     /// Held for the kernels.
-    _module: DriverModule,
+    _module: Owned<CUmodule>,
     /// By algorithm, in the order of its declaration.
     kernels: [Option<Kernel>; Algorithm::ALL.len()],
 }
@@ -25,12 +26,6 @@ pub struct Module {
 // SAFETY: the handles name objects of the driver, which may be used by any thread whose current
 // context is theirs; every use binds it first. They are live for as long as `self`.
 unsafe impl Send for Module {}
-
-/// A module of the driver. Unloaded when dropped.
-struct DriverModule {
-    context: Arc<CudaContext>,
-    handle: CUmodule,
-}
 
 /// One entry point.
 #[derive(Clone, Copy)]
@@ -52,13 +47,14 @@ impl Module {
         image: &LoadedImage,
         key: ModuleKey,
     ) -> Result<Self, DeviceError> {
-        let module = DriverModule {
-            context: Arc::clone(context),
-            handle: load_image(image, key)?,
-        };
+        let module = load_image(image, key)?;
+        let module = Owned::new(context, module, "cuModuleUnload", |module| {
+            // SAFETY: the module was loaded in this context and is unloaded once.
+            unsafe { sys::cuModuleUnload(module) }
+        });
         let mut kernels = [None; Algorithm::ALL.len()];
         for &algorithm in key.algorithms() {
-            kernels[algorithm as usize] = Some(module.kernel(image, key, algorithm)?);
+            kernels[algorithm as usize] = Some(Kernel::load(&module, image, key, algorithm)?);
         }
         Ok(Self {
             _module: module,
@@ -96,14 +92,14 @@ impl Module {
     }
 }
 
-impl DriverModule {
-    /// Loads one entry point onto the device.
-    fn kernel(
-        &self,
+impl Kernel {
+    /// Loads one entry point of `module` onto the device.
+    fn load(
+        module: &Owned<CUmodule>,
         image: &LoadedImage,
         key: ModuleKey,
         algorithm: Algorithm,
-    ) -> Result<Kernel, DeviceError> {
+    ) -> Result<Self, DeviceError> {
         let name = key.entry_point(algorithm);
         let missing = |message: &str| {
             let origin = &image.report.place;
@@ -119,7 +115,9 @@ impl DriverModule {
             CString::new(name.as_str()).map_err(|_| missing("the name has a NUL in it"))?;
         let mut function = std::ptr::null_mut();
         // SAFETY: `function` is a place for one handle, the module is loaded, the name ends in NUL.
-        match unsafe { sys::cuModuleGetFunction(&raw mut function, self.handle, symbol.as_ptr()) } {
+        match unsafe {
+            sys::cuModuleGetFunction(&raw mut function, module.handle(), symbol.as_ptr())
+        } {
             CUresult::CUDA_SUCCESS => {}
             failure => return Err(missing(&describe(failure))),
         }
@@ -130,7 +128,7 @@ impl DriverModule {
             sys::cuFuncGetAttribute(bound, which, function)
         })?;
         let signal_threads = key.world_size.get();
-        Ok(Kernel {
+        Ok(Self {
             function,
             pdl: entry_point.pdl,
             signal_threads,
@@ -140,15 +138,6 @@ impl DriverModule {
                 .min(u32::try_from(bound).unwrap_or(0))
                 .saturating_sub(signal_threads),
         })
-    }
-}
-
-impl Drop for DriverModule {
-    fn drop(&mut self) {
-        // SAFETY: the module was loaded in this context and is unloaded once, here.
-        give_back(&self.context, "cuModuleUnload", || unsafe {
-            sys::cuModuleUnload(self.handle)
-        });
     }
 }
 

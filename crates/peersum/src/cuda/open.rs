@@ -37,14 +37,8 @@ const VISIBLE_DEVICES: &str = "CUDA_VISIBLE_DEVICES";
 pub fn open_context(local_rank: u32) -> Result<Arc<CudaContext>, DeviceError> {
     let visible = match start() {
         Ok(_) => device_count()?,
-        Err(Trouble::Missing(error)) => return Err(error),
         Err(Trouble::NoDevice(_)) => 0,
-        Err(trouble) => {
-            return Err(DeviceError::UnusableDriver {
-                reason: trouble.to_string(),
-                help: trouble.remedy(),
-            });
-        }
+        Err(trouble) => return Err(trouble.into()),
     };
     let ordinal = match visible {
         1 => 0,

@@ -3,10 +3,11 @@
 
 use std::ffi::c_int;
 
-use peersum_artifact::{CudaVersion, driver_branch_floor};
+use peersum_artifact::CudaVersion;
 
-use super::driver::{MIN_DRIVER, describe_number, library};
+use super::driver::{describe_number, library};
 use crate::device::DeviceError;
+use crate::loader::update_hint;
 
 /// Every function of the driver that this crate or `cudarc` under it calls. If one is missing,
 /// `cudarc` panics.
@@ -78,6 +79,13 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];
+
+/// The oldest CUDA whose drivers load any cubin that this project supports (toolkit 12.4 and
+/// newer).
+const MIN_DRIVER: CudaVersion = CudaVersion {
+    major: 12,
+    minor: 0,
+};
 
 /// The CUDA major of the toolkit that the project's own cubins are made with.
 pub const TOOLKIT_MAJOR: u32 = 13;
@@ -151,11 +159,15 @@ impl Trouble {
     }
 }
 
-/// What to do about a driver that is too old for cubins of this toolkit.
-pub fn update_hint(toolkit_major: u32) -> String {
-    match driver_branch_floor(toolkit_major) {
-        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
-        None => "update NVIDIA's driver".to_owned(),
+impl From<Trouble> for DeviceError {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Missing(error) => error,
+            trouble => DeviceError::UnusableDriver {
+                reason: trouble.to_string(),
+                help: trouble.remedy(),
+            },
+        }
     }
 }
 
@@ -163,10 +175,9 @@ fn of_version(version: Option<&CudaVersion>) -> String {
     version.map_or_else(String::new, |version| format!(" for CUDA {version}"))
 }
 
-/// Starts the driver, calling no function that it may lack.
-pub fn start() -> Result<CudaVersion, Trouble> {
+/// The newest CUDA that the driver supports, if the driver is new enough and lacks no function.
+pub(super) fn version() -> Result<CudaVersion, Trouble> {
     type GetVersion = unsafe extern "C" fn(*mut c_int) -> c_int;
-    type Init = unsafe extern "C" fn(u32) -> c_int;
     let library = library().map_err(Trouble::Missing)?;
     let mut version = None;
     // SAFETY: this is the function's signature in cuda.h; it is called only while the library is
@@ -191,11 +202,24 @@ pub fn start() -> Result<CudaVersion, Trouble> {
         // SAFETY: the symbol is looked up and not used.
         .filter(|name| unsafe { library.function::<*const ()>(name) }.is_none())
         .collect();
+    match version {
+        Some(version) if functions.is_empty() => Ok(version),
+        version => Err(Trouble::Incomplete { version, functions }),
+    }
+}
+
+/// Starts the driver, calling no function that it may lack.
+pub fn start() -> Result<CudaVersion, Trouble> {
+    type Init = unsafe extern "C" fn(u32) -> c_int;
+    let version = version()?;
+    let library = library().map_err(Trouble::Missing)?;
     // SAFETY: as for `cuDriverGetVersion`.
     let init = unsafe { library.function::<Init>("cuInit") };
-    let (Some(init), Some(version), true) = (init, version, functions.is_empty()) else {
-        return Err(Trouble::Incomplete { version, functions });
-    };
+    // `version` has found it.
+    let init = init.ok_or_else(|| Trouble::Incomplete {
+        version: Some(version),
+        functions: vec!["cuInit"],
+    })?;
     // SAFETY: 0 is the only flag there is.
     match unsafe { init(0) } {
         0 => Ok(version),

@@ -6,7 +6,8 @@ use cudarc::driver::CudaStream;
 use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 
 use super::device::{Cuda, STREAM_LEGACY, STREAM_PER_THREAD};
-use super::driver::{bind, check, describe, note, returned};
+use super::driver::{bind, check, describe, returned};
+use super::owned::Owned;
 use crate::device::{DeviceError, DeviceStream};
 
 impl DeviceStream for Arc<CudaStream> {
@@ -33,25 +34,19 @@ impl DeviceStream for Arc<CudaStream> {
         let event = returned("cuEventCreate", std::ptr::null_mut(), |event| unsafe {
             sys::cuEventCreate(event, CUevent_flags::CU_EVENT_DISABLE_TIMING as u32)
         })?;
-        // SAFETY: both streams and the event are live and of one context.
-        let waits = check("cuEventRecord", unsafe {
-            sys::cuEventRecord(event, other.cu_stream())
-        })
-        .and_then(|()| {
-            // SAFETY: as above.
-            check("cuStreamWaitEvent", unsafe {
-                sys::cuStreamWaitEvent(
-                    self.cu_stream(),
-                    event,
-                    CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT as u32,
-                )
-            })
+        let event = Owned::new(self.context(), event, "cuEventDestroy", |event| {
+            // SAFETY: the event is live and destroyed once; the driver keeps it until what waits
+            // for it has passed.
+            unsafe { sys::cuEventDestroy_v2(event) }
         });
-        // SAFETY: the event is live and not used again; the driver keeps it until what waits for it
-        // has passed.
-        note(check("cuEventDestroy", unsafe {
-            sys::cuEventDestroy_v2(event)
-        }));
-        waits
+        // SAFETY: both streams and the event are live and of one context.
+        check("cuEventRecord", unsafe {
+            sys::cuEventRecord(event.handle(), other.cu_stream())
+        })?;
+        let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT as u32;
+        // SAFETY: as above.
+        check("cuStreamWaitEvent", unsafe {
+            sys::cuStreamWaitEvent(self.cu_stream(), event.handle(), flags)
+        })
     }
 }

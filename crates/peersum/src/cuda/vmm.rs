@@ -12,7 +12,8 @@ use cudarc::driver::sys::{
 };
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::driver::{attribute, bind, check, give_back, note, returned};
+use super::driver::{attribute, bind, check, note, returned};
+use super::owned::Owned;
 use crate::device::DeviceError;
 
 const POSIX_FD: CUmemAllocationHandleType =
@@ -106,9 +107,9 @@ impl Properties {
     }
 }
 
-/// Whether `device` offers memory that travels as a file descriptor; else why not.
-pub(super) fn supported(device: CUdevice) -> Result<(), String> {
-    let attributes = [
+/// What `device` or its driver lacks for memory that travels as a file descriptor, if anything.
+pub fn missing_support(device: CUdevice) -> Result<Option<&'static str>, DeviceError> {
+    for (which, what) in [
         (
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
             "virtual memory management",
@@ -117,23 +118,17 @@ pub(super) fn supported(device: CUdevice) -> Result<(), String> {
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED,
             "memory handles as file descriptors",
         ),
-    ];
-    for (which, what) in attributes {
-        match attribute(device, which) {
-            Ok(0) => return Err(format!("the device or its driver does not support {what}")),
-            Ok(_) => {}
-            Err(error) => return Err(error.to_string()),
+    ] {
+        if attribute(device, which)? == 0 {
+            return Ok(Some(what));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Physical memory, of this process or a peer's. Released when dropped; the memory lives on in its
 /// mappings and in the handles of other processes.
-pub(super) struct Physical {
-    context: Arc<CudaContext>,
-    handle: CUmemGenericAllocationHandle,
-}
+pub(super) struct Physical(Owned<CUmemGenericAllocationHandle>);
 
 impl Physical {
     /// Allocates `bytes`, a multiple of the granularity.
@@ -146,10 +141,7 @@ impl Physical {
         let handle = returned("cuMemCreate", 0, |handle| unsafe {
             sys::cuMemCreate(handle, bytes, (&raw const *properties).cast(), 0)
         })?;
-        Ok(Self {
-            context: Arc::clone(context),
-            handle,
-        })
+        Ok(Self::new(context, handle))
     }
 
     /// Takes a peer's memory out of a file descriptor, which stays the caller's.
@@ -165,10 +157,15 @@ impl Physical {
         let handle = returned("cuMemImportFromShareableHandle", 0, |handle| unsafe {
             sys::cuMemImportFromShareableHandle(handle, number, POSIX_FD)
         })?;
-        Ok(Self {
-            context: Arc::clone(context),
-            handle,
-        })
+        Ok(Self::new(context, handle))
+    }
+
+    fn new(context: &Arc<CudaContext>, handle: CUmemGenericAllocationHandle) -> Self {
+        Self(Owned::new(context, handle, "cuMemRelease", |handle| {
+            // SAFETY: the handle came from the driver and is released once. Mappings keep the
+            // memory by themselves.
+            unsafe { sys::cuMemRelease(handle) }
+        }))
     }
 
     /// What the memory was allocated as.
@@ -177,7 +174,7 @@ impl Physical {
         // SAFETY: the place has the layout that the driver writes, and numbers without invalid
         // values; the handle is live.
         returned(call, Properties::shareable(0), |place| unsafe {
-            sys::cuMemGetAllocationPropertiesFromHandle(place.cast(), self.handle)
+            sys::cuMemGetAllocationPropertiesFromHandle(place.cast(), self.0.handle())
         })
     }
 
@@ -186,7 +183,7 @@ impl Physical {
         // SAFETY: for this handle type the driver writes an int, which the place is; the handle is
         // live.
         let fd = returned("cuMemExportToShareableHandle", -1_i32, |fd| unsafe {
-            sys::cuMemExportToShareableHandle(fd.cast(), self.handle, POSIX_FD, 0)
+            sys::cuMemExportToShareableHandle(fd.cast(), self.0.handle(), POSIX_FD, 0)
         })?;
         // SAFETY: on success the driver has opened this descriptor for the caller, who owns it
         // alone.
@@ -197,16 +194,6 @@ impl Physical {
             source: source.into(),
         })?;
         Ok(fd)
-    }
-}
-
-impl Drop for Physical {
-    fn drop(&mut self) {
-        // SAFETY: the handle came from the driver and is released once, here. Mappings keep the
-        // memory by themselves.
-        give_back(&self.context, "cuMemRelease", || unsafe {
-            sys::cuMemRelease(self.handle)
-        });
     }
 }
 
@@ -239,7 +226,7 @@ impl MappedRange {
         // SAFETY: the range was reserved just now, is of this size, and nothing is mapped in it;
         // the handle is live.
         check("cuMemMap", unsafe {
-            sys::cuMemMap(address, bytes, 0, physical.handle, 0)
+            sys::cuMemMap(address, bytes, 0, physical.0.handle(), 0)
         })?;
         range.mapped = true;
         let access = Access {

@@ -4,16 +4,17 @@ use std::ffi::c_void;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use peersum_artifact::Arch;
+use serde::{Deserialize, Serialize};
 
 /// What ranks must know of each other's device.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceIdentity {
     /// The device's name, for instance `NVIDIA H100 80GB HBM3`.
     pub name: String,
     /// Equal for two ranks exactly if they use the same device (or the same part of one).
     pub uuid: [u8; 16],
-    /// Compute capability; `None` on the emulator.
-    pub arch: Option<(u8, u8)>,
+    /// Its architecture, which a cubin must be compiled for; `None` on the emulator.
+    pub arch: Option<Arch>,
     /// Multiprocessors, which bound the blocks that run at once.
     pub multiprocessors: u32,
 }
@@ -22,15 +23,11 @@ impl DeviceIdentity {
     pub(crate) fn is_emulated(&self) -> bool {
         self.arch.is_none()
     }
-
-    /// The architecture that a cubin must be compiled for, if the device is a GPU.
-    pub fn cubin_arch(&self) -> Option<Arch> {
-        self.arch.map(|(major, minor)| Arch::plain(major, minor))
-    }
 }
 
 /// Which way of sharing memory to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum MemorySharing {
     /// File descriptors if the device supports them, else legacy IPC.
     #[default]

@@ -1,12 +1,10 @@
-//! Files of dispatch tables: reading, choosing, and writing in one form only.
-
-use std::fmt::Write as _;
+//! Files of dispatch tables: reading and choosing.
 
 use peersum_artifact::Arch;
 use serde::{Deserialize, Serialize};
 
 use super::error::{SCHEMA, TableError};
-use super::plan::{Placement, Topology};
+use super::plan::Topology;
 use super::table::DispatchTable;
 
 /// The tables that this version ships.
@@ -16,15 +14,12 @@ const SHIPPED: &str = include_str!("tables.json");
 const MAX_FILE_BYTES: usize = 4 << 20;
 
 /// The tables of one file.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DispatchTables {
-    tables: Vec<DispatchTable>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct TableFile {
-    schema: u32,
-    tables: Vec<DispatchTable>,
+    /// The version of the file's form: 1.
+    pub schema: u32,
+    /// The tables, in any order.
+    pub tables: Vec<DispatchTable>,
 }
 
 impl DispatchTables {
@@ -44,13 +39,13 @@ impl DispatchTables {
         if text.len() > MAX_FILE_BYTES {
             return Err(TableError::TooLarge(text.len()));
         }
-        let file: TableFile = serde_json::from_str(text)?;
-        if file.schema != SCHEMA {
-            return Err(TableError::Schema { found: file.schema });
+        let tables: DispatchTables = serde_json::from_str(text)?;
+        if tables.schema != SCHEMA {
+            return Err(TableError::Schema {
+                found: tables.schema,
+            });
         }
-        Ok(DispatchTables {
-            tables: file.tables,
-        })
+        Ok(tables)
     }
 
     /// The table that fits best: that of the ranks' architecture, else the one for every
@@ -82,154 +77,27 @@ impl DispatchTables {
         table.check()?;
         Ok(table.clone())
     }
-
-    /// Puts a table in the place of what served its architecture, topology and world sizes before.
-    pub fn insert(&mut self, table: DispatchTable) {
-        for other in &mut self.tables {
-            if (&other.arch, other.topology) == (&table.arch, table.topology) {
-                other
-                    .world_sizes
-                    .retain(|size| !table.world_sizes.contains(size));
-            }
-        }
-        self.tables.retain(|other| !other.world_sizes.is_empty());
-        self.tables.push(table);
-        self.sort();
-    }
-
-    /// Tables for every architecture first, then by architecture, topology and world size.
-    fn sort(&mut self) {
-        for table in &mut self.tables {
-            table.world_sizes.sort_unstable();
-        }
-        self.tables.sort_by(|a, b| {
-            (&a.arch, a.topology, &a.world_sizes).cmp(&(&b.arch, b.topology, &b.world_sizes))
-        });
-    }
-
-    /// The text of a file: sorted, one row a line, so that equal tables are equal files and a
-    /// change shows row by row.
-    ///
-    /// # Errors
-    /// [`TableError::Parse`] if a row cannot be written as JSON, which no row of numbers and names
-    /// does.
-    pub fn to_json(&self) -> Result<String, TableError> {
-        let mut sorted = self.clone();
-        sorted.sort();
-        let mut text = format!("{{\n  \"schema\": {SCHEMA},\n  \"tables\": [");
-        for (index, table) in sorted.tables.iter().enumerate() {
-            let comma = if index == 0 { "" } else { "," };
-            let head = (
-                serde_json::to_string(&table.arch)?,
-                serde_json::to_string(&table.world_sizes)?,
-                serde_json::to_string(&table.topology)?,
-            );
-            // Writing to a string cannot fail.
-            let _ = write!(
-                text,
-                "{comma}\n    {{\n      \"arch\": {}, \"world_sizes\": {}, \"link\": {}",
-                head.0, head.1, head.2
-            );
-            for placement in Placement::ALL {
-                let _ = write!(text, ",\n      \"{}\": [", placement.name());
-                for (index, row) in table.rows(placement).iter().enumerate() {
-                    let comma = if index == 0 { "" } else { "," };
-                    let _ = write!(text, "{comma}\n        {}", serde_json::to_string(row)?);
-                }
-                text += "\n      ]";
-            }
-            text += "\n    }";
-        }
-        text += "\n  ]\n}\n";
-        Ok(text)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::{Measurement, Origin};
+    use crate::dispatch::{Origin, Placement};
 
     const SM_90: Arch = Arch::plain(9, 0);
-
-    #[test]
-    fn the_shipped_file_has_the_form_that_is_written() {
-        let written = DispatchTables::shipped().unwrap().to_json().unwrap();
-        assert!(
-            written == SHIPPED,
-            "tables.json is not what tune would write; it should read:\n{written}"
-        );
-    }
 
     #[test]
     fn every_measured_row_says_on_what() {
         for table in DispatchTables::shipped().unwrap().tables {
             for placement in Placement::ALL {
                 for row in table.rows(placement) {
-                    match &row.origin {
-                        Origin::Default => {}
-                        Origin::Measured(Measurement {
-                            device,
-                            dtypes,
-                            world_size,
-                            ..
-                        }) => {
-                            assert!(!device.is_empty() && !dtypes.is_empty());
-                            assert!((2..=8).contains(world_size));
-                        }
+                    if let Origin::Measured(on) = &row.origin {
+                        assert!(!on.device.is_empty() && !on.dtypes.is_empty());
+                        assert!((2..=8).contains(&on.world_size));
                     }
                 }
             }
         }
-    }
-
-    #[test]
-    fn an_inserted_table_takes_its_world_sizes_from_the_others_and_leaves_them_the_rest() {
-        let mut tables = DispatchTables::shipped().unwrap();
-        let before = tables.choose(Some(SM_90), 3, Topology::Shared).unwrap();
-        let mut own = tables.choose(Some(SM_90), 4, Topology::Shared).unwrap();
-        own.world_sizes = vec![4];
-        own.ordinary[0].plan.threads = 32;
-        tables.insert(own.clone());
-        assert_eq!(
-            tables.choose(Some(SM_90), 4, Topology::Shared).unwrap(),
-            own
-        );
-        let mut left = tables.choose(Some(SM_90), 3, Topology::Shared).unwrap();
-        assert!(!left.world_sizes.contains(&4));
-        left.world_sizes = before.world_sizes.clone();
-        assert_eq!(left, before);
-        // Other architectures and topologies are not touched.
-        assert_eq!(
-            tables
-                .choose(Some(Arch::plain(8, 0)), 4, Topology::Shared)
-                .unwrap(),
-            DispatchTables::shipped()
-                .unwrap()
-                .choose(Some(Arch::plain(8, 0)), 4, Topology::Shared)
-                .unwrap()
-        );
-    }
-
-    #[test]
-    fn the_order_in_which_tables_are_inserted_does_not_show_in_the_file() {
-        let base = DispatchTables::shipped().unwrap();
-        let table = |world_size| {
-            let mut table = base
-                .choose(Some(SM_90), world_size, Topology::Peer)
-                .unwrap();
-            table.arch = Some("sm_100".to_owned());
-            table.world_sizes = vec![world_size];
-            table
-        };
-        let written = |order: [u32; 3]| {
-            let mut tables = base.clone();
-            for world_size in order {
-                tables.insert(table(world_size));
-            }
-            tables.to_json().unwrap()
-        };
-        assert_eq!(written([2, 4, 8]), written([8, 2, 4]));
     }
 
     #[test]
@@ -265,18 +133,18 @@ mod tests {
         let tables = DispatchTables::shipped().unwrap();
         let table = tables.choose(None, 2, Topology::Peer).unwrap();
         let bound = table.ordinary[0].max_bytes.unwrap();
-        assert_eq!(table.plan(Placement::Ordinary, 1), table.ordinary[0].plan);
+        assert_eq!(table.plan(Placement::Ordinary, 1), table.ordinary[0].plan());
         assert_eq!(
             table.plan(Placement::Ordinary, bound),
-            table.ordinary[0].plan
+            table.ordinary[0].plan()
         );
         assert_eq!(
             table.plan(Placement::Ordinary, bound + 1),
-            table.ordinary[1].plan
+            table.ordinary[1].plan()
         );
         assert_eq!(
             table.plan(Placement::Ordinary, u64::MAX),
-            table.ordinary.last().unwrap().plan
+            table.ordinary.last().unwrap().plan()
         );
     }
 

@@ -10,7 +10,6 @@
 mod error;
 mod file;
 mod limits;
-mod merge;
 mod origin;
 mod plan;
 mod table;
@@ -18,7 +17,6 @@ mod table;
 pub use error::TableError;
 pub use file::DispatchTables;
 pub use limits::LaunchLimits;
-pub use merge::MeasuredRow;
 pub use origin::{Measurement, Origin};
 pub use plan::{Placement, Plan, Route, Topology};
 pub use table::{DispatchTable, Row};

@@ -10,40 +10,31 @@ use super::origin::Origin;
 use super::plan::{Placement, Plan, Route, Topology};
 
 /// One row: what calls of at most `max_bytes` take.
+///
+/// The plan's fields are the row's own: a flattened [`Plan`] would keep all unknown fields of a row
+/// in memory while it is read, at many times their size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(from = "FlatRow")]
 pub struct Row {
     /// The largest message, in bytes; `None` in the last row.
     pub max_bytes: Option<u64>,
-    /// What it takes.
-    #[serde(flatten)]
-    pub plan: Plan,
+    /// The plan's route.
+    pub route: Route,
+    /// The plan's grid.
+    pub blocks: u32,
+    /// The plan's threads of a block.
+    pub threads: u32,
     /// Where the row comes from. Ranks need not agree on it.
+    #[serde(default)]
     pub origin: Origin,
 }
 
-/// A row as it is read. A flattened plan would keep all unknown fields of a row in memory, at many
-/// times their size.
-#[derive(Deserialize)]
-struct FlatRow {
-    max_bytes: Option<u64>,
-    route: Route,
-    blocks: u32,
-    threads: u32,
-    #[serde(default)]
-    origin: Origin,
-}
-
-impl From<FlatRow> for Row {
-    fn from(row: FlatRow) -> Self {
-        Row {
-            max_bytes: row.max_bytes,
-            plan: Plan {
-                route: row.route,
-                blocks: row.blocks,
-                threads: row.threads,
-            },
-            origin: row.origin,
+impl Row {
+    /// What a message of this row takes.
+    pub fn plan(&self) -> Plan {
+        Plan {
+            route: self.route,
+            blocks: self.blocks,
+            threads: self.threads,
         }
     }
 }
@@ -95,11 +86,11 @@ impl DispatchTable {
                 )));
             }
             for row in rows {
-                let route = row.plan.route;
+                let route = row.route;
                 if !route.serves(placement) {
                     return Err(broken(format!("{name} cannot take the route {route:?}")));
                 }
-                row.plan.check_shape(self.topology).map_err(broken)?;
+                row.plan().check_shape(self.topology).map_err(broken)?;
             }
         }
         Ok(())
@@ -133,14 +124,14 @@ impl DispatchTable {
                 blocks: 1,
                 threads: abi::PEERSUM_MIN_THREADS,
             },
-            |row| row.plan,
+            Row::plan,
         )
     }
 
     /// The largest grid of any row within the limits.
     pub(crate) fn largest_grid(&self, limits: &LaunchLimits) -> u32 {
         let rows = Placement::ALL.iter().flat_map(|it| self.rows(*it));
-        let blocks = rows.map(|row| limits.apply(row.plan).blocks);
+        let blocks = rows.map(|row| limits.apply(row.plan()).blocks);
         blocks.max().unwrap_or(1)
     }
 
@@ -149,7 +140,7 @@ impl DispatchTable {
     pub fn digest(&self) -> Digest {
         let rows = Placement::ALL.map(|placement| {
             let rows = self.rows(placement).iter();
-            rows.map(|row| (row.max_bytes, row.plan))
+            rows.map(|row| (row.max_bytes, row.plan()))
                 .collect::<Vec<_>>()
         });
         Digest::of(serde_json::to_string(&rows).unwrap_or_default().as_bytes())

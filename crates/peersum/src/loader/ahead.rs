@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::path::Path;
+use std::sync::Arc;
 
 use peersum_artifact::pack::Pack;
 use peersum_artifact::{Manifest, ManifestModule, Target, VerifyError, verify_file};
@@ -10,15 +11,18 @@ use super::known;
 use super::place::Place;
 use super::policy::{Environment, JitMode};
 use super::reason::Reason;
-use super::request::{Found, ImageKind, Misses, Request};
+use super::request::{Found, ImageKind, Request};
 
-impl Request<'_> {
+/// What reads and verifies the file of an entry.
+type Read<'a> = Box<dyn Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError> + 'a>;
+
+impl<'a> Request<'a> {
     /// Looks for a cubin or for PTX in the directories and the pack.
-    pub(super) fn compiled_ahead(&self, kind: ImageKind, misses: &mut Misses) -> Option<Found> {
+    pub(super) fn compiled_ahead(&mut self, kind: ImageKind) -> Option<Found> {
         let policy = self.policy;
         // The driver would compile PTX.
         if kind == ImageKind::Ptx && policy.jit != JitMode::Allow {
-            misses.add(Place::Ptx(None), Reason::JitMode(policy.jit));
+            self.miss(Place::Ptx(None), Reason::JitMode(policy.jit));
             return None;
         }
         // Each place with its directory, which the pack has not, or with why there is none.
@@ -39,107 +43,85 @@ impl Request<'_> {
         for (place, directory) in named.into_iter().chain(environment).chain([pack]) {
             match directory {
                 Ok(directory) => {
-                    let found = self.look_in(place, directory, kind, misses);
+                    let found = self.look_in(place, directory, kind);
                     if found.is_some() {
                         return found;
                     }
                 }
                 // Said once, for the cubins.
-                Err(reason) if kind == ImageKind::Cubin => misses.add(place, reason),
+                Err(reason) if kind == ImageKind::Cubin => self.miss(place, reason),
                 Err(_) => {}
             }
         }
         None
     }
 
-    /// Looks in a directory, or in the pack if there is none.
+    /// Looks in a directory, or in the pack if there is none. Takes the best entry that holds: the
+    /// nearest architecture first, then lower ones that serve the device as well.
     fn look_in(
-        &self,
+        &mut self,
         place: Place,
-        directory: Option<&Path>,
+        directory: Option<&'a Path>,
         kind: ImageKind,
-        misses: &mut Misses,
     ) -> Option<Found> {
-        let place = match kind {
-            ImageKind::Cubin => place,
-            ImageKind::Ptx => Place::Ptx(directory.map(Path::to_owned)),
-        };
-        let mut reasons = Vec::new();
-        let found = self.look(directory, kind, &mut reasons);
-        let found = found.unwrap_or_else(|reason| {
-            reasons.push(reason);
-            None
-        });
-        for reason in reasons {
-            misses.add(place.clone(), reason);
-        }
-        let (entry, bytes) = found?;
-        Some(Found {
-            file: directory.map(|directory| directory.join(entry.file_name())),
-            place,
-            compilation: None,
-            entry,
-            bytes,
-        })
-    }
-
-    fn look(
-        &self,
-        directory: Option<&Path>,
-        kind: ImageKind,
-        reasons: &mut Vec<Reason>,
-    ) -> Result<Option<(ManifestModule, Vec<u8>)>, Reason> {
-        if self.policy.jit == JitMode::Force {
-            return Err(Reason::JitMode(JitMode::Force));
-        }
-        if let Some(directory) = directory {
-            let manifest = Manifest::read_dir_with(directory, known::manifest)?;
-            let read = |entry: &_| verify_file(directory, entry);
-            return Ok(self.in_manifest(&manifest, kind, reasons, read));
-        }
-        let pack = Pack::parse_with(self.kernels.pack, known::manifest)?;
-        let pack = pack.ok_or(Reason::EmptyPack)?;
-        let read = |entry: &_| pack.verified(entry);
-        Ok(self.in_manifest(pack.manifest(), kind, reasons, read))
-    }
-
-    /// Takes the best entry that holds: the nearest architecture first, then lower ones that serve
-    /// the device as well.
-    fn in_manifest(
-        &self,
-        manifest: &Manifest,
-        kind: ImageKind,
-        reasons: &mut Vec<Reason>,
-        read: impl Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError>,
-    ) -> Option<(ManifestModule, Vec<u8>)> {
-        let device = self.device.arch;
-        let of_module = || {
-            manifest
-                .modules
-                .iter()
-                .filter(|entry| entry.key == self.key)
-        };
         let ptx = kind == ImageKind::Ptx;
+        let place = if ptx {
+            Place::Ptx(directory.map(Path::to_owned))
+        } else {
+            place
+        };
+        let opened = self.open(directory);
+        let (manifest, read) = opened
+            .map_err(|reason| self.miss(place.clone(), reason))
+            .ok()?;
+        let (module, device) = (self.key, self.device.arch);
+        let of_module = || manifest.modules.iter().filter(|entry| entry.key == module);
         let serves =
             |target: Target| matches!(target, Target::Ptx(_)) == ptx && target.serves(device);
         let mut candidates: Vec<_> = of_module().filter(|entry| serves(entry.target)).collect();
         candidates.sort_by_key(|entry| Reverse(entry.target));
         if candidates.is_empty() {
-            reasons.push(Reason::NoEntry {
-                module: self.key,
+            let listed = of_module().map(|entry| entry.target.to_string()).collect();
+            let reason = Reason::NoEntry {
+                module,
                 device,
                 ptx,
-                listed: of_module().map(|entry| entry.target.to_string()).collect(),
-            });
+                listed,
+            };
+            self.miss(place.clone(), reason);
         }
         for entry in candidates {
-            let checked = self.check(manifest, entry);
+            let checked = self.check(&manifest, entry);
             match checked.and_then(|()| read(entry).map_err(Reason::File)) {
-                Ok(bytes) => return Some((entry.clone(), bytes)),
-                Err(reason) => reasons.push(reason),
+                Ok(bytes) => {
+                    return Some(Found {
+                        file: directory.map(|directory| directory.join(entry.file_name())),
+                        place,
+                        compilation: None,
+                        entry: entry.clone(),
+                        bytes,
+                    });
+                }
+                Err(reason) => self.miss(place.clone(), reason),
             }
         }
         None
+    }
+
+    /// The manifest of a directory, or of the pack if there is none.
+    fn open(&self, directory: Option<&'a Path>) -> Result<(Arc<Manifest>, Read<'a>), Reason> {
+        if self.policy.jit == JitMode::Force {
+            return Err(Reason::JitMode(JitMode::Force));
+        }
+        if let Some(directory) = directory {
+            let manifest = Manifest::read_dir_with(directory, known::manifest)?;
+            let read: Read<'a> = Box::new(move |entry| verify_file(directory, entry));
+            return Ok((manifest, read));
+        }
+        let pack = Pack::parse_with(self.kernels.pack, known::manifest)?;
+        let pack = pack.ok_or(Reason::EmptyPack)?;
+        let manifest = Arc::clone(pack.manifest());
+        Ok((manifest, Box::new(move |entry| pack.verified(entry))))
     }
 
     /// What can be said without the file: whether it was compiled from these sources, and whether

@@ -10,55 +10,44 @@ use peersum_artifact::{
 use super::jit_cache::{EntryLock, JitCache};
 use super::nvrtc::{self, NvrtcError, NvrtcFile, NvrtcLibrary};
 use super::place::Place;
-use super::policy::JitMode;
+use super::policy::{JitMode, LOCK_PATIENCE};
 use super::reason::Reason;
 use super::report::Compilation;
-use super::request::{Found, Misses, Request};
+use super::request::{Found, Request};
 
 impl Request<'_> {
     /// Takes the module from the JIT cache or compiles it with the first NVRTC that can.
-    pub(super) fn compiled_here(&self, misses: &mut Misses) -> Option<Found> {
+    pub(super) fn compiled_here(&mut self) -> Option<Found> {
         let policy = self.policy;
         if policy.jit == JitMode::Deny {
-            misses.add(self.cache_place(), Reason::JitMode(JitMode::Deny));
-            misses.add(Place::Nvrtc, Reason::JitMode(JitMode::Deny));
+            self.miss(self.cache_place(), Reason::JitMode(JitMode::Deny));
+            self.miss(Place::Nvrtc, Reason::JitMode(JitMode::Deny));
             return None;
         }
-        let cache = match policy.cache_dir.as_deref().map(JitCache::open) {
-            Some(Ok(cache)) => Some(cache),
-            Some(Err(error)) => {
-                misses.add(self.cache_place(), Reason::Cache(error));
-                None
-            }
-            None => {
-                misses.add(self.cache_place(), Reason::NotSet);
-                None
-            }
-        };
-        let mut is_absent = true;
-        for file in policy.nvrtc.files() {
-            is_absent = false;
-            match self.with_library(&file, cache.as_ref(), misses) {
-                Ok(found) => return Some(found),
-                Err(reason) => misses.add(Place::Nvrtc, reason),
-            }
-        }
-        if is_absent {
+        let directory = policy.cache_dir.as_deref().ok_or(Reason::NotSet);
+        let cache = directory
+            .and_then(|directory| Ok(JitCache::open(directory)?))
+            .map_err(|reason| self.miss(self.cache_place(), reason))
+            .ok();
+        let mut files = policy.nvrtc.files().peekable();
+        if files.peek().is_none() {
             let looked_at = policy.nvrtc.looked_at();
-            misses.add(
-                Place::Nvrtc,
-                Reason::Nvrtc(NvrtcError::NotFound { looked_at }),
-            );
+            self.miss(Place::Nvrtc, NvrtcError::NotFound { looked_at });
+        }
+        for file in files {
+            match self.with_library(&file, cache.as_ref()) {
+                Ok(found) => return Some(found),
+                Err(reason) => self.miss(Place::Nvrtc, reason),
+            }
         }
         None
     }
 
     /// Looks into the cache under this library's key, then compiles with the library itself.
     fn with_library(
-        &self,
+        &mut self,
         file: &NvrtcFile,
         cache: Option<&JitCache>,
-        misses: &mut Misses,
     ) -> Result<Found, Reason> {
         if let Some(major) = file.major {
             self.refuse_newer_than_driver(file, major)?;
@@ -71,7 +60,7 @@ impl Request<'_> {
         let cache = cache.filter(|_| {
             if build.is_none() {
                 let library = file.path.clone();
-                misses.add(self.cache_place(), Reason::NoBuildId { library });
+                self.miss(self.cache_place(), Reason::NoBuildId { library });
             }
             build.is_some()
         });
@@ -84,7 +73,7 @@ impl Request<'_> {
             build: build.unwrap_or_default(),
         };
         let key = self.jit_key(&compiler);
-        let lock = match cache.map(|cache| self.look_up_or_lock(cache, key, misses)) {
+        let lock = match cache.map(|cache| self.look_up_or_lock(cache, key)) {
             Some(Ok(found)) => return Ok(found),
             Some(Err(lock)) => lock,
             None => None,
@@ -99,7 +88,7 @@ impl Request<'_> {
         let stored = cache.zip(lock).and_then(|(cache, lock)| {
             cache
                 .store(&lock, &compiler, &entry, &bytes)
-                .map_err(|error| misses.add(self.cache_place(), Reason::Cache(error)))
+                .map_err(|error| self.miss(self.cache_place(), error))
                 .ok()
         });
         tracing::info!(
@@ -125,15 +114,13 @@ impl Request<'_> {
     }
 
     /// The driver loads nothing that a newer major version of CUDA made.
-    fn refuse_newer_than_driver(&self, file: &NvrtcFile, major: u32) -> Result<(), Reason> {
+    fn refuse_newer_than_driver(&self, file: &NvrtcFile, major: u32) -> Result<(), NvrtcError> {
         match self.device.driver_version {
-            Some(driver) if major > driver.major => {
-                Err(Reason::Nvrtc(NvrtcError::NewerThanDriver {
-                    library: file.path.clone(),
-                    nvrtc_major: major,
-                    driver,
-                }))
-            }
+            Some(driver) if major > driver.major => Err(NvrtcError::NewerThanDriver {
+                library: file.path.clone(),
+                nvrtc_major: major,
+                driver,
+            }),
             _ => Ok(()),
         }
     }
@@ -155,34 +142,35 @@ impl Request<'_> {
     /// The cache's entry, or the right to store one. `None` if it cannot be had: what is compiled
     /// now is then not stored.
     fn look_up_or_lock(
-        &self,
+        &mut self,
         cache: &JitCache,
         key: Digest,
-        misses: &mut Misses,
     ) -> Result<Found, Option<EntryLock>> {
-        let look_up = || {
-            let (entry, bytes) = cache
-                .lookup(key, self.key, self.device.arch)
-                .map_err(Reason::Cache)?
-                .ok_or(Reason::CacheMiss)?;
-            Ok(Found {
-                place: self.cache_place(),
-                file: Some(cache.entry(key).join(entry.file_name())),
-                compilation: None,
-                entry,
-                bytes,
-            })
+        let reason = match self.look_up(cache, key) {
+            Ok(found) => return Ok(found),
+            Err(reason) => reason,
         };
-        look_up().or_else(|reason| {
-            misses.add(self.cache_place(), reason);
-            match cache.lock(key, self.policy.lock_patience) {
-                // The process that held the lock before has probably stored the module.
-                Ok(lock) => look_up().map_err(|_| Some(lock)),
-                Err(error) => {
-                    misses.add(self.cache_place(), Reason::Cache(error));
-                    Err(None)
-                }
+        self.miss(self.cache_place(), reason);
+        let patience = self.policy.lock_patience.unwrap_or(LOCK_PATIENCE);
+        match cache.lock(key, patience) {
+            // The process that held the lock before has probably stored the module.
+            Ok(lock) => self.look_up(cache, key).map_err(|_| Some(lock)),
+            Err(error) => {
+                self.miss(self.cache_place(), error);
+                Err(None)
             }
+        }
+    }
+
+    fn look_up(&self, cache: &JitCache, key: Digest) -> Result<Found, Reason> {
+        let entry = cache.lookup(key, self.key, self.device.arch)?;
+        let (entry, bytes) = entry.ok_or(Reason::CacheMiss)?;
+        Ok(Found {
+            place: self.cache_place(),
+            file: Some(cache.entry(key).join(entry.file_name())),
+            compilation: None,
+            entry,
+            bytes,
         })
     }
 
@@ -195,7 +183,7 @@ impl Request<'_> {
     ) -> Result<(ManifestModule, Vec<u8>, Duration), Reason> {
         let device = Arch::plain(self.device.arch.major, self.device.arch.minor);
         let supported = library.supported_archs()?;
-        let arch = nearest(&supported, device).unwrap_or(device);
+        let arch = nearest(supported, device).unwrap_or(device);
         let compiled = nvrtc::compile(library, self.key, arch, &self.kernels.sources);
         let compiled = compiled?;
         let entry = ManifestModule {
@@ -217,18 +205,12 @@ impl Request<'_> {
     }
 }
 
-/// The highest of the numbers `supported` whose plain cubins run on `device`.
-fn nearest(supported: &[u32], device: Arch) -> Option<Arch> {
-    supported
-        .iter()
-        .filter_map(|&number| {
-            Some(Arch::plain(
-                u8::try_from(number / 10).ok()?,
-                u8::try_from(number % 10).ok()?,
-            ))
-        })
-        .filter(|arch| arch.cubin_serves(device))
-        .max()
+/// The highest of the architectures whose cubins run on `device`.
+fn nearest(supported: Vec<Arch>, device: Arch) -> Option<Arch> {
+    let serving = supported
+        .into_iter()
+        .filter(|arch| arch.cubin_serves(device));
+    serving.max()
 }
 
 #[cfg(test)]
@@ -237,8 +219,8 @@ mod tests {
 
     #[test]
     fn a_device_newer_than_nvrtc_gets_the_nearest_lower_architecture_of_its_major() {
-        let supported = [75, 80, 86, 90, 100, 120];
-        let nearest = |major, minor| nearest(&supported, Arch::plain(major, minor));
+        let supported = ["75", "80", "86", "90", "100", "120"].map(|arch| arch.parse().unwrap());
+        let nearest = |major, minor| nearest(supported.to_vec(), Arch::plain(major, minor));
         assert_eq!(nearest(9, 0), Some(Arch::plain(9, 0)));
         assert_eq!(nearest(10, 3), Some(Arch::plain(10, 0)));
         assert_eq!(nearest(8, 9), Some(Arch::plain(8, 6)));

@@ -31,19 +31,13 @@ const MAX_ENTRIES: usize = 512;
 /// compiled all the same.
 #[derive(Debug, thiserror::Error)]
 pub enum CacheError {
-    /// The directory is missing and cannot be created, or cannot be read.
+    /// The directory is missing and cannot be created, cannot be read, or is something else.
     #[error("cannot use {}: {source}", directory.display())]
     Directory {
         /// The cache's directory.
         directory: PathBuf,
         /// What the system said.
         source: io::Error,
-    },
-    /// The path is something else.
-    #[error("{} is not a directory", directory.display())]
-    NotADirectory {
-        /// The cache's directory.
-        directory: PathBuf,
     },
     /// Somebody else owns the directory.
     #[error(
@@ -170,7 +164,7 @@ impl JitCache {
         }
         .map_err(io_error)?;
         if !metadata.is_dir() {
-            return Err(CacheError::NotADirectory { directory });
+            return Err(io_error(io::ErrorKind::NotADirectory.into()));
         }
         let user = rustix::process::geteuid().as_raw();
         if metadata.uid() != user {

@@ -1,17 +1,13 @@
-//! What this process has worked out before: parsed manifests and the closures of the embedded
-//! sources.
+//! The manifests that this process has read before.
 //!
 //! A communicator loads up to six modules, and each rank of a process loads its own. A manifest
 //! lists hundreds, so parsing it costs more than all else that a load does. It is known by its
 //! whole text, not by a path or a time stamp: a manifest that has changed is never mistaken for the
 //! one before.
 
-use std::borrow::Cow;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use peersum_artifact::{
-    Closure, ClosureError, Family, Manifest, ModuleKey, SchemaError, include_closure,
-};
+use peersum_artifact::{Manifest, SchemaError};
 
 /// How many manifests are kept: those of a policy's two directories and of the pack, and one more.
 const KEPT: usize = 4;
@@ -35,33 +31,4 @@ pub(super) fn manifest(text: &str) -> Result<Arc<Manifest>, SchemaError> {
     }
     manifests.push((text.into(), Arc::clone(&manifest)));
     Ok(manifest)
-}
-
-/// The closure of the module's source file among `sources`; that of the embedded sources is formed
-/// once.
-pub(super) fn closure(
-    key: ModuleKey,
-    sources: &[(&str, &str)],
-) -> Result<Cow<'static, Closure>, ClosureError> {
-    static EMBEDDED: [OnceLock<Closure>; Family::ALL.len()] =
-        [const { OnceLock::new() }; Family::ALL.len()];
-    let root = key.source_root();
-    if !are_embedded(sources) {
-        return include_closure(root, sources).map(Cow::Owned);
-    }
-    let slot = &EMBEDDED[key.family as usize];
-    if let Some(closure) = slot.get() {
-        return Ok(Cow::Borrowed(closure));
-    }
-    let closure = include_closure(root, sources)?;
-    Ok(Cow::Borrowed(slot.get_or_init(|| closure)))
-}
-
-/// Whether these are the very strings that `peersum-kernels` embeds.
-fn are_embedded(sources: &[(&str, &str)]) -> bool {
-    let embedded = peersum_kernels::SOURCES;
-    sources.len() == embedded.len()
-        && sources.iter().zip(embedded).all(|((path, text), source)| {
-            std::ptr::eq(*path, source.path) && std::ptr::eq(*text, source.text)
-        })
 }

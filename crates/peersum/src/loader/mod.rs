@@ -37,5 +37,7 @@ pub use jit_cache::{CacheError, probe as probe_cache};
 pub use place::Place;
 pub use policy::{JitMode, LoadPolicy, ParseJitModeError};
 pub use reason::Reason;
+#[doc(hidden)]
+pub use reason::update_hint;
 pub use report::{Compilation, LoadError, LoadReport, PassedOver};
 pub use search::{load, load_from};

@@ -49,14 +49,12 @@ impl FromStr for JitMode {
     type Err = ParseJitModeError;
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
-        match given {
-            "allow" => Ok(JitMode::Allow),
-            "deny" => Ok(JitMode::Deny),
-            "force" => Ok(JitMode::Force),
-            _ => Err(ParseJitModeError {
+        [JitMode::Allow, JitMode::Deny, JitMode::Force]
+            .into_iter()
+            .find(|mode| mode.to_string() == given)
+            .ok_or_else(|| ParseJitModeError {
                 given: given.to_owned(),
-            }),
-        }
+            })
     }
 }
 
@@ -76,33 +74,20 @@ pub(super) enum Environment {
 ///
 /// [`LoadPolicy::default`] reads no environment variable and has no JIT cache;
 /// [`LoadPolicy::from_env`] is what most programs want. The methods override either.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LoadPolicy {
     pub(super) cubin_dir: Option<PathBuf>,
     pub(super) environment: Environment,
     pub(super) cache_dir: Option<PathBuf>,
     pub(super) jit: JitMode,
     pub(super) nvrtc: NvrtcSearch,
-    pub(super) lock_patience: Duration,
+    /// [`LOCK_PATIENCE`] if it was not set.
+    pub(super) lock_patience: Option<Duration>,
     pub(super) harness_build: Option<HarnessBuild>,
 }
 
 /// Some hundred times what a compilation takes.
-const LOCK_PATIENCE: Duration = Duration::from_secs(60);
-
-impl Default for LoadPolicy {
-    fn default() -> Self {
-        Self {
-            cubin_dir: None,
-            environment: Environment::default(),
-            cache_dir: None,
-            jit: JitMode::default(),
-            nvrtc: NvrtcSearch::default(),
-            lock_patience: LOCK_PATIENCE,
-            harness_build: None,
-        }
-    }
-}
+pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 impl LoadPolicy {
     /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT`
@@ -135,13 +120,9 @@ impl LoadPolicy {
         let value = |name: &str| read(name).filter(|value| !value.is_empty());
         let path = |name: &str| value(name).map(PathBuf::from);
         // As the XDG specification says, a relative cache home is as good as none.
-        let user_cache = path("XDG_CACHE_HOME")
-            .filter(|path| path.is_absolute())
-            .or_else(|| {
-                path("HOME")
-                    .filter(|path| path.is_absolute())
-                    .map(|home| home.join(".cache"))
-            });
+        let absolute = |name: &str| path(name).filter(|path| path.is_absolute());
+        let user_cache =
+            || absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")));
         let jit = match value(environment::JIT) {
             Some(value) => value.to_string_lossy().parse()?,
             None => JitMode::default(),
@@ -151,7 +132,7 @@ impl LoadPolicy {
                 cubin_dir: path(environment::CUBIN_DIR),
             },
             cache_dir: path(environment::CACHE_DIR)
-                .or_else(|| user_cache.map(|cache| cache.join("peersum").join("jit"))),
+                .or_else(|| Some(user_cache()?.join("peersum/jit"))),
             jit,
             nvrtc: NvrtcSearch {
                 library: None,
@@ -208,7 +189,7 @@ impl LoadPolicy {
     /// After that the module is compiled here as well, and not stored.
     #[must_use]
     pub fn lock_patience(mut self, patience: Duration) -> Self {
-        self.lock_patience = patience;
+        self.lock_patience = Some(patience);
         self
     }
 
@@ -249,36 +230,35 @@ mod tests {
 
     #[test]
     fn the_cache_is_the_named_directory_or_lies_in_the_users_cache_directory() {
-        let cache = |variables: &[(&str, &str)]| from(variables).unwrap().cache_dir;
-        assert_eq!(
-            cache(&[("HOME", "/home/a")]),
-            Some("/home/a/.cache/peersum/jit".into())
-        );
-        assert_eq!(
-            cache(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/fast")]),
-            Some("/fast/peersum/jit".into())
-        );
-        assert_eq!(
-            cache(&[("HOME", "/home/a"), ("XDG_CACHE_HOME", "rel")]),
-            Some("/home/a/.cache/peersum/jit".into())
-        );
-        assert_eq!(
-            cache(&[("HOME", "/home/a"), (environment::CACHE_DIR, "/mine")]),
-            Some("/mine".into())
-        );
-        assert_eq!(cache(&[]), None);
+        for (variables, expected) in [
+            (&[][..], None),
+            (&[("HOME", "/home/a")], Some("/home/a/.cache/peersum/jit")),
+            (
+                &[("HOME", "/home/a"), ("XDG_CACHE_HOME", "/fast")],
+                Some("/fast/peersum/jit"),
+            ),
+            (
+                &[("HOME", "/home/a"), ("XDG_CACHE_HOME", "rel")],
+                Some("/home/a/.cache/peersum/jit"),
+            ),
+            (
+                &[("HOME", "/home/a"), (environment::CACHE_DIR, "/mine")],
+                Some("/mine"),
+            ),
+        ] {
+            let cache = from(variables).unwrap().cache_dir;
+            assert_eq!(cache, expected.map(PathBuf::from), "{variables:?}");
+        }
     }
 
     #[test]
     fn a_set_uid_process_does_not_even_read_the_environment() {
         let policy = LoadPolicy::from_process(true, |name| panic!("{name} was read")).unwrap();
-        assert_eq!(policy.environment, Environment::Ignored);
         let default = LoadPolicy {
             environment: Environment::Ignored,
             ..LoadPolicy::default()
         };
         assert_eq!(policy, default);
-        assert_eq!(policy.cache_directory(), None);
     }
 
     #[test]

@@ -28,10 +28,10 @@ pub enum Reason {
     #[error("none: this build of peersum carries no cubins")]
     EmptyPack,
     /// The embedded pack cannot be read.
-    #[error("{0}")]
+    #[error(transparent)]
     Pack(#[from] PackError),
     /// The directory's manifest is missing or cannot be trusted.
-    #[error("{0}")]
+    #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The manifest lists nothing for this module and device.
     #[error(
@@ -69,7 +69,7 @@ pub enum Reason {
     /// The driver is older than the toolkit that made the cubin.
     #[error(
         "{file} was made by CUDA {toolkit} and the driver's CUDA is {driver}: {}",
-        driver_hint(toolkit)
+        update_hint(toolkit.major)
     )]
     DriverTooOld {
         /// The file.
@@ -92,11 +92,11 @@ pub enum Reason {
         driver: CudaVersion,
     },
     /// An include of the kernels' sources cannot be resolved.
-    #[error("{0}")]
-    Sources(ClosureError),
+    #[error(transparent)]
+    Sources(#[from] ClosureError),
     /// The JIT cache's directory, or its entry, cannot be used.
-    #[error("{0}")]
-    Cache(CacheError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The JIT cache has no entry for this module, device and NVRTC.
     #[error("no entry")]
     CacheMiss,
@@ -108,7 +108,7 @@ pub enum Reason {
         library: PathBuf,
     },
     /// NVRTC made no cubin.
-    #[error("{0}")]
+    #[error(transparent)]
     Nvrtc(#[from] NvrtcError),
     /// What NVRTC made is not what was asked for.
     #[error("NVRTC's result cannot be used: {0}")]
@@ -140,10 +140,10 @@ fn having(listed: &[String]) -> String {
     }
 }
 
-/// Which driver to install for a toolkit.
-fn driver_hint(toolkit: &CudaVersion) -> String {
-    match driver_branch_floor(toolkit.major) {
-        Some(branch) => format!("it needs driver {branch} or newer"),
-        None => "update the driver".to_owned(),
+/// What to do about a driver that is too old for cubins of this toolkit.
+pub fn update_hint(toolkit_major: u32) -> String {
+    match driver_branch_floor(toolkit_major) {
+        Some(branch) => format!("update NVIDIA's driver to branch {branch} or newer"),
+        None => "update NVIDIA's driver".to_owned(),
     }
 }

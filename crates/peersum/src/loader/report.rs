@@ -30,15 +30,17 @@ pub struct LoadReport {
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} from {}", self.module, self.place)?;
-        if let Some(compilation) = &self.compilation {
-            let Compilation {
-                library, version, ..
-            } = compilation;
-            write!(f, " {version} ({})", library.display())?;
-        }
-        write!(f, " in {:.1} ms", self.took.as_secs_f64() * 1e3)?;
-        write_lines(f, &self.passed_over)
+        let by = self.compilation.as_ref();
+        let by = by.map(|by| format!(" {} ({})", by.version, by.library.display()));
+        write!(
+            f,
+            "{} from {}{} in {:.1} ms{}",
+            self.module,
+            self.place,
+            by.unwrap_or_default(),
+            self.took.as_secs_f64() * 1e3,
+            lines(&self.passed_over)
+        )
     }
 }
 
@@ -86,7 +88,7 @@ pub enum LoadError {
         device: Arch,
     },
     /// No place had it, and none could make it.
-    #[error("{}", NotFoundText(*module, *device, *jit, passed_over))]
+    #[error("{}", not_found(*module, *device, *jit, passed_over))]
     NotFound {
         /// The module.
         module: ModuleKey,
@@ -99,32 +101,23 @@ pub enum LoadError {
     },
 }
 
-struct NotFoundText<'a>(ModuleKey, Arch, JitMode, &'a [PassedOver]);
-
-impl fmt::Display for NotFoundText<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(module, device, jit, passed_over) = self;
-        write!(f, "could not load {module} for sm_{device}")?;
-        if *jit != JitMode::Allow {
-            write!(f, ", and JIT is set to {jit}")?;
-        }
-        f.write_str("; searched:")?;
-        write_lines(f, passed_over)?;
-        write!(
-            f,
-            "\nrun `cargo xtask precompile --arch sm_{device}` and name its output with \
-             {CUBIN_DIR} or LoadPolicy::cubin_dir"
-        )?;
-        match jit {
-            JitMode::Deny => f.write_str(", or allow JIT"),
-            JitMode::Allow | JitMode::Force => Ok(()),
-        }
-    }
+fn not_found(module: ModuleKey, device: Arch, jit: JitMode, passed_over: &[PassedOver]) -> String {
+    let (mode, advice) = match jit {
+        JitMode::Allow => (String::new(), ""),
+        JitMode::Deny => (format!(", and JIT is set to {jit}"), ", or allow JIT"),
+        JitMode::Force => (format!(", and JIT is set to {jit}"), ""),
+    };
+    format!(
+        "could not load {module} for sm_{device}{mode}; searched:{}\nrun `cargo xtask precompile \
+         --arch sm_{device}` and name its output with {CUBIN_DIR} or LoadPolicy::cubin_dir{advice}",
+        lines(passed_over)
+    )
 }
 
 /// A line for each place.
-fn write_lines(f: &mut fmt::Formatter<'_>, passed_over: &[PassedOver]) -> fmt::Result {
+fn lines(passed_over: &[PassedOver]) -> String {
     passed_over
         .iter()
-        .try_for_each(|passed| write!(f, "\n  {passed}"))
+        .map(|passed| format!("\n  {passed}"))
+        .collect()
 }

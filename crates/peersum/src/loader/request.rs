@@ -18,6 +18,23 @@ pub(super) struct Request<'a> {
     pub(super) device: &'a DeviceTarget,
     /// The closure of this build's sources: a module made from others is stale.
     pub(super) closure: &'a Closure,
+    /// The places that did not serve so far.
+    pub(super) passed_over: Vec<PassedOver>,
+}
+
+impl Request<'_> {
+    /// Notes that a place did not serve.
+    pub(super) fn miss(&mut self, place: Place, reason: impl Into<Reason>) {
+        let reason = reason.into();
+        let passed = PassedOver { place, reason };
+        // That nothing is there is no news; that something is there and cannot be used is.
+        if passed.reason.is_absence() {
+            tracing::debug!(module = %self.key, %passed, "passed over");
+        } else {
+            tracing::warn!(module = %self.key, %passed, "passed over");
+        }
+        self.passed_over.push(passed);
+    }
 }
 
 /// What an image is made of.
@@ -36,23 +53,4 @@ pub(super) struct Found {
     pub(super) compilation: Option<Compilation>,
     pub(super) entry: ManifestModule,
     pub(super) bytes: Vec<u8>,
-}
-
-/// The places that did not serve so far.
-pub(super) struct Misses {
-    pub(super) key: ModuleKey,
-    pub(super) passed_over: Vec<PassedOver>,
-}
-
-impl Misses {
-    pub(super) fn add(&mut self, place: Place, reason: Reason) {
-        let passed = PassedOver { place, reason };
-        // That nothing is there is no news; that something is there and cannot be used is.
-        if passed.reason.is_absence() {
-            tracing::debug!(module = %self.key, %passed, "passed over");
-        } else {
-            tracing::warn!(module = %self.key, %passed, "passed over");
-        }
-        self.passed_over.push(passed);
-    }
 }

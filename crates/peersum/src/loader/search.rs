@@ -2,15 +2,13 @@
 
 use std::time::Instant;
 
-use peersum_artifact::{ModuleKey, Target};
+use peersum_artifact::{ModuleKey, Target, include_closure};
 
 use super::image::{DeviceTarget, KernelSet, LoadedImage};
-use super::known;
 use super::place::Place;
 use super::policy::LoadPolicy;
-use super::reason::Reason;
-use super::report::{LoadError, LoadReport};
-use super::request::{Found, ImageKind, Misses, Request};
+use super::report::{LoadError, LoadReport, PassedOver};
+use super::request::{ImageKind, Request};
 
 /// Finds the module `key` of this build's kernels for `device`.
 ///
@@ -57,19 +55,31 @@ pub fn load_from(
             device: device.arch,
         });
     }
-    let mut misses = Misses {
+    let not_found = |passed_over| LoadError::NotFound {
+        module: key,
+        device: device.arch,
+        jit: policy.jit,
+        passed_over,
+    };
+    let closure = include_closure(key.source_root(), &kernels.sources).map_err(|error| {
+        let (place, reason) = (Place::Sources, error.into());
+        not_found(vec![PassedOver { place, reason }])
+    })?;
+    let mut request = Request {
+        policy,
+        kernels,
         key,
+        device,
+        closure: &closure,
         passed_over: Vec::new(),
     };
-    let found = search(policy, kernels, key, device, &mut misses);
-    let passed_over = misses.passed_over;
+    let found = request
+        .compiled_ahead(ImageKind::Cubin)
+        .or_else(|| request.compiled_here())
+        .or_else(|| request.compiled_ahead(ImageKind::Ptx));
+    let passed_over = request.passed_over;
     let Some(mut found) = found else {
-        return Err(LoadError::NotFound {
-            module: key,
-            device: device.arch,
-            jit: policy.jit,
-            passed_over,
-        });
+        return Err(not_found(passed_over));
     };
     if matches!(found.entry.target, Target::Ptx(_)) {
         found.bytes.push(0);
@@ -94,27 +104,4 @@ pub fn load_from(
         entry_points: found.entry.entry_points,
         report,
     })
-}
-
-fn search(
-    policy: &LoadPolicy,
-    kernels: &KernelSet<'_>,
-    key: ModuleKey,
-    device: &DeviceTarget,
-    misses: &mut Misses,
-) -> Option<Found> {
-    let closure = known::closure(key, &kernels.sources)
-        .map_err(|error| misses.add(Place::Sources, Reason::Sources(error)))
-        .ok()?;
-    let request = Request {
-        policy,
-        kernels,
-        key,
-        device,
-        closure: &closure,
-    };
-    request
-        .compiled_ahead(ImageKind::Cubin, misses)
-        .or_else(|| request.compiled_here(misses))
-        .or_else(|| request.compiled_ahead(ImageKind::Ptx, misses))
 }

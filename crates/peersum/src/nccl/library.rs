@@ -14,9 +14,7 @@ const MIN_VERSION: NcclVersion = NcclVersion(21_000);
 /// `ncclUniqueId`, which travels by value.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub(super) struct UniqueId {
-    internal: [c_char; 128],
-}
+pub(super) struct UniqueId(pub(super) [c_char; 128]);
 
 /// `ncclComm_t`.
 pub(super) type Comm = *mut c_void;
@@ -35,76 +33,54 @@ functions! {
 /// NCCL, open and new enough.
 pub(crate) struct Library {
     pub(super) functions: Functions,
-    version: NcclVersion,
+    pub(crate) version: NcclVersion,
 }
 
 impl Library {
     /// Opens NCCL under its usual names, or the library at `path`.
     pub(super) fn open(path: Option<&Path>) -> Result<&'static Library, Error> {
-        let library = nccl_version::open(path).map_err(|error| match path {
-            Some(path) => missing(
-                &path.display().to_string(),
-                &format!("it could not be opened: {error}"),
-            ),
-            None => missing(
-                LIBRARY_NAMES[0],
-                &format!(
+        let name = path.map_or(LIBRARY_NAMES[0].into(), |path| path.display().to_string());
+        let missing = |help| DeviceError::LibraryMissing {
+            library: name.clone(),
+            help,
+        };
+        let library = nccl_version::open(path).map_err(|error| {
+            missing(match path {
+                Some(_) => format!("it could not be opened: {error}"),
+                None => format!(
                     "install NCCL (Debian and Ubuntu: libnccl2; PyPI: nvidia-nccl-cu13) where the \
                      dynamic loader finds it, or name the file with `Nccl::library`, or leave out \
                      `above_range`; tried: {error}"
                 ),
-            ),
+            })
         })?;
         // SAFETY: the signatures are those of nccl.h.
         let functions = unsafe { Functions::find(&library) }.map_err(|function| {
-            missing(
-                LIBRARY_NAMES[0],
-                &format!("the library that was opened is not NCCL: it has no {function}"),
-            )
+            missing(format!(
+                "the library that was opened is not NCCL: it has no {function}"
+            ))
         })?;
         let version = NcclVersion::of(&library).ok_or_else(|| Error::Nccl {
             call: "ncclGetVersion",
             message: "the library does not tell its version".to_owned(),
         })?;
         if version < MIN_VERSION {
-            return Err(missing(
-                LIBRARY_NAMES[0],
-                &format!(
-                    "the one here is {version}, and {MIN_VERSION} is the first with bfloat16: \
-                     install a newer one"
-                ),
-            ));
+            let help = format!(
+                "the one here is {version}, and {MIN_VERSION} is the first with bfloat16: install \
+                 a newer one"
+            );
+            return Err(missing(help).into());
         }
         // A few words each time that NCCL is opened.
         Ok(Box::leak(Box::new(Library { functions, version })))
     }
 
-    pub(crate) fn version(&self) -> NcclVersion {
-        self.version
-    }
-
     pub(crate) fn unique_id(&self) -> Result<[c_char; 128], Error> {
-        let mut id = UniqueId { internal: [0; 128] };
+        let mut id = UniqueId([0; 128]);
         // SAFETY: `id` is a place for an id.
         let result = unsafe { (self.functions.ncclGetUniqueId)(&raw mut id) };
         self.check("ncclGetUniqueId", result)?;
-        Ok(id.internal)
-    }
-
-    /// Meets the other ranks. Waits for them without a limit.
-    pub(super) fn comm_init_rank(
-        &self,
-        id: [c_char; 128],
-        rank: c_int,
-        world_size: c_int,
-    ) -> Result<Comm, Error> {
-        let mut comm = std::ptr::null_mut();
-        let id = UniqueId { internal: id };
-        // SAFETY: `comm` is a place for one handle; NCCL refuses numbers that make no sense.
-        let result =
-            unsafe { (self.functions.ncclCommInitRank)(&raw mut comm, world_size, id, rank) };
-        self.check("ncclCommInitRank", result)?;
-        Ok(comm)
+        Ok(id.0)
     }
 
     /// The outcome of the NCCL function `call`.
@@ -124,24 +100,5 @@ impl Library {
                 .into_owned()
         };
         Err(Error::Nccl { call, message })
-    }
-}
-
-fn missing(library: &str, help: &str) -> Error {
-    DeviceError::LibraryMissing {
-        library: library.to_owned(),
-        help: help.to_owned(),
-    }
-    .into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_before_bfloat16_is_older_than_any_that_is_used() {
-        assert!(NcclVersion(2_804) < MIN_VERSION && NcclVersion(20_999) < MIN_VERSION);
-        assert!(NcclVersion(21_003) >= MIN_VERSION);
     }
 }

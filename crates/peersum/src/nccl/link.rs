@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use peersum_artifact::Dtype;
 
-use super::library::{Comm, Library};
+use super::library::{Comm, Library, UniqueId};
 use crate::device::LibraryStream;
 use crate::error::Error;
 
@@ -46,12 +46,16 @@ impl Link {
         above_bytes: u64,
     ) -> Result<Self, Error> {
         let narrow = |number: u32| c_int::try_from(number).unwrap_or(c_int::MAX);
-        let comm = library.comm_init_rank(id, narrow(rank), narrow(world_size))?;
+        let (own, ranks, id) = (narrow(rank), narrow(world_size), UniqueId(id));
+        let mut comm = std::ptr::null_mut();
+        // SAFETY: `comm` is a place for one handle; NCCL refuses numbers that make no sense.
+        let result = unsafe { (library.functions.ncclCommInitRank)(&raw mut comm, ranks, id, own) };
+        library.check("ncclCommInitRank", result)?;
         tracing::info!(
             rank,
             world_size,
             above_bytes,
-            version = %library.version(),
+            version = %library.version,
             "NCCL takes the calls of more bytes"
         );
         Ok(Link {

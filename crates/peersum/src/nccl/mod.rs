@@ -54,7 +54,7 @@ use crate::error::Error;
 #[derive(Debug, Clone, Default)]
 pub struct Nccl {
     library: Option<PathBuf>,
-    across_hosts: Option<AcrossHosts>,
+    pub(crate) across_hosts: Option<AcrossHosts>,
 }
 
 /// A rank of a group that no rendezvous of this machine can form.
@@ -100,10 +100,6 @@ impl Nccl {
     /// [`Error::Device`] if there is no NCCL, with what to install; [`Error::Nccl`].
     pub fn unique_id(&self) -> Result<[c_char; 128], Error> {
         self.open()?.unique_id()
-    }
-
-    pub(crate) fn spanning(&self) -> Option<AcrossHosts> {
-        self.across_hosts
     }
 
     pub(crate) fn open(&self) -> Result<&'static Library, Error> {

@@ -1,12 +1,12 @@
 //! Rank 0 asks every process that connects who it is. None of them keeps the others waiting.
 
-use super::connection::{Connection, ConnectionError};
+use super::connection::Connection;
 use super::error::RendezvousError;
 use super::peer::Peer;
 use super::reasons::Refusal;
 use super::socket::{self, peer_uid};
 use super::step::{Wakeup, Watch};
-use super::wire::{FrameError, GroupIdentity, JoinRequest, Message, VERSION};
+use super::wire::{ConnectionError, GroupIdentity, Message, VERSION};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,7 +40,7 @@ pub(super) struct Arrivals {
 
 #[derive(Debug)]
 pub(super) struct Admission {
-    group: GroupIdentity,
+    pub(super) group: GroupIdentity,
     listener: Option<OwnedFd>,
     strangers: Vec<Stranger>,
     accept_after: Option<Instant>,
@@ -70,10 +70,6 @@ impl Admission {
         }
     }
 
-    pub(super) fn group(&self) -> &GroupIdentity {
-        &self.group
-    }
-
     pub(super) fn is_listening(&self) -> bool {
         self.listener.is_some()
     }
@@ -86,7 +82,7 @@ impl Admission {
         for mut stranger in std::mem::take(&mut self.strangers) {
             match stranger.connection.pump() {
                 Ok(()) => {}
-                Err(ConnectionError::Frame(FrameError::Version { theirs })) => {
+                Err(ConnectionError::Version { theirs }) => {
                     let ours = VERSION;
                     refuse(stranger.connection, Refusal::Version { ours, theirs });
                     continue;
@@ -97,11 +93,9 @@ impl Admission {
                 }
             }
             match stranger.connection.next_frame().map(|frame| frame.message) {
-                Some(Message::Join(request)) => match self.objection(&request) {
+                Some(Message::Join { group, peer }) => match self.objection(group, peer.rank) {
                     Some(refusal) => refuse(stranger.connection, refusal),
-                    None => arrivals
-                        .candidates
-                        .push((request.peer, stranger.connection)),
+                    None => arrivals.candidates.push((peer, stranger.connection)),
                 },
                 Some(message) => {
                     let message = message.name();
@@ -152,31 +146,25 @@ impl Admission {
             let theirs = peer_uid(socket.as_fd());
             let connection = Connection::new(socket);
             match theirs {
-                Ok(theirs) if theirs == ours => {}
-                Ok(theirs) => {
-                    refuse(connection, Refusal::User { ours, theirs });
-                    continue;
-                }
+                Ok(theirs) if theirs == ours => self.strangers.push(Stranger {
+                    connection,
+                    deadline: Some(Instant::now() + IDENTIFICATION_PATIENCE),
+                    expected: None,
+                }),
+                Ok(theirs) => refuse(connection, Refusal::User { ours, theirs }),
                 Err(error) => {
                     tracing::warn!(%error, "closed a connection whose user is unknown");
-                    continue;
                 }
             }
-            if self.strangers.len() >= MAX_STRANGERS {
+            if self.strangers.len() > MAX_STRANGERS {
                 self.strangers.remove(0);
             }
-            self.strangers.push(Stranger {
-                connection,
-                deadline: Some(Instant::now() + IDENTIFICATION_PATIENCE),
-                expected: None,
-            });
         }
     }
 
     /// Why the process may not have the rank that it asks for.
-    fn objection(&self, request: &JoinRequest) -> Option<Refusal> {
-        let (ours, theirs) = (self.group.clone(), request.group.clone());
-        let rank = request.peer.rank;
+    fn objection(&self, theirs: GroupIdentity, rank: u32) -> Option<Refusal> {
+        let ours = self.group.clone();
         if theirs.name != ours.name {
             let (ours, theirs) = (ours.name, theirs.name);
             Some(Refusal::Group { ours, theirs })
@@ -200,7 +188,7 @@ impl Watch for Admission {
         if self.accept_after.is_none()
             && let Some(listener) = &self.listener
         {
-            wakeup.on(PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN));
+            wakeup.on(PollFd::new(listener, PollFlags::IN));
         }
         for stranger in &self.strangers {
             wakeup.at(stranger.deadline);

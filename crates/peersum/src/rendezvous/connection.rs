@@ -1,9 +1,7 @@
 //! One connection to another rank: messages in, messages out, descriptors with them.
 
-use super::error::RendezvousError;
-use super::reasons::Refusal;
 use super::step::{Wakeup, Watch};
-use super::wire::{Frame, FrameError, MAX_DATAGRAM_BYTES, Message, Packet, VERSION};
+use super::wire::{ConnectionError, Frame, MAX_DATAGRAM_BYTES, Message, Packet};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
@@ -24,35 +22,6 @@ const READ_AHEAD: usize = 4;
 const IN_FLIGHT_PAUSE: Duration = Duration::from_millis(2);
 
 const ANCILLARY_BYTES: usize = rustix::cmsg_space!(ScmRights(1));
-
-/// Why a connection can no longer be used.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectionError {
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    #[error(transparent)]
-    Errno(#[from] Errno),
-}
-
-impl ConnectionError {
-    /// The error to report when the other end is `rank`.
-    pub(super) fn by_rank(self, rank: u32) -> RendezvousError {
-        match self {
-            // Rank 0 refuses what it cannot read, so its answer need not be read either.
-            Self::Frame(FrameError::Version { theirs }) if rank == 0 => {
-                RendezvousError::Refused(Refusal::Version {
-                    ours: theirs,
-                    theirs: VERSION,
-                })
-            }
-            Self::Frame(error) => RendezvousError::Protocol {
-                rank,
-                detail: error.to_string(),
-            },
-            Self::Errno(errno) => RendezvousError::io("exchange with another rank", errno),
-        }
-    }
-}
 
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -178,8 +147,7 @@ impl Connection {
     fn watch_for_sending<'a>(&'a self, wakeup: &mut Wakeup<'a>) {
         wakeup.at(self.paused_until);
         if self.can_send() && self.paused_until.is_none() {
-            let socket = self.socket.as_fd();
-            wakeup.on(PollFd::from_borrowed_fd(socket, PollFlags::OUT));
+            wakeup.on(PollFd::new(&self.socket, PollFlags::OUT));
         }
     }
 
@@ -195,8 +163,7 @@ impl Watch for Connection {
         self.watch_for_sending(wakeup);
         // Not watched otherwise: poll would report a hang-up again and again.
         if self.can_receive() {
-            let socket = self.socket.as_fd();
-            wakeup.on(PollFd::from_borrowed_fd(socket, PollFlags::IN));
+            wakeup.on(PollFd::new(&self.socket, PollFlags::IN));
         }
     }
 }
@@ -231,7 +198,7 @@ fn receive_frame(socket: BorrowedFd<'_>) -> Result<Option<Frame>, ConnectionErro
         })
         .flatten()
         .collect();
-    let malformed = |what: String| Err(FrameError::Malformed(what).into());
+    let malformed = |what: String| Err(ConnectionError::Malformed(what));
     if received.flags.contains(ReturnFlags::TRUNC) {
         return malformed(format!("a message of more than {MAX_DATAGRAM_BYTES} bytes"));
     }
@@ -248,8 +215,5 @@ fn receive_frame(socket: BorrowedFd<'_>) -> Result<Option<Frame>, ConnectionErro
     if received.bytes == 0 {
         return Ok(None);
     }
-    Ok(Some(Frame::decode(
-        &bytes[..received.bytes],
-        descriptors.pop(),
-    )?))
+    Frame::decode(&bytes[..received.bytes], descriptors.pop()).map(Some)
 }

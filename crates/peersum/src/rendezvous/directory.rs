@@ -5,7 +5,7 @@ use super::error::RendezvousError;
 use super::reasons::DirectoryProblem;
 use super::socket;
 use crate::lock_file::{Attempt, FileId, LockFile};
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -26,97 +26,75 @@ const SWEEP_RETRY: Duration = Duration::from_millis(2);
 /// How often to look whether another rank has finished with the directory. It takes microseconds.
 const DIRECTORY_LOCK_RETRY: Duration = Duration::from_millis(1);
 
-/// An open directory of mode 0700 that belongs to this user.
+/// An open directory of mode 0700 that belongs to this user, for the files of one group.
 #[derive(Debug)]
 pub(super) struct Directory {
     handle: OwnedFd,
     path: PathBuf,
+    group: String,
 }
 
 impl Directory {
     /// Opens the directory, creating it if it is not there.
-    pub(super) fn open(path: &Path) -> Result<Self, RendezvousError> {
+    pub(super) fn open(path: &Path, group: &str) -> Result<Self, RendezvousError> {
         // Without a trailing slash, which would make the system follow a link in the last place.
         let path: PathBuf = path.components().collect();
-        match std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&path)
+        let at_path = |operation, error| RendezvousError::io_at(operation, &path, error);
+        let mut builder = std::fs::DirBuilder::new();
+        let created = builder.recursive(true).mode(0o700).create(&path);
+        // If something other than a directory is there, the errors below say what it is.
+        if let Err(error) = created
+            && error.kind() != std::io::ErrorKind::AlreadyExists
         {
-            Ok(()) => {}
-            // Something other than a directory is there: the errors below say what it is.
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => {
-                return Err(RendezvousError::io_at(
-                    "create the rendezvous directory",
-                    &path,
-                    error,
-                ));
-            }
+            return Err(at_path("create the rendezvous directory", error));
         }
-        let refuse = |problem| RendezvousError::Directory {
-            path: path.clone(),
-            problem,
-        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let ours = rustix::process::geteuid().as_raw();
-        let handle = match rustix::fs::open(&path, flags, Mode::empty()) {
-            Ok(handle) => handle,
-            Err(errno) => {
-                // This second look only says what is wrong: the directory is not used.
-                let stat = rustix::fs::lstat(&path).map_err(|_| {
-                    RendezvousError::io_at("open the rendezvous directory", &path, errno)
-                })?;
-                return Err(match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Symlink => refuse(DirectoryProblem::Symlink),
-                    FileType::Directory if stat.st_uid != ours => {
-                        refuse(DirectoryProblem::WrongOwner {
-                            owner: stat.st_uid,
-                            ours,
-                        })
-                    }
-                    FileType::Directory => {
-                        RendezvousError::io_at("open the rendezvous directory", &path, errno)
-                    }
-                    _ => refuse(DirectoryProblem::NotADirectory),
-                });
-            }
+        let opened = rustix::fs::open(&path, flags, Mode::empty());
+        let stat = match &opened {
+            // From now on only the open directory is used: if its name is moved to another one,
+            // what is in this one stays ours.
+            Ok(handle) => rustix::fs::fstat(handle),
+            // This second look only says what is wrong: the directory is not used.
+            Err(_) => rustix::fs::lstat(&path),
         };
-        // From now on only the open directory is used: if its name is moved to another one, what is
-        // in this one stays ours.
-        let stat = rustix::fs::fstat(&handle).map_err(|error| {
-            RendezvousError::io_at("inspect the rendezvous directory", &path, error)
-        })?;
-        if stat.st_uid != ours {
-            return Err(refuse(DirectoryProblem::WrongOwner {
-                owner: stat.st_uid,
-                ours,
-            }));
+        if let Some(problem) = stat.as_ref().ok().and_then(problem_of) {
+            return Err(RendezvousError::Directory { path, problem });
         }
-        let mode = stat.st_mode & 0o777;
-        if mode != 0o700 {
-            return Err(refuse(DirectoryProblem::WrongMode { mode }));
-        }
-        Ok(Self { handle, path })
+        let handle =
+            opened.map_err(|error| at_path("open the rendezvous directory", error.into()))?;
+        stat.map_err(|error| at_path("inspect the rendezvous directory", error.into()))?;
+        Ok(Self {
+            handle,
+            path,
+            group: group.to_owned(),
+        })
     }
 
     /// The file of the group's socket, if there is one.
-    pub(super) fn socket_file(&self, group: &str) -> Option<FileId> {
-        FileId::named(self.as_fd(), Path::new(&socket_name(group)))
+    pub(super) fn socket_file(&self) -> Option<FileId> {
+        FileId::named(self.as_fd(), Path::new(&self.socket_name()))
     }
 
-    pub(super) fn socket_path(&self, group: &str) -> PathBuf {
-        self.path.join(socket_name(group))
+    fn socket_name(&self) -> String {
+        format!("{}.sock", self.group)
+    }
+
+    fn lock_name(&self) -> String {
+        format!("{}.lock", self.group)
+    }
+
+    pub(super) fn socket_path(&self) -> PathBuf {
+        self.path.join(self.socket_name())
     }
 
     /// The address of the group's socket, short enough whatever the directory's path.
-    pub(super) fn address(&self, group: &str) -> Result<SocketAddrUnix, RendezvousError> {
-        let path = self.socket_path(group);
+    pub(super) fn address(&self) -> Result<SocketAddrUnix, RendezvousError> {
+        let path = self.socket_path();
         let through_handle = Path::new("/proc/self/fd").join(self.handle.as_raw_fd().to_string());
         let address = if path.as_os_str().len() <= ADDRESS_BYTES {
             SocketAddrUnix::new(&path)
         } else if through_handle.exists() {
-            SocketAddrUnix::new(through_handle.join(socket_name(group)))
+            SocketAddrUnix::new(through_handle.join(self.socket_name()))
         } else {
             return Err(RendezvousError::PathTooLong { path });
         };
@@ -143,25 +121,24 @@ impl Directory {
 
     /// Makes this process the group's rank 0. A claim ends when its process ends, for whatever
     /// reason. So the files of a killed process are recognised without a look at its pid.
-    pub(super) fn claim(self, group: &str, deadline: Instant) -> Result<Claim, RendezvousError> {
+    pub(super) fn claim(self, deadline: Instant) -> Result<Claim, RendezvousError> {
         let deadline = deadline.min(Instant::now() + CLAIM_PATIENCE);
         loop {
             let attempt = {
                 let _lock = self.lock(deadline)?;
-                self.try_claim(group, true)?
+                self.try_claim(true)?
             };
             match attempt {
                 Attempt::Locked(lock) => {
                     return Ok(Claim {
                         directory: self,
-                        group: group.to_owned(),
                         socket: None,
                         lock,
                     });
                 }
                 Attempt::Busy(pid) if Instant::now() >= deadline => {
                     return Err(RendezvousError::GroupInUse {
-                        group: group.to_owned(),
+                        group: self.group,
                         pid,
                         directory: self.path,
                     });
@@ -173,16 +150,16 @@ impl Directory {
 
     /// Removes what a dead rank 0 has left behind; does nothing if a rank 0 lives for `patience`
     /// longer.
-    pub(super) fn sweep(&self, group: &str, patience: Duration) {
+    pub(super) fn sweep(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         loop {
             let Ok(locked) = self.lock(Instant::now() + SWEEP_PATIENCE) else {
                 return;
             };
-            match self.try_claim(group, false) {
+            match self.try_claim(false) {
                 Ok(Attempt::Locked(_lock)) => {
-                    locked.remove(&socket_name(group));
-                    locked.remove(&lock_name(group));
+                    locked.remove(&self.socket_name());
+                    locked.remove(&self.lock_name());
                     return;
                 }
                 // The dying rank 0 holds the lock, or another survivor that does the same, or the
@@ -196,10 +173,23 @@ impl Directory {
         }
     }
 
-    fn try_claim(&self, group: &str, create: bool) -> Result<Attempt, RendezvousError> {
-        let name = lock_name(group);
+    fn try_claim(&self, create: bool) -> Result<Attempt, RendezvousError> {
+        let name = self.lock_name();
         LockFile::attempt(self.as_fd(), Path::new(&name), create)
             .map_err(|error| RendezvousError::io_at("lock", &self.path.join(name), error))
+    }
+}
+
+/// Why sockets are not made in what is there.
+fn problem_of(stat: &Stat) -> Option<DirectoryProblem> {
+    let (owner, ours) = (stat.st_uid, rustix::process::geteuid().as_raw());
+    let mode = stat.st_mode & 0o777;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Symlink => Some(DirectoryProblem::Symlink),
+        FileType::Directory if owner != ours => Some(DirectoryProblem::WrongOwner { owner, ours }),
+        FileType::Directory if mode != 0o700 => Some(DirectoryProblem::WrongMode { mode }),
+        FileType::Directory => None,
+        _ => Some(DirectoryProblem::NotADirectory),
     }
 }
 
@@ -246,7 +236,6 @@ impl AsFd for Directory {
 #[derive(Debug)]
 pub(super) struct Claim {
     directory: Directory,
-    group: String,
     socket: Option<BoundSocket>,
     /// Released last, when the files are gone.
     lock: LockFile,
@@ -263,21 +252,20 @@ struct BoundSocket {
 impl Claim {
     /// Binds the group's socket, in the place of one that a killed rank 0 left.
     pub(super) fn listen(&mut self) -> Result<OwnedFd, RendezvousError> {
-        let name = socket_name(&self.group);
-        let path = self.directory.socket_path(&self.group);
+        let path = self.directory.socket_path();
         let at_path = |operation, error| RendezvousError::io_at(operation, &path, error);
-        let address = self.directory.address(&self.group)?;
+        let address = self.directory.address()?;
         let socket = socket::new()?;
         let open = socket::duplicate(socket.as_fd())?;
         {
             let locked = self.directory.lock(Instant::now() + CLAIM_PATIENCE)?;
-            if locked.remove(&name) {
+            if locked.remove(&self.directory.socket_name()) {
                 let path = path.display();
                 tracing::info!(%path, "replaced the socket that an earlier run left behind");
             }
             rustix::net::bind(&socket, &address).map_err(|error| at_path("bind", error))?;
-            self.socket = FileId::named(self.directory.as_fd(), Path::new(&name))
-                .map(|file| BoundSocket { file, _open: open });
+            let file = self.directory.socket_file();
+            self.socket = file.map(|file| BoundSocket { file, _open: open });
         }
         rustix::net::listen(&socket, 128).map_err(|error| at_path("listen on", error))?;
         Ok(socket)
@@ -290,21 +278,13 @@ impl Drop for Claim {
         match self.directory.lock(Instant::now() + CLAIM_PATIENCE) {
             Ok(locked) => {
                 if let Some(socket) = &self.socket {
-                    locked.remove_if(&socket_name(&self.group), socket.file);
+                    locked.remove_if(&self.directory.socket_name(), socket.file);
                 }
-                locked.remove_if(&lock_name(&self.group), self.lock.id());
+                locked.remove_if(&self.directory.lock_name(), self.lock.id());
             }
             Err(error) => tracing::warn!(%error, "the files of a group are left behind"),
         }
     }
-}
-
-fn socket_name(group: &str) -> String {
-    format!("{group}.sock")
-}
-
-fn lock_name(group: &str) -> String {
-    format!("{group}.lock")
 }
 
 #[cfg(test)]
@@ -314,7 +294,7 @@ mod tests {
     const AMPLE: Duration = Duration::from_secs(10);
 
     fn claim(path: &Path) -> Result<Claim, RendezvousError> {
-        Directory::open(path)?.claim("group", Instant::now() + AMPLE)
+        Directory::open(path, "group")?.claim(Instant::now() + AMPLE)
     }
 
     #[test]
@@ -323,14 +303,14 @@ mod tests {
         let path = home.path().join("sockets");
         let mut old = claim(&path).unwrap();
         let _listener = old.listen().unwrap();
-        let successor = Directory::open(&path).unwrap();
+        let successor = Directory::open(&path, "group").unwrap();
         let locked = successor.lock(Instant::now()).unwrap();
         std::thread::scope(|scope| {
             let ending = scope.spawn(|| drop(old));
             std::thread::sleep(CLAIM_PATIENCE / 10);
             assert!(!ending.is_finished());
-            for name in [lock_name("group"), socket_name("group")] {
-                assert!(locked.remove(&name), "{name} was removed meanwhile");
+            for name in ["group.lock", "group.sock"] {
+                assert!(locked.remove(name), "{name} was removed meanwhile");
                 std::fs::write(path.join(name), "the successor's").unwrap();
             }
             drop(locked);
@@ -351,7 +331,7 @@ mod tests {
                 "{error}"
             );
         }
-        let file = path.join(lock_name("group")).into_os_string();
+        let file = path.join("group.lock").into_os_string();
         let file = std::ffi::CString::new(file.into_encoded_bytes()).unwrap();
         // SAFETY: the child calls nothing but system calls before it ends.
         let child = unsafe { libc::fork() };

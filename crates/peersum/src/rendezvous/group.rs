@@ -2,7 +2,7 @@
 
 use super::error::{RendezvousError, Whereabouts};
 use super::hub::Hub;
-use super::limits::{MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES, truncated};
+use super::limits::{MAX_LABEL_BYTES, MAX_MESSAGE_BYTES};
 use super::peer::Peer;
 use super::socket::duplicate;
 use super::spoke::Spoke;
@@ -93,7 +93,7 @@ impl Group {
         message: &[u8],
         timeout: Duration,
     ) -> Result<Vec<Vec<u8>>, RendezvousError> {
-        let all = self.exchange(label, message, None, timeout)?;
+        let all = self.all_gather_fd(label, message, None, timeout)?;
         Ok(all.into_iter().map(|(message, _)| message).collect())
     }
 
@@ -106,37 +106,6 @@ impl Group {
     ///
     /// As [`Self::all_gather`].
     pub fn all_gather_fd(
-        &mut self,
-        label: &str,
-        message: &[u8],
-        descriptor: Option<BorrowedFd<'_>>,
-        timeout: Duration,
-    ) -> Result<Vec<MessageWithFd>, RendezvousError> {
-        self.exchange(label, message, descriptor, timeout)
-    }
-
-    /// Returns once every rank has called it: an [`Self::all_gather`] of nothing.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::all_gather`].
-    pub fn barrier(&mut self, label: &str, timeout: Duration) -> Result<(), RendezvousError> {
-        self.exchange(label, &[], None, timeout).map(drop)
-    }
-
-    /// Leaves the group and tells the others why: their exchange, or the next one that they enter,
-    /// ends with [`RendezvousError::PeerFailed`]. A reason longer than 4 KiB is cut. Takes at most
-    /// a few tenths of a second.
-    pub fn abandon(mut self, reason: &str) {
-        if self.is_inherited() {
-            return;
-        }
-        let reason = truncated(reason, MAX_REASON_BYTES).to_owned();
-        let rank = self.own.rank;
-        self.fail(RendezvousError::PeerFailed { rank, reason });
-    }
-
-    fn exchange(
         &mut self,
         label: &str,
         message: &[u8],
@@ -174,6 +143,26 @@ impl Group {
         result
             .map_err(|error| error.seen_by(&self.whereabouts))
             .inspect_err(|error| self.fail(error.clone()))
+    }
+
+    /// Returns once every rank has called it: an [`Self::all_gather`] of nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::all_gather`].
+    pub fn barrier(&mut self, label: &str, timeout: Duration) -> Result<(), RendezvousError> {
+        self.all_gather_fd(label, &[], None, timeout).map(drop)
+    }
+
+    /// Leaves the group and tells the others why: their exchange, or the next one that they enter,
+    /// ends with [`RendezvousError::PeerFailed`]. A reason longer than 4 KiB is cut. Takes at most
+    /// a few tenths of a second.
+    pub fn abandon(mut self, reason: &str) {
+        if self.is_inherited() {
+            return;
+        }
+        let (rank, reason) = (self.own.rank, reason.to_owned());
+        self.fail(RendezvousError::PeerFailed { rank, reason });
     }
 
     fn fail(&mut self, error: RendezvousError) {

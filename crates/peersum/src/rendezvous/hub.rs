@@ -6,10 +6,11 @@ use super::directory::Claim;
 use super::error::RendezvousError;
 use super::late_ranks::LateRankAnswerer;
 use super::limits::JOIN;
-use super::peer::{Peer, ProcessId};
+use super::peer::Peer;
 use super::reasons::Refusal;
 use super::step::{Progress, Step, Wakeup, Watch};
 use super::wire::{Frame, Message, MessageWithFd, PENDING_INTERVAL, Packet};
+use crate::process_id::ProcessId;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,7 +98,7 @@ impl Hub {
         own: Peer,
         step: &Step<'_>,
     ) -> Result<Vec<Peer>, RendezvousError> {
-        let others = 1..admission.group().world_size;
+        let others = 1..admission.group.world_size;
         self.next_notice = Some(Instant::now());
         let mut forming = Forming {
             hub: self,
@@ -157,7 +158,7 @@ impl Hub {
     ) -> Result<Vec<MessageWithFd>, RendezvousError> {
         let all = self.collect(step, own)?;
         for (rank, message) in (0..).zip(&all) {
-            let packet = Packet::contribution(rank, step.label(), message)?;
+            let packet = Packet::contribution(rank, step.label, message)?;
             for member in self.members.iter_mut().filter(|it| it.rank() != rank) {
                 member.connection.queue(Arc::clone(&packet));
             }
@@ -184,12 +185,12 @@ impl Hub {
                     Message::Contribution { rank, label }
                         if slot.is_none() && rank == member.rank() =>
                     {
-                        if label != step.label() {
+                        if label != step.label {
                             return Err(RendezvousError::LabelMismatch {
                                 rank,
                                 label,
                                 other_rank: 0,
-                                other_label: step.label().to_owned(),
+                                other_label: step.label.to_owned(),
                             });
                         }
                         *slot = Some((frame.payload, frame.descriptor));
@@ -322,12 +323,12 @@ fn tell_latecomers(
     mut told: BTreeSet<u32>,
     step: &Step<'_>,
 ) {
-    let left = step.deadline().saturating_duration_since(Instant::now());
+    let left = step.deadline.saturating_duration_since(Instant::now());
     let patience = Step::begin(0, JOIN, left.min(LATECOMER_PATIENCE));
     let failure = Message::failure(error, 0);
     // It ends when all are told, or in a timeout.
     let _ = patience.run(admission, |admission| {
-        if !admission.is_listening() || told.len() + 1 >= admission.group().world_size as usize {
+        if !admission.is_listening() || told.len() + 1 >= admission.group.world_size as usize {
             return Ok(Progress::Done(()));
         }
         for (peer, mut connection) in admission.advance()?.candidates {

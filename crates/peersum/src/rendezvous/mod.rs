@@ -44,10 +44,11 @@ mod spoke;
 mod step;
 mod wire;
 
+pub use crate::process_id::ProcessId;
 pub use error::{RendezvousError, Whereabouts};
 pub use group::Group;
 pub use limits::{MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, MAX_WORLD_SIZE};
-pub use peer::{Peer, ProcessId};
+pub use peer::Peer;
 pub use reasons::{DirectoryProblem, Refusal};
 pub use recipe::Rendezvous;
 pub use wire::MessageWithFd;

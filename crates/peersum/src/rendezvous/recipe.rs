@@ -2,17 +2,16 @@
 
 use super::admission::Admission;
 use super::directory::Directory;
-use super::environment;
 use super::error::{RendezvousError, Whereabouts};
 use super::group::{Group, Role};
 use super::hub::Hub;
 use super::limits::{JOIN, MAX_RUN_BYTES, MAX_WORLD_SIZE, is_group_name, truncated};
-use super::peer::{Peer, ProcessId};
+use super::peer::Peer;
 use super::socket;
 use super::spoke::{HubAddress, Spoke};
 use super::step::Step;
 use super::wire::GroupIdentity;
-use crate::privilege::gained_rights;
+use crate::process_id::ProcessId;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,9 +22,9 @@ use std::time::Duration;
 pub struct Rendezvous {
     rank: u32,
     world_size: u32,
-    local_rank: u32,
-    group: String,
-    run: String,
+    pub(super) local_rank: u32,
+    pub(super) group: String,
+    pub(super) run: String,
     meeting_place: MeetingPlace,
 }
 
@@ -38,51 +37,6 @@ enum MeetingPlace {
 }
 
 impl Rendezvous {
-    /// The rank that the launcher describes in the environment, for one process a rank.
-    ///
-    /// - Rank, world size and local rank: `RANK`, `WORLD_SIZE`, `LOCAL_RANK` (torchrun, or a shell
-    ///   loop), or `OMPI_COMM_WORLD_RANK`, `_SIZE`, `_LOCAL_RANK` (mpirun), or `SLURM_PROCID`,
-    ///   `SLURM_NTASKS`, `SLURM_LOCALID` (srun). If no local rank is set it is the rank. If several
-    ///   launchers have set variables, they must agree. There are two exceptions, since one
-    ///   launcher may start another: under torchrun (`TORCHELASTIC_RUN_ID`) only its own variables
-    ///   count, and an incomplete set of Slurm's is ignored beside a complete set of another
-    ///   launcher.
-    /// - The directory: `PEERSUM_RENDEZVOUS_DIR`, an absolute path, else `peersum` in
-    ///   `$XDG_RUNTIME_DIR` if that is this user's, else `peersum-{uid}` in `/tmp`.
-    /// - The group: `PEERSUM_GROUP`, else a name made from what identifies the launcher's run, else
-    ///   `default`. A shell loop has nothing that identifies it: two loops of one user that run at
-    ///   once would mix their ranks, so give each its own group, for instance
-    ///   `PEERSUM_GROUP=loop-$$` with the shell's process id. The same holds for two loops in one
-    ///   Slurm allocation.
-    /// - Several machines are refused, where the launcher tells of them: `LOCAL_WORLD_SIZE`,
-    ///   `OMPI_COMM_WORLD_LOCAL_SIZE`, or one of `SLURM_STEP_NUM_NODES`, `SLURM_NNODES` and
-    ///   `SLURM_JOB_NUM_NODES`.
-    /// - The run, by which ranks left over from an earlier one are refused: `TORCHELASTIC_RUN_ID`
-    ///   with the restart count and master port, `PMIX_NAMESPACE`, or the Slurm job and step.
-    ///
-    /// In a process that gained rights when it was executed (set-uid, set-gid, file capabilities)
-    /// the environment is its caller's and is not read, as in
-    /// [`LoadPolicy::from_env`](crate::loader::LoadPolicy::from_env).
-    ///
-    /// # Errors
-    ///
-    /// [`RendezvousError::EnvironmentIgnored`], [`RendezvousError::NoLauncher`],
-    /// [`RendezvousError::IncompleteEnvironment`], [`RendezvousError::ConflictingEnvironment`],
-    /// [`RendezvousError::InvalidVariable`] and [`RendezvousError::SpansHosts`], each of which
-    /// names the variables.
-    pub fn from_env() -> Result<Self, RendezvousError> {
-        if gained_rights() {
-            return Err(RendezvousError::EnvironmentIgnored);
-        }
-        let launched = environment::read(&|name| std::env::var_os(name))?;
-        let (directory, group) = (launched.directory, launched.group);
-        Ok(Self {
-            local_rank: launched.local_rank,
-            ..Self::unix(directory, group, launched.rank, launched.world_size)
-        }
-        .with_run(launched.run))
-    }
-
     /// One process a rank. The socket of group `group` is in `dir`, which is created with mode 0700
     /// if it is not there. The local rank is the rank.
     pub fn unix(
@@ -101,24 +55,6 @@ impl Rendezvous {
         }
     }
 
-    /// As [`Rendezvous::unix`], in the directory that [`Rendezvous::from_env`] uses. Nothing else
-    /// is taken from the environment, and nothing at all in a process that gained rights when it
-    /// was executed.
-    ///
-    /// # Errors
-    ///
-    /// [`RendezvousError::InvalidVariable`] for `PEERSUM_RENDEZVOUS_DIR`.
-    pub fn in_default_directory(
-        group: impl Into<String>,
-        rank: u32,
-        world_size: u32,
-    ) -> Result<Self, RendezvousError> {
-        let gained_rights = gained_rights();
-        let lookup = |name: &str| std::env::var_os(name).filter(|_| !gained_rights);
-        let directory = environment::directory(&lookup)?;
-        Ok(Self::unix(directory, group, rank, world_size))
-    }
-
     /// One thread of this process a rank: the ranks from 0 on, each to be joined by a thread of its
     /// own.
     ///
@@ -128,26 +64,21 @@ impl Rendezvous {
         // A larger world is refused by `join`, and needs no sockets.
         let connected = world_size.min(MAX_WORLD_SIZE + 1);
         let pairs: Result<Vec<_>, _> = (1..connected).map(|_| socket::pair()).collect();
-        let sockets: Vec<Result<Vec<OwnedFd>, RendezvousError>> = match pairs {
-            Ok(pairs) => {
-                let (hub, spokes): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-                let spokes = spokes.into_iter().map(|socket| vec![socket]);
-                std::iter::once(hub).chain(spokes).map(Ok).collect()
-            }
-            Err(error) => vec![error; connected as usize]
-                .into_iter()
-                .map(Err)
-                .collect(),
-        };
-        (0..world_size)
-            .zip(sockets)
-            .map(|(rank, sockets)| Self {
+        let error = pairs.as_ref().err().cloned();
+        let (hub, spokes): (Vec<_>, Vec<_>) = pairs.unwrap_or_default().into_iter().unzip();
+        let spokes = spokes.into_iter().map(|socket| vec![socket]);
+        let mut sockets = std::iter::once(hub).chain(spokes);
+        (0..connected)
+            .map(|rank| Self {
                 rank,
                 world_size,
                 local_rank: rank,
                 group: "threads".into(),
                 run: String::new(),
-                meeting_place: MeetingPlace::Threads(sockets),
+                meeting_place: MeetingPlace::Threads(match &error {
+                    None => Ok(sockets.next().unwrap_or_default()),
+                    Some(error) => Err(error.clone()),
+                }),
             })
             .collect()
     }
@@ -227,7 +158,8 @@ impl Rendezvous {
             run: self.run,
             world_size,
         };
-        let process = ProcessId::current()?;
+        let process = ProcessId::current()
+            .map_err(|error| RendezvousError::io("tell this process from others", error))?;
         let own = Peer { rank, process };
         let step = Step::begin(rank, JOIN, timeout);
         match meet(self.meeting_place, identity, own, &step) {
@@ -244,38 +176,30 @@ fn meet(
     own: Peer,
     step: &Step<'_>,
 ) -> Result<(Role, Vec<Peer>), RendezvousError> {
-    let lead = |admission, claim| {
-        let (hub, peers) = Hub::form(admission, claim, own, step)?;
-        Ok((Role::Hub(hub), peers))
-    };
-    let follow = |spoke: Spoke, identity| {
-        let (spoke, peers) = spoke.join(identity, step)?;
-        Ok((Role::Spoke(spoke), peers))
-    };
-    match meeting_place {
-        MeetingPlace::Threads(Err(error)) => Err(error),
-        _ if identity.world_size == 1 => Ok((Role::Alone, vec![own])),
-        MeetingPlace::Directory(path) if own.rank == 0 => {
-            let directory = Directory::open(&path)?;
-            let mut claim = directory.claim(&identity.name, step.deadline())?;
-            let listener = claim.listen()?;
-            lead(
-                Admission::new(identity, Some(listener), Vec::new()),
-                Some(claim),
-            )
-        }
-        MeetingPlace::Directory(path) => {
-            let directory = Directory::open(&path)?;
-            let mut address = HubAddress::new(directory, &identity.name);
-            let socket = address.connect(step)?;
-            follow(Spoke::new(own, socket, Some(address)), identity)
-        }
-        MeetingPlace::Threads(Ok(sockets)) if own.rank == 0 => {
-            lead(Admission::new(identity, None, sockets), None)
-        }
-        MeetingPlace::Threads(Ok(mut sockets)) => match sockets.pop() {
-            Some(socket) => follow(Spoke::new(own, socket, None), identity),
-            None => Err(step.lost(0)),
-        },
+    if identity.world_size == 1 {
+        return Ok((Role::Alone, vec![own]));
     }
+    if own.rank == 0 {
+        let (admission, claim) = match meeting_place {
+            MeetingPlace::Directory(path) => {
+                let directory = Directory::open(&path, &identity.name)?;
+                let mut claim = directory.claim(step.deadline)?;
+                let listener = claim.listen()?;
+                let admission = Admission::new(identity, Some(listener), Vec::new());
+                (admission, Some(claim))
+            }
+            MeetingPlace::Threads(sockets) => (Admission::new(identity, None, sockets?), None),
+        };
+        let (hub, peers) = Hub::form(admission, claim, own, step)?;
+        return Ok((Role::Hub(hub), peers));
+    }
+    let (socket, address) = match meeting_place {
+        MeetingPlace::Directory(path) => {
+            let mut address = HubAddress::new(Directory::open(&path, &identity.name)?);
+            (address.connect(step)?, Some(address))
+        }
+        MeetingPlace::Threads(sockets) => (sockets?.pop().ok_or_else(|| step.lost(0))?, None),
+    };
+    let (spoke, peers) = Spoke::new(own, socket, address).join(identity, step)?;
+    Ok((Role::Spoke(spoke), peers))
 }

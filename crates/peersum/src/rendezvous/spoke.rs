@@ -6,9 +6,7 @@ use super::error::RendezvousError;
 use super::peer::Peer;
 use super::socket::{self, peer_uid};
 use super::step::{Progress, Step, Wakeup, Watch};
-use super::wire::{
-    Frame, GroupIdentity, JoinRequest, Message, MessageWithFd, PENDING_INTERVAL, Packet,
-};
+use super::wire::{Frame, GroupIdentity, Message, MessageWithFd, PENDING_INTERVAL, Packet};
 use crate::lock_file::FileId;
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,7 +36,6 @@ pub(super) struct Spoke {
 #[derive(Debug)]
 pub(super) struct HubAddress {
     directory: Directory,
-    group: String,
     /// The file of the socket that this rank is connected to.
     socket: Option<FileId>,
 }
@@ -62,7 +59,7 @@ impl Spoke {
         step: &Step<'_>,
     ) -> Result<(Self, Vec<Peer>), RendezvousError> {
         let (world_size, peer) = (group.world_size, self.own);
-        let request = Packet::new(&Message::Join(JoinRequest { group, peer }));
+        let request = Packet::new(&Message::Join { group, peer });
         loop {
             self.connection.queue(request.clone());
             self.next_look = Some(Instant::now() + SILENCE);
@@ -120,14 +117,14 @@ impl Spoke {
         world_size: u32,
     ) -> Result<Vec<MessageWithFd>, RendezvousError> {
         self.pending = None;
-        let packet = Packet::contribution(self.own.rank, step.label(), &own)?;
+        let packet = Packet::contribution(self.own.rank, step.label, &own)?;
         self.connection.queue(packet);
         let mut received: Vec<Option<MessageWithFd>> = (0..world_size).map(|_| None).collect();
         received[self.own.rank as usize] = Some(own);
         while received.iter().any(Option::is_none) {
             let frame = self.receive(step)?;
             let slot = match &frame.message {
-                Message::Contribution { rank, label } if label == step.label() => {
+                Message::Contribution { rank, label } if label == step.label => {
                     received.get_mut(*rank as usize)
                 }
                 _ => None,
@@ -192,18 +189,16 @@ impl Spoke {
         let failure = Message::failure(error, self.own.rank);
         let deadline = Instant::now() + LAST_WORDS;
         self.connection.say_last(&failure, deadline);
-        if let Some(address) = &self.address {
-            let HubAddress {
-                directory, group, ..
-            } = address;
-            match error {
-                RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(group, SWEEP_PATIENCE),
-                // A child of a dead rank 0 may have kept the connection open.
-                RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
-                    directory.sweep(group, Duration::ZERO);
-                }
-                _ => {}
+        let Some(HubAddress { directory, .. }) = &self.address else {
+            return;
+        };
+        match error {
+            RendezvousError::PeerLost { rank: 0, .. } => directory.sweep(SWEEP_PATIENCE),
+            // A child of a dead rank 0 may have kept the connection open.
+            RendezvousError::Timeout { missing, .. } if missing[..] == [0] => {
+                directory.sweep(Duration::ZERO);
             }
+            _ => {}
         }
     }
 }
@@ -225,7 +220,7 @@ impl Drop for Spoke {
         if let Some(address) = &self.address {
             let _ = self.connection.pump();
             if self.connection.is_lost() {
-                address.directory.sweep(&address.group, Duration::ZERO);
+                address.directory.sweep(Duration::ZERO);
             }
         }
         self.connection.shut_down();
@@ -233,24 +228,21 @@ impl Drop for Spoke {
 }
 
 impl HubAddress {
-    pub(super) fn new(directory: Directory, group: &str) -> Self {
-        Self {
-            directory,
-            group: group.to_owned(),
-            socket: None,
-        }
+    pub(super) fn new(directory: Directory) -> Self {
+        let socket = None;
+        Self { directory, socket }
     }
 
     /// A connection to the process that listens on the group's socket. Waits until one does.
     pub(super) fn connect(&mut self, step: &Step<'_>) -> Result<OwnedFd, RendezvousError> {
-        let (directory, group) = (&self.directory, &self.group);
-        let path = directory.socket_path(group);
+        let directory = &self.directory;
+        let path = directory.socket_path();
         loop {
             let socket = socket::new()?;
-            let file = directory.socket_file(group);
-            match rustix::net::connect(&socket, &directory.address(group)?) {
+            let file = directory.socket_file();
+            match rustix::net::connect(&socket, &directory.address()?) {
                 // Replaced meanwhile, by the socket of the next run.
-                Ok(()) if directory.socket_file(group) != file => {}
+                Ok(()) if directory.socket_file() != file => {}
                 Ok(()) => {
                     let theirs = peer_uid(socket.as_fd()).map_err(|error| {
                         RendezvousError::io_at("find the listener's user for", &path, error)
@@ -266,11 +258,11 @@ impl HubAddress {
                 Err(Errno::NOENT | Errno::CONNREFUSED | Errno::AGAIN | Errno::INTR) => {}
                 Err(errno) => return Err(RendezvousError::io_at("connect to", &path, errno)),
             }
-            let left = step.deadline().saturating_duration_since(Instant::now());
+            let left = step.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 // If a rank 0 was killed before any rank reached it, no other rank removes its
                 // socket.
-                directory.sweep(group, Duration::ZERO);
+                directory.sweep(Duration::ZERO);
                 return Err(step.timed_out(vec![0]));
             }
             std::thread::sleep(CONNECT_RETRY.min(left));
@@ -279,7 +271,7 @@ impl HubAddress {
 
     /// Whether another socket has the name of the one that this rank is connected to.
     fn is_replaced(&self) -> bool {
-        let there = self.directory.socket_file(&self.group);
+        let there = self.directory.socket_file();
         there.is_some() && there != self.socket
     }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Step<'a> {
     rank: u32,
-    label: &'a str,
+    pub(super) label: &'a str,
     started: Instant,
-    deadline: Instant,
+    pub(super) deadline: Instant,
 }
 
 /// How far a step has come.
@@ -34,14 +34,6 @@ impl<'a> Step<'a> {
             started,
             deadline: started + timeout.min(A_YEAR),
         }
-    }
-
-    pub(super) fn label(&self) -> &'a str {
-        self.label
-    }
-
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
     }
 
     /// Calls `advance` whenever something has happened that `side` watches, until it is done. Fails

@@ -9,6 +9,7 @@ use super::limits::{MAX_LABEL_BYTES, MAX_MESSAGE_BYTES, MAX_REASON_BYTES, trunca
 use super::peer::Peer;
 use super::reasons::Refusal;
 use super::socket::duplicate;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -33,7 +34,7 @@ const HEADER_BYTES: usize = 16;
 #[serde(deny_unknown_fields)]
 pub(super) enum Message {
     /// A process asks rank 0 for its rank.
-    Join(JoinRequest),
+    Join { group: GroupIdentity, peer: Peer },
     /// The group is complete: its members in rank order.
     Welcome { peers: Vec<Peer> },
     /// Rank 0 turns the process away.
@@ -56,14 +57,6 @@ pub(super) struct GroupIdentity {
     pub(super) world_size: u32,
 }
 
-/// Who a process says it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct JoinRequest {
-    pub(super) group: GroupIdentity,
-    pub(super) peer: Peer,
-}
-
 /// The errors that a rank tells the others, with the fields of [`RendezvousError`] in their order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Failure {
@@ -77,7 +70,7 @@ pub(super) enum Failure {
 impl Message {
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Self::Join(_) => "Join",
+            Self::Join { .. } => "Join",
             Self::Welcome { .. } => "Welcome",
             Self::Refused(_) => "Refused",
             Self::Pending { .. } => "Pending",
@@ -179,25 +172,49 @@ pub(super) struct Frame {
     pub(super) descriptor: Option<OwnedFd>,
 }
 
-/// Why a datagram was not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FrameError {
+/// Why a connection can no longer be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ConnectionError {
     #[error("it speaks protocol version {theirs}, this is version {VERSION}")]
     Version { theirs: u32 },
+    /// The datagram is not one of this protocol.
     #[error("{0}")]
     Malformed(String),
+    #[error(transparent)]
+    Errno(#[from] Errno),
+}
+
+impl ConnectionError {
+    /// The error to report when the other end is `rank`.
+    pub(super) fn by_rank(self, rank: u32) -> RendezvousError {
+        match self {
+            // Rank 0 refuses what it cannot read, so its answer need not be read either.
+            Self::Version { theirs } if rank == 0 => RendezvousError::Refused(Refusal::Version {
+                ours: theirs,
+                theirs: VERSION,
+            }),
+            Self::Errno(errno) => RendezvousError::io("exchange with another rank", errno),
+            error => RendezvousError::Protocol {
+                rank,
+                detail: error.to_string(),
+            },
+        }
+    }
 }
 
 impl Frame {
-    pub(super) fn decode(bytes: &[u8], descriptor: Option<OwnedFd>) -> Result<Self, FrameError> {
-        let malformed = |what: String| FrameError::Malformed(what);
+    pub(super) fn decode(
+        bytes: &[u8],
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Self, ConnectionError> {
+        let malformed = |what: String| ConnectionError::Malformed(what);
         let (header, rest) = bytes
             .split_first_chunk::<HEADER_BYTES>()
             .filter(|(header, _)| header.starts_with(&MAGIC))
             .ok_or_else(|| malformed("what it sent is not a rendezvous message".into()))?;
         let number = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|index| header[at + index]));
         if number(8) != VERSION {
-            return Err(FrameError::Version { theirs: number(8) });
+            return Err(ConnectionError::Version { theirs: number(8) });
         }
         let (json, payload) = rest
             .split_at_checked(number(12) as usize)

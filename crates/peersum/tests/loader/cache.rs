@@ -192,9 +192,7 @@ fn a_file_where_the_cache_should_be_is_skipped_and_reported() {
         assert!(
             matches!(
                 faults(&image.report.passed_over)[..],
-                [Reason::Cache(
-                    CacheError::NotADirectory { .. } | CacheError::Directory { .. }
-                )]
+                [Reason::Cache(CacheError::Directory { .. })]
             ),
             "{}",
             image.report

@@ -228,7 +228,7 @@ fn a_cubin_of_a_newer_toolkit_than_the_driver_is_passed_over() {
         matches!(faults(&passed_over)[..], [Reason::DriverTooOld { .. }]),
         "{text}"
     );
-    assert!(text.contains("it needs driver 580 or newer"), "{text}");
+    assert!(text.contains("branch 580 or newer"), "{text}");
 }
 
 #[test]

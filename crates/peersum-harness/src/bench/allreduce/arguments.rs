@@ -1,14 +1,15 @@
 //! The flags of `bench allreduce`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use clap::builder::PossibleValuesParser;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use crate::bench::arguments::{CallArgs, MethodChoice, NcclArgs, contents};
+use crate::bench::arguments::{CallArgs, Choices, NcclArgs, contents, launches, one_or_both};
+use crate::bench::build::Build;
 use crate::bench::sizes::parse_shape;
+use crate::bench::timing::Launch;
 
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
@@ -50,11 +51,11 @@ pub(crate) struct BenchArgs {
     )]
     pub(super) shapes: Vec<(u32, u32)>,
     /// Replays of a graph, calls one after the other, or both.
-    #[arg(long, value_enum, default_value = "graph")]
-    pub(super) method: MethodChoice,
+    #[arg(long, default_value = "graph", value_parser = launches())]
+    pub(super) method: Choices<Launch>,
     /// Programmatic dependent launch.
-    #[arg(long, value_enum, default_value = "on")]
-    pub(super) pdl: Switch,
+    #[arg(long, default_value = "on", value_parser = one_or_both([("on", true), ("off", false)]))]
+    pub(super) pdl: Choices<bool>,
     /// Dispatch tables instead of the shipped ones, as `tune` writes them.
     #[arg(long, value_name = "FILE", value_parser = contents)]
     pub(super) tables: Option<String>,
@@ -103,28 +104,34 @@ pub(crate) struct BenchArgs {
     pub(super) nccl: NcclArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Switch {
-    On,
-    Off,
-    Both,
-}
-
-impl Switch {
-    pub(super) fn values(self) -> &'static [bool] {
-        match self {
-            Switch::On => &[true],
-            Switch::Off => &[false],
-            Switch::Both => &[true, false],
-        }
-    }
-}
-
 fn algorithms() -> PossibleValuesParser {
     let names = ["best", "all"]
         .into_iter()
         .chain(Route::ALL.map(Route::name));
     PossibleValuesParser::new(names)
+}
+
+impl BenchArgs {
+    /// The algorithms that `--algo` names.
+    pub(super) fn routes(&self) -> impl Iterator<Item = Route> {
+        let is_named = |route: &Route| {
+            let mut names = self.algo.iter();
+            names.any(|name| name == "all" || name == route.name())
+        };
+        Route::ALL.into_iter().filter(is_named)
+    }
+
+    /// The builds of the kernels, the shipped one first, and the directory of each.
+    pub(super) fn builds(&self) -> Vec<(Build, &Path)> {
+        let directories = [
+            (Build::Shipped, Some(&self.call.run.cubins)),
+            (Build::UnsafeBaseline, self.unsafe_baseline.as_ref()),
+            (Build::StrictOrder, self.strict_order.as_ref()),
+        ];
+        let given = directories.into_iter();
+        let given = given.filter_map(|(build, directory)| Some((build, directory?.as_path())));
+        given.collect()
+    }
 }
 
 #[cfg(test)]
@@ -139,14 +146,26 @@ mod tests {
         args: BenchArgs,
     }
 
+    fn routes(algo: &str) -> Result<Vec<Route>, String> {
+        let flags = Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
+        let flags = flags.map_err(|error| error.to_string())?;
+        Ok(flags.args.routes().collect())
+    }
+
+    #[test]
+    fn all_names_every_algorithm_and_best_none() {
+        assert_eq!(routes("best,all").unwrap(), Route::ALL);
+        assert_eq!(routes("best").unwrap(), []);
+        let two = [Route::PushOneShot, Route::PullOneShot];
+        assert_eq!(routes("push_one_shot,pull_one_shot").unwrap(), two);
+    }
+
     #[test]
     fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
-        let parse = |algo| Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
-        let error = parse("ring").err().unwrap().to_string();
+        let error = routes("ring").unwrap_err();
         assert!(
             error.contains("ring") && error.contains("pull_two_shot"),
             "{error}"
         );
-        assert_eq!(parse("best,pull_two_shot").ok().unwrap().args.algo.len(), 2);
     }
 }

@@ -2,46 +2,41 @@
 
 use anyhow::Result;
 use peersum::device::Device;
-use peersum::dispatch::{Placement, Plan, Route, Topology};
+use peersum::dispatch::{Placement, Plan, Topology};
 
 use super::arguments::BenchArgs;
 use crate::bench::build::Build;
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::{GroupSettings, Rank, run_group};
-use crate::bench::report::{Call, Launch, System};
-use crate::bench::sample::{Sample, merge};
-use crate::bench::timing::Timed;
+use crate::bench::report::{Call, Sample, System};
+use crate::bench::timing::{Launch, Timed};
 use crate::data::{TestElement, with_element};
 
-/// Measures one group, and merges what its ranks have measured.
+/// Measures one group.
 pub(super) fn measure_group<M: Timed>(
     args: &BenchArgs,
     machine: &M,
     build: Build,
-    routes: &[Route],
     settings: &GroupSettings,
 ) -> Result<Vec<Sample>> {
     let group = Group {
         args,
         build,
-        routes,
         settings,
         link: machine.link(settings.world_size),
     };
-    let ranks = run_group(machine, settings, |rank| {
+    run_group(machine, settings, |rank| {
         let mut samples = Vec::new();
         for &dtype in &args.dtype {
             with_element!(dtype, T => group.measure::<T, _>(rank, &mut samples)?);
         }
         Ok(samples)
-    })?;
-    merge(ranks)
+    })
 }
 
 struct Group<'a> {
     args: &'a BenchArgs,
     build: Build,
-    routes: &'a [Route],
     settings: &'a GroupSettings,
     link: Topology,
 }
@@ -52,14 +47,15 @@ impl Group<'_> {
         rank: &mut Rank<'_, D>,
         samples: &mut Vec<Sample>,
     ) -> Result<()> {
-        let (args, method) = (self.args, self.args.call.method());
+        let args = self.args;
         rank.fill::<T>()?;
         for &bytes in &args.call.bytes {
             for (placement, plan) in self.plans(rank, bytes as u64) {
                 let from_table = plan.is_none();
                 let chosen =
                     plan.unwrap_or_else(|| rank.communicator.plan(placement, bytes as u64));
-                for &launch in args.method.launches() {
+                for &launch in &args.method {
+                    let method = args.call.method(launch);
                     let call = Call {
                         system: System::Peersum,
                         build: self.build,
@@ -73,16 +69,15 @@ impl Group<'_> {
                         plan: Some(rank.communicator.launched(chosen, bytes as u64)),
                         from_table,
                     };
-                    let (times, host) = rank.time::<T>(placement, bytes, plan, launch, method)?;
-                    samples.push(Sample { call, times, host });
+                    let times = rank.time::<T>(placement, bytes, plan, method)?;
+                    samples.push(Sample::new(call, times));
                     let is_plain = from_table && placement == Placement::Ordinary;
                     if is_plain
                         && launch == Launch::Eager
-                        && let Some((times, host)) = rank.time_bare::<T>(bytes, method)?
+                        && let Some(times) = rank.time_bare::<T>(bytes, method)?
                     {
                         let system = System::BareLaunch;
-                        let call = Call { system, ..call };
-                        samples.push(Sample { call, times, host });
+                        samples.push(Sample::new(Call { system, ..call }, times));
                     }
                 }
             }
@@ -97,7 +92,7 @@ impl Group<'_> {
         if args.algo.iter().any(|name| name == "best") {
             plans.extend(Placement::ALL.map(|placement| (placement, None)));
         }
-        for &route in self.routes {
+        for route in args.routes() {
             let launched = |plan| rank.communicator.launched(plan, bytes);
             let world_size = self.settings.world_size;
             let forced = candidates(route, &args.shapes, bytes, world_size, launched);

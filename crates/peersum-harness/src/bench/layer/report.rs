@@ -2,45 +2,30 @@
 
 use anyhow::Result;
 use peersum::dispatch::Plan;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::bench::report::{Launch, System};
+use crate::bench::report::{Run, System};
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{Row, Table, grid_text, or_dash, quartiles_text, ratio_text, us_text};
-use crate::bench::timing::{Spread, rounded};
+use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
+use crate::bench::timing::{Launch, Spread, rounded};
 
 /// One run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub(super) struct Report {
-    pub(super) schema: u32,
-    /// peersum's version.
-    pub(super) peersum: String,
-    /// The compiler of the kernels.
-    pub(super) toolkit: String,
-    /// The device's name.
-    pub(super) device: String,
-    /// How many there are.
-    pub(super) devices: u32,
+    #[serde(flatten)]
+    pub(super) run: Run,
     pub(super) world_size: u32,
     /// Layers in one graph, or in one batch of eager ones.
     pub(super) layers: u32,
-    /// Replays or batches that count.
-    pub(super) replays: u32,
     /// Programmatic dependent launch of peersum's kernels.
     pub(super) pdl: bool,
     /// cuBLAS's version.
     pub(super) cublas: String,
-    /// NCCL's version, where it was measured.
-    pub(super) nccl: Option<String>,
-    /// What was left out, and why.
-    pub(super) notes: Vec<String>,
-    /// What was to be measured and could not be.
-    pub(super) failures: Vec<String>,
     pub(super) cells: Vec<Cell>,
 }
 
 /// One layer with one all-reduce.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(super) struct Cell {
     pub(super) system: System,
     pub(super) hidden: u32,
@@ -65,17 +50,10 @@ pub(super) fn adds_us(without: Spread, with: Spread) -> f64 {
 }
 
 impl Report {
-    /// The version of the file's layout.
-    pub(super) const SCHEMA: u32 = 1;
-
     /// Takes what a group has measured, or why it could not.
-    pub(super) fn add(&mut self, who: &str, hidden: u32, measured: Result<Vec<Cell>>) {
-        match measured {
-            Ok(cells) => self.cells.extend(cells),
-            Err(error) => self
-                .failures
-                .push(format!("{who} at hidden {hidden}: {error:#}")),
-        }
+    pub(super) fn add(&mut self, what: &str, measured: Result<Vec<Cell>>) {
+        self.cells
+            .extend(self.run.take(what, measured).unwrap_or_default());
         self.cells
             .sort_by_key(|cell| (cell.launch, cell.hidden, cell.rows, cell.system));
     }
@@ -83,23 +61,20 @@ impl Report {
     /// The report as text: the machine, what was not measured, and a table for each way of
     /// launching.
     pub(super) fn to_text(&self) -> String {
+        let run = &self.run;
         let mut text = format!(
             "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; \
              cuBLAS {}, NCCL {}\n",
-            self.device,
-            self.devices,
+            run.device,
+            run.devices,
             self.world_size,
             if self.pdl { "on" } else { "off" },
-            self.peersum,
-            self.toolkit,
+            run.peersum,
+            run.toolkit,
             self.cublas,
-            self.nccl.as_deref().unwrap_or("not measured"),
+            run.nccl.as_deref().unwrap_or("not measured"),
         );
-        for (what, lines) in [("note", &self.notes), ("failed", &self.failures)] {
-            for line in lines {
-                text += &format!("{what}: {line}\n");
-            }
-        }
+        text += &run.remarks();
         for launch in [Launch::Graph, Launch::Eager] {
             let rows: Vec<Row> = self
                 .cells
@@ -111,7 +86,7 @@ impl Report {
                 Launch::Graph => format!("{} layers in a graph", self.layers),
                 Launch::Eager => format!("{} layers launched one after the other", self.layers),
             };
-            let title = format!("us a layer, {how}; medians of {} replays", self.replays);
+            let title = format!("us a layer, {how}; medians of {} replays", run.replays);
             let Some(table) = Table::of(title, rows) else {
                 continue;
             };
@@ -125,9 +100,9 @@ impl Report {
             other.system == System::Nccl
                 && (other.hidden, other.rows, other.launch) == (cell.hidden, cell.rows, cell.launch)
         });
-        let of_nccl = nccl
+        let nccl_adds_us = nccl
             .filter(|nccl| cell.system != System::Nccl && nccl.adds_us > 0.0)
-            .map(|nccl| ratio_text(cell.adds_us / nccl.adds_us));
+            .map(|nccl| nccl.adds_us);
         let (with, without) = (cell.with_us, cell.without_us);
         let all_reduce = match cell.system {
             System::Peersum | System::BareLaunch => "peersum",
@@ -143,13 +118,10 @@ impl Report {
             ("with", us_text(with.median)),
             ("quartiles", quartiles_text(with)),
             ("adds", us_text(cell.adds_us)),
-            ("with/none", ratio_text(with.median / without.median)),
-            ("adds/NCCL's", or_dash(of_nccl)),
-            (
-                "algorithm",
-                or_dash(cell.plan.map(|plan| plan.route.name().to_owned())),
-            ),
-            ("grid", or_dash(cell.plan.map(grid_text))),
+            ("with/none", ratio(with.median, without.median)),
+            ("adds/NCCL's", ratio(cell.adds_us, nccl_adds_us)),
+            algorithm(cell.plan),
+            grid(cell.plan),
         ]
     }
 }
@@ -180,36 +152,32 @@ mod tests {
         }
     }
 
-    fn report() -> Report {
-        Report {
-            schema: Report::SCHEMA,
-            peersum: "0.1.0".to_owned(),
-            toolkit: "nvcc 13.0".to_owned(),
-            device: "a made up card".to_owned(),
-            devices: 2,
-            world_size: 2,
-            layers: 64,
-            replays: 3,
-            pdl: true,
-            cublas: "13.0.2".to_owned(),
-            nccl: Some("2.28.9".to_owned()),
-            notes: Vec::new(),
-            failures: Vec::new(),
-            cells: Vec::new(),
-        }
-    }
-
     #[test]
     fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
-        let mut report = report();
+        let mut report = Report {
+            run: Run {
+                schema: 1,
+                peersum: "0.1.0".to_owned(),
+                toolkit: "nvcc 13.0".to_owned(),
+                device: "a made up card".to_owned(),
+                devices: 2,
+                replays: 3,
+                nccl: Some("2.28.9".to_owned()),
+                notes: Vec::new(),
+                failures: Vec::new(),
+            },
+            world_size: 2,
+            layers: 64,
+            pdl: true,
+            cublas: "13.0.2".to_owned(),
+            cells: Vec::new(),
+        };
         report.add(
             "NCCL",
-            4096,
             Ok(vec![cell(System::Nccl, Launch::Graph, [20.0, 20.5, 22.0])]),
         );
         report.add(
             "peersum",
-            4096,
             Ok(vec![
                 cell(System::Peersum, Launch::Eager, [12.0, 12.1, 12.2]),
                 cell(System::Peersum, Launch::Graph, [12.0, 12.1, 12.2]),
@@ -234,33 +202,6 @@ mod tests {
              quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
              \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
              12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512\n"
-        );
-    }
-
-    #[test]
-    fn the_report_is_read_as_it_was_written() {
-        let mut report = report();
-        report.add(
-            "peersum",
-            4096,
-            Ok(vec![cell(
-                System::Peersum,
-                Launch::Graph,
-                [12.0, 12.1, 12.2],
-            )]),
-        );
-        let again: Report = serde_json::from_value(serde_json::to_value(&report).unwrap()).unwrap();
-        assert_eq!(again, report);
-    }
-
-    #[test]
-    fn what_could_not_be_measured_is_named() {
-        let mut report = report();
-        report.add("NCCL", 8192, Err(anyhow::anyhow!("ncclAllReduce: no")));
-        let text = report.to_text();
-        assert!(
-            text.contains("failed: NCCL at hidden 8192: ncclAllReduce: no\n"),
-            "{text}"
         );
     }
 }

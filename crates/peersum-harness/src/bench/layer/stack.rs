@@ -1,12 +1,15 @@
 //! One rank's layers: its weights, its activations, and the products that are enqueued.
 
+use std::ffi::c_int;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
+use cudarc::cublas::sys::cublasOperation_t;
+use cudarc::cublas::{Gemm, GemmConfig};
 use half::bf16;
-use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut};
+use peersum::cudarc::driver::{CudaSlice, CudaStream};
 
-use crate::bench::cublas::{Cublas, Product};
+use crate::bench::cublas::Cublas;
 use crate::data::{self, Content, Key};
 
 /// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the
@@ -68,12 +71,22 @@ impl Shape {
         self.output_elements(rows) * size_of::<bf16>()
     }
 
-    fn product(self, rows: u32) -> Product {
-        Product {
-            rows,
-            inputs: self.inputs(),
-            outputs: self.hidden,
-            input_stride: self.hidden,
+    /// `y = x w^T` of row-major matrices: x [rows, inputs] is a rank's columns of [rows, hidden], w
+    /// [hidden, inputs], y [rows, hidden]. To cuBLAS, whose matrices go by columns, a row-major
+    /// matrix is its transpose: y^T = w x^T, where `w` must be turned back.
+    fn product(self, rows: u32) -> GemmConfig<bf16> {
+        let (hidden, inputs) = (self.hidden as c_int, self.inputs() as c_int);
+        GemmConfig {
+            transa: cublasOperation_t::CUBLAS_OP_T,
+            transb: cublasOperation_t::CUBLAS_OP_N,
+            m: hidden,
+            n: rows as c_int,
+            k: inputs,
+            alpha: bf16::ONE,
+            lda: inputs,
+            ldb: hidden,
+            beta: bf16::ZERO,
+            ldc: hidden,
         }
     }
 }
@@ -157,44 +170,39 @@ impl Stack {
         Ok(activations)
     }
 
-    /// Enqueues all layers: of each the product of this rank's shard, then what `all_reduce`
-    /// enqueues to sum it in place.
+    /// Enqueues the product of this rank's shard of a layer, and returns the layer's output: the
+    /// sum over all ranks is to be put in its place.
     ///
     /// # Errors
-    /// cuBLAS refuses, or what `all_reduce` says.
-    pub(super) fn enqueue(
+    /// cuBLAS refuses.
+    pub(super) fn enqueue<'a>(
         &self,
-        activations: &mut Activations,
-        mut all_reduce: impl FnMut(&mut CudaSlice<bf16>) -> Result<()>,
-    ) -> Result<()> {
-        let shard_bytes = (self.shape.shard_elements() * size_of::<bf16>()) as u64;
-        let own_columns = u64::from(self.rank * self.shape.inputs()) * size_of::<bf16>() as u64;
+        activations: &'a mut Activations,
+        layer: u32,
+    ) -> Result<&'a mut CudaSlice<bf16>> {
+        let shard = self.shape.shard_elements();
+        let weights = self.weights.slice(layer as usize * shard..);
+        let [even, odd] = &mut activations.outputs;
+        let (output, previous) = match layer % 2 {
+            0 => (even, &*odd),
+            _ => (odd, &*even),
+        };
+        let input = match layer {
+            0 => &activations.input,
+            _ => previous,
+        };
+        let own_columns = input.slice((self.rank * self.shape.inputs()) as usize..);
         let product = self.shape.product(activations.rows);
-        let weights = self.weights.device_ptr(&self.stream).0;
-        for layer in 0..self.shape.layers {
-            let [even, odd] = &mut activations.outputs;
-            let (output, previous) = match layer % 2 {
-                0 => (even, &*odd),
-                _ => (odd, &*even),
-            };
-            let input = match layer {
-                0 => &activations.input,
-                _ => previous,
-            };
-            // SAFETY: the weights hold every layer's shard; input and output are two of three
-            // allocations of `rows` rows of `hidden` elements, of which this rank reads its own
-            // columns. All are freed in the stream's order.
-            unsafe {
-                self.cublas.multiply(
-                    product,
-                    input.device_ptr(&self.stream).0 + own_columns,
-                    weights + u64::from(layer) * shard_bytes,
-                    output.device_ptr_mut(&self.stream).0,
-                )?;
-            }
-            all_reduce(output)?;
+        // SAFETY: the weights hold every layer's shard; input and output are two of three
+        // allocations of `rows` rows of `hidden` elements, of which this rank reads its own
+        // columns. All are freed in the stream's order.
+        unsafe {
+            self.cublas
+                .blas
+                .gemm(product, &weights, &own_columns, output)
         }
-        Ok(())
+        .context("cublasGemmEx")?;
+        Ok(output)
     }
 
     /// Fills the outputs with NaN, which stays in every element that is not written.
@@ -228,10 +236,6 @@ impl Stack {
     pub(super) fn shape(&self) -> Shape {
         self.shape
     }
-
-    pub(super) fn stream(&self) -> &Arc<CudaStream> {
-        &self.stream
-    }
 }
 
 #[cfg(test)]
@@ -245,15 +249,9 @@ mod tests {
         // A quarter of 8192 x 8192, and 64 of them in bf16 are 2 GiB.
         assert_eq!(shape.shard_elements(), 1 << 24);
         assert_eq!(shape.weight_elements() * size_of::<bf16>(), 2 << 30);
-        assert_eq!(
-            shape.product(8),
-            Product {
-                rows: 8,
-                inputs: 2048,
-                outputs: 8192,
-                input_stride: 8192,
-            }
-        );
+        let product = shape.product(8);
+        assert_eq!((product.m, product.n, product.k), (8192, 8, 2048));
+        assert_eq!((product.lda, product.ldb, product.ldc), (2048, 8192, 8192));
     }
 
     #[test]

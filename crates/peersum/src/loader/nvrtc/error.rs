@@ -68,8 +68,8 @@ pub enum NvrtcError {
         version: CudaVersion,
         /// The architecture asked for.
         arch: Arch,
-        /// The architectures it knows, `90` for sm_90.
-        supported: Vec<u32>,
+        /// The architectures it knows.
+        supported: Vec<Arch>,
     },
     /// The kernels cannot be compiled for this architecture by any compiler.
     #[error(
@@ -116,8 +116,8 @@ pub enum NvrtcError {
     },
 }
 
-/// `sm_80, sm_90` of `[80, 90]`.
-fn sm_list(archs: &[u32]) -> String {
+/// `sm_80, sm_90`.
+fn sm_list(archs: &[Arch]) -> String {
     let names: Vec<String> = archs.iter().map(|arch| format!("sm_{arch}")).collect();
     names.join(", ")
 }

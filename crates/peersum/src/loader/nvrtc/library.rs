@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use peersum_artifact::CudaVersion;
+use peersum_artifact::{Arch, CudaVersion};
 
 use super::error::NvrtcError;
 use crate::shared_library::{SharedLibrary, functions};
@@ -102,20 +102,18 @@ impl NvrtcLibrary {
             library: path.to_owned(),
             symbol,
         })?;
-        let mut library = Self {
-            path: path.to_owned(),
-            version: CudaVersion { major: 0, minor: 0 },
-            functions,
-        };
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both pointers are valid for one `int`.
-        let status = unsafe { (library.functions.nvrtcVersion)(&raw mut major, &raw mut minor) };
-        library.check("nvrtcVersion", status)?;
-        library.version = CudaVersion {
-            major: major.unsigned_abs(),
-            minor: minor.unsigned_abs(),
-        };
-        Ok(library)
+        let status = unsafe { (functions.nvrtcVersion)(&raw mut major, &raw mut minor) };
+        functions.check("nvrtcVersion", status)?;
+        Ok(Self {
+            path: path.to_owned(),
+            version: CudaVersion {
+                major: major.unsigned_abs(),
+                minor: minor.unsigned_abs(),
+            },
+            functions,
+        })
     }
 
     /// The file it was opened from.
@@ -128,29 +126,31 @@ impl NvrtcLibrary {
         self.version
     }
 
-    /// The architectures it compiles for, as two-digit or three-digit numbers (`90` is sm_90),
-    /// ascending.
+    /// The architectures it compiles for, ascending.
     ///
     /// # Errors
     ///
     /// [`NvrtcError::Call`] if the library does not answer.
-    pub fn supported_archs(&self) -> Result<Vec<u32>, NvrtcError> {
+    pub fn supported_archs(&self) -> Result<Vec<Arch>, NvrtcError> {
         let mut count: c_int = 0;
         // SAFETY: the pointer is valid for one `int`.
         let status = unsafe { (self.functions.nvrtcGetNumSupportedArchs)(&raw mut count) };
-        self.check("nvrtcGetNumSupportedArchs", status)?;
+        self.functions.check("nvrtcGetNumSupportedArchs", status)?;
         let mut archs = vec![0 as c_int; usize::try_from(count).unwrap_or(0)];
         // SAFETY: the buffer holds as many `int`s as the library just said it writes.
         let status = unsafe { (self.functions.nvrtcGetSupportedArchs)(archs.as_mut_ptr()) };
-        self.check("nvrtcGetSupportedArchs", status)?;
-        let mut archs: Vec<u32> = archs
-            .into_iter()
-            .filter_map(|arch| u32::try_from(arch).ok())
+        self.functions.check("nvrtcGetSupportedArchs", status)?;
+        // Two-digit or three-digit numbers: 90 is sm_90.
+        let mut archs: Vec<Arch> = archs
+            .iter()
+            .filter_map(|number| number.to_string().parse().ok())
             .collect();
         archs.sort_unstable();
         Ok(archs)
     }
+}
 
+impl Functions {
     /// Turns a status into an error that carries NVRTC's own words for it.
     pub(super) fn check(&self, function: &'static str, status: Status) -> Result<(), NvrtcError> {
         if status == 0 {
@@ -158,7 +158,7 @@ impl NvrtcLibrary {
         }
         // SAFETY: NVRTC returns a static NUL-terminated string for every value, or null.
         let message = unsafe {
-            let text = (self.functions.nvrtcGetErrorString)(status);
+            let text = (self.nvrtcGetErrorString)(status);
             if text.is_null() {
                 String::new()
             } else {

@@ -46,7 +46,7 @@ impl<'a> OpenProgram<'a> {
                 paths.as_ptr(),
             )
         };
-        library.check("nvrtcCreateProgram", status)?;
+        library.functions.check("nvrtcCreateProgram", status)?;
         Ok(Self { library, handle })
     }
 
@@ -60,7 +60,7 @@ impl<'a> OpenProgram<'a> {
         // SAFETY: the handle is open; the strings are NUL-terminated and outlive the call; the
         // count is the array's.
         let status = unsafe { compile(self.handle, count(&options), options.as_ptr()) };
-        self.library.check("nvrtcCompileProgram", status)
+        self.library.functions.check("nvrtcCompileProgram", status)
     }
 
     pub(super) fn log(&self) -> Result<String, NvrtcError> {
@@ -99,11 +99,11 @@ impl<'a> OpenProgram<'a> {
         let mut len = 0;
         // SAFETY: the handle is open and the pointer is valid for one `size_t`.
         let status = unsafe { size(self.handle, &raw mut len) };
-        self.library.check(size_name, status)?;
+        self.library.functions.check(size_name, status)?;
         let mut result = vec![0_u8; len];
         // SAFETY: the handle is open, and the buffer has the size that NVRTC just told.
         let status = unsafe { bytes(self.handle, result.as_mut_ptr().cast()) };
-        self.library.check(bytes_name, status)?;
+        self.library.functions.check(bytes_name, status)?;
         Ok(result)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn launched(environment: &str) -> Result<LaunchedRank, RendezvousError> {
+fn launched(environment: &str) -> Result<Rendezvous, RendezvousError> {
     let variables: Vec<(&str, &str)> = environment
         .split_whitespace()
         .map(|variable| variable.split_once('=').unwrap())
@@ -25,11 +25,11 @@ fn each_launcher_is_understood() {
         "SLURM_PROCID=3 SLURM_NTASKS=8 SLURM_LOCALID=2",
     ] {
         let it = launched(environment).unwrap();
-        assert_eq!((it.rank, it.world_size, it.local_rank), (3, 8, 2));
+        assert_eq!((it.rank(), it.world_size(), it.local_rank()), (3, 8, 2));
         assert_eq!(it.group, "default");
     }
     let shell_loop = launched("RANK=1 WORLD_SIZE=2").unwrap();
-    assert_eq!(shell_loop.local_rank, 1);
+    assert_eq!(shell_loop.local_rank(), 1);
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_half_set_launcher_is_refused_by_the_names_of_its_variables() {
 #[test]
 fn a_shell_loop_inside_a_slurm_allocation_is_a_rank_of_the_loop() {
     let it = launched("RANK=1 WORLD_SIZE=2 SLURM_NTASKS=16").unwrap();
-    assert_eq!((it.rank, it.world_size), (1, 2));
+    assert_eq!((it.rank(), it.world_size()), (1, 2));
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn under_torchrun_its_own_count_holds_whichever_launcher_started_it() {
          MASTER_PORT=29500 SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_JOB_ID=77",
     )
     .unwrap();
-    assert_eq!((it.rank, it.world_size), (1, 4));
+    assert_eq!((it.rank(), it.world_size()), (1, 4));
     assert_eq!(it.run, "none.0.29500");
     assert_eq!(it.group, "run-none.0.29500");
 }
@@ -152,7 +152,11 @@ fn a_name_made_from_a_run_is_always_a_group_name() {
 fn the_directory_is_the_users_own() {
     let with = |variable: &str| {
         let environment = format!("RANK=0 WORLD_SIZE=2 {variable}");
-        launched(&environment).unwrap().directory
+        launched(&environment)
+            .unwrap()
+            .directory()
+            .unwrap()
+            .to_owned()
     };
     let uid = rustix::process::geteuid().as_raw();
     let default = Path::new("/tmp").join(format!("peersum-{uid}"));

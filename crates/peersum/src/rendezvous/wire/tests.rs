@@ -4,14 +4,14 @@ use super::*;
 
 fn request() -> Message {
     let process = crate::rendezvous::ProcessId::current().unwrap();
-    Message::Join(JoinRequest {
+    Message::Join {
         group: GroupIdentity {
             name: "layers".into(),
             run: "job 12.0".into(),
             world_size: 4,
         },
         peer: Peer { rank: 3, process },
-    })
+    }
 }
 
 fn failures() -> Vec<RendezvousError> {
@@ -45,30 +45,6 @@ fn failures() -> Vec<RendezvousError> {
     ]
 }
 
-fn refusals() -> Vec<Refusal> {
-    let (ours, theirs) = ("a".to_owned(), "b".to_owned());
-    vec![
-        Refusal::Version { ours: 1, theirs: 2 },
-        Refusal::User { ours: 1, theirs: 2 },
-        Refusal::Group {
-            ours: ours.clone(),
-            theirs,
-        },
-        Refusal::Run {
-            ours: ours.clone(),
-            theirs: String::new(),
-        },
-        Refusal::WorldSize { ours: 2, theirs: 8 },
-        Refusal::Rank { rank: 9 },
-        Refusal::RankTaken { rank: 1, pid: 3 },
-        Refusal::AlreadyFormed {
-            group: ours,
-            rank: 1,
-            pid: 3,
-        },
-    ]
-}
-
 fn messages() -> Vec<Message> {
     let label = "memory".to_owned();
     let mut messages = vec![
@@ -78,8 +54,8 @@ fn messages() -> Vec<Message> {
             missing: vec![1, 5],
         },
         Message::Contribution { rank: 1, label },
+        Message::Refused(Refusal::RankTaken { rank: 1, pid: 3 }),
     ];
-    messages.extend(refusals().into_iter().map(Message::Refused));
     messages.extend(failures().iter().map(|error| Message::failure(error, 0)));
     messages
 }
@@ -88,7 +64,7 @@ fn bytes(message: &Message) -> Vec<u8> {
     Packet::new(message).bytes.clone()
 }
 
-fn decode(bytes: &[u8]) -> Result<Message, FrameError> {
+fn decode(bytes: &[u8]) -> Result<Message, ConnectionError> {
     Frame::decode(bytes, None).map(|frame| frame.message)
 }
 

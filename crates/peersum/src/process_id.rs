@@ -1,23 +1,41 @@
-//! What tells this process from every other one: also from a later one with the same pid, from one
-//! with the same pid in another PID namespace, and from its own children.
+//! What tells a process from every other one.
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use rustix::rand::GetRandomFlags;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-pub(crate) type Nonce = [u8; 16];
-/// A process id, and random bytes that no other process has chosen.
-pub(crate) type ProcessKey = (u32, Nonce);
+/// A process, told apart from every other one: also from a later one with the same pid, from one
+/// with the same pid in another PID namespace, and from its own children.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// The process id as the process itself sees it. Another PID namespace numbers it differently.
+    pub pid: u32,
+    /// Random bytes that no other process has chosen.
+    nonce: [u8; 16],
+}
 
-/// This process's key. Fails if the system has no random numbers or no memory.
-pub(crate) fn current() -> io::Result<ProcessKey> {
-    let mut nonce = [0; 16];
-    for (bytes, word) in nonce.chunks_exact_mut(8).zip(nonce_words()?) {
-        bytes.copy_from_slice(&filled(word)?.to_le_bytes());
+impl ProcessId {
+    /// This process.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random numbers or no memory.
+    pub fn current() -> io::Result<Self> {
+        let mut nonce = [0; 16];
+        for (bytes, word) in nonce.chunks_exact_mut(8).zip(nonce_words()?) {
+            bytes.copy_from_slice(&filled(word)?.to_le_bytes());
+        }
+        let pid = std::process::id();
+        Ok(Self { pid, nonce })
     }
-    Ok((std::process::id(), nonce))
+
+    /// Whether this is the calling process. False in a child that fork made of it.
+    pub fn is_current(&self) -> bool {
+        Self::current().is_ok_and(|current| current == *self)
+    }
 }
 
 type NonceWords = [AtomicU64; 2];
@@ -80,4 +98,31 @@ fn filled(word: &AtomicU64) -> io::Result<u64> {
         );
     }
     Ok(word.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A child that is process 1 of a PID namespace may have the number of its parent.
+    #[test]
+    fn a_child_with_its_parent_s_pid_is_another_process() {
+        let parent = ProcessId::current().unwrap();
+        // SAFETY: the child calls nothing but system calls before it ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let renumbered = ProcessId::current().map(|own| ProcessId {
+                pid: parent.pid,
+                ..own
+            });
+            let apart = renumbered.is_ok_and(|own| own != parent) && !parent.is_current();
+            // SAFETY: ends the child without what the test harness has registered for its end.
+            unsafe { libc::_exit(i32::from(!apart)) };
+        }
+        let child = rustix::process::Pid::from_raw(child).unwrap();
+        let waited = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty());
+        let (_, status) = waited.unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+        assert!(parent.is_current());
+    }
 }

@@ -1,10 +1,9 @@
 //! The staging area, which holds the whole next state of an output directory, and the exchange.
 
-use anyhow::Context as _;
+use fs_err::{self as fs, File};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use std::ffi::OsString;
-use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -15,7 +14,8 @@ pub(super) const PARTIAL_PREFIX: &str = ".partial-";
 #[derive(Debug)]
 pub(crate) struct Staging {
     root: PathBuf,
-    pub(super) next: PathBuf,
+    /// The directory of the next state.
+    pub(crate) next: PathBuf,
     scratch: PathBuf,
 }
 
@@ -34,8 +34,8 @@ impl Staging {
 
     /// Puts the next state in the place of `path`, the file `last` at the end if the files can only
     /// be replaced one by one.
-    pub(super) fn replace(&self, path: &Path, last: &str) -> anyhow::Result<()> {
-        sync_dir(&self.next)?;
+    pub(super) fn replace(&self, path: &Path, last: &str) -> io::Result<()> {
+        sync(&self.next)?;
         if !exchange(&self.next, path)? {
             replace_file_by_file(&self.next, path, last)?;
         }
@@ -56,27 +56,22 @@ impl Staging {
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-        let path = self.next.join(name);
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().with_context(|| format!("cannot write `{}`", path.display()))
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let mut file = File::create(self.next.join(name))?;
+        file.write_all(bytes)?;
+        file.sync_all()
     }
 
     /// Keeps a file of the present state: by a hard link, or by a copy if the file system has none.
     ///
     /// # Errors
     /// Neither works.
-    pub(crate) fn keep(&self, output: &Path, name: &str) -> anyhow::Result<()> {
+    pub(crate) fn keep(&self, output: &Path, name: &str) -> io::Result<()> {
         let (from, to) = (output.join(name), self.next.join(name));
         if fs::hard_link(&from, &to).is_ok() {
             return Ok(());
         }
-        let bytes = fs::read(&from).with_context(|| format!("cannot read `{}`", from.display()))?;
-        self.write(name, &bytes)
+        self.write(name, &fs::read(from)?)
     }
 }
 
@@ -89,44 +84,44 @@ impl Drop for Staging {
 
 /// Exchanges two directories by one rename. `false` if they cannot be exchanged; then nothing
 /// happened.
-fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
+fn exchange(next: &Path, path: &Path) -> io::Result<bool> {
     match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(true),
         Err(Errno::NOENT) => {
-            fs::rename(next, path)
-                .with_context(|| format!("cannot create `{}`", path.display()))?;
+            fs::rename(next, path)?;
             Ok(true)
         }
         // The file system has no exchange, or the directory is a mount point.
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY | Errno::XDEV) => {
             Ok(false)
         }
-        Err(error) => Err(error).with_context(|| format!("cannot replace `{}`", path.display())),
+        Err(error) => {
+            let error = io::Error::from(error);
+            let message = format!("cannot replace `{}`: {error}", path.display());
+            Err(io::Error::new(error.kind(), message))
+        }
     }
 }
 
 /// Moves each file of `next` into `path`, the file `last` at the end. Then removes the files that
 /// the new state does not have.
-pub(super) fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> anyhow::Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("cannot create `{}`", path.display()))?;
+fn replace_file_by_file(next: &Path, path: &Path, last: &str) -> io::Result<()> {
+    fs::create_dir_all(path)?;
     let mut names: Vec<OsString> = Vec::new();
     for entry in fs::read_dir(next)? {
         names.push(entry?.file_name());
     }
     names.sort_by_key(|name| name == last);
     for name in &names {
-        let (from, to) = (next.join(name), path.join(name));
-        move_file(&from, &to, path)
-            .with_context(|| format!("cannot replace `{}`", to.display()))?;
+        move_file(&next.join(name), &path.join(name), path)?;
     }
     for entry in fs::read_dir(path)? {
         let entry = entry?;
         if !names.contains(&entry.file_name()) {
-            fs::remove_file(entry.path())
-                .with_context(|| format!("cannot remove `{}`", entry.path().display()))?;
+            fs::remove_file(entry.path())?;
         }
     }
-    sync_dir(path)
+    sync(path)
 }
 
 /// Renames a file. If the two paths are on different file systems, copies it beside the target
@@ -145,8 +140,7 @@ fn move_file(from: &Path, to: &Path, directory: &Path) -> io::Result<()> {
     }
 }
 
-pub(super) fn sync_dir(path: &Path) -> anyhow::Result<()> {
-    File::open(path)
-        .and_then(|dir| dir.sync_all())
-        .with_context(|| format!("cannot write `{}` to the disk", path.display()))
+/// Waits until a file or directory is on the disk.
+pub(crate) fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
 }

@@ -1,6 +1,5 @@
-//! What the referee asks of a process that is a rank.
+//! One run, as the referee and its ranks know it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -9,13 +8,10 @@ use super::scenario::{Phase, Scenario};
 use super::words::Place;
 use crate::machine::DeviceKind;
 
-/// The part that the referee assigns to a process.
+/// One run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Role {
+pub(crate) struct Run {
     pub(crate) device: DeviceKind,
-    /// Where the ranks meet.
-    pub(crate) directory: PathBuf,
-    pub(crate) rank: u32,
     pub(crate) scenario: Scenario,
     pub(crate) deadlines: Deadlines,
     pub(crate) planted: Planted,
@@ -32,16 +28,6 @@ pub(crate) struct Deadlines {
     pub(crate) grace: Duration,
     /// For steps without a deadline of their own: starting, joining, ending.
     pub(crate) patience: Duration,
-}
-
-impl Deadlines {
-    pub(super) fn of(&self, phase: Phase) -> Duration {
-        match phase {
-            Phase::Rendezvous | Phase::SetUp => self.set_up,
-            // Teardown waits no longer than a call.
-            _ => self.call,
-        }
-    }
 }
 
 /// What tests ask for.
@@ -69,29 +55,36 @@ pub(crate) enum Plant {
     Litter,
 }
 
-impl Role {
-    /// Its rank among the survivors, and their number; `None` for the victim.
-    pub(super) fn survivor(&self) -> Option<(u32, u32)> {
-        let Scenario {
-            victim, world_size, ..
-        } = self.scenario;
-        (self.rank != victim).then(|| (self.rank - u32::from(self.rank > victim), world_size - 1))
+impl Run {
+    /// The deadline of what the survivors do in the phase.
+    pub(super) fn deadline(&self) -> Duration {
+        match self.scenario.phase {
+            Phase::Rendezvous | Phase::SetUp => self.deadlines.set_up,
+            // Teardown waits no longer than a call.
+            _ => self.deadlines.call,
+        }
     }
 
-    /// Whether the rank is a survivor with this fault.
-    pub(super) fn has(&self, plant: Plant) -> bool {
-        self.survivor().is_some() && self.planted.plant == Some(plant)
+    /// A rank among the survivors; `None` for the victim.
+    pub(super) fn survivor(&self, rank: u32) -> Option<u32> {
+        let victim = self.scenario.victim;
+        (rank != victim).then(|| rank - u32::from(rank > victim))
     }
-}
 
-/// The place where a rank waits for the referee.
-pub(super) fn held_at(scenario: &Scenario, rank: u32) -> Option<Place> {
-    let place = match scenario.phase {
-        Phase::Rendezvous => Place::Joining,
-        Phase::SetUp => Place::SetUp(scenario.step),
-        Phase::BeforeFirstCall => return Some(Place::Built),
-        Phase::InsideCall | Phase::GraphReplay => return None,
-        Phase::Teardown => Place::Leaving,
-    };
-    (rank == scenario.held).then_some(place)
+    /// Whether a rank is a survivor with this fault.
+    pub(super) fn has(&self, plant: Plant, rank: u32) -> bool {
+        rank != self.scenario.victim && self.planted.plant == Some(plant)
+    }
+
+    /// The place where a rank waits for the referee.
+    pub(super) fn held_at(&self, rank: u32) -> Option<Place> {
+        let place = match self.scenario.phase {
+            Phase::Rendezvous => Place::Joining,
+            Phase::SetUp => Place::SetUp(self.scenario.step),
+            Phase::BeforeFirstCall => return Some(Place::Built),
+            Phase::InsideCall | Phase::GraphReplay => return None,
+            Phase::Teardown => Place::Leaving,
+        };
+        (rank == self.scenario.held).then_some(place)
+    }
 }
