@@ -33,14 +33,17 @@ functions! {
 }
 
 /// NCCL, open and new enough.
-pub(crate) struct Library {
+pub struct Library {
     pub(super) functions: Functions,
     version: NcclVersion,
 }
 
 impl Library {
     /// Opens NCCL under its usual names, or the library at `path`.
-    pub(super) fn open(path: Option<&Path>) -> Result<&'static Library, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is none, or one that is too old, with what to install.
+    pub fn open(path: Option<&Path>) -> Result<&'static Library, Error> {
         let library = nccl_version::open(path).map_err(|error| match path {
             Some(path) => missing(
                 &path.display().to_string(),
@@ -79,11 +82,16 @@ impl Library {
         Ok(Box::leak(Box::new(Library { functions, version })))
     }
 
-    pub(crate) fn version(&self) -> NcclVersion {
+    /// The version that was opened.
+    pub fn version(&self) -> NcclVersion {
         self.version
     }
 
-    pub(crate) fn unique_id(&self) -> Result<[c_char; 128], Error> {
+    /// An id for one group.
+    ///
+    /// # Errors
+    /// [`Error::Nccl`].
+    pub fn unique_id(&self) -> Result<[c_char; 128], Error> {
         let mut id = UniqueId { internal: [0; 128] };
         // SAFETY: `id` is a place for an id.
         let result = unsafe { (self.functions.ncclGetUniqueId)(&raw mut id) };
@@ -108,7 +116,10 @@ impl Library {
     }
 
     /// The outcome of the NCCL function `call`.
-    pub(super) fn check(&self, call: &'static str, result: c_int) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Nccl`].
+    pub fn check(&self, call: &'static str, result: c_int) -> Result<(), Error> {
         // ncclSuccess
         if result == 0 {
             return Ok(());
