@@ -63,6 +63,7 @@ mod generator {
     use anyhow::{Context as _, bail};
     use bindgen::callbacks::ParseCallbacks;
     use bindgen::{Formatter, MacroTypeVariation, RustEdition, RustTarget};
+    use std::borrow::Cow;
     use std::os::unix::process::CommandExt as _;
     use std::path::Path;
     use std::process::Command;
@@ -70,9 +71,9 @@ mod generator {
     /// Where clang-sys looks first.
     const LIBRARY_VARIABLE: &str = "LIBCLANG_PATH";
 
-    const LIBCLANG: WheelSet<'static> = WheelSet {
+    const LIBCLANG: WheelSet = WheelSet {
         name: "libclang 18.1",
-        requirements: include_str!("../../ci/libclang.txt"),
+        requirements: Cow::Borrowed(include_str!("../../ci/libclang.txt")),
         download: "about 25 MB",
         licence: None,
         files: &[WHEEL_LIBRARY],

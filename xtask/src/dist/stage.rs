@@ -123,9 +123,7 @@ pub(super) fn package(
     let mut crates = BTreeMap::new();
     for package in publishable() {
         let name = format!("{}.crate", package.stem());
-        let path = target.join("package").join(&name);
-        let bytes = fs::read(&path)
-            .with_context(|| format!("cargo package left no `{}`", path.display()))?;
+        let bytes = fs::read(target.join("package").join(&name))?;
         ensure!(
             bytes.len() <= MAX_CRATE_BYTES,
             "{name} has {} bytes, and crates.io accepts {MAX_CRATE_BYTES}: compile for fewer \

@@ -52,13 +52,11 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
     let mut notes = |note: String| eprintln!("note: {note}");
     match &args.command {
         ToolchainCommand::Install(args) => {
-            let requirements = args.requirements()?;
-            let dir = args.set(&requirements).install(&mut notes)?;
+            let dir = args.set()?.install(&mut notes)?;
             println!("{}", dir.display());
         }
         ToolchainCommand::Path(args) => {
-            let requirements = args.requirements()?;
-            let set = args.set(&requirements);
+            let set = args.set()?;
             let dir = set.installed()?.with_context(|| {
                 let (name, flag) = (set.name, if args.nvrtc { " --nvrtc" } else { "" });
                 format!("{name} is not installed; run `cargo xtask toolchain install{flag}`")
@@ -85,18 +83,12 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
 }
 
 impl SetArgs {
-    /// The text of the requirements, if they are not the pinned ones.
-    fn requirements(&self) -> anyhow::Result<Option<String>> {
-        let text = self.requirements.as_ref().map(fs::read_to_string);
-        Ok(text.transpose()?)
-    }
-
-    fn set<'a>(&self, requirements: &'a Option<String>) -> WheelSet<'a> {
-        let set = if self.nvrtc { NVRTC } else { COMPILER };
-        WheelSet {
-            requirements: requirements.as_deref().unwrap_or(set.requirements),
-            ..set
+    fn set(&self) -> anyhow::Result<WheelSet> {
+        let mut set = if self.nvrtc { NVRTC } else { COMPILER };
+        if let Some(file) = &self.requirements {
+            set.requirements = fs::read_to_string(file)?.into();
         }
+        Ok(set)
     }
 }
 

@@ -4,6 +4,7 @@ use super::discovery;
 use super::nvcc::{self, Toolkit};
 use super::wheels::WheelSet;
 use anyhow::{Context as _, bail};
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -53,9 +54,9 @@ const LICENCE: &str = "NVIDIA's packages come under the CUDA Toolkit End User Li
 const WHEEL_NVCC: &str = "nvidia/cu13/bin/nvcc";
 
 /// The pinned compiler.
-pub(super) const COMPILER: WheelSet<'static> = WheelSet {
+pub(super) const COMPILER: WheelSet = WheelSet {
     name: "the CUDA 13.0 compiler",
-    requirements: include_str!("../../../ci/cuda-toolchain.txt"),
+    requirements: Cow::Borrowed(include_str!("../../../ci/cuda-toolchain.txt")),
     download: "about 100 MB",
     licence: Some(LICENCE),
     files: &[
@@ -76,9 +77,9 @@ pub(super) const COMPILER: WheelSet<'static> = WheelSet {
 const WHEEL_NVRTC: &str = "nvidia/cu13/lib/libnvrtc.so.13";
 
 /// The NVRTC of the same release.
-pub(super) const NVRTC: WheelSet<'static> = WheelSet {
+pub(super) const NVRTC: WheelSet = WheelSet {
     name: "the CUDA 13.0 NVRTC",
-    requirements: include_str!("../../../ci/nvrtc.txt"),
+    requirements: Cow::Borrowed(include_str!("../../../ci/nvrtc.txt")),
     download: "about 90 MB",
     licence: Some(LICENCE),
     files: &[WHEEL_NVRTC],

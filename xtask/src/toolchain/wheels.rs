@@ -10,6 +10,7 @@ use anyhow::{Context as _, anyhow};
 use fs_err as fs;
 use peersum_artifact::Digest;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::env;
 use std::path::{Path, PathBuf};
 
@@ -31,21 +32,21 @@ static UNPACKED: Contents = Contents {
 
 /// A set of wheels, all of whose hashes are pinned.
 #[derive(Debug, Clone)]
-pub(crate) struct WheelSet<'a> {
+pub(crate) struct WheelSet {
     /// What it is, as in "installing {name}".
-    pub(crate) name: &'a str,
+    pub(crate) name: &'static str,
     /// The text of a pip requirements file: exact versions with their hashes.
-    pub(crate) requirements: &'a str,
+    pub(crate) requirements: Cow<'static, str>,
     /// How much is to be fetched, as in "about 100 MB".
-    pub(crate) download: &'a str,
+    pub(crate) download: &'static str,
     /// The licence that the user accepts by installing it, if it is not a free one.
-    pub(crate) licence: Option<&'a str>,
+    pub(crate) licence: Option<&'static str>,
     /// Files that it must have.
-    pub(crate) files: &'a [&'a str],
+    pub(crate) files: &'static [&'static str],
     /// Says why the unpacked wheels in a directory do not work, if they do not.
     pub(crate) check: fn(&Path) -> anyhow::Result<()>,
     /// What to do if it cannot be installed, other than installing pip: items of a list.
-    pub(crate) ways_out: &'a [&'a str],
+    pub(crate) ways_out: &'static [&'static str],
 }
 
 /// What a complete install has. The stamps of earlier versions have more, which is ignored.
@@ -76,7 +77,7 @@ pub(crate) fn root() -> Option<PathBuf> {
     Some(cache.join("peersum").join("toolchain"))
 }
 
-impl WheelSet<'_> {
+impl WheelSet {
     /// Where this set is or would be.
     ///
     /// # Errors
@@ -199,7 +200,7 @@ impl WheelSet<'_> {
             notes(licence.to_owned());
         }
         let requirements = staging.scratch("pip")?.join("requirements.txt");
-        fs::write(&requirements, self.requirements)?;
+        fs::write(&requirements, &*self.requirements)?;
         let lock = locked.share_lock().context("cannot share the lock")?;
         pip::install(&requirements, &staging.next, lock, notes).map_err(|error| {
             with_ways_out(

@@ -53,26 +53,16 @@ fn an_architecture_older_than_the_kernels_need_is_refused_before_a_compiler_star
 #[test]
 fn native_on_a_machine_of_old_gpus_says_what_the_kernels_need() {
     let checkout = Checkout::new();
-    let bin = checkout.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(test_file("fakes/nvidia-smi.sh"), bin.join("nvidia-smi")).unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let mut command = checkout.precompile_with("pinned", "native", &[]);
-    command.env("PATH", path).env("SMI_CAPABILITIES", "7.5 7.0");
-    Answer::of(&mut command).failed_saying(&["sm_70, sm_75", "sm_80 and newer"]);
+    Answer::of(&mut checkout.precompile_native("7.5 7.0"))
+        .failed_saying(&["sm_70, sm_75", "sm_80 and newer"]);
     assert_eq!(checkout.compiled(), 0);
 }
 
 #[test]
 fn native_without_a_gpu_is_an_error_that_says_what_to_do() {
     let checkout = Checkout::new();
-    let bin = checkout.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(test_file("fakes/nvidia-smi.sh"), bin.join("nvidia-smi")).unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let mut command = checkout.precompile_with("pinned", "native", &[]);
-    command.env("PATH", path).env("SMI_CAPABILITIES", "");
-    Answer::of(&mut command).failed_saying(&["no NVIDIA GPU", "--arch sm_90"]);
+    Answer::of(&mut checkout.precompile_native(""))
+        .failed_saying(&["no NVIDIA GPU", "--arch sm_90"]);
 }
 
 #[test]

@@ -141,6 +141,20 @@ impl Checkout {
         self.precompile_with("pinned", "sm_90", arguments)
     }
 
+    /// precompile for `native` where nvidia-smi lists these capabilities.
+    pub(crate) fn precompile_native(&self, capabilities: &str) -> Command {
+        let bin = self.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        let fake = test_file("fakes/nvidia-smi.sh");
+        std::os::unix::fs::symlink(fake, bin.join("nvidia-smi")).unwrap();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        let mut command = self.precompile_with("pinned", "native", &[]);
+        command
+            .env("PATH", path)
+            .env("SMI_CAPABILITIES", capabilities);
+        command
+    }
+
     /// precompile with a given toolkit and architectures.
     pub(crate) fn precompile_with(
         &self,

@@ -1,5 +1,4 @@
-use crate::checkout::{Answer, Checkout, module, pinned_nvcc, target};
-use std::fs;
+use crate::checkout::{Answer, Checkout, module, target};
 
 #[test]
 fn the_output_is_the_matrix_and_a_manifest_that_describes_it() {
@@ -93,21 +92,7 @@ fn flags_in_the_environment_do_not_get_into_the_code() {
 #[test]
 fn native_is_what_the_driver_says_of_this_machine_without_old_gpus() {
     let checkout = Checkout::new();
-    let bin = checkout.path().join("bin");
-    fs::create_dir(&bin).unwrap();
-    std::os::unix::fs::symlink(
-        crate::checkout::test_file("fakes/nvidia-smi.sh"),
-        bin.join("nvidia-smi"),
-    )
-    .unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let mut command = checkout.precompile_with(pinned_nvcc().to_str().unwrap(), "native", &[]);
-    Answer::of(
-        command
-            .env("PATH", path)
-            .env("SMI_CAPABILITIES", "8.9 7.5 9.0 8.9"),
-    )
-    .succeeded();
+    Answer::of(&mut checkout.precompile_native("8.9 7.5 9.0 8.9")).succeeded();
     let names = checkout.whole_output();
     assert!(
         names.contains_key("peersum_push_bf16_ws2.sm_89.cubin")

@@ -121,7 +121,7 @@ impl NcclArgs {
         };
         match nccl {
             Ok(nccl) => {
-                run.nccl = Some(nccl.version().to_owned());
+                run.nccl = Some(nccl.version());
                 Some(nccl)
             }
             Err(error) => {

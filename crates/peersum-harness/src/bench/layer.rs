@@ -17,7 +17,7 @@ use self::stack::Shape;
 use super::arguments::{Choices, NcclArgs, RunArgs, launches};
 use super::build::Build;
 use super::cublas::{self, Cublas};
-use super::nccl::OwnedCommunicator;
+use super::nccl::Nccl;
 use super::report::{Run, write_json};
 use super::timing::{Launch, Method};
 use crate::machine::{DeviceKind, Gpus, Machine};
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
     let method = |&launch| args.run.method(launch, args.layers);
     let methods: Vec<Method> = args.method.iter().map(method).collect();
-    let measure = |report: &mut Report, system, nccl: Option<&[OwnedCommunicator<'_>]>| {
+    let measure = |report: &mut Report, system, nccl: Option<&Nccl>| {
         for &shape in &shapes {
             let what = format!("{system} at hidden {}", shape.hidden);
             eprintln!("{what}, {world_size} ranks");
@@ -125,10 +125,9 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     measure(&mut report, "peersum", None);
     // Write now, in case NCCL hangs.
     write_json(args.json.as_deref(), &report)?;
-    if let Some(nccl) = args.nccl.open(world_size, gpus.devices(), &mut report.run)
-        && let Some(communicators) = report.run.take("NCCL", nccl.communicators(world_size))
-    {
-        measure(&mut report, "NCCL", Some(&communicators));
+    let nccl = args.nccl.open(world_size, gpus.devices(), &mut report.run);
+    if let Some(nccl) = &nccl {
+        measure(&mut report, "NCCL", Some(nccl));
     }
     write_json(args.json.as_deref(), &report)?;
     print!("{}", report.to_text());

@@ -1,81 +1,56 @@
 //! NCCL, opened at run time, for comparison. Its environment variables are not changed.
 
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
-use peersum::cudarc::driver::CudaStream;
-use peersum::nccl_version::{self, NcclVersion};
+use anyhow::{Context, Result};
+use peersum::Cuda;
+use peersum::device::{Device, LibraryStream};
+use peersum::nccl::{Library, Link};
+use peersum::nccl_version;
 use peersum::shared_library::functions;
 use peersum_artifact::Dtype;
 
 use super::report::System;
+use super::timing::Stopwatch;
 
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
-/// `ncclSum`.
-const SUM: c_int = 0;
 
-type Communicator = *mut c_void;
 type Window = *mut c_void;
-type Status = c_int;
 
 functions! {
-    /// The functions that every NCCL has. Their signatures have not changed since 2.0.
-    struct Functions;
-    ncclGetErrorString(Status) -> *const c_char;
-    ncclCommInitAll(*mut Communicator, c_int, *const c_int) -> Status;
-    ncclCommDestroy(Communicator) -> Status;
-    ncclAllReduce(
-        *const c_void,
-        *mut c_void,
-        usize,
-        c_int,
-        c_int,
-        Communicator,
-        *mut c_void,
-    ) -> Status;
-}
-
-functions! {
-    /// Those that came with 2.19 and 2.27.
+    /// The functions that came with 2.19 and 2.27.
     struct SymmetricFunctions;
-    ncclMemAlloc(*mut *mut c_void, usize) -> Status;
-    ncclMemFree(*mut c_void) -> Status;
-    ncclCommWindowRegister(Communicator, *mut c_void, usize, *mut Window, c_int) -> Status;
-    ncclCommWindowDeregister(Communicator, Window) -> Status;
+    ncclMemAlloc(*mut *mut c_void, usize) -> c_int;
+    ncclMemFree(*mut c_void) -> c_int;
+    ncclCommWindowRegister(*mut c_void, *mut c_void, usize, *mut Window, c_int) -> c_int;
+    ncclCommWindowDeregister(*mut c_void, Window) -> c_int;
 }
 
 /// The library.
 pub(crate) struct Nccl {
-    functions: Functions,
+    library: &'static Library,
     symmetric: Option<SymmetricFunctions>,
-    version: String,
 }
 
 impl Nccl {
     /// Opens the library: that of `path`, else the one that the loader finds.
     ///
     /// # Errors
-    /// It is not there, or lacks a function that every NCCL has.
+    /// It is not there, or too old.
     pub(crate) fn open(path: Option<&Path>) -> Result<Nccl> {
         let library = nccl_version::open(path).context("could not open NCCL")?;
-        let version = NcclVersion::of(&library).context("NCCL does not tell its version")?;
         // SAFETY: the signatures are those of nccl.h.
-        let (functions, symmetric) = unsafe {
-            let missing = |name| anyhow!("NCCL has no {name}");
-            let functions = Functions::find(&library).map_err(missing)?;
-            (functions, SymmetricFunctions::find(&library).ok())
-        };
+        let symmetric = unsafe { SymmetricFunctions::find(&library) };
         Ok(Nccl {
-            functions,
-            symmetric,
-            version: version.to_string(),
+            library: Library::open(path)?,
+            symmetric: symmetric.ok(),
         })
     }
 
-    pub(crate) fn version(&self) -> &str {
-        &self.version
+    pub(crate) fn version(&self) -> String {
+        self.library.version().to_string()
     }
 
     /// Whether this version of NCCL is too old for `system`.
@@ -83,113 +58,86 @@ impl Nccl {
         system == System::NcclSymmetric && self.symmetric.is_none()
     }
 
-    fn check(&self, call: &str, status: Status) -> Result<()> {
-        if status == 0 {
-            return Ok(());
-        }
-        // SAFETY: NCCL returns a string of its own for every number.
-        let text = unsafe { CStr::from_ptr((self.functions.ncclGetErrorString)(status)) };
-        bail!("{call}: {} ({status})", text.to_string_lossy())
-    }
-
-    /// For a drop, which cannot return an error.
-    fn warn(&self, call: &str, status: Status) {
-        if let Err(error) = self.check(call, status) {
-            tracing::warn!("{error:#}");
-        }
-    }
-
-    /// A communicator for each rank of a group, one a GPU.
+    /// A new group, one rank a GPU.
     ///
     /// # Errors
-    /// NCCL refuses, for instance more ranks than there are GPUs.
-    pub(crate) fn communicators(&self, world_size: u32) -> Result<Vec<OwnedCommunicator<'_>>> {
-        let ordinals: Vec<c_int> = (0..world_size as c_int).collect();
-        let mut communicators = vec![std::ptr::null_mut(); ordinals.len()];
-        // SAFETY: there is a place for each communicator and a number for each device.
-        let status = unsafe {
-            (self.functions.ncclCommInitAll)(
-                communicators.as_mut_ptr(),
-                ordinals.len() as c_int,
-                ordinals.as_ptr(),
-            )
-        };
-        self.check("ncclCommInitAll", status)?;
-        Ok(communicators
-            .into_iter()
-            .map(|communicator| OwnedCommunicator {
-                nccl: self,
-                communicator,
-            })
-            .collect())
+    /// NCCL refuses.
+    pub(crate) fn group(&self, world_size: u32) -> Result<Group<'_>> {
+        Ok(Group {
+            nccl: self,
+            id: self.library.unique_id()?,
+            world_size,
+        })
     }
 }
 
-fn dtype_number(dtype: Dtype) -> c_int {
-    match dtype {
-        Dtype::F16 => 6,
-        Dtype::F32 => 7,
-        Dtype::Bf16 => 9,
-    }
-}
-
-/// One rank's communicator. Destroyed when dropped.
-pub(crate) struct OwnedCommunicator<'a> {
+/// A group that its ranks have not joined yet.
+pub(crate) struct Group<'a> {
     nccl: &'a Nccl,
-    communicator: Communicator,
+    id: [c_char; 128],
+    world_size: u32,
 }
 
-// SAFETY: each communicator is used by the thread of its rank alone, and dropped after those have
-// ended.
-unsafe impl Sync for OwnedCommunicator<'_> {}
+impl Group<'_> {
+    /// Joins as the rank of this thread.
+    ///
+    /// # Errors
+    /// NCCL refuses, or another rank failed.
+    pub(crate) fn join(&self, stopwatch: &Stopwatch<'_, Cuda>) -> Result<Communicator<'_>> {
+        let (stream, peers) = (stopwatch.device.stream(), stopwatch.peers);
+        stream.context().bind_to_thread()?;
+        // NCCL waits for every rank without a limit.
+        peers.meet()?;
+        let library = self.nccl.library;
+        Ok(Communicator {
+            nccl: self.nccl,
+            link: Link::connect(library, self.id, peers.rank(), self.world_size, 0)?,
+            // All calls are launched, or recorded into a graph that is dropped before the link.
+            stream: LibraryStream {
+                handle: stream.cu_stream().cast(),
+                is_recording: false,
+            },
+        })
+    }
+}
 
-impl OwnedCommunicator<'_> {
+/// One rank's communicator, on the stream of its stopwatch.
+pub(crate) struct Communicator<'a> {
+    nccl: &'a Nccl,
+    link: Link,
+    stream: LibraryStream,
+}
+
+impl Communicator<'_> {
     /// Enqueues a sum over all ranks, in place if both addresses are the same.
     ///
     /// # Errors
     /// NCCL refuses.
     ///
     /// # Safety
-    /// Both addresses hold `elements` elements of `dtype` until the stream, which is of this rank's
-    /// device, has passed this point. One thread at a time uses a communicator.
+    /// Both addresses hold `elements` elements of `dtype` until the stream, which is still there,
+    /// has passed this point.
     pub(crate) unsafe fn all_reduce(
         &self,
         input: u64,
         output: u64,
         elements: usize,
         dtype: Dtype,
-        stream: &CudaStream,
     ) -> Result<()> {
-        // SAFETY: the communicator is live; the rest is the caller's promise.
-        let status = unsafe {
-            (self.nccl.functions.ncclAllReduce)(
-                input as *const c_void,
-                output as *mut c_void,
-                elements,
-                dtype_number(dtype),
-                SUM,
-                self.communicator,
-                stream.cu_stream().cast(),
-            )
-        };
-        self.nccl.check("ncclAllReduce", status)
-    }
-}
-
-impl Drop for OwnedCommunicator<'_> {
-    fn drop(&mut self) {
-        // SAFETY: made by ncclCommInitAll, and destroyed once, here.
-        let status = unsafe { (self.nccl.functions.ncclCommDestroy)(self.communicator) };
-        self.nccl.warn("ncclCommDestroy", status);
+        // SAFETY: the stream is of this rank's device; the rest is the caller's promise.
+        unsafe {
+            self.link
+                .all_reduce(dtype, input, output, elements as u64, self.stream)?;
+        }
+        Ok(())
     }
 }
 
 /// NCCL's own memory in a symmetric window. Registering is collective: all ranks make them in the
 /// same order.
 pub(crate) struct SymmetricMemory<'a> {
-    nccl: &'a Nccl,
+    communicator: &'a Communicator<'a>,
     functions: &'a SymmetricFunctions,
-    communicator: Communicator,
     address: *mut c_void,
     window: Window,
 }
@@ -197,32 +145,31 @@ pub(crate) struct SymmetricMemory<'a> {
 impl<'a> SymmetricMemory<'a> {
     /// # Errors
     /// This NCCL has no symmetric windows, or refuses so much memory.
-    pub(crate) fn new(communicator: &OwnedCommunicator<'a>, bytes: usize) -> Result<Self> {
-        let nccl = communicator.nccl;
-        let functions = nccl.symmetric.as_ref();
+    pub(crate) fn new(communicator: &'a Communicator<'a>, bytes: usize) -> Result<Self> {
+        let library = communicator.nccl.library;
+        let functions = communicator.nccl.symmetric.as_ref();
         let functions = functions.context("NCCL has no symmetric windows")?;
         let mut memory = SymmetricMemory {
-            nccl,
+            communicator,
             functions,
-            communicator: communicator.communicator,
             address: std::ptr::null_mut(),
             window: std::ptr::null_mut(),
         };
         // SAFETY: `address` is a place for one address.
         let status = unsafe { (functions.ncclMemAlloc)(&raw mut memory.address, bytes) };
-        nccl.check("ncclMemAlloc", status)?;
+        library.check("ncclMemAlloc", status)?;
         // SAFETY: the memory was just allocated with so many bytes; `window` is a place for one
         // handle.
         let status = unsafe {
             (functions.ncclCommWindowRegister)(
-                memory.communicator,
+                communicator.link.comm(),
                 memory.address,
                 bytes,
                 &raw mut memory.window,
                 WINDOW_SYMMETRIC,
             )
         };
-        nccl.check("ncclCommWindowRegister", status)?;
+        library.check("ncclCommWindowRegister", status)?;
         Ok(memory)
     }
 
@@ -233,18 +180,22 @@ impl<'a> SymmetricMemory<'a> {
 
 impl Drop for SymmetricMemory<'_> {
     fn drop(&mut self) {
+        let warn = |call, status| {
+            if let Err(error) = self.communicator.nccl.library.check(call, status) {
+                tracing::warn!("{error:#}");
+            }
+        };
         if !self.window.is_null() {
+            let comm = self.communicator.link.comm();
             // SAFETY: registered with this communicator, and deregistered once, here; the stream
             // was waited for.
-            let status = unsafe {
-                (self.functions.ncclCommWindowDeregister)(self.communicator, self.window)
-            };
-            self.nccl.warn("ncclCommWindowDeregister", status);
+            let status = unsafe { (self.functions.ncclCommWindowDeregister)(comm, self.window) };
+            warn("ncclCommWindowDeregister", status);
         }
         if !self.address.is_null() {
             // SAFETY: allocated by ncclMemAlloc, and freed once, here.
             let status = unsafe { (self.functions.ncclMemFree)(self.address) };
-            self.nccl.warn("ncclMemFree", status);
+            warn("ncclMemFree", status);
         }
     }
 }

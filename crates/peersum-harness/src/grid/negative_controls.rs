@@ -17,7 +17,8 @@ use crate::machine::{DeviceKind, Emulators};
 /// A race does not show in every run. A sound protocol never fails.
 const ATTEMPTS: u64 = 20;
 
-/// Runs the smoke grid on every broken protocol, and on the sound one. Returns whether it sees each.
+/// Runs the smoke grid on every broken protocol, and on the sound one. Returns whether it has seen
+/// each broken one.
 pub(crate) fn run() -> Result<bool> {
     if let Some(how) = fails(None, 1)? {
         bail!("the sound protocols fail: {how}");

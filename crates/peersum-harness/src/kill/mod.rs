@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
+use crate::grid::settings::random_seed;
 use crate::machine::{DeviceChoice, DeviceKind, decide};
 use crate::names::{list_of, name_of};
 use referee::{Findings, referee};
@@ -42,8 +43,8 @@ pub(crate) struct KillArgs {
     #[arg(long, conflicts_with = "runs")]
     run: Option<u64>,
     /// The seed of all random choices [default: a new one, which is printed].
-    #[arg(long)]
-    seed: Option<u64>,
+    #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
+    seed: u64,
     /// Runs at once [default: 4 on the emulator, 1 on GPUs].
     #[arg(long)]
     jobs: Option<usize>,
@@ -94,8 +95,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<bool> {
     let ranks = args.choices.world_size.iter().copied().max().unwrap_or(2);
     let decision = decide(args.device, ranks)?;
     let device = decision.kind;
-    let on_gpu = device == DeviceKind::Cuda;
-    let seed = args.seed.unwrap_or_else(|| fastrand::u64(..1 << 32));
+    let (seed, on_gpu) = (args.seed, device == DeviceKind::Cuda);
     let milliseconds = Duration::from_millis;
     let deadlines = Deadlines {
         call: milliseconds(args.timeout_ms.unwrap_or(if on_gpu { 1000 } else { 500 })),

@@ -42,11 +42,11 @@ pub(crate) fn slot_group_bytes(world_size: u32) -> u64 {
 }
 
 impl ArenaLayout {
-    /// Lays out an arena. `push_half_bytes` is rounded up to a multiple of two slot groups, one for each half. A
-    /// two-shot call has its second memory behind the first `push_half_bytes`; within a group, its
-    /// slots would be those of a one-shot call of the other half (kernels/tests/push_slots.rs). A
-    /// two-shot call then has at least one group in each of its memories, so every route can carry
-    /// a piece of any call.
+    /// Lays out an arena. `push_half_bytes` is rounded up to a multiple of two slot groups, one for
+    /// each half. A two-shot call has its second memory behind the first `push_half_bytes`; within
+    /// a group, its slots would be those of a one-shot call of the other half
+    /// (kernels/tests/push_slots.rs). A two-shot call then has at least one group in each of its
+    /// memories, so every route can carry a piece of any call.
     pub fn new(
         world_size: u32,
         max_bytes: u64,

@@ -31,14 +31,17 @@ functions! {
 }
 
 /// NCCL, open and new enough.
-pub(crate) struct Library {
+pub struct Library {
     pub(super) functions: Functions,
     pub(crate) version: NcclVersion,
 }
 
 impl Library {
     /// Opens NCCL under its usual names, or the library at `path`.
-    pub(super) fn open(path: Option<&Path>) -> Result<&'static Library, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Device`] if there is none, or one that is too old, with what to install.
+    pub fn open(path: Option<&Path>) -> Result<&'static Library, Error> {
         let name = path.map_or(LIBRARY_NAMES[0].into(), |path| path.display().to_string());
         let missing = |help| DeviceError::LibraryMissing {
             library: name.clone(),
@@ -75,7 +78,16 @@ impl Library {
         Ok(Box::leak(Box::new(Library { functions, version })))
     }
 
-    pub(crate) fn unique_id(&self) -> Result<[c_char; 128], Error> {
+    /// The version that was opened.
+    pub fn version(&self) -> NcclVersion {
+        self.version
+    }
+
+    /// An id for one group.
+    ///
+    /// # Errors
+    /// [`Error::Nccl`].
+    pub fn unique_id(&self) -> Result<[c_char; 128], Error> {
         let mut id = UniqueId([0; 128]);
         // SAFETY: `id` is a place for an id.
         let result = unsafe { (self.functions.ncclGetUniqueId)(&raw mut id) };
@@ -84,7 +96,10 @@ impl Library {
     }
 
     /// The outcome of the NCCL function `call`.
-    pub(super) fn check(&self, call: &'static str, result: c_int) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// [`Error::Nccl`].
+    pub fn check(&self, call: &'static str, result: c_int) -> Result<(), Error> {
         // ncclSuccess
         if result == 0 {
             return Ok(());

@@ -23,7 +23,7 @@ fn data_type(dtype: Dtype) -> c_int {
 
 /// NCCL's communicator of one rank, and the calls that go to it. Dropping it aborts it, which ends
 /// every wait of NCCL's.
-pub(crate) struct Link {
+pub struct Link {
     library: &'static Library,
     comm: Comm,
     /// Calls of more bytes go to NCCL.
@@ -38,7 +38,10 @@ unsafe impl Send for Link {}
 impl Link {
     /// Meets the other ranks of `id`. Waits for them without a limit. The calling thread's current
     /// CUDA context is the rank's.
-    pub(crate) fn connect(
+    ///
+    /// # Errors
+    /// [`Error::Nccl`].
+    pub fn connect(
         library: &'static Library,
         id: [c_char; 128],
         rank: u32,
@@ -66,12 +69,20 @@ impl Link {
         })
     }
 
+    /// NCCL's handle.
+    pub fn comm(&self) -> Comm {
+        self.comm
+    }
+
     /// Enqueues the sum over all ranks.
+    ///
+    /// # Errors
+    /// [`Error::Nccl`].
     ///
     /// # Safety
     /// Both addresses hold `elements` elements of `dtype` until `stream`, a stream of the current
     /// context, has finished the call.
-    pub(crate) unsafe fn all_reduce(
+    pub unsafe fn all_reduce(
         &self,
         dtype: Dtype,
         input: u64,

@@ -44,8 +44,11 @@ mod link;
 use core::ffi::c_char;
 use std::path::PathBuf;
 
-pub(crate) use library::Library;
-pub(crate) use link::Link;
+// For the benchmark that compares with NCCL.
+#[doc(hidden)]
+pub use library::Library;
+#[doc(hidden)]
+pub use link::Link;
 
 use crate::error::Error;
 

@@ -8,7 +8,7 @@ use peersum::dispatch::Topology;
 
 use super::arguments::BenchArgs;
 use crate::bench::build::Build;
-use crate::bench::nccl::{Nccl, OwnedCommunicator, SymmetricMemory};
+use crate::bench::nccl::{Communicator, Nccl, SymmetricMemory};
 use crate::bench::ranks::run_ranks;
 use crate::bench::report::{Call, Report, Sample, System};
 use crate::bench::timing::Stopwatch;
@@ -50,12 +50,11 @@ fn measure(
     system: System,
     world_size: u32,
 ) -> Result<Vec<Sample>> {
-    let communicators = nccl.communicators(world_size)?;
+    let group = nccl.group(world_size)?;
     let largest = args.call.largest_bytes();
     run_ranks(gpus, world_size, |stopwatch, _| {
-        let communicator = &communicators[stopwatch.peers.rank() as usize];
+        let communicator = &group.join(&stopwatch)?;
         let stream = stopwatch.device.stream();
-        stream.context().bind_to_thread()?;
         let (plain, windows);
         let places = match system {
             System::NcclSymmetric => {
@@ -86,7 +85,7 @@ fn measure(
 /// Measures calls with messages in two places, each large enough for the largest.
 fn measure_calls(
     args: &BenchArgs,
-    communicator: &OwnedCommunicator<'_>,
+    communicator: &Communicator<'_>,
     stopwatch: &Stopwatch<'_, Cuda>,
     [input, output]: [u64; 2],
     (system, world_size): (System, u32),
@@ -96,10 +95,8 @@ fn measure_calls(
     for &dtype in &args.dtype {
         for &bytes in &args.call.bytes {
             let elements = bytes / dtype.size_bytes();
-            // SAFETY: both places hold the largest message until the caller has waited; the stream
-            // is of this rank's device, the communicator of this thread.
-            let all_reduce =
-                || unsafe { communicator.all_reduce(input, output, elements, dtype, stream) };
+            // SAFETY: both places hold the largest message until the caller has waited.
+            let all_reduce = || unsafe { communicator.all_reduce(input, output, elements, dtype) };
             // The first call of a size may connect and allocate, which is not allowed in a capture.
             all_reduce()?;
             stream.synchronize()?;

@@ -14,7 +14,7 @@ use peersum_artifact::Dtype;
 
 use super::report::{Cell, adds_us};
 use super::stack::{Activations, Shape, Stack};
-use crate::bench::nccl::OwnedCommunicator;
+use crate::bench::nccl::{self, Nccl};
 use crate::bench::ranks::{builder, run_ranks};
 use crate::bench::report::System;
 use crate::bench::timing::{Method, Spread, Stopwatch, Times};
@@ -33,7 +33,7 @@ pub(super) struct Group<'a> {
 /// What follows the product of each layer.
 enum Operation<'a> {
     Peersum(Box<Communicator<Cuda>>),
-    Nccl(&'a OwnedCommunicator<'a>),
+    Nccl(nccl::Communicator<'a>),
 }
 
 /// One rank.
@@ -42,15 +42,17 @@ struct Rank<'a> {
     stopwatch: Stopwatch<'a, Cuda>,
 }
 
-/// Measures a group: with NCCL's communicators if there are some, else with peersum's.
+/// Measures a group: with NCCL if it is given, else with peersum.
 ///
 /// # Errors
 /// The group cannot be built, a call failed, or peersum's results are not those of all ranks.
 pub(super) fn measure_group(
     gpus: &Gpus,
     group: &Group<'_>,
-    nccl: Option<&[OwnedCommunicator<'_>]>,
+    nccl: Option<&Nccl>,
 ) -> Result<Vec<Cell>> {
+    let nccl = nccl.map(|nccl| nccl.group(group.shape.world_size));
+    let nccl = nccl.transpose()?;
     run_ranks(gpus, group.shape.world_size, |stopwatch, rendezvous| {
         let rank = stopwatch.peers.rank();
         // Before the communicator: operations of cuBLAS that affect the whole device must not
@@ -58,10 +60,8 @@ pub(super) fn measure_group(
         let stack = Stack::new(stopwatch.device.stream(), rank, group.shape)?;
         let rank = Rank { stack, stopwatch };
         // Dropped first: its teardown waits for the stream, which uses the rest.
-        let mut operation = match nccl {
-            Some(communicators) => {
-                Operation::Nccl(&communicators[rank.stopwatch.peers.rank() as usize])
-            }
+        let mut operation = match &nccl {
+            Some(nccl) => Operation::Nccl(nccl.join(&rank.stopwatch)?),
             None => {
                 // With the default buffer sizes, as in most engines.
                 let builder = builder(DeviceKind::Cuda, rendezvous, group.load_policy, group.pdl);
@@ -79,8 +79,8 @@ impl Operation<'_> {
             Operation::Nccl(communicator) => {
                 let (elements, address) = (sums.len(), sums.device_ptr_mut(stream).0);
                 // SAFETY: the slice has so many elements and is freed in the order of the stream,
-                // which is of this rank's device; the communicator is that of the thread's rank.
-                unsafe { communicator.all_reduce(address, address, elements, Dtype::Bf16, stream) }
+                // which is the communicator's.
+                unsafe { communicator.all_reduce(address, address, elements, Dtype::Bf16) }
             }
         }
     }
