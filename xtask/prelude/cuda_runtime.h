@@ -8,6 +8,7 @@
 
 #define __host__ __attribute__((host))
 #define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
 #define __global__ __attribute__((global))
 #define __constant__ __attribute__((constant))
 #define __grid_constant__ __attribute__((grid_constant))

@@ -328,7 +328,7 @@ mod tests {
                 sha256: digest,
                 closure_digest: digest,
                 cache_key: digest,
-                entry_points: Vec::from(key.entry_points().map(|name| EntryPoint {
+                entry_points: Vec::from_iter(key.entry_points().into_iter().map(|name| EntryPoint {
                     name,
                     resources: None,
                     max_threads: 512,

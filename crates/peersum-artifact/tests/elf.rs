@@ -108,9 +108,8 @@ fn the_machine_code_is_given_for_each_kernel() {
     let cubin = data("push.sm_90.cubin");
     let sections = text_sections(&cubin).unwrap();
     let names: Vec<&str> = sections.iter().map(|(name, _)| *name).collect();
-    let expected = key(Family::Push)
-        .entry_points()
-        .map(|name| format!(".text.{name}"));
+    let entry_points = key(Family::Push).entry_points().into_iter();
+    let expected: Vec<String> = entry_points.map(|name| format!(".text.{name}")).collect();
     assert_eq!(names, expected);
     // Instructions of 16 bytes in sections aligned to 128.
     assert!(

@@ -1,4 +1,4 @@
-//! Manifest schema 1 is read strictly, and every refusal names the place and what is wrong.
+//! Manifest schema 2 is read strictly, and every refusal names the place and what is wrong.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 
@@ -124,7 +124,7 @@ fn each_field_of_another_type_is_named() {
         ("/modules/0/bytes", json!(-1)),
         ("/modules/0/bytes", json!(1.5)),
         ("/modules/0/bytes", json!("6024")),
-        ("/schema", json!("1")),
+        ("/schema", json!("2")),
         ("/flags/0", json!(3)),
         ("/modules/0", json!([])),
     ] {
@@ -139,7 +139,7 @@ fn each_field_of_another_type_is_named() {
 
 #[test]
 fn a_newer_schema_asks_to_update_before_anything_else_is_looked_at() {
-    let error = Manifest::parse(r#"{"schema": 2, "modules": "in another form"}"#).unwrap_err();
+    let error = Manifest::parse(r#"{"schema": 3, "modules": "in another form"}"#).unwrap_err();
     assert!(
         matches!(error, SchemaError::NewerSchema { found: 2 }),
         "{error}"
@@ -230,8 +230,8 @@ fn a_value_outside_its_set_is_refused_with_the_valid_ones() {
     for (pointer, value, valid) in [
         ("/modules/0/family", json!("shove"), "push, pull"),
         ("/modules/0/dtype", json!("fp8"), "f16, bf16, f32"),
-        ("/modules/0/world_size", json!(9), "2 to 8"),
-        ("/modules/0/world_size", json!(1_u64 << 32 | 8), "2 to 8"),
+        ("/modules/0/world_size", json!(9), "1 to 8"),
+        ("/modules/0/world_size", json!(1_u64 << 32 | 8), "1 to 8"),
         ("/modules/0/arch", json!("90"), "sm_80"),
         ("/modules/0/arch", json!("sm_75"), "sm_80 and newer"),
         ("/modules/0/ptx_version", json!("9"), "9.0"),
@@ -324,21 +324,21 @@ fn a_field_that_is_given_twice_is_refused_even_with_one_value() {
 
 #[test]
 fn a_text_of_more_values_than_any_matrix_has_is_refused_as_it_is_read() {
-    let list = format!("{{\"schema\": 1, \"flags\": [{}0]}}", "0,".repeat(1 << 17));
+    let list = format!("{{\"schema\": 2, \"flags\": [{}0]}}", "0,".repeat(1 << 17));
     let error = Manifest::parse(&list).unwrap_err();
     assert!(error.to_string().contains("131072 values"), "{error}");
 }
 
 #[test]
 fn what_is_no_json_is_refused() {
-    for text in ["", "{", "not json", "{\"schema\": 1}garbage"] {
+    for text in ["", "{", "not json", "{\"schema\": 2}garbage"] {
         assert!(
             matches!(Manifest::parse(text), Err(SchemaError::Json(_))),
             "{text}"
         );
     }
     // Deep nesting ends in an error, not in an overflow of the stack.
-    for start in ["", "{\"schema\": 1, \"flags\": "] {
+    for start in ["", "{\"schema\": 2, \"flags\": "] {
         assert!(matches!(
             Manifest::parse(&(start.to_owned() + &"[".repeat(1 << 20))),
             Err(SchemaError::Json(_))
@@ -346,7 +346,7 @@ fn what_is_no_json_is_refused() {
     }
     let closed = "[".repeat(1 << 20) + &"]".repeat(1 << 20);
     for field in ["flags", "later"] {
-        let text = format!("{{\"schema\": 1, \"{field}\": {closed}}}");
+        let text = format!("{{\"schema\": 2, \"{field}\": {closed}}}");
         assert!(Manifest::parse(&text).is_err());
     }
     let whole = sample_manifest().to_json_string();

@@ -3,7 +3,7 @@
 use peersum_kernels::abi;
 
 /// What keeps a call from normalising rows. Nothing was launched.
-#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NormError {
     /// The weight has no length that a row can have.
@@ -57,6 +57,12 @@ pub enum NormError {
         value: f32,
         /// What it must be.
         demand: &'static str,
+    },
+    /// A rank without peers has no kernel for it. (A rank with peers fails at set-up.)
+    #[error("no module of the norm family could be loaded at set-up: {reason}")]
+    Unavailable {
+        /// Why not.
+        reason: String,
     },
     /// Two buffers share memory.
     #[error("the residual overlaps the {buffer}; give it memory of its own")]

@@ -84,7 +84,7 @@ pub(super) fn grid(
         let nvcc = needs.nvcc()?;
         // A group loads the modules of every type, so the types are not narrowed.
         let request = Request {
-            world_size: with_modules(&world_sizes)?,
+            world_size: parse_world_sizes(&world_sizes)?,
             ..needs.request(&cubins)?
         };
         let (modules, checks) = std::thread::scope(|scope| {
@@ -109,18 +109,13 @@ pub(super) fn grid(
             .env("PEERSUM_GRID_CHECK_DIR", directory)
             .env("PEERSUM_JIT", "deny");
     }
-    if world_sizes == "1" && !flags.has("--list") {
-        eprintln!("world size 1 launches nothing: that was all");
-        return Ok(Start::Break(true));
-    }
     Ok(Start::Continue(()))
 }
 
-/// The world sizes that have modules: of `1..4` these are 2 to 4.
-fn with_modules(list: &str) -> anyhow::Result<Vec<WorldSizes>> {
-    list.split(',')
-        .filter(|item| *item != "1")
-        .map(|item| item.replace("1..", "2..").parse().context("--world-size"))
+fn parse_world_sizes(list: &str) -> anyhow::Result<Vec<WorldSizes>> {
+    let items = list.split(',');
+    items
+        .map(|item| item.parse().context("--world-size"))
         .collect()
 }
 

@@ -12,7 +12,8 @@ use std::str::FromStr;
 
 /// Compile the kernel matrix to cubins and a manifest
 ///
-/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8) and
+/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8, and norm for
+/// world sizes 1 to 8) and
 /// architecture, and a manifest.json that describes them. Compiles only what has changed. Replaces
 /// the output directory as a whole, so it is complete at any moment.
 #[derive(Debug, Clone, Default, Args)]
@@ -27,11 +28,11 @@ pub(crate) struct Request {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<Dtype>)]
     pub(crate) dtype: Vec<Dtype>,
 
-    /// World sizes, a list of numbers and ranges such as 2..8 (includes 8) [default: 2..8]
+    /// World sizes, a list of numbers and ranges such as 2..8 (includes 8) [default: 1..8]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<WorldSizes>)]
     pub(crate) world_size: Vec<WorldSizes>,
 
-    /// Kernel families, a list: push, pull [default: both]
+    /// Kernel families, a list: push, pull, norm [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<Family>)]
     pub(crate) family: Vec<Family>,
 

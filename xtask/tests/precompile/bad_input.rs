@@ -18,7 +18,7 @@ fn an_unknown_value_is_one_error_that_lists_the_valid_ones() {
             ["--world-size", "1"],
             &["one rank needs no module", "2 to 8"],
         ),
-        (["--family", "ring"], &["ring", "push, pull"]),
+        (["--family", "ring"], &["ring", "push, pull, norm"]),
     ] {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         let answer = Answer::of(command.arg("precompile").args(arguments)).failed_saying(words);

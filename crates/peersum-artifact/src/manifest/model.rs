@@ -20,7 +20,7 @@ use crate::key::{Dtype, Family, ModuleKey, WorldSize};
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// The schema that this crate writes, and the only one that it reads.
-pub const MANIFEST_SCHEMA: u64 = 1;
+pub const MANIFEST_SCHEMA: u64 = 2;
 
 /// The largest manifest that is read, in bytes. The whole matrix for ten architectures takes about
 /// one MiB.
@@ -203,6 +203,9 @@ impl TryFrom<ModuleJson> for ManifestModule {
             dtype: json.dtype,
             world_size: json.world_size,
         };
+        if !key.exists() {
+            return Err(format!("there is no module `{}`", key.name()));
+        }
         let target = json.arch;
         must_be("name", &json.name, &key.name())?;
         must_be("kind", &json.kind, target.kind())?;

@@ -40,7 +40,7 @@ pub enum ManifestError {
     },
 }
 
-/// Why a text is not a manifest of schema 1.
+/// Why a text is not a manifest of schema 2.
 #[derive(Debug, Error)]
 pub enum SchemaError {
     /// Not UTF-8.
@@ -57,8 +57,11 @@ pub enum SchemaError {
         /// The manifest's schema.
         found: u64,
     },
-    /// A schema that never was.
-    #[error("the manifest has schema {found}, which does not exist; precompile again")]
+    /// A schema of an older version, or none that ever was.
+    #[error(
+        "the manifest has schema {found}, and this version writes {MANIFEST_SCHEMA}; precompile \
+         again"
+    )]
     UnknownSchema {
         /// The manifest's schema.
         found: u64,
@@ -84,7 +87,7 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// The text is not a manifest of schema 1 that is complete and consistent in itself.
+    /// The text is not a manifest of schema 2 that is complete and consistent in itself.
     pub fn parse(text: &str) -> Result<Manifest, SchemaError> {
         // Every value but the first of a list or an object follows a comma.
         if text.bytes().filter(|byte| *byte == b',').count() >= MAX_VALUES {
@@ -100,7 +103,7 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// There is none, or it cannot be read, or it is not one of schema 1. Every message names the
+    /// There is none, or it cannot be read, or it is not one of schema 2. Every message names the
     /// path.
     pub fn read_dir(directory: &Path) -> Result<Manifest, ManifestError> {
         Manifest::read_dir_with(directory, Manifest::parse)

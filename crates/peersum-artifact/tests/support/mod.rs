@@ -64,7 +64,7 @@ pub(crate) fn entry(family: Family, target: Target, bytes: &[u8]) -> ManifestMod
         sha256: Digest::of(bytes),
         closure_digest: Digest::of(b"closure"),
         cache_key: Digest::of(target.to_string().as_bytes()),
-        entry_points: key.entry_points().map(entry_point).to_vec(),
+        entry_points: key.entry_points().into_iter().map(entry_point).collect(),
     }
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
 mod lane;
+mod norm;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
 mod plan;
@@ -26,6 +27,8 @@ use anyhow::{Context, Result, ensure};
 use crate::machine::{decide, give_each_stream_a_queue};
 use crate::names::name_of;
 
+use settings::Operation;
+
 pub(crate) use settings::GridArgs;
 pub(crate) use workers::run_process;
 
@@ -34,6 +37,9 @@ pub(crate) use workers::run_process;
 pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     let began = Instant::now();
     give_each_stream_a_queue();
+    if args.op == Operation::RmsNorm {
+        return norm::run(args);
+    }
     let mut settings = args.settings.clone();
     let cases = Arc::new(plan::cases(&settings));
     if args.list {

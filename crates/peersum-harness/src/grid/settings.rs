@@ -35,12 +35,24 @@ pub(crate) enum GridKind {
     Sanitizer,
 }
 
+/// What the calls do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Operation {
+    /// All-reduce.
+    AllReduce,
+    /// All-reduce, with or without a residual, and RMSNorm of each row.
+    RmsNorm,
+}
+
 /// The flags of `grid`, which `cargo xtask test-allreduce` passes on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct GridArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceChoice,
+    /// What the calls do.
+    #[arg(long, value_enum, default_value = "all-reduce")]
+    pub(crate) op: Operation,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Print the names of the configurations and run none.
@@ -58,7 +70,7 @@ pub(crate) struct GridArgs {
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 pub(crate) struct Settings {
     /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these. A group of one
-    /// launches nothing, so world size 1 has no configurations.
+    /// has configurations with `--op rms-norm` only.
     #[arg(
         long = "world-size",
         value_name = "LIST",

@@ -271,6 +271,7 @@ impl Group {
             detail: bit(route.is_symmetric(), abi::PEERSUM_DETAIL_BUFFER_SHIFT),
             rank: own as u32,
             flags,
+            ..PeersumParams::default()
         }
     }
 }

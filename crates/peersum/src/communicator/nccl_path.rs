@@ -59,10 +59,10 @@ pub(super) fn build_across_hosts<S: DeviceStream>(
     };
     // No call is ever looked up in it.
     let table = DispatchTables::shipped()?.choose(None, 2, Topology::Peer)?;
-    let alone = builder.load_alone(&device, &identity)?;
+    let alone = builder.load_alone(&device, &identity);
     let mut communicator =
         Communicator::unconnected(&builder, device, identity, table, claim, rank, world_size);
-    communicator.alone = Some(alone);
+    communicator.alone = alone;
     communicator.nccl = nccl;
     Ok(communicator)
 }

@@ -12,6 +12,7 @@ use crate::device::{Device, LaunchShape};
 use crate::dispatch::{LaunchLimits, Plan, Route, Topology};
 use crate::error::Error;
 use crate::loader::LoadReport;
+use crate::norm_error::NormError;
 
 /// Lanes of an emulated warp. The number of threads is a multiple of it, as of a warp on a GPU.
 const EMULATED_LANES: u32 = 4;
@@ -187,12 +188,10 @@ impl<D: Device> Communicator<D> {
     ) -> Result<(), Error> {
         let (modules, limits) = match (&self.connected, &self.alone) {
             (Some(connected), _) => (&connected.modules, &connected.limits),
-            (None, Some(alone)) => (&alone.modules, &alone.limits),
-            (None, None) => {
-                return Err(Error::invalid(
-                    "communicator",
-                    "it has no module of the norm family",
-                ));
+            (None, Ok(alone)) => (&alone.modules, &alone.limits),
+            (None, Err(reason)) => {
+                let reason = reason.clone();
+                return Err(NormError::Unavailable { reason }.into());
             }
         };
         let plan = reduced.map(|(plan, _)| plan);

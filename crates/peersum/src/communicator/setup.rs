@@ -93,7 +93,7 @@ impl CommunicatorBuilder {
                 communicator.handle.status = Some(connected.status.clone());
                 communicator.connected = Some(*connected);
             }
-            RankResources::Alone(alone) => communicator.alone = Some(alone),
+            RankResources::Alone(alone) => communicator.alone = alone,
         }
         communicator.group = Some(group);
         communicator.probe_co_residency()?;
@@ -137,8 +137,18 @@ impl CommunicatorBuilder {
         Ok((Modules::new(world_size, modules), reports))
     }
 
-    /// What a rank needs that exchanges nothing by peersum's kernels.
+    /// What a rank needs that exchanges nothing by peersum's kernels, or why there is none: such a
+    /// rank can do without, as long as it normalises nothing.
     pub(super) fn load_alone<D: Device>(
+        &self,
+        device: &D,
+        identity: &DeviceIdentity,
+    ) -> Result<Alone<D>, String> {
+        self.try_load_alone(device, identity)
+            .map_err(|error| error.to_string())
+    }
+
+    fn try_load_alone<D: Device>(
         &self,
         device: &D,
         identity: &DeviceIdentity,
@@ -163,7 +173,7 @@ impl CommunicatorBuilder {
 /// What a rank holds once it is set up.
 enum RankResources<D: Device> {
     Connected(Box<Connected<D>>),
-    Alone(Alone<D>),
+    Alone(Result<Alone<D>, String>),
 }
 
 /// What a rank has while it is set up.
@@ -190,7 +200,7 @@ impl<'a, D: Device> Setup<'a, D> {
         let met = self.meet()?;
         let (rank, world_size) = (self.group.rank(), self.group.world_size());
         if world_size == 1 {
-            let alone = builder.load_alone(device, self.identity)?;
+            let alone = builder.load_alone(device, self.identity);
             return Ok((RankResources::Alone(alone), met.table));
         }
         let size = WorldSize::try_from(world_size)

@@ -33,8 +33,8 @@ pub struct Communicator<D: Device = Cuda> {
     // Fields are dropped in this order: mappings of peers' memory and modules before the device,
     // the group after a barrier (see Drop).
     pub(super) connected: Option<Connected<D>>,
-    /// Of a rank that is not connected.
-    pub(super) alone: Option<Alone<D>>,
+    /// Of a rank that is not connected; why it has none otherwise.
+    pub(super) alone: Result<Alone<D>, String>,
     #[cfg(feature = "nccl")]
     pub(super) nccl: Option<crate::nccl::Link>,
     pub(super) device: D,
@@ -72,7 +72,7 @@ impl<D: Device> Communicator<D> {
     ) -> Self {
         Self {
             connected: None,
-            alone: None,
+            alone: Err("this rank has peers".to_owned()),
             #[cfg(feature = "nccl")]
             nccl: None,
             device,
@@ -146,8 +146,8 @@ impl<D: Device> Communicator<D> {
     pub fn load_reports(&self) -> &[LoadReport] {
         match (&self.connected, &self.alone) {
             (Some(connected), _) => &connected.reports,
-            (None, Some(alone)) => &alone.reports,
-            (None, None) => &[],
+            (None, Ok(alone)) => &alone.reports,
+            (None, Err(_)) => &[],
         }
     }
 

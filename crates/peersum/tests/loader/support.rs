@@ -110,22 +110,22 @@ impl Module {
 
     /// PTX with empty kernels, of a version that CUDA 13.0 knows first.
     pub(crate) fn ptx(key: ModuleKey) -> Self {
-        let kernels = key
-            .entry_points()
-            .map(|name| format!(".visible .entry {name}()\n{{\n\tret;\n}}\n"));
+        let kernel = |name| format!(".visible .entry {name}()\n{{\n\tret;\n}}\n");
+        let kernels: Vec<String> = key.entry_points().into_iter().map(kernel).collect();
         let text = format!(
             ".version 9.0\n.target sm_80\n.address_size 64\n{}",
             kernels.concat()
         );
         let entry_points = key
             .entry_points()
+            .into_iter()
             .map(|name| EntryPoint {
                 name,
                 resources: None,
                 max_threads: 1024,
                 pdl: false,
             })
-            .to_vec();
+            .collect();
         let mut module = Self::new(key, Target::Ptx(SM_80), text.into_bytes(), entry_points);
         module.entry.ptx_version = Some(PtxVersion { major: 9, minor: 0 });
         module

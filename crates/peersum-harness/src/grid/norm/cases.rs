@@ -1,0 +1,180 @@
+//! The configurations of calls with RMSNorm.
+
+use std::fmt;
+
+use peersum::dispatch::Route;
+use peersum_artifact::Dtype;
+
+use super::super::case::is_selected;
+use super::super::settings::{GridKind, Settings};
+use crate::data::Content;
+
+/// The lengths of rows, in elements: one unit to the longest.
+const HIDDEN: [usize; 12] = [
+    8, 64, 1024, 2880, 3072, 4096, 5120, 7168, 8192, 12288, 16384, 32768,
+];
+const ROWS: [usize; 9] = [1, 2, 3, 7, 16, 64, 128, 513, 2048];
+
+/// The most elements of a call of the full grid: the reference is computed on the host.
+const MOST_ELEMENTS: usize = 4 << 20;
+
+/// One configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NormCase {
+    pub(super) world_size: u32,
+    pub(super) dtype: Dtype,
+    /// What the all-reduce is forced to; `None`: as the dispatch table says.
+    pub(super) route: Option<Route>,
+    pub(super) hidden: usize,
+    pub(super) rows: usize,
+    pub(super) has_residual: bool,
+    pub(super) in_place: bool,
+    pub(super) is_captured: bool,
+    pub(super) is_special: bool,
+    /// Which of the epsilons and offsets.
+    pub(super) numbers: usize,
+}
+
+impl NormCase {
+    pub(super) fn elements(&self) -> usize {
+        self.hidden * self.rows
+    }
+
+    pub(super) fn epsilon(&self) -> f32 {
+        [1e-6, 1e-5, 0.0][self.numbers % 3]
+    }
+
+    pub(super) fn weight_offset(&self) -> f32 {
+        [0.0, 1.0][self.numbers % 2]
+    }
+
+    pub(super) fn content(&self) -> Content {
+        match self.is_special {
+            true => Content::Special,
+            false => Content::Ordinary,
+        }
+    }
+
+    pub(super) fn is_symmetric(&self) -> bool {
+        self.route.is_some_and(Route::is_symmetric)
+    }
+}
+
+impl fmt::Display for NormCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "ws{}/{}/{}/{}x{}/{}/{}{}{}",
+            self.world_size,
+            self.dtype,
+            self.route.map_or("table", Route::name),
+            self.rows,
+            self.hidden,
+            if self.is_captured { "graph" } else { "eager" },
+            if self.has_residual { "add" } else { "plain" },
+            if self.in_place { "_in_place" } else { "" },
+            if self.is_special { "_special" } else { "" },
+        )
+    }
+}
+
+/// Rows times hidden sizes: pairwise for the full grid, else each with the least of the other.
+fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
+    let all = HIDDEN
+        .iter()
+        .flat_map(|&hidden| ROWS.iter().map(move |&rows| (hidden, rows)));
+    match grid {
+        GridKind::Full => all
+            .filter(|(hidden, rows)| hidden * rows <= MOST_ELEMENTS)
+            .collect(),
+        GridKind::Smoke => all
+            .filter(|&(hidden, rows)| rows <= 3 || hidden == 64)
+            .collect(),
+        GridKind::Sanitizer => vec![(8, 3), (2880, 2), (4096, 1), (32768, 1)],
+    }
+}
+
+/// The configurations that the settings select. Forms, contents and numbers take turns, so that each
+/// meets every route, type and size.
+pub(super) fn cases(settings: &Settings) -> Vec<NormCase> {
+    let mut cases = Vec::new();
+    let sizes = sizes(settings.grid);
+    for &world_size in &settings.world_sizes {
+        // A group of one has no route.
+        let forced = settings.routes.iter().copied().map(Some);
+        let routes: Vec<Option<Route>> = match world_size {
+            1 => vec![None],
+            _ => [None].into_iter().chain(forced).collect(),
+        };
+        let mut turn = world_size as usize;
+        for (d, &dtype) in settings.dtypes.iter().enumerate() {
+            for (r, &route) in routes.iter().enumerate() {
+                for (s, &(hidden, rows)) in sizes.iter().enumerate() {
+                    // The smoke grid gives each size one of the types and one of the routes.
+                    let types = settings.dtypes.len();
+                    if settings.grid == GridKind::Smoke
+                        && (s + world_size as usize) % (types * routes.len())
+                            != d * routes.len() + r
+                    {
+                        continue;
+                    }
+                    turn += 1;
+                    cases.push(NormCase {
+                        world_size,
+                        dtype,
+                        route,
+                        hidden,
+                        rows,
+                        has_residual: turn % 2 == 0,
+                        in_place: match route {
+                            Some(Route::SymmetricOneShot) => false,
+                            Some(Route::SymmetricTwoShot) => true,
+                            _ => turn / 2 % 2 == 0,
+                        },
+                        is_captured: turn / 4 % 2 == 0,
+                        is_special: turn % 5 == 0,
+                        numbers: turn,
+                    });
+                }
+            }
+        }
+    }
+    if let Some(filter) = &settings.filter {
+        cases.retain(|case| is_selected(filter, &case.to_string()));
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::machine::DeviceKind;
+
+    #[test]
+    fn the_smoke_grid_has_every_hidden_size_and_every_row_count_for_every_world_size() {
+        let worlds = [1, 2, 3, 4, 5, 6, 7, 8];
+        let settings = Settings::of(DeviceKind::Emulator, GridKind::Smoke, worlds, 1);
+        let all = cases(&settings);
+        for world_size in worlds {
+            let own = || all.iter().filter(|case| case.world_size == world_size);
+            let hidden: HashSet<usize> = own().map(|case| case.hidden).collect();
+            let rows: HashSet<usize> = own().map(|case| case.rows).collect();
+            assert_eq!((hidden.len(), rows.len()), (HIDDEN.len(), ROWS.len()));
+        }
+    }
+
+    #[test]
+    fn the_full_grid_has_every_route_type_and_form_for_every_world_size() {
+        let settings = Settings::of(DeviceKind::Cuda, GridKind::Full, [2, 8], 1);
+        let all = cases(&settings);
+        let kinds: HashSet<_> = all
+            .iter()
+            .map(|case| (case.world_size, case.dtype, case.route, case.has_residual))
+            .collect();
+        assert_eq!(kinds.len(), 2 * 3 * (1 + Route::ALL.len()) * 2);
+        let names: HashSet<String> = all.iter().map(NormCase::to_string).collect();
+        assert_eq!(names.len(), all.len(), "each has a name of its own");
+    }
+}
