@@ -83,9 +83,9 @@ pub enum Failure {
         /// The rank that differs.
         peer: u32,
         /// What this rank called.
-        own: CallSignature,
+        own: Box<CallSignature>,
         /// What that rank called.
-        theirs: CallSignature,
+        theirs: Box<CallSignature>,
     },
 }
 
@@ -160,16 +160,16 @@ impl Failure {
             abi::PEERSUM_CAUSE_DISAGREEMENT => Failure::Disagreement {
                 rank,
                 peer,
-                own: CallSignature::from_words(
+                own: Box::new(CallSignature::from_words(
                     status.own_header,
                     status.own_detail,
                     status.own_norm_words,
-                ),
-                theirs: CallSignature::from_words(
+                )),
+                theirs: Box::new(CallSignature::from_words(
                     status.peer_header,
                     status.peer_detail,
                     status.peer_norm_words,
-                ),
+                )),
             },
             // A cause that this version does not know would still be a wait that ended.
             _ => Failure::PeerTimeout {

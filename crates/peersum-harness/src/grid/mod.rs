@@ -6,9 +6,9 @@ pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
 mod lane;
-mod norm;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
+mod norm;
 mod plan;
 mod rank;
 mod report;
@@ -41,6 +41,12 @@ pub(crate) fn run(args: &GridArgs) -> Result<bool> {
         return norm::run(args);
     }
     let mut settings = args.settings.clone();
+    // A group of one launches nothing.
+    settings.world_sizes = settings
+        .world_sizes
+        .into_iter()
+        .filter(|size| *size > 1)
+        .collect();
     let cases = Arc::new(plan::cases(&settings));
     if args.list {
         for case in &*cases {

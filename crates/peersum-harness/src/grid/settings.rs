@@ -75,7 +75,7 @@ pub(crate) struct Settings {
         long = "world-size",
         value_name = "LIST",
         default_value = "2..8",
-        value_parser = parse_world_sizes
+        value_parser = parse_all_world_sizes
     )]
     pub(crate) world_sizes: Box<[u32]>,
     /// Element types.
@@ -257,9 +257,15 @@ fn select<T: Copy + PartialEq>(
     Ok(all.into_iter().filter(is_selected).collect())
 }
 
-/// Parses world sizes, and leaves out groups of one, which launch nothing.
+/// Parses world sizes, and leaves out groups of one, whose all-reduce launches nothing.
 pub(crate) fn parse_world_sizes(list: &str) -> Result<Box<[u32]>> {
-    select(2..=8, list, |item| {
+    let all = parse_all_world_sizes(list)?;
+    Ok(all.into_iter().filter(|size| *size > 1).collect())
+}
+
+/// Parses world sizes.
+fn parse_all_world_sizes(list: &str) -> Result<Box<[u32]>> {
+    select(1..=8, list, |item| {
         let number = |text: &str| {
             let size = text.trim().parse().ok();
             size.filter(|size| (1..=8).contains(size))

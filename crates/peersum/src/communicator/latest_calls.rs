@@ -83,8 +83,8 @@ pub(super) fn disagreement(
     (differ && theirs.sequence() == own.sequence()).then(|| Failure::Disagreement {
         rank,
         peer,
-        own: own.signature(),
-        theirs: theirs.signature(),
+        own: Box::new(own.signature()),
+        theirs: Box::new(theirs.signature()),
     })
 }
 

@@ -125,14 +125,14 @@ pub(super) fn cases(settings: &Settings) -> Vec<NormCase> {
                         route,
                         hidden,
                         rows,
-                        has_residual: turn % 2 == 0,
+                        has_residual: turn.is_multiple_of(2),
                         in_place: match route {
                             Some(Route::SymmetricOneShot) => false,
                             Some(Route::SymmetricTwoShot) => true,
-                            _ => turn / 2 % 2 == 0,
+                            _ => (turn / 2).is_multiple_of(2),
                         },
-                        is_captured: turn / 4 % 2 == 0,
-                        is_special: turn % 5 == 0,
+                        is_captured: (turn / 4).is_multiple_of(2),
+                        is_special: turn.is_multiple_of(5),
                         numbers: turn,
                     });
                 }

@@ -90,7 +90,9 @@ fn run_group<M: Machine>(
         let rendezvous = member.next_group()?;
         let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, cases)?;
         for case in cases {
-            let found = rank.run(case).with_context(|| case.to_string())?;
+            let found = rank
+                .run(case, &member.peers)
+                .with_context(|| case.to_string())?;
             let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
             wrong.extend(found);
         }

@@ -12,7 +12,7 @@ use super::cases::NormCase;
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::machine::{DeviceKind, DeviceOf, Machine};
 use crate::memory::{GUARD_BYTES, Guarded, POISON, elements_of, lend};
-use crate::ranks::PATIENCE;
+use crate::ranks::{PATIENCE, Peers};
 
 /// One rank with its memory. Every array begins behind a guard.
 pub(super) struct NormRank<D: Device> {
@@ -67,11 +67,15 @@ impl<D: Device> NormRank<D> {
     }
 
     /// Runs one configuration. Returns what is wrong with its results.
-    pub(super) fn run(&mut self, case: &NormCase) -> Result<Vec<String>> {
-        with_element!(case.dtype, T => self.run_typed::<T>(case))
+    pub(super) fn run(&mut self, case: &NormCase, peers: &Peers<'_>) -> Result<Vec<String>> {
+        with_element!(case.dtype, T => self.run_typed::<T>(case, peers))
     }
 
-    fn run_typed<T: TestElement>(&mut self, case: &NormCase) -> Result<Vec<String>> {
+    fn run_typed<T: TestElement>(
+        &mut self,
+        case: &NormCase,
+        peers: &Peers<'_>,
+    ) -> Result<Vec<String>> {
         let (rank, world_size) = (self.communicator.rank(), self.communicator.world_size());
         let seed = case_seed(self.seed, &case.to_string());
         let (content, elements) = (case.content(), case.elements());
@@ -101,8 +105,13 @@ impl<D: Device> NormRank<D> {
             // SAFETY: the calls use memory of this rank, which outlives the graph.
             let graph = unsafe { self.communicator.capture_end() };
             called?;
-            graph?.launch(&mut self.communicator)?;
+            let graph = graph?;
+            // The driver may wait for the device while it makes a graph or frees one, and so for
+            // kernels of other ranks on the same device, which wait for this rank.
+            peers.meet()?;
+            graph.launch(&mut self.communicator)?;
             self.communicator.synchronize()?;
+            peers.meet()?;
         } else {
             self.call::<T>(case)?;
             self.communicator.synchronize()?;
@@ -233,10 +242,14 @@ impl<D: Device> NormRank<D> {
             return Ok(Some(format!("{name}: memory beside it was written")));
         }
         let found = elements_of::<T>(&array);
-        ensure!(found.len() == expected.len(), "an array of the call's length");
-        let wrong = found.iter().zip(expected).position(|(found, expected)| {
-            found.raw() != expected.raw()
-        });
+        ensure!(
+            found.len() == expected.len(),
+            "an array of the call's length"
+        );
+        let wrong = found
+            .iter()
+            .zip(expected)
+            .position(|(found, expected)| found.raw() != expected.raw());
         Ok(wrong.map(|index| {
             format!(
                 "{name}, element {index}: {:#x}, not {:#x}",
