@@ -106,6 +106,9 @@ step grid-processes "${of_processes[1]}" "${grid[@]}" --grid "${of_processes[0]}
 step grid-legacy-ipc 60 grid --device cuda --grid smoke --world-size "${of_processes[2]}" --ranks processes \
     --sharing legacy-ipc \
     --report "$OUT/grid-legacy-ipc.json"
+# The reference is computed on the host, so groups that share one GPU take the small grid.
+((gpus == 1)) && norms=smoke || norms=full
+step grid-rms-norm 120 grid --op rms-norm --device cuda --grid "$norms" --world-size "1,$WORLD_SIZES"
 # Two communicators a rank with opposite enqueue orders are one of its cases: `--case two-communicators`.
 step faults 90 faults --device cuda
 ((gpus > 1)) && step above-range 60 above-range --world-size "$largest"

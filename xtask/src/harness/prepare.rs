@@ -186,16 +186,3 @@ fn write_sources(harness: &Path, build: &str, directory: &Path) -> anyhow::Resul
     );
     Ok(())
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn world_size_1_has_no_modules() {
-        let parse = |text: &str| text.parse::<WorldSizes>().unwrap();
-        assert_eq!(with_modules("1..4").unwrap(), [parse("2..4")]);
-        assert_eq!(with_modules("1,3").unwrap(), [parse("3")]);
-        assert!(with_modules("9").is_err());
-    }
-}
