@@ -42,7 +42,7 @@ macro_rules! structure {
 
 /// A value whose contents do not matter.
 fn zeroed<T: Copy>() -> T {
-    // SAFETY: the bindings are plain integers and arrays of integers, for which all-zero bits are a
+    // SAFETY: the bindings are plain numbers and arrays of integers, for which all-zero bits are a
     // valid value.
     unsafe { std::mem::zeroed() }
 }
@@ -77,6 +77,8 @@ fn structures() -> Facts {
             own_headers,
             details,
             own_details,
+            norm_words,
+            own_norm_words,
             leave_claim,
             reserved,
             pull_flags
@@ -101,6 +103,8 @@ fn structures() -> Facts {
             peer_header,
             own_detail,
             peer_detail,
+            own_norm_words,
+            peer_norm_words,
             padding_end,
         }
     );
@@ -120,6 +124,13 @@ fn structures() -> Facts {
             timeout_ns,
             header,
             detail,
+            norm_words,
+            residual,
+            weight,
+            hidden,
+            epsilon,
+            weight_offset,
+            reserved,
             rank,
             flags
         }
@@ -153,7 +164,15 @@ fn constants() -> Facts {
         PEERSUM_DETAIL_BUFFER_SHIFT,
         PEERSUM_DETAIL_BUFFER_BITS,
         PEERSUM_DETAIL_OFFSET_BITS,
+        PEERSUM_MAX_HIDDEN,
+        PEERSUM_MAX_ROW_UNITS_PER_THREAD,
+        PEERSUM_NORM_WORDS,
+        PEERSUM_NORM_WORD_EPSILON,
+        PEERSUM_NORM_WORD_OFFSET,
+        PEERSUM_NORM_MARK_SHIFT,
+        PEERSUM_NORM_VALUE_SHIFT,
         PEERSUM_OPERATION_ALL_REDUCE,
+        PEERSUM_OPERATION_RMS_NORM,
         PEERSUM_FLAG_SOURCE_ALIGNED,
         PEERSUM_FLAG_ONE_DEVICE,
         PEERSUM_FAMILY_PUSH,

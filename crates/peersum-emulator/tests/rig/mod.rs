@@ -340,6 +340,7 @@ impl World {
             header: header::<T>(call, arrays.len),
             // The first buffer. That the ranks' parts of it are aligned differently is not told.
             detail: u64::from(call.symmetric) << PEERSUM_DETAIL_BUFFER_SHIFT,
+            ..PeersumParams::default()
         }
     }
 
