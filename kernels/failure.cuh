@@ -39,7 +39,8 @@ PEERSUM_DEVICE CallDescription describe_call([[maybe_unused]] const PeersumParam
 }
 
 #ifdef PEERSUM_MODULE_NORM
-// A norm word that this rank has sent for its call with this header; 0 if it sent none, or none yet.
+// A norm word that this rank has sent for its call with this header; 0 if it sent none, or none
+// yet.
 PEERSUM_DEVICE peersum_u64 own_norm_word(const PeersumControl* control, peersum_u64 header,
                                          peersum_u32 word) {
     if (!is_normalised(header)) return 0;
@@ -118,8 +119,7 @@ extern "C" __device__ __noinline__ void peersum_leave(const PeersumParams& param
 #ifdef PEERSUM_MODULE_NORM
 #pragma unroll 1
     for (peersum_u32 word = 0; word < PEERSUM_NORM_WORDS; ++word) {
-        st_relaxed_sys_u64(&status->own_norm_words[word],
-                           own_norm_word(control, own.header, word));
+        st_relaxed_sys_u64(&status->own_norm_words[word], own_norm_word(control, own.header, word));
         st_relaxed_sys_u64(&status->peer_norm_words[word],
                            ld_relaxed_sys_u64(&control->norm_words[ring][peer][word]));
     }

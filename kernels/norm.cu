@@ -84,7 +84,7 @@ PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffe
             sums.push(k, squares_of_unit(r));
         }
     }
-    const float sum = sum_over_block(position, sums.total(rows.per_thread), is_odd);
+    const float sum = sum_over_block(position, rows.memory, sums.total(rows.per_thread), is_odd);
     const float scale = scale_of_row(buffers.params, sum);
     if (is_kept) {
 #pragma unroll
@@ -97,8 +97,8 @@ PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffe
 #pragma unroll 1
         for (peersum_u32 k = 0; k < rows.own; ++k) {
             const Unit r = ld_global_v4(buffers.kept(first + k));
-            st_global_v4(buffers.output(first + k), normalise(buffers.params, r, scale,
-                                                              buffers.weight(rows.first + k)));
+            st_global_v4(buffers.output(first + k),
+                         normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
         }
     }
     return !lost;
@@ -110,8 +110,8 @@ PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffe
 
 // A signal thread's exchange of the norm words with its peer, within the call: the peer sends them
 // from the same call, so this waits no longer than the data does. Removes the words once they are
-// all compared. Relaxed: the words are compared as a whole and order nothing. Not inlined, so that the
-// threads that handle units keep no registers for it.
+// all compared. Relaxed: the words are compared as a whole and order nothing. Not inlined, so that
+// the threads that handle units keep no registers for it.
 extern "C" __device__ __noinline__ void peersum_exchange_norm_words(const PeersumParams& params,
                                                                     peersum_u64 header,
                                                                     peersum_u32 step) {
@@ -184,10 +184,10 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 #pragma unroll 1
         for (peersum_u32 k = 0; k < rows.own; ++k) {
             const Unit own = ld_global_v4(unit_address(params.input, first + k));
-            send_to_all(params,
-                        send_offset(params,
-                                    slots + slots_offset(slot_unit(rows, position, row, k))),
-                        sendable(own));
+            send_to_all(
+                params,
+                send_offset(params, slots + slots_offset(slot_unit(rows, position, row, k))),
+                sendable(own));
         }
     };
     // A row is on its way while the one before it is awaited.
@@ -205,8 +205,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
                 if (!collect(call, receive_address(params, slot), received)) return false;
                 if (unit == position.block * rows.units + rows.first) allow_next_kernel();
                 Unit own = EMPTY_UNIT;
-                if (KEEPS_OWN)
-                    own = sendable(ld_global_v4(unit_address(params.input, unit)));
+                if (KEEPS_OWN) own = sendable(ld_global_v4(unit_address(params.input, unit)));
                 s = reduce_received(received, own);
                 return true;
             });
@@ -217,9 +216,9 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 
 #endif
 
-// Normalises rows of `input`, which an earlier kernel has reduced. Behind a call of several ranks it
-// also exchanges that call's norm words, so it allows no next kernel before it ends: until then a
-// peer's part of it may need the seats.
+// Normalises rows of `input`, which an earlier kernel has reduced. Behind a call of several ranks
+// it also exchanges that call's norm words, so it allows no next kernel before it ends: until then
+// a peer's part of it may need the seats.
 PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
     const Rows rows = rows_of(params, position);
@@ -240,11 +239,10 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = position.block; row < rows.count; row += position.blocks) {
-        normalise_row(position, buffers, rows, row, is_odd, false,
-                      [&](peersum_u32 unit, Unit& s) {
-                          s = ld_global_v4(unit_address(params.input, unit));
-                          return true;
-                      });
+        normalise_row(position, buffers, rows, row, is_odd, false, [&](peersum_u32 unit, Unit& s) {
+            s = ld_global_v4(unit_address(params.input, unit));
+            return true;
+        });
         is_odd = !is_odd;
     }
 }

@@ -87,7 +87,8 @@ PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32 threads) {
 // Threads of a warp that exchange registers.
 constexpr peersum_u32 LANES = PEERSUM_WARP_THREADS;
 
-// The value of the thread whose lane differs in the bits of `mask`. All threads of the warp call it.
+// The value of the thread whose lane differs in the bits of `mask`. All threads of the warp call
+// it.
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     float other;
     asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;"
@@ -96,12 +97,33 @@ PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     return other;
 }
 
-// Memory of the block: one float32 for each warp, twice.
-constexpr peersum_u32 BLOCK_FLOATS = 2 * (PEERSUM_MAX_THREADS / LANES);
+// Memory of the block: one float32 for each warp, twice. Every call makes memory of its own, so an
+// entry point calls this once. Declared in PTX, because nvcc and NVRTC make different code for
+// pointers to shared memory, and name a local variable after the path of its file.
+struct BlockMemory {
+    peersum_u32 address;
+};
 
-PEERSUM_DEVICE float* block_floats() {
-    __shared__ alignas(16) float memory[BLOCK_FLOATS];
+PEERSUM_DEVICE BlockMemory block_memory() {
+    static_assert(2 * PEERSUM_MAX_THREADS / LANES == 32, "the size below, in float32");
+    BlockMemory memory;
+    asm volatile("{\n\t.shared .align 16 .b8 floats[128];\n\tmov.u32 %0, floats;\n\t}"
+                 : "=r"(memory.address));
     return memory;
+}
+
+// `index` counts float32 values.
+PEERSUM_DEVICE void st_shared_f32(BlockMemory memory, peersum_u32 index, float value) {
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(memory.address + index * 4), "f"(value)
+                 : "memory");
+}
+
+// Four values from `index` on, a multiple of four.
+PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, float (&value)[4]) {
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(value[0]), "=f"(value[1]), "=f"(value[2]), "=f"(value[3])
+                 : "r"(memory.address + index * 4)
+                 : "memory");
 }
 
 // As bar_sync; also returns true on every thread if `value` is true on any.

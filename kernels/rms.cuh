@@ -22,6 +22,8 @@ struct Rows {
     peersum_u32 first;
     // Units of this thread in a row; 0 for a thread behind the end of the row.
     peersum_u32 own;
+    // For the sums of the warps.
+    BlockMemory memory;
 };
 
 // The fewest units a thread, a power of two, with which the block's data threads cover a row.
@@ -32,6 +34,7 @@ PEERSUM_DEVICE peersum_u32 units_per_thread(peersum_u32 units, peersum_u32 threa
     return per_thread;
 }
 
+// Call it once an entry point.
 PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& position) {
     Rows rows;
     rows.units = params.hidden / PER_UNIT;
@@ -40,6 +43,7 @@ PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& p
     rows.first = position.thread * rows.per_thread;
     const peersum_u32 behind = rows.first < rows.units ? rows.units - rows.first : 0;
     rows.own = behind < rows.per_thread ? behind : rows.per_thread;
+    rows.memory = block_memory();
     return rows;
 }
 
@@ -101,19 +105,26 @@ private:
 // Adds the sums of all data threads of the block; every thread gets the total. Warps exchange
 // through block memory, in the half that `is_odd` selects: a thread that is still reading the sums
 // of one row has not arrived at the barrier of the next, so nobody stores into the same half.
-PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, float sum, bool is_odd) {
+PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, BlockMemory memory, float sum,
+                                    bool is_odd) {
 #pragma unroll
     for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
         sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
     if (position.threads <= LANES) return sum;
     constexpr int MOST_WARPS = PEERSUM_MAX_THREADS / LANES;
-    float* sums = block_floats() + (is_odd ? MOST_WARPS : 0);
-    if (position.thread % LANES == 0) sums[position.thread / LANES] = sum;
+    const peersum_u32 sums = is_odd ? MOST_WARPS : 0;
+    if (position.thread % LANES == 0) st_shared_f32(memory, sums + position.thread / LANES, sum);
     barrier_cta_sync_data(position.threads);
-    const int warps = static_cast<int>(position.threads / LANES);
+    const peersum_u32 warps = position.threads / LANES;
     float warp[MOST_WARPS];
 #pragma unroll
-    for (int w = 0; w < MOST_WARPS; ++w) warp[w] = w < warps ? sums[w] : 0.0f;
+    for (int w = 0; w < MOST_WARPS; w += 4) {
+        // Four warps at a time; those that are not there have no sum.
+        float four[4] = {0, 0, 0, 0};
+        if (w < warps) ld_shared_v4_f32(memory, sums + w, four);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) warp[w + k] = w + k < warps ? four[k] : 0.0f;
+    }
 #pragma unroll
     for (int apart = 1; apart < MOST_WARPS; apart *= 2) {
 #pragma unroll

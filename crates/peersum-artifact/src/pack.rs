@@ -248,7 +248,7 @@ mod tests {
     use crate::{Arch, Digest, ModuleKey, PtxVersion, Target};
 
     /// A manifest of no modules.
-    const EMPTY: &str = r#"{"schema": 1, "peersum_version": "0.1.0",
+    const EMPTY: &str = r#"{"schema": 2, "peersum_version": "0.1.0",
         "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"},
         "flags": [], "sources": [], "modules": []}"#;
 

@@ -141,7 +141,7 @@ fn each_field_of_another_type_is_named() {
 fn a_newer_schema_asks_to_update_before_anything_else_is_looked_at() {
     let error = Manifest::parse(r#"{"schema": 3, "modules": "in another form"}"#).unwrap_err();
     assert!(
-        matches!(error, SchemaError::NewerSchema { found: 2 }),
+        matches!(error, SchemaError::NewerSchema { found: 3 }),
         "{error}"
     );
     assert!(error.to_string().contains("update peersum"), "{error}");

@@ -191,8 +191,8 @@ pub fn add_residual<T: ReferenceElement>(sum: &[T], residual: &[T]) -> Vec<T> {
 ///
 /// For a row `r`, in float32, each operation rounded to nearest:
 ///
-/// 1. `q[i] = r[i] * r[i]`. The sum adds adjacent pairs, level by level, in index order, padded with
-///    +0 to a power of two.
+/// 1. `q[i] = r[i] * r[i]`. The sum adds adjacent pairs, level by level, in index order, padded
+///    with +0 to a power of two.
 /// 2. `k = 1 / sqrt(sum / hidden + epsilon)`, four operations.
 /// 3. `n[i] = round((r[i] * k) * (weight_offset + weight[i]))`.
 ///

@@ -12,8 +12,8 @@ use std::str::FromStr;
 
 /// Compile the kernel matrix to cubins and a manifest
 ///
-/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8, and norm for
-/// world sizes 1 to 8) and
+/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8, and norm
+/// for world sizes 1 to 8) and
 /// architecture, and a manifest.json that describes them. Compiles only what has changed. Replaces
 /// the output directory as a whole, so it is complete at any moment.
 #[derive(Debug, Clone, Default, Args)]

@@ -79,6 +79,9 @@ impl Answer {
     }
 }
 
+/// The families that the small kernels have.
+const FAMILIES: [&str; 2] = ["--family", "push,pull"];
+
 /// The contents of a directory by file name.
 pub(crate) type Snapshot = BTreeMap<String, Vec<u8>>;
 
@@ -178,6 +181,9 @@ impl Checkout {
             archs,
         ]);
         command.arg("--kernels").arg(self.kernels()).args(arguments);
+        if !arguments.contains(&"--family") {
+            command.args(FAMILIES);
+        }
         if !arguments.contains(&"--out") {
             command.arg("--out").arg(self.out());
         }
@@ -199,6 +205,7 @@ impl Checkout {
             "sm_90",
         ]);
         command
+            .args(FAMILIES)
             .arg("--kernels")
             .arg(self.kernels())
             .arg("--out")

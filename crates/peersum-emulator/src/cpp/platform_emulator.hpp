@@ -43,7 +43,16 @@ constexpr peersum_u32 LANES = emulator::WARP;
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     return emulator::exchange_with_lane(value, mask);
 }
-PEERSUM_DEVICE float* block_floats() { return emulator::current.memory->floats; }
+struct BlockMemory {
+    float* floats;
+};
+PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{emulator::current.memory->floats}; }
+PEERSUM_DEVICE void st_shared_f32(BlockMemory memory, peersum_u32 index, float value) {
+    memory.floats[index] = value;
+}
+PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, float (&value)[4]) {
+    for (int k = 0; k < 4; ++k) value[k] = memory.floats[index + k];
+}
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here.
 PEERSUM_DEVICE void griddepcontrol_wait() {}

@@ -19,8 +19,8 @@ struct alignas(64) BlockBarriers {
     peersum_u32 split_generation;
 };
 
-// Threads of a warp. More than one, so that every level of a sum over a block is there; fewer than a
-// GPU's, so that small blocks have several warps.
+// Threads of a warp. More than one, so that every level of a sum over a block is there; fewer than
+// a GPU's, so that small blocks have several warps.
 constexpr peersum_u32 WARP = 4;
 
 // What the threads of one block exchange outside the ranks' memory; zeroed at first. Only kernels

@@ -260,86 +260,75 @@ fn a_row_does_not_depend_on_its_batch() {
     }
 }
 
+/// The error of a call that was refused for its arguments.
+fn refused(outcome: Result<(), Error>) -> NormError {
+    match outcome {
+        Err(Error::Norm(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
-fn what_does_not_fit_is_refused_with_a_typed_error_and_nothing_is_launched() {
+fn numbers_that_no_norm_has_are_refused() {
+    on_ranks(2, settings, |comm| {
+        let weight = EmulatorBuffer::from_slice(&[bf16::ONE; 64]);
+        let mut buffer = EmulatorBuffer::from_slice(&[bf16::ONE; 256]);
+        for (epsilon, weight_offset, expected) in [
+            (-1.0, 0.0, "epsilon"),
+            (f32::NAN, 0.0, "epsilon"),
+            (f32::INFINITY, 0.0, "epsilon"),
+            (0.0, f32::NAN, "weight_offset"),
+            (0.0, f32::NEG_INFINITY, "weight_offset"),
+        ] {
+            let norm = RmsNorm {
+                weight: &weight,
+                epsilon,
+                weight_offset,
+            };
+            match refused(comm.all_reduce_rms_norm_in_place(&mut buffer, &norm)) {
+                NormError::Parameter { name, .. } => assert_eq!(name, expected),
+                other => panic!("{other}"),
+            }
+        }
+    });
+}
+
+#[test]
+fn buffers_that_do_not_fit_are_refused_and_nothing_is_launched() {
     on_ranks(2, settings, |comm| {
         let weight = EmulatorBuffer::from_slice(&[bf16::ONE; 64]);
         let input = EmulatorBuffer::from_slice(&[bf16::ONE; 256]);
         let mut residual = EmulatorBuffer::from_slice(&[bf16::ONE; 256]);
         let mut output = EmulatorBuffer::from_slice(&[bf16::ONE; 256]);
-        let norm = |epsilon, weight_offset| RmsNorm {
+        let good = RmsNorm {
             weight: &weight,
-            epsilon,
-            weight_offset,
+            epsilon: 1e-6,
+            weight_offset: 0.0,
         };
-        let good = norm(1e-6, 0.0);
-        let refused = |outcome: Result<(), Error>| match outcome {
-            Err(Error::Norm(error)) => error,
-            other => panic!("{other:?}"),
-        };
-        for epsilon in [-1.0, f32::NAN, f32::INFINITY] {
-            let error = refused(comm.all_reduce_rms_norm(&input, &norm(epsilon, 0.0), &mut output));
-            assert!(
-                matches!(
-                    error,
-                    NormError::Parameter {
-                        name: "epsilon",
-                        ..
-                    }
-                ),
-                "{error}"
-            );
-        }
-        let error = refused(comm.all_reduce_rms_norm(&input, &norm(0.0, f32::NAN), &mut output));
-        assert!(
-            matches!(
-                error,
-                NormError::Parameter {
-                    name: "weight_offset",
-                    ..
-                }
-            ),
-            "{error}"
-        );
         let error =
             refused(comm.all_reduce_rms_norm_in_place(&mut output.slice_mut(0..200), &good));
-        assert_eq!(
-            error,
-            NormError::Rows {
-                elements: 200,
-                hidden: 64
-            }
-        );
+        let (elements, hidden) = (200, 64);
+        assert_eq!(error, NormError::Rows { elements, hidden });
         for hidden in [0, 12] {
-            let odd = weight.slice(0..hidden);
             let norm = RmsNorm {
-                weight: &odd,
-                ..RmsNorm {
-                    weight: &odd,
-                    epsilon: 0.0,
-                    weight_offset: 0.0,
-                }
+                weight: &weight.slice(0..hidden),
+                epsilon: 0.0,
+                weight_offset: 0.0,
             };
             let error = refused(comm.all_reduce_rms_norm(&input, &norm, &mut output));
             assert_eq!(error, NormError::Hidden { hidden, unit: 8 });
         }
         let outcome = comm.all_reduce_rms_norm(&input, &good, &mut output.slice_mut(0..64));
-        assert!(matches!(
-            outcome,
-            Err(Error::LengthMismatch {
-                input: 256,
-                output: 64
-            })
-        ));
+        let is_mismatch = matches!(outcome, Err(Error::LengthMismatch { output: 64, .. }));
+        assert!(is_mismatch, "{outcome:?}");
         let mut short = residual.slice_mut(0..64);
         let error = refused(comm.all_reduce_add_rms_norm(&input, &mut short, &good, &mut output));
-        assert_eq!(
-            error,
-            NormError::ResidualLength {
-                input: 256,
-                residual: 64
-            }
-        );
+        let (input_len, residual_len) = (256, 64);
+        let expected = NormError::ResidualLength {
+            input: input_len,
+            residual: residual_len,
+        };
+        assert_eq!(error, expected);
         let mut misaligned = output.slice_mut(1..65);
         let error = refused(comm.all_reduce_rms_norm_in_place(&mut misaligned, &good));
         assert!(matches!(error, NormError::Misaligned { .. }), "{error}");

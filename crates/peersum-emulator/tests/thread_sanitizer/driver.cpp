@@ -86,7 +86,8 @@ void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u
     pthread_t handles[2 * THREADS];
     for (peersum_u32 t = 0; t < blocks * THREADS; ++t) {
         const emulator::Thread identity{
-            t % THREADS, THREADS, t / THREADS, blocks, &barriers[t / THREADS], seed * 64 + t + 1};
+            t % THREADS, THREADS,          t / THREADS, blocks, &barriers[t / THREADS],
+            nullptr,     seed * 64 + t + 1};
         threads[t] = EmulatedThread{entry, &params, identity};
         if (pthread_create(&handles[t], nullptr, run_thread, &threads[t]) != 0) abort();
     }

@@ -2,6 +2,7 @@
 
 mod abort;
 mod agreement;
+mod alone;
 mod bare_launch;
 mod builder;
 mod call;

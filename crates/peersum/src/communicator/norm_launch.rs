@@ -5,24 +5,15 @@ use peersum_kernels::abi::{self, PeersumParams};
 
 use super::call::Call;
 use super::connected::Connected;
-use super::modules::Modules;
 use super::state::Communicator;
 use crate::call_signature::{NormSignature, unit_elements};
 use crate::device::{Device, LaunchShape};
 use crate::dispatch::{LaunchLimits, Plan, Route, Topology};
 use crate::error::Error;
-use crate::loader::LoadReport;
 use crate::norm_error::NormError;
 
 /// Lanes of an emulated warp. The number of threads is a multiple of it, as of a warp on a GPU.
 const EMULATED_LANES: u32 = 4;
-
-/// What a rank without peers needs to normalise rows.
-pub(super) struct Alone<D: Device> {
-    pub(super) modules: Modules<D>,
-    pub(super) limits: LaunchLimits,
-    pub(super) reports: Vec<LoadReport>,
-}
 
 /// A call with RMSNorm.
 #[derive(Clone, Copy)]

@@ -37,8 +37,8 @@ impl<D: Device> Communicator<D> {
     /// weight may differ: each rank normalises with its own.) After a failure the output holds NaN.
     ///
     /// # Errors
-    /// [`Error::Norm`] and [`Error::LengthMismatch`] for arguments that do not fit each other; those
-    /// of [`Communicator::all_reduce`].
+    /// [`Error::Norm`] and [`Error::LengthMismatch`] for arguments that do not fit each other;
+    /// those of [`Communicator::all_reduce`].
     pub fn all_reduce_rms_norm<T, I, W, O>(
         &mut self,
         input: &I,

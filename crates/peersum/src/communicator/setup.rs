@@ -6,11 +6,11 @@ use peersum_artifact::WorldSize;
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::agreement::{agree_on_limits, exchange_settings};
+use super::alone::Alone;
 use super::builder::CommunicatorBuilder;
 use super::connected::Connected;
 use super::layout::{ArenaLayout, RANKS, StartEpochs, control_bytes, initial_control};
 use super::modules::Modules;
-use super::norm_launch::Alone;
 use super::occupancy::{GroupOnDevice, Occupancy, thread_limits};
 use super::probe::{nanoseconds, probe_bytes};
 use super::processes;

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::abort::AbortHandle;
+use super::alone::Alone;
 use super::builder::CommunicatorBuilder;
 use super::connected::Connected;
-use super::norm_launch::Alone;
 use super::stream_claim::StreamClaim;
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity};

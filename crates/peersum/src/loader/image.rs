@@ -48,7 +48,8 @@ pub struct LoadedImage {
     /// The target it was compiled for: machine code, or PTX that the driver compiles. It serves the
     /// device and need not be the device's own.
     pub target: Target,
-    /// The kernels, in the order of [`ModuleKey::algorithms`](peersum_artifact::ModuleKey::algorithms).
+    /// The kernels, in the order of
+    /// [`ModuleKey::algorithms`](peersum_artifact::ModuleKey::algorithms).
     pub entry_points: Vec<EntryPoint>,
     /// Where it came from.
     pub report: LoadReport,

@@ -94,7 +94,7 @@ fn record_manifests() {
     write(
         "manifest",
         "refused.field_twice.json",
-        br#"{"schema":1,"schema":1}"#,
+        br#"{"schema":2,"schema":2}"#,
     );
 }
 

@@ -17,7 +17,7 @@ use peersum_artifact::{
 use crate::toolchain;
 
 /// Stand-ins that compile quickly; all else about them is as with the real kernels.
-const SOURCES: [(&str, &str); 3] = [
+const SOURCES: [(&str, &str); 4] = [
     (
         "stand_in.cuh",
         "#define NAME3(family, algorithm, dtype, ws) \\\n\
@@ -36,6 +36,11 @@ const SOURCES: [(&str, &str); 3] = [
     (
         "pull.cu",
         "#include \"stand_in.cuh\"\nKERNEL(pull, one_shot, 3)\nKERNEL(pull, two_shot, 4)\n",
+    ),
+    (
+        "norm.cu",
+        "#include \"stand_in.cuh\"\nKERNEL(norm, rows, 5)\n\
+         #if PEERSUM_WORLD_SIZE > 1\nKERNEL(norm, one_shot, 6)\n#endif\n",
     ),
 ];
 

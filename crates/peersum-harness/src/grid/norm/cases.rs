@@ -94,8 +94,8 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
     }
 }
 
-/// The configurations that the settings select. Forms, contents and numbers take turns, so that each
-/// meets every route, type and size.
+/// The configurations that the settings select. Forms, contents and numbers take turns, so that
+/// each meets every route, type and size.
 pub(super) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
