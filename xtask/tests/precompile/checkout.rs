@@ -193,6 +193,11 @@ impl Checkout {
 
     /// `precompile --check` of the same.
     pub(crate) fn check(&self) -> Command {
+        self.check_of(FAMILIES[1])
+    }
+
+    /// The same of these families.
+    pub(crate) fn check_of(&self, families: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
         command.args([
             "precompile",
@@ -205,7 +210,7 @@ impl Checkout {
             "sm_90",
         ]);
         command
-            .args(FAMILIES)
+            .args(["--family", families])
             .arg("--kernels")
             .arg(self.kernels())
             .arg("--out")

@@ -153,8 +153,7 @@ fn a_check_beside_runs_that_replace_the_output_always_finds_it_whole() {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-            let mut command = checkout.check();
-            Answer::of(command.args(["--family", "push"])).succeeded();
+            Answer::of(&mut checkout.check_of("push")).succeeded();
         }
     });
     assert_eq!(snapshot(&out), first);
