@@ -227,9 +227,13 @@ typedef struct PeersumParams {
     peersum_u64 header;
     /* This call's detail without the sequence. Unused for an ordinary source. */
     peersum_u64 detail;
-    /* The rest but for `rank` and `flags` is for the entry points of norm.cu alone. They need
-     * `elements` to be a multiple of `hidden`, `hidden` a multiple of a unit, and every address a
-     * multiple of PEERSUM_UNIT_BYTES.
+    peersum_u32 rank;
+    /* PEERSUM_FLAG_... */
+    peersum_u32 flags;
+    /* The rest is for the entry points of norm.cu alone. It stands last, so that what the other
+     * kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of
+     * `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of
+     * PEERSUM_UNIT_BYTES.
      * This call's norm words without the sequence. */
     peersum_u64 norm_words[PEERSUM_NORM_WORDS];
     /* Read and written in place; 0 if there is none. It overlaps no other buffer. */
@@ -241,9 +245,6 @@ typedef struct PeersumParams {
     float epsilon;
     float weight_offset;
     peersum_u32 reserved;
-    peersum_u32 rank;
-    /* PEERSUM_FLAG_... */
-    peersum_u32 flags;
 } PeersumParams;
 
 #endif

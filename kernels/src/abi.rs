@@ -257,7 +257,10 @@ pub struct PeersumParams {
     pub header: peersum_u64,
     /// This call's detail without the sequence. Unused for an ordinary source.
     pub detail: peersum_u64,
-    /// The rest but for `rank` and `flags` is for the entry points of norm.cu alone. They need `elements` to be a multiple of `hidden`, `hidden` a multiple of a unit, and every address a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
+    pub rank: peersum_u32,
+    /// PEERSUM_FLAG_...
+    pub flags: peersum_u32,
+    /// The rest is for the entry points of norm.cu alone. It stands last, so that what the other kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
     pub norm_words: [peersum_u64; 2usize],
     /// Read and written in place; 0 if there is none. It overlaps no other buffer.
     pub residual: peersum_u64,
@@ -268,9 +271,6 @@ pub struct PeersumParams {
     pub epsilon: f32,
     pub weight_offset: f32,
     pub reserved: peersum_u32,
-    pub rank: peersum_u32,
-    /// PEERSUM_FLAG_...
-    pub flags: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -316,30 +316,30 @@ const _: () = {
         "Offset of field: PeersumParams::detail",
     ][::core::mem::offset_of!(PeersumParams, detail) - 208usize];
     [
-        "Offset of field: PeersumParams::norm_words",
-    ][::core::mem::offset_of!(PeersumParams, norm_words) - 216usize];
-    [
-        "Offset of field: PeersumParams::residual",
-    ][::core::mem::offset_of!(PeersumParams, residual) - 232usize];
-    [
-        "Offset of field: PeersumParams::weight",
-    ][::core::mem::offset_of!(PeersumParams, weight) - 240usize];
-    [
-        "Offset of field: PeersumParams::hidden",
-    ][::core::mem::offset_of!(PeersumParams, hidden) - 248usize];
-    [
-        "Offset of field: PeersumParams::epsilon",
-    ][::core::mem::offset_of!(PeersumParams, epsilon) - 252usize];
-    [
-        "Offset of field: PeersumParams::weight_offset",
-    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 256usize];
-    [
-        "Offset of field: PeersumParams::reserved",
-    ][::core::mem::offset_of!(PeersumParams, reserved) - 260usize];
-    [
         "Offset of field: PeersumParams::rank",
-    ][::core::mem::offset_of!(PeersumParams, rank) - 264usize];
+    ][::core::mem::offset_of!(PeersumParams, rank) - 216usize];
     [
         "Offset of field: PeersumParams::flags",
-    ][::core::mem::offset_of!(PeersumParams, flags) - 268usize];
+    ][::core::mem::offset_of!(PeersumParams, flags) - 220usize];
+    [
+        "Offset of field: PeersumParams::norm_words",
+    ][::core::mem::offset_of!(PeersumParams, norm_words) - 224usize];
+    [
+        "Offset of field: PeersumParams::residual",
+    ][::core::mem::offset_of!(PeersumParams, residual) - 240usize];
+    [
+        "Offset of field: PeersumParams::weight",
+    ][::core::mem::offset_of!(PeersumParams, weight) - 248usize];
+    [
+        "Offset of field: PeersumParams::hidden",
+    ][::core::mem::offset_of!(PeersumParams, hidden) - 256usize];
+    [
+        "Offset of field: PeersumParams::epsilon",
+    ][::core::mem::offset_of!(PeersumParams, epsilon) - 260usize];
+    [
+        "Offset of field: PeersumParams::weight_offset",
+    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 264usize];
+    [
+        "Offset of field: PeersumParams::reserved",
+    ][::core::mem::offset_of!(PeersumParams, reserved) - 268usize];
 };
