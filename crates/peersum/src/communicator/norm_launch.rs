@@ -170,8 +170,8 @@ impl<D: Device> Communicator<D> {
         Ok(())
     }
 
-    /// Launches the kernel that normalises rows of a sum. `reduced` is the plan and the parameters of
-    /// the call that made the sum, if peersum's kernels did: the ranks then compare norm words.
+    /// Launches the kernel that normalises rows of a sum. `reduced` is the plan and the parameters
+    /// of the call that made the sum, if peersum's kernels did: the ranks then compare norm words.
     fn normalise_rows(
         &self,
         norm: NormCall,
@@ -212,8 +212,8 @@ impl<D: Device> Communicator<D> {
         Ok(())
     }
 
-    /// The block for a call's rows. A forced plan limits its threads, so that tests can choose them.
-    /// On the emulator every plan does, because threads are expensive there.
+    /// The block for a call's rows. A forced plan limits its threads, so that tests can choose
+    /// them. On the emulator every plan does, because threads are expensive there.
     fn row_shape(
         &self,
         norm: &NormCall,
