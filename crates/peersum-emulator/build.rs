@@ -5,10 +5,18 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
-use peersum_artifact::ModuleKey;
+use peersum_artifact::{Dtype, Family, ModuleKey};
 
-/// The number of protocols that are broken on purpose: see `PEERSUM_BREAK` in `call.cuh`.
-const BREAKS: u32 = 6;
+/// The protocols that are broken on purpose, by their number in `call.cuh`, and the families whose
+/// code each one changes.
+const BREAKS: [(u32, &[Family]); 6] = [
+    (1, &[Family::Push]),
+    (2, &[Family::Pull]),
+    (3, &[Family::Push]),
+    (4, &[Family::Push, Family::Pull]),
+    (5, &[Family::Pull]),
+    (6, &[Family::Push, Family::Pull]),
+];
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -106,21 +114,23 @@ impl Module {
     }
 }
 
-/// The negative controls, for the smallest even and odd group, and for every type because a
-/// communicator loads the modules of all types.
+/// The negative controls, for the smallest even and odd group, and for the types that the tests
+/// call.
 fn broken_modules() -> Vec<Module> {
     if env::var_os("CARGO_FEATURE_BROKEN_KERNELS").is_none() {
         return Vec::new();
     }
-    ModuleKey::all()
-        .filter(|key| key.world_size.get() <= 3)
-        .flat_map(|key| {
-            (1..=BREAKS).map(move |number| Module {
-                key,
-                broken: Some(number),
-            })
+    let keys = ModuleKey::all()
+        .filter(|key| key.world_size.get() <= 3 && [Dtype::Bf16, Dtype::F32].contains(&key.dtype));
+    let broken_in = |key: ModuleKey| {
+        let breaks = BREAKS.iter();
+        let here = breaks.filter(move |(_, families)| families.contains(&key.family));
+        here.map(move |&(number, _)| Module {
+            key,
+            broken: Some(number),
         })
-        .collect()
+    };
+    keys.flat_map(broken_in).collect()
 }
 
 fn entry_point_table(modules: &[Module]) -> String {

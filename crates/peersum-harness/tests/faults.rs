@@ -20,7 +20,13 @@ fn every_fault_is_told_to_all_ranks_and_the_process_lives_on() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    for case in ["TwoCommunicators", "AbsentRank", "Abort", "Disagreement"] {
+    for case in [
+        "TwoCommunicators",
+        "GraphReplays",
+        "AbsentRank",
+        "Abort",
+        "Disagreement",
+    ] {
         assert!(text.contains(&format!("{case}: passed")), "{case}");
     }
 }

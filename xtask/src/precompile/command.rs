@@ -1,4 +1,4 @@
-//! The nvcc command that compiles a module, and how it is shown to people.
+//! The nvcc commands that compile a module, and how they are shown to people.
 
 use super::inputs::Inputs;
 use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc, confine};
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use xshell::{Shell, cmd};
 
-/// The one command that makes a target of a module, to be run in `directory`.
+/// The command that makes a target of a module from its source, to be run in `directory`.
 ///
 /// # Errors
 /// The current directory is gone.
@@ -44,6 +44,29 @@ pub(crate) fn nvcc_command(
     )
     .args(["--keep", "-o", &file])
     .arg(source);
+    let mut command = Command::from(command);
+    confine(&mut command, directory);
+    Ok(command)
+}
+
+/// The command that makes a cubin of a module from its PTX, to be run in `directory`.
+///
+/// # Errors
+/// The current directory is gone.
+pub(crate) fn assemble_command(
+    nvcc: &Nvcc,
+    inputs: &Inputs,
+    module: ModuleKey,
+    ptx: &Path,
+    target: Target,
+    directory: &Path,
+) -> anyhow::Result<Command> {
+    let shell = Shell::new()?;
+    let program = &nvcc.program;
+    let arch = format!("-arch={target}");
+    let flags = &inputs.flags;
+    let file = target.file_name(&module);
+    let command = cmd!(shell, "{program} -cubin {arch} {flags...} -o {file}").arg(escaped(ptx));
     let mut command = Command::from(command);
     confine(&mut command, directory);
     Ok(command)

@@ -1,6 +1,6 @@
-//! One nvcc process: its run, its failures, and its results.
+//! One job: from a module's source to PTX once, and from there to its files.
 
-use super::command::{nvcc_command, shown};
+use super::command::{assemble_command, nvcc_command, shown};
 use super::inputs::Inputs;
 use super::ptx_entries::{PtxEntry, ptx_entries};
 use crate::output::Staging;
@@ -14,14 +14,15 @@ use peersum_artifact::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::Path;
-use std::process::ExitStatus;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 
-/// The files that one compiler process makes: a cubin, the PTX on the way to it, or both.
+/// The files of one module that are made from the same PTX.
 #[derive(Debug, Clone)]
 pub(crate) struct Job {
     pub(crate) module: ModuleKey,
-    pub(crate) arch: Arch,
+    /// The architecture of the PTX.
+    pub(crate) ptx_arch: Arch,
     /// What is made, and the key that each file is stored under.
     pub(crate) files: Vec<(Target, Digest)>,
 }
@@ -47,17 +48,28 @@ pub(crate) struct Compiled {
 }
 
 impl Job {
-    /// Module and target in one word, for messages and directories: `peersum_push_bf16_ws8.sm_90`.
+    /// Module and targets in one word, for messages and directories:
+    /// `peersum_push_bf16_ws8.sm_100+sm_120`. PTX is named only if no cubin is made.
     pub(crate) fn label(&self) -> String {
-        format!("{}.{}", self.module, self.compiled_target())
+        let cubins: Vec<String> = self.cubins().map(|target| target.to_string()).collect();
+        match cubins.is_empty() {
+            true => format!("{}.{}", self.module, Target::Ptx(self.ptx_arch)),
+            false => format!("{}.{}", self.module, cubins.join("+")),
+        }
     }
 
-    /// The target to pass to nvcc: the cubin if one is asked for, since its PTX is kept.
-    fn compiled_target(&self) -> Target {
-        let cubin = Target::Cubin(self.arch);
-        match self.files.iter().any(|(target, _)| *target == cubin) {
+    fn cubins(&self) -> impl Iterator<Item = Target> {
+        let targets = self.files.iter().map(|&(target, _)| target);
+        targets.filter(|target| matches!(target, Target::Cubin(_)))
+    }
+
+    /// The target of the process that reads the source: the cubin of the PTX's architecture if it
+    /// is asked for, since its PTX is kept.
+    fn first_target(&self) -> Target {
+        let cubin = Target::Cubin(self.ptx_arch);
+        match self.cubins().any(|target| target == cubin) {
             true => cubin,
-            false => Target::Ptx(self.arch),
+            false => Target::Ptx(self.ptx_arch),
         }
     }
 
@@ -80,7 +92,6 @@ impl Job {
             })
     }
 
-    /// Fills in the command and the output of `failure` as soon as they are known.
     fn compile(
         &self,
         nvcc: &Nvcc,
@@ -89,53 +100,38 @@ impl Job {
         failure: &mut Failure,
     ) -> anyhow::Result<Compiled> {
         let scratch = staging.scratch(&self.label())?;
-        let target = self.compiled_target();
-        let mut command = nvcc_command(nvcc, inputs, self.module, target, &scratch)?;
-        failure.command = shown(&command);
-        let output = command
-            .output()
-            .with_context(|| format!("cannot start `{}`", nvcc.program.display()))?;
-        // Both streams, for nothing that nvcc prints may be lost.
-        let text = [output.stdout, output.stderr].concat();
-        failure.output = String::from_utf8_lossy(&text).into_owned();
-        let status = output.status;
-        ensure!(status.success(), "nvcc failed: {}", ending(status));
-        let report = PtxasReport::parse(&failure.output);
-        let spills: Vec<String> = report
-            .spills()
-            .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
-            .collect();
-        ensure!(
-            spills.is_empty(),
-            "registers spill to memory in {}; lower the launch bounds of this world size or hold \
-             less in registers",
-            spills.join(", ")
-        );
+        let first = self.first_target();
+        let command = nvcc_command(nvcc, inputs, self.module, first, &scratch)?;
+        let mut reports = BTreeMap::from([(first, run_compiler(command, failure)?)]);
+        let ptx = match first {
+            Target::Ptx(_) => scratch.join(first.file_name(&self.module)),
+            Target::Cubin(_) => kept_ptx(&scratch)?,
+        };
+        for target in self.cubins().filter(|target| *target != first) {
+            let command = assemble_command(nvcc, inputs, self.module, &ptx, target, &scratch)?;
+            reports.insert(target, run_compiler(command, failure)?);
+        }
         // The compiler succeeded, so only its warnings may explain a failure.
-        failure.output = report.remarks.join("\n");
-        let modules = self.collect(target, &scratch, &report, inputs, staging)?;
+        let remarks = reports.values().flat_map(|report| &report.remarks);
+        let remarks: Vec<String> = remarks.cloned().collect();
+        failure.output = remarks.join("\n");
+        let modules = self.collect(&ptx, &scratch, &reports, inputs, staging)?;
         // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
         // the staging area.
         let _ = fs::remove_dir_all(&scratch);
-        Ok(Compiled {
-            modules,
-            remarks: report.remarks,
-        })
+        Ok(Compiled { modules, remarks })
     }
 
     /// Reads what the compiler wrote, checks it as a loader would, and stages it.
     fn collect(
         &self,
-        target: Target,
+        ptx: &Path,
         scratch: &Path,
-        report: &PtxasReport,
+        reports: &BTreeMap<Target, PtxasReport>,
         inputs: &Inputs,
         staging: &Staging,
     ) -> anyhow::Result<Vec<ManifestModule>> {
-        let ptx = match target {
-            Target::Ptx(_) => fs::read_to_string(scratch.join(target.file_name(&self.module)))?,
-            Target::Cubin(_) => kept_ptx(scratch)?,
-        };
+        let ptx = fs::read_to_string(ptx)?;
         let version = inspect_ptx(ptx.as_bytes())
             .context("the compiler wrote bad PTX")?
             .version;
@@ -158,7 +154,7 @@ impl Job {
                 sha256: Digest::of(&bytes),
                 closure_digest: closure.digest,
                 cache_key,
-                entry_points: self.entry_points(target, report, &entries)?,
+                entry_points: self.entry_points(reports.get(&target), &entries)?,
             };
             verify_bytes(&bytes, &module)
                 .context("the compiler's output is not what was asked for")?;
@@ -168,10 +164,10 @@ impl Job {
         Ok(modules)
     }
 
+    /// `report` is that of a cubin.
     fn entry_points(
         &self,
-        target: Target,
-        report: &PtxasReport,
+        report: Option<&PtxasReport>,
         entries: &BTreeMap<String, PtxEntry>,
     ) -> anyhow::Result<Vec<EntryPoint>> {
         self.module
@@ -184,24 +180,46 @@ impl Job {
                         self.module.source_root()
                     )
                 })?;
-                let resources = match target {
-                    Target::Ptx(_) => None,
-                    Target::Cubin(_) => Some(
-                        *report
-                            .functions
-                            .get(&name)
-                            .with_context(|| format!("ptxas reported nothing on `{name}`"))?,
-                    ),
-                };
+                let resources = report.map(|report| {
+                    let resources = report.functions.get(&name).copied();
+                    resources.with_context(|| format!("ptxas reported nothing on `{name}`"))
+                });
                 Ok(EntryPoint {
                     name,
-                    resources,
+                    resources: resources.transpose()?,
                     max_threads: ptx.max_threads,
                     pdl: ptx.waits_for_predecessor,
                 })
             })
             .collect()
     }
+}
+
+/// Runs one compiler process. Refuses code that spills registers.
+///
+/// Fills in the command and the output of `failure` as soon as they are known.
+fn run_compiler(mut command: Command, failure: &mut Failure) -> anyhow::Result<PtxasReport> {
+    failure.command = shown(&command);
+    let output = command
+        .output()
+        .with_context(|| format!("cannot start `{}`", command.get_program().display()))?;
+    // Both streams, for nothing that nvcc prints may be lost.
+    let text = [output.stdout, output.stderr].concat();
+    failure.output = String::from_utf8_lossy(&text).into_owned();
+    let status = output.status;
+    ensure!(status.success(), "nvcc failed: {}", ending(status));
+    let report = PtxasReport::parse(&failure.output);
+    let spills: Vec<String> = report
+        .spills()
+        .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
+        .collect();
+    ensure!(
+        spills.is_empty(),
+        "registers spill to memory in {}; lower the launch bounds of this world size or hold less \
+         in registers",
+        spills.join(", ")
+    );
+    Ok(report)
 }
 
 fn ending(status: ExitStatus) -> String {
@@ -221,11 +239,11 @@ fn ending(status: ExitStatus) -> String {
 
 /// The PTX that nvcc kept. Its name depends on the release, so it is found as the only file of its
 /// kind.
-fn kept_ptx(scratch: &Path) -> anyhow::Result<String> {
+fn kept_ptx(scratch: &Path) -> anyhow::Result<PathBuf> {
     for entry in fs::read_dir(scratch)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "ptx") {
-            return Ok(fs::read_to_string(&path)?);
+            return Ok(path);
         }
     }
     anyhow::bail!("nvcc kept no PTX of the module")

@@ -6,8 +6,8 @@ use super::matrix::Artifact;
 use crate::workers;
 use anyhow::{Context as _, bail};
 use peersum_artifact::{
-    CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule,
-    SchemaError, cache_key,
+    Arch, ArchVariant, CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest,
+    ManifestError, ManifestModule, SchemaError, Target, cache_key,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -19,7 +19,7 @@ use std::path::Path;
 pub(crate) struct Plan {
     /// Entries of the present manifest whose key and file are still right.
     pub(crate) reused: Vec<ManifestModule>,
-    /// One compiler process each, those that take longest first.
+    /// Those that take longest first.
     pub(crate) jobs: Vec<Job>,
 }
 
@@ -51,25 +51,41 @@ impl Plan {
             let (artifact, key, entry) = planned?;
             match entry {
                 Some(entry) => reused.push(entry),
-                // One process makes a cubin and the PTX of the same architecture: it makes the PTX
-                // anyway.
                 None => {
                     let (module, target) = artifact;
-                    let files: &mut Vec<_> = jobs.entry((module, target.arch())).or_default();
+                    let files: &mut Vec<_> = jobs.entry((module, ptx_arch(target))).or_default();
                     files.push((target, key));
                 }
             }
         }
         let jobs = jobs.into_iter();
         let mut jobs: Vec<Job> = jobs
-            .map(|((module, arch), files)| Job {
+            .map(|((module, ptx_arch), files)| Job {
                 module,
-                arch,
+                ptx_arch,
                 files,
             })
             .collect();
         jobs.sort_by_key(|job| Reverse(job.module.world_size));
         Ok(Self { reused, jobs })
+    }
+}
+
+/// The architecture of the PTX that a target is, or is assembled from.
+///
+/// From sm_100 on the kernels' source and cicc's code are the same for every plain architecture, so
+/// one run of cicc serves them all; ptxas then makes the same machine code. The test
+/// `nvrtc_makes_the_machine_code_of_nvcc_for_every_module` compares it with code that was compiled
+/// from the source for its own architecture.
+fn ptx_arch(target: Target) -> Arch {
+    const SHARED: Arch = Arch::plain(10, 0);
+    match target {
+        Target::Cubin(arch)
+            if arch.variant == ArchVariant::Plain && arch.number() >= SHARED.number() =>
+        {
+            SHARED
+        }
+        Target::Cubin(arch) | Target::Ptx(arch) => arch,
     }
 }
 

@@ -202,7 +202,8 @@ fn every_hidden_size_with_few_rows_and_every_row_count_with_short_rows_give_the_
     let short_rows = ROWS.iter().map(|&rows| (64, rows));
     let sizes: Vec<_> = few_rows.chain(short_rows).collect();
     let mut random = fastrand::Rng::new();
-    for world_size in 1..=8 {
+    // The grid has the others.
+    for world_size in [1, 2, 3, 5, 8] {
         run(world_size, random.u64(..), &sizes);
     }
 }
@@ -235,7 +236,7 @@ fn a_row_does_not_depend_on_its_batch() {
                 (513, 256),
                 (513, 512),
             ] {
-                for threads in [8, 16, 64] {
+                for threads in [8, 64] {
                     comm.force_plan(plan(route, 3, threads)).unwrap();
                     let mut batch: Vec<bf16> = input(
                         9 + rows as u64,

@@ -1,12 +1,13 @@
 //! Faults between ranks that are threads of one process on one device: what every rank is told when
 //! a peer is absent, aborted or calls something else, and that the process lives on; also two
-//! communicators at once. Each case is a process of its own, so that a spinning kernel costs one
+//! communicators at once, and replays of graphs. Each case is a process of its own, so that a spinning kernel costs one
 //! case. (`kill` is about ranks that die or stop.)
 
 mod abort;
 mod absent;
 mod captures;
 mod disagreement;
+mod replays;
 mod stage;
 mod two;
 
@@ -42,7 +43,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
         DeviceKind::Cuda if case == Case::Captures => captures::captures(args)?,
         DeviceKind::Cuda => {
             let ranks = match case {
-                Case::TwoCommunicators => 8,
+                Case::TwoCommunicators | Case::GraphReplays => 8,
                 _ => 1,
             };
             run_case(case, args, &Gpus::open(ranks)?)?;
@@ -61,6 +62,7 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
     };
     match case {
         Case::TwoCommunicators => two_communicators(stage),
+        Case::GraphReplays => graph_replays(stage),
         Case::AbsentRank => {
             run_threads(3, 2, |member| absent::absent_rank(member, stage)).map(drop)
         }
@@ -87,6 +89,22 @@ fn two_communicators<S: DeviceStream + Send>(stage: &Stage<'_, S>) -> Result<()>
                 "  world size {world_size}, pdl {pdl}: two communicators at once, all results \
                  equal to the reference"
             );
+        }
+    }
+    Ok(())
+}
+
+fn graph_replays<S: DeviceStream + Send>(stage: &Stage<'_, S>) -> Result<()> {
+    let (world_sizes, pdl): (&[u32], &[bool]) = match stage.kind {
+        DeviceKind::Cuda => (&[4, 8], &[true, false]),
+        DeviceKind::Emulator => (&[3], &[false]),
+    };
+    for &world_size in world_sizes {
+        for &pdl in pdl {
+            run_threads(world_size, 1, |member| {
+                replays::graph_replays(member, stage, pdl)
+            })?;
+            println!("  world size {world_size}, pdl {pdl}: replays and eager calls, all equal");
         }
     }
     Ok(())

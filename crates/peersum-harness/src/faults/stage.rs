@@ -32,6 +32,9 @@ pub(crate) enum Case {
     /// Two communicators with default settings share the GPUs (one rank per GPU if there are two).
     /// Ranks enqueue their calls in opposite orders, eager and as graphs.
     TwoCommunicators,
+    /// Four and eight ranks share a GPU and replay a graph without waiting, with and without
+    /// programmatic dependent launch, between eager calls.
+    GraphReplays,
     /// A rank never calls. The others name it, outputs are NaN, an earlier graph is refused and
     /// moves no data, and a new communicator works.
     AbsentRank,
