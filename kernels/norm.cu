@@ -33,25 +33,25 @@ struct RowBuffers {
         return ld_global_v4(unit_address(params.weight, unit_of_row));
     }
 
+    __device__ __forceinline__ void* residual(peersum_u32 unit) const {
+        return unit_address(params.residual, unit);
+    }
     // r of a unit, given s. Stores it if there is a residual.
     __device__ __forceinline__ Unit apply_residual(peersum_u32 unit, Unit s) const {
         if (!has_residual()) return s;
-        void* residual = unit_address(params.residual, unit);
-        const Unit r = add_residual(s, ld_global_v4(residual));
-        st_global_v4(residual, r);
+        const Unit r = add_residual(s, ld_global_v4(residual(unit)));
+        st_global_v4(residual(unit), r);
         return r;
     }
 };
 
-// Normalises one row. `next_sum(unit, s)` gives the sum over all ranks of the row's units, in
-// ascending order; false if the call is lost for this thread, which then has NaN for them, and so
-// has the whole row.
-template <typename NextSum>
-PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
-                                  const Rows& rows, peersum_u32 row, bool is_odd, bool lost,
-                                  NextSum next_sum) {
+// Normalises one row. `next_r(k)` gives r of the thread's k-th unit, in ascending order. With
+// MAY_KEEP, few units stay in registers meanwhile.
+template <bool MAY_KEEP, typename NextR>
+PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
+                                  const Rows& rows, peersum_u32 row, bool is_odd, NextR next_r) {
     const peersum_u32 first = row * rows.units + rows.first;
-    const bool is_kept = rows.per_thread <= KEPT_UNITS;
+    const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
     Unit kept[KEPT_UNITS];
     Unit weight[KEPT_UNITS];
     UnitSums sums;
@@ -64,11 +64,7 @@ PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffe
         }
 #pragma unroll
         for (peersum_u32 k = 0; k < KEPT_UNITS; ++k) {
-            if (k < rows.own) {
-                Unit s = nan_unit();
-                if (!lost) lost = !next_sum(first + k, s);
-                kept[k] = lost ? nan_unit() : buffers.apply_residual(first + k, s);
-            }
+            if (k < rows.own) kept[k] = next_r(k);
             if (k < rows.per_thread) sums.push(k, squares_of_unit(kept[k]));
         }
     } else {
@@ -76,10 +72,8 @@ PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffe
         for (peersum_u32 k = 0; k < rows.per_thread; ++k) {
             Unit r{0, 0, 0, 0};
             if (k < rows.own) {
-                Unit s = nan_unit();
-                if (!lost) lost = !next_sum(first + k, s);
-                r = lost ? nan_unit() : buffers.apply_residual(first + k, s);
-                if (!buffers.has_residual()) st_global_v4(buffers.kept(first + k), r);
+                r = next_r(k);
+                st_global_v4(buffers.kept(first + k), r);
             }
             sums.push(k, squares_of_unit(r));
         }
@@ -101,7 +95,6 @@ PEERSUM_DEVICE bool normalise_row(const ThreadPosition& position, const RowBuffe
                          normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
         }
     }
-    return !lost;
 }
 
 #if PEERSUM_WORLD_SIZE > 1
@@ -156,62 +149,269 @@ PEERSUM_DEVICE void exchange_norm_words(const Call& call, bool lost) {
         peersum_exchange_norm_words(call.params, call.header, call.step());
 }
 
-// The slot of a unit: the units that the lanes of a warp send together have neighbouring slots.
-PEERSUM_DEVICE peersum_u32 slot_unit(const Rows& rows, const ThreadPosition& position,
-                                     peersum_u32 row, peersum_u32 k) {
-    const peersum_u32 lane = position.thread % PEERSUM_SLOT_GROUP;
-    const peersum_u32 warp_first = (position.thread - lane) * rows.per_thread;
-    const peersum_u32 group = PEERSUM_SLOT_GROUP * rows.per_thread;
-    const peersum_u32 row_slots = (rows.units + group - 1) / group * group;
-    return row * row_slots + warp_first + k * PEERSUM_SLOT_GROUP + lane;
+// A thread's part of the rows of its block in a one-shot push.
+struct PushedRows : Rows {
+    // The distance between the slots of a thread's adjacent units, in bytes: the units that the
+    // lanes of a warp send together have neighbouring slots.
+    static constexpr peersum_u64 NEXT_SLOTS = 2 * SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
+
+    const PeersumParams& params;
+    // The offset of the call's half of the slots.
+    peersum_u64 half;
+
+    // This thread's first unit of a row in input, output and residual.
+    __device__ __forceinline__ peersum_u32 unit(peersum_u32 row) const {
+        return row * units + first;
+    }
+    __device__ __forceinline__ Unit own_unit(peersum_u32 unit) const {
+        return sendable(ld_global_v4(unit_address(params.input, unit)));
+    }
+    // The offset of the slots of this thread's first unit of a row.
+    __device__ __forceinline__ peersum_u64 slots(peersum_u32 row) const {
+        const peersum_u32 lane = tid_x() % PEERSUM_SLOT_GROUP;
+        const peersum_u32 group = PEERSUM_SLOT_GROUP * per_thread;
+        const peersum_u32 row_slots = (units + group - 1) / group * group;
+        return half + slots_offset(row * row_slots + first - lane * (per_thread - 1));
+    }
+    __device__ __forceinline__ void send(peersum_u64 slots, peersum_u32 k, Unit own) const {
+        send_to_all(params, send_offset(params, slots) + k * NEXT_SLOTS, own);
+    }
+};
+
+PEERSUM_DEVICE PushedRows pushed_rows(const Rows& rows, const PeersumParams& params,
+                                      peersum_u32 push_epoch) {
+    return PushedRows{rows, params, params.push_offset + half_offset_of(push_epoch)};
+}
+
+// How far a thread is when it calls peersum_norm_rest, as bits: of how many units of the row r is
+// kept already;
+constexpr peersum_u32 PROGRESS_TAKEN = 3;
+// whether this thread's units of the row and of the next one are sent;
+constexpr peersum_u32 PROGRESS_SENT = 4;
+// which half of the block's memory the row uses; and whether the call is lost.
+constexpr peersum_u32 PROGRESS_ODD = 8;
+constexpr peersum_u32 PROGRESS_LOST = 16;
+
+}  // namespace
+
+// Finishes a block's rows from `row` on. Used for rows of many units, in lost calls, and by warps
+// that have polled for long without success. Not inlined, and nothing follows a call of it: so a
+// call in which no rank is late keeps no register for these cases.
+extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& params,
+                                                          BlockMemory memory, peersum_u32 epochs,
+                                                          peersum_u32 row, peersum_u32 progress) {
+    const ThreadPosition position = position_of_thread();
+    const Call call = rebuild_call(params, position, epochs);
+    const PushedRows rows = pushed_rows(rows_of(params, position, memory), params, call.push_epoch);
+    const RowBuffers buffers{params};
+    bool lost = (progress & PROGRESS_LOST) != 0;
+    peersum_u32 unsent = (progress & PROGRESS_SENT) != 0 ? row + 2 * position.blocks : row;
+#pragma unroll 1
+    for (; row < rows.count; row += position.blocks) {
+        // A row is on its way while the one before it is awaited.
+#pragma unroll 1
+        for (; !lost && unsent <= row + position.blocks && unsent < rows.count;
+             unsent += position.blocks) {
+#pragma unroll 1
+            for (peersum_u32 k = 0; k < rows.own; ++k)
+                rows.send(rows.slots(unsent), k, rows.own_unit(rows.unit(unsent) + k));
+        }
+        // First r of all units: so the sum keeps no register while this thread waits.
+#pragma unroll 1
+        for (peersum_u32 k = progress & PROGRESS_TAKEN; k < rows.own; ++k) {
+            const peersum_u32 unit = rows.unit(row) + k;
+            const peersum_u64 slots = rows.slots(row) + k * PushedRows::NEXT_SLOTS;
+            Unit received[SOURCES];
+            if (!lost) lost = !collect(call, receive_address(params, slots), received);
+            if (!lost && k == 0 && row == position.block) allow_next_kernel();
+            Unit r = nan_unit();
+            if (!lost) {
+                Unit own = EMPTY_UNIT;
+                if (KEEPS_OWN) own = rows.own_unit(unit);
+                r = buffers.apply_residual(unit, reduce_received(received, own));
+            }
+            st_global_v4(buffers.kept(unit), r);
+        }
+        normalise_row<false>(
+            position, buffers, rows, row, (progress & PROGRESS_ODD) != 0,
+            [&](peersum_u32 k) { return ld_global_v4(buffers.kept(rows.unit(row) + k)); });
+        progress = (progress & ~PROGRESS_TAKEN) ^ PROGRESS_ODD;
+    }
+}
+
+// The whole call of a signal thread. Not inlined, so that the threads that handle units keep no
+// registers for it.
+extern "C" __device__ __noinline__ void peersum_norm_signal_thread(const PeersumParams& params,
+                                                                   peersum_u64 pull_epoch,
+                                                                   peersum_u32 push_epoch,
+                                                                   bool lost) {
+    const Call call{position_of_thread(),
+                    params,
+                    reinterpret_cast<PeersumControl*>(params.arena[0]),
+                    pull_epoch,
+                    push_epoch,
+                    0,
+                    units_of(params.elements),
+                    (pull_epoch + push_epoch) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
+    if (lost) exchange_norm_words(call, true);
+    run_signal_thread(call, lost, [&] { exchange_norm_words(call, false); });
+}
+
+namespace {
+
+// Polls adjacent units from `first_slot` on, those that `has` names, for a while. True if all have
+// arrived.
+template <int COUNT, typename Has>
+PEERSUM_DEVICE bool poll_units(peersum_u64 first_slot, Unit (&received)[COUNT][SOURCES], Has has) {
+    for (peersum_u32 polls = 0;; ++polls) {
+        bool arrived = true;
+#pragma unroll
+        for (int k = 0; k < COUNT; ++k) {
+            // Not `&&`: the loads of all polls are in flight together.
+            if (has(k)) arrived &= poll(first_slot + k * PushedRows::NEXT_SLOTS, received[k]);
+        }
+        if (arrived) return true;
+        spin_pause();
+        if (GUARDED && polls == POLLS_BETWEEN_LOOKS) return false;
+    }
+}
+
+// Units of a thread's first row that are loaded together with the block's state.
+constexpr int LOADED_AT_ONCE = 2;
+
+// The most units of a row that a thread keeps in registers: larger groups have fewer to spare.
+constexpr int MOST_UNITS = KEEPS_OWN ? 4 : 2;
+
+// The most units that a thread polls at once: as many as ptxas has registers for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
+constexpr int MOST_POLLED = KEEPS_OWN ? 2 : 1;
+#else
+constexpr int MOST_POLLED = KEEPS_OWN ? 4 : 1;
+#endif
+
+// Normalises a block's rows as they arrive, of which each thread has up to `UNITS` units: as many
+// as `per_thread`. `loaded` are those of the first row.
+template <int UNITS>
+PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, PushedRows rows,
+                                          const Unit (&loaded)[LOADED_AT_ONCE]) {
+    const PeersumParams& params = call.params;
+    const RowBuffers buffers{params};
+    const peersum_u32 epochs = epochs_of(call);
+    rows.per_thread = UNITS;
+    const auto has = [&](int k) { return static_cast<peersum_u32>(k) < rows.own; };
+    peersum_u32 row = call.block;
+    if (row < rows.count) {
+        const peersum_u64 slots = rows.slots(row);
+#pragma unroll
+        for (int k = 0; k < UNITS; ++k) {
+            if (!has(k)) break;
+            const bool is_loaded = k < LOADED_AT_ONCE;
+            rows.send(slots, k,
+                      is_loaded ? sendable(loaded[k % LOADED_AT_ONCE])
+                                : rows.own_unit(rows.unit(row) + k));
+        }
+    }
+    // Done while the peers' data is on its way.
+    advance_unlaunched_epochs(call);
+    bool is_odd = false;
+#pragma unroll 1
+    for (peersum_u32 next; row < rows.count; row = next) {
+        next = row + call.blocks;
+        if (next < rows.count) {
+            // A row is on its way while the one before it is awaited.
+            const peersum_u64 slots = rows.slots(next);
+#pragma unroll
+            for (int k = 0; k < UNITS; ++k) {
+                if (has(k)) rows.send(slots, k, rows.own_unit(rows.unit(next) + k));
+            }
+        }
+        const peersum_u32 unit = rows.unit(row);
+        const peersum_u64 from = receive_address(params, rows.slots(row));
+        Unit r[UNITS], weight[UNITS];
+        constexpr int AT_ONCE = UNITS < MOST_POLLED ? UNITS : MOST_POLLED;
+#pragma unroll
+        for (int begin = 0; begin < UNITS; begin += AT_ONCE) {
+            // What r needs besides is on its way while the peers' units are awaited.
+            Unit own[AT_ONCE], residual[AT_ONCE];
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; ++k) {
+                own[k] = residual[k] = r[begin + k] = weight[begin + k] = Unit{0, 0, 0, 0};
+                if (KEEPS_OWN && has(begin + k)) own[k] = rows.own_unit(unit + begin + k);
+                if (buffers.has_residual() && has(begin + k))
+                    residual[k] = ld_global_v4(buffers.residual(unit + begin + k));
+            }
+            Unit received[AT_ONCE][SOURCES];
+            const bool arrived = poll_units(from + begin * PushedRows::NEXT_SLOTS, received,
+                                            [&](int k) { return has(begin + k); });
+            // A warp goes together, because its threads exchange their sums.
+            if (vote_any(!arrived)) {
+#pragma unroll
+                for (int k = 0; k < UNITS; ++k) {
+                    if (k < begin && has(k)) st_global_v4(buffers.kept(unit + k), r[k]);
+                }
+                return peersum_norm_rest(params, rows.memory, epochs, row,
+                                         PROGRESS_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
+            }
+            if (begin == 0 && row == call.block && has(0)) allow_next_kernel();
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; ++k) {
+                const int at = begin + k;
+                if (!has(at)) break;
+                rearm(from + at * PushedRows::NEXT_SLOTS);
+                r[at] = reduce_received(received[k], own[k]);
+                if (!buffers.has_residual()) continue;
+                r[at] = add_residual(r[at], residual[k]);
+                st_global_v4(buffers.residual(unit + at), r[at]);
+            }
+        }
+        // On its way while the row is summed, if there are registers for it.
+#pragma unroll
+        for (int k = 0; k < UNITS; ++k) {
+            if (UNITS <= 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
+        }
+        const float sum = sum_over_block(call, rows.memory, squares_of_units(r), is_odd);
+#pragma unroll
+        for (int k = 0; k < UNITS; ++k) {
+            if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
+        }
+        const float scale = scale_of_row(params, sum);
+        is_odd = !is_odd;
+#pragma unroll
+        for (int k = 0; k < UNITS; ++k) {
+            if (has(k))
+                st_global_v4(buffers.output(unit + k), normalise(params, r[k], scale, weight[k]));
+        }
+    }
 }
 
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
-    const Rows rows = rows_of(params, position);
-    const RowBuffers buffers{params};
+    const Rows rows = rows_of(params, position, block_memory());
     const Call call = enter(params, position);
-    if (!position.is_signal_thread()) mark_epoch_read(call);
-    bool lost = is_lost_on_entry(call);
-    if (position.is_signal_thread()) {
-        if (lost) exchange_norm_words(call, true);
-        return run_signal_thread(call, lost, [&] { exchange_norm_words(call, false); });
-    }
-    advance_unlaunched_epochs(call);
-    const peersum_u64 slots = params.push_offset + half_offset(call);
-    const auto send_row = [&](peersum_u32 row) {
-        const peersum_u32 first = row * rows.units + rows.first;
-#pragma unroll 1
-        for (peersum_u32 k = 0; k < rows.own; ++k) {
-            const Unit own = ld_global_v4(unit_address(params.input, first + k));
-            send_to_all(
-                params,
-                send_offset(params, slots + slots_offset(slot_unit(rows, position, row, k))),
-                sendable(own));
+    // Loaded together with the block's state. A poisoned call may read its own input; it must not
+    // store.
+    Unit own[LOADED_AT_ONCE];
+    if (position.block < rows.count) {
+        const peersum_u32 first = position.block * rows.units + rows.first;
+#pragma unroll
+        for (peersum_u32 k = 0; k < LOADED_AT_ONCE; ++k) {
+            if (k < rows.own) own[k] = ld_global_v4(unit_address(params.input, first + k));
         }
-    };
-    // A row is on its way while the one before it is awaited.
-    if (!lost && position.block < rows.count) send_row(position.block);
-    bool is_odd = false;
-#pragma unroll 1
-    for (peersum_u32 row = position.block; row < rows.count; row += position.blocks) {
-        if (!lost && row + position.blocks < rows.count) send_row(row + position.blocks);
-        const peersum_u32 first = row * rows.units + rows.first;
-        const bool kept = normalise_row(
-            position, buffers, rows, row, is_odd, lost, [&](peersum_u32 unit, Unit& s) {
-                const peersum_u64 slot =
-                    slots + slots_offset(slot_unit(rows, position, row, unit - first));
-                Unit received[SOURCES];
-                if (!collect(call, receive_address(params, slot), received)) return false;
-                if (unit == position.block * rows.units + rows.first) allow_next_kernel();
-                Unit own = EMPTY_UNIT;
-                if (KEEPS_OWN) own = sendable(ld_global_v4(unit_address(params.input, unit)));
-                s = reduce_received(received, own);
-                return true;
-            });
-        lost = !kept;
-        is_odd = !is_odd;
     }
+    if (!position.is_signal_thread()) mark_epoch_read(call);
+    const bool lost = is_lost_on_entry(call);
+    if (position.is_signal_thread())
+        return peersum_norm_signal_thread(params, call.pull_epoch, call.push_epoch, lost);
+    const bool warp_is_lost = vote_any(lost);
+    if (warp_is_lost || rows.per_thread > MOST_UNITS) {
+        advance_unlaunched_epochs(call);
+        return peersum_norm_rest(params, rows.memory, epochs_of(call), position.block,
+                                 warp_is_lost ? PROGRESS_LOST : 0);
+    }
+    const PushedRows pushed = pushed_rows(rows, params, call.push_epoch);
+    if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, pushed, own);
+    if (rows.per_thread == 2) return normalise_pushed_rows<2>(call, pushed, own);
+    normalise_pushed_rows<MOST_UNITS>(call, pushed, own);
 }
 
 #endif
@@ -221,7 +421,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 // a peer's part of it may need the seats.
 PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
-    const Rows rows = rows_of(params, position);
+    const Rows rows = rows_of(params, position, block_memory());
     const RowBuffers buffers{params};
 #if PEERSUM_WORLD_SIZE > 1
     // The epochs count the call already.
@@ -239,9 +439,9 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = position.block; row < rows.count; row += position.blocks) {
-        normalise_row(position, buffers, rows, row, is_odd, false, [&](peersum_u32 unit, Unit& s) {
-            s = ld_global_v4(unit_address(params.input, unit));
-            return true;
+        normalise_row<true>(position, buffers, rows, row, is_odd, [&](peersum_u32 k) {
+            const peersum_u32 unit = row * rows.units + rows.first + k;
+            return buffers.apply_residual(unit, ld_global_v4(unit_address(params.input, unit)));
         });
         is_odd = !is_odd;
     }

@@ -97,6 +97,18 @@ PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     return other;
 }
 
+// Whether `value` is true on any thread of the warp, so that all of them go the same way before
+// they exchange registers. All threads of the warp call it.
+PEERSUM_DEVICE bool vote_any(bool value) {
+    peersum_u32 any;
+    asm volatile(
+        "{\n\t.reg .pred in, out;\n\tsetp.ne.u32 in, %1, 0;\n\t"
+        "vote.sync.any.pred out, in, 0xffffffff;\n\tselp.u32 %0, 1, 0, out;\n\t}"
+        : "=r"(any)
+        : "r"(static_cast<peersum_u32>(value)));
+    return any != 0;
+}
+
 // Memory of the block: one float32 for each warp, twice. Every call makes memory of its own, so an
 // entry point calls this once. Declared in PTX, because nvcc and NVRTC make different code for
 // pointers to shared memory, and name a local variable after the path of its file.

@@ -6,6 +6,26 @@
 
 namespace {
 
+// The low halves of the call's epochs in one register, pull above push.
+PEERSUM_DEVICE peersum_u32 epochs_of(const Call& call) {
+    return static_cast<peersum_u32>(call.pull_epoch) << 16 | (call.push_epoch & 0xFFFF);
+}
+
+// Rebuilds the call from these epochs. Its halves and its header depend on no higher bits.
+PEERSUM_DEVICE Call rebuild_call(const PeersumParams& params, const ThreadPosition& position,
+                                 peersum_u32 epochs) {
+    const peersum_u32 pull_epoch = epochs >> 16, push_epoch = epochs & 0xFFFF;
+    const peersum_u64 sequence = pull_epoch + push_epoch;
+    return Call{position,
+                params,
+                reinterpret_cast<PeersumControl*>(params.arena[0]),
+                pull_epoch,
+                push_epoch,
+                0,
+                units_of(params.elements),
+                sequence << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
+}
+
 // The sum of a unit over all ranks, from the received units and, in a pair, this rank's own.
 PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
     Unit v[WORLD_SIZE];

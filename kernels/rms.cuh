@@ -34,8 +34,8 @@ PEERSUM_DEVICE peersum_u32 units_per_thread(peersum_u32 units, peersum_u32 threa
     return per_thread;
 }
 
-// Call it once an entry point.
-PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& position) {
+PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& position,
+                            BlockMemory memory) {
     Rows rows;
     rows.units = params.hidden / PER_UNIT;
     rows.count = static_cast<peersum_u32>(params.elements / params.hidden);
@@ -43,7 +43,7 @@ PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& p
     rows.first = position.thread * rows.per_thread;
     const peersum_u32 behind = rows.first < rows.units ? rows.units - rows.first : 0;
     rows.own = behind < rows.per_thread ? behind : rows.per_thread;
-    rows.memory = block_memory();
+    rows.memory = memory;
     return rows;
 }
 
@@ -67,6 +67,21 @@ PEERSUM_DEVICE float squares_of_unit(Unit unit) {
             square.value[e] = add_rn_f32(square.value[2 * e], square.value[2 * e + 1]);
     }
     return square.value[0];
+}
+
+// The sum of the squares of adjacent units, a power of two of them.
+template <int UNITS>
+PEERSUM_DEVICE float squares_of_units(const Unit (&units)[UNITS]) {
+    float sum[UNITS];
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) sum[k] = squares_of_unit(units[k]);
+#pragma unroll
+    for (int apart = 1; apart < UNITS; apart *= 2) {
+#pragma unroll
+        for (int k = 0; k + apart < UNITS; k += 2 * apart)
+            sum[k] = add_rn_f32(sum[k], sum[k + apart]);
+    }
+    return sum[0];
 }
 
 // The sums of a thread's adjacent units, added in pairs as they come.

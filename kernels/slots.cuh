@@ -47,10 +47,12 @@ PEERSUM_DEVICE void* slot_address(peersum_u64 first_slot, peersum_u32 source) {
     return unit_address(first_slot, source * PEERSUM_SLOT_GROUP);
 }
 
-// The offset of this call's half within each group.
-PEERSUM_DEVICE peersum_u64 half_offset(const Call& call) {
-    return (call.push_epoch & 1) * (SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES);
+// The offset, within each group, of the half that a call with this push epoch uses.
+PEERSUM_DEVICE peersum_u64 half_offset_of(peersum_u32 push_epoch) {
+    return (push_epoch & 1) * (SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES);
 }
+
+PEERSUM_DEVICE peersum_u64 half_offset(const Call& call) { return half_offset_of(call.push_epoch); }
 
 // The offset in every arena at which this rank stores a unit, given the offset of the unit's slots.
 PEERSUM_DEVICE peersum_u64 send_offset(const PeersumParams& params, peersum_u64 slots) {

@@ -43,6 +43,8 @@ constexpr peersum_u32 LANES = emulator::WARP;
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     return emulator::exchange_with_lane(value, mask);
 }
+// Here the threads of a warp may go different ways and still exchange registers.
+PEERSUM_DEVICE bool vote_any(bool value) { return value; }
 struct BlockMemory {
     float* floats;
 };
