@@ -21,6 +21,8 @@ const NUMBERS: NormNumbers = NormNumbers {
 /// How a call is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
+    /// As the dispatch table says.
+    Table,
     /// By the fused kernel in its own shape, if one row fits the slots.
     Fused,
     /// The all-reduce of the dispatch table, and the kernel that normalises behind it.
@@ -32,9 +34,13 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    /// Whether the fused kernel is asked for.
-    pub(crate) fn is_fused(self) -> bool {
-        matches!(self, Way::Fused | Way::FusedAs(_))
+    /// Whether the fused kernel is asked for; `None`: the table decides.
+    pub(crate) fn fuses(self) -> Option<bool> {
+        match self {
+            Way::Table => None,
+            Way::Fused | Way::FusedAs(_) => Some(true),
+            Way::Unfused | Way::UnfusedAs(_) => Some(false),
+        }
     }
 }
 
@@ -122,11 +128,26 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
     fn force(&mut self, way: Option<Way>) -> Result<()> {
         let plan = match way {
             Some(Way::FusedAs(plan) | Way::UnfusedAs(plan)) => Some(plan),
-            Some(Way::Fused | Way::Unfused) | None => None,
+            Some(Way::Table | Way::Fused | Way::Unfused) | None => None,
         };
         self.rank.communicator.force_plan(plan)?;
-        self.rank.communicator.force_fused(way.map(Way::is_fused));
+        let fuses = way.and_then(Way::fuses);
+        self.rank.communicator.force_fused(fuses);
         Ok(())
+    }
+
+    /// Writes what the next call reads, and poisons the output.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub(crate) fn prepare<T: TestElement>(&mut self, hidden: u32) -> Result<()> {
+        self.rank.fill::<T>()?;
+        let device = &self.rank.stopwatch.device;
+        let (residual, weight) = self.sides::<T>(hidden);
+        self.weight.write(device, 0, bytes_of(&weight))?;
+        // SAFETY: the allocation has room for the largest message.
+        unsafe { write_repeated(device, self.residual.base(), self.rank.bytes(), &residual)? };
+        self.rank.poison_output()
     }
 
     /// Makes one call, launched as it will be when it is timed, and compares every bit that it
@@ -140,13 +161,7 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         launch: Launch,
         expected: &Expected<T>,
     ) -> Result<()> {
-        self.rank.fill::<T>()?;
-        let device = &self.rank.stopwatch.device;
-        let (residual, weight) = self.sides::<T>(call.hidden);
-        self.weight.write(device, 0, bytes_of(&weight))?;
-        // SAFETY: the allocation has room for the largest message.
-        unsafe { write_repeated(device, self.residual.base(), self.rank.bytes(), &residual)? };
-        self.rank.poison_output()?;
+        self.prepare::<T>(call.hidden)?;
         let once = Method {
             launch,
             calls: 1,

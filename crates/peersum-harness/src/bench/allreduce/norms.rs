@@ -77,6 +77,7 @@ fn candidates_of<T: TestElement, D: Device>(
         let from_table = match way {
             Way::Fused => by_table.is_some(),
             Way::Unfused => by_table.is_none(),
+            Way::Table => true,
             Way::FusedAs(_) | Way::UnfusedAs(_) => false,
         };
         let reduced = match way {
@@ -86,7 +87,7 @@ fn candidates_of<T: TestElement, D: Device>(
         let reduced = communicator.launched(reduced, bytes);
         let fused = rank.fused_launch::<T>(call)?;
         // Where no row fits the slots, the fused kernel is not what would be measured.
-        if way.is_fused() && fused.is_none() {
+        if way.fuses() == Some(true) && fused.is_none() {
             return Ok(());
         }
         all.push(Candidate {
