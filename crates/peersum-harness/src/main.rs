@@ -11,6 +11,7 @@ mod kill;
 mod machine;
 mod memory;
 mod names;
+mod operation;
 mod ranks;
 mod sanitize;
 mod soak;

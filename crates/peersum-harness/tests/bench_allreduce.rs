@@ -161,6 +161,84 @@ fn a_run_on_the_emulator_measures_every_cell_that_was_asked_for_and_says_that_it
 }
 
 #[test]
+fn calls_with_rmsnorm_are_measured_fused_and_unfused_beside_the_all_reduce_of_the_same_bytes() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(
+        "bench-allreduce",
+        &[
+            "--op=rms-norm",
+            "--device=emulator",
+            "--world-size=2,3",
+            "--rows=1,2",
+            "--hidden=64,128",
+            "--dtype=bf16,f32",
+            "--algo=best,push_one_shot",
+            "--shapes=1x8,2x8",
+            "--method=both",
+            "--calls=2",
+            "--replays=1",
+            "--json=report.json",
+            "--html=page.html",
+        ],
+        directory.path(),
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
+    assert_eq!(report["failures"], Value::Array(Vec::new()));
+    let cells = report["cells"].as_array().unwrap();
+    let count = |is_meant: &dyn Fn(&Value) -> bool| {
+        let meant = cells.iter().filter(|cell| is_meant(cell));
+        meant.count()
+    };
+    // World sizes, types and methods; four shapes, two of them with the same bytes.
+    let groups = 2 * 2 * 2;
+    let placements = 3;
+    let is_alone = |cell: &Value| cell["norm"].is_null() && cell["system"] == "peersum";
+    assert_eq!(count(&is_alone), groups * 3 * placements);
+    let is_way = |cell: &Value, is_fused: bool, from_table: bool| {
+        cell["norm"]["is_fused"] == is_fused && cell["from_table"] == from_table
+    };
+    // The table fuses calls that are so small; what it does not do is measured beside it.
+    assert_eq!(
+        count(&|cell| is_way(cell, true, true)),
+        groups * 4 * placements
+    );
+    // One row has one grid of the fused kernel, two rows have two.
+    assert_eq!(
+        count(&|cell| is_way(cell, true, false)),
+        groups * 2 * (1 + 2)
+    );
+    let unfused = count(&|cell| is_way(cell, false, false));
+    assert!(unfused >= groups * 4 * placements, "{unfused}");
+    assert_eq!(count(&|cell| is_way(cell, false, true)), 0);
+    for cell in cells.iter().filter(|cell| !cell["norm"].is_null()) {
+        let norm = |name: &str| cell["norm"][name].as_u64().unwrap();
+        let element = if cell["dtype"] == "f32" { 4 } else { 2 };
+        assert_eq!(cell["bytes"], norm("rows") * norm("hidden") * element);
+        assert!(cell["us"]["min"].as_f64().unwrap() > 0.0, "{cell}");
+    }
+    for part in ["2 x 128", "fused", "of unfused", "of all-reduce"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    assert!(read("page.html").contains("RMSNorm fused, hidden 128"));
+}
+
+#[test]
+fn sizes_in_bytes_and_in_rows_exclude_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let flags = ["--op=rms-norm", "--rows=1", "--bytes=4K"];
+    let output = run("bench-allreduce", &flags, directory.path());
+    assert!(!output.status.success());
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("--rows") && error.contains("--bytes"),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_cannot_be_measured_is_named_and_the_rest_is_written() {
     let directory = tempfile::tempdir().unwrap();
     let output = run(

@@ -2,7 +2,9 @@
 //! the machine's limits and NCCL.
 
 mod arguments;
+mod group;
 mod nccl;
+mod norms;
 mod samples;
 
 use anyhow::Result;
@@ -13,7 +15,7 @@ use self::samples::measure_group;
 use super::ranks::GroupSettings;
 use super::report::{Report, Run, Sample, write_json, write_text};
 use super::timing::{Launch, Timed};
-use super::{chart, limits, page, table};
+use super::{chart, limits, page, tables};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
@@ -54,7 +56,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 fn print(report: &Report) {
     println!("# {}", report.title());
     print!("{}", report.run.remarks());
-    for table in table::tables(report) {
+    for table in tables::tables(report) {
         println!("\n{}", table.to_text());
     }
 }
@@ -85,7 +87,7 @@ fn measure_limits(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
     for &world_size in &args.world_size {
         let what = format!("limits of {world_size} ranks");
         eprintln!("{what}");
-        let measured = limits::measure(gpus, directory, world_size, &args.call.bytes, method);
+        let measured = limits::measure(gpus, directory, world_size, &args.all_bytes(), method);
         report.limits.extend(report.run.take(&what, measured));
     }
 }
@@ -106,7 +108,7 @@ fn measure_ranks<M: Timed>(args: &BenchArgs, machine: &M, report: &mut Report) {
                     let measured = load_policy.and_then(|load_policy| {
                         let settings = GroupSettings {
                             world_size,
-                            largest_bytes: args.call.largest_bytes(),
+                            largest_bytes: args.largest_bytes(),
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 
 use super::chart::{escaped, pictures};
 use super::report::Report;
-use super::table::{Table, tables};
+use super::table::Table;
+use super::tables::tables;
 
 const STYLE: &str = "\
 body{font:14px/1.45 system-ui,sans-serif;color:#222;background:#fff;margin:1.5rem auto;\

@@ -11,12 +11,15 @@ use peersum::{Communicator, CommunicatorBuilder, Element, Output, Rendezvous, Sy
 use super::timing::{Method, Stopwatch, Timed, Times};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::machine::{DeviceKind, DeviceOf};
-use crate::memory::lend;
+use crate::memory::{POISON, lend};
 use crate::ranks::{PATIENCE, run_threads};
 
 /// The pattern that inputs repeat, in bytes: making more random numbers than this would take longer
 /// than measuring.
 const PATTERN_BYTES: usize = 1 << 16;
+
+/// The seed of the inputs.
+pub(super) const INPUT_SEED: u64 = 7;
 
 /// Settings of a group that is measured.
 #[derive(Debug, Clone)]
@@ -148,17 +151,52 @@ impl<'a, D: Device> Rank<'a, D> {
     /// Fills inputs with values of a type, the same in every run.
     pub(crate) fn fill<T: TestElement>(&mut self) -> Result<()> {
         let (device, bytes) = (&self.stopwatch.device, self.memory.bytes);
-        let key = Key::of(7, self.stopwatch.peers.rank());
-        let pattern_bytes = PATTERN_BYTES.min(bytes);
-        let pattern: Vec<T> = data::input(Content::Ordinary, key, pattern_bytes / size_of::<T>());
-        let input = device.allocation_address(&self.memory.input);
-        for address in [input, self.memory.symmetric_address] {
-            for at in (0..bytes).step_by(pattern_bytes) {
-                let part = &bytes_of(&pattern)[..pattern_bytes.min(bytes - at)];
-                // SAFETY: both places have so many bytes.
-                unsafe { device.write(address + at as u64, part)? };
-            }
+        let key = Key::of(INPUT_SEED, self.stopwatch.peers.rank());
+        let pattern: Vec<T> = pattern(key, bytes);
+        for placement in [Placement::Ordinary, Placement::Symmetric] {
+            // SAFETY: both places have so many bytes.
+            unsafe { write_repeated(device, self.input_address(placement), bytes, &pattern)? };
         }
+        Ok(())
+    }
+
+    /// The largest message, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.memory.bytes
+    }
+
+    pub(super) fn input_address(&self, placement: Placement) -> u64 {
+        match placement {
+            Placement::Ordinary => self.stopwatch.device.allocation_address(&self.memory.input),
+            Placement::Symmetric | Placement::SymmetricInPlace => self.memory.symmetric_address,
+        }
+    }
+
+    /// Where the output of a call is that is not in place.
+    pub(super) fn output_address(&self) -> u64 {
+        let device = &self.stopwatch.device;
+        device.allocation_address(&self.memory.output)
+    }
+
+    /// Where the result of a call is.
+    pub(super) fn result_address(&self, placement: Placement) -> u64 {
+        match placement {
+            Placement::SymmetricInPlace => self.memory.symmetric_address,
+            _ => self.output_address(),
+        }
+    }
+
+    /// Fills the output with what no call writes.
+    pub(super) fn poison_output(&self) -> Result<()> {
+        let (device, words) = (&self.stopwatch.device, self.memory.bytes / 4);
+        // SAFETY: the output has so many words.
+        unsafe {
+            device.fill(
+                self.output_address(),
+                u32::from_ne_bytes([POISON; 4]),
+                words,
+            )?
+        };
         Ok(())
     }
 
@@ -170,14 +208,10 @@ impl<'a, D: Device> Rank<'a, D> {
         plan: Option<Plan>,
         method: Method,
     ) -> Result<Times> {
-        let (communicator, memory) = (&mut self.communicator, &self.memory);
+        let len = bytes.min(self.memory.bytes) / size_of::<T>();
+        let (input, output) = (self.input_address(placement), self.output_address());
+        let communicator = &mut self.communicator;
         let (stopwatch, device) = (&self.stopwatch, &self.stopwatch.device);
-        let len = bytes.min(memory.bytes) / size_of::<T>();
-        let input = match placement {
-            Placement::Ordinary => device.allocation_address(&memory.input),
-            Placement::Symmetric | Placement::SymmetricInPlace => memory.symmetric_address,
-        };
-        let output = device.allocation_address(&memory.output);
         communicator.force_plan(plan)?;
         // SAFETY: each place has at least as many bytes, aligned for every type, and outlives the
         // wait below; the symmetric buffer itself is not used meanwhile.
@@ -205,9 +239,10 @@ impl<'a, D: Device> Rank<'a, D> {
         bytes: usize,
         method: Method,
     ) -> Result<Option<Times>> {
-        let device = &self.stopwatch.device;
-        let input = device.allocation_address(&self.memory.input);
-        let output = device.allocation_address(&self.memory.output);
+        let (input, output) = (
+            self.input_address(Placement::Ordinary),
+            self.output_address(),
+        );
         let len = bytes.min(self.memory.bytes) / size_of::<T>();
         // SAFETY: both arrays hold so many elements and outlive the wait below; all ranks measure
         // the same, so they launch equally often.
@@ -219,4 +254,29 @@ impl<'a, D: Device> Rank<'a, D> {
         self.communicator.synchronize()?;
         Ok(times)
     }
+}
+
+/// What memory of `bytes` bytes repeats: ordinary values of a key.
+pub(super) fn pattern<T: TestElement>(key: Key, bytes: usize) -> Vec<T> {
+    let elements = PATTERN_BYTES.min(bytes) / size_of::<T>();
+    data::input(Content::Ordinary, key, elements)
+}
+
+/// Fills memory with repetitions of a pattern.
+///
+/// # Safety
+/// `address` is memory of the device with at least `bytes` bytes.
+pub(super) unsafe fn write_repeated<T: Element, D: Device>(
+    device: &D,
+    address: u64,
+    bytes: usize,
+    pattern: &[T],
+) -> Result<()> {
+    let pattern = bytes_of(pattern);
+    for at in (0..bytes).step_by(pattern.len()) {
+        let part = &pattern[..pattern.len().min(bytes - at)];
+        // SAFETY: the caller's promise.
+        unsafe { device.write(address + at as u64, part)? };
+    }
+    Ok(())
 }

@@ -123,6 +123,19 @@ pub(crate) struct Call {
     pub(crate) plan: Option<Plan>,
     /// Whether the dispatch table chose the plan.
     pub(crate) from_table: bool,
+    /// The rows of a call with residual and RMSNorm; `None` for the all-reduce alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) norm: Option<Norm>,
+}
+
+/// The rows of a call with residual and RMSNorm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Norm {
+    pub(crate) rows: u32,
+    /// Elements of a row.
+    pub(crate) hidden: u32,
+    /// By the fused kernel; else a kernel that normalises follows the all-reduce.
+    pub(crate) is_fused: bool,
 }
 
 /// One measurement.

@@ -45,7 +45,8 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
         let placement = cell.placement.map(|placement| placement as u8);
         // The switch means nothing to NCCL.
         let without_pdl = cell.system == System::Peersum && !cell.pdl;
-        let key = (cell.launch, cell.system, placement, without_pdl);
+        let norm = cell.norm.map(|norm| (norm.hidden, norm.is_fused));
+        let key = (norm, cell.launch, cell.system, placement, without_pdl);
         curves.entry(key).or_default().push(cell);
     }
     let curve = |cells: Vec<&Cell>| Series {
@@ -87,7 +88,12 @@ fn name(cell: &Cell, names_pdl: bool) -> String {
         System::Peersum if names_pdl && !cell.pdl => ", no PDL",
         _ => "",
     };
-    format!("{what}, {}{without}", cell.launch.name())
+    let norm = cell.norm.map(|norm| {
+        let how = if norm.is_fused { "fused" } else { "unfused" };
+        format!(", RMSNorm {how}, hidden {}", norm.hidden)
+    });
+    let norm = norm.unwrap_or_default();
+    format!("{what}{norm}, {}{without}", cell.launch.name())
 }
 
 /// The fastest cell of each size.

@@ -13,44 +13,15 @@ pub(crate) struct Table {
     pub(crate) lines: Vec<Vec<String>>,
 }
 
-/// Everything that a report says, except for the notes.
-pub(crate) fn tables(report: &Report) -> Vec<Table> {
-    let mut tables = Vec::new();
-    for (world_size, link, dtype) in report.groups() {
-        for launch in [Launch::Graph, Launch::Eager] {
-            for pdl in [true, false] {
-                let cells: Vec<&Cell> = report
-                    .cells
-                    .iter()
-                    .filter(|cell| {
-                        (cell.world_size, cell.link, cell.dtype) == (world_size, link, dtype)
-                            && cell.launch == launch
-                            && cell.build == Build::Shipped
-                            && (cell.pdl == pdl || cell.is_of_nccl())
-                    })
-                    .collect();
-                let title = format!(
-                    "{world_size} ranks, {dtype}, {}, programmatic dependent launch {}",
-                    launch.name(),
-                    if pdl { "on" } else { "off" }
-                );
-                tables.extend(measurements(title, &cells));
-            }
-        }
-    }
-    tables.extend(limits(report));
-    tables.extend(builds(report));
-    tables
-}
-
 /// For each size the best grid of each algorithm and placement, the fastest first.
-fn measurements(title: String, cells: &[&Cell]) -> Option<Table> {
-    let mut sizes: Vec<u64> = cells.iter().map(|cell| cell.bytes).collect();
+pub(super) fn measurements(title: String, cells: &[&Cell]) -> Option<Table> {
+    let cells = || cells.iter().copied().filter(|cell| cell.norm.is_none());
+    let mut sizes: Vec<u64> = cells().map(|cell| cell.bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();
     let mut rows = Vec::new();
     for bytes in sizes {
-        let of_size = || cells.iter().copied().filter(|cell| cell.bytes == bytes);
+        let of_size = || cells().filter(|cell| cell.bytes == bytes);
         let nccl = |system| {
             let found = of_size().find(|cell| cell.system == system);
             found.map(|cell| cell.us.median)
@@ -69,10 +40,7 @@ fn measurements(title: String, cells: &[&Cell]) -> Option<Table> {
 /// One cell, beside the times of NCCL without and with a symmetric window.
 fn measurement(cell: &Cell, nccl: (Option<f64>, Option<f64>)) -> Row {
     let best_nccl = nccl.0.into_iter().chain(nccl.1).reduce(f64::min);
-    let (bound, bound_us) = match cell.launch {
-        Launch::Graph => ("limit", cell.limit_us),
-        Launch::Eager => ("host", cell.host_us),
-    };
+    let (bound, bound_us) = bound(cell);
     let chosen_by = match (cell.system, cell.from_table) {
         (System::BareLaunch, _) => "bare launch",
         (_, true) => "table",
@@ -96,7 +64,15 @@ fn measurement(cell: &Cell, nccl: (Option<f64>, Option<f64>)) -> Row {
     ]
 }
 
-fn limits(report: &Report) -> Option<Table> {
+/// What the time of a cell is compared with: the limit of the machine, or the host's time.
+pub(super) fn bound(cell: &Cell) -> (&'static str, Option<f64>) {
+    match cell.launch {
+        Launch::Graph => ("limit", cell.limit_us),
+        Launch::Eager => ("host", cell.host_us),
+    }
+}
+
+pub(super) fn limits(report: &Report) -> Option<Table> {
     let rows = report.limits.iter().map(|limits| {
         let copies: Vec<String> = limits
             .copies
@@ -120,7 +96,7 @@ fn limits(report: &Report) -> Option<Table> {
 }
 
 /// What the other builds of the kernels take, beside the shipped one.
-fn builds(report: &Report) -> Option<Table> {
+pub(super) fn builds(report: &Report) -> Option<Table> {
     let shipped = report
         .cells
         .iter()
@@ -154,7 +130,7 @@ fn builds(report: &Report) -> Option<Table> {
 }
 
 /// What the input is.
-fn source(cell: &Cell) -> Column {
+pub(super) fn source(cell: &Cell) -> Column {
     let text = cell.placement.map(|placement| match placement {
         Placement::Ordinary => "ordinary",
         Placement::Symmetric => "symmetric",

@@ -27,7 +27,7 @@ use anyhow::{Context, Result, ensure};
 use crate::machine::{decide, give_each_stream_a_queue};
 use crate::names::name_of;
 
-use settings::Operation;
+use crate::operation::Operation;
 
 pub(crate) use settings::GridArgs;
 pub(crate) use workers::run_process;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::{DeviceChoice, DeviceKind};
 use crate::names::{by_name, name_of};
+use crate::operation::Operation;
 
 /// What a rank is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -33,15 +34,6 @@ pub(crate) enum GridKind {
     Full,
     /// A few small sizes, one round, small launches: small enough for a slow sanitizer.
     Sanitizer,
-}
-
-/// What the calls do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Operation {
-    /// All-reduce.
-    AllReduce,
-    /// All-reduce, with or without a residual, and RMSNorm of each row.
-    RmsNorm,
 }
 
 /// The flags of `grid`, which `cargo xtask test-allreduce` passes on.

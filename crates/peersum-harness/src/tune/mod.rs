@@ -1,6 +1,8 @@
 //! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of
-//! input, as a dispatch table.
+//! input, and which calls with RMSNorm are fused, as a dispatch table.
 
+mod norm_rows;
+mod norms;
 mod overlay;
 mod sweep;
 mod tables;
@@ -12,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, Measurement, Origin, Placement, Row, Topology,
+    DispatchTable, DispatchTables, FusedShape, Measurement, NormRow, NormRows, Origin, Placement,
+    Row, Topology,
 };
 use peersum_artifact::Dtype;
 
@@ -22,6 +25,9 @@ use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
 use crate::bench::timing::{Launch, Timed};
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
+use crate::operation::Operation;
+use norm_rows::{MeasuredNorm, norm_rows};
+use norms::{NormSweep, TunedNorm};
 use overlay::{MeasuredRow, overlay};
 use sweep::{Progress, Shapes, Sweep, Tuned, geometric_mean};
 
@@ -31,6 +37,20 @@ const MOST_FAILURES: usize = 8;
 /// What `tune` sweeps.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TuneArgs {
+    /// Which rows of the table. `rms-norm`: those for all-reduce, residual and RMSNorm in one call,
+    /// which say up to which size such calls are fused, and in which shape.
+    #[arg(long, value_enum, default_value = "all-reduce")]
+    op: Operation,
+    /// Hidden sizes for --op rms-norm: a row of the table is for all. A size of --bytes is measured
+    /// with those of which it is whole rows.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "4096,8192",
+        value_parser = clap::value_parser!(u32).range(4..=32768)
+    )]
+    hidden: Vec<u32>,
     /// World sizes. If there are fewer GPUs than ranks, the ranks share them. A size that does not
     /// fit is skipped.
     #[arg(
@@ -121,7 +141,11 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
             },
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
         };
-        match group.tune() {
+        let tuned = match args.op {
+            Operation::AllReduce => group.tune(),
+            Operation::RmsNorm => group.tune_norms(),
+        };
+        match tuned {
             Ok(None) => {}
             Ok(Some(table)) => {
                 tables::insert(&mut tables, table);
@@ -183,7 +207,7 @@ impl<M: Timed> Group<'_, M> {
                         route: tuned.best.plan.route,
                         blocks: tuned.best.plan.blocks,
                         threads: tuned.best.plan.threads,
-                        origin: self.origin(tuned),
+                        origin: self.origin(tuned.bytes, &tuned.best.us),
                     },
                 })
                 .collect();
@@ -196,6 +220,48 @@ impl<M: Timed> Group<'_, M> {
             ordinary: rows(Placement::Ordinary),
             symmetric: rows(Placement::Symmetric),
             symmetric_in_place: rows(Placement::SymmetricInPlace),
+            rms_norm: base.rms_norm.clone(),
+        };
+        Ok((!tuned.is_empty()).then_some(table))
+    }
+
+    /// As [`Group::tune`], for calls with RMSNorm.
+    fn tune_norms(&self) -> Result<Option<DispatchTable>> {
+        let sizes: BTreeSet<u64> = self.args.call.bytes.iter().map(|&it| it as u64).collect();
+        let sweep = NormSweep {
+            shapes: Shapes::of(self.link),
+            dtypes: &self.args.dtype,
+            hidden: &self.args.hidden,
+            sizes: Vec::from_iter(sizes),
+            deadline: self.deadline,
+            method: self.args.call.method(Launch::Graph),
+        };
+        let (arch, tuned) = run_group(self.machine, &self.settings, |rank| sweep.run(rank))?;
+        let world_size = self.settings.world_size;
+        let base = self.base.choose(arch, world_size, self.link)?;
+        self.print_norms(&tuned);
+        let rows = |placement: Placement| {
+            let measured = tuned.iter().filter(|tuned| tuned.placement == placement);
+            let measured = measured.map(|tuned| MeasuredNorm {
+                bytes: tuned.bytes,
+                row: NormRow {
+                    max_bytes: None,
+                    fused: tuned.best.fused,
+                    origin: self.origin(tuned.bytes, &tuned.best.us),
+                },
+            });
+            norm_rows(base.rms_norm.rows(placement), &Vec::from_iter(measured))
+        };
+        let rms_norm = NormRows {
+            ordinary: rows(Placement::Ordinary),
+            symmetric: rows(Placement::Symmetric),
+            symmetric_in_place: rows(Placement::SymmetricInPlace),
+        };
+        let table = DispatchTable {
+            arch: arch.map(|arch| format!("sm_{arch}")),
+            world_sizes: vec![world_size],
+            rms_norm,
+            ..base
         };
         Ok((!tuned.is_empty()).then_some(table))
     }
@@ -242,15 +308,15 @@ impl<M: Timed> Group<'_, M> {
         }
     }
 
-    fn origin(&self, tuned: &Tuned) -> Origin {
-        let slowest = tuned.best.us.iter().copied().fold(0.0, f64::max);
+    fn origin(&self, bytes: u64, us: &[f64]) -> Origin {
+        let slowest = us.iter().copied().fold(0.0, f64::max);
         let world_size = self.settings.world_size;
         Origin::Measured(Measurement {
             device: self.machine.device_name().to_owned(),
             devices: self.machine.devices().min(world_size),
             world_size,
             dtypes: self.args.dtype.clone(),
-            bytes: tuned.bytes,
+            bytes,
             us: Some((slowest * 100.0).round() / 100.0),
             peersum: env!("CARGO_PKG_VERSION").to_owned(),
             toolkit: self.toolkit.to_owned(),
@@ -289,6 +355,34 @@ impl<M: Timed> Group<'_, M> {
                 "W{world_size}: geometric mean {:.3} of the tables before, over {} cells",
                 geometric_mean(&ratios),
                 ratios.len()
+            );
+        }
+    }
+
+    /// Prints a line for each size and kind of input: the geometric means of the times before and
+    /// after, and what is launched.
+    fn print_norms(&self, tuned: &[TunedNorm]) {
+        let world_size = self.settings.world_size;
+        for tuned in tuned {
+            let (base, best) = (&tuned.base, &tuned.best);
+            let means = [base, best].map(|measured| geometric_mean(&measured.us));
+            let how = |fused: Option<FusedShape>| match fused {
+                Some(shape) => format!("fused, at most {} x {}", shape.blocks, shape.threads),
+                None => "unfused".to_owned(),
+            };
+            println!(
+                "W{world_size} {:>5} {:<18}  {:>8.2} -> {:>8.2}  {:.3}  {}  ({})",
+                bytes_text(tuned.bytes),
+                tuned.placement.name(),
+                means[0],
+                means[1],
+                means[1] / means[0],
+                how(best.fused),
+                if best == base {
+                    "kept".to_owned()
+                } else {
+                    how(base.fused)
+                },
             );
         }
     }

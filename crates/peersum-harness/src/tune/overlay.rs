@@ -4,7 +4,7 @@ use peersum::dispatch::Row;
 
 /// A measurement of at least this size serves every larger message too, and one of at most
 /// [`SMALL_BYTES`] every smaller one.
-const LARGE_BYTES: u64 = 16 << 20;
+pub(super) const LARGE_BYTES: u64 = 16 << 20;
 /// See [`LARGE_BYTES`].
 const SMALL_BYTES: u64 = 4 << 10;
 

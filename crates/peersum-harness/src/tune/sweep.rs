@@ -8,6 +8,7 @@ use half::bf16;
 use peersum::device::Device;
 use peersum::dispatch::{Placement, Plan, Route, Topology};
 use peersum_artifact::{Arch, Dtype};
+use peersum_kernels::abi::PEERSUM_MAX_THREADS;
 
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::Rank;
@@ -20,6 +21,8 @@ pub(super) struct Shapes {
     /// A group's largest grid is added.
     blocks: &'static [u32],
     threads: &'static [u32],
+    /// The largest block of the fused kernel, which is cut to what the kernel allows.
+    most_threads: u32,
     /// The largest grid of the group. `None` is the default of the library.
     pub(super) max_blocks: Option<u32>,
 }
@@ -31,6 +34,7 @@ impl Shapes {
             Topology::Emulator => Shapes {
                 blocks: &[1],
                 threads: &[8, 16],
+                most_threads: 16,
                 max_blocks: Some(2),
             },
             Topology::Shared | Topology::Peer => Shapes {
@@ -39,9 +43,24 @@ impl Shapes {
                 // warp for signals they have 8, 12 and 16 warps, and registers are allocated to
                 // four warps at a time.
                 threads: &[32, 64, 128, 256, 384, 224, 352, 480],
+                most_threads: PEERSUM_MAX_THREADS,
                 max_blocks: None,
             },
         }
+    }
+
+    /// The shapes to try for rows, the largest first.
+    pub(super) fn of_rows(self, max_blocks: u32) -> Vec<(u32, u32)> {
+        let (mut blocks, mut threads) = (self.blocks.to_vec(), self.threads.to_vec());
+        blocks.retain(|&blocks| blocks < max_blocks);
+        blocks.push(max_blocks);
+        threads.push(self.most_threads);
+        for list in [&mut blocks, &mut threads] {
+            list.sort_unstable_by(|a, b| b.cmp(a));
+            list.dedup();
+        }
+        let with_blocks = |&threads| blocks.iter().map(move |&blocks| (blocks, threads));
+        threads.iter().flat_map(with_blocks).collect()
     }
 
     /// The shapes to try for a call with `places` units to share out. Threads without a unit only
@@ -59,10 +78,10 @@ impl Shapes {
 
 /// How many plans for each kind of input enter the second pass, in addition to that of the base
 /// table.
-const FINALISTS: usize = 3;
+pub(super) const FINALISTS: usize = 3;
 
 /// A gain over the plan of the base table below this is noise, and the base table's plan stays.
-const LEAST_GAIN: f64 = 0.01;
+pub(super) const LEAST_GAIN: f64 = 0.01;
 
 /// Calls above this size take so long that fewer of them are timed.
 const LARGE_BYTES: u64 = 1 << 20;
@@ -127,7 +146,7 @@ impl Sweep<'_> {
             let left = self.deadline.saturating_duration_since(Instant::now());
             let share = left / (self.sizes.len() - index) as u32;
             let until = Instant::now() + share.mul_f64(0.6);
-            if self.is_over(rank, left.is_zero())? {
+            if is_over(rank, left.is_zero())? {
                 break;
             }
             let tuned = self.tune_size(rank, bytes, until)?;
@@ -157,7 +176,7 @@ impl Sweep<'_> {
         for plan in self.plans(rank, bytes) {
             let candidate = Candidate { bytes, plan };
             tried.push(self.time(rank, candidate, own_placement(plan.route), brief)?);
-            if self.is_over(rank, Instant::now() >= until)? {
+            if is_over(rank, Instant::now() >= until)? {
                 break;
             }
         }
@@ -247,11 +266,6 @@ impl Sweep<'_> {
         Ok(Measured { plan, us })
     }
 
-    /// Whether `own` is true on rank 0.
-    fn is_over<D: Device>(&self, rank: &Rank<'_, D>, own: bool) -> Result<bool> {
-        Ok(rank.stopwatch.peers.gather(own)?[0])
-    }
-
     fn note<D: Device>(&self, rank: &Rank<'_, D>, change: impl FnOnce(&mut Progress)) {
         if rank.stopwatch.peers.rank() == 0 {
             change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
@@ -284,6 +298,11 @@ fn winner(timed: &[Measured], base_plan: Plan) -> Option<&Measured> {
     let base = timed.iter().find(|timed| timed.plan == base_plan);
     let kept = base.filter(|base| best.mean() > base.mean() * (1.0 - LEAST_GAIN));
     Some(kept.unwrap_or(best))
+}
+
+/// Whether `own` is true on rank 0.
+pub(super) fn is_over<D: Device>(rank: &Rank<'_, D>, own: bool) -> Result<bool> {
+    Ok(rank.stopwatch.peers.gather(own)?[0])
 }
 
 pub(super) fn geometric_mean(values: &[f64]) -> f64 {

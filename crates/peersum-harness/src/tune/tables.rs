@@ -50,10 +50,33 @@ pub(super) fn to_json(tables: &DispatchTables) -> Result<String> {
             let (name, rows) = (placement.name(), rows.join(","));
             write!(text, ",\n      \"{name}\": [{rows}\n      ]")?;
         }
+        if !table.rms_norm.is_empty() {
+            write!(
+                text,
+                ",\n      \"rms_norm\": {{{}\n      }}",
+                norm_rows(table)?
+            )?;
+        }
         text += "\n    }";
     }
     text += "\n  ]\n}\n";
     Ok(text)
+}
+
+/// The rows for calls with RMSNorm, of the placements that have any.
+fn norm_rows(table: &DispatchTable) -> Result<String> {
+    let mut placements = Vec::new();
+    for placement in Placement::ALL {
+        let rows = table.rms_norm.rows(placement).iter();
+        let rows: Vec<String> = rows
+            .map(|row| Ok(format!("\n          {}", serde_json::to_string(row)?)))
+            .collect::<Result<_>>()?;
+        if !rows.is_empty() {
+            let (name, rows) = (placement.name(), rows.join(","));
+            placements.push(format!("\n        \"{name}\": [{rows}\n        ]"));
+        }
+    }
+    Ok(placements.join(","))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Launches of the norm family: alone behind a call, or fused with a one-shot push.
 
-use peersum_artifact::{Algorithm, Family};
+use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::call::Call;
@@ -8,7 +8,8 @@ use super::connected::Connected;
 use super::state::Communicator;
 use crate::call_signature::{NormSignature, unit_elements};
 use crate::device::{Device, LaunchShape};
-use crate::dispatch::{LaunchLimits, Plan, Route, Topology};
+use crate::dispatch::{FusedShape, LaunchLimits, Placement, Plan, Route, Topology};
+use crate::element::Element;
 use crate::error::Error;
 use crate::norm_error::NormError;
 
@@ -28,6 +29,24 @@ pub(super) struct NormCall {
 }
 
 impl NormCall {
+    /// A call without buffers, which is planned and not launched.
+    fn of_rows(dtype: Dtype, rows: u32, hidden: u32) -> NormCall {
+        NormCall {
+            call: Call {
+                dtype,
+                input: 0,
+                output: 0,
+                elements: u64::from(rows) * u64::from(hidden),
+                normalised: true,
+            },
+            residual: 0,
+            weight: 0,
+            hidden,
+            epsilon: 0.0,
+            weight_offset: 0.0,
+        }
+    }
+
     fn rows(&self) -> u64 {
         self.call.elements / u64::from(self.hidden)
     }
@@ -104,6 +123,13 @@ impl RowShape {
     }
 }
 
+impl<D: Device> Connected<D> {
+    /// How many rows the slots of the fused kernel hold.
+    fn most_rows(&self, shape: RowShape) -> u64 {
+        self.layout.capacity_units(Route::PushOneShot) / u64::from(shape.slots)
+    }
+}
+
 impl<D: Device> Communicator<D> {
     /// Launches one call with RMSNorm.
     pub(super) fn enqueue_norm(&mut self, norm: NormCall) -> Result<(), Error> {
@@ -122,16 +148,78 @@ impl<D: Device> Communicator<D> {
             return self.normalise_rows(norm, None);
         };
         let plan = self.plan_of(connected, &call)?;
-        if plan.route == Route::PushOneShot {
-            let shape = self.row_shape(&norm, &connected.limits, Algorithm::OneShot, Some(plan));
-            let slots = connected.layout.capacity_units(plan.route);
-            let rows = slots / u64::from(shape.slots);
+        let placement = connected.placement(call.input, call.output, call.bytes()?);
+        if let Some(fused) = self.fused_plan(connected, placement, call.bytes()?, plan) {
+            let shape = self.row_shape(&norm, &connected.limits, Algorithm::OneShot, Some(fused));
+            let rows = connected.most_rows(shape);
             if rows != 0 {
-                return self.launch_fused(connected, norm, plan, shape, rows);
+                return self.launch_fused(connected, norm, fused, shape, rows);
             }
         }
         let reduced = self.reduce(connected, call)?;
         self.normalise_rows(norm.of_output(), Some((plan, reduced)))
+    }
+
+    /// The plan of the fused kernel, if a call with this plan is fused: its shape limits the
+    /// launch.
+    fn fused_plan(
+        &self,
+        connected: &Connected<D>,
+        placement: Placement,
+        bytes: u64,
+        plan: Plan,
+    ) -> Option<Plan> {
+        let limits = &connected.limits;
+        let usual = match self.limiting(Some(plan)) {
+            Some(plan) => plan,
+            None => Plan {
+                blocks: limits.blocks(),
+                threads: limits.threads(Family::Norm, Algorithm::OneShot),
+                ..plan
+            },
+        };
+        let row = self.table.rms_norm.row(placement, bytes);
+        let row = row.filter(|_| self.forced.is_none());
+        let by_row = row.map(|row| row.fused.is_some());
+        let fuses = self
+            .fuses
+            .or(by_row)
+            .unwrap_or(plan.route == Route::PushOneShot);
+        let shape = row.and_then(|row| row.fused);
+        fuses.then(|| Plan {
+            route: Route::PushOneShot,
+            ..shape.map_or(usual, FusedShape::plan)
+        })
+    }
+
+    /// The plan whose shape limits the blocks that normalise. A forced plan does, so that tests can
+    /// choose them. On the emulator every plan does, because threads are expensive there.
+    fn limiting(&self, plan: Option<Plan>) -> Option<Plan> {
+        plan.filter(|_| self.table.topology == Topology::Emulator || self.forced.is_some())
+    }
+
+    /// What a call with RMSNorm launches of the fused kernel: for a call in several pieces, the
+    /// largest. `None` if the call is not fused.
+    #[doc(hidden)]
+    pub fn fused_launch<T: Element>(
+        &self,
+        placement: Placement,
+        rows: u32,
+        hidden: u32,
+    ) -> Option<Plan> {
+        let connected = self.connected.as_ref()?;
+        let norm = NormCall::of_rows(T::DTYPE, rows, hidden);
+        let bytes = norm.call.bytes().ok()?;
+        let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
+        let plan = self.fused_plan(connected, placement, bytes, plan)?;
+        let shape = self.row_shape(&norm, &connected.limits, Algorithm::OneShot, Some(plan));
+        let rows = u64::from(rows).min(connected.most_rows(shape));
+        let blocks = u64::from(self.most_row_blocks(&connected.limits, Some(plan)));
+        (rows != 0).then_some(Plan {
+            blocks: rows.min(blocks) as u32,
+            threads: shape.threads,
+            ..plan
+        })
     }
 
     /// Launches the fused kernel for `most_rows` rows at a time.
@@ -185,7 +273,7 @@ impl<D: Device> Communicator<D> {
                 return Err(NormError::Unavailable { reason }.into());
             }
         };
-        let plan = reduced.map(|(plan, _)| plan);
+        let plan = self.limiting(reduced.map(|(plan, _)| plan));
         let params = match reduced {
             Some((_, params)) => PeersumParams {
                 norm_words: norm.signature().words(norm.call.dtype),
@@ -212,8 +300,7 @@ impl<D: Device> Communicator<D> {
         Ok(())
     }
 
-    /// The block for a call's rows. A forced plan limits its threads, so that tests can choose
-    /// them. On the emulator every plan does, because threads are expensive there.
+    /// The block for a call's rows, with no more threads than the plan has.
     fn row_shape(
         &self,
         norm: &NormCall,
@@ -224,8 +311,8 @@ impl<D: Device> Communicator<D> {
         let is_emulated = self.table.topology == Topology::Emulator;
         let most = limits.threads(Family::Norm, algorithm);
         let most = match plan {
-            Some(plan) if is_emulated || self.forced.is_some() => most.min(plan.threads),
-            _ => most,
+            Some(plan) => most.min(plan.threads),
+            None => most,
         };
         let lanes = match is_emulated {
             true => EMULATED_LANES,
@@ -236,10 +323,8 @@ impl<D: Device> Communicator<D> {
 
     fn most_row_blocks(&self, limits: &LaunchLimits, plan: Option<Plan>) -> u32 {
         match plan {
-            Some(plan) if self.table.topology == Topology::Emulator || self.forced.is_some() => {
-                limits.blocks().min(plan.blocks)
-            }
-            _ => limits.blocks(),
+            Some(plan) => limits.blocks().min(plan.blocks),
+            None => limits.blocks(),
         }
     }
 }

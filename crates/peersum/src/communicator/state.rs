@@ -47,6 +47,8 @@ pub struct Communicator<D: Device = Cuda> {
     pub(super) identity: DeviceIdentity,
     pub(super) table: DispatchTable,
     pub(super) forced: Option<Plan>,
+    /// Whether calls with RMSNorm are fused; `None`: as the plan says.
+    pub(super) fuses: Option<bool>,
     pub(super) pdl: bool,
     pub(super) timeout: Duration,
     pub(super) setup_timeout: Duration,
@@ -84,6 +86,7 @@ impl<D: Device> Communicator<D> {
             identity,
             table,
             forced: None,
+            fuses: None,
             pdl: builder.pdl,
             timeout: builder.timeout,
             setup_timeout: builder.setup_timeout,
@@ -182,5 +185,13 @@ impl<D: Device> Communicator<D> {
         }
         self.forced = plan;
         Ok(())
+    }
+
+    /// Makes every later call with RMSNorm fused wherever one row fits the slots, or never; `None`
+    /// goes back to what the plan says. For tests and tuning: all ranks must set the same before
+    /// the same call.
+    #[doc(hidden)]
+    pub fn force_fused(&mut self, fuses: Option<bool>) {
+        self.fuses = fuses;
     }
 }

@@ -10,6 +10,7 @@
 mod error;
 mod file;
 mod limits;
+mod norm;
 mod origin;
 mod plan;
 mod table;
@@ -17,6 +18,7 @@ mod table;
 pub use error::TableError;
 pub use file::DispatchTables;
 pub use limits::LaunchLimits;
+pub use norm::{FusedShape, NormRow, NormRows};
 pub use origin::{Measurement, Origin};
 pub use plan::{Placement, Plan, Route, Topology};
 pub use table::{DispatchTable, Row};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TableError;
 use super::limits::LaunchLimits;
+use super::norm::NormRows;
 use super::origin::Origin;
 use super::plan::{Placement, Plan, Route, Topology};
 
@@ -56,6 +57,9 @@ pub struct DispatchTable {
     /// A symmetric buffer, in place. Every rank must do the same, else it is a
     /// [`Failure::Disagreement`](crate::Failure::Disagreement).
     pub symmetric_in_place: Vec<Row>,
+    /// Which calls with RMSNorm are fused.
+    #[serde(default, skip_serializing_if = "NormRows::is_empty")]
+    pub rms_norm: NormRows,
 }
 
 impl DispatchTable {
@@ -93,7 +97,7 @@ impl DispatchTable {
                 row.plan().check_shape(self.topology).map_err(broken)?;
             }
         }
-        Ok(())
+        self.rms_norm.check(self.topology).map_err(broken)
     }
 
     /// The rows for one placement, by rising `max_bytes`.
@@ -132,7 +136,8 @@ impl DispatchTable {
     pub(crate) fn largest_grid(&self, limits: &LaunchLimits) -> u32 {
         let rows = Placement::ALL.iter().flat_map(|it| self.rows(*it));
         let blocks = rows.map(|row| limits.apply(row.plan()).blocks);
-        blocks.max().unwrap_or(1)
+        let most = self.rms_norm.largest_grid();
+        blocks.max().unwrap_or(1).max(most.min(limits.blocks()))
     }
 
     /// A digest of everything that ranks must agree on: what each size takes, not where that comes
@@ -143,6 +148,11 @@ impl DispatchTable {
             rows.map(|row| (row.max_bytes, row.plan()))
                 .collect::<Vec<_>>()
         });
-        Digest::of(serde_json::to_string(&rows).unwrap_or_default().as_bytes())
+        let agreed = (rows, self.rms_norm.agreed());
+        Digest::of(
+            serde_json::to_string(&agreed)
+                .unwrap_or_default()
+                .as_bytes(),
+        )
     }
 }

@@ -1,5 +1,6 @@
 //! The flags of `bench allreduce`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
@@ -10,10 +11,36 @@ use crate::bench::arguments::{CallArgs, Choices, NcclArgs, contents, launches, o
 use crate::bench::build::Build;
 use crate::bench::sizes::parse_shape;
 use crate::bench::timing::Launch;
+use crate::operation::Operation;
 
 /// What `bench allreduce` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BenchArgs {
+    /// What is measured. `rms-norm`: all-reduce, residual and RMSNorm in one call, by the fused
+    /// kernel and as an all-reduce with a kernel behind it that normalises; beside them the
+    /// all-reduce alone. --rows and --hidden then take the place of --bytes.
+    #[arg(long, value_enum, default_value = "all-reduce")]
+    pub(super) op: Operation,
+    /// Rows of a call of --op rms-norm.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "1,4,16,32,64,128",
+        conflicts_with = "bytes",
+        value_parser = clap::value_parser!(u32).range(1..=65536)
+    )]
+    pub(super) rows: Vec<u32>,
+    /// Elements of a row of --op rms-norm.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "4096,8192",
+        conflicts_with = "bytes",
+        value_parser = clap::value_parser!(u32).range(4..=32768)
+    )]
+    pub(super) hidden: Vec<u32>,
     /// World sizes. If there are fewer GPUs than ranks, the ranks share them.
     #[arg(
         long,
@@ -32,7 +59,9 @@ pub(crate) struct BenchArgs {
     )]
     pub(super) dtype: Vec<Dtype>,
     /// `best`: the plan of the dispatch table for each kind of input. `all`: every algorithm with
-    /// the grids of --shapes. Or names such as push_one_shot.
+    /// the grids of --shapes. Or names such as push_one_shot. With `--op rms-norm` `best` is the
+    /// fused kernel and the one behind the all-reduce of the table, and an algorithm is the
+    /// all-reduce; the fused kernel, with the same grids, belongs to push_one_shot.
     #[arg(
         long,
         value_name = "LIST",
@@ -112,6 +141,34 @@ fn algorithms() -> PossibleValuesParser {
 }
 
 impl BenchArgs {
+    /// Whether the plans of the dispatch table are measured.
+    pub(super) fn measures_best(&self) -> bool {
+        self.algo.iter().any(|name| name == "best")
+    }
+
+    /// The messages of a type, in bytes.
+    pub(super) fn bytes(&self, dtype: Dtype) -> Vec<usize> {
+        if self.op == Operation::AllReduce {
+            return self.call.bytes.clone();
+        }
+        let of_row = |hidden: u32| hidden as usize * dtype.size_bytes();
+        let rows = || self.rows.iter().map(|&rows| rows as usize);
+        let hidden = self.hidden.iter();
+        let all = hidden.flat_map(|&hidden| rows().map(move |rows| rows * of_row(hidden)));
+        // Different shapes may have the same bytes.
+        Vec::from_iter(all.collect::<BTreeSet<usize>>())
+    }
+
+    /// Those of every type.
+    pub(super) fn all_bytes(&self) -> Vec<usize> {
+        let all = self.dtype.iter().flat_map(|&dtype| self.bytes(dtype));
+        Vec::from_iter(all.collect::<BTreeSet<usize>>())
+    }
+
+    pub(super) fn largest_bytes(&self) -> usize {
+        self.all_bytes().into_iter().max().unwrap_or(0)
+    }
+
     /// The algorithms that `--algo` names.
     pub(super) fn routes(&self) -> impl Iterator<Item = Route> {
         let is_named = |route: &Route| {

@@ -51,7 +51,7 @@ fn measure(
     world_size: u32,
 ) -> Result<Vec<Sample>> {
     let group = nccl.group(world_size)?;
-    let largest = args.call.largest_bytes();
+    let largest = args.largest_bytes();
     run_ranks(gpus, world_size, |stopwatch, _| {
         let communicator = &group.join(&stopwatch)?;
         let stream = stopwatch.device.stream();
@@ -93,7 +93,7 @@ fn measure_calls(
     let stream = stopwatch.device.stream();
     let mut samples = Vec::new();
     for &dtype in &args.dtype {
-        for &bytes in &args.call.bytes {
+        for bytes in args.bytes(dtype) {
             let elements = bytes / dtype.size_bytes();
             // SAFETY: both places hold the largest message until the caller has waited.
             let all_reduce = || unsafe { communicator.all_reduce(input, output, elements, dtype) };
@@ -115,6 +115,7 @@ fn measure_calls(
                     placement: None,
                     plan: None,
                     from_table: false,
+                    norm: None,
                 };
                 samples.push(Sample::new(call, times));
             }

@@ -2,15 +2,19 @@
 
 use anyhow::Result;
 use peersum::device::Device;
-use peersum::dispatch::{Placement, Plan, Topology};
+use peersum::dispatch::{Placement, Plan};
 
 use super::arguments::BenchArgs;
+use super::group::Group;
+use super::norms;
 use crate::bench::build::Build;
 use crate::bench::candidates::{candidates, own_placement};
+use crate::bench::norm::NormRank;
 use crate::bench::ranks::{GroupSettings, Rank, run_group};
 use crate::bench::report::{Call, Sample, System};
 use crate::bench::timing::{Launch, Timed};
 use crate::data::{TestElement, with_element};
+use crate::operation::Operation;
 
 /// Measures one group.
 pub(super) fn measure_group<M: Timed>(
@@ -30,15 +34,16 @@ pub(super) fn measure_group<M: Timed>(
         for &dtype in &args.dtype {
             with_element!(dtype, T => group.measure::<T, _>(rank, &mut samples)?);
         }
+        if args.op == Operation::RmsNorm {
+            let rank = &mut NormRank::new(rank)?;
+            for &dtype in &args.dtype {
+                with_element!(
+                    dtype, T => norms::measure::<T, _>(&group, rank, &mut samples)?
+                );
+            }
+        }
         Ok(samples)
     })
-}
-
-struct Group<'a> {
-    args: &'a BenchArgs,
-    build: Build,
-    settings: &'a GroupSettings,
-    link: Topology,
 }
 
 impl Group<'_> {
@@ -49,7 +54,7 @@ impl Group<'_> {
     ) -> Result<()> {
         let args = self.args;
         rank.fill::<T>()?;
-        for &bytes in &args.call.bytes {
+        for bytes in args.bytes(T::DTYPE) {
             for (placement, plan) in self.plans(rank, bytes as u64) {
                 let from_table = plan.is_none();
                 let chosen =
@@ -57,17 +62,10 @@ impl Group<'_> {
                 for &launch in &args.method {
                     let method = args.call.method(launch);
                     let call = Call {
-                        system: System::Peersum,
-                        build: self.build,
-                        world_size: self.settings.world_size,
-                        link: self.link,
-                        dtype: T::DTYPE,
-                        bytes: bytes as u64,
-                        launch,
-                        pdl: self.settings.pdl,
                         placement: Some(placement),
                         plan: Some(rank.communicator.launched(chosen, bytes as u64)),
                         from_table,
+                        ..self.call::<T>(bytes, launch)
                     };
                     let times = rank.time::<T>(placement, bytes, plan, method)?;
                     samples.push(Sample::new(call, times));
@@ -89,8 +87,12 @@ impl Group<'_> {
     fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<(Placement, Option<Plan>)> {
         let args = self.args;
         let mut plans: Vec<(Placement, Option<Plan>)> = Vec::new();
-        if args.algo.iter().any(|name| name == "best") {
+        // Beside calls with RMSNorm the all-reduce of the table is enough.
+        if args.measures_best() || args.op == Operation::RmsNorm {
             plans.extend(Placement::ALL.map(|placement| (placement, None)));
+        }
+        if args.op == Operation::RmsNorm {
+            return plans;
         }
         for route in args.routes() {
             let launched = |plan| rank.communicator.launched(plan, bytes);

@@ -1,0 +1,245 @@
+//! A rank that makes calls with RMSNorm: their times, and a check of their results.
+
+use anyhow::{Result, ensure};
+use peersum::device::{Device, MemorySharing};
+use peersum::dispatch::{Placement, Plan};
+use peersum::reference::{self, NormNumbers};
+use peersum::{Element, RmsNorm};
+use peersum_kernels::abi;
+
+use super::ranks::{INPUT_SEED, Rank, pattern, write_repeated};
+use super::timing::{Launch, Method, Times};
+use crate::data::{Key, TestElement, bytes_of};
+use crate::memory::{Guarded, elements_of, lend};
+
+/// As in most models.
+const NUMBERS: NormNumbers = NormNumbers {
+    epsilon: 1e-6,
+    weight_offset: 0.0,
+};
+
+/// How a call is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// As the dispatch table says.
+    Table,
+    /// By the fused kernel in its own shape, if one row fits the slots.
+    Fused,
+    /// The all-reduce of the dispatch table, and the kernel that normalises behind it.
+    Unfused,
+    /// By the fused kernel in this shape.
+    FusedAs(Plan),
+    /// The all-reduce by this plan, and the kernel that normalises behind it.
+    UnfusedAs(Plan),
+}
+
+impl Way {
+    /// Whether the fused kernel is asked for; `None`: the table decides.
+    pub(crate) fn fuses(self) -> Option<bool> {
+        match self {
+            Way::Table => None,
+            Way::Fused | Way::FusedAs(_) => Some(true),
+            Way::Unfused | Way::UnfusedAs(_) => Some(false),
+        }
+    }
+}
+
+/// A call with residual and RMSNorm.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NormCall {
+    pub(crate) placement: Placement,
+    pub(crate) rows: u32,
+    pub(crate) hidden: u32,
+    pub(crate) way: Way,
+}
+
+impl NormCall {
+    fn elements(&self) -> usize {
+        self.rows as usize * self.hidden as usize
+    }
+}
+
+/// One rank with what such calls need beside its messages.
+pub(crate) struct NormRank<'r, 'a, D: Device> {
+    pub(crate) rank: &'r mut Rank<'a, D>,
+    residual: Guarded<D>,
+    weight: Guarded<D>,
+}
+
+/// What a first call leaves.
+pub(crate) struct Expected<T> {
+    output: Vec<T>,
+    residual: Vec<T>,
+}
+
+impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
+    /// # Errors
+    /// The device refuses the memory.
+    pub(crate) fn new(rank: &'r mut Rank<'a, D>) -> Result<Self> {
+        let device = &rank.stopwatch.device;
+        let guarded = |bytes| Guarded::new(device, bytes, MemorySharing::Auto);
+        Ok(NormRank {
+            residual: guarded(rank.bytes())?,
+            weight: guarded(abi::PEERSUM_MAX_HIDDEN as usize * size_of::<f32>())?,
+            rank,
+        })
+    }
+
+    /// This rank's own residual, which repeats, and its weight.
+    fn sides<T: TestElement>(&self, hidden: u32) -> (Vec<T>, Vec<T>) {
+        let side = |layer, bytes| {
+            let key = Key::new(INPUT_SEED, 0, layer, self.rank.stopwatch.peers.rank());
+            pattern(key, bytes)
+        };
+        let weight_bytes = hidden as usize * size_of::<T>();
+        (side(1, self.rank.bytes()), side(2, weight_bytes))
+    }
+
+    /// What the first call with such rows must leave on this rank.
+    pub(crate) fn expected<T: TestElement>(&self, rows: u32, hidden: u32) -> Expected<T> {
+        let bytes = self.rank.bytes();
+        let ranks = 0..self.rank.communicator.world_size();
+        let inputs: Vec<Vec<T>> = ranks
+            .map(|rank| pattern(Key::of(INPUT_SEED, rank), bytes))
+            .collect();
+        let slices: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
+        let (residual, weight) = self.sides::<T>(hidden);
+        let kept = reference::add_residual(&reference::all_reduce(&slices), &residual);
+        let elements = rows as usize * hidden as usize;
+        let residual: Vec<T> = kept.iter().copied().cycle().take(elements).collect();
+        Expected {
+            output: reference::rms_norm(&residual, &weight, NUMBERS),
+            residual,
+        }
+    }
+
+    /// What the call launches of the fused kernel. `None` if it is not fused.
+    ///
+    /// # Errors
+    /// The kernels cannot run in the shape that the call asks for.
+    pub(crate) fn fused_launch<T: Element>(&mut self, call: NormCall) -> Result<Option<Plan>> {
+        self.force(Some(call.way))?;
+        let communicator = &self.rank.communicator;
+        let launch = communicator.fused_launch::<T>(call.placement, call.rows, call.hidden);
+        self.force(None)?;
+        Ok(launch)
+    }
+
+    fn force(&mut self, way: Option<Way>) -> Result<()> {
+        let plan = match way {
+            Some(Way::FusedAs(plan) | Way::UnfusedAs(plan)) => Some(plan),
+            Some(Way::Table | Way::Fused | Way::Unfused) | None => None,
+        };
+        self.rank.communicator.force_plan(plan)?;
+        let fuses = way.and_then(Way::fuses);
+        self.rank.communicator.force_fused(fuses);
+        Ok(())
+    }
+
+    /// Writes what the next call reads, and poisons the output.
+    ///
+    /// # Errors
+    /// The device refuses.
+    pub(crate) fn prepare<T: TestElement>(&mut self, hidden: u32) -> Result<()> {
+        self.rank.fill::<T>()?;
+        let device = &self.rank.stopwatch.device;
+        let (residual, weight) = self.sides::<T>(hidden);
+        self.weight.write(device, 0, bytes_of(&weight))?;
+        // SAFETY: the allocation has room for the largest message.
+        unsafe { write_repeated(device, self.residual.base(), self.rank.bytes(), &residual)? };
+        self.rank.poison_output()
+    }
+
+    /// Makes one call, launched as it will be when it is timed, and compares every bit that it
+    /// leaves.
+    ///
+    /// # Errors
+    /// The results are wrong, or the call failed.
+    pub(crate) fn check<T: TestElement>(
+        &mut self,
+        call: NormCall,
+        launch: Launch,
+        expected: &Expected<T>,
+    ) -> Result<()> {
+        self.prepare::<T>(call.hidden)?;
+        let once = Method {
+            launch,
+            calls: 1,
+            warm_up: 0,
+            replays: 1,
+        };
+        self.time::<T>(call, once)?;
+        let output = self.rank.result_address(call.placement);
+        self.compare(output, &expected.output, "output")?;
+        self.compare(self.residual.base(), &expected.residual, "residual")
+    }
+
+    fn compare<T: Element>(&self, address: u64, expected: &[T], name: &str) -> Result<()> {
+        let mut bytes = vec![0; size_of_val(expected)];
+        // SAFETY: memory of this rank, with room for the largest message.
+        unsafe { self.rank.stopwatch.device.read(address, &mut bytes)? };
+        let found = elements_of::<T>(&bytes);
+        let mut pairs = found.iter().zip(expected).enumerate();
+        let wrong = pairs.find(|(_, (found, expected))| found.raw() != expected.raw());
+        if let Some((index, (found, expected))) = wrong {
+            let (found, expected) = (found.raw(), expected.raw());
+            ensure!(
+                false,
+                "{name}, element {index}: {found:#x}, and the reference says {expected:#x}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Times calls. Each finds the residual that the one before has left.
+    ///
+    /// # Errors
+    /// A call failed.
+    pub(crate) fn time<T: Element>(&mut self, call: NormCall, method: Method) -> Result<Times> {
+        self.force(Some(call.way))?;
+        let len = call.elements();
+        ensure!(
+            len * size_of::<T>() <= self.rank.bytes(),
+            "{} x {} elements are more than the largest message",
+            call.rows,
+            call.hidden
+        );
+        let (weight, residual) = (self.weight.base(), self.residual.base());
+        let input = self.rank.input_address(call.placement);
+        let output = self.rank.output_address();
+        let Rank {
+            communicator,
+            stopwatch,
+            ..
+        } = &mut *self.rank;
+        let device = &stopwatch.device;
+        // SAFETY: each array has at least so many elements, begins at a multiple of 16 bytes, and
+        // outlives the wait in `Stopwatch::time`.
+        let times = unsafe {
+            lend::<T, D, _>(device, weight, call.hidden as usize, |weight| {
+                let norm = RmsNorm {
+                    weight: &*weight,
+                    epsilon: NUMBERS.epsilon,
+                    weight_offset: NUMBERS.weight_offset,
+                };
+                lend::<T, D, _>(device, residual, len, |residual| {
+                    lend::<T, D, _>(device, input, len, |input| {
+                        lend::<T, D, _>(device, output, len, |output| {
+                            stopwatch.time(method, |_| {
+                                Ok(match call.placement {
+                                    Placement::SymmetricInPlace => communicator
+                                        .all_reduce_add_rms_norm_in_place(input, residual, &norm),
+                                    _ => communicator
+                                        .all_reduce_add_rms_norm(&*input, residual, &norm, output),
+                                }?)
+                            })
+                        })
+                    })
+                })
+            })
+        }?;
+        self.rank.communicator.synchronize()?;
+        self.force(None)?;
+        Ok(times)
+    }
+}
