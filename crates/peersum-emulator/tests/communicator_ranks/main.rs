@@ -8,6 +8,7 @@ mod examples;
 mod failures;
 mod forgeries;
 mod graphs;
+mod norm_sides;
 mod norms;
 mod parts;
 mod processes;

@@ -78,6 +78,19 @@ pub(super) fn run(args: &GridArgs) -> Result<bool> {
     Ok(failed == 0)
 }
 
+/// The first mismatch of all configurations that the settings select.
+#[cfg(feature = "negative-controls")]
+pub(super) fn mismatch<M: Machine>(machine: &M, settings: &Settings) -> Result<Option<String>> {
+    let all = cases(settings);
+    for group in all.chunk_by(|a, b| a.world_size == b.world_size) {
+        let mut wrong = run_group(machine, settings, group)?;
+        if !wrong.is_empty() {
+            return Ok(Some(wrong.swap_remove(0)));
+        }
+    }
+    Ok(None)
+}
+
 /// All configurations of one world size. Returns the mismatches of all ranks.
 fn run_group<M: Machine>(
     machine: &M,
