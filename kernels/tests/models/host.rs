@@ -6,9 +6,8 @@ use crate::memory::{
     BLOCKS, EMPTY, NAN, Order, PLACES, SIGNATURE_BITS, Store, data, detail, header, own_header,
     poison, pull_epoch, push_epoch, symmetric,
 };
-use crate::norm::SUMS;
 use crate::program::{Break, Kind, Violation, Waits};
-use crate::state::{At, Finds, Host, Rank, State, Step, Thread, Word};
+use crate::state::{At, Finds, Host, Rank, SUMS, State, Step, Thread, Word};
 
 impl Machine {
     /// Prepares a rank's next call, or its `synchronize` if there is none.

@@ -6,9 +6,8 @@
 //! after it.
 
 use crate::memory::{BLOCKS, EMPTY, InFlight, Order, RANKS, Store, is_slot, pull_epoch, zeroed};
-use crate::norm::SUMS;
 use crate::program::{Break, Call, Kind, Violation, Waits};
-use crate::state::{Host, Id, Rank, State, THREADS, Thread, Word, thread};
+use crate::state::{Host, Id, Rank, SUMS, State, THREADS, Thread, Word, thread};
 
 /// A case to explore.
 #[derive(Clone)]

@@ -4,10 +4,7 @@
 use crate::machine::Machine;
 use crate::memory::{EMPTY, NAN, SIGNATURE_BITS, WRONG, norm_word, own_norm_word};
 use crate::program::{Break, Call, Kind, Violation};
-use crate::state::{At, Id, State, Word, thread, thread_mut};
-
-/// Sums of the data threads of a block, in the two halves that take turns.
-pub(crate) const SUMS: usize = 4;
+use crate::state::{At, Id, SUMS, State, Word, thread, thread_mut};
 
 /// The sum of a row that a thread finds whole.
 fn sum_of_row(index: u8) -> u8 {

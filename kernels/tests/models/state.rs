@@ -3,10 +3,12 @@
 use std::hash::{Hash, Hasher};
 
 use crate::memory::{BLOCKS, InFlight, Memory, RANKS, Store};
-use crate::norm::SUMS;
 
 /// Two data threads, and one signal thread for each peer.
 pub(crate) const THREADS: usize = 2 + RANKS - 1;
+
+/// Sums of the data threads of a block, in the two halves that take turns.
+pub(crate) const SUMS: usize = 4;
 
 /// A thread's position: what it does in its next step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

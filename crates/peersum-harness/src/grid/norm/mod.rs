@@ -11,8 +11,10 @@ use anyhow::{Context, Result, ensure};
 use super::settings::{GridArgs, RankKind, Settings};
 use crate::machine::{DeviceKind, DeviceOf, Emulators, Gpus, Machine, decide};
 use crate::ranks::run_threads;
-use cases::{NormCase, cases};
-use rank::NormRank;
+use cases::cases;
+
+pub(crate) use cases::NormCase;
+pub(crate) use rank::NormRank;
 
 /// Mismatches that are printed; all are counted.
 const PRINTED: usize = 20;
