@@ -19,6 +19,10 @@ constexpr peersum_u32 KEPT_UNITS = 2;
 // The parameters of a call that concern rows, by unit.
 struct RowBuffers {
     const PeersumParams& params;
+#if PEERSUM_BREAK == PEERSUM_BREAK_WEIGHT_BEFORE_WAIT
+    // Both entry points make this object before griddepcontrol.wait.
+    Unit early_weight = ld_global_v4(unit_address(params.weight, 0));
+#endif
 
     __device__ __forceinline__ bool has_residual() const { return params.residual != 0; }
     __device__ __forceinline__ void* output(peersum_u32 unit) const {
@@ -30,6 +34,9 @@ struct RowBuffers {
         return unit_address(has_residual() ? params.residual : params.output, unit);
     }
     __device__ __forceinline__ Unit weight(peersum_u32 unit_of_row) const {
+#if PEERSUM_BREAK == PEERSUM_BREAK_WEIGHT_BEFORE_WAIT
+        if (unit_of_row == 0) return early_weight;
+#endif
         return ld_global_v4(unit_address(params.weight, unit_of_row));
     }
 

@@ -129,7 +129,7 @@ PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, BlockMemory 
     constexpr int MOST_WARPS = PEERSUM_MAX_THREADS / LANES;
     const peersum_u32 sums = is_odd ? MOST_WARPS : 0;
     if (position.thread % LANES == 0) st_shared_f32(memory, sums + position.thread / LANES, sum);
-    barrier_cta_sync_data(position.threads);
+    if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER) barrier_cta_sync_data(position.threads);
     const peersum_u32 warps = position.threads / LANES;
     float warp[MOST_WARPS];
 #pragma unroll
@@ -139,6 +139,11 @@ PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, BlockMemory 
         if (w < warps) ld_shared_v4_f32(memory, sums + w, four);
 #pragma unroll
         for (int k = 0; k < 4; ++k) warp[w + k] = w + k < warps ? four[k] : 0.0f;
+    }
+    if (PEERSUM_BREAK == PEERSUM_BREAK_TREE_OF_BLOCK) {
+        // One after the other: another tree for each number of warps.
+        for (int w = 1; w < MOST_WARPS; ++w) warp[0] = add_rn_f32(warp[0], warp[w]);
+        return warp[0];
     }
 #pragma unroll
     for (int apart = 1; apart < MOST_WARPS; apart *= 2) {

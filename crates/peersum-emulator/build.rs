@@ -9,13 +9,16 @@ use peersum_artifact::{Dtype, Family, ModuleKey};
 
 /// The protocols that are broken on purpose, by their number in `call.cuh`, and the families whose
 /// code each one changes.
-const BREAKS: [(u32, &[Family]); 6] = [
-    (1, &[Family::Push]),
+const BREAKS: [(u32, &[Family]); 9] = [
+    (1, &[Family::Push, Family::Norm]),
     (2, &[Family::Pull]),
     (3, &[Family::Push]),
-    (4, &[Family::Push, Family::Pull]),
+    (4, &[Family::Push, Family::Pull, Family::Norm]),
     (5, &[Family::Pull]),
-    (6, &[Family::Push, Family::Pull]),
+    (6, &[Family::Push, Family::Pull, Family::Norm]),
+    (7, &[Family::Norm]),
+    (8, &[Family::Norm]),
+    (9, &[Family::Norm]),
 ];
 
 fn main() -> io::Result<()> {

@@ -1,4 +1,4 @@
-//! The slots of push.cu: two calls that can be in progress at once never share a slot.
+//! The slots of push.cu and norm.cu: two calls that can be in progress at once never share a slot.
 //!
 //! The models in `models` have no addresses. Here the kernels themselves run, on a platform that
 //! records each slot that they send to, poll and empty (`push_slots/driver.cpp`). While a rank is
@@ -22,6 +22,26 @@ struct Call {
     is_two_shot: bool,
     units: u64,
     parity: u64,
+    /// The rows of a call that normalises them.
+    rows: Option<Rows>,
+}
+
+/// The shape of a call's rows: units of a row, and threads of a block that handle them.
+#[derive(Debug, Clone, Copy)]
+struct Rows {
+    units: u64,
+    threads: u64,
+}
+
+impl Rows {
+    /// Slots of a row from one source. The host's `RowShape` computes the same.
+    fn slots(self) -> u64 {
+        let mut per_thread = 1;
+        while per_thread * self.threads < self.units {
+            per_thread *= 2;
+        }
+        self.units.next_multiple_of(GROUP * per_thread)
+    }
 }
 
 /// The slots of one call, as ranges of unit indices counted from the first slot.
@@ -46,7 +66,7 @@ fn capacity_units(world_size: u64, push_half_bytes: u64, is_two_shot: bool) -> u
 }
 
 /// Builds the driver for a world size. Each test has an executable of its own.
-fn compile(test: &str, world_size: u64) -> std::path::PathBuf {
+fn compile(test: &str, world_size: u64, flags: &[&str]) -> std::path::PathBuf {
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR"));
     let driver =
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("push_slots_{test}_{world_size}"));
@@ -57,6 +77,7 @@ fn compile(test: &str, world_size: u64) -> std::path::PathBuf {
             "-DPEERSUM_DTYPE=f32",
             &format!("-DPEERSUM_WORLD_SIZE={world_size}"),
         ])
+        .args(flags)
         .arg("-I")
         .arg(kernels)
         .arg(kernels.join("tests/push_slots/driver.cpp"))
@@ -88,7 +109,12 @@ fn slots_of(driver: &Path, push_half_bytes: u64, calls: &[Call]) -> Vec<Slots> {
         };
         let elements = call.units * UNIT / size_of::<f32>() as u64;
         let parity = call.parity;
-        text += &format!("{algorithm} {push_half_bytes} {elements} {parity} 2 32\n");
+        let (threads, hidden) = match call.rows {
+            Some(rows) => (rows.threads, rows.units * UNIT / size_of::<f32>() as u64),
+            None => (32, 0),
+        };
+        text +=
+            &format!("{algorithm} {push_half_bytes} {elements} {parity} 2 {threads} {hidden}\n");
     }
     let mut input = child.stdin.take().unwrap();
     let writer = std::thread::spawn(move || input.write_all(text.as_bytes()).unwrap());
@@ -132,6 +158,7 @@ fn calls(world_size: u64, push_half_bytes: u64) -> Vec<Call> {
                     is_two_shot,
                     units: units.min(most).max(1),
                     parity,
+                    rows: None,
                 });
             }
         }
@@ -161,7 +188,7 @@ fn shared_slot(calls: &[Call], slots: &[Slots]) -> Option<(Call, Call, u64)> {
 #[test]
 fn no_two_slots_that_can_be_in_use_at_once_share_an_address() {
     for world_size in 2..=8 {
-        let driver = compile("promise", world_size);
+        let driver = compile("promise", world_size, &[]);
         for pairs_of_groups in (1..=9).chain([16, 21]) {
             let push_half_bytes = pairs_of_groups * both_halves_bytes(world_size);
             let calls = calls(world_size, push_half_bytes);
@@ -193,12 +220,90 @@ fn a_push_half_that_is_not_a_multiple_of_both_halves_of_a_group_is_caught() {
         (7, 8192),
         (8, 10240),
     ] {
-        let driver = compile("control", world_size);
+        let driver = compile("control", world_size, &[]);
         let calls = calls(world_size, push_half_bytes);
         let slots = slots_of(&driver, push_half_bytes, &calls);
         assert!(
             shared_slot(&calls, &slots).is_some(),
             "{world_size} ranks, {push_half_bytes} bytes a half"
         );
+    }
+}
+
+/// Shapes of rows: fewer units than threads, as many, and up to 64 for each thread.
+fn shapes() -> [Rows; 6] {
+    [
+        (1, 32),
+        (33, 64),
+        (125, 96),
+        (360, 160),
+        (360, 32),
+        (2048, 32),
+    ]
+    .map(|(units, threads)| Rows { units, threads })
+}
+
+/// Calls of both halves that normalise `rows` rows.
+fn norm_calls(shape: Rows, rows: u64) -> [Call; 2] {
+    [0, 1].map(|parity| Call {
+        is_two_shot: false,
+        units: rows * shape.units,
+        parity,
+        rows: Some(shape),
+    })
+}
+
+/// The last slot that one of the calls uses, as an address.
+fn end_of(slots: &[Slots]) -> u64 {
+    let ends = slots.iter().flatten().map(|(_, end)| *end * UNIT);
+    ends.max().unwrap()
+}
+
+#[test]
+fn a_push_that_normalises_shares_no_slot_with_a_call_of_the_other_half() {
+    for world_size in 2..=8 {
+        let push = compile("beside_norm", world_size, &[]);
+        let norm = compile("norm", world_size, &["-DRECORD_NORM"]);
+        for pairs_of_groups in [1, 2, 7, 40] {
+            let push_half_bytes = pairs_of_groups * both_halves_bytes(world_size);
+            let capacity = capacity_units(world_size, push_half_bytes, false);
+            let mut all = calls(world_size, push_half_bytes);
+            let mut slots = slots_of(&push, push_half_bytes, &all);
+            for shape in shapes() {
+                let most = capacity / shape.slots();
+                let rows = [1, most / 2, most];
+                let normalising: Vec<Call> = rows
+                    .into_iter()
+                    .filter(|&rows| (1..=most).contains(&rows))
+                    .flat_map(|rows| norm_calls(shape, rows))
+                    .collect();
+                slots.extend(slots_of(&norm, push_half_bytes, &normalising));
+                all.extend(normalising);
+            }
+            let context = format!("{world_size} ranks, {push_half_bytes} bytes a half");
+            if let Some(shared) = shared_slot(&all, &slots) {
+                panic!("{context}: {shared:?}");
+            }
+            assert!(end_of(&slots) <= 2 * push_half_bytes, "{context}");
+        }
+    }
+}
+
+/// The control: a row more than the host puts into a call.
+#[test]
+fn a_row_more_than_fits_would_be_seen_to_leave_the_slots() {
+    for world_size in [2, 3, 8] {
+        let norm = compile("norm_control", world_size, &["-DRECORD_NORM"]);
+        // A multiple of each shape's slots.
+        let push_half_bytes = 96 * both_halves_bytes(world_size);
+        for shape in shapes() {
+            let most = capacity_units(world_size, push_half_bytes, false) / shape.slots();
+            let slots = slots_of(&norm, push_half_bytes, &norm_calls(shape, most + 1));
+            let end = end_of(&slots);
+            assert!(
+                end > 2 * push_half_bytes,
+                "{world_size} ranks, {shape:?}: {end}"
+            );
+        }
     }
 }

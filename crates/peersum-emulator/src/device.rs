@@ -52,19 +52,37 @@ pub enum Break {
     NoOpeningBarrier = 5,
     /// Terms are added in reversed rank order.
     RankOrderReversed = 6,
+    /// The warps of a block exchange the sums of a row without a barrier.
+    NoRowBarrier = 7,
+    /// The sum of a row's squares is another tree for each number of warps.
+    TreeOfBlock = 8,
+    /// The weight is loaded before the wait for the kernel before.
+    WeightBeforeWait = 9,
 }
 
 #[cfg(feature = "broken-kernels")]
 impl Break {
     /// All of them, in order.
-    pub const ALL: [Break; 6] = [
+    pub const ALL: [Break; 9] = [
         Break::NoRearm,
         Break::NoClosingBarrier,
         Break::LaneUnchecked,
         Break::EpochNotAdvanced,
         Break::NoOpeningBarrier,
         Break::RankOrderReversed,
+        Break::NoRowBarrier,
+        Break::TreeOfBlock,
+        Break::WeightBeforeWait,
     ];
+
+    /// Whether it changes calls with RMSNorm alone.
+    #[must_use]
+    pub fn is_of_norm(self) -> bool {
+        matches!(
+            self,
+            Break::NoRowBarrier | Break::TreeOfBlock | Break::WeightBeforeWait
+        )
+    }
 }
 
 /// One emulated device. Ranks that use the same index share a device, across processes too, as

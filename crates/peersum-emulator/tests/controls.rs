@@ -6,9 +6,11 @@ mod rig;
 
 use std::time::{Duration, Instant};
 
-use peersum::Element;
+use peersum::dispatch::{Plan, Route};
+use peersum::reference::{self, NormNumbers, ReferenceElement};
+use peersum::{Communicator, Element, Rendezvous, RmsNorm};
 use peersum_artifact::{Algorithm, Family};
-use peersum_emulator::{Break, EmulatorOptions};
+use peersum_emulator::{Break, EmulatorBuffer, EmulatorDevice, EmulatorOptions};
 use rig::{Call, Setup, World, random_inputs, seeded};
 
 /// The types that broken modules are compiled for.
@@ -164,6 +166,157 @@ fn a_sum_in_reversed_rank_order_is_caught() {
     );
 }
 
+/// Calls with RMSNorm that a search makes with one communicator.
+const NORM_CALLS: usize = 24;
+const HIDDEN: usize = 512;
+/// Several rows for each of two blocks.
+const ROWS: usize = 5;
+
+/// Makes calls with RMSNorm until one gives other bits or ends in a failure; says what was seen.
+fn norm_caught<T: Element>(
+    broken: Option<Break>,
+    world_size: u32,
+    route: Route,
+    patience: Duration,
+) -> Option<String> {
+    let began = Instant::now();
+    let mut generator = seeded();
+    while began.elapsed() < patience {
+        // A NaN would hide all else in its row.
+        let mut array = |len| {
+            let element = |_| <T as ReferenceElement>::round(generator.f32() * 8.0 - 4.0);
+            (0..len).map(element).collect::<Vec<T>>()
+        };
+        let calls: Vec<NormInputs<T>> = (0..NORM_CALLS)
+            .map(|_| NormInputs {
+                inputs: (0..world_size).map(|_| array(HIDDEN * ROWS)).collect(),
+                residual: array(HIDDEN * ROWS),
+                weight: array(HIDDEN),
+            })
+            .collect();
+        let calls = &calls;
+        let found = std::thread::scope(|scope| {
+            let ranks: Vec<_> = Rendezvous::threads(world_size)
+                .into_iter()
+                .map(|rendezvous| scope.spawn(move || norm_rank(broken, route, rendezvous, calls)))
+                .collect();
+            let found = ranks.into_iter().map(|rank| rank.join().unwrap());
+            found.collect::<Vec<_>>().into_iter().flatten().next()
+        });
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+/// What one call reads on all ranks.
+struct NormInputs<T> {
+    inputs: Vec<Vec<T>>,
+    residual: Vec<T>,
+    weight: Vec<T>,
+}
+
+/// All calls of one rank. Returns what was wrong first.
+fn norm_rank<T: Element>(
+    broken: Option<Break>,
+    route: Route,
+    rendezvous: Rendezvous,
+    calls: &[NormInputs<T>],
+) -> Option<String> {
+    let mut options = EmulatorOptions::default();
+    options.broken = broken;
+    let rank = rendezvous.rank();
+    let stream = EmulatorDevice::with_options(rank, &options)
+        .stream()
+        .unwrap();
+    let mut communicator = Communicator::builder()
+        .rendezvous(rendezvous)
+        .max_blocks(2)
+        .timeout(Duration::from_secs(2))
+        .build(&stream)
+        .unwrap();
+    let numbers = NormNumbers {
+        epsilon: 1e-6,
+        weight_offset: 1.0,
+    };
+    let mut found = None;
+    for (number, call) in calls.iter().enumerate() {
+        // A block of another size from call to call.
+        let plan = Plan {
+            route,
+            blocks: 2,
+            threads: [16, 32][number % 2],
+        };
+        communicator.force_plan(Some(plan)).unwrap();
+        let weight = EmulatorBuffer::from_slice(&call.weight);
+        let norm = RmsNorm {
+            weight: &weight,
+            epsilon: numbers.epsilon,
+            weight_offset: numbers.weight_offset,
+        };
+        let mut residual = EmulatorBuffer::from_slice(&call.residual);
+        let mut buffer = EmulatorBuffer::from_slice(&call.inputs[rank as usize]);
+        let called = communicator
+            .all_reduce_add_rms_norm_in_place(&mut buffer, &mut residual, &norm)
+            .and_then(|()| communicator.synchronize());
+        if let Err(error) = called {
+            return found.or(Some(error.to_string()));
+        }
+        let inputs: Vec<&[T]> = call.inputs.iter().map(Vec::as_slice).collect();
+        let kept = reference::add_residual(&reference::all_reduce(&inputs), &call.residual);
+        let expected = reference::rms_norm(&kept, &call.weight, numbers);
+        let wrong = (buffer.to_vec().iter().zip(&expected))
+            .position(|(found, expected)| found.raw() != expected.raw());
+        if let Some(index) = wrong {
+            // The peers go on, and wait for this rank.
+            found.get_or_insert(format!("call {number}, element {index}"));
+        }
+    }
+    found
+}
+
+fn assert_norm_caught(broken: Break, route: Route) {
+    for world_size in [2, 3] {
+        for_each_dtype_of_controls!(T => {
+            let found = norm_caught::<T>(Some(broken), world_size, route, PATIENCE);
+            println!("{broken:?} by {route:?} in a group of {world_size}: {found:?}");
+            assert!(found.is_some(), "{broken:?} by {route:?} in a group of {world_size}");
+        });
+    }
+}
+
+/// In one kernel, and behind another family's.
+const NORM_ROUTES: [Route; 2] = [Route::PushOneShot, Route::PullTwoShot];
+
+#[test]
+fn a_missing_barrier_of_a_row_is_caught() {
+    for route in NORM_ROUTES {
+        assert_norm_caught(Break::NoRowBarrier, route);
+    }
+}
+
+#[test]
+fn a_sum_of_squares_that_depends_on_the_block_is_caught() {
+    for route in NORM_ROUTES {
+        assert_norm_caught(Break::TreeOfBlock, route);
+    }
+}
+
+#[test]
+fn a_weight_that_is_loaded_before_the_wait_for_the_kernel_before_is_caught() {
+    for route in NORM_ROUTES {
+        assert_norm_caught(Break::WeightBeforeWait, route);
+    }
+}
+
+#[test]
+fn what_breaks_a_push_breaks_a_push_that_normalises() {
+    for broken in [Break::NoRearm, Break::EpochNotAdvanced] {
+        assert_norm_caught(broken, Route::PushOneShot);
+    }
+}
+
 #[test]
 fn the_same_search_finds_nothing_in_whole_protocols() {
     for algorithm in [Algorithm::OneShot, Algorithm::TwoShot] {
@@ -173,5 +326,11 @@ fn the_same_search_finds_nothing_in_whole_protocols() {
                 None
             );
         }
+    }
+    for route in NORM_ROUTES {
+        assert_eq!(
+            norm_caught::<f32>(None, 3, route, Duration::from_secs(2)),
+            None
+        );
     }
 }

@@ -8,7 +8,8 @@
 //! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry
 //! elements are made ordinary ones (`PEERSUM_EMULATOR_PLAIN_DATA`): there the barriers alone keep
 //! them apart. In the push family the data is the flag, and remains atomic; what is checked there
-//! is everything else (epochs, own headers, scratch memory in the pull family's halves, outputs). A
+//! is everything else (epochs, own headers, scratch memory in the pull family's halves, outputs, and
+//! the sums of rows in the memory of a block, which the row's barrier alone keeps apart). A
 //! relaxed flag of the pull family counts as a release here (`PEERSUM_EMULATOR_RELEASED_FLAGS`),
 //! since what it announces rests on the end of an earlier kernel or on loads that have returned;
 //! one that is relaxed by mistake is not seen (the models in kernels/tests/models see it).
@@ -20,12 +21,13 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// Kinds of calls that the driver knows.
-const KINDS: u32 = 6;
+const KINDS: u32 = 10;
 
 /// `PEERSUM_BREAK` of `call.cuh`.
 const NOTHING: u32 = 0;
 const NO_CLOSING_BARRIER: u32 = 2;
 const NO_OPENING_BARRIER: u32 = 5;
+const NO_ROW_BARRIER: u32 = 7;
 
 struct Build {
     world_size: u32,
@@ -34,7 +36,7 @@ struct Build {
     plain_data: &'static [&'static str],
 }
 
-/// The driver with both families.
+/// The driver with all families.
 struct Driver {
     directory: TempDir,
     commands: Vec<String>,
@@ -71,7 +73,7 @@ impl Driver {
                 .arg(&path);
             objects.push((compile, path));
         };
-        for family in ["push", "pull"] {
+        for family in ["push", "pull", "norm"] {
             // On a GPU each module is a program of its own.
             let mut flags: Vec<String> = peersum_kernels::exported_device_functions()
                 .map(|function| format!("-D{function}={family}_{function}"))
@@ -186,7 +188,7 @@ fn calls_that_are_lost_have_no_data_race() {
 
 #[test]
 fn a_missing_barrier_is_reported_as_a_data_race() {
-    for broken in [NO_OPENING_BARRIER, NO_CLOSING_BARRIER] {
+    for broken in [NO_OPENING_BARRIER, NO_CLOSING_BARRIER, NO_ROW_BARRIER] {
         for world_size in [2, 3] {
             let driver = Driver::compile(&Build {
                 world_size,

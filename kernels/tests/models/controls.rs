@@ -8,7 +8,7 @@ use crate::program::{Break, Call, Kind, Violation, Waits, call, small};
 
 /// Asserts that `machine` keeps all promises with the rule, and without it breaks one in the way
 /// that the rule prevents.
-fn assert_is_needed(rule: Break, machine: Machine, violation: Violation) {
+pub(crate) fn assert_is_needed(rule: Break, machine: Machine, violation: Violation) {
     let whole = explore(&machine);
     if let Some(counterexample) = whole.counterexample {
         panic!("{rule:?}, with the rule:\n{counterexample}");

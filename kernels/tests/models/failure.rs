@@ -1,8 +1,8 @@
 //! How a wait ends without the peer's data, and how a rank leaves.
 
 use crate::machine::Machine;
-use crate::memory::{BLOCKS, EMPTY, detail, header, is_poison, poison};
-use crate::program::{Break, Violation, Waits};
+use crate::memory::{BLOCKS, EMPTY, SIGNATURE_BITS, detail, header, is_poison, poison};
+use crate::program::{Break, Kind, Violation, Waits};
 use crate::state::{At, Finds, Host, Id, State, Step, thread, thread_mut};
 
 impl Machine {
@@ -13,6 +13,7 @@ impl Machine {
             At::Acquire
                 | At::Headers
                 | At::Details
+                | At::NormWords
                 | At::Collect
                 | At::CollectReduced
                 | At::OpenFlags
@@ -46,28 +47,37 @@ impl Machine {
         (0..self.world)
             .filter(|&peer| peer != id.rank)
             .filter(|&peer| {
-                !matches!(me.at, At::Headers | At::Details | At::Acquire)
-                    || peer == usize::from(me.index)
+                !matches!(
+                    me.at,
+                    At::Headers | At::Details | At::Acquire | At::NormWords
+                ) || peer == usize::from(me.index)
             })
             .any(|peer| {
-                let ring = self.ring(own >> 4);
+                let ring = self.ring(own >> SIGNATURE_BITS);
                 let holds = |word: usize, is_wanted: &dyn Fn(u8) -> bool| {
                     let coming = state.in_flight.to(id.rank, word).map(|store| store.value);
                     coming.chain([state.memory[id.rank][word]]).any(is_wanted)
                 };
                 let word = header(ring, peer);
-                holds(word, &|word| word >> 4 == own >> 4 && word != own)
-                    || own_detail != 0
-                        && holds(word, &|word| word == own)
-                        && holds(detail(ring, peer), &|word| {
-                            word != EMPTY && word != own_detail
-                        })
+                holds(word, &|word| {
+                    word >> SIGNATURE_BITS == own >> SIGNATURE_BITS && word != own
+                }) || own_detail != 0
+                    && holds(word, &|word| word == own)
+                    && holds(detail(ring, peer), &|word| {
+                        word != EMPTY && word != own_detail
+                    })
+                    || holds(word, &|word| word == own)
+                        && self.norm_words_differ(state, id.rank, peer, own >> SIGNATURE_BITS)
             })
     }
 
     fn awaited_own_detail(&self, state: &State, id: Id) -> u8 {
         match thread(state, id).at {
             At::Headers | At::Details | At::Acquire => self.previous_detail(state, id),
+            // That of the call whose rows are normalised, if it has one.
+            At::NormWords if self.call(state, id.rank).kind == Kind::NormRows => {
+                self.previous_detail(state, id)
+            }
             _ => self.call(state, id.rank).detail,
         }
     }
@@ -94,6 +104,7 @@ impl Machine {
             At::Enter if !is_push && !kind.is_symmetric() => At::OpenBarrier,
             At::Look | At::SecondFlags => At::SecondedBarrier,
             _ if is_push => At::ReadByAll,
+            _ if kind == Kind::NormRows => At::Done,
             _ => At::OpenedBarrier,
         };
         thread_mut(state, id).lost = true;
@@ -133,7 +144,7 @@ impl Machine {
     ) -> Result<(), Violation> {
         for peer in (0..self.world).filter(|&peer| peer != id.rank) {
             if let Some((own, own_detail)) = own {
-                let ring = self.ring(own >> 4);
+                let ring = self.ring(own >> SIGNATURE_BITS);
                 let words = [
                     (detail(ring, id.rank), own_detail),
                     (header(ring, id.rank), own),
@@ -169,7 +180,10 @@ impl Machine {
     /// Where a thread continues after it has left.
     fn continue_at(&self, state: &mut State, id: Id, resume: At) -> Result<(), Violation> {
         if resume == At::ReadByAll {
-            return self.end(state, id);
+            return self.end_or_lose_rows(state, id);
+        }
+        if resume == At::Done {
+            return self.finish(state, id);
         }
         self.arrive(state, id, resume)
     }

@@ -2,8 +2,8 @@
 //! `synchronize`.
 
 use crate::machine::Machine;
-use crate::memory::{EMPTY, Store, detail, header, own_header};
-use crate::program::{Break, Violation};
+use crate::memory::{EMPTY, SIGNATURE_BITS, Store, detail, header, own_header};
+use crate::program::{Break, Kind, Violation};
 use crate::state::{At, Id, State, Word, thread, thread_mut};
 
 impl Machine {
@@ -20,26 +20,31 @@ impl Machine {
     }
 
     /// The position of a thread's call in the sequence of all calls.
-    pub(crate) fn sequence(state: &State, id: Id) -> u8 {
+    pub(crate) fn sequence(&self, state: &State, id: Id) -> u8 {
         let me = thread(state, id);
-        me.push_epoch + me.pull_epoch
+        let is_counted = self.call(state, id.rank).kind == Kind::NormRows;
+        me.push_epoch + me.pull_epoch - u8::from(is_counted)
     }
 
     /// The header of the call that a thread is in.
     pub(crate) fn header(&self, state: &State, id: Id) -> u8 {
-        Self::sequence(state, id) << 4 | self.call(state, id.rank).signature()
+        let number = usize::from(state.ranks[id.rank].call);
+        let mut calls = self.programs[id.rank][..=number].iter().rev();
+        let call = calls.find(|call| call.kind != Kind::NormRows);
+        let signature = call.map_or(0, |call| call.signature());
+        self.sequence(state, id) << SIGNATURE_BITS | signature
     }
 
     /// Whether this store overwrites a header that a peer may still need.
     pub(crate) fn overwrites_header(&self, store: &Store) -> bool {
-        store.value >> 4 >= self.ring_size()
+        store.value >> SIGNATURE_BITS >= self.ring_size()
     }
 
     pub(crate) fn send_headers(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if id.block != 0 {
             return Ok(());
         }
-        let ring = self.ring(Self::sequence(state, id));
+        let ring = self.ring(self.sequence(state, id));
         let word = self.header(state, id);
         if id.thread == self.threads {
             state.memory[id.rank][own_header(ring)] = word;
@@ -47,7 +52,7 @@ impl Machine {
         let own_detail = self.call(state, id.rank).detail;
         for peer in self.peers(id) {
             if own_detail != 0 {
-                self.send_detail(state, id, (peer, detail(ring, id.rank)), own_detail)?;
+                self.send_to_empty(state, id, (peer, detail(ring, id.rank)), own_detail)?;
             }
             self.issue(
                 state,
@@ -60,9 +65,9 @@ impl Machine {
         Ok(())
     }
 
-    /// A detail must be stored into an empty place: the detail before it was removed, and the
-    /// removal is performed.
-    fn send_detail(
+    /// A detail or a norm word must be stored into an empty place: the one before it was removed,
+    /// and the removal is performed.
+    pub(crate) fn send_to_empty(
         &self,
         state: &mut State,
         id: Id,
@@ -71,7 +76,8 @@ impl Machine {
     ) -> Result<(), Violation> {
         let is_empty = state.memory[peer][word] == EMPTY;
         let is_raced = state.in_flight.to(peer, word).next().is_some();
-        if self.ranks_agree() && (is_raced || !is_empty) && self.broken.is_none() {
+        let is_checked = self.broken.is_none() || self.is_broken(Break::OnePlaceForNormWords);
+        if self.ranks_agree() && (is_raced || !is_empty) && is_checked {
             return Err(Violation::SlotOverwritten);
         }
         self.issue(state, id, (peer, word), value, false)
@@ -80,14 +86,13 @@ impl Machine {
     /// This rank's detail of the previous call; 0 if that call had none.
     pub(crate) fn previous_detail(&self, state: &State, id: Id) -> u8 {
         let number = usize::from(state.ranks[id.rank].call);
-        match number.checked_sub(1) {
-            Some(before) => self.programs[id.rank][before].detail,
-            None => 0,
-        }
+        let mut before = self.programs[id.rank][..number].iter().rev();
+        let call = before.find(|call| call.kind != Kind::NormRows);
+        call.map_or(0, |call| call.detail)
     }
 
     fn awaited_detail(&self, state: &State, id: Id) -> Word {
-        let ring = self.ring(Self::sequence(state, id).wrapping_sub(1));
+        let ring = self.ring(self.sequence(state, id).wrapping_sub(1));
         (id.rank, detail(ring, usize::from(thread(state, id).index)))
     }
 
@@ -121,13 +126,13 @@ impl Machine {
 
     /// This rank's header of the previous call, which a waiting thread compares.
     pub(crate) fn previous_own(&self, state: &State, id: Id) -> u8 {
-        let ring = self.ring(Self::sequence(state, id).wrapping_sub(1));
+        let ring = self.ring(self.sequence(state, id).wrapping_sub(1));
         state.memory[id.rank][own_header(ring)]
     }
 
     /// The word that receives the awaited peer's header of the previous call.
     fn awaited_word(&self, state: &State, id: Id) -> usize {
-        let ring = self.ring(Self::sequence(state, id).wrapping_sub(1));
+        let ring = self.ring(self.sequence(state, id).wrapping_sub(1));
         header(ring, usize::from(thread(state, id).index))
     }
 
@@ -144,8 +149,8 @@ impl Machine {
 
     /// Whether no later header will be stored in the place of the awaited one.
     pub(crate) fn keeps_header(&self, state: &State, id: Id) -> bool {
-        let awaited = usize::from(Self::sequence(state, id)) - 1;
-        awaited + usize::from(self.ring_size()) > self.programs[id.rank].len()
+        let awaited = usize::from(self.sequence(state, id)) - 1;
+        awaited + usize::from(self.ring_size()) > self.count_calls(id.rank)
     }
 
     /// Takes the awaited header.

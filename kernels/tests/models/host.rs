@@ -3,11 +3,11 @@
 
 use crate::machine::Machine;
 use crate::memory::{
-    BLOCKS, EMPTY, NAN, Order, PLACES, Store, data, detail, header, own_header, poison, pull_epoch,
-    push_epoch, symmetric,
+    BLOCKS, EMPTY, NAN, Order, PLACES, SIGNATURE_BITS, Store, data, detail, header, own_header,
+    poison, pull_epoch, push_epoch, symmetric,
 };
-use crate::program::{Break, Violation, Waits};
-use crate::state::{At, Finds, Host, Rank, State, Step, Thread, Word};
+use crate::program::{Break, Kind, Violation, Waits};
+use crate::state::{At, Finds, Host, Rank, SUMS, State, Step, Thread, Word};
 
 impl Machine {
     /// Prepares a rank's next call, or its `synchronize` if there is none.
@@ -27,6 +27,7 @@ impl Machine {
     fn launch(&self, state: &mut State, rank: usize) {
         let blocks = self.call(state, rank).blocks;
         state.ranks[rank].host = Host::Running;
+        state.sums[rank] = [[0; SUMS]; BLOCKS];
         for id in self.ids(rank).filter(|id| id.block < blocks) {
             state.threads[rank][id.block][id.thread].at = At::Enter;
         }
@@ -118,8 +119,12 @@ impl Machine {
     /// Every block's epochs count the calls so far, whether or not a call launched the block.
     fn check_epochs(&self, state: &State, rank: usize) -> Result<(), Violation> {
         let calls = &self.programs[rank][..=usize::from(state.ranks[rank].call)];
-        let pushes = calls.iter().filter(|call| call.kind.is_push()).count() as u8;
-        let pulls = calls.len() as u8 - pushes;
+        let count = |is_of: fn(Kind) -> bool| {
+            let calls = calls.iter().filter(|call| is_of(call.kind));
+            calls.count() as u8
+        };
+        let pushes = count(Kind::is_push);
+        let pulls = count(|kind| kind != Kind::NormRows) - pushes;
         let memory = &state.memory[rank];
         let agree = (0..BLOCKS).all(|block| {
             (memory[push_epoch(block)], memory[pull_epoch(block)]) == (pushes, 1 + pulls)
@@ -147,7 +152,9 @@ impl Machine {
     /// The words that receive the peers' details of the last call, and this rank's own detail.
     /// Empty if the call has no detail.
     fn last_details(&self, state: &State, rank: usize) -> (Vec<Word>, u8) {
-        let own = self.programs[rank].last().map_or(0, |call| call.detail);
+        let mut calls = self.programs[rank].iter().rev();
+        let last = calls.find(|call| call.kind != Kind::NormRows);
+        let own = last.map_or(0, |call| call.detail);
         if own == 0 || self.is_broken(Break::SynchronizeSkipsDetails) {
             return (Vec::new(), 0);
         }
@@ -173,7 +180,7 @@ impl Machine {
             let mut coming = state.in_flight.to(rank, word).map(|store| store.value);
             is_wanted(state.memory[rank][word]) || coming.any(is_wanted)
         };
-        let is_last = |word: u8| word >> 4 == own >> 4;
+        let is_last = |word: u8| word >> SIGNATURE_BITS == own >> SIGNATURE_BITS;
         let (details, own_detail) = self.last_details(state, rank);
         let is_detail = |word: u8| word != EMPTY;
         let all_arrive = words.iter().all(|word| arrives(word, &is_last))

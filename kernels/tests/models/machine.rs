@@ -6,8 +6,8 @@
 //! after it.
 
 use crate::memory::{BLOCKS, EMPTY, InFlight, Order, RANKS, Store, is_slot, pull_epoch, zeroed};
-use crate::program::{Break, Call, Violation, Waits};
-use crate::state::{Host, Id, Rank, State, THREADS, Thread, Word, thread};
+use crate::program::{Break, Call, Kind, Violation, Waits};
+use crate::state::{Host, Id, Rank, SUMS, State, THREADS, Thread, Word, thread};
 
 /// A case to explore.
 #[derive(Clone)]
@@ -35,8 +35,8 @@ pub(crate) struct Machine {
     pub(crate) is_strict: bool,
     /// Every unit of an ordinary buffer passes through scratch memory.
     pub(crate) has_narrow_units: bool,
-    /// A signal thread takes a header as soon as it has been sent: it gives up its wait before that
-    /// or never.
+    /// A signal thread takes a header and norm words as soon as they have been sent: it gives up
+    /// its wait before that or never.
     pub(crate) takes_headers_at_once: bool,
     pub(crate) broken: Option<Break>,
 }
@@ -67,7 +67,7 @@ impl Machine {
     }
 
     pub(crate) fn ranks_agree(&self) -> bool {
-        let said = |call: &Call| (call.signature(), call.detail);
+        let said = |call: &Call| (call.signature(), call.detail, call.norm);
         let signatures = |rank: usize| self.programs[rank].iter().map(said);
         (1..self.world).all(|rank| signatures(rank).eq(signatures(0)))
     }
@@ -90,6 +90,7 @@ impl Machine {
             in_flight: InFlight::none(),
             threads: [[[Thread::DONE; THREADS]; BLOCKS]; RANKS],
             ranks: [rank; RANKS],
+            sums: [[[0; SUMS]; BLOCKS]; RANKS],
         };
         for rank in 0..self.world {
             self.prepare(&mut state, rank);
@@ -101,6 +102,12 @@ impl Machine {
 
     pub(crate) fn call(&self, state: &State, rank: usize) -> &Call {
         &self.programs[rank][usize::from(state.ranks[rank].call)]
+    }
+
+    /// The calls of a rank, without the kernels that belong to the call before.
+    pub(crate) fn count_calls(&self, rank: usize) -> usize {
+        let calls = self.programs[rank].iter();
+        calls.filter(|call| call.kind != Kind::NormRows).count()
     }
 
     pub(crate) fn is_signal_thread(&self, id: Id) -> bool {
@@ -127,6 +134,9 @@ impl Machine {
     /// The place that a thread handles next, if there is one.
     pub(crate) fn place(&self, state: &State, id: Id) -> Option<usize> {
         let call = self.call(state, id.rank);
+        if self.handles_rows(state, id) {
+            return Self::unit_of_row(call, id, usize::from(thread(state, id).index));
+        }
         let place = id.block * self.threads
             + id.thread
             + usize::from(thread(state, id).index) * call.blocks * self.threads;

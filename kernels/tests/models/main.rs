@@ -1,11 +1,11 @@
-//! Models of the protocols in push.cu, pull.cu and the files that both include. They are explored
+//! Models of the protocols in push.cu, pull.cu, norm.cu and the files that they include. They are explored
 //! exhaustively for small cases: every interleaving of 2 and 3 ranks, and every order in which
 //! relaxed stores may become visible. To print the number of states, run `cargo test -p
 //! peersum-kernels --test models -- --nocapture`.
 //!
 //! | file | job |
 //! | --- | --- |
-//! | `push.rs`, `pull.rs`, `protocol.rs`, `headers.rs`, `failure.rs` | the protocols |
+//! | `push.rs`, `pull.rs`, `norm.rs`, `protocol.rs`, `headers.rs`, `failure.rs` | the protocols |
 //! | `host.rs` | kernels of a stream, the caller's writes to symmetric buffers, `synchronize` |
 //! | `program.rs`, `state.rs` | a case to explore, the state of its run |
 //! | `machine.rs` | the machine that runs a case: its threads' places, loads and stores |
@@ -14,6 +14,7 @@
 //! | `explorer.rs` | the search |
 //! | `promises.rs` | what holds in every run |
 //! | `controls.rs` | each rule left out, and the run that then breaks a promise |
+//! | `norm_promises.rs` | the same two of calls with RMSNorm |
 //! | `seats.rs` | when the next kernel may take a seat: a separate model, without data |
 //!
 //! Left out:
@@ -32,6 +33,8 @@ mod headers;
 mod host;
 mod machine;
 mod memory;
+mod norm;
+mod norm_promises;
 mod program;
 mod promises;
 mod protocol;

@@ -36,7 +36,9 @@ const HALF: usize = 2 * RANKS * GROUP;
 const HEADERS: usize = SLOTS + 2 * HALF;
 const OWN_HEADERS: usize = HEADERS + 4 * RANKS;
 const DETAILS: usize = OWN_HEADERS + 4;
-const FLAGS: usize = DETAILS + 4 * RANKS;
+const NORM_WORDS: usize = DETAILS + 4 * RANKS;
+const OWN_NORM_WORDS: usize = NORM_WORDS + 4 * RANKS;
+const FLAGS: usize = OWN_NORM_WORDS + 4;
 const STAGING: usize = FLAGS + BLOCKS * RANKS;
 const SYMMETRIC: usize = STAGING + 2 * UNITS;
 const PUSH_EPOCHS: usize = SYMMETRIC + UNITS;
@@ -50,6 +52,8 @@ pub(crate) const EMPTY: u8 = 0;
 pub(crate) const WRONG: u8 = 0xFE;
 /// What a lost call leaves in its output.
 pub(crate) const NAN: u8 = 0xFD;
+/// A header is a sequence number above this many bits, which hold the signature.
+pub(crate) const SIGNATURE_BITS: u32 = 5;
 /// The value of a unit of staging memory that is used as scratch.
 pub(crate) const SCRATCH: u8 = 0xFF;
 
@@ -77,6 +81,14 @@ pub(crate) fn own_header(ring: u8) -> usize {
 /// proof that no old detail is taken for a new one must not rest on a number that wraps around.
 pub(crate) fn detail(ring: u8, source: usize) -> usize {
     DETAILS + usize::from(ring) * RANKS + source
+}
+/// The two norm words, as one: empty, except within a call. As for a detail, without a sequence.
+pub(crate) fn norm_word(ring: u8, source: usize) -> usize {
+    NORM_WORDS + usize::from(ring) * RANKS + source
+}
+/// Read by this rank alone, which knows by the sequence whether it has sent its words.
+pub(crate) fn own_norm_word(ring: u8) -> usize {
+    OWN_NORM_WORDS + usize::from(ring)
 }
 pub(crate) fn flag(block: usize, source: usize) -> usize {
     FLAGS + block * RANKS + source
@@ -107,8 +119,9 @@ pub(crate) fn is_slot(address: usize) -> bool {
 pub(crate) fn is_header(address: usize) -> bool {
     (HEADERS..OWN_HEADERS).contains(&address)
 }
+/// Whether the word is a detail or a norm word: the places are empty before and after its use.
 pub(crate) fn is_detail(address: usize) -> bool {
-    (DETAILS..FLAGS).contains(&address)
+    (DETAILS..OWN_NORM_WORDS).contains(&address)
 }
 pub(crate) fn is_poison(address: usize) -> bool {
     address >= POISON

@@ -2,10 +2,6 @@
 //! promises that a run may break.
 
 /// One entry point and the kind of its source.
-#[expect(
-    clippy::enum_variant_names,
-    reason = "the algorithms are called one-shot and two-shot"
-)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     PushOneShot,
@@ -14,11 +10,19 @@ pub(crate) enum Kind {
     PullTwoShot,
     SymmetricOneShot,
     SymmetricTwoShot,
+    /// A one-shot push that normalises its rows.
+    NormOneShot,
+    /// Normalises the rows of the call before it, of whatever kind. Part of that call: it has no
+    /// epoch and no header.
+    NormRows,
 }
 
 impl Kind {
     pub(crate) fn is_push(self) -> bool {
-        matches!(self, Kind::PushOneShot | Kind::PushTwoShot)
+        matches!(
+            self,
+            Kind::PushOneShot | Kind::PushTwoShot | Kind::NormOneShot
+        )
     }
     pub(crate) fn is_symmetric(self) -> bool {
         matches!(self, Kind::SymmetricOneShot | Kind::SymmetricTwoShot)
@@ -41,13 +45,26 @@ pub(crate) struct Call {
     pub(crate) places: usize,
     /// The content of the detail; 0 if the call has none.
     pub(crate) detail: u8,
+    /// What the norm words say; 0 if the call has none.
+    pub(crate) norm: u8,
+    /// Units of a row, one for each of the first threads of a block. `places` is a multiple of it.
+    pub(crate) row_units: usize,
 }
 
 impl Call {
     /// What a header says of the call. Never 0, which stands for the calls before the first.
-    /// Differs for every kind, and between calls of one and of two places.
+    /// Differs for every kind, between calls of one and of two places, and between calls with and
+    /// without RMSNorm.
     pub(crate) fn signature(&self) -> u8 {
-        1 + 2 * self.kind as u8 + (self.places as u8 - 1)
+        let normalised = u8::from(self.norm != 0 && self.kind != Kind::NormOneShot);
+        1 + 2 * self.kind as u8 + (self.places as u8 - 1) + 16 * normalised
+    }
+
+    /// This call with these norm words, and the kernel that normalises its rows.
+    pub(crate) fn with_rows(self, norm: u8) -> [Self; 2] {
+        let call = Call { norm, ..self };
+        let kind = Kind::NormRows;
+        [call, Call { kind, ..call }]
     }
 
     /// The same call with a detail. Only symmetric calls have one.
@@ -57,14 +74,15 @@ impl Call {
     }
 }
 
-/// All kinds of calls.
-pub(crate) const KINDS: [Kind; 6] = [
+/// All kinds of calls that stand alone.
+pub(crate) const KINDS: [Kind; 7] = [
     Kind::PushOneShot,
     Kind::PushTwoShot,
     Kind::PullOneShot,
     Kind::PullTwoShot,
     Kind::SymmetricOneShot,
     Kind::SymmetricTwoShot,
+    Kind::NormOneShot,
 ];
 
 /// A call of two places on a grid of `blocks`: two blocks handle one place each, one block handles
@@ -75,16 +93,17 @@ pub(crate) fn call(kind: Kind, blocks: usize) -> Call {
         blocks,
         places: 2,
         detail: 0,
+        norm: u8::from(kind == Kind::NormOneShot),
+        row_units: 1,
     }
 }
 
 /// A call of one block and one place.
 pub(crate) fn small(kind: Kind) -> Call {
     Call {
-        kind,
         blocks: 1,
         places: 1,
-        detail: 0,
+        ..call(kind, 1)
     }
 }
 
@@ -130,6 +149,14 @@ pub(crate) enum Break {
     LastLookRecordsNothing,
     LostThreadAnnounced,
     NoGriddepcontrolWait,
+    NormWordsNotCompared,
+    NormWordsNotRemoved,
+    OnePlaceForNormWords,
+    LookSkipsNormWords,
+    NoRowBarrier,
+    OneHalfForRowSums,
+    LostThreadSkipsRowBarrier,
+    LostThreadAddsNothing,
 }
 
 /// A promise that a run broke.

@@ -5,9 +5,9 @@
 use crate::explorer::explore;
 use crate::machine::Machine;
 use crate::memory::Order;
-use crate::program::{Call, KINDS, Kind, Waits, call, small};
+use crate::program::{self, Call, KINDS, Kind, Waits, call, small};
 
-fn assert_holds(name: &str, machine: &Machine) {
+pub(crate) fn assert_holds(name: &str, machine: &Machine) {
     let explored = explore(machine);
     println!("{name}: {} states", explored.states);
     if let Some(counterexample) = explored.counterexample {
@@ -15,7 +15,7 @@ fn assert_holds(name: &str, machine: &Machine) {
     }
 }
 
-fn bounded(machine: Machine) -> Machine {
+pub(crate) fn bounded(machine: Machine) -> Machine {
     Machine {
         waits: Waits::Bounded,
         ..machine
@@ -81,10 +81,8 @@ fn three_ranks_end_every_call_with_the_right_sum_on_changing_grids() {
 fn a_thread_of_a_push_may_have_several_places_in_flight() {
     for kind in [Kind::PushOneShot, Kind::PushTwoShot] {
         let call = |blocks| Call {
-            kind,
-            blocks,
             places: 3,
-            detail: 0,
+            ..program::call(kind, blocks)
         };
         let holds = |what: &str, machine: &Machine| {
             assert_holds(&format!("{kind:?}, {what}"), machine);
@@ -178,7 +176,7 @@ fn the_strict_build_needs_no_argument_beyond_the_memory_model() {
 /// tests each drop one of them:
 /// `the_signal_threads_of_a_block_may_learn_of_a_failure_at_different_steps` and
 /// `a_wait_for_a_header_may_end_at_any_step_of_the_data`.
-fn bounded_trio(calls: &[Call]) -> Machine {
+pub(crate) fn bounded_trio(calls: &[Call]) -> Machine {
     Machine {
         signals: 1,
         takes_headers_at_once: true,
@@ -264,10 +262,8 @@ fn other_calls(made: Call) -> impl Iterator<Item = Call> {
         .into_iter()
         .flat_map(|kind| {
             [1, 2].map(|places| Call {
-                kind,
-                blocks: 1,
                 places,
-                detail: 0,
+                ..call(kind, 1)
             })
         })
         .filter(move |other| *other != made)

@@ -2,7 +2,7 @@
 
 use crate::machine::Machine;
 use crate::memory::{BLOCKS, poison, pull_epoch, push_epoch};
-use crate::program::{Break, Violation};
+use crate::program::{Break, Kind, Violation};
 use crate::state::{At, Id, State, Thread, thread, thread_mut};
 
 impl Machine {
@@ -24,6 +24,9 @@ impl Machine {
         let me = thread_mut(state, id);
         (me.push_epoch, me.pull_epoch) = epochs;
         let kind = self.call(state, id.rank).kind;
+        if kind == Kind::NormRows {
+            return self.enter_rows(state, id, is_poisoned);
+        }
         let is_push = kind.is_push();
         if is_poisoned {
             if self.is_broken(Break::PoisonReadAfterStores) {
@@ -94,6 +97,9 @@ impl Machine {
             (BLOCKS, BLOCKS)
         };
         for block in (first..BLOCKS).step_by(step) {
+            if call.kind == Kind::NormRows {
+                break;
+            }
             if self.is_broken(Break::EpochOfLaunchedBlocksOnly) && block != id.block {
                 continue;
             }

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::machine::Machine;
-use crate::memory::{EMPTY, SCRATCH, data, input_slot, reduced_slot, staging};
-use crate::program::{Break, Violation};
+use crate::memory::{EMPTY, PLACES, SCRATCH, data, input_slot, reduced_slot, staging};
+use crate::program::{Break, Kind, Violation};
 use crate::state::{At, Id, State, thread, thread_mut};
 
 impl Machine {
@@ -45,10 +45,13 @@ impl Machine {
     /// waits for the other.
     pub(crate) fn send(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         if thread(state, id).lost {
-            return self.end(state, id);
+            return self.end_or_lose_rows(state, id);
         }
         if self.is_signal_thread(id) {
             self.send_headers(state, id)?;
+            if self.call(state, id.rank).kind == Kind::NormOneShot {
+                return self.exchange_norm_words(state, id);
+            }
             return self.await_headers(state, id, 0);
         }
         // A header that is a release covers the kernels before, not the data beside it.
@@ -75,11 +78,18 @@ impl Machine {
     ) -> Result<(), Violation> {
         let half = self.push_half(state, id);
         let value = data(state.ranks[id.rank].call, false);
-        for place in self
-            .places(state, id)
-            .skip(indices.start)
-            .take(indices.len())
-        {
+        let places: Vec<usize> = match self.handles_rows(state, id) {
+            // A place for each row.
+            true => indices
+                .take_while(|&index| index < PLACES)
+                .filter_map(|index| Self::unit_of_row(self.call(state, id.rank), id, index))
+                .collect(),
+            false => {
+                let places = self.places(state, id).skip(indices.start);
+                places.take(indices.len()).collect()
+            }
+        };
+        for place in places {
             for peer in self.slot_peers(id.rank) {
                 for word in self.words_of(state, id, place) {
                     let slot = input_slot(half, id.rank, word);
@@ -186,12 +196,23 @@ impl Machine {
     /// Makes a thread wait for the inputs of its place with this index. After its last place a
     /// one-shot call ends.
     fn collect_at(&self, state: &mut State, id: Id, index: u8) -> Result<(), Violation> {
+        if self.handles_rows(state, id) {
+            return self.begin_row(state, id, index);
+        }
         thread_mut(state, id).index = index;
         if self.place(state, id).is_none() {
             return self.end(state, id);
         }
         thread_mut(state, id).at = At::Collect;
         Ok(())
+    }
+
+    /// A lost thread ends its call. One that handles rows first adds NaN to those that are left.
+    pub(crate) fn end_or_lose_rows(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        if self.handles_rows(state, id) {
+            return self.begin_row(state, id, thread(state, id).index);
+        }
+        self.end(state, id)
     }
 
     /// A thread's end of a push call. No thread waits for a data thread; a signal thread advances
@@ -230,6 +251,9 @@ impl Machine {
             }
         }
         let index = thread(state, id).index;
+        if self.handles_rows(state, id) {
+            return self.add_own_sum(state, id);
+        }
         if !self.call(state, id.rank).kind.is_two_shot() {
             let after_next = usize::from(index) + 2;
             self.store_inputs(state, id, after_next..after_next + 1)?;

@@ -31,6 +31,12 @@ type Trigger = Block;
 enum Kernel {
     /// An all-reduce on this grid.
     Call(usize),
+    /// Normalises the rows of the call before. Its first block waits for the peers' norm words.
+    Rows {
+        blocks: usize,
+        /// Whether it allows the next kernel once it runs, and not by its end.
+        is_early: bool,
+    },
     /// A kernel of the program, launched with the programmatic attribute or without.
     Other {
         blocks: usize,
@@ -43,7 +49,9 @@ enum Kernel {
 impl Kernel {
     fn blocks(self) -> usize {
         match self {
-            Kernel::Call(blocks) | Kernel::Other { blocks, .. } => blocks,
+            Kernel::Call(blocks) | Kernel::Rows { blocks, .. } | Kernel::Other { blocks, .. } => {
+                blocks
+            }
         }
     }
 }
@@ -113,11 +121,15 @@ impl Machine {
                         programmatic: false,
                         ..
                     } => Block::Ended,
-                    // A kernel of the program never allows the next kernel to start early.
-                    _ if k > 0 && matches!(stream.kernels[k - 1], Kernel::Other { .. }) => {
-                        Block::Ended
-                    }
-                    _ => self.trigger,
+                    _ => match k.checked_sub(1).map(|before| stream.kernels[before]) {
+                        // A kernel of the program never allows the next kernel to start early.
+                        Some(Kernel::Other { .. }) => Block::Ended,
+                        Some(Kernel::Rows { is_early, .. }) => match is_early {
+                            true => Block::Running,
+                            false => Block::Ended,
+                        },
+                        _ => self.trigger,
+                    },
                 };
                 all_before(may_come)
                     && self.seats_taken(state, stream.gpu) < self.seats
@@ -130,7 +142,8 @@ impl Machine {
             },
             Block::Running => match stream.kernels[k] {
                 Kernel::Other { .. } => true,
-                Kernel::Call(_) => self
+                Kernel::Rows { .. } if b > 0 => true,
+                Kernel::Call(_) | Kernel::Rows { .. } => self
                     .streams
                     .iter()
                     .zip(state)
@@ -185,7 +198,7 @@ impl Machine {
 /// Ranks that share a GPU which has exactly one seat for each block of their largest calls.
 fn shared_gpu(ranks: usize, kernels: &[Kernel], trigger: Trigger) -> Machine {
     let largest = |kernel: &Kernel| match kernel {
-        Kernel::Call(blocks) => *blocks,
+        Kernel::Call(blocks) | Kernel::Rows { blocks, .. } => *blocks,
         Kernel::Other { .. } => 0,
     };
     let stream = |rank| Stream {
@@ -235,6 +248,12 @@ fn sequences() -> Vec<(usize, Vec<Kernel>)> {
             let call = Kernel::Call(blocks);
             all.push((2, vec![call, fills_the_gpu, call]));
         }
+    }
+    for blocks in [1, 2] {
+        let is_early = false;
+        let rows = Kernel::Rows { blocks, is_early };
+        all.push((2, vec![Kernel::Call(2), rows, Kernel::Call(1), rows]));
+        all.push((2, vec![Kernel::Call(1), rows, filling(4, true)]));
     }
     all
 }
@@ -328,4 +347,19 @@ fn a_kernel_that_starts_before_a_call_has_met_its_peers_can_take_their_seats() {
             println!("{trigger:?}: {:?}", deadlock.unwrap_or_default());
         }
     }
+}
+
+#[test]
+fn a_kernel_that_normalises_rows_and_allows_the_next_before_its_end_can_take_the_peers_seats() {
+    let call = Kernel::Call(1);
+    let rows = |is_early| Kernel::Rows {
+        blocks: 1,
+        is_early,
+    };
+    let explore = |is_early| {
+        let kernels = [call, rows(is_early), call];
+        shared_gpu(2, &kernels, Block::Met).explore().1
+    };
+    assert_eq!(explore(false), None);
+    println!("{:?}", explore(true).expect("a deadlock"));
 }

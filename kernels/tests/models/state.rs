@@ -7,6 +7,9 @@ use crate::memory::{BLOCKS, InFlight, Memory, RANKS, Store};
 /// Two data threads, and one signal thread for each peer.
 pub(crate) const THREADS: usize = 2 + RANKS - 1;
 
+/// Sums of the data threads of a block, in the two halves that take turns.
+pub(crate) const SUMS: usize = 4;
+
 /// A thread's position: what it does in its next step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum At {
@@ -24,6 +27,12 @@ pub(crate) enum At {
     Collect,
     /// Push two-shot: the same for the reduced units.
     CollectReduced,
+    /// Waits for the norm words of this call.
+    NormWords,
+    /// The barrier of the data threads of a block, once a row.
+    RowBarrier,
+    /// Reads the sums of a row.
+    RowSums,
     /// Push: a signal thread waits until all threads of its block have read the epochs.
     ReadByAll,
     OpenBarrier,
@@ -127,6 +136,8 @@ pub(crate) struct State {
     pub(crate) in_flight: InFlight,
     pub(crate) threads: [[[Thread; THREADS]; BLOCKS]; RANKS],
     pub(crate) ranks: [Rank; RANKS],
+    /// The memory of each block, for the sums of rows.
+    pub(crate) sums: [[[u8; SUMS]; BLOCKS]; RANKS],
 }
 
 /// Identifies a thread.

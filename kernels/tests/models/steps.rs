@@ -243,6 +243,7 @@ impl Machine {
                     && self.keeps_header(state, id)
                     && self.has_header(state, id)
             }
+            At::NormWords => self.takes_headers_at_once && self.has_norm_word(state, id),
             At::Fence => !state
                 .in_flight
                 .iter()
@@ -255,9 +256,10 @@ impl Machine {
     fn is_ready(&self, state: &State, id: Id) -> bool {
         match thread(state, id).at {
             At::Enter => self.enters_apart || id.thread == 0,
-            At::Read | At::Look | At::Gather | At::Fence => true,
+            At::Read | At::Look | At::Gather | At::Fence | At::RowSums => true,
             At::Acquire | At::Headers => self.has_header(state, id),
             At::Details => self.has_detail(state, id),
+            At::NormWords => self.has_norm_word(state, id),
             At::Collect => self.has_inputs(state, id),
             At::CollectReduced => self.has_reduced(state, id),
             At::OpenFlags | At::SecondFlags => self.has_flags(state, id),
@@ -267,7 +269,8 @@ impl Machine {
             | At::OpenBarrier
             | At::OpenedBarrier
             | At::SecondBarrier
-            | At::SecondedBarrier => false,
+            | At::SecondedBarrier
+            | At::RowBarrier => false,
         }
     }
 
@@ -277,6 +280,8 @@ impl Machine {
             At::Acquire => self.acquire_header(state, id),
             At::Headers => self.take_header(state, id),
             At::Details => self.take_detail(state, id),
+            At::NormWords => self.take_norm_word(state, id),
+            At::RowSums => self.read_sums(state, id),
             At::Collect => self.collect(state, id),
             At::CollectReduced => self.collect_reduced(state, id),
             At::OpenFlags => {

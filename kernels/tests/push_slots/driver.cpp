@@ -1,9 +1,9 @@
-// driver.cpp - runs the kernels of push.cu without memory: it records each access to a slot, and
-// each poll finds data.
+// driver.cpp - runs the kernels of push.cu, or with RECORD_NORM the fused one of norm.cu, without
+// memory: it records each access to a slot, and each poll finds data.
 //
 // Each line of standard input is one call: "one_shot|two_shot push_half_bytes elements parity
-// blocks threads". Each line of output is its answer: the slots that the call uses at every rank,
-// as ranges of unit indices counted from the first slot, or an error.
+// blocks threads hidden". Each line of output is its answer: the slots that the call uses at every
+// rank, as ranges of unit indices counted from the first slot, or an error.
 #define PEERSUM_PLATFORM_PROVIDED
 #include "platform.cuh"
 
@@ -110,15 +110,43 @@ PEERSUM_DEVICE float cvt_f32_f16_high(peersum_u32) { return 0; }
 PEERSUM_DEVICE peersum_u32 cvt_rn_f16x2_f32(float, float) { return 0; }
 PEERSUM_DEVICE peersum_u32 cvt_rn_bf16x2_f32(float, float) { return 0; }
 
+#ifdef RECORD_NORM
+
+// As many lanes as a block has threads at most: the sum of a row needs no block memory.
+constexpr peersum_u32 LANES = PEERSUM_MAX_THREADS;
+struct BlockMemory {};
+PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{}; }
+PEERSUM_DEVICE void st_shared_f32(BlockMemory, peersum_u32, float) {}
+PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory, peersum_u32, float (&)[4]) {}
+PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32) {}
+PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32) { return value; }
+PEERSUM_DEVICE float mul_rn_f32(float a, float) { return a; }
+PEERSUM_DEVICE float div_rn_f32(float a, float) { return a; }
+PEERSUM_DEVICE float sqrt_rn_f32(float a) { return a; }
+PEERSUM_DEVICE float rcp_rn_f32(float a) { return a; }
+PEERSUM_DEVICE float cvt_rn_f32_u32(peersum_u32) { return 0; }
+
+#include "norm.cu"
+#else
 #include "push.cu"
+#endif
 
 namespace {
 
 #define ENTRY(family_algorithm) \
     PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
+void enter_kernel([[maybe_unused]] bool is_two_shot, const PeersumParams& params) {
+#ifdef RECORD_NORM
+    ENTRY(norm_one_shot)(params);
+#else
+    is_two_shot ? ENTRY(push_two_shot)(params) : ENTRY(push_one_shot)(params);
+#endif
+}
+
 // Makes the call on every rank. Runs the threads one after another.
-void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, peersum_u32 threads) {
+void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, peersum_u32 threads,
+         peersum_u32 hidden) {
     for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank) {
         PeersumParams params = {};
         for (peersum_u32 step = 0; step < PEERSUM_WORLD_SIZE; ++step) {
@@ -127,10 +155,11 @@ void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, pe
         params.elements = elements;
         params.push_offset = recorder::PUSH_OFFSET;
         params.push_half_bytes = push_half_bytes;
+        params.hidden = hidden;
         params.rank = rank;
         for (recorder::ctaid = 0; recorder::ctaid < recorder::nctaid; ++recorder::ctaid) {
             for (recorder::tid = 0; recorder::tid < threads; ++recorder::tid) {
-                is_two_shot ? ENTRY(push_two_shot)(params) : ENTRY(push_one_shot)(params);
+                enter_kernel(is_two_shot, params);
             }
         }
     }
@@ -164,12 +193,12 @@ void print_ranges() {
 int main() {
     char algorithm[16];
     unsigned long long push_half_bytes, elements;
-    unsigned int threads;
-    while (scanf("%15s %llu %llu %u %u %u", algorithm, &push_half_bytes, &elements,
-                 &recorder::parity, &recorder::nctaid, &threads) == 6) {
+    unsigned int threads, hidden;
+    while (scanf("%15s %llu %llu %u %u %u %u", algorithm, &push_half_bytes, &elements,
+                 &recorder::parity, &recorder::nctaid, &threads, &hidden) == 7) {
         for (auto& slots : recorder::slots) slots.clear();
         recorder::ntid = threads + PEERSUM_WORLD_SIZE;
-        run(strcmp(algorithm, "two_shot") == 0, push_half_bytes, elements, threads);
+        run(strcmp(algorithm, "two_shot") == 0, push_half_bytes, elements, threads, hidden);
         if (is_sound()) {
             print_ranges();
         } else {

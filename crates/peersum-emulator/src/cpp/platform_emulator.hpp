@@ -56,32 +56,43 @@ PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, floa
     for (int k = 0; k < 4; ++k) value[k] = memory.floats[index + k];
 }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
-// Launches of a stream never overlap here.
-PEERSUM_DEVICE void griddepcontrol_wait() {}
+// Launches of a stream never overlap here. Before its wait a thread loads nothing of use, and what
+// it stores is lost (emulator::has_waited).
+PEERSUM_DEVICE void griddepcontrol_wait() { emulator::has_waited = true; }
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {}
 PEERSUM_DEVICE void computed_here(peersum_u64&) {}
 PEERSUM_DEVICE void spin_pause() { emulator::yield(); }
 
 namespace emulator {
 
+// What a load finds before the wait: not what the kernel before has stored.
+template <typename Word>
+static inline Word too_early() {
+    Word word;
+    __builtin_memset(&word, 0xA5, sizeof word);
+    return word;
+}
+
 template <typename Word>
 static inline Word load(const void* address, int order) {
+    if (!has_waited) return too_early<Word>();
     return __atomic_load_n(static_cast<const Word*>(address), order);
 }
 
 template <typename Word>
 static inline void store(void* address, Word value, int order) {
-    __atomic_store_n(static_cast<Word*>(address), value, order);
+    if (has_waited) __atomic_store_n(static_cast<Word*>(address), value, order);
 }
 
 template <typename Word>
 static inline Word load_plain(const void* address) {
+    if (!has_waited) return too_early<Word>();
     return *static_cast<const Word*>(address);
 }
 
 template <typename Word>
 static inline void store_plain(void* address, Word value) {
-    *static_cast<Word*>(address) = value;
+    if (has_waited) *static_cast<Word*>(address) = value;
 }
 
 // One access of a unit to memory that a peer uses too, in four parts of pseudo-random order.

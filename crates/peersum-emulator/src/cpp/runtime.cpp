@@ -12,6 +12,7 @@
 namespace emulator {
 
 __thread Thread current;
+__thread bool has_waited;
 
 // Yields before a waiting thread sleeps: most barriers are met within a few turns, and a sleep
 // costs two system calls.
@@ -107,6 +108,7 @@ void yield() { sched_yield(); }
 extern "C" void peersum_emulator_run(void (*entry)(PeersumParams), const PeersumParams* params,
                                      const emulator::Thread* thread) {
     emulator::current = *thread;
+    emulator::has_waited = false;
     entry(*params);
 }
 

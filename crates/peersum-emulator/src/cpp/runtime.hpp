@@ -54,6 +54,10 @@ struct Thread {
 // function a module.
 extern __thread Thread current;
 
+// Whether the emulated thread has executed griddepcontrol.wait. Until then the kernel before may
+// still run on a GPU, so accesses to memory find and leave nothing of use.
+extern __thread bool has_waited;
+
 // A pseudo-random number (xorshift).
 static inline peersum_u32 next_random() {
     peersum_u32 x = current.random;

@@ -8,6 +8,7 @@ mod examples;
 mod failures;
 mod forgeries;
 mod graphs;
+mod norm_sides;
 mod norm_tables;
 mod norms;
 mod parts;

@@ -1,6 +1,6 @@
 // driver.cpp - ranks as threads of one process with one mapping of all memory, for ThreadSanitizer.
 // Built by ../thread_sanitizer.rs with PEERSUM_DTYPE=f32 and PEERSUM_WORLD_SIZE, and linked with
-// both families.
+// all families.
 //
 // Ranks share nothing but what the kernels share: each is a thread that runs its launches one after
 // the other, each launch a set of threads that it starts and joins. Without an argument all kinds
@@ -8,9 +8,11 @@
 // argument the last rank stops before a call of that kind, and the exit status is 0 if every other
 // rank loses it and says why.
 #include "platform_emulator.hpp"
-// Its constants and types; either family would do.
+// Its constants and types; any family would do.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
 #include "call.cuh"
+
+#include "conversions.hpp"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -24,29 +26,41 @@ extern "C" void ENTRY(push_one_shot)(PeersumParams);
 extern "C" void ENTRY(push_two_shot)(PeersumParams);
 extern "C" void ENTRY(pull_one_shot)(PeersumParams);
 extern "C" void ENTRY(pull_two_shot)(PeersumParams);
+extern "C" void ENTRY(norm_one_shot)(PeersumParams);
+extern "C" void ENTRY(norm_rows)(PeersumParams);
 
 namespace {
+
+// Whether a call normalises its rows: in its own kernel, or in one behind it.
+enum class Rows { NONE, FUSED, BEHIND };
 
 struct Kind {
     void (*entry)(PeersumParams);
     peersum_u64 family, algorithm;
     bool is_symmetric;
+    Rows rows;
 };
 
+constexpr peersum_u64 PUSH = PEERSUM_FAMILY_PUSH, PULL = PEERSUM_FAMILY_PULL;
+constexpr peersum_u64 ONE_SHOT = PEERSUM_ALGORITHM_ONE_SHOT, TWO_SHOT = PEERSUM_ALGORITHM_TWO_SHOT;
 constexpr Kind KINDS[] = {
-    {ENTRY(push_one_shot), PEERSUM_FAMILY_PUSH, PEERSUM_ALGORITHM_ONE_SHOT, false},
-    {ENTRY(push_two_shot), PEERSUM_FAMILY_PUSH, PEERSUM_ALGORITHM_TWO_SHOT, false},
-    {ENTRY(pull_one_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_ONE_SHOT, false},
-    {ENTRY(pull_two_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_TWO_SHOT, false},
-    {ENTRY(pull_one_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_ONE_SHOT, true},
-    {ENTRY(pull_two_shot), PEERSUM_FAMILY_PULL, PEERSUM_ALGORITHM_TWO_SHOT, true},
+    {ENTRY(push_one_shot), PUSH, ONE_SHOT, false, Rows::NONE},
+    {ENTRY(push_two_shot), PUSH, TWO_SHOT, false, Rows::NONE},
+    {ENTRY(pull_one_shot), PULL, ONE_SHOT, false, Rows::NONE},
+    {ENTRY(pull_two_shot), PULL, TWO_SHOT, false, Rows::NONE},
+    {ENTRY(pull_one_shot), PULL, ONE_SHOT, true, Rows::NONE},
+    {ENTRY(pull_two_shot), PULL, TWO_SHOT, true, Rows::NONE},
+    {ENTRY(norm_one_shot), PUSH, ONE_SHOT, false, Rows::FUSED},
+    {ENTRY(push_two_shot), PUSH, TWO_SHOT, false, Rows::BEHIND},
+    {ENTRY(pull_one_shot), PULL, ONE_SHOT, false, Rows::BEHIND},
+    {ENTRY(pull_two_shot), PULL, TWO_SHOT, true, Rows::BEHIND},
 };
 constexpr int KIND_COUNT = sizeof KINDS / sizeof KINDS[0];
-// Every kind behind every other: modulo 7 the six numbers from 1 on follow each other at every
+// Every kind behind every other: modulo 11 the ten numbers from 1 on follow each other at every
 // distance.
 constexpr int CALLS = KIND_COUNT * KIND_COUNT;
 constexpr Kind kind_of(int call) {
-    return KINDS[(call % KIND_COUNT + 1) * (call / KIND_COUNT + 1) % 7 - 1];
+    return KINDS[(call % KIND_COUNT + 1) * (call / KIND_COUNT + 1) % 11 - 1];
 }
 
 constexpr peersum_u64 PATIENCE_NS = 60000000000;
@@ -56,6 +70,9 @@ constexpr int UNIT_THREADS = 8;
 constexpr int THREADS = UNIT_THREADS + static_cast<int>(WORLD_SIZE);
 constexpr int ELEMENTS = 331;
 constexpr int ELEMENT_CAPACITY = 352;
+// Of calls with RMSNorm, by turns: rows with fewer units than threads, and with more.
+constexpr int HIDDEN[] = {24, 48}, ROWS[] = {5, 3};
+constexpr float EPSILON = 0.5f, WEIGHT_OFFSET = 1.0f;
 // Whole slot groups of both halves (abi.h).
 constexpr peersum_u64 HALF = 3 * 2 * WORLD_SIZE * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
 constexpr peersum_u64 PUSH_OFFSET = (sizeof(PeersumControl) + 127) / 128 * 128;
@@ -82,12 +99,14 @@ void* run_thread(void* argument) {
 void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u32 blocks,
             peersum_u32 seed) {
     emulator::BlockBarriers barriers[2] = {};
+    emulator::BlockMemory memory[2] = {};
     EmulatedThread threads[2 * THREADS];
     pthread_t handles[2 * THREADS];
     for (peersum_u32 t = 0; t < blocks * THREADS; ++t) {
-        const emulator::Thread identity{
-            t % THREADS, THREADS,          t / THREADS, blocks, &barriers[t / THREADS],
-            nullptr,     seed * 64 + t + 1};
+        const peersum_u32 block = t / THREADS;
+        const emulator::Thread identity{t % THREADS,      THREADS,          block,
+                                        blocks,           &barriers[block], &memory[block],
+                                        seed * 64 + t + 1};
         threads[t] = EmulatedThread{entry, &params, identity};
         if (pthread_create(&handles[t], nullptr, run_thread, &threads[t]) != 0) abort();
     }
@@ -99,13 +118,67 @@ float value(peersum_u32 rank, int call, int index) {
     return static_cast<float>((index * 7 + call * 3 + static_cast<int>(rank)) % 64);
 }
 
+// Each rank has a residual and a weight of its own.
+float residual_value(peersum_u32 rank, int index) {
+    return static_cast<float>((index * 5 + static_cast<int>(rank)) % 16);
+}
+float weight_value(peersum_u32 rank, int index) {
+    return static_cast<float>((index + static_cast<int>(rank)) % 3);
+}
+
+int elements_of(const Kind& kind, int call) {
+    return kind.rows == Rows::NONE ? ELEMENTS : HIDDEN[call % 2] * ROWS[call % 2];
+}
+
+// What a call must give: the sums, and with RMSNorm the normalised rows of sums and residual.
+void expected_of(peersum_u32 rank, int call, const Kind& kind, float* result) {
+    const int elements = elements_of(kind, call), hidden = HIDDEN[call % 2];
+    for (int index = 0; index < elements; ++index) {
+        result[index] = 0;
+        for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer)
+            result[index] += value(peer, call, index);
+    }
+    for (int first = 0; kind.rows != Rows::NONE && first < elements; first += hidden) {
+        float squares = 0;
+        for (int index = first; index < first + hidden; ++index) {
+            result[index] += residual_value(rank, index);
+            squares += result[index] * result[index];
+        }
+        const float root = emulator::sqrt(squares / static_cast<float>(hidden) + EPSILON);
+        const float scale = 1.0f / root;
+        for (int index = first; index < first + hidden; ++index)
+            result[index] =
+                result[index] * scale * (WEIGHT_OFFSET + weight_value(rank, index - first));
+    }
+}
+
+// The addresses and numbers of a call's rows.
+void add_rows(PeersumParams& params, int call, float* residual, float* weight) {
+    for (int index = 0; index < ELEMENT_CAPACITY; ++index) {
+        residual[index] = residual_value(params.rank, index);
+        weight[index] = weight_value(params.rank, index);
+    }
+    params.residual = reinterpret_cast<peersum_u64>(residual);
+    params.weight = reinterpret_cast<peersum_u64>(weight);
+    params.hidden = HIDDEN[call % 2];
+    params.epsilon = EPSILON;
+    params.weight_offset = WEIGHT_OFFSET;
+    for (peersum_u64& word : params.norm_words) word = 1ull << PEERSUM_NORM_MARK_SHIFT;
+    params.header |= static_cast<peersum_u64>(PEERSUM_OPERATION_RMS_NORM)
+                     << PEERSUM_HEADER_OPERATION_SHIFT;
+}
+
 // One call of a rank, on other grids and alignments from call to call. Returns the output.
 const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 timeout_ns) {
-    alignas(16) static thread_local float input[ELEMENT_CAPACITY], output[ELEMENT_CAPACITY];
-    // Every second buffer is misaligned, on other calls on each rank.
-    const int offset = (call + static_cast<int>(rank)) % 2;
+    alignas(16) static thread_local float input[ELEMENT_CAPACITY], output[ELEMENT_CAPACITY],
+        residual[ELEMENT_CAPACITY], weight[ELEMENT_CAPACITY];
+    // Every second buffer is misaligned, on other calls on each rank, unless it holds rows.
+    const int offset = kind.rows == Rows::NONE ? (call + static_cast<int>(rank)) % 2 : 0;
+    const int elements = elements_of(kind, call);
     float* source = kind.is_symmetric ? reinterpret_cast<float*>(symmetric[rank]) : input + offset;
-    for (int index = 0; index < ELEMENTS; ++index) source[index] = value(rank, call, index);
+    const bool is_in_place = kind.algorithm == TWO_SHOT && kind.is_symmetric;
+    float* target = is_in_place ? source : output + offset;
+    for (int index = 0; index < elements; ++index) source[index] = value(rank, call, index);
 
     PeersumParams params = {};
     for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer) {
@@ -114,8 +187,8 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
     }
     params.flags = PEERSUM_FLAG_SOURCE_ALIGNED;
     params.input = reinterpret_cast<peersum_u64>(input + offset);
-    params.output = reinterpret_cast<peersum_u64>(output + offset);
-    params.elements = ELEMENTS;
+    params.output = reinterpret_cast<peersum_u64>(target);
+    params.elements = elements;
     params.push_offset = PUSH_OFFSET;
     params.push_half_bytes = HALF;
     params.staging_offset = STAGING_OFFSET;
@@ -128,10 +201,16 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
                     kind.family << PEERSUM_HEADER_FAMILY_SHIFT |
                     kind.algorithm << PEERSUM_HEADER_ALGORITHM_SHIFT |
                     static_cast<peersum_u64>(PEERSUM_DTYPE_F32) << PEERSUM_HEADER_DTYPE_SHIFT |
-                    ELEMENTS * sizeof(float);
-    launch(kind.entry, params, 1 + static_cast<peersum_u32>(call) % 2, rank * CALLS + call);
-    return kind.algorithm == PEERSUM_ALGORITHM_TWO_SHOT && kind.is_symmetric ? source
-                                                                             : output + offset;
+                    elements * sizeof(float);
+    if (kind.rows != Rows::NONE) add_rows(params, call, residual, weight);
+    const peersum_u32 blocks = 1 + static_cast<peersum_u32>(call) % 2;
+    const peersum_u32 seed = rank * CALLS + call;
+    launch(kind.entry, params, blocks, seed);
+    if (kind.rows == Rows::BEHIND) {
+        params.input = params.output;
+        launch(ENTRY(norm_rows), params, 3 - blocks, seed);
+    }
+    return target;
 }
 
 void expect(peersum_u32 rank, int call, bool is_right, const char* what) {
@@ -143,13 +222,12 @@ void expect(peersum_u32 rank, int call, bool is_right, const char* what) {
 void* run_all_calls(void* argument) {
     const peersum_u32 rank = static_cast<peersum_u32>(reinterpret_cast<peersum_u64>(argument));
     for (int call = 0; call < CALLS; ++call) {
-        const float* result = run_call(rank, call, kind_of(call), PATIENCE_NS);
-        for (int index = 0; index < ELEMENTS; ++index) {
-            float expected = 0;
-            for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer)
-                expected += value(peer, call, index);
-            expect(rank, call, result[index] == expected, "a wrong sum");
-        }
+        const Kind kind = kind_of(call);
+        const float* result = run_call(rank, call, kind, PATIENCE_NS);
+        float expected[ELEMENT_CAPACITY];
+        expected_of(rank, call, kind, expected);
+        for (int index = 0; index < elements_of(kind, call); ++index)
+            expect(rank, call, result[index] == expected[index], "a wrong result");
     }
     return nullptr;
 }
@@ -164,7 +242,7 @@ void* run_until_last_rank_stops(void* argument) {
     // The first is lost for want of a peer, the second because the rank is poisoned.
     for (int call = CALLS_BEFORE; call < CALLS_BEFORE + 2; ++call) {
         const float* result = run_call(rank, call, lost_kind, PATIENCE_WITH_STOPPED_NS);
-        for (int index = 0; index < ELEMENTS; ++index)
+        for (int index = 0; index < elements_of(lost_kind, call); ++index)
             expect(rank, call, result[index] != result[index], "an output that is not NaN");
         const bool has_status = __atomic_load_n(&statuses[rank].valid, __ATOMIC_ACQUIRE) == 1;
         expect(rank, call, has_status, "no status");

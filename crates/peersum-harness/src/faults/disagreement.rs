@@ -1,9 +1,9 @@
 //! Ranks that make different calls.
 
 use anyhow::{Context, Result, bail, ensure};
-use peersum::device::DeviceStream;
+use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::{Plan, Route};
-use peersum::{CallSignature, Communicator, Error, Failure};
+use peersum::{CallSignature, Communicator, Element, Error, Failure, NormSignature, RmsNorm};
 use peersum_artifact::Dtype;
 
 use super::stage::{ELEMENTS, SEED, Stage};
@@ -20,12 +20,23 @@ struct Called {
     dtype: Dtype,
     elements: usize,
     route: Route,
+    norm: Option<Norm>,
+}
+
+/// What a call with RMSNorm says of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Norm {
+    hidden: usize,
+    epsilon: f32,
+    weight_offset: f32,
+    has_residual: bool,
 }
 
 const A: Called = Called {
     dtype: Dtype::Bf16,
     elements: 3000,
     route: Route::PushOneShot,
+    norm: None,
 };
 const B: Called = Called { elements: 128, ..A };
 /// As many bytes as [`A`].
@@ -43,14 +54,69 @@ const FAMILY: Called = Called {
     ..A
 };
 
+const NORM: Norm = Norm {
+    hidden: 1000,
+    epsilon: 1e-6,
+    weight_offset: 0.0,
+    has_residual: true,
+};
+/// In one kernel.
+const N: Called = with_norm(Route::PushOneShot, NORM);
+/// In a kernel behind another family's.
+const BEHIND: Called = with_norm(Route::PullTwoShot, NORM);
+const HIDDEN: Norm = Norm {
+    hidden: 600,
+    ..NORM
+};
+const EPSILON: Norm = Norm {
+    epsilon: 1e-5,
+    ..NORM
+};
+const OFFSET: Norm = Norm {
+    weight_offset: 1.0,
+    ..NORM
+};
+const NO_RESIDUAL: Norm = Norm {
+    has_residual: false,
+    ..NORM
+};
+
+const fn with_norm(route: Route, norm: Norm) -> Called {
+    let norm = Some(norm);
+    Called { route, norm, ..A }
+}
+
 /// What differs, the calls of most ranks, and those of the odd one.
-const PROGRAMS: [(&str, &[Called], &[Called]); 6] = [
+const PROGRAMS: [(&str, &[Called], &[Called]); 14] = [
     ("size", &[A], &[B]),
     ("type, with calls behind", &[A, A, A], &[TYPE, A, A]),
     ("algorithm", &[A, A], &[ALGORITHM, A]),
     ("family", &[A], &[FAMILY]),
     ("order", &[A, B], &[B, A]),
     ("a skipped call", &[A, A, B], &[A, B]),
+    ("hidden size", &[N], &[with_norm(N.route, HIDDEN)]),
+    ("epsilon", &[N, A], &[with_norm(N.route, EPSILON), A]),
+    ("weight offset", &[A, N], &[A, with_norm(N.route, OFFSET)]),
+    ("residual", &[N], &[with_norm(N.route, NO_RESIDUAL)]),
+    ("RMSNorm at all", &[N], &[A]),
+    (
+        "hidden size, in a kernel of its own",
+        &[BEHIND],
+        &[with_norm(BEHIND.route, HIDDEN)],
+    ),
+    (
+        "epsilon, in a kernel of its own, with calls behind",
+        &[BEHIND, N, A],
+        &[with_norm(BEHIND.route, EPSILON), N, A],
+    ),
+    (
+        "RMSNorm at all, in a kernel of its own",
+        &[BEHIND],
+        &[Called {
+            norm: None,
+            ..BEHIND
+        }],
+    ),
 ];
 
 pub(super) fn disagreements<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
@@ -72,6 +138,66 @@ impl Called {
             && signature.bytes == (self.elements * self.dtype.size_bytes()) as u64
             && signature.kind.family == self.route.family()
             && signature.kind.algorithm == self.route.algorithm()
+            && signature.normalised == self.norm.is_some()
+            && match (self.norm, &signature.norm) {
+                (Some(norm), Some(told)) => norm.is(told),
+                (None, Some(_)) => false,
+                // A rank that has left may not have told it.
+                (_, None) => true,
+            }
+    }
+}
+
+impl Norm {
+    fn is(&self, told: &NormSignature) -> bool {
+        told.hidden as usize == self.hidden
+            && told.epsilon().to_bits() == self.epsilon.to_bits()
+            && told.weight_offset().to_bits() == self.weight_offset.to_bits()
+            && told.has_residual == self.has_residual
+    }
+}
+
+/// What one call uses.
+struct Buffers<D: Device> {
+    array: TestBuffer<D>,
+    residual: TestBuffer<D>,
+    weight: TestBuffer<D>,
+}
+
+impl<D: Device> Buffers<D> {
+    fn new<T: Element>(device: &D, called: &Called) -> Result<Self> {
+        let hidden = called.norm.map_or(0, |norm| norm.hidden);
+        Ok(Buffers {
+            array: TestBuffer::new::<T>(device, called.elements)?,
+            residual: TestBuffer::new::<T>(device, called.elements)?,
+            weight: TestBuffer::new::<T>(device, hidden)?,
+        })
+    }
+
+    fn call<T: Element>(
+        &self,
+        device: &D,
+        called: &Called,
+        communicator: &mut Communicator<D>,
+    ) -> Result<(), Error> {
+        self.array.with::<T, _>(device, |array| {
+            let Some(norm) = called.norm else {
+                return communicator.all_reduce_in_place(array);
+            };
+            self.weight.with::<T, _>(device, |weight| {
+                let numbers = RmsNorm {
+                    weight: &*weight,
+                    epsilon: norm.epsilon,
+                    weight_offset: norm.weight_offset,
+                };
+                if !norm.has_residual {
+                    return communicator.all_reduce_rms_norm_in_place(array, &numbers);
+                }
+                self.residual.with::<T, _>(device, |residual| {
+                    communicator.all_reduce_add_rms_norm_in_place(array, residual, &numbers)
+                })
+            })
+        })
     }
 }
 
@@ -96,21 +222,19 @@ fn disagree<S: DeviceStream>(
         DeviceKind::Emulator => (1, 8),
     };
     let device = &good.device;
-    let arrays = calls(rank).iter().map(
-        |called| with_element!(called.dtype, T => TestBuffer::new::<T>(device, called.elements)),
-    );
-    let arrays: Vec<TestBuffer<S::Device>> = arrays.collect::<Result<_>>()?;
+    let arrays = calls(rank)
+        .iter()
+        .map(|called| with_element!(called.dtype, T => Buffers::new::<T>(device, called)));
+    let arrays: Vec<Buffers<S::Device>> = arrays.collect::<Result<_>>()?;
     let launch = |communicator: &mut Communicator<S::Device>| {
         let mut calls = calls(rank).iter().zip(&arrays);
-        calls.try_for_each(|(called, array)| {
+        calls.try_for_each(|(called, buffers)| {
             communicator.force_plan(Some(Plan {
                 route: called.route,
                 blocks,
                 threads,
             }))?;
-            with_element!(called.dtype, T => {
-                array.with::<T, _>(device, |array| communicator.all_reduce_in_place(array))
-            })
+            with_element!(called.dtype, T => buffers.call::<T>(device, called, communicator))
         })
     };
     let mut graph = None;
@@ -140,6 +264,7 @@ fn disagree<S: DeviceStream>(
         })) => ensure!(
             calls(rank)[first].is(own)
                 && calls(*peer)[first].is(theirs)
+                && own != theirs
                 && (rank == ODD) != (*peer == ODD),
             "rank {rank} was told {own} and, of rank {peer}, {theirs}"
         ),

@@ -40,8 +40,8 @@ pub(crate) enum Case {
     AbsentRank,
     /// Another thread aborts a rank that waits.
     Abort,
-    /// Ranks call with different sizes, types or algorithms, in a different order, or skip a call;
-    /// eager and in graphs.
+    /// Ranks call with different sizes, types, algorithms or norms, in a different order, or skip a
+    /// call; eager and in graphs.
     Disagreement,
     /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
     /// Uses two GPUs if there are two.

@@ -8,7 +8,7 @@ pub(crate) mod event;
 mod lane;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
-mod norm;
+pub(crate) mod norm;
 mod plan;
 mod rank;
 mod report;

@@ -11,13 +11,13 @@ use peersum_emulator::{Break, EmulatorOptions};
 
 use super::report::CaseStatus;
 use super::settings::{GridKind, Settings};
-use super::{plan, runner, workers};
+use super::{norm, plan, runner, workers};
 use crate::machine::{DeviceKind, Emulators};
 
 /// A race does not show in every run. A sound protocol never fails.
 const ATTEMPTS: u64 = 20;
 
-/// Runs the smoke grid on every broken protocol, and on the sound one. Returns whether it has seen
+/// Runs the smoke grids on every broken protocol, and on the sound one. Returns whether it has seen
 /// each broken one.
 pub(crate) fn run() -> Result<bool> {
     if let Some(how) = fails(None, 1)? {
@@ -57,9 +57,15 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
         },
         ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed)
     });
+    let machine = Arc::new(Emulators { options });
+    if broken.is_none_or(Break::is_of_norm) {
+        let found = norm::mismatch(&*machine, &settings)?;
+        if broken.is_some() || found.is_some() {
+            return Ok(found);
+        }
+    }
     let cases = Arc::new(plan::cases(&settings));
     let (sender, receiver) = channel();
-    let machine = Arc::new(Emulators { options });
     let workers = workers::start_threads(&machine, &settings, &cases, &sender)?;
     let tally = runner::watch(&settings, &cases, workers, sender, &receiver, &mut |_| {});
     let mut report = tally.report("emulator", None, Duration::ZERO);

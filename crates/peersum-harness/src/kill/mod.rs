@@ -4,6 +4,7 @@
 
 mod holdings;
 mod leftovers;
+mod norm;
 mod rank;
 mod ranks;
 mod referee;

@@ -125,7 +125,7 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
             return Ok(());
         }
     };
-    let mut work = Work::new(&communicator, scenario.route, symmetric)?;
+    let mut work = Work::new(&communicator, scenario, symmetric)?;
     work.corrupts = has(Plant::Corrupt);
     arrive(role, Place::Built);
     let failure = match scenario.phase {
@@ -163,7 +163,7 @@ fn undisturbed<S: DeviceStream>(
     let stream = stream()?;
     let (mut communicator, symmetric) = build(role, &stream, rendezvous, UNDISTURBED, UNDISTURBED)
         .with_context(|| format!("building group {group:?}"))?;
-    let mut work = Work::new(&communicator, role.run.scenario.route, symmetric)?;
+    let mut work = Work::new(&communicator, &role.run.scenario, symmetric)?;
     let failure = work.calls(&mut communicator, Some(2))?;
     ensure!(failure.is_none(), "group {group:?} got {failure:?}");
     drop(communicator);

@@ -59,6 +59,8 @@ pub(crate) struct Scenario {
     pub(crate) delay: Duration,
     /// In [`Phase::BeforeFirstCall`]: whether the victim is hit before the others call.
     pub(crate) victim_first: bool,
+    /// Whether the calls have RMSNorm.
+    pub(crate) normalised: bool,
 }
 
 impl fmt::Display for Scenario {
@@ -75,7 +77,10 @@ impl fmt::Display for Scenario {
         match self.phase {
             Phase::SetUp => write!(f, " (behind {:?})", self.step)?,
             Phase::Rendezvous | Phase::Teardown => {}
-            _ => write!(f, " ({})", self.route.name())?,
+            _ => {
+                let norm = if self.normalised { " with RMSNorm" } else { "" };
+                write!(f, " ({}{norm})", self.route.name())?;
+            }
         }
         write!(f, ", {:?} after its word", self.delay)
     }
@@ -147,6 +152,7 @@ impl Choices {
             route: Route::ALL[rng.usize(..Route::ALL.len())],
             delay: LONGEST_DELAY.mul_f64(rng.f64()),
             victim_first: rng.bool(),
+            normalised: rng.bool(),
         }
     }
 }

@@ -8,21 +8,23 @@ use peersum::device::Device;
 use peersum::dispatch::Route;
 use peersum::{Communicator, Error, Graph, Output, SymmetricBuffer};
 
+use super::norm::{HIDDEN, NAN, Sides};
+use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
 use crate::arrays::Arrays;
 use crate::data::{Content, bytes_of};
-use crate::memory::{POISON, elements_of};
+use crate::memory::{POISON, elements_of, lend};
 use crate::ranks::say;
 
 /// Odd, so that the last unit is partial; large enough for several units per thread on the
 /// emulator.
 pub(super) const ELEMENTS: usize = 603;
 
+/// The elements of a call with RMSNorm: two rows, which on the emulator have one block.
+const ELEMENTS_OF_ROWS: usize = 2 * HIDDEN;
+
 /// Calls of a graph.
 const LAYERS: usize = 4;
-
-/// An element of an output that was not reduced.
-const NAN: u16 = 0x7FFF;
 
 /// Maximum time that a rank makes calls while it waits for the blow.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
@@ -35,6 +37,10 @@ pub(super) struct Work<D: Device> {
     arrays: Arrays<bf16, D>,
     route: Route,
     symmetric: Option<SymmetricBuffer<bf16, D>>,
+    /// Of calls with RMSNorm.
+    sides: Option<Sides<D>>,
+    /// What the output must hold after a call.
+    expected: Vec<bf16>,
     /// Whether a test asked for a wrong result.
     pub(super) corrupts: bool,
 }
@@ -42,15 +48,30 @@ pub(super) struct Work<D: Device> {
 impl<D: Device> Work<D> {
     pub(super) fn new(
         communicator: &Communicator<D>,
-        route: Route,
+        scenario: &Scenario,
         symmetric: Option<SymmetricBuffer<bf16, D>>,
     ) -> Result<Self> {
-        Ok(Work {
-            arrays: Arrays::new(communicator, 5, ELEMENTS, Content::Ordinary)?,
-            route,
+        let elements = match scenario.normalised {
+            true => ELEMENTS_OF_ROWS,
+            false => ELEMENTS,
+        };
+        let arrays = Arrays::new(communicator, 5, elements, Content::Ordinary)?;
+        let mut work = Work {
+            expected: arrays.expected.clone(),
+            arrays,
+            route: scenario.route,
             symmetric,
+            sides: None,
             corrupts: false,
-        })
+        };
+        if scenario.normalised {
+            // The calls of a graph would add to the same residual one after the other.
+            let adds = scenario.phase != Phase::GraphReplay;
+            let Arrays { device, .. } = &work.arrays;
+            let (sides, output) = Sides::new(communicator, device, &work.expected, adds)?;
+            (work.sides, work.expected) = (Some(sides), output);
+        }
+        Ok(work)
     }
 
     fn symmetric_address(&mut self) -> Option<u64> {
@@ -64,13 +85,19 @@ impl<D: Device> Work<D> {
         self.arrays.output.poison(&self.arrays.device)?;
         if let Some(address) = self.symmetric_address() {
             let own = bytes_of(&self.arrays.own);
-            // SAFETY: the symmetric buffer has as many elements as `own`.
+            // SAFETY: the symmetric buffer has at least as many elements as `own`.
             unsafe { self.arrays.device.write(address, own)? };
         }
-        Ok(())
+        match &self.sides {
+            Some(sides) => sides.prepare(&self.arrays.device),
+            None => Ok(()),
+        }
     }
 
     fn call(&mut self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        if self.sides.is_some() {
+            return self.call_with_norm(communicator);
+        }
         let Arrays { device, output, .. } = &self.arrays;
         match (self.route, &mut self.symmetric) {
             (Route::SymmetricTwoShot, Some(symmetric)) => {
@@ -84,12 +111,43 @@ impl<D: Device> Work<D> {
         }
     }
 
+    fn call_with_norm(&mut self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        let symmetric = self.symmetric_address();
+        let Arrays {
+            device,
+            input,
+            output,
+            own,
+            ..
+        } = &self.arrays;
+        let Some(sides) = &self.sides else {
+            return Ok(());
+        };
+        let Some(address) = symmetric else {
+            return input.with::<bf16, _>(device, |input| {
+                output.with::<bf16, _>(device, |output| {
+                    sides.call(device, communicator, Some(&*input), output)
+                })
+            });
+        };
+        // SAFETY: the symmetric buffer has at least as many elements, and `self` keeps it until
+        // its calls have ended.
+        unsafe {
+            lend::<bf16, D, _>(device, address, own.len(), |buffer| match self.route {
+                Route::SymmetricTwoShot => sides.call(device, communicator, None, buffer),
+                _ => output.with::<bf16, _>(device, |output| {
+                    sides.call(device, communicator, Some(&*buffer), output)
+                }),
+            })
+        }
+    }
+
     /// The bits of the array that the call writes.
     fn result(&mut self) -> Result<Vec<u16>> {
         let values: Vec<bf16> = match self.symmetric_address() {
             Some(address) if self.route == Route::SymmetricTwoShot => {
-                let mut bytes = vec![0; ELEMENTS * size_of::<bf16>()];
-                // SAFETY: the symmetric buffer has so many elements.
+                let mut bytes = vec![0; size_of_val(&self.arrays.own[..])];
+                // SAFETY: the symmetric buffer has at least so many elements.
                 unsafe { self.arrays.device.read(address, &mut bytes)? };
                 elements_of(&bytes)
             }
@@ -101,7 +159,8 @@ impl<D: Device> Work<D> {
         };
         let mut bits: Vec<u16> = values.into_iter().map(bf16::to_bits).collect();
         if self.corrupts {
-            bits[ELEMENTS / 2] ^= 1;
+            let middle = bits.len() / 2;
+            bits[middle] ^= 1;
         }
         Ok(bits)
     }
@@ -114,11 +173,11 @@ impl<D: Device> Work<D> {
         }
     }
 
-    /// Checks the result: the sum if the calls succeeded, the sum or NaN if they failed, the old
+    /// Checks the result: right if the calls succeeded, right or NaN if they failed, the old
     /// contents if nothing was launched.
     fn check(&mut self, launched: bool, succeeded: bool) -> Result<()> {
         for (index, bits) in self.result()?.into_iter().enumerate() {
-            let expected = self.arrays.expected[index].to_bits();
+            let expected = self.expected[index].to_bits();
             let is_right = match (launched, succeeded) {
                 (true, true) => bits == expected,
                 (true, false) => bits == expected || bits == NAN,
@@ -130,7 +189,10 @@ impl<D: Device> Work<D> {
                  (launched: {launched}, succeeded: {succeeded})"
             );
         }
-        Ok(())
+        match &self.sides {
+            Some(sides) => sides.check(&self.arrays.device, launched, succeeded),
+            None => Ok(()),
+        }
     }
 
     /// Makes and checks `count` calls, or calls until one fails. Returns the error.

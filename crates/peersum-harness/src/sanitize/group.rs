@@ -17,12 +17,11 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::{Plan, Route};
 use peersum::{ArenaLayout, Element, StartEpochs, control_bytes, initial_control};
-use peersum_artifact::{Family, ModuleKey, WorldSize};
+use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
 use crate::data::{self, Key, bytes_of};
 use crate::grid::calls::{Call, Place, stride};
-use crate::grid::case::Variant;
 use crate::grid::slot::Slot;
 use crate::memory::Guarded;
 
@@ -39,81 +38,33 @@ pub(crate) struct GroupArgs {
         value_delimiter = ',',
         default_value = "2,3"
     )]
-    world_size: Vec<u32>,
+    pub(super) world_size: Vec<u32>,
     /// The seed of data and order.
     #[arg(long, default_value_t = 1)]
-    seed: u64,
+    pub(super) seed: u64,
 }
 
 /// The type of all calls. 16-bit elements give units with partial words and tails.
-type T = bf16;
+pub(super) type T = bf16;
 
 const MAX_ELEMENTS: usize = 6000;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
-/// How often all calls are made, each time in a new order.
-const PASSES: usize = 2;
 const TIMEOUT_NS: u64 = 20_000_000_000;
-
-/// A call of each variant by each route, each of another size and shape.
-fn calls() -> Vec<(Plan, Call)> {
-    let shapes = [
-        (1, Variant::Aligned, 1, 32),
-        (37, Variant::Unaligned, 2, 32),
-        (1000, Variant::InPlace, 2, 64),
-        (5003, Variant::UnalignedInPlace, 4, 96),
-        (4096, Variant::Special, 8, 32),
-        (3001, Variant::SpecialUnaligned, 3, 160),
-    ];
-    let call = |route, (elements, variant, blocks, threads)| {
-        let plan = Plan {
-            route,
-            blocks,
-            threads,
-        };
-        (plan, Call::new(route, plan, elements, variant))
-    };
-    let of_route = |route| shapes.map(|shape| call(route, shape));
-    Route::ALL.into_iter().flat_map(of_route).collect()
-}
-
-/// Makes every call in groups of each size and compares every bit.
-pub(crate) fn run(args: &GroupArgs) -> Result<()> {
-    let context = peersum::open_context(0)?;
-    let stream = context.new_stream()?;
-    let mut order = fastrand::Rng::with_seed(args.seed);
-    for &world_size in &args.world_size {
-        let group = Group::new(args, &stream, world_size)?;
-        let mut count = 0;
-        for _ in 0..PASSES {
-            let mut calls = calls();
-            order.shuffle(&mut calls);
-            for (plan, call) in calls {
-                group
-                    .check(plan, &call, order.u64(..))
-                    .with_context(|| format!("world size {world_size}, {call:?}"))?;
-                count += 1;
-            }
-        }
-        println!(
-            "world size {world_size}: {count} calls, the result of every rank equal to the \
-             reference bit for bit"
-        );
-    }
-    Ok(())
-}
 
 /// The parameters of all ranks. A kernel for fewer ranks reads the first ones.
 #[repr(C)]
 struct AllParams([PeersumParams; abi::PEERSUM_MAX_WORLD_SIZE as usize]);
 
-// SAFETY: integers only, in C's layout, as the entry points of this build take them.
+// SAFETY: numbers only, in C's layout, as the entry points of this build take them.
 unsafe impl DeviceRepr for AllParams {}
 
-struct Rank {
+pub(super) struct Rank {
     arena: Guarded<Cuda>,
     symmetric: Guarded<Cuda>,
     input: Guarded<Cuda>,
     output: Guarded<Cuda>,
+    pub(super) residual: Guarded<Cuda>,
+    pub(super) weight: Guarded<Cuda>,
     status: StatusRecord,
 }
 
@@ -126,7 +77,7 @@ impl Rank {
         }
     }
 
-    fn slot(&self, rank: usize, call: &Call, place: Place) -> Slot {
+    pub(super) fn slot(&self, rank: usize, call: &Call, place: Place) -> Slot {
         let base = self.memory(place).base();
         call.slot(base, place, rank as u32, 0, size_of::<T>())
     }
@@ -146,23 +97,34 @@ fn layout(world_size: u32) -> ArenaLayout {
     ArenaLayout::new(world_size, bytes as u64, (slots * UNIT_BYTES) as u64, 0)
 }
 
-struct Group {
-    device: Cuda,
+pub(super) struct Group {
+    pub(super) device: Cuda,
     stream: Arc<CudaStream>,
-    ranks: Vec<Rank>,
+    pub(super) ranks: Vec<Rank>,
     layout: ArenaLayout,
     /// The entry point of each route.
-    functions: HashMap<Route, CudaFunction>,
+    pub(super) functions: HashMap<Route, CudaFunction>,
+    /// The one-shot push that normalises, and the kernel that normalises behind another.
+    pub(super) fused: CudaFunction,
+    pub(super) rows: CudaFunction,
 }
 
 impl Group {
-    fn new(args: &GroupArgs, stream: &Arc<CudaStream>, world_size: u32) -> Result<Group> {
+    pub(super) fn new(
+        args: &GroupArgs,
+        stream: &Arc<CudaStream>,
+        world_size: u32,
+    ) -> Result<Group> {
         let device = <Cuda as Device>::open(stream)?;
         let layout = layout(world_size);
         let functions = Route::ALL
             .into_iter()
-            .map(|route| Ok((route, function(args, stream, world_size, route)?)))
+            .map(|route| {
+                let load = (route.family(), route.algorithm());
+                Ok((route, function(args, stream, world_size, load)?))
+            })
             .collect::<Result<HashMap<_, _>>>()?;
+        let norm = |algorithm| function(args, stream, world_size, (Family::Norm, algorithm));
         let array = stride(MAX_ELEMENTS, size_of::<T>());
         let ranks = (0..world_size)
             .map(|_| {
@@ -171,6 +133,8 @@ impl Group {
                     symmetric: memory(&device, array)?,
                     input: memory(&device, array)?,
                     output: memory(&device, array)?,
+                    residual: memory(&device, array)?,
+                    weight: memory(&device, array)?,
                     status: device.allocate_status()?,
                 })
             })
@@ -181,13 +145,28 @@ impl Group {
             ranks,
             layout,
             functions,
+            fused: norm(Algorithm::OneShot)?,
+            rows: norm(Algorithm::Rows)?,
         })
     }
 
-    fn check(&self, plan: Plan, call: &Call, seed: u64) -> Result<()> {
+    /// Makes one call and compares every bit.
+    pub(super) fn check(&self, plan: Plan, call: &Call, seed: u64) -> Result<()> {
         let keys = Key::of_all(seed, self.ranks.len() as u32);
         let expected: Vec<T> = data::expected(call.content, &keys, call.elements);
-        for ((index, rank), &key) in self.ranks.iter().enumerate().zip(&keys) {
+        self.write_inputs(call, &keys)?;
+        let function = &self.functions[&plan.route];
+        self.launch(function, plan, |own| self.params(plan.route, call, own))?;
+        for (index, rank) in self.ranks.iter().enumerate() {
+            self.compare(index, rank.slot(index, call, call.target), &expected)
+                .with_context(|| format!("seed {seed}"))?;
+        }
+        Ok(())
+    }
+
+    /// Poisons what the call reads and writes, and writes its inputs.
+    pub(super) fn write_inputs(&self, call: &Call, keys: &[Key]) -> Result<()> {
+        for ((index, rank), &key) in self.ranks.iter().enumerate().zip(keys) {
             let input: Vec<T> = data::input(call.content, key, call.elements);
             rank.memory(call.target).poison(&self.device)?;
             let source = rank.memory(call.source);
@@ -195,29 +174,36 @@ impl Group {
             let start = rank.slot(index, call, call.source).start;
             source.write(&self.device, start, bytes_of(&input))?;
         }
-        self.launch(plan, call)?;
-        for (index, rank) in self.ranks.iter().enumerate() {
-            if let Some(failure) = rank.status.failure() {
-                bail!("rank {index} failed: {failure:?}");
-            }
-            let slot = rank.slot(index, call, call.target);
-            let mut memory = vec![0; slot.guarded_bytes];
-            // SAFETY: the slot lies within its memory.
-            unsafe { self.device.read(slot.base, &mut memory)? };
-            if let Some(wrong) = slot.compare(&memory, bytes_of(&expected), size_of::<T>()) {
-                bail!("rank {index}: {wrong}; seed {seed}");
-            }
+        Ok(())
+    }
+
+    /// Fails unless the rank's call has succeeded and its array in this slot is as expected.
+    pub(super) fn compare(&self, index: usize, slot: Slot, expected: &[T]) -> Result<()> {
+        if let Some(failure) = self.ranks[index].status.failure() {
+            bail!("rank {index} failed: {failure:?}");
+        }
+        let mut memory = vec![0; slot.guarded_bytes];
+        // SAFETY: the slot lies within its memory.
+        unsafe { self.device.read(slot.base, &mut memory)? };
+        if let Some(wrong) = slot.compare(&memory, bytes_of(expected), size_of::<T>()) {
+            bail!("rank {index}: {wrong}");
         }
         Ok(())
     }
 
-    fn launch(&self, plan: Plan, call: &Call) -> Result<()> {
+    /// Launches an entry point for all ranks and waits for it.
+    pub(super) fn launch(
+        &self,
+        function: &CudaFunction,
+        plan: Plan,
+        params_of: impl Fn(usize) -> PeersumParams,
+    ) -> Result<()> {
         let mut params = AllParams([PeersumParams::default(); 8]);
         for (index, params) in (0..self.ranks.len()).zip(&mut params.0) {
-            *params = self.params(plan.route, call, index);
+            *params = params_of(index);
         }
         let world_size = self.ranks.len() as u32;
-        let mut launch = self.stream.launch_builder(&self.functions[&plan.route]);
+        let mut launch = self.stream.launch_builder(function);
         launch.arg(&params);
         let shape = LaunchConfig {
             grid_dim: (plan.blocks, world_size, 1),
@@ -232,7 +218,7 @@ impl Group {
         Ok(())
     }
 
-    fn params(&self, route: Route, call: &Call, own: usize) -> PeersumParams {
+    pub(super) fn params(&self, route: Route, call: &Call, own: usize) -> PeersumParams {
         let mut arena = [0; abi::PEERSUM_MAX_WORLD_SIZE as usize];
         let mut source = arena;
         let count = self.ranks.len();
@@ -280,12 +266,12 @@ fn function(
     args: &GroupArgs,
     stream: &Arc<CudaStream>,
     world_size: u32,
-    route: Route,
+    (family, algorithm): (Family, Algorithm),
 ) -> Result<CudaFunction> {
     let context = stream.context();
     let (major, minor) = context.compute_capability()?;
     let key = ModuleKey {
-        family: route.family(),
+        family,
         dtype: T::DTYPE,
         world_size: WorldSize::try_from(world_size)?,
     };
@@ -294,7 +280,7 @@ fn function(
         .join(format!("{}.sm_{major}{minor}.cubin", key.name()));
     let cubin = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
     let module = context.load_module(Ptx::from_binary(cubin))?;
-    Ok(module.load_function(&key.entry_point(route.algorithm()))?)
+    Ok(module.load_function(&key.entry_point(algorithm))?)
 }
 
 /// An arena in its state before the first call. The staging area is not initialised, so that the

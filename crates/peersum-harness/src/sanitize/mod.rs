@@ -3,8 +3,10 @@
 //! prove nothing.
 
 mod bounded;
+mod calls;
 mod group;
 mod planted;
+mod rows;
 mod tool;
 
 use std::fs;
@@ -20,7 +22,8 @@ use crate::names::name_of;
 use bounded::Ended;
 use tool::Tool;
 
-pub(crate) use group::{GroupArgs, run as run_group};
+pub(crate) use calls::run as run_group;
+pub(crate) use group::GroupArgs;
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
 /// The exit status of compute-sanitizer if it found errors. Neither it nor the harness uses this

@@ -1,7 +1,9 @@
 //! A soak: calls of random size, alignment, algorithm, mode and delay for a given time. The bits of
-//! every result are compared.
+//! every result are compared. The last quarter of the time is for calls with RMSNorm.
 
 mod burst;
+mod norms;
+mod turns;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,11 +19,10 @@ use crate::machine::{
     DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
 };
 use crate::ranks::{Member, run_threads};
+use turns::Turns;
 
 /// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
 const START_EPOCHS: (u32, u64) = (u32::MAX - 20, u32::MAX as u64 - 12);
-/// The minimum number of bursts, also on a slow machine.
-const LEAST_BURSTS: usize = 8;
 /// How long a call may wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Mismatches that are printed; all are counted.
@@ -57,14 +58,12 @@ struct Soak {
     settings: Settings,
     world_size: u32,
     corrupt: bool,
-    ends: Instant,
+    turns: Turns,
     progress: Mutex<Progress>,
 }
 
 #[derive(Default)]
 struct Progress {
-    /// Bursts that at least one rank has entered.
-    bursts: usize,
     /// Calls of rank 0.
     calls: u64,
     mismatches: u64,
@@ -75,17 +74,6 @@ struct Progress {
 impl Soak {
     fn progress<R>(&self, update: impl FnOnce(&mut Progress) -> R) -> R {
         update(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Whether a rank may enter a burst. Ranks ask for each in order, and the first one that asks
-    /// for a new one when the time is up ends the soak for all.
-    fn enter(&self, burst: usize) -> bool {
-        self.progress(|progress| {
-            if burst >= progress.bursts && (burst < LEAST_BURSTS || Instant::now() < self.ends) {
-                progress.bursts = burst + 1;
-            }
-            burst < progress.bursts
-        })
     }
 
     /// One rank.
@@ -101,7 +89,7 @@ impl Soak {
         let mut join = |_, _| member.next_group();
         let mut session = Session::new(machine, &self.settings, &[&largest], rank, 1, &mut join)?;
         session.corrupts = self.corrupt && rank == 0;
-        for burst in (0..).take_while(|burst| self.enter(*burst)) {
+        for burst in (0..).take_while(|burst| self.turns.enter(*burst)) {
             let seed = self.settings.seed.wrapping_add(burst as u64);
             session.settings.seed = seed;
             let case = burst::draw(&session.settings, world_size);
@@ -125,9 +113,11 @@ impl Soak {
         Ok(())
     }
 
-    /// All ranks.
-    fn run_on<M: Machine>(&self, machine: &M) -> Result<()> {
-        run_threads(self.world_size, 1, |member| self.run(machine, member)).map(drop)
+    /// All ranks; then their calls with RMSNorm, in the bursts of `norms`. Returns what is wrong
+    /// with those.
+    fn run_on<M: Machine>(&self, machine: &M, norms: &Turns) -> Result<Vec<String>> {
+        run_threads(self.world_size, 1, |member| self.run(machine, member))?;
+        norms::run(machine, &self.settings, self.world_size, norms)
     }
 }
 
@@ -155,18 +145,21 @@ pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
             },
             world_size,
             corrupt: args.corrupt,
-            ends: Instant::now() + share,
+            turns: Turns::new(Instant::now() + share * 3 / 4),
             progress: Mutex::default(),
         };
-        match device {
-            DeviceKind::Cuda => soak.run_on(&Gpus::open(world_size)?.with_checks()?),
-            DeviceKind::Emulator => soak.run_on(&Emulators::with_delayed_blocks()),
+        let norms = Turns::new(Instant::now() + share);
+        let wrong = match device {
+            DeviceKind::Cuda => soak.run_on(&Gpus::open(world_size)?.with_checks()?, &norms),
+            DeviceKind::Emulator => soak.run_on(&Emulators::with_delayed_blocks(), &norms),
         }
         .with_context(|| format!("ws{world_size}"))?;
         soak.progress(|progress| {
             println!(
                 "ws{world_size}: {} calls in {} bursts, {} mismatches",
-                progress.calls, progress.bursts, progress.mismatches
+                progress.calls,
+                soak.turns.count(),
+                progress.mismatches
             );
             for mismatch in &progress.first {
                 println!("  {mismatch}");
@@ -174,6 +167,16 @@ pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
             calls += progress.calls;
             mismatches += progress.mismatches;
         });
+        println!(
+            "ws{world_size}: {} calls with RMSNorm, {} mismatches",
+            norms.count(),
+            wrong.len()
+        );
+        for mismatch in wrong.iter().take(PRINTED) {
+            println!("  {mismatch}");
+        }
+        calls += norms.count() as u64;
+        mismatches += wrong.len() as u64;
     }
     println!("{calls} calls of each rank, {mismatches} mismatches, seed {seed}");
     Ok(mismatches == 0)

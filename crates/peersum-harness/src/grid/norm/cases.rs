@@ -20,19 +20,19 @@ const MOST_ELEMENTS: usize = 4 << 20;
 
 /// One configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NormCase {
-    pub(super) world_size: u32,
-    pub(super) dtype: Dtype,
+pub(crate) struct NormCase {
+    pub(crate) world_size: u32,
+    pub(crate) dtype: Dtype,
     /// What the all-reduce is forced to; `None`: as the dispatch table says.
-    pub(super) route: Option<Route>,
-    pub(super) hidden: usize,
-    pub(super) rows: usize,
-    pub(super) has_residual: bool,
-    pub(super) in_place: bool,
-    pub(super) is_captured: bool,
-    pub(super) is_special: bool,
+    pub(crate) route: Option<Route>,
+    pub(crate) hidden: usize,
+    pub(crate) rows: usize,
+    pub(crate) has_residual: bool,
+    pub(crate) in_place: bool,
+    pub(crate) is_captured: bool,
+    pub(crate) is_special: bool,
     /// Which of the epsilons and offsets.
-    pub(super) numbers: usize,
+    pub(crate) numbers: usize,
 }
 
 impl NormCase {

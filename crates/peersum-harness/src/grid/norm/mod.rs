@@ -11,8 +11,10 @@ use anyhow::{Context, Result, ensure};
 use super::settings::{GridArgs, RankKind, Settings};
 use crate::machine::{DeviceKind, DeviceOf, Emulators, Gpus, Machine, decide};
 use crate::ranks::run_threads;
-use cases::{NormCase, cases};
-use rank::NormRank;
+use cases::cases;
+
+pub(crate) use cases::NormCase;
+pub(crate) use rank::NormRank;
 
 /// Mismatches that are printed; all are counted.
 const PRINTED: usize = 20;
@@ -76,6 +78,19 @@ pub(super) fn run(args: &GridArgs) -> Result<bool> {
         settings.seed
     );
     Ok(failed == 0)
+}
+
+/// The first mismatch of all configurations that the settings select.
+#[cfg(feature = "negative-controls")]
+pub(super) fn mismatch<M: Machine>(machine: &M, settings: &Settings) -> Result<Option<String>> {
+    let all = cases(settings);
+    for group in all.chunk_by(|a, b| a.world_size == b.world_size) {
+        let mut wrong = run_group(machine, settings, group)?;
+        if !wrong.is_empty() {
+            return Ok(Some(wrong.swap_remove(0)));
+        }
+    }
+    Ok(None)
 }
 
 /// All configurations of one world size. Returns the mismatches of all ranks.

@@ -15,12 +15,13 @@ use crate::memory::{GUARD_BYTES, Guarded, POISON, elements_of, lend};
 use crate::ranks::{PATIENCE, Peers};
 
 /// One rank with its memory. Every array begins behind a guard.
-pub(super) struct NormRank<D: Device> {
+pub(crate) struct NormRank<D: Device> {
     // Dropped first: its teardown waits for the stream, which uses what follows.
     communicator: Communicator<D>,
     device: D,
     kind: DeviceKind,
-    seed: u64,
+    /// Of the data, together with the name of the configuration.
+    pub(crate) seed: u64,
     input: Guarded<D>,
     output: Guarded<D>,
     residual: Guarded<D>,
@@ -30,7 +31,7 @@ pub(super) struct NormRank<D: Device> {
 
 impl<D: Device> NormRank<D> {
     /// Joins the group and allocates what the largest of `cases` needs.
-    pub(super) fn new<M: Machine>(
+    pub(crate) fn new<M: Machine>(
         machine: &M,
         settings: &Settings,
         rendezvous: Rendezvous,
@@ -49,6 +50,7 @@ impl<D: Device> NormRank<D> {
             .push_half_bytes((bytes / 2).max(1024))
             .setup_timeout(PATIENCE)
             .timeout(settings.timeout)
+            .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
             .memory_sharing(sharing)
             .build(&stream)?;
         let symmetric = communicator.symmetric_alloc::<f32>(elements)?;
@@ -67,7 +69,7 @@ impl<D: Device> NormRank<D> {
     }
 
     /// Runs one configuration. Returns what is wrong with its results.
-    pub(super) fn run(&mut self, case: &NormCase, peers: &Peers<'_>) -> Result<Vec<String>> {
+    pub(crate) fn run(&mut self, case: &NormCase, peers: &Peers<'_>) -> Result<Vec<String>> {
         with_element!(case.dtype, T => self.run_typed::<T>(case, peers))
     }
 

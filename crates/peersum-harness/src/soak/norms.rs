@@ -1,0 +1,108 @@
+//! The second part of a soak: calls with RMSNorm, one in each burst.
+
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use fastrand::Rng;
+use peersum::dispatch::Route;
+use peersum_artifact::Dtype;
+
+use super::turns::Turns;
+use crate::grid::norm::{NormCase, NormRank};
+use crate::grid::settings::{GridKind, Settings};
+use crate::machine::{DeviceOf, Machine};
+use crate::ranks::run_threads;
+
+/// The lengths of rows, in elements of 16 bits: one unit to the longest.
+const HIDDEN: [usize; 9] = [8, 64, 200, 1024, 2880, 4096, 8192, 12288, 32768];
+/// The most elements of a call.
+const MOST: usize = 300_000;
+/// The same on the emulator, which is a thousand times slower.
+const MOST_EMULATED: usize = 9000;
+
+/// Calls with RMSNorm in all bursts of `turns`. Returns the mismatches.
+pub(super) fn run<M: Machine>(
+    machine: &M,
+    settings: &Settings,
+    world_size: u32,
+    turns: &Turns,
+) -> Result<Vec<String>> {
+    let wrong = Mutex::new(Vec::new());
+    run_threads(world_size, 1, |mut member| {
+        let largest = NormCase {
+            hidden: HIDDEN[0],
+            rows: most(settings) / HIDDEN[0],
+            ..draw(settings, world_size, 0)
+        };
+        let rendezvous = member.next_group()?;
+        let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, &[largest])?;
+        for burst in (0..).take_while(|burst| turns.enter(*burst)) {
+            rank.seed = settings.seed.wrapping_add(burst as u64);
+            let case = draw(settings, world_size, rank.seed);
+            let found = rank
+                .run(&case, &member.peers)
+                .with_context(|| format!("seed {}, {case}", rank.seed))?;
+            let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
+            wrong.extend(found);
+        }
+        Ok(())
+    })?;
+    Ok(wrong.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn most(settings: &Settings) -> usize {
+    match settings.grid {
+        GridKind::Full => MOST,
+        _ => MOST_EMULATED,
+    }
+}
+
+/// The call of the burst with this seed.
+fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
+    let mut rng = Rng::with_seed(seed);
+    let hidden: Vec<usize> = HIDDEN
+        .into_iter()
+        .filter(|&hidden| hidden <= most(settings))
+        .collect();
+    let hidden = hidden[rng.usize(..hidden.len())];
+    // All orders of magnitude are equally likely.
+    let digits = rng.u32(0..=(most(settings) / hidden).ilog2());
+    let route = rng.choice(Route::ALL).filter(|_| rng.u8(..4) != 0);
+    NormCase {
+        world_size,
+        dtype: Dtype::ALL[rng.usize(..Dtype::ALL.len())],
+        route,
+        hidden,
+        rows: rng.usize(1..=1 << digits),
+        has_residual: rng.bool(),
+        in_place: match route {
+            Some(Route::SymmetricOneShot) => false,
+            Some(Route::SymmetricTwoShot) => true,
+            _ => rng.bool(),
+        },
+        is_captured: rng.bool(),
+        is_special: rng.u8(..4) == 0,
+        numbers: rng.usize(..12),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::machine::DeviceKind;
+
+    #[test]
+    fn bursts_have_every_route_type_and_form_and_no_call_is_larger_than_its_arrays() {
+        let settings = Settings::of(DeviceKind::Cuda, GridKind::Full, [2], 1);
+        let mut seen = HashSet::new();
+        for seed in 0..4000 {
+            let case = draw(&settings, 2, seed);
+            assert_eq!(case, draw(&settings, 2, seed));
+            assert!(case.rows * case.hidden <= MOST);
+            seen.insert((case.dtype, case.route, case.has_residual, case.is_captured));
+        }
+        assert_eq!(seen.len(), 3 * (1 + Route::ALL.len()) * 2 * 2);
+    }
+}
