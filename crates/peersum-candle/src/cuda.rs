@@ -4,8 +4,11 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::{CudaDevice, CudaStorage, DType, Error, Layout, Result, Shape};
 use half::{bf16, f16};
-use peersum::cudarc::driver::CudaSlice;
-use peersum::nccl_shape::{Comm, NcclType, ReduceOp};
+use peersum::cudarc::driver::{CudaSlice, CudaView};
+use peersum::device::DeviceStream;
+use peersum::nccl_shape::{Comm, NcclError, NcclType, ReduceOp};
+use peersum::reference::NormNumbers;
+use peersum::{Communicator, Cuda, Element, RmsNorm};
 
 use crate::error::{AllReduceError, NAME};
 use crate::layout::elements;
@@ -66,6 +69,94 @@ fn sum_in_place<T: CudaDType + NcclType>(
     comm.all_reduce_in_place(&mut partial.slice_mut(elements), &ReduceOp::Sum)
         .map_err(AllReduceError::from)?;
     Ok(())
+}
+
+/// The normalised rows of the sum of `partial`. A residual is added to the sum first, in its place.
+pub(crate) fn all_reduce_rms_norm(
+    comm: &Comm,
+    numbers: NormNumbers,
+    partial: (&CudaStorage, &Layout),
+    residual: Option<(&mut CudaStorage, &Layout)>,
+    weight: (&CudaStorage, &Layout),
+) -> Result<CudaStorage> {
+    require_stream(comm, partial.0.device())?;
+    match partial.0.dtype() {
+        DType::BF16 => normalise::<bf16>(comm, numbers, partial, residual, weight),
+        DType::F16 => normalise::<f16>(comm, numbers, partial, residual, weight),
+        DType::F32 => normalise::<f32>(comm, numbers, partial, residual, weight),
+        other => Err(Error::UnsupportedDTypeForOp(other, NAME)),
+    }
+}
+
+fn normalise<T: CudaDType + Element>(
+    comm: &Comm,
+    numbers: NormNumbers,
+    partial: (&CudaStorage, &Layout),
+    residual: Option<(&mut CudaStorage, &Layout)>,
+    weight: (&CudaStorage, &Layout),
+) -> Result<CudaStorage> {
+    let device = partial.0.device();
+    let (partial, weight) = (view::<T>(partial)?, view::<T>(weight)?);
+    let norm = RmsNorm {
+        weight: &weight,
+        epsilon: numbers.epsilon,
+        weight_offset: numbers.weight_offset,
+    };
+    let len = partial.len();
+    // SAFETY: as in `sum`.
+    let mut output = unsafe { device.alloc::<T>(len.max(1)) }?;
+    let mut normalized = output.slice_mut(0..len);
+    match residual {
+        None => in_order(comm, device, |communicator| {
+            communicator.all_reduce_rms_norm(&partial, &norm, &mut normalized)
+        }),
+        Some((storage, layout)) => {
+            let storage: &mut CudaSlice<T> = storage.as_cuda_slice_mut()?;
+            let mut residual = storage.slice_mut(elements(layout)?);
+            in_order(comm, device, |communicator| {
+                communicator.all_reduce_add_rms_norm(
+                    &partial,
+                    &mut residual,
+                    &norm,
+                    &mut normalized,
+                )
+            })
+        }
+    }?;
+    Ok(CudaStorage::wrap_cuda_slice(output, device.clone()))
+}
+
+fn view<'a, T: CudaDType>(
+    (storage, layout): (&'a CudaStorage, &Layout),
+) -> Result<CudaView<'a, T>> {
+    let storage: &CudaSlice<T> = storage.as_cuda_slice()?;
+    Ok(storage.slice(elements(layout)?))
+}
+
+/// Makes a call that [`Comm`] does not have, in order with the device's stream as [`Comm`] does:
+/// the communicator has a stream of its own if the device has a default stream.
+fn in_order(
+    comm: &Comm,
+    device: &CudaDevice,
+    call: impl FnOnce(&mut Communicator<Cuda>) -> std::result::Result<(), peersum::Error>,
+) -> Result<()> {
+    let refused = |error| AllReduceError::from(NcclError::from(error));
+    // Under one lock, so that no other thread's call comes between the call and what orders it.
+    let mut communicator = comm.communicator().lock();
+    let (own, theirs) = (communicator.stream().clone(), device.cuda_stream());
+    let is_stand_in = own.cu_stream() != theirs.cu_stream();
+    if is_stand_in {
+        own.wait_for(&theirs)
+            .map_err(|error| refused(error.into()))?;
+    }
+    let launched = call(&mut communicator);
+    // After an error as well: a part of the call may have been launched.
+    if is_stand_in {
+        theirs
+            .wait_for(&own)
+            .map_err(|error| refused(error.into()))?;
+    }
+    Ok(launched.map_err(refused)?)
 }
 
 /// The communicator's calls are ordered with the work on the stream that it was given, and with no

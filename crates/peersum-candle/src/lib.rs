@@ -25,6 +25,23 @@
 //! # fn main() {}
 //! ```
 //!
+//! [`AllReduceRmsNorm`] also adds the residual and normalises, in the same call:
+//!
+//! ```no_run
+//! # use candle_core::{Result, Tensor};
+//! # use peersum_candle::{AllReduce, AllReduceRmsNorm};
+//! # fn layer(
+//! #     all_reduce: &AllReduce,
+//! #     weight: Tensor,
+//! #     partial: &Tensor,
+//! #     residual: &Tensor,
+//! # ) -> Result<()> {
+//! let norm = AllReduceRmsNorm::new(all_reduce.comm().clone(), weight, 1e-6);
+//! let normalized = norm.forward_add(partial, residual)?; // adds to `residual` in place
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! - Types: bf16, f16 and f32; another is candle's `UnsupportedDTypeForOp`.
 //! - Layouts: a contiguous tensor that begins anywhere in its storage (`narrow` along the first
 //!   dimension, say); another is candle's `RequiresContiguous`: call `contiguous()` first. A tensor
@@ -45,6 +62,7 @@
 mod cuda;
 mod error;
 mod layout;
+mod norm;
 
 use std::sync::Arc;
 
@@ -54,6 +72,7 @@ use peersum::nccl_shape::Comm;
 use error::NAME;
 
 pub use error::AllReduceError;
+pub use norm::AllReduceRmsNorm;
 
 /// The sum over all ranks, as a [`CustomOp1`] (`tensor.apply_op1_no_bwd(&all_reduce)`) and as an
 /// [`InplaceOp1`] (`tensor.inplace_op1(&all_reduce)`).

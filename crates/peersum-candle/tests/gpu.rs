@@ -9,14 +9,20 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Error, Tensor, WithDType};
 use half::{bf16, f16};
 use peersum::nccl_shape::{Comm, Id};
-use peersum::reference::{self, ReferenceElement};
+use peersum::reference::{self, NormNumbers, ReferenceElement};
 use peersum::{Communicator, Rendezvous};
-use peersum_candle::{AllReduce, AllReduceError};
+use peersum_candle::{AllReduce, AllReduceError, AllReduceRmsNorm};
 
 const WORLD_SIZE: usize = 2;
 const ROWS: usize = 5;
 /// Odd, so that rows of 16-bit elements begin between units of 16 bytes.
 const COLUMNS: usize = 1003;
+/// Columns of what is normalised: rows are whole units.
+const HIDDEN: usize = 1000;
+const NUMBERS: NormNumbers = NormNumbers {
+    epsilon: 1e-6,
+    weight_offset: 1.0,
+};
 
 fn gpu_of(rank: usize) -> usize {
     peersum::open_context(rank as u32).unwrap().ordinal()
@@ -115,6 +121,101 @@ fn a_tensor_without_elements_is_summed_without_a_launch() {
     });
 }
 
+/// Elements that are not those of [`input`].
+fn other<T: ReferenceElement>(len: usize, salt: usize) -> Vec<T> {
+    (0..len)
+        .map(|index| T::round(((index * 5 + salt) % 31) as f32 * 0.125 - 1.5))
+        .collect()
+}
+
+/// The rows of `[ROWS, HIDDEN]`, which are the front of the sum's.
+fn rows<T: ReferenceElement + WithDType>(elements: &[T], device: &Device) -> Tensor {
+    Tensor::from_slice(&elements[..ROWS * HIDDEN], (ROWS, HIDDEN), device).unwrap()
+}
+
+fn norms<T: ReferenceElement + WithDType>(rank: usize, device: &Device, comm: &Arc<Comm>) {
+    let weight = other::<T>(HIDDEN, 7);
+    let before = other::<T>(ROWS * HIDDEN, rank);
+    let sum = &expected::<T>()[..ROWS * HIDDEN];
+    let added = reference::add_residual(sum, &before);
+    let normalised = |rows: &[T]| reference::rms_norm(rows, &weight, NUMBERS);
+
+    let gamma = Tensor::from_slice(&weight, HIDDEN, device).unwrap();
+    let norm = AllReduceRmsNorm::new(comm.clone(), gamma, NUMBERS.epsilon)
+        .with_weight_offset(NUMBERS.weight_offset);
+    let partial = rows(&input::<T>(rank), device);
+    let residual = rows(&before, device);
+    let found = norm.forward(&partial).unwrap();
+    assert_eq!(found.dims(), [ROWS, HIDDEN]);
+    assert_bits(&found, &normalised(sum));
+
+    // Two rows from the middle, which the others must not notice.
+    let middle = |tensor: &Tensor| tensor.narrow(0, 1, 2).unwrap();
+    let part = HIDDEN..3 * HIDDEN;
+    let found = norm
+        .forward_add(&middle(&partial), &middle(&residual))
+        .unwrap();
+    assert_bits(&found, &normalised(&added[part.clone()]));
+    let mut mixed = before.clone();
+    mixed[part.clone()].copy_from_slice(&added[part]);
+    assert_bits(&residual, &mixed);
+
+    let residual = rows(&before, device);
+    let found = norm.forward_add(&partial, &residual).unwrap();
+    assert_bits(&found, &normalised(&added));
+    assert_bits(&residual, &added);
+    assert_bits(&partial, &input::<T>(rank)[..ROWS * HIDDEN]);
+
+    let nothing = |tensor: &Tensor| tensor.narrow(0, 2, 0).unwrap();
+    let found = norm
+        .forward_add(&nothing(&partial), &nothing(&residual))
+        .unwrap();
+    assert_eq!(found.dims(), [0, HIDDEN]);
+    comm.synchronize().unwrap();
+}
+
+#[test]
+fn normalised_sums_have_the_references_bits_whatever_the_type_and_the_residual() {
+    on_ranks(|rank, device, all_reduce| {
+        norms::<f32>(rank, device, all_reduce.comm());
+        norms::<f16>(rank, device, all_reduce.comm());
+        norms::<bf16>(rank, device, all_reduce.comm());
+    });
+}
+
+#[test]
+fn what_cannot_be_normalised_is_refused_and_harms_nothing() {
+    on_ranks(|rank, device, all_reduce| {
+        let comm = all_reduce.comm();
+        let tensor = rows(&input::<f32>(rank), device);
+        let residual = rows(&other::<f32>(ROWS * HIDDEN, rank), device);
+        let with = |weight: Tensor| AllReduceRmsNorm::new(comm.clone(), weight, 1e-6);
+        let gamma = residual.get(0).unwrap().copy().unwrap();
+        let norm = with(gamma.clone());
+        let refusals = [
+            // Rows that are not the weight's, a residual of another shape, another type.
+            norm.forward(&tensor.reshape((2 * ROWS, HIDDEN / 2)).unwrap()),
+            norm.forward_add(&tensor, &residual.narrow(0, 0, 1).unwrap()),
+            norm.forward_add(&tensor, &residual.to_dtype(DType::BF16).unwrap()),
+            with(gamma.to_dtype(DType::BF16).unwrap()).forward(&tensor),
+            // Gaps, and operands in one storage.
+            norm.forward(&tensor.t().unwrap().contiguous().unwrap().t().unwrap()),
+            norm.forward_add(&tensor, &tensor),
+            with(residual.get(0).unwrap()).forward_add(&tensor, &residual),
+            // Numbers that no norm has.
+            AllReduceRmsNorm::new(comm.clone(), gamma.clone(), -1.0).forward(&tensor),
+            // Another device, or none.
+            norm.forward_add(&tensor, &residual.to_device(&Device::Cpu).unwrap()),
+            with(gamma.to_device(&Device::Cpu).unwrap())
+                .forward(&tensor.to_device(&Device::Cpu).unwrap()),
+        ];
+        for (index, refusal) in refusals.into_iter().enumerate() {
+            assert!(refusal.is_err(), "refusal {index}");
+        }
+        norms::<bf16>(rank, device, comm);
+    });
+}
+
 /// The error without the backtrace that candle may wrap it in.
 fn bare(error: Error) -> Error {
     match error {
@@ -172,6 +273,7 @@ fn a_device_with_the_default_stream_works_by_the_id_as_with_nccl() {
                 let all_reduce = AllReduce::new(Arc::new(comm));
                 for _ in 0..20 {
                     sums::<bf16>(rank, &device, &all_reduce);
+                    norms::<bf16>(rank, &device, all_reduce.comm());
                 }
                 all_reduce.comm().synchronize().unwrap();
             });

@@ -2,7 +2,8 @@
 
 use half::bf16;
 use peersum::dispatch::Route;
-use peersum::{Rendezvous, SharedCommunicator};
+use peersum::reference::NormNumbers;
+use peersum::{Rendezvous, RmsNorm, SharedCommunicator};
 use peersum_artifact::Dtype;
 use peersum_emulator::{Emulator, EmulatorBuffer};
 
@@ -160,33 +161,51 @@ fn a_shared_communicator_takes_calls_from_several_threads_and_comes_back_alone()
     });
 }
 
-/// Calls from two threads in turn, so that the order is the same on all ranks.
-fn take_turns(shared: &SharedCommunicator<Emulator>, rank: u32) {
-    let turn = std::sync::Barrier::new(2);
-    let call = |step: u64| {
-        let own = input::<bf16>(step, rank, 65, Content::Special);
-        let mut buffer = EmulatorBuffer::from_slice(&own);
-        if step < 3 {
-            shared.all_reduce_in_place(&mut buffer).unwrap();
-        } else {
-            let source = EmulatorBuffer::from_slice(&own);
-            shared.all_reduce(&source, &mut buffer).unwrap();
-        }
-        shared.synchronize().unwrap();
-        let expected = expected(step, 2, 65, Content::Special);
-        assert_bits(&buffer.to_vec(), &expected, &step);
+/// Each of the six calls.
+fn shared_call(shared: &SharedCommunicator<Emulator>, rank: u32, step: u64) {
+    let own = input::<bf16>(step, rank, 64, Content::Special);
+    let mut buffer = EmulatorBuffer::from_slice(&own);
+    let source = EmulatorBuffer::from_slice(&own);
+    let gamma = input::<bf16>(20, rank, 32, Content::Ordinary);
+    let norm = RmsNorm {
+        weight: &EmulatorBuffer::from_slice(&gamma),
+        epsilon: 1e-6,
+        weight_offset: 1.0,
     };
-    std::thread::scope(|scope| {
-        for parity in 0..2 {
-            let (call, turn) = (&call, &turn);
-            scope.spawn(move || {
-                for step in 0..6 {
-                    if step % 2 == parity {
-                        call(step);
-                    }
-                    turn.wait();
-                }
-            });
-        }
-    });
+    let before = input::<bf16>(21, rank, 64, Content::Ordinary);
+    let mut residual = EmulatorBuffer::from_slice(&before);
+    match step {
+        0 => shared.all_reduce_in_place(&mut buffer),
+        1 => shared.all_reduce(&source, &mut buffer),
+        2 => shared.all_reduce_rms_norm_in_place(&mut buffer, &norm),
+        3 => shared.all_reduce_rms_norm(&source, &norm, &mut buffer),
+        4 => shared.all_reduce_add_rms_norm_in_place(&mut buffer, &mut residual, &norm),
+        _ => shared.all_reduce_add_rms_norm(&source, &mut residual, &norm, &mut buffer),
+    }
+    .unwrap();
+    shared.synchronize().unwrap();
+    let sum: Vec<bf16> = expected(step, 2, 64, Content::Special);
+    let added = peersum::reference::add_residual(&sum, &before);
+    let (kept, left) = if step < 4 {
+        (&sum, &before)
+    } else {
+        (&added, &added)
+    };
+    let numbers = NormNumbers {
+        epsilon: norm.epsilon,
+        weight_offset: norm.weight_offset,
+    };
+    let normalised = peersum::reference::rms_norm(kept, &gamma, numbers);
+    let result = if step < 2 { &sum } else { &normalised };
+    assert_bits(&buffer.to_vec(), result, &step);
+    assert_bits(&residual.to_vec(), left, &step);
+}
+
+/// Calls from one thread after another, so that the order is the same on all ranks.
+fn take_turns(shared: &SharedCommunicator<Emulator>, rank: u32) {
+    for step in 0..6 {
+        std::thread::scope(|scope| {
+            scope.spawn(move || shared_call(shared, rank, step));
+        });
+    }
 }

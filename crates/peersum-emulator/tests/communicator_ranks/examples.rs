@@ -88,3 +88,18 @@ fn emulated_threads_runs() {
         assert!(said.contains(&format!("rank {rank}: 10")), "{said}");
     }
 }
+
+#[test]
+fn emulated_decoder_block_has_the_bits_of_the_reference_on_both_ranks() {
+    let output = Command::new(example("emulated_decoder_block"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    for rank in 0..2 {
+        assert!(
+            said.contains(&format!("rank {rank}: the reference's bits")),
+            "{said}"
+        );
+    }
+}

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::abort::AbortHandle;
+use super::rms_norm::RmsNorm;
 use super::state::Communicator;
 use crate::device::Device;
 use crate::device::{Input, Output};
@@ -58,6 +59,73 @@ impl<D: Device> SharedCommunicator<D> {
         buffer: &mut O,
     ) -> Result<(), Error> {
         self.lock().all_reduce_in_place(buffer)
+    }
+
+    /// See [`Communicator::all_reduce_rms_norm`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_rms_norm<T: Element, I: Input<T, D>, W: Input<T, D>, O: Output<T, D>>(
+        &self,
+        input: &I,
+        norm: &RmsNorm<'_, W>,
+        output: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().all_reduce_rms_norm(input, norm, output)
+    }
+
+    /// See [`Communicator::all_reduce_add_rms_norm`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_add_rms_norm<T, I, R, W, O>(
+        &self,
+        input: &I,
+        residual: &mut R,
+        norm: &RmsNorm<'_, W>,
+        output: &mut O,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        I: Input<T, D>,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.lock()
+            .all_reduce_add_rms_norm(input, residual, norm, output)
+    }
+
+    /// See [`Communicator::all_reduce_rms_norm_in_place`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_rms_norm_in_place<T: Element, W: Input<T, D>, O: Output<T, D>>(
+        &self,
+        buffer: &mut O,
+        norm: &RmsNorm<'_, W>,
+    ) -> Result<(), Error> {
+        self.lock().all_reduce_rms_norm_in_place(buffer, norm)
+    }
+
+    /// See [`Communicator::all_reduce_add_rms_norm_in_place`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_add_rms_norm_in_place<T, R, W, O>(
+        &self,
+        buffer: &mut O,
+        residual: &mut R,
+        norm: &RmsNorm<'_, W>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.lock()
+            .all_reduce_add_rms_norm_in_place(buffer, residual, norm)
     }
 
     /// See [`Communicator::synchronize`].
