@@ -4,6 +4,7 @@ use anyhow::Result;
 use peersum::dispatch::Plan;
 use serde::Serialize;
 
+use super::heading::heading;
 use crate::bench::report::{Run, System};
 use crate::bench::sizes::bytes_text;
 use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
@@ -62,19 +63,7 @@ impl Report {
     /// launching.
     pub(super) fn to_text(&self) -> String {
         let run = &self.run;
-        let mut text = format!(
-            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; \
-             cuBLAS {}, NCCL {}\n",
-            run.device,
-            run.devices,
-            self.world_size,
-            if self.pdl { "on" } else { "off" },
-            run.peersum,
-            run.toolkit,
-            self.cublas,
-            run.nccl.as_deref().unwrap_or("not measured"),
-        );
-        text += &run.remarks();
+        let mut text = heading(run, self.world_size, self.pdl, &self.cublas);
         for launch in [Launch::Graph, Launch::Eager] {
             let rows: Vec<Row> = self
                 .cells
