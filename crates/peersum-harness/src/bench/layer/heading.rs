@@ -16,3 +16,19 @@ pub(super) fn heading(run: &Run, world_size: u32, pdl: bool, cublas: &str) -> St
         run.remarks(),
     )
 }
+
+/// A run for tests of what is printed.
+#[cfg(test)]
+pub(super) fn made_up_run() -> Run {
+    Run {
+        schema: 1,
+        peersum: "0.1.0".to_owned(),
+        toolkit: "nvcc 13.0".to_owned(),
+        device: "a made up card".to_owned(),
+        devices: 2,
+        replays: 3,
+        nccl: Some("2.28.9".to_owned()),
+        notes: Vec::new(),
+        failures: Vec::new(),
+    }
+}

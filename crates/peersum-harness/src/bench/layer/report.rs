@@ -119,6 +119,7 @@ impl Report {
 mod tests {
     use peersum::dispatch::Route;
 
+    use super::super::heading::made_up_run;
     use super::*;
 
     fn cell(system: System, launch: Launch, times: [f64; 3]) -> Cell {
@@ -144,17 +145,7 @@ mod tests {
     #[test]
     fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
         let mut report = Report {
-            run: Run {
-                schema: 1,
-                peersum: "0.1.0".to_owned(),
-                toolkit: "nvcc 13.0".to_owned(),
-                device: "a made up card".to_owned(),
-                devices: 2,
-                replays: 3,
-                nccl: Some("2.28.9".to_owned()),
-                notes: Vec::new(),
-                failures: Vec::new(),
-            },
+            run: made_up_run(),
             world_size: 2,
             layers: 64,
             pdl: true,

@@ -163,22 +163,13 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::heading::made_up_run;
     use super::*;
 
     #[test]
     fn a_table_sets_each_way_beside_nccl_and_the_unfused_step() {
         let mut report = Report {
-            run: Run {
-                schema: 1,
-                peersum: "0.1.0".to_owned(),
-                toolkit: "nvcc 13.0".to_owned(),
-                device: "a made up card".to_owned(),
-                devices: 2,
-                replays: 3,
-                nccl: Some("2.28.9".to_owned()),
-                notes: Vec::new(),
-                failures: Vec::new(),
-            },
+            run: made_up_run(),
             world_size: 2,
             pdl: true,
             cublas: "13.0.2".to_owned(),
