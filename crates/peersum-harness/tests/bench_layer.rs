@@ -18,6 +18,8 @@ fn the_help_says_what_a_layer_is_and_where_cublas_is_looked_for() {
         "LD_LIBRARY_PATH",
         "--nccl",
         "--pdl",
+        "--model",
+        "There is no attention and no activation",
     ] {
         assert!(help.contains(part), "no {part} in {help}");
     }
@@ -26,19 +28,22 @@ fn the_help_says_what_a_layer_is_and_where_cublas_is_looked_for() {
 #[test]
 fn without_a_gpu_it_ends_with_an_error_that_says_so_and_writes_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
-        .args(["bench-layer", "--json=report.json"])
-        // Where there is a GPU, hide it.
-        .env("CUDA_VISIBLE_DEVICES", "")
-        .current_dir(directory.path())
-        .output()
-        .unwrap();
-    let error = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(
-        error.contains("GPU") || error.contains("libcuda"),
-        "{error}"
-    );
-    assert!(!error.contains("panicked"), "{error}");
-    assert!(!directory.path().join("report.json").exists());
+    for what in [&[][..], &["--model=8b,70b"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_peersum-harness"))
+            .args(["bench-layer", "--json=report.json"])
+            .args(what)
+            // Where there is a GPU, hide it.
+            .env("CUDA_VISIBLE_DEVICES", "")
+            .current_dir(directory.path())
+            .output()
+            .unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(
+            error.contains("GPU") || error.contains("libcuda"),
+            "{error}"
+        );
+        assert!(!error.contains("panicked"), "{error}");
+        assert!(!directory.path().join("report.json").exists());
+    }
 }

@@ -1,9 +1,12 @@
 //! `bench layer`: a row-parallel layer as an engine runs it, without an all-reduce, with peersum's
-//! and with NCCL's.
+//! and with NCCL's; or a decode step of a model.
 
+mod heading;
 mod measure;
 mod report;
 mod stack;
+mod step;
+mod weights;
 
 use std::path::PathBuf;
 
@@ -14,6 +17,7 @@ use clap::builder::BoolishValueParser;
 use self::measure::{Group, measure_group};
 use self::report::Report;
 use self::stack::Shape;
+use self::step::{Model, Steps};
 use super::arguments::{Choices, NcclArgs, RunArgs, launches};
 use super::build::Build;
 use super::cublas::{self, Cublas};
@@ -25,10 +29,23 @@ use crate::machine::{DeviceKind, Gpus, Machine};
 /// The maximum number of layers. Without an all-reduce, each layer divides the values by the square
 /// root of the world size; after so many layers they are still normal numbers.
 const MAX_LAYERS: i64 = 80;
+/// The square layers, unless set otherwise.
+const DEFAULT_LAYERS: u32 = 64;
 
 /// What `bench layer` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LayerArgs {
+    /// Measure a decode step of a Llama in place of square layers: the products of QKV, output,
+    /// gate and up, and down, each rank with its share, and behind output and down a sum over the
+    /// ranks with residual and RMSNorm. There is no attention and no activation.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LIST",
+        value_delimiter = ',',
+        conflicts_with = "hidden"
+    )]
+    model: Vec<Model>,
     /// The number of ranks, which are threads of one process. If there are fewer GPUs, the ranks
     /// share them and NCCL is not measured [default: one rank per GPU, of 2, 4 or 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
@@ -42,27 +59,26 @@ pub(crate) struct LayerArgs {
         value_parser = clap::value_parser!(u32).range(16..=65536)
     )]
     hidden: Vec<u32>,
-    /// Rows: the tokens of a step.
+    /// Rows: the tokens of a step [default: 1,8,64, or 1,8,32 with --model]
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "1,8,64",
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     rows: Vec<u32>,
-    /// Replays of a graph, layers launched one after the other, or both.
-    #[arg(long, default_value = "both", value_parser = launches())]
-    method: Choices<Launch>,
+    /// Replays of a graph, layers launched one after the other, or both [default: both, or graph
+    /// with --model]
+    #[arg(long, value_name = "graph|eager|both", value_parser = launches())]
+    method: Option<Choices<Launch>>,
     /// Layers in one graph, or in one batch of eager layers. Each has its own weights: with few
-    /// layers all of them may fit in the cache.
+    /// layers all of them may fit in the cache [default: 64, or all of --model]
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 64,
         value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS)
     )]
-    layers: u32,
+    layers: Option<u32>,
     /// Programmatic dependent launch of peersum's kernels.
     #[arg(
         long,
@@ -81,6 +97,24 @@ pub(crate) struct LayerArgs {
     run: RunArgs,
 }
 
+impl LayerArgs {
+    fn rows(&self) -> Vec<u32> {
+        match (self.rows.is_empty(), self.model.is_empty()) {
+            (false, _) => self.rows.clone(),
+            (true, true) => vec![1, 8, 64],
+            (true, false) => vec![1, 8, 32],
+        }
+    }
+
+    fn launches(&self) -> Choices<Launch> {
+        match (&self.method, self.model.is_empty()) {
+            (Some(launches), _) => launches.clone(),
+            (None, true) => vec![Launch::Graph, Launch::Eager],
+            (None, false) => vec![Launch::Graph],
+        }
+    }
+}
+
 /// Runs the benchmark, prints its tables and writes the report if that is asked for.
 ///
 /// # Errors
@@ -91,23 +125,40 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
+    let (rows, launches) = (args.rows(), args.launches());
+    if !args.model.is_empty() {
+        cublas::load()?;
+        let steps = Steps {
+            models: &args.model,
+            world_size,
+            layers: args.layers,
+            rows: &rows,
+            launches: &launches,
+            pdl: args.pdl,
+            run: &args.run,
+            nccl: &args.nccl,
+            json: args.json.as_deref(),
+        };
+        return step::run(&steps, &gpus);
+    }
+    let layers = args.layers.unwrap_or(DEFAULT_LAYERS);
     let shapes = args
         .hidden
         .iter()
-        .map(|&hidden| Shape::new(hidden, world_size, args.layers))
+        .map(|&hidden| Shape::new(hidden, world_size, layers))
         .collect::<Result<Vec<Shape>>>()?;
     cublas::load()?;
     let mut report = Report {
         run: Run::new(&gpus, &args.run.cubins, args.run.replays)?,
         world_size,
-        layers: args.layers,
+        layers,
         pdl: args.pdl,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
         cells: Vec::new(),
     };
     let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
-    let method = |&launch| args.run.method(launch, args.layers);
-    let methods: Vec<Method> = args.method.iter().map(method).collect();
+    let method = |&launch| args.run.method(launch, layers);
+    let methods: Vec<Method> = launches.iter().map(method).collect();
     let measure = |report: &mut Report, system, nccl: Option<&Nccl>| {
         for &shape in &shapes {
             let what = format!("{system} at hidden {}", shape.hidden);
@@ -115,7 +166,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
             let group = Group {
                 load_policy: &load_policy,
                 shape,
-                rows: &args.rows,
+                rows: &rows,
                 methods: &methods,
                 pdl: args.pdl,
             };
@@ -160,10 +211,27 @@ mod tests {
     #[test]
     fn without_flags_both_hidden_sizes_of_common_models_are_measured_both_ways() {
         let args = parse("").unwrap();
-        assert_eq!((args.hidden, args.rows), (vec![4096, 8192], vec![1, 8, 64]));
-        assert_eq!((args.layers, args.run.replays), (64, 9));
-        assert_eq!(args.method.len(), 2);
+        assert_eq!((args.rows(), args.launches().len()), (vec![1, 8, 64], 2));
+        assert_eq!((args.hidden, args.model.len()), (vec![4096, 8192], 0));
+        assert_eq!((args.layers, args.run.replays), (None, 9));
         assert_eq!((args.pdl, args.world_size), (true, None));
+    }
+
+    #[test]
+    fn a_step_of_a_model_is_one_graph_of_all_its_layers_unless_said_otherwise() {
+        let args = parse("--model 8b,70b").unwrap();
+        assert_eq!(args.model, [Model::Llama8b, Model::Llama70b]);
+        assert_eq!(
+            (args.rows(), args.launches()),
+            (vec![1, 8, 32], vec![Launch::Graph])
+        );
+        let args = parse("--model 8b --rows 4 --method eager --layers 2").unwrap();
+        assert_eq!(
+            (args.rows(), args.launches()),
+            (vec![4], vec![Launch::Eager])
+        );
+        assert_eq!(args.layers, Some(2));
+        assert!(parse("--model 8b --hidden 4096").is_err());
     }
 
     #[test]

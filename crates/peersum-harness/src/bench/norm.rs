@@ -243,3 +243,54 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         Ok(times)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use peersum::loader::LoadPolicy;
+
+    use super::*;
+    use crate::bench::ranks::{GroupSettings, run_group};
+    use crate::machine::Emulators;
+
+    #[test]
+    fn a_wrong_bit_of_the_output_or_the_residual_is_found() {
+        let settings = GroupSettings {
+            world_size: 2,
+            largest_bytes: 1024,
+            pdl: true,
+            load_policy: LoadPolicy::default(),
+            max_blocks: None,
+            tables: None,
+        };
+        let call = |way| NormCall {
+            placement: Placement::Symmetric,
+            rows: 3,
+            hidden: 64,
+            way,
+        };
+        run_group(&Emulators::default(), &settings, |rank| {
+            let rank = &mut NormRank::new(rank)?;
+            for way in [Way::Fused, Way::Unfused] {
+                let mut expected = rank.expected::<bf16>(3, 64);
+                rank.check(call(way), Launch::Graph, &expected)?;
+                expected.output[191] = bf16::from_bits(expected.output[191].to_bits() ^ 1);
+                let error = rank.check(call(way), Launch::Graph, &expected).unwrap_err();
+                assert!(
+                    error.to_string().starts_with("output, element 191"),
+                    "{error}"
+                );
+
+                let mut expected = rank.expected::<f16>(3, 64);
+                expected.residual[7] = f16::from_bits(expected.residual[7].to_bits() ^ 1);
+                let error = rank.check(call(way), Launch::Eager, &expected).unwrap_err();
+                assert!(
+                    error.to_string().starts_with("residual, element 7"),
+                    "{error}"
+                );
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+}

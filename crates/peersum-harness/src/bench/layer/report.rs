@@ -4,6 +4,7 @@ use anyhow::Result;
 use peersum::dispatch::Plan;
 use serde::Serialize;
 
+use super::heading::heading;
 use crate::bench::report::{Run, System};
 use crate::bench::sizes::bytes_text;
 use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
@@ -62,19 +63,7 @@ impl Report {
     /// launching.
     pub(super) fn to_text(&self) -> String {
         let run = &self.run;
-        let mut text = format!(
-            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; \
-             cuBLAS {}, NCCL {}\n",
-            run.device,
-            run.devices,
-            self.world_size,
-            if self.pdl { "on" } else { "off" },
-            run.peersum,
-            run.toolkit,
-            self.cublas,
-            run.nccl.as_deref().unwrap_or("not measured"),
-        );
-        text += &run.remarks();
+        let mut text = heading(run, self.world_size, self.pdl, &self.cublas);
         for launch in [Launch::Graph, Launch::Eager] {
             let rows: Vec<Row> = self
                 .cells
@@ -130,6 +119,7 @@ impl Report {
 mod tests {
     use peersum::dispatch::Route;
 
+    use super::super::heading::made_up_run;
     use super::*;
 
     fn cell(system: System, launch: Launch, times: [f64; 3]) -> Cell {
@@ -155,17 +145,7 @@ mod tests {
     #[test]
     fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
         let mut report = Report {
-            run: Run {
-                schema: 1,
-                peersum: "0.1.0".to_owned(),
-                toolkit: "nvcc 13.0".to_owned(),
-                device: "a made up card".to_owned(),
-                devices: 2,
-                replays: 3,
-                nccl: Some("2.28.9".to_owned()),
-                notes: Vec::new(),
-                failures: Vec::new(),
-            },
+            run: made_up_run(),
             world_size: 2,
             layers: 64,
             pdl: true,

@@ -9,14 +9,10 @@ use cudarc::cublas::{Gemm, GemmConfig};
 use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream};
 
+use super::weights;
 use crate::bench::cublas::Cublas;
 use crate::data::{self, Content, Key};
 
-/// Elements of random weights, which repeat. A prime, so that no two rows or layers begin at the
-/// same one; making more takes longer than measuring.
-const PATTERN_ELEMENTS: usize = 1_048_573;
-/// The variance of [`Content::Even`].
-const EVEN_VARIANCE: f32 = 64.0 / 12.0;
 /// Every product reads whole units of 16 bytes of a row, which the fast kernels of cuBLAS and of
 /// peersum need.
 const UNIT_ELEMENTS: u32 = 8;
@@ -121,28 +117,7 @@ impl Stack {
     /// cuBLAS or the driver refuses, for instance so much memory.
     pub(super) fn new(stream: &Arc<CudaStream>, rank: u32, shape: Shape) -> Result<Stack> {
         let cublas = Cublas::new(stream)?;
-        let total = shape.weight_elements();
-        let mut weights = stream.alloc_zeros::<bf16>(total).with_context(|| {
-            format!(
-                "{} MiB for the weights of {} layers",
-                (total * size_of::<bf16>()) >> 20,
-                shape.layers
-            )
-        })?;
-        let scale = (EVEN_VARIANCE * shape.hidden as f32).sqrt().recip();
-        let mut filled = PATTERN_ELEMENTS.min(total);
-        let pattern: Vec<bf16> = data::input::<bf16>(Content::Even, Key::of(11, rank), filled)
-            .into_iter()
-            .map(|weight| bf16::from_f32(weight.to_f32() * scale))
-            .collect();
-        stream.memcpy_htod(&pattern, &mut weights.slice_mut(..filled))?;
-        while filled < total {
-            let next = filled.min(total - filled);
-            let (done, mut rest) = weights.split_at_mut(filled);
-            stream.memcpy_dtod(&done.slice(..next), &mut rest.slice_mut(..next))?;
-            filled += next;
-        }
-        stream.synchronize()?;
+        let weights = weights::random(stream, rank, shape.weight_elements(), shape.hidden)?;
         Ok(Stack {
             shape,
             rank,
@@ -263,13 +238,5 @@ mod tests {
         );
         assert!(Shape::new(4104, 2, 1).is_err());
         assert!(Shape::new(16, 2, 1).is_ok());
-    }
-
-    #[test]
-    fn weights_keep_the_variance_of_what_they_multiply() {
-        let values: Vec<bf16> = data::input(Content::Even, Key::of(3, 0), 100_000);
-        let squares = values.iter().map(|value| value.to_f32().powi(2));
-        let variance = squares.sum::<f32>() / values.len() as f32;
-        assert!((variance / EVEN_VARIANCE - 1.0).abs() < 0.02, "{variance}");
     }
 }
