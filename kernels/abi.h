@@ -244,7 +244,8 @@ typedef struct PeersumParams {
     peersum_u32 hidden;
     float epsilon;
     float weight_offset;
-    peersum_u32 reserved;
+    /* `elements` / `hidden`. */
+    peersum_u32 rows;
 } PeersumParams;
 
 #endif

@@ -56,7 +56,8 @@ struct RowBuffers {
 // MAY_KEEP, few units stay in registers meanwhile.
 template <bool MAY_KEEP, typename NextR>
 PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
-                                  const Rows& rows, peersum_u32 row, bool is_odd, NextR next_r) {
+                                  const Rows& rows, BlockMemory memory, peersum_u32 row,
+                                  bool is_odd, NextR next_r) {
     const peersum_u32 first = row * rows.units + rows.first;
     const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
     Unit kept[KEPT_UNITS];
@@ -85,7 +86,7 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
             sums.push(k, squares_of_unit(r));
         }
     }
-    const float sum = sum_over_block(position, rows.memory, sums.total(rows.per_thread), is_odd);
+    const float sum = sum_over_block(position, memory, sums.total(rows.per_thread), is_odd);
     const float scale = scale_of_row(buffers.params, sum);
     if (is_kept) {
 #pragma unroll
@@ -193,11 +194,46 @@ PEERSUM_DEVICE PushedRows pushed_rows(const Rows& rows, const PeersumParams& par
 // How far a thread is when it calls peersum_norm_rest, as bits: of how many units of the row r is
 // kept already;
 constexpr peersum_u32 PROGRESS_TAKEN = 3;
-// whether this thread's units of the row and of the next one are sent;
+// whether this thread's units of the row are sent;
 constexpr peersum_u32 PROGRESS_SENT = 4;
+// also those of the next one;
+constexpr peersum_u32 PROGRESS_NEXT_SENT = 8;
 // which half of the block's memory the row uses; and whether the call is lost.
-constexpr peersum_u32 PROGRESS_ODD = 8;
-constexpr peersum_u32 PROGRESS_LOST = 16;
+constexpr peersum_u32 PROGRESS_ODD = 16;
+constexpr peersum_u32 PROGRESS_LOST = 32;
+
+// Waits for this thread's units of a row, from the `taken`-th on, and keeps r of each. Before,
+// sends those of the rows that are not sent: up to the next one, which is then on its way while
+// this one is awaited. False if the call is lost; the units are then NaN.
+PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows& rows, const RowBuffers& buffers,
+                              peersum_u32 row, peersum_u32 progress) {
+    bool lost = (progress & PROGRESS_LOST) != 0;
+    peersum_u32 unsent = row;
+    if ((progress & PROGRESS_SENT) != 0) unsent += call.blocks;
+    if ((progress & PROGRESS_NEXT_SENT) != 0) unsent += call.blocks;
+#pragma unroll 1
+    for (; !lost && unsent <= row + call.blocks && unsent < rows.count; unsent += call.blocks) {
+#pragma unroll 1
+        for (peersum_u32 k = 0; k < rows.own; ++k)
+            rows.send(rows.slots(unsent), k, rows.own_unit(rows.unit(unsent) + k));
+    }
+#pragma unroll 1
+    for (peersum_u32 k = progress & PROGRESS_TAKEN; k < rows.own; ++k) {
+        const peersum_u64 slots = rows.slots(row) + k * PushedRows::NEXT_SLOTS;
+        Unit received[SOURCES];
+        if (!lost) lost = !collect(call, receive_address(call.params, slots), received);
+        if (!lost && k == 0 && row == call.block) allow_next_kernel();
+        const peersum_u32 unit = rows.unit(row) + k;
+        Unit r = nan_unit();
+        if (!lost) {
+            Unit own = EMPTY_UNIT;
+            if (KEEPS_OWN) own = rows.own_unit(unit);
+            r = buffers.apply_residual(unit, reduce_received(received, own));
+        }
+        st_global_v4(buffers.kept(unit), r);
+    }
+    return !lost;
+}
 
 }  // namespace
 
@@ -209,40 +245,16 @@ extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& p
                                                           peersum_u32 row, peersum_u32 progress) {
     const ThreadPosition position = position_of_thread();
     const Call call = rebuild_call(params, position, epochs);
-    const PushedRows rows = pushed_rows(rows_of(params, position, memory), params, call.push_epoch);
+    const PushedRows rows = pushed_rows(rows_of(params, position), params, call.push_epoch);
     const RowBuffers buffers{params};
-    bool lost = (progress & PROGRESS_LOST) != 0;
-    peersum_u32 unsent = (progress & PROGRESS_SENT) != 0 ? row + 2 * position.blocks : row;
 #pragma unroll 1
     for (; row < rows.count; row += position.blocks) {
-        // A row is on its way while the one before it is awaited.
-#pragma unroll 1
-        for (; !lost && unsent <= row + position.blocks && unsent < rows.count;
-             unsent += position.blocks) {
-#pragma unroll 1
-            for (peersum_u32 k = 0; k < rows.own; ++k)
-                rows.send(rows.slots(unsent), k, rows.own_unit(rows.unit(unsent) + k));
-        }
         // First r of all units: so the sum keeps no register while this thread waits.
-#pragma unroll 1
-        for (peersum_u32 k = progress & PROGRESS_TAKEN; k < rows.own; ++k) {
-            const peersum_u32 unit = rows.unit(row) + k;
-            const peersum_u64 slots = rows.slots(row) + k * PushedRows::NEXT_SLOTS;
-            Unit received[SOURCES];
-            if (!lost) lost = !collect(call, receive_address(params, slots), received);
-            if (!lost && k == 0 && row == position.block) allow_next_kernel();
-            Unit r = nan_unit();
-            if (!lost) {
-                Unit own = EMPTY_UNIT;
-                if (KEEPS_OWN) own = rows.own_unit(unit);
-                r = buffers.apply_residual(unit, reduce_received(received, own));
-            }
-            st_global_v4(buffers.kept(unit), r);
-        }
+        if (!await_row(call, rows, buffers, row, progress)) progress |= PROGRESS_LOST;
         normalise_row<false>(
-            position, buffers, rows, row, (progress & PROGRESS_ODD) != 0,
+            position, buffers, rows, memory, row, (progress & PROGRESS_ODD) != 0,
             [&](peersum_u32 k) { return ld_global_v4(buffers.kept(rows.unit(row) + k)); });
-        progress = (progress & ~PROGRESS_TAKEN) ^ PROGRESS_ODD;
+        progress = (progress & PROGRESS_LOST) | (~progress & PROGRESS_ODD) | PROGRESS_SENT;
     }
 }
 
@@ -299,10 +311,10 @@ constexpr int MOST_POLLED = KEEPS_OWN ? 4 : 1;
 // Normalises a block's rows as they arrive, of which each thread has up to `UNITS` units: as many
 // as `per_thread`. `loaded` are those of the first row.
 template <int UNITS>
-PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, PushedRows rows,
+PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& buffers,
+                                          BlockMemory memory, PushedRows rows,
                                           const Unit (&loaded)[LOADED_AT_ONCE]) {
     const PeersumParams& params = call.params;
-    const RowBuffers buffers{params};
     const peersum_u32 epochs = epochs_of(call);
     rows.per_thread = UNITS;
     const auto has = [&](int k) { return static_cast<peersum_u32>(k) < rows.own; };
@@ -356,8 +368,9 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, PushedRows rows,
                 for (int k = 0; k < UNITS; ++k) {
                     if (k < begin && has(k)) st_global_v4(buffers.kept(unit + k), r[k]);
                 }
-                return peersum_norm_rest(params, rows.memory, epochs, row,
-                                         PROGRESS_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
+                return peersum_norm_rest(
+                    params, memory, epochs, row,
+                    PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
             }
             if (begin == 0 && row == call.block && has(0)) allow_next_kernel();
 #pragma unroll
@@ -376,7 +389,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, PushedRows rows,
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS <= 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        const float sum = sum_over_block(call, rows.memory, squares_of_units(r), is_odd);
+        const float sum = sum_over_block(call, memory, squares_of_units(r), is_odd);
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
@@ -393,7 +406,9 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, PushedRows rows,
 
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
-    const Rows rows = rows_of(params, position, block_memory());
+    const Rows rows = rows_of(params, position);
+    const RowBuffers buffers{params};
+    const BlockMemory memory = block_memory();
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
@@ -412,13 +427,13 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const bool warp_is_lost = vote_any(lost);
     if (warp_is_lost || rows.per_thread > MOST_UNITS) {
         advance_unlaunched_epochs(call);
-        return peersum_norm_rest(params, rows.memory, epochs_of(call), position.block,
+        return peersum_norm_rest(params, memory, epochs_of(call), position.block,
                                  warp_is_lost ? PROGRESS_LOST : 0);
     }
     const PushedRows pushed = pushed_rows(rows, params, call.push_epoch);
-    if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, pushed, own);
-    if (rows.per_thread == 2) return normalise_pushed_rows<2>(call, pushed, own);
-    normalise_pushed_rows<MOST_UNITS>(call, pushed, own);
+    if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, buffers, memory, pushed, own);
+    if (rows.per_thread == 2) return normalise_pushed_rows<2>(call, buffers, memory, pushed, own);
+    normalise_pushed_rows<MOST_UNITS>(call, buffers, memory, pushed, own);
 }
 
 #endif
@@ -428,8 +443,9 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 // a peer's part of it may need the seats.
 PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
-    const Rows rows = rows_of(params, position, block_memory());
+    const Rows rows = rows_of(params, position);
     const RowBuffers buffers{params};
+    const BlockMemory memory = block_memory();
 #if PEERSUM_WORLD_SIZE > 1
     // The epochs count the call already.
     Call call = enter(params, position);
@@ -446,7 +462,7 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = position.block; row < rows.count; row += position.blocks) {
-        normalise_row<true>(position, buffers, rows, row, is_odd, [&](peersum_u32 k) {
+        normalise_row<true>(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
             const peersum_u32 unit = row * rows.units + rows.first + k;
             return buffers.apply_residual(unit, ld_global_v4(unit_address(params.input, unit)));
         });

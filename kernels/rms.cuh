@@ -22,8 +22,6 @@ struct Rows {
     peersum_u32 first;
     // Units of this thread in a row; 0 for a thread behind the end of the row.
     peersum_u32 own;
-    // For the sums of the warps.
-    BlockMemory memory;
 };
 
 // The fewest units a thread, a power of two, with which the block's data threads cover a row.
@@ -34,16 +32,14 @@ PEERSUM_DEVICE peersum_u32 units_per_thread(peersum_u32 units, peersum_u32 threa
     return per_thread;
 }
 
-PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& position,
-                            BlockMemory memory) {
+PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& position) {
     Rows rows;
     rows.units = params.hidden / PER_UNIT;
-    rows.count = static_cast<peersum_u32>(params.elements / params.hidden);
+    rows.count = params.rows;
     rows.per_thread = units_per_thread(rows.units, position.threads);
     rows.first = position.thread * rows.per_thread;
     const peersum_u32 behind = rows.first < rows.units ? rows.units - rows.first : 0;
     rows.own = behind < rows.per_thread ? behind : rows.per_thread;
-    rows.memory = memory;
     return rows;
 }
 

@@ -270,7 +270,8 @@ pub struct PeersumParams {
     pub hidden: peersum_u32,
     pub epsilon: f32,
     pub weight_offset: f32,
-    pub reserved: peersum_u32,
+    /// `elements` / `hidden`.
+    pub rows: peersum_u32,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -340,6 +341,6 @@ const _: () = {
         "Offset of field: PeersumParams::weight_offset",
     ][::core::mem::offset_of!(PeersumParams, weight_offset) - 264usize];
     [
-        "Offset of field: PeersumParams::reserved",
-    ][::core::mem::offset_of!(PeersumParams, reserved) - 268usize];
+        "Offset of field: PeersumParams::rows",
+    ][::core::mem::offset_of!(PeersumParams, rows) - 268usize];
 };

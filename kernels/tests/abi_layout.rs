@@ -130,7 +130,7 @@ fn structures() -> Facts {
             hidden,
             epsilon,
             weight_offset,
-            reserved,
+            rows,
             rank,
             flags
         }

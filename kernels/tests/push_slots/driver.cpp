@@ -156,6 +156,7 @@ void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, pe
         params.push_offset = recorder::PUSH_OFFSET;
         params.push_half_bytes = push_half_bytes;
         params.hidden = hidden;
+        if (hidden != 0) params.rows = static_cast<peersum_u32>(elements / hidden);
         params.rank = rank;
         for (recorder::ctaid = 0; recorder::ctaid < recorder::nctaid; ++recorder::ctaid) {
             for (recorder::tid = 0; recorder::tid < threads; ++recorder::tid) {

@@ -161,6 +161,7 @@ void add_rows(PeersumParams& params, int call, float* residual, float* weight) {
     params.residual = reinterpret_cast<peersum_u64>(residual);
     params.weight = reinterpret_cast<peersum_u64>(weight);
     params.hidden = HIDDEN[call % 2];
+    params.rows = static_cast<peersum_u32>(params.elements / params.hidden);
     params.epsilon = EPSILON;
     params.weight_offset = WEIGHT_OFFSET;
     for (peersum_u64& word : params.norm_words) word = 1ull << PEERSUM_NORM_MARK_SHIFT;

@@ -86,6 +86,7 @@ impl RowCall {
             hidden: self.hidden as u32,
             epsilon: NUMBERS.epsilon,
             weight_offset: NUMBERS.weight_offset,
+            rows: (params.elements / self.hidden as u64) as u32,
             ..params
         }
     }

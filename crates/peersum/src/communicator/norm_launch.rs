@@ -71,6 +71,7 @@ impl NormCall {
             hidden: self.hidden,
             epsilon: self.epsilon,
             weight_offset: self.weight_offset,
+            rows: self.rows() as u32,
             ..params
         }
     }
