@@ -27,6 +27,7 @@ use anyhow::{Context, Result, ensure};
 use crate::machine::{decide, give_each_stream_a_queue};
 use crate::names::name_of;
 
+use case::{Case, Listed};
 use settings::Operation;
 
 pub(crate) use settings::GridArgs;
@@ -37,20 +38,22 @@ pub(crate) use workers::run_process;
 pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     let began = Instant::now();
     give_each_stream_a_queue();
-    if args.op == Operation::RmsNorm {
-        return norm::run(args);
-    }
     let mut settings = args.settings.clone();
-    // A group of one launches nothing.
-    settings.world_sizes = settings
-        .world_sizes
-        .into_iter()
-        .filter(|size| *size > 1)
-        .collect();
-    let cases = Arc::new(plan::cases(&settings));
+    let cases: Vec<Listed> = match settings.op {
+        Operation::AllReduce => {
+            // A group of one launches nothing.
+            let world_sizes = settings.world_sizes.iter().copied();
+            settings.world_sizes = world_sizes.filter(|size| *size > 1).collect();
+            plan::cases(&settings).iter().map(Case::listed).collect()
+        }
+        Operation::RmsNorm => {
+            let cases = norm::cases(&settings);
+            cases.iter().map(|case| case.listed()).collect()
+        }
+    };
     if args.list {
-        for case in &*cases {
-            println!("{case}");
+        for case in &cases {
+            println!("{}", case.name);
         }
         return Ok(true);
     }

@@ -9,6 +9,7 @@ use anyhow::{Result, bail};
 use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
+use super::case::{Case, Listed};
 use super::report::CaseStatus;
 use super::settings::{GridKind, Settings};
 use super::{plan, runner, workers};
@@ -57,10 +58,10 @@ fn fails(broken: Option<Break>, seed: u64) -> Result<Option<String>> {
         },
         ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed)
     });
-    let cases = Arc::new(plan::cases(&settings));
+    let cases: Vec<Listed> = plan::cases(&settings).iter().map(Case::listed).collect();
     let (sender, receiver) = channel();
     let machine = Arc::new(Emulators { options });
-    let workers = workers::start_threads(&machine, &settings, &cases, &sender)?;
+    let workers = workers::start_threads(&machine, &settings, &sender)?;
     let tally = runner::watch(&settings, &cases, workers, sender, &receiver, &mut |_| {});
     let mut report = tally.report("emulator", None, Duration::ZERO);
     if !report.first_mismatches.is_empty() {

@@ -5,7 +5,7 @@ use std::fmt;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::super::case::is_selected;
+use super::super::case::{Listed, is_selected};
 use super::super::settings::{GridKind, Settings};
 use crate::data::Content;
 
@@ -20,8 +20,8 @@ const MOST_ELEMENTS: usize = 4 << 20;
 
 /// One configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct NormCase {
-    pub(super) world_size: u32,
+pub(crate) struct NormCase {
+    pub(crate) world_size: u32,
     pub(super) dtype: Dtype,
     /// What the all-reduce is forced to; `None`: as the dispatch table says.
     pub(super) route: Option<Route>,
@@ -36,6 +36,14 @@ pub(super) struct NormCase {
 }
 
 impl NormCase {
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            name: self.to_string(),
+            group: format!("ws{}/{}/rms_norm", self.world_size, self.dtype),
+            world_size: self.world_size,
+        }
+    }
+
     pub(super) fn elements(&self) -> usize {
         self.hidden * self.rows
     }
@@ -96,7 +104,7 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
 
 /// The configurations that the settings select. Forms, contents and numbers take turns, so that
 /// each meets every route, type and size.
-pub(super) fn cases(settings: &Settings) -> Vec<NormCase> {
+pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
     for &world_size in &settings.world_sizes {
