@@ -108,7 +108,10 @@ step grid-legacy-ipc 60 grid --device cuda --grid smoke --world-size "${of_proce
     --report "$OUT/grid-legacy-ipc.json"
 # The reference is computed on the host, so groups that share one GPU take the small grid.
 ((gpus == 1)) && norms=smoke || norms=full
-step grid-rms-norm 120 grid --op rms-norm --device cuda --grid "$norms" --world-size "1,$WORLD_SIZES"
+step grid-rms-norm 120 grid --op rms-norm --device cuda --grid "$norms" --world-size "1,$WORLD_SIZES" \
+    --report "$OUT/grid-rms-norm.json"
+step grid-rms-norm-processes 60 grid --op rms-norm --device cuda --grid smoke --world-size "${of_processes[2]}" \
+    --ranks processes --report "$OUT/grid-rms-norm-processes.json"
 # Two communicators a rank with opposite enqueue orders are one of its cases: `--case two-communicators`.
 step faults 90 faults --device cuda
 ((gpus > 1)) && step above-range 60 above-range --world-size "$largest"

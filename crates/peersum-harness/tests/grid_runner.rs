@@ -98,35 +98,38 @@ fn eventually(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-#[test]
-fn ranks_that_are_threads_and_ranks_that_are_processes_pass_and_are_counted() {
+/// Runs a grid by each kind of rank. Every configuration must pass, with so many calls or more.
+fn passes_and_is_counted(flags: &[&str], calls_each: u64) {
     for ranks in ["threads", "processes"] {
         let run = Run::new();
         let path = run.directory.path().join("report.json");
-        let flags = [
-            "--world-size",
-            "2..3",
-            "--dtype",
-            "bf16,f32",
-            "--ranks",
-            ranks,
-            "--report",
-            path.to_str().unwrap(),
-        ];
-        let output = run.output(&flags);
+        let own = ["--ranks", ranks, "--report", path.to_str().unwrap()];
+        let output = run.output(&[flags, &own].concat());
         assert!(output.status.success());
         let report = report(&path);
         let cases = report["cases"].as_array().unwrap();
+        assert!(!cases.is_empty());
         assert!(cases.iter().all(|case| case["status"] == "passed"));
         assert_eq!(report["configurations"]["passed"], cases.len());
         assert_eq!(report["configurations"]["run"], cases.len());
         assert_eq!(report["configurations"]["skipped"], 0);
         assert_eq!(report["mismatches"], 0);
-        assert!(report["calls"].as_u64().unwrap() >= 8 * cases.len() as u64);
+        assert!(report["calls"].as_u64().unwrap() >= calls_each * cases.len() as u64);
         assert!(!report["left_out"].as_array().unwrap().is_empty());
         std::fs::remove_file(&path).unwrap();
         run.assert_nothing_is_left();
     }
+}
+
+#[test]
+fn ranks_that_are_threads_and_ranks_that_are_processes_pass_and_are_counted() {
+    passes_and_is_counted(&["--world-size", "2..3", "--dtype", "bf16,f32"], 8);
+}
+
+#[test]
+fn calls_with_rms_norm_by_threads_and_by_processes_pass_and_are_counted() {
+    let flags = ["--op", "rms-norm", "--world-size", "1..2"];
+    passes_and_is_counted(&[&flags[..], &["--dtype", "bf16,f32"]].concat(), 1);
 }
 
 /// Injects a fault into rank 1, and returns what the run said and its report.
@@ -230,30 +233,17 @@ fn ranks_do_not_outlive_a_runner_that_is_killed() {
     eventually("the end of all ranks", || run.processes().is_empty());
 }
 
-#[test]
-fn a_mismatch_names_everything_and_its_command_shows_it_again() {
-    let run = Run::new();
-    let fault = format!("corrupt:2:{CASE}");
-    let output = run.output(&["--world-size", "3", "--dtype", "bf16", "--inject", &fault]);
+/// Makes a rank compare a wrong result. Returns the line that says so, which the command that is
+/// printed with it must print again.
+fn mismatch(run: &Run, flags: &[&str], rank: u32, case: &str) -> String {
+    let fault = format!("corrupt:{rank}:{case}");
+    let output = run.output(&[flags, &["--inject", &fault]].concat());
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output);
     let line = said
         .lines()
         .find(|line| line.starts_with("mismatch on"))
         .unwrap();
-    for part in [
-        "rank 2 of 3",
-        "push_one_shot bf16",
-        "1040 elements",
-        "graph, aligned",
-        "round 1, layer 2",
-        "first wrong index 1:",
-        "expected bits 0x",
-        "actual bits 0x",
-        &format!("seed {}", run.seed),
-    ] {
-        assert!(line.contains(part), "{part} is not in: {line}");
-    }
     let command = said
         .lines()
         .find(|line| line.contains("cargo xtask test-allreduce"))
@@ -268,6 +258,45 @@ fn a_mismatch_names_everything_and_its_command_shows_it_again() {
     let again = text(&again);
     assert!(again.contains("1 configurations"), "{again}");
     assert!(again.contains(line), "not the same mismatch:\n{again}");
+    line.to_owned()
+}
+
+#[test]
+fn a_mismatch_names_everything_and_its_command_shows_it_again() {
+    let run = Run::new();
+    let line = mismatch(&run, &["--world-size", "3", "--dtype", "bf16"], 2, CASE);
+    for part in [
+        "rank 2 of 3",
+        "push_one_shot bf16",
+        "1040 elements",
+        "graph, aligned",
+        "round 1, layer 2",
+        "first wrong index 1:",
+        "expected bits 0x",
+        "actual bits 0x",
+        &format!("seed {}", run.seed),
+    ] {
+        assert!(line.contains(part), "{part} is not in: {line}");
+    }
+}
+
+#[test]
+fn a_mismatch_of_a_call_with_rms_norm_names_everything_and_its_command_shows_it_again() {
+    let run = Run::new();
+    let flags = ["--op", "rms-norm", "--world-size", "2", "--dtype", "bf16"];
+    let listed = run.output(&[&flags[..], &["--list"]].concat());
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let case = listed.lines().find(|name| name.ends_with("/add")).unwrap();
+    let line = mismatch(
+        &run,
+        &[&flags[..], &["--ranks", "processes"]].concat(),
+        1,
+        case,
+    );
+    let seed = format!("seed {}", run.seed);
+    for part in ["rank 1 of 2", case, "element 0:", "output", &seed] {
+        assert!(line.contains(part), "{part} is not in: {line}");
+    }
 }
 
 #[test]

@@ -43,13 +43,17 @@
 //! that expression says; every NaN is the canonical one (`0x7FFF` for f16 and bf16, `0x7FFF_FFFF`
 //! for f32). So which kernel a call takes never changes a result. A group of one copies its input.
 //!
+//! [`Communicator::all_reduce_add_rms_norm`] and its three neighbours also add a residual and
+//! normalise each row ([`RmsNorm`]), with the bits of [`reference::add_residual`] and
+//! [`reference::rms_norm`]. A row's bits do not depend on the other rows.
+//!
 //! # Failures
 //!
 //! Every wait of peersum has a deadline; only calls that go to NCCL (the feature `nccl`) wait
 //! without one. If a rank waits for a peer longer than [`CommunicatorBuilder::timeout`], it gives
 //! up, and so do all others; an [`AbortHandle`] ends the waits of its rank at once. Outputs that
-//! were not reduced are filled with NaN, the CUDA context survives, and
-//! [`Communicator::synchronize`] returns the reason:
+//! were not reduced are filled with NaN (a residual may also be untouched or updated), the CUDA
+//! context survives, and [`Communicator::synchronize`] returns the reason:
 //!
 //! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and
 //!   whose process has ended or is stopped;

@@ -113,9 +113,26 @@ pub(crate) struct Case {
     pub(crate) rounds: u32,
 }
 
+/// A configuration as the runner and the report know it.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) name: String,
+    /// The configurations that share a line in the output.
+    pub(crate) group: String,
+    pub(crate) world_size: u32,
+}
+
 impl Case {
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            name: self.to_string(),
+            group: self.group(),
+            world_size: self.world_size,
+        }
+    }
+
     /// The group of cases that share a line in the output.
-    pub(crate) fn group(&self) -> String {
+    fn group(&self) -> String {
         let kind = match self.work {
             Work::Uniform { route, .. } => route.name(),
             Work::Adversarial(_) => "adversarial",

@@ -6,6 +6,7 @@ pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
 mod lane;
+mod listed;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
 pub(crate) mod norm;
@@ -26,7 +27,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::machine::{decide, give_each_stream_a_queue};
 use crate::names::name_of;
-
 use crate::operation::Operation;
 
 pub(crate) use settings::GridArgs;
@@ -37,20 +37,16 @@ pub(crate) use workers::run_process;
 pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     let began = Instant::now();
     give_each_stream_a_queue();
-    if args.op == Operation::RmsNorm {
-        return norm::run(args);
-    }
     let mut settings = args.settings.clone();
-    // A group of one launches nothing.
-    settings.world_sizes = settings
-        .world_sizes
-        .into_iter()
-        .filter(|size| *size > 1)
-        .collect();
-    let cases = Arc::new(plan::cases(&settings));
+    if settings.op == Operation::AllReduce {
+        // A group of one launches nothing.
+        let world_sizes = settings.world_sizes.iter().copied();
+        settings.world_sizes = world_sizes.filter(|size| *size > 1).collect();
+    }
+    let cases = listed::listed(&settings);
     if args.list {
-        for case in &*cases {
-            println!("{case}");
+        for case in &cases {
+            println!("{}", case.name);
         }
         return Ok(true);
     }

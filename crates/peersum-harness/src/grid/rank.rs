@@ -1,5 +1,6 @@
 //! What one rank does, whether it is a thread or a process.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -7,60 +8,134 @@ use peersum::Rendezvous;
 
 use super::case::{Adversarial, Case, Work};
 use super::event::Event;
+use super::norm::{self, NormRank};
+use super::plan;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
-use crate::machine::Machine;
+use crate::machine::{DeviceOf, Machine};
+use crate::operation::Operation;
 
-/// Runs every case of every group that `rank` is in, and passes events to `emit`. `rendezvous`
-/// returns the rendezvous of a group, given its world size and slot.
+/// How a rank reaches the others.
+pub(crate) struct Links<'a> {
+    /// Returns the rendezvous of a group, given its world size and slot.
+    pub(crate) join: &'a mut dyn FnMut(u32, usize) -> Result<Rendezvous>,
+    /// Waits for the ranks of the group of this world size that are threads of this process.
+    pub(crate) meet: &'a dyn Fn(u32),
+}
+
+/// Runs every case of every group that `rank` is in, and passes events to `emit`.
 ///
 /// # Errors
 /// The rank cannot continue. A mismatch is an event, not an error.
 pub(crate) fn run<M: Machine>(
     machine: &M,
     settings: &Settings,
-    cases: &[Case],
     rank: u32,
-    rendezvous: &mut dyn FnMut(u32, usize) -> Result<Rendezvous>,
+    Links { join, meet }: Links<'_>,
     emit: &dyn Fn(Event),
 ) -> Result<()> {
-    for &world_size in settings.world_sizes.iter().filter(|size| **size > rank) {
-        for lanes in [1, 2] {
-            let own: Vec<(usize, &Case)> = cases
-                .iter()
-                .enumerate()
-                .filter(|(_, case)| case.world_size == world_size && lanes_of(case) == lanes)
-                .collect();
-            if own.is_empty() {
-                continue;
-            }
-            emit(Event::Building { world_size });
-            let began = Instant::now();
-            let all: Vec<&Case> = own.iter().map(|(_, case)| *case).collect();
-            let mut session = Session::new(machine, settings, &all, rank, lanes, rendezvous)
-                .with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
-            emit(Event::Built {
-                world_size,
-                lanes,
-                seconds: began.elapsed().as_secs_f64(),
-            });
-            for (index, case) in own {
-                emit(Event::Began { case: index });
-                let fault = settings
-                    .fault
-                    .as_ref()
-                    .filter(|fault| fault.rank == rank && fault.case == case.to_string());
-                session.corrupts = fault.is_some_and(|fault| fault.kind == FaultKind::Corrupt);
-                if let Some(fault) = fault.filter(|fault| fault.kind != FaultKind::Corrupt) {
-                    suffer(fault.kind, rank);
+    let world_sizes = settings.world_sizes.iter().filter(|size| **size > rank);
+    let group = |world_size, lanes| Group {
+        settings,
+        rank,
+        world_size,
+        lanes,
+        emit,
+    };
+    match settings.op {
+        Operation::AllReduce => {
+            let cases = plan::cases(settings);
+            for &world_size in world_sizes {
+                for lanes in [1, 2] {
+                    group(world_size, lanes).run(
+                        &cases,
+                        |case| case.world_size == world_size && lanes_of(case) == lanes,
+                        |own| Session::new(machine, settings, own, rank, lanes, join),
+                        |session, index, case, corrupts| {
+                            session.corrupts = corrupts;
+                            session.run_case(index, case, emit)
+                        },
+                    )?;
                 }
-                session
-                    .run_case(index, case, emit)
-                    .with_context(|| format!("rank {rank} in {case}"))?;
+            }
+        }
+        Operation::RmsNorm => {
+            let cases = norm::cases(settings);
+            for &world_size in world_sizes {
+                group(world_size, 1).run(
+                    &cases,
+                    |case| case.world_size == world_size,
+                    |own| {
+                        let rendezvous = join(world_size, 0)?;
+                        NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, own)
+                    },
+                    |norm, index, case, corrupts| {
+                        norm.corrupts = corrupts;
+                        norm.run_case(index, case, &|| meet(world_size), emit)
+                    },
+                )?;
             }
         }
     }
     Ok(())
+}
+
+/// A group that a rank joins.
+struct Group<'a> {
+    settings: &'a Settings,
+    rank: u32,
+    world_size: u32,
+    /// Its communicators.
+    lanes: usize,
+    emit: &'a dyn Fn(Event),
+}
+
+impl Group<'_> {
+    /// Runs those of `cases` that are the group's, on what `build` makes for them. `run_case` gets
+    /// a case with its place in the plan, and whether a result must be made wrong.
+    fn run<C: Display, S>(
+        &self,
+        cases: &[C],
+        is_own: impl Fn(&C) -> bool,
+        build: impl FnOnce(&[&C]) -> Result<S>,
+        mut run_case: impl FnMut(&mut S, usize, &C, bool) -> Result<()>,
+    ) -> Result<()> {
+        let Group {
+            settings,
+            rank,
+            world_size,
+            lanes,
+            emit,
+        } = *self;
+        let own = || cases.iter().enumerate().filter(|(_, case)| is_own(case));
+        let all: Vec<&C> = own().map(|(_, case)| case).collect();
+        if all.is_empty() {
+            return Ok(());
+        }
+        emit(Event::Building { world_size });
+        let began = Instant::now();
+        let mut session =
+            build(&all).with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
+        emit(Event::Built {
+            world_size,
+            lanes,
+            seconds: began.elapsed().as_secs_f64(),
+        });
+        for (index, case) in own() {
+            emit(Event::Began { case: index });
+            let fault = settings
+                .fault
+                .as_ref()
+                .filter(|fault| fault.rank == rank && fault.case == case.to_string());
+            let corrupts = fault.is_some_and(|fault| fault.kind == FaultKind::Corrupt);
+            if let Some(fault) = fault.filter(|_| !corrupts) {
+                suffer(fault.kind, rank);
+            }
+            run_case(&mut session, index, case, corrupts)
+                .with_context(|| format!("rank {rank} in {case}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// How many communicators a case needs.

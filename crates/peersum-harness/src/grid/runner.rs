@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::case::Case;
+use super::case::Listed;
 use super::event::Event;
 use super::settings::{RankKind, Settings};
 use super::tally::Tally;
@@ -29,7 +29,7 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// Runs all cases. `progress` gets the line of each group when the group is complete.
 pub(crate) fn run<'a>(
     settings: &'a Arc<Settings>,
-    cases: &'a Arc<Vec<Case>>,
+    cases: &'a [Listed],
     progress: &mut dyn FnMut(&str),
 ) -> Result<Tally<'a>> {
     let (sender, events) = channel();
@@ -38,11 +38,11 @@ pub(crate) fn run<'a>(
         (RankKind::Processes, _) => workers::start_processes(settings, directory.path(), &sender)?,
         (RankKind::Threads, DeviceKind::Cuda) => {
             let gpus = Gpus::open(settings.most_ranks())?.with_checks()?;
-            workers::start_threads(&Arc::new(gpus), settings, cases, &sender)?
+            workers::start_threads(&Arc::new(gpus), settings, &sender)?
         }
         (RankKind::Threads, DeviceKind::Emulator) => {
             let emulators = Emulators::with_delayed_blocks();
-            workers::start_threads(&Arc::new(emulators), settings, cases, &sender)?
+            workers::start_threads(&Arc::new(emulators), settings, &sender)?
         }
     };
     let tally = watch(settings, cases, workers, sender, &events, progress);
@@ -56,7 +56,7 @@ pub(crate) fn run<'a>(
 /// to report. No process is left running.
 pub(crate) fn watch<'a>(
     settings: &'a Settings,
-    cases: &'a [Case],
+    cases: &'a [Listed],
     mut workers: Vec<Worker>,
     sender: Sender<Heard<Event>>,
     events: &Receiver<Heard<Event>>,

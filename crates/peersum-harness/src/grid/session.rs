@@ -10,7 +10,7 @@ use peersum::{Communicator, Rendezvous};
 use super::calls::{LAYERS, delay, late_start, round_calls, stride};
 use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check;
-use super::event::{Event, Mismatch, Spent};
+use super::event::{Event, Spent};
 use super::lane::{Lane, Round, region_bytes};
 use super::plan;
 use super::settings::{GridKind, Settings};
@@ -18,11 +18,12 @@ use super::slot::{Wrong, number_of};
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::machine::{DeviceOf, Machine};
 use crate::memory::Guarded;
+use crate::names::name_of;
 
 /// Maximum time that ranks wait for each other in set-up. It can be long because the runner watches
 /// the ranks, and must be long because ranks of larger groups wait here while the smaller groups
 /// run.
-const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
+pub(super) const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The largest grid of each of two communicators that share the devices, and under a sanitizer.
 const FEW_BLOCKS: u32 = 8;
@@ -173,20 +174,26 @@ impl<S: DeviceStream> Session<S> {
         Ok(all)
     }
 
+    /// A result that is not the reference's. `case` is the place in the plan of `its`.
     fn mismatch(&self, case: usize, its: &Case, round: u32, layer: usize, wrong: Wrong) -> Event {
         let call = round_calls(&self.settings, its, round)[layer];
-        Event::Mismatch(Mismatch {
-            case,
-            rank: self.rank,
-            round,
-            layer,
-            algorithm: call
-                .plan
-                .map_or("table", |plan| plan.route.name())
-                .to_owned(),
-            elements: call.elements,
-            wrong,
-        })
+        let mode = match its.work {
+            Work::Uniform { mode, variant, .. } => {
+                format!("{}, {}", name_of(&mode), name_of(&variant))
+            }
+            Work::Adversarial(kind) => format!("eager, adversarial {}", name_of(&kind)),
+        };
+        let text = format!(
+            "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {round}, layer {layer}: \
+             {wrong}; seed {}",
+            self.rank,
+            its.world_size,
+            call.plan.map_or("table", |plan| plan.route.name()),
+            its.dtype,
+            call.elements,
+            self.settings.seed
+        );
+        Event::Mismatch { case, text }
     }
 }
 

@@ -42,9 +42,6 @@ pub(crate) struct GridArgs {
     /// What the ranks run on.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) device: DeviceChoice,
-    /// What the calls do.
-    #[arg(long, value_enum, default_value = "all-reduce")]
-    pub(crate) op: Operation,
     #[command(flatten)]
     pub(crate) settings: Settings,
     /// Print the names of the configurations and run none.
@@ -61,6 +58,9 @@ pub(crate) struct GridArgs {
 /// The settings of a run that every rank gets.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 pub(crate) struct Settings {
+    /// What the calls do.
+    #[arg(long, value_enum, default_value = "all-reduce")]
+    pub(crate) op: Operation,
     /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these. A group of one
     /// has configurations with `--op rms-norm` only.
     #[arg(
@@ -168,6 +168,7 @@ impl Settings {
         seed: u64,
     ) -> Settings {
         Settings {
+            op: Operation::AllReduce,
             world_sizes: world_sizes.into(),
             dtypes: Dtype::ALL.into(),
             routes: Route::ALL.into(),
@@ -209,6 +210,9 @@ impl Settings {
             name_of(&self.grid),
             self.seed
         );
+        if self.op != Operation::AllReduce {
+            command += &format!(" --op {}", name_of(&self.op));
+        }
         match self.sharing {
             MemorySharing::Auto => {}
             MemorySharing::FileDescriptor => command += " --sharing file-descriptor",

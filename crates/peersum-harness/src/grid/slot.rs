@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
 use crate::memory::POISON;
 
 /// One array within its slot.
@@ -20,7 +18,7 @@ pub(crate) struct Slot {
 }
 
 /// The first thing that is wrong with an array.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wrong {
     /// An element.
     Element {

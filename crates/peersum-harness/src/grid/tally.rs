@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::case::Case;
+use super::case::Listed;
 use super::event::{Event, Spent};
 use super::plan::left_out;
 use super::report::{CaseReport, CaseStatus, Counts, Report, SCHEMA, Seconds};
@@ -44,7 +44,7 @@ enum Doing {
 /// Everything that the runner knows of a run.
 pub(crate) struct Tally<'a> {
     settings: &'a Settings,
-    cases: &'a [Case],
+    cases: &'a [Listed],
     tallies: Vec<CaseTally>,
     groups: BTreeMap<String, Group>,
     set_up: BTreeMap<(u32, usize), f64>,
@@ -56,10 +56,10 @@ pub(crate) struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    pub(crate) fn new(settings: &'a Settings, cases: &'a [Case], ranks: usize) -> Tally<'a> {
+    pub(crate) fn new(settings: &'a Settings, cases: &'a [Listed], ranks: usize) -> Tally<'a> {
         let mut groups = BTreeMap::<_, Group>::new();
         for case in cases {
-            groups.entry(case.group()).or_default().open += 1;
+            groups.entry(case.group.clone()).or_default().open += 1;
         }
         Tally {
             settings,
@@ -103,15 +103,11 @@ impl<'a> Tally<'a> {
                     return self.close(case);
                 }
             }
-            Event::Mismatch(ref mismatch) => {
-                self.tallies[mismatch.case].mismatches += 1;
+            Event::Mismatch { case, ref text } => {
+                self.tallies[case].mismatches += 1;
                 if self.mismatches.len() < MISMATCHES_KEPT {
-                    let case = &self.cases[mismatch.case];
-                    self.mismatches.push(format!(
-                        "{}\n  {}",
-                        mismatch.describe(case, self.settings.seed),
-                        self.settings.reproduce(&case.to_string())
-                    ));
+                    let command = self.settings.reproduce(&self.cases[case].name);
+                    self.mismatches.push(format!("{text}\n  {command}"));
                 }
             }
             Event::Failed { .. } | Event::Done => {}
@@ -120,8 +116,8 @@ impl<'a> Tally<'a> {
     }
 
     fn close(&mut self, case: usize) -> Option<String> {
-        let name = self.cases[case].group();
-        let group = self.groups.get_mut(&name)?;
+        let name = &self.cases[case].group;
+        let group = self.groups.get_mut(name)?;
         let tally = &self.tallies[case];
         group.open -= 1;
         group.configurations += 1;
@@ -144,7 +140,7 @@ impl<'a> Tally<'a> {
         match self.doing[rank] {
             Doing::Starting => "its start".to_owned(),
             Doing::SettingUp { world_size } => format!("the set-up of world size {world_size}"),
-            Doing::Case(case) => self.cases[case].to_string(),
+            Doing::Case(case) => self.cases[case].name.clone(),
         }
     }
 
@@ -189,7 +185,7 @@ impl<'a> Tally<'a> {
         total: Duration,
     ) -> Report<'a> {
         let cases = (0..).zip(self.cases).map(|(index, case)| CaseReport {
-            name: case.to_string(),
+            name: case.name.clone(),
             status: self.status(index),
             calls: self.tallies[index].spent.calls,
         });

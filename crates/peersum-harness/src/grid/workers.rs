@@ -4,18 +4,16 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use peersum::Rendezvous;
 
-use super::case::Case;
 use super::event::Event;
-use super::plan;
-use super::rank;
+use super::rank::{self, Links};
 use super::settings::Settings;
 use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind, Emulators, Gpus, Machine};
 use crate::ranks::{ChildProcess, Heard, RankArgs, listen, rank_command, say};
@@ -60,7 +58,6 @@ impl Worker {
 pub(crate) fn start_threads<M: Machine>(
     machine: &Arc<M>,
     settings: &Arc<Settings>,
-    cases: &Arc<Vec<Case>>,
     events: &Sender<Heard<Event>>,
 ) -> Result<Vec<Worker>> {
     // For each rank the rendezvous of all groups that it will join.
@@ -76,9 +73,12 @@ pub(crate) fn start_threads<M: Machine>(
             }
         }
     }
+    let barrier = |&size: &u32| (size, Barrier::new(size as usize));
+    let barriers: HashMap<u32, Barrier> = settings.world_sizes.iter().map(barrier).collect();
+    let barriers = Arc::new(barriers);
     let start = |(rank, mut groups): (usize, HashMap<_, _>)| {
-        let machine = Arc::clone(machine);
-        let (settings, cases) = (Arc::clone(settings), Arc::clone(cases));
+        let (machine, settings) = (Arc::clone(machine), Arc::clone(settings));
+        let barriers = Arc::clone(&barriers);
         let events = events.clone();
         let run = move || {
             let emit = |event| {
@@ -89,7 +89,13 @@ pub(crate) fn start_threads<M: Machine>(
                 let rendezvous = groups.remove(&(world_size, slot));
                 rendezvous.context("a group is formed once")
             };
-            let outcome = rank::run(&*machine, &settings, &cases, rank as u32, &mut join, &emit);
+            let links = Links {
+                join: &mut join,
+                meet: &|world_size| {
+                    barriers[&world_size].wait();
+                },
+            };
+            let outcome = rank::run(&*machine, &settings, rank as u32, links, &emit);
             emit(Event::last(&outcome));
         };
         thread::Builder::new()
@@ -142,7 +148,6 @@ pub(crate) fn run_process(args: &RankArgs) -> Result<()> {
 }
 
 fn run_on<M: Machine>(machine: &M, args: &RankArgs, settings: &Settings) -> Result<()> {
-    let cases = plan::cases(settings);
     let mut join = |world_size, slot| {
         let group = format!("ws{world_size}-{slot}");
         Ok(Rendezvous::unix(
@@ -152,6 +157,10 @@ fn run_on<M: Machine>(machine: &M, args: &RankArgs, settings: &Settings) -> Resu
             world_size,
         ))
     };
-    let emit = |event: Event| say(&event);
-    rank::run(machine, settings, &cases, args.rank, &mut join, &emit)
+    let links = Links {
+        join: &mut join,
+        // A process has no other rank.
+        meet: &|_| {},
+    };
+    rank::run(machine, settings, args.rank, links, &|event| say(&event))
 }

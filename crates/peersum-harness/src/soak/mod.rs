@@ -97,11 +97,10 @@ impl Soak {
                 Event::Ended { spent, .. } if rank == 0 => {
                     self.progress(|progress| progress.calls += spent.calls);
                 }
-                Event::Mismatch(mismatch) => self.progress(|progress| {
+                Event::Mismatch { text, .. } => self.progress(|progress| {
                     progress.mismatches += 1;
                     if progress.first.len() < PRINTED {
-                        let mismatch = mismatch.describe(&case, seed);
-                        progress.first.push(format!("{case}: {mismatch}"));
+                        progress.first.push(format!("{case}: {text}"));
                     }
                 }),
                 _ => {}

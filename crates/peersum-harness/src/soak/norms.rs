@@ -35,12 +35,13 @@ pub(super) fn run<M: Machine>(
             ..draw(settings, world_size, 0)
         };
         let rendezvous = member.next_group()?;
-        let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, &[largest])?;
+        let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, &[&largest])?;
         for burst in (0..).take_while(|burst| turns.enter(*burst)) {
             rank.seed = settings.seed.wrapping_add(burst as u64);
             let case = draw(settings, world_size, rank.seed);
-            let found = rank
-                .run(&case, &member.peers)
+            let meet = || drop(member.peers.meet());
+            let (_, found) = rank
+                .call_and_compare(&case, &meet)
                 .with_context(|| format!("seed {}, {case}", rank.seed))?;
             let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
             wrong.extend(found);

@@ -13,6 +13,28 @@ use crate::norm_error::NormError;
 
 /// An RMSNorm: `n = (r / sqrt(mean(r * r) + epsilon)) * (weight_offset + weight)` for each row `r`,
 /// with the roundings that [`crate::reference::rms_norm`] states.
+///
+/// ```no_run
+/// use half::bf16;
+/// use peersum::cudarc::driver::CudaSlice;
+/// use peersum::{Communicator, Cuda, Error, RmsNorm};
+///
+/// /// Adds the sum of all ranks' `partial` to `residual`, and normalises its rows.
+/// fn after_attention(
+///     communicator: &mut Communicator<Cuda>,
+///     partial: &CudaSlice<bf16>,
+///     residual: &mut CudaSlice<bf16>,
+///     gamma: &CudaSlice<bf16>,
+///     normalized: &mut CudaSlice<bf16>,
+/// ) -> Result<(), Error> {
+///     let norm = RmsNorm {
+///         weight: gamma,
+///         epsilon: 1e-6,
+///         weight_offset: 0.0,
+///     };
+///     communicator.all_reduce_add_rms_norm(partial, residual, &norm, normalized)
+/// }
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct RmsNorm<'a, W: ?Sized> {
     /// One element for each element of a row: its length is the length of the rows, a multiple of

@@ -5,7 +5,7 @@ use std::fmt;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::super::case::is_selected;
+use super::super::case::{Listed, is_selected};
 use super::super::settings::{GridKind, Settings};
 use crate::data::Content;
 
@@ -36,6 +36,14 @@ pub(crate) struct NormCase {
 }
 
 impl NormCase {
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            name: self.to_string(),
+            group: format!("ws{}/{}/rms_norm", self.world_size, self.dtype),
+            world_size: self.world_size,
+        }
+    }
+
     pub(super) fn elements(&self) -> usize {
         self.hidden * self.rows
     }
@@ -96,7 +104,7 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
 
 /// The configurations that the settings select. Forms, contents and numbers take turns, so that
 /// each meets every route, type and size.
-pub(super) fn cases(settings: &Settings) -> Vec<NormCase> {
+pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
     for &world_size in &settings.world_sizes {

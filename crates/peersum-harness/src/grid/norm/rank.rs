@@ -1,5 +1,7 @@
 //! One rank of a group that makes calls with RMSNorm.
 
+use std::time::Instant;
+
 use anyhow::{Result, ensure};
 use peersum::device::Device;
 use peersum::dispatch::Plan;
@@ -7,12 +9,13 @@ use peersum::loader::{JitMode, LoadPolicy};
 use peersum::reference::{self, NormNumbers};
 use peersum::{Communicator, Element, Output, Rendezvous, RmsNorm, SymmetricBuffer};
 
+use super::super::event::{Event, Spent};
+use super::super::session::SETUP_TIMEOUT;
 use super::super::settings::Settings;
 use super::cases::NormCase;
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::machine::{DeviceKind, DeviceOf, Machine};
 use crate::memory::{GUARD_BYTES, Guarded, POISON, elements_of, lend};
-use crate::ranks::{PATIENCE, Peers};
 
 /// One rank with its memory. Every array begins behind a guard.
 pub(crate) struct NormRank<D: Device> {
@@ -22,6 +25,8 @@ pub(crate) struct NormRank<D: Device> {
     kind: DeviceKind,
     /// Of the data, together with the name of the configuration.
     pub(crate) seed: u64,
+    /// Whether a test asked for a wrong result in this case.
+    pub(crate) corrupts: bool,
     input: Guarded<D>,
     output: Guarded<D>,
     residual: Guarded<D>,
@@ -35,11 +40,11 @@ impl<D: Device> NormRank<D> {
         machine: &M,
         settings: &Settings,
         rendezvous: Rendezvous,
-        cases: &[NormCase],
+        cases: &[&NormCase],
     ) -> Result<NormRank<DeviceOf<M>>> {
         let stream = machine.stream(rendezvous.rank())?;
         let device = DeviceOf::<M>::open(&stream)?;
-        let elements = cases.iter().map(NormCase::elements).max().unwrap_or(1);
+        let elements = cases.iter().map(|case| case.elements()).max().unwrap_or(1);
         let bytes = elements * size_of::<f32>();
         let sharing = settings.sharing();
         let mut communicator = Communicator::builder()
@@ -48,9 +53,9 @@ impl<D: Device> NormRank<D> {
             // So that split calls are tested too.
             .max_bytes((bytes / 2).max(1024))
             .push_half_bytes((bytes / 2).max(1024))
-            .setup_timeout(PATIENCE)
-            .timeout(settings.timeout)
             .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
+            .setup_timeout(SETUP_TIMEOUT)
+            .timeout(settings.timeout)
             .memory_sharing(sharing)
             .build(&stream)?;
         let symmetric = communicator.symmetric_alloc::<f32>(elements)?;
@@ -65,19 +70,52 @@ impl<D: Device> NormRank<D> {
             device,
             kind: machine.kind(),
             seed: settings.seed,
+            corrupts: false,
         })
     }
 
-    /// Runs one configuration. Returns what is wrong with its results.
-    pub(crate) fn run(&mut self, case: &NormCase, peers: &Peers<'_>) -> Result<Vec<String>> {
-        with_element!(case.dtype, T => self.run_typed::<T>(case, peers))
+    /// Runs one configuration and tells `emit` how it went. `meet` waits for the other ranks of
+    /// this process.
+    pub(crate) fn run_case(
+        &mut self,
+        index: usize,
+        case: &NormCase,
+        meet: &dyn Fn(),
+        emit: &dyn Fn(Event),
+    ) -> Result<()> {
+        let began = Instant::now();
+        let (seconds, wrong) = self.call_and_compare(case, meet)?;
+        for wrong in wrong {
+            let (rank, world_size) = (self.communicator.rank(), case.world_size);
+            let text = format!(
+                "mismatch on rank {rank} of {world_size}: {case}, {wrong}; seed {}",
+                self.seed
+            );
+            emit(Event::Mismatch { case: index, text });
+        }
+        let spent = Spent {
+            calls: 1,
+            run: seconds,
+            check: began.elapsed().as_secs_f64() - seconds,
+        };
+        emit(Event::Ended { case: index, spent });
+        Ok(())
+    }
+
+    /// Makes the call of a configuration. Returns its seconds, and what is wrong with its results.
+    pub(crate) fn call_and_compare(
+        &mut self,
+        case: &NormCase,
+        meet: &dyn Fn(),
+    ) -> Result<(f64, Vec<String>)> {
+        with_element!(case.dtype, T => self.run_typed::<T>(case, meet))
     }
 
     fn run_typed<T: TestElement>(
         &mut self,
         case: &NormCase,
-        peers: &Peers<'_>,
-    ) -> Result<Vec<String>> {
+        meet: &dyn Fn(),
+    ) -> Result<(f64, Vec<String>)> {
         let (rank, world_size) = (self.communicator.rank(), self.communicator.world_size());
         let seed = case_seed(self.seed, &case.to_string());
         let (content, elements) = (case.content(), case.elements());
@@ -99,25 +137,9 @@ impl<D: Device> NormRank<D> {
         let normalised = reference::rms_norm(&kept, &weight, numbers);
 
         self.prepare(case, &own, &residual, &weight)?;
-        let shape = self.shape(case);
-        self.communicator.force_plan(shape)?;
-        if case.is_captured {
-            self.communicator.capture_begin()?;
-            let called = self.call::<T>(case);
-            // SAFETY: the calls use memory of this rank, which outlives the graph.
-            let graph = unsafe { self.communicator.capture_end() };
-            called?;
-            let graph = graph?;
-            // The driver may wait for the device while it makes a graph or frees one, and so for
-            // kernels of other ranks on the same device, which wait for this rank.
-            peers.meet()?;
-            graph.launch(&mut self.communicator)?;
-            self.communicator.synchronize()?;
-            peers.meet()?;
-        } else {
-            self.call::<T>(case)?;
-            self.communicator.synchronize()?;
-        }
+        let began = Instant::now();
+        self.make_call::<T>(case, meet)?;
+        let seconds = began.elapsed().as_secs_f64();
 
         let mut wrong = Vec::new();
         let output = self.output_address(case);
@@ -126,8 +148,30 @@ impl<D: Device> NormRank<D> {
             let residual = self.residual.base() + GUARD_BYTES as u64;
             wrong.extend(self.compare(residual, &kept, "residual")?);
         }
-        let named = |wrong| format!("{case}, rank {rank}: {wrong} (seed {})", self.seed);
-        Ok(wrong.into_iter().map(named).collect())
+        Ok((seconds, wrong))
+    }
+
+    /// Makes the call, eager or in a graph, and waits for its end.
+    fn make_call<T: Element>(&mut self, case: &NormCase, meet: &dyn Fn()) -> Result<()> {
+        let shape = self.shape(case);
+        self.communicator.force_plan(shape)?;
+        if !case.is_captured {
+            self.call::<T>(case)?;
+            return Ok(self.communicator.synchronize()?);
+        }
+        self.communicator.capture_begin()?;
+        let called = self.call::<T>(case);
+        // SAFETY: the calls use memory of this rank, which outlives the graph.
+        let graph = unsafe { self.communicator.capture_end() };
+        called?;
+        let graph = graph?;
+        // The driver may wait for the device while it makes a graph or frees one, and so for
+        // kernels of other ranks of this process on the same device, which wait for this rank.
+        meet();
+        graph.launch(&mut self.communicator)?;
+        self.communicator.synchronize()?;
+        meet();
+        Ok(())
     }
 
     /// The plan of a forced route, whose shape also limits the blocks that normalise.
@@ -238,6 +282,9 @@ impl<D: Device> NormRank<D> {
         let mut memory = vec![0; bytes + 2 * guard];
         // SAFETY: the array and its guards lie within memory of this rank.
         unsafe { self.device.read(address - guard as u64, &mut memory)? };
+        if self.corrupts {
+            memory[guard] ^= 1;
+        }
         let behind = memory.split_off(guard + bytes);
         let array = memory.split_off(guard);
         if memory.iter().chain(&behind).any(|&byte| byte != POISON) {
