@@ -1,7 +1,7 @@
 //! Faults between ranks that are threads of one process on one device: what every rank is told when
 //! a peer is absent, aborted or calls something else, and that the process lives on; also two
-//! communicators at once, and replays of graphs. Each case is a process of its own, so that a spinning kernel costs one
-//! case. (`kill` is about ranks that die or stop.)
+//! communicators at once, and replays of graphs. Each case is a process of its own, so that a
+//! spinning kernel costs one case. (`kill` is about ranks that die or stop.)
 
 mod abort;
 mod absent;
