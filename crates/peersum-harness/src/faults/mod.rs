@@ -64,7 +64,12 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
         Case::TwoCommunicators => two_communicators(stage),
         Case::GraphReplays => graph_replays(stage),
         Case::AbsentRank => {
-            run_threads(3, 2, |member| absent::absent_rank(member, stage)).map(drop)
+            for normalised in [false, true] {
+                run_threads(3, 2, |member| {
+                    absent::absent_rank(member, stage, normalised)
+                })?;
+            }
+            Ok(())
         }
         Case::Abort => abort::aborts(stage),
         Case::Disagreement => disagreement::disagreements(stage),
