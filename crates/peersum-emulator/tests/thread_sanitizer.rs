@@ -8,8 +8,8 @@
 //! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry
 //! elements are made ordinary ones (`PEERSUM_EMULATOR_PLAIN_DATA`): there the barriers alone keep
 //! them apart. In the push family the data is the flag, and remains atomic; what is checked there
-//! is everything else (epochs, own headers, scratch memory in the pull family's halves, outputs, and
-//! the sums of rows in the memory of a block, which the row's barrier alone keeps apart). A
+//! is everything else (epochs, own headers, scratch memory in the pull family's halves, outputs,
+//! and the sums of rows in the memory of a block, which the row's barrier alone keeps apart). A
 //! relaxed flag of the pull family counts as a release here (`PEERSUM_EMULATOR_RELEASED_FLAGS`),
 //! since what it announces rests on the end of an earlier kernel or on loads that have returned;
 //! one that is relaxed by mistake is not seen (the models in kernels/tests/models see it).

@@ -1,6 +1,6 @@
-//! Models of the protocols in push.cu, pull.cu, norm.cu and the files that they include. They are explored
-//! exhaustively for small cases: every interleaving of 2 and 3 ranks, and every order in which
-//! relaxed stores may become visible. To print the number of states, run `cargo test -p
+//! Models of the protocols in push.cu, pull.cu, norm.cu and the files that they include. They are
+//! explored exhaustively for small cases: every interleaving of 2 and 3 ranks, and every order in
+//! which relaxed stores may become visible. To print the number of states, run `cargo test -p
 //! peersum-kernels --test models -- --nocapture`.
 //!
 //! | file | job |

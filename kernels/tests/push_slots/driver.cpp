@@ -120,6 +120,7 @@ PEERSUM_DEVICE void st_shared_f32(BlockMemory, peersum_u32, float) {}
 PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory, peersum_u32, float (&)[4]) {}
 PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32) {}
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32) { return value; }
+PEERSUM_DEVICE bool vote_any(bool value) { return value; }
 PEERSUM_DEVICE float mul_rn_f32(float a, float) { return a; }
 PEERSUM_DEVICE float div_rn_f32(float a, float) { return a; }
 PEERSUM_DEVICE float sqrt_rn_f32(float a) { return a; }

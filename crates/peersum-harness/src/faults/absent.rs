@@ -3,41 +3,102 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use peersum::device::DeviceStream;
-use peersum::{Error, Failure};
+use half::bf16;
+use peersum::device::{Device, DeviceStream};
+use peersum::{Communicator, Error, Failure};
 
 use super::stage::{ELEMENTS, NAN, POISONED, SEED, Stage, TIMEOUT};
+use crate::arrays::Arrays;
+use crate::norm_sides::Sides;
 use crate::ranks::Member;
 
 /// The rank that never calls.
 const ABSENT: u32 = 2;
 
+/// The length of a row with RMSNorm.
+const HIDDEN: usize = 600;
+
+/// The arrays of a rank's calls, with RMSNorm or without.
+struct Calls<D: Device> {
+    arrays: Arrays<bf16, D>,
+    sides: Option<Sides<D>>,
+    /// What the output must hold.
+    expected: Vec<bf16>,
+}
+
+impl<D: Device> Calls<D> {
+    fn new(
+        communicator: &Communicator<D>,
+        arrays: Arrays<bf16, D>,
+        normalised: bool,
+    ) -> Result<Self> {
+        let (sides, expected) = match normalised {
+            true => {
+                let sum = &arrays.expected;
+                let made = Sides::new(communicator, &arrays.device, sum, HIDDEN, false)?;
+                (Some(made.0), made.1)
+            }
+            false => (None, arrays.expected.clone()),
+        };
+        Ok(Calls {
+            arrays,
+            sides,
+            expected,
+        })
+    }
+
+    fn call(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        let Arrays {
+            device,
+            input,
+            output,
+            ..
+        } = &self.arrays;
+        let Some(sides) = &self.sides else {
+            return self.arrays.call(communicator);
+        };
+        input.with::<bf16, _>(device, |input| {
+            output.with::<bf16, _>(device, |output| {
+                sides.call(device, communicator, Some(&*input), output)
+            })
+        })
+    }
+
+    fn ensure_result(&self) -> Result<()> {
+        let output = &self.arrays.output;
+        self.arrays.ensure_is(output, |index| self.expected[index])
+    }
+}
+
 pub(super) fn absent_rank<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
+    normalised: bool,
 ) -> Result<()> {
     let mut communicator = stage.build(member.next_group()?, |builder| builder)?;
     let rank = communicator.rank();
     let peers = member.peers;
-    let arrays = stage.arrays(&communicator, SEED, ELEMENTS)?;
-    arrays.call(&mut communicator)?;
+    let calls = stage.arrays(&communicator, SEED, ELEMENTS)?;
+    let calls = Calls::new(&communicator, calls, normalised)?;
+    let arrays = &calls.arrays;
+    calls.call(&mut communicator)?;
     communicator.synchronize()?;
     communicator.capture_begin()?;
     for _ in 0..2 {
-        arrays.call(&mut communicator)?;
+        calls.call(&mut communicator)?;
     }
     // SAFETY: the arrays live until the end of this function, and the graph is dropped before.
     let graph = unsafe { communicator.capture_end()? };
     graph.launch(&mut communicator)?;
     communicator.synchronize()?;
-    arrays.ensure_sum(&arrays.output).context("a good call")?;
+    calls.ensure_result().context("a good call")?;
     peers.meet()?;
     if rank == ABSENT {
         // It waits until the others have failed, and learns of it by its own call.
         peers.meet()?;
     }
     let began = Instant::now();
-    let failure = arrays
+    let failure = calls
         .call(&mut communicator)
         .and_then(|()| communicator.synchronize());
     let took = began.elapsed();
@@ -68,7 +129,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
     arrays.output.poison(&arrays.device)?;
     for later in [
         graph.launch(&mut communicator),
-        arrays.call(&mut communicator),
+        calls.call(&mut communicator),
         communicator.synchronize(),
     ] {
         let later = later.err().context("a failed communicator said Ok")?;
@@ -83,10 +144,10 @@ pub(super) fn absent_rank<S: DeviceStream>(
     drop(communicator);
     let mut second = stage.build(member.next_group()?, |builder| builder)?;
     let arrays = stage.arrays(&second, SEED, ELEMENTS)?;
-    arrays.call(&mut second)?;
+    let calls = Calls::new(&second, arrays, normalised)?;
+    calls.call(&mut second)?;
     second.synchronize()?;
-    arrays
-        .ensure_sum(&arrays.output)
-        .context("a call of the new communicator")?;
-    Ok(())
+    calls
+        .ensure_result()
+        .context("a call of the new communicator")
 }

@@ -1,7 +1,7 @@
 //! Faults between ranks that are threads of one process on one device: what every rank is told when
 //! a peer is absent, aborted or calls something else, and that the process lives on; also two
-//! communicators at once, and replays of graphs. Each case is a process of its own, so that a spinning kernel costs one
-//! case. (`kill` is about ranks that die or stop.)
+//! communicators at once, and replays of graphs. Each case is a process of its own, so that a
+//! spinning kernel costs one case. (`kill` is about ranks that die or stop.)
 
 mod abort;
 mod absent;
@@ -64,7 +64,12 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
         Case::TwoCommunicators => two_communicators(stage),
         Case::GraphReplays => graph_replays(stage),
         Case::AbsentRank => {
-            run_threads(3, 2, |member| absent::absent_rank(member, stage)).map(drop)
+            for normalised in [false, true] {
+                run_threads(3, 2, |member| {
+                    absent::absent_rank(member, stage, normalised)
+                })?;
+            }
+            Ok(())
         }
         Case::Abort => abort::aborts(stage),
         Case::Disagreement => disagreement::disagreements(stage),

@@ -4,7 +4,6 @@
 
 mod holdings;
 mod leftovers;
-mod norm;
 mod rank;
 mod ranks;
 mod referee;

@@ -8,17 +8,20 @@ use peersum::device::Device;
 use peersum::dispatch::Route;
 use peersum::{Communicator, Error, Graph, Output, SymmetricBuffer};
 
-use super::norm::{HIDDEN, NAN, Sides};
 use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
 use crate::arrays::Arrays;
 use crate::data::{Content, bytes_of};
 use crate::memory::{POISON, elements_of, lend};
+use crate::norm_sides::{NAN, Sides};
 use crate::ranks::say;
 
 /// Odd, so that the last unit is partial; large enough for several units per thread on the
 /// emulator.
 pub(super) const ELEMENTS: usize = 603;
+
+/// The length of a row with RMSNorm. Short, because a row costs the emulator several barriers.
+const HIDDEN: usize = 72;
 
 /// The elements of a call with RMSNorm: two rows, which on the emulator have one block.
 const ELEMENTS_OF_ROWS: usize = 2 * HIDDEN;
@@ -68,7 +71,7 @@ impl<D: Device> Work<D> {
             // The calls of a graph would add to the same residual one after the other.
             let adds = scenario.phase != Phase::GraphReplay;
             let Arrays { device, .. } = &work.arrays;
-            let (sides, output) = Sides::new(communicator, device, &work.expected, adds)?;
+            let (sides, output) = Sides::new(communicator, device, &work.expected, HIDDEN, adds)?;
             (work.sides, work.expected) = (Some(sides), output);
         }
         Ok(work)

@@ -1,5 +1,5 @@
-//! What a kill test's calls with RMSNorm have beyond their sum: the weight, the residual, and what
-//! both must hold.
+//! What a rank's calls with RMSNorm have beyond their sum: the weight, the residual, and what both
+//! must hold.
 
 use anyhow::{Result, ensure};
 use half::bf16;
@@ -10,11 +10,8 @@ use peersum::{Communicator, Error, RmsNorm};
 use crate::data::{self, Content, Key};
 use crate::memory::TestBuffer;
 
-/// The length of a row. Short, because a row costs the emulator several barriers.
-pub(super) const HIDDEN: usize = 72;
-
 /// An element of an output that was not reduced.
-pub(super) const NAN: u16 = 0x7FFF;
+pub(crate) const NAN: u16 = 0x7FFF;
 
 const SEED: u64 = 6;
 const NUMBERS: NormNumbers = NormNumbers {
@@ -26,7 +23,7 @@ const NUMBERS: NormNumbers = NormNumbers {
 type Buffer<D> = <D as Device>::Buffer<bf16>;
 
 /// Weight and residual of one rank.
-pub(super) struct Sides<D: Device> {
+pub(crate) struct Sides<D: Device> {
     weight: TestBuffer<D>,
     residual: TestBuffer<D>,
     /// The residual before a call, and after it.
@@ -37,11 +34,13 @@ pub(super) struct Sides<D: Device> {
 }
 
 impl<D: Device> Sides<D> {
-    /// Weight and residual for this sum. Also returns the output of a call.
-    pub(super) fn new(
+    /// Weight and residual for this sum of rows of `hidden` elements; the residual is only added if
+    /// `adds`. Also returns the output of a call.
+    pub(crate) fn new(
         communicator: &Communicator<D>,
         device: &D,
         sum: &[bf16],
+        hidden: usize,
         adds: bool,
     ) -> Result<(Self, Vec<bf16>)> {
         let rank = communicator.rank();
@@ -49,14 +48,14 @@ impl<D: Device> Sides<D> {
             let key = Key::new(SEED, 0, layer, rank);
             data::input::<bf16>(Content::Ordinary, key, len)
         };
-        let (own_weight, before) = (side(1, HIDDEN), side(2, sum.len()));
+        let (own_weight, before) = (side(1, hidden), side(2, sum.len()));
         let after = match adds {
             true => reference::add_residual(sum, &before),
             false => before.clone(),
         };
         let kept = if adds { &after } else { sum };
         let output = reference::rms_norm(kept, &own_weight, NUMBERS);
-        let weight = TestBuffer::new::<bf16>(device, HIDDEN)?;
+        let weight = TestBuffer::new::<bf16>(device, hidden)?;
         weight.write(device, &own_weight)?;
         let sides = Sides {
             weight,
@@ -69,12 +68,12 @@ impl<D: Device> Sides<D> {
     }
 
     /// Writes the residual again, which a call has replaced.
-    pub(super) fn prepare(&self, device: &D) -> Result<()> {
+    pub(crate) fn prepare(&self, device: &D) -> Result<()> {
         self.residual.write(device, &self.before)
     }
 
     /// Normalises the sum of `input` into `output`; without an input, of what is in its place.
-    pub(super) fn call(
+    pub(crate) fn call(
         &self,
         device: &D,
         communicator: &mut Communicator<D>,
@@ -103,7 +102,7 @@ impl<D: Device> Sides<D> {
 
     /// Checks the residual: updated if the call succeeded, untouched if nothing was launched,
     /// otherwise untouched, updated or NaN.
-    pub(super) fn check(&self, device: &D, launched: bool, succeeded: bool) -> Result<()> {
+    pub(crate) fn check(&self, device: &D, launched: bool, succeeded: bool) -> Result<()> {
         let (found, intact) = self.residual.read::<bf16>(device)?;
         ensure!(intact, "memory beside the residual was written");
         for (index, found) in found.iter().map(|found| found.to_bits()).enumerate() {
