@@ -295,6 +295,29 @@ PEERSUM_DEVICE bool poll_units(peersum_u64 first_slot, Unit (&received)[COUNT][S
     }
 }
 
+template <int UNITS>
+PEERSUM_DEVICE void send_row(const PushedRows& rows, peersum_u32 row) {
+    const peersum_u64 slots = rows.slots(row);
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        if (static_cast<peersum_u32>(k) < rows.own)
+            rows.send(slots, k, rows.own_unit(rows.unit(row) + k));
+    }
+}
+
+// Normalises and stores a thread's units of a row.
+template <int UNITS>
+PEERSUM_DEVICE void store_row(const RowBuffers& buffers, const Rows& rows, peersum_u32 unit,
+                              const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
+    const float scale = scale_of_row(buffers.params, sum);
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        if (static_cast<peersum_u32>(k) < rows.own)
+            st_global_v4(buffers.output(unit + k),
+                         normalise(buffers.params, r[k], scale, weight[k]));
+    }
+}
+
 // Units of a thread's first row that are loaded together with the block's state.
 constexpr int LOADED_AT_ONCE = 2;
 
@@ -314,7 +337,6 @@ template <int UNITS>
 PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& buffers,
                                           BlockMemory memory, PushedRows rows,
                                           const Unit (&loaded)[LOADED_AT_ONCE]) {
-    const PeersumParams& params = call.params;
     const peersum_u32 epochs = epochs_of(call);
     rows.per_thread = UNITS;
     const auto has = [&](int k) { return static_cast<peersum_u32>(k) < rows.own; };
@@ -336,16 +358,10 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
 #pragma unroll 1
     for (peersum_u32 next; row < rows.count; row = next) {
         next = row + call.blocks;
-        if (next < rows.count) {
-            // A row is on its way while the one before it is awaited.
-            const peersum_u64 slots = rows.slots(next);
-#pragma unroll
-            for (int k = 0; k < UNITS; ++k) {
-                if (has(k)) rows.send(slots, k, rows.own_unit(rows.unit(next) + k));
-            }
-        }
+        // A row is on its way while the one before it is awaited.
+        if (next < rows.count) send_row<UNITS>(rows, next);
         const peersum_u32 unit = rows.unit(row);
-        const peersum_u64 from = receive_address(params, rows.slots(row));
+        const peersum_u64 from = receive_address(call.params, rows.slots(row));
         Unit r[UNITS], weight[UNITS];
         constexpr int AT_ONCE = UNITS < MOST_POLLED ? UNITS : MOST_POLLED;
 #pragma unroll
@@ -369,7 +385,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                     if (k < begin && has(k)) st_global_v4(buffers.kept(unit + k), r[k]);
                 }
                 return peersum_norm_rest(
-                    params, memory, epochs, row,
+                    call.params, memory, epochs, row,
                     PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
             }
             if (begin == 0 && row == call.block && has(0)) allow_next_kernel();
@@ -394,13 +410,8 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        const float scale = scale_of_row(params, sum);
+        store_row(buffers, rows, unit, r, weight, sum);
         is_odd = !is_odd;
-#pragma unroll
-        for (int k = 0; k < UNITS; ++k) {
-            if (has(k))
-                st_global_v4(buffers.output(unit + k), normalise(params, r[k], scale, weight[k]));
-        }
     }
 }
 

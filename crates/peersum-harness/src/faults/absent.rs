@@ -142,6 +142,14 @@ pub(super) fn absent_rank<S: DeviceStream>(
     // The process and its device stay usable.
     drop(graph);
     drop(communicator);
+    a_new_group_works(member, stage, normalised)
+}
+
+fn a_new_group_works<S: DeviceStream>(
+    mut member: Member<'_>,
+    stage: &Stage<'_, S>,
+    normalised: bool,
+) -> Result<()> {
     let mut second = stage.build(member.next_group()?, |builder| builder)?;
     let arrays = stage.arrays(&second, SEED, ELEMENTS)?;
     let calls = Calls::new(&second, arrays, normalised)?;
