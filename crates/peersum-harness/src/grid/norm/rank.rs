@@ -22,6 +22,8 @@ pub(crate) struct NormRank<D: Device> {
     kind: DeviceKind,
     /// Of the data, together with the name of the configuration.
     pub(crate) seed: u64,
+    /// For tests: changes one bit of an array before it is compared.
+    pub(crate) corrupts: bool,
     input: Guarded<D>,
     output: Guarded<D>,
     residual: Guarded<D>,
@@ -65,6 +67,7 @@ impl<D: Device> NormRank<D> {
             device,
             kind: machine.kind(),
             seed: settings.seed,
+            corrupts: false,
         })
     }
 
@@ -239,7 +242,8 @@ impl<D: Device> NormRank<D> {
         // SAFETY: the array and its guards lie within memory of this rank.
         unsafe { self.device.read(address - guard as u64, &mut memory)? };
         let behind = memory.split_off(guard + bytes);
-        let array = memory.split_off(guard);
+        let mut array = memory.split_off(guard);
+        array[0] ^= u8::from(self.corrupts);
         if memory.iter().chain(&behind).any(|&byte| byte != POISON) {
             return Ok(Some(format!("{name}: memory beside it was written")));
         }
