@@ -35,8 +35,8 @@ pub(crate) enum Case {
     /// Four and eight ranks share a GPU and replay a graph without waiting, with and without
     /// programmatic dependent launch, between eager calls.
     GraphReplays,
-    /// A rank never calls, without and with RMSNorm. The others name it, outputs are NaN, an earlier
-    /// graph is refused and moves no data, and a new communicator works.
+    /// A rank never calls, without and with RMSNorm. The others name it, outputs are NaN, an
+    /// earlier graph is refused and moves no data, and a new communicator works.
     AbsentRank,
     /// Another thread aborts a rank that waits.
     Abort,
