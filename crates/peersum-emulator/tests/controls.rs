@@ -1,6 +1,7 @@
 //! Negative controls: each protocol broken on purpose is caught, so that the other tests are known
 //! to be able to fail.
 #![cfg(feature = "broken-kernels")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod rig;
 
@@ -167,8 +168,9 @@ fn a_sum_in_reversed_rank_order_is_caught() {
 }
 
 /// Calls with RMSNorm that a search makes with one communicator.
-const NORM_CALLS: usize = 24;
-const HIDDEN: usize = 512;
+const NORM_CALLS: usize = 8;
+/// One to four units a thread: what the fused kernel has in registers, and what it has not.
+const HIDDEN: usize = 128;
 /// Several rows for each of two blocks.
 const ROWS: usize = 5;
 
@@ -246,7 +248,7 @@ fn norm_rank<T: Element>(
         let plan = Plan {
             route,
             blocks: 2,
-            threads: [16, 32][number % 2],
+            threads: [8, 16][number % 2],
         };
         communicator.force_plan(Some(plan)).unwrap();
         let weight = EmulatorBuffer::from_slice(&call.weight);
@@ -276,13 +278,12 @@ fn norm_rank<T: Element>(
     found
 }
 
-fn assert_norm_caught(broken: Break, route: Route) {
+fn assert_norm_caught<T: Element>(broken: Break, route: Route) {
     for world_size in [2, 3] {
-        for_each_dtype_of_controls!(T => {
-            let found = norm_caught::<T>(Some(broken), world_size, route, PATIENCE);
-            println!("{broken:?} by {route:?} in a group of {world_size}: {found:?}");
-            assert!(found.is_some(), "{broken:?} by {route:?} in a group of {world_size}");
-        });
+        let found = norm_caught::<T>(Some(broken), world_size, route, PATIENCE);
+        let context = format!("{broken:?} by {route:?} in a group of {world_size}");
+        println!("{context}: {found:?}");
+        assert!(found.is_some(), "{context}");
     }
 }
 
@@ -292,28 +293,29 @@ const NORM_ROUTES: [Route; 2] = [Route::PushOneShot, Route::PullTwoShot];
 #[test]
 fn a_missing_barrier_of_a_row_is_caught() {
     for route in NORM_ROUTES {
-        assert_norm_caught(Break::NoRowBarrier, route);
+        for_each_dtype_of_controls!(T => assert_norm_caught::<T>(Break::NoRowBarrier, route));
     }
 }
 
 #[test]
 fn a_sum_of_squares_that_depends_on_the_block_is_caught() {
+    // Few results of 16 bits show the last bit of the sum.
     for route in NORM_ROUTES {
-        assert_norm_caught(Break::TreeOfBlock, route);
+        assert_norm_caught::<f32>(Break::TreeOfBlock, route);
     }
 }
 
 #[test]
 fn a_weight_that_is_loaded_before_the_wait_for_the_kernel_before_is_caught() {
     for route in NORM_ROUTES {
-        assert_norm_caught(Break::WeightBeforeWait, route);
+        for_each_dtype_of_controls!(T => assert_norm_caught::<T>(Break::WeightBeforeWait, route));
     }
 }
 
 #[test]
 fn what_breaks_a_push_breaks_a_push_that_normalises() {
     for broken in [Break::NoRearm, Break::EpochNotAdvanced] {
-        assert_norm_caught(broken, Route::PushOneShot);
+        for_each_dtype_of_controls!(T => assert_norm_caught::<T>(broken, Route::PushOneShot));
     }
 }
 

@@ -26,6 +26,8 @@ fn a_soak_finds_no_wrong_bit() {
         let calls: u64 = calls.split(' ').next().unwrap().parse().unwrap();
         assert!(calls >= 100, "{stdout}");
     }
+    let norms = stdout.matches(" calls with RMSNorm, 0 mismatches");
+    assert_eq!(norms.count(), 2, "{stdout}");
 }
 
 #[test]
@@ -34,4 +36,12 @@ fn a_changed_bit_is_found_and_named_with_its_seed() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout.contains("round 1, layer 2"), "{stdout}");
     assert!(stdout.contains("first wrong index 1"), "{stdout}");
+    // Calls with RMSNorm are compared as well.
+    let norms = stdout
+        .lines()
+        .filter(|line| line.contains(" calls with RMSNorm, "));
+    for line in norms {
+        assert!(!line.ends_with(", 0 mismatches"), "{stdout}");
+    }
+    assert!(stdout.contains("output, element 0: "), "{stdout}");
 }

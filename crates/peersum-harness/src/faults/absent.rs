@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::device::{Device, DeviceStream};
 use peersum::{Communicator, Error, Failure};
@@ -70,6 +70,20 @@ impl<D: Device> Calls<D> {
     }
 }
 
+/// Whether the failure of a call on `rank` is the one that the absent rank causes.
+fn names_absent(rank: u32, failure: &Result<(), Error>) -> bool {
+    match failure {
+        Err(Error::Failed(Failure::PeerTimeout {
+            peer, rank: own, ..
+        })) => (*peer, *own) == (ABSENT, rank),
+        // The other waiting rank may be the first to give up.
+        Err(Error::Failed(Failure::PeerFailed {
+            origin, waited_for, ..
+        })) => *origin != ABSENT && waited_for.is_none_or(|peer| peer == ABSENT && rank != ABSENT),
+        _ => false,
+    }
+}
+
 pub(super) fn absent_rank<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
@@ -78,8 +92,11 @@ pub(super) fn absent_rank<S: DeviceStream>(
     let mut communicator = stage.build(member.next_group()?, |builder| builder)?;
     let rank = communicator.rank();
     let peers = member.peers;
-    let calls = stage.arrays(&communicator, SEED, ELEMENTS)?;
-    let calls = Calls::new(&communicator, calls, normalised)?;
+    let calls_of = |communicator: &Communicator<S::Device>| {
+        let arrays = stage.arrays(communicator, SEED, ELEMENTS)?;
+        Calls::new(communicator, arrays, normalised)
+    };
+    let calls = calls_of(&communicator)?;
     let arrays = &calls.arrays;
     calls.call(&mut communicator)?;
     communicator.synchronize()?;
@@ -103,19 +120,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
         .and_then(|()| communicator.synchronize());
     let took = began.elapsed();
     ensure!(took < TIMEOUT + stage.grace(), "took {took:?}");
-    match &failure {
-        Err(Error::Failed(Failure::PeerTimeout {
-            peer: ABSENT,
-            rank: own,
-            ..
-        })) if *own == rank => {}
-        // The other waiting rank may be the first to give up.
-        Err(Error::Failed(Failure::PeerFailed {
-            origin, waited_for, ..
-        })) if *origin != ABSENT
-            && waited_for.is_none_or(|peer| peer == ABSENT && rank != ABSENT) => {}
-        other => bail!("rank {rank} got {other:?}"),
-    }
+    ensure!(names_absent(rank, &failure), "rank {rank} got {failure:?}");
     if rank != ABSENT {
         peers.meet()?;
     }
@@ -151,8 +156,7 @@ fn a_new_group_works<S: DeviceStream>(
     normalised: bool,
 ) -> Result<()> {
     let mut second = stage.build(member.next_group()?, |builder| builder)?;
-    let arrays = stage.arrays(&second, SEED, ELEMENTS)?;
-    let calls = Calls::new(&second, arrays, normalised)?;
+    let calls = calls_of(&second)?;
     calls.call(&mut second)?;
     second.synchronize()?;
     calls

@@ -116,7 +116,13 @@ impl Soak {
     /// with those.
     fn run_on<M: Machine>(&self, machine: &M, norms: &Turns) -> Result<Vec<String>> {
         run_threads(self.world_size, 1, |member| self.run(machine, member))?;
-        norms::run(machine, &self.settings, self.world_size, norms)
+        norms::run(
+            machine,
+            &self.settings,
+            self.world_size,
+            norms,
+            self.corrupt,
+        )
     }
 }
 

@@ -20,12 +20,14 @@ const MOST: usize = 300_000;
 /// The same on the emulator, which is a thousand times slower.
 const MOST_EMULATED: usize = 9000;
 
-/// Calls with RMSNorm in all bursts of `turns`. Returns the mismatches.
+/// Calls with RMSNorm in all bursts of `turns`. Returns the mismatches. With `corrupt` rank 0 has
+/// some.
 pub(super) fn run<M: Machine>(
     machine: &M,
     settings: &Settings,
     world_size: u32,
     turns: &Turns,
+    corrupt: bool,
 ) -> Result<Vec<String>> {
     let wrong = Mutex::new(Vec::new());
     run_threads(world_size, 1, |mut member| {
@@ -36,6 +38,7 @@ pub(super) fn run<M: Machine>(
         };
         let rendezvous = member.next_group()?;
         let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, &[&largest])?;
+        rank.corrupts = corrupt && member.peers.rank() == 0;
         for burst in (0..).take_while(|burst| turns.enter(*burst)) {
             rank.seed = settings.seed.wrapping_add(burst as u64);
             let case = draw(settings, world_size, rank.seed);
