@@ -147,14 +147,6 @@ pub(super) fn absent_rank<S: DeviceStream>(
     // The process and its device stay usable.
     drop(graph);
     drop(communicator);
-    a_new_group_works(member, stage, normalised)
-}
-
-fn a_new_group_works<S: DeviceStream>(
-    mut member: Member<'_>,
-    stage: &Stage<'_, S>,
-    normalised: bool,
-) -> Result<()> {
     let mut second = stage.build(member.next_group()?, |builder| builder)?;
     let calls = calls_of(&second)?;
     calls.call(&mut second)?;
