@@ -151,10 +151,11 @@ PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
 #define PEERSUM_PASTE_6(a, b, c, d, e, f) a##b##c##d##e##f
 #define PEERSUM_ENTRY_NAME(family_algorithm, dtype, world_size) \
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
-// `blocks` is how many blocks of the largest size must fit on a multiprocessor. With 1 a block may
-// use all registers. Without a number ptxas aims for two blocks on some architectures, and spills.
-#define PEERSUM_KERNEL(family_algorithm, blocks)                                                   \
-    extern "C" __global__ void __launch_bounds__(PEERSUM_MAX_THREADS + PEERSUM_WORLD_SIZE, blocks) \
+// `threads` is the most threads of a block that handle units. `blocks` is how many blocks of that
+// size must fit on a multiprocessor. With 1 a block may use all registers. Without a number ptxas
+// aims for two blocks on some architectures, and spills.
+#define PEERSUM_KERNEL(family_algorithm, threads, blocks)                                \
+    extern "C" __global__ void __launch_bounds__((threads) + PEERSUM_WORLD_SIZE, blocks) \
         PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
 // PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that allow only one
@@ -163,13 +164,13 @@ PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
 struct AllParams {
     PeersumParams of_rank[WORLD_SIZE];
 };
-#define PEERSUM_ENTRY(family_algorithm, blocks)                                       \
-    PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params);          \
-    PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ AllParams all) { \
-        run_##family_algorithm(all.of_rank[ctaid_y()]);                               \
-    }                                                                                 \
+#define PEERSUM_ENTRY(family_algorithm, threads, blocks)                                       \
+    PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params);                   \
+    PEERSUM_KERNEL(family_algorithm, threads, blocks)(const __grid_constant__ AllParams all) { \
+        run_##family_algorithm(all.of_rank[ctaid_y()]);                                        \
+    }                                                                                          \
     PEERSUM_DEVICE void run_##family_algorithm(const PeersumParams& params)
 #else
-#define PEERSUM_ENTRY(family_algorithm, blocks) \
-    PEERSUM_KERNEL(family_algorithm, blocks)(const __grid_constant__ PeersumParams params)
+#define PEERSUM_ENTRY(family_algorithm, threads, blocks) \
+    PEERSUM_KERNEL(family_algorithm, threads, blocks)(const __grid_constant__ PeersumParams params)
 #endif

@@ -483,8 +483,16 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 
 }  // namespace
 
-PEERSUM_ENTRY(norm_rows, 1) { norm_rows(params); }
+PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 1) { norm_rows(params); }
 
 #if PEERSUM_WORLD_SIZE > 1
-PEERSUM_ENTRY(norm_one_shot, 1) { one_shot(params); }
+// With eight ranks' units ptxas spills for the largest block from sm_100 on. So many registers
+// leave no seat for one anyway.
+#if PEERSUM_WORLD_SIZE == 8 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
+#define PEERSUM_ONE_SHOT_THREADS 384
+#else
+#define PEERSUM_ONE_SHOT_THREADS PEERSUM_MAX_THREADS
+#endif
+
+PEERSUM_ENTRY(norm_one_shot, PEERSUM_ONE_SHOT_THREADS, 1) { one_shot(params); }
 #endif

@@ -363,6 +363,6 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
-PEERSUM_ENTRY(pull_one_shot, 1) { one_shot(params); }
+PEERSUM_ENTRY(pull_one_shot, PEERSUM_MAX_THREADS, 1) { one_shot(params); }
 
-PEERSUM_ENTRY(pull_two_shot, 1) { two_shot(params); }
+PEERSUM_ENTRY(pull_two_shot, PEERSUM_MAX_THREADS, 1) { two_shot(params); }

@@ -297,6 +297,6 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 #define PEERSUM_ONE_SHOT_BLOCKS 1
 #endif
 
-PEERSUM_ENTRY(push_one_shot, PEERSUM_ONE_SHOT_BLOCKS) { one_shot(params); }
+PEERSUM_ENTRY(push_one_shot, PEERSUM_MAX_THREADS, PEERSUM_ONE_SHOT_BLOCKS) { one_shot(params); }
 
-PEERSUM_ENTRY(push_two_shot, 1) { two_shot(params); }
+PEERSUM_ENTRY(push_two_shot, PEERSUM_MAX_THREADS, 1) { two_shot(params); }
