@@ -142,9 +142,9 @@ impl Job {
         let mut modules = Vec::new();
         for &(target, cache_key) in &self.files {
             let file = target.file_name(&self.module);
-            let (bytes, ptx_version) = match target {
-                Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version)),
-                Target::Cubin(_) => (fs::read(scratch.join(&file))?, None),
+            let (bytes, ptx_version, report) = match target {
+                Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version), None),
+                Target::Cubin(_) => (fs::read(scratch.join(&file))?, None, reports.get(&target)),
             };
             let module = ManifestModule {
                 key: self.module,
@@ -154,7 +154,7 @@ impl Job {
                 sha256: Digest::of(&bytes),
                 closure_digest: closure.digest,
                 cache_key,
-                entry_points: self.entry_points(reports.get(&target), &entries)?,
+                entry_points: self.entry_points(report, &entries)?,
             };
             verify_bytes(&bytes, &module)
                 .context("the compiler's output is not what was asked for")?;
