@@ -47,6 +47,11 @@ typedef unsigned long long peersum_u64;
 /* The most units of a row that one thread handles. */
 #define PEERSUM_MAX_ROW_UNITS_PER_THREAD 64
 
+/* Units of a row that a thread of the fused kernel keeps in registers, in a pair and in a larger
+ * group. It handles more of them much more slowly. */
+#define PEERSUM_KEPT_ROW_UNITS_OF_PAIR 4
+#define PEERSUM_KEPT_ROW_UNITS 2
+
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16
 /* Units whose slots of one source are adjacent: what a warp stores at once. */

@@ -322,7 +322,7 @@ PEERSUM_DEVICE void store_row(const RowBuffers& buffers, const Rows& rows, peers
 constexpr int LOADED_AT_ONCE = 2;
 
 // The most units of a row that a thread keeps in registers: larger groups have fewer to spare.
-constexpr int MOST_UNITS = KEEPS_OWN ? 4 : 2;
+constexpr int MOST_UNITS = KEEPS_OWN ? PEERSUM_KEPT_ROW_UNITS_OF_PAIR : PEERSUM_KEPT_ROW_UNITS;
 
 // The most units that a thread polls at once: as many as ptxas has registers for.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900

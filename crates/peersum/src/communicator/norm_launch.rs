@@ -101,6 +101,8 @@ impl NormCall {
 struct RowShape {
     /// Threads that handle units.
     threads: u32,
+    /// Units of a row that each has.
+    per_thread: u32,
     /// Slots of a row from one source, in units: the counterpart of `slot_unit` in norm.cu.
     slots: u32,
 }
@@ -119,6 +121,7 @@ impl RowShape {
         let threads = threads.max(abi::PEERSUM_MIN_THREADS.next_multiple_of(lanes));
         Self {
             threads,
+            per_thread,
             slots: row_units.next_multiple_of(abi::PEERSUM_SLOT_GROUP * per_thread),
         }
     }
@@ -150,7 +153,7 @@ impl<D: Device> Communicator<D> {
         };
         let plan = self.plan_of(connected, &call)?;
         let placement = connected.placement(call.input, call.output, call.bytes()?);
-        if let Some(fused) = self.fused_plan(connected, placement, call.bytes()?, plan) {
+        if let Some(fused) = self.fused_plan(connected, &norm, placement, call.bytes()?, plan) {
             let shape = self.row_shape(&norm, &connected.limits, Algorithm::OneShot, Some(fused));
             let rows = connected.most_rows(shape);
             if rows != 0 {
@@ -162,10 +165,12 @@ impl<D: Device> Communicator<D> {
     }
 
     /// The plan of the fused kernel, if a call with this plan is fused: its shape limits the
-    /// launch.
+    /// launch. Without a row of the table that says so, those calls are fused whose rows fit the
+    /// registers of the block's threads.
     fn fused_plan(
         &self,
         connected: &Connected<D>,
+        norm: &NormCall,
         placement: Placement,
         bytes: u64,
         plan: Plan,
@@ -182,10 +187,16 @@ impl<D: Device> Communicator<D> {
         let row = self.table.rms_norm.row(placement, bytes);
         let row = row.filter(|_| self.forced.is_none());
         let by_row = row.map(|row| row.fused.is_some());
-        let fuses = self
-            .fuses
-            .or(by_row)
-            .unwrap_or(plan.route == Route::PushOneShot);
+        let by_itself = || {
+            let shape = self.row_shape(norm, limits, Algorithm::OneShot, Some(plan));
+            let kept = match self.world_size {
+                2 => abi::PEERSUM_KEPT_ROW_UNITS_OF_PAIR,
+                _ => abi::PEERSUM_KEPT_ROW_UNITS,
+            };
+            let is_chosen = self.limiting(Some(plan)).is_some();
+            plan.route == Route::PushOneShot && (is_chosen || shape.per_thread <= kept)
+        };
+        let fuses = self.fuses.or(by_row).unwrap_or_else(by_itself);
         let shape = row.and_then(|row| row.fused);
         fuses.then(|| Plan {
             route: Route::PushOneShot,
@@ -212,7 +223,7 @@ impl<D: Device> Communicator<D> {
         let norm = NormCall::of_rows(T::DTYPE, rows, hidden);
         let bytes = norm.call.bytes().ok()?;
         let plan = self.forced.unwrap_or_else(|| self.plan(placement, bytes));
-        let plan = self.fused_plan(connected, placement, bytes, plan)?;
+        let plan = self.fused_plan(connected, &norm, placement, bytes, plan)?;
         let shape = self.row_shape(&norm, &connected.limits, Algorithm::OneShot, Some(plan));
         let rows = u64::from(rows).min(connected.most_rows(shape));
         let blocks = u64::from(self.most_row_blocks(&connected.limits, Some(plan)));
