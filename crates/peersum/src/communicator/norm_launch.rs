@@ -188,7 +188,7 @@ impl<D: Device> Communicator<D> {
         let row = row.filter(|_| self.forced.is_none());
         let by_row = row.map(|row| row.fused.is_some());
         let by_itself = || {
-            let shape = self.row_shape(norm, limits, Algorithm::OneShot, Some(plan));
+            let shape = self.row_shape(norm, limits, Algorithm::OneShot, Some(usual));
             let kept = match self.world_size {
                 2 => abi::PEERSUM_KEPT_ROW_UNITS_OF_PAIR,
                 _ => abi::PEERSUM_KEPT_ROW_UNITS,
