@@ -178,7 +178,8 @@ impl Settings {
             sharing: MemorySharing::Auto,
             seed,
             filter: None,
-            timeout: Duration::from_secs(1),
+            // Far longer than any sound call takes, also on a busy machine.
+            timeout: Duration::from_secs(20),
             fault: None,
             start_epochs: (0, 1),
         }
