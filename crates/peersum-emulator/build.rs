@@ -7,15 +7,15 @@ use std::{env, fs, io};
 
 use peersum_artifact::{Dtype, Family, ModuleKey};
 
-/// The protocols that are broken on purpose, by their number in `call.cuh`, and the families whose
-/// code each one changes.
+/// The protocols that are broken on purpose, by their number in `call.cuh`, and the families in
+/// which tests call each one.
 const BREAKS: [(u32, &[Family]); 9] = [
     (1, &[Family::Push, Family::Norm]),
     (2, &[Family::Pull]),
     (3, &[Family::Push]),
     (4, &[Family::Push, Family::Pull, Family::Norm]),
     (5, &[Family::Pull]),
-    (6, &[Family::Push, Family::Pull, Family::Norm]),
+    (6, &[Family::Push, Family::Pull]),
     (7, &[Family::Norm]),
     (8, &[Family::Norm]),
     (9, &[Family::Norm]),
@@ -56,8 +56,8 @@ fn main() -> io::Result<()> {
         .flag("-Wno-unknown-pragmas")
         .flag("-Wno-sign-compare")
         // Optimise debug builds too: tests should spend their time in the waits of the protocols,
-        // not in slow code.
-        .opt_level(2)
+        // not in slow code. More than this saves them less than it costs the build.
+        .opt_level(1)
         .debug(false)
         .include(&kernels)
         .include("src/cpp")
@@ -124,7 +124,8 @@ fn broken_modules() -> Vec<Module> {
         return Vec::new();
     }
     let keys = ModuleKey::all()
-        .filter(|key| key.world_size.get() <= 3 && [Dtype::Bf16, Dtype::F32].contains(&key.dtype));
+        .filter(|key| [2, 3].contains(&key.world_size.get()))
+        .filter(|key| [Dtype::Bf16, Dtype::F32].contains(&key.dtype));
     let broken_in = |key: ModuleKey| {
         let breaks = BREAKS.iter();
         let here = breaks.filter(move |(_, families)| families.contains(&key.family));

@@ -25,7 +25,7 @@ const IDLE_RUNS: usize = 21;
 
 /// Time precompile against cicc and ptxas called directly
 ///
-/// Prints the time of a cold build of the 42 modules for sm_90 and that of the compiler's own
+/// Prints the time of a cold build of every module for sm_90 and that of the compiler's own
 /// processes alone, of a cold build of the release set, and of a run with nothing to do.
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecompileArgs {
@@ -71,15 +71,14 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     show("floor, sm_90: cicc and ptxas alone", floor, "");
     let ratio = cold.as_secs_f64() / floor.as_secs_f64();
     let remark = format!("{ratio:.2} x the floor (goal: at most 1.20)");
-    show("cold, sm_90, 42 modules", cold, &remark);
+    let modules = format!("cold, sm_90, {} modules", calls.len());
+    show(&modules, cold, &remark);
 
     let full = directory.path().join("full");
     let cold = precompile(&nvcc, jobs, None, &full)?;
-    show(
-        "cold, the release set",
-        cold,
-        "(goal: at most 14 s on 2 cores)",
-    );
+    // The goal was set for a matrix of 42 modules.
+    let remark = format!("{} modules; 42 had the goal of 14 s on 2 cores", calls.len());
+    show("cold, the release set", cold, &remark);
     let idle: Result<Vec<_>, _> = (0..IDLE_RUNS)
         .map(|_| precompile(&nvcc, jobs, None, &full))
         .collect();

@@ -70,7 +70,7 @@ unsafe impl Device for Emulator {
         let suffix = self.stream.device().entry_point_suffix();
         let find = |algorithm| {
             let name = key.entry_point(algorithm);
-            // A protocol that is broken on purpose is compiled only for modules that it changes.
+            // A protocol that is broken on purpose is compiled only for modules that tests call.
             let broken = entry_points::find(&format!("{name}{suffix}"));
             broken.or_else(|| entry_points::find(&name)).ok_or_else(|| {
                 let message = format!("{name} is not among the kernels compiled for the CPU");
