@@ -28,7 +28,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure below, or the meaning of a value, changes. */
-#define PEERSUM_ABI_VERSION 6
+#define PEERSUM_ABI_VERSION 7
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these blocks, launched or not. */
@@ -85,10 +85,19 @@ typedef unsigned long long peersum_u64;
  * hidden size in units, 15 bits | epsilon, the bits of a float32. */
 #define PEERSUM_NORM_WORDS 2
 #define PEERSUM_NORM_WORD_EPSILON 0
-/* sequence | 1 | 14 bits of 0 | whether there is a residual | weight offset, a float32's bits. */
+/* sequence | 1 | 12 bits of 0 | kind of output, 2 bits | whether there is a residual |
+ * weight offset, a float32's bits. */
 #define PEERSUM_NORM_WORD_OFFSET 1
 #define PEERSUM_NORM_MARK_SHIFT 47
+#define PEERSUM_NORM_OUTPUT_SHIFT 33
+#define PEERSUM_NORM_OUTPUT_BITS 2
 #define PEERSUM_NORM_VALUE_SHIFT 32
+
+/* The kinds of output: the normalised rows alone; FP8 of them with a given scale; FP8 with a scale
+ * for each row. */
+#define PEERSUM_NORM_OUTPUT_ROWS 0
+#define PEERSUM_NORM_OUTPUT_FP8_STATIC 1
+#define PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN 2
 
 #define PEERSUM_OPERATION_ALL_REDUCE 0
 /* An all-reduce whose sum is normalised row by row, with or without a residual. */
@@ -251,6 +260,13 @@ typedef struct PeersumParams {
     float weight_offset;
     /* `elements` / `hidden`. */
     peersum_u32 rows;
+    /* FP8 (E4M3) of the output, one byte an element; 0 if there is none. Otherwise one of the next
+     * two is not 0. */
+    peersum_u64 fp8_values;
+    /* One float32 by which every element is multiplied. */
+    peersum_u64 fp8_inverse_scale;
+    /* One float32 a row, which the call writes: the scale by which the row was divided. */
+    peersum_u64 fp8_row_scales;
 } PeersumParams;
 
 #endif

@@ -5,7 +5,7 @@
 // entry points give the same bits, whatever their grid.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #define PEERSUM_MODULE_NORM
-#include "rms.cuh"
+#include "fp8.cuh"
 #if PEERSUM_WORLD_SIZE > 1
 #include "push_call.cuh"
 #endif
@@ -52,6 +52,31 @@ struct RowBuffers {
     }
 };
 
+// Normalises and stores a thread's units of a row, also as FP8.
+template <int UNITS>
+PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& buffers,
+                              const Rows& rows, BlockMemory memory, peersum_u32 row,
+                              const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
+    const Fp8 fp8 = fp8_of(buffers.params);
+    const float scale = scale_of_row(buffers.params, sum);
+    const peersum_u32 first = row * rows.units + rows.first;
+    Unit n[UNITS];
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        n[k] = Unit{0, 0, 0, 0};
+        if (static_cast<peersum_u32>(k) >= rows.own) continue;
+        n[k] = normalise(buffers.params, r[k], scale, weight[k]);
+        st_global_v4(buffers.output(first + k), n[k]);
+    }
+    if (!fp8.is_wanted()) return;
+    // Of many units, FP8 is made one by one: ptxas has no registers for them at once.
+    if constexpr (UNITS <= 2) {
+        quantise_row(position, fp8, memory, rows, row, n);
+    } else {
+        quantise_stored_row(position, fp8, memory, rows, row);
+    }
+}
+
 // Normalises one row. `next_r(k)` gives r of the thread's k-th unit, in ascending order. With
 // MAY_KEEP, few units stay in registers meanwhile.
 template <bool MAY_KEEP, typename NextR>
@@ -87,22 +112,16 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
         }
     }
     const float sum = sum_over_block(position, memory, sums.total(rows.per_thread), is_odd);
+    if (is_kept) return store_row(position, buffers, rows, memory, row, kept, weight, sum);
     const float scale = scale_of_row(buffers.params, sum);
-    if (is_kept) {
-#pragma unroll
-        for (peersum_u32 k = 0; k < KEPT_UNITS; ++k) {
-            if (k < rows.own)
-                st_global_v4(buffers.output(first + k),
-                             normalise(buffers.params, kept[k], scale, weight[k]));
-        }
-    } else {
 #pragma unroll 1
-        for (peersum_u32 k = 0; k < rows.own; ++k) {
-            const Unit r = ld_global_v4(buffers.kept(first + k));
-            st_global_v4(buffers.output(first + k),
-                         normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
-        }
+    for (peersum_u32 k = 0; k < rows.own; ++k) {
+        const Unit r = ld_global_v4(buffers.kept(first + k));
+        st_global_v4(buffers.output(first + k),
+                     normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
     }
+    const Fp8 fp8 = fp8_of(buffers.params);
+    if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row);
 }
 
 #if PEERSUM_WORLD_SIZE > 1
@@ -305,19 +324,6 @@ PEERSUM_DEVICE void send_row(const PushedRows& rows, peersum_u32 row) {
     }
 }
 
-// Normalises and stores a thread's units of a row.
-template <int UNITS>
-PEERSUM_DEVICE void store_row(const RowBuffers& buffers, const Rows& rows, peersum_u32 unit,
-                              const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
-    const float scale = scale_of_row(buffers.params, sum);
-#pragma unroll
-    for (int k = 0; k < UNITS; ++k) {
-        if (static_cast<peersum_u32>(k) < rows.own)
-            st_global_v4(buffers.output(unit + k),
-                         normalise(buffers.params, r[k], scale, weight[k]));
-    }
-}
-
 // Units of a thread's first row that are loaded together with the block's state.
 constexpr int LOADED_AT_ONCE = 2;
 
@@ -410,7 +416,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        store_row(buffers, rows, unit, r, weight, sum);
+        store_row(call, buffers, rows, memory, row, r, weight, sum);
         is_odd = !is_odd;
     }
 }

@@ -109,17 +109,17 @@ PEERSUM_DEVICE bool vote_any(bool value) {
     return any != 0;
 }
 
-// Memory of the block: one float32 for each warp, twice. Every call makes memory of its own, so an
-// entry point calls this once. Declared in PTX, because nvcc and NVRTC make different code for
+// Memory of the block: three float32 values for each warp. Every call makes memory of its own, so
+// an entry point calls this once. Declared in PTX, because nvcc and NVRTC make different code for
 // pointers to shared memory, and name a local variable after the path of its file.
 struct BlockMemory {
     peersum_u32 address;
 };
 
 PEERSUM_DEVICE BlockMemory block_memory() {
-    static_assert(2 * PEERSUM_MAX_THREADS / LANES == 32, "the size below, in float32");
+    static_assert(3 * PEERSUM_MAX_THREADS / LANES == 48, "the size below, in float32");
     BlockMemory memory;
-    asm volatile("{\n\t.shared .align 16 .b8 floats[128];\n\tmov.u32 %0, floats;\n\t}"
+    asm volatile("{\n\t.shared .align 16 .b8 floats[192];\n\tmov.u32 %0, floats;\n\t}"
                  : "=r"(memory.address));
     return memory;
 }

@@ -113,6 +113,11 @@ private:
     float pending[LEVELS + 1] = {};
 };
 
+// What block memory holds, in float32 values: each warp's sum of squares, for odd and for even
+// rows, and its largest magnitude (fp8.cuh).
+constexpr int MOST_WARPS = PEERSUM_MAX_THREADS / LANES;
+constexpr peersum_u32 FIRST_MAXIMUM = 2 * MOST_WARPS;
+
 // Adds the sums of all data threads of the block; every thread gets the total. Warps exchange
 // through block memory, in the half that `is_odd` selects: a thread that is still reading the sums
 // of one row has not arrived at the barrier of the next, so nobody stores into the same half.
@@ -122,7 +127,6 @@ PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, BlockMemory 
     for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
         sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
     if (position.threads <= LANES) return sum;
-    constexpr int MOST_WARPS = PEERSUM_MAX_THREADS / LANES;
     const peersum_u32 sums = is_odd ? MOST_WARPS : 0;
     if (position.thread % LANES == 0) st_shared_f32(memory, sums + position.thread / LANES, sum);
     if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER) barrier_cta_sync_data(position.threads);

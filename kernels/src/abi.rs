@@ -3,7 +3,7 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 6;
+pub const PEERSUM_ABI_VERSION: u32 = 7;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
@@ -33,7 +33,12 @@ pub const PEERSUM_NORM_WORDS: u32 = 2;
 pub const PEERSUM_NORM_WORD_EPSILON: u32 = 0;
 pub const PEERSUM_NORM_WORD_OFFSET: u32 = 1;
 pub const PEERSUM_NORM_MARK_SHIFT: u32 = 47;
+pub const PEERSUM_NORM_OUTPUT_SHIFT: u32 = 33;
+pub const PEERSUM_NORM_OUTPUT_BITS: u32 = 2;
 pub const PEERSUM_NORM_VALUE_SHIFT: u32 = 32;
+pub const PEERSUM_NORM_OUTPUT_ROWS: u32 = 0;
+pub const PEERSUM_NORM_OUTPUT_FP8_STATIC: u32 = 1;
+pub const PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN: u32 = 2;
 pub const PEERSUM_OPERATION_ALL_REDUCE: u32 = 0;
 pub const PEERSUM_OPERATION_RMS_NORM: u32 = 1;
 pub const PEERSUM_FAMILY_PUSH: u32 = 0;
@@ -274,10 +279,16 @@ pub struct PeersumParams {
     pub weight_offset: f32,
     /// `elements` / `hidden`.
     pub rows: peersum_u32,
+    /// FP8 (E4M3) of the output, one byte an element; 0 if there is none. Otherwise one of the next two is not 0.
+    pub fp8_values: peersum_u64,
+    /// One float32 by which every element is multiplied.
+    pub fp8_inverse_scale: peersum_u64,
+    /// One float32 a row, which the call writes: the scale by which the row was divided.
+    pub fp8_row_scales: peersum_u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 272usize];
+    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 296usize];
     ["Alignment of PeersumParams"][::core::mem::align_of::<PeersumParams>() - 8usize];
     [
         "Offset of field: PeersumParams::arena",
@@ -345,4 +356,13 @@ const _: () = {
     [
         "Offset of field: PeersumParams::rows",
     ][::core::mem::offset_of!(PeersumParams, rows) - 268usize];
+    [
+        "Offset of field: PeersumParams::fp8_values",
+    ][::core::mem::offset_of!(PeersumParams, fp8_values) - 272usize];
+    [
+        "Offset of field: PeersumParams::fp8_inverse_scale",
+    ][::core::mem::offset_of!(PeersumParams, fp8_inverse_scale) - 280usize];
+    [
+        "Offset of field: PeersumParams::fp8_row_scales",
+    ][::core::mem::offset_of!(PeersumParams, fp8_row_scales) - 288usize];
 };

@@ -29,6 +29,7 @@ pub const SOURCES: &[Source] = sources![
     "call.cuh",
     "element.cuh",
     "failure.cuh",
+    "fp8.cuh",
     "headers.cuh",
     "norm.cu",
     "platform.cuh",

@@ -131,6 +131,9 @@ fn structures() -> Facts {
             epsilon,
             weight_offset,
             rows,
+            fp8_values,
+            fp8_inverse_scale,
+            fp8_row_scales,
             rank,
             flags
         }
@@ -168,6 +171,11 @@ fn constants() -> Facts {
         PEERSUM_MAX_ROW_UNITS_PER_THREAD,
         PEERSUM_KEPT_ROW_UNITS_OF_PAIR,
         PEERSUM_KEPT_ROW_UNITS,
+        PEERSUM_NORM_OUTPUT_SHIFT,
+        PEERSUM_NORM_OUTPUT_BITS,
+        PEERSUM_NORM_OUTPUT_ROWS,
+        PEERSUM_NORM_OUTPUT_FP8_STATIC,
+        PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN,
         PEERSUM_NORM_WORDS,
         PEERSUM_NORM_WORD_EPSILON,
         PEERSUM_NORM_WORD_OFFSET,

@@ -8,7 +8,7 @@ use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use peersum::device::AsViewMut;
-use peersum::{BufferError, DeviceBuffer, Element, Input, Output};
+use peersum::{BufferError, DeviceBuffer, Input, Output, Scalar};
 
 use crate::handles::Emulator;
 use crate::stream::EmulatorStream;
@@ -19,7 +19,7 @@ const ALIGNMENT: usize = 256;
 /// An array in memory that every emulated device of the process reaches; one that a symmetric
 /// buffer dereferences to is memory of its device alone, as on a GPU. Whatever streams have used it
 /// are waited for before the host reads, writes or frees it.
-pub struct EmulatorBuffer<T: Element> {
+pub struct EmulatorBuffer<T: Scalar> {
     elements: NonNull<T>,
     len: usize,
     /// The stream that was given memory which something else owns; `None` for the buffer's own
@@ -32,21 +32,21 @@ pub struct EmulatorBuffer<T: Element> {
 
 // SAFETY: the buffer owns its memory, and its elements are plain numbers; kernels that use it are
 // waited for before the host does.
-unsafe impl<T: Element> Send for EmulatorBuffer<T> {}
+unsafe impl<T: Scalar> Send for EmulatorBuffer<T> {}
 
-impl<T: Element> fmt::Debug for EmulatorBuffer<T> {
+impl<T: Scalar> fmt::Debug for EmulatorBuffer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
             "EmulatorBuffer<{}>({} at {:?})",
-            T::DTYPE,
+            std::any::type_name::<T>(),
             self.len,
             self.elements
         )
     }
 }
 
-impl<T: Element> EmulatorBuffer<T> {
+impl<T: Scalar> EmulatorBuffer<T> {
     /// An array of `len` zeros.
     #[must_use]
     pub fn zeroed(len: usize) -> Self {
@@ -227,7 +227,7 @@ fn resolve(range: impl RangeBounds<usize>, len: usize) -> Range<usize> {
     start..end
 }
 
-impl<T: Element> Drop for EmulatorBuffer<T> {
+impl<T: Scalar> Drop for EmulatorBuffer<T> {
     fn drop(&mut self) {
         if let Some(own) = &self.adopted_on {
             // Whoever owns the memory waits for this stream before it frees it.
@@ -255,7 +255,7 @@ pub type EmulatorView<'a, T> = EmulatorPart<&'a EmulatorBuffer<T>>;
 /// A part of an [`EmulatorBuffer`] to read and write.
 pub type EmulatorViewMut<'a, T> = EmulatorPart<&'a mut EmulatorBuffer<T>>;
 
-impl<T: Element> EmulatorViewMut<'_, T> {
+impl<T: Scalar> EmulatorViewMut<'_, T> {
     /// The elements, once the streams that used the buffer have passed what they had been given.
     #[must_use]
     pub fn to_vec(&self) -> Vec<T> {
@@ -287,7 +287,7 @@ impl<T: Element> EmulatorViewMut<'_, T> {
 }
 
 // SAFETY: the view borrows the buffer, and neither gives the borrow out nor owns anything.
-unsafe impl<T: Element> AsViewMut for EmulatorBuffer<T> {
+unsafe impl<T: Scalar> AsViewMut for EmulatorBuffer<T> {
     type ViewMut<'v>
         = EmulatorViewMut<'v, T>
     where
@@ -299,7 +299,7 @@ unsafe impl<T: Element> AsViewMut for EmulatorBuffer<T> {
 }
 
 // SAFETY: as above.
-unsafe impl<T: Element> AsViewMut for EmulatorViewMut<'_, T> {
+unsafe impl<T: Scalar> AsViewMut for EmulatorViewMut<'_, T> {
     type ViewMut<'v>
         = EmulatorViewMut<'v, T>
     where
@@ -310,7 +310,7 @@ unsafe impl<T: Element> AsViewMut for EmulatorViewMut<'_, T> {
     }
 }
 
-impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
+impl<T: Scalar> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
     fn len(&self) -> usize {
         self.len
     }
@@ -327,7 +327,7 @@ impl<T: Element> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
     }
 }
 
-impl<T: Element, B: Deref<Target = EmulatorBuffer<T>>> DeviceBuffer<T, Emulator>
+impl<T: Scalar, B: Deref<Target = EmulatorBuffer<T>>> DeviceBuffer<T, Emulator>
     for EmulatorPart<B>
 {
     fn len(&self) -> usize {
@@ -341,14 +341,14 @@ impl<T: Element, B: Deref<Target = EmulatorBuffer<T>>> DeviceBuffer<T, Emulator>
 
 // SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited
 // for before the host uses or frees the memory.
-unsafe impl<T: Element> Input<T, Emulator> for EmulatorBuffer<T> {
+unsafe impl<T: Scalar> Input<T, Emulator> for EmulatorBuffer<T> {
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.lend(stream, 0))
     }
 }
 
 // SAFETY: as above.
-unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
+unsafe impl<T: Scalar> Output<T, Emulator> for EmulatorBuffer<T> {
     fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.lend(stream, 0))
     }
@@ -356,7 +356,7 @@ unsafe impl<T: Element> Output<T, Emulator> for EmulatorBuffer<T> {
 
 // SAFETY: as for the whole buffer, within which the range lies: a part is made of a reference to
 // the buffer alone.
-unsafe impl<T: Element, B: Deref<Target = EmulatorBuffer<T>>> Input<T, Emulator>
+unsafe impl<T: Scalar, B: Deref<Target = EmulatorBuffer<T>>> Input<T, Emulator>
     for EmulatorPart<B>
 {
     fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
@@ -365,7 +365,7 @@ unsafe impl<T: Element, B: Deref<Target = EmulatorBuffer<T>>> Input<T, Emulator>
 }
 
 // SAFETY: as for the whole buffer, within which the range lies.
-unsafe impl<T: Element> Output<T, Emulator> for EmulatorViewMut<'_, T> {
+unsafe impl<T: Scalar> Output<T, Emulator> for EmulatorViewMut<'_, T> {
     fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
         launch(self.buffer.lend(stream, self.range.start))
     }

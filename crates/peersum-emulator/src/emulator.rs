@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use peersum::Element;
+use peersum::Scalar;
 use peersum::device::{
     Device, DeviceError, DeviceIdentity, DeviceStream, Export, Import, LaunchShape, LibraryStream,
     MemorySharing, Recording, StatusRecord,
@@ -39,8 +39,8 @@ unsafe impl Device for Emulator {
     type Allocation = EmulatorAllocation;
     type Mapping = EmulatorMapping;
     type Graph = EmulatorGraph;
-    type Buffer<T: Element> = EmulatorBuffer<T>;
-    type ViewMut<'v, T: Element> = EmulatorViewMut<'v, T>;
+    type Buffer<T: Scalar> = EmulatorBuffer<T>;
+    type ViewMut<'v, T: Scalar> = EmulatorViewMut<'v, T>;
 
     fn open(stream: &EmulatorStream) -> Result<Self, DeviceError> {
         Ok(Self {
@@ -141,12 +141,12 @@ unsafe impl Device for Emulator {
         mapping.address
     }
 
-    unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
+    unsafe fn adopt<T: Scalar>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
         // SAFETY: the caller answers for the memory until it disowns the buffer.
         unsafe { EmulatorBuffer::adopt(self.stream.clone(), address, len) }
     }
 
-    fn disown<T: Element>(buffer: EmulatorBuffer<T>) {
+    fn disown<T: Scalar>(buffer: EmulatorBuffer<T>) {
         // An adopted buffer does not own its memory. Its stream waits for what uses it on others.
         drop(buffer);
     }

@@ -19,7 +19,7 @@ pub(crate) struct BlockBarriers {
 }
 
 /// The size of `emulator::BlockMemory` in 64-bit words; the C++ side checks it.
-pub(crate) const BLOCK_MEMORY_WORDS: usize = 776;
+pub(crate) const BLOCK_MEMORY_WORDS: usize = 840;
 
 /// `emulator::Thread` of `cpp/runtime.hpp`.
 #[repr(C)]

@@ -1,7 +1,7 @@
 //! Test data: each element is a function of a key and its index, so that every rank, and the GPU,
 //! can compute the data of all ranks (`grid/check.cu` is the counterpart of this file).
 
-use peersum::{Element, reference};
+use peersum::{Element, Scalar, reference};
 use peersum_artifact::Dtype;
 
 /// Special values, as the low bits of an element of any type.
@@ -168,7 +168,7 @@ pub(crate) fn expected_at<T: TestElement>(content: Content, keys: &[Key], index:
 }
 
 /// The bytes of elements, as memory holds them.
-pub(crate) fn bytes_of<T: Element>(elements: &[T]) -> &[u8] {
+pub(crate) fn bytes_of<T: Scalar>(elements: &[T]) -> &[u8] {
     // SAFETY: an element is a number without padding, so each of its bytes is initialised; the
     // length is theirs.
     unsafe { std::slice::from_raw_parts(elements.as_ptr().cast(), size_of_val(elements)) }

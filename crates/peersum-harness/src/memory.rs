@@ -1,7 +1,7 @@
 //! Device memory for tests, allocated through the device seam, with guard bytes around each array.
 
 use anyhow::Result;
-use peersum::Element;
+use peersum::Scalar;
 use peersum::device::{Device, MemorySharing};
 
 use crate::data::bytes_of;
@@ -61,7 +61,7 @@ pub(crate) struct TestBuffer<D: Device> {
 
 impl<D: Device> TestBuffer<D> {
     /// `len` elements. Everything is poisoned.
-    pub(crate) fn new<T: Element>(device: &D, len: usize) -> Result<Self> {
+    pub(crate) fn new<T: Scalar>(device: &D, len: usize) -> Result<Self> {
         let bytes = len * size_of::<T>();
         let memory = Guarded::new(device, 2 * GUARD_BYTES + bytes, MemorySharing::Auto)?;
         memory.poison(device)?;
@@ -74,7 +74,7 @@ impl<D: Device> TestBuffer<D> {
     }
 
     /// Writes all elements.
-    pub(crate) fn write<T: Element>(&self, device: &D, values: &[T]) -> Result<()> {
+    pub(crate) fn write<T: Scalar>(&self, device: &D, values: &[T]) -> Result<()> {
         assert_eq!(
             size_of_val(values),
             self.bytes,
@@ -84,7 +84,7 @@ impl<D: Device> TestBuffer<D> {
     }
 
     /// Reads all elements. Also returns whether the guards are untouched.
-    pub(crate) fn read<T: Element>(&self, device: &D) -> Result<(Vec<T>, bool)> {
+    pub(crate) fn read<T: Scalar>(&self, device: &D) -> Result<(Vec<T>, bool)> {
         let mut memory = vec![0; self.memory.bytes];
         // SAFETY: the range is the allocation.
         unsafe { device.read(self.memory.base, &mut memory)? };
@@ -95,7 +95,7 @@ impl<D: Device> TestBuffer<D> {
     }
 
     /// Passes the buffer to `call` in the form that the communicator takes.
-    pub(crate) fn with<T: Element, R>(
+    pub(crate) fn with<T: Scalar, R>(
         &self,
         device: &D,
         call: impl FnOnce(&mut D::Buffer<T>) -> R,
@@ -111,7 +111,7 @@ impl<D: Device> TestBuffer<D> {
 /// # Safety
 /// `address` is aligned to `T` and holds `len` elements until the stream has passed all that `call`
 /// enqueues.
-pub(crate) unsafe fn lend<T: Element, D: Device, R>(
+pub(crate) unsafe fn lend<T: Scalar, D: Device, R>(
     device: &D,
     address: u64,
     len: usize,
@@ -125,7 +125,7 @@ pub(crate) unsafe fn lend<T: Element, D: Device, R>(
 }
 
 /// Elements, as memory holds them.
-pub(crate) fn elements_of<T: Element>(bytes: &[u8]) -> Vec<T> {
+pub(crate) fn elements_of<T: Scalar>(bytes: &[u8]) -> Vec<T> {
     let chunks = bytes.chunks_exact(size_of::<T>());
     // SAFETY: any bytes are a valid element; the source has its size.
     let read = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<T>().read_unaligned() };

@@ -63,6 +63,36 @@ impl SymmetricPart {
     pub(crate) const MAX_BUFFER_BYTES: u64 = 1 << abi::PEERSUM_DETAIL_OFFSET_BITS;
 }
 
+/// What a call with RMSNorm writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormOutput {
+    /// The normalised rows alone.
+    Rows,
+    /// The rows, and FP8 of them with a given scale.
+    Fp8Static,
+    /// The rows, and FP8 of them with a scale for each row.
+    Fp8PerToken,
+}
+
+impl NormOutput {
+    /// From the number of `abi.h`; an unknown one stands for the last.
+    fn from_abi(number: u32) -> NormOutput {
+        match number {
+            abi::PEERSUM_NORM_OUTPUT_ROWS => NormOutput::Rows,
+            abi::PEERSUM_NORM_OUTPUT_FP8_STATIC => NormOutput::Fp8Static,
+            _ => NormOutput::Fp8PerToken,
+        }
+    }
+
+    fn abi(self) -> u32 {
+        match self {
+            NormOutput::Rows => abi::PEERSUM_NORM_OUTPUT_ROWS,
+            NormOutput::Fp8Static => abi::PEERSUM_NORM_OUTPUT_FP8_STATIC,
+            NormOutput::Fp8PerToken => abi::PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN,
+        }
+    }
+}
+
 /// How a call normalises its sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NormSignature {
@@ -72,15 +102,23 @@ pub struct NormSignature {
     weight_offset_bits: u32,
     /// Whether a residual is added.
     pub has_residual: bool,
+    /// What is written.
+    pub output: NormOutput,
 }
 
 impl NormSignature {
-    pub(crate) fn new(hidden: u32, epsilon: f32, weight_offset: f32, has_residual: bool) -> Self {
+    pub(crate) fn new(
+        hidden: u32,
+        (epsilon, weight_offset): (f32, f32),
+        has_residual: bool,
+        output: NormOutput,
+    ) -> Self {
         Self {
             hidden,
             epsilon_bits: epsilon.to_bits(),
             weight_offset_bits: weight_offset.to_bits(),
             has_residual,
+            output,
         }
     }
 
@@ -103,7 +141,9 @@ impl NormSignature {
         let units = self.hidden / unit_elements(dtype);
         [
             mark | u64::from(units) << shift | u64::from(self.epsilon_bits),
-            mark | u64::from(self.has_residual) << shift | u64::from(self.weight_offset_bits),
+            mark | u64::from(self.output.abi()) << abi::PEERSUM_NORM_OUTPUT_SHIFT
+                | u64::from(self.has_residual) << shift
+                | u64::from(self.weight_offset_bits),
         ]
     }
 
@@ -121,11 +161,14 @@ impl NormSignature {
             let bits = abi::PEERSUM_NORM_MARK_SHIFT - abi::PEERSUM_NORM_VALUE_SHIFT;
             (word >> abi::PEERSUM_NORM_VALUE_SHIFT) as u32 & ((1 << bits) - 1)
         };
+        let output = (offset >> abi::PEERSUM_NORM_OUTPUT_SHIFT) as u32
+            & ((1 << abi::PEERSUM_NORM_OUTPUT_BITS) - 1);
         Some(Self {
             hidden: dtype.map_or(0, |dtype| field(epsilon) * unit_elements(dtype)),
             epsilon_bits: epsilon as u32,
             weight_offset_bits: offset as u32,
             has_residual: field(offset) & 1 != 0,
+            output: NormOutput::from_abi(output),
         })
     }
 }
@@ -258,11 +301,16 @@ impl fmt::Display for CallSignature {
         match self.norm {
             Some(norm) => write!(
                 f,
-                ", with RMSNorm of rows of {}, {} residual, epsilon {}, weight offset {},",
+                ", with RMSNorm of rows of {}, {} residual, epsilon {}, weight offset {}{},",
                 norm.hidden,
                 if norm.has_residual { "with a" } else { "no" },
                 norm.epsilon(),
-                norm.weight_offset()
+                norm.weight_offset(),
+                match norm.output {
+                    NormOutput::Rows => "",
+                    NormOutput::Fp8Static => ", FP8 with a static scale",
+                    NormOutput::Fp8PerToken => ", FP8 with a scale for each row",
+                }
             )?,
             None if self.normalised => f.write_str(", with RMSNorm,")?,
             None => {}
@@ -295,7 +343,9 @@ mod tests {
                 normalised,
                 norm: normalised.then(|| {
                     let unit = unit_elements(dtype);
-                    NormSignature::new(rng.u32(1..=4096) * unit, rng.f32(), rng.f32(), rng.bool())
+                    let (numbers, output) = ((rng.f32(), rng.f32()), rng.u32(..3));
+                    let output = NormOutput::from_abi(output);
+                    NormSignature::new(rng.u32(1..=4096) * unit, numbers, rng.bool(), output)
                 }),
                 dtype: Some(dtype),
                 bytes: rng.u64(..1 << abi::PEERSUM_HEADER_BYTES_BITS),

@@ -1,4 +1,4 @@
-//! The element types of an all-reduce.
+//! The types of a buffer's elements.
 
 use cudarc::driver::{DeviceRepr, ValidAsZeroBits};
 use half::{bf16, f16};
@@ -6,8 +6,27 @@ use peersum_artifact::Dtype;
 
 use crate::reference::ReferenceElement;
 
-/// An element type: [`struct@f16`], [`bf16`] or `f32`. Sealed.
-pub trait Element: ReferenceElement + DeviceRepr + ValidAsZeroBits + Unpin + 'static {
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// What a buffer of a call can hold: a plain number. Sealed.
+pub trait Scalar:
+    sealed::Sealed + DeviceRepr + ValidAsZeroBits + Copy + Send + Sync + Unpin + 'static
+{
+}
+
+macro_rules! scalars {
+    ($($number:ty),*) => {$(
+        impl sealed::Sealed for $number {}
+        impl Scalar for $number {}
+    )*};
+}
+
+scalars!(f16, bf16, f32, u8);
+
+/// An element type of an all-reduce: [`struct@f16`], [`bf16`] or `f32`. Sealed.
+pub trait Element: Scalar + ReferenceElement {
     /// Its name in modules, headers and manifests.
     const DTYPE: Dtype;
 }

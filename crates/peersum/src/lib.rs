@@ -147,10 +147,10 @@ pub mod rendezvous;
 #[doc(hidden)]
 pub mod shared_library;
 
-pub use call_signature::{CallKind, CallSignature, NormSignature, SymmetricPart};
+pub use call_signature::{CallKind, CallSignature, NormOutput, NormSignature, SymmetricPart};
 pub use communicator::{
-    AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Graph, Held, RmsNorm,
-    SharedCommunicator, SymmetricBuffer,
+    AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Fp8Output, Fp8PerToken,
+    Fp8Static, Graph, Held, HeldFp8Output, RmsNorm, SharedCommunicator, SymmetricBuffer,
 };
 #[doc(hidden)]
 pub use communicator::{ArenaLayout, SetupStep, StartEpochs, control_bytes, initial_control};
@@ -160,7 +160,7 @@ pub use communicator::{SharedMemory, share};
 pub use cuda::{Cuda, open_context};
 pub use cudarc;
 pub use device::{BufferError, DeviceBuffer, Input, Output};
-pub use element::Element;
+pub use element::{Element, Scalar};
 pub use error::Error;
 pub use failure::{AbsentPeer, Failure, ProcessState};
 pub use norm_error::NormError;

@@ -37,6 +37,16 @@ pub enum NormError {
         /// Elements of the residual.
         residual: usize,
     },
+    /// A buffer of an FP8 output does not fit the rows.
+    #[error("{len} elements of {buffer}; the call needs {needed}")]
+    Fp8Length {
+        /// Which buffer.
+        buffer: &'static str,
+        /// Its elements.
+        len: usize,
+        /// Those that the call writes or reads.
+        needed: usize,
+    },
     /// A buffer does not begin at a multiple of 16 bytes.
     #[error(
         "the {buffer} begins at {address:#x}, but a call with RMSNorm needs a multiple of 16 \
@@ -65,9 +75,11 @@ pub enum NormError {
         reason: String,
     },
     /// Two buffers share memory.
-    #[error("the residual overlaps the {buffer}; give it memory of its own")]
+    #[error("the {one} overlaps the {other}; give it memory of its own")]
     Overlap {
-        /// The other buffer.
-        buffer: &'static str,
+        /// One buffer.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
     },
 }

@@ -232,6 +232,83 @@ pub fn rms_norm<T: ReferenceElement>(values: &[T], weight: &[T], numbers: NormNu
     values.chunks(hidden).flat_map(normalise).collect()
 }
 
+/// FP8 (E4M3) of `rows` with a given scale: `e4m3(rows[i] * inverse_scale)`, rounded to nearest even
+/// and saturated at 448. NaN gives 0x7F.
+pub fn fp8_static<T: ReferenceElement>(rows: &[T], inverse_scale: f32) -> Vec<u8> {
+    let elements = rows.iter();
+    elements
+        .map(|n| f32_to_e4m3_bits(n.widen() * inverse_scale))
+        .collect()
+}
+
+/// FP8 (E4M3) of rows of `hidden` elements, each with a scale of its own, and the scales:
+/// `scale = max(largest magnitude / 448, 1 / (512 * 448))` and `e4m3(n / scale)`.
+///
+/// NaN in a row makes its scale NaN.
+///
+/// # Panics
+///
+/// If `rows` is not whole rows.
+pub fn fp8_per_token<T: ReferenceElement>(rows: &[T], hidden: usize) -> (Vec<u8>, Vec<f32>) {
+    /// A row of zeros has this one.
+    const LEAST_SCALE: f32 = 1.0 / (512.0 * 448.0);
+    let (mut values, mut scales) = (Vec::with_capacity(rows.len()), Vec::new());
+    if rows.is_empty() {
+        return (values, scales);
+    }
+    assert!(
+        hidden != 0 && rows.len().is_multiple_of(hidden),
+        "{} elements are not whole rows of {hidden}",
+        rows.len()
+    );
+    for row in rows.chunks(hidden) {
+        let magnitudes = row.iter().map(|n| n.widen().abs());
+        // Not `f32::max`, which drops a NaN.
+        let largest = magnitudes.fold(0.0, |largest: f32, n| {
+            if n > largest || n.is_nan() {
+                n
+            } else {
+                largest
+            }
+        });
+        let scale = if largest.is_nan() {
+            f32::CANONICAL_NAN
+        } else {
+            (largest / 448.0).max(LEAST_SCALE)
+        };
+        scales.push(scale);
+        values.extend(row.iter().map(|n| f32_to_e4m3_bits(n.widen() / scale)));
+    }
+    (values, scales)
+}
+
+/// Rounds to FP8 E4M3, ties to even, subnormals kept, saturated at 448; NaN becomes `0x7F`.
+#[inline]
+fn f32_to_e4m3_bits(value: f32) -> u8 {
+    /// 2^-6, the smallest normal E4M3 value.
+    const SMALLEST_NORMAL: u32 = 0x3C80_0000;
+    /// The difference of the exponent biases (127 and 7), in place.
+    const REBIAS: u32 = (127 - 7) << 23;
+    /// 448.
+    const LARGEST: u32 = 0x7E;
+    /// From 2^14 to 2^15 a float32 has steps of 2^-9, the step of E4M3's subnormals: the addition
+    /// rounds.
+    const SUBNORMAL_STEPS: f32 = 16384.0;
+
+    let sign = (value.to_bits() >> 24) as u8 & 0x80;
+    let magnitude = value.to_bits() & 0x7FFF_FFFF;
+    let rounded = if magnitude < SMALLEST_NORMAL {
+        (f32::from_bits(magnitude) + SUBNORMAL_STEPS).to_bits() - SUBNORMAL_STEPS.to_bits()
+    } else {
+        (magnitude - REBIAS + 0x7_FFFF + ((magnitude >> 20) & 1)) >> 20
+    };
+    if value.is_nan() {
+        0x7F
+    } else {
+        sign | rounded.min(LARGEST) as u8
+    }
+}
+
 /// Rounds to bfloat16, ties to even; NaN becomes `0x7FFF`.
 #[inline]
 fn f32_to_bf16_bits(value: f32) -> u16 {

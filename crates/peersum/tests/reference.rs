@@ -2,7 +2,7 @@
 //! arithmetic.
 
 use half::{bf16, f16};
-use peersum::reference::{ReferenceElement, all_reduce};
+use peersum::reference::{ReferenceElement, all_reduce, fp8_per_token, fp8_static};
 
 /// A 16-bit format as its ordered non-negative finite values, exact in f64, and the value of the
 /// next step above the largest: a number that rounds to it is infinity.
@@ -35,6 +35,11 @@ impl Format {
 
     fn bf16() -> Self {
         Self::new(7, 127, 0x7F80)
+    }
+
+    /// Its last value, 480, is the one above the largest.
+    fn e4m3() -> Self {
+        Self::new(3, 7, 0x7F)
     }
 
     /// Round to nearest, ties to even, by comparing with the exact midpoint of the two neighbours.
@@ -271,4 +276,33 @@ fn any_length_is_reduced_element_by_element() {
 #[should_panic(expected = "rank 1 has another element count")]
 fn inputs_of_different_lengths_are_refused() {
     all_reduce(&[&[1.0_f32][..], &[1.0, 2.0]]);
+}
+
+#[test]
+fn fp8_rounds_to_nearest_even_at_every_value_and_every_tie_and_saturates() {
+    let format = Format::e4m3();
+    let mut checked = 0;
+    let critical = format.critical_inputs(1000).chain(SPECIALS);
+    for input in critical.chain(random_floats(100_000, fastrand::u64(..))) {
+        let exact = match format.round(input) {
+            0x7FFF => 0x7F,
+            rounded => (rounded >> 8) as u8 & 0x80 | (rounded & 0x7F).min(0x7E) as u8,
+        };
+        assert_eq!(fp8_static(&[input], 1.0), [exact], "{input:e}");
+        checked += 1;
+    }
+    assert!(checked > 800_000, "only {checked} inputs were checked");
+}
+
+#[test]
+fn the_scale_of_a_row_makes_its_largest_magnitude_the_largest_fp8_value() {
+    let rows = [1.0, -896.0, 0.0, 448.0_f32, 0.0, -0.0, 0.0, 0.0];
+    let (values, scales) = fp8_per_token(&rows, 4);
+    assert_eq!(scales, [2.0, 1.0 / (512.0 * 448.0)]);
+    assert_eq!(values, [0x30, 0xFE, 0, 0x76, 0, 0x80, 0, 0]);
+    let (values, scales) = fp8_per_token(&[f32::INFINITY, 1.0, f32::NAN, 1.0], 2);
+    assert_eq!(scales[0], f32::INFINITY);
+    assert!(scales[1].is_nan());
+    assert_eq!(values, [0x7F, 0, 0x7F, 0x7F]);
+    assert_eq!(fp8_per_token::<f32>(&[], 0), (Vec::new(), Vec::new()));
 }

@@ -31,7 +31,7 @@ struct BlockMemory {
     peersum_u32 data_generation;
     peersum_u32 padding[14];
     // The kernel's own memory: platform_emulator.hpp.
-    float floats[2 * (PEERSUM_MAX_THREADS / WARP)];
+    float floats[3 * (PEERSUM_MAX_THREADS / WARP)];
     struct Warp {
         peersum_u32 arrived;
         peersum_u32 generation;
@@ -40,7 +40,7 @@ struct BlockMemory {
     } warps[PEERSUM_MAX_THREADS / WARP];
 };
 // BLOCK_MEMORY_WORDS of entry_points.rs.
-static_assert(sizeof(BlockMemory) == 776 * 8, "the host allocates as much");
+static_assert(sizeof(BlockMemory) == 840 * 8, "the host allocates as much");
 
 // An emulated thread: who it is, and its source of disorder.
 struct Thread {

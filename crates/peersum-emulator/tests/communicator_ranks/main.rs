@@ -7,6 +7,7 @@ mod edges;
 mod examples;
 mod failures;
 mod forgeries;
+mod fp8;
 mod graphs;
 mod norm_sides;
 mod norm_tables;

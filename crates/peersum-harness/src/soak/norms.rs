@@ -8,7 +8,7 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::turns::Turns;
-use crate::grid::norm::{NormCase, NormRank};
+use crate::grid::norm::{Fp8Kind, NormCase, NormRank};
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::{DeviceOf, Machine};
 use crate::ranks::run_threads;
@@ -72,6 +72,12 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
     // All orders of magnitude are equally likely.
     let digits = rng.u32(0..=(most(settings) / hidden).ilog2());
     let route = rng.choice(Route::ALL).filter(|_| rng.u8(..4) != 0);
+    let in_place = match route {
+        Some(Route::SymmetricOneShot) => false,
+        Some(Route::SymmetricTwoShot) => true,
+        _ => rng.bool(),
+    };
+    let fp8 = [None, Some(Fp8Kind::Static), Some(Fp8Kind::PerToken)];
     NormCase {
         world_size,
         dtype: Dtype::ALL[rng.usize(..Dtype::ALL.len())],
@@ -79,11 +85,8 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
         hidden,
         rows: rng.usize(1..=1 << digits),
         has_residual: rng.bool(),
-        in_place: match route {
-            Some(Route::SymmetricOneShot) => false,
-            Some(Route::SymmetricTwoShot) => true,
-            _ => rng.bool(),
-        },
+        in_place,
+        fp8: fp8[rng.usize(..3)].filter(|_| in_place),
         is_captured: rng.bool(),
         is_special: rng.u8(..4) == 0,
         numbers: rng.usize(..12),
@@ -105,8 +108,9 @@ mod tests {
             let case = draw(&settings, 2, seed);
             assert_eq!(case, draw(&settings, 2, seed));
             assert!(case.rows * case.hidden <= MOST);
-            seen.insert((case.dtype, case.route, case.has_residual, case.is_captured));
+            seen.insert((case.dtype, case.route, case.has_residual, case.fp8));
         }
-        assert_eq!(seen.len(), 3 * (1 + Route::ALL.len()) * 2 * 2);
+        // Symmetric one-shot calls work not in place, and make no FP8.
+        assert_eq!(seen.len(), 3 * (Route::ALL.len() * 3 + 1) * 2);
     }
 }

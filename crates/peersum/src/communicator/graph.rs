@@ -3,6 +3,7 @@
 use std::marker::PhantomData;
 use std::ops::Deref;
 
+use super::fp8::HeldFp8Output;
 use super::recording::SPOILT;
 use super::rms_norm::RmsNorm;
 use super::state::Communicator;
@@ -37,7 +38,7 @@ use crate::error::Error;
 /// }
 /// ```
 pub struct Held<'a, B: ?Sized> {
-    buffer: &'a mut B,
+    pub(super) buffer: &'a mut B,
 }
 
 impl<'a, B: ?Sized> Held<'a, B> {
@@ -200,6 +201,50 @@ impl<'a, D: Device> Capture<'a, '_, D> {
     {
         self.communicator
             .all_reduce_add_rms_norm_in_place::<T, R, W, O>(buffer.buffer, residual.buffer, norm)
+    }
+
+    /// Records [`Communicator::all_reduce_rms_norm_fp8`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm_fp8`].
+    pub fn all_reduce_rms_norm_fp8<T, W, O>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+        norm: &RmsNorm<'a, W>,
+        fp8: impl HeldFp8Output<'a, D>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.communicator
+            .all_reduce_rms_norm_fp8(buffer.buffer, norm, fp8.lend())
+    }
+
+    /// Records [`Communicator::all_reduce_add_rms_norm_fp8`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm_fp8`].
+    pub fn all_reduce_add_rms_norm_fp8<T, R, W, O>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+        residual: &mut Held<'a, R>,
+        norm: &RmsNorm<'a, W>,
+        fp8: impl HeldFp8Output<'a, D>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.communicator.all_reduce_add_rms_norm_fp8(
+            buffer.buffer,
+            residual.buffer,
+            norm,
+            fp8.lend(),
+        )
     }
 
     /// The stream under capture, for kernels of the program between the calls.

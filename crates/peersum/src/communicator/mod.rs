@@ -8,6 +8,7 @@ mod builder;
 mod call;
 mod check;
 mod connected;
+mod fp8;
 mod graph;
 mod latest_calls;
 mod layout;
@@ -34,6 +35,7 @@ mod teardown;
 
 pub use abort::AbortHandle;
 pub use builder::CommunicatorBuilder;
+pub use fp8::{Fp8Output, Fp8PerToken, Fp8Static, HeldFp8Output};
 pub use graph::{Capture, Graph, Held};
 #[doc(hidden)]
 pub use layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};

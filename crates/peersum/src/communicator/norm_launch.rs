@@ -5,8 +5,9 @@ use peersum_kernels::abi::{self, PeersumParams};
 
 use super::call::Call;
 use super::connected::Connected;
+use super::fp8::Fp8Addresses;
 use super::state::Communicator;
-use crate::call_signature::{NormSignature, unit_elements};
+use crate::call_signature::{NormOutput, NormSignature, unit_elements};
 use crate::device::{Device, LaunchShape};
 use crate::dispatch::{FusedShape, LaunchLimits, Placement, Plan, Route, Topology};
 use crate::element::Element;
@@ -26,6 +27,7 @@ pub(super) struct NormCall {
     pub(super) hidden: u32,
     pub(super) epsilon: f32,
     pub(super) weight_offset: f32,
+    pub(super) fp8: Fp8Addresses,
 }
 
 impl NormCall {
@@ -44,6 +46,7 @@ impl NormCall {
             hidden,
             epsilon: 0.0,
             weight_offset: 0.0,
+            fp8: Fp8Addresses::default(),
         }
     }
 
@@ -56,8 +59,14 @@ impl NormCall {
     }
 
     fn signature(&self) -> NormSignature {
+        let output = match self.fp8 {
+            Fp8Addresses { values: 0, .. } => NormOutput::Rows,
+            Fp8Addresses { row_scales: 0, .. } => NormOutput::Fp8Static,
+            _ => NormOutput::Fp8PerToken,
+        };
         let has_residual = self.residual != 0;
-        NormSignature::new(self.hidden, self.epsilon, self.weight_offset, has_residual)
+        let numbers = (self.epsilon, self.weight_offset);
+        NormSignature::new(self.hidden, numbers, has_residual, output)
     }
 
     /// The parameters that the norm family has beyond those of `params`.
@@ -72,6 +81,9 @@ impl NormCall {
             epsilon: self.epsilon,
             weight_offset: self.weight_offset,
             rows: self.rows() as u32,
+            fp8_values: self.fp8.values,
+            fp8_inverse_scale: self.fp8.inverse_scale,
+            fp8_row_scales: self.fp8.row_scales,
             ..params
         }
     }
@@ -91,6 +103,7 @@ impl NormCall {
                 0 => 0,
                 residual => residual + offset,
             },
+            fp8: self.fp8.from_row(first_row, hidden),
             ..*self
         }
     }

@@ -3,6 +3,7 @@
 use peersum_kernels::abi;
 
 use super::call::Call;
+use super::fp8::{Fp8Addresses, Fp8Output};
 use super::norm_launch::NormCall;
 use super::state::Communicator;
 use crate::call_signature::unit_elements;
@@ -82,7 +83,13 @@ impl<D: Device> Communicator<D> {
         input.with_input(&stream, |input| {
             norm.weight.with_input(&stream, |weight| {
                 output.with_output(&stream, |output| {
-                    self.enqueue_norm(rows.with(input, output, 0, weight)?)
+                    self.enqueue_norm(rows.with(
+                        input,
+                        output,
+                        0,
+                        weight,
+                        Fp8Addresses::default(),
+                    )?)
                 })
             })
         })
@@ -122,7 +129,13 @@ impl<D: Device> Communicator<D> {
             norm.weight.with_input(&stream, |weight| {
                 residual.with_output(&stream, |residual| {
                     output.with_output(&stream, |output| {
-                        self.enqueue_norm(rows.with(input, output, residual, weight)?)
+                        self.enqueue_norm(rows.with(
+                            input,
+                            output,
+                            residual,
+                            weight,
+                            Fp8Addresses::default(),
+                        )?)
                     })
                 })
             })
@@ -149,7 +162,7 @@ impl<D: Device> Communicator<D> {
         let rows = self.check_norm::<T, W>(norm, buffer.len())?;
         norm.weight.with_input(&stream, |weight| {
             buffer.with_output(&stream, |buffer| {
-                self.enqueue_norm(rows.with(buffer, buffer, 0, weight)?)
+                self.enqueue_norm(rows.with(buffer, buffer, 0, weight, Fp8Addresses::default())?)
             })
         })
     }
@@ -179,7 +192,85 @@ impl<D: Device> Communicator<D> {
         norm.weight.with_input(&stream, |weight| {
             residual.with_output(&stream, |residual| {
                 buffer.with_output(&stream, |buffer| {
-                    self.enqueue_norm(rows.with(buffer, buffer, residual, weight)?)
+                    self.enqueue_norm(rows.with(
+                        buffer,
+                        buffer,
+                        residual,
+                        weight,
+                        Fp8Addresses::default(),
+                    )?)
+                })
+            })
+        })
+    }
+
+    /// [`Communicator::all_reduce_rms_norm_in_place`], and FP8 of the normalised rows: an
+    /// [`Fp8Static`](crate::Fp8Static) or an [`Fp8PerToken`](crate::Fp8PerToken).
+    ///
+    /// The rows replace the input, as the sum needs a place in any case. All ranks must ask for
+    /// the same kind of FP8; with a static scale its value may differ, as the weight may. After a
+    /// failure the FP8 values are 0x7F, and the scales of rows are NaN.
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_rms_norm_fp8<T, W, O>(
+        &mut self,
+        buffer: &mut O,
+        norm: &RmsNorm<'_, W>,
+        fp8: impl Fp8Output<D>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.check_recording()?;
+        let stream = self.device.stream().clone();
+        buffer.check(&stream)?;
+        fp8.check(&stream)?;
+        let rows = self.check_norm::<T, W>(norm, buffer.len())?;
+        fp8.check_lengths(rows.rows(), norm.weight.len())?;
+        norm.weight.with_input(&stream, |weight| {
+            fp8.with_fp8(&stream, |fp8| {
+                buffer.with_output(&stream, |buffer| {
+                    self.enqueue_norm(rows.with(buffer, buffer, 0, weight, fp8)?)
+                })
+            })
+        })
+    }
+
+    /// [`Communicator::all_reduce_add_rms_norm_in_place`], and FP8 of the normalised rows, as in
+    /// [`Communicator::all_reduce_rms_norm_fp8`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_reduce_rms_norm`].
+    pub fn all_reduce_add_rms_norm_fp8<T, R, W, O>(
+        &mut self,
+        buffer: &mut O,
+        residual: &mut R,
+        norm: &RmsNorm<'_, W>,
+        fp8: impl Fp8Output<D>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.check_recording()?;
+        let stream = self.device.stream().clone();
+        buffer.check(&stream)?;
+        residual.check(&stream)?;
+        fp8.check(&stream)?;
+        let rows = self.check_norm::<T, W>(norm, buffer.len())?;
+        rows.check_residual_len(residual.len())?;
+        fp8.check_lengths(rows.rows(), norm.weight.len())?;
+        norm.weight.with_input(&stream, |weight| {
+            fp8.with_fp8(&stream, |fp8| {
+                residual.with_output(&stream, |residual| {
+                    buffer.with_output(&stream, |buffer| {
+                        self.enqueue_norm(rows.with(buffer, buffer, residual, weight, fp8)?)
+                    })
                 })
             })
         })
@@ -253,8 +344,19 @@ impl RowsOf {
         }
     }
 
+    fn rows(&self) -> usize {
+        self.call.elements as usize / self.hidden as usize
+    }
+
     /// The call with these addresses; 0 for no residual.
-    fn with(&self, input: u64, output: u64, residual: u64, weight: u64) -> Result<NormCall, Error> {
+    fn with(
+        &self,
+        input: u64,
+        output: u64,
+        residual: u64,
+        weight: u64,
+        fp8: Fp8Addresses,
+    ) -> Result<NormCall, Error> {
         let call = Call {
             input,
             output,
@@ -266,6 +368,7 @@ impl RowsOf {
             ("output", output),
             ("residual", residual),
             ("weight", weight),
+            ("FP8 values", fp8.values),
         ];
         if call.elements != 0 {
             for (buffer, address) in named {
@@ -274,10 +377,21 @@ impl RowsOf {
                 }
             }
         }
-        if residual != 0 {
-            for (buffer, address) in [("input", input), ("output", output)] {
-                if address < residual + bytes && residual < address + bytes {
-                    return Err(NormError::Overlap { buffer }.into());
+        let rows = self.rows() as u64;
+        let residual_range = ("residual", residual, bytes);
+        let values = ("FP8 values", fp8.values, call.elements);
+        let scales = ("row scales", fp8.row_scales, rows * size_of::<f32>() as u64);
+        for (one, begin, len) in [residual_range, values, scales] {
+            let others = [
+                ("input", input, bytes),
+                ("output", output, bytes),
+                residual_range,
+                values,
+            ];
+            for (other, other_begin, other_len) in others {
+                let are_both = begin != 0 && other_begin != 0 && one != other;
+                if are_both && begin < other_begin + other_len && other_begin < begin + len {
+                    return Err(NormError::Overlap { one, other }.into());
                 }
             }
         }
@@ -288,6 +402,7 @@ impl RowsOf {
             hidden: self.hidden,
             epsilon: self.epsilon,
             weight_offset: self.weight_offset,
+            fp8,
         })
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::abort::AbortHandle;
+use super::fp8::Fp8Output;
 use super::rms_norm::RmsNorm;
 use super::state::Communicator;
 use crate::device::Device;
@@ -126,6 +127,40 @@ impl<D: Device> SharedCommunicator<D> {
     {
         self.lock()
             .all_reduce_add_rms_norm_in_place(buffer, residual, norm)
+    }
+
+    /// See [`Communicator::all_reduce_rms_norm_fp8`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_rms_norm_fp8<T: Element, W: Input<T, D>, O: Output<T, D>>(
+        &self,
+        buffer: &mut O,
+        norm: &RmsNorm<'_, W>,
+        fp8: impl Fp8Output<D>,
+    ) -> Result<(), Error> {
+        self.lock().all_reduce_rms_norm_fp8(buffer, norm, fp8)
+    }
+
+    /// See [`Communicator::all_reduce_add_rms_norm_fp8`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_reduce_add_rms_norm_fp8<T, R, W, O>(
+        &self,
+        buffer: &mut O,
+        residual: &mut R,
+        norm: &RmsNorm<'_, W>,
+        fp8: impl Fp8Output<D>,
+    ) -> Result<(), Error>
+    where
+        T: Element,
+        R: Output<T, D>,
+        W: Input<T, D>,
+        O: Output<T, D>,
+    {
+        self.lock()
+            .all_reduce_add_rms_norm_fp8(buffer, residual, norm, fp8)
     }
 
     /// See [`Communicator::synchronize`].

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use super::device::Cuda;
 use crate::device::{AsViewMut, BufferError, DeviceBuffer, Input, Output};
-use crate::element::Element;
+use crate::element::Scalar;
 
-impl<T: Element, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
+impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
     fn len(&self) -> usize {
         DeviceSlice::len(self)
     }
@@ -35,7 +35,7 @@ impl<T: Element, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
 // launches and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the
 // slice's last write, returns an address that is valid for `len()` elements, and its guard, held
 // across `launch`, records the read; freeing is ordered behind both.
-unsafe impl<T: Element, P: DevicePtr<T>> Input<T, Cuda> for P {
+unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
     fn with_input<R>(&self, stream: &Arc<CudaStream>, launch: impl FnOnce(u64) -> R) -> R {
         let (address, _guard) = self.device_ptr(stream);
         launch(address)
@@ -43,7 +43,7 @@ unsafe impl<T: Element, P: DevicePtr<T>> Input<T, Cuda> for P {
 }
 
 // SAFETY: as above, with `device_ptr_mut` waiting for reads as well.
-unsafe impl<T: Element, P: DevicePtrMut<T>> Output<T, Cuda> for P {
+unsafe impl<T: Scalar, P: DevicePtrMut<T>> Output<T, Cuda> for P {
     fn with_output<R>(&mut self, stream: &Arc<CudaStream>, launch: impl FnOnce(u64) -> R) -> R {
         let (address, _guard) = self.device_ptr_mut(stream);
         launch(address)
@@ -51,7 +51,7 @@ unsafe impl<T: Element, P: DevicePtrMut<T>> Output<T, Cuda> for P {
 }
 
 // SAFETY: a `CudaViewMut` borrows the slice and owns nothing.
-unsafe impl<T: Element> AsViewMut for CudaSlice<T> {
+unsafe impl<T: Scalar> AsViewMut for CudaSlice<T> {
     type ViewMut<'v>
         = CudaViewMut<'v, T>
     where
@@ -63,7 +63,7 @@ unsafe impl<T: Element> AsViewMut for CudaSlice<T> {
 }
 
 // SAFETY: as above.
-unsafe impl<T: Element> AsViewMut for CudaViewMut<'_, T> {
+unsafe impl<T: Scalar> AsViewMut for CudaViewMut<'_, T> {
     type ViewMut<'v>
         = CudaViewMut<'v, T>
     where

@@ -17,7 +17,7 @@ use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
     Recording, StatusRecord,
 };
-use crate::element::Element;
+use crate::element::Scalar;
 use crate::loader::{self, DeviceTarget, LoadError, LoadPolicy, LoadReport};
 
 /// The stream that every thread of the process shares: `CU_STREAM_LEGACY` of cuda.h. Null names it
@@ -93,8 +93,8 @@ unsafe impl Device for Cuda {
     type Allocation = Allocation;
     type Mapping = Mapping;
     type Graph = Graph;
-    type Buffer<T: Element> = CudaSlice<T>;
-    type ViewMut<'v, T: Element> = CudaViewMut<'v, T>;
+    type Buffer<T: Scalar> = CudaSlice<T>;
+    type ViewMut<'v, T: Scalar> = CudaViewMut<'v, T>;
 
     fn open(stream: &Arc<CudaStream>) -> Result<Self, DeviceError> {
         let unsuitable = |reason: &str| {
@@ -210,12 +210,12 @@ unsafe impl Device for Cuda {
         mapping.address()
     }
 
-    unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> CudaSlice<T> {
+    unsafe fn adopt<T: Scalar>(&self, address: u64, len: usize) -> CudaSlice<T> {
         // SAFETY: the caller vouches for the memory; every bit pattern is a valid element.
         unsafe { self.stream.upgrade_device_ptr(address, len) }
     }
 
-    fn disown<T: Element>(buffer: CudaSlice<T>) {
+    fn disown<T: Scalar>(buffer: CudaSlice<T>) {
         let _ = buffer.leak();
     }
 

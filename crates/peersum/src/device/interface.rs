@@ -8,11 +8,11 @@ use super::status::StatusRecord;
 use super::values::{
     DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing, Recording,
 };
-use crate::element::Element;
+use crate::element::Scalar;
 use crate::loader::{LoadPolicy, LoadReport};
 
 /// Memory of a device that holds elements: what [`Input`] and [`Output`] have in common.
-pub trait DeviceBuffer<T: Element, D: Device> {
+pub trait DeviceBuffer<T: Scalar, D: Device> {
     /// The number of elements.
     fn len(&self) -> usize;
 
@@ -40,7 +40,7 @@ pub trait DeviceBuffer<T: Element, D: Device> {
 /// The address that `with_input` passes on must be aligned to `T` and readable by the device for
 /// `len()` elements by everything that `launch` enqueues on `stream`. What orders that against
 /// earlier and later work on the memory must be held until `launch` has returned.
-pub unsafe trait Input<T: Element, D: Device>: DeviceBuffer<T, D> {
+pub unsafe trait Input<T: Scalar, D: Device>: DeviceBuffer<T, D> {
     /// Calls `launch` with the address of the first element as the device sees it.
     fn with_input<R>(&self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
 }
@@ -51,7 +51,7 @@ pub unsafe trait Input<T: Element, D: Device>: DeviceBuffer<T, D> {
 ///
 /// # Safety
 /// As for [`Input`], for writing and reading.
-pub unsafe trait Output<T: Element, D: Device>: DeviceBuffer<T, D> {
+pub unsafe trait Output<T: Scalar, D: Device>: DeviceBuffer<T, D> {
     /// Calls `launch` with the address of the first element as the device sees it.
     fn with_output<R>(&mut self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
 }
@@ -108,13 +108,13 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// A recorded sequence of launches.
     type Graph: Send;
     /// The program's kind of buffer on this device.
-    type Buffer<T: Element>: Input<T, Self>
+    type Buffer<T: Scalar>: Input<T, Self>
         + Output<T, Self>
         + for<'v> AsViewMut<ViewMut<'v> = Self::ViewMut<'v, T>>
         + Send
         + 'static;
     /// A part of a buffer that does not own its memory: replacing one by another frees nothing.
-    type ViewMut<'v, T: Element>: Input<T, Self> + Output<T, Self>;
+    type ViewMut<'v, T: Scalar>: Input<T, Self> + Output<T, Self>;
 
     /// Opens the device behind a stream. Refuses streams that cannot carry a communicator (the
     /// legacy default stream).
@@ -173,12 +173,12 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// # Safety
     /// `address` must be aligned to `T`, and hold `len` elements until the buffer is given to
     /// [`Device::disown`], which must happen instead of dropping it.
-    unsafe fn adopt<T: Element>(&self, address: u64, len: usize) -> Self::Buffer<T>;
+    unsafe fn adopt<T: Scalar>(&self, address: u64, len: usize) -> Self::Buffer<T>;
 
     /// Ends an adopted buffer without freeing its memory. Work on another stream that uses the
     /// buffer is done, or the buffer's own stream waits for it, as far as the device keeps track of
     /// that.
-    fn disown<T: Element>(buffer: Self::Buffer<T>);
+    fn disown<T: Scalar>(buffer: Self::Buffer<T>);
 
     /// Allocates a zeroed status record in host memory that the device maps.
     fn allocate_status(&self) -> Result<StatusRecord, DeviceError>;

@@ -18,6 +18,13 @@ const ROWS: [usize; 9] = [1, 2, 3, 7, 16, 64, 128, 513, 2048];
 /// The most elements of a call of the full grid: the reference is computed on the host.
 const MOST_ELEMENTS: usize = 4 << 20;
 
+/// The scale of FP8.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Fp8Kind {
+    Static,
+    PerToken,
+}
+
 /// One configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NormCase {
@@ -29,6 +36,8 @@ pub(crate) struct NormCase {
     pub(crate) rows: usize,
     pub(crate) has_residual: bool,
     pub(crate) in_place: bool,
+    /// What is made besides the rows. Such a call works in place.
+    pub(crate) fp8: Option<Fp8Kind>,
     pub(crate) is_captured: bool,
     pub(crate) is_special: bool,
     /// Which of the epsilons and offsets.
@@ -72,7 +81,7 @@ impl fmt::Display for NormCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "ws{}/{}/{}/{}x{}/{}/{}{}{}",
+            "ws{}/{}/{}/{}x{}/{}/{}{}{}{}",
             self.world_size,
             self.dtype,
             self.route.map_or("table", Route::name),
@@ -81,6 +90,11 @@ impl fmt::Display for NormCase {
             if self.is_captured { "graph" } else { "eager" },
             if self.has_residual { "add" } else { "plain" },
             if self.in_place { "_in_place" } else { "" },
+            match self.fp8 {
+                None => "",
+                Some(Fp8Kind::Static) => "_fp8_static",
+                Some(Fp8Kind::PerToken) => "_fp8_per_token",
+            },
             if self.is_special { "_special" } else { "" },
         )
     }
@@ -127,6 +141,12 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
                         continue;
                     }
                     turn += 1;
+                    let in_place = match route {
+                        Some(Route::SymmetricOneShot) => false,
+                        Some(Route::SymmetricTwoShot) => true,
+                        _ => (turn / 2).is_multiple_of(2),
+                    };
+                    let fp8 = [None, Some(Fp8Kind::Static), Some(Fp8Kind::PerToken)];
                     cases.push(NormCase {
                         world_size,
                         dtype,
@@ -134,11 +154,8 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
                         hidden,
                         rows,
                         has_residual: turn.is_multiple_of(2),
-                        in_place: match route {
-                            Some(Route::SymmetricOneShot) => false,
-                            Some(Route::SymmetricTwoShot) => true,
-                            _ => (turn / 2).is_multiple_of(2),
-                        },
+                        in_place,
+                        fp8: fp8[turn % 3].filter(|_| in_place),
                         is_captured: (turn / 4).is_multiple_of(2),
                         is_special: turn.is_multiple_of(5),
                         numbers: turn,
@@ -182,6 +199,12 @@ mod tests {
             .map(|case| (case.world_size, case.dtype, case.route, case.has_residual))
             .collect();
         assert_eq!(kinds.len(), 2 * 3 * (1 + Route::ALL.len()) * 2);
+        let fp8: HashSet<_> = all
+            .iter()
+            .filter(|case| case.in_place)
+            .map(|case| (case.world_size, case.dtype, case.route, case.fp8))
+            .collect();
+        assert_eq!(fp8.len(), 2 * 3 * Route::ALL.len() * 3);
         let names: HashSet<String> = all.iter().map(NormCase::to_string).collect();
         assert_eq!(names.len(), all.len(), "each has a name of its own");
     }

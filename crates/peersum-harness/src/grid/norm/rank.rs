@@ -2,20 +2,23 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use peersum::device::Device;
 use peersum::dispatch::Plan;
 use peersum::loader::{JitMode, LoadPolicy};
 use peersum::reference::{self, NormNumbers};
-use peersum::{Communicator, Element, Output, Rendezvous, RmsNorm, SymmetricBuffer};
+use peersum::{
+    Communicator, Element, Fp8PerToken, Fp8Static, Output, Rendezvous, RmsNorm, Scalar,
+    SymmetricBuffer,
+};
 
 use super::super::event::{Event, Spent};
 use super::super::session::SETUP_TIMEOUT;
 use super::super::settings::Settings;
-use super::cases::NormCase;
+use super::cases::{Fp8Kind, NormCase};
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::machine::{DeviceKind, DeviceOf, Machine};
-use crate::memory::{GUARD_BYTES, Guarded, POISON, elements_of, lend};
+use crate::memory::{GUARD_BYTES, Guarded, POISON, lend};
 
 /// One rank with its memory. Every array begins behind a guard.
 pub(crate) struct NormRank<D: Device> {
@@ -31,6 +34,9 @@ pub(crate) struct NormRank<D: Device> {
     output: Guarded<D>,
     residual: Guarded<D>,
     weight: Guarded<D>,
+    fp8_values: Guarded<D>,
+    /// The scales of the rows, or the one inverse scale.
+    fp8_scales: Guarded<D>,
     symmetric: SymmetricBuffer<f32, D>,
 }
 
@@ -46,6 +52,7 @@ impl<D: Device> NormRank<D> {
         let device = DeviceOf::<M>::open(&stream)?;
         let elements = cases.iter().map(|case| case.elements()).max().unwrap_or(1);
         let bytes = elements * size_of::<f32>();
+        let rows = cases.iter().map(|case| case.rows).max().unwrap_or(1);
         let sharing = settings.sharing();
         let mut communicator = Communicator::builder()
             .rendezvous(rendezvous)
@@ -65,6 +72,8 @@ impl<D: Device> NormRank<D> {
             output: guarded(bytes)?,
             residual: guarded(bytes)?,
             weight: guarded(peersum_kernels::abi::PEERSUM_MAX_HIDDEN as usize * 4)?,
+            fp8_values: guarded(elements)?,
+            fp8_scales: guarded(rows * size_of::<f32>())?,
             symmetric,
             communicator,
             device,
@@ -136,7 +145,22 @@ impl<D: Device> NormRank<D> {
         };
         let normalised = reference::rms_norm(&kept, &weight, numbers);
 
+        // Few values saturate.
+        let inverse_scale = 100.0 + seed as u8 as f32;
+        let (values, scales) = match case.fp8 {
+            None => (Vec::new(), Vec::new()),
+            Some(Fp8Kind::Static) => (
+                reference::fp8_static(&normalised, inverse_scale),
+                vec![inverse_scale],
+            ),
+            Some(Fp8Kind::PerToken) => reference::fp8_per_token(&normalised, case.hidden),
+        };
+
         self.prepare(case, &own, &residual, &weight)?;
+        if case.fp8 == Some(Fp8Kind::Static) {
+            self.fp8_scales
+                .write(&self.device, GUARD_BYTES, bytes_of(&scales))?;
+        }
         let began = Instant::now();
         self.make_call::<T>(case, meet)?;
         let seconds = began.elapsed().as_secs_f64();
@@ -144,10 +168,12 @@ impl<D: Device> NormRank<D> {
         let mut wrong = Vec::new();
         let output = self.output_address(case);
         wrong.extend(self.compare(output, &normalised, "output")?);
+        let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
         if case.has_residual {
-            let residual = self.residual.base() + GUARD_BYTES as u64;
-            wrong.extend(self.compare(residual, &kept, "residual")?);
+            wrong.extend(self.compare(begin(&self.residual), &kept, "residual")?);
         }
+        wrong.extend(self.compare(begin(&self.fp8_values), &values, "FP8 values")?);
+        wrong.extend(self.compare(begin(&self.fp8_scales), &scales, "FP8 scales")?);
         Ok((seconds, wrong))
     }
 
@@ -215,7 +241,8 @@ impl<D: Device> NormRank<D> {
         residual: &[T],
         weight: &[T],
     ) -> Result<()> {
-        let arrays = [&self.input, &self.output, &self.residual, &self.weight];
+        let rows = [&self.input, &self.output, &self.residual, &self.weight];
+        let arrays = rows.into_iter().chain([&self.fp8_values, &self.fp8_scales]);
         for array in arrays {
             array.poison(&self.device)?;
         }
@@ -230,6 +257,9 @@ impl<D: Device> NormRank<D> {
     }
 
     fn call<T: Element>(&mut self, case: &NormCase) -> Result<()> {
+        if let Some(kind) = case.fp8 {
+            return self.call_fp8::<T>(case, kind);
+        }
         let (input, output) = (self.input_address(case), self.output_address(case));
         let residual = self.residual.base() + GUARD_BYTES as u64;
         let weight = self.weight.base() + GUARD_BYTES as u64;
@@ -267,15 +297,81 @@ impl<D: Device> NormRank<D> {
         Ok(called?)
     }
 
+    fn call_fp8<T: Element>(&mut self, case: &NormCase, kind: Fp8Kind) -> Result<()> {
+        let output = self.output_address(case);
+        let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
+        let (residual, weight) = (begin(&self.residual), begin(&self.weight));
+        let (values, scales) = (begin(&self.fp8_values), begin(&self.fp8_scales));
+        let scale_count = match kind {
+            Fp8Kind::Static => 1,
+            Fp8Kind::PerToken => case.rows,
+        };
+        let (device, communicator) = (&self.device, &mut self.communicator);
+        let elements = case.elements();
+        // SAFETY: as in `call`.
+        let called = unsafe {
+            lend::<T, D, _>(device, weight, case.hidden, |weight| {
+                let norm = RmsNorm {
+                    weight: &*weight,
+                    epsilon: case.epsilon(),
+                    weight_offset: case.weight_offset(),
+                };
+                lend::<T, D, _>(device, output, elements, |rows| {
+                    lend::<T, D, _>(device, residual, elements, |residual| {
+                        lend::<u8, D, _>(device, values, elements, |values| {
+                            lend::<f32, D, _>(device, scales, scale_count, |scales| {
+                                match (kind, case.has_residual) {
+                                    (Fp8Kind::Static, false) => {
+                                        let inverse_scale = &*scales;
+                                        let fp8 = Fp8Static {
+                                            values,
+                                            inverse_scale,
+                                        };
+                                        communicator.all_reduce_rms_norm_fp8(rows, &norm, fp8)
+                                    }
+                                    (Fp8Kind::Static, true) => {
+                                        let inverse_scale = &*scales;
+                                        let fp8 = Fp8Static {
+                                            values,
+                                            inverse_scale,
+                                        };
+                                        communicator
+                                            .all_reduce_add_rms_norm_fp8(rows, residual, &norm, fp8)
+                                    }
+                                    (Fp8Kind::PerToken, false) => {
+                                        let fp8 = Fp8PerToken { values, scales };
+                                        communicator.all_reduce_rms_norm_fp8(rows, &norm, fp8)
+                                    }
+                                    (Fp8Kind::PerToken, true) => {
+                                        let fp8 = Fp8PerToken { values, scales };
+                                        communicator
+                                            .all_reduce_add_rms_norm_fp8(rows, residual, &norm, fp8)
+                                    }
+                                }
+                            })
+                        })
+                    })
+                })
+            })
+        };
+        Ok(called?)
+    }
+
     /// What is wrong with an array, if anything: its bits, or the guards of an ordinary one.
-    fn compare<T: Element>(
+    fn compare<T: Scalar>(
         &self,
         address: u64,
         expected: &[T],
         name: &str,
     ) -> Result<Option<String>> {
         let bytes = size_of_val(expected);
-        let is_guarded = [&self.output, &self.residual]
+        let guarded = [
+            &self.output,
+            &self.residual,
+            &self.fp8_values,
+            &self.fp8_scales,
+        ];
+        let is_guarded = guarded
             .iter()
             .any(|array| array.base() + GUARD_BYTES as u64 == address);
         let guard = if is_guarded { GUARD_BYTES } else { 0 };
@@ -290,21 +386,17 @@ impl<D: Device> NormRank<D> {
         if memory.iter().chain(&behind).any(|&byte| byte != POISON) {
             return Ok(Some(format!("{name}: memory beside it was written")));
         }
-        let found = elements_of::<T>(&array);
-        ensure!(
-            found.len() == expected.len(),
-            "an array of the call's length"
-        );
-        let wrong = found
-            .iter()
-            .zip(expected)
-            .position(|(found, expected)| found.raw() != expected.raw());
+        let elements = |bytes| <[u8]>::chunks_exact(bytes, size_of::<T>());
+        let mut pairs = elements(&array).zip(elements(bytes_of(expected)));
+        let wrong = pairs.position(|(found, expected)| found != expected);
         Ok(wrong.map(|index| {
-            format!(
-                "{name}, element {index}: {:#x}, not {:#x}",
-                found[index].raw(),
-                expected[index].raw()
-            )
+            let element = |bytes| {
+                let bytes = elements(bytes).nth(index).unwrap_or_default();
+                let digits = bytes.iter().rev().map(|byte| format!("{byte:02x}"));
+                digits.collect::<String>()
+            };
+            let (found, expected) = (element(&array), element(bytes_of(expected)));
+            format!("{name}, element {index}: 0x{found}, not 0x{expected}")
         }))
     }
 }

@@ -1,0 +1,171 @@
+// fp8.cuh - FP8 (E4M3) values of normalised rows, with one given scale or one scale a row.
+//
+// Integer code: the architectures of the release have no common instruction for it. The bits are
+// those of the reference.
+#pragma once
+
+#include "rms.cuh"
+
+namespace {
+
+constexpr peersum_u32 F32_MAGNITUDE = 0x7FFFFFFFu;
+constexpr peersum_u32 F32_INFINITY = 0x7F800000u;
+constexpr float FP8_LARGEST = 448.0f;
+// The least scale, which a row of zeros has too.
+constexpr float FP8_LEAST_SCALE = 1.0f / (512.0f * 448.0f);
+
+// Rounds to nearest even, subnormals included, and saturates at 448, infinity too. NaN gives 0x7F.
+PEERSUM_DEVICE peersum_u32 e4m3(float value) {
+    constexpr peersum_u32 SMALLEST_NORMAL = 0x3C800000u;  // 2^-6
+    constexpr peersum_u32 REBIAS = (127 - 7) << 23;
+    constexpr peersum_u32 LARGEST = 0x7E;
+    const peersum_u32 magnitude = mov_b32_u32(value) & F32_MAGNITUDE;
+    const peersum_u32 sign = (mov_b32_u32(value) >> 24) & 0x80;
+    // From 2^14 on a float32 has steps of 2^-9, the step of the subnormals: the addition rounds.
+    const peersum_u32 subnormal =
+        mov_b32_u32(add_rn_f32(mov_b32_f32(magnitude), 16384.0f)) - mov_b32_u32(16384.0f);
+    const peersum_u32 normal = (magnitude - REBIAS + 0x7FFFF + (magnitude >> 20 & 1)) >> 20;
+    const peersum_u32 rounded = magnitude < SMALLEST_NORMAL ? subnormal : normal;
+    const peersum_u32 finite = rounded < LARGEST ? rounded : LARGEST;
+    return magnitude > F32_INFINITY ? 0x7F : sign | finite;
+}
+
+// The bits of the largest magnitude in a unit. As integers, NaN is the largest of all.
+PEERSUM_DEVICE peersum_u32 largest_of_unit(Unit n) {
+    const Sum value = unpack(n);
+    peersum_u32 largest = 0;
+#pragma unroll
+    for (int e = 0; e < PER_UNIT; ++e) {
+        const peersum_u32 magnitude = mov_b32_u32(value.value[e]) & F32_MAGNITUDE;
+        largest = largest < magnitude ? magnitude : largest;
+    }
+    return largest;
+}
+
+// The largest value of the block's data threads; every thread gets it. The warps' values have one
+// place in block memory for all rows: each thread that reads them passes the barrier of the next
+// row's sum before any thread stores again.
+PEERSUM_DEVICE peersum_u32 largest_of_block(const ThreadPosition& position, BlockMemory memory,
+                                            peersum_u32 largest) {
+#pragma unroll
+    for (peersum_u32 mask = 1; mask < LANES; mask *= 2) {
+        const peersum_u32 other = mov_b32_u32(shfl_bfly_f32(mov_b32_f32(largest), mask));
+        largest = largest < other ? other : largest;
+    }
+    if (position.threads <= LANES) return largest;
+    if (position.thread % LANES == 0)
+        st_shared_f32(memory, FIRST_MAXIMUM + position.thread / LANES, mov_b32_f32(largest));
+    barrier_cta_sync_data(position.threads);
+    const peersum_u32 warps = position.threads / LANES;
+#pragma unroll 1
+    for (peersum_u32 w = 0; w < warps; w += 4) {
+        float four[4];
+        ld_shared_v4_f32(memory, FIRST_MAXIMUM + w, four);
+#pragma unroll
+        for (peersum_u32 k = 0; k < 4; ++k) {
+            const peersum_u32 other = w + k < warps ? mov_b32_u32(four[k]) : 0;
+            largest = largest < other ? other : largest;
+        }
+    }
+    return largest;
+}
+
+// scale = max(largest / 448, 1 / (512 * 448)), or the canonical NaN.
+PEERSUM_DEVICE float fp8_scale(peersum_u32 largest) {
+    if (largest > F32_INFINITY) return mov_b32_f32(F32_MAGNITUDE);
+    const float scale = div_rn_f32(mov_b32_f32(largest), FP8_LARGEST);
+    return scale < FP8_LEAST_SCALE ? FP8_LEAST_SCALE : scale;
+}
+
+// What a call's FP8 values are multiplied or divided by.
+struct Fp8 {
+    const PeersumParams& params;
+    // The factor of a static scale; not read if each row has a scale.
+    float inverse_scale;
+
+    __device__ __forceinline__ bool is_wanted() const { return params.fp8_values != 0; }
+    __device__ __forceinline__ bool has_row_scales() const { return params.fp8_row_scales != 0; }
+
+    // The scale of a row, of which `largest` is the bits of this thread's largest magnitude. All
+    // data threads of the block call it; one stores the scale. With a static scale, its inverse.
+    __device__ __forceinline__ float factor_of_row(const ThreadPosition& position,
+                                                   BlockMemory memory, peersum_u32 row,
+                                                   peersum_u32 largest) const {
+        if (!has_row_scales()) return inverse_scale;
+        const float scale = fp8_scale(largest_of_block(position, memory, largest));
+        if (position.thread == 0)
+            st_global_u32(reinterpret_cast<void*>(params.fp8_row_scales +
+                                                  static_cast<peersum_u64>(row) * sizeof(float)),
+                          mov_b32_u32(scale));
+        return scale;
+    }
+
+    __device__ __forceinline__ void store(peersum_u32 unit, Unit n, float factor) const {
+        Sum value = unpack(n);
+        if (has_row_scales()) {
+#pragma unroll
+            for (int e = 0; e < PER_UNIT; ++e) value.value[e] = div_rn_f32(value.value[e], factor);
+        } else {
+#pragma unroll
+            for (int e = 0; e < PER_UNIT; ++e) value.value[e] = mul_rn_f32(value.value[e], factor);
+        }
+        peersum_u32 word[PER_UNIT / 4] = {};
+#pragma unroll
+        for (int e = 0; e < PER_UNIT; ++e) word[e / 4] |= e4m3(value.value[e]) << e % 4 * 8;
+        void* address =
+            reinterpret_cast<void*>(params.fp8_values + static_cast<peersum_u64>(unit) * PER_UNIT);
+        if constexpr (PER_UNIT == 8) {
+            st_global_u64(address,
+                          static_cast<peersum_u64>(word[PER_UNIT / 4 - 1]) << 32 | word[0]);
+        } else {
+            st_global_u32(address, word[0]);
+        }
+    }
+};
+
+// For a call after griddepcontrol.wait.
+PEERSUM_DEVICE Fp8 fp8_of(const PeersumParams& params) {
+    float inverse_scale = 0;
+    if (params.fp8_inverse_scale != 0)
+        inverse_scale =
+            mov_b32_f32(ld_global_u32(reinterpret_cast<const void*>(params.fp8_inverse_scale)));
+    return Fp8{params, inverse_scale};
+}
+
+// Makes the FP8 values of a thread's units of a row, which are in registers; those that the thread
+// has not are zeros.
+template <int UNITS>
+PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8, BlockMemory memory,
+                                 const Rows& rows, peersum_u32 row, const Unit (&n)[UNITS]) {
+    peersum_u32 largest = 0;
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        const peersum_u32 other = largest_of_unit(n[k]);
+        largest = largest < other ? other : largest;
+    }
+    const float factor = fp8.factor_of_row(position, memory, row, largest);
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        if (static_cast<peersum_u32>(k) < rows.own)
+            fp8.store(row * rows.units + rows.first + k, n[k], factor);
+    }
+}
+
+// Makes them of units that the thread has stored in the output.
+PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp8& fp8,
+                                        BlockMemory memory, const Rows& rows, peersum_u32 row) {
+    const peersum_u32 first = row * rows.units + rows.first;
+    const peersum_u64 output = fp8.params.output;
+    peersum_u32 largest = 0;
+#pragma unroll 1
+    for (peersum_u32 k = 0; fp8.has_row_scales() && k < rows.own; ++k) {
+        const peersum_u32 other = largest_of_unit(ld_global_v4(unit_address(output, first + k)));
+        largest = largest < other ? other : largest;
+    }
+    const float factor = fp8.factor_of_row(position, memory, row, largest);
+#pragma unroll 1
+    for (peersum_u32 k = 0; k < rows.own; ++k)
+        fp8.store(first + k, ld_global_v4(unit_address(output, first + k)), factor);
+}
+
+}  // namespace
