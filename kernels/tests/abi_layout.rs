@@ -60,6 +60,42 @@ fn bindings() -> Facts {
 }
 
 fn structures() -> Facts {
+    let mut facts = shared_structures();
+    structure!(
+        facts,
+        PeersumParams {
+            arena,
+            source,
+            input,
+            output,
+            elements,
+            push_offset,
+            push_half_bytes,
+            staging_offset,
+            staging_half_bytes,
+            status,
+            timeout_ns,
+            header,
+            detail,
+            norm_words,
+            residual,
+            weight,
+            hidden,
+            epsilon,
+            weight_offset,
+            rows,
+            fp8_values,
+            fp8_inverse_scale,
+            fp8_row_scales,
+            rank,
+            flags
+        }
+    );
+    facts
+}
+
+/// Those in memory that others read.
+fn shared_structures() -> Facts {
     let mut facts = Facts::new();
     structure!(
         facts,
@@ -106,36 +142,6 @@ fn structures() -> Facts {
             own_norm_words,
             peer_norm_words,
             padding_end,
-        }
-    );
-    structure!(
-        facts,
-        PeersumParams {
-            arena,
-            source,
-            input,
-            output,
-            elements,
-            push_offset,
-            push_half_bytes,
-            staging_offset,
-            staging_half_bytes,
-            status,
-            timeout_ns,
-            header,
-            detail,
-            norm_words,
-            residual,
-            weight,
-            hidden,
-            epsilon,
-            weight_offset,
-            rows,
-            fp8_values,
-            fp8_inverse_scale,
-            fp8_row_scales,
-            rank,
-            flags
         }
     );
     facts

@@ -45,7 +45,8 @@
 //!
 //! [`Communicator::all_reduce_add_rms_norm`] and its three neighbours also add a residual and
 //! normalise each row ([`RmsNorm`]), with the bits of [`reference::add_residual`] and
-//! [`reference::rms_norm`]. A row's bits do not depend on the other rows.
+//! [`reference::rms_norm`]. A row's bits do not depend on the other rows. Two more also write FP8
+//! of the rows ([`Fp8Static`], [`Fp8PerToken`]).
 //!
 //! # Failures
 //!

@@ -232,8 +232,8 @@ pub fn rms_norm<T: ReferenceElement>(values: &[T], weight: &[T], numbers: NormNu
     values.chunks(hidden).flat_map(normalise).collect()
 }
 
-/// FP8 (E4M3) of `rows` with a given scale: `e4m3(rows[i] * inverse_scale)`, rounded to nearest even
-/// and saturated at 448. NaN gives 0x7F.
+/// FP8 (E4M3) of `rows` with a given scale: `e4m3(rows[i] * inverse_scale)`, rounded to nearest
+/// even and saturated at 448. NaN gives 0x7F.
 pub fn fp8_static<T: ReferenceElement>(rows: &[T], inverse_scale: f32) -> Vec<u8> {
     let elements = rows.iter();
     elements

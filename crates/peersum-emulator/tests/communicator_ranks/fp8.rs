@@ -6,7 +6,8 @@ use half::{bf16, f16};
 use peersum::dispatch::Route;
 use peersum::reference::{self, NormNumbers};
 use peersum::{
-    Element, Error, Failure, Fp8PerToken, Fp8Static, Held, NormError, NormOutput, Output, RmsNorm,
+    Element, Error, Failure, Fp8Output, Fp8PerToken, Fp8Static, Held, HeldFp8Output, NormError,
+    NormOutput, Output, RmsNorm,
 };
 use peersum_emulator::{Emulator, EmulatorBuffer};
 
@@ -138,75 +139,74 @@ impl Case {
             epsilon: NUMBERS.epsilon,
             weight_offset: NUMBERS.weight_offset,
         };
-        let inverse_scale = EmulatorBuffer::from_slice(&[self.inverse_scale()]);
+        let inverse_scale = &EmulatorBuffer::from_slice(&[self.inverse_scale()]);
         let mut residual = EmulatorBuffer::from_slice(&self.side::<T>(2, rank, self.len()));
         let mut values = EmulatorBuffer::from_slice(&vec![0x55_u8; self.len()]);
         let mut scales = EmulatorBuffer::from_slice(&vec![7.0_f32; self.rows]);
-        if self.is_captured {
-            let mut buffer = Held::new(buffer);
-            let (mut residual, mut scales) = (Held::new(&mut residual), Held::new(&mut scales));
-            let mut values = Held::new(&mut values);
-            let graph = comm
-                .capture(|capture| {
-                    let fixed = Fp8Static {
-                        values: &mut values,
-                        inverse_scale: &inverse_scale,
-                    };
-                    match (self.has_row_scales, self.has_residual) {
-                        (false, false) => {
-                            capture.all_reduce_rms_norm_fp8(&mut buffer, &norm, fixed)
-                        }
-                        (false, true) => capture.all_reduce_add_rms_norm_fp8(
-                            &mut buffer,
-                            &mut residual,
-                            &norm,
-                            fixed,
-                        ),
-                        (true, has_residual) => {
-                            let fp8 = Fp8PerToken {
-                                values: &mut values,
-                                scales: &mut scales,
-                            };
-                            match has_residual {
-                                false => capture.all_reduce_rms_norm_fp8(&mut buffer, &norm, fp8),
-                                true => capture.all_reduce_add_rms_norm_fp8(
-                                    &mut buffer,
-                                    &mut residual,
-                                    &norm,
-                                    fp8,
-                                ),
-                            }
-                        }
-                    }
-                })
-                .unwrap();
-            graph.launch(comm).unwrap();
-            comm.synchronize().unwrap();
-        } else {
-            let fixed = Fp8Static {
-                values: &mut values,
-                inverse_scale: &inverse_scale,
-            };
-            match (self.has_row_scales, self.has_residual) {
-                (false, false) => comm.all_reduce_rms_norm_fp8(buffer, &norm, fixed),
-                (false, true) => {
-                    comm.all_reduce_add_rms_norm_fp8(buffer, &mut residual, &norm, fixed)
-                }
-                (true, has_residual) => {
-                    let fp8 = Fp8PerToken {
-                        values: &mut values,
-                        scales: &mut scales,
-                    };
-                    match has_residual {
-                        false => comm.all_reduce_rms_norm_fp8(buffer, &norm, fp8),
-                        true => comm.all_reduce_add_rms_norm_fp8(buffer, &mut residual, &norm, fp8),
-                    }
-                }
+        match (self.is_captured, self.has_row_scales) {
+            (false, false) => {
+                let values = &mut values;
+                let fp8 = Fp8Static {
+                    values,
+                    inverse_scale,
+                };
+                self.call_eagerly(comm, buffer, &mut residual, &norm, fp8);
             }
-            .unwrap();
-            comm.synchronize().unwrap();
+            (false, true) => {
+                let (values, scales) = (&mut values, &mut scales);
+                let fp8 = Fp8PerToken { values, scales };
+                self.call_eagerly(comm, buffer, &mut residual, &norm, fp8);
+            }
+            (true, false) => {
+                let values = &mut Held::new(&mut values);
+                let fp8 = Fp8Static {
+                    values,
+                    inverse_scale,
+                };
+                self.capture(comm, buffer, &mut residual, &norm, fp8);
+            }
+            (true, true) => {
+                let (values, scales) = (&mut Held::new(&mut values), &mut Held::new(&mut scales));
+                let fp8 = Fp8PerToken { values, scales };
+                self.capture(comm, buffer, &mut residual, &norm, fp8);
+            }
         }
+        comm.synchronize().unwrap();
         (values.to_vec(), scales.to_vec())
+    }
+
+    fn call_eagerly<T: TestElement, B: Output<T, Emulator>>(
+        &self,
+        comm: &mut Comm,
+        buffer: &mut B,
+        residual: &mut EmulatorBuffer<T>,
+        norm: &RmsNorm<'_, EmulatorBuffer<T>>,
+        fp8: impl Fp8Output<Emulator>,
+    ) {
+        match self.has_residual {
+            false => comm.all_reduce_rms_norm_fp8(buffer, norm, fp8),
+            true => comm.all_reduce_add_rms_norm_fp8(buffer, residual, norm, fp8),
+        }
+        .unwrap();
+    }
+
+    fn capture<'a, T: TestElement, B: Output<T, Emulator>>(
+        &self,
+        comm: &mut Comm,
+        buffer: &'a mut B,
+        residual: &'a mut EmulatorBuffer<T>,
+        norm: &RmsNorm<'a, EmulatorBuffer<T>>,
+        fp8: impl HeldFp8Output<'a, Emulator>,
+    ) {
+        let (mut buffer, mut residual) = (Held::new(buffer), Held::new(residual));
+        let graph = comm
+            .capture(|capture| match self.has_residual {
+                false => capture.all_reduce_rms_norm_fp8(&mut buffer, norm, fp8),
+                true => capture.all_reduce_add_rms_norm_fp8(&mut buffer, &mut residual, norm, fp8),
+            })
+            .unwrap();
+        graph.launch(comm).unwrap();
+        comm.synchronize().unwrap();
     }
 }
 

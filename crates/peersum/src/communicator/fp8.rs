@@ -1,6 +1,6 @@
 //! FP8 outputs of calls with RMSNorm.
 
-use super::graph::Held;
+use super::held::Held;
 use crate::device::{BufferError, Device, Input, Output};
 use crate::norm_error::NormError;
 
@@ -70,7 +70,7 @@ pub struct Fp8Addresses {
 
 impl Fp8Addresses {
     /// Those of the rows from `row` on.
-    pub(super) fn from_row(self, row: u64, hidden: u64) -> Self {
+    pub(super) fn at_row(self, row: u64, hidden: u64) -> Self {
         let from = |address: u64, bytes: u64| match address {
             0 => 0,
             address => address + bytes,

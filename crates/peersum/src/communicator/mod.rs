@@ -10,6 +10,7 @@ mod check;
 mod connected;
 mod fp8;
 mod graph;
+mod held;
 mod latest_calls;
 mod layout;
 mod lent;
@@ -36,7 +37,8 @@ mod teardown;
 pub use abort::AbortHandle;
 pub use builder::CommunicatorBuilder;
 pub use fp8::{Fp8Output, Fp8PerToken, Fp8Static, HeldFp8Output};
-pub use graph::{Capture, Graph, Held};
+pub use graph::{Capture, Graph};
+pub use held::Held;
 #[doc(hidden)]
 pub use layout::{ArenaLayout, StartEpochs, control_bytes, initial_control};
 pub use path::CallPath;

@@ -103,7 +103,7 @@ impl NormCall {
                 0 => 0,
                 residual => residual + offset,
             },
-            fp8: self.fp8.from_row(first_row, hidden),
+            fp8: self.fp8.at_row(first_row, hidden),
             ..*self
         }
     }
