@@ -77,7 +77,10 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     let full = directory.path().join("full");
     let cold = precompile(&nvcc, jobs, None, &full)?;
     // The goal was set for a matrix of 42 modules.
-    let remark = format!("{} modules; 42 had the goal of 14 s on 2 cores", calls.len());
+    let remark = format!(
+        "{} modules; 42 had the goal of 14 s on 2 cores",
+        calls.len()
+    );
     show("cold, the release set", cold, &remark);
     let idle: Result<Vec<_>, _> = (0..IDLE_RUNS)
         .map(|_| precompile(&nvcc, jobs, None, &full))
