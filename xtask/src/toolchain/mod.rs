@@ -1,6 +1,6 @@
 //! The CUDA compiler: one that the machine has, else the pinned one, installed on first use.
 //!
-//! [`resolve`] is what a command that compiles calls. Once a compiler has been asked for its
+//! [`resolve()`] is what a command that compiles calls. Once a compiler has been asked for its
 //! version and targets, resolving it again costs some `stat` calls and starts no process.
 
 mod command;
