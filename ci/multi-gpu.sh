@@ -96,7 +96,8 @@ if [[ -n ${UNSAFE:-} ]]; then
 fi
 step bench-layer 60 bench-layer --cubins "$CUBINS" --world-size "$largest" --json "$OUT/bench-layer.json"
 step bench-rms-norm 40 "${bench[@]}" --nccl off --op rms-norm --json "$OUT/bench-rms-norm.json"
-step bench-step 30 bench-layer --cubins "$CUBINS" --world-size "$largest" --model 8b --json "$OUT/bench-step.json"
+step bench-step 30 bench-layer --cubins "$CUBINS" --world-size "$largest" --model 8b \
+    --json "$OUT/bench-step.json"
 
 # Then what must hold.
 grid=(grid --device cuda --world-size "$WORLD_SIZES")
@@ -126,7 +127,8 @@ done
 step soak 60 soak --device cuda --world-size "$largest" --seconds 20
 
 (IFS=,; echo "[${results[*]}]") >"$OUT/summary.json"
-for table in tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-layer bench-rms-norm bench-step; do
+measured=(tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-layer bench-rms-norm bench-step)
+for table in "${measured[@]}"; do
     [[ -f $OUT/logs/$table.txt ]] && printf '\n== %s\n' "$table" && cat "$OUT/logs/$table.txt"
 done >>"$OUT/summary.txt"
 echo "the tables are in $OUT/summary.txt"
