@@ -127,7 +127,8 @@ done
 step soak 60 soak --device cuda --world-size "$largest" --seconds 20
 
 (IFS=,; echo "[${results[*]}]") >"$OUT/summary.json"
-measured=(tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-layer bench-rms-norm bench-step)
+measured=(tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-layer)
+measured+=(bench-rms-norm bench-step)
 for table in "${measured[@]}"; do
     [[ -f $OUT/logs/$table.txt ]] && printf '\n== %s\n' "$table" && cat "$OUT/logs/$table.txt"
 done >>"$OUT/summary.txt"

@@ -263,7 +263,7 @@ typedef struct PeersumParams {
     /* FP8 (E4M3) of the output, one byte an element; 0 if there is none. Otherwise one of the next
      * two is not 0. */
     peersum_u64 fp8_values;
-    /* One float32 by which every element is multiplied. */
+    /* One float32 by which every element is multiplied; a multiple of its size, as the next. */
     peersum_u64 fp8_inverse_scale;
     /* One float32 a row, which the call writes: the scale by which the row was divided. */
     peersum_u64 fp8_row_scales;

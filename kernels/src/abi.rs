@@ -281,7 +281,7 @@ pub struct PeersumParams {
     pub rows: peersum_u32,
     /// FP8 (E4M3) of the output, one byte an element; 0 if there is none. Otherwise one of the next two is not 0.
     pub fp8_values: peersum_u64,
-    /// One float32 by which every element is multiplied.
+    /// One float32 by which every element is multiplied; a multiple of its size, as the next.
     pub fp8_inverse_scale: peersum_u64,
     /// One float32 a row, which the call writes: the scale by which the row was divided.
     pub fp8_row_scales: peersum_u64,

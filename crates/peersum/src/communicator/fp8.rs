@@ -32,7 +32,7 @@ use crate::norm_error::NormError;
 /// ```
 #[derive(Debug)]
 pub struct Fp8Static<V, S> {
-    /// One byte for each element of the rows.
+    /// One byte for each element of the rows; begins at a multiple of 16 bytes.
     pub values: V,
     /// One `f32` on the device, by which each element is multiplied.
     pub inverse_scale: S,
@@ -47,7 +47,7 @@ pub struct Fp8Static<V, S> {
 /// In an eager call both fields are `&mut` buffers; in a capture they are `&mut Held`.
 #[derive(Debug)]
 pub struct Fp8PerToken<V, S> {
-    /// One byte for each element of the rows.
+    /// One byte for each element of the rows; begins at a multiple of 16 bytes.
     pub values: V,
     /// One `f32` for each row.
     pub scales: S,
@@ -100,6 +100,25 @@ mod sealed {
 }
 
 pub(super) use sealed::{Fp8Buffers, HeldFp8Buffers};
+
+/// For a call that writes the rows alone.
+pub(super) struct NoFp8;
+
+impl<D: Device> Fp8Buffers<D> for NoFp8 {
+    fn check(&self, _stream: &D::Stream) -> Result<(), BufferError> {
+        Ok(())
+    }
+
+    fn check_lengths(&self, _rows: usize, _hidden: usize) -> Result<(), NormError> {
+        Ok(())
+    }
+
+    fn with_fp8<R>(self, _stream: &D::Stream, launch: impl FnOnce(Fp8Addresses) -> R) -> R {
+        launch(Fp8Addresses::default())
+    }
+}
+
+impl<D: Device> Fp8Output<D> for NoFp8 {}
 
 fn check_len(buffer: &'static str, len: usize, needed: usize) -> Result<(), NormError> {
     match len == needed {

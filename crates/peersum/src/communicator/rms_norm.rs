@@ -3,7 +3,7 @@
 use peersum_kernels::abi;
 
 use super::call::Call;
-use super::fp8::{Fp8Addresses, Fp8Output};
+use super::fp8::{Fp8Addresses, Fp8Output, NoFp8};
 use super::norm_launch::NormCall;
 use super::state::Communicator;
 use crate::call_signature::unit_elements;
@@ -156,15 +156,7 @@ impl<D: Device> Communicator<D> {
         W: Input<T, D>,
         O: Output<T, D>,
     {
-        self.check_recording()?;
-        let stream = self.device.stream().clone();
-        buffer.check(&stream)?;
-        let rows = self.check_norm::<T, W>(norm, buffer.len())?;
-        norm.weight.with_input(&stream, |weight| {
-            buffer.with_output(&stream, |buffer| {
-                self.enqueue_norm(rows.with(buffer, buffer, 0, weight, Fp8Addresses::default())?)
-            })
-        })
+        self.all_reduce_rms_norm_fp8(buffer, norm, NoFp8)
     }
 
     /// [`Communicator::all_reduce_add_rms_norm`] with the result in the place of the input.
@@ -183,25 +175,7 @@ impl<D: Device> Communicator<D> {
         W: Input<T, D>,
         O: Output<T, D>,
     {
-        self.check_recording()?;
-        let stream = self.device.stream().clone();
-        buffer.check(&stream)?;
-        residual.check(&stream)?;
-        let rows = self.check_norm::<T, W>(norm, buffer.len())?;
-        rows.check_residual_len(residual.len())?;
-        norm.weight.with_input(&stream, |weight| {
-            residual.with_output(&stream, |residual| {
-                buffer.with_output(&stream, |buffer| {
-                    self.enqueue_norm(rows.with(
-                        buffer,
-                        buffer,
-                        residual,
-                        weight,
-                        Fp8Addresses::default(),
-                    )?)
-                })
-            })
-        })
+        self.all_reduce_add_rms_norm_fp8(buffer, residual, norm, NoFp8)
     }
 
     /// [`Communicator::all_reduce_rms_norm_in_place`], and FP8 of the normalised rows: an
