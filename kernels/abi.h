@@ -52,6 +52,11 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_KEPT_ROW_UNITS_OF_PAIR 4
 #define PEERSUM_KEPT_ROW_UNITS 2
 
+/* The most blocks that share a row of the fused kernel, and the most data threads that they have
+ * together. If several do, the data threads of each are a power of two. */
+#define PEERSUM_MAX_CLUSTER_BLOCKS 8
+#define PEERSUM_MAX_CLUSTER_THREADS 1024
+
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16
 /* Units whose slots of one source are adjacent: what a warp stores at once. */

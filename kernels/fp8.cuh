@@ -42,21 +42,21 @@ PEERSUM_DEVICE peersum_u32 largest_of_unit(Unit n) {
     return largest;
 }
 
-// The largest value of the block's data threads; every thread gets it. The warps' values have one
-// place in block memory for all rows: each thread that reads them passes the barrier of the next
-// row's sum before any thread stores again.
-PEERSUM_DEVICE peersum_u32 largest_of_block(const ThreadPosition& position, BlockMemory memory,
-                                            peersum_u32 largest) {
+// The largest value of the threads that share a row; every thread gets it. The warps' values have
+// one place in block memory for all rows: each thread that reads them sends its sum of the next row
+// behind that, and nobody stores here before it has that row's sum.
+PEERSUM_DEVICE peersum_u32 largest_of_row(const ThreadPosition& position, const Rows& rows,
+                                          BlockMemory memory, peersum_u32 turn,
+                                          peersum_u32 largest) {
 #pragma unroll
     for (peersum_u32 mask = 1; mask < LANES; mask *= 2) {
         const peersum_u32 other = mov_b32_u32(shfl_bfly_f32(mov_b32_f32(largest), mask));
         largest = largest < other ? other : largest;
     }
-    if (position.threads <= LANES) return largest;
-    if (position.thread % LANES == 0)
-        st_shared_f32(memory, FIRST_MAXIMUM + position.thread / LANES, mov_b32_f32(largest));
-    barrier_cta_sync_data(position.threads);
-    const peersum_u32 warps = position.threads / LANES;
+    const peersum_u32 warps = rows.blocks() * position.threads / LANES;
+    if (warps <= 1) return largest;
+    exchange_over_row(position, rows, memory, FIRST_MAXIMUM, mov_b32_f32(largest), MAXIMUM_BARRIER,
+                      turn);
 #pragma unroll 1
     for (peersum_u32 w = 0; w < warps; w += 4) {
         float four[4];
@@ -87,13 +87,13 @@ struct Fp8 {
     __device__ __forceinline__ bool has_row_scales() const { return params.fp8_row_scales != 0; }
 
     // The scale of a row, of which `largest` is the bits of this thread's largest magnitude. All
-    // data threads of the block call it; one stores the scale. With a static scale, its inverse.
-    __device__ __forceinline__ float factor_of_row(const ThreadPosition& position,
+    // threads that share the row call it; one stores the scale. With a static scale, its inverse.
+    __device__ __forceinline__ float factor_of_row(const ThreadPosition& position, const Rows& rows,
                                                    BlockMemory memory, peersum_u32 row,
-                                                   peersum_u32 largest) const {
+                                                   peersum_u32 turn, peersum_u32 largest) const {
         if (!has_row_scales()) return inverse_scale;
-        const float scale = fp8_scale(largest_of_block(position, memory, largest));
-        if (position.thread == 0)
+        const float scale = fp8_scale(largest_of_row(position, rows, memory, turn, largest));
+        if (rows.first == 0)
             st_global_u32(reinterpret_cast<void*>(params.fp8_row_scales +
                                                   static_cast<peersum_u64>(row) * sizeof(float)),
                           mov_b32_u32(scale));
@@ -136,14 +136,15 @@ PEERSUM_DEVICE Fp8 fp8_of(const PeersumParams& params) {
 // has not are zeros.
 template <int UNITS>
 PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8, BlockMemory memory,
-                                 const Rows& rows, peersum_u32 row, const Unit (&n)[UNITS]) {
+                                 const Rows& rows, peersum_u32 row, peersum_u32 turn,
+                                 const Unit (&n)[UNITS]) {
     peersum_u32 largest = 0;
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
         const peersum_u32 other = largest_of_unit(n[k]);
         largest = largest < other ? other : largest;
     }
-    const float factor = fp8.factor_of_row(position, memory, row, largest);
+    const float factor = fp8.factor_of_row(position, rows, memory, row, turn, largest);
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
         if (static_cast<peersum_u32>(k) < rows.own)
@@ -153,7 +154,8 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
 
 // Makes them of units that the thread has stored in the output.
 PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp8& fp8,
-                                        BlockMemory memory, const Rows& rows, peersum_u32 row) {
+                                        BlockMemory memory, const Rows& rows, peersum_u32 row,
+                                        peersum_u32 turn) {
     const peersum_u32 first = row * rows.units + rows.first;
     const peersum_u64 output = fp8.params.output;
     peersum_u32 largest = 0;
@@ -162,7 +164,7 @@ PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp
         const peersum_u32 other = largest_of_unit(ld_global_v4(unit_address(output, first + k)));
         largest = largest < other ? other : largest;
     }
-    const float factor = fp8.factor_of_row(position, memory, row, largest);
+    const float factor = fp8.factor_of_row(position, rows, memory, row, turn, largest);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k)
         fp8.store(first + k, ld_global_v4(unit_address(output, first + k)), factor);

@@ -56,7 +56,8 @@ struct RowBuffers {
 template <int UNITS>
 PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& buffers,
                               const Rows& rows, BlockMemory memory, peersum_u32 row,
-                              const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
+                              peersum_u32 turn, const Unit (&r)[UNITS], const Unit (&weight)[UNITS],
+                              float sum) {
     const Fp8 fp8 = fp8_of(buffers.params);
     const float scale = scale_of_row(buffers.params, sum);
     const peersum_u32 first = row * rows.units + rows.first;
@@ -71,9 +72,9 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
     if (!fp8.is_wanted()) return;
     // Of many units, FP8 is made one by one: ptxas has no registers for them at once.
     if constexpr (UNITS <= 2) {
-        quantise_row(position, fp8, memory, rows, row, n);
+        quantise_row(position, fp8, memory, rows, row, turn, n);
     } else {
-        quantise_stored_row(position, fp8, memory, rows, row);
+        quantise_stored_row(position, fp8, memory, rows, row, turn);
     }
 }
 
@@ -82,7 +83,7 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
 template <bool MAY_KEEP, typename NextR>
 PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
                                   const Rows& rows, BlockMemory memory, peersum_u32 row,
-                                  bool is_odd, NextR next_r) {
+                                  peersum_u32 turn, NextR next_r) {
     const peersum_u32 first = row * rows.units + rows.first;
     const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
     Unit kept[KEPT_UNITS];
@@ -111,8 +112,8 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
             sums.push(k, squares_of_unit(r));
         }
     }
-    const float sum = sum_over_block(position, memory, sums.total(rows.per_thread), is_odd);
-    if (is_kept) return store_row(position, buffers, rows, memory, row, kept, weight, sum);
+    const float sum = sum_over_row(position, rows, memory, sums.total(rows.per_thread), turn);
+    if (is_kept) return store_row(position, buffers, rows, memory, row, turn, kept, weight, sum);
     const float scale = scale_of_row(buffers.params, sum);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k) {
@@ -121,7 +122,7 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
                      normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
     }
     const Fp8 fp8 = fp8_of(buffers.params);
-    if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row);
+    if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row, turn);
 }
 
 #if PEERSUM_WORLD_SIZE > 1
@@ -195,7 +196,10 @@ struct PushedRows : Rows {
     }
     // The offset of the slots of this thread's first unit of a row.
     __device__ __forceinline__ peersum_u64 slots(peersum_u32 row) const {
-        const peersum_u32 lane = tid_x() % PEERSUM_SLOT_GROUP;
+        peersum_u32 thread = tid_x();
+        // A block of whole groups need not count the threads of the blocks before it.
+        if (LANES % PEERSUM_SLOT_GROUP != 0) thread += cluster_ctarank() * (ntid_x() - WORLD_SIZE);
+        const peersum_u32 lane = thread % PEERSUM_SLOT_GROUP;
         const peersum_u32 group = PEERSUM_SLOT_GROUP * per_thread;
         const peersum_u32 row_slots = (units + group - 1) / group * group;
         return half + slots_offset(row * row_slots + first - lane * (per_thread - 1));
@@ -217,9 +221,9 @@ constexpr peersum_u32 PROGRESS_TAKEN = 3;
 constexpr peersum_u32 PROGRESS_SENT = 4;
 // also those of the next one;
 constexpr peersum_u32 PROGRESS_NEXT_SENT = 8;
-// which half of the block's memory the row uses; and whether the call is lost.
-constexpr peersum_u32 PROGRESS_ODD = 16;
-constexpr peersum_u32 PROGRESS_LOST = 32;
+// how many rows the block has done, modulo 4; and whether the call is lost.
+constexpr peersum_u32 PROGRESS_TURN = 16;
+constexpr peersum_u32 PROGRESS_LOST = 64;
 
 // Waits for this thread's units of a row, from the `taken`-th on, and keeps r of each. Before,
 // sends those of the rows that are not sent: up to the next one, which is then on its way while
@@ -228,10 +232,11 @@ PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows& rows, const Ro
                               peersum_u32 row, peersum_u32 progress) {
     bool lost = (progress & PROGRESS_LOST) != 0;
     peersum_u32 unsent = row;
-    if ((progress & PROGRESS_SENT) != 0) unsent += call.blocks;
-    if ((progress & PROGRESS_NEXT_SENT) != 0) unsent += call.blocks;
+    if ((progress & PROGRESS_SENT) != 0) unsent += nclusterid_x();
+    if ((progress & PROGRESS_NEXT_SENT) != 0) unsent += nclusterid_x();
 #pragma unroll 1
-    for (; !lost && unsent <= row + call.blocks && unsent < rows.count; unsent += call.blocks) {
+    for (; !lost && unsent <= row + nclusterid_x() && unsent < rows.count;
+         unsent += nclusterid_x()) {
 #pragma unroll 1
         for (peersum_u32 k = 0; k < rows.own; ++k)
             rows.send(rows.slots(unsent), k, rows.own_unit(rows.unit(unsent) + k));
@@ -241,7 +246,7 @@ PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows& rows, const Ro
         const peersum_u64 slots = rows.slots(row) + k * PushedRows::NEXT_SLOTS;
         Unit received[SOURCES];
         if (!lost) lost = !collect(call, receive_address(call.params, slots), received);
-        if (!lost && k == 0 && row == call.block) allow_next_kernel();
+        if (!lost && k == 0 && row == clusterid_x()) allow_next_kernel();
         const peersum_u32 unit = rows.unit(row) + k;
         Unit r = nan_unit();
         if (!lost) {
@@ -267,13 +272,14 @@ extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& p
     const PushedRows rows = pushed_rows(rows_of(params, position), params, call.push_epoch);
     const RowBuffers buffers{params};
 #pragma unroll 1
-    for (; row < rows.count; row += position.blocks) {
+    for (; row < rows.count; row += nclusterid_x()) {
         // First r of all units: so the sum keeps no register while this thread waits.
         if (!await_row(call, rows, buffers, row, progress)) progress |= PROGRESS_LOST;
         normalise_row<false>(
-            position, buffers, rows, memory, row, (progress & PROGRESS_ODD) != 0,
+            position, buffers, rows, memory, row, progress / PROGRESS_TURN % 4,
             [&](peersum_u32 k) { return ld_global_v4(buffers.kept(rows.unit(row) + k)); });
-        progress = (progress & PROGRESS_LOST) | (~progress & PROGRESS_ODD) | PROGRESS_SENT;
+        progress = (progress & PROGRESS_LOST) | ((progress + PROGRESS_TURN) & 3 * PROGRESS_TURN) |
+                   PROGRESS_SENT;
     }
 }
 
@@ -346,7 +352,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     const peersum_u32 epochs = epochs_of(call);
     rows.per_thread = UNITS;
     const auto has = [&](int k) { return static_cast<peersum_u32>(k) < rows.own; };
-    peersum_u32 row = call.block;
+    peersum_u32 row = clusterid_x();
     if (row < rows.count) {
         const peersum_u64 slots = rows.slots(row);
 #pragma unroll
@@ -360,10 +366,10 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     }
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
-    bool is_odd = false;
+    peersum_u32 turn = 0;
 #pragma unroll 1
     for (peersum_u32 next; row < rows.count; row = next) {
-        next = row + call.blocks;
+        next = row + nclusterid_x();
         // A row is on its way while the one before it is awaited.
         if (next < rows.count) send_row<UNITS>(rows, next);
         const peersum_u32 unit = rows.unit(row);
@@ -392,9 +398,9 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                 }
                 return peersum_norm_rest(
                     call.params, memory, epochs, row,
-                    PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
+                    PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | turn % 4 * PROGRESS_TURN);
             }
-            if (begin == 0 && row == call.block && has(0)) allow_next_kernel();
+            if (begin == 0 && turn == 0 && has(0)) allow_next_kernel();
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
                 const int at = begin + k;
@@ -411,13 +417,13 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS <= 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        const float sum = sum_over_block(call, memory, squares_of_units(r), is_odd);
+        const float sum = sum_over_row(call, rows, memory, squares_of_units(r), turn);
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        store_row(call, buffers, rows, memory, row, r, weight, sum);
-        is_odd = !is_odd;
+        store_row(call, buffers, rows, memory, row, turn, r, weight, sum);
+        ++turn;
     }
 }
 
@@ -426,12 +432,13 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Rows rows = rows_of(params, position);
     const RowBuffers buffers{params};
     const BlockMemory memory = block_memory();
+    join_cluster(position, rows, memory);
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
     Unit own[LOADED_AT_ONCE];
-    if (position.block < rows.count) {
-        const peersum_u32 first = position.block * rows.units + rows.first;
+    if (clusterid_x() < rows.count) {
+        const peersum_u32 first = clusterid_x() * rows.units + rows.first;
 #pragma unroll
         for (peersum_u32 k = 0; k < LOADED_AT_ONCE; ++k) {
             if (k < rows.own) own[k] = ld_global_v4(unit_address(params.input, first + k));
@@ -441,10 +448,12 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const bool lost = is_lost_on_entry(call);
     if (position.is_signal_thread())
         return peersum_norm_signal_thread(params, call.pull_epoch, call.push_epoch, lost);
+    // Before this thread stores to the memory of another block of its row.
+    if (rows.blocks() > 1) barrier_cluster_wait();
     const bool warp_is_lost = vote_any(lost);
     if (warp_is_lost || rows.per_thread > MOST_UNITS) {
         advance_unlaunched_epochs(call);
-        return peersum_norm_rest(params, memory, epochs_of(call), position.block,
+        return peersum_norm_rest(params, memory, epochs_of(call), clusterid_x(),
                                  warp_is_lost ? PROGRESS_LOST : 0);
     }
     const PushedRows pushed = pushed_rows(rows, params, call.push_epoch);
@@ -476,14 +485,13 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     griddepcontrol_wait();
     if (position.is_signal_thread()) return;
 #endif
-    bool is_odd = false;
+    peersum_u32 turn = 0;
 #pragma unroll 1
-    for (peersum_u32 row = position.block; row < rows.count; row += position.blocks) {
-        normalise_row<true>(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
+    for (peersum_u32 row = clusterid_x(); row < rows.count; row += nclusterid_x()) {
+        normalise_row<true>(position, buffers, rows, memory, row, turn++, [&](peersum_u32 k) {
             const peersum_u32 unit = row * rows.units + rows.first + k;
             return buffers.apply_residual(unit, ld_global_v4(unit_address(params.input, unit)));
         });
-        is_odd = !is_odd;
     }
 }
 

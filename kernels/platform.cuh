@@ -109,17 +109,23 @@ PEERSUM_DEVICE bool vote_any(bool value) {
     return any != 0;
 }
 
-// Memory of the block: three float32 values for each warp. Every call makes memory of its own, so
-// an entry point calls this once. Declared in PTX, because nvcc and NVRTC make different code for
-// pointers to shared memory, and name a local variable after the path of its file.
+// Memory of the block: float32 values and the barriers of the cluster (rms.cuh). Every call makes
+// memory of its own, so an entry point calls this once. Declared in PTX, because nvcc and NVRTC
+// make different code for pointers to shared memory, and name a local variable after the path of
+// its file.
 struct BlockMemory {
     peersum_u32 address;
 };
 
+// The warps of the largest row: see PEERSUM_MAX_CLUSTER_THREADS.
+constexpr peersum_u32 MOST_ROW_WARPS = PEERSUM_MAX_CLUSTER_THREADS / LANES;
+constexpr peersum_u32 BLOCK_FLOATS = 3 * MOST_ROW_WARPS;
+constexpr peersum_u32 CLUSTER_BARRIERS = 3;
+
 PEERSUM_DEVICE BlockMemory block_memory() {
-    static_assert(3 * PEERSUM_MAX_THREADS / LANES == 48, "the size below, in float32");
+    static_assert(BLOCK_FLOATS * 4 + CLUSTER_BARRIERS * 8 == 408, "the size below");
     BlockMemory memory;
-    asm volatile("{\n\t.shared .align 16 .b8 floats[192];\n\tmov.u32 %0, floats;\n\t}"
+    asm volatile("{\n\t.shared .align 16 .b8 block_memory[408];\n\tmov.u32 %0, block_memory;\n\t}"
                  : "=r"(memory.address));
     return memory;
 }
@@ -137,6 +143,108 @@ PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, floa
                  : "r"(memory.address + index * 4)
                  : "memory");
 }
+
+// --- Clusters: blocks that run at once and write to each other's memory, from sm_90 on. Below,
+// every block is a cluster of its own.
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+
+PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return 1; }
+PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return 0; }
+PEERSUM_DEVICE peersum_u32 clusterid_x() { return ctaid_x(); }
+PEERSUM_DEVICE peersum_u32 nclusterid_x() { return nctaid_x(); }
+PEERSUM_DEVICE void barrier_cluster_arrive() {}
+PEERSUM_DEVICE void barrier_cluster_wait() {}
+PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
+PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32, peersum_u32) {}
+PEERSUM_DEVICE void mbarrier_wait_parity(BlockMemory, peersum_u32, peersum_u32) {}
+PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32, peersum_u32, float, peersum_u32) {}
+
+#else
+
+// Blocks of this cluster.
+PEERSUM_DEVICE peersum_u32 cluster_nctarank() {
+    peersum_u32 value;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
+    return value;
+}
+
+// The place of this block among them.
+PEERSUM_DEVICE peersum_u32 cluster_ctarank() {
+    peersum_u32 value;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 clusterid_x() {
+    peersum_u32 value;
+    asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(value));
+    return value;
+}
+
+PEERSUM_DEVICE peersum_u32 nclusterid_x() {
+    peersum_u32 value;
+    asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+    return value;
+}
+
+// Once every thread of the cluster has arrived, what each did before its arrival is ordered before
+// what a thread does behind its wait. A thread need not wait.
+PEERSUM_DEVICE void barrier_cluster_arrive() {
+    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+
+PEERSUM_DEVICE void barrier_cluster_wait() {
+    asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+PEERSUM_DEVICE peersum_u32 mbarrier_address(BlockMemory memory, peersum_u32 barrier) {
+    return memory.address + BLOCK_FLOATS * 4 + barrier * 8;
+}
+
+// A barrier whose phase ends when one thread has arrived and all bytes that it expects are there.
+PEERSUM_DEVICE void mbarrier_init(BlockMemory memory, peersum_u32 barrier) {
+    asm volatile(
+        "mbarrier.init.shared::cta.b64 [%0], 1;\n\t"
+        "fence.mbarrier_init.release.cluster;" ::"r"(mbarrier_address(memory, barrier))
+        : "memory");
+}
+
+PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory memory, peersum_u32 barrier,
+                                              peersum_u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                     mbarrier_address(memory, barrier)),
+                 "r"(bytes)
+                 : "memory");
+}
+
+// Waits for the end of a phase: the first has parity 0, the next 1, and so on. What the bytes of
+// the phase stored is visible then.
+PEERSUM_DEVICE void mbarrier_wait_parity(BlockMemory memory, peersum_u32 barrier,
+                                         peersum_u32 parity) {
+    asm volatile(
+        "{\n\t.reg .pred done;\n\t"
+        "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
+        "@!done bra again;\n\t}" ::"r"(mbarrier_address(memory, barrier)),
+        "r"(parity)
+        : "memory");
+}
+
+// Stores a value at `index` in the memory of the `block`-th block of the cluster, and its four
+// bytes count for the phase of that block's barrier.
+PEERSUM_DEVICE void st_async_f32(BlockMemory memory, peersum_u32 block, peersum_u32 index,
+                                 float value, peersum_u32 barrier) {
+    asm volatile(
+        "{\n\t.reg .u32 place, counter;\n\t"
+        "mapa.shared::cluster.u32 place, %0, %3;\n\t"
+        "mapa.shared::cluster.u32 counter, %1, %3;\n\t"
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.f32 [place], %2, [counter];"
+        "\n\t}" ::"r"(memory.address + index * 4),
+        "r"(mbarrier_address(memory, barrier)), "f"(value), "r"(block)
+        : "memory");
+}
+
+#endif
 
 // As bar_sync; also returns true on every thread if `value` is true on any.
 PEERSUM_DEVICE bool bar_red_or(bool value) {

@@ -22,9 +22,12 @@ struct Rows {
     peersum_u32 first;
     // Units of this thread in a row; 0 for a thread behind the end of the row.
     peersum_u32 own;
+
+    // Blocks that share a row: a cluster. Read anew each time, which saves a register.
+    static __device__ __forceinline__ peersum_u32 blocks() { return cluster_nctarank(); }
 };
 
-// The fewest units a thread, a power of two, with which the block's data threads cover a row.
+// The fewest units a thread, a power of two, with which so many data threads cover a row.
 PEERSUM_DEVICE peersum_u32 units_per_thread(peersum_u32 units, peersum_u32 threads) {
     peersum_u32 per_thread = 1;
 #pragma unroll 1
@@ -36,8 +39,8 @@ PEERSUM_DEVICE Rows rows_of(const PeersumParams& params, const ThreadPosition& p
     Rows rows;
     rows.units = params.hidden / PER_UNIT;
     rows.count = params.rows;
-    rows.per_thread = units_per_thread(rows.units, position.threads);
-    rows.first = position.thread * rows.per_thread;
+    rows.per_thread = units_per_thread(rows.units, rows.blocks() * position.threads);
+    rows.first = (cluster_ctarank() * position.threads + position.thread) * rows.per_thread;
     const peersum_u32 behind = rows.first < rows.units ? rows.units - rows.first : 0;
     rows.own = behind < rows.per_thread ? behind : rows.per_thread;
     return rows;
@@ -113,45 +116,92 @@ private:
     float pending[LEVELS + 1] = {};
 };
 
-// What block memory holds, in float32 values: each warp's sum of squares, for odd and for even
-// rows, and its largest magnitude (fp8.cuh).
-constexpr int MOST_WARPS = PEERSUM_MAX_THREADS / LANES;
-constexpr peersum_u32 FIRST_MAXIMUM = 2 * MOST_WARPS;
+// What block memory holds, in float32 values: the sum of squares of each warp that has a part of
+// the row, for odd and for even rows, and its largest magnitude (fp8.cuh).
+constexpr peersum_u32 FIRST_MAXIMUM = 2 * MOST_ROW_WARPS;
+// The barriers that count what the blocks of a cluster send: one for each half of the sums, and one
+// for the largest magnitudes.
+constexpr peersum_u32 MAXIMUM_BARRIER = 2;
 
-// Adds the sums of all data threads of the block; every thread gets the total. Warps exchange
-// through block memory, in the half that `is_odd` selects: a thread that is still reading the sums
-// of one row has not arrived at the barrier of the next, so nobody stores into the same half.
-PEERSUM_DEVICE float sum_over_block(const ThreadPosition& position, BlockMemory memory, float sum,
-                                    bool is_odd) {
+// Joins the cluster of a row's blocks: call before griddepcontrol.wait, on every thread.
+PEERSUM_DEVICE void join_cluster(const ThreadPosition& position, const Rows& rows,
+                                 BlockMemory memory) {
+    if (rows.blocks() == 1) return;
+    if (position.thread == 0) {
 #pragma unroll
-    for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
-        sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
-    if (position.threads <= LANES) return sum;
-    const peersum_u32 sums = is_odd ? MOST_WARPS : 0;
-    if (position.thread % LANES == 0) st_shared_f32(memory, sums + position.thread / LANES, sum);
-    if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER) barrier_cta_sync_data(position.threads);
-    const peersum_u32 warps = position.threads / LANES;
-    float warp[MOST_WARPS];
+        for (peersum_u32 barrier = 0; barrier < CLUSTER_BARRIERS; ++barrier)
+            mbarrier_init(memory, barrier);
+    }
+    barrier_cluster_arrive();
+}
+
+// Makes one value of every warp known to all threads that share the row: from `first` on in the
+// memory of each block. `phase` counts the uses of `barrier`.
+PEERSUM_DEVICE void exchange_over_row(const ThreadPosition& position, const Rows& rows,
+                                      BlockMemory memory, peersum_u32 first, float value,
+                                      peersum_u32 barrier, peersum_u32 phase) {
+    const peersum_u32 lane = position.thread % LANES, warps = position.threads / LANES;
+    const peersum_u32 warp = position.thread / LANES;
+    if (rows.blocks() == 1) {
+        if (lane == 0) st_shared_f32(memory, first + warp, value);
+        if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER) barrier_cta_sync_data(position.threads);
+        return;
+    }
+    const peersum_u32 index = first + cluster_ctarank() * warps + warp;
+#pragma unroll 1
+    for (peersum_u32 block = lane; block < rows.blocks(); block += LANES)
+        st_async_f32(memory, block, index, value, barrier);
+    if (position.thread == 0) mbarrier_arrive_expect_tx(memory, barrier, rows.blocks() * warps * 4);
+    if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER)
+        mbarrier_wait_parity(memory, barrier, phase & 1);
+}
+
+// The sum of `count` values in block memory, by the tree of the row.
+template <peersum_u32 MOST>
+PEERSUM_DEVICE float sum_of_warps(BlockMemory memory, peersum_u32 first, peersum_u32 count) {
+    float warp[MOST];
 #pragma unroll
-    for (int w = 0; w < MOST_WARPS; w += 4) {
+    for (peersum_u32 w = 0; w < MOST; w += 4) {
         // Four warps at a time; those that are not there have no sum.
         float four[4] = {0, 0, 0, 0};
-        if (w < warps) ld_shared_v4_f32(memory, sums + w, four);
+        if (w < count) ld_shared_v4_f32(memory, first + w, four);
 #pragma unroll
-        for (int k = 0; k < 4; ++k) warp[w + k] = w + k < warps ? four[k] : 0.0f;
+        for (peersum_u32 k = 0; k < 4; ++k) warp[w + k] = w + k < count ? four[k] : 0.0f;
     }
     if (PEERSUM_BREAK == PEERSUM_BREAK_TREE_OF_BLOCK) {
         // One after the other: another tree for each number of warps.
-        for (int w = 1; w < MOST_WARPS; ++w) warp[0] = add_rn_f32(warp[0], warp[w]);
+        for (peersum_u32 w = 1; w < MOST; ++w) warp[0] = add_rn_f32(warp[0], warp[w]);
         return warp[0];
     }
 #pragma unroll
-    for (int apart = 1; apart < MOST_WARPS; apart *= 2) {
+    for (peersum_u32 apart = 1; apart < MOST; apart *= 2) {
 #pragma unroll
-        for (int w = 0; w + apart < MOST_WARPS; w += 2 * apart)
+        for (peersum_u32 w = 0; w + apart < MOST; w += 2 * apart)
             warp[w] = add_rn_f32(warp[w], warp[w + apart]);
     }
     return warp[0];
+}
+
+// Adds the sums of all threads that share a row; every thread gets the total. `turn` counts the
+// rows of the block. Warps exchange through block memory, in two halves that take turns: a thread
+// that is still reading the sums of one row has not sent its own of the next, so nobody has the sum
+// of the next row, and nobody stores into the same half.
+PEERSUM_DEVICE float sum_over_row(const ThreadPosition& position, const Rows& rows,
+                                  BlockMemory memory, float sum, peersum_u32 turn) {
+#pragma unroll
+    for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
+        sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
+    const peersum_u32 warps = rows.blocks() * position.threads / LANES;
+    if (warps <= 1) return sum;
+    const peersum_u32 half = turn & 1, first = half * MOST_ROW_WARPS;
+    exchange_over_row(position, rows, memory, first, sum, half, turn / 2);
+    // Two halves of the tree, one after the other: fewer registers.
+    constexpr peersum_u32 HALF_TREE = MOST_ROW_WARPS / 2;
+    float total = sum_of_warps<HALF_TREE>(memory, first, warps);
+    if (rows.blocks() > 1 && warps > HALF_TREE)
+        total = add_rn_f32(total,
+                           sum_of_warps<HALF_TREE>(memory, first + HALF_TREE, warps - HALF_TREE));
+    return total;
 }
 
 // k = 1 / sqrt(sum / hidden + epsilon).

@@ -11,7 +11,8 @@ use peersum::device::{
 use peersum::loader::{LoadPolicy, LoadReport, Place};
 use peersum_artifact::{Algorithm, ModuleKey};
 use peersum_kernels::abi::{
-    PEERSUM_MAX_BLOCKS, PEERSUM_MAX_THREADS, PEERSUM_MIN_THREADS, PeersumParams,
+    PEERSUM_MAX_BLOCKS, PEERSUM_MAX_CLUSTER_BLOCKS, PEERSUM_MAX_THREADS, PEERSUM_MIN_THREADS,
+    PeersumParams,
 };
 
 use crate::buffer::{EmulatorBuffer, EmulatorViewMut};
@@ -106,6 +107,18 @@ unsafe impl Device for Emulator {
         Ok(PEERSUM_MAX_THREADS / threads.clamp(PEERSUM_MIN_THREADS, PEERSUM_MAX_THREADS))
     }
 
+    /// Nominal, too: every cluster finds room.
+    fn clusters(
+        &self,
+        _module: &EmulatorModule,
+        _algorithm: Algorithm,
+        _threads: u32,
+        size: u32,
+        seats: u32,
+    ) -> Result<u32, DeviceError> {
+        Ok(seats / size.max(1))
+    }
+
     /// Always allocates a memfd. Fails only if `sharing` demands CUDA IPC.
     fn allocate_shared(
         &self,
@@ -196,13 +209,20 @@ unsafe impl Device for Emulator {
         params: &PeersumParams,
     ) -> Result<(), DeviceError> {
         let LaunchShape {
-            blocks, threads, ..
+            blocks,
+            threads,
+            cluster,
+            ..
         } = shape;
         if !(1..=PEERSUM_MAX_BLOCKS).contains(&blocks)
             || !(PEERSUM_MIN_THREADS..=PEERSUM_MAX_THREADS).contains(&threads)
+            || !(1..=PEERSUM_MAX_CLUSTER_BLOCKS).contains(&cluster)
+            || !blocks.is_multiple_of(cluster)
         {
-            let message =
-                format!("{blocks} blocks of {threads} threads are beyond the kernels' bounds");
+            let message = format!(
+                "{blocks} blocks of {threads} threads in clusters of {cluster} are beyond the \
+                 kernels' bounds"
+            );
             return Err(misuse("launch", message));
         }
         let entry = module
@@ -212,6 +232,7 @@ unsafe impl Device for Emulator {
             entry,
             blocks,
             threads: threads + module.signal_threads,
+            cluster,
             params: *params,
             block_delay: self.stream.device().options.block_delay,
         })))

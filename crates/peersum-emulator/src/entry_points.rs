@@ -19,7 +19,7 @@ pub(crate) struct BlockBarriers {
 }
 
 /// The size of `emulator::BlockMemory` in 64-bit words; the C++ side checks it.
-pub(crate) const BLOCK_MEMORY_WORDS: usize = 840;
+pub(crate) const BLOCK_MEMORY_WORDS: usize = 1032;
 
 /// `emulator::Thread` of `cpp/runtime.hpp`.
 #[repr(C)]
@@ -28,6 +28,7 @@ pub(crate) struct ThreadIdentity {
     pub(crate) threads: u32,
     pub(crate) block: u32,
     pub(crate) blocks: u32,
+    pub(crate) cluster: u32,
     pub(crate) barriers: *const BlockBarriers,
     /// [`BLOCK_MEMORY_WORDS`] words.
     pub(crate) memory: *const AtomicU64,

@@ -22,6 +22,8 @@ pub(crate) struct Launch {
     pub(crate) entry: EntryPoint,
     pub(crate) blocks: u32,
     pub(crate) threads: u32,
+    /// Blocks of a cluster.
+    pub(crate) cluster: u32,
     pub(crate) params: PeersumParams,
     /// See [`EmulatorOptions::block_delay`](crate::EmulatorOptions::block_delay).
     pub(crate) block_delay: Duration,
@@ -77,6 +79,7 @@ impl Running {
             entry,
             blocks,
             threads,
+            cluster,
             ref params,
             ..
         } = self.launch;
@@ -90,6 +93,7 @@ impl Running {
             threads,
             block,
             blocks,
+            cluster,
             barriers: &self.barriers[block as usize],
             memory: self.memory.at(block as usize * BLOCK_MEMORY_WORDS),
             // Odd multipliers spread the seeds; the lowest bit keeps them from being 0.

@@ -155,6 +155,7 @@ fn a_launch_beyond_the_kernels_bounds_and_a_wait_during_a_capture_are_errors() {
         let shape = LaunchShape {
             blocks,
             threads,
+            cluster: 1,
             pdl: false,
         };
         // SAFETY: refused before anything runs.

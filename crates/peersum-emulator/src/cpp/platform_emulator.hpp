@@ -48,12 +48,34 @@ PEERSUM_DEVICE bool vote_any(bool value) { return value; }
 struct BlockMemory {
     float* floats;
 };
+constexpr peersum_u32 MOST_ROW_WARPS = PEERSUM_MAX_CLUSTER_THREADS / LANES;
+constexpr peersum_u32 CLUSTER_BARRIERS = emulator::CLUSTER_BARRIERS;
 PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{emulator::current.memory->floats}; }
 PEERSUM_DEVICE void st_shared_f32(BlockMemory memory, peersum_u32 index, float value) {
     memory.floats[index] = value;
 }
 PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, float (&value)[4]) {
     for (int k = 0; k < 4; ++k) value[k] = memory.floats[index + k];
+}
+PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return emulator::current.cluster_nctarank; }
+PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return ctaid_x() % cluster_nctarank(); }
+PEERSUM_DEVICE peersum_u32 clusterid_x() { return ctaid_x() / cluster_nctarank(); }
+PEERSUM_DEVICE peersum_u32 nclusterid_x() { return nctaid_x() / cluster_nctarank(); }
+PEERSUM_DEVICE void barrier_cluster_arrive() { emulator::cluster_barrier_arrive(); }
+PEERSUM_DEVICE void barrier_cluster_wait() { emulator::cluster_barrier_wait(); }
+// A barrier's memory is zeroed at first, as it should be.
+PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
+PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32 barrier, peersum_u32 bytes) {
+    emulator::mbarrier_arrive(emulator::current.memory->mbarriers[barrier], bytes);
+}
+PEERSUM_DEVICE void mbarrier_wait_parity(BlockMemory, peersum_u32 barrier, peersum_u32 parity) {
+    emulator::mbarrier_wait(emulator::current.memory->mbarriers[barrier], parity);
+}
+PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32 block, peersum_u32 index, float value,
+                                 peersum_u32 barrier) {
+    emulator::BlockMemory& memory = *emulator::memory_in_cluster(block);
+    memory.floats[index] = value;
+    emulator::mbarrier_complete(memory.mbarriers[barrier], sizeof value);
 }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here. Before its wait a thread loads nothing of use, and what

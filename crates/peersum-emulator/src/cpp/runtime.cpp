@@ -83,6 +83,38 @@ void data_barrier(peersum_u32 threads) {
     meet(current.memory->data_arrived, current.memory->data_generation, threads);
 }
 
+void cluster_barrier_arrive() {
+    BlockMemory& memory = *memory_in_cluster(0);
+    if (__atomic_add_fetch(&memory.cluster_arrived, 1, __ATOMIC_ACQ_REL) ==
+        current.cluster_nctarank * current.ntid)
+        begin_next(memory.cluster_arrived, memory.cluster_generation, 1);
+}
+
+void cluster_barrier_wait() { await_next(memory_in_cluster(0)->cluster_generation, 0); }
+
+// A phase has ended at this state: the arrival adds it, less the bytes that it expects, and each
+// byte adds 1.
+constexpr peersum_u32 COMPLETE = 1u << 31;
+
+static void add_to_phase(BlockMemory::Mbarrier& barrier, peersum_u32 value) {
+    const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
+    if (__atomic_add_fetch(&barrier.state, value, __ATOMIC_ACQ_REL) == COMPLETE)
+        begin_next(barrier.state, barrier.generation, generation + 1);
+}
+
+void mbarrier_arrive(BlockMemory::Mbarrier& barrier, peersum_u32 expected_bytes) {
+    add_to_phase(barrier, COMPLETE - expected_bytes);
+}
+
+void mbarrier_complete(BlockMemory::Mbarrier& barrier, peersum_u32 bytes) {
+    add_to_phase(barrier, bytes);
+}
+
+void mbarrier_wait(BlockMemory::Mbarrier& barrier, peersum_u32 parity) {
+    const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
+    if ((generation & 1) == parity) await_next(barrier.generation, generation);
+}
+
 float exchange_with_lane(float value, peersum_u32 mask) {
     BlockMemory::Warp& warp = current.memory->warps[current.tid / WARP];
     const peersum_u32 lane = current.tid % WARP;

@@ -23,15 +23,27 @@ struct alignas(64) BlockBarriers {
 // a GPU's, so that small blocks have several warps.
 constexpr peersum_u32 WARP = 4;
 
+// As in platform.cuh.
+constexpr peersum_u32 BLOCK_FLOATS = 3 * PEERSUM_MAX_CLUSTER_THREADS / WARP;
+constexpr peersum_u32 CLUSTER_BARRIERS = 3;
+
 // What the threads of one block exchange outside the ranks' memory; zeroed at first. Only kernels
 // that use it touch its pages.
 struct BlockMemory {
     // The barrier of the threads that handle units.
     peersum_u32 data_arrived;
     peersum_u32 data_generation;
-    peersum_u32 padding[14];
+    // Threads of the cluster that have arrived; counted in the memory of its first block.
+    peersum_u32 cluster_arrived;
+    peersum_u32 cluster_generation;
+    // What a phase of a barrier has of its arrival and its bytes; phases that have ended.
+    struct Mbarrier {
+        peersum_u32 state;
+        peersum_u32 generation;
+    } mbarriers[CLUSTER_BARRIERS];
+    peersum_u32 padding[6];
     // The kernel's own memory: platform_emulator.hpp.
-    float floats[3 * (PEERSUM_MAX_THREADS / WARP)];
+    float floats[BLOCK_FLOATS];
     struct Warp {
         peersum_u32 arrived;
         peersum_u32 generation;
@@ -40,11 +52,13 @@ struct BlockMemory {
     } warps[PEERSUM_MAX_THREADS / WARP];
 };
 // BLOCK_MEMORY_WORDS of entry_points.rs.
-static_assert(sizeof(BlockMemory) == 840 * 8, "the host allocates as much");
+static_assert(sizeof(BlockMemory) == 1032 * 8, "the host allocates as much");
 
 // An emulated thread: who it is, and its source of disorder.
 struct Thread {
     peersum_u32 tid, ntid, ctaid, nctaid;
+    // Blocks of a cluster; their memory is adjacent.
+    peersum_u32 cluster_nctarank;
     BlockBarriers* barriers;
     BlockMemory* memory;
     peersum_u32 random;
@@ -76,6 +90,20 @@ void split_barrier_sync(peersum_u32 threads);
 
 // The barrier of the first `threads` threads of the block.
 void data_barrier(peersum_u32 threads);
+
+// The memory of the `block`-th block of this block's cluster.
+static inline BlockMemory* memory_in_cluster(peersum_u32 block) {
+    return current.memory - current.ctaid % current.cluster_nctarank + block;
+}
+
+// The barrier of the cluster, which is met once.
+void cluster_barrier_arrive();
+void cluster_barrier_wait();
+
+// One arrival at a barrier that waits for bytes too, and some of the bytes.
+void mbarrier_arrive(BlockMemory::Mbarrier& barrier, peersum_u32 expected_bytes);
+void mbarrier_complete(BlockMemory::Mbarrier& barrier, peersum_u32 bytes);
+void mbarrier_wait(BlockMemory::Mbarrier& barrier, peersum_u32 parity);
 
 // The value of the thread of this warp whose lane differs in the bits of `mask`.
 float exchange_with_lane(float value, peersum_u32 mask);

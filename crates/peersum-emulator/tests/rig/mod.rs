@@ -381,6 +381,7 @@ impl World {
         let shape = LaunchShape {
             blocks: call.blocks,
             threads: call.threads,
+            cluster: 1,
             pdl: true,
         };
         // SAFETY: the addresses are those of this world and of `arrays`, which their owner keeps

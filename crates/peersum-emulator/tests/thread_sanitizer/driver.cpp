@@ -104,9 +104,9 @@ void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u
     pthread_t handles[2 * THREADS];
     for (peersum_u32 t = 0; t < blocks * THREADS; ++t) {
         const peersum_u32 block = t / THREADS;
-        const emulator::Thread identity{t % THREADS,      THREADS,          block,
-                                        blocks,           &barriers[block], &memory[block],
-                                        seed * 64 + t + 1};
+        const emulator::Thread identity{
+            t % THREADS, THREADS,          block,          blocks,
+            1,           &barriers[block], &memory[block], seed * 64 + t + 1};
         threads[t] = EmulatedThread{entry, &params, identity};
         if (pthread_create(&handles[t], nullptr, run_thread, &threads[t]) != 0) abort();
     }

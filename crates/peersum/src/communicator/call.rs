@@ -270,6 +270,7 @@ impl<D: Device> Communicator<D> {
         let shape = LaunchShape {
             blocks,
             threads,
+            cluster: 1,
             pdl: self.pdl,
         };
         (shape, params)

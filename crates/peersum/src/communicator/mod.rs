@@ -24,6 +24,7 @@ mod probe;
 mod processes;
 mod recording;
 mod rms_norm;
+mod row_shape;
 mod setup;
 mod shared;
 mod sharing;

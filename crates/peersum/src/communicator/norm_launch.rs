@@ -6,6 +6,7 @@ use peersum_kernels::abi::{self, PeersumParams};
 use super::call::Call;
 use super::connected::Connected;
 use super::fp8::Fp8Addresses;
+use super::row_shape::{EMULATED_LANES, RowBounds, RowShape};
 use super::state::Communicator;
 use crate::call_signature::{NormOutput, NormSignature, unit_elements};
 use crate::device::{Device, LaunchShape};
@@ -13,9 +14,6 @@ use crate::dispatch::{FusedShape, LaunchLimits, Placement, Plan, Route, Topology
 use crate::element::Element;
 use crate::error::Error;
 use crate::norm_error::NormError;
-
-/// Lanes of an emulated warp. The number of threads is a multiple of it, as of a warp on a GPU.
-const EMULATED_LANES: u32 = 4;
 
 /// A call with RMSNorm.
 #[derive(Clone, Copy)]
@@ -105,37 +103,6 @@ impl NormCall {
             },
             fp8: self.fp8.at_row(first_row, hidden),
             ..*self
-        }
-    }
-}
-
-/// The block that normalises a row, and how the row lies in the slots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct RowShape {
-    /// Threads that handle units.
-    threads: u32,
-    /// Units of a row that each has.
-    per_thread: u32,
-    /// Slots of a row from one source, in units: the counterpart of `slot_unit` in norm.cu.
-    slots: u32,
-}
-
-impl RowShape {
-    /// The smallest block of at most `most` threads in which each thread has as few units as
-    /// possible.
-    fn new(row_units: u32, most: u32, lanes: u32) -> Self {
-        let fewest = row_units.div_ceil(abi::PEERSUM_MAX_ROW_UNITS_PER_THREAD);
-        let most = (most / lanes * lanes).max(fewest.next_multiple_of(lanes));
-        let mut per_thread = 1;
-        while row_units.div_ceil(per_thread) > most {
-            per_thread *= 2;
-        }
-        let threads = row_units.div_ceil(per_thread).next_multiple_of(lanes);
-        let threads = threads.max(abi::PEERSUM_MIN_THREADS.next_multiple_of(lanes));
-        Self {
-            threads,
-            per_thread,
-            slots: row_units.next_multiple_of(abi::PEERSUM_SLOT_GROUP * per_thread),
         }
     }
 }
@@ -241,7 +208,7 @@ impl<D: Device> Communicator<D> {
         let rows = u64::from(rows).min(connected.most_rows(shape));
         let blocks = u64::from(self.most_row_blocks(&connected.limits, Some(plan)));
         (rows != 0).then_some(Plan {
-            blocks: rows.min(blocks) as u32,
+            blocks: rows.min(blocks / u64::from(shape.blocks)) as u32 * shape.blocks,
             threads: shape.threads,
             ..plan
         })
@@ -267,9 +234,11 @@ impl<D: Device> Communicator<D> {
                 ..part.params(params)
             };
             let blocks = self.most_row_blocks(&connected.limits, Some(plan));
+            let rows_at_once = rows.min(u64::from(blocks / shape.blocks)) as u32;
             let shape = LaunchShape {
-                blocks: rows.min(u64::from(blocks)) as u32,
+                blocks: rows_at_once * shape.blocks,
                 threads: shape.threads,
+                cluster: shape.blocks,
                 pdl: self.pdl,
             };
             // SAFETY: as in `Communicator::launch`; residual and weight are kept valid as the input
@@ -314,6 +283,7 @@ impl<D: Device> Communicator<D> {
         let shape = LaunchShape {
             blocks: norm.rows().min(u64::from(blocks)) as u32,
             threads: shape.threads,
+            cluster: 1,
             pdl: self.pdl,
         };
         let module = modules.get(Family::Norm, norm.call.dtype);
@@ -325,7 +295,7 @@ impl<D: Device> Communicator<D> {
         Ok(())
     }
 
-    /// The block for a call's rows, with no more threads than the plan has.
+    /// The blocks for a call's rows, with no more threads than the plan has.
     fn row_shape(
         &self,
         norm: &NormCall,
@@ -333,17 +303,21 @@ impl<D: Device> Communicator<D> {
         algorithm: Algorithm,
         plan: Option<Plan>,
     ) -> RowShape {
-        let is_emulated = self.table.topology == Topology::Emulator;
         let most = limits.threads(Family::Norm, algorithm);
-        let most = match plan {
-            Some(plan) => most.min(plan.threads),
-            None => most,
+        let bounds = RowBounds {
+            threads: plan.map_or(most, |plan| most.min(plan.threads)),
+            lanes: match self.table.topology {
+                Topology::Emulator => EMULATED_LANES,
+                _ => abi::PEERSUM_WARP_THREADS,
+            },
         };
-        let lanes = match is_emulated {
-            true => EMULATED_LANES,
-            false => abi::PEERSUM_WARP_THREADS,
+        let blocks = self.most_row_blocks(limits, plan);
+        let clusters = |size| limits.clusters(size).min(blocks / size);
+        let in_cluster = match algorithm {
+            Algorithm::OneShot => bounds.cluster(norm.row_units(), norm.rows(), clusters),
+            _ => None,
         };
-        RowShape::new(norm.row_units(), most, lanes)
+        in_cluster.unwrap_or_else(|| bounds.one_block(norm.row_units()))
     }
 
     fn most_row_blocks(&self, limits: &LaunchLimits, plan: Option<Plan>) -> u32 {

@@ -9,6 +9,9 @@
 //! in whatever order blocks of different sizes come. A larger block would have to wait until a
 //! whole multiprocessor is empty, which never happens if another communicator keeps a small block
 //! on each.
+//!
+//! The blocks of a cluster need their seats in one part of the device, a graphics processing
+//! cluster. [`Device::clusters`] says how many always find them.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,7 +20,7 @@ use peersum_kernels::abi;
 
 use super::modules::Modules;
 use crate::device::{Device, DeviceError, DeviceIdentity};
-use crate::dispatch::LaunchLimits;
+use crate::dispatch::{CLUSTER_SIZES, LaunchLimits};
 use crate::error::Error;
 
 /// Blocks of any kernel that fit one multiprocessor.
@@ -156,6 +159,25 @@ pub(super) fn thread_limits<D: Device>(
         }
         Ok(least)
     })
+}
+
+/// With it, as many clusters of each size as always find room among its seats.
+pub(super) fn cluster_limits<D: Device>(
+    device: &D,
+    modules: &Modules<D>,
+    limits: LaunchLimits,
+) -> Result<LaunchLimits, DeviceError> {
+    let (family, algorithm) = (Family::Norm, Algorithm::OneShot);
+    let threads = limits.threads(family, algorithm);
+    let mut clusters = [limits.blocks(); CLUSTER_SIZES.len()];
+    for (most, size) in clusters.iter_mut().zip(CLUSTER_SIZES) {
+        let threads = threads.min(abi::PEERSUM_MAX_CLUSTER_THREADS / size);
+        for module in modules.of_family(family) {
+            let seats = limits.blocks();
+            *most = (*most).min(device.clusters(module, algorithm, threads, size, seats)?);
+        }
+    }
+    Ok(limits.with_clusters(clusters))
 }
 
 fn largest_block<D: Device>(

@@ -11,7 +11,7 @@ use super::builder::CommunicatorBuilder;
 use super::connected::Connected;
 use super::layout::{ArenaLayout, RANKS, StartEpochs, control_bytes, initial_control};
 use super::modules::Modules;
-use super::occupancy::{GroupOnDevice, Occupancy, thread_limits};
+use super::occupancy::{GroupOnDevice, Occupancy, cluster_limits, thread_limits};
 use super::probe::{nanoseconds, probe_bytes};
 use super::processes;
 use super::sharing::share;
@@ -309,7 +309,7 @@ impl<'a, D: Device> Setup<'a, D> {
             None => met.table.largest_grid(&limits).min(own.default_share()),
         };
         let occupancy = own.reserve(blocks)?;
-        let limits = limits.with_blocks(blocks);
+        let limits = cluster_limits(self.device, modules, limits.with_blocks(blocks))?;
         let timeout = self.builder.setup_timeout;
         let limits = agree_on_limits(self.group, &met.table, limits, timeout)?;
         occupancy.shrink_to(limits.blocks());

@@ -183,6 +183,18 @@ unsafe impl Device for Cuda {
         module.blocks_per_multiprocessor(algorithm, threads)
     }
 
+    fn clusters(
+        &self,
+        module: &Module,
+        algorithm: Algorithm,
+        threads: u32,
+        size: u32,
+        seats: u32,
+    ) -> Result<u32, DeviceError> {
+        self.bind()?;
+        launch::clusters(module.entry_point(algorithm)?, threads, size, seats)
+    }
+
     fn allocate_shared(
         &self,
         bytes: usize,

@@ -144,6 +144,18 @@ pub unsafe trait Device: Send + Sized + 'static {
         threads: u32,
     ) -> Result<u32, DeviceError>;
 
+    /// How many clusters of `size` blocks of `threads` threads of this entry point run at once
+    /// whatever other blocks run, as long as those leave `seats` seats: of the device's seats, half
+    /// a multiprocessor each. 0 if the device or the entry point has no clusters.
+    fn clusters(
+        &self,
+        module: &Self::Module,
+        algorithm: Algorithm,
+        threads: u32,
+        size: u32,
+        seats: u32,
+    ) -> Result<u32, DeviceError>;
+
     /// Allocates memory that can be exported, aligned to at least 256 bytes. Contents are
     /// undefined.
     fn allocate_shared(

@@ -69,6 +69,9 @@ pub struct LaunchShape {
     /// Threads of a block that handle data, `PEERSUM_MIN_THREADS` to `PEERSUM_MAX_THREADS`. The
     /// device adds one thread for each rank, which carry signals.
     pub threads: u32,
+    /// Adjacent blocks that run at once and can write to each other's memory: a cluster, if more
+    /// than 1. A divisor of `blocks`.
+    pub cluster: u32,
     /// Whether to set the programmatic launch attribute. Ignored for an entry point that does not
     /// wait for the kernel before it.
     pub pdl: bool,

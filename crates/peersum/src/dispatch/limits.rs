@@ -8,6 +8,9 @@ use super::plan::Plan;
 const FAMILIES: usize = Family::ALL.len();
 const ALGORITHMS: usize = Algorithm::ALL.len();
 
+/// Blocks that a cluster can have.
+pub(crate) const CLUSTER_SIZES: [u32; 3] = [2, 4, 8];
+
 /// The largest launches that a communicator makes on any rank: its share of a device. All ranks
 /// agree on them at set-up, because a call has the same grid on every rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +18,8 @@ pub struct LaunchLimits {
     blocks: u32,
     /// By family and algorithm.
     threads: [[u32; ALGORITHMS]; FAMILIES],
+    /// By [`CLUSTER_SIZES`].
+    clusters: [u32; CLUSTER_SIZES.len()],
 }
 
 impl LaunchLimits {
@@ -31,6 +36,7 @@ impl LaunchLimits {
         let mut limits = LaunchLimits {
             blocks,
             threads: [[0; ALGORITHMS]; FAMILIES],
+            clusters: [0; CLUSTER_SIZES.len()],
         };
         for &family in Family::ALL {
             for &algorithm in family.algorithms(world_size) {
@@ -52,8 +58,21 @@ impl LaunchLimits {
         self.threads[family as usize][algorithm as usize]
     }
 
+    /// The most clusters of `size` blocks that a call with RMSNorm has.
+    #[must_use]
+    pub fn clusters(&self, size: u32) -> u32 {
+        let mut clusters = CLUSTER_SIZES.iter().zip(self.clusters);
+        let found = clusters.find(|(known, _)| **known == size);
+        found.map_or(0, |(_, clusters)| clusters)
+    }
+
     pub(crate) fn with_blocks(self, blocks: u32) -> Self {
         LaunchLimits { blocks, ..self }
+    }
+
+    /// The same, with as many clusters of each size.
+    pub(crate) fn with_clusters(self, clusters: [u32; CLUSTER_SIZES.len()]) -> Self {
+        LaunchLimits { clusters, ..self }
     }
 
     /// The lesser of both, limit by limit.
@@ -62,6 +81,9 @@ impl LaunchLimits {
         let own = self.threads.iter_mut().flatten();
         for (own, other) in own.zip(other.threads.iter().flatten()) {
             *own = (*own).min(*other);
+        }
+        for (own, other) in self.clusters.iter_mut().zip(other.clusters) {
+            *own = (*own).min(other);
         }
         self
     }
@@ -153,8 +175,10 @@ mod tests {
     #[test]
     fn ranks_agree_on_the_least_of_each_limit() {
         let other = LaunchLimits::try_new(66, WorldSize::MIN, |_, _| Ok::<_, ()>(256)).unwrap();
-        let agreed = limits().min(&other);
-        assert_eq!(agreed, other.min(&limits()));
+        let other = other.with_clusters([27, 7, 0]);
+        let agreed = limits().with_clusters([20, 10, 1]).min(&other);
+        assert_eq!([2, 4, 8].map(|size| agreed.clusters(size)), [20, 7, 0]);
+        assert_eq!(agreed, other.min(&limits().with_clusters([20, 10, 1])));
         assert_eq!(agreed.blocks(), 66);
         assert_eq!(agreed.threads(Family::Push, Algorithm::OneShot), 256);
         assert_eq!(agreed.threads(Family::Pull, Algorithm::TwoShot), 224);

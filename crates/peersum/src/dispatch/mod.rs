@@ -17,6 +17,7 @@ mod table;
 
 pub use error::TableError;
 pub use file::DispatchTables;
+pub(crate) use limits::CLUSTER_SIZES;
 pub use limits::LaunchLimits;
 pub use norm::{FusedShape, NormRow, NormRows};
 pub use origin::{Measurement, Origin};
