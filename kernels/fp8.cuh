@@ -43,11 +43,10 @@ PEERSUM_DEVICE peersum_u32 largest_of_unit(Unit n) {
 }
 
 // The largest value of the threads that share a row; every thread gets it. The warps' values have
-// one place in block memory for all rows: each thread that reads them sends its sum of the next row
-// behind that, and nobody stores here before it has that row's sum.
+// one place in block memory for all rows: each thread that reads them passes the barrier of the
+// next row's sum before any thread stores again.
 PEERSUM_DEVICE peersum_u32 largest_of_row(const ThreadPosition& position, const Rows& rows,
-                                          BlockMemory memory, peersum_u32 turn,
-                                          peersum_u32 largest) {
+                                          BlockMemory memory, peersum_u32 largest) {
 #pragma unroll
     for (peersum_u32 mask = 1; mask < LANES; mask *= 2) {
         const peersum_u32 other = mov_b32_u32(shfl_bfly_f32(mov_b32_f32(largest), mask));
@@ -55,8 +54,7 @@ PEERSUM_DEVICE peersum_u32 largest_of_row(const ThreadPosition& position, const 
     }
     const peersum_u32 warps = rows.blocks() * position.threads / LANES;
     if (warps <= 1) return largest;
-    exchange_over_row(position, rows, memory, FIRST_MAXIMUM, mov_b32_f32(largest), MAXIMUM_BARRIER,
-                      turn);
+    exchange_over_row(position, rows, memory, FIRST_MAXIMUM, mov_b32_f32(largest), MAXIMUM_BARRIER);
 #pragma unroll 1
     for (peersum_u32 w = 0; w < warps; w += 4) {
         float four[4];
@@ -90,9 +88,9 @@ struct Fp8 {
     // threads that share the row call it; one stores the scale. With a static scale, its inverse.
     __device__ __forceinline__ float factor_of_row(const ThreadPosition& position, const Rows& rows,
                                                    BlockMemory memory, peersum_u32 row,
-                                                   peersum_u32 turn, peersum_u32 largest) const {
+                                                   peersum_u32 largest) const {
         if (!has_row_scales()) return inverse_scale;
-        const float scale = fp8_scale(largest_of_row(position, rows, memory, turn, largest));
+        const float scale = fp8_scale(largest_of_row(position, rows, memory, largest));
         if (rows.first == 0)
             st_global_u32(reinterpret_cast<void*>(params.fp8_row_scales +
                                                   static_cast<peersum_u64>(row) * sizeof(float)),
@@ -136,15 +134,14 @@ PEERSUM_DEVICE Fp8 fp8_of(const PeersumParams& params) {
 // has not are zeros.
 template <int UNITS>
 PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8, BlockMemory memory,
-                                 const Rows& rows, peersum_u32 row, peersum_u32 turn,
-                                 const Unit (&n)[UNITS]) {
+                                 const Rows& rows, peersum_u32 row, const Unit (&n)[UNITS]) {
     peersum_u32 largest = 0;
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
         const peersum_u32 other = largest_of_unit(n[k]);
         largest = largest < other ? other : largest;
     }
-    const float factor = fp8.factor_of_row(position, rows, memory, row, turn, largest);
+    const float factor = fp8.factor_of_row(position, rows, memory, row, largest);
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
         if (static_cast<peersum_u32>(k) < rows.own)
@@ -154,8 +151,7 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
 
 // Makes them of units that the thread has stored in the output.
 PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp8& fp8,
-                                        BlockMemory memory, const Rows& rows, peersum_u32 row,
-                                        peersum_u32 turn) {
+                                        BlockMemory memory, const Rows& rows, peersum_u32 row) {
     const peersum_u32 first = row * rows.units + rows.first;
     const peersum_u64 output = fp8.params.output;
     peersum_u32 largest = 0;
@@ -164,7 +160,7 @@ PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp
         const peersum_u32 other = largest_of_unit(ld_global_v4(unit_address(output, first + k)));
         largest = largest < other ? other : largest;
     }
-    const float factor = fp8.factor_of_row(position, rows, memory, row, turn, largest);
+    const float factor = fp8.factor_of_row(position, rows, memory, row, largest);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k)
         fp8.store(first + k, ld_global_v4(unit_address(output, first + k)), factor);

@@ -1,8 +1,9 @@
 // norm.cu - RMSNorm of the rows of an all-reduce: alone, behind a call of the other families, and
 // in one kernel with a one-shot push.
 //
-// One block handles a row at a time. What a row gives depends on the row alone (rms.cuh), so both
-// entry points give the same bits, whatever their grid.
+// A block handles a row at a time; in the fused kernel a cluster of blocks can share a row. What a
+// row gives depends on the row alone (rms.cuh), so both entry points give the same bits, whatever
+// their grid.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #define PEERSUM_MODULE_NORM
 #include "fp8.cuh"
@@ -56,8 +57,7 @@ struct RowBuffers {
 template <int UNITS>
 PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& buffers,
                               const Rows& rows, BlockMemory memory, peersum_u32 row,
-                              peersum_u32 turn, const Unit (&r)[UNITS], const Unit (&weight)[UNITS],
-                              float sum) {
+                              const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
     const Fp8 fp8 = fp8_of(buffers.params);
     const float scale = scale_of_row(buffers.params, sum);
     const peersum_u32 first = row * rows.units + rows.first;
@@ -72,9 +72,9 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
     if (!fp8.is_wanted()) return;
     // Of many units, FP8 is made one by one: ptxas has no registers for them at once.
     if constexpr (UNITS <= 2) {
-        quantise_row(position, fp8, memory, rows, row, turn, n);
+        quantise_row(position, fp8, memory, rows, row, n);
     } else {
-        quantise_stored_row(position, fp8, memory, rows, row, turn);
+        quantise_stored_row(position, fp8, memory, rows, row);
     }
 }
 
@@ -83,7 +83,7 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
 template <bool MAY_KEEP, typename NextR>
 PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
                                   const Rows& rows, BlockMemory memory, peersum_u32 row,
-                                  peersum_u32 turn, NextR next_r) {
+                                  bool is_odd, NextR next_r) {
     const peersum_u32 first = row * rows.units + rows.first;
     const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
     Unit kept[KEPT_UNITS];
@@ -112,8 +112,8 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
             sums.push(k, squares_of_unit(r));
         }
     }
-    const float sum = sum_over_row(position, rows, memory, sums.total(rows.per_thread), turn);
-    if (is_kept) return store_row(position, buffers, rows, memory, row, turn, kept, weight, sum);
+    const float sum = sum_over_row(position, rows, memory, sums.total(rows.per_thread), is_odd);
+    if (is_kept) return store_row(position, buffers, rows, memory, row, kept, weight, sum);
     const float scale = scale_of_row(buffers.params, sum);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k) {
@@ -122,7 +122,7 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
                      normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
     }
     const Fp8 fp8 = fp8_of(buffers.params);
-    if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row, turn);
+    if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row);
 }
 
 #if PEERSUM_WORLD_SIZE > 1
@@ -221,9 +221,9 @@ constexpr peersum_u32 PROGRESS_TAKEN = 3;
 constexpr peersum_u32 PROGRESS_SENT = 4;
 // also those of the next one;
 constexpr peersum_u32 PROGRESS_NEXT_SENT = 8;
-// how many rows the block has done, modulo 4; and whether the call is lost.
-constexpr peersum_u32 PROGRESS_TURN = 16;
-constexpr peersum_u32 PROGRESS_LOST = 64;
+// which half of the block's memory the row uses; and whether the call is lost.
+constexpr peersum_u32 PROGRESS_ODD = 16;
+constexpr peersum_u32 PROGRESS_LOST = 32;
 
 // Waits for this thread's units of a row, from the `taken`-th on, and keeps r of each. Before,
 // sends those of the rows that are not sent: up to the next one, which is then on its way while
@@ -276,10 +276,9 @@ extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& p
         // First r of all units: so the sum keeps no register while this thread waits.
         if (!await_row(call, rows, buffers, row, progress)) progress |= PROGRESS_LOST;
         normalise_row<false>(
-            position, buffers, rows, memory, row, progress / PROGRESS_TURN % 4,
+            position, buffers, rows, memory, row, (progress & PROGRESS_ODD) != 0,
             [&](peersum_u32 k) { return ld_global_v4(buffers.kept(rows.unit(row) + k)); });
-        progress = (progress & PROGRESS_LOST) | ((progress + PROGRESS_TURN) & 3 * PROGRESS_TURN) |
-                   PROGRESS_SENT;
+        progress = (progress & PROGRESS_LOST) | (~progress & PROGRESS_ODD) | PROGRESS_SENT;
     }
 }
 
@@ -366,7 +365,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     }
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
-    peersum_u32 turn = 0;
+    bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 next; row < rows.count; row = next) {
         next = row + nclusterid_x();
@@ -398,9 +397,9 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                 }
                 return peersum_norm_rest(
                     call.params, memory, epochs, row,
-                    PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | turn % 4 * PROGRESS_TURN);
+                    PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
             }
-            if (begin == 0 && turn == 0 && has(0)) allow_next_kernel();
+            if (begin == 0 && row == clusterid_x() && has(0)) allow_next_kernel();
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
                 const int at = begin + k;
@@ -417,13 +416,13 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS <= 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        const float sum = sum_over_row(call, rows, memory, squares_of_units(r), turn);
+        const float sum = sum_over_row(call, rows, memory, squares_of_units(r), is_odd);
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
         }
-        store_row(call, buffers, rows, memory, row, turn, r, weight, sum);
-        ++turn;
+        store_row(call, buffers, rows, memory, row, r, weight, sum);
+        is_odd = !is_odd;
     }
 }
 
@@ -485,13 +484,14 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     griddepcontrol_wait();
     if (position.is_signal_thread()) return;
 #endif
-    peersum_u32 turn = 0;
+    bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = clusterid_x(); row < rows.count; row += nclusterid_x()) {
-        normalise_row<true>(position, buffers, rows, memory, row, turn++, [&](peersum_u32 k) {
+        normalise_row<true>(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
             const peersum_u32 unit = row * rows.units + rows.first + k;
             return buffers.apply_residual(unit, ld_global_v4(unit_address(params.input, unit)));
         });
+        is_odd = !is_odd;
     }
 }
 

@@ -120,12 +120,12 @@ struct BlockMemory {
 // The warps of the largest row: see PEERSUM_MAX_CLUSTER_THREADS.
 constexpr peersum_u32 MOST_ROW_WARPS = PEERSUM_MAX_CLUSTER_THREADS / LANES;
 constexpr peersum_u32 BLOCK_FLOATS = 3 * MOST_ROW_WARPS;
-constexpr peersum_u32 CLUSTER_BARRIERS = 3;
+constexpr peersum_u32 CLUSTER_BARRIERS = 2;
 
 PEERSUM_DEVICE BlockMemory block_memory() {
-    static_assert(BLOCK_FLOATS * 4 + CLUSTER_BARRIERS * 8 == 408, "the size below");
+    static_assert(BLOCK_FLOATS * 4 + CLUSTER_BARRIERS * 8 == 400, "the size below");
     BlockMemory memory;
-    asm volatile("{\n\t.shared .align 16 .b8 block_memory[408];\n\tmov.u32 %0, block_memory;\n\t}"
+    asm volatile("{\n\t.shared .align 16 .b8 block_memory[400];\n\tmov.u32 %0, block_memory;\n\t}"
                  : "=r"(memory.address));
     return memory;
 }
@@ -157,7 +157,7 @@ PEERSUM_DEVICE void barrier_cluster_arrive() {}
 PEERSUM_DEVICE void barrier_cluster_wait() {}
 PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
 PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32, peersum_u32) {}
-PEERSUM_DEVICE void mbarrier_wait_parity(BlockMemory, peersum_u32, peersum_u32) {}
+PEERSUM_DEVICE void mbarrier_wait(BlockMemory, peersum_u32) {}
 PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32, peersum_u32, float, peersum_u32) {}
 
 #else
@@ -184,7 +184,7 @@ PEERSUM_DEVICE peersum_u32 clusterid_x() {
 
 PEERSUM_DEVICE peersum_u32 nclusterid_x() {
     peersum_u32 value;
-    asm volatile("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+    asm("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
     return value;
 }
 
@@ -218,15 +218,12 @@ PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory memory, peersum_u32 ba
                  : "memory");
 }
 
-// Waits for the end of a phase: the first has parity 0, the next 1, and so on. What the bytes of
-// the phase stored is visible then.
-PEERSUM_DEVICE void mbarrier_wait_parity(BlockMemory memory, peersum_u32 barrier,
-                                         peersum_u32 parity) {
+// Waits for the end of the first phase. What the bytes of the phase stored is visible then.
+PEERSUM_DEVICE void mbarrier_wait(BlockMemory memory, peersum_u32 barrier) {
     asm volatile(
         "{\n\t.reg .pred done;\n\t"
-        "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n\t"
-        "@!done bra again;\n\t}" ::"r"(mbarrier_address(memory, barrier)),
-        "r"(parity)
+        "again: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n\t"
+        "@!done bra again;\n\t}" ::"r"(mbarrier_address(memory, barrier))
         : "memory");
 }
 

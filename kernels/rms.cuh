@@ -119,9 +119,9 @@ private:
 // What block memory holds, in float32 values: the sum of squares of each warp that has a part of
 // the row, for odd and for even rows, and its largest magnitude (fp8.cuh).
 constexpr peersum_u32 FIRST_MAXIMUM = 2 * MOST_ROW_WARPS;
-// The barriers that count what the blocks of a cluster send: one for each half of the sums, and one
-// for the largest magnitudes.
-constexpr peersum_u32 MAXIMUM_BARRIER = 2;
+// The barriers that count what the blocks of a cluster send: sums, and largest magnitudes.
+constexpr peersum_u32 SUM_BARRIER = 0;
+constexpr peersum_u32 MAXIMUM_BARRIER = 1;
 
 // Joins the cluster of a row's blocks: call before griddepcontrol.wait, on every thread.
 PEERSUM_DEVICE void join_cluster(const ThreadPosition& position, const Rows& rows,
@@ -136,10 +136,10 @@ PEERSUM_DEVICE void join_cluster(const ThreadPosition& position, const Rows& row
 }
 
 // Makes one value of every warp known to all threads that share the row: from `first` on in the
-// memory of each block. `phase` counts the uses of `barrier`.
+// memory of each block. A cluster has one row, so it uses `barrier` once.
 PEERSUM_DEVICE void exchange_over_row(const ThreadPosition& position, const Rows& rows,
                                       BlockMemory memory, peersum_u32 first, float value,
-                                      peersum_u32 barrier, peersum_u32 phase) {
+                                      peersum_u32 barrier) {
     const peersum_u32 lane = position.thread % LANES, warps = position.threads / LANES;
     const peersum_u32 warp = position.thread / LANES;
     if (rows.blocks() == 1) {
@@ -152,8 +152,7 @@ PEERSUM_DEVICE void exchange_over_row(const ThreadPosition& position, const Rows
     for (peersum_u32 block = lane; block < rows.blocks(); block += LANES)
         st_async_f32(memory, block, index, value, barrier);
     if (position.thread == 0) mbarrier_arrive_expect_tx(memory, barrier, rows.blocks() * warps * 4);
-    if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER)
-        mbarrier_wait_parity(memory, barrier, phase & 1);
+    if (PEERSUM_BREAK != PEERSUM_BREAK_NO_ROW_BARRIER) mbarrier_wait(memory, barrier);
 }
 
 // The sum of `count` values in block memory, by the tree of the row.
@@ -182,19 +181,18 @@ PEERSUM_DEVICE float sum_of_warps(BlockMemory memory, peersum_u32 first, peersum
     return warp[0];
 }
 
-// Adds the sums of all threads that share a row; every thread gets the total. `turn` counts the
-// rows of the block. Warps exchange through block memory, in two halves that take turns: a thread
-// that is still reading the sums of one row has not sent its own of the next, so nobody has the sum
-// of the next row, and nobody stores into the same half.
+// Adds the sums of all threads that share a row; every thread gets the total. Warps exchange
+// through block memory, in the half that `is_odd` selects: a thread that is still reading the sums
+// of one row has not arrived at the barrier of the next, so nobody stores into the same half.
 PEERSUM_DEVICE float sum_over_row(const ThreadPosition& position, const Rows& rows,
-                                  BlockMemory memory, float sum, peersum_u32 turn) {
+                                  BlockMemory memory, float sum, bool is_odd) {
 #pragma unroll
     for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
         sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
     const peersum_u32 warps = rows.blocks() * position.threads / LANES;
     if (warps <= 1) return sum;
-    const peersum_u32 half = turn & 1, first = half * MOST_ROW_WARPS;
-    exchange_over_row(position, rows, memory, first, sum, half, turn / 2);
+    const peersum_u32 first = is_odd ? MOST_ROW_WARPS : 0;
+    exchange_over_row(position, rows, memory, first, sum, SUM_BARRIER);
     // Two halves of the tree, one after the other: fewer registers.
     constexpr peersum_u32 HALF_TREE = MOST_ROW_WARPS / 2;
     float total = sum_of_warps<HALF_TREE>(memory, first, warps);

@@ -68,8 +68,8 @@ PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
 PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32 barrier, peersum_u32 bytes) {
     emulator::mbarrier_arrive(emulator::current.memory->mbarriers[barrier], bytes);
 }
-PEERSUM_DEVICE void mbarrier_wait_parity(BlockMemory, peersum_u32 barrier, peersum_u32 parity) {
-    emulator::mbarrier_wait(emulator::current.memory->mbarriers[barrier], parity);
+PEERSUM_DEVICE void mbarrier_wait(BlockMemory, peersum_u32 barrier) {
+    emulator::mbarrier_wait(emulator::current.memory->mbarriers[barrier]);
 }
 PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32 block, peersum_u32 index, float value,
                                  peersum_u32 barrier) {

@@ -97,9 +97,8 @@ void cluster_barrier_wait() { await_next(memory_in_cluster(0)->cluster_generatio
 constexpr peersum_u32 COMPLETE = 1u << 31;
 
 static void add_to_phase(BlockMemory::Mbarrier& barrier, peersum_u32 value) {
-    const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
     if (__atomic_add_fetch(&barrier.state, value, __ATOMIC_ACQ_REL) == COMPLETE)
-        begin_next(barrier.state, barrier.generation, generation + 1);
+        begin_next(barrier.state, barrier.generation, 1);
 }
 
 void mbarrier_arrive(BlockMemory::Mbarrier& barrier, peersum_u32 expected_bytes) {
@@ -110,10 +109,7 @@ void mbarrier_complete(BlockMemory::Mbarrier& barrier, peersum_u32 bytes) {
     add_to_phase(barrier, bytes);
 }
 
-void mbarrier_wait(BlockMemory::Mbarrier& barrier, peersum_u32 parity) {
-    const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
-    if ((generation & 1) == parity) await_next(barrier.generation, generation);
-}
+void mbarrier_wait(BlockMemory::Mbarrier& barrier) { await_next(barrier.generation, 0); }
 
 float exchange_with_lane(float value, peersum_u32 mask) {
     BlockMemory::Warp& warp = current.memory->warps[current.tid / WARP];

@@ -25,7 +25,7 @@ constexpr peersum_u32 WARP = 4;
 
 // As in platform.cuh.
 constexpr peersum_u32 BLOCK_FLOATS = 3 * PEERSUM_MAX_CLUSTER_THREADS / WARP;
-constexpr peersum_u32 CLUSTER_BARRIERS = 3;
+constexpr peersum_u32 CLUSTER_BARRIERS = 2;
 
 // What the threads of one block exchange outside the ranks' memory; zeroed at first. Only kernels
 // that use it touch its pages.
@@ -36,12 +36,12 @@ struct BlockMemory {
     // Threads of the cluster that have arrived; counted in the memory of its first block.
     peersum_u32 cluster_arrived;
     peersum_u32 cluster_generation;
-    // What a phase of a barrier has of its arrival and its bytes; phases that have ended.
+    // What a barrier has of its arrival and its bytes, and whether all are there.
     struct Mbarrier {
         peersum_u32 state;
         peersum_u32 generation;
     } mbarriers[CLUSTER_BARRIERS];
-    peersum_u32 padding[6];
+    peersum_u32 padding[8];
     // The kernel's own memory: platform_emulator.hpp.
     float floats[BLOCK_FLOATS];
     struct Warp {
@@ -103,7 +103,7 @@ void cluster_barrier_wait();
 // One arrival at a barrier that waits for bytes too, and some of the bytes.
 void mbarrier_arrive(BlockMemory::Mbarrier& barrier, peersum_u32 expected_bytes);
 void mbarrier_complete(BlockMemory::Mbarrier& barrier, peersum_u32 bytes);
-void mbarrier_wait(BlockMemory::Mbarrier& barrier, peersum_u32 parity);
+void mbarrier_wait(BlockMemory::Mbarrier& barrier);
 
 // The value of the thread of this warp whose lane differs in the bits of `mask`.
 float exchange_with_lane(float value, peersum_u32 mask);

@@ -26,6 +26,7 @@ struct Case {
     hidden: usize,
     rows: usize,
     route: Option<Route>,
+    blocks: u32,
     threads: u32,
     content: Content,
     has_residual: bool,
@@ -51,6 +52,7 @@ impl Case {
             route: random
                 .choice(Route::ALL)
                 .filter(|route| *route != Route::SymmetricOneShot),
+            blocks: random.u32(1..=8),
             threads: random.u32(8..=24),
             content: content[random.usize(..content.len())],
             has_residual: random.bool(),
@@ -99,8 +101,11 @@ impl Case {
         let rank = comm.rank();
         let own: Vec<T> = input(self.seed, rank, self.len(), self.content);
         let is_symmetric = self.route.is_some_and(Route::is_symmetric);
-        comm.force_plan(self.route.and_then(|route| plan(route, 3, self.threads)))
-            .unwrap();
+        comm.force_plan(
+            self.route
+                .and_then(|route| plan(route, self.blocks, self.threads)),
+        )
+        .unwrap();
         let found = if is_symmetric {
             let mut symmetric = comm.symmetric_alloc::<T>(self.len()).unwrap();
             symmetric.as_view_mut().copy_from_slice(&own);
@@ -229,7 +234,11 @@ fn fp8_with_either_kind_of_scale_has_the_references_bits_by_every_route() {
         println!("seed {seed}");
         on_ranks(
             world_size,
-            || settings().max_bytes(32 << 10).push_half_bytes(96 << 10),
+            || {
+                let small = settings().max_bytes(32 << 10).push_half_bytes(96 << 10);
+                // As many emulated threads as the machine takes well.
+                small.max_blocks(if world_size <= 3 { 8 } else { 3 })
+            },
             |comm| {
                 let mut random = fastrand::Rng::with_seed(seed);
                 for (hidden, rows) in SIZES {

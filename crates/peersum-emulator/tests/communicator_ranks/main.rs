@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod clusters;
 mod disagreements;
 mod edges;
 mod examples;

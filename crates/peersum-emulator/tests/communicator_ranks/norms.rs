@@ -22,6 +22,7 @@ struct Case {
     hidden: usize,
     rows: usize,
     route: Option<Route>,
+    blocks: u32,
     threads: u32,
     content: Content,
     numbers: NormNumbers,
@@ -45,6 +46,7 @@ impl Case {
             hidden,
             rows,
             route,
+            blocks: random.u32(1..=8),
             threads: random.u32(8..=24),
             content: content[random.usize(..content.len())],
             numbers: NormNumbers {
@@ -84,7 +86,9 @@ impl Case {
         symmetric: &mut SymmetricBuffer<T, peersum_emulator::Emulator>,
     ) {
         let (rank, len) = (comm.rank(), self.hidden * self.rows);
-        let forced = self.route.and_then(|route| plan(route, 3, self.threads));
+        let forced = self
+            .route
+            .and_then(|route| plan(route, self.blocks, self.threads));
         comm.force_plan(forced).unwrap();
         let own: Vec<T> = input(self.seed, rank, len, self.content);
         let weight = EmulatorBuffer::from_slice(&self.side::<T>(1, rank, self.hidden));
@@ -174,7 +178,11 @@ fn run(world_size: u32, seed: u64, sizes: &[(usize, usize)]) {
     println!("seed {seed}");
     on_ranks(
         world_size,
-        || settings().max_bytes(32 << 10).push_half_bytes(96 << 10),
+        || {
+            let small = settings().max_bytes(32 << 10).push_half_bytes(96 << 10);
+            // As many emulated threads as the machine takes well.
+            small.max_blocks(if world_size <= 3 { 8 } else { 3 })
+        },
         |comm| {
             let longest = sizes.iter().map(|(hidden, rows)| hidden * rows).max();
             let longest = longest.unwrap_or(0);

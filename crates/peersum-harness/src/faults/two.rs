@@ -4,11 +4,12 @@ use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::Placement;
-use peersum::{Communicator, Error, Graph};
+use peersum::{Communicator, Error, Graph, Rendezvous};
 
 use super::stage::Stage;
 use crate::arrays::Arrays;
 use crate::machine::DeviceKind;
+use crate::norm_sides::Sides;
 use crate::ranks::Member;
 
 /// Calls of each communicator in one graph, and the most in one batch of eager calls.
@@ -20,15 +21,101 @@ const LOOK_EVERY: usize = 8;
 /// Maximum time that a call waits. A deadlock ends in a timeout that names the ranks.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// One of the two communicators. It makes calls of two sizes: one fills the grid, one is small.
-struct Lane<D: Device> {
-    communicator: Communicator<D>,
-    arrays: [Arrays<bf16, D>; 2],
+/// A call's arrays, and the norm that it has, if it has one.
+struct Call<D: Device> {
+    arrays: Arrays<bf16, D>,
+    norm: Option<(Sides<D>, Vec<bf16>)>,
 }
 
+impl<D: Device> Call<D> {
+    fn enqueue(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        let Arrays {
+            device,
+            input,
+            output,
+            ..
+        } = &self.arrays;
+        let Some((sides, _)) = &self.norm else {
+            return self.arrays.call(communicator);
+        };
+        input.with::<bf16, _>(device, |input| {
+            output.with::<bf16, _>(device, |output| {
+                sides.call(device, communicator, Some(input), output)
+            })
+        })
+    }
+
+    fn ensure_result(&self) -> Result<()> {
+        let arrays = &self.arrays;
+        match &self.norm {
+            None => arrays.ensure_sum(&arrays.output),
+            Some((_, rows)) => arrays.ensure_is(&arrays.output, |index| rows[index]),
+        }
+    }
+}
+
+/// One of the two communicators. Of its all-reduces one fills the grid and one is small; of its
+/// calls with RMSNorm one has as many clusters as there may be, and one has large ones.
+struct Lane<D: Device> {
+    communicator: Communicator<D>,
+    calls: [Call<D>; 4],
+}
+
+/// What the calls of a lane have.
+struct Sizes {
+    /// Of the all-reduces.
+    elements: [usize; 2],
+    /// Of the calls with RMSNorm.
+    rows: [usize; 2],
+    hidden: usize,
+}
+
+const GPU_SIZES: Sizes = Sizes {
+    // 4 MB: the largest grid.
+    elements: [2 << 20, 3000],
+    rows: [24, 6],
+    hidden: 4096,
+};
+
+const EMULATOR_SIZES: Sizes = Sizes {
+    elements: [9000, 3000],
+    rows: [2, 1],
+    hidden: 64,
+};
+
 impl<D: Device> Lane<D> {
+    fn new<S: DeviceStream<Device = D>>(
+        rendezvous: Rendezvous,
+        stage: &Stage<'_, S>,
+        pdl: bool,
+        (seed, sizes): (u64, &Sizes),
+    ) -> Result<Self> {
+        let communicator = stage.build(rendezvous, |builder| {
+            builder.max_bytes(4 << 20).pdl(pdl).timeout(PATIENCE)
+        })?;
+        let call = |elements: usize, normalised: bool| {
+            let arrays = stage.arrays(&communicator, seed, elements)?;
+            let (device, sum) = (&arrays.device, &arrays.expected);
+            let norm = normalised
+                .then(|| Sides::new(&communicator, device, sum, sizes.hidden, false))
+                .transpose()?;
+            anyhow::Ok(Call { arrays, norm })
+        };
+        let rows = sizes.rows.map(|rows| rows * sizes.hidden);
+        let calls = [
+            call(sizes.elements[0], false)?,
+            call(rows[0], true)?,
+            call(sizes.elements[1], false)?,
+            call(rows[1], true)?,
+        ];
+        Ok(Lane {
+            communicator,
+            calls,
+        })
+    }
+
     fn call(&mut self, call: usize) -> Result<(), Error> {
-        self.arrays[call % 2].call(&mut self.communicator)
+        self.calls[call % self.calls.len()].enqueue(&mut self.communicator)
     }
 
     fn capture(&mut self) -> Result<Graph<'static, D>> {
@@ -41,13 +128,12 @@ impl<D: Device> Lane<D> {
     }
 
     fn poison(&self) -> Result<()> {
-        let mut arrays = self.arrays.iter();
+        let mut arrays = self.calls.iter().map(|call| &call.arrays);
         arrays.try_for_each(|arrays| arrays.output.poison(&arrays.device))
     }
 
-    fn ensure_sums(&self) -> Result<()> {
-        let mut arrays = self.arrays.iter();
-        arrays.try_for_each(|arrays| arrays.ensure_sum(&arrays.output))
+    fn ensure_results(&self) -> Result<()> {
+        self.calls.iter().try_for_each(Call::ensure_result)
     }
 }
 
@@ -58,22 +144,11 @@ pub(super) fn two_communicators<S: DeviceStream>(
     stage: &Stage<'_, S>,
     pdl: bool,
 ) -> Result<()> {
-    let (elements, rounds) = match stage.kind {
-        // 4 MB: the largest grid.
-        DeviceKind::Cuda => ([2 << 20, 3000], 400),
-        DeviceKind::Emulator => ([9000, 3000], 2 * LOOK_EVERY),
+    let (sizes, rounds) = match stage.kind {
+        DeviceKind::Cuda => (GPU_SIZES, 400),
+        DeviceKind::Emulator => (EMULATOR_SIZES, 2 * LOOK_EVERY),
     };
-    let mut lane = |seed| {
-        let communicator = stage.build(member.next_group()?, |builder| {
-            builder.max_bytes(4 << 20).pdl(pdl).timeout(PATIENCE)
-        })?;
-        let arrays = |elements| stage.arrays(&communicator, seed, elements);
-        let arrays = [arrays(elements[0])?, arrays(elements[1])?];
-        anyhow::Ok(Lane {
-            communicator,
-            arrays,
-        })
-    };
+    let mut lane = |seed| Lane::new(member.next_group()?, stage, pdl, (seed, &sizes));
     let mut lanes = [lane(3)?, lane(4)?];
     let shares = lanes.each_ref().map(|lane| lane.communicator.max_blocks());
     ensure!(
@@ -83,7 +158,7 @@ pub(super) fn two_communicators<S: DeviceStream>(
     let rank = lanes[0].communicator.rank();
     if rank == 0 {
         let communicator = &lanes[0].communicator;
-        let bytes = 2 * elements[0] as u64;
+        let bytes = 2 * sizes.elements[0] as u64;
         let plan = communicator.launched(communicator.plan(Placement::Ordinary, bytes), bytes);
         println!(
             "  shares of {} blocks, calls of up to {} x {}",
@@ -111,8 +186,8 @@ pub(super) fn two_communicators<S: DeviceStream>(
             if in_graph {
                 graphs[index].launch(&mut lane.communicator)?;
             } else {
-                // At least one call of each size.
-                (0..2 + round % (MOST_CALLS - 1)).try_for_each(|call| lane.call(call))?;
+                // At least one call of each kind.
+                (0..4 + round % (MOST_CALLS - 3)).try_for_each(|call| lane.call(call))?;
             }
         }
         if looks {
@@ -121,7 +196,7 @@ pub(super) fn two_communicators<S: DeviceStream>(
                 lane.communicator
                     .synchronize()
                     .with_context(|| format!("communicator {index}, round {round}"))?;
-                lane.ensure_sums()
+                lane.ensure_results()
                     .with_context(|| format!("communicator {index}, round {round}"))?;
             }
         }
