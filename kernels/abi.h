@@ -56,6 +56,8 @@ typedef unsigned long long peersum_u64;
  * together. If several do, the data threads of each are a power of two. */
 #define PEERSUM_MAX_CLUSTER_BLOCKS 8
 #define PEERSUM_MAX_CLUSTER_THREADS 1024
+/* The most data threads of a block of a cluster. */
+#define PEERSUM_MAX_CLUSTERED_THREADS 256
 
 /* The unit of work and of every slot, in bytes. */
 #define PEERSUM_UNIT_BYTES 16

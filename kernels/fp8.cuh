@@ -45,7 +45,8 @@ PEERSUM_DEVICE peersum_u32 largest_of_unit(Unit n) {
 // The largest value of the threads that share a row; every thread gets it. The warps' values have
 // one place in block memory for all rows: each thread that reads them passes the barrier of the
 // next row's sum before any thread stores again.
-PEERSUM_DEVICE peersum_u32 largest_of_row(const ThreadPosition& position, const Rows& rows,
+template <typename AnyRows>
+PEERSUM_DEVICE peersum_u32 largest_of_row(const ThreadPosition& position, const AnyRows& rows,
                                           BlockMemory memory, peersum_u32 largest) {
 #pragma unroll
     for (peersum_u32 mask = 1; mask < LANES; mask *= 2) {
@@ -86,9 +87,10 @@ struct Fp8 {
 
     // The scale of a row, of which `largest` is the bits of this thread's largest magnitude. All
     // threads that share the row call it; one stores the scale. With a static scale, its inverse.
-    __device__ __forceinline__ float factor_of_row(const ThreadPosition& position, const Rows& rows,
-                                                   BlockMemory memory, peersum_u32 row,
-                                                   peersum_u32 largest) const {
+    template <typename AnyRows>
+    __device__ __forceinline__ float factor_of_row(const ThreadPosition& position,
+                                                   const AnyRows& rows, BlockMemory memory,
+                                                   peersum_u32 row, peersum_u32 largest) const {
         if (!has_row_scales()) return inverse_scale;
         const float scale = fp8_scale(largest_of_row(position, rows, memory, largest));
         if (rows.first == 0)
@@ -132,9 +134,9 @@ PEERSUM_DEVICE Fp8 fp8_of(const PeersumParams& params) {
 
 // Makes the FP8 values of a thread's units of a row, which are in registers; those that the thread
 // has not are zeros.
-template <int UNITS>
+template <int UNITS, typename AnyRows>
 PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8, BlockMemory memory,
-                                 const Rows& rows, peersum_u32 row, const Unit (&n)[UNITS]) {
+                                 const AnyRows& rows, peersum_u32 row, const Unit (&n)[UNITS]) {
     peersum_u32 largest = 0;
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
@@ -150,8 +152,9 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
 }
 
 // Makes them of units that the thread has stored in the output.
+template <typename AnyRows>
 PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp8& fp8,
-                                        BlockMemory memory, const Rows& rows, peersum_u32 row) {
+                                        BlockMemory memory, const AnyRows& rows, peersum_u32 row) {
     const peersum_u32 first = row * rows.units + rows.first;
     const peersum_u64 output = fp8.params.output;
     peersum_u32 largest = 0;

@@ -54,9 +54,9 @@ struct RowBuffers {
 };
 
 // Normalises and stores a thread's units of a row, also as FP8.
-template <int UNITS>
+template <int UNITS, typename AnyRows>
 PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& buffers,
-                              const Rows& rows, BlockMemory memory, peersum_u32 row,
+                              const AnyRows& rows, BlockMemory memory, peersum_u32 row,
                               const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
     const Fp8 fp8 = fp8_of(buffers.params);
     const float scale = scale_of_row(buffers.params, sum);
@@ -80,9 +80,9 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
 
 // Normalises one row. `next_r(k)` gives r of the thread's k-th unit, in ascending order. With
 // MAY_KEEP, few units stay in registers meanwhile.
-template <bool MAY_KEEP, typename NextR>
+template <bool MAY_KEEP, typename AnyRows, typename NextR>
 PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
-                                  const Rows& rows, BlockMemory memory, peersum_u32 row,
+                                  const AnyRows& rows, BlockMemory memory, peersum_u32 row,
                                   bool is_odd, NextR next_r) {
     const peersum_u32 first = row * rows.units + rows.first;
     const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
@@ -177,11 +177,16 @@ PEERSUM_DEVICE void exchange_norm_words(const Call& call, bool lost) {
         peersum_exchange_norm_words(call.params, call.header, call.step());
 }
 
-// A thread's part of the rows of its block in a one-shot push.
-struct PushedRows : Rows {
-    // The distance between the slots of a thread's adjacent units, in bytes: the units that the
-    // lanes of a warp send together have neighbouring slots.
-    static constexpr peersum_u64 NEXT_SLOTS = 2 * SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
+// The distance between the slots of a thread's adjacent units, in bytes: the units that the lanes
+// of a warp send together have neighbouring slots.
+constexpr peersum_u64 NEXT_SLOTS = 2 * SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
+
+// A thread's part of its rows in a one-shot push.
+template <typename AnyRows>
+struct PushedRows : AnyRows {
+    using AnyRows::first;
+    using AnyRows::per_thread;
+    using AnyRows::units;
 
     const PeersumParams& params;
     // The offset of the call's half of the slots.
@@ -198,7 +203,7 @@ struct PushedRows : Rows {
     __device__ __forceinline__ peersum_u64 slots(peersum_u32 row) const {
         peersum_u32 thread = tid_x();
         // A block of whole groups need not count the threads of the blocks before it.
-        if (LANES % PEERSUM_SLOT_GROUP != 0) thread += cluster_ctarank() * (ntid_x() - WORLD_SIZE);
+        if (LANES % PEERSUM_SLOT_GROUP != 0) thread += this->block() * (ntid_x() - WORLD_SIZE);
         const peersum_u32 lane = thread % PEERSUM_SLOT_GROUP;
         const peersum_u32 group = PEERSUM_SLOT_GROUP * per_thread;
         const peersum_u32 row_slots = (units + group - 1) / group * group;
@@ -209,9 +214,10 @@ struct PushedRows : Rows {
     }
 };
 
-PEERSUM_DEVICE PushedRows pushed_rows(const Rows& rows, const PeersumParams& params,
-                                      peersum_u32 push_epoch) {
-    return PushedRows{rows, params, params.push_offset + half_offset_of(push_epoch)};
+template <typename AnyRows>
+PEERSUM_DEVICE PushedRows<AnyRows> pushed_rows(const AnyRows& rows, const PeersumParams& params,
+                                               peersum_u32 push_epoch) {
+    return PushedRows<AnyRows>{rows, params, params.push_offset + half_offset_of(push_epoch)};
 }
 
 // How far a thread is when it calls peersum_norm_rest, as bits: of how many units of the row r is
@@ -228,25 +234,25 @@ constexpr peersum_u32 PROGRESS_LOST = 32;
 // Waits for this thread's units of a row, from the `taken`-th on, and keeps r of each. Before,
 // sends those of the rows that are not sent: up to the next one, which is then on its way while
 // this one is awaited. False if the call is lost; the units are then NaN.
-PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows& rows, const RowBuffers& buffers,
-                              peersum_u32 row, peersum_u32 progress) {
+template <typename AnyRows>
+PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows<AnyRows>& rows,
+                              const RowBuffers& buffers, peersum_u32 row, peersum_u32 progress) {
     bool lost = (progress & PROGRESS_LOST) != 0;
     peersum_u32 unsent = row;
-    if ((progress & PROGRESS_SENT) != 0) unsent += nclusterid_x();
-    if ((progress & PROGRESS_NEXT_SENT) != 0) unsent += nclusterid_x();
+    if ((progress & PROGRESS_SENT) != 0) unsent += rows.stride();
+    if ((progress & PROGRESS_NEXT_SENT) != 0) unsent += rows.stride();
 #pragma unroll 1
-    for (; !lost && unsent <= row + nclusterid_x() && unsent < rows.count;
-         unsent += nclusterid_x()) {
+    for (; !lost && unsent <= row + rows.stride() && unsent < rows.count; unsent += rows.stride()) {
 #pragma unroll 1
         for (peersum_u32 k = 0; k < rows.own; ++k)
             rows.send(rows.slots(unsent), k, rows.own_unit(rows.unit(unsent) + k));
     }
 #pragma unroll 1
     for (peersum_u32 k = progress & PROGRESS_TAKEN; k < rows.own; ++k) {
-        const peersum_u64 slots = rows.slots(row) + k * PushedRows::NEXT_SLOTS;
+        const peersum_u64 slots = rows.slots(row) + k * NEXT_SLOTS;
         Unit received[SOURCES];
         if (!lost) lost = !collect(call, receive_address(call.params, slots), received);
-        if (!lost && k == 0 && row == clusterid_x()) allow_next_kernel();
+        if (!lost && k == 0 && row == rows.begin()) allow_next_kernel();
         const peersum_u32 unit = rows.unit(row) + k;
         Unit r = nan_unit();
         if (!lost) {
@@ -259,20 +265,16 @@ PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows& rows, const Ro
     return !lost;
 }
 
-}  // namespace
-
-// Finishes a block's rows from `row` on. Used for rows of many units, in lost calls, and by warps
-// that have polled for long without success. Not inlined, and nothing follows a call of it: so a
-// call in which no rank is late keeps no register for these cases.
-extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& params,
-                                                          BlockMemory memory, peersum_u32 epochs,
-                                                          peersum_u32 row, peersum_u32 progress) {
+// Finishes a block's rows from `row` on.
+template <typename AnyRows>
+PEERSUM_DEVICE void finish_rows(const PeersumParams& params, BlockMemory memory, peersum_u32 epochs,
+                                peersum_u32 row, peersum_u32 progress) {
     const ThreadPosition position = position_of_thread();
     const Call call = rebuild_call(params, position, epochs);
-    const PushedRows rows = pushed_rows(rows_of(params, position), params, call.push_epoch);
+    const auto rows = pushed_rows(rows_of<AnyRows>(params, position), params, call.push_epoch);
     const RowBuffers buffers{params};
 #pragma unroll 1
-    for (; row < rows.count; row += nclusterid_x()) {
+    for (; row < rows.count; row += rows.stride()) {
         // First r of all units: so the sum keeps no register while this thread waits.
         if (!await_row(call, rows, buffers, row, progress)) progress |= PROGRESS_LOST;
         normalise_row<false>(
@@ -281,6 +283,27 @@ extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& p
         progress = (progress & PROGRESS_LOST) | (~progress & PROGRESS_ODD) | PROGRESS_SENT;
     }
 }
+
+}  // namespace
+
+// Both are for rows of many units, for lost calls, and for warps that have polled for long without
+// success. Not inlined, and nothing follows a call of them: so a call in which no rank is late
+// keeps no register for these cases.
+extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& params,
+                                                          BlockMemory memory, peersum_u32 epochs,
+                                                          peersum_u32 row, peersum_u32 progress) {
+    finish_rows<BlockRows>(params, memory, epochs, row, progress);
+}
+
+#ifdef PEERSUM_HAS_CLUSTERS
+extern "C" __device__ __noinline__ void peersum_norm_rest_of_cluster(const PeersumParams& params,
+                                                                     BlockMemory memory,
+                                                                     peersum_u32 epochs,
+                                                                     peersum_u32 row,
+                                                                     peersum_u32 progress) {
+    finish_rows<ClusterRows>(params, memory, epochs, row, progress);
+}
+#endif
 
 // The whole call of a signal thread. Not inlined, so that the threads that handle units keep no
 // registers for it.
@@ -311,7 +334,7 @@ PEERSUM_DEVICE bool poll_units(peersum_u64 first_slot, Unit (&received)[COUNT][S
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) {
             // Not `&&`: the loads of all polls are in flight together.
-            if (has(k)) arrived &= poll(first_slot + k * PushedRows::NEXT_SLOTS, received[k]);
+            if (has(k)) arrived &= poll(first_slot + k * NEXT_SLOTS, received[k]);
         }
         if (arrived) return true;
         spin_pause();
@@ -319,8 +342,18 @@ PEERSUM_DEVICE bool poll_units(peersum_u64 first_slot, Unit (&received)[COUNT][S
     }
 }
 
-template <int UNITS>
-PEERSUM_DEVICE void send_row(const PushedRows& rows, peersum_u32 row) {
+template <typename AnyRows>
+PEERSUM_DEVICE void leave_rest(const PeersumParams& params, BlockMemory memory, peersum_u32 epochs,
+                               peersum_u32 row, peersum_u32 progress) {
+#ifdef PEERSUM_HAS_CLUSTERS
+    if constexpr (AnyRows::IN_CLUSTERS)
+        return peersum_norm_rest_of_cluster(params, memory, epochs, row, progress);
+#endif
+    peersum_norm_rest(params, memory, epochs, row, progress);
+}
+
+template <int UNITS, typename AnyRows>
+PEERSUM_DEVICE void send_row(const PushedRows<AnyRows>& rows, peersum_u32 row) {
     const peersum_u64 slots = rows.slots(row);
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
@@ -344,14 +377,14 @@ constexpr int MOST_POLLED = KEEPS_OWN ? 4 : 1;
 
 // Normalises a block's rows as they arrive, of which each thread has up to `UNITS` units: as many
 // as `per_thread`. `loaded` are those of the first row.
-template <int UNITS>
+template <int UNITS, typename AnyRows>
 PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& buffers,
-                                          BlockMemory memory, PushedRows rows,
+                                          BlockMemory memory, PushedRows<AnyRows> rows,
                                           const Unit (&loaded)[LOADED_AT_ONCE]) {
     const peersum_u32 epochs = epochs_of(call);
     rows.per_thread = UNITS;
     const auto has = [&](int k) { return static_cast<peersum_u32>(k) < rows.own; };
-    peersum_u32 row = clusterid_x();
+    peersum_u32 row = rows.begin();
     if (row < rows.count) {
         const peersum_u64 slots = rows.slots(row);
 #pragma unroll
@@ -368,7 +401,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 next; row < rows.count; row = next) {
-        next = row + nclusterid_x();
+        next = row + rows.stride();
         // A row is on its way while the one before it is awaited.
         if (next < rows.count) send_row<UNITS>(rows, next);
         const peersum_u32 unit = rows.unit(row);
@@ -387,7 +420,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                     residual[k] = ld_global_v4(buffers.residual(unit + begin + k));
             }
             Unit received[AT_ONCE][SOURCES];
-            const bool arrived = poll_units(from + begin * PushedRows::NEXT_SLOTS, received,
+            const bool arrived = poll_units(from + begin * NEXT_SLOTS, received,
                                             [&](int k) { return has(begin + k); });
             // A warp goes together, because its threads exchange their sums.
             if (vote_any(!arrived)) {
@@ -395,16 +428,16 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                 for (int k = 0; k < UNITS; ++k) {
                     if (k < begin && has(k)) st_global_v4(buffers.kept(unit + k), r[k]);
                 }
-                return peersum_norm_rest(
+                return leave_rest<AnyRows>(
                     call.params, memory, epochs, row,
                     PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
             }
-            if (begin == 0 && row == clusterid_x() && has(0)) allow_next_kernel();
+            if (begin == 0 && row == rows.begin() && has(0)) allow_next_kernel();
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
                 const int at = begin + k;
                 if (!has(at)) break;
-                rearm(from + at * PushedRows::NEXT_SLOTS);
+                rearm(from + at * NEXT_SLOTS);
                 r[at] = reduce_received(received[k], own[k]);
                 if (!buffers.has_residual()) continue;
                 r[at] = add_residual(r[at], residual[k]);
@@ -426,18 +459,19 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     }
 }
 
+template <typename AnyRows>
 PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
-    const Rows rows = rows_of(params, position);
+    const auto rows = rows_of<AnyRows>(params, position);
     const RowBuffers buffers{params};
     const BlockMemory memory = block_memory();
-    join_cluster(position, rows, memory);
+    if (AnyRows::IN_CLUSTERS) arrive_in_cluster(position, memory);
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
     Unit own[LOADED_AT_ONCE];
-    if (clusterid_x() < rows.count) {
-        const peersum_u32 first = clusterid_x() * rows.units + rows.first;
+    if (rows.begin() < rows.count) {
+        const peersum_u32 first = rows.begin() * rows.units + rows.first;
 #pragma unroll
         for (peersum_u32 k = 0; k < LOADED_AT_ONCE; ++k) {
             if (k < rows.own) own[k] = ld_global_v4(unit_address(params.input, first + k));
@@ -448,14 +482,14 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     if (position.is_signal_thread())
         return peersum_norm_signal_thread(params, call.pull_epoch, call.push_epoch, lost);
     // Before this thread stores to the memory of another block of its row.
-    if (rows.blocks() > 1) barrier_cluster_wait();
+    if (AnyRows::IN_CLUSTERS) barrier_cluster_wait();
     const bool warp_is_lost = vote_any(lost);
     if (warp_is_lost || rows.per_thread > MOST_UNITS) {
         advance_unlaunched_epochs(call);
-        return peersum_norm_rest(params, memory, epochs_of(call), clusterid_x(),
-                                 warp_is_lost ? PROGRESS_LOST : 0);
+        return leave_rest<AnyRows>(params, memory, epochs_of(call), rows.begin(),
+                                   warp_is_lost ? PROGRESS_LOST : 0);
     }
-    const PushedRows pushed = pushed_rows(rows, params, call.push_epoch);
+    const auto pushed = pushed_rows(rows, params, call.push_epoch);
     if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, buffers, memory, pushed, own);
     if (rows.per_thread == 2) return normalise_pushed_rows<2>(call, buffers, memory, pushed, own);
     normalise_pushed_rows<MOST_UNITS>(call, buffers, memory, pushed, own);
@@ -468,7 +502,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 // a peer's part of it may need the seats.
 PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
-    const Rows rows = rows_of(params, position);
+    const auto rows = rows_of<BlockRows>(params, position);
     const RowBuffers buffers{params};
     const BlockMemory memory = block_memory();
 #if PEERSUM_WORLD_SIZE > 1
@@ -486,7 +520,7 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 #endif
     bool is_odd = false;
 #pragma unroll 1
-    for (peersum_u32 row = clusterid_x(); row < rows.count; row += nclusterid_x()) {
+    for (peersum_u32 row = rows.begin(); row < rows.count; row += rows.stride()) {
         normalise_row<true>(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
             const peersum_u32 unit = row * rows.units + rows.first + k;
             return buffers.apply_residual(unit, ld_global_v4(unit_address(params.input, unit)));
@@ -508,5 +542,21 @@ PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 1) { norm_rows(params); }
 #define PEERSUM_ONE_SHOT_THREADS PEERSUM_MAX_THREADS
 #endif
 
-PEERSUM_ENTRY(norm_one_shot, PEERSUM_ONE_SHOT_THREADS, 1) { one_shot(params); }
+PEERSUM_ENTRY(norm_one_shot, PEERSUM_ONE_SHOT_THREADS, 1) { one_shot<BlockRows>(params); }
+
+// With seven ranks' units ptxas spills if two of the largest blocks must fit, and with eight from
+// sm_100 on.
+#if PEERSUM_WORLD_SIZE == 7 || \
+    (PEERSUM_WORLD_SIZE == 8 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900)
+#define PEERSUM_CLUSTERED_BLOCKS 1
+#else
+#define PEERSUM_CLUSTERED_BLOCKS 2
+#endif
+
+// The same for a launch in which every row has a cluster. Below sm_90 it is never launched.
+PEERSUM_ENTRY(norm_clustered, PEERSUM_MAX_CLUSTERED_THREADS, PEERSUM_CLUSTERED_BLOCKS) {
+#ifdef PEERSUM_HAS_CLUSTERS
+    one_shot<ClusterRows>(params);
+#endif
+}
 #endif

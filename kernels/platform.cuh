@@ -16,6 +16,10 @@ struct alignas(16) Unit {
     peersum_u32 x, y, z, w;
 };
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PEERSUM_HAS_CLUSTERS
+#endif
+
 #ifndef PEERSUM_PLATFORM_PROVIDED
 
 #define PEERSUM_DEVICE static __device__ __forceinline__
@@ -144,41 +148,25 @@ PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, floa
                  : "memory");
 }
 
-// --- Clusters: blocks that run at once and write to each other's memory, from sm_90 on. Below,
-// every block is a cluster of its own.
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-
-PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return 1; }
-PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return 0; }
-PEERSUM_DEVICE peersum_u32 clusterid_x() { return ctaid_x(); }
-PEERSUM_DEVICE peersum_u32 nclusterid_x() { return nctaid_x(); }
-PEERSUM_DEVICE void barrier_cluster_arrive() {}
-PEERSUM_DEVICE void barrier_cluster_wait() {}
-PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
-PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32, peersum_u32) {}
-PEERSUM_DEVICE void mbarrier_wait(BlockMemory, peersum_u32) {}
-PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32, peersum_u32, float, peersum_u32) {}
-
-#else
+// --- Clusters: blocks that run at once and write to each other's memory. From sm_90 on.
 
 // Blocks of this cluster.
 PEERSUM_DEVICE peersum_u32 cluster_nctarank() {
     peersum_u32 value;
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(value));
     return value;
 }
 
 // The place of this block among them.
 PEERSUM_DEVICE peersum_u32 cluster_ctarank() {
     peersum_u32 value;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
     return value;
 }
 
 PEERSUM_DEVICE peersum_u32 clusterid_x() {
     peersum_u32 value;
-    asm volatile("mov.u32 %0, %%clusterid.x;" : "=r"(value));
+    asm("mov.u32 %0, %%clusterid.x;" : "=r"(value));
     return value;
 }
 
@@ -240,8 +228,6 @@ PEERSUM_DEVICE void st_async_f32(BlockMemory memory, peersum_u32 block, peersum_
         "r"(mbarrier_address(memory, barrier)), "f"(value), "r"(block)
         : "memory");
 }
-
-#endif
 
 // As bar_sync; also returns true on every thread if `value` is true on any.
 PEERSUM_DEVICE bool bar_red_or(bool value) {

@@ -32,7 +32,7 @@ impl Family {
             (Family::Push | Family::Pull, _) => &[Algorithm::OneShot, Algorithm::TwoShot],
             // One rank exchanges nothing.
             (Family::Norm, 1) => &[Algorithm::Rows],
-            (Family::Norm, _) => &[Algorithm::OneShot, Algorithm::Rows],
+            (Family::Norm, _) => &[Algorithm::OneShot, Algorithm::Rows, Algorithm::Clustered],
         }
     }
 }
@@ -47,10 +47,14 @@ pub enum Algorithm {
     TwoShot,
     /// No exchange: every rank normalises rows that are reduced already.
     Rows,
+    /// One-shot, with a cluster of blocks for every row. On architectures without clusters it does
+    /// nothing.
+    Clustered,
 }
 
 vocabulary!(Algorithm, "algorithm", {
-    OneShot => "one_shot", TwoShot => "two_shot", Rows => "rows"
+    OneShot => "one_shot", TwoShot => "two_shot", Rows => "rows",
+    Clustered => "clustered"
 });
 
 /// The element type. Sums are formed in float32 whatever it is.

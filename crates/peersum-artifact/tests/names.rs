@@ -47,7 +47,7 @@ fn no_two_modules_or_entry_points_share_a_name() {
         }
     }
     // A module of the norm family for one rank has one entry point, any other has two.
-    assert_eq!(names.len(), 66 * 3 - 3);
+    assert_eq!(names.len(), 66 * 3 - 3 + 7 * 3);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn an_unknown_name_is_refused_with_the_valid_ones() {
     );
     assert_eq!(
         "3shot".parse::<Algorithm>().map_err(message),
-        Err("unknown algorithm `3shot`; valid: one_shot, two_shot, rows".to_owned())
+        Err("unknown algorithm `3shot`; valid: one_shot, two_shot, rows, clustered".to_owned())
     );
     for ranks in [0, 9, 256 + 8, u32::MAX] {
         let error = WorldSize::try_from(ranks).map_err(message).unwrap_err();

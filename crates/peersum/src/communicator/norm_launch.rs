@@ -235,6 +235,10 @@ impl<D: Device> Communicator<D> {
             };
             let blocks = self.most_row_blocks(&connected.limits, Some(plan));
             let rows_at_once = rows.min(u64::from(blocks / shape.blocks)) as u32;
+            let algorithm = match shape.blocks {
+                1 => Algorithm::OneShot,
+                _ => Algorithm::Clustered,
+            };
             let shape = LaunchShape {
                 blocks: rows_at_once * shape.blocks,
                 threads: shape.threads,
@@ -245,7 +249,7 @@ impl<D: Device> Communicator<D> {
             // is. The slots hold `most_rows` rows.
             unsafe {
                 self.device
-                    .launch(module, Algorithm::OneShot, shape, &params)?;
+                    .launch(module, algorithm, shape, &params)?;
             }
             done += rows;
         }
@@ -303,21 +307,26 @@ impl<D: Device> Communicator<D> {
         algorithm: Algorithm,
         plan: Option<Plan>,
     ) -> RowShape {
-        let most = limits.threads(Family::Norm, algorithm);
-        let bounds = RowBounds {
-            threads: plan.map_or(most, |plan| most.min(plan.threads)),
-            lanes: match self.table.topology {
-                Topology::Emulator => EMULATED_LANES,
-                _ => abi::PEERSUM_WARP_THREADS,
-            },
+        let bounds = |algorithm| {
+            let most = limits.threads(Family::Norm, algorithm);
+            RowBounds {
+                threads: plan.map_or(most, |plan| most.min(plan.threads)),
+                lanes: match self.table.topology {
+                    Topology::Emulator => EMULATED_LANES,
+                    _ => abi::PEERSUM_WARP_THREADS,
+                },
+            }
         };
         let blocks = self.most_row_blocks(limits, plan);
         let clusters = |size| limits.clusters(size).min(blocks / size);
         let in_cluster = match algorithm {
-            Algorithm::OneShot => bounds.cluster(norm.row_units(), norm.rows(), clusters),
+            Algorithm::OneShot => {
+                let bounds = bounds(Algorithm::Clustered);
+                bounds.cluster(norm.row_units(), norm.rows(), clusters)
+            }
             _ => None,
         };
-        in_cluster.unwrap_or_else(|| bounds.one_block(norm.row_units()))
+        in_cluster.unwrap_or_else(|| bounds(algorithm).one_block(norm.row_units()))
     }
 
     fn most_row_blocks(&self, limits: &LaunchLimits, plan: Option<Plan>) -> u32 {

@@ -167,7 +167,7 @@ pub(super) fn cluster_limits<D: Device>(
     modules: &Modules<D>,
     limits: LaunchLimits,
 ) -> Result<LaunchLimits, DeviceError> {
-    let (family, algorithm) = (Family::Norm, Algorithm::OneShot);
+    let (family, algorithm) = (Family::Norm, Algorithm::Clustered);
     let threads = limits.threads(family, algorithm);
     let mut clusters = [limits.blocks(); CLUSTER_SIZES.len()];
     for (most, size) in clusters.iter_mut().zip(CLUSTER_SIZES) {
