@@ -17,16 +17,18 @@
 //! | `controls.rs` | each rule left out, and the run that then breaks a promise |
 //! | `norm_promises.rs`, `row_promises.rs` | the same two of calls with RMSNorm, of their rows |
 //! | `seats.rs` | when the next kernel may take a seat: a separate model, without data |
+//! | `cluster_seats.rs` | where clusters find their seats: another one |
 //!
 //! Left out:
 //! - the values of elements: data is the number of its call;
 //! - alignment, except for the scratch memory that it needs;
 //! - time: a wait may end at any moment, as if the peer stalled before any of its steps;
-//! - who has a seat on a multiprocessor, except in `seats.rs`.
+//! - who has a seat on a multiprocessor, except in `seats.rs` and `cluster_seats.rs`.
 //!
 //! `memory.rs` defines how memory behaves.
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
+mod cluster_seats;
 mod controls;
 mod explorer;
 mod failure;
