@@ -7,7 +7,8 @@ use crate::memory::{
     poison, pull_epoch, push_epoch, symmetric,
 };
 use crate::program::{Break, Kind, Violation, Waits};
-use crate::state::{At, Finds, Host, Rank, SUMS, State, Step, Thread, Word};
+use crate::row_exchange::BlockMemory;
+use crate::state::{Finds, Host, Rank, State, Step, Thread, Word};
 
 impl Machine {
     /// Prepares a rank's next call, or its `synchronize` if there is none.
@@ -27,9 +28,9 @@ impl Machine {
     fn launch(&self, state: &mut State, rank: usize) {
         let blocks = self.call(state, rank).blocks;
         state.ranks[rank].host = Host::Running;
-        state.sums[rank] = [[0; SUMS]; BLOCKS];
+        let start = self.start(state, rank);
         for id in self.ids(rank).filter(|id| id.block < blocks) {
-            state.threads[rank][id.block][id.thread].at = At::Enter;
+            state.threads[rank][id.block][id.thread].at = start;
         }
     }
 
@@ -111,6 +112,7 @@ impl Machine {
         if self.broken.is_none() {
             self.check_epochs(state, rank)?;
         }
+        state.blocks[rank] = [BlockMemory::INITIAL; BLOCKS];
         state.ranks[rank].call += 1;
         self.prepare(state, rank);
         Ok(())

@@ -7,7 +7,8 @@
 
 use crate::memory::{BLOCKS, EMPTY, InFlight, Order, RANKS, Store, is_slot, pull_epoch, zeroed};
 use crate::program::{Break, Call, Kind, Violation, Waits};
-use crate::state::{Host, Id, Rank, SUMS, State, THREADS, Thread, Word, thread};
+use crate::row_exchange::BlockMemory;
+use crate::state::{Host, Id, Rank, State, THREADS, Thread, Word, thread};
 
 /// A case to explore.
 #[derive(Clone)]
@@ -90,7 +91,7 @@ impl Machine {
             in_flight: InFlight::none(),
             threads: [[[Thread::DONE; THREADS]; BLOCKS]; RANKS],
             ranks: [rank; RANKS],
-            sums: [[[0; SUMS]; BLOCKS]; RANKS],
+            blocks: [[BlockMemory::INITIAL; BLOCKS]; RANKS],
         };
         for rank in 0..self.world {
             self.prepare(&mut state, rank);
@@ -135,7 +136,7 @@ impl Machine {
     pub(crate) fn place(&self, state: &State, id: Id) -> Option<usize> {
         let call = self.call(state, id.rank);
         if self.handles_rows(state, id) {
-            return Self::unit_of_row(call, id, usize::from(thread(state, id).index));
+            return self.unit_of_row(call, id, usize::from(thread(state, id).index));
         }
         let place = id.block * self.threads
             + id.thread

@@ -6,6 +6,7 @@
 //! | file | job |
 //! | --- | --- |
 //! | `push.rs`, `pull.rs`, `norm.rs`, `protocol.rs`, `headers.rs`, `failure.rs` | the protocols |
+//! | `row_exchange.rs` | what the threads of a row exchange, in one block and in a cluster |
 //! | `host.rs` | kernels of a stream, the caller's writes to symmetric buffers, `synchronize` |
 //! | `program.rs`, `state.rs` | a case to explore, the state of its run |
 //! | `machine.rs` | the machine that runs a case: its threads' places, loads and stores |
@@ -14,18 +15,20 @@
 //! | `explorer.rs` | the search |
 //! | `promises.rs` | what holds in every run |
 //! | `controls.rs` | each rule left out, and the run that then breaks a promise |
-//! | `norm_promises.rs` | the same two of calls with RMSNorm |
+//! | `norm_promises.rs`, `row_promises.rs` | the same two of calls with RMSNorm, of their rows |
 //! | `seats.rs` | when the next kernel may take a seat: a separate model, without data |
+//! | `cluster_seats.rs` | where clusters find their seats: another one |
 //!
 //! Left out:
 //! - the values of elements: data is the number of its call;
 //! - alignment, except for the scratch memory that it needs;
 //! - time: a wait may end at any moment, as if the peer stalled before any of its steps;
-//! - who has a seat on a multiprocessor, except in `seats.rs`.
+//! - who has a seat on a multiprocessor, except in `seats.rs` and `cluster_seats.rs`.
 //!
 //! `memory.rs` defines how memory behaves.
 #![allow(clippy::panic, reason = "a test fails by panicking")]
 
+mod cluster_seats;
 mod controls;
 mod explorer;
 mod failure;
@@ -40,6 +43,8 @@ mod promises;
 mod protocol;
 mod pull;
 mod push;
+mod row_exchange;
+mod row_promises;
 mod seats;
 mod state;
 mod steps;

@@ -1,13 +1,12 @@
-//! norm.cu: the norm words, which are exchanged within a call, and the rows of a block, whose sums
-//! pass through block memory.
+//! norm.cu: the norm words, which are exchanged within a call, and the rows of a block or cluster.
 
 use crate::machine::Machine;
 use crate::memory::{EMPTY, NAN, SIGNATURE_BITS, WRONG, norm_word, own_norm_word};
 use crate::program::{Break, Call, Kind, Violation};
-use crate::state::{At, Id, SUMS, State, Word, thread, thread_mut};
+use crate::state::{At, Id, State, Word, thread, thread_mut};
 
-/// The sum of a row that a thread finds whole.
-fn sum_of_row(index: u8) -> u8 {
+/// What a thread adds to a row of which it has lost nothing.
+fn value_of_row(index: u8) -> u8 {
     index + 1
 }
 
@@ -118,11 +117,16 @@ impl Machine {
         self.call(state, id.rank).kind == Kind::NormOneShot && !self.is_signal_thread(id)
     }
 
-    /// The unit of a row of a call's block that a thread handles, if it has one.
-    pub(crate) fn unit_of_row(call: &Call, id: Id, index: usize) -> Option<usize> {
-        let row = id.block + index * call.blocks;
-        let place = row * call.row_units + id.thread;
-        (id.thread < call.row_units && place < call.places).then_some(place)
+    /// The unit of a row of a call's cluster that a thread handles, if it has one.
+    pub(crate) fn unit_of_row(&self, call: &Call, id: Id, index: usize) -> Option<usize> {
+        let in_row = self.place_in_row(call.cluster, id);
+        let place = Self::row(call, id, index) * call.row_units + in_row;
+        (in_row < call.row_units && place < call.places).then_some(place)
+    }
+
+    /// The row with this index among those of a block's cluster.
+    fn row(call: &Call, id: Id, index: usize) -> usize {
+        id.block / call.cluster + index * (call.blocks / call.cluster)
     }
 
     /// Makes a data thread handle its block's row with this index, or end after the last. A thread
@@ -130,7 +134,7 @@ impl Machine {
     pub(crate) fn begin_row(&self, state: &mut State, id: Id, index: u8) -> Result<(), Violation> {
         thread_mut(state, id).index = index;
         let call = self.call(state, id.rank);
-        if id.block + usize::from(index) * call.blocks >= call.places / call.row_units {
+        if Self::row(call, id, usize::from(index)) >= call.places / call.row_units {
             return self.end(state, id);
         }
         if thread(state, id).lost {
@@ -144,53 +148,59 @@ impl Machine {
             thread_mut(state, id).at = At::Collect;
             return Ok(());
         }
-        self.add_sum(state, id, sum_of_row(index))
-    }
-
-    /// The half of a block's memory for the sums of a thread's row.
-    fn sums(&self, state: &State, id: Id) -> std::ops::Range<usize> {
-        let is_odd = thread(state, id).index & 1 == 1;
-        let half = usize::from(is_odd && !self.is_broken(Break::OneHalfForRowSums));
-        let first = half * SUMS / 2;
-        first..first + self.threads
-    }
-
-    /// A thread whose unit has arrived.
-    pub(crate) fn add_own_sum(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        self.add_sum(state, id, sum_of_row(thread(state, id).index))
-    }
-
-    /// A thread stores its sum into block memory and reaches the row's barrier, which counts the
-    /// data threads alone.
-    fn add_sum(&self, state: &mut State, id: Id, sum: u8) -> Result<(), Violation> {
-        let place = self.sums(state, id).start + id.thread;
-        state.sums[id.rank][id.block][place] = sum;
-        thread_mut(state, id).at = At::RowBarrier;
-        if self.is_broken(Break::NoRowBarrier) {
-            thread_mut(state, id).at = At::RowSums;
-            return Ok(());
-        }
-        let block = &mut state.threads[id.rank][id.block][..self.threads];
-        if block.iter().any(|thread| thread.at != At::RowBarrier) {
-            return Ok(());
-        }
-        block.iter_mut().for_each(|thread| thread.at = At::RowSums);
-        if self.threads == 1 {
-            return self.read_sums(state, id);
+        self.add_sum(state, id, value_of_row(index))?;
+        if self.is_broken(Break::IdleThreadDoesNotWait) {
+            return self.begin_row(state, id, index + 1);
         }
         Ok(())
     }
 
-    /// A thread reads the sums of its row, stores its unit, and sends the row after the next.
-    pub(crate) fn read_sums(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        let sums = &state.sums[id.rank][id.block][self.sums(state, id)];
-        let index = thread(state, id).index;
-        let is_nan = sums.contains(&NAN);
-        let is_wrong = !is_nan && sums.iter().any(|&sum| sum != sum_of_row(index));
+    /// A thread whose unit has arrived.
+    pub(crate) fn add_own_sum(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        self.add_sum(state, id, value_of_row(thread(state, id).index))
+    }
+
+    fn add_sum(&self, state: &mut State, id: Id, sum: u8) -> Result<(), Violation> {
+        if self.is_broken(Break::LargestWithoutSum) {
+            return self.share(state, id, At::LargestBarrier, sum);
+        }
+        self.share(state, id, At::RowBarrier, sum)
+    }
+
+    /// Takes the values of all threads that share a row. Returns this thread's value of the next
+    /// exchange: NaN if one of them is.
+    fn take_values(&self, state: &mut State, id: Id) -> u8 {
+        let right = value_of_row(thread(state, id).index);
+        let (is_nan, is_wrong) = self.read_values(state, id, right);
         let me = thread_mut(state, id);
         me.is_nan |= is_nan;
         me.is_wrong |= is_wrong;
-        if !me.lost {
+        match (is_nan, is_wrong) {
+            (true, _) => NAN,
+            (_, true) => WRONG,
+            _ => right,
+        }
+    }
+
+    /// A thread reads the sums of its row and stores its unit. With FP8 it then shares the largest
+    /// magnitude, which is NaN if the row is.
+    pub(crate) fn read_sums(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let largest = self.take_values(state, id);
+        if self.call(state, id.rank).has_row_scales {
+            return self.share(state, id, At::LargestBarrier, largest);
+        }
+        self.end_row(state, id)
+    }
+
+    pub(crate) fn read_largest(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        self.take_values(state, id);
+        self.end_row(state, id)
+    }
+
+    /// A thread sends the row after the next.
+    fn end_row(&self, state: &mut State, id: Id) -> Result<(), Violation> {
+        let index = thread(state, id).index;
+        if !thread(state, id).lost {
             let after_next = usize::from(index) + 2;
             self.store_inputs(state, id, after_next..after_next + 1)?;
         }

@@ -1,54 +1,11 @@
-//! What holds in every run of calls with RMSNorm, fused and not, and each of their rules left out.
+//! What holds in every run of calls with RMSNorm, fused and not, and each rule of their norm words
+//! left out. (For rows of several threads see `row_promises.rs`.)
 
 use crate::controls::assert_is_needed;
 use crate::machine::Machine;
 use crate::memory::Order;
 use crate::program::{Break, Call, Kind, Violation, Waits, call, small};
 use crate::promises::{assert_holds, bounded, bounded_trio};
-
-/// Rows of which a block handles several, each with a unit for the first `row_units` threads.
-fn rows(blocks: usize, rows: usize, row_units: usize) -> Call {
-    Call {
-        places: rows * row_units,
-        row_units,
-        ..call(Kind::NormOneShot, blocks)
-    }
-}
-
-/// Two data threads in a block.
-fn two_threads(machine: Machine) -> Machine {
-    Machine {
-        threads: 2,
-        enters_apart: true,
-        ..machine
-    }
-}
-
-#[test]
-fn a_row_is_sent_while_the_row_before_it_is_awaited() {
-    for row_units in [1, 2] {
-        for grids in [[1, 1], [2, 1]] {
-            let calls = grids.map(|blocks| rows(blocks, 3, row_units));
-            let machine = two_threads(Machine::new(2, &calls));
-            assert_holds(
-                &format!("{row_units} units a row, grids {grids:?}"),
-                &machine,
-            );
-        }
-    }
-}
-
-#[test]
-fn a_lost_thread_makes_its_rows_nan_and_keeps_no_thread_of_its_block_waiting() {
-    for (calls, row_units) in [(1, 2), (1, 1)] {
-        let rows = rows(1, 4 - calls, row_units);
-        let machine = Machine {
-            takes_headers_at_once: true,
-            ..two_threads(bounded(Machine::new(2, &vec![rows; calls])))
-        };
-        assert_holds(&format!("{calls} calls, {row_units} units a row"), &machine);
-    }
-}
 
 #[test]
 fn the_strict_build_needs_no_argument_beyond_the_memory_model_for_norm_words() {
@@ -200,30 +157,4 @@ fn one_place_for_norm_words_is_not_empty_when_the_next_call_needs_it() {
     let machine = Machine::new(2, &[small(Kind::NormOneShot); 2]);
     let rule = Break::OnePlaceForNormWords;
     assert_is_needed(rule, machine, Violation::SlotOverwritten);
-}
-
-#[test]
-fn a_row_without_its_barrier_is_normalised_by_a_part_of_its_sum() {
-    let machine = two_threads(Machine::new(2, &[rows(1, 1, 2)]));
-    assert_is_needed(Break::NoRowBarrier, machine, Violation::WrongResult);
-}
-
-#[test]
-fn one_half_for_the_sums_of_rows_is_overwritten_by_the_next_row() {
-    let machine = two_threads(Machine::new(2, &[rows(1, 2, 2)]));
-    assert_is_needed(Break::OneHalfForRowSums, machine, Violation::WrongResult);
-}
-
-#[test]
-fn a_lost_thread_that_passes_over_the_barrier_of_its_row_blocks_the_others() {
-    let machine = two_threads(bounded(Machine::new(2, &[rows(1, 1, 2)])));
-    let rule = Break::LostThreadSkipsRowBarrier;
-    assert_is_needed(rule, machine, Violation::Deadlock);
-}
-
-#[test]
-fn a_lost_thread_that_adds_nothing_leaves_a_row_that_is_wrong_and_not_nan() {
-    let machine = two_threads(bounded(Machine::new(2, &[rows(1, 1, 2)])));
-    let rule = Break::LostThreadAddsNothing;
-    assert_is_needed(rule, machine, Violation::WrongResult);
 }

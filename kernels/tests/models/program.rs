@@ -47,8 +47,14 @@ pub(crate) struct Call {
     pub(crate) detail: u8,
     /// What the norm words say; 0 if the call has none.
     pub(crate) norm: u8,
-    /// Units of a row, one for each of the first threads of a block. `places` is a multiple of it.
+    /// Units of a row, one for each of the first threads that share it. `places` is a multiple of
+    /// it.
     pub(crate) row_units: usize,
+    /// Blocks that share a row: a cluster. `blocks` is a multiple of it. Each cluster of several
+    /// blocks has one row.
+    pub(crate) cluster: usize,
+    /// Whether the rows become FP8 too, with a scale for each.
+    pub(crate) has_row_scales: bool,
 }
 
 impl Call {
@@ -95,6 +101,8 @@ pub(crate) fn call(kind: Kind, blocks: usize) -> Call {
         detail: 0,
         norm: u8::from(kind == Kind::NormOneShot),
         row_units: 1,
+        cluster: 1,
+        has_row_scales: false,
     }
 }
 
@@ -157,6 +165,9 @@ pub(crate) enum Break {
     OneHalfForRowSums,
     LostThreadSkipsRowBarrier,
     LostThreadAddsNothing,
+    IdleThreadDoesNotWait,
+    NoStartOfCluster,
+    LargestWithoutSum,
 }
 
 /// A promise that a run broke.
@@ -164,9 +175,12 @@ pub(crate) enum Break {
 pub(crate) enum Violation {
     /// A rank has not ended and can take no step.
     Deadlock,
-    /// Data was sent to a slot before its last data was taken, or a detail to a place before its
-    /// last detail was removed.
+    /// Data was sent to a slot before its last data was taken, a detail to a place before its last
+    /// detail was removed, or a value of a row to a place before the last one had arrived.
     SlotOverwritten,
+    /// A value was sent to a block of a cluster that has ended, or it is still in flight when the
+    /// block ends.
+    StoreToEndedBlock,
     /// An output is neither NaN nor the sum of this call's inputs: a stale, torn or too new value
     /// went into it.
     WrongResult,

@@ -115,7 +115,7 @@ impl Machine {
             }
         }
         *thread_mut(state, id) = Thread::DONE;
-        Ok(())
+        self.check_end_of_block(state, id)
     }
 
     /// A result of this rank is not the sum of this call's inputs. If the ranks make different

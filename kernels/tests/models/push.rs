@@ -82,7 +82,7 @@ impl Machine {
             // A place for each row.
             true => indices
                 .take_while(|&index| index < PLACES)
-                .filter_map(|index| Self::unit_of_row(self.call(state, id.rank), id, index))
+                .filter_map(|index| self.unit_of_row(self.call(state, id.rank), id, index))
                 .collect(),
             false => {
                 let places = self.places(state, id).skip(indices.start);

@@ -3,18 +3,18 @@
 use std::hash::{Hash, Hasher};
 
 use crate::memory::{BLOCKS, InFlight, Memory, RANKS, Store};
+use crate::row_exchange::{BlockMemory, PhaseEnd};
 
 /// Two data threads, and one signal thread for each peer.
 pub(crate) const THREADS: usize = 2 + RANKS - 1;
-
-/// Sums of the data threads of a block, in the two halves that take turns.
-pub(crate) const SUMS: usize = 4;
 
 /// A thread's position: what it does in its next step.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum At {
     /// Not launched, or finished.
     Done,
+    /// The start of a cluster; a step only if it is left out.
+    Join,
     Enter,
     /// `PEERSUM_STRICT_ORDER`: acquires the headers of the previous call.
     Acquire,
@@ -29,10 +29,13 @@ pub(crate) enum At {
     CollectReduced,
     /// Waits for the norm words of this call.
     NormWords,
-    /// The barrier of the data threads of a block, once a row.
+    /// Waits for the sums of all threads that share a row.
     RowBarrier,
     /// Reads the sums of a row.
     RowSums,
+    /// FP8: the same for the largest magnitudes of a row.
+    LargestBarrier,
+    Largest,
     /// Push: a signal thread waits until all threads of its block have read the epochs.
     ReadByAll,
     OpenBarrier,
@@ -136,8 +139,8 @@ pub(crate) struct State {
     pub(crate) in_flight: InFlight,
     pub(crate) threads: [[[Thread; THREADS]; BLOCKS]; RANKS],
     pub(crate) ranks: [Rank; RANKS],
-    /// The memory of each block, for the sums of rows.
-    pub(crate) sums: [[[u8; SUMS]; BLOCKS]; RANKS],
+    /// The memory of each block, for what the threads of a row exchange.
+    pub(crate) blocks: [[BlockMemory; BLOCKS]; RANKS],
 }
 
 /// Identifies a thread.
@@ -165,6 +168,7 @@ pub(crate) enum Step {
     /// A store of a header or detail that overwrites another is performed.
     Perform(Store),
     Run(Id, Finds),
+    EndPhase(PhaseEnd),
     /// A wait ends without the peer's data. `New`: the look found poison.
     GiveUp(Id, Finds),
     EndKernel(usize),

@@ -60,6 +60,7 @@ impl Machine {
                     for id in self.ids(rank) {
                         self.add_thread_steps(state, id, &mut steps);
                     }
+                    self.add_phase_ends(state, rank, &mut steps);
                     if self.has_kernel_ended(state, rank) {
                         steps.push(Step::EndKernel(rank));
                     }
@@ -76,7 +77,9 @@ impl Machine {
     fn add_thread_steps(&self, state: &State, id: Id, steps: &mut Vec<Step>) {
         if self.is_ready(state, id) {
             steps.push(Step::Run(id, Finds::Old));
-            if Self::is_raced(state, id, &self.loads(state, id)) {
+            if Self::is_raced(state, id, &self.loads(state, id))
+                || self.is_raced_by_values(state, id)
+            {
                 steps.push(Step::Run(id, Finds::New));
             }
         }
@@ -90,9 +93,11 @@ impl Machine {
                 if finds == Finds::New {
                     let words = self.loads(state, id);
                     Self::perform_words(state, &words);
+                    self.receive_racing_values(state, id)?;
                 }
                 self.run(state, id)?;
             }
+            Step::EndPhase(end) => self.end_phase(state, end)?,
             Step::GiveUp(id, finds) => {
                 if finds == Finds::New {
                     Self::perform_words(state, &[(id.rank, poison(id.block))]);
@@ -155,6 +160,10 @@ impl Machine {
                     state.ranks[id.rank].call,
                     thread(state, id).at
                 )
+            }
+            Step::EndPhase(end) => {
+                let call = state.ranks[end.rank].call;
+                format!("rank {} block {} call {call}: {end}", end.rank, end.block)
             }
             Step::Fill(rank, _)
             | Step::EndKernel(rank)
@@ -255,8 +264,9 @@ impl Machine {
     /// Whether a thread's next step may be taken now.
     fn is_ready(&self, state: &State, id: Id) -> bool {
         match thread(state, id).at {
+            At::Join => id.thread == 0,
             At::Enter => self.enters_apart || id.thread == 0,
-            At::Read | At::Look | At::Gather | At::Fence | At::RowSums => true,
+            At::Read | At::Look | At::Gather | At::Fence | At::RowSums | At::Largest => true,
             At::Acquire | At::Headers => self.has_header(state, id),
             At::Details => self.has_detail(state, id),
             At::NormWords => self.has_norm_word(state, id),
@@ -270,18 +280,24 @@ impl Machine {
             | At::OpenedBarrier
             | At::SecondBarrier
             | At::SecondedBarrier
-            | At::RowBarrier => false,
+            | At::RowBarrier
+            | At::LargestBarrier => false,
         }
     }
 
     fn run(&self, state: &mut State, id: Id) -> Result<(), Violation> {
         match thread(state, id).at {
+            At::Join => {
+                self.join(state, id);
+                Ok(())
+            }
             At::Enter => self.enter(state, id),
             At::Acquire => self.acquire_header(state, id),
             At::Headers => self.take_header(state, id),
             At::Details => self.take_detail(state, id),
             At::NormWords => self.take_norm_word(state, id),
             At::RowSums => self.read_sums(state, id),
+            At::Largest => self.read_largest(state, id),
             At::Collect => self.collect(state, id),
             At::CollectReduced => self.collect_reduced(state, id),
             At::OpenFlags => {
