@@ -32,7 +32,7 @@ impl Family {
             (Family::Push | Family::Pull, _) => &[Algorithm::OneShot, Algorithm::TwoShot],
             // One rank exchanges nothing.
             (Family::Norm, 1) => &[Algorithm::Rows],
-            (Family::Norm, _) => &[Algorithm::OneShot, Algorithm::Rows, Algorithm::Clustered],
+            (Family::Norm, _) => &[Algorithm::Clustered, Algorithm::OneShot, Algorithm::Rows],
         }
     }
 }

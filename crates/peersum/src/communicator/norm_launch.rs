@@ -248,8 +248,7 @@ impl<D: Device> Communicator<D> {
             // SAFETY: as in `Communicator::launch`; residual and weight are kept valid as the input
             // is. The slots hold `most_rows` rows.
             unsafe {
-                self.device
-                    .launch(module, algorithm, shape, &params)?;
+                self.device.launch(module, algorithm, shape, &params)?;
             }
             done += rows;
         }
