@@ -32,10 +32,13 @@ pub const SOURCES: &[Source] = sources![
     "fp8.cuh",
     "headers.cuh",
     "norm.cu",
+    "norm_words.cuh",
+    "normalise.cuh",
     "platform.cuh",
     "pull.cu",
     "push.cu",
     "push_call.cuh",
+    "pushed_rows.cuh",
     "rms.cuh",
     "slots.cuh",
     "units.cuh"

@@ -99,7 +99,7 @@ pub trait DeviceStream: Sized {
 pub unsafe trait Device: Send + Sized + 'static {
     /// An ordered queue of launches; cheap to clone.
     type Stream: Clone + Send + 'static;
-    /// The two entry points of one module, loaded.
+    /// The entry points of one module, loaded.
     type Module: Send;
     /// Memory of this rank that peers can map. Freed when dropped.
     type Allocation: Send;
@@ -129,7 +129,7 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// Who this device is.
     fn identity(&self) -> Result<DeviceIdentity, DeviceError>;
 
-    /// Loads a module, both entry points, by name.
+    /// Loads a module, all its entry points, by name.
     fn load(
         &self,
         policy: &LoadPolicy,
