@@ -27,6 +27,7 @@ extern "C" void ENTRY(push_two_shot)(PeersumParams);
 extern "C" void ENTRY(pull_one_shot)(PeersumParams);
 extern "C" void ENTRY(pull_two_shot)(PeersumParams);
 extern "C" void ENTRY(norm_one_shot)(PeersumParams);
+extern "C" void ENTRY(norm_clustered)(PeersumParams);
 extern "C" void ENTRY(norm_rows)(PeersumParams);
 
 namespace {
@@ -70,8 +71,10 @@ constexpr int UNIT_THREADS = 8;
 constexpr int THREADS = UNIT_THREADS + static_cast<int>(WORLD_SIZE);
 constexpr int ELEMENTS = 331;
 constexpr int ELEMENT_CAPACITY = 352;
-// Of calls with RMSNorm, by turns: rows with fewer units than threads, and with more.
-constexpr int HIDDEN[] = {24, 48}, ROWS[] = {5, 3};
+// Of calls with RMSNorm, by turns: rows with fewer units than a block has threads, rows with more,
+// and one row that a cluster shares if the call is fused.
+constexpr int HIDDEN[] = {24, 48, 48}, ROWS[] = {5, 3, 1};
+constexpr int IN_CLUSTER = 2;
 constexpr float EPSILON = 0.5f, WEIGHT_OFFSET = 1.0f;
 // Whole slot groups of both halves (abi.h).
 constexpr peersum_u64 HALF = 3 * 2 * WORLD_SIZE * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
@@ -97,16 +100,16 @@ void* run_thread(void* argument) {
 }
 
 void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u32 blocks,
-            peersum_u32 seed) {
+            peersum_u32 cluster, peersum_u32 seed) {
     emulator::BlockBarriers barriers[2] = {};
     emulator::BlockMemory memory[2] = {};
     EmulatedThread threads[2 * THREADS];
     pthread_t handles[2 * THREADS];
     for (peersum_u32 t = 0; t < blocks * THREADS; ++t) {
         const peersum_u32 block = t / THREADS;
-        const emulator::Thread identity{
-            t % THREADS, THREADS,          block,          blocks,
-            1,           &barriers[block], &memory[block], seed * 64 + t + 1};
+        const emulator::Thread identity{t % THREADS,    THREADS,          block,
+                                        blocks,         cluster,          &barriers[block],
+                                        &memory[block], seed * 64 + t + 1};
         threads[t] = EmulatedThread{entry, &params, identity};
         if (pthread_create(&handles[t], nullptr, run_thread, &threads[t]) != 0) abort();
     }
@@ -127,12 +130,12 @@ float weight_value(peersum_u32 rank, int index) {
 }
 
 int elements_of(const Kind& kind, int call) {
-    return kind.rows == Rows::NONE ? ELEMENTS : HIDDEN[call % 2] * ROWS[call % 2];
+    return kind.rows == Rows::NONE ? ELEMENTS : HIDDEN[call % 3] * ROWS[call % 3];
 }
 
 // What a call must give: the sums, and with RMSNorm the normalised rows of sums and residual.
 void expected_of(peersum_u32 rank, int call, const Kind& kind, float* result) {
-    const int elements = elements_of(kind, call), hidden = HIDDEN[call % 2];
+    const int elements = elements_of(kind, call), hidden = HIDDEN[call % 3];
     for (int index = 0; index < elements; ++index) {
         result[index] = 0;
         for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer)
@@ -160,7 +163,7 @@ void add_rows(PeersumParams& params, int call, float* residual, float* weight) {
     }
     params.residual = reinterpret_cast<peersum_u64>(residual);
     params.weight = reinterpret_cast<peersum_u64>(weight);
-    params.hidden = HIDDEN[call % 2];
+    params.hidden = HIDDEN[call % 3];
     params.rows = static_cast<peersum_u32>(params.elements / params.hidden);
     params.epsilon = EPSILON;
     params.weight_offset = WEIGHT_OFFSET;
@@ -206,10 +209,14 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
     if (kind.rows != Rows::NONE) add_rows(params, call, residual, weight);
     const peersum_u32 blocks = 1 + static_cast<peersum_u32>(call) % 2;
     const peersum_u32 seed = rank * CALLS + call;
-    launch(kind.entry, params, blocks, seed);
+    if (kind.rows == Rows::FUSED && call % 3 == IN_CLUSTER) {
+        launch(ENTRY(norm_clustered), params, 2, 2, seed);
+    } else {
+        launch(kind.entry, params, blocks, 1, seed);
+    }
     if (kind.rows == Rows::BEHIND) {
         params.input = params.output;
-        launch(ENTRY(norm_rows), params, 3 - blocks, seed);
+        launch(ENTRY(norm_rows), params, 3 - blocks, 1, seed);
     }
     return target;
 }
