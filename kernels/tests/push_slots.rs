@@ -26,10 +26,12 @@ struct Call {
     rows: Option<Rows>,
 }
 
-/// The shape of a call's rows: units of a row, and threads of a block that handle them.
+/// The shape of a call's rows: units of a row, the blocks that share it, and the threads of a block
+/// that handle units.
 #[derive(Debug, Clone, Copy)]
 struct Rows {
     units: u64,
+    blocks: u64,
     threads: u64,
 }
 
@@ -37,7 +39,7 @@ impl Rows {
     /// Slots of a row from one source. The host's `RowShape` computes the same.
     fn slots(self) -> u64 {
         let mut per_thread = 1;
-        while per_thread * self.threads < self.units {
+        while per_thread * self.blocks * self.threads < self.units {
             per_thread *= 2;
         }
         self.units.next_multiple_of(GROUP * per_thread)
@@ -109,12 +111,16 @@ fn slots_of(driver: &Path, push_half_bytes: u64, calls: &[Call]) -> Vec<Slots> {
         };
         let elements = call.units * UNIT / size_of::<f32>() as u64;
         let parity = call.parity;
-        let (threads, hidden) = match call.rows {
-            Some(rows) => (rows.threads, rows.units * UNIT / size_of::<f32>() as u64),
-            None => (32, 0),
+        let (cluster, threads, hidden) = match call.rows {
+            Some(rows) => {
+                let hidden = rows.units * UNIT / size_of::<f32>() as u64;
+                (rows.blocks, rows.threads, hidden)
+            }
+            None => (1, 32, 0),
         };
-        text +=
-            &format!("{algorithm} {push_half_bytes} {elements} {parity} 2 {threads} {hidden}\n");
+        text += &format!(
+            "{algorithm} {push_half_bytes} {elements} {parity} 2 {cluster} {threads} {hidden}\n"
+        );
     }
     let mut input = child.stdin.take().unwrap();
     let writer = std::thread::spawn(move || input.write_all(text.as_bytes()).unwrap());
@@ -230,17 +236,25 @@ fn a_push_half_that_is_not_a_multiple_of_both_halves_of_a_group_is_caught() {
     }
 }
 
-/// Shapes of rows: fewer units than threads, as many, and up to 64 for each thread.
-fn shapes() -> [Rows; 6] {
+/// Shapes of rows: fewer units than threads, as many, and up to 64 for each thread; on one block and
+/// on two.
+fn shapes() -> [Rows; 9] {
     [
-        (1, 32),
-        (33, 64),
-        (125, 96),
-        (360, 160),
-        (360, 32),
-        (2048, 32),
+        (1, 1, 32),
+        (33, 1, 64),
+        (125, 1, 96),
+        (360, 1, 160),
+        (360, 1, 32),
+        (2048, 1, 32),
+        (128, 2, 64),
+        (360, 2, 128),
+        (360, 2, 64),
     ]
-    .map(|(units, threads)| Rows { units, threads })
+    .map(|(units, blocks, threads)| Rows {
+        units,
+        blocks,
+        threads,
+    })
 }
 
 /// Calls of both halves that normalise `rows` rows.

@@ -28,7 +28,7 @@ struct Uses {
     int sent, polled, rearmed;
 };
 
-peersum_u32 tid, ntid, ctaid, nctaid, parity;
+peersum_u32 tid, ntid, ctaid, nctaid, cluster, parity;
 // Indexed by rank, then by slot.
 std::map<peersum_u64, Uses> slots[PEERSUM_MAX_WORLD_SIZE];
 
@@ -119,6 +119,17 @@ PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{}; }
 PEERSUM_DEVICE void st_shared_f32(BlockMemory, peersum_u32, float) {}
 PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory, peersum_u32, float (&)[4]) {}
 PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32) {}
+constexpr peersum_u32 MOST_ROW_WARPS = 8, CLUSTER_BARRIERS = 2;
+PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return recorder::cluster; }
+PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return recorder::ctaid % recorder::cluster; }
+PEERSUM_DEVICE peersum_u32 clusterid_x() { return recorder::ctaid / recorder::cluster; }
+PEERSUM_DEVICE peersum_u32 nclusterid_x() { return recorder::nctaid / recorder::cluster; }
+PEERSUM_DEVICE void barrier_cluster_arrive() {}
+PEERSUM_DEVICE void barrier_cluster_wait() {}
+PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
+PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32, peersum_u32) {}
+PEERSUM_DEVICE void mbarrier_wait(BlockMemory, peersum_u32) {}
+PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32, peersum_u32, float, peersum_u32) {}
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32) { return value; }
 PEERSUM_DEVICE bool vote_any(bool value) { return value; }
 PEERSUM_DEVICE float mul_rn_f32(float a, float) { return a; }
@@ -139,7 +150,7 @@ namespace {
 
 void enter_kernel([[maybe_unused]] bool is_two_shot, const PeersumParams& params) {
 #ifdef RECORD_NORM
-    ENTRY(norm_one_shot)(params);
+    recorder::cluster > 1 ? ENTRY(norm_clustered)(params) : ENTRY(norm_one_shot)(params);
 #else
     is_two_shot ? ENTRY(push_two_shot)(params) : ENTRY(push_one_shot)(params);
 #endif
@@ -196,8 +207,9 @@ int main() {
     char algorithm[16];
     unsigned long long push_half_bytes, elements;
     unsigned int threads, hidden;
-    while (scanf("%15s %llu %llu %u %u %u %u", algorithm, &push_half_bytes, &elements,
-                 &recorder::parity, &recorder::nctaid, &threads, &hidden) == 7) {
+    while (scanf("%15s %llu %llu %u %u %u %u %u", algorithm, &push_half_bytes, &elements,
+                 &recorder::parity, &recorder::nctaid, &recorder::cluster, &threads,
+                 &hidden) == 8) {
         for (auto& slots : recorder::slots) slots.clear();
         recorder::ntid = threads + PEERSUM_WORLD_SIZE;
         run(strcmp(algorithm, "two_shot") == 0, push_half_bytes, elements, threads, hidden);

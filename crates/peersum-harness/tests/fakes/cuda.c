@@ -307,6 +307,7 @@ ABSENT(cuModuleGetFunction)
 ABSENT(cuModuleLoadDataEx)
 ABSENT(cuModuleUnload)
 ABSENT(cuOccupancyMaxActiveBlocksPerMultiprocessor)
+ABSENT(cuOccupancyMaxActiveClusters)
 #ifndef INCOMPLETE
 ABSENT(cuStreamBeginCapture_v2)
 ABSENT(cuStreamEndCapture)
