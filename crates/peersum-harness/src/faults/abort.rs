@@ -7,20 +7,23 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
-use super::stage::{ELEMENTS, NAN, SEED, Stage};
+use super::calls::Calls;
+use super::stage::{ELEMENTS, HIDDEN, NAN, SEED, Stage};
 use crate::ranks::{Member, run_threads};
 
 /// Communicators that are aborted.
-const ABORTS: usize = 5;
+const ABORTS: usize = 6;
 
 /// Time for the calls to be launched and to start waiting.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     let mut longest = [Duration::ZERO; 2];
-    for _ in 0..ABORTS {
+    for round in 0..ABORTS {
         let aborted = Mutex::new(None);
-        let waits = run_threads(3, 1, |member| abort(member, stage, &aborted))?;
+        // Without RMSNorm and with it, by turns.
+        let hidden = (round % 2 == 1).then_some(HIDDEN);
+        let waits = run_threads(3, 1, |member| abort(member, stage, hidden, &aborted))?;
         for (longest, wait) in longest.iter_mut().zip(waits) {
             *longest = wait.max(*longest);
         }
@@ -43,6 +46,7 @@ pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
 fn abort<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
+    hidden: Option<usize>,
     aborted: &Mutex<Option<Instant>>,
 ) -> Result<Duration> {
     let mut communicator = stage.build(member.next_group()?, |builder| {
@@ -50,14 +54,15 @@ fn abort<S: DeviceStream>(
     })?;
     let (rank, peers) = (communicator.rank(), member.peers);
     let arrays = stage.arrays(&communicator, SEED, ELEMENTS)?;
-    arrays.call(&mut communicator)?;
+    let calls = Calls::new(&communicator, arrays, hidden)?;
+    calls.call(&mut communicator)?;
     communicator.synchronize()?;
     if rank == 2 {
         // This rank calls too late.
         peers.meet()?;
         peers.meet()?;
     } else {
-        arrays.call(&mut communicator)?;
+        calls.call(&mut communicator)?;
         peers.meet()?;
     }
     let handle = communicator.abort_handle();
@@ -73,7 +78,7 @@ fn abort<S: DeviceStream>(
             });
         }
         match rank {
-            2 => arrays
+            2 => calls
                 .call(&mut communicator)
                 .and_then(|()| communicator.synchronize()),
             _ => communicator.synchronize(),
@@ -85,6 +90,7 @@ fn abort<S: DeviceStream>(
         (1 | 2, Err(Error::Failed(Failure::PeerFailed { origin: 0, .. }))) => {}
         other => bail!("{other:?}"),
     }
+    let arrays = &calls.arrays;
     arrays
         .ensure_is(&arrays.output, |_| NAN)
         .context("an output that was not reduced")?;

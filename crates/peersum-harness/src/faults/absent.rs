@@ -3,72 +3,15 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use half::bf16;
-use peersum::device::{Device, DeviceStream};
+use peersum::device::DeviceStream;
 use peersum::{Communicator, Error, Failure};
 
-use super::stage::{ELEMENTS, NAN, POISONED, SEED, Stage, TIMEOUT};
-use crate::arrays::Arrays;
-use crate::norm_sides::Sides;
+use super::calls::Calls;
+use super::stage::{ELEMENTS, HIDDEN, NAN, POISONED, SEED, Stage, TIMEOUT};
 use crate::ranks::Member;
 
 /// The rank that never calls.
 const ABSENT: u32 = 2;
-
-/// The length of a row with RMSNorm.
-const HIDDEN: usize = 600;
-
-/// The arrays of a rank's calls, with RMSNorm or without.
-struct Calls<D: Device> {
-    arrays: Arrays<bf16, D>,
-    sides: Option<Sides<D>>,
-    /// What the output must hold.
-    expected: Vec<bf16>,
-}
-
-impl<D: Device> Calls<D> {
-    fn new(
-        communicator: &Communicator<D>,
-        arrays: Arrays<bf16, D>,
-        normalised: bool,
-    ) -> Result<Self> {
-        let (sides, expected) = match normalised {
-            true => {
-                let sum = &arrays.expected;
-                let made = Sides::new(communicator, &arrays.device, sum, HIDDEN, false)?;
-                (Some(made.0), made.1)
-            }
-            false => (None, arrays.expected.clone()),
-        };
-        Ok(Calls {
-            arrays,
-            sides,
-            expected,
-        })
-    }
-
-    fn call(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
-        let Arrays {
-            device,
-            input,
-            output,
-            ..
-        } = &self.arrays;
-        let Some(sides) = &self.sides else {
-            return self.arrays.call(communicator);
-        };
-        input.with::<bf16, _>(device, |input| {
-            output.with::<bf16, _>(device, |output| {
-                sides.call(device, communicator, Some(&*input), output)
-            })
-        })
-    }
-
-    fn ensure_result(&self) -> Result<()> {
-        let output = &self.arrays.output;
-        self.arrays.ensure_is(output, |index| self.expected[index])
-    }
-}
 
 /// Whether the failure of a call on `rank` is the one that the absent rank causes.
 fn names_absent(rank: u32, failure: &Result<(), Error>) -> bool {
@@ -94,7 +37,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
     let peers = member.peers;
     let calls_of = |communicator: &Communicator<S::Device>| {
         let arrays = stage.arrays(communicator, SEED, ELEMENTS)?;
-        Calls::new(communicator, arrays, normalised)
+        Calls::new(communicator, arrays, normalised.then_some(HIDDEN))
     };
     let calls = calls_of(&communicator)?;
     let arrays = &calls.arrays;

@@ -5,6 +5,7 @@
 
 mod abort;
 mod absent;
+mod calls;
 mod captures;
 mod disagreement;
 mod replays;

@@ -21,6 +21,9 @@ pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) const SEED: u64 = 3;
 pub(super) const ELEMENTS: usize = 3000;
 
+/// The length of their rows with RMSNorm.
+pub(super) const HIDDEN: usize = 600;
+
 /// An element of an output that was not reduced.
 pub(super) const NAN: bf16 = bf16::from_bits(0x7FFF);
 /// An element of memory that was poisoned and not written since.

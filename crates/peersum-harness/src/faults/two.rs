@@ -1,15 +1,13 @@
 //! Two communicators with default settings on the same devices, at once.
 
 use anyhow::{Context, Result, ensure};
-use half::bf16;
 use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::Placement;
 use peersum::{Communicator, Error, Graph, Rendezvous};
 
+use super::calls::Calls;
 use super::stage::Stage;
-use crate::arrays::Arrays;
 use crate::machine::DeviceKind;
-use crate::norm_sides::Sides;
 use crate::ranks::Member;
 
 /// Calls of each communicator in one graph, and the most in one batch of eager calls.
@@ -21,44 +19,11 @@ const LOOK_EVERY: usize = 8;
 /// Maximum time that a call waits. A deadlock ends in a timeout that names the ranks.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// A call's arrays, and the norm that it has, if it has one.
-struct Call<D: Device> {
-    arrays: Arrays<bf16, D>,
-    norm: Option<(Sides<D>, Vec<bf16>)>,
-}
-
-impl<D: Device> Call<D> {
-    fn enqueue(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
-        let Arrays {
-            device,
-            input,
-            output,
-            ..
-        } = &self.arrays;
-        let Some((sides, _)) = &self.norm else {
-            return self.arrays.call(communicator);
-        };
-        input.with::<bf16, _>(device, |input| {
-            output.with::<bf16, _>(device, |output| {
-                sides.call(device, communicator, Some(input), output)
-            })
-        })
-    }
-
-    fn ensure_result(&self) -> Result<()> {
-        let arrays = &self.arrays;
-        match &self.norm {
-            None => arrays.ensure_sum(&arrays.output),
-            Some((_, rows)) => arrays.ensure_is(&arrays.output, |index| rows[index]),
-        }
-    }
-}
-
 /// One of the two communicators. Of its all-reduces one fills the grid and one is small; of its
 /// calls with RMSNorm one has as many clusters as there may be, and one has large ones.
 struct Lane<D: Device> {
     communicator: Communicator<D>,
-    calls: [Call<D>; 4],
+    calls: [Calls<D>; 4],
 }
 
 /// What the calls of a lane have.
@@ -95,11 +60,7 @@ impl<D: Device> Lane<D> {
         })?;
         let call = |elements: usize, normalised: bool| {
             let arrays = stage.arrays(&communicator, seed, elements)?;
-            let (device, sum) = (&arrays.device, &arrays.expected);
-            let norm = normalised
-                .then(|| Sides::new(&communicator, device, sum, sizes.hidden, false))
-                .transpose()?;
-            anyhow::Ok(Call { arrays, norm })
+            Calls::new(&communicator, arrays, normalised.then_some(sizes.hidden))
         };
         let rows = sizes.rows.map(|rows| rows * sizes.hidden);
         let calls = [
@@ -115,7 +76,7 @@ impl<D: Device> Lane<D> {
     }
 
     fn call(&mut self, call: usize) -> Result<(), Error> {
-        self.calls[call % self.calls.len()].enqueue(&mut self.communicator)
+        self.calls[call % self.calls.len()].call(&mut self.communicator)
     }
 
     fn capture(&mut self) -> Result<Graph<'static, D>> {
@@ -133,7 +94,7 @@ impl<D: Device> Lane<D> {
     }
 
     fn ensure_results(&self) -> Result<()> {
-        self.calls.iter().try_for_each(Call::ensure_result)
+        self.calls.iter().try_for_each(Calls::ensure_result)
     }
 }
 
