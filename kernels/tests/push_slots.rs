@@ -236,8 +236,8 @@ fn a_push_half_that_is_not_a_multiple_of_both_halves_of_a_group_is_caught() {
     }
 }
 
-/// Shapes of rows: fewer units than threads, as many, and up to 64 for each thread; on one block and
-/// on two.
+/// Shapes of rows: fewer units than threads, as many, and up to 64 for each thread; on one block
+/// and on two.
 fn shapes() -> [Rows; 9] {
     [
         (1, 1, 32),

@@ -30,8 +30,8 @@ pub(crate) struct TestArgs {
 /// Run everything that a change must pass
 ///
 /// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, all
-/// modules for sm_90 with nvcc's stock headers (the bytes must agree), the tests, and a release with
-/// a program built from it alone.
+/// modules for sm_90 with nvcc's stock headers (the bytes must agree), the tests, and a release
+/// with a program built from it alone.
 #[derive(Debug, Args)]
 pub(crate) struct CiArgs {}
 

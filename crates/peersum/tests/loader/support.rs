@@ -40,7 +40,8 @@ const SOURCES: [(&str, &str); 4] = [
     (
         "norm.cu",
         "#include \"stand_in.cuh\"\nKERNEL(norm, rows, 5)\n\
-         #if PEERSUM_WORLD_SIZE > 1\nKERNEL(norm, one_shot, 6)\nKERNEL(norm, clustered, 7)\n#endif\n",
+         #if PEERSUM_WORLD_SIZE > 1\nKERNEL(norm, one_shot, 6)\n\
+         KERNEL(norm, clustered, 7)\n#endif\n",
     ),
 ];
 
