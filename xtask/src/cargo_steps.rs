@@ -7,7 +7,7 @@ use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use peersum_artifact::{MANIFEST_FILE, RELEASE_SET};
+use peersum_artifact::{Dtype, MANIFEST_FILE, RELEASE_SET};
 use std::path::Path;
 use xshell::{Shell, cmd};
 
@@ -29,7 +29,7 @@ pub(crate) struct TestArgs {
 
 /// Run everything that a change must pass
 ///
-/// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, all
+/// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the bf16
 /// modules for sm_90 with nvcc's stock headers (the bytes must agree), the tests, and a release
 /// with a program built from it alone.
 #[derive(Debug, Args)]
@@ -143,8 +143,9 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-/// Compiles all modules for one architecture again without the prelude and compares the files: the
-/// prelude must not be able to change code.
+/// Compiles the modules of one element type for one architecture again, without the prelude, and
+/// compares the files: the prelude must not be able to change code. Types and architectures use the
+/// same of it.
 ///
 /// If the pinned compiler's headers do not compile with this machine's C library, there is nothing
 /// to compare with; it says so.
@@ -160,6 +161,7 @@ fn prelude_matches_stock_headers() -> anyhow::Result<()> {
     let with_prelude = workspace::cubins();
     compile(Request {
         arch: vec![STOCK_HEADERS_ARCH.parse()?],
+        dtype: vec![Dtype::Bf16],
         stock_headers: true,
         out: Some(stock.clone()),
         ..Request::default()
