@@ -36,7 +36,7 @@ struct BlockRows : Rows {
 };
 
 // Those of a launch in which every row has a cluster of blocks. A type of its own, because reading
-// the registers of a cluster costs calls without one 4 to 6 percent.
+// the registers of a cluster makes calls without one slower.
 struct ClusterRows : Rows {
     static constexpr bool IN_CLUSTERS = true;
     static __device__ __forceinline__ peersum_u32 blocks() { return cluster_nctarank(); }

@@ -144,8 +144,8 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
 }
 
 /// Compiles the modules of one element type for one architecture again, without the prelude, and
-/// compares the files: the prelude must not be able to change code. Types and architectures use the
-/// same of it.
+/// compares the files: the prelude must not be able to change code. All types and architectures use
+/// the same part of it.
 ///
 /// If the pinned compiler's headers do not compile with this machine's C library, there is nothing
 /// to compare with; it says so.

@@ -46,7 +46,8 @@ fn no_two_modules_or_entry_points_share_a_name() {
             claim(&mut names, entry_point);
         }
     }
-    // A module of the norm family for one rank has one entry point, any other has two.
+    // Each module and its two entry points; those of the norm family have one for one rank, else
+    // three.
     assert_eq!(names.len(), 66 * 3 - 3 + 7 * 3);
 }
 
