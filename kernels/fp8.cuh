@@ -146,8 +146,7 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
     const float factor = fp8.factor_of_row(position, rows, memory, row, largest);
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
-        if (static_cast<peersum_u32>(k) < rows.own)
-            fp8.store(row * rows.units + rows.first + k, n[k], factor);
+        if (rows.has(k)) fp8.store(rows.unit(row) + k * LANES, n[k], factor);
     }
 }
 
@@ -155,18 +154,21 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
 template <typename AnyRows>
 PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp8& fp8,
                                         BlockMemory memory, const AnyRows& rows, peersum_u32 row) {
-    const peersum_u32 first = row * rows.units + rows.first;
+    const peersum_u32 first = rows.unit(row);
     const peersum_u64 output = fp8.params.output;
     peersum_u32 largest = 0;
 #pragma unroll 1
     for (peersum_u32 k = 0; fp8.has_row_scales() && k < rows.own; ++k) {
-        const peersum_u32 other = largest_of_unit(ld_global_v4(unit_address(output, first + k)));
+        const peersum_u32 other =
+            largest_of_unit(ld_global_v4(unit_address(output, first + k * LANES)));
         largest = largest < other ? other : largest;
     }
     const float factor = fp8.factor_of_row(position, rows, memory, row, largest);
 #pragma unroll 1
-    for (peersum_u32 k = 0; k < rows.own; ++k)
-        fp8.store(first + k, ld_global_v4(unit_address(output, first + k)), factor);
+    for (peersum_u32 k = 0; k < rows.own; ++k) {
+        const peersum_u32 unit = first + k * LANES;
+        fp8.store(unit, ld_global_v4(unit_address(output, unit)), factor);
+    }
 }
 
 }  // namespace

@@ -34,35 +34,24 @@ extern "C" __device__ __noinline__ void peersum_norm_signal_thread(const Peersum
 
 namespace {
 
-// Polls adjacent units from `first_slot` on, those that `has` names, for a while. True if all have
-// arrived.
-template <int COUNT, typename Has>
-PEERSUM_DEVICE bool poll_units(peersum_u64 first_slot, Unit (&received)[COUNT][SOURCES], Has has) {
+// Polls a thread's units of a row from the `begin`-th on, as many as it has, for a while. True if
+// all have arrived.
+template <int COUNT, typename AnyRows>
+PEERSUM_DEVICE bool poll_units(const PushedRows<AnyRows>& rows, peersum_u32 row, int begin,
+                               Unit (&received)[COUNT][SOURCES]) {
     for (peersum_u32 polls = 0;; ++polls) {
         bool arrived = true;
 #pragma unroll
         for (int k = 0; k < COUNT; ++k) {
+            const peersum_u64 slots = receive_address(rows.params, rows.slots(row, begin + k));
             // Not `&&`: the loads of all polls are in flight together.
-            if (has(k)) arrived &= poll(first_slot + k * NEXT_SLOTS, received[k]);
+            if (rows.has(begin + k)) arrived &= poll(slots, received[k]);
         }
         if (arrived) return true;
         spin_pause();
         if (GUARDED && polls == POLLS_BETWEEN_LOOKS) return false;
     }
 }
-
-template <int UNITS, typename AnyRows>
-PEERSUM_DEVICE void send_row(const PushedRows<AnyRows>& rows, peersum_u32 row) {
-    const peersum_u64 slots = rows.slots(row);
-#pragma unroll
-    for (int k = 0; k < UNITS; ++k) {
-        if (static_cast<peersum_u32>(k) < rows.own)
-            rows.send(slots, k, rows.own_unit(rows.unit(row) + k));
-    }
-}
-
-// Units of a thread's first row that are loaded together with the block's state.
-constexpr int LOADED_AT_ONCE = 2;
 
 // The most units of a row that a thread keeps in registers: larger groups have fewer to spare.
 constexpr int MOST_UNITS = KEEPS_OWN ? PEERSUM_KEPT_ROW_UNITS_OF_PAIR : PEERSUM_KEPT_ROW_UNITS;
@@ -74,25 +63,32 @@ constexpr int MOST_POLLED = KEEPS_OWN ? 2 : 1;
 constexpr int MOST_POLLED = KEEPS_OWN ? 4 : 1;
 #endif
 
+template <int UNITS, typename AnyRows>
+PEERSUM_DEVICE void send_row(const PushedRows<AnyRows>& rows, peersum_u32 row) {
+    Unit own[UNITS];
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        if (KEEPS_OWN && rows.has(k)) own[k] = rows.own_unit(row, k);
+    }
+#pragma unroll
+    for (int k = 0; k < UNITS; ++k) {
+        // Larger groups have no registers for all units at once.
+        if (rows.has(k)) rows.send(rows.slots(row, k), KEEPS_OWN ? own[k] : rows.own_unit(row, k));
+    }
+}
+
 // Normalises a block's rows as they arrive, of which each thread has up to `UNITS` units: as many
 // as `per_thread`. `loaded` are those of the first row.
 template <int UNITS, typename AnyRows>
 PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& buffers,
                                           BlockMemory memory, PushedRows<AnyRows> rows,
-                                          const Unit (&loaded)[LOADED_AT_ONCE]) {
+                                          const Unit (&loaded)[MOST_UNITS]) {
     const peersum_u32 epochs = epochs_of(call);
-    rows.per_thread = UNITS;
-    const auto has = [&](int k) { return static_cast<peersum_u32>(k) < rows.own; };
     peersum_u32 row = rows.begin();
     if (row < rows.count) {
-        const peersum_u64 slots = rows.slots(row);
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
-            if (!has(k)) break;
-            const bool is_loaded = k < LOADED_AT_ONCE;
-            rows.send(slots, k,
-                      is_loaded ? sendable(loaded[k % LOADED_AT_ONCE])
-                                : rows.own_unit(rows.unit(row) + k));
+            if (rows.has(k)) rows.send(rows.slots(row, k), sendable(loaded[k]));
         }
     }
     // Done while the peers' data is on its way.
@@ -103,8 +99,6 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         next = row + rows.stride();
         // A row is on its way while the one before it is awaited.
         if (next < rows.count) send_row<UNITS>(rows, next);
-        const peersum_u32 unit = rows.unit(row);
-        const peersum_u64 from = receive_address(call.params, rows.slots(row));
         Unit r[UNITS], weight[UNITS];
         constexpr int AT_ONCE = UNITS < MOST_POLLED ? UNITS : MOST_POLLED;
 #pragma unroll
@@ -113,45 +107,46 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
             Unit own[AT_ONCE], residual[AT_ONCE];
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
-                own[k] = residual[k] = r[begin + k] = weight[begin + k] = Unit{0, 0, 0, 0};
-                if (KEEPS_OWN && has(begin + k)) own[k] = rows.own_unit(unit + begin + k);
-                if (buffers.has_residual() && has(begin + k))
-                    residual[k] = ld_global_v4(buffers.residual(unit + begin + k));
+                const int at = begin + k;
+                own[k] = residual[k] = r[at] = weight[at] = Unit{0, 0, 0, 0};
+                if (KEEPS_OWN && rows.has(at)) own[k] = rows.own_unit(row, at);
+                if (buffers.has_residual() && rows.has(at))
+                    residual[k] = ld_global_v4(rows.nth(buffers.residual(rows.unit(row)), at));
             }
             Unit received[AT_ONCE][SOURCES];
-            const bool arrived = poll_units(from + begin * NEXT_SLOTS, received,
-                                            [&](int k) { return has(begin + k); });
+            const bool arrived = poll_units(rows, row, begin, received);
             // A warp goes together, because its threads exchange their sums.
             if (vote_any(!arrived)) {
 #pragma unroll
                 for (int k = 0; k < UNITS; ++k) {
-                    if (k < begin && has(k)) st_global_v4(buffers.kept(unit + k), r[k]);
+                    if (k < begin && rows.has(k))
+                        st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r[k]);
                 }
                 return leave_rest<AnyRows>(
                     call.params, memory, epochs, row,
                     PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
             }
-            if (begin == 0 && row == rows.begin() && has(0)) allow_next_kernel();
+            if (begin == 0 && row == rows.begin() && rows.has(0)) allow_next_kernel();
 #pragma unroll
             for (int k = 0; k < AT_ONCE; ++k) {
                 const int at = begin + k;
-                if (!has(at)) break;
-                rearm(from + at * NEXT_SLOTS);
+                if (!rows.has(at)) break;
+                rearm(receive_address(call.params, rows.slots(row, at)));
                 r[at] = reduce_received(received[k], own[k]);
                 if (!buffers.has_residual()) continue;
                 r[at] = add_residual(r[at], residual[k]);
-                st_global_v4(buffers.residual(unit + at), r[at]);
+                st_global_v4(rows.nth(buffers.residual(rows.unit(row)), at), r[at]);
             }
         }
         // On its way while the row is summed, if there are registers for it.
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
-            if (UNITS <= 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
+            if (UNITS <= 2 && rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
-        const float sum = sum_over_row(call, rows, memory, squares_of_units(r), is_odd);
+        const float sum = sum_over_row(call, rows, memory, squares_of_warp(call, r), is_odd);
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
-            if (UNITS > 2 && has(k)) weight[k] = buffers.weight(rows.first + k);
+            if (UNITS > 2 && rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
         store_row(call, buffers, rows, memory, row, r, weight, sum);
         is_odd = !is_odd;
@@ -168,12 +163,12 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
-    Unit own[LOADED_AT_ONCE];
+    Unit own[MOST_UNITS];
     if (rows.begin() < rows.count) {
-        const peersum_u32 first = rows.begin() * rows.units + rows.first;
 #pragma unroll
-        for (peersum_u32 k = 0; k < LOADED_AT_ONCE; ++k) {
-            if (k < rows.own) own[k] = ld_global_v4(unit_address(params.input, first + k));
+        for (peersum_u32 k = 0; k < MOST_UNITS; ++k) {
+            const void* first = unit_address(params.input, rows.unit(rows.begin()));
+            if (rows.has(k)) own[k] = ld_global_v4(rows.nth(first, k));
         }
     }
     if (!position.is_signal_thread()) mark_epoch_read(call);
@@ -225,8 +220,8 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 #pragma unroll 1
     for (peersum_u32 row = rows.begin(); row < rows.count; row += rows.stride()) {
         normalise_row<true>(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
-            const peersum_u32 unit = row * rows.units + rows.first + k;
-            return buffers.apply_residual(unit, ld_global_v4(unit_address(params.input, unit)));
+            const void* first = unit_address(params.input, rows.unit(row));
+            return buffers.apply_residual(rows, row, k, ld_global_v4(rows.nth(first, k)));
         });
         is_odd = !is_odd;
     }
@@ -237,9 +232,9 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 1) { norm_rows(params); }
 
 #if PEERSUM_WORLD_SIZE > 1
-// With eight ranks' units ptxas spills for the largest block from sm_100 on. So many registers
-// leave no seat for one anyway.
-#if PEERSUM_WORLD_SIZE == 8 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
+// With eight ranks' units ptxas spills for the largest block. So many registers leave no seat for
+// one anyway.
+#if PEERSUM_WORLD_SIZE == 8
 #define PEERSUM_ONE_SHOT_THREADS 384
 #else
 #define PEERSUM_ONE_SHOT_THREADS PEERSUM_MAX_THREADS

@@ -26,21 +26,24 @@ struct RowBuffers {
     __device__ __forceinline__ void* kept(peersum_u32 unit) const {
         return unit_address(has_residual() ? params.residual : params.output, unit);
     }
-    __device__ __forceinline__ Unit weight(peersum_u32 unit_of_row) const {
+    // The weight of a thread's k-th unit.
+    __device__ __forceinline__ Unit weight(const Rows& rows, peersum_u32 k) const {
 #if PEERSUM_BREAK == PEERSUM_BREAK_WEIGHT_BEFORE_WAIT
-        if (unit_of_row == 0) return early_weight;
+        if (rows.first == 0 && k == 0) return early_weight;
 #endif
-        return ld_global_v4(unit_address(params.weight, unit_of_row));
+        return ld_global_v4(rows.nth(unit_address(params.weight, rows.first), k));
     }
 
     __device__ __forceinline__ void* residual(peersum_u32 unit) const {
         return unit_address(params.residual, unit);
     }
-    // r of a unit, given s. Stores it if there is a residual.
-    __device__ __forceinline__ Unit apply_residual(peersum_u32 unit, Unit s) const {
+    // r of a thread's k-th unit of a row, given s. Stores it if there is a residual.
+    __device__ __forceinline__ Unit apply_residual(const Rows& rows, peersum_u32 row, peersum_u32 k,
+                                                   Unit s) const {
         if (!has_residual()) return s;
-        const Unit r = add_residual(s, ld_global_v4(residual(unit)));
-        st_global_v4(residual(unit), r);
+        void* address = rows.nth(residual(rows.unit(row)), k);
+        const Unit r = add_residual(s, ld_global_v4(address));
+        st_global_v4(address, r);
         return r;
     }
 };
@@ -52,14 +55,13 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
                               const Unit (&r)[UNITS], const Unit (&weight)[UNITS], float sum) {
     const Fp8 fp8 = fp8_of(buffers.params);
     const float scale = scale_of_row(buffers.params, sum);
-    const peersum_u32 first = row * rows.units + rows.first;
     Unit n[UNITS];
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
         n[k] = Unit{0, 0, 0, 0};
-        if (static_cast<peersum_u32>(k) >= rows.own) continue;
+        if (!rows.has(k)) continue;
         n[k] = normalise(buffers.params, r[k], scale, weight[k]);
-        st_global_v4(buffers.output(first + k), n[k]);
+        st_global_v4(rows.nth(buffers.output(rows.unit(row)), k), n[k]);
     }
     if (!fp8.is_wanted()) return;
     // Of many units, FP8 is made one by one: ptxas has no registers for them at once.
@@ -76,42 +78,43 @@ template <bool MAY_KEEP, typename AnyRows, typename NextR>
 PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
                                   const AnyRows& rows, BlockMemory memory, peersum_u32 row,
                                   bool is_odd, NextR next_r) {
-    const peersum_u32 first = row * rows.units + rows.first;
     const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
     Unit kept[KEPT_UNITS];
     Unit weight[KEPT_UNITS];
-    UnitSums sums;
+    float sum;
     if (is_kept) {
 #pragma unroll
         for (peersum_u32 k = 0; k < KEPT_UNITS; ++k) {
-            kept[k] = Unit{0, 0, 0, 0};
-            weight[k] = Unit{0, 0, 0, 0};
-            if (k < rows.own) weight[k] = buffers.weight(rows.first + k);
+            kept[k] = weight[k] = Unit{0, 0, 0, 0};
+            if (rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
 #pragma unroll
         for (peersum_u32 k = 0; k < KEPT_UNITS; ++k) {
-            if (k < rows.own) kept[k] = next_r(k);
-            if (k < rows.per_thread) sums.push(k, squares_of_unit(kept[k]));
+            if (rows.has(k)) kept[k] = next_r(k);
         }
+        sum = rows.per_thread == 1 ? squares_of_warp(position, kept[0])
+                                   : squares_of_warp(position, kept);
     } else {
+        UnitSums sums;
 #pragma unroll 1
         for (peersum_u32 k = 0; k < rows.per_thread; ++k) {
             Unit r{0, 0, 0, 0};
-            if (k < rows.own) {
+            if (rows.has(k)) {
                 r = next_r(k);
-                st_global_v4(buffers.kept(first + k), r);
+                st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r);
             }
-            sums.push(k, squares_of_unit(r));
+            sums.push(k, squares_of_warp(position, r));
         }
+        sum = sums.total(rows.per_thread);
     }
-    const float sum = sum_over_row(position, rows, memory, sums.total(rows.per_thread), is_odd);
+    sum = sum_over_row(position, rows, memory, sum, is_odd);
     if (is_kept) return store_row(position, buffers, rows, memory, row, kept, weight, sum);
     const float scale = scale_of_row(buffers.params, sum);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k) {
-        const Unit r = ld_global_v4(buffers.kept(first + k));
-        st_global_v4(buffers.output(first + k),
-                     normalise(buffers.params, r, scale, buffers.weight(rows.first + k)));
+        const Unit r = ld_global_v4(rows.nth(buffers.kept(rows.unit(row)), k));
+        st_global_v4(rows.nth(buffers.output(rows.unit(row)), k),
+                     normalise(buffers.params, r, scale, buffers.weight(rows, k)));
     }
     const Fp8 fp8 = fp8_of(buffers.params);
     if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row);

@@ -7,40 +7,29 @@
 
 namespace {
 
-// The distance between the slots of a thread's adjacent units, in bytes: the units that the lanes
-// of a warp send together have neighbouring slots.
-constexpr peersum_u64 NEXT_SLOTS = 2 * SOURCES * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
-
-// A thread's part of its rows in a one-shot push.
+// A thread's part of its rows in a one-shot push. A row begins with a group of slots.
 template <typename AnyRows>
 struct PushedRows : AnyRows {
-    using AnyRows::first;
-    using AnyRows::per_thread;
-    using AnyRows::units;
-
     const PeersumParams& params;
     // The offset of the call's half of the slots.
     peersum_u64 half;
 
-    // This thread's first unit of a row in input, output and residual.
-    __device__ __forceinline__ peersum_u32 unit(peersum_u32 row) const {
-        return row * units + first;
+    // The k-th unit of this thread in a row.
+    __device__ __forceinline__ Unit own_unit(peersum_u32 row, peersum_u32 k) const {
+        return sendable(ld_global_v4(this->nth(unit_address(params.input, this->unit(row)), k)));
     }
-    __device__ __forceinline__ Unit own_unit(peersum_u32 unit) const {
-        return sendable(ld_global_v4(unit_address(params.input, unit)));
+    // The offset of the slots of that unit.
+    __device__ __forceinline__ peersum_u64 slots(peersum_u32 row, peersum_u32 k) const {
+        const peersum_u32 row_slots =
+            (this->units + PEERSUM_SLOT_GROUP - 1) & ~(PEERSUM_SLOT_GROUP - 1);
+        const peersum_u32 first = row * row_slots + this->first;
+        // Said apart, because the compiler does not see that whole groups have one distance.
+        if (LANES == PEERSUM_SLOT_GROUP)
+            return half + slots_offset(first) + k * slots_offset(PEERSUM_SLOT_GROUP);
+        return half + slots_offset(first + k * LANES);
     }
-    // The offset of the slots of this thread's first unit of a row.
-    __device__ __forceinline__ peersum_u64 slots(peersum_u32 row) const {
-        peersum_u32 thread = tid_x();
-        // A block of whole groups need not count the threads of the blocks before it.
-        if (LANES % PEERSUM_SLOT_GROUP != 0) thread += this->block() * (ntid_x() - WORLD_SIZE);
-        const peersum_u32 lane = thread % PEERSUM_SLOT_GROUP;
-        const peersum_u32 group = PEERSUM_SLOT_GROUP * per_thread;
-        const peersum_u32 row_slots = (units + group - 1) / group * group;
-        return half + slots_offset(row * row_slots + first - lane * (per_thread - 1));
-    }
-    __device__ __forceinline__ void send(peersum_u64 slots, peersum_u32 k, Unit own) const {
-        send_to_all(params, send_offset(params, slots) + k * NEXT_SLOTS, own);
+    __device__ __forceinline__ void send(peersum_u64 slots, Unit own) const {
+        send_to_all(params, send_offset(params, slots), own);
     }
 };
 
@@ -75,22 +64,21 @@ PEERSUM_DEVICE bool await_row(const Call& call, const PushedRows<AnyRows>& rows,
     for (; !lost && unsent <= row + rows.stride() && unsent < rows.count; unsent += rows.stride()) {
 #pragma unroll 1
         for (peersum_u32 k = 0; k < rows.own; ++k)
-            rows.send(rows.slots(unsent), k, rows.own_unit(rows.unit(unsent) + k));
+            rows.send(rows.slots(unsent, k), rows.own_unit(unsent, k));
     }
 #pragma unroll 1
     for (peersum_u32 k = progress & PROGRESS_TAKEN; k < rows.own; ++k) {
-        const peersum_u64 slots = rows.slots(row) + k * NEXT_SLOTS;
+        const peersum_u64 slots = rows.slots(row, k);
         Unit received[SOURCES];
         if (!lost) lost = !collect(call, receive_address(call.params, slots), received);
         if (!lost && k == 0 && row == rows.begin()) allow_next_kernel();
-        const peersum_u32 unit = rows.unit(row) + k;
         Unit r = nan_unit();
         if (!lost) {
             Unit own = EMPTY_UNIT;
-            if (KEEPS_OWN) own = rows.own_unit(unit);
-            r = buffers.apply_residual(unit, reduce_received(received, own));
+            if (KEEPS_OWN) own = rows.own_unit(row, k);
+            r = buffers.apply_residual(rows, row, k, reduce_received(received, own));
         }
-        st_global_v4(buffers.kept(unit), r);
+        st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r);
     }
     return !lost;
 }
@@ -109,7 +97,7 @@ PEERSUM_DEVICE void finish_rows(const PeersumParams& params, BlockMemory memory,
         if (!await_row(call, rows, buffers, row, progress)) progress |= PROGRESS_LOST;
         normalise_row<false>(
             position, buffers, rows, memory, row, (progress & PROGRESS_ODD) != 0,
-            [&](peersum_u32 k) { return ld_global_v4(buffers.kept(rows.unit(row) + k)); });
+            [&](peersum_u32 k) { return ld_global_v4(rows.nth(buffers.kept(rows.unit(row)), k)); });
         progress = (progress & PROGRESS_LOST) | (~progress & PROGRESS_ODD) | PROGRESS_SENT;
     }
 }

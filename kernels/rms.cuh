@@ -2,17 +2,18 @@
 //
 // The sum of squares adds adjacent pairs, level by level, in the order of the elements. A row's
 // result depends on its own elements alone: not on the other rows, the block, the grid or the
-// algorithm. The levels are, from the lowest: the elements of a unit, the adjacent units of a
-// thread, the lanes of a warp, the warps of the block. Missing elements count as +0, which changes
-// no sum of squares, so they are left out where that is simpler.
+// algorithm. The levels are, from the lowest: the elements of a unit, the lanes of a warp, the
+// units of a thread, the warps of the block. Missing elements count as +0, which changes no sum of
+// squares, so they are left out where that is simpler.
 #pragma once
 
 #include "units.cuh"
 
 namespace {
 
-// A call's rows as one thread sees them. A thread handles `per_thread` adjacent units of a row, a
-// power of two.
+// A call's rows as one thread sees them. A warp handles adjacent units of a row, `per_thread` for
+// each lane, a power of two. A thread's units are LANES apart, so that what the lanes access
+// together is adjacent.
 struct Rows {
     // Units of a row.
     peersum_u32 units;
@@ -22,6 +23,16 @@ struct Rows {
     peersum_u32 first;
     // Units of this thread in a row; 0 for a thread behind the end of the row.
     peersum_u32 own;
+
+    // The address of this thread's k-th unit, given that of its first.
+    static __device__ __forceinline__ void* nth(const void* first, peersum_u32 k) {
+        return unit_address(reinterpret_cast<peersum_u64>(first), k * LANES);
+    }
+    __device__ __forceinline__ bool has(peersum_u32 k) const { return k < own; }
+    // This thread's first unit of a row in input, output and residual.
+    __device__ __forceinline__ peersum_u32 unit(peersum_u32 row) const {
+        return row * units + first;
+    }
 };
 
 // Those of a launch in which a block handles one row after another.
@@ -59,9 +70,12 @@ PEERSUM_DEVICE AnyRows rows_of(const PeersumParams& params, const ThreadPosition
     rows.units = params.hidden / PER_UNIT;
     rows.count = params.rows;
     rows.per_thread = units_per_thread(rows.units, rows.blocks() * position.threads);
-    rows.first = (rows.block() * position.threads + position.thread) * rows.per_thread;
+    const peersum_u32 lane = position.thread % LANES;
+    rows.first =
+        (rows.block() * position.threads + position.thread - lane) * rows.per_thread + lane;
     const peersum_u32 behind = rows.first < rows.units ? rows.units - rows.first : 0;
-    rows.own = behind < rows.per_thread ? behind : rows.per_thread;
+    const peersum_u32 of_lane = (behind + LANES - 1) / LANES;
+    rows.own = of_lane < rows.per_thread ? of_lane : rows.per_thread;
     return rows;
 }
 
@@ -87,22 +101,43 @@ PEERSUM_DEVICE float squares_of_unit(Unit unit) {
     return square.value[0];
 }
 
-// The sum of the squares of adjacent units, a power of two of them.
+// The sum of the squares of a warp's units, `UNITS` of each lane; every lane gets it.
 template <int UNITS>
-PEERSUM_DEVICE float squares_of_units(const Unit (&units)[UNITS]) {
+PEERSUM_DEVICE float squares_of_warp(const ThreadPosition& position, const Unit (&units)[UNITS]) {
+    static_assert(UNITS <= LANES, "each of a thread's units has a lane that sums it");
     float sum[UNITS];
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) sum[k] = squares_of_unit(units[k]);
+    // Two lanes that add a pair share the work: each sums half of the units that are left.
+    int left = UNITS;
 #pragma unroll
-    for (int apart = 1; apart < UNITS; apart *= 2) {
+    for (peersum_u32 mask = 1; mask < LANES; mask *= 2) {
+        if (left == 1) {
+            sum[0] = add_rn_f32(sum[0], shfl_bfly_f32(sum[0], mask));
+            continue;
+        }
+        left /= 2;
+        const bool has_upper = (position.thread & mask) != 0;
 #pragma unroll
-        for (int k = 0; k + apart < UNITS; k += 2 * apart)
-            sum[k] = add_rn_f32(sum[k], sum[k + apart]);
+        for (int k = 0; k < left; ++k) {
+            const float given = has_upper ? sum[k] : sum[k + left];
+            const float kept = has_upper ? sum[k + left] : sum[k];
+            sum[k] = add_rn_f32(kept, shfl_bfly_f32(given, mask));
+        }
     }
+    // The lowest bit of a unit's number is the last that the lanes were divided by.
+#pragma unroll
+    for (peersum_u32 mask = UNITS / 2; mask > 0; mask /= 2)
+        sum[0] = add_rn_f32(sum[0], shfl_bfly_f32(sum[0], mask));
     return sum[0];
 }
 
-// The sums of a thread's adjacent units, added in pairs as they come.
+PEERSUM_DEVICE float squares_of_warp(const ThreadPosition& position, Unit unit) {
+    const Unit units[1] = {unit};
+    return squares_of_warp(position, units);
+}
+
+// The sums of a warp's units, added in pairs as they come.
 class UnitSums {
 public:
     // Adds the sum of the next unit. The bits of `index` say which pairs are complete.
@@ -199,15 +234,12 @@ PEERSUM_DEVICE float sum_of_warps(BlockMemory memory, peersum_u32 first, peersum
     return warp[0];
 }
 
-// Adds the sums of all threads that share a row; every thread gets the total. Warps exchange
+// Adds the sums of all warps that share a row; every thread gets the total. Warps exchange
 // through block memory, in the half that `is_odd` selects: a thread that is still reading the sums
 // of one row has not arrived at the barrier of the next, so nobody stores into the same half.
 template <typename AnyRows>
 PEERSUM_DEVICE float sum_over_row(const ThreadPosition& position, const AnyRows& rows,
                                   BlockMemory memory, float sum, bool is_odd) {
-#pragma unroll
-    for (peersum_u32 mask = 1; mask < LANES; mask *= 2)
-        sum = add_rn_f32(sum, shfl_bfly_f32(sum, mask));
     const peersum_u32 warps = rows.blocks() * position.threads / LANES;
     if (warps <= 1) return sum;
     const peersum_u32 first = is_odd ? MOST_ROW_WARPS : 0;

@@ -38,11 +38,7 @@ struct Rows {
 impl Rows {
     /// Slots of a row from one source. The host's `RowShape` computes the same.
     fn slots(self) -> u64 {
-        let mut per_thread = 1;
-        while per_thread * self.blocks * self.threads < self.units {
-            per_thread *= 2;
-        }
-        self.units.next_multiple_of(GROUP * per_thread)
+        self.units.next_multiple_of(GROUP)
     }
 }
 

@@ -112,14 +112,13 @@ PEERSUM_DEVICE peersum_u32 cvt_rn_bf16x2_f32(float, float) { return 0; }
 
 #ifdef RECORD_NORM
 
-// As many lanes as a block has threads at most: the sum of a row needs no block memory.
-constexpr peersum_u32 LANES = PEERSUM_MAX_THREADS;
+constexpr peersum_u32 LANES = 32;
 struct BlockMemory {};
 PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{}; }
 PEERSUM_DEVICE void st_shared_f32(BlockMemory, peersum_u32, float) {}
 PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory, peersum_u32, float (&)[4]) {}
 PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32) {}
-constexpr peersum_u32 MOST_ROW_WARPS = 8, CLUSTER_BARRIERS = 2;
+constexpr peersum_u32 MOST_ROW_WARPS = PEERSUM_MAX_CLUSTER_THREADS / LANES, CLUSTER_BARRIERS = 2;
 PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return recorder::cluster; }
 PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return recorder::ctaid % recorder::cluster; }
 PEERSUM_DEVICE peersum_u32 clusterid_x() { return recorder::ctaid / recorder::cluster; }

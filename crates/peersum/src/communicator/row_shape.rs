@@ -8,6 +8,12 @@ pub(super) const EMULATED_LANES: u32 = 4;
 /// Warps of a block below which a row is not shared out further.
 const LEAST_WARPS: u32 = 2;
 
+/// Units that each thread of a cluster of `blocks` blocks has, if the row has as many. With two
+/// there are half the warps, whose sums go to every block; two blocks have few of them anyway.
+fn wanted_units_per_thread(blocks: u32) -> u32 {
+    if blocks > 2 { 2 } else { 1 }
+}
+
 /// The blocks that normalise a row, and how the row lies in the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowShape {
@@ -17,7 +23,8 @@ pub(super) struct RowShape {
     pub(super) threads: u32,
     /// Units of a row that each has.
     pub(super) per_thread: u32,
-    /// Slots of a row from one source, in units: the counterpart of `PushedRows::slots` in norm.cu.
+    /// Slots of a row from one source, in units: the counterpart of `PushedRows::slots` of the
+    /// kernels.
     pub(super) slots: u32,
 }
 
@@ -36,7 +43,7 @@ impl RowBounds {
             blocks,
             threads,
             per_thread,
-            slots: row_units.next_multiple_of(abi::PEERSUM_SLOT_GROUP * per_thread),
+            slots: row_units.next_multiple_of(abi::PEERSUM_SLOT_GROUP),
         }
     }
 
@@ -69,7 +76,8 @@ impl RowBounds {
         shapes.find_map(|size| {
             let most = self.threads.min(abi::PEERSUM_MAX_CLUSTER_THREADS / size);
             let most = 1 << most.checked_ilog2()?;
-            let wanted = row_units.div_ceil(size).next_power_of_two();
+            let wanted = row_units.div_ceil(size * wanted_units_per_thread(size));
+            let wanted = wanted.next_power_of_two();
             let threads = wanted.max(least).min(most);
             let per_thread = row_units.div_ceil(size * threads).next_power_of_two();
             let blocks = row_units.div_ceil(threads * per_thread);
@@ -100,14 +108,11 @@ mod tests {
     fn few_rows_have_large_clusters_and_many_rows_a_block_each() {
         // 4096 elements of two bytes.
         let of_512 = [1, 6, 7, 24, 25, 60, 61].map(|rows| shape(512, rows));
-        let [eight, four, two] = [(8, 64, 1), (4, 128, 1), (2, 256, 1)];
+        let [eight, four, two] = [(8, 64, 1), (4, 64, 2), (2, 256, 1)];
         assert_eq!(of_512[..6], [eight, eight, four, four, two, two]);
         assert_eq!(of_512[6], (1, 256, 2));
         let of_1024 = [1, 7, 25, 61].map(|rows| shape(1024, rows));
-        assert_eq!(
-            of_1024,
-            [(8, 128, 1), (4, 256, 1), (2, 256, 2), (1, 256, 4)]
-        );
+        assert_eq!(of_1024, [(8, 64, 2), (4, 128, 2), (2, 256, 2), (1, 256, 4)]);
     }
 
     #[test]
@@ -123,6 +128,6 @@ mod tests {
             }
         }
         // 5120 elements of two bytes.
-        assert_eq!(shape(640, 4), (5, 128, 1));
+        assert_eq!(shape(640, 4), (5, 64, 2));
     }
 }
