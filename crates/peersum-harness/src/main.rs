@@ -11,6 +11,7 @@ mod kill;
 mod machine;
 mod memory;
 mod names;
+mod norm_output;
 mod norm_sides;
 mod operation;
 mod ranks;
