@@ -5,6 +5,7 @@ use std::fmt;
 use clap::ValueEnum;
 use peersum::device::Device;
 use peersum::{Communicator, Element, Error, Fp8PerToken, Fp8Static, RmsNorm, reference};
+use peersum_kernels::abi;
 use serde::{Deserialize, Serialize};
 
 use crate::data::TestElement;
@@ -63,6 +64,15 @@ impl NormOutput {
     /// Whether there is none.
     pub(crate) fn is_same(&self) -> bool {
         *self == NormOutput::Same
+    }
+
+    /// The number that `abi.h` gives it.
+    pub(crate) fn abi(self) -> u32 {
+        match self {
+            NormOutput::Same => abi::PEERSUM_NORM_OUTPUT_ROWS,
+            NormOutput::Fp8Static => abi::PEERSUM_NORM_OUTPUT_FP8_STATIC,
+            NormOutput::Fp8PerToken => abi::PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN,
+        }
     }
 
     /// As a part of a longer name.
