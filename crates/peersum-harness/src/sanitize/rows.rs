@@ -1,5 +1,5 @@
-//! Calls with RMSNorm of a group that is one grid: in one kernel, with a block or a cluster for each
-//! row, and in one behind every other route. Some make FP8 too.
+//! Calls with RMSNorm of a group that is one grid: in one kernel, with a block or a cluster for
+//! each row, and in one behind every other route. Some make FP8 too.
 
 use anyhow::{Context, Result};
 use peersum::dispatch::{Plan, Route};
