@@ -11,6 +11,7 @@ mod kill;
 mod machine;
 mod memory;
 mod names;
+mod norm_output;
 mod norm_sides;
 mod operation;
 mod ranks;
@@ -80,7 +81,7 @@ enum Command {
     /// The other process of `doctor`.
     #[command(hide = true)]
     DoctorPeer(ranks::RankArgs),
-    /// Run a reduced grid under compute-sanitizer, and test that each tool finds a planted error.
+    /// Run reduced grids under compute-sanitizer, and test that each tool finds a planted error.
     Sanitize(sanitize::SanitizeArgs),
     /// Every kind of call, by ranks that are the rows of one CUDA grid.
     #[command(hide = true)]

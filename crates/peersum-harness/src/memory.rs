@@ -131,3 +131,18 @@ pub(crate) fn elements_of<T: Scalar>(bytes: &[u8]) -> Vec<T> {
     let read = |chunk: &[u8]| unsafe { chunk.as_ptr().cast::<T>().read_unaligned() };
     chunks.map(read).collect()
 }
+
+/// Says which element of an array of `T` is wrong first, if any.
+pub(crate) fn difference<T>(found: &[u8], expected: &[u8], name: &str) -> Option<String> {
+    let elements = |bytes| <[u8]>::chunks_exact(bytes, size_of::<T>());
+    let mut pairs = elements(found).zip(elements(expected)).enumerate();
+    let (index, (found, expected)) = pairs.find(|(_, (found, expected))| found != expected)?;
+    let number = |bytes: &[u8]| {
+        let digits = bytes.iter().rev().map(|byte| format!("{byte:02x}"));
+        digits.collect::<String>()
+    };
+    let (found, expected) = (number(found), number(expected));
+    Some(format!(
+        "{name}, element {index}: 0x{found}, not 0x{expected}"
+    ))
+}

@@ -228,6 +228,64 @@ fn calls_with_rmsnorm_are_measured_fused_and_unfused_beside_the_all_reduce_of_th
 }
 
 #[test]
+fn calls_with_fp8_are_measured_in_place_beside_those_without_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = run(
+        "bench-allreduce",
+        &[
+            "--op=rms-norm",
+            "--output=same,fp8-static,fp8-per-token",
+            "--device=emulator",
+            "--world-size=2",
+            "--rows=2",
+            "--hidden=64",
+            "--algo=best,push_one_shot,symmetric_one_shot",
+            "--shapes=1x8",
+            "--calls=2",
+            "--replays=1",
+            "--json=report.json",
+            "--html=page.html",
+        ],
+        directory.path(),
+    );
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
+    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
+    assert_eq!(report["failures"], Value::Array(Vec::new()));
+    let cells = report["cells"].as_array().unwrap();
+    let placements = |output: &Value, is_fused: bool| {
+        let is_meant = |cell: &&Value| {
+            let norm = &cell["norm"];
+            let is_best = cell["from_table"] == true || !is_fused;
+            norm["output"] == *output && norm["is_fused"] == is_fused && is_best
+        };
+        let own = cells.iter().filter(is_meant);
+        let own = own.map(|cell| cell["placement"].as_str().unwrap());
+        own.collect::<std::collections::BTreeSet<_>>()
+    };
+    let in_place = ["ordinary", "symmetric_in_place"].into();
+    let all = ["ordinary", "symmetric", "symmetric_in_place"].into();
+    for is_fused in [true, false] {
+        // As in the reports from before there was FP8.
+        assert_eq!(placements(&Value::Null, is_fused), all);
+        for fp8 in ["fp8_static", "fp8_per_token"] {
+            assert_eq!(placements(&json!(fp8), is_fused), in_place, "{fp8}");
+        }
+    }
+    for part in ["fp8-static", "fp8-per-token", "without FP8"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    assert!(read("page.html").contains("RMSNorm fp8-static fused, hidden 64"));
+    let again = run(
+        "bench-allreduce",
+        &["--from-json=report.json"],
+        directory.path(),
+    );
+    assert_eq!(String::from_utf8(again.stdout).unwrap(), text);
+}
+
+#[test]
 fn sizes_in_bytes_and_in_rows_exclude_each_other() {
     let directory = tempfile::tempdir().unwrap();
     let flags = ["--op=rms-norm", "--rows=1", "--bytes=4K"];

@@ -29,4 +29,8 @@ fn every_fault_is_told_to_all_ranks_and_the_process_lives_on() {
     ] {
         assert!(text.contains(&format!("{case}: passed")), "{case}");
     }
+    for disagreement in ["FP8", "the scale of FP8, in a kernel of its own"] {
+        let told = format!("{disagreement}: all ranks are told both sides");
+        assert!(text.contains(&told), "{disagreement}");
+    }
 }

@@ -55,6 +55,19 @@ fn four_tools_that_find_their_planted_error_and_nothing_else_are_a_success() {
 }
 
 #[test]
+fn ranks_that_are_processes_have_a_grid_with_rmsnorm_too() {
+    let flags = ["--ranks", "processes", "--tool", "memcheck,racecheck"];
+    let (succeeded, text) = said(&command("sound", &flags).output().unwrap());
+    assert!(succeeded, "{text}");
+    let norms = text.lines().filter(|line| line.contains(" norms "));
+    assert_eq!(norms.count(), 2, "{text}");
+    assert!(text.contains("6 of 6 runs passed"), "{text}");
+    // An error in it counts as one in any other grid.
+    let text = fails("unsound", &flags, &["2 of 6 runs"]);
+    assert!(text.contains(r#""--op" "rms-norm""#), "{text}");
+}
+
+#[test]
 fn a_tool_that_does_not_find_the_planted_error_is_a_failure() {
     let reasons = ["the planted error was not found", "7 of 8 runs"];
     let flags = "memcheck,initcheck,racecheck,synccheck";
@@ -147,9 +160,12 @@ fn a_compute_sanitizer_that_is_not_there_is_an_error_that_says_where_it_comes_fr
 }
 
 #[test]
-fn the_grid_for_sanitizers_passes_on_the_emulator() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_peersum-harness"));
-    let grid = "grid --device emulator --grid sanitizer --world-size 2,3 --dtype bf16";
-    let (succeeded, text) = said(&command.args(grid.split(' ')).output().unwrap());
-    assert!(succeeded, "{text}");
+fn the_grids_for_sanitizers_pass_on_the_emulator() {
+    for flags in ["--op all-reduce", "--op rms-norm --ranks processes"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_peersum-harness"));
+        let grid = "grid --device emulator --grid sanitizer --world-size 2,3 --dtype bf16";
+        command.args(grid.split(' ')).args(flags.split(' '));
+        let (succeeded, text) = said(&command.output().unwrap());
+        assert!(succeeded, "{text}");
+    }
 }

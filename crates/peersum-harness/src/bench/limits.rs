@@ -265,7 +265,7 @@ impl Rank<'_> {
             // and data areas of all ranks' memory, which is mapped until all ranks have met.
             unsafe {
                 let function = function.cu_function();
-                launch_function(stream, function, (blocks, 1), threads, pdl, &parameters)?;
+                launch_function(stream, function, [blocks, 1, 1], threads, pdl, &parameters)?;
             }
             Ok(())
         })

@@ -1,22 +1,26 @@
 //! A rank that makes calls with RMSNorm: their times, and a check of their results.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use peersum::device::{Device, MemorySharing};
 use peersum::dispatch::{Placement, Plan};
 use peersum::reference::{self, NormNumbers};
-use peersum::{Element, RmsNorm};
+use peersum::{Element, RmsNorm, Scalar};
 use peersum_kernels::abi;
 
 use super::ranks::{INPUT_SEED, Rank, pattern, write_repeated};
 use super::timing::{Launch, Method, Times};
 use crate::data::{Key, TestElement, bytes_of};
-use crate::memory::{Guarded, elements_of, lend};
+use crate::memory::{Guarded, difference, lend};
+use crate::norm_output::{Fp8Buffers, NormOutput};
 
 /// As in most models.
 const NUMBERS: NormNumbers = NormNumbers {
     epsilon: 1e-6,
     weight_offset: 0.0,
 };
+
+/// With which few FP8 values saturate.
+const INVERSE_SCALE: f32 = 100.0;
 
 /// How a call is carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,10 +54,16 @@ pub(crate) struct NormCall {
     pub(crate) placement: Placement,
     pub(crate) rows: u32,
     pub(crate) hidden: u32,
+    pub(crate) output: NormOutput,
     pub(crate) way: Way,
 }
 
 impl NormCall {
+    /// Whether the result replaces the input.
+    fn is_in_place(&self) -> bool {
+        self.placement == Placement::SymmetricInPlace || self.output.has_fp8()
+    }
+
     fn elements(&self) -> usize {
         self.rows as usize * self.hidden as usize
     }
@@ -64,12 +74,16 @@ pub(crate) struct NormRank<'r, 'a, D: Device> {
     pub(crate) rank: &'r mut Rank<'a, D>,
     residual: Guarded<D>,
     weight: Guarded<D>,
+    fp8_values: Guarded<D>,
+    fp8_scales: Guarded<D>,
 }
 
 /// What a first call leaves.
 pub(crate) struct Expected<T> {
     output: Vec<T>,
     residual: Vec<T>,
+    fp8_values: Vec<u8>,
+    fp8_scales: Vec<f32>,
 }
 
 impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
@@ -81,6 +95,9 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         Ok(NormRank {
             residual: guarded(rank.bytes())?,
             weight: guarded(abi::PEERSUM_MAX_HIDDEN as usize * size_of::<f32>())?,
+            // An element has at least two bytes, a row at least one unit.
+            fp8_values: guarded(rank.bytes() / 2)?,
+            fp8_scales: guarded(rank.bytes() / 4)?,
             rank,
         })
     }
@@ -96,7 +113,12 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
     }
 
     /// What the first call with such rows must leave on this rank.
-    pub(crate) fn expected<T: TestElement>(&self, rows: u32, hidden: u32) -> Expected<T> {
+    pub(crate) fn expected<T: TestElement>(
+        &self,
+        rows: u32,
+        hidden: u32,
+        kind: NormOutput,
+    ) -> Expected<T> {
         let bytes = self.rank.bytes();
         let ranks = 0..self.rank.communicator.world_size();
         let inputs: Vec<Vec<T>> = ranks
@@ -107,9 +129,13 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         let kept = reference::add_residual(&reference::all_reduce(&slices), &residual);
         let elements = rows as usize * hidden as usize;
         let residual: Vec<T> = kept.iter().copied().cycle().take(elements).collect();
+        let output = reference::rms_norm(&residual, &weight, NUMBERS);
+        let (fp8_values, fp8_scales) = kind.expected(&output, hidden as usize, INVERSE_SCALE);
         Expected {
-            output: reference::rms_norm(&residual, &weight, NUMBERS),
+            output,
             residual,
+            fp8_values,
+            fp8_scales,
         }
     }
 
@@ -136,7 +162,7 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         Ok(())
     }
 
-    /// Writes what the next call reads, and poisons the output.
+    /// Writes what the next call reads, and poisons the outputs.
     ///
     /// # Errors
     /// The device refuses.
@@ -147,6 +173,10 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         self.weight.write(device, 0, bytes_of(&weight))?;
         // SAFETY: the allocation has room for the largest message.
         unsafe { write_repeated(device, self.residual.base(), self.rank.bytes(), &residual)? };
+        self.fp8_values.poison(device)?;
+        self.fp8_scales.poison(device)?;
+        self.fp8_scales
+            .write(device, 0, bytes_of(&[INVERSE_SCALE]))?;
         self.rank.poison_output()
     }
 
@@ -169,26 +199,25 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
             replays: 1,
         };
         self.time::<T>(call, once)?;
-        let output = self.rank.result_address(call.placement);
+        let output = match call.is_in_place() {
+            true => self.rank.input_address(call.placement),
+            false => self.rank.output_address(),
+        };
         self.compare(output, &expected.output, "output")?;
-        self.compare(self.residual.base(), &expected.residual, "residual")
+        self.compare(self.residual.base(), &expected.residual, "residual")?;
+        let (values, scales) = (&expected.fp8_values, &expected.fp8_scales);
+        self.compare(self.fp8_values.base(), values, "FP8 values")?;
+        self.compare(self.fp8_scales.base(), scales, "FP8 scales")
     }
 
-    fn compare<T: Element>(&self, address: u64, expected: &[T], name: &str) -> Result<()> {
+    fn compare<T: Scalar>(&self, address: u64, expected: &[T], name: &str) -> Result<()> {
         let mut bytes = vec![0; size_of_val(expected)];
         // SAFETY: memory of this rank, with room for the largest message.
         unsafe { self.rank.stopwatch.device.read(address, &mut bytes)? };
-        let found = elements_of::<T>(&bytes);
-        let mut pairs = found.iter().zip(expected).enumerate();
-        let wrong = pairs.find(|(_, (found, expected))| found.raw() != expected.raw());
-        if let Some((index, (found, expected))) = wrong {
-            let (found, expected) = (found.raw(), expected.raw());
-            ensure!(
-                false,
-                "{name}, element {index}: {found:#x}, and the reference says {expected:#x}"
-            );
+        match difference::<T>(&bytes, bytes_of(expected), name) {
+            Some(wrong) => bail!("{wrong}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Times calls. Each finds the residual that the one before has left.
@@ -205,6 +234,8 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
             call.hidden
         );
         let (weight, residual) = (self.weight.base(), self.residual.base());
+        let (values, scales) = (self.fp8_values.base(), self.fp8_scales.base());
+        let scale_count = call.output.scales(call.rows as usize);
         let input = self.rank.input_address(call.placement);
         let output = self.rank.output_address();
         let Rank {
@@ -224,14 +255,32 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
                 };
                 lend::<T, D, _>(device, residual, len, |residual| {
                     lend::<T, D, _>(device, input, len, |input| {
-                        lend::<T, D, _>(device, output, len, |output| {
-                            stopwatch.time(method, |_| {
-                                Ok(match call.placement {
-                                    Placement::SymmetricInPlace => communicator
-                                        .all_reduce_add_rms_norm_in_place(input, residual, &norm),
-                                    _ => communicator
-                                        .all_reduce_add_rms_norm(&*input, residual, &norm, output),
-                                }?)
+                        if !call.is_in_place() {
+                            return lend::<T, D, _>(device, output, len, |output| {
+                                stopwatch.time(method, |_| {
+                                    Ok(communicator.all_reduce_add_rms_norm(
+                                        &*input, residual, &norm, output,
+                                    )?)
+                                })
+                            });
+                        }
+                        lend::<u8, D, _>(device, values, len, |values| {
+                            lend::<f32, D, _>(device, scales, scale_count, |scales| {
+                                stopwatch.time(method, |_| {
+                                    let residual = Some(&mut *residual);
+                                    let fp8 = Fp8Buffers {
+                                        values: &mut *values,
+                                        scales: &mut *scales,
+                                    };
+                                    let kind = call.output;
+                                    Ok(kind.call_in_place(
+                                        communicator,
+                                        input,
+                                        residual,
+                                        &norm,
+                                        fp8,
+                                    )?)
+                                })
                             })
                         })
                     })
@@ -254,7 +303,7 @@ mod tests {
     use crate::machine::Emulators;
 
     #[test]
-    fn a_wrong_bit_of_the_output_or_the_residual_is_found() {
+    fn a_wrong_bit_of_an_output_or_the_residual_is_found() {
         let settings = GroupSettings {
             world_size: 2,
             largest_bytes: 1024,
@@ -267,12 +316,18 @@ mod tests {
             placement: Placement::Symmetric,
             rows: 3,
             hidden: 64,
+            output: NormOutput::Same,
             way,
+        };
+        let fp8_call = NormCall {
+            placement: Placement::Ordinary,
+            output: NormOutput::Fp8PerToken,
+            ..call(Way::Fused)
         };
         run_group(&Emulators::default(), &settings, |rank| {
             let rank = &mut NormRank::new(rank)?;
             for way in [Way::Fused, Way::Unfused] {
-                let mut expected = rank.expected::<bf16>(3, 64);
+                let mut expected = rank.expected::<bf16>(3, 64, NormOutput::Same);
                 rank.check(call(way), Launch::Graph, &expected)?;
                 expected.output[191] = bf16::from_bits(expected.output[191].to_bits() ^ 1);
                 let error = rank.check(call(way), Launch::Graph, &expected).unwrap_err();
@@ -281,7 +336,7 @@ mod tests {
                     "{error}"
                 );
 
-                let mut expected = rank.expected::<f16>(3, 64);
+                let mut expected = rank.expected::<f16>(3, 64, NormOutput::Same);
                 expected.residual[7] = f16::from_bits(expected.residual[7].to_bits() ^ 1);
                 let error = rank.check(call(way), Launch::Eager, &expected).unwrap_err();
                 assert!(
@@ -289,6 +344,14 @@ mod tests {
                     "{error}"
                 );
             }
+            let mut expected = rank.expected::<bf16>(3, 64, fp8_call.output);
+            rank.check(fp8_call, Launch::Graph, &expected)?;
+            expected.fp8_scales[2] += 1.0;
+            let error = rank.check(fp8_call, Launch::Graph, &expected).unwrap_err();
+            assert!(
+                error.to_string().starts_with("FP8 scales, element 2"),
+                "{error}"
+            );
             Ok(())
         })
         .unwrap();

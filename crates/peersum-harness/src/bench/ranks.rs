@@ -178,14 +178,6 @@ impl<'a, D: Device> Rank<'a, D> {
         device.allocation_address(&self.memory.output)
     }
 
-    /// Where the result of a call is.
-    pub(super) fn result_address(&self, placement: Placement) -> u64 {
-        match placement {
-            Placement::SymmetricInPlace => self.memory.symmetric_address,
-            _ => self.output_address(),
-        }
-    }
-
     /// Fills the output with what no call writes.
     pub(super) fn poison_output(&self) -> Result<()> {
         let (device, words) = (&self.stopwatch.device, self.memory.bytes / 4);

@@ -11,6 +11,7 @@ use super::bandwidth::{algorithm_gb_s, bus_bytes, bus_gb_s};
 use super::build::{Build, toolkit};
 use super::timing::{Launch, Spread, Times, median, rounded};
 use crate::machine::Machine;
+use crate::norm_output::NormOutput;
 
 /// What every report says of its run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -134,6 +135,9 @@ pub(crate) struct Norm {
     pub(crate) rows: u32,
     /// Elements of a row.
     pub(crate) hidden: u32,
+    /// What the call writes. Reports had none before there was FP8.
+    #[serde(default, skip_serializing_if = "NormOutput::is_same")]
+    pub(crate) output: NormOutput,
     /// By the fused kernel; else a kernel that normalises follows the all-reduce.
     pub(crate) is_fused: bool,
 }

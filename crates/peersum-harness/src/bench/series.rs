@@ -9,6 +9,7 @@ use super::build::Build;
 use super::report::{Cell, Report, System, fastest};
 use super::table::{grid_text, us_text};
 use super::timing::Launch;
+use crate::norm_output::NormOutput;
 
 /// One curve.
 pub(crate) struct Series {
@@ -45,7 +46,9 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
         let placement = cell.placement.map(|placement| placement as u8);
         // The switch means nothing to NCCL.
         let without_pdl = cell.system == System::Peersum && !cell.pdl;
-        let norm = cell.norm.map(|norm| (norm.hidden, norm.is_fused));
+        let norm = cell
+            .norm
+            .map(|norm| (norm.hidden, norm.output, norm.is_fused));
         let key = (norm, cell.launch, cell.system, placement, without_pdl);
         curves.entry(key).or_default().push(cell);
     }
@@ -90,7 +93,11 @@ fn name(cell: &Cell, names_pdl: bool) -> String {
     };
     let norm = cell.norm.map(|norm| {
         let how = if norm.is_fused { "fused" } else { "unfused" };
-        format!(", RMSNorm {how}, hidden {}", norm.hidden)
+        let output = match norm.output {
+            NormOutput::Same => String::new(),
+            output => format!(" {output}"),
+        };
+        format!(", RMSNorm{output} {how}, hidden {}", norm.hidden)
     });
     let norm = norm.unwrap_or_default();
     format!("{what}{norm}, {}{without}", cell.launch.name())

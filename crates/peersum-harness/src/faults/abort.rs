@@ -8,11 +8,12 @@ use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
 use super::calls::Calls;
-use super::stage::{ELEMENTS, HIDDEN, NAN, SEED, Stage};
+use super::stage::{ELEMENTS, HIDDEN, SEED, Stage};
+use crate::norm_output::NormOutput;
 use crate::ranks::{Member, run_threads};
 
 /// Communicators that are aborted.
-const ABORTS: usize = 6;
+const ABORTS: usize = 8;
 
 /// Time for the calls to be launched and to start waiting.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -21,9 +22,11 @@ pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     let mut longest = [Duration::ZERO; 2];
     for round in 0..ABORTS {
         let aborted = Mutex::new(None);
-        // Without RMSNorm and with it, by turns.
-        let hidden = (round % 2 == 1).then_some(HIDDEN);
-        let waits = run_threads(3, 1, |member| abort(member, stage, hidden, &aborted))?;
+        // Without RMSNorm and with each output of it, by turns.
+        let outputs = [None].into_iter().chain(NormOutput::ALL.map(Some));
+        let output = outputs.cycle().nth(round).flatten();
+        let norm = output.map(|output| (HIDDEN, output));
+        let waits = run_threads(3, 1, |member| abort(member, stage, norm, &aborted))?;
         for (longest, wait) in longest.iter_mut().zip(waits) {
             *longest = wait.max(*longest);
         }
@@ -46,7 +49,7 @@ pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
 fn abort<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
-    hidden: Option<usize>,
+    norm: Option<(usize, NormOutput)>,
     aborted: &Mutex<Option<Instant>>,
 ) -> Result<Duration> {
     let mut communicator = stage.build(member.next_group()?, |builder| {
@@ -54,9 +57,10 @@ fn abort<S: DeviceStream>(
     })?;
     let (rank, peers) = (communicator.rank(), member.peers);
     let arrays = stage.arrays(&communicator, SEED, ELEMENTS)?;
-    let calls = Calls::new(&communicator, arrays, hidden)?;
+    let calls = Calls::new(&communicator, arrays, norm)?;
     calls.call(&mut communicator)?;
     communicator.synchronize()?;
+    calls.prepare()?;
     if rank == 2 {
         // This rank calls too late.
         peers.meet()?;
@@ -90,10 +94,7 @@ fn abort<S: DeviceStream>(
         (1 | 2, Err(Error::Failed(Failure::PeerFailed { origin: 0, .. }))) => {}
         other => bail!("{other:?}"),
     }
-    let arrays = &calls.arrays;
-    arrays
-        .ensure_is(&arrays.output, |_| NAN)
-        .context("an output that was not reduced")?;
+    calls.ensure_nan()?;
     if rank != 2 {
         peers.meet()?;
     }

@@ -7,7 +7,8 @@ use peersum::device::DeviceStream;
 use peersum::{Communicator, Error, Failure};
 
 use super::calls::Calls;
-use super::stage::{ELEMENTS, HIDDEN, NAN, POISONED, SEED, Stage, TIMEOUT};
+use super::stage::{ELEMENTS, HIDDEN, SEED, Stage, TIMEOUT};
+use crate::norm_output::NormOutput;
 use crate::ranks::Member;
 
 /// The rank that never calls.
@@ -30,28 +31,34 @@ fn names_absent(rank: u32, failure: &Result<(), Error>) -> bool {
 pub(super) fn absent_rank<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
-    normalised: bool,
+    normalised: Option<NormOutput>,
 ) -> Result<()> {
     let mut communicator = stage.build(member.next_group()?, |builder| builder)?;
     let rank = communicator.rank();
     let peers = member.peers;
     let calls_of = |communicator: &Communicator<S::Device>| {
         let arrays = stage.arrays(communicator, SEED, ELEMENTS)?;
-        Calls::new(communicator, arrays, normalised.then_some(HIDDEN))
+        Calls::new(
+            communicator,
+            arrays,
+            normalised.map(|output| (HIDDEN, output)),
+        )
     };
     let calls = calls_of(&communicator)?;
-    let arrays = &calls.arrays;
     calls.call(&mut communicator)?;
     communicator.synchronize()?;
     communicator.capture_begin()?;
-    for _ in 0..2 {
+    let layers = if calls.is_in_place() { 1 } else { 2 };
+    for _ in 0..layers {
         calls.call(&mut communicator)?;
     }
     // SAFETY: the arrays live until the end of this function, and the graph is dropped before.
     let graph = unsafe { communicator.capture_end()? };
+    calls.prepare()?;
     graph.launch(&mut communicator)?;
     communicator.synchronize()?;
     calls.ensure_result().context("a good call")?;
+    calls.prepare()?;
     peers.meet()?;
     if rank == ABSENT {
         // It waits until the others have failed, and learns of it by its own call.
@@ -67,14 +74,12 @@ pub(super) fn absent_rank<S: DeviceStream>(
     if rank != ABSENT {
         peers.meet()?;
     }
-    arrays
-        .ensure_is(&arrays.output, |_| NAN)
-        .context("an output that was not reduced")?;
+    calls.ensure_nan()?;
     let reason = failure.err().context("checked above")?.to_string();
     println!("  rank {rank} after {took:?}: {reason}");
 
     // Every later operation fails for the same reason and moves no data.
-    arrays.output.poison(&arrays.device)?;
+    calls.prepare()?;
     for later in [
         graph.launch(&mut communicator),
         calls.call(&mut communicator),
@@ -83,9 +88,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
         let later = later.err().context("a failed communicator said Ok")?;
         ensure!(later.to_string() == reason, "first {reason}, then {later}");
     }
-    arrays
-        .ensure_is(&arrays.output, |_| POISONED)
-        .context("the output of a refused call")?;
+    calls.ensure_untouched()?;
 
     // The process and its device stay usable.
     drop(graph);

@@ -10,6 +10,7 @@ use super::stage::{ELEMENTS, SEED, Stage};
 use crate::data::with_element;
 use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
+use crate::norm_output::{Fp8Buffers, NormOutput};
 use crate::ranks::{Member, run_threads};
 
 /// The rank whose calls differ from those of the others.
@@ -30,6 +31,7 @@ struct Norm {
     epsilon: f32,
     weight_offset: f32,
     has_residual: bool,
+    output: NormOutput,
 }
 
 const A: Called = Called {
@@ -59,6 +61,7 @@ const NORM: Norm = Norm {
     epsilon: 1e-6,
     weight_offset: 0.0,
     has_residual: true,
+    output: NormOutput::Same,
 };
 /// In one kernel.
 const N: Called = with_norm(Route::PushOneShot, NORM);
@@ -81,13 +84,22 @@ const NO_RESIDUAL: Norm = Norm {
     ..NORM
 };
 
+const FP8_STATIC: Norm = Norm {
+    output: NormOutput::Fp8Static,
+    ..NORM
+};
+const FP8_PER_TOKEN: Norm = Norm {
+    output: NormOutput::Fp8PerToken,
+    ..NORM
+};
+
 const fn with_norm(route: Route, norm: Norm) -> Called {
     let norm = Some(norm);
     Called { route, norm, ..A }
 }
 
 /// What differs, the calls of most ranks, and those of the odd one.
-const PROGRAMS: [(&str, &[Called], &[Called]); 14] = [
+const PROGRAMS: [(&str, &[Called], &[Called]); 16] = [
     ("size", &[A], &[B]),
     ("type, with calls behind", &[A, A, A], &[TYPE, A, A]),
     ("algorithm", &[A, A], &[ALGORITHM, A]),
@@ -98,6 +110,7 @@ const PROGRAMS: [(&str, &[Called], &[Called]); 14] = [
     ("epsilon", &[N, A], &[with_norm(N.route, EPSILON), A]),
     ("weight offset", &[A, N], &[A, with_norm(N.route, OFFSET)]),
     ("residual", &[N], &[with_norm(N.route, NO_RESIDUAL)]),
+    ("FP8", &[N], &[with_norm(N.route, FP8_STATIC)]),
     ("RMSNorm at all", &[N], &[A]),
     (
         "hidden size, in a kernel of its own",
@@ -108,6 +121,11 @@ const PROGRAMS: [(&str, &[Called], &[Called]); 14] = [
         "epsilon, in a kernel of its own, with calls behind",
         &[BEHIND, N, A],
         &[with_norm(BEHIND.route, EPSILON), N, A],
+    ),
+    (
+        "the scale of FP8, in a kernel of its own",
+        &[with_norm(BEHIND.route, FP8_STATIC)],
+        &[with_norm(BEHIND.route, FP8_PER_TOKEN)],
     ),
     (
         "RMSNorm at all, in a kernel of its own",
@@ -154,6 +172,12 @@ impl Norm {
             && told.epsilon().to_bits() == self.epsilon.to_bits()
             && told.weight_offset().to_bits() == self.weight_offset.to_bits()
             && told.has_residual == self.has_residual
+            && told.output
+                == match self.output {
+                    NormOutput::Same => peersum::NormOutput::Rows,
+                    NormOutput::Fp8Static => peersum::NormOutput::Fp8Static,
+                    NormOutput::Fp8PerToken => peersum::NormOutput::Fp8PerToken,
+                }
     }
 }
 
@@ -162,15 +186,22 @@ struct Buffers<D: Device> {
     array: TestBuffer<D>,
     residual: TestBuffer<D>,
     weight: TestBuffer<D>,
+    fp8_values: TestBuffer<D>,
+    fp8_scales: TestBuffer<D>,
 }
 
 impl<D: Device> Buffers<D> {
     fn new<T: Element>(device: &D, called: &Called) -> Result<Self> {
         let hidden = called.norm.map_or(0, |norm| norm.hidden);
+        let scales = called
+            .norm
+            .map_or(0, |norm| norm.output.scales(called.elements / norm.hidden));
         Ok(Buffers {
             array: TestBuffer::new::<T>(device, called.elements)?,
             residual: TestBuffer::new::<T>(device, called.elements)?,
             weight: TestBuffer::new::<T>(device, hidden)?,
+            fp8_values: TestBuffer::new::<u8>(device, called.elements)?,
+            fp8_scales: TestBuffer::new::<f32>(device, scales)?,
         })
     }
 
@@ -190,11 +221,14 @@ impl<D: Device> Buffers<D> {
                     epsilon: norm.epsilon,
                     weight_offset: norm.weight_offset,
                 };
-                if !norm.has_residual {
-                    return communicator.all_reduce_rms_norm_in_place(array, &numbers);
-                }
                 self.residual.with::<T, _>(device, |residual| {
-                    communicator.all_reduce_add_rms_norm_in_place(array, residual, &numbers)
+                    let residual = norm.has_residual.then_some(residual);
+                    self.fp8_values.with::<u8, _>(device, |values| {
+                        self.fp8_scales.with::<f32, _>(device, |scales| {
+                            let (output, fp8) = (norm.output, Fp8Buffers { values, scales });
+                            output.call_in_place(communicator, array, residual, &numbers, fp8)
+                        })
+                    })
                 })
             })
         })

@@ -20,6 +20,7 @@ use peersum::device::DeviceStream;
 
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue};
 use crate::names::name_of;
+use crate::norm_output::NormOutput;
 use crate::ranks::{ChildProcess, run_threads, this_program};
 use stage::{Case, Stage};
 
@@ -65,7 +66,7 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
         Case::TwoCommunicators => two_communicators(stage),
         Case::GraphReplays => graph_replays(stage),
         Case::AbsentRank => {
-            for normalised in [false, true] {
+            for normalised in [None].into_iter().chain(NormOutput::ALL.map(Some)) {
                 run_threads(3, 2, |member| {
                     absent::absent_rank(member, stage, normalised)
                 })?;

@@ -38,13 +38,13 @@ pub(crate) enum Case {
     /// Four and eight ranks share a GPU and replay a graph without waiting, with and without
     /// programmatic dependent launch, between eager calls.
     GraphReplays,
-    /// A rank never calls, without and with RMSNorm. The others name it, outputs are NaN, an
-    /// earlier graph is refused and moves no data, and a new communicator works.
+    /// A rank never calls, without RMSNorm and with each output of it. The others name it, outputs
+    /// are NaN, an earlier graph is refused and moves no data, and a new communicator works.
     AbsentRank,
     /// Another thread aborts a rank that waits.
     Abort,
-    /// Ranks call with different sizes, types, algorithms or norms, in a different order, or skip a
-    /// call; eager and in graphs.
+    /// Ranks call with different sizes, types, algorithms, norms or FP8, in a different order, or
+    /// skip a call; eager and in graphs.
     Disagreement,
     /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
     /// Uses two GPUs if there are two.

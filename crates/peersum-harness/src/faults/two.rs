@@ -8,6 +8,7 @@ use peersum::{Communicator, Error, Graph, Rendezvous};
 use super::calls::Calls;
 use super::stage::Stage;
 use crate::machine::DeviceKind;
+use crate::norm_output::NormOutput;
 use crate::ranks::Member;
 
 /// Calls of each communicator in one graph, and the most in one batch of eager calls.
@@ -60,7 +61,9 @@ impl<D: Device> Lane<D> {
         })?;
         let call = |elements: usize, normalised: bool| {
             let arrays = stage.arrays(&communicator, seed, elements)?;
-            Calls::new(&communicator, arrays, normalised.then_some(sizes.hidden))
+            // Calls with FP8 work in place, and would sum their own results.
+            let norm = normalised.then_some((sizes.hidden, NormOutput::Same));
+            Calls::new(&communicator, arrays, norm)
         };
         let rows = sizes.rows.map(|rows| rows * sizes.hidden);
         let calls = [

@@ -57,7 +57,7 @@ impl Slot {
         self.base + self.start as u64
     }
 
-    /// Compares the slot's memory with what it must hold. `element_bytes` is 2 or 4.
+    /// Compares the slot's memory with what it must hold. `element_bytes` is 1, 2 or 4.
     pub(crate) fn compare(
         &self,
         memory: &[u8],

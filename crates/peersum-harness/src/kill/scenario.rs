@@ -11,6 +11,7 @@ use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
 use crate::names::{by_name, name_of};
+use crate::norm_output::NormOutput;
 
 /// Where the victim is when it is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -59,8 +60,8 @@ pub(crate) struct Scenario {
     pub(crate) delay: Duration,
     /// In [`Phase::BeforeFirstCall`]: whether the victim is hit before the others call.
     pub(crate) victim_first: bool,
-    /// Whether the calls have RMSNorm.
-    pub(crate) normalised: bool,
+    /// What the calls write, if they have RMSNorm.
+    pub(crate) normalised: Option<NormOutput>,
 }
 
 impl fmt::Display for Scenario {
@@ -78,8 +79,12 @@ impl fmt::Display for Scenario {
             Phase::SetUp => write!(f, " (behind {:?})", self.step)?,
             Phase::Rendezvous | Phase::Teardown => {}
             _ => {
-                let norm = if self.normalised { " with RMSNorm" } else { "" };
-                write!(f, " ({}{norm})", self.route.name())?;
+                write!(f, " ({}", self.route.name())?;
+                match self.normalised {
+                    None => write!(f, ")")?,
+                    Some(NormOutput::Same) => write!(f, " with RMSNorm)")?,
+                    Some(output) => write!(f, " with RMSNorm, {output})")?,
+                }
             }
         }
         write!(f, ", {:?} after its word", self.delay)
@@ -138,7 +143,7 @@ impl Choices {
         Rng::with_seed(seed ^ round.wrapping_mul(0x9E37_79B9_7F4A_7C15)).shuffle(&mut all);
         let (world_size, victim, phase, blow) = all[(run % all.len() as u64) as usize];
         let mut rng = Rng::with_seed(seed.wrapping_add(run.wrapping_mul(0xD134_2543_DE82_EF95)));
-        Scenario {
+        let mut scenario = Scenario {
             run,
             world_size,
             victim,
@@ -152,8 +157,14 @@ impl Choices {
             route: Route::ALL[rng.usize(..Route::ALL.len())],
             delay: LONGEST_DELAY.mul_f64(rng.f64()),
             victim_first: rng.bool(),
-            normalised: rng.bool(),
+            normalised: rng.bool().then_some(NormOutput::Same),
+        };
+        // A call with a symmetric one-shot works not in place, as those with FP8 do.
+        if scenario.route != Route::SymmetricOneShot {
+            let output = NormOutput::ALL[rng.usize(..3)];
+            scenario.normalised = scenario.normalised.map(|_| output);
         }
+        scenario
     }
 }
 
@@ -185,6 +196,16 @@ mod tests {
             ));
         }
         assert_eq!(seen.len() as u64, combinations);
+    }
+
+    #[test]
+    fn runs_have_calls_with_every_output_by_every_route_that_has_it() {
+        let seen: std::collections::HashSet<_> = (0..400)
+            .map(|run| choices().scenario(7, run))
+            .map(|scenario| (scenario.route, scenario.normalised))
+            .collect();
+        // Without RMSNorm and with each output; a symmetric one-shot has no FP8.
+        assert_eq!(seen.len(), Route::ALL.len() * 4 - 2);
     }
 
     #[test]

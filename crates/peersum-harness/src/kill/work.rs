@@ -13,7 +13,7 @@ use super::words::{Place, Word};
 use crate::arrays::Arrays;
 use crate::data::{Content, bytes_of};
 use crate::memory::{POISON, elements_of, lend};
-use crate::norm_sides::{NAN, Sides};
+use crate::norm_sides::{NAN, NormKind, Outcome, Sides};
 use crate::ranks::say;
 
 /// Odd, so that the last unit is partial; large enough for several units per thread on the
@@ -55,8 +55,8 @@ impl<D: Device> Work<D> {
         symmetric: Option<SymmetricBuffer<bf16, D>>,
     ) -> Result<Self> {
         let elements = match scenario.normalised {
-            true => ELEMENTS_OF_ROWS,
-            false => ELEMENTS,
+            Some(_) => ELEMENTS_OF_ROWS,
+            None => ELEMENTS,
         };
         let arrays = Arrays::new(communicator, 5, elements, Content::Ordinary)?;
         let mut work = Work {
@@ -67,14 +67,24 @@ impl<D: Device> Work<D> {
             sides: None,
             corrupts: false,
         };
-        if scenario.normalised {
-            // The calls of a graph would add to the same residual one after the other.
-            let adds = scenario.phase != Phase::GraphReplay;
+        if let Some(output) = scenario.normalised {
+            let kind = NormKind {
+                hidden: HIDDEN,
+                // The calls of a graph would add to the same residual one after the other.
+                adds: scenario.phase != Phase::GraphReplay,
+                output,
+            };
             let Arrays { device, .. } = &work.arrays;
-            let (sides, output) = Sides::new(communicator, device, &work.expected, HIDDEN, adds)?;
+            let (sides, output) = Sides::new(communicator, device, &work.expected, kind)?;
             (work.sides, work.expected) = (Some(sides), output);
         }
         Ok(work)
+    }
+
+    /// Whether the result of a call replaces its input.
+    fn is_in_place(&self) -> bool {
+        let has_fp8 = self.sides.as_ref().is_some_and(Sides::is_in_place);
+        self.route == Route::SymmetricTwoShot || has_fp8
     }
 
     fn symmetric_address(&mut self) -> Option<u64> {
@@ -90,6 +100,10 @@ impl<D: Device> Work<D> {
             let own = bytes_of(&self.arrays.own);
             // SAFETY: the symmetric buffer has at least as many elements as `own`.
             unsafe { self.arrays.device.write(address, own)? };
+        } else if self.is_in_place() {
+            self.arrays
+                .output
+                .write(&self.arrays.device, &self.arrays.own)?;
         }
         match &self.sides {
             Some(sides) => sides.prepare(&self.arrays.device),
@@ -127,6 +141,11 @@ impl<D: Device> Work<D> {
             return Ok(());
         };
         let Some(address) = symmetric else {
+            if sides.is_in_place() {
+                return output.with::<bf16, _>(device, |output| {
+                    sides.call(device, communicator, None, output)
+                });
+            }
             return input.with::<bf16, _>(device, |input| {
                 output.with::<bf16, _>(device, |output| {
                     sides.call(device, communicator, Some(&*input), output)
@@ -170,30 +189,29 @@ impl<D: Device> Work<D> {
 
     /// What the array of the result held before the call.
     fn untouched(&self, index: usize) -> u16 {
-        match self.route {
-            Route::SymmetricTwoShot => self.arrays.own[index].to_bits(),
-            _ => u16::from_ne_bytes([POISON; 2]),
+        match self.is_in_place() {
+            true => self.arrays.own[index].to_bits(),
+            false => u16::from_ne_bytes([POISON; 2]),
         }
     }
 
     /// Checks the result: right if the calls succeeded, right or NaN if they failed, the old
     /// contents if nothing was launched.
-    fn check(&mut self, launched: bool, succeeded: bool) -> Result<()> {
+    fn check(&mut self, outcome: Outcome) -> Result<()> {
         for (index, bits) in self.result()?.into_iter().enumerate() {
             let expected = self.expected[index].to_bits();
-            let is_right = match (launched, succeeded) {
-                (true, true) => bits == expected,
-                (true, false) => bits == expected || bits == NAN,
-                (false, _) => bits == self.untouched(index),
+            let is_right = match outcome {
+                Outcome::Succeeded => bits == expected,
+                Outcome::Failed => bits == expected || bits == NAN,
+                Outcome::Refused => bits == self.untouched(index),
             };
             ensure!(
                 is_right,
-                "element {index} is {bits:#06x}, the reference {expected:#06x} \
-                 (launched: {launched}, succeeded: {succeeded})"
+                "element {index} is {bits:#06x}, the reference {expected:#06x} ({outcome:?})"
             );
         }
         match &self.sides {
-            Some(sides) => sides.check(&self.arrays.device, launched, succeeded),
+            Some(sides) => sides.check(&self.arrays.device, outcome),
             None => Ok(()),
         }
     }
@@ -211,10 +229,7 @@ impl<D: Device> Work<D> {
     /// Launches a graph of calls until a launch fails. Returns the error.
     pub(super) fn replays(&mut self, communicator: &mut Communicator<D>) -> Result<Option<Error>> {
         // An in-place call would sum its own result.
-        let layers = match self.route {
-            Route::SymmetricTwoShot => 1,
-            _ => LAYERS,
-        };
+        let layers = if self.is_in_place() { 1 } else { LAYERS };
         communicator.capture_begin()?;
         for _ in 0..layers {
             self.call(communicator)?;
@@ -242,9 +257,13 @@ impl<D: Device> Work<D> {
             self.prepare()?;
             let launched = launch(self, communicator);
             let was_launched = launched.is_ok();
-            let outcome = launched.and_then(|()| communicator.synchronize());
-            self.check(was_launched, outcome.is_ok())?;
-            if let Err(error) = outcome {
+            let ended = launched.and_then(|()| communicator.synchronize());
+            self.check(match (was_launched, &ended) {
+                (true, Ok(())) => Outcome::Succeeded,
+                (true, Err(_)) => Outcome::Failed,
+                (false, _) => Outcome::Refused,
+            })?;
+            if let Err(error) = ended {
                 self.check_refusal(communicator, &error, launch)?;
                 return Ok(Some(error));
             }
@@ -275,6 +294,6 @@ impl<D: Device> Work<D> {
                 "first {error}, then {later}"
             );
         }
-        self.check(false, false)
+        self.check(Outcome::Refused)
     }
 }

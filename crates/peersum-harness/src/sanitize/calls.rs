@@ -50,7 +50,7 @@ pub(crate) fn run(args: &GroupArgs) -> Result<()> {
                     .with_context(|| format!("world size {world_size}, {call:?}"))?;
                 count += 1;
             }
-            let mut calls = rows::calls();
+            let mut calls = rows::calls(group.clustered.is_some());
             order.shuffle(&mut calls);
             for rows in calls {
                 group

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use half::bf16;
-use peersum::cuda::Cuda;
-use peersum::cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use peersum::cuda::{Cuda, launch_function};
+use peersum::cudarc::driver::{CudaFunction, CudaStream};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::{Plan, Route};
-use peersum::{ArenaLayout, Element, StartEpochs, control_bytes, initial_control};
+use peersum::{ArenaLayout, Element, Scalar, StartEpochs, control_bytes, initial_control};
 use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
@@ -47,16 +47,13 @@ pub(crate) struct GroupArgs {
 /// The type of all calls. 16-bit elements give units with partial words and tails.
 pub(super) type T = bf16;
 
-const MAX_ELEMENTS: usize = 6000;
+const MAX_ELEMENTS: usize = 8192;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
 const TIMEOUT_NS: u64 = 20_000_000_000;
 
 /// The parameters of all ranks. A kernel for fewer ranks reads the first ones.
 #[repr(C)]
 struct AllParams([PeersumParams; abi::PEERSUM_MAX_WORLD_SIZE as usize]);
-
-// SAFETY: numbers only, in C's layout, as the entry points of this build take them.
-unsafe impl DeviceRepr for AllParams {}
 
 pub(super) struct Rank {
     arena: Guarded<Cuda>,
@@ -65,6 +62,8 @@ pub(super) struct Rank {
     output: Guarded<Cuda>,
     pub(super) residual: Guarded<Cuda>,
     pub(super) weight: Guarded<Cuda>,
+    pub(super) fp8_values: Guarded<Cuda>,
+    pub(super) fp8_scales: Guarded<Cuda>,
     status: StatusRecord,
 }
 
@@ -107,6 +106,8 @@ pub(super) struct Group {
     /// The one-shot push that normalises, and the kernel that normalises behind another.
     pub(super) fused: CudaFunction,
     pub(super) rows: CudaFunction,
+    /// The first of these with a cluster for each row, if the device has clusters.
+    pub(super) clustered: Option<CudaFunction>,
 }
 
 impl Group {
@@ -125,6 +126,8 @@ impl Group {
             })
             .collect::<Result<HashMap<_, _>>>()?;
         let norm = |algorithm| function(args, stream, world_size, (Family::Norm, algorithm));
+        let has_clusters = stream.context().compute_capability()? >= (9, 0);
+        let clustered = has_clusters.then(|| norm(Algorithm::Clustered));
         let array = stride(MAX_ELEMENTS, size_of::<T>());
         let ranks = (0..world_size)
             .map(|_| {
@@ -135,6 +138,8 @@ impl Group {
                     output: memory(&device, array)?,
                     residual: memory(&device, array)?,
                     weight: memory(&device, array)?,
+                    fp8_values: memory(&device, array)?,
+                    fp8_scales: memory(&device, array)?,
                     status: device.allocate_status()?,
                 })
             })
@@ -147,6 +152,7 @@ impl Group {
             functions,
             fused: norm(Algorithm::OneShot)?,
             rows: norm(Algorithm::Rows)?,
+            clustered: clustered.transpose()?,
         })
     }
 
@@ -156,7 +162,7 @@ impl Group {
         let expected: Vec<T> = data::expected(call.content, &keys, call.elements);
         self.write_inputs(call, &keys)?;
         let function = &self.functions[&plan.route];
-        self.launch(function, plan, |own| self.params(plan.route, call, own))?;
+        self.launch(function, plan, 1, |own| self.params(plan.route, call, own))?;
         for (index, rank) in self.ranks.iter().enumerate() {
             self.compare(index, rank.slot(index, call, call.target), &expected)
                 .with_context(|| format!("seed {seed}"))?;
@@ -178,24 +184,30 @@ impl Group {
     }
 
     /// Fails unless the rank's call has succeeded and its array in this slot is as expected.
-    pub(super) fn compare(&self, index: usize, slot: Slot, expected: &[T]) -> Result<()> {
+    pub(super) fn compare<E: Scalar>(
+        &self,
+        index: usize,
+        slot: Slot,
+        expected: &[E],
+    ) -> Result<()> {
         if let Some(failure) = self.ranks[index].status.failure() {
             bail!("rank {index} failed: {failure:?}");
         }
         let mut memory = vec![0; slot.guarded_bytes];
         // SAFETY: the slot lies within its memory.
         unsafe { self.device.read(slot.base, &mut memory)? };
-        if let Some(wrong) = slot.compare(&memory, bytes_of(expected), size_of::<T>()) {
+        if let Some(wrong) = slot.compare(&memory, bytes_of(expected), size_of::<E>()) {
             bail!("rank {index}: {wrong}");
         }
         Ok(())
     }
 
-    /// Launches an entry point for all ranks and waits for it.
+    /// Launches an entry point for all ranks, in clusters of so many blocks, and waits for it.
     pub(super) fn launch(
         &self,
         function: &CudaFunction,
         plan: Plan,
+        cluster: u32,
         params_of: impl Fn(usize) -> PeersumParams,
     ) -> Result<()> {
         let mut params = AllParams([PeersumParams::default(); 8]);
@@ -203,17 +215,14 @@ impl Group {
             *params = params_of(index);
         }
         let world_size = self.ranks.len() as u32;
-        let mut launch = self.stream.launch_builder(function);
-        launch.arg(&params);
-        let shape = LaunchConfig {
-            grid_dim: (plan.blocks, world_size, 1),
-            block_dim: (plan.threads + world_size, 1, 1),
-            shared_mem_bytes: 0,
-        };
+        let (stream, function) = (self.stream.cu_stream(), function.cu_function());
+        let grid = [plan.blocks, world_size, cluster];
+        let threads = plan.threads + world_size;
+        self.stream.context().bind_to_thread()?;
         // SAFETY: the parameters are those that the entry points of this build take; every address
         // in them is of an allocation of this group, which outlives the stream's work: the next
         // line waits for it.
-        unsafe { launch.launch(shape)? };
+        unsafe { launch_function(stream, function, grid, threads, false, &params)? };
         self.stream.synchronize()?;
         Ok(())
     }

@@ -19,6 +19,7 @@ use clap::ValueEnum;
 
 use crate::machine::CONNECTIONS_VARIABLE;
 use crate::names::name_of;
+use crate::operation::Operation;
 use bounded::Ended;
 use tool::Tool;
 
@@ -81,6 +82,17 @@ enum Ranks {
 enum Subject {
     Planted,
     Grid,
+    /// The grid of calls with RMSNorm, where it is one of its own.
+    Norms,
+}
+
+impl Ranks {
+    fn subjects(self) -> &'static [Subject] {
+        match self {
+            Ranks::Rows => &[Subject::Planted, Subject::Grid],
+            Ranks::Processes => &[Subject::Planted, Subject::Grid, Subject::Norms],
+        }
+    }
 }
 
 /// Runs each tool on its planted error and on the grid. Returns whether each tool found its planted
@@ -89,12 +101,13 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<bool> {
     ensure!(args.limit > 0, "--limit 0 leaves no time for anything");
     let began = Instant::now();
     let mut failed = 0;
+    let subjects = args.ranks.subjects();
     println!(
         "{:<10} {:<8} {:>7} {:>8}  result",
         "tool", "run", "errors", "seconds"
     );
     for &tool in &args.tool {
-        for subject in Subject::value_variants() {
+        for subject in subjects {
             let directory = tempfile::tempdir().context("making a directory for reports")?;
             let report_path = directory.path().join("report");
             let mut command = command(args, tool, *subject, &report_path)?;
@@ -130,8 +143,8 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<bool> {
     }
     println!(
         "{} of {} runs passed, in {:.1} s",
-        args.tool.len() * 2 - failed,
-        args.tool.len() * 2,
+        args.tool.len() * subjects.len() - failed,
+        args.tool.len() * subjects.len(),
         began.elapsed().as_secs_f64()
     );
     Ok(failed == 0)
@@ -155,9 +168,11 @@ fn verdict(
         ));
     };
     match (subject, errors, status.code()) {
-        (Subject::Grid, 0, Some(0)) => Ok("nothing found"),
-        (Subject::Grid, 0, _) => Err(format!("nothing found, but the grid ended with {status}")),
-        (Subject::Grid, ..) => Err("errors in the kernels".to_owned()),
+        (Subject::Grid | Subject::Norms, 0, Some(0)) => Ok("nothing found"),
+        (Subject::Grid | Subject::Norms, 0, _) => {
+            Err(format!("nothing found, but the grid ended with {status}"))
+        }
+        (Subject::Grid | Subject::Norms, ..) => Err("errors in the kernels".to_owned()),
         (Subject::Planted, 0, _) => Err("the planted error was not found".to_owned()),
         (Subject::Planted, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
             Ok("the planted error was found")
@@ -204,9 +219,14 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--world-size", &args.world_size])
                 .args(["--seed", &args.seed.to_string()]);
         }
-        Subject::Grid => {
+        Subject::Grid | Subject::Norms => {
+            let operation = match subject {
+                Subject::Norms => Operation::RmsNorm,
+                _ => Operation::AllReduce,
+            };
             command
                 .args(["grid", "--device", "cuda", "--grid", "sanitizer"])
+                .args(["--op", &name_of(&operation)])
                 .args(["--dtype", "bf16", "--world-size", &args.world_size])
                 .args(["--ranks", "processes"])
                 .args(["--seed", &args.seed.to_string()])

@@ -8,9 +8,10 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::turns::Turns;
-use crate::grid::norm::{Fp8Kind, NormCase, NormRank};
+use crate::grid::norm::{NormCase, NormRank};
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::{DeviceOf, Machine};
+use crate::norm_output::NormOutput;
 use crate::ranks::run_threads;
 
 /// The lengths of rows, in elements of 16 bits: one unit to the longest.
@@ -77,7 +78,7 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
         Some(Route::SymmetricTwoShot) => true,
         _ => rng.bool(),
     };
-    let fp8 = [None, Some(Fp8Kind::Static), Some(Fp8Kind::PerToken)];
+    let output = NormOutput::ALL[rng.usize(..3)];
     NormCase {
         world_size,
         dtype: Dtype::ALL[rng.usize(..Dtype::ALL.len())],
@@ -86,7 +87,7 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
         rows: rng.usize(1..=1 << digits),
         has_residual: rng.bool(),
         in_place,
-        fp8: fp8[rng.usize(..3)].filter(|_| in_place),
+        output: if in_place { output } else { NormOutput::Same },
         is_captured: rng.bool(),
         is_special: rng.u8(..4) == 0,
         numbers: rng.usize(..12),
@@ -108,7 +109,7 @@ mod tests {
             let case = draw(&settings, 2, seed);
             assert_eq!(case, draw(&settings, 2, seed));
             assert!(case.rows * case.hidden <= MOST);
-            seen.insert((case.dtype, case.route, case.has_residual, case.fp8));
+            seen.insert((case.dtype, case.route, case.has_residual, case.output));
         }
         // Symmetric one-shot calls work not in place, and make no FP8.
         assert_eq!(seen.len(), 3 * (Route::ALL.len() * 3 + 1) * 2);

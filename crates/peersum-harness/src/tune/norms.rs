@@ -13,6 +13,7 @@ use crate::bench::norm::{NormCall, NormRank, Way};
 use crate::bench::ranks::Rank;
 use crate::bench::timing::{Method, median, rounded};
 use crate::data::with_element;
+use crate::norm_output::NormOutput;
 
 /// The work of one group.
 pub(super) struct NormSweep<'a> {
@@ -58,6 +59,7 @@ impl Rows {
             placement,
             rows: self.rows,
             hidden: self.hidden,
+            output: NormOutput::Same,
             way,
         }
     }

@@ -35,7 +35,7 @@ pub(super) unsafe fn launch(
         launch_function(
             stream,
             kernel.function,
-            (shape.blocks, shape.cluster),
+            [shape.blocks, 1, shape.cluster],
             threads,
             pdl,
             params,
@@ -44,8 +44,8 @@ pub(super) unsafe fn launch(
 }
 
 /// Enqueues a kernel that takes one argument. Everything it needs is on the stack, and the driver
-/// copies it before it returns. The grid is a number of blocks, in clusters of so many. `pdl`: it
-/// may start before the kernel in front of it has ended.
+/// copies it before it returns. The grid is so many blocks in each of so many rows, in clusters of
+/// so many. `pdl`: it may start before the kernel in front of it has ended.
 ///
 /// # Safety
 ///
@@ -55,7 +55,7 @@ pub(super) unsafe fn launch(
 pub unsafe fn launch_function<P>(
     stream: CUstream,
     function: CUfunction,
-    (blocks, cluster): (u32, u32),
+    [blocks, rows, cluster]: [u32; 3],
     threads: u32,
     pdl: bool,
     argument: &P,
@@ -76,7 +76,7 @@ pub unsafe fn launch_function<P>(
     }
     let config = CUlaunchConfig {
         gridDimX: blocks,
-        gridDimY: 1,
+        gridDimY: rows,
         gridDimZ: 1,
         blockDimX: threads,
         blockDimY: 1,

@@ -11,6 +11,7 @@ use crate::bench::arguments::{CallArgs, Choices, NcclArgs, contents, launches, o
 use crate::bench::build::Build;
 use crate::bench::sizes::parse_shape;
 use crate::bench::timing::Launch;
+use crate::norm_output::NormOutput;
 use crate::operation::Operation;
 
 /// What `bench allreduce` measures.
@@ -41,6 +42,18 @@ pub(crate) struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(4..=32768)
     )]
     pub(super) hidden: Vec<u32>,
+    /// What the calls of --op rms-norm write. With FP8 they work in place, so there are none with
+    /// a symmetric input out of place. The table compares them with those without FP8 if `same`
+    /// is measured too.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "same",
+        conflicts_with = "bytes"
+    )]
+    pub(super) output: Vec<NormOutput>,
     /// World sizes. If there are fewer GPUs than ranks, the ranks share them.
     #[arg(
         long,

@@ -9,6 +9,7 @@ use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::norm::{NormCall, NormRank, Way};
 use crate::bench::report::{Call, Norm, Sample};
 use crate::data::TestElement;
+use crate::norm_output::NormOutput;
 
 /// One way to carry out a call.
 struct Candidate {
@@ -19,7 +20,7 @@ struct Candidate {
     from_table: bool,
 }
 
-/// Measures every shape that the flags name. Each call is checked before it is timed.
+/// Measures every shape and output that the flags name. Each call is checked before it is timed.
 pub(super) fn measure<T: TestElement, D: Device>(
     group: &Group<'_>,
     rank: &mut NormRank<'_, '_, D>,
@@ -28,28 +29,42 @@ pub(super) fn measure<T: TestElement, D: Device>(
     let args = group.args;
     for &hidden in &args.hidden {
         for &rows in &args.rows {
-            let expected = rank.expected::<T>(rows, hidden);
-            let bytes = (rows * hidden) as usize * size_of::<T>();
-            for candidate in candidates_of::<T, D>(group, rank, rows, hidden)? {
-                let norm = Norm {
-                    rows,
-                    hidden,
-                    is_fused: candidate.is_fused,
-                };
-                for &launch in &args.method {
-                    let call = Call {
-                        placement: Some(candidate.call.placement),
-                        plan: Some(candidate.plan),
-                        from_table: candidate.from_table,
-                        norm: Some(norm),
-                        ..group.call::<T>(bytes, launch)
-                    };
-                    let checked = rank.check(candidate.call, launch, &expected);
-                    checked.with_context(|| format!("{:?}", candidate.call))?;
-                    let times = rank.time::<T>(candidate.call, args.call.method(launch))?;
-                    samples.push(Sample::new(call, times));
-                }
+            for &output in &args.output {
+                measure_rows::<T, D>(group, rank, (rows, hidden, output), samples)?;
             }
+        }
+    }
+    Ok(())
+}
+
+fn measure_rows<T: TestElement, D: Device>(
+    group: &Group<'_>,
+    rank: &mut NormRank<'_, '_, D>,
+    (rows, hidden, output): (u32, u32, NormOutput),
+    samples: &mut Vec<Sample>,
+) -> Result<()> {
+    let args = group.args;
+    let expected = rank.expected::<T>(rows, hidden, output);
+    let bytes = (rows * hidden) as usize * size_of::<T>();
+    for candidate in candidates_of::<T, D>(group, rank, (rows, hidden, output))? {
+        let norm = Norm {
+            rows,
+            hidden,
+            output,
+            is_fused: candidate.is_fused,
+        };
+        for &launch in &args.method {
+            let call = Call {
+                placement: Some(candidate.call.placement),
+                plan: Some(candidate.plan),
+                from_table: candidate.from_table,
+                norm: Some(norm),
+                ..group.call::<T>(bytes, launch)
+            };
+            let checked = rank.check(candidate.call, launch, &expected);
+            checked.with_context(|| format!("{:?}", candidate.call))?;
+            let times = rank.time::<T>(candidate.call, args.call.method(launch))?;
+            samples.push(Sample::new(call, times));
         }
     }
     Ok(())
@@ -59,17 +74,21 @@ pub(super) fn measure<T: TestElement, D: Device>(
 fn candidates_of<T: TestElement, D: Device>(
     group: &Group<'_>,
     rank: &mut NormRank<'_, '_, D>,
-    rows: u32,
-    hidden: u32,
+    (rows, hidden, output): (u32, u32, NormOutput),
 ) -> Result<Vec<Candidate>> {
     let args = group.args;
     let bytes = u64::from(rows) * u64::from(hidden) * size_of::<T>() as u64;
     let mut all = Vec::new();
     let mut add = |rank: &mut NormRank<'_, '_, D>, placement, way| -> Result<()> {
+        // FP8 has no call out of place.
+        if placement == Placement::Symmetric && output.has_fp8() {
+            return Ok(());
+        }
         let call = NormCall {
             placement,
             rows,
             hidden,
+            output,
             way,
         };
         let communicator = &rank.rank.communicator;
@@ -134,6 +153,7 @@ fn fused_shapes<T: TestElement, D: Device>(
             placement: Placement::Ordinary,
             rows,
             hidden,
+            output: NormOutput::Same,
             way: Way::FusedAs(Plan {
                 route: Route::PushOneShot,
                 blocks,

@@ -8,6 +8,7 @@ use peersum_artifact::Dtype;
 use super::super::case::{Listed, is_selected};
 use super::super::settings::{GridKind, Settings};
 use crate::data::Content;
+use crate::norm_output::NormOutput;
 
 /// The lengths of rows, in elements: one unit to the longest.
 const HIDDEN: [usize; 12] = [
@@ -17,13 +18,6 @@ const ROWS: [usize; 9] = [1, 2, 3, 7, 16, 64, 128, 513, 2048];
 
 /// The most elements of a call of the full grid: the reference is computed on the host.
 const MOST_ELEMENTS: usize = 4 << 20;
-
-/// The scale of FP8.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Fp8Kind {
-    Static,
-    PerToken,
-}
 
 /// One configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,8 +30,7 @@ pub(crate) struct NormCase {
     pub(crate) rows: usize,
     pub(crate) has_residual: bool,
     pub(crate) in_place: bool,
-    /// What is made besides the rows. Such a call works in place.
-    pub(crate) fp8: Option<Fp8Kind>,
+    pub(crate) output: NormOutput,
     pub(crate) is_captured: bool,
     pub(crate) is_special: bool,
     /// Which of the epsilons and offsets.
@@ -90,11 +83,7 @@ impl fmt::Display for NormCase {
             if self.is_captured { "graph" } else { "eager" },
             if self.has_residual { "add" } else { "plain" },
             if self.in_place { "_in_place" } else { "" },
-            match self.fp8 {
-                None => "",
-                Some(Fp8Kind::Static) => "_fp8_static",
-                Some(Fp8Kind::PerToken) => "_fp8_per_token",
-            },
+            self.output.suffix(),
             if self.is_special { "_special" } else { "" },
         )
     }
@@ -146,7 +135,10 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
                         Some(Route::SymmetricTwoShot) => true,
                         _ => (turn / 2).is_multiple_of(2),
                     };
-                    let fp8 = [None, Some(Fp8Kind::Static), Some(Fp8Kind::PerToken)];
+                    let output = match in_place {
+                        true => NormOutput::ALL[turn % 3],
+                        false => NormOutput::Same,
+                    };
                     cases.push(NormCase {
                         world_size,
                         dtype,
@@ -155,7 +147,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
                         rows,
                         has_residual: turn.is_multiple_of(2),
                         in_place,
-                        fp8: fp8[turn % 3].filter(|_| in_place),
+                        output,
                         is_captured: (turn / 4).is_multiple_of(2),
                         is_special: turn.is_multiple_of(5),
                         numbers: turn,
@@ -199,12 +191,12 @@ mod tests {
             .map(|case| (case.world_size, case.dtype, case.route, case.has_residual))
             .collect();
         assert_eq!(kinds.len(), 2 * 3 * (1 + Route::ALL.len()) * 2);
-        let fp8: HashSet<_> = all
+        let outputs: HashSet<_> = all
             .iter()
             .filter(|case| case.in_place)
-            .map(|case| (case.world_size, case.dtype, case.route, case.fp8))
+            .map(|case| (case.world_size, case.dtype, case.route, case.output))
             .collect();
-        assert_eq!(fp8.len(), 2 * 3 * Route::ALL.len() * 3);
+        assert_eq!(outputs.len(), 2 * 3 * Route::ALL.len() * 3);
         let names: HashSet<String> = all.iter().map(NormCase::to_string).collect();
         assert_eq!(names.len(), all.len(), "each has a name of its own");
     }

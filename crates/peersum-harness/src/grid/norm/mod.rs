@@ -3,5 +3,5 @@
 mod cases;
 mod rank;
 
-pub(crate) use cases::{Fp8Kind, NormCase, cases};
+pub(crate) use cases::{NormCase, cases};
 pub(crate) use rank::NormRank;

@@ -7,18 +7,16 @@ use peersum::device::Device;
 use peersum::dispatch::Plan;
 use peersum::loader::{JitMode, LoadPolicy};
 use peersum::reference::{self, NormNumbers};
-use peersum::{
-    Communicator, Element, Fp8PerToken, Fp8Static, Output, Rendezvous, RmsNorm, Scalar,
-    SymmetricBuffer,
-};
+use peersum::{Communicator, Element, Output, Rendezvous, RmsNorm, Scalar, SymmetricBuffer};
 
 use super::super::event::{Event, Spent};
 use super::super::session::SETUP_TIMEOUT;
 use super::super::settings::Settings;
-use super::cases::{Fp8Kind, NormCase};
+use super::cases::NormCase;
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::machine::{DeviceKind, DeviceOf, Machine};
-use crate::memory::{GUARD_BYTES, Guarded, POISON, lend};
+use crate::memory::{GUARD_BYTES, Guarded, POISON, difference, lend};
+use crate::norm_output::{Fp8Buffers, NormOutput};
 
 /// One rank with its memory. Every array begins behind a guard.
 pub(crate) struct NormRank<D: Device> {
@@ -147,17 +145,12 @@ impl<D: Device> NormRank<D> {
 
         // Few values saturate.
         let inverse_scale = 100.0 + seed as u8 as f32;
-        let (values, scales) = match case.fp8 {
-            None => (Vec::new(), Vec::new()),
-            Some(Fp8Kind::Static) => (
-                reference::fp8_static(&normalised, inverse_scale),
-                vec![inverse_scale],
-            ),
-            Some(Fp8Kind::PerToken) => reference::fp8_per_token(&normalised, case.hidden),
-        };
+        let (values, scales) = case
+            .output
+            .expected(&normalised, case.hidden, inverse_scale);
 
         self.prepare(case, &own, &residual, &weight)?;
-        if case.fp8 == Some(Fp8Kind::Static) {
+        if case.output == NormOutput::Fp8Static {
             self.fp8_scales
                 .write(&self.device, GUARD_BYTES, bytes_of(&scales))?;
         }
@@ -257,8 +250,8 @@ impl<D: Device> NormRank<D> {
     }
 
     fn call<T: Element>(&mut self, case: &NormCase) -> Result<()> {
-        if let Some(kind) = case.fp8 {
-            return self.call_fp8::<T>(case, kind);
+        if case.in_place {
+            return self.call_in_place::<T>(case);
         }
         let (input, output) = (self.input_address(case), self.output_address(case));
         let residual = self.residual.base() + GUARD_BYTES as u64;
@@ -269,26 +262,13 @@ impl<D: Device> NormRank<D> {
         // buffers are given back before this returns.
         let called = unsafe {
             lend::<T, D, _>(device, weight, case.hidden, |weight| {
-                let norm = RmsNorm {
-                    weight: &*weight,
-                    epsilon: case.epsilon(),
-                    weight_offset: case.weight_offset(),
-                };
+                let norm = norm_of(case, weight);
                 lend::<T, D, _>(device, output, elements, |output| {
                     lend::<T, D, _>(device, residual, elements, |residual| {
-                        lend::<T, D, _>(device, input, elements, |input| {
-                            match (case.in_place, case.has_residual) {
-                                (false, false) => {
-                                    communicator.all_reduce_rms_norm(&*input, &norm, output)
-                                }
-                                (false, true) => communicator
-                                    .all_reduce_add_rms_norm(&*input, residual, &norm, output),
-                                (true, false) => {
-                                    communicator.all_reduce_rms_norm_in_place(output, &norm)
-                                }
-                                (true, true) => communicator
-                                    .all_reduce_add_rms_norm_in_place(output, residual, &norm),
-                            }
+                        lend::<T, D, _>(device, input, elements, |input| match case.has_residual {
+                            false => communicator.all_reduce_rms_norm(&*input, &norm, output),
+                            true => communicator
+                                .all_reduce_add_rms_norm(&*input, residual, &norm, output),
                         })
                     })
                 })
@@ -297,57 +277,25 @@ impl<D: Device> NormRank<D> {
         Ok(called?)
     }
 
-    fn call_fp8<T: Element>(&mut self, case: &NormCase, kind: Fp8Kind) -> Result<()> {
+    fn call_in_place<T: Element>(&mut self, case: &NormCase) -> Result<()> {
         let output = self.output_address(case);
         let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
         let (residual, weight) = (begin(&self.residual), begin(&self.weight));
         let (values, scales) = (begin(&self.fp8_values), begin(&self.fp8_scales));
-        let scale_count = match kind {
-            Fp8Kind::Static => 1,
-            Fp8Kind::PerToken => case.rows,
-        };
         let (device, communicator) = (&self.device, &mut self.communicator);
-        let elements = case.elements();
+        let (elements, scale_count) = (case.elements(), case.output.scales(case.rows));
         // SAFETY: as in `call`.
         let called = unsafe {
             lend::<T, D, _>(device, weight, case.hidden, |weight| {
-                let norm = RmsNorm {
-                    weight: &*weight,
-                    epsilon: case.epsilon(),
-                    weight_offset: case.weight_offset(),
-                };
+                let norm = norm_of(case, weight);
                 lend::<T, D, _>(device, output, elements, |rows| {
                     lend::<T, D, _>(device, residual, elements, |residual| {
+                        let residual = case.has_residual.then_some(residual);
                         lend::<u8, D, _>(device, values, elements, |values| {
                             lend::<f32, D, _>(device, scales, scale_count, |scales| {
-                                match (kind, case.has_residual) {
-                                    (Fp8Kind::Static, false) => {
-                                        let inverse_scale = &*scales;
-                                        let fp8 = Fp8Static {
-                                            values,
-                                            inverse_scale,
-                                        };
-                                        communicator.all_reduce_rms_norm_fp8(rows, &norm, fp8)
-                                    }
-                                    (Fp8Kind::Static, true) => {
-                                        let inverse_scale = &*scales;
-                                        let fp8 = Fp8Static {
-                                            values,
-                                            inverse_scale,
-                                        };
-                                        communicator
-                                            .all_reduce_add_rms_norm_fp8(rows, residual, &norm, fp8)
-                                    }
-                                    (Fp8Kind::PerToken, false) => {
-                                        let fp8 = Fp8PerToken { values, scales };
-                                        communicator.all_reduce_rms_norm_fp8(rows, &norm, fp8)
-                                    }
-                                    (Fp8Kind::PerToken, true) => {
-                                        let fp8 = Fp8PerToken { values, scales };
-                                        communicator
-                                            .all_reduce_add_rms_norm_fp8(rows, residual, &norm, fp8)
-                                    }
-                                }
+                                let fp8 = Fp8Buffers { values, scales };
+                                let output = case.output;
+                                output.call_in_place(communicator, rows, residual, &norm, fp8)
                             })
                         })
                     })
@@ -386,17 +334,15 @@ impl<D: Device> NormRank<D> {
         if memory.iter().chain(&behind).any(|&byte| byte != POISON) {
             return Ok(Some(format!("{name}: memory beside it was written")));
         }
-        let elements = |bytes| <[u8]>::chunks_exact(bytes, size_of::<T>());
-        let mut pairs = elements(&array).zip(elements(bytes_of(expected)));
-        let wrong = pairs.position(|(found, expected)| found != expected);
-        Ok(wrong.map(|index| {
-            let element = |bytes| {
-                let bytes = elements(bytes).nth(index).unwrap_or_default();
-                let digits = bytes.iter().rev().map(|byte| format!("{byte:02x}"));
-                digits.collect::<String>()
-            };
-            let (found, expected) = (element(&array), element(bytes_of(expected)));
-            format!("{name}, element {index}: 0x{found}, not 0x{expected}")
-        }))
+        Ok(difference::<T>(&array, bytes_of(expected), name))
+    }
+}
+
+/// The RMSNorm of a configuration.
+fn norm_of<'a, W>(case: &NormCase, weight: &'a mut W) -> RmsNorm<'a, W> {
+    RmsNorm {
+        weight,
+        epsilon: case.epsilon(),
+        weight_offset: case.weight_offset(),
     }
 }
