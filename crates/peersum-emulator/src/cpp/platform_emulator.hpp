@@ -43,8 +43,11 @@ constexpr peersum_u32 LANES = emulator::WARP;
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     return emulator::exchange_with_lane(value, mask);
 }
-// Here the threads of a warp may go different ways and still exchange registers.
-PEERSUM_DEVICE bool vote_any(bool value) { return value; }
+PEERSUM_DEVICE bool vote_any(bool value) {
+    float votes = value ? 1.0f : 0.0f;
+    for (peersum_u32 mask = 1; mask < LANES; mask *= 2) votes += shfl_bfly_f32(votes, mask);
+    return votes != 0.0f;
+}
 struct BlockMemory {
     float* floats;
 };
