@@ -2,9 +2,9 @@
 //! thread, that of their stream.
 //!
 //! A fiber runs until it waits. It then says what for, and the scheduler looks at that without a
-//! switch of stacks. Ranks are host threads, or processes, that know nothing of each other, so a
-//! launch that cannot go on by itself looks again and again, and lets other threads of the host run
-//! between two looks.
+//! switch of stacks. A fiber that polls a peer gets a turn in every round. Ranks are host threads
+//! or processes that tell each other nothing but through the memory they share: so a launch that
+//! cannot go on by itself looks again and again, and lets other threads of the host run meanwhile.
 
 use std::ffi::c_void;
 use std::ptr;

@@ -5,13 +5,14 @@
 //! CUDA thread is a fiber, with a stack of its own, and the fibers of a launch run by turns on the
 //! host thread of their stream: all blocks run at once, and a thread that waits or polls lets the
 //! others run, in pseudo-random order. A 16-byte access to memory that a peer uses is split into
-//! four 32-bit accesses in random order. Memory that ranks share is a memfd, so ranks can be threads or real
-//! processes. The emulator is slow and meant for tests: results and failures are those of a GPU,
-//! times are not.
+//! four 32-bit accesses in random order. Memory that ranks share is a memfd, so ranks can be
+//! threads or real processes. The emulator is slow and meant for tests: results and failures are
+//! those of a GPU, times are not.
 //!
 //! It cannot show reorderings that the host's memory model forbids and a GPU's allows (x86 keeps
-//! stores in order, and loads), and kernels of one stream that overlap (programmatic dependent
-//! launch). See `tests/thread_sanitizer.rs` for how to run the protocols under ThreadSanitizer.
+//! stores in order, and loads), kernels of one stream that overlap (programmatic dependent launch),
+//! and threads of one launch that interrupt each other anywhere but where they wait or store for a
+//! peer. See `tests/thread_sanitizer.rs` for how to run the protocols under ThreadSanitizer.
 //!
 //! ```
 //! use peersum::device::{Device, MemorySharing};
