@@ -65,12 +65,8 @@ impl Command {
                 word,
                 words,
             } => {
-                let address = address as *mut u32;
-                for index in 0..words {
-                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any
-                    // multiple of an element from alignment.
-                    unsafe { address.add(index).write_unaligned(word) };
-                }
+                // SAFETY: the caller of `Device::fill` answers for the range.
+                unsafe { fill(address, word, words) };
             }
             Command::Copy {
                 destination,
@@ -98,6 +94,26 @@ impl Command {
                 }
             }
         }
+    }
+}
+
+/// Repeats `word`.
+///
+/// # Safety
+///
+/// The range is the caller's to write. It may be any multiple of an element from alignment.
+unsafe fn fill(address: u64, word: u32, words: usize) {
+    let [byte, ..] = word.to_ne_bytes();
+    if word == u32::from_ne_bytes([byte; 4]) {
+        // What arenas are filled with. The C library is quick even in a debug build.
+        // SAFETY: the caller answers for the range.
+        unsafe { (address as *mut u8).write_bytes(byte, words * size_of::<u32>()) };
+        return;
+    }
+    let address = address as *mut u32;
+    for index in 0..words {
+        // SAFETY: as above, and no alignment is assumed.
+        unsafe { address.add(index).write_unaligned(word) };
     }
 }
 
