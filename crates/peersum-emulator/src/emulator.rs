@@ -18,9 +18,9 @@ use peersum_kernels::abi::{
 use crate::buffer::{EmulatorBuffer, EmulatorViewMut};
 use crate::entry_points;
 use crate::handles::{Emulator, EmulatorGraph, EmulatorModule};
+use crate::launch::Launch;
 use crate::memory::{self, EmulatorAllocation, EmulatorMapping};
 use crate::stream::{Command, EmulatorStream, misuse};
-use crate::thread_pool::Launch;
 
 impl DeviceStream for EmulatorStream {
     type Device = Emulator;

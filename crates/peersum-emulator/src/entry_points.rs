@@ -1,11 +1,16 @@
 //! The compiled kernels by name.
 
+use std::ffi::c_void;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use peersum_kernels::abi::PeersumParams;
 
 /// One entry point. It runs as one emulated thread, within [`peersum_emulator_run`] only.
 pub(crate) type EntryPoint = unsafe extern "C" fn(PeersumParams);
+
+/// Lets other fibers run until the word is another than the value, or for a turn if the word is
+/// null. Within [`peersum_emulator_run`] only.
+pub(crate) type Suspend = unsafe extern "C" fn(*const c_void, *const AtomicU32, u32);
 
 /// `emulator::BlockBarriers` of `cpp/runtime.hpp`.
 #[repr(C, align(64))]
@@ -34,10 +39,15 @@ pub(crate) struct ThreadIdentity {
     pub(crate) memory: *const AtomicU64,
     /// Not 0, which the generator never leaves.
     pub(crate) random_seed: u32,
+    /// Set by the kernel.
+    pub(crate) has_waited: bool,
+    pub(crate) suspend: Suspend,
+    /// The first argument of `suspend`.
+    pub(crate) fiber: *const c_void,
 }
 
 unsafe extern "C" {
-    /// Runs `entry` as one emulated thread on the calling host thread.
+    /// Runs `entry` as one emulated thread, on the caller's stack.
     pub(crate) fn peersum_emulator_run(
         entry: EntryPoint,
         params: *const PeersumParams,

@@ -2,15 +2,17 @@
 //! [`peersum::device::Device`].
 //!
 //! The files of `kernels/` are compiled as C++ by the system's compiler and run on the CPU. Each
-//! CUDA thread is a host thread of a persistent pool, all blocks of a launch run at once, a thread
-//! that polls yields, and a 16-byte access to memory that a peer uses is split into four 32-bit
-//! accesses in random order. Memory that ranks share is a memfd, so ranks can be threads or real
-//! processes. The emulator is slow and meant for tests: results and failures are those of a GPU,
-//! times are not.
+//! CUDA thread is a fiber, with a stack of its own, and the fibers of a launch run by turns on the
+//! host thread of their stream: all blocks run at once, and a thread that waits or polls lets the
+//! others run, in pseudo-random order. A 16-byte access to memory that a peer uses is split into
+//! four 32-bit accesses in random order. Memory that ranks share is a memfd, so ranks can be
+//! threads or real processes. The emulator is slow and meant for tests: results and failures are
+//! those of a GPU, times are not.
 //!
 //! It cannot show reorderings that the host's memory model forbids and a GPU's allows (x86 keeps
-//! stores in order, and loads), and kernels of one stream that overlap (programmatic dependent
-//! launch). See `tests/thread_sanitizer.rs` for how to run the protocols under ThreadSanitizer.
+//! stores in order, and loads), kernels of one stream that overlap (programmatic dependent launch),
+//! and threads of one launch that interrupt each other anywhere but where they wait or store for a
+//! peer. See `tests/thread_sanitizer.rs` for how to run the protocols under ThreadSanitizer.
 //!
 //! ```
 //! use peersum::device::{Device, MemorySharing};
@@ -31,10 +33,12 @@ mod conversions;
 mod device;
 mod emulator;
 mod entry_points;
+mod fibers;
 mod handles;
+mod launch;
 mod memory;
+mod stacks;
 mod stream;
-mod thread_pool;
 
 pub use buffer::{EmulatorBuffer, EmulatorPart, EmulatorView, EmulatorViewMut};
 #[cfg(feature = "broken-kernels")]

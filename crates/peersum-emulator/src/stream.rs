@@ -10,7 +10,9 @@ use std::thread::{self, JoinHandle, ThreadId};
 use peersum::device::DeviceError;
 
 use crate::device::EmulatorDevice;
-use crate::thread_pool::{Launch, ThreadPool};
+use crate::fibers;
+use crate::launch::Launch;
+use crate::stacks::Stacks;
 
 /// One piece of work. The caller who enqueued it through an `unsafe fn` of `Device` vouches for the
 /// addresses.
@@ -39,7 +41,7 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Host threads that it needs at once.
+    /// Emulated threads that it needs at once.
     fn thread_count(&self) -> usize {
         match self {
             Command::Launch(launch) => launch.thread_count(),
@@ -52,23 +54,19 @@ impl Command {
         }
     }
 
-    fn execute(&self, pool: &ThreadPool, seed: &mut u32) {
+    fn execute(&self, stacks: &Stacks, seed: &mut u32) {
         match *self {
             Command::Launch(ref launch) => {
                 *seed = seed.wrapping_mul(0x915F_77F5).wrapping_add(1);
-                pool.run(launch, *seed);
+                fibers::run(launch, *seed, stacks);
             }
             Command::Fill {
                 address,
                 word,
                 words,
             } => {
-                let address = address as *mut u32;
-                for index in 0..words {
-                    // SAFETY: the caller of `Device::fill` answers for the range; it may be any
-                    // multiple of an element from alignment.
-                    unsafe { address.add(index).write_unaligned(word) };
-                }
+                // SAFETY: the caller of `Device::fill` answers for the range.
+                unsafe { fill(address, word, words) };
             }
             Command::Copy {
                 destination,
@@ -92,10 +90,30 @@ impl Command {
             Command::Await { ref progress, done } => progress.wait_for(done),
             Command::Graph(ref commands) => {
                 for command in &**commands {
-                    command.execute(pool, seed);
+                    command.execute(stacks, seed);
                 }
             }
         }
+    }
+}
+
+/// Repeats `word`.
+///
+/// # Safety
+///
+/// The range is the caller's to write. It may be any multiple of an element from alignment.
+unsafe fn fill(address: u64, word: u32, words: usize) {
+    let [byte, ..] = word.to_ne_bytes();
+    if word == u32::from_ne_bytes([byte; 4]) {
+        // What arenas are filled with. The C library is quick even in a debug build.
+        // SAFETY: the caller answers for the range.
+        unsafe { (address as *mut u8).write_bytes(byte, words * size_of::<u32>()) };
+        return;
+    }
+    let address = address as *mut u32;
+    for index in 0..words {
+        // SAFETY: as above, and no alignment is assumed.
+        unsafe { address.add(index).write_unaligned(word) };
     }
 }
 
@@ -130,8 +148,8 @@ struct Recorded {
     thread: ThreadId,
 }
 
-/// An ordered queue of launches on an [`EmulatorDevice`]: a thread that takes them one by one, and
-/// the threads that run them. Cheap to clone. Dropping the last clone waits for what was enqueued.
+/// An ordered queue of launches on an [`EmulatorDevice`]: a host thread
+/// that runs them one by one. Cheap to clone. Dropping the last clone waits for what was enqueued.
 #[derive(Clone)]
 pub struct EmulatorStream {
     inner: Arc<Inner>,
@@ -140,7 +158,7 @@ pub struct EmulatorStream {
 struct Inner {
     id: u64,
     device: EmulatorDevice,
-    pool: Arc<ThreadPool>,
+    stacks: Arc<Stacks>,
     progress: Arc<Progress>,
     /// `None` only while the stream is dropped.
     commands: Option<Sender<Command>>,
@@ -168,28 +186,28 @@ impl EmulatorDevice {
     pub fn stream(&self) -> Result<EmulatorStream, DeviceError> {
         static STREAMS: AtomicU64 = AtomicU64::new(1);
         let id = STREAMS.fetch_add(1, Ordering::Relaxed);
-        let pool = Arc::new(ThreadPool::default());
+        let stacks = Arc::new(Stacks::default());
         let progress = Arc::new(Progress::default());
         let (commands, received) = channel::<Command>();
         let executor = thread::Builder::new()
             .name(format!("emulated stream {id}"))
             .spawn({
-                let (pool, progress) = (Arc::clone(&pool), Arc::clone(&progress));
+                let (stacks, progress) = (Arc::clone(&stacks), Arc::clone(&progress));
                 move || {
                     let mut seed = id as u32;
                     for command in received {
-                        command.execute(&pool, &mut seed);
+                        command.execute(&stacks, &mut seed);
                         progress.counts().done += 1;
                         progress.advanced.notify_all();
                     }
                 }
             })
-            .map_err(thread_refused)?;
+            .map_err(|source| refused("pthread_create", source))?;
         Ok(EmulatorStream {
             inner: Arc::new(Inner {
                 id,
                 device: self.clone(),
-                pool,
+                stacks,
                 progress,
                 commands: Some(commands),
                 executor: Some(executor),
@@ -248,9 +266,9 @@ impl EmulatorStream {
     pub(crate) fn enqueue(&self, command: Command) -> Result<(), DeviceError> {
         // Here and not in the executor, so that the caller gets the error.
         self.inner
-            .pool
+            .stacks
             .reserve(command.thread_count())
-            .map_err(thread_refused)?;
+            .map_err(|source| refused("mmap", source))?;
         if let Some(recorded) = &mut *self.recording() {
             recorded.commands.push(command);
             return Ok(());
@@ -313,11 +331,8 @@ impl Drop for Inner {
     }
 }
 
-fn thread_refused(source: io::Error) -> DeviceError {
-    DeviceError::System {
-        call: "pthread_create",
-        source,
-    }
+fn refused(call: &'static str, source: io::Error) -> DeviceError {
+    DeviceError::System { call, source }
 }
 
 /// An error that a driver would report.

@@ -40,6 +40,9 @@ fn timeout(broken: Option<Break>) -> Duration {
 /// Far more than any of them takes to be caught.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Many times as long as most of them take to be caught.
+const SOUND_SEARCH: Duration = Duration::from_secs(1);
+
 /// Repeats calls until one gives other bits or ends in a failure; says what was seen.
 fn caught<T: Element>(
     broken: Option<Break>,
@@ -334,15 +337,12 @@ fn the_same_search_finds_nothing_in_whole_protocols() {
     for algorithm in [Algorithm::OneShot, Algorithm::TwoShot] {
         for family in [Family::Push, Family::Pull] {
             assert_eq!(
-                caught::<f32>(None, 3, call(family, algorithm), Duration::from_secs(2)),
+                caught::<f32>(None, 3, call(family, algorithm), SOUND_SEARCH),
                 None
             );
         }
     }
     for route in NORM_ROUTES {
-        assert_eq!(
-            norm_caught::<f32>(None, 3, route, Duration::from_secs(2)),
-            None
-        );
+        assert_eq!(norm_caught::<f32>(None, 3, route, SOUND_SEARCH), None);
     }
 }

@@ -3,6 +3,8 @@
 
 mod rig;
 
+use std::process::Command;
+
 use half::bf16;
 use peersum::device::{Device, DeviceError, Export, Import, LaunchShape, MemorySharing};
 use peersum::loader::LoadPolicy;
@@ -10,6 +12,7 @@ use peersum::{DeviceBuffer, Input, Output};
 use peersum_artifact::Algorithm;
 use peersum_emulator::{Emulator, EmulatorBuffer, EmulatorDevice};
 use rig::{Setup, World, kinds, random_inputs, seeded};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn emulator() -> Emulator {
     Emulator::open(&EmulatorDevice::new(0).stream().unwrap()).unwrap()
@@ -171,6 +174,48 @@ fn a_launch_beyond_the_kernels_bounds_and_a_wait_during_a_capture_are_errors() {
     emulator.capture_end().unwrap();
     assert!(emulator.capture_end().is_err());
     emulator.synchronize().unwrap();
+}
+
+/// In a process of its own, whose address space is limited.
+#[test]
+fn a_launch_for_whose_threads_there_is_no_memory_is_an_error_and_a_smaller_one_runs() {
+    const ROLE: &str = "PEERSUM_TEST_LITTLE_MEMORY";
+    const NAME: &str =
+        "a_launch_for_whose_threads_there_is_no_memory_is_an_error_and_a_smaller_one_runs";
+    if std::env::var_os(ROLE).is_none() {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", NAME, "--test-threads=1"]);
+        assert!(child.env(ROLE, "1").status().unwrap().success());
+        return;
+    }
+    let world = World::new(2, &Setup::default());
+    let call = kinds()[0];
+    let inputs = random_inputs::<f32>(&mut seeded(), 2, 700);
+    let limit = getrlimit(Resource::As);
+    let little = Rlimit {
+        current: Some(2 << 30),
+        ..limit
+    };
+    setrlimit(Resource::As, little).unwrap();
+    let largest = LaunchShape {
+        blocks: 256,
+        threads: 512,
+        cluster: 1,
+        pdl: false,
+    };
+    let emulator = &world.ranks[0].emulator;
+    let (module, _) = emulator
+        .load(&LoadPolicy::default(), world.key::<f32>(call.family))
+        .unwrap();
+    let params = world.params(&call, 0, &world.arrays(&call, 0, &inputs[0]));
+    // SAFETY: refused before anything runs.
+    let refused = unsafe { emulator.launch(&module, call.algorithm, largest, &params) };
+    assert!(
+        matches!(refused, Err(DeviceError::System { call: "mmap", .. })),
+        "{refused:?}"
+    );
+    let arrays = world.start(&call, &inputs);
+    world.assert_reduced(&call, &inputs, &arrays);
 }
 
 #[test]

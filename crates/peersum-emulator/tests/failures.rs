@@ -28,62 +28,70 @@ fn setup(timeout: Duration) -> Setup {
 fn a_rank_that_never_calls_is_named_by_the_others_and_their_outputs_are_nan() {
     let mut generator = seeded();
     for world_size in [2, 3, 5] {
-        // Between two ranks there is nobody else to name. Among more, one that a busy machine holds
-        // up must not be missed in the absent one's stead.
-        let deadline = Duration::from_millis(if world_size == 2 { 100 } else { 1000 });
-        for kind in kinds() {
-            if world_size == 5 && kind.algorithm == Algorithm::OneShot {
-                continue;
-            }
-            let world = World::new(world_size, &setup(deadline));
-            let absent = generator.usize(..world.size());
-            let inputs = random_inputs::<bf16>(&mut generator, world.size(), 500);
-            let present = (0..world.size()).filter(|&rank| rank != absent);
-            let started: Vec<_> = present
-                .map(|rank| {
-                    let arrays = world.arrays(&kind, rank, &inputs[rank]);
-                    world.launch(&kind, rank, &arrays);
-                    (rank, arrays)
-                })
-                .collect();
-            let took = timed(|| world.synchronize());
-            assert!(took < HANG, "{kind:?} took {took:?}");
-            let mut timed_out = 0;
-            for (rank, arrays) in &started {
-                let failure = world
-                    .failure(*rank)
-                    .unwrap_or_else(|| panic!("rank {rank} has no record: {kind:?}"));
-                assert_eq!(failure.rank as usize, *rank);
-                if failure.cause == PEERSUM_CAUSE_TIMEOUT {
-                    timed_out += 1;
-                    assert_eq!(failure.peer as usize, absent, "{kind:?}: {failure:?}");
-                    assert_eq!(failure.origin as usize, *rank, "{kind:?}: {failure:?}");
-                    assert!(u128::from(failure.waited_ns) > deadline.as_nanos());
-                } else {
-                    assert_eq!(failure.cause, PEERSUM_CAUSE_POISON, "{kind:?}: {failure:?}");
-                    assert!(![absent, *rank].contains(&(failure.origin as usize)));
-                    // Its own wait was for the same rank, unless it was told before it began to
-                    // wait.
-                    assert!(
-                        [absent, *rank].contains(&(failure.peer as usize)),
-                        "{kind:?}: {failure:?}"
-                    );
+        // At once: they wait for their deadlines and do little else.
+        std::thread::scope(|scope| {
+            for kind in kinds() {
+                if world_size == 5 && kind.algorithm == Algorithm::OneShot {
+                    continue;
                 }
-                arrays.assert_all_nan();
+                let generator = generator.fork();
+                scope.spawn(move || assert_absent_is_named(world_size, &kind, generator));
             }
-            assert!(timed_out > 0, "{kind:?}");
-
-            // The absent rank was poisoned, and finds out by calling.
-            let arrays = world.arrays(&kind, absent, &inputs[absent]);
-            world.launch(&kind, absent, &arrays);
-            world.synchronize();
-            let failure = world.failure(absent).expect("the late rank has a record");
-            assert_eq!(failure.cause, PEERSUM_CAUSE_POISON);
-            assert_ne!(failure.origin as usize, absent);
-            assert_eq!(failure.peer as usize, absent, "it waited for nobody");
-            arrays.assert_all_nan();
-        }
+        });
     }
+}
+
+fn assert_absent_is_named(world_size: u32, kind: &Call, mut generator: fastrand::Rng) {
+    // Between two ranks there is nobody else to name. Among more, one that a busy machine holds up
+    // must not be missed in the absent one's stead.
+    let deadline = Duration::from_millis(if world_size == 2 { 100 } else { 1000 });
+    let world = World::new(world_size, &setup(deadline));
+    let absent = generator.usize(..world.size());
+    let inputs = random_inputs::<bf16>(&mut generator, world.size(), 500);
+    let present = (0..world.size()).filter(|&rank| rank != absent);
+    let started: Vec<_> = present
+        .map(|rank| {
+            let arrays = world.arrays(kind, rank, &inputs[rank]);
+            world.launch(kind, rank, &arrays);
+            (rank, arrays)
+        })
+        .collect();
+    let took = timed(|| world.synchronize());
+    assert!(took < HANG, "{kind:?} took {took:?}");
+    let mut timed_out = 0;
+    for (rank, arrays) in &started {
+        let failure = world
+            .failure(*rank)
+            .unwrap_or_else(|| panic!("rank {rank} has no record: {kind:?}"));
+        assert_eq!(failure.rank as usize, *rank);
+        if failure.cause == PEERSUM_CAUSE_TIMEOUT {
+            timed_out += 1;
+            assert_eq!(failure.peer as usize, absent, "{kind:?}: {failure:?}");
+            assert_eq!(failure.origin as usize, *rank, "{kind:?}: {failure:?}");
+            assert!(u128::from(failure.waited_ns) > deadline.as_nanos());
+        } else {
+            assert_eq!(failure.cause, PEERSUM_CAUSE_POISON, "{kind:?}: {failure:?}");
+            assert!(![absent, *rank].contains(&(failure.origin as usize)));
+            // Its own wait was for the same rank, unless it was told before it began to
+            // wait.
+            assert!(
+                [absent, *rank].contains(&(failure.peer as usize)),
+                "{kind:?}: {failure:?}"
+            );
+        }
+        arrays.assert_all_nan();
+    }
+    assert!(timed_out > 0, "{kind:?}");
+
+    // The absent rank was poisoned, and finds out by calling.
+    let arrays = world.arrays(kind, absent, &inputs[absent]);
+    world.launch(kind, absent, &arrays);
+    world.synchronize();
+    let failure = world.failure(absent).expect("the late rank has a record");
+    assert_eq!(failure.cause, PEERSUM_CAUSE_POISON);
+    assert_ne!(failure.origin as usize, absent);
+    assert_eq!(failure.peer as usize, absent, "it waited for nobody");
+    arrays.assert_all_nan();
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //! each other and in calls that are lost, and the planted races are found.
 //!
 //! The C++ side alone, since a sanitised Rust program needs a nightly compiler:
-//! `thread_sanitizer/driver.cpp` plays the ranks. To look at a report by hand, build it with the
+//! `thread_sanitizer/driver.cpp` plays the ranks, with a host thread for each emulated one, where
+//! the emulator has fibers. To look at a report by hand, build it with the
 //! commands that a failing test prints, and run it with `TSAN_OPTIONS=halt_on_error=1`.
 //!
 //! What the tool can see: relaxed atomics never race, so the accesses of the pull family that carry

@@ -1,9 +1,9 @@
 // platform_emulator.hpp - the functions of platform.cuh on the CPU, under the same names. Included
 // ahead of a kernel file.
 //
-// An emulated thread is a host thread, so the memory model is C++'s: an access that PTX calls
-// relaxed is a relaxed atomic, a plain one is an ordinary access, which ThreadSanitizer can see
-// race.
+// Each rank is a host thread, and so can be each emulated thread: the memory model is C++'s. An
+// access that PTX calls relaxed is a relaxed atomic, a plain one is an ordinary access, which
+// ThreadSanitizer can see race.
 #pragma once
 
 #define PEERSUM_PLATFORM_PROVIDED
@@ -22,14 +22,14 @@
 
 #define PEERSUM_DEVICE static __forceinline__
 
-// A poll ends in a yield: with a thousand threads on two cores a turn takes about half a
-// millisecond, and a deadline or an abort must be seen within about ten.
+// A poll ends in a yield. A round of a thousand threads and a nap behind it (fibers.rs) take a few
+// tenths of a millisecond, and a deadline or an abort must be seen within about ten.
 constexpr peersum_u32 POLLS_BETWEEN_LOOKS = 16;
 
-PEERSUM_DEVICE peersum_u32 tid_x() { return emulator::current.tid; }
-PEERSUM_DEVICE peersum_u32 ntid_x() { return emulator::current.ntid; }
-PEERSUM_DEVICE peersum_u32 ctaid_x() { return emulator::current.ctaid; }
-PEERSUM_DEVICE peersum_u32 nctaid_x() { return emulator::current.nctaid; }
+PEERSUM_DEVICE peersum_u32 tid_x() { return emulator::current->tid; }
+PEERSUM_DEVICE peersum_u32 ntid_x() { return emulator::current->ntid; }
+PEERSUM_DEVICE peersum_u32 ctaid_x() { return emulator::current->ctaid; }
+PEERSUM_DEVICE peersum_u32 nctaid_x() { return emulator::current->nctaid; }
 PEERSUM_DEVICE peersum_u64 globaltimer() { return emulator::clock_ns(); }
 PEERSUM_DEVICE void bar_sync() { emulator::block_barrier(false); }
 // Every thread arrives by itself, so that a grid may have fewer of them.
@@ -53,14 +53,14 @@ struct BlockMemory {
 };
 constexpr peersum_u32 MOST_ROW_WARPS = PEERSUM_MAX_CLUSTER_THREADS / LANES;
 constexpr peersum_u32 CLUSTER_BARRIERS = emulator::CLUSTER_BARRIERS;
-PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{emulator::current.memory->floats}; }
+PEERSUM_DEVICE BlockMemory block_memory() { return BlockMemory{emulator::current->memory->floats}; }
 PEERSUM_DEVICE void st_shared_f32(BlockMemory memory, peersum_u32 index, float value) {
     memory.floats[index] = value;
 }
 PEERSUM_DEVICE void ld_shared_v4_f32(BlockMemory memory, peersum_u32 index, float (&value)[4]) {
     for (int k = 0; k < 4; ++k) value[k] = memory.floats[index + k];
 }
-PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return emulator::current.cluster_nctarank; }
+PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return emulator::current->cluster_nctarank; }
 PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return ctaid_x() % cluster_nctarank(); }
 PEERSUM_DEVICE peersum_u32 clusterid_x() { return ctaid_x() / cluster_nctarank(); }
 PEERSUM_DEVICE peersum_u32 nclusterid_x() { return nctaid_x() / cluster_nctarank(); }
@@ -69,10 +69,10 @@ PEERSUM_DEVICE void barrier_cluster_wait() { emulator::cluster_barrier_wait(); }
 // A barrier's memory is zeroed at first, as it should be.
 PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
 PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32 barrier, peersum_u32 bytes) {
-    emulator::mbarrier_arrive(emulator::current.memory->mbarriers[barrier], bytes);
+    emulator::mbarrier_arrive(emulator::current->memory->mbarriers[barrier], bytes);
 }
 PEERSUM_DEVICE void mbarrier_wait(BlockMemory, peersum_u32 barrier) {
-    emulator::mbarrier_wait(emulator::current.memory->mbarriers[barrier]);
+    emulator::mbarrier_wait(emulator::current->memory->mbarriers[barrier]);
 }
 PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32 block, peersum_u32 index, float value,
                                  peersum_u32 barrier) {
@@ -82,8 +82,8 @@ PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32 block, peersum_u32 ind
 }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here. Before its wait a thread loads nothing of use, and what
-// it stores is lost (emulator::has_waited).
-PEERSUM_DEVICE void griddepcontrol_wait() { emulator::has_waited = true; }
+// it stores is lost (emulator::Thread::has_waited).
+PEERSUM_DEVICE void griddepcontrol_wait() { emulator::current->has_waited = true; }
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {}
 PEERSUM_DEVICE void computed_here(peersum_u64&) {}
 PEERSUM_DEVICE void spin_pause() { emulator::yield(); }
@@ -100,24 +100,24 @@ static inline Word too_early() {
 
 template <typename Word>
 static inline Word load(const void* address, int order) {
-    if (!has_waited) return too_early<Word>();
+    if (!current->has_waited) return too_early<Word>();
     return __atomic_load_n(static_cast<const Word*>(address), order);
 }
 
 template <typename Word>
 static inline void store(void* address, Word value, int order) {
-    if (has_waited) __atomic_store_n(static_cast<Word*>(address), value, order);
+    if (current->has_waited) __atomic_store_n(static_cast<Word*>(address), value, order);
 }
 
 template <typename Word>
 static inline Word load_plain(const void* address) {
-    if (!has_waited) return too_early<Word>();
+    if (!current->has_waited) return too_early<Word>();
     return *static_cast<const Word*>(address);
 }
 
 template <typename Word>
 static inline void store_plain(void* address, Word value) {
-    if (has_waited) *static_cast<Word*>(address) = value;
+    if (current->has_waited) *static_cast<Word*>(address) = value;
 }
 
 // One access of a unit to memory that a peer uses too, in four parts of pseudo-random order.

@@ -11,24 +11,33 @@
 
 namespace emulator {
 
-__thread Thread current;
-__thread bool has_waited;
+__thread Thread* current;
 
-// Yields before a waiting thread sleeps: most barriers are met within a few turns, and a sleep
-// costs two system calls.
+// Turns before a waiting host thread sleeps: most barriers are met within a few, and a sleep costs
+// two system calls.
 constexpr int YIELDS_BEFORE_SLEEP = 4;
 
-// Lets all go on that sleep on the generation.
+// Suspends a fiber. Others of the same host thread run meanwhile.
+static void suspend(const peersum_u32* word, peersum_u32 last) {
+    Thread* const self = current;
+    self->suspend(self->fiber, word, last);
+    current = self;
+}
+
+// Lets all go on that wait for the generation. Fibers see it by themselves.
 static void begin_next(peersum_u32& arrived, peersum_u32& generation, peersum_u32 next) {
     __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&generation, next, __ATOMIC_RELEASE);
-    syscall(SYS_futex, &generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+    if (current->suspend == nullptr)
+        syscall(SYS_futex, &generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Sleeps until the generation is another than `last`.
+// Waits until the generation is another than `last`.
 static void await_next(peersum_u32& generation, peersum_u32 last) {
     for (int turn = 0; __atomic_load_n(&generation, __ATOMIC_ACQUIRE) == last; ++turn) {
-        if (turn < YIELDS_BEFORE_SLEEP) {
+        if (current->suspend != nullptr) {
+            suspend(&generation, last);
+        } else if (turn < YIELDS_BEFORE_SLEEP) {
             yield();
         } else {
             syscall(SYS_futex, &generation, FUTEX_WAIT_PRIVATE, last, nullptr, nullptr, 0);
@@ -37,11 +46,11 @@ static void await_next(peersum_u32& generation, peersum_u32 last) {
 }
 
 bool block_barrier(bool value) {
-    BlockBarriers& barrier = *current.barriers;
+    BlockBarriers& barrier = *current->barriers;
     const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
     peersum_u32& any = barrier.any[generation & 1];
     if (value) __atomic_store_n(&any, 1, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == current.ntid) {
+    if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == current->ntid) {
         // All have arrived, so all have read the other word: it is free for the next use.
         __atomic_store_n(&barrier.any[(generation + 1) & 1], 0, __ATOMIC_RELAXED);
         begin_next(barrier.arrived, barrier.generation, generation + 1);
@@ -59,12 +68,12 @@ static bool arrives_last(BlockBarriers& barriers, peersum_u32 generation, peersu
 }
 
 void split_barrier_arrive(peersum_u32 threads) {
-    BlockBarriers& barriers = *current.barriers;
+    BlockBarriers& barriers = *current->barriers;
     arrives_last(barriers, __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE), threads);
 }
 
 void split_barrier_sync(peersum_u32 threads) {
-    BlockBarriers& barriers = *current.barriers;
+    BlockBarriers& barriers = *current->barriers;
     const peersum_u32 generation = __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE);
     if (!arrives_last(barriers, generation, threads))
         await_next(barriers.split_generation, generation);
@@ -80,13 +89,13 @@ static void meet(peersum_u32& arrived, peersum_u32& generation, peersum_u32 thre
 }
 
 void data_barrier(peersum_u32 threads) {
-    meet(current.memory->data_arrived, current.memory->data_generation, threads);
+    meet(current->memory->data_arrived, current->memory->data_generation, threads);
 }
 
 void cluster_barrier_arrive() {
     BlockMemory& memory = *memory_in_cluster(0);
     if (__atomic_add_fetch(&memory.cluster_arrived, 1, __ATOMIC_ACQ_REL) ==
-        current.cluster_nctarank * current.ntid)
+        current->cluster_nctarank * current->ntid)
         begin_next(memory.cluster_arrived, memory.cluster_generation, 1);
 }
 
@@ -112,8 +121,8 @@ void mbarrier_complete(BlockMemory::Mbarrier& barrier, peersum_u32 bytes) {
 void mbarrier_wait(BlockMemory::Mbarrier& barrier) { await_next(barrier.generation, 0); }
 
 float exchange_with_lane(float value, peersum_u32 mask) {
-    BlockMemory::Warp& warp = current.memory->warps[current.tid / WARP];
-    const peersum_u32 lane = current.tid % WARP;
+    BlockMemory::Warp& warp = current->memory->warps[current->tid / WARP];
+    const peersum_u32 lane = current->tid % WARP;
     // A thread that still reads these values has not arrived at the next exchange, which uses the
     // other half.
     float* values = warp.values[__atomic_load_n(&warp.generation, __ATOMIC_ACQUIRE) & 1];
@@ -129,14 +138,20 @@ peersum_u64 clock_ns() {
            static_cast<peersum_u64>(now.tv_nsec);
 }
 
-void yield() { sched_yield(); }
+void yield() {
+    if (current->suspend != nullptr) {
+        suspend(nullptr, 0);
+    } else {
+        sched_yield();
+    }
+}
 
 }  // namespace emulator
 
 extern "C" void peersum_emulator_run(void (*entry)(PeersumParams), const PeersumParams* params,
                                      const emulator::Thread* thread) {
-    emulator::current = *thread;
-    emulator::has_waited = false;
+    emulator::Thread self = *thread;
+    emulator::current = &self;
     entry(*params);
 }
 

@@ -10,7 +10,7 @@ namespace emulator {
 // down.
 struct alignas(64) BlockBarriers {
     peersum_u32 arrived;
-    // Counts the barrier's uses; waiting threads sleep on it.
+    // Counts the barrier's uses; waiting threads look at it.
     peersum_u32 generation;
     // The disjunction of the values given, by the lowest bit of the generation.
     peersum_u32 any[2];
@@ -54,7 +54,7 @@ struct BlockMemory {
 // BLOCK_MEMORY_WORDS of entry_points.rs.
 static_assert(sizeof(BlockMemory) == 1032 * 8, "the host allocates as much");
 
-// An emulated thread: who it is, and its source of disorder.
+// An emulated thread: who it is, its source of disorder, and how it waits.
 struct Thread {
     peersum_u32 tid, ntid, ctaid, nctaid;
     // Blocks of a cluster; their memory is adjacent.
@@ -62,23 +62,26 @@ struct Thread {
     BlockBarriers* barriers;
     BlockMemory* memory;
     peersum_u32 random;
+    // Whether it has executed griddepcontrol.wait. Until then the kernel before may still run on a
+    // GPU, so accesses to memory find and leave nothing of use.
+    bool has_waited;
+    // Lets other fibers run until the word is another than `last`, or for a turn if there is no
+    // word. Null: this thread is a host thread of its own, not a fiber.
+    void (*suspend)(const void* fiber, const peersum_u32* word, peersum_u32 last);
+    const void* fiber;
 };
 
-// The emulated thread that this host thread is. `__thread`: no initialisation, so no wrapper
+// The emulated thread that this host thread runs now. `__thread`: no initialisation, so no wrapper
 // function a module.
-extern __thread Thread current;
-
-// Whether the emulated thread has executed griddepcontrol.wait. Until then the kernel before may
-// still run on a GPU, so accesses to memory find and leave nothing of use.
-extern __thread bool has_waited;
+extern __thread Thread* current;
 
 // A pseudo-random number (xorshift).
 static inline peersum_u32 next_random() {
-    peersum_u32 x = current.random;
+    peersum_u32 x = current->random;
     x ^= x << 13;
     x ^= x >> 17;
     x ^= x << 5;
-    return current.random = x;
+    return current->random = x;
 }
 
 // Waits for all threads of the block; true on each if `value` is true on any.
@@ -93,7 +96,7 @@ void data_barrier(peersum_u32 threads);
 
 // The memory of the `block`-th block of this block's cluster.
 static inline BlockMemory* memory_in_cluster(peersum_u32 block) {
-    return current.memory - current.ctaid % current.cluster_nctarank + block;
+    return current->memory - current->ctaid % current->cluster_nctarank + block;
 }
 
 // The barrier of the cluster, which is met once.
