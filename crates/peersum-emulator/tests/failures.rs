@@ -87,7 +87,9 @@ fn assert_absent_is_named(world_size: u32, kind: &Call, mut generator: fastrand:
     let arrays = world.arrays(kind, absent, &inputs[absent]);
     world.launch(kind, absent, &arrays);
     world.synchronize();
-    let failure = world.failure(absent).expect("the late rank has a record");
+    let failure = world
+        .failure(absent)
+        .unwrap_or_else(|| panic!("the late rank has no record: {kind:?}"));
     assert_eq!(failure.cause, PEERSUM_CAUSE_POISON);
     assert_ne!(failure.origin as usize, absent);
     assert_eq!(failure.peer as usize, absent, "it waited for nobody");
