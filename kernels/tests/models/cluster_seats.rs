@@ -3,7 +3,8 @@
 //! may take seats once the call before has met its peers.
 //!
 //! Blocks that hold seats elsewhere may leave free seats in every part and enough in none. So a
-//! call has at most as many clusters as find room wherever those blocks are.
+//! call has at most as many clusters as find room wherever those blocks are, and as many more as
+//! leave one cluster that runs on every rank.
 //!
 //! A cluster is one thing here: once it has met its peers, each of its blocks ends without waiting
 //! for anything. A single block is a cluster of one. The clusters of a call start in any order, and
@@ -218,15 +219,26 @@ impl Machine {
     }
 }
 
-/// The most clusters of `size` blocks of a rank with so many seats: in each part fewer seats than
-/// one needs may be left over. As `clusters` of crates/peersum/src/cuda/launch.rs.
-fn most_clusters(seats: usize, parts: usize, size: usize) -> usize {
+/// The clusters of `size` blocks of a rank with so many seats that always find room: in each part
+/// fewer seats than one needs may be left over. As `clusters` of crates/peersum/src/cuda/launch.rs.
+fn clusters_at_once(seats: usize, parts: usize, size: usize) -> usize {
     seats.saturating_sub(parts * (size - 1)) / size
 }
 
-/// A group of two ranks, on one GPU each or both on one. Others hold the seats that are not its
+/// The most clusters of a call of so many ranks, if they have the seats. As
+/// `LaunchLimits::clusters`.
+fn most_clusters(at_once: usize, ranks: usize) -> usize {
+    at_once + at_once.div_ceil(ranks - 1).saturating_sub(1)
+}
+
+/// A group of some ranks, on one GPU each or all on one. Others hold the seats that are not its
 /// own.
-fn with_others(parts: &[usize], seats: usize, gpus: usize, calls: &[Call]) -> Machine {
+fn with_others(
+    parts: &[usize],
+    seats: usize,
+    (ranks, gpus): (usize, usize),
+    calls: &[Call],
+) -> Machine {
     let stream = |rank| Stream {
         group: 0,
         gpu: rank % gpus,
@@ -236,8 +248,8 @@ fn with_others(parts: &[usize], seats: usize, gpus: usize, calls: &[Call]) -> Ma
     let all: usize = parts.iter().sum();
     Machine {
         parts: parts.to_vec(),
-        streams: (0..2).map(stream).collect(),
-        held: all - seats * 2 / gpus,
+        streams: (0..ranks).map(stream).collect(),
+        held: all - seats * ranks / gpus,
     }
 }
 
@@ -285,12 +297,12 @@ const CASES: [Case; 4] = [
 fn clusters_find_room_among_the_seats_of_their_rank_wherever_others_hold_theirs() {
     let mut states = 0;
     let mut assert_goes_on = |parts, seats, gpus, calls: &[Call]| {
-        let (seen, stuck) = with_others(parts, seats, gpus, calls).explore();
+        let (seen, stuck) = with_others(parts, seats, (2, gpus), calls).explore();
         assert_eq!(stuck, None, "{parts:?}: {calls:?}");
         states += seen;
     };
     for (parts, seats, size) in CASES {
-        let clusters = most_clusters(seats, parts.len(), size);
+        let clusters = clusters_at_once(seats, parts.len(), size);
         assert_eq!(clusters, 1, "{parts:?}");
         assert_goes_on(parts, seats, 2, &[Call { clusters, size }]);
     }
@@ -302,7 +314,7 @@ fn clusters_find_room_among_the_seats_of_their_rank_wherever_others_hold_theirs(
         assert_goes_on(parts, 4, 2, &[pair, single(1), pair]);
     }
     // Two ranks on one GPU, of which each has two clusters.
-    assert_eq!(most_clusters(6, 2, 2), 2);
+    assert_eq!(clusters_at_once(6, 2, 2), 2);
     let pairs = Call {
         clusters: 2,
         size: 2,
@@ -314,8 +326,37 @@ fn clusters_find_room_among_the_seats_of_their_rank_wherever_others_hold_theirs(
 #[test]
 fn one_cluster_more_than_finds_room_everywhere_can_wait_for_the_seats_of_others() {
     for (parts, seats, size) in CASES {
-        let clusters = 1 + most_clusters(seats, parts.len(), size);
-        let (_, stuck) = with_others(parts, seats, 2, &[Call { clusters, size }]).explore();
+        let clusters = 1 + clusters_at_once(seats, parts.len(), size);
+        let (_, stuck) = with_others(parts, seats, (2, 2), &[Call { clusters, size }]).explore();
+        println!("{:?}", stuck.expect("a state in which the group waits"));
+    }
+}
+
+/// Clusters that run at once on each rank, and ranks.
+const WAITING: [(usize, usize); 4] = [(2, 2), (3, 2), (2, 3), (3, 3)];
+
+/// Each rank has a GPU with room for so many clusters of a call, wherever others hold seats.
+fn with_room_for(at_once: usize, ranks: usize, clusters: usize) -> Machine {
+    with_others(&[at_once], at_once, (ranks, ranks), &[single(clusters)])
+}
+
+#[test]
+fn clusters_that_wait_for_room_get_it_from_one_that_runs_on_every_rank() {
+    let mut states = 0;
+    for (at_once, ranks) in WAITING {
+        let clusters = most_clusters(at_once, ranks);
+        let (seen, stuck) = with_room_for(at_once, ranks, clusters).explore();
+        assert_eq!(stuck, None, "{at_once} of {clusters}, {ranks} ranks");
+        states += seen;
+    }
+    println!("{states} states");
+}
+
+#[test]
+fn one_cluster_more_can_leave_none_that_runs_on_every_rank() {
+    for (at_once, ranks) in WAITING {
+        let clusters = 1 + most_clusters(at_once, ranks);
+        let (_, stuck) = with_room_for(at_once, ranks, clusters).explore();
         println!("{:?}", stuck.expect("a state in which the group waits"));
     }
 }
@@ -324,7 +365,7 @@ fn one_cluster_more_than_finds_room_everywhere_can_wait_for_the_seats_of_others(
 fn two_groups_in_clusters_never_deadlock_with_half_of_the_seats_each() {
     let mut states = 0;
     let pair = Call {
-        clusters: most_clusters(4, 2, 2),
+        clusters: clusters_at_once(4, 2, 2),
         size: 2,
     };
     for parts in [[4, 4], [3, 5]] {
@@ -344,7 +385,7 @@ fn two_groups_in_clusters_never_deadlock_with_half_of_the_seats_each() {
 /// leave two seats free in each part, and their peers are behind the cluster's.
 #[test]
 fn a_cluster_that_does_not_find_room_everywhere_can_deadlock_with_another_group() {
-    assert_eq!(most_clusters(4, 2, 3), 0);
+    assert_eq!(clusters_at_once(4, 2, 3), 0);
     let three = Call {
         clusters: 1,
         size: 3,

@@ -317,7 +317,7 @@ impl<D: Device> Communicator<D> {
             }
         };
         let blocks = self.most_row_blocks(limits, plan);
-        let clusters = |size| limits.clusters(size).min(blocks / size);
+        let clusters = |size| limits.clusters(size, self.world_size).min(blocks / size);
         let in_cluster = match algorithm {
             Algorithm::OneShot => {
                 let bounds = bounds(Algorithm::Clustered);

@@ -161,7 +161,7 @@ pub(super) fn thread_limits<D: Device>(
     })
 }
 
-/// With it, as many clusters of each size as always find room among its seats.
+/// With them, how many clusters of each size always find room among the seats.
 pub(super) fn cluster_limits<D: Device>(
     device: &D,
     modules: &Modules<D>,

@@ -58,12 +58,23 @@ impl LaunchLimits {
         self.threads[family as usize][algorithm as usize]
     }
 
-    /// The most clusters of `size` blocks that a call with RMSNorm has.
+    /// How many clusters of `size` blocks run at once, wherever other blocks run.
     #[must_use]
-    pub fn clusters(&self, size: u32) -> u32 {
+    pub fn clusters_at_once(&self, size: u32) -> u32 {
         let mut clusters = CLUSTER_SIZES.iter().zip(self.clusters);
         let found = clusters.find(|(known, _)| **known == size);
         found.map_or(0, |(_, clusters)| clusters)
+    }
+
+    /// The most clusters of `size` blocks that a call with RMSNorm has. More than run at once: those
+    /// that run on one rank must outnumber those that do not run yet on the other ranks together.
+    /// Then one of them runs on every rank, and makes room when it ends.
+    #[must_use]
+    pub fn clusters(&self, size: u32, world_size: u32) -> u32 {
+        let at_once = self.clusters_at_once(size);
+        let peers = world_size.saturating_sub(1).max(1);
+        let waiting = at_once.div_ceil(peers).saturating_sub(1);
+        (at_once + waiting).min(self.blocks / size)
     }
 
     pub(crate) fn with_blocks(self, blocks: u32) -> Self {
@@ -173,11 +184,29 @@ mod tests {
     }
 
     #[test]
+    fn running_clusters_outnumber_those_that_wait_on_all_peers_within_the_blocks() {
+        let limits = limits().with_clusters([60, 24, 6]);
+        let most = |world_size| [2, 4, 8].map(|size| limits.clusters(size, world_size));
+        assert_eq!(most(2), [66, 33, 11]);
+        assert_eq!(most(3), [66, 33, 8]);
+        assert_eq!(most(8), [66, 27, 6]);
+        for world_size in 2..=8 {
+            for at_once in 0..=60 {
+                let limits = limits.with_clusters([at_once; 3]);
+                let waiting = limits.clusters(2, world_size).saturating_sub(at_once);
+                let is_least = at_once == 0 && waiting == 0;
+                assert!(is_least || at_once > waiting * (world_size - 1));
+            }
+        }
+    }
+
+    #[test]
     fn ranks_agree_on_the_least_of_each_limit() {
         let other = LaunchLimits::try_new(66, WorldSize::MIN, |_, _| Ok::<_, ()>(256)).unwrap();
         let other = other.with_clusters([27, 7, 0]);
         let agreed = limits().with_clusters([20, 10, 1]).min(&other);
-        assert_eq!([2, 4, 8].map(|size| agreed.clusters(size)), [20, 7, 0]);
+        let at_once = [2, 4, 8].map(|size| agreed.clusters_at_once(size));
+        assert_eq!(at_once, [20, 7, 0]);
         assert_eq!(agreed, other.min(&limits().with_clusters([20, 10, 1])));
         assert_eq!(agreed.blocks(), 66);
         assert_eq!(agreed.threads(Family::Push, Algorithm::OneShot), 256);
