@@ -69,7 +69,7 @@ fn rows_in_clusters_of_every_size_have_the_references_bits() {
     for world_size in [2, 3] {
         on_ranks(
             world_size,
-            || settings().max_blocks(8),
+            || settings().max_blocks(16),
             |comm| {
                 for ((blocks, threads), rows, size, threads_of_block) in grids {
                     let found = launch(comm, blocks, threads, rows, 1024);
@@ -98,7 +98,11 @@ fn rows_in_clusters_of_every_size_have_the_references_bits() {
 
 #[test]
 fn a_peer_that_never_comes_makes_the_whole_row_of_a_cluster_nan() {
-    let late = || settings().max_blocks(8).timeout(Duration::from_millis(300));
+    let late = || {
+        settings()
+            .max_blocks(16)
+            .timeout(Duration::from_millis(300))
+    };
     on_ranks(2, late, |comm| {
         launch(comm, 8, 16, 1, 1024);
         check(comm, 6, 1, 1024);

@@ -39,9 +39,9 @@ struct Sizes {
 const GPU_SIZES: Sizes = Sizes {
     // 4 MB: the largest grid.
     elements: [2 << 20, 3000],
-    // On a GPU for each rank: 33 clusters of four blocks, of which 24 always find room, and 11 of
-    // eight, of which 6 do.
-    rows: [33, 11],
+    // On a GPU for each rank 66 clusters of two blocks, of which 60 always find room, and 8 of
+    // eight, of which 6 do. On one GPU 8 of four, of which 7 do.
+    rows: [66, 8],
     hidden: 4096,
 };
 
