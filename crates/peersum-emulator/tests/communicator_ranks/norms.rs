@@ -180,8 +180,7 @@ fn run(world_size: u32, seed: u64, sizes: &[(usize, usize)]) {
         world_size,
         || {
             let small = settings().max_bytes(32 << 10).push_half_bytes(96 << 10);
-            // As many emulated threads as the machine takes well.
-            small.max_blocks(if world_size <= 3 { 8 } else { 3 })
+            small.max_blocks(16)
         },
         |comm| {
             let longest = sizes.iter().map(|(hidden, rows)| hidden * rows).max();
