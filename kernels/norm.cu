@@ -185,7 +185,8 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     }
     const auto pushed = pushed_rows(rows, params, call.push_epoch);
     if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, buffers, memory, pushed, own);
-    if (rows.per_thread == 2) return normalise_pushed_rows<2>(call, buffers, memory, pushed, own);
+    if (MOST_UNITS > 2 && rows.per_thread == 2)
+        return normalise_pushed_rows<2>(call, buffers, memory, pushed, own);
     normalise_pushed_rows<MOST_UNITS>(call, buffers, memory, pushed, own);
 }
 
@@ -232,9 +233,9 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 1) { norm_rows(params); }
 
 #if PEERSUM_WORLD_SIZE > 1
-// With eight ranks' units ptxas spills for the largest block. So many registers leave no seat for
-// one anyway.
-#if PEERSUM_WORLD_SIZE == 8
+// With eight ranks' units ptxas spills for the largest block from sm_100 on. So many registers
+// leave no seat for one anyway.
+#if PEERSUM_WORLD_SIZE == 8 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
 #define PEERSUM_ONE_SHOT_THREADS 384
 #else
 #define PEERSUM_ONE_SHOT_THREADS PEERSUM_MAX_THREADS

@@ -160,7 +160,7 @@ impl<D: Device> Communicator<D> {
             Some(plan) => plan,
             None => Plan {
                 blocks: limits.blocks(),
-                threads: limits.threads(Family::Norm, Algorithm::OneShot),
+                threads: abi::PEERSUM_MAX_THREADS,
                 ..plan
             },
         };
@@ -314,6 +314,8 @@ impl<D: Device> Communicator<D> {
                     Topology::Emulator => EMULATED_LANES,
                     _ => abi::PEERSUM_WARP_THREADS,
                 },
+                // A pair polls two units at once, larger groups one after the other.
+                units_in_cluster: if self.world_size == 2 { 2 } else { 1 },
             }
         };
         let blocks = self.most_row_blocks(limits, plan);

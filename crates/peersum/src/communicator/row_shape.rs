@@ -8,12 +8,6 @@ pub(super) const EMULATED_LANES: u32 = 4;
 /// Warps of a block below which a row is not shared out further.
 const LEAST_WARPS: u32 = 2;
 
-/// Units that each thread of a cluster of `blocks` blocks has, if the row has as many. With two
-/// there are half the warps, whose sums go to every block; two blocks have few of them anyway.
-fn wanted_units_per_thread(blocks: u32) -> u32 {
-    if blocks > 2 { 2 } else { 1 }
-}
-
 /// The blocks that normalise a row, and how the row lies in the slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowShape {
@@ -35,9 +29,21 @@ pub(super) struct RowBounds {
     pub(super) threads: u32,
     /// What the number of threads is a multiple of.
     pub(super) lanes: u32,
+    /// Units that a thread of a large cluster has, if the row has as many.
+    pub(super) units_in_cluster: u32,
 }
 
 impl RowBounds {
+    /// Units that a thread has at least. Fewer warps have fewer sums to send to every block of a
+    /// large cluster; two blocks have few of them anyway.
+    fn least_units(self, cluster: u32) -> u32 {
+        if cluster > 2 {
+            self.units_in_cluster
+        } else {
+            1
+        }
+    }
+
     fn shape(self, row_units: u32, blocks: u32, threads: u32, per_thread: u32) -> RowShape {
         RowShape {
             blocks,
@@ -61,7 +67,7 @@ impl RowBounds {
         self.shape(row_units, 1, threads, per_thread)
     }
 
-    /// The largest cluster of which every row of the call gets one, if there is one: `clusters` says
+    /// The largest cluster of which every row of a call gets one, if there is one: `clusters` says
     /// how many of a size there may be. Its blocks have a power of two of threads, and none is
     /// without a unit.
     pub(super) fn cluster(
@@ -76,7 +82,7 @@ impl RowBounds {
         shapes.find_map(|size| {
             let most = self.threads.min(abi::PEERSUM_MAX_CLUSTER_THREADS / size);
             let most = 1 << most.checked_ilog2()?;
-            let wanted = row_units.div_ceil(size * wanted_units_per_thread(size));
+            let wanted = row_units.div_ceil(size * self.least_units(size));
             let wanted = wanted.next_power_of_two();
             let threads = wanted.max(least).min(most);
             let per_thread = row_units.div_ceil(size * threads).next_power_of_two();
@@ -94,9 +100,10 @@ mod tests {
     const GPU: RowBounds = RowBounds {
         threads: 320,
         lanes: abi::PEERSUM_WARP_THREADS,
+        units_in_cluster: 2,
     };
 
-    /// Blocks, threads and units a thread, with as many clusters as two ranks with 132 blocks each.
+    /// Blocks, threads and units a thread, with the clusters of two ranks with 132 blocks each.
     fn shape(row_units: u32, rows: u64) -> (u32, u32, u32) {
         let clusters = |size| if size > 2 { 66 / size } else { 66 };
         let shape = GPU.cluster(row_units, rows, clusters);

@@ -66,8 +66,8 @@ impl LaunchLimits {
         found.map_or(0, |(_, clusters)| clusters)
     }
 
-    /// The most clusters of `size` blocks that a call with RMSNorm has. More than run at once: those
-    /// that run on one rank must outnumber those that do not run yet on the other ranks together.
+    /// The most clusters of `size` blocks that a call with RMSNorm has. More than run at once: the
+    /// running ones of a rank must outnumber those that do not run yet on all other ranks together.
     /// Then one of them runs on every rank, and makes room when it ends. Clusters of more than two
     /// blocks have at most half of all blocks: with more of them a call takes longer.
     #[must_use]
