@@ -1,6 +1,6 @@
-//! The operations on real tensors. Needs a GPU; ranks are threads, one a GPU where there are
-//! enough, else they share the first. README.md says how to build it, and that
-//! `CUDA_DEVICE_MAX_CONNECTIONS=32` must be set.
+//! The operations on real tensors. Needs a GPU for each of two ranks, which are threads: on a
+//! shared GPU candle's own work, such as loading its kernels, waits for a peer's call to end, and
+//! the peer waits for this rank. README.md says how to build it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -25,7 +25,9 @@ const NUMBERS: NormNumbers = NormNumbers {
 };
 
 fn gpu_of(rank: usize) -> usize {
-    peersum::open_context(rank as u32).unwrap().ordinal()
+    let ordinal = peersum::open_context(rank as u32).unwrap().ordinal();
+    assert_eq!(ordinal, rank, "the tests need a GPU for each rank");
+    ordinal
 }
 
 /// Runs a program on each rank, with the rank's device and its operation.
