@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 /// The most programs at a time. Each has as many threads as there are cores, and some measure time.
 const MAX_AT_ONCE: usize = 4;
@@ -39,6 +40,7 @@ pub(crate) fn run(artifacts: &[Artifact], environment: &[(&str, &Path)]) -> anyh
 /// Runs one test program as `cargo test` does: in its package's directory.
 fn run_one(path: &Path, artifact: &Artifact, environment: &[(&str, &Path)]) -> anyhow::Result<()> {
     let package = artifact.manifest_path.parent().unwrap_or(Path::new("."));
+    let start = Instant::now();
     let output = Command::new(path)
         .current_dir(package)
         .env("CARGO_MANIFEST_DIR", package)
@@ -49,8 +51,9 @@ fn run_one(path: &Path, artifact: &Artifact, environment: &[(&str, &Path)]) -> a
     let mut stdout = std::io::stdout().lock();
     writeln!(
         stdout,
-        "\n     Running {} ({})",
+        "\n     Running {}, {:.1} s ({})",
         artifact.target.name,
+        start.elapsed().as_secs_f64(),
         path.display()
     )?;
     stdout.write_all(&output.stdout)?;

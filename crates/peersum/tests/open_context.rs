@@ -137,8 +137,12 @@ fn a_driver_of_no_use_is_an_error_that_says_what_to_do() {
     assert!(told.contains("lacks cuStreamBeginCapture_v2"), "{told}");
 }
 
-/// Where cargo put an example. A run of named tests does not build them, so they are built then.
+/// An example. A run of named tests does not build them, so they are built then: `cargo xtask test`
+/// says where those are that it has built.
 fn example(name: &str) -> Command {
+    if let Some(built) = std::env::var_os("PEERSUM_TEST_EXAMPLES") {
+        return Command::new(Path::new(&built).join(name));
+    }
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let path = profile.join("examples").join(name);
