@@ -160,11 +160,23 @@ fn a_run_on_the_emulator_measures_every_cell_that_was_asked_for_and_says_that_it
     }
 }
 
+/// The tables, the report and the page of a run without failures.
+#[track_caller]
+fn measured(arguments: &[&str], directory: &Path) -> (String, Value, String) {
+    let files = ["--json=report.json", "--html=page.html"];
+    let output = run("bench-allreduce", &[arguments, &files].concat(), directory);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    let read = |name: &str| fs::read_to_string(directory.join(name)).unwrap();
+    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
+    assert_eq!(report["failures"], Value::Array(Vec::new()));
+    (text, report, read("page.html"))
+}
+
 #[test]
 fn calls_with_rmsnorm_are_measured_fused_and_unfused_beside_the_all_reduce_of_the_same_bytes() {
     let directory = tempfile::tempdir().unwrap();
-    let output = run(
-        "bench-allreduce",
+    let (text, report, page) = measured(
         &[
             "--op=rms-norm",
             "--device=emulator",
@@ -177,16 +189,9 @@ fn calls_with_rmsnorm_are_measured_fused_and_unfused_beside_the_all_reduce_of_th
             "--method=both",
             "--calls=2",
             "--replays=1",
-            "--json=report.json",
-            "--html=page.html",
         ],
         directory.path(),
     );
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
-    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
-    assert_eq!(report["failures"], Value::Array(Vec::new()));
     let cells = report["cells"].as_array().unwrap();
     let count = |is_meant: &dyn Fn(&Value) -> bool| {
         let meant = cells.iter().filter(|cell| is_meant(cell));
@@ -224,14 +229,13 @@ fn calls_with_rmsnorm_are_measured_fused_and_unfused_beside_the_all_reduce_of_th
     for part in ["2 x 128", "fused", "of unfused", "of all-reduce"] {
         assert!(text.contains(part), "no {part} in {text}");
     }
-    assert!(read("page.html").contains("RMSNorm fused, hidden 128"));
+    assert!(page.contains("RMSNorm fused, hidden 128"));
 }
 
 #[test]
 fn calls_with_fp8_are_measured_in_place_beside_those_without_it() {
     let directory = tempfile::tempdir().unwrap();
-    let output = run(
-        "bench-allreduce",
+    let (text, report, page) = measured(
         &[
             "--op=rms-norm",
             "--output=same,fp8-static,fp8-per-token",
@@ -243,16 +247,9 @@ fn calls_with_fp8_are_measured_in_place_beside_those_without_it() {
             "--shapes=1x8",
             "--calls=2",
             "--replays=1",
-            "--json=report.json",
-            "--html=page.html",
         ],
         directory.path(),
     );
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{text}");
-    let read = |name: &str| fs::read_to_string(directory.path().join(name)).unwrap();
-    let report: Value = serde_json::from_str(&read("report.json")).unwrap();
-    assert_eq!(report["failures"], Value::Array(Vec::new()));
     let cells = report["cells"].as_array().unwrap();
     let placements = |output: &Value, is_fused: bool| {
         let is_meant = |cell: &&Value| {
@@ -276,7 +273,7 @@ fn calls_with_fp8_are_measured_in_place_beside_those_without_it() {
     for part in ["fp8-static", "fp8-per-token", "without FP8"] {
         assert!(text.contains(part), "no {part} in {text}");
     }
-    assert!(read("page.html").contains("RMSNorm fp8-static fused, hidden 64"));
+    assert!(page.contains("RMSNorm fp8-static fused, hidden 64"));
     let again = run(
         "bench-allreduce",
         &["--from-json=report.json"],

@@ -159,9 +159,9 @@ impl Choices {
             victim_first: rng.bool(),
             normalised: rng.bool().then_some(NormOutput::Same),
         };
-        // A call with a symmetric one-shot works not in place, as those with FP8 do.
+        // Calls with FP8 work in place, a symmetric one-shot does not.
         if scenario.route != Route::SymmetricOneShot {
-            let output = NormOutput::ALL[rng.usize(..3)];
+            let output = NormOutput::ALL[rng.usize(..NormOutput::ALL.len())];
             scenario.normalised = scenario.normalised.map(|_| output);
         }
         scenario
