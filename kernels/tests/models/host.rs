@@ -111,6 +111,7 @@ impl Machine {
         self.check_in_place(state, rank, number)?;
         if self.broken.is_none() {
             self.check_epochs(state, rank)?;
+            self.check_peers_have_begun(state, rank)?;
         }
         state.blocks[rank] = [BlockMemory::INITIAL; BLOCKS];
         state.ranks[rank].call += 1;
@@ -136,6 +137,18 @@ impl Machine {
         } else {
             Err(Violation::EpochsDiffer)
         }
+    }
+
+    /// No rank ends a call before its peers have begun it. (A kernel that normalises rows is part
+    /// of the call before.)
+    fn check_peers_have_begun(&self, state: &State, rank: usize) -> Result<(), Violation> {
+        let Rank { call, left, .. } = state.ranks[rank];
+        let is_call = self.call(state, rank).kind != Kind::NormRows;
+        let is_late = |peer: usize| state.ranks[peer].call < call;
+        if is_call && self.ranks_agree() && !left && (0..self.world).any(is_late) {
+            return Err(Violation::PeerNotBegun);
+        }
+        Ok(())
     }
 
     /// The words that receive the peers' headers of the last call, and this rank's own header of

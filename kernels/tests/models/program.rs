@@ -186,6 +186,8 @@ pub(crate) enum Violation {
     WrongResult,
     /// The blocks of a rank hold different epochs between calls.
     EpochsDiffer,
+    /// A rank that has lost nothing ended a call before a peer began it: it could be calls ahead.
+    PeerNotBegun,
     /// `synchronize` returned Ok, but an output is not the sum, or the ranks made different calls.
     FalseOk,
     /// A rank failed and no step is left, but a peer is not poisoned.
