@@ -45,7 +45,7 @@ impl Machine {
         let own_detail = self.awaited_own_detail(state, id);
         let me = thread(state, id);
         (0..self.world)
-            .filter(|&peer| peer != id.rank)
+            .filter(|&peer| peer != id.rank && self.looks_at(state, id, peer))
             .filter(|&peer| {
                 !matches!(
                     me.at,

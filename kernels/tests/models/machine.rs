@@ -24,7 +24,7 @@ pub(crate) struct Machine {
     /// Whether the threads of a block enter a call one by one. Otherwise they read the block's
     /// state in one step.
     pub(crate) enters_apart: bool,
-    /// Words of a unit that a one-shot push call sends.
+    /// Words of a unit that a push call other than a two-shot sends.
     pub(crate) words: usize,
     /// The calls of each rank.
     pub(crate) programs: [Vec<Call>; RANKS],

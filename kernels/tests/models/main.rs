@@ -1,11 +1,12 @@
-//! Models of the protocols in push.cu, pull.cu, norm.cu and the files that they include. They are
-//! explored exhaustively for small cases: every interleaving of 2 and 3 ranks, and every order in
-//! which relaxed stores may become visible. To print the number of states, run `cargo test -p
-//! peersum-kernels --test models -- --nocapture`.
+//! Models of the protocols in push.cu, move.cu, pull.cu, norm.cu and the files that they include.
+//! They are explored exhaustively for small cases: every interleaving of 2 and 3 ranks, and every
+//! order in which relaxed stores may become visible. To print the number of states, run `cargo test
+//! -p peersum-kernels --test models -- --nocapture`.
 //!
 //! | file | job |
 //! | --- | --- |
-//! | `push.rs`, `pull.rs`, `norm.rs`, `protocol.rs`, `headers.rs`, `failure.rs` | the protocols |
+//! | `push.rs`, `moves.rs`, `pull.rs`, `norm.rs` | the protocols of the families |
+//! | `protocol.rs`, `headers.rs`, `failure.rs` | what they share |
 //! | `row_exchange.rs` | what the threads of a row exchange, in one block and in a cluster |
 //! | `host.rs` | kernels of a stream, the caller's writes to symmetric buffers, `synchronize` |
 //! | `program.rs`, `state.rs` | a case to explore, the state of its run |
@@ -15,7 +16,8 @@
 //! | `explorer.rs` | the search |
 //! | `promises.rs` | what holds in every run |
 //! | `controls.rs` | each rule left out, and the run that then breaks a promise |
-//! | `norm_promises.rs`, `row_promises.rs` | the same two of calls with RMSNorm, of their rows |
+//! | `move_promises.rs` | the same two of all-gather, reduce-scatter and broadcast |
+//! | `norm_promises.rs`, `row_promises.rs` | of calls with RMSNorm, of their rows |
 //! | `seats.rs` | when the next kernel may take a seat: a separate model, without data |
 //! | `cluster_seats.rs` | where clusters find their seats: another one |
 //!
@@ -36,6 +38,8 @@ mod headers;
 mod host;
 mod machine;
 mod memory;
+mod move_promises;
+mod moves;
 mod norm;
 mod norm_promises;
 mod program;

@@ -54,6 +54,7 @@ pub(crate) const WRONG: u8 = 0xFE;
 pub(crate) const NAN: u8 = 0xFD;
 /// A header is a sequence number above this many bits, which hold the signature.
 pub(crate) const SIGNATURE_BITS: u32 = 5;
+const ESCAPE_MARK: u8 = 0x40;
 /// The value of a unit of staging memory that is used as scratch.
 pub(crate) const SCRATCH: u8 = 0xFF;
 
@@ -63,6 +64,20 @@ pub(crate) fn data(call: u8, reduced: bool) -> u8 {
     1 + 2 * call + u8::from(reduced)
 }
 
+/// The first word of an escaped unit, the escape mark; the words of the rest; and a token.
+pub(crate) fn escaped(call: u8) -> u8 {
+    ESCAPE_MARK | data(call, false)
+}
+pub(crate) fn begins_escaped(word: u8) -> bool {
+    word & ESCAPE_MARK != 0
+}
+pub(crate) fn rest_of_escaped(call: u8) -> u8 {
+    0x20 | data(call, false)
+}
+pub(crate) fn token(call: u8) -> u8 {
+    0x10 | data(call, false)
+}
+
 /// The slot for a word that `source` sends: of a unit, or of a unit of the receiver's chunk.
 pub(crate) fn input_slot(half: u8, source: usize, word: usize) -> usize {
     SLOTS + usize::from(half) * HALF + source * GROUP + word
@@ -70,6 +85,11 @@ pub(crate) fn input_slot(half: u8, source: usize, word: usize) -> usize {
 /// The slot for a reduced unit of `owner`'s chunk.
 pub(crate) fn reduced_slot(half: u8, owner: usize, place: usize) -> usize {
     input_slot(half, RANKS + owner, place)
+}
+/// The slot for a word of the rest of an escaped unit that `source` sends: where a two-shot call
+/// has its reduced units.
+pub(crate) fn overflow_slot(half: u8, source: usize, word: usize) -> usize {
+    reduced_slot(half, source, word)
 }
 pub(crate) fn header(ring: u8, source: usize) -> usize {
     HEADERS + usize::from(ring) * RANKS + source

@@ -15,14 +15,33 @@ pub(crate) enum Kind {
     /// Normalises the rows of the call before it, of whatever kind. Part of that call: it has no
     /// epoch and no header.
     NormRows,
+    /// A push call by which every rank gets the data of all.
+    AllGather,
+    /// A push call by which every rank gets the sum of its own chunk.
+    ReduceScatter,
+    /// A push call by which every rank gets the data of one, the root.
+    Broadcast,
 }
 
 impl Kind {
     pub(crate) fn is_push(self) -> bool {
         matches!(
             self,
-            Kind::PushOneShot | Kind::PushTwoShot | Kind::NormOneShot
+            Kind::PushOneShot
+                | Kind::PushTwoShot
+                | Kind::NormOneShot
+                | Kind::AllGather
+                | Kind::ReduceScatter
+                | Kind::Broadcast
         )
+    }
+    /// Whether data is taken as it is, and none comes from the rank itself.
+    pub(crate) fn is_move(self) -> bool {
+        matches!(self, Kind::AllGather | Kind::Broadcast)
+    }
+    /// Whether the input or the output has a chunk for each rank.
+    pub(crate) fn has_chunks(self) -> bool {
+        self.is_two_shot() || matches!(self, Kind::AllGather | Kind::ReduceScatter)
     }
     pub(crate) fn is_symmetric(self) -> bool {
         matches!(self, Kind::SymmetricOneShot | Kind::SymmetricTwoShot)
@@ -55,13 +74,23 @@ pub(crate) struct Call {
     pub(crate) cluster: usize,
     /// Whether the rows become FP8 too, with a scale for each.
     pub(crate) has_row_scales: bool,
+    /// The rank that has the data of a broadcast.
+    pub(crate) root: usize,
+    /// All-gather: a bit for each rank. Its even units are escaped and its odd ones are not, or the
+    /// other way round if the bit is 0.
+    pub(crate) escapes: u8,
 }
 
 impl Call {
     /// What a header says of the call. Never 0, which stands for the calls before the first.
-    /// Differs for every kind, between calls of one and of two places, and between calls with and
-    /// without RMSNorm.
+    /// Differs for every kind, between calls of one and of two places, between calls with and
+    /// without RMSNorm, and between broadcasts with different roots. (The last three kinds have
+    /// numbers of sums with RMSNorm, which no test sets against them.)
     pub(crate) fn signature(&self) -> u8 {
+        if self.kind as u8 > Kind::NormRows as u8 {
+            let number = (self.kind as u8 - Kind::AllGather as u8) + self.root as u8;
+            return 17 + 2 * number + (self.places as u8 - 1);
+        }
         let normalised = u8::from(self.norm != 0 && self.kind != Kind::NormOneShot);
         1 + 2 * self.kind as u8 + (self.places as u8 - 1) + 16 * normalised
     }
@@ -78,9 +107,27 @@ impl Call {
         assert!(self.kind.is_symmetric());
         Call { detail, ..self }
     }
+
+    /// The same broadcast from another rank.
+    pub(crate) fn with_root(self, root: usize) -> Self {
+        assert_eq!(self.kind, Kind::Broadcast);
+        Call { root, ..self }
+    }
+
+    /// The same all-gather with other units that are escaped.
+    pub(crate) fn with_escapes(self, escapes: u8) -> Self {
+        assert_eq!(self.kind, Kind::AllGather);
+        Call { escapes, ..self }
+    }
+
+    /// Whether the unit that `source` sends for this place is escaped.
+    pub(crate) fn is_escaped(&self, source: usize, place: usize) -> bool {
+        let is_even = place.is_multiple_of(2);
+        self.kind == Kind::AllGather && (self.escapes >> source & 1 == 1) == is_even
+    }
 }
 
-/// All kinds of calls that stand alone.
+/// All kinds of calls that sum and stand alone.
 pub(crate) const KINDS: [Kind; 7] = [
     Kind::PushOneShot,
     Kind::PushTwoShot,
@@ -103,6 +150,8 @@ pub(crate) fn call(kind: Kind, blocks: usize) -> Call {
         row_units: 1,
         cluster: 1,
         has_row_scales: false,
+        root: 0,
+        escapes: 0,
     }
 }
 
@@ -168,6 +217,10 @@ pub(crate) enum Break {
     IdleThreadDoesNotWait,
     NoStartOfCluster,
     LargestWithoutSum,
+    OverflowNotAwaited,
+    OverflowNotRearmed,
+    BroadcastWithoutTokens,
+    TokensForRootOnly,
 }
 
 /// A promise that a run broke.

@@ -21,8 +21,8 @@ impl Machine {
         id: Id,
         place: usize,
     ) -> impl Iterator<Item = usize> + use<> {
-        let is_two_shot = self.call(state, id.rank).kind.is_two_shot();
-        let chunks = if is_two_shot { self.world } else { 1 };
+        let has_chunks = self.call(state, id.rank).kind.has_chunks();
+        let chunks = if has_chunks { self.world } else { 1 };
         (0..chunks).map(move |owner| owner * PLACES + place)
     }
 

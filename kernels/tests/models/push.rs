@@ -5,10 +5,19 @@ use std::ops::Range;
 use crate::machine::Machine;
 use crate::memory::{EMPTY, PLACES, SCRATCH, data, input_slot, reduced_slot, staging};
 use crate::program::{Break, Kind, Violation};
-use crate::state::{At, Id, State, thread, thread_mut};
+use crate::state::{At, Id, State, Word, thread, thread_mut};
+
+/// A word of a slot.
+pub(crate) struct SlotWord {
+    pub(crate) slot: usize,
+    /// What the sender stores there in this call.
+    pub(crate) value: u8,
+    /// Whether the slot is that of the rest of an escaped unit.
+    pub(crate) is_overflow: bool,
+}
 
 impl Machine {
-    fn push_half(&self, state: &State, id: Id) -> u8 {
+    pub(crate) fn push_half(&self, state: &State, id: Id) -> u8 {
         if self.is_broken(Break::OnePushHalf) {
             return 0;
         }
@@ -61,8 +70,8 @@ impl Machine {
         self.collect_at(state, id, 0)
     }
 
-    /// The words of a unit. A unit of a chunk is modelled as one word.
-    fn words_of(&self, state: &State, id: Id, place: usize) -> Range<usize> {
+    /// The words of a unit. A unit of a two-shot call is modelled as one word.
+    pub(crate) fn words_of(&self, state: &State, id: Id, place: usize) -> Range<usize> {
         if self.call(state, id.rank).kind.is_two_shot() {
             return place..place + 1;
         }
@@ -76,8 +85,6 @@ impl Machine {
         id: Id,
         indices: Range<usize>,
     ) -> Result<(), Violation> {
-        let half = self.push_half(state, id);
-        let value = data(state.ranks[id.rank].call, false);
         let places: Vec<usize> = match self.handles_rows(state, id) {
             // A place for each row.
             true => indices
@@ -90,17 +97,29 @@ impl Machine {
             }
         };
         for place in places {
-            for peer in self.slot_peers(id.rank) {
-                for word in self.words_of(state, id, place) {
-                    let slot = input_slot(half, id.rank, word);
-                    self.issue(state, id, (peer, slot), value, false)?;
-                }
+            let words = match self.call(state, id.rank).kind.is_move() {
+                true => self.moved_words(state, id, place),
+                false => self.input_words(state, id, place),
+            };
+            for (word, value) in words {
+                self.issue(state, id, word, value, false)?;
             }
             for unit in self.scratch_units(state, id, place) {
                 state.memory[id.rank][unit] = SCRATCH;
             }
         }
         Ok(())
+    }
+
+    /// What a thread stores at its peers for a place that is summed.
+    fn input_words(&self, state: &State, id: Id, place: usize) -> Vec<(Word, u8)> {
+        let half = self.push_half(state, id);
+        let value = data(state.ranks[id.rank].call, false);
+        let words = self.words_of(state, id, place);
+        let slots = words.map(|word| input_slot(half, id.rank, word));
+        self.slot_peers(id.rank)
+            .flat_map(|peer| slots.clone().map(move |slot| ((peer, slot), value)))
+            .collect()
     }
 
     /// The addresses of the units of `place` in the staging half that serves as scratch; empty if
@@ -116,78 +135,90 @@ impl Machine {
             .collect()
     }
 
-    /// The slots, of every source, of the unit that a thread waits for.
-    fn inputs(&self, state: &State, id: Id) -> Vec<usize> {
+    /// The words, of every source, of the unit that a thread waits for.
+    fn inputs(&self, state: &State, id: Id) -> Vec<SlotWord> {
         let half = self.push_half(state, id);
         let Some(place) = self.place(state, id) else {
             return Vec::new();
         };
+        if self.call(state, id.rank).kind.is_move() {
+            return self.moved_inputs(state, id, place);
+        }
+        let value = data(state.ranks[id.rank].call, false);
         let words = self.words_of(state, id, place);
         self.slot_peers(id.rank)
             .flat_map(|source| {
-                words
-                    .clone()
-                    .map(move |word| input_slot(half, source, word))
+                words.clone().map(move |word| SlotWord {
+                    slot: input_slot(half, source, word),
+                    value,
+                    is_overflow: false,
+                })
             })
             .collect()
     }
 
-    fn reduced(&self, state: &State, id: Id) -> Vec<usize> {
+    fn reduced(&self, state: &State, id: Id) -> Vec<SlotWord> {
         let half = self.push_half(state, id);
+        let value = data(state.ranks[id.rank].call, true);
         let place = self.place(state, id).into_iter();
         place
             .flat_map(|place| {
-                self.slot_peers(id.rank)
-                    .map(move |owner| reduced_slot(half, owner, place))
+                self.slot_peers(id.rank).map(move |owner| SlotWord {
+                    slot: reduced_slot(half, owner, place),
+                    value,
+                    is_overflow: false,
+                })
             })
             .collect()
     }
 
-    /// Whether the `index`-th word of the awaited slots is not checked.
-    fn is_unchecked(&self, index: usize) -> bool {
+    /// Whether this word, the `index`-th of the awaited slots, is not checked.
+    fn is_unchecked(&self, index: usize, word: &SlotWord) -> bool {
         self.is_broken(Break::LaneUnchecked) && index % self.words == self.words - 1
+            || self.is_broken(Break::OverflowNotAwaited) && word.is_overflow
     }
 
     pub(crate) fn has_inputs(&self, state: &State, id: Id) -> bool {
-        let slots = self.inputs(state, id);
-        slots
-            .iter()
-            .enumerate()
-            .all(|(index, &slot)| self.is_unchecked(index) || self.has_come(state, id, slot))
+        let words = self.inputs(state, id);
+        let mut words = words.iter().enumerate();
+        words.all(|(index, word)| {
+            self.is_unchecked(index, word) || self.has_come(state, id, word.slot)
+        })
     }
 
     pub(crate) fn has_reduced(&self, state: &State, id: Id) -> bool {
         self.reduced(state, id)
             .iter()
-            .all(|&slot| self.has_come(state, id, slot))
+            .all(|word| self.has_come(state, id, word.slot))
     }
 
     /// Whether data is in a slot or in flight to it.
     fn has_come(&self, state: &State, id: Id, slot: usize) -> bool {
-        self.load(state, id, id.rank, slot) != EMPTY
-            || state
-                .in_flight
-                .to(id.rank, slot)
-                .any(|store| store.value != EMPTY)
+        self.coming(state, id, slot) != EMPTY
+    }
+
+    /// The data in a slot or, if it is empty, in flight to it.
+    pub(crate) fn coming(&self, state: &State, id: Id, slot: usize) -> u8 {
+        let stored = self.load(state, id, id.rank, slot);
+        let coming = state.in_flight.to(id.rank, slot).map(|store| store.value);
+        let mut values = [stored].into_iter().chain(coming);
+        values.find(|&value| value != EMPTY).unwrap_or(EMPTY)
     }
 
     /// Takes the data that arrived and re-arms the slots.
-    fn take_slots(
-        &self,
-        state: &mut State,
-        id: Id,
-        slots: &[usize],
-        expected: u8,
-    ) -> Result<(), Violation> {
-        for (index, &slot) in slots.iter().enumerate() {
-            if !self.is_unchecked(index) {
-                Self::perform_words(state, &[(id.rank, slot)]);
+    fn take_slots(&self, state: &mut State, id: Id, words: &[SlotWord]) -> Result<(), Violation> {
+        for (index, word) in words.iter().enumerate() {
+            let slot = (id.rank, word.slot);
+            if !self.is_unchecked(index, word) {
+                Self::perform_words(state, &[slot]);
             }
-            if self.load(state, id, id.rank, slot) != expected {
+            if self.load(state, id, id.rank, word.slot) != word.value {
                 thread_mut(state, id).is_wrong = true;
             }
-            if !self.is_broken(Break::NoRearm) {
-                self.issue(state, id, (id.rank, slot), EMPTY, false)?;
+            let is_left = self.is_broken(Break::NoRearm)
+                || self.is_broken(Break::OverflowNotRearmed) && word.is_overflow;
+            if !is_left {
+                self.issue(state, id, slot, EMPTY, false)?;
             }
         }
         Ok(())
@@ -202,6 +233,9 @@ impl Machine {
         thread_mut(state, id).index = index;
         if self.place(state, id).is_none() {
             return self.end(state, id);
+        }
+        if self.inputs(state, id).is_empty() {
+            return self.collect(state, id);
         }
         thread_mut(state, id).at = At::Collect;
         Ok(())
@@ -232,9 +266,8 @@ impl Machine {
     }
 
     pub(crate) fn collect(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        let slots = self.inputs(state, id);
-        let call = state.ranks[id.rank].call;
-        self.take_slots(state, id, &slots, data(call, false))?;
+        let words = self.inputs(state, id);
+        self.take_slots(state, id, &words)?;
         if let Some(place) = self.place(state, id) {
             // This rank's own input, if it passes through scratch memory.
             for unit in self.scratch_units(state, id, place) {
@@ -268,9 +301,8 @@ impl Machine {
     }
 
     pub(crate) fn collect_reduced(&self, state: &mut State, id: Id) -> Result<(), Violation> {
-        let slots = self.reduced(state, id);
-        let call = state.ranks[id.rank].call;
-        self.take_slots(state, id, &slots, data(call, true))?;
+        let words = self.reduced(state, id);
+        self.take_slots(state, id, &words)?;
         let index = thread(state, id).index;
         self.next_of_two_shot(state, id, index + 1)
     }
