@@ -28,7 +28,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure below, or the meaning of a value, changes. */
-#define PEERSUM_ABI_VERSION 7
+#define PEERSUM_ABI_VERSION 8
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these blocks, launched or not. */
@@ -71,14 +71,18 @@ typedef unsigned long long peersum_u64;
 /* How many of the last calls' headers each (receiver, source) pair keeps. */
 #define PEERSUM_HEADER_RING 4
 
-/* A header, from the top: sequence | operation | source | family | algorithm | dtype | bytes. */
+/* A header, from the top: sequence | operation | source | family | algorithm | dtype | root |
+ * bytes. A call has fewer than 2^31 units. */
 #define PEERSUM_HEADER_SEQUENCE_SHIFT 48
 #define PEERSUM_HEADER_OPERATION_SHIFT 45
 #define PEERSUM_HEADER_SOURCE_SHIFT 44
 #define PEERSUM_HEADER_FAMILY_SHIFT 43
 #define PEERSUM_HEADER_ALGORITHM_SHIFT 42
-#define PEERSUM_HEADER_DTYPE_SHIFT 40
-#define PEERSUM_HEADER_BYTES_BITS 40
+#define PEERSUM_HEADER_DTYPE_SHIFT 38
+#define PEERSUM_HEADER_ROOT_SHIFT 35
+#define PEERSUM_HEADER_BYTES_BITS 35
+#define PEERSUM_HEADER_DTYPE_BITS 4
+#define PEERSUM_HEADER_ROOT_BITS 3
 #define PEERSUM_HEADER_OPERATION_BITS 3
 
 /* A detail: a second word, for what does not fit in a header. Only calls with a symmetric source
@@ -109,6 +113,10 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_OPERATION_ALL_REDUCE 0
 /* An all-reduce whose sum is normalised row by row, with or without a residual. */
 #define PEERSUM_OPERATION_RMS_NORM 1
+/* The rest count as calls of the push family, by the one-shot algorithm. */
+#define PEERSUM_OPERATION_ALL_GATHER 2
+#define PEERSUM_OPERATION_REDUCE_SCATTER 3
+#define PEERSUM_OPERATION_BROADCAST 4
 #define PEERSUM_FAMILY_PUSH 0
 #define PEERSUM_FAMILY_PULL 1
 #define PEERSUM_ALGORITHM_ONE_SHOT 0
@@ -116,6 +124,13 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_DTYPE_F16 0
 #define PEERSUM_DTYPE_BF16 1
 #define PEERSUM_DTYPE_F32 2
+/* The rest are moved, not reduced. A module of type u8 moves them all. */
+#define PEERSUM_DTYPE_U8 3
+#define PEERSUM_DTYPE_I8 4
+#define PEERSUM_DTYPE_U32 5
+#define PEERSUM_DTYPE_I32 6
+#define PEERSUM_DTYPE_U64 7
+#define PEERSUM_DTYPE_I64 8
 /* An ordinary input: sent by a push kernel, or copied by a pull kernel into its staging half. */
 #define PEERSUM_SOURCE_ORDINARY 0
 /* The input is a symmetric buffer, which every rank maps. Pull only. */
@@ -223,13 +238,15 @@ typedef struct PeersumParams {
     /* What a pull call reads, by rank: with PEERSUM_SOURCE_SYMMETRIC each rank's buffer,
      * element-aligned; otherwise each rank's arena. */
     peersum_u64 source[PEERSUM_MAX_WORLD_SIZE];
-    /* Element-aligned. May equal `output`, but not overlap it otherwise. Unused for a symmetric
-     * source. */
+    /* Element-aligned. May equal `output`, or this rank's chunk of `output` and `input` may be the
+     * same memory, but they do not overlap otherwise. Unused for a symmetric source. */
     peersum_u64 input;
     /* Element-aligned. Ignored by a symmetric two-shot call, whose result replaces the symmetric
      * buffer. */
     peersum_u64 output;
-    /* From 1 to what the call's slots or its staging half hold, and fewer than 2^31 units. */
+    /* Elements of the module's type: of the input of an all-gather, of the output of a
+     * reduce-scatter, else of both. From 1 to what the call's slots or its staging half hold, and
+     * fewer than 2^31 units. */
     peersum_u64 elements;
     /* Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 *
      * push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 * sources *
@@ -244,13 +261,17 @@ typedef struct PeersumParams {
     /* The time limit of a wait for a peer, in nanoseconds. */
     peersum_u64 timeout_ns;
     /* This call's header without the sequence, which the device counts. Its source bit gives the
-     * kind of input; family, algorithm and dtype must be those of the entry point. */
+     * kind of input; family and algorithm must be those of the entry point, and so must be the
+     * dtype unless the module moves bytes. */
     peersum_u64 header;
     /* This call's detail without the sequence. Unused for an ordinary source. */
     peersum_u64 detail;
     peersum_u32 rank;
     /* PEERSUM_FLAG_... */
     peersum_u32 flags;
+    /* From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input
+     * of a reduce-scatter. A multiple of the size of an element. Unused otherwise. */
+    peersum_u64 chunk_stride;
     /* The rest is for the entry points of norm.cu alone. It stands last, so that what the other
      * kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of
      * `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of

@@ -1,8 +1,4 @@
-// element.cuh - the three element types: unpacking a unit to float32, packing it again, and access
-// to units of a caller's buffer of any element alignment.
-//
-// The numeric contract: float32 accumulation in rank order, one rounding to nearest even, canonical
-// NaN.
+// element.cuh - the element types of modules, and the units of an array of them.
 #pragma once
 
 #include "platform.cuh"
@@ -48,6 +44,13 @@ struct element_f32 {
     PEERSUM_DEVICE peersum_u32 pack(const float* value) { return mov_b32_u32(value[0]); }
 };
 
+// What is moved without a look at its type. There is nothing to unpack.
+struct element_u8 {
+    static constexpr peersum_u32 DTYPE = PEERSUM_DTYPE_U8;
+    static constexpr int BYTES = 1;
+    static constexpr peersum_u32 NAN_WORD = 0xFFFFFFFFu;
+};
+
 #define PEERSUM_PASTE_2(a, b) a##b
 #define PEERSUM_PASTE(a, b) PEERSUM_PASTE_2(a, b)
 
@@ -59,34 +62,6 @@ static_assert(WORLD_SIZE >= 1 && WORLD_SIZE <= PEERSUM_MAX_WORLD_SIZE,
 
 // Elements in a unit.
 constexpr int PER_UNIT = PEERSUM_UNIT_BYTES / Element::BYTES;
-
-// The running float32 sum of one unit.
-struct Sum {
-    float value[PER_UNIT];
-};
-
-PEERSUM_DEVICE Sum unpack(Unit v) {
-    Sum sum;
-    Element::unpack(v.x, sum.value);
-    Element::unpack(v.y, sum.value + Element::PER_WORD);
-    Element::unpack(v.z, sum.value + 2 * Element::PER_WORD);
-    Element::unpack(v.w, sum.value + 3 * Element::PER_WORD);
-    return sum;
-}
-
-// Adds a unit to the sum. The sum starts from the first rank's unit, not from +0, which would turn
-// -0 into +0.
-PEERSUM_DEVICE void add(Sum& sum, Unit v) {
-    const Sum term = unpack(v);
-#pragma unroll
-    for (int e = 0; e < PER_UNIT; ++e) sum.value[e] = add_rn_f32(sum.value[e], term.value[e]);
-}
-
-PEERSUM_DEVICE Unit round(const Sum& sum) {
-    return Unit{Element::pack(sum.value), Element::pack(sum.value + Element::PER_WORD),
-                Element::pack(sum.value + 2 * Element::PER_WORD),
-                Element::pack(sum.value + 3 * Element::PER_WORD)};
-}
 
 PEERSUM_DEVICE Unit nan_unit() {
     return Unit{Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD, Element::NAN_WORD};
@@ -108,23 +83,4 @@ PEERSUM_DEVICE peersum_u32 wide_units(peersum_u64 address, peersum_u64 elements)
 
 PEERSUM_DEVICE void* unit_address(peersum_u64 base, peersum_u32 unit) {
     return reinterpret_cast<void*>(base + static_cast<peersum_u64>(unit) * PEERSUM_UNIT_BYTES);
-}
-
-// Relaxed at system scope, because the array may be a peer's.
-PEERSUM_DEVICE peersum_u32 load_element(peersum_u64 address) {
-    const void* at = reinterpret_cast<const void*>(address);
-    if constexpr (Element::BYTES == 2) {
-        return ld_relaxed_sys_u16(at);
-    } else {
-        return ld_relaxed_sys_u32(at);
-    }
-}
-
-PEERSUM_DEVICE void store_element(peersum_u64 address, peersum_u32 value) {
-    void* at = reinterpret_cast<void*>(address);
-    if constexpr (Element::BYTES == 2) {
-        st_relaxed_sys_u16(at, value);
-    } else {
-        st_relaxed_sys_u32(at, value);
-    }
 }

@@ -279,6 +279,17 @@ PEERSUM_DEVICE void st_global_v4(void* address, Unit v) {
                  "r"(v.z), "r"(v.w));
 }
 
+PEERSUM_DEVICE peersum_u32 ld_global_u8(const void* address) {
+    peersum_u32 value;
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(value) : "l"(address));
+    return value;
+}
+
+// The low 8 bits of `value`.
+PEERSUM_DEVICE void st_global_u8(void* address, peersum_u32 value) {
+    asm volatile("st.global.u8 [%0], %1;" ::"l"(address), "r"(value));
+}
+
 PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) {
     peersum_u32 value;
     asm volatile("{\n\t.reg .u16 half;\n\tld.global.u16 half, [%1];\n\tcvt.u32.u16 %0, half;\n\t}"

@@ -11,6 +11,7 @@
 // covers what block b alone wrote.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PULL
 #include "headers.cuh"
+#include "sum.cuh"
 #include "units.cuh"
 
 // Sums the narrow units of a symmetric source, element by element and in the same rank order: its

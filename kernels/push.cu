@@ -7,6 +7,9 @@
 // may change from call to call.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #include "push_call.cuh"
+#include "reduce_scatter.cuh"
+#include "sum.cuh"
+#include "units.cuh"
 
 namespace {
 
@@ -300,3 +303,5 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 PEERSUM_ENTRY(push_one_shot, PEERSUM_MAX_THREADS, PEERSUM_ONE_SHOT_BLOCKS) { one_shot(params); }
 
 PEERSUM_ENTRY(push_two_shot, PEERSUM_MAX_THREADS, 1) { two_shot(params); }
+
+PEERSUM_ENTRY(push_reduce_scatter, PEERSUM_MAX_THREADS, 1) { reduce_scatter(params); }

@@ -1,5 +1,5 @@
 // push_call.cuh - the steps that every call by push slots has, whatever it computes: entering,
-// counting, the signal threads, and the sum of a unit.
+// counting, the signal threads.
 #pragma once
 
 #include "slots.cuh"
@@ -24,15 +24,6 @@ PEERSUM_DEVICE Call rebuild_call(const PeersumParams& params, const ThreadPositi
                 0,
                 units_of(params.elements),
                 sequence << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
-}
-
-// The sum of a unit over all ranks, from the received units and, in a pair, this rank's own.
-PEERSUM_DEVICE Unit reduce_received(const Unit (&received)[SOURCES], Unit own) {
-    Unit v[WORLD_SIZE];
-#pragma unroll
-    for (int source = 0; source < WORLD_SIZE; ++source)
-        v[source] = source < SOURCES ? received[source % SOURCES] : own;
-    return reduce(v);
 }
 
 // Checks, before the call's first store to a peer, whether the call is lost. A poisoned rank

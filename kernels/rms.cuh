@@ -7,7 +7,7 @@
 // squares, so they are left out where that is simpler.
 #pragma once
 
-#include "units.cuh"
+#include "sum.cuh"
 
 namespace {
 

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "headers.cuh"
-#include "units.cuh"
 
 namespace {
 

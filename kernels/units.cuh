@@ -1,18 +1,25 @@
-// units.cuh - a thread's share of the units, input and output as whole units, and the sum of a
-// unit.
+// units.cuh - a thread's share of the units, input and output as whole units.
 #pragma once
 
 #include "call.cuh"
 
-// Sums the units of all ranks in rank order. (Two ranks may be added in either order: the sum of
-// two is commutative, bit for bit.)
-PEERSUM_DEVICE Unit reduce(const Unit (&v)[WORLD_SIZE]) {
-    constexpr bool REVERSED = PEERSUM_BREAK == PEERSUM_BREAK_RANK_ORDER_REVERSED;
-    Sum sum = unpack(v[REVERSED ? WORLD_SIZE - 1 : 0]);
-#pragma unroll
-    for (int rank = 1; rank < WORLD_SIZE; ++rank)
-        add(sum, v[REVERSED ? WORLD_SIZE - 1 - rank : rank]);
-    return round(sum);
+// Relaxed at system scope, because the array may be a peer's.
+PEERSUM_DEVICE peersum_u32 load_element(peersum_u64 address) {
+    const void* at = reinterpret_cast<const void*>(address);
+    if constexpr (Element::BYTES == 2) {
+        return ld_relaxed_sys_u16(at);
+    } else {
+        return ld_relaxed_sys_u32(at);
+    }
+}
+
+PEERSUM_DEVICE void store_element(peersum_u64 address, peersum_u32 value) {
+    void* at = reinterpret_cast<void*>(address);
+    if constexpr (Element::BYTES == 2) {
+        st_relaxed_sys_u16(at, value);
+    } else {
+        st_relaxed_sys_u32(at, value);
+    }
 }
 
 // The units that one thread handles from start to finish: for each i in first_unit, first_unit +

@@ -3,7 +3,7 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 7;
+pub const PEERSUM_ABI_VERSION: u32 = 8;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
@@ -26,8 +26,11 @@ pub const PEERSUM_HEADER_OPERATION_SHIFT: u32 = 45;
 pub const PEERSUM_HEADER_SOURCE_SHIFT: u32 = 44;
 pub const PEERSUM_HEADER_FAMILY_SHIFT: u32 = 43;
 pub const PEERSUM_HEADER_ALGORITHM_SHIFT: u32 = 42;
-pub const PEERSUM_HEADER_DTYPE_SHIFT: u32 = 40;
-pub const PEERSUM_HEADER_BYTES_BITS: u32 = 40;
+pub const PEERSUM_HEADER_DTYPE_SHIFT: u32 = 38;
+pub const PEERSUM_HEADER_ROOT_SHIFT: u32 = 35;
+pub const PEERSUM_HEADER_BYTES_BITS: u32 = 35;
+pub const PEERSUM_HEADER_DTYPE_BITS: u32 = 4;
+pub const PEERSUM_HEADER_ROOT_BITS: u32 = 3;
 pub const PEERSUM_HEADER_OPERATION_BITS: u32 = 3;
 pub const PEERSUM_DETAIL_BUFFER_SHIFT: u32 = 36;
 pub const PEERSUM_DETAIL_BUFFER_BITS: u32 = 12;
@@ -44,6 +47,9 @@ pub const PEERSUM_NORM_OUTPUT_FP8_STATIC: u32 = 1;
 pub const PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN: u32 = 2;
 pub const PEERSUM_OPERATION_ALL_REDUCE: u32 = 0;
 pub const PEERSUM_OPERATION_RMS_NORM: u32 = 1;
+pub const PEERSUM_OPERATION_ALL_GATHER: u32 = 2;
+pub const PEERSUM_OPERATION_REDUCE_SCATTER: u32 = 3;
+pub const PEERSUM_OPERATION_BROADCAST: u32 = 4;
 pub const PEERSUM_FAMILY_PUSH: u32 = 0;
 pub const PEERSUM_FAMILY_PULL: u32 = 1;
 pub const PEERSUM_ALGORITHM_ONE_SHOT: u32 = 0;
@@ -51,6 +57,12 @@ pub const PEERSUM_ALGORITHM_TWO_SHOT: u32 = 1;
 pub const PEERSUM_DTYPE_F16: u32 = 0;
 pub const PEERSUM_DTYPE_BF16: u32 = 1;
 pub const PEERSUM_DTYPE_F32: u32 = 2;
+pub const PEERSUM_DTYPE_U8: u32 = 3;
+pub const PEERSUM_DTYPE_I8: u32 = 4;
+pub const PEERSUM_DTYPE_U32: u32 = 5;
+pub const PEERSUM_DTYPE_I32: u32 = 6;
+pub const PEERSUM_DTYPE_U64: u32 = 7;
+pub const PEERSUM_DTYPE_I64: u32 = 8;
 pub const PEERSUM_SOURCE_ORDINARY: u32 = 0;
 pub const PEERSUM_SOURCE_SYMMETRIC: u32 = 1;
 pub const PEERSUM_PULL_PHASES: u32 = 2;
@@ -248,11 +260,11 @@ pub struct PeersumParams {
     pub arena: [peersum_u64; 8usize],
     /// What a pull call reads, by rank: with PEERSUM_SOURCE_SYMMETRIC each rank's buffer, element-aligned; otherwise each rank's arena.
     pub source: [peersum_u64; 8usize],
-    /// Element-aligned. May equal `output`, but not overlap it otherwise. Unused for a symmetric source.
+    /// Element-aligned. May equal `output`, or this rank's chunk of `output` and `input` may be the same memory, but they do not overlap otherwise. Unused for a symmetric source.
     pub input: peersum_u64,
     /// Element-aligned. Ignored by a symmetric two-shot call, whose result replaces the symmetric buffer.
     pub output: peersum_u64,
-    /// From 1 to what the call's slots or its staging half hold, and fewer than 2^31 units.
+    /// Elements of the module's type: of the input of an all-gather, of the output of a reduce-scatter, else of both. From 1 to what the call's slots or its staging half hold, and fewer than 2^31 units.
     pub elements: peersum_u64,
     /// Offsets and sizes within an arena, in bytes, multiples of 128. The push slots take 2 * push_half_bytes. push_half_bytes is a multiple of both halves of a slot group (2 * sources * PEERSUM_SLOT_GROUP units), because the gather slots of a two-shot call begin there. If they began within a group, they would be one-shot slots of the other half.
     pub push_offset: peersum_u64,
@@ -263,13 +275,15 @@ pub struct PeersumParams {
     pub status: peersum_u64,
     /// The time limit of a wait for a peer, in nanoseconds.
     pub timeout_ns: peersum_u64,
-    /// This call's header without the sequence, which the device counts. Its source bit gives the kind of input; family, algorithm and dtype must be those of the entry point.
+    /// This call's header without the sequence, which the device counts. Its source bit gives the kind of input; family and algorithm must be those of the entry point, and so must be the dtype unless the module moves bytes.
     pub header: peersum_u64,
     /// This call's detail without the sequence. Unused for an ordinary source.
     pub detail: peersum_u64,
     pub rank: peersum_u32,
     /// PEERSUM_FLAG_...
     pub flags: peersum_u32,
+    /// From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input of a reduce-scatter. A multiple of the size of an element. Unused otherwise.
+    pub chunk_stride: peersum_u64,
     /// The rest is for the entry points of norm.cu alone. It stands last, so that what the other kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
     pub norm_words: [peersum_u64; 2usize],
     /// Read and written in place; 0 if there is none. It overlaps no other buffer.
@@ -291,7 +305,7 @@ pub struct PeersumParams {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 296usize];
+    ["Size of PeersumParams"][::core::mem::size_of::<PeersumParams>() - 304usize];
     ["Alignment of PeersumParams"][::core::mem::align_of::<PeersumParams>() - 8usize];
     [
         "Offset of field: PeersumParams::arena",
@@ -339,33 +353,36 @@ const _: () = {
         "Offset of field: PeersumParams::flags",
     ][::core::mem::offset_of!(PeersumParams, flags) - 220usize];
     [
+        "Offset of field: PeersumParams::chunk_stride",
+    ][::core::mem::offset_of!(PeersumParams, chunk_stride) - 224usize];
+    [
         "Offset of field: PeersumParams::norm_words",
-    ][::core::mem::offset_of!(PeersumParams, norm_words) - 224usize];
+    ][::core::mem::offset_of!(PeersumParams, norm_words) - 232usize];
     [
         "Offset of field: PeersumParams::residual",
-    ][::core::mem::offset_of!(PeersumParams, residual) - 240usize];
+    ][::core::mem::offset_of!(PeersumParams, residual) - 248usize];
     [
         "Offset of field: PeersumParams::weight",
-    ][::core::mem::offset_of!(PeersumParams, weight) - 248usize];
+    ][::core::mem::offset_of!(PeersumParams, weight) - 256usize];
     [
         "Offset of field: PeersumParams::hidden",
-    ][::core::mem::offset_of!(PeersumParams, hidden) - 256usize];
+    ][::core::mem::offset_of!(PeersumParams, hidden) - 264usize];
     [
         "Offset of field: PeersumParams::epsilon",
-    ][::core::mem::offset_of!(PeersumParams, epsilon) - 260usize];
+    ][::core::mem::offset_of!(PeersumParams, epsilon) - 268usize];
     [
         "Offset of field: PeersumParams::weight_offset",
-    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 264usize];
+    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 272usize];
     [
         "Offset of field: PeersumParams::rows",
-    ][::core::mem::offset_of!(PeersumParams, rows) - 268usize];
+    ][::core::mem::offset_of!(PeersumParams, rows) - 276usize];
     [
         "Offset of field: PeersumParams::fp8_values",
-    ][::core::mem::offset_of!(PeersumParams, fp8_values) - 272usize];
+    ][::core::mem::offset_of!(PeersumParams, fp8_values) - 280usize];
     [
         "Offset of field: PeersumParams::fp8_inverse_scale",
-    ][::core::mem::offset_of!(PeersumParams, fp8_inverse_scale) - 280usize];
+    ][::core::mem::offset_of!(PeersumParams, fp8_inverse_scale) - 288usize];
     [
         "Offset of field: PeersumParams::fp8_row_scales",
-    ][::core::mem::offset_of!(PeersumParams, fp8_row_scales) - 288usize];
+    ][::core::mem::offset_of!(PeersumParams, fp8_row_scales) - 296usize];
 };

@@ -31,6 +31,8 @@ pub const SOURCES: &[Source] = sources![
     "failure.cuh",
     "fp8.cuh",
     "headers.cuh",
+    "move.cu",
+    "narrow.cuh",
     "norm.cu",
     "norm_words.cuh",
     "normalise.cuh",
@@ -39,8 +41,10 @@ pub const SOURCES: &[Source] = sources![
     "push.cu",
     "push_call.cuh",
     "pushed_rows.cuh",
+    "reduce_scatter.cuh",
     "rms.cuh",
     "slots.cuh",
+    "sum.cuh",
     "units.cuh"
 ];
 

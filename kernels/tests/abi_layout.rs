@@ -88,7 +88,8 @@ fn structures() -> Facts {
             fp8_inverse_scale,
             fp8_row_scales,
             rank,
-            flags
+            flags,
+            chunk_stride
         }
     );
     facts
@@ -168,6 +169,9 @@ fn constants() -> Facts {
         PEERSUM_HEADER_FAMILY_SHIFT,
         PEERSUM_HEADER_ALGORITHM_SHIFT,
         PEERSUM_HEADER_DTYPE_SHIFT,
+        PEERSUM_HEADER_ROOT_SHIFT,
+        PEERSUM_HEADER_DTYPE_BITS,
+        PEERSUM_HEADER_ROOT_BITS,
         PEERSUM_HEADER_BYTES_BITS,
         PEERSUM_HEADER_OPERATION_BITS,
         PEERSUM_DETAIL_BUFFER_SHIFT,
@@ -192,6 +196,9 @@ fn constants() -> Facts {
         PEERSUM_NORM_VALUE_SHIFT,
         PEERSUM_OPERATION_ALL_REDUCE,
         PEERSUM_OPERATION_RMS_NORM,
+        PEERSUM_OPERATION_ALL_GATHER,
+        PEERSUM_OPERATION_REDUCE_SCATTER,
+        PEERSUM_OPERATION_BROADCAST,
         PEERSUM_FLAG_SOURCE_ALIGNED,
         PEERSUM_FLAG_ONE_DEVICE,
         PEERSUM_FAMILY_PUSH,
@@ -201,6 +208,12 @@ fn constants() -> Facts {
         PEERSUM_DTYPE_F16,
         PEERSUM_DTYPE_BF16,
         PEERSUM_DTYPE_F32,
+        PEERSUM_DTYPE_U8,
+        PEERSUM_DTYPE_I8,
+        PEERSUM_DTYPE_U32,
+        PEERSUM_DTYPE_I32,
+        PEERSUM_DTYPE_U64,
+        PEERSUM_DTYPE_I64,
         PEERSUM_SOURCE_ORDINARY,
         PEERSUM_SOURCE_SYMMETRIC,
         PEERSUM_PULL_PHASES,

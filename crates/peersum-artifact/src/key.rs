@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::vocabulary::{ParseNameError, name_traits, vocabulary};
 
-/// What a module's kernels do: an all-reduce whose data travels one way or the other, or the
-/// normalisation of its rows.
+/// What a module's kernels do: a call that reduces, whose data travels one way or the other, the
+/// normalisation of its rows, or a call that only moves data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// Ranks store into their peers' slots.
@@ -18,9 +18,13 @@ pub enum Family {
     Pull,
     /// RMSNorm of the rows of an all-reduce.
     Norm,
+    /// All-gather and broadcast.
+    Move,
 }
 
-vocabulary!(Family, "family", { Push => "push", Pull => "pull", Norm => "norm" });
+vocabulary!(Family, "family", {
+    Push => "push", Pull => "pull", Norm => "norm", Move => "move"
+});
 
 impl Family {
     /// The algorithms of the family for groups of this size, in the order of the entry points of a
@@ -28,11 +32,27 @@ impl Family {
     #[must_use]
     pub const fn algorithms(self, world_size: WorldSize) -> &'static [Algorithm] {
         match (self, world_size.0) {
-            (Family::Push | Family::Pull, 1) => &[],
-            (Family::Push | Family::Pull, _) => &[Algorithm::OneShot, Algorithm::TwoShot],
+            (Family::Push | Family::Pull | Family::Move, 1) => &[],
+            (Family::Push, _) => &[
+                Algorithm::OneShot,
+                Algorithm::ReduceScatter,
+                Algorithm::TwoShot,
+            ],
+            (Family::Pull, _) => &[Algorithm::OneShot, Algorithm::TwoShot],
             // One rank exchanges nothing.
             (Family::Norm, 1) => &[Algorithm::Rows],
             (Family::Norm, _) => &[Algorithm::Clustered, Algorithm::OneShot, Algorithm::Rows],
+            (Family::Move, _) => &[Algorithm::AllGather, Algorithm::Broadcast],
+        }
+    }
+
+    /// The element types that the family has modules for.
+    #[must_use]
+    pub const fn dtypes(self) -> &'static [Dtype] {
+        match self {
+            Family::Push | Family::Pull | Family::Norm => Dtype::REDUCED,
+            // One module moves the bytes of every type.
+            Family::Move => &[Dtype::U8],
         }
     }
 }
@@ -50,11 +70,18 @@ pub enum Algorithm {
     /// One-shot, with a cluster of blocks for every row. On architectures without clusters it does
     /// nothing.
     Clustered,
+    /// Every rank reduces one chunk.
+    ReduceScatter,
+    /// Every rank receives the data of all ranks.
+    AllGather,
+    /// Every rank receives the data of one rank.
+    Broadcast,
 }
 
 vocabulary!(Algorithm, "algorithm", {
     OneShot => "one_shot", TwoShot => "two_shot", Rows => "rows",
-    Clustered => "clustered"
+    Clustered => "clustered", ReduceScatter => "reduce_scatter",
+    AllGather => "all_gather", Broadcast => "broadcast"
 });
 
 /// The element type. Sums are formed in float32 whatever it is.
@@ -66,17 +93,37 @@ pub enum Dtype {
     Bf16,
     /// IEEE 754 binary32.
     F32,
+    /// Unsigned, 8 bits. Moved, not reduced, as all that follow.
+    U8,
+    /// Signed, 8 bits.
+    I8,
+    /// Unsigned, 32 bits.
+    U32,
+    /// Signed, 32 bits.
+    I32,
+    /// Unsigned, 64 bits.
+    U64,
+    /// Signed, 64 bits.
+    I64,
 }
 
-vocabulary!(Dtype, "dtype", { F16 => "f16", Bf16 => "bf16", F32 => "f32" });
+vocabulary!(Dtype, "dtype", {
+    F16 => "f16", Bf16 => "bf16", F32 => "f32", U8 => "u8", I8 => "i8", U32 => "u32",
+    I32 => "i32", U64 => "u64", I64 => "i64"
+});
 
 impl Dtype {
+    /// The types that calls can sum.
+    pub const REDUCED: &'static [Dtype] = &[Dtype::F16, Dtype::Bf16, Dtype::F32];
+
     /// The size of one element in bytes.
     #[must_use]
     pub const fn size_bytes(self) -> usize {
         match self {
+            Dtype::U8 | Dtype::I8 => 1,
             Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::F32 => 4,
+            Dtype::F32 | Dtype::U32 | Dtype::I32 => 4,
+            Dtype::U64 | Dtype::I64 => 8,
         }
     }
 }
@@ -189,10 +236,10 @@ pub struct ModuleKey {
 }
 
 impl ModuleKey {
-    /// The whole matrix in order: 66 keys.
+    /// The whole matrix in order: 73 keys.
     pub fn all() -> impl Iterator<Item = ModuleKey> {
         Family::ALL.iter().flat_map(|&family| {
-            Dtype::ALL.iter().flat_map(move |&dtype| {
+            family.dtypes().iter().flat_map(move |&dtype| {
                 WorldSize::ALL
                     .iter()
                     .map(move |&world_size| ModuleKey {
@@ -208,7 +255,7 @@ impl ModuleKey {
     /// Whether the matrix has such a module.
     #[must_use]
     pub fn exists(&self) -> bool {
-        !self.algorithms().is_empty()
+        !self.algorithms().is_empty() && self.family.dtypes().contains(&self.dtype)
     }
 
     /// The algorithms of the module's entry points, in their order.
@@ -261,6 +308,7 @@ impl ModuleKey {
             Family::Push => "push.cu",
             Family::Pull => "pull.cu",
             Family::Norm => "norm.cu",
+            Family::Move => "move.cu",
         }
     }
 
@@ -297,7 +345,7 @@ impl FromStr for ModuleKey {
             key.exists().then_some(key)
         };
         let valid = "peersum_{push|pull}_{f16|bf16|f32}_ws{2..8}, \
-                     peersum_norm_{f16|bf16|f32}_ws{1..8}";
+                     peersum_norm_{f16|bf16|f32}_ws{1..8}, peersum_move_u8_ws{2..8}";
         parts().ok_or_else(|| ParseNameError::new("module", given, valid))
     }
 }

@@ -79,7 +79,7 @@ mod tests {
             .flat_map(|key| key.entry_points())
             .map(|name| find(&name).unwrap_or_else(|| panic!("{name} is missing")) as usize)
             .collect();
-        assert_eq!(functions.len(), 150);
+        assert_eq!(functions.len(), 185);
     }
 
     #[test]

@@ -42,10 +42,79 @@ const _: () = {
     assert!(Dtype::F16 as u32 == abi::PEERSUM_DTYPE_F16);
     assert!(Dtype::Bf16 as u32 == abi::PEERSUM_DTYPE_BF16);
     assert!(Dtype::F32 as u32 == abi::PEERSUM_DTYPE_F32);
+    assert!(Dtype::U8 as u32 == abi::PEERSUM_DTYPE_U8);
+    assert!(Dtype::I8 as u32 == abi::PEERSUM_DTYPE_I8);
+    assert!(Dtype::U32 as u32 == abi::PEERSUM_DTYPE_U32);
+    assert!(Dtype::I32 as u32 == abi::PEERSUM_DTYPE_I32);
+    assert!(Dtype::U64 as u32 == abi::PEERSUM_DTYPE_U64);
+    assert!(Dtype::I64 as u32 == abi::PEERSUM_DTYPE_I64);
+    assert!(Dtype::ALL.len() <= UNKNOWN_DTYPE as usize);
 };
 
 /// A header's number for a type that no rank of this version sends.
-const UNKNOWN_DTYPE: u32 = 3;
+const UNKNOWN_DTYPE: u32 = (1 << abi::PEERSUM_HEADER_DTYPE_BITS) - 1;
+
+/// What a call does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// [`Communicator::all_reduce`](crate::Communicator::all_reduce).
+    AllReduce,
+    /// An all-reduce whose sum is normalised row by row
+    /// ([`Communicator::all_reduce_rms_norm`](crate::Communicator::all_reduce_rms_norm)).
+    RmsNorm,
+    /// [`Communicator::all_gather`](crate::Communicator::all_gather).
+    AllGather,
+    /// [`Communicator::reduce_scatter`](crate::Communicator::reduce_scatter).
+    ReduceScatter,
+    /// [`Communicator::broadcast`](crate::Communicator::broadcast).
+    Broadcast {
+        /// The rank whose data all receive.
+        root: u32,
+    },
+}
+
+impl Operation {
+    /// From the numbers of a header. An unknown operation stands for an all-reduce.
+    fn from_abi(operation: u32, root: u32) -> Operation {
+        match operation {
+            abi::PEERSUM_OPERATION_RMS_NORM => Operation::RmsNorm,
+            abi::PEERSUM_OPERATION_ALL_GATHER => Operation::AllGather,
+            abi::PEERSUM_OPERATION_REDUCE_SCATTER => Operation::ReduceScatter,
+            abi::PEERSUM_OPERATION_BROADCAST => Operation::Broadcast { root },
+            _ => Operation::AllReduce,
+        }
+    }
+
+    fn abi(self) -> u32 {
+        match self {
+            Operation::AllReduce => abi::PEERSUM_OPERATION_ALL_REDUCE,
+            Operation::RmsNorm => abi::PEERSUM_OPERATION_RMS_NORM,
+            Operation::AllGather => abi::PEERSUM_OPERATION_ALL_GATHER,
+            Operation::ReduceScatter => abi::PEERSUM_OPERATION_REDUCE_SCATTER,
+            Operation::Broadcast { .. } => abi::PEERSUM_OPERATION_BROADCAST,
+        }
+    }
+
+    fn root(self) -> u32 {
+        match self {
+            Operation::Broadcast { root } => root,
+            _ => 0,
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Operation::AllReduce => f.write_str("all_reduce"),
+            Operation::RmsNorm => f.write_str("all_reduce with RMSNorm"),
+            Operation::AllGather => f.write_str("all_gather"),
+            Operation::ReduceScatter => f.write_str("reduce_scatter"),
+            Operation::Broadcast { root } => write!(f, "broadcast from rank {root}"),
+        }
+    }
+}
 
 /// Where the input of a call with a symmetric buffer begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,14 +259,15 @@ pub struct CallSignature {
     /// Which part of which symmetric buffer; `None` for an ordinary input, and where a rank is not
     /// known to have told it.
     pub part: Option<SymmetricPart>,
-    /// Whether the sum is normalised row by row.
-    pub normalised: bool,
-    /// How; `None` for a call that normalises nothing, and where a rank is not known to have told
+    /// What the call does.
+    pub operation: Operation,
+    /// How the sum is normalised; `None` for a call that normalises nothing, and where a rank is not known to have told
     /// it.
     pub norm: Option<NormSignature>,
     /// The element type; `None` for a value that no rank of this version sends.
     pub dtype: Option<Dtype>,
-    /// The message's size in bytes.
+    /// The size in bytes of the message, or of one rank's chunk in an all-gather or a
+    /// reduce-scatter.
     pub bytes: u64,
 }
 
@@ -209,7 +279,7 @@ impl CallSignature {
         norm_words: [u64; abi::PEERSUM_NORM_WORDS as usize],
     ) -> CallSignature {
         let mut signature = Self::from_header(header);
-        if signature.normalised {
+        if signature.operation == Operation::RmsNorm {
             signature.norm = NormSignature::from_words(header, norm_words, signature.dtype);
         }
         if signature.symmetric && is_detail_of(header, detail) {
@@ -234,13 +304,22 @@ impl CallSignature {
             ),
             symmetric: field(abi::PEERSUM_HEADER_SOURCE_SHIFT, 1) == abi::PEERSUM_SOURCE_SYMMETRIC,
             part: None,
-            normalised: field(
-                abi::PEERSUM_HEADER_OPERATION_SHIFT,
-                abi::PEERSUM_HEADER_OPERATION_BITS,
-            ) == abi::PEERSUM_OPERATION_RMS_NORM,
+            operation: Operation::from_abi(
+                field(
+                    abi::PEERSUM_HEADER_OPERATION_SHIFT,
+                    abi::PEERSUM_HEADER_OPERATION_BITS,
+                ),
+                field(
+                    abi::PEERSUM_HEADER_ROOT_SHIFT,
+                    abi::PEERSUM_HEADER_ROOT_BITS,
+                ),
+            ),
             norm: None,
             dtype: Dtype::ALL
-                .get(field(abi::PEERSUM_HEADER_DTYPE_SHIFT, 2) as usize)
+                .get(field(
+                    abi::PEERSUM_HEADER_DTYPE_SHIFT,
+                    abi::PEERSUM_HEADER_DTYPE_BITS,
+                ) as usize)
                 .copied(),
             bytes: header & ((1 << abi::PEERSUM_HEADER_BYTES_BITS) - 1),
         }
@@ -252,16 +331,13 @@ impl CallSignature {
         let family = self.kind.family as u32;
         let algorithm = self.kind.algorithm as u32;
         let dtype = self.dtype.map_or(UNKNOWN_DTYPE, |dtype| dtype as u32);
-        let operation = match self.normalised {
-            true => abi::PEERSUM_OPERATION_RMS_NORM,
-            false => abi::PEERSUM_OPERATION_ALL_REDUCE,
-        };
         u64::from(self.sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
-            | u64::from(operation) << abi::PEERSUM_HEADER_OPERATION_SHIFT
+            | u64::from(self.operation.abi()) << abi::PEERSUM_HEADER_OPERATION_SHIFT
             | u64::from(self.symmetric) << abi::PEERSUM_HEADER_SOURCE_SHIFT
             | u64::from(family) << abi::PEERSUM_HEADER_FAMILY_SHIFT
             | u64::from(algorithm) << abi::PEERSUM_HEADER_ALGORITHM_SHIFT
             | u64::from(dtype) << abi::PEERSUM_HEADER_DTYPE_SHIFT
+            | u64::from(self.operation.root()) << abi::PEERSUM_HEADER_ROOT_SHIFT
             | self.bytes
     }
 
@@ -282,7 +358,18 @@ pub(crate) fn is_detail_of(header: u64, detail: u64) -> bool {
 
 impl fmt::Display for CallSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes of ", self.kind, self.bytes)?;
+        match self.operation {
+            Operation::AllReduce | Operation::RmsNorm => write!(f, "{}", self.kind)?,
+            operation => write!(f, "{operation}")?,
+        }
+        write!(f, " of {} bytes", self.bytes)?;
+        if matches!(
+            self.operation,
+            Operation::AllGather | Operation::ReduceScatter
+        ) {
+            f.write_str(" a rank")?;
+        }
+        f.write_str(" of ")?;
         match self.dtype {
             Some(dtype) => write!(f, "{dtype}")?,
             None => f.write_str("an unknown type")?,
@@ -312,7 +399,7 @@ impl fmt::Display for CallSignature {
                     NormOutput::Fp8PerToken => ", FP8 with a scale for each row",
                 }
             )?,
-            None if self.normalised => f.write_str(", with RMSNorm,")?,
+            None if self.operation == Operation::RmsNorm => f.write_str(", with RMSNorm,")?,
             None => {}
         }
         write!(f, " (call {} modulo 65536)", self.sequence)
@@ -327,8 +414,10 @@ mod tests {
     fn a_header_and_a_detail_say_all_of_their_call() {
         let mut rng = fastrand::Rng::with_seed(11);
         for _ in 0..1000 {
-            let (symmetric, normalised) = (rng.bool(), rng.bool());
-            let dtype = Dtype::ALL[rng.usize(..3)];
+            let symmetric = rng.bool();
+            let operation = Operation::from_abi(rng.u32(..5), rng.u32(..8));
+            let normalised = operation == Operation::RmsNorm;
+            let dtype = Dtype::ALL[rng.usize(..Dtype::ALL.len())];
             let signature = CallSignature {
                 sequence: rng.u16(..),
                 kind: CallKind {
@@ -340,7 +429,7 @@ mod tests {
                     buffer: rng.u16(..SymmetricPart::MAX_BUFFERS as u16),
                     offset_bytes: rng.u64(..SymmetricPart::MAX_BUFFER_BYTES),
                 }),
-                normalised,
+                operation,
                 norm: normalised.then(|| {
                     let unit = unit_elements(dtype);
                     let (numbers, output) = ((rng.f32(), rng.f32()), rng.u32(..3));

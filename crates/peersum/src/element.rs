@@ -14,31 +14,27 @@ mod sealed {
 pub trait Scalar:
     sealed::Sealed + DeviceRepr + ValidAsZeroBits + Copy + Send + Sync + Unpin + 'static
 {
-}
-
-macro_rules! scalars {
-    ($($number:ty),*) => {$(
-        impl sealed::Sealed for $number {}
-        impl Scalar for $number {}
-    )*};
-}
-
-scalars!(f16, bf16, f32, u8);
-
-/// An element type of an all-reduce: [`struct@f16`], [`bf16`] or `f32`. Sealed.
-pub trait Element: Scalar + ReferenceElement {
     /// Its name in modules, headers and manifests.
     const DTYPE: Dtype;
 }
 
-impl Element for f16 {
-    const DTYPE: Dtype = Dtype::F16;
+macro_rules! scalars {
+    ($($number:ty => $dtype:ident),*) => {$(
+        impl sealed::Sealed for $number {}
+        impl Scalar for $number {
+            const DTYPE: Dtype = Dtype::$dtype;
+        }
+    )*};
 }
 
-impl Element for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-}
+scalars!(
+    f16 => F16, bf16 => Bf16, f32 => F32, u8 => U8, i8 => I8, u32 => U32, i32 => I32, u64 => U64,
+    i64 => I64
+);
 
-impl Element for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-}
+/// An element type of a call that sums: [`struct@f16`], [`bf16`] or `f32`. Sealed.
+pub trait Element: Scalar + ReferenceElement {}
+
+impl Element for f16 {}
+impl Element for bf16 {}
+impl Element for f32 {}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::call_signature::Operation;
 use crate::device::{BufferError, DeviceError};
 use crate::dispatch::TableError;
 use crate::failure::Failure;
@@ -39,6 +40,53 @@ pub enum Error {
         input: usize,
         /// Elements of the output.
         output: usize,
+    },
+    /// The buffers of an all-gather or a reduce-scatter do not fit each other.
+    #[error(
+        "{operation} over {world_size} ranks: the {} has {whole} elements and the {} {chunk}; the \
+         first must be {world_size} times as long as the second",
+        whole_and_chunk(operation).0,
+        whole_and_chunk(operation).1
+    )]
+    ChunkLength {
+        /// The operation.
+        operation: Operation,
+        /// Elements of the output of an all-gather or the input of a reduce-scatter.
+        whole: usize,
+        /// Elements of the other buffer: one rank's chunk.
+        chunk: usize,
+        /// The number of ranks.
+        world_size: u32,
+    },
+    /// The buffer of an all-gather or a reduce-scatter in place is not one chunk for each rank.
+    #[error(
+        "{operation} in place over {world_size} ranks: {elements} elements are no multiple of \
+         {world_size}, so the ranks' chunks would differ in length"
+    )]
+    UnequalChunks {
+        /// The operation.
+        operation: Operation,
+        /// Elements of the buffer.
+        elements: usize,
+        /// The number of ranks.
+        world_size: u32,
+    },
+    /// The root of a broadcast is no rank.
+    #[error("there is no rank {root} to broadcast from: the group has ranks 0 to {}", world_size - 1)]
+    Root {
+        /// The root that was given.
+        root: u32,
+        /// The number of ranks.
+        world_size: u32,
+    },
+    /// Only groups whose ranks share memory have this call.
+    #[error(
+        "{operation} goes through peersum's kernels, which this group has not: its ranks reach each \
+         other by NCCL alone, so call NCCL for it"
+    )]
+    NoKernels {
+        /// The operation.
+        operation: Operation,
     },
     /// A length is more than memory can have.
     #[error(
@@ -137,6 +185,14 @@ impl Error {
             setting,
             reason: reason.into(),
         }
+    }
+}
+
+/// The buffers of an operation, for [`Error::ChunkLength`].
+fn whole_and_chunk(operation: &Operation) -> (&'static str, &'static str) {
+    match operation {
+        Operation::ReduceScatter => ("input", "output"),
+        _ => ("output", "input"),
     }
 }
 

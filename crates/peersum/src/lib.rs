@@ -148,7 +148,9 @@ pub mod rendezvous;
 #[doc(hidden)]
 pub mod shared_library;
 
-pub use call_signature::{CallKind, CallSignature, NormOutput, NormSignature, SymmetricPart};
+pub use call_signature::{
+    CallKind, CallSignature, NormOutput, NormSignature, Operation, SymmetricPart,
+};
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Fp8Output, Fp8PerToken,
     Fp8Static, Graph, Held, HeldFp8Output, RmsNorm, SharedCommunicator, SymmetricBuffer,

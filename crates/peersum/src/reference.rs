@@ -161,6 +161,43 @@ pub fn all_reduce<T: ReferenceElement>(inputs: &[&[T]]) -> Vec<T> {
     output
 }
 
+/// The all-gather of `inputs`, one slice a rank in rank order, as every rank must receive it.
+pub fn all_gather<T: Copy>(inputs: &[&[T]]) -> Vec<T> {
+    inputs.concat()
+}
+
+/// What `rank` must receive of the reduce-scatter of `inputs`, one slice a rank in rank order: its
+/// chunk of [`all_reduce`].
+///
+/// # Panics
+///
+/// If the inputs differ in length, if that is no multiple of their number, or if there is no such
+/// rank.
+pub fn reduce_scatter<T: ReferenceElement>(inputs: &[&[T]], rank: usize) -> Vec<T> {
+    let ranks = inputs.len();
+    let chunk = inputs[rank].len() / ranks;
+    assert_eq!(
+        chunk * ranks,
+        inputs[rank].len(),
+        "the ranks' chunks differ in length"
+    );
+    let own: Vec<&[T]> = inputs
+        .iter()
+        .map(|input| &input[rank * chunk..(rank + 1) * chunk])
+        .collect();
+    all_reduce(&own)
+}
+
+/// What every rank must hold after a broadcast from `root` of `buffers`, one slice a rank in rank
+/// order.
+///
+/// # Panics
+///
+/// If there is no such rank.
+pub fn broadcast<T: Copy>(buffers: &[&[T]], root: usize) -> Vec<T> {
+    buffers[root].to_vec()
+}
+
 /// The numbers of an RMSNorm, beside its weight.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormNumbers {

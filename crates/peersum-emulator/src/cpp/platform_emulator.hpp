@@ -151,6 +151,12 @@ PEERSUM_DEVICE Unit ld_global_v4(const void* address) {
     return emulator::load_plain<Unit>(address);
 }
 PEERSUM_DEVICE void st_global_v4(void* address, Unit v) { emulator::store_plain(address, v); }
+PEERSUM_DEVICE peersum_u32 ld_global_u8(const void* address) {
+    return emulator::load_plain<unsigned char>(address);
+}
+PEERSUM_DEVICE void st_global_u8(void* address, peersum_u32 value) {
+    emulator::store_plain(address, static_cast<unsigned char>(value));
+}
 PEERSUM_DEVICE peersum_u32 ld_global_u16(const void* address) {
     return emulator::load_plain<unsigned short>(address);
 }

@@ -50,7 +50,7 @@ impl Variant {
         match self.dtype {
             Dtype::F16 => of::<f16>(comm, self.len, kept),
             Dtype::Bf16 => of::<bf16>(comm, self.len, kept),
-            Dtype::F32 => of::<f32>(comm, self.len, kept),
+            _ => of::<f32>(comm, self.len, kept),
         }
     }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clusters;
+mod collectives;
 mod disagreements;
 mod edges;
 mod examples;

@@ -409,7 +409,7 @@ fn ranks_that_differ_in_a_norm_are_told_both_sides() {
                 assert!(rank == 1 || *peer == 1, "{failure}");
                 let sides = [own.norm, theirs.norm];
                 let is_told = match (different, sides) {
-                    (Operation, _) => own.normalised != theirs.normalised,
+                    (Operation, _) => own.operation != theirs.operation,
                     (Epsilon, [Some(own), Some(theirs)]) => own.epsilon() != theirs.epsilon(),
                     (WeightOffset, [Some(own), Some(theirs)]) => {
                         own.weight_offset() != theirs.weight_offset()

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::{Plan, Route};
-use peersum::{CallSignature, Communicator, Element, Error, Failure, NormSignature, RmsNorm};
+use peersum::{
+    CallSignature, Communicator, Element, Error, Failure, NormSignature, Operation, RmsNorm,
+};
 use peersum_artifact::Dtype;
 
 use super::stage::{ELEMENTS, SEED, Stage};
@@ -156,7 +158,7 @@ impl Called {
             && signature.bytes == (self.elements * self.dtype.size_bytes()) as u64
             && signature.kind.family == self.route.family()
             && signature.kind.algorithm == self.route.algorithm()
-            && signature.normalised == self.norm.is_some()
+            && (signature.operation == Operation::RmsNorm) == self.norm.is_some()
             && match (self.norm, &signature.norm) {
                 (Some(norm), Some(told)) => norm.is(told),
                 (None, Some(_)) => false,

@@ -170,7 +170,7 @@ impl Settings {
         Settings {
             op: Operation::AllReduce,
             world_sizes: world_sizes.into(),
-            dtypes: Dtype::ALL.into(),
+            dtypes: Dtype::REDUCED.into(),
             routes: Route::ALL.into(),
             device,
             ranks: RankKind::Threads,
@@ -224,7 +224,7 @@ impl Settings {
             let routes: Vec<&str> = self.routes.iter().map(|route| route.name()).collect();
             command += &format!(" --algo {}", routes.join(","));
         }
-        if self.dtypes.len() < Dtype::ALL.len() {
+        if self.dtypes.len() < Dtype::REDUCED.len() {
             let dtypes: Vec<String> = self.dtypes.iter().map(Dtype::to_string).collect();
             command += &format!(" --dtype {}", dtypes.join(","));
         }
@@ -277,8 +277,13 @@ fn parse_all_world_sizes(list: &str) -> Result<Box<[u32]>> {
 }
 
 fn parse_dtypes(list: &str) -> Result<Box<[Dtype]>> {
-    let all = Dtype::ALL.iter().copied();
-    select(all, list, |name| Ok(vec![name.parse::<Dtype>()?]))
+    let all = Dtype::REDUCED.iter().copied();
+    select(all, list, |name| {
+        let dtype = name.parse::<Dtype>()?;
+        let is_reduced = Dtype::REDUCED.contains(&dtype);
+        ensure!(is_reduced, "{dtype} is not reduced: f16, bf16 and f32 are");
+        Ok(vec![dtype])
+    })
 }
 
 fn parse_routes(list: &str) -> Result<Box<[Route]>> {

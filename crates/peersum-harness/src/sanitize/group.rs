@@ -16,7 +16,7 @@ use peersum::cudarc::driver::{CudaFunction, CudaStream};
 use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::{Plan, Route};
-use peersum::{ArenaLayout, Element, Scalar, StartEpochs, control_bytes, initial_control};
+use peersum::{ArenaLayout, Scalar, StartEpochs, control_bytes, initial_control};
 use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 

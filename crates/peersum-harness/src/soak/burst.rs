@@ -31,7 +31,7 @@ pub(crate) fn draw(settings: &Settings, world_size: u32) -> Case {
             FEW_ROUNDS
         }
     };
-    let dtype = Dtype::ALL[rng.usize(..Dtype::ALL.len())];
+    let dtype = Dtype::REDUCED[rng.usize(..Dtype::REDUCED.len())];
     let adversarial = |kind, rounds| Case {
         world_size,
         dtype,

@@ -81,7 +81,7 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
     let output = NormOutput::ALL[rng.usize(..3)];
     NormCase {
         world_size,
-        dtype: Dtype::ALL[rng.usize(..Dtype::ALL.len())],
+        dtype: Dtype::REDUCED[rng.usize(..Dtype::REDUCED.len())],
         route,
         hidden,
         rows: rng.usize(1..=1 << digits),

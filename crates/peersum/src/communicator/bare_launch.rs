@@ -2,6 +2,7 @@
 
 use super::call::Call;
 use super::state::Communicator;
+use crate::call_signature::Operation;
 use crate::device::Device;
 use crate::element::Element;
 use crate::error::Error;
@@ -27,7 +28,7 @@ impl<D: Device> Communicator<D> {
             input,
             output,
             elements: len as u64,
-            normalised: false,
+            operation: Operation::AllReduce,
         };
         let bytes = call.bytes().ok()?;
         let placement = connected.placement(input, output, bytes);

@@ -5,7 +5,7 @@ use peersum_kernels::abi::{self, PeersumParams};
 
 use super::connected::Connected;
 use super::state::Communicator;
-use crate::call_signature::{CallKind, CallSignature};
+use crate::call_signature::{CallKind, CallSignature, Operation};
 use crate::device::{Device, Input, LaunchShape, Output};
 use crate::dispatch::Plan;
 use crate::element::Element;
@@ -18,8 +18,8 @@ pub(super) struct Call {
     pub(super) input: u64,
     pub(super) output: u64,
     pub(super) elements: u64,
-    /// Whether the sum is normalised row by row, as the header says.
-    pub(super) normalised: bool,
+    /// An all-reduce, with or without RMSNorm, as the header says.
+    pub(super) operation: Operation,
 }
 
 impl Call {
@@ -94,7 +94,7 @@ impl<D: Device> Communicator<D> {
                     input,
                     output,
                     elements,
-                    normalised: false,
+                    operation: Operation::AllReduce,
                 })
             })
         })
@@ -118,7 +118,7 @@ impl<D: Device> Communicator<D> {
                 input: address,
                 output: address,
                 elements,
-                normalised: false,
+                operation: Operation::AllReduce,
             })
         })
     }
@@ -244,7 +244,7 @@ impl<D: Device> Communicator<D> {
             },
             symmetric: plan.route.is_symmetric(),
             part: None,
-            normalised: call.normalised,
+            operation: call.operation,
             norm: None,
             dtype: Some(call.dtype),
             bytes,

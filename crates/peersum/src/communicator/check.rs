@@ -143,7 +143,9 @@ impl<D: Device> Communicator<D> {
                     peer,
                     algorithm,
                     epoch: match algorithm.family {
-                        Family::Push | Family::Norm => u64::from(state.push_epoch.wrapping_sub(1)),
+                        Family::Push | Family::Norm | Family::Move => {
+                            u64::from(state.push_epoch.wrapping_sub(1))
+                        }
                         Family::Pull => state.pull_epoch.wrapping_sub(1),
                     },
                     block: 0,

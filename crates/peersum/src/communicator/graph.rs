@@ -8,7 +8,7 @@ use super::recording::SPOILT;
 use super::rms_norm::RmsNorm;
 use super::state::Communicator;
 use crate::device::{Device, Input, Output, Recording};
-use crate::element::Element;
+use crate::element::{Element, Scalar};
 use crate::error::Error;
 
 /// Recorded calls of one communicator. Launched through that communicator only, so that one
@@ -193,6 +193,67 @@ impl<'a, D: Device> Capture<'a, '_, D> {
             norm,
             fp8.lend(),
         )
+    }
+
+    /// Records [`Communicator::all_gather`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_gather`].
+    pub fn all_gather<T: Scalar, I: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        input: &Held<'a, I>,
+        output: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator
+            .all_gather::<T, I, O>(&*input.buffer, output.buffer)
+    }
+
+    /// Records [`Communicator::all_gather_in_place`].
+    ///
+    /// # Errors
+    /// As [`Communicator::all_gather_in_place`].
+    pub fn all_gather_in_place<T: Scalar, O: Output<T, D>>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator.all_gather_in_place::<T, O>(buffer.buffer)
+    }
+
+    /// Records [`Communicator::reduce_scatter`].
+    ///
+    /// # Errors
+    /// As [`Communicator::reduce_scatter`].
+    pub fn reduce_scatter<T: Element, I: Input<T, D>, O: Output<T, D>>(
+        &mut self,
+        input: &Held<'a, I>,
+        output: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator
+            .reduce_scatter::<T, I, O>(&*input.buffer, output.buffer)
+    }
+
+    /// Records [`Communicator::reduce_scatter_in_place`].
+    ///
+    /// # Errors
+    /// As [`Communicator::reduce_scatter_in_place`].
+    pub fn reduce_scatter_in_place<T: Element, O: Output<T, D>>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+    ) -> Result<(), Error> {
+        self.communicator
+            .reduce_scatter_in_place::<T, O>(buffer.buffer)
+    }
+
+    /// Records [`Communicator::broadcast`].
+    ///
+    /// # Errors
+    /// As [`Communicator::broadcast`].
+    pub fn broadcast<T: Scalar, O: Output<T, D>>(
+        &mut self,
+        buffer: &mut Held<'a, O>,
+        root: u32,
+    ) -> Result<(), Error> {
+        self.communicator.broadcast::<T, O>(buffer.buffer, root)
     }
 
     /// The stream under capture, for kernels of the program between the calls.

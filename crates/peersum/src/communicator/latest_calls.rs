@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use peersum_kernels::abi::{self, PeersumControl};
 
 use super::layout::sequence;
-use crate::call_signature::{CallSignature, is_detail_of};
+use crate::call_signature::{CallSignature, Operation, is_detail_of};
 use crate::failure::Failure;
 
 /// What a rank told of one of its calls: the header, and the detail and the norm words, or 0 for
@@ -28,7 +28,7 @@ impl CallWords {
         CallWords {
             header,
             detail: word_of(signature.symmetric, detail),
-            norm: norm.map(|word| word_of(signature.normalised, word)),
+            norm: norm.map(|word| word_of(signature.operation == Operation::RmsNorm, word)),
         }
     }
 

@@ -79,22 +79,25 @@ impl ArenaLayout {
         self.total_bytes > self.probe_offset
     }
 
+    /// The units of a source for which a push call has slots in each of its memories: one, or two
+    /// as a two-shot call has.
+    pub(super) fn slot_units(&self, memories: u64) -> u64 {
+        let groups = self.push_half_bytes / memories / slot_group_bytes(self.world_size);
+        let most = (1 << 31) - 1;
+        (groups * u64::from(abi::PEERSUM_SLOT_GROUP)).min(most)
+    }
+
     /// The largest call of a route, in units. The counterpart of what the kernels compute from the
     /// same sizes.
     pub(super) fn capacity_units(&self, route: Route) -> u64 {
-        let unit = u64::from(abi::PEERSUM_UNIT_BYTES);
-        let group_bytes = slot_group_bytes(self.world_size);
         let world_size = u64::from(self.world_size);
-        let staging = self.staging_half_bytes / unit;
-        // Units whose slots fit, in whole groups.
-        let group = u64::from(abi::PEERSUM_SLOT_GROUP);
-        let slots = |bytes: u64| bytes / group_bytes * group;
+        let staging = self.staging_half_bytes / u64::from(abi::PEERSUM_UNIT_BYTES);
         // Indices of units fit 31 bits on the device.
         let most = (1 << 31) - 1;
         let capacity = match route {
             // A push call may keep narrow units in a staging half.
-            Route::PushOneShot => slots(self.push_half_bytes).min(staging),
-            Route::PushTwoShot => (slots(self.push_half_bytes / 2) * world_size).min(staging),
+            Route::PushOneShot => self.slot_units(1).min(staging),
+            Route::PushTwoShot => (self.slot_units(2) * world_size).min(staging),
             Route::PullOneShot | Route::PullTwoShot => staging,
             Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
         };

@@ -25,19 +25,25 @@ impl<D: Device> Modules<D> {
         ModuleKey::all().filter(move |key| key.world_size == world_size)
     }
 
-    /// One of a family that the group's size has.
+    /// One of a family that the group's size has, and of a type that the family has.
     pub(super) fn get(&self, family: Family, dtype: Dtype) -> &D::Module {
-        let dtypes = Dtype::ALL.len();
-        // `keys` enumerates families first, both in the order of their declaration.
+        // `keys` has the families in the order of their declaration.
         let families = Family::ALL.iter();
-        let before = families
+        let before: usize = families
             .take_while(|&&other| other != family)
-            .filter(|other| !other.algorithms(self.world_size).is_empty());
-        &self.modules[before.count() * dtypes + dtype as usize]
+            .filter(|other| !other.algorithms(self.world_size).is_empty())
+            .map(|other| other.dtypes().len())
+            .sum();
+        let dtypes = family.dtypes().iter();
+        let index = dtypes.take_while(|&&other| other != dtype).count();
+        &self.modules[before + index]
     }
 
     pub(super) fn of_family(&self, family: Family) -> impl Iterator<Item = &D::Module> {
-        Dtype::ALL.iter().map(move |&dtype| self.get(family, dtype))
+        family
+            .dtypes()
+            .iter()
+            .map(move |&dtype| self.get(family, dtype))
     }
 
     pub(super) fn world_size(&self) -> WorldSize {

@@ -8,7 +8,7 @@ use super::connected::Connected;
 use super::fp8::Fp8Addresses;
 use super::row_shape::{EMULATED_LANES, RowBounds, RowShape};
 use super::state::Communicator;
-use crate::call_signature::{NormOutput, NormSignature, unit_elements};
+use crate::call_signature::{NormOutput, NormSignature, Operation, unit_elements};
 use crate::device::{Device, LaunchShape};
 use crate::dispatch::{FusedShape, LaunchLimits, Placement, Plan, Route, Topology};
 use crate::element::Element;
@@ -37,7 +37,7 @@ impl NormCall {
                 input: 0,
                 output: 0,
                 elements: u64::from(rows) * u64::from(hidden),
-                normalised: true,
+                operation: Operation::RmsNorm,
             },
             residual: 0,
             weight: 0,

@@ -7,6 +7,7 @@ use peersum_kernels::abi;
 
 use super::call::Call;
 use super::state::Communicator;
+use crate::call_signature::Operation;
 use crate::device::Device;
 use crate::dispatch::{LaunchLimits, Plan, Route};
 use crate::error::Error;
@@ -49,7 +50,7 @@ impl<D: Device> Communicator<D> {
             input: address,
             output: address,
             elements: bytes / Dtype::F32.size_bytes() as u64,
-            normalised: false,
+            operation: Operation::AllReduce,
         };
         let timeout = self.replace_timeout(PROBE_PATIENCE);
         self.forced = Some(plan);

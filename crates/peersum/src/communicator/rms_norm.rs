@@ -6,7 +6,7 @@ use super::call::Call;
 use super::fp8::{Fp8Addresses, Fp8Output, NoFp8};
 use super::norm_launch::NormCall;
 use super::state::Communicator;
-use crate::call_signature::unit_elements;
+use crate::call_signature::{Operation, unit_elements};
 use crate::device::{Device, Input, Output};
 use crate::element::Element;
 use crate::error::Error;
@@ -284,7 +284,7 @@ impl<D: Device> Communicator<D> {
                 input: 0,
                 output: 0,
                 elements: elements as u64,
-                normalised: true,
+                operation: Operation::RmsNorm,
             },
             hidden: hidden as u32,
             epsilon: norm.epsilon,

@@ -8,7 +8,7 @@ use super::rms_norm::RmsNorm;
 use super::state::Communicator;
 use crate::device::Device;
 use crate::device::{Input, Output};
-use crate::element::Element;
+use crate::element::{Element, Scalar};
 use crate::error::Error;
 
 /// A [`Communicator`] that can be shared between threads: each call locks a mutex.
@@ -161,6 +161,64 @@ impl<D: Device> SharedCommunicator<D> {
     {
         self.lock()
             .all_reduce_add_rms_norm_fp8(buffer, residual, norm, fp8)
+    }
+
+    /// See [`Communicator::all_gather`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_gather<T: Scalar, I: Input<T, D>, O: Output<T, D>>(
+        &self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().all_gather(input, output)
+    }
+
+    /// See [`Communicator::all_gather_in_place`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_gather_in_place<T: Scalar, O: Output<T, D>>(
+        &self,
+        buffer: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().all_gather_in_place(buffer)
+    }
+
+    /// See [`Communicator::reduce_scatter`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reduce_scatter<T: Element, I: Input<T, D>, O: Output<T, D>>(
+        &self,
+        input: &I,
+        output: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().reduce_scatter(input, output)
+    }
+
+    /// See [`Communicator::reduce_scatter_in_place`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reduce_scatter_in_place<T: Element, O: Output<T, D>>(
+        &self,
+        buffer: &mut O,
+    ) -> Result<(), Error> {
+        self.lock().reduce_scatter_in_place(buffer)
+    }
+
+    /// See [`Communicator::broadcast`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn broadcast<T: Scalar, O: Output<T, D>>(
+        &self,
+        buffer: &mut O,
+        root: u32,
+    ) -> Result<(), Error> {
+        self.lock().broadcast(buffer, root)
     }
 
     /// See [`Communicator::synchronize`].

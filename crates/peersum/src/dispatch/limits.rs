@@ -108,25 +108,44 @@ impl LaunchLimits {
     /// What is launched of a plan. If its blocks are too large, smaller ones take their place, and
     /// more of them, so that the plan keeps as many threads as the limits allow.
     pub(crate) fn apply(&self, plan: Plan) -> Plan {
-        let most = self.threads(plan.route.family(), plan.route.algorithm());
-        let threads = plan.threads.min(most).max(1);
-        let all = u64::from(plan.blocks) * u64::from(plan.threads);
-        let blocks = all.div_ceil(u64::from(threads));
+        let (blocks, threads) = self.fit(plan.route.family(), plan.route.algorithm(), plan);
         Plan {
-            blocks: blocks.min(u64::from(self.blocks)).max(1) as u32,
+            blocks,
             threads,
             ..plan
         }
     }
 
+    /// The blocks of a kernel, and the threads of each, in the place of those of a plan.
+    fn fit(&self, family: Family, algorithm: Algorithm, plan: Plan) -> (u32, u32) {
+        let threads = plan.threads.min(self.threads(family, algorithm)).max(1);
+        let all = u64::from(plan.blocks) * u64::from(plan.threads);
+        let blocks = all.div_ceil(u64::from(threads));
+        (blocks.min(u64::from(self.blocks)).max(1) as u32, threads)
+    }
+
+    /// The same for a kernel that no route names, without blocks that have none of its `units`.
+    pub(crate) fn fit_units(
+        &self,
+        family: Family,
+        algorithm: Algorithm,
+        plan: Plan,
+        units: u64,
+    ) -> (u32, u32) {
+        let (blocks, threads) = self.fit(family, algorithm, plan);
+        let useful = units.div_ceil(u64::from(threads)).max(1);
+        (useful.min(u64::from(blocks)) as u32, threads)
+    }
+
     /// What a call of `bytes` bytes launches of a plan: within the limits, and no block without a
     /// unit, which would only lengthen the launch. A function of the bytes, as the grid must be.
     pub(crate) fn launched(&self, plan: Plan, bytes: u64, world_size: u32) -> Plan {
-        let plan = self.apply(plan);
+        let (family, algorithm) = (plan.route.family(), plan.route.algorithm());
         let places = plan.route.places(bytes, world_size);
-        let useful = places.div_ceil(u64::from(plan.threads)).max(1);
+        let (blocks, threads) = self.fit_units(family, algorithm, plan, places);
         Plan {
-            blocks: useful.min(u64::from(plan.blocks)) as u32,
+            blocks,
+            threads,
             ..plan
         }
     }
@@ -144,7 +163,7 @@ mod tests {
                 (Family::Push, _) => 480,
                 (Family::Pull, Algorithm::OneShot) => 352,
                 (Family::Pull, _) => 224,
-                (Family::Norm, _) => 320,
+                (Family::Norm | Family::Move, _) => 320,
             })
         };
         LaunchLimits::try_new(132, WorldSize::MIN, threads).unwrap()

@@ -67,8 +67,8 @@ impl Route {
     pub fn places(self, bytes: u64, world_size: u32) -> u64 {
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
         match self.algorithm() {
-            Algorithm::OneShot | Algorithm::Rows | Algorithm::Clustered => units,
             Algorithm::TwoShot => units.div_ceil(u64::from(world_size)),
+            _ => units,
         }
     }
 

@@ -15,6 +15,12 @@ const SUM: c_int = 0;
 /// `ncclDataType_t`
 fn data_type(dtype: Dtype) -> c_int {
     match dtype {
+        Dtype::I8 => 0,
+        Dtype::U8 => 1,
+        Dtype::I32 => 2,
+        Dtype::U32 => 3,
+        Dtype::I64 => 4,
+        Dtype::U64 => 5,
         Dtype::F16 => 6,
         Dtype::F32 => 7,
         Dtype::Bf16 => 9,

@@ -1,0 +1,146 @@
+// reduce_scatter.cuh - the first half of a two-shot push: every rank sends each chunk of its input
+// to the chunk's owner alone, which reduces it.
+//
+// The input is WORLD_SIZE chunks of `elements` elements, which may begin at any element. Units are
+// counted from the first element of each chunk, so all ranks cut a chunk into the same units.
+#pragma once
+
+#include "narrow.cuh"
+#include "push_call.cuh"
+#include "sum.cuh"
+
+namespace {
+
+// This rank's input for the `step`-th peer.
+PEERSUM_DEVICE Units chunk_for(const PeersumParams& params, int step) {
+    return Units{params.input + rank_of_step(params, step) * params.chunk_stride,
+                 params.elements * Element::BYTES};
+}
+
+PEERSUM_DEVICE Units scattered_output(const PeersumParams& params) {
+    return Units{params.output, params.elements * Element::BYTES};
+}
+
+PEERSUM_DEVICE peersum_u64 scatter_slots(const Call& call, peersum_u32 unit) {
+    return call.params.push_offset + half_offset(call) + slots_offset(unit);
+}
+
+}  // namespace
+
+// Finishes this thread's part of a reduce-scatter, from unit `awaited` on; the units below `unsent`
+// are already sent. For narrow units, and for threads that have polled for long without success.
+// False if a wait was given up.
+extern "C" __device__ __noinline__ bool peersum_reduce_scatter_rest(const PeersumParams& params,
+                                                                    peersum_u32 epochs,
+                                                                    peersum_u32 awaited,
+                                                                    peersum_u32 unsent) {
+    const Call call = rebuild_call(params, position_of_thread(), epochs);
+    const peersum_u32 stride = call.unit_stride();
+#pragma unroll 1
+    for (; awaited < call.units; awaited += stride) {
+        // While this thread waits for one unit, the next is on its way to the peers.
+#pragma unroll 1
+        for (; unsent <= awaited + stride && unsent < call.units; unsent += stride) {
+            const peersum_u64 slot = send_offset(params, scatter_slots(call, unsent));
+#pragma unroll 1
+            for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
+                send(params, slot, step, sendable(chunk_for(params, step).load(unsent)));
+        }
+        Unit received[SOURCES];
+        if (!collect(call, receive_address(params, scatter_slots(call, awaited)), received))
+            return false;
+        if (awaited == call.first_unit()) allow_next_kernel();
+        Unit own = EMPTY_UNIT;
+        if (KEEPS_OWN) own = chunk_for(params, 0).load(awaited);
+        scattered_output(params).store(awaited, reduce_received(received, own));
+    }
+    return true;
+}
+
+// Fills this thread's part of the output with NaN.
+extern "C" __device__ __noinline__ void peersum_fill_scattered(const PeersumParams& params,
+                                                               peersum_u32 epochs) {
+    const Call call = rebuild_call(params, position_of_thread(), epochs);
+#pragma unroll 1
+    for (peersum_u32 unit = call.first_unit(); unit < call.units; unit += call.unit_stride())
+        scattered_output(params).store(unit, nan_unit());
+}
+
+namespace {
+
+// Loads a whole unit of every chunk, by step.
+PEERSUM_DEVICE void load_wide(const PeersumParams& params, peersum_u32 unit,
+                              Unit (&v)[WORLD_SIZE]) {
+#pragma unroll
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
+        v[step] = ld_global_v4(unit_address(chunk_for(params, step).address, unit));
+}
+
+PEERSUM_DEVICE void send_wide(const PeersumParams& params, peersum_u64 slots,
+                              const Unit (&v)[WORLD_SIZE]) {
+    const peersum_u64 slot = send_offset(params, slots);
+#pragma unroll
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
+        send(params, slot, step, sendable(v[step]));
+}
+
+// Reduces a thread's units in a reduce-scatter without narrow units, the first of which is already
+// sent. False if a wait was given up.
+PEERSUM_DEVICE bool reduce_scattered(const Call& call) {
+    const PeersumParams& params = call.params;
+    const peersum_u32 first = call.first_unit(), stride = call.unit_stride();
+#pragma unroll 1
+    for (peersum_u32 unit = first; unit < call.units; unit += stride) {
+        const peersum_u32 next = unit + stride;
+        Unit own = EMPTY_UNIT;
+        if (KEEPS_OWN) own = ld_global_v4(unit_address(chunk_for(params, 0).address, unit));
+        if (next < call.units) {
+            Unit following[WORLD_SIZE];
+            load_wide(params, next, following);
+            send_wide(params, scatter_slots(call, next), following);
+        }
+        const peersum_u64 slots = receive_address(params, scatter_slots(call, unit));
+        Unit received[SOURCES];
+        peersum_u32 polls = 0;
+        while (!poll(slots, received)) {
+            spin_pause();
+            if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS)
+                return peersum_reduce_scatter_rest(params, epochs_of(call), unit, next + stride);
+        }
+        rearm(slots);
+        if (unit == first) allow_next_kernel();
+        st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
+    }
+    return true;
+}
+
+PEERSUM_DEVICE void reduce_scatter(const PeersumParams& params) {
+    const ThreadPosition position = position_of_thread();
+    const peersum_u32 units = units_of(params.elements);
+    const peersum_u32 first = position.first_unit();
+    peersum_u64 narrow =
+        (params.input | params.output | params.chunk_stride | params.elements * Element::BYTES) %
+        PEERSUM_UNIT_BYTES;
+    computed_here(narrow);
+
+    const Call call = enter(params, position);
+    const bool sends = narrow == 0 && first < units && !position.is_signal_thread();
+    // Loaded together with the block's state. A poisoned call may read its own input; it must not
+    // store.
+    Unit v[WORLD_SIZE];
+    if (sends) load_wide(params, first, v);
+    if (!position.is_signal_thread()) mark_epoch_read(call);
+    const bool lost = is_lost_on_entry(call);
+    if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
+    if (sends && !lost) send_wide(params, scatter_slots(call, first), v);
+    // Done while the peers' data is on its way.
+    advance_unlaunched_epochs(call);
+    bool is_whole = false;
+    if (!lost) {
+        is_whole = narrow == 0 ? reduce_scattered(call)
+                               : peersum_reduce_scatter_rest(params, epochs_of(call), first, first);
+    }
+    if (!is_whole) peersum_fill_scattered(params, epochs_of(call));
+}
+
+}  // namespace
