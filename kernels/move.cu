@@ -10,7 +10,7 @@
 
 namespace {
 
-// The first word of an escaped unit. A signalling NaN in f16, bf16 and f32, so it is rare.
+// The first word of an escaped unit. A NaN in f16, bf16 and f32, so it is rare.
 constexpr peersum_u32 ESCAPE = 0x7FB5FFA3u;
 // All bits but the highest: a word of an escaped unit never equals the empty mark.
 constexpr peersum_u32 LOW_BITS = 0x7FFFFFFFu;
@@ -337,12 +337,13 @@ PEERSUM_DEVICE void broadcast(const PeersumParams& params) {
     if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
     advance_unlaunched_epochs(call);
     const bool is_whole = !lost && broadcast_units(call, is_root);
-    // The root has its data.
-    if (!is_whole && !is_root) fill_units(call, Units{params.output, params.elements});
+    // In place the root has its data.
+    if (!is_whole && !(is_root && params.output == params.input))
+        fill_units(call, Units{params.output, params.elements});
 }
 
 }  // namespace
 
-PEERSUM_ENTRY(move_all_gather, PEERSUM_MAX_THREADS, 1) { all_gather(params); }
+PEERSUM_ENTRY(move_all_gather, PEERSUM_MAX_THREADS, PEERSUM_ONE_SHOT_BLOCKS) { all_gather(params); }
 
 PEERSUM_ENTRY(move_broadcast, PEERSUM_MAX_THREADS, 1) { broadcast(params); }

@@ -2,6 +2,7 @@
 //! the machine's limits and NCCL.
 
 mod arguments;
+mod collectives;
 mod group;
 mod nccl;
 mod norms;

@@ -13,6 +13,7 @@ use peersum_artifact::Dtype;
 
 use super::report::System;
 use super::timing::Stopwatch;
+use crate::operation::Operation;
 
 /// `NCCL_WIN_COLL_SYMMETRIC` of nccl.h.
 const WINDOW_SYMMETRIC: c_int = 1;
@@ -28,9 +29,24 @@ functions! {
     ncclCommWindowDeregister(*mut c_void, Window) -> c_int;
 }
 
+/// `ncclComm_t`.
+type Comm = *mut c_void;
+
+functions! {
+    /// Calls that peersum itself never gives to NCCL.
+    struct OtherCalls;
+    ncclAllGather(*const c_void, *mut c_void, usize, c_int, Comm, *mut c_void) -> c_int;
+    ncclReduceScatter(*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> c_int;
+    ncclBroadcast(*const c_void, *mut c_void, usize, c_int, c_int, Comm, *mut c_void) -> c_int;
+}
+
+/// `ncclSum`.
+const SUM: c_int = 0;
+
 /// The library.
 pub(crate) struct Nccl {
     library: &'static Library,
+    other_calls: Option<OtherCalls>,
     symmetric: Option<SymmetricFunctions>,
 }
 
@@ -43,8 +59,11 @@ impl Nccl {
         let library = nccl_version::open(path).context("could not open NCCL")?;
         // SAFETY: the signatures are those of nccl.h.
         let symmetric = unsafe { SymmetricFunctions::find(&library) };
+        // SAFETY: likewise.
+        let other_calls = unsafe { OtherCalls::find(&library) };
         Ok(Nccl {
             library: Library::open(path)?,
+            other_calls: other_calls.ok(),
             symmetric: symmetric.ok(),
         })
     }
@@ -130,6 +149,51 @@ impl Communicator<'_> {
                 .all_reduce(dtype, input, output, elements as u64, self.stream)?;
         }
         Ok(())
+    }
+}
+
+impl Communicator<'_> {
+    /// Enqueues another call than an all-reduce, of chunks (or a buffer) of `elements` elements.
+    ///
+    /// # Errors
+    /// NCCL refuses.
+    ///
+    /// # Safety
+    /// As [`Communicator::all_reduce`], with one chunk for each rank at one of the addresses.
+    pub(crate) unsafe fn other_call(
+        &self,
+        operation: Operation,
+        [input, output]: [u64; 2],
+        elements: usize,
+        dtype: Dtype,
+    ) -> Result<()> {
+        let functions = self.nccl.other_calls.as_ref();
+        let functions =
+            functions.context("this NCCL lacks all-gather, reduce-scatter, broadcast")?;
+        let (input, output) = (input as *const c_void, output as *mut c_void);
+        let (comm, stream) = (self.link.comm(), self.stream.handle);
+        let dtype = Link::data_type(dtype);
+        // SAFETY: the communicator is live; the stream is of this rank's device; the rest is the
+        // caller's promise.
+        let (name, status) = unsafe {
+            match operation {
+                Operation::ReduceScatter => (
+                    "ncclReduceScatter",
+                    (functions.ncclReduceScatter)(
+                        input, output, elements, dtype, SUM, comm, stream,
+                    ),
+                ),
+                Operation::Broadcast => (
+                    "ncclBroadcast",
+                    (functions.ncclBroadcast)(output, output, elements, dtype, 0, comm, stream),
+                ),
+                _ => (
+                    "ncclAllGather",
+                    (functions.ncclAllGather)(input, output, elements, dtype, comm, stream),
+                ),
+            }
+        };
+        Ok(self.nccl.library.check(name, status)?)
     }
 }
 

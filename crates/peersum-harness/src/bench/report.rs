@@ -12,6 +12,7 @@ use super::build::{Build, toolkit};
 use super::timing::{Launch, Spread, Times, median, rounded};
 use crate::machine::Machine;
 use crate::norm_output::NormOutput;
+use crate::operation::Operation;
 
 /// What every report says of its run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,8 +113,11 @@ pub(crate) struct Call {
     pub(crate) build: Build,
     pub(crate) world_size: u32,
     pub(crate) link: Topology,
+    /// What the call does; an all-reduce also in a call with RMSNorm.
+    #[serde(default, skip_serializing_if = "Operation::all_reduces")]
+    pub(crate) operation: Operation,
     pub(crate) dtype: Dtype,
-    /// The message, in bytes.
+    /// The message, in bytes: the output of an all-gather, the input of a reduce-scatter.
     pub(crate) bytes: u64,
     pub(crate) launch: Launch,
     /// Programmatic dependent launch. Of no meaning for NCCL.
@@ -211,8 +215,13 @@ impl Sample {
             us,
             host_us: (!self.host_us.is_empty()).then(|| rounded(median(&self.host_us))),
             algorithm_gb_s: two(algorithm_gb_s(call.bytes, us.median)),
-            bus_gb_s: two(bus_gb_s(call.bytes, call.world_size, us.median)),
-            limit_us: own.and_then(|limits| limits.call_us(call.bytes, call.pdl)),
+            bus_gb_s: two(bus_gb_s(
+                call.operation,
+                call.bytes,
+                call.world_size,
+                us.median,
+            )),
+            limit_us: own.and_then(|limits| limits.call_us(call.operation, call.bytes, call.pdl)),
             call,
         }
     }
@@ -283,9 +292,11 @@ impl Limits {
     /// depends on every rank, and the time that its bytes need. Over a link they are those of
     /// [`bus_bytes`]; on a shared device each rank reads its input and writes its output, which is
     /// what the copies measure, beyond what a copy of the smallest size takes.
-    pub(crate) fn call_us(&self, bytes: u64, pdl: bool) -> Option<f64> {
+    pub(crate) fn call_us(&self, operation: Operation, bytes: u64, pdl: bool) -> Option<f64> {
         let exchange = self.exchange_us.get(pdl);
         let moving = match self.link {
+            // The copies are those of an all-reduce.
+            Topology::Shared if !operation.all_reduces() => return None,
             Topology::Shared => {
                 let least = self
                     .copies
@@ -295,7 +306,9 @@ impl Limits {
                 let copied = self.copies.iter().find(|copied| copied.bytes == bytes)?;
                 copied.us - least
             }
-            Topology::Peer => bus_bytes(bytes, self.world_size) / self.store_gb_s / 1000.0,
+            Topology::Peer => {
+                bus_bytes(operation, bytes, self.world_size) / self.store_gb_s / 1000.0
+            }
             Topology::Emulator => return None,
         };
         Some(rounded(exchange + moving))
@@ -327,6 +340,14 @@ impl Report {
             count => format!("{} x {count}", run.device),
         };
         format!("{devices}, peersum {}, {}", run.peersum, run.toolkit)
+    }
+
+    /// What the calls do, each once, sorted.
+    pub(crate) fn operations(&self) -> Vec<Operation> {
+        let mut operations: Vec<_> = self.cells.iter().map(|cell| cell.operation).collect();
+        operations.sort();
+        operations.dedup();
+        operations
     }
 
     /// World sizes and types, each once, sorted.
@@ -387,15 +408,30 @@ mod tests {
     #[test]
     fn over_a_link_the_limit_is_an_exchange_and_the_bus_bytes() {
         // 1.5 x 720000 bytes at 360 GB/s are 3 us.
-        assert_eq!(limits(Topology::Peer).call_us(720_000, true), Some(4.5));
-        assert_eq!(limits(Topology::Peer).call_us(720_000, false), Some(4.9));
+        assert_eq!(
+            limits(Topology::Peer).call_us(Operation::AllReduce, 720_000, true),
+            Some(4.5)
+        );
+        assert_eq!(
+            limits(Topology::Peer).call_us(Operation::AllReduce, 720_000, false),
+            Some(4.9)
+        );
     }
 
     #[test]
     fn on_a_shared_device_the_limit_is_an_exchange_and_what_a_copy_takes_beyond_the_least() {
-        assert_eq!(limits(Topology::Shared).call_us(1 << 20, true), Some(4.0));
-        assert_eq!(limits(Topology::Shared).call_us(16, true), Some(1.5));
+        assert_eq!(
+            limits(Topology::Shared).call_us(Operation::AllReduce, 1 << 20, true),
+            Some(4.0)
+        );
+        assert_eq!(
+            limits(Topology::Shared).call_us(Operation::AllReduce, 16, true),
+            Some(1.5)
+        );
         // A size that was not copied has no limit.
-        assert_eq!(limits(Topology::Shared).call_us(4096, true), None);
+        assert_eq!(
+            limits(Topology::Shared).call_us(Operation::AllReduce, 4096, true),
+            None
+        );
     }
 }

@@ -9,7 +9,9 @@ use super::build::Build;
 use super::report::{Cell, Report, System, fastest};
 use super::table::{grid_text, us_text};
 use super::timing::Launch;
+use crate::names::name_of;
 use crate::norm_output::NormOutput;
+use crate::operation::Operation;
 
 /// One curve.
 pub(crate) struct Series {
@@ -49,7 +51,13 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
         let norm = cell
             .norm
             .map(|norm| (norm.hidden, norm.output, norm.is_fused));
-        let key = (norm, cell.launch, cell.system, placement, without_pdl);
+        let key = (
+            (cell.operation, norm),
+            cell.launch,
+            cell.system,
+            placement,
+            without_pdl,
+        );
         curves.entry(key).or_default().push(cell);
     }
     let curve = |cells: Vec<&Cell>| Series {
@@ -100,6 +108,10 @@ fn name(cell: &Cell, names_pdl: bool) -> String {
         format!(", RMSNorm{output} {how}, hidden {}", norm.hidden)
     });
     let norm = norm.unwrap_or_default();
+    let what = match cell.operation {
+        Operation::AllReduce => what.to_owned(),
+        operation => format!("{what} {}", name_of(&operation)),
+    };
     format!("{what}{norm}, {}{without}", cell.launch.name())
 }
 

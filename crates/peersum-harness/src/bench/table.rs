@@ -6,6 +6,8 @@ use super::build::Build;
 use super::report::{Call, Cell, Report, System, fastest};
 use super::sizes::bytes_text;
 use super::timing::{Launch, Spread};
+use crate::names::name_of;
+use crate::operation::Operation;
 
 /// Lines of text, the first of which is the head.
 pub(crate) struct Table {
@@ -14,8 +16,15 @@ pub(crate) struct Table {
 }
 
 /// For each size the best grid of each algorithm and placement, the fastest first.
-pub(super) fn measurements(title: String, cells: &[&Cell]) -> Option<Table> {
-    let cells = || cells.iter().copied().filter(|cell| cell.norm.is_none());
+pub(super) fn measurements(operation: Operation, title: &str, cells: &[&Cell]) -> Option<Table> {
+    let title = match operation {
+        Operation::AllReduce => title.to_owned(),
+        operation => format!("{title}: {}", name_of(&operation)),
+    };
+    let cells = || {
+        let cells = cells.iter().copied();
+        cells.filter(|cell| cell.norm.is_none() && cell.operation == operation)
+    };
     let mut sizes: Vec<u64> = cells().map(|cell| cell.bytes).collect();
     sizes.sort_unstable();
     sizes.dedup();

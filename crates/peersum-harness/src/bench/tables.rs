@@ -28,7 +28,9 @@ pub(crate) fn tables(report: &Report) -> Vec<Table> {
                     if pdl { "on" } else { "off" }
                 );
                 tables.extend(norm_table::measurements(&title, &cells));
-                tables.extend(table::measurements(title, &cells));
+                for operation in report.operations() {
+                    tables.extend(table::measurements(operation, &title, &cells));
+                }
             }
         }
     }

@@ -25,6 +25,7 @@ use crate::bench::ranks::{GroupSettings, run_group};
 use crate::bench::sizes::bytes_text;
 use crate::bench::timing::{Launch, Timed};
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
+use crate::names::name_of;
 use crate::operation::Operation;
 use norm_rows::{MeasuredNorm, norm_rows};
 use norms::{NormSweep, TunedNorm};
@@ -144,6 +145,7 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
         let tuned = match args.op {
             Operation::AllReduce => group.tune(),
             Operation::RmsNorm => group.tune_norms(),
+            op => bail!("{} takes the grids of the all-reduce", name_of(&op)),
         };
         match tuned {
             Ok(None) => {}

@@ -17,9 +17,9 @@ pub(super) struct MeasuredRow {
     pub(super) row: Row,
 }
 
-/// `base` with measured rows over it. Each serves messages from half to twice its size, and
-/// between two that were measured the geometric mean divides; what lies outside all of them keeps
-/// the base's rows.
+/// `base` with measured rows over it. Each serves messages from half to twice its size, and what
+/// lies outside all of them keeps the base's rows. [`dividing_bytes`] says what divides
+/// two of them.
 pub(super) fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
     let mut measured: Vec<&MeasuredRow> = measured.iter().filter(|row| row.bytes > 0).collect();
     measured.sort_by_key(|row| row.bytes);
@@ -27,17 +27,17 @@ pub(super) fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
     // (above, up to) of each; `u64::MAX` is no bound.
     let spans: Vec<(u64, u64)> = (0..measured.len())
         .map(|index| {
-            let bytes = measured[index].bytes;
-            let between = |a: u64, b: u64| (a as f64 * b as f64).sqrt() as u64;
-            let above = match index.checked_sub(1).map(|index| measured[index].bytes) {
+            let own = measured[index];
+            let bytes = own.bytes;
+            let above = match index.checked_sub(1).map(|index| measured[index]) {
                 None if bytes <= SMALL_BYTES => 0,
                 None => bytes / 2,
-                Some(previous) => (bytes / 2).max(between(previous, bytes)),
+                Some(previous) => dividing_bytes(previous, own).1,
             };
-            let up_to = match measured.get(index + 1).map(|next| next.bytes) {
+            let up_to = match measured.get(index + 1) {
                 None if bytes >= LARGE_BYTES => u64::MAX,
                 None => bytes.saturating_mul(2),
-                Some(next) => bytes.saturating_mul(2).min(between(bytes, next)),
+                Some(next) => dividing_bytes(own, next).0,
             };
             (above, up_to)
         })
@@ -72,6 +72,20 @@ pub(super) fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
         }
     }
     rows
+}
+
+/// Up to which size the smaller of two measurements serves, and from which size on the larger one.
+/// If both took one route and are close, the larger serves all that is between them: its grid,
+/// without the blocks that have no unit, still has a thread for each unit that it had one for. The
+/// smaller one's grid would give its threads a second unit, which takes another round trip.
+/// Otherwise the geometric mean divides them.
+fn dividing_bytes(smaller: &MeasuredRow, larger: &MeasuredRow) -> (u64, u64) {
+    let (a, b) = (smaller.bytes, larger.bytes);
+    if smaller.row.route == larger.row.route && b <= a.saturating_mul(4) {
+        return (a, a);
+    }
+    let mean = (a as f64 * b as f64).sqrt() as u64;
+    (a.saturating_mul(2).min(mean), (b / 2).max(mean))
 }
 
 #[cfg(test)]
@@ -126,13 +140,21 @@ mod tests {
             .collect();
         let rows = overlay(&base(), &sweep);
         let expected: Vec<(Option<u64>, u32)> = (0..7)
-            .map(|step| ((step < 6).then(|| 8192 << (2 * step)), 10 + step))
+            .map(|step| ((step < 6).then(|| 4096 << (2 * step)), 10 + step))
             .collect();
         assert_eq!(bounds(&rows), expected);
     }
 
     #[test]
-    fn every_size_takes_the_measurement_nearest_to_it_or_the_bases_row() {
+    fn the_mean_divides_measurements_of_two_routes() {
+        let mut sweep = [measured(4096, 10), measured(16384, 11)];
+        sweep[1].row.route = Route::PullOneShot;
+        let rows = overlay(&base(), &sweep);
+        assert_eq!(bounds(&rows)[..2], [(Some(8192), 10), (Some(32768), 11)]);
+    }
+
+    #[test]
+    fn every_measured_size_takes_its_measurement() {
         let seed = fastrand::u64(..);
         println!("seed {seed}");
         let mut random = fastrand::Rng::with_seed(seed);

@@ -7,7 +7,7 @@ use super::connected::Connected;
 use super::state::Communicator;
 use crate::call_signature::{CallKind, CallSignature, Operation};
 use crate::device::{Device, Input, LaunchShape, Output};
-use crate::dispatch::Placement;
+use crate::dispatch::{Placement, Plan, Route};
 use crate::element::{Element, Scalar};
 use crate::error::Error;
 
@@ -75,7 +75,8 @@ impl<D: Device> Communicator<D> {
     /// For every [`Scalar`] type. Lengths and types must be the same on every rank; addresses and
     /// alignment may differ, and one rank may gather in place while another does not. A symmetric
     /// buffer is used as any other memory. `Ok` means launched; a length of 0 does nothing and does
-    /// not count. After a failure the output holds bytes of `0xFF` where nothing was received.
+    /// not count. After a failure any part of the output may hold bytes of `0xFF`, and every part
+    /// that was not received does.
     ///
     /// ```no_run
     /// use half::bf16;
@@ -182,8 +183,8 @@ impl<D: Device> Communicator<D> {
     /// For every [`Scalar`] type. Root, length and type must be the same on every rank. A symmetric
     /// buffer is used as any other memory. `Ok` means launched; a length of 0 does nothing and does
     /// not count. No rank ends the call before every other has begun it, the root included. After
-    /// a failure the buffer of any rank but the root holds bytes of `0xFF` where nothing was
-    /// received.
+    /// a failure any part of the buffer of another rank than the root may hold bytes of `0xFF`, and
+    /// every part that was not received does.
     ///
     /// # Errors
     /// [`Error::Root`], and those of [`Communicator::all_gather`].
@@ -338,6 +339,45 @@ impl<D: Device> Communicator<D> {
         Ok(())
     }
 
+    /// The grid of a call whose chunks (or, in a broadcast, whose buffers) have so many bytes, for
+    /// benchmarks: of its pieces, if it takes several.
+    #[doc(hidden)]
+    pub fn collective_launch(&self, operation: Operation, bytes: u64) -> Option<Plan> {
+        let connected = self.connected.as_ref()?;
+        let call = Collective {
+            operation,
+            dtype: Dtype::U8,
+            input: 0,
+            output: 0,
+            elements: bytes,
+        };
+        let most = connected.layout.slot_units(call.slot_memories());
+        let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES)).min(most);
+        let (blocks, threads) = self.collective_grid(connected, call, units);
+        Some(Plan {
+            route: Route::PushOneShot,
+            blocks,
+            threads,
+        })
+    }
+
+    /// Blocks, and threads of each that handle units.
+    fn collective_grid(
+        &self,
+        connected: &Connected<D>,
+        call: Collective,
+        units: u64,
+    ) -> (u32, u32) {
+        // A table has rows for all-reduces alone. What a rank sends to each peer decides here as
+        // there.
+        let bytes = units * u64::from(abi::PEERSUM_UNIT_BYTES);
+        let plan = self
+            .forced
+            .unwrap_or_else(|| self.table.plan(Placement::Ordinary, bytes));
+        let (family, algorithm) = call.entry_point();
+        connected.limits.fit_units(family, algorithm, plan, units)
+    }
+
     /// Launches one piece. `chunk_stride` is the size of a rank's whole chunk.
     fn launch_collective(
         &self,
@@ -347,14 +387,8 @@ impl<D: Device> Communicator<D> {
     ) -> Result<(), Error> {
         let (family, algorithm) = call.entry_point();
         let bytes = call.bytes();
-        // A table has rows for all-reduces alone. What a rank sends to each peer decides here as
-        // there.
-        let plan = self
-            .forced
-            .unwrap_or_else(|| self.table.plan(Placement::Ordinary, bytes));
         let units = bytes.div_ceil(u64::from(abi::PEERSUM_UNIT_BYTES));
-        let limits = &connected.limits;
-        let (blocks, threads) = limits.fit_units(family, algorithm, plan, units);
+        let (blocks, threads) = self.collective_grid(connected, call, units);
         let signature = CallSignature {
             sequence: 0,
             kind: CallKind {

@@ -12,21 +12,6 @@ use crate::error::Error;
 /// `ncclSum`
 const SUM: c_int = 0;
 
-/// `ncclDataType_t`
-fn data_type(dtype: Dtype) -> c_int {
-    match dtype {
-        Dtype::I8 => 0,
-        Dtype::U8 => 1,
-        Dtype::I32 => 2,
-        Dtype::U32 => 3,
-        Dtype::I64 => 4,
-        Dtype::U64 => 5,
-        Dtype::F16 => 6,
-        Dtype::F32 => 7,
-        Dtype::Bf16 => 9,
-    }
-}
-
 /// NCCL's communicator of one rank, and the calls that go to it. Dropping it aborts it, which ends
 /// every wait of NCCL's.
 pub struct Link {
@@ -75,6 +60,21 @@ impl Link {
         })
     }
 
+    /// `ncclDataType_t`.
+    pub fn data_type(dtype: Dtype) -> c_int {
+        match dtype {
+            Dtype::I8 => 0,
+            Dtype::U8 => 1,
+            Dtype::I32 => 2,
+            Dtype::U32 => 3,
+            Dtype::I64 => 4,
+            Dtype::U64 => 5,
+            Dtype::F16 => 6,
+            Dtype::F32 => 7,
+            Dtype::Bf16 => 9,
+        }
+    }
+
     /// NCCL's handle.
     pub fn comm(&self) -> Comm {
         self.comm
@@ -106,7 +106,7 @@ impl Link {
                 input as *const c_void,
                 output as *mut c_void,
                 elements as usize,
-                data_type(dtype),
+                Self::data_type(dtype),
                 SUM,
                 self.comm,
                 stream.handle,
@@ -161,7 +161,7 @@ mod tests {
             (Dtype::F32, sys::ncclDataType_t::ncclFloat32),
             (Dtype::Bf16, sys::ncclDataType_t::ncclBfloat16),
         ] {
-            assert_eq!(data_type(dtype), theirs as c_int);
+            assert_eq!(Link::data_type(dtype), theirs as c_int);
         }
     }
 }

@@ -19,7 +19,10 @@ use crate::operation::Operation;
 pub(crate) struct BenchArgs {
     /// What is measured. `rms-norm`: all-reduce, residual and RMSNorm in one call, by the fused
     /// kernel and as an all-reduce with a kernel behind it that normalises; beside them the
-    /// all-reduce alone. --rows and --hidden then take the place of --bytes.
+    /// all-reduce alone. --rows and --hidden then take the place of --bytes. `all-gather`,
+    /// `reduce-scatter`, `broadcast`: those calls, and beside them the all-reduce that sends as
+    /// much to each peer (all-gather) or has the same input. --bytes are then those of the output
+    /// of an all-gather and of the input of a reduce-scatter.
     #[arg(long, value_enum, default_value = "all-reduce")]
     pub(super) op: Operation,
     /// Rows of a call of --op rms-norm.
@@ -161,7 +164,7 @@ impl BenchArgs {
 
     /// The messages of a type, in bytes.
     pub(super) fn bytes(&self, dtype: Dtype) -> Vec<usize> {
-        if self.op == Operation::AllReduce {
+        if self.op != Operation::RmsNorm {
             return self.call.bytes.clone();
         }
         let of_row = |hidden: u32| hidden as usize * dtype.size_bytes();
@@ -170,6 +173,27 @@ impl BenchArgs {
         let all = hidden.flat_map(|&hidden| rows().map(move |rows| rows * of_row(hidden)));
         // Different shapes may have the same bytes.
         Vec::from_iter(all.collect::<BTreeSet<usize>>())
+    }
+
+    /// The messages of the all-reduces that are measured, in bytes.
+    pub(super) fn compared_bytes(&self, dtype: Dtype, world_size: u32) -> Vec<usize> {
+        let bytes = self.bytes(dtype).into_iter();
+        match self.op {
+            // As much to each peer by a one-shot push.
+            Operation::AllGather => bytes
+                .map(|bytes| self.sent_bytes(bytes, world_size))
+                .collect(),
+            _ => bytes.collect(),
+        }
+    }
+
+    /// What a rank sends to each peer in a call that is no all-reduce: its chunk of the message, in
+    /// whole units, or all of a broadcast.
+    pub(super) fn sent_bytes(&self, bytes: usize, world_size: u32) -> usize {
+        match self.op {
+            Operation::Broadcast => bytes,
+            _ => (bytes / world_size as usize / 16).max(1) * 16,
+        }
     }
 
     /// Those of every type.

@@ -8,6 +8,7 @@ use crate::bench::ranks::GroupSettings;
 use crate::bench::report::{Call, System};
 use crate::bench::timing::Launch;
 use crate::data::TestElement;
+use crate::operation::Operation;
 
 /// One group.
 pub(super) struct Group<'a> {
@@ -25,6 +26,7 @@ impl Group<'_> {
             build: self.build,
             world_size: self.settings.world_size,
             link: self.link,
+            operation: Operation::AllReduce,
             dtype: T::DTYPE,
             bytes: bytes as u64,
             launch,

@@ -13,6 +13,7 @@ use crate::bench::ranks::run_ranks;
 use crate::bench::report::{Call, Report, Sample, System};
 use crate::bench::timing::Stopwatch;
 use crate::machine::{Gpus, Machine};
+use crate::operation::Operation;
 
 /// Measures NCCL by the same method, for groups with a GPU for each rank.
 pub(super) fn measure_nccl(args: &BenchArgs, gpus: &Gpus, report: &mut Report) {
@@ -94,20 +95,34 @@ fn measure_calls(
     let mut samples = Vec::new();
     for &dtype in &args.dtype {
         for bytes in args.bytes(dtype) {
-            let elements = bytes / dtype.size_bytes();
             // SAFETY: both places hold the largest message until the caller has waited.
-            let all_reduce = || unsafe { communicator.all_reduce(input, output, elements, dtype) };
+            let enqueue = || unsafe {
+                match args.op {
+                    op if op.all_reduces() => {
+                        let elements = bytes / dtype.size_bytes();
+                        communicator.all_reduce(input, output, elements, dtype)
+                    }
+                    op => {
+                        let elements = args.sent_bytes(bytes, world_size) / dtype.size_bytes();
+                        communicator.other_call(op, [input, output], elements, dtype)
+                    }
+                }
+            };
             // The first call of a size may connect and allocate, which is not allowed in a capture.
-            all_reduce()?;
+            enqueue()?;
             stream.synchronize()?;
             for &launch in &args.method {
                 // SAFETY: the places and the communicator outlive this call.
-                let times = unsafe { stopwatch.time(args.call.method(launch), |_| all_reduce())? };
+                let times = unsafe { stopwatch.time(args.call.method(launch), |_| enqueue())? };
                 let call = Call {
                     system,
                     build: Build::Shipped,
                     world_size,
                     link: Topology::Peer,
+                    operation: match args.op {
+                        Operation::RmsNorm => Operation::AllReduce,
+                        op => op,
+                    },
                     dtype,
                     bytes: bytes as u64,
                     launch,

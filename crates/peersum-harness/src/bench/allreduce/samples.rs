@@ -5,6 +5,7 @@ use peersum::device::Device;
 use peersum::dispatch::{Placement, Plan};
 
 use super::arguments::BenchArgs;
+use super::collectives;
 use super::group::Group;
 use super::norms;
 use crate::bench::build::Build;
@@ -34,6 +35,13 @@ pub(super) fn measure_group<M: Timed>(
         for &dtype in &args.dtype {
             with_element!(dtype, T => group.measure::<T, _>(rank, &mut samples)?);
         }
+        if !args.op.all_reduces() {
+            for &dtype in &args.dtype {
+                with_element!(
+                    dtype, T => collectives::measure::<T, _>(&group, rank, &mut samples)?
+                );
+            }
+        }
         if args.op == Operation::RmsNorm {
             let rank = &mut NormRank::new(rank)?;
             for &dtype in &args.dtype {
@@ -54,7 +62,7 @@ impl Group<'_> {
     ) -> Result<()> {
         let args = self.args;
         rank.fill::<T>()?;
-        for bytes in args.bytes(T::DTYPE) {
+        for bytes in args.compared_bytes(T::DTYPE, self.settings.world_size) {
             for (placement, plan) in self.plans(rank, bytes as u64) {
                 let from_table = plan.is_none();
                 let chosen =
@@ -87,7 +95,10 @@ impl Group<'_> {
     fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<(Placement, Option<Plan>)> {
         let args = self.args;
         let mut plans: Vec<(Placement, Option<Plan>)> = Vec::new();
-        // Beside calls with RMSNorm the all-reduce of the table is enough.
+        // Beside other calls the all-reduce of the table is enough.
+        if !args.op.all_reduces() {
+            return vec![(Placement::Ordinary, None)];
+        }
         if args.measures_best() || args.op == Operation::RmsNorm {
             plans.extend(Placement::ALL.map(|placement| (placement, None)));
         }
