@@ -261,8 +261,8 @@ pub struct CallSignature {
     pub part: Option<SymmetricPart>,
     /// What the call does.
     pub operation: Operation,
-    /// How the sum is normalised; `None` for a call that normalises nothing, and where a rank is not known to have told
-    /// it.
+    /// How the sum is normalised; `None` for a call that normalises nothing, and where a rank is
+    /// not known to have told it.
     pub norm: Option<NormSignature>,
     /// The element type; `None` for a value that no rank of this version sends.
     pub dtype: Option<Dtype>,

@@ -72,7 +72,10 @@ pub enum Error {
         world_size: u32,
     },
     /// The root of a broadcast is no rank.
-    #[error("there is no rank {root} to broadcast from: the group has ranks 0 to {}", world_size - 1)]
+    #[error(
+        "there is no rank {root} to broadcast from: the group has ranks 0 to {}",
+        world_size - 1
+    )]
     Root {
         /// The root that was given.
         root: u32,
@@ -81,8 +84,8 @@ pub enum Error {
     },
     /// Only groups whose ranks share memory have this call.
     #[error(
-        "{operation} goes through peersum's kernels, which this group has not: its ranks reach each \
-         other by NCCL alone, so call NCCL for it"
+        "{operation} goes through peersum's kernels, which this group has not: its ranks reach \
+         each other by NCCL alone, so call NCCL for it"
     )]
     NoKernels {
         /// The operation.

@@ -1,4 +1,5 @@
-//! A low-latency all-reduce for the GPUs of one machine, with kernels compiled ahead of time.
+//! A low-latency all-reduce for the GPUs of one machine, with kernels compiled ahead of time; and
+//! all-gather, reduce-scatter and broadcast.
 //!
 //! It is for programs that split a model over 2 to 8 GPUs of one machine and sum activations after
 //! each layer, a few kilobytes to a few megabytes at a time. A call is one kernel launch: GPUs
@@ -48,25 +49,61 @@
 //! [`reference::rms_norm`]. A row's bits do not depend on the other rows. Two more also write FP8
 //! of the rows ([`Fp8Static`], [`Fp8PerToken`]).
 //!
+//! # All-gather, reduce-scatter, broadcast
+//!
+//! ```no_run
+//! use half::bf16;
+//! use peersum::cudarc::driver::CudaSlice;
+//! use peersum::{Communicator, Cuda, Error};
+//!
+//! /// Behind a layer whose rows are divided among the ranks: each rank gets its rows of the sum.
+//! fn own_rows(
+//!     communicator: &mut Communicator<Cuda>,
+//!     partial: &CudaSlice<bf16>,
+//!     rows: &mut CudaSlice<bf16>,
+//! ) -> Result<(), Error> {
+//!     communicator.reduce_scatter(partial, rows)
+//! }
+//!
+//! /// At the end of a step: rank 0 samples from the logits of all ranks, and all get its tokens.
+//! fn next_tokens(
+//!     communicator: &mut Communicator<Cuda>,
+//!     part: &CudaSlice<bf16>,
+//!     logits: &mut CudaSlice<bf16>,
+//!     tokens: &mut CudaSlice<u32>,
+//! ) -> Result<(), Error> {
+//!     communicator.all_gather(part, logits)?;
+//!     // ... rank 0 enqueues its sampler, which reads `logits` and writes `tokens` ...
+//!     communicator.broadcast(tokens, 0)
+//! }
+//! ```
+//!
+//! [`Communicator::reduce_scatter`] has the bits of an all-reduce. [`Communicator::all_gather`] and
+//! [`Communicator::broadcast`] take every [`Scalar`] type, and every bit arrives as it was sent,
+//! NaN included. The first two also work in place. These calls use a symmetric buffer as any other
+//! memory. They never go to NCCL: if a call is larger than the ranks' slots, it goes in pieces, and
+//! in a group across hosts it is [`Error::NoKernels`].
+//!
 //! # Failures
 //!
 //! Every wait of peersum has a deadline; only calls that go to NCCL (the feature `nccl`) wait
 //! without one. If a rank waits for a peer longer than [`CommunicatorBuilder::timeout`], it gives
 //! up, and so do all others; an [`AbortHandle`] ends the waits of its rank at once. Outputs that
-//! were not reduced are filled with NaN (a residual may also be untouched or updated), the CUDA
-//! context survives, and [`Communicator::synchronize`] returns the reason:
+//! were not reduced are filled with NaN (a residual may also be untouched or updated), and those of
+//! an all-gather or a broadcast with bytes of `0xFF`. The CUDA context survives, and
+//! [`Communicator::synchronize`] returns the reason:
 //!
 //! - [`Failure::PeerTimeout`] names who waited for whom, in which algorithm, call and block, and
 //!   whose process has ended or is stopped;
-//! - [`Failure::Disagreement`], on every rank, if ranks call with different sizes, types or
-//!   algorithms: it has both sides' values;
+//! - [`Failure::Disagreement`], on every rank, if ranks call with different operations, sizes,
+//!   types, roots or algorithms: it has both sides' values;
 //! - [`Failure::Aborted`] on the rank that was aborted; [`Failure::PeerFailed`] names the rank that
 //!   failed first to those who were told, and whom they waited for themselves.
 //!
 //! A communicator that failed returns the same reason from each later call and moves no data. It
 //! cannot be repaired: drop it and build a new one. The ranks' headers cannot show one mistake: if
-//! a rank skips a call and the calls around it have the same size, type and algorithm, inputs of
-//! two different calls are summed.
+//! a rank skips a call and the calls around it have the same operation, size, type and algorithm,
+//! inputs of two different calls are summed.
 //!
 //! Set-up compares versions, kernel sources, dispatch tables and sizes; if ranks differ, every rank
 //! gets an error with both values.
@@ -96,10 +133,10 @@
 //!
 //! # Features
 //!
-//! `nccl`: NCCL, opened at run time, for calls above the custom range or across hosts (the module
-//! `nccl`). None is on by default. The [`cudarc`] with which this crate was built is re-exported.
-//! `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without CUDA, and an
-//! error says what is missing.
+//! `nccl`: NCCL, opened at run time, for all-reduces above the custom range or across hosts (the
+//! module `nccl`). None is on by default. The [`cudarc`] with which this crate was built is
+//! re-exported. `libcuda` and `libnvrtc` are opened at run time: the crate builds and links without
+//! CUDA, and an error says what is missing.
 //!
 //! Without a GPU the same kernels run on the CPU, in `peersum-emulator`.
 //!

@@ -10,14 +10,20 @@ use peersum::nccl_shape::{Comm, Id, ReduceOp};
     reason = "that it compiles is the promise; it needs NCCL to run"
 )]
 mod against_cudarc {
+    use peersum::cudarc::driver::{CudaSlice as Buffer, CudaStream};
     use peersum::cudarc::nccl::{Comm, Id, NcclType, ReduceOp, result::NcclError};
+
+    type Stream = std::sync::Arc<CudaStream>;
 
     include!("../examples/nccl_shape/engine.rs");
 }
 
 #[allow(dead_code, reason = "the example runs it")]
 mod against_peersum {
+    use peersum::cudarc::driver::{CudaSlice as Buffer, CudaStream};
     use peersum::nccl_shape::{Comm, Id, NcclType, ReduceOp, result::NcclError};
+
+    type Stream = std::sync::Arc<CudaStream>;
 
     include!("../examples/nccl_shape/engine.rs");
 

@@ -171,7 +171,14 @@ fn assert_fails(output: &Output, words: &[&str]) {
 
 #[test]
 fn no_example_panics_where_the_driver_or_the_gpu_is_missing() {
-    for name in ["all_reduce", "graph", "threads", "nccl_shape"] {
+    let names = [
+        "all_reduce",
+        "graph",
+        "threads",
+        "nccl_shape",
+        "collectives",
+    ];
+    for name in names {
         let mut command = example(name);
         command
             .env("RANK", "0")

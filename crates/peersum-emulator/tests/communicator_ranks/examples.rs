@@ -89,11 +89,10 @@ fn emulated_threads_runs() {
     }
 }
 
-#[test]
-fn emulated_decoder_block_has_the_bits_of_the_reference_on_both_ranks() {
-    let output = Command::new(example("emulated_decoder_block"))
-        .output()
-        .unwrap();
+/// An example that compares its ranks with the reference itself.
+#[track_caller]
+fn assert_both_ranks_have_the_bits_of_the_reference(name: &str) {
+    let output = Command::new(example(name)).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let said = String::from_utf8(output.stdout).unwrap();
     for rank in 0..2 {
@@ -102,4 +101,14 @@ fn emulated_decoder_block_has_the_bits_of_the_reference_on_both_ranks() {
             "{said}"
         );
     }
+}
+
+#[test]
+fn emulated_decoder_block_has_the_bits_of_the_reference_on_both_ranks() {
+    assert_both_ranks_have_the_bits_of_the_reference("emulated_decoder_block");
+}
+
+#[test]
+fn emulated_collectives_has_the_bits_of_the_reference_on_both_ranks() {
+    assert_both_ranks_have_the_bits_of_the_reference("emulated_collectives");
 }

@@ -31,6 +31,9 @@
 //! - **Graphs.** If calls to NCCL were captured, NCCL's communicator outlives the
 //!   [`Communicator`](crate::Communicator): its teardown would wait for the graph.
 //! - **Network.** NCCL opens TCP sockets, on ports that the kernel chooses.
+//! - **Calls.** Only all-reduces, with or without RMSNorm, go to NCCL. An all-gather, a
+//!   reduce-scatter and a broadcast go through the kernels whatever their size, and across hosts
+//!   they are [`Error::NoKernels`].
 //! - **GPUs.** Every rank needs its own GPU. NCCL refuses a GPU that two ranks share unless an
 //!   experimental setting of its own allows it; a group with a rendezvous refuses it in any case.
 //!

@@ -10,7 +10,7 @@ use super::operation::ReduceOp;
 use super::result::{NcclError, NcclStatus};
 use crate::communicator::{AbortHandle, Communicator, SharedCommunicator};
 use crate::device::{Device, DeviceStream, Input, Output};
-use crate::element::Element;
+use crate::element::{Element, Scalar};
 use crate::error::Error;
 use crate::rendezvous::Rendezvous;
 
@@ -26,6 +26,13 @@ pub struct Comm<S: DeviceStream = Arc<CudaStream>> {
     stream: S,
     /// The communicator's, if that is another one.
     stand_in: Option<S>,
+}
+
+fn require_sum(operation: ReduceOp) -> Result<(), NcclError> {
+    match operation {
+        ReduceOp::Sum => Ok(()),
+        other => Err(NcclError::Operation(other)),
+    }
 }
 
 impl<S: DeviceStream> fmt::Debug for Comm<S> {
@@ -76,9 +83,8 @@ impl<S: DeviceStream> Comm<S> {
         recvbuff: &mut O,
         reduce_op: &ReduceOp,
     ) -> Result<NcclStatus, NcclError> {
-        self.call(*reduce_op, |communicator| {
-            communicator.all_reduce_into_front(sendbuff, recvbuff)
-        })
+        require_sum(*reduce_op)?;
+        self.call(|communicator| communicator.all_reduce_into_front(sendbuff, recvbuff))
     }
 
     /// Sums `buff` over all ranks in place.
@@ -90,19 +96,83 @@ impl<S: DeviceStream> Comm<S> {
         buff: &mut O,
         reduce_op: &ReduceOp,
     ) -> Result<NcclStatus, NcclError> {
-        self.call(*reduce_op, |communicator| {
-            communicator.all_reduce_in_place(buff)
-        })
+        require_sum(*reduce_op)?;
+        self.call(|communicator| communicator.all_reduce_in_place(buff))
+    }
+
+    /// Gathers `sendbuff` of all ranks, in rank order, into the first elements of `recvbuff`, which
+    /// may be longer.
+    ///
+    /// # Errors
+    /// [`NcclError::Communicator`] as [`Communicator::all_gather`].
+    pub fn all_gather<I: Input<T, S::Device>, O: Output<T, S::Device>, T: Scalar>(
+        &self,
+        sendbuff: &I,
+        recvbuff: &mut O,
+    ) -> Result<NcclStatus, NcclError> {
+        self.call(|communicator| communicator.gather_into_front(sendbuff, recvbuff))
+    }
+
+    /// Sums `sendbuff` over all ranks and gives each rank its chunk of the sum. A chunk is as long
+    /// as `recvbuff`. `sendbuff` may be longer than the chunks of all ranks.
+    ///
+    /// # Errors
+    /// [`NcclError::Operation`] as [`Comm::all_reduce`];
+    /// [`NcclError::Communicator`] as [`Communicator::reduce_scatter`].
+    pub fn reduce_scatter<I: Input<T, S::Device>, O: Output<T, S::Device>, T: Element>(
+        &self,
+        sendbuff: &I,
+        recvbuff: &mut O,
+        reduce_op: &ReduceOp,
+    ) -> Result<NcclStatus, NcclError> {
+        require_sum(*reduce_op)?;
+        self.call(|communicator| communicator.scatter_front(sendbuff, recvbuff))
+    }
+
+    /// Gives `recvbuff` of every rank the first elements of the root's `sendbuff`, which may be
+    /// longer. Ranks other than the root may pass `None`; what they pass is not read.
+    ///
+    /// # Errors
+    /// [`NcclError::Root`]; [`NcclError::NoSendbuff`];
+    /// [`NcclError::Communicator`] as [`Communicator::broadcast`].
+    pub fn broadcast<I: Input<T, S::Device>, O: Output<T, S::Device>, T: Scalar>(
+        &self,
+        sendbuff: Option<&I>,
+        recvbuff: &mut O,
+        root: i32,
+    ) -> Result<NcclStatus, NcclError> {
+        let rank = self.rank_of_root(root)?;
+        if sendbuff.is_none() && self.rank == rank as usize {
+            return Err(NcclError::NoSendbuff { root });
+        }
+        self.call(|communicator| communicator.broadcast_into(sendbuff, recvbuff, rank))
+    }
+
+    /// Gives `recvbuff` of every rank what that of the root holds.
+    ///
+    /// # Errors
+    /// [`NcclError::Root`]; [`NcclError::Communicator`] as [`Communicator::broadcast`].
+    pub fn broadcast_in_place<O: Output<T, S::Device>, T: Scalar>(
+        &self,
+        recvbuff: &mut O,
+        root: i32,
+    ) -> Result<NcclStatus, NcclError> {
+        let rank = self.rank_of_root(root)?;
+        self.call(|communicator| communicator.broadcast(recvbuff, rank))
+    }
+
+    fn rank_of_root(&self, root: i32) -> Result<u32, NcclError> {
+        let world_size = self.world_size;
+        match u32::try_from(root) {
+            Ok(rank) if (rank as usize) < world_size => Ok(rank),
+            _ => Err(NcclError::Root { root, world_size }),
+        }
     }
 
     fn call(
         &self,
-        operation: ReduceOp,
         call: impl FnOnce(&mut Communicator<S::Device>) -> Result<(), Error>,
     ) -> Result<NcclStatus, NcclError> {
-        if operation != ReduceOp::Sum {
-            return Err(NcclError::Operation(operation));
-        }
         // Under one lock, so that no other thread's call comes between the call and what orders it.
         let mut communicator = self.communicator.lock();
         if let Some(stand_in) = &self.stand_in {

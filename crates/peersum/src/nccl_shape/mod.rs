@@ -35,26 +35,38 @@
 //! # What is the same
 //!
 //! [`Id`] (128 bytes that the engine passes on as it likes), [`Comm::from_rank`],
-//! [`Comm::all_reduce`], [`Comm::all_reduce_in_place`], [`Comm::rank`], [`Comm::world_size`],
-//! [`Comm::stream`], [`Comm::context`], [`Comm::ordinal`], [`ReduceOp`], [`NcclType`],
-//! [`NcclStatus`] and [`NcclError`]. Calls take `&self`, so that a `Comm` works in an `Rc`, an
-//! `Arc`, a static.
+//! [`Comm::all_reduce`], [`Comm::all_reduce_in_place`], [`Comm::all_gather`],
+//! [`Comm::reduce_scatter`], [`Comm::broadcast`], [`Comm::broadcast_in_place`], [`Comm::rank`],
+//! [`Comm::world_size`], [`Comm::stream`], [`Comm::context`], [`Comm::ordinal`], [`ReduceOp`],
+//! [`NcclType`], [`NcclStatus`] and [`NcclError`]. Calls take `&self`, so that a `Comm` works in an
+//! `Rc`, an `Arc`, a static.
+//!
+//! The number of elements of a call comes from the buffer from which `cudarc::nccl` takes it:
+//! `sendbuff` of an all-reduce and an all-gather, `recvbuff` of a reduce-scatter and a broadcast.
+//! The other buffer may be longer than that requires. If it is shorter, the call is an error, which
+//! cudarc and NCCL do not check.
 //!
 //! # What differs
 //!
 //! - Results are peersum's, to the bit ([`mod@crate::reference`]), and so are failures: every wait
-//!   has a deadline. After a failure outputs hold NaN and every later call returns the reason. An
-//!   engine should call [`Comm::synchronize`] once a step, where it reads its logits: `Ok` from a
-//!   call means launched, as it does with NCCL.
-//! - Only [`ReduceOp::Sum`], only f16, bf16 and f32; another operation is
-//!   [`NcclError::Operation`].
+//!   has a deadline. After a failure outputs hold NaN, or bytes of `0xFF` where nothing is summed,
+//!   and every later call returns the reason. An engine should call [`Comm::synchronize`] once a
+//!   step, where it reads its logits: `Ok` from a call means launched, as it does with NCCL.
+//! - Only [`ReduceOp::Sum`]; another operation is [`NcclError::Operation`].
+//! - Only f16, bf16 and f32 are summed. An all-gather and a broadcast also take u8, i8, u32, i32,
+//!   u64 and i64; `f64` and `char`, which cudarc takes, do not work here. [`NcclType`] stands for
+//!   the three summed types, so a function with the bound `T: NcclType` may make every call. A
+//!   function that is to move integers too, and sums nothing, takes [`Scalar`](crate::Scalar) for
+//!   its bound.
+//! - A root that is no rank is [`NcclError::Root`], and a root without a `sendbuff` is
+//!   [`NcclError::NoSendbuff`]. Nothing panics.
 //! - The ranks are on one machine and of one user. They meet over a Unix socket in the directory of
 //!   [`Rendezvous::from_env`](crate::Rendezvous::from_env) (`PEERSUM_RENDEZVOUS_DIR`); the id holds
 //!   the name of their group.
 //! - Each rank calls [`Comm::from_rank`] from a process or a thread of its own.
 //!   `Comm::from_devices` and `group_start`, with which NCCL makes several ranks in one thread, do
-//!   not exist here; neither do `send`, `recv`, `broadcast`, `reduce`, `all_gather` and
-//!   `reduce_scatter`: an engine that uses them keeps an NCCL communicator for them.
+//!   not exist here; neither do `send`, `recv` and `reduce`: an engine that uses them keeps an NCCL
+//!   communicator for them.
 //! - [`Comm::from_rank`] uses the default settings of
 //!   [`Communicator::builder`](crate::Communicator::builder). For others, build a
 //!   [`Communicator`](crate::Communicator) and turn it into a `Comm` with `Comm::from`.

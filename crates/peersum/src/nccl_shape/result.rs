@@ -31,6 +31,23 @@ pub enum NcclError {
     /// Another operation than the sum.
     #[error("peersum sums, and cannot reduce by {0:?}; keep an NCCL communicator for that call")]
     Operation(ReduceOp),
+    /// The root of a broadcast is no rank.
+    #[error("there is no rank {root} to broadcast from: the group has {world_size} ranks, from 0")]
+    Root {
+        /// The root that was given.
+        root: i32,
+        /// The number of ranks.
+        world_size: usize,
+    },
+    /// The root of a broadcast has passed no `sendbuff`.
+    #[error(
+        "rank {root} is the root of this broadcast, so its sendbuff must be `Some`; to send what \
+         recvbuff holds, every rank calls `broadcast_in_place`"
+    )]
+    NoSendbuff {
+        /// The root: this rank.
+        root: i32,
+    },
     /// The communicator's own error.
     #[error(transparent)]
     Communicator(#[from] Error),
