@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Event {
     /// It joins a group of so many ranks.
     Building { world_size: u32 },
-    /// It has joined it with so many communicators, and holds what its cases need.
+    /// It has joined it, and holds what its cases need. `slot` is that of its first group of this
+    /// size.
     Built {
         world_size: u32,
-        lanes: usize,
+        slot: usize,
         seconds: f64,
     },
     /// It begins a case, by its place in the plan.
