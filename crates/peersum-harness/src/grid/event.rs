@@ -21,7 +21,7 @@ pub(crate) enum Event {
     Ended { case: usize, spent: Spent },
     /// A result of a case that is not the reference's, as text for the user.
     Mismatch { case: usize, text: String },
-    /// It cannot go on.
+    /// It cannot go on. It may say so again once it has given up what it holds.
     Failed { error: String },
     /// It has run everything.
     Done,

@@ -209,8 +209,13 @@ impl Group<'_> {
             if let Some(fault) = fault.filter(|_| !corrupts) {
                 suffer(fault.kind, rank);
             }
-            run_case(&mut session, index, case, corrupts)
-                .with_context(|| format!("rank {rank} in {case}"))?;
+            let outcome = run_case(&mut session, index, case, corrupts)
+                .with_context(|| format!("rank {rank} in {case}"));
+            if outcome.is_err() {
+                // Before the session ends, which waits for peers that may wait for this rank.
+                emit(Event::last(&outcome));
+                return outcome;
+            }
         }
         Ok(())
     }
