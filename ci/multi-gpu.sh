@@ -100,21 +100,25 @@ step bench-step 30 bench-layer --cubins "$CUBINS" --world-size "$largest" --mode
     --json "$OUT/bench-step.json"
 
 # Then what must hold.
-grid=(grid --device cuda --world-size "$WORLD_SIZES")
+grid=(grid --device cuda --op all_reduce --world-size "$WORLD_SIZES")
 # Processes on one GPU take turns by time slices: the full grid takes far longer than this limit.
 ((gpus == 1)) && of_processes=(smoke 150 2) || of_processes=(full 120 "$WORLD_SIZES")
 step grid-threads 120 "${grid[@]}" --grid full --ranks threads --report "$OUT/grid-threads.json"
 step grid-processes "${of_processes[1]}" "${grid[@]}" --grid "${of_processes[0]}" --ranks processes \
     --sharing file-descriptor --report "$OUT/grid-processes.json"
-step grid-legacy-ipc 60 grid --device cuda --grid smoke --world-size "${of_processes[2]}" --ranks processes \
+step grid-legacy-ipc 60 grid --device cuda --op all_reduce --grid smoke --world-size "${of_processes[2]}" --ranks processes \
     --sharing legacy-ipc \
     --report "$OUT/grid-legacy-ipc.json"
 # The reference is computed on the host, so groups that share one GPU take the small grid.
 ((gpus == 1)) && norms=smoke || norms=full
-step grid-rms-norm 120 grid --op rms-norm --device cuda --grid "$norms" --world-size "1,$WORLD_SIZES" \
+step grid-rms-norm 120 grid --op rms_norm --device cuda --grid "$norms" --world-size "1,$WORLD_SIZES" \
     --report "$OUT/grid-rms-norm.json"
-step grid-rms-norm-processes 60 grid --op rms-norm --device cuda --grid smoke --world-size "${of_processes[2]}" \
+step grid-rms-norm-processes 60 grid --op rms_norm --device cuda --grid smoke --world-size "${of_processes[2]}" \
     --ranks processes --report "$OUT/grid-rms-norm-processes.json"
+moves=(grid --op all_gather,reduce_scatter,broadcast --device cuda)
+step grid-moves 60 "${moves[@]}" --grid "$norms" --world-size "$WORLD_SIZES" --report "$OUT/grid-moves.json"
+step grid-moves-processes 60 "${moves[@]}" --grid smoke --world-size "${of_processes[2]}" --ranks processes \
+    --report "$OUT/grid-moves-processes.json"
 # Two communicators a rank with opposite enqueue orders are one of its cases: `--case two-communicators`.
 step faults 90 faults --device cuda
 ((gpus > 1)) && step above-range 60 above-range --world-size "$largest"

@@ -10,10 +10,10 @@ use peersum_artifact::{Dtype, Family, ModuleKey};
 /// The protocols that are broken on purpose, by their number in `call.cuh`, and the families in
 /// which tests call each one.
 const BREAKS: [(u32, &[Family]); 9] = [
-    (1, &[Family::Push, Family::Norm]),
+    (1, &[Family::Push, Family::Norm, Family::Move]),
     (2, &[Family::Pull]),
-    (3, &[Family::Push]),
-    (4, &[Family::Push, Family::Pull, Family::Norm]),
+    (3, &[Family::Push, Family::Move]),
+    (4, &[Family::Push, Family::Pull, Family::Norm, Family::Move]),
     (5, &[Family::Pull]),
     (6, &[Family::Push, Family::Pull]),
     (7, &[Family::Norm]),
@@ -118,14 +118,14 @@ impl Module {
 }
 
 /// The negative controls, for the smallest even and odd group, and for the types that the tests
-/// call.
+/// call. The calls that only move data have one module for all types, of `u8`.
 fn broken_modules() -> Vec<Module> {
     if env::var_os("CARGO_FEATURE_BROKEN_KERNELS").is_none() {
         return Vec::new();
     }
     let keys = ModuleKey::all()
         .filter(|key| [2, 3].contains(&key.world_size.get()))
-        .filter(|key| [Dtype::Bf16, Dtype::F32].contains(&key.dtype));
+        .filter(|key| [Dtype::Bf16, Dtype::F32, Dtype::U8].contains(&key.dtype));
     let broken_in = |key: ModuleKey| {
         let breaks = BREAKS.iter();
         let here = breaks.filter(move |(_, families)| families.contains(&key.family));

@@ -36,7 +36,8 @@ impl Default for EmulatorOptions {
 }
 
 /// What is broken, by its number in `PEERSUM_BREAK` of `kernels/call.cuh`. Compiled for groups
-/// of 2 and 3 ranks, bf16 and f32, and the families in which tests call it; all else is sound.
+/// of 2 and 3 ranks, bf16 and f32 or calls that move data of any type, and the families in which
+/// tests call it; all else is sound.
 #[cfg(feature = "broken-kernels")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Break {

@@ -1,6 +1,8 @@
 //! Test data: each element is a function of a key and its index, so that every rank, and the GPU,
 //! can compute the data of all ranks (`grid/check.cu` is the counterpart of this file).
 
+use std::ops::Range;
+
 use peersum::{Element, Scalar, reference};
 use peersum_artifact::Dtype;
 
@@ -73,6 +75,40 @@ macro_rules! with_element {
 }
 pub(crate) use with_element;
 
+/// Evaluates an expression with the type of a [`Dtype`], whether calls can sum it or only move it.
+macro_rules! with_scalar {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            peersum_artifact::Dtype::U8 => {
+                type $T = u8;
+                $body
+            }
+            peersum_artifact::Dtype::I8 => {
+                type $T = i8;
+                $body
+            }
+            peersum_artifact::Dtype::U32 => {
+                type $T = u32;
+                $body
+            }
+            peersum_artifact::Dtype::I32 => {
+                type $T = i32;
+                $body
+            }
+            peersum_artifact::Dtype::U64 => {
+                type $T = u64;
+                $body
+            }
+            peersum_artifact::Dtype::I64 => {
+                type $T = i64;
+                $body
+            }
+            dtype => $crate::data::with_element!(dtype, $T => $body),
+        }
+    };
+}
+pub(crate) use with_scalar;
+
 /// Names one rank's array in one call of one case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Key(pub(crate) u32);
@@ -144,9 +180,36 @@ fn element<T: TestElement>(content: Content, key: Key, index: u32) -> T {
 
 /// One rank's array.
 pub(crate) fn input<T: TestElement>(content: Content, key: Key, len: usize) -> Vec<T> {
-    (0..len as u32)
+    part(content, key, 0..len)
+}
+
+/// A part of one rank's array.
+pub(crate) fn part<T: TestElement>(content: Content, key: Key, range: Range<usize>) -> Vec<T> {
+    (range.start as u32..range.end as u32)
         .map(|index| element(content, key, index))
         .collect()
+}
+
+/// The words that mark a slot without data, and a unit that takes two slots.
+const MARKS: [u32; 2] = [0xFFFF_FFFF, 0x7FB5_FFA3];
+
+/// The array of one rank in a call that only moves it, whatever its type. By the key it has any
+/// words, special values such as NaN with a payload, runs of marks, or nothing but marks.
+pub(crate) fn moved(key: Key, bytes: usize) -> Vec<u8> {
+    let run_length = 1 + (key.0 >> 8) % 19;
+    let word = |index: u32| {
+        let any = mix(index.wrapping_mul(0x9E37_79B1) ^ key.0);
+        let run = mix((index / run_length).wrapping_mul(0x85EB_CA6B) ^ key.0);
+        let mark = MARKS[(run >> 8) as usize % MARKS.len()];
+        match key.0 % 4 {
+            1 if any & 1 == 0 => SPECIAL_BITS[(any >> 1) as usize % SPECIAL_BITS.len()],
+            2 if run & 1 == 0 => mark,
+            3 => mark,
+            _ => mix(any),
+        }
+    };
+    let words: Vec<u32> = (0..bytes.div_ceil(4) as u32).map(word).collect();
+    bytes_of(&words)[..bytes].to_vec()
 }
 
 /// What every rank must receive.
@@ -204,6 +267,33 @@ mod tests {
         let values = input::<bf16>(Content::Special, Key::new(1, 2, 3, 4), 4096);
         assert!(values.iter().any(|value| value.to_bits() == 0xFFFF));
         assert!(values.iter().any(|value| value.to_bits() == 0x8000));
+    }
+
+    #[test]
+    fn moved_arrays_have_no_marks_few_or_nothing_else() {
+        let units_with = |key, mark: u32| {
+            let bytes = moved(Key(key), 16 * 4000);
+            let has_it = |unit: &[u8]| unit.chunks(4).any(|word| word == mark.to_ne_bytes());
+            bytes.chunks(16).filter(|unit| has_it(unit)).count()
+        };
+        for mark in MARKS {
+            assert_eq!(units_with(0x100, mark), 0);
+            assert!((1000..3500).contains(&units_with(0x102, mark)));
+        }
+        assert!((200..3000).contains(&units_with(0x101, MARKS[0])));
+        let marks = MARKS.map(u32::to_ne_bytes);
+        let mut words = moved(Key(0x403), 4000)
+            .chunks(4)
+            .map(<[u8]>::to_vec)
+            .collect::<Vec<_>>();
+        assert!(
+            words
+                .iter()
+                .all(|word| marks.iter().any(|mark| word == mark))
+        );
+        words.dedup();
+        assert!(words.len() > 50, "runs of both marks");
+        assert_eq!(moved(Key(7), 5), moved(Key(7), 9)[..5]);
     }
 
     #[test]

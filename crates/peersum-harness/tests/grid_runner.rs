@@ -123,13 +123,20 @@ fn passes_and_is_counted(flags: &[&str], calls_each: u64) {
 
 #[test]
 fn ranks_that_are_threads_and_ranks_that_are_processes_pass_and_are_counted() {
-    passes_and_is_counted(&["--world-size", "2..3", "--dtype", "bf16,f32"], 8);
+    let flags = ["--op", "all_reduce", "--world-size", "2..3"];
+    passes_and_is_counted(&[&flags[..], &["--dtype", "bf16,f32"]].concat(), 8);
 }
 
 #[test]
 fn calls_with_rms_norm_by_threads_and_by_processes_pass_and_are_counted() {
     let flags = ["--op", "rms-norm", "--world-size", "1..2"];
     passes_and_is_counted(&[&flags[..], &["--dtype", "bf16,f32"]].concat(), 1);
+}
+
+#[test]
+fn calls_that_move_and_scatter_by_threads_and_by_processes_pass_and_are_counted() {
+    let ops = "all_gather,reduce_scatter,broadcast";
+    passes_and_is_counted(&["--op", ops, "--world-size", "2..3"], 8);
 }
 
 /// Injects a fault into rank 1, and returns what the run said and its report.
@@ -139,6 +146,8 @@ fn with_fault(kind: &str) -> (String, Value) {
     let fault = format!("{kind}:1:{CASE}");
     let began = Instant::now();
     let output = run.output(&[
+        "--op",
+        "all_reduce",
         "--ranks",
         "processes",
         "--world-size",
@@ -210,6 +219,8 @@ fn ranks_do_not_outlive_a_runner_that_is_killed() {
     let run = Run::new();
     let fault = format!("hang:0:{CASE}");
     let flags = [
+        "--op",
+        "all_reduce",
         "--ranks",
         "processes",
         "--world-size",
@@ -264,7 +275,8 @@ fn mismatch(run: &Run, flags: &[&str], rank: u32, case: &str) -> String {
 #[test]
 fn a_mismatch_names_everything_and_its_command_shows_it_again() {
     let run = Run::new();
-    let line = mismatch(&run, &["--world-size", "3", "--dtype", "bf16"], 2, CASE);
+    let flags = ["--op", "all-reduce", "--world-size", "3", "--dtype", "bf16"];
+    let line = mismatch(&run, &flags, 2, CASE);
     for part in [
         "rank 2 of 3",
         "push_one_shot bf16",
@@ -297,6 +309,55 @@ fn a_mismatch_of_a_call_with_rms_norm_names_everything_and_its_command_shows_it_
     for part in ["rank 1 of 2", case, "element 0:", "output", &seed] {
         assert!(line.contains(part), "{part} is not in: {line}");
     }
+}
+
+#[test]
+fn a_mismatch_of_a_broadcast_names_everything_and_its_command_shows_it_again() {
+    let run = Run::new();
+    let flags = ["--op", "reduce_scatter,broadcast", "--world-size", "3"];
+    let listed = run.output(&[&flags[..], &["--list"]].concat());
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let mut broadcasts = listed.lines().filter(|name| name.contains("/broadcast/"));
+    let case = broadcasts.next_back().unwrap();
+    let line = mismatch(&run, &flags, 1, case);
+    let seed = format!("seed {}", run.seed);
+    for part in [
+        "rank 1 of 3",
+        case,
+        "round 1, layer 2 from rank",
+        "output, first wrong index 1:",
+        &seed,
+    ] {
+        assert!(line.contains(part), "{part} is not in: {line}");
+    }
+}
+
+#[test]
+fn one_run_has_every_operation_that_is_asked_for_and_all_by_default() {
+    let names = |flags: &[&str]| {
+        let flags = [&["--list", "--world-size", "2"], flags].concat();
+        let listed = Run::new().output(&flags);
+        assert!(listed.status.success());
+        let names = String::from_utf8(listed.stdout).unwrap();
+        names.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let ops = [
+        "all_reduce",
+        "rms-norm",
+        "all_gather",
+        "reduce_scatter",
+        "broadcast",
+    ];
+    let each: Vec<Vec<String>> = ops.iter().map(|op| names(&["--op", op])).collect();
+    assert!(each.iter().all(|names| !names.is_empty()));
+    assert_eq!(names(&[]), each.concat());
+    let two = [&each[0][..], &each[4]].concat();
+    assert_eq!(names(&["--op", "broadcast,all_reduce"]), two);
+    assert!(
+        names(&["--dtype", "i32"])
+            .iter()
+            .all(|name| name.contains("/i32/"))
+    );
 }
 
 #[test]

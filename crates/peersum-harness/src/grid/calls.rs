@@ -30,6 +30,46 @@ pub(crate) enum Place {
     Symmetric,
 }
 
+/// How much an array has and whether it begins at an aligned address.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extent {
+    pub(crate) elements: usize,
+    pub(crate) unaligned: bool,
+}
+
+impl Extent {
+    /// How many elements behind an aligned address `rank`'s array begins.
+    fn offset(self, place: Place, rank: u32, layer: usize) -> usize {
+        match (self.unaligned, place) {
+            (false, _) => 0,
+            // All ranks use the same part of a symmetric buffer.
+            (true, Place::Symmetric) => (layer * 2 + 1) % OFFSETS,
+            (true, Place::Input) => (rank as usize * 3 + layer + 1) % OFFSETS,
+            (true, Place::Output) => (rank as usize * 5 + layer * 3 + 2) % OFFSETS,
+        }
+    }
+
+    /// The slot of `rank`'s array, which begins at `base`.
+    pub(crate) fn slot(
+        self,
+        base: u64,
+        place: Place,
+        rank: u32,
+        layer: usize,
+        element_bytes: usize,
+    ) -> Slot {
+        let start = GUARD_BYTES + self.offset(place, rank, layer) * element_bytes;
+        let bytes = self.elements * element_bytes;
+        Slot {
+            base,
+            start,
+            bytes,
+            // A multiple of 4, since the GPU compares whole words.
+            guarded_bytes: (start + bytes + GUARD_BYTES).next_multiple_of(4),
+        }
+    }
+}
+
 /// One call of a round. Equal on all ranks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Call {
@@ -67,14 +107,10 @@ impl Call {
         }
     }
 
-    /// How many elements behind an aligned address `rank`'s array begins.
-    fn offset(&self, place: Place, rank: u32, layer: usize) -> usize {
-        match (self.unaligned, place) {
-            (false, _) => 0,
-            // All ranks use the same part of a symmetric buffer.
-            (true, Place::Symmetric) => (layer * 2 + 1) % OFFSETS,
-            (true, Place::Input) => (rank as usize * 3 + layer + 1) % OFFSETS,
-            (true, Place::Output) => (rank as usize * 5 + layer * 3 + 2) % OFFSETS,
+    fn extent(&self) -> Extent {
+        Extent {
+            elements: self.elements,
+            unaligned: self.unaligned,
         }
     }
 
@@ -87,15 +123,7 @@ impl Call {
         layer: usize,
         element_bytes: usize,
     ) -> Slot {
-        let start = GUARD_BYTES + self.offset(place, rank, layer) * element_bytes;
-        let bytes = self.elements * element_bytes;
-        Slot {
-            base,
-            start,
-            bytes,
-            // A multiple of 4, since the GPU compares whole words.
-            guarded_bytes: (start + bytes + GUARD_BYTES).next_multiple_of(4),
-        }
+        self.extent().slot(base, place, rank, layer, element_bytes)
     }
 }
 
@@ -254,7 +282,9 @@ mod tests {
         };
         let call = Call::new(Route::PushOneShot, plan, 1037, Variant::Unaligned);
         for place in [Place::Input, Place::Output] {
-            let offsets: HashSet<usize> = (0..8).map(|rank| call.offset(place, rank, 0)).collect();
+            let offsets: HashSet<usize> = (0..8)
+                .map(|rank| call.extent().offset(place, rank, 0))
+                .collect();
             assert_eq!(offsets.len(), OFFSETS);
         }
     }

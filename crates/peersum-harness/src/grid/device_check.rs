@@ -164,7 +164,7 @@ impl DeviceCheck {
     pub(crate) fn take(
         &mut self,
         places: usize,
-        expected: impl Fn(usize, u32) -> u32,
+        expected: impl Fn(usize, u32) -> u64,
     ) -> Result<Vec<(usize, Wrong)>> {
         let words = self.stream.clone_dtoh(&self.results)?;
         self.stream.memset_zeros(&mut self.results)?;
@@ -182,7 +182,7 @@ impl DeviceCheck {
                     Wrong::Element {
                         index,
                         expected: expected(place, index),
-                        actual: low,
+                        actual: u64::from(low),
                     }
                 };
                 (place, wrong)

@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Event {
     /// It joins a group of so many ranks.
     Building { world_size: u32 },
-    /// It has joined it with so many communicators, and holds what its cases need.
+    /// It has joined it, and holds what its cases need. `slot` is that of its first group of this
+    /// size.
     Built {
         world_size: u32,
-        lanes: usize,
+        slot: usize,
         seconds: f64,
     },
     /// It begins a case, by its place in the plan.
@@ -20,7 +21,7 @@ pub(crate) enum Event {
     Ended { case: usize, spent: Spent },
     /// A result of a case that is not the reference's, as text for the user.
     Mismatch { case: usize, text: String },
-    /// It cannot go on.
+    /// It cannot go on. It may say so again once it has given up what it holds.
     Failed { error: String },
     /// It has run everything.
     Done,

@@ -1,17 +1,19 @@
 //! The configurations of a run by name, whatever the calls do.
 
 use super::case::{Case, Listed};
+use super::op::GridOp;
 use super::settings::Settings;
-use super::{norm, plan};
-use crate::operation::Operation;
+use super::{moves, norm, plan};
 
 /// All configurations that the settings select, in the order in which ranks run them.
 pub(crate) fn listed(settings: &Settings) -> Vec<Listed> {
-    match settings.op {
-        Operation::AllReduce => plan::cases(settings).iter().map(Case::listed).collect(),
-        Operation::RmsNorm => {
-            let cases = norm::cases(settings);
-            cases.iter().map(|case| case.listed()).collect()
-        }
+    let mut all = Vec::new();
+    if settings.ops.contains(&GridOp::AllReduce) {
+        all.extend(plan::cases(settings).iter().map(Case::listed));
     }
+    if settings.ops.contains(&GridOp::RmsNorm) {
+        all.extend(norm::cases(settings).iter().map(|case| case.listed()));
+    }
+    all.extend(moves::cases(settings).iter().map(|case| case.listed()));
+    all
 }

@@ -1,5 +1,5 @@
-//! The test grid: every configuration of the all-reduce, on GPUs or the emulator, compared with the
-//! reference bit for bit.
+//! The test grid: every configuration of every operation, on GPUs or the emulator, compared with
+//! the reference bit for bit.
 
 pub(crate) mod calls;
 pub(crate) mod case;
@@ -7,9 +7,11 @@ pub(crate) mod device_check;
 pub(crate) mod event;
 mod lane;
 mod listed;
+pub(crate) mod moves;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
 pub(crate) mod norm;
+pub(crate) mod op;
 mod plan;
 mod rank;
 mod report;
@@ -27,7 +29,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::machine::{decide, give_each_stream_a_queue};
 use crate::names::name_of;
-use crate::operation::Operation;
 
 pub(crate) use settings::GridArgs;
 pub(crate) use workers::run_process;
@@ -38,11 +39,6 @@ pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     let began = Instant::now();
     give_each_stream_a_queue();
     let mut settings = args.settings.clone();
-    if settings.op == Operation::AllReduce {
-        // A group of one launches nothing.
-        let world_sizes = settings.world_sizes.iter().copied();
-        settings.world_sizes = world_sizes.filter(|size| *size > 1).collect();
-    }
     let cases = listed::listed(&settings);
     if args.list {
         for case in &cases {

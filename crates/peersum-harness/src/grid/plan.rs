@@ -7,9 +7,9 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::case::{Adversarial, Case, Mode, Variant, Work, is_selected};
+use super::op::GridOp;
 use super::settings::{GridKind, Settings};
 use crate::machine::DeviceKind;
-use crate::operation::Operation;
 
 /// What a grid is made of.
 pub(crate) struct Grid {
@@ -129,10 +129,12 @@ pub(crate) fn grid(kind: GridKind) -> Grid {
 /// The configurations that the settings select, in the order in which they run.
 pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     let grid = grid(settings.grid);
-    let bf16 = settings.dtypes.iter().find(|dtype| **dtype == Dtype::Bf16);
-    let preferred = bf16.or(settings.dtypes.first()).copied();
+    let dtypes = settings.dtypes_of(GridOp::AllReduce);
+    let bf16 = dtypes.iter().find(|dtype| **dtype == Dtype::Bf16);
+    let preferred = bf16.or(dtypes.first()).copied();
     let mut cases = Vec::new();
-    for &world_size in &settings.world_sizes {
+    // A group of one launches nothing.
+    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
         let mut push = |dtype, work, rounds| {
             cases.push(Case {
                 world_size,
@@ -141,7 +143,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
                 rounds,
             });
         };
-        for &dtype in &settings.dtypes {
+        for &dtype in &dtypes {
             for &route in &settings.routes {
                 for sweep in &grid.sweeps {
                     for work in sweep.work(route, world_size) {
@@ -150,7 +152,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
                 }
             }
         }
-        for &dtype in &settings.dtypes {
+        for &dtype in &dtypes {
             for &kind in grid.adversarials {
                 // Ranks start once, whatever the type.
                 if Some(dtype) == preferred
@@ -194,10 +196,21 @@ impl Sweep {
 /// What the grids do not contain although a reader might expect it, with the reason.
 pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
     let mut left_out = Vec::new();
-    if settings.op == Operation::RmsNorm {
-        if settings.grid != GridKind::Full {
-            left_out.push("more than 3 rows of more than 64 elements: --grid full has them");
-        }
+    let has = |op| settings.ops.contains(&op);
+    if has(GridOp::RmsNorm) && settings.grid != GridKind::Full {
+        left_out.push("more than 3 rows of more than 64 elements: --grid full has them");
+    }
+    if [GridOp::AllGather, GridOp::ReduceScatter, GridOp::Broadcast]
+        .map(has)
+        .contains(&true)
+        && settings.grid != GridKind::Full
+    {
+        left_out.push(
+            "calls that move data or scatter a sum: chunks above 10 KB, every length with every \
+             type: --grid full has them",
+        );
+    }
+    if !has(GridOp::AllReduce) {
         return left_out;
     }
     if settings.device == DeviceKind::Cuda {

@@ -8,12 +8,19 @@ use peersum::Rendezvous;
 
 use super::case::{Adversarial, Case, Work};
 use super::event::Event;
+use super::moves::{self, MoveRank};
 use super::norm::{self, NormRank};
+use super::op::GridOp;
 use super::plan;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
 use crate::machine::{DeviceOf, Machine};
-use crate::operation::Operation;
+
+/// The groups of a world size. Slot 0 is that of most all-reduces; slots 1 and 2 are those of cases
+/// with two communicators.
+pub(crate) const SLOTS: usize = 5;
+const NORM_SLOT: usize = 3;
+const MOVE_SLOT: usize = 4;
 
 /// How a rank reaches the others.
 pub(crate) struct Links<'a> {
@@ -31,53 +38,122 @@ pub(crate) fn run<M: Machine>(
     machine: &M,
     settings: &Settings,
     rank: u32,
-    Links { join, meet }: Links<'_>,
+    mut links: Links<'_>,
     emit: &dyn Fn(Event),
 ) -> Result<()> {
-    let world_sizes = settings.world_sizes.iter().filter(|size| **size > rank);
-    let group = |world_size, lanes| Group {
+    let mut own = Own {
+        machine,
         settings,
         rank,
-        world_size,
-        lanes,
+        links: &mut links,
         emit,
+        first: 0,
     };
-    match settings.op {
-        Operation::AllReduce => {
-            let cases = plan::cases(settings);
-            for &world_size in world_sizes {
-                for lanes in [1, 2] {
-                    group(world_size, lanes).run(
-                        &cases,
-                        |case| case.world_size == world_size && lanes_of(case) == lanes,
-                        |own| Session::new(machine, settings, own, rank, lanes, join),
-                        |session, index, case, corrupts| {
-                            session.corrupts = corrupts;
-                            session.run_case(index, case, emit)
-                        },
-                    )?;
-                }
-            }
-        }
-        Operation::RmsNorm => {
-            let cases = norm::cases(settings);
-            for &world_size in world_sizes {
-                group(world_size, 1).run(
+    // In the order of `listed`.
+    if settings.ops.contains(&GridOp::AllReduce) {
+        own.all_reduces()?;
+    }
+    if settings.ops.contains(&GridOp::RmsNorm) {
+        own.norms()?;
+    }
+    own.moves()
+}
+
+/// The part of one rank in a run.
+struct Own<'a, 'b, M> {
+    machine: &'a M,
+    settings: &'a Settings,
+    rank: u32,
+    links: &'a mut Links<'b>,
+    emit: &'a dyn Fn(Event),
+    /// The place in the plan of the first case of the next operation.
+    first: usize,
+}
+
+impl<'a, M: Machine> Own<'a, '_, M> {
+    fn world_sizes(&self) -> Vec<u32> {
+        let all = self.settings.world_sizes.iter().copied();
+        all.filter(|size| *size > self.rank).collect()
+    }
+
+    fn all_reduces(&mut self) -> Result<()> {
+        let (machine, settings, rank, emit) = (self.machine, self.settings, self.rank, self.emit);
+        let cases = plan::cases(settings);
+        for world_size in self.world_sizes() {
+            for lanes in [1, 2] {
+                let group = self.group(world_size, lanes - 1);
+                let join = &mut *self.links.join;
+                group.run(
                     &cases,
-                    |case| case.world_size == world_size,
-                    |own| {
-                        let rendezvous = join(world_size, 0)?;
-                        NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, own)
-                    },
-                    |norm, index, case, corrupts| {
-                        norm.corrupts = corrupts;
-                        norm.run_case(index, case, &|| meet(world_size), emit)
+                    |case| case.world_size == world_size && lanes_of(case) == lanes,
+                    |own| Session::new(machine, settings, own, rank, lanes, join),
+                    |session, index, case, corrupts| {
+                        session.corrupts = corrupts;
+                        session.run_case(index, case, emit)
                     },
                 )?;
             }
         }
+        self.first += cases.len();
+        Ok(())
     }
-    Ok(())
+
+    fn norms(&mut self) -> Result<()> {
+        let (machine, settings, emit) = (self.machine, self.settings, self.emit);
+        let cases = norm::cases(settings);
+        for world_size in self.world_sizes() {
+            let group = self.group(world_size, NORM_SLOT);
+            let Links { join, meet } = &mut *self.links;
+            group.run(
+                &cases,
+                |case| case.world_size == world_size,
+                |own| {
+                    let rendezvous = join(world_size, NORM_SLOT)?;
+                    NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, own)
+                },
+                |norm, index, case, corrupts| {
+                    norm.corrupts = corrupts;
+                    norm.run_case(index, case, &|| meet(world_size), emit)
+                },
+            )?;
+        }
+        self.first += cases.len();
+        Ok(())
+    }
+
+    fn moves(&mut self) -> Result<()> {
+        let (machine, settings, emit) = (self.machine, self.settings, self.emit);
+        let cases = moves::cases(settings);
+        for world_size in self.world_sizes() {
+            let group = self.group(world_size, MOVE_SLOT);
+            let Links { join, meet } = &mut *self.links;
+            group.run(
+                &cases,
+                |case| case.world_size == world_size,
+                |own| {
+                    let rendezvous = join(world_size, MOVE_SLOT)?;
+                    MoveRank::<DeviceOf<M>>::new(machine, settings, rendezvous, own)
+                },
+                |moves, index, case, corrupts| {
+                    moves.corrupts = corrupts;
+                    moves.run_case(index, case, &|| meet(world_size), emit)
+                },
+            )?;
+        }
+        self.first += cases.len();
+        Ok(())
+    }
+
+    fn group(&self, world_size: u32, slot: usize) -> Group<'a> {
+        Group {
+            settings: self.settings,
+            rank: self.rank,
+            world_size,
+            slot,
+            first: self.first,
+            emit: self.emit,
+        }
+    }
 }
 
 /// A group that a rank joins.
@@ -85,8 +161,9 @@ struct Group<'a> {
     settings: &'a Settings,
     rank: u32,
     world_size: u32,
-    /// Its communicators.
-    lanes: usize,
+    slot: usize,
+    /// The place in the plan of the first of the operation's cases.
+    first: usize,
     emit: &'a dyn Fn(Event),
 }
 
@@ -104,10 +181,11 @@ impl Group<'_> {
             settings,
             rank,
             world_size,
-            lanes,
+            slot,
+            first,
             emit,
         } = *self;
-        let own = || cases.iter().enumerate().filter(|(_, case)| is_own(case));
+        let own = || (first..).zip(cases).filter(|(_, case)| is_own(case));
         let all: Vec<&C> = own().map(|(_, case)| case).collect();
         if all.is_empty() {
             return Ok(());
@@ -118,7 +196,7 @@ impl Group<'_> {
             build(&all).with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
         emit(Event::Built {
             world_size,
-            lanes,
+            slot,
             seconds: began.elapsed().as_secs_f64(),
         });
         for (index, case) in own() {
@@ -131,8 +209,13 @@ impl Group<'_> {
             if let Some(fault) = fault.filter(|_| !corrupts) {
                 suffer(fault.kind, rank);
             }
-            run_case(&mut session, index, case, corrupts)
-                .with_context(|| format!("rank {rank} in {case}"))?;
+            let outcome = run_case(&mut session, index, case, corrupts)
+                .with_context(|| format!("rank {rank} in {case}"));
+            if outcome.is_err() {
+                // Before the session ends, which waits for peers that may wait for this rank.
+                emit(Event::last(&outcome));
+                return outcome;
+            }
         }
         Ok(())
     }

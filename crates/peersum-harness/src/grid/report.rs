@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::settings::Settings;
 
 /// The report's schema.
-pub(super) const SCHEMA: u32 = 2;
+pub(super) const SCHEMA: u32 = 3;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Report<'a> {

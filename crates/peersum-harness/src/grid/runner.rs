@@ -86,6 +86,7 @@ pub(crate) fn watch<'a>(
         let configuration = tally.last_configuration(rank);
         match event {
             Some(Event::Done) => done[rank] = true,
+            Some(Event::Failed { .. }) if done[rank] => {}
             Some(Event::Failed { error }) => {
                 done[rank] = true;
                 errors.push((rank, format!("failed in {configuration}: {error}")));

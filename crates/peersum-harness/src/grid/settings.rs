@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use peersum::device::MemorySharing;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
+use super::case::Listed;
+use super::op::GridOp;
 use crate::machine::{DeviceChoice, DeviceKind};
-use crate::names::{by_name, name_of};
-use crate::operation::Operation;
+use crate::names::{by_name, list_of, name_of};
 
 /// What a rank is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -58,11 +59,12 @@ pub(crate) struct GridArgs {
 /// The settings of a run that every rank gets.
 #[derive(Debug, Clone, clap::Args, Serialize, Deserialize)]
 pub(crate) struct Settings {
-    /// What the calls do.
-    #[arg(long, value_enum, default_value = "all-reduce")]
-    pub(crate) op: Operation,
+    /// What the calls do: `all_reduce`, `rms_norm` (all-reduce, residual and RMSNorm in one call),
+    /// `all_gather`, `reduce_scatter`, `broadcast`, or `all`.
+    #[arg(long = "op", value_name = "LIST", default_value = "all", value_parser = parse_ops)]
+    pub(crate) ops: Box<[GridOp]>,
     /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these. A group of one
-    /// has configurations with `--op rms-norm` only.
+    /// has configurations of `rms_norm` only.
     #[arg(
         long = "world-size",
         value_name = "LIST",
@@ -70,16 +72,18 @@ pub(crate) struct Settings {
         value_parser = parse_all_world_sizes
     )]
     pub(crate) world_sizes: Box<[u32]>,
-    /// Element types.
+    /// Element types: `f16`, `bf16` and `f32` for every operation; `u8`, `i8`, `u32`, `i32`, `u64`
+    /// and `i64` for `all_gather` and `broadcast`; or `all`.
     #[arg(
         long = "dtype",
         value_name = "LIST",
-        default_value = "f16,bf16,f32",
+        default_value = "all",
         value_parser = parse_dtypes
     )]
     pub(crate) dtypes: Box<[Dtype]>,
     /// Algorithms: `push_one_shot`, `push_two_shot`, `pull_one_shot` and `pull_two_shot` (both with
-    /// staged and with symmetric input), `symmetric_one_shot`, `symmetric_two_shot`, or `all`.
+    /// staged and with symmetric input), `symmetric_one_shot`, `symmetric_two_shot`, or `all`. For
+    /// all-reduces, with RMSNorm and without.
     #[arg(
         long = "algo",
         value_name = "LIST",
@@ -105,7 +109,7 @@ pub(crate) struct Settings {
     #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
     pub(crate) seed: u64,
     /// Run only configurations whose name matches: `ws4/bf16/push_one_shot/1040/eager/aligned`,
-    /// `ws4/*/pull_two_shot`, `adversarial`.
+    /// `ws4/*/pull_two_shot`, `adversarial`, `broadcast`.
     #[arg(long, value_name = "CASE")]
     pub(crate) filter: Option<String>,
     /// Maximum time that a call waits for a peer, in seconds. If no rank reports anything for this
@@ -168,9 +172,9 @@ impl Settings {
         seed: u64,
     ) -> Settings {
         Settings {
-            op: Operation::AllReduce,
+            ops: GridOp::value_variants().into(),
             world_sizes: world_sizes.into(),
-            dtypes: Dtype::REDUCED.into(),
+            dtypes: Dtype::ALL.into(),
             routes: Route::ALL.into(),
             device,
             ranks: RankKind::Threads,
@@ -183,6 +187,12 @@ impl Settings {
             fault: None,
             start_epochs: (0, 1),
         }
+    }
+
+    /// The element types of an operation.
+    pub(super) fn dtypes_of(&self, op: GridOp) -> Vec<Dtype> {
+        let dtypes = self.dtypes.iter().copied();
+        dtypes.filter(|&dtype| op.takes(dtype)).collect()
     }
 
     /// The ranks that the largest group needs.
@@ -203,32 +213,30 @@ impl Settings {
     }
 
     /// The command that runs one configuration again with the same data.
-    pub(crate) fn reproduce(&self, case: &str) -> String {
+    pub(super) fn reproduce(&self, case: &Listed) -> String {
         let mut command = format!(
-            "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {}",
+            "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {} --op {}",
             name_of(&self.device),
             name_of(&self.ranks),
             name_of(&self.grid),
-            self.seed
+            self.seed,
+            name_of(&case.op)
         );
-        if self.op != Operation::AllReduce {
-            command += &format!(" --op {}", name_of(&self.op));
-        }
         match self.sharing {
             MemorySharing::Auto => {}
             MemorySharing::FileDescriptor => command += " --sharing file-descriptor",
             MemorySharing::LegacyIpc => command += " --sharing legacy-ipc",
         }
-        // Both decide which calls an adversarial case makes.
+        // Both decide which calls an adversarial case makes, and the types which cases there are.
         if self.routes.len() < Route::ALL.len() {
             let routes: Vec<&str> = self.routes.iter().map(|route| route.name()).collect();
             command += &format!(" --algo {}", routes.join(","));
         }
-        if self.dtypes.len() < Dtype::REDUCED.len() {
+        if self.dtypes.len() < Dtype::ALL.len() {
             let dtypes: Vec<String> = self.dtypes.iter().map(Dtype::to_string).collect();
             command += &format!(" --dtype {}", dtypes.join(","));
         }
-        command + &format!(" --filter {case}")
+        command + &format!(" --filter {}", case.name)
     }
 }
 
@@ -276,13 +284,24 @@ fn parse_all_world_sizes(list: &str) -> Result<Box<[u32]>> {
     })
 }
 
+/// Parses a list of operations; `all` is each of them, and dashes may take the place of
+/// underscores.
+fn parse_ops(list: &str) -> Result<Box<[GridOp]>> {
+    let all = GridOp::value_variants();
+    select(all.iter().copied(), list, |name| match name {
+        "all" => Ok(all.to_vec()),
+        _ => {
+            let op = GridOp::from_str(&name.replace('-', "_"), false);
+            let names = list_of(all);
+            Ok(vec![op.map_err(|_| anyhow!("there are {names} and all"))?])
+        }
+    })
+}
+
 fn parse_dtypes(list: &str) -> Result<Box<[Dtype]>> {
-    let all = Dtype::REDUCED.iter().copied();
-    select(all, list, |name| {
-        let dtype = name.parse::<Dtype>()?;
-        let is_reduced = Dtype::REDUCED.contains(&dtype);
-        ensure!(is_reduced, "{dtype} is not reduced: f16, bf16 and f32 are");
-        Ok(vec![dtype])
+    select(Dtype::ALL.iter().copied(), list, |name| match name {
+        "all" => Ok(Dtype::ALL.to_vec()),
+        _ => Ok(vec![name.parse()?]),
     })
 }
 
@@ -308,6 +327,19 @@ mod tests {
         assert_eq!(*sizes("8,2..=3,2"), [2, 3, 8]);
         for bad in ["0", "9", "4..2", "", "two", "2.."] {
             assert!(parse_world_sizes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn operations_are_a_list_with_underscores_or_dashes() {
+        let ops = |list| parse_ops(list).unwrap();
+        assert_eq!(*ops("all"), *GridOp::value_variants());
+        assert_eq!(*ops("rms-norm"), [GridOp::RmsNorm]);
+        let two = [GridOp::AllReduce, GridOp::AllGather];
+        assert_eq!(*ops("all_gather,all-reduce,all_gather"), two);
+        for bad in ["", "ring", "all_gather,"] {
+            let error = parse_ops(bad).unwrap_err().to_string();
+            assert!(error.contains("reduce_scatter"), "{error}");
         }
     }
 

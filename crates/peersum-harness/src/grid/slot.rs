@@ -23,8 +23,8 @@ pub(crate) enum Wrong {
     /// An element.
     Element {
         index: u32,
-        expected: u32,
-        actual: u32,
+        expected: u64,
+        actual: u64,
     },
     /// Memory beside the array was written to.
     Outside {
@@ -57,7 +57,7 @@ impl Slot {
         self.base + self.start as u64
     }
 
-    /// Compares the slot's memory with what it must hold. `element_bytes` is 1, 2 or 4.
+    /// Compares the slot's memory with what it must hold. `element_bytes` is 1, 2, 4 or 8.
     pub(crate) fn compare(
         &self,
         memory: &[u8],
@@ -65,14 +65,17 @@ impl Slot {
         element_bytes: usize,
     ) -> Option<Wrong> {
         let end = self.start + self.bytes;
-        let array = memory[self.start..end].chunks_exact(element_bytes);
-        let mut pairs = array.zip(expected.chunks_exact(element_bytes)).enumerate();
-        if let Some((index, (actual, expected))) = pairs.find(|(_, (actual, it))| actual != it) {
-            return Some(Wrong::Element {
+        // All at once first: a program that is not optimised takes long for one by one.
+        if memory[self.start..end] != *expected {
+            let array = memory[self.start..end].chunks_exact(element_bytes);
+            let mut pairs = array.zip(expected.chunks_exact(element_bytes)).enumerate();
+            let wrong = pairs.find(|(_, (actual, it))| actual != it);
+            let found = |(index, (actual, expected))| Wrong::Element {
                 index: index as u32,
                 expected: number_of(expected),
                 actual: number_of(actual),
-            });
+            };
+            return wrong.map(found);
         }
         let mut outside = (0..self.start).chain(end..memory.len());
         let byte = outside.find(|&byte| memory[byte] != POISON)?;
@@ -83,9 +86,9 @@ impl Slot {
 }
 
 /// The bits of an element, as memory holds it.
-pub(crate) fn number_of(element: &[u8]) -> u32 {
+pub(crate) fn number_of(element: &[u8]) -> u64 {
     let bytes = element.iter().rev();
-    bytes.fold(0, |bits, byte| bits << 8 | u32::from(*byte))
+    bytes.fold(0, |bits, byte| bits << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -80,12 +80,12 @@ impl<'a> Tally<'a> {
             Event::Building { world_size } => self.doing[rank] = Doing::SettingUp { world_size },
             Event::Built {
                 world_size,
-                lanes,
+                slot,
                 seconds,
             } => {
                 // The last rank to join does not wait for the others, so the shortest time is that
                 // of set-up itself.
-                let shortest = self.set_up.entry((world_size, lanes)).or_insert(f64::MAX);
+                let shortest = self.set_up.entry((world_size, slot)).or_insert(f64::MAX);
                 *shortest = shortest.min(seconds);
             }
             Event::Began { case } => {
@@ -106,7 +106,7 @@ impl<'a> Tally<'a> {
             Event::Mismatch { case, ref text } => {
                 self.tallies[case].mismatches += 1;
                 if self.mismatches.len() < MISMATCHES_KEPT {
-                    let command = self.settings.reproduce(&self.cases[case].name);
+                    let command = self.settings.reproduce(&self.cases[case]);
                     self.mismatches.push(format!("{text}\n  {command}"));
                 }
             }

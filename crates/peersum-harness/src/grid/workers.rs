@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use peersum::Rendezvous;
 
 use super::event::Event;
-use super::rank::{self, Links};
+use super::rank::{self, Links, SLOTS};
 use super::settings::Settings;
 use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind, Emulators, Gpus, Machine};
 use crate::ranks::{ChildProcess, Heard, RankArgs, listen, rank_command, say};
@@ -64,9 +64,7 @@ pub(crate) fn start_threads<M: Machine>(
     let mut groups: Vec<HashMap<(u32, usize), Rendezvous>> = Vec::new();
     groups.resize_with(settings.most_ranks() as usize, HashMap::new);
     for &world_size in &settings.world_sizes {
-        // Slot 0 is the group of most cases, slots 1 and 2 are those of cases with two
-        // communicators.
-        for slot in 0..3 {
+        for slot in 0..SLOTS {
             let all = Rendezvous::threads(world_size);
             for (groups, rendezvous) in groups.iter_mut().zip(all) {
                 groups.insert((world_size, slot), rendezvous);

@@ -6,6 +6,7 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::super::case::{Listed, is_selected};
+use super::super::op::GridOp;
 use super::super::settings::{GridKind, Settings};
 use crate::data::Content;
 use crate::norm_output::NormOutput;
@@ -41,6 +42,7 @@ impl NormCase {
     pub(crate) fn listed(&self) -> Listed {
         Listed {
             name: self.to_string(),
+            op: GridOp::RmsNorm,
             group: format!("ws{}/{}/rms_norm", self.world_size, self.dtype),
             world_size: self.world_size,
         }
@@ -110,6 +112,7 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
+    let dtypes = settings.dtypes_of(GridOp::RmsNorm);
     for &world_size in &settings.world_sizes {
         // A group of one has no route.
         let forced = settings.routes.iter().copied().map(Some);
@@ -118,11 +121,11 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
             _ => [None].into_iter().chain(forced).collect(),
         };
         let mut turn = world_size as usize;
-        for (d, &dtype) in settings.dtypes.iter().enumerate() {
+        for (d, &dtype) in dtypes.iter().enumerate() {
             for (r, &route) in routes.iter().enumerate() {
                 for (s, &(hidden, rows)) in sizes.iter().enumerate() {
                     // The smoke grid gives each size one of the types and one of the routes.
-                    let types = settings.dtypes.len();
+                    let types = dtypes.len();
                     if settings.grid == GridKind::Smoke
                         && (s + world_size as usize) % (types * routes.len())
                             != d * routes.len() + r

@@ -1,4 +1,4 @@
-//! `grid --op rms-norm`: calls with RMSNorm, compared with the reference bit for bit.
+//! `grid --op rms_norm`: calls with RMSNorm, compared with the reference bit for bit.
 
 mod cases;
 mod rank;

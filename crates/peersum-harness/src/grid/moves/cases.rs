@@ -1,0 +1,272 @@
+//! The configurations of all-gather, reduce-scatter and broadcast.
+
+use std::fmt;
+
+use peersum_artifact::Dtype;
+use peersum_kernels::abi::PEERSUM_UNIT_BYTES;
+
+use super::super::calls::LAYERS;
+use super::super::case::{Listed, Mode, Variant, is_selected};
+use super::super::op::GridOp;
+use super::super::settings::{GridKind, Settings};
+use crate::names::name_of;
+
+/// The operations, in the order in which they run.
+const MOVES: [GridOp; 3] = [GridOp::AllGather, GridOp::ReduceScatter, GridOp::Broadcast];
+
+/// One configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct MoveCase {
+    pub(crate) world_size: u32,
+    pub(crate) op: GridOp,
+    pub(crate) dtype: Dtype,
+    /// Of a rank's chunk, or of the whole buffer of a broadcast.
+    pub(crate) elements: usize,
+    pub(crate) mode: Mode,
+    /// Where the arrays lie. What they hold is always full of special values.
+    pub(crate) variant: Variant,
+    /// The rank from which the first call of a round broadcasts; each next call has the next rank.
+    pub(crate) root: u32,
+    /// Rounds of fresh data, each `LAYERS` calls.
+    pub(crate) rounds: u32,
+    /// Which launch shapes.
+    pub(crate) shape: usize,
+}
+
+impl MoveCase {
+    pub(crate) fn listed(&self) -> Listed {
+        Listed {
+            name: self.to_string(),
+            op: self.op,
+            group: self.group(),
+            world_size: self.world_size,
+        }
+    }
+
+    /// The group of cases that share a line in the output.
+    fn group(&self) -> String {
+        format!("ws{}/{}/{}", self.world_size, self.dtype, name_of(&self.op))
+    }
+
+    pub(super) fn root(&self, layer: usize) -> u32 {
+        (self.root + layer as u32) % self.world_size
+    }
+
+    /// Whether a rank's call works in place. In the last call of a round every second rank does
+    /// not: ranks may differ in it.
+    pub(super) fn is_in_place(&self, rank: u32, layer: usize) -> bool {
+        self.op == GridOp::Broadcast
+            || self.variant.is_in_place() && (layer + 1 < LAYERS || rank.is_multiple_of(2))
+    }
+
+    /// The bytes of a rank's chunk, or of the buffer of a broadcast.
+    pub(super) fn chunk_bytes(&self) -> usize {
+        self.elements * self.dtype.size_bytes()
+    }
+
+    /// The bytes of the largest array of a call.
+    pub(super) fn most_bytes(&self) -> usize {
+        match self.op {
+            GridOp::Broadcast => self.chunk_bytes(),
+            _ => self.chunk_bytes() * self.world_size as usize,
+        }
+    }
+}
+
+/// `ws4/u64/all_gather/1037/graph/in_place`, or `ws4/u8/broadcast/1/eager/aligned/root3`.
+impl fmt::Display for MoveCase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mode, variant) = (name_of(&self.mode), name_of(&self.variant));
+        write!(f, "{}/{}/{mode}/{variant}", self.group(), self.elements)?;
+        match self.op {
+            GridOp::Broadcast => write!(f, "/root{}", self.root),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// So many units and elements more.
+type Length = (usize, isize);
+
+/// What a grid is made of.
+pub(super) struct MoveGrid {
+    /// Around units; chunks of whole units; chunks that begin within units. Each in every variant.
+    short: &'static [Length],
+    /// More than the slots hold. Each in one of the variants by turns.
+    long: &'static [Length],
+    /// Whether each of these has every type, or one of them by turns.
+    has_all_types: bool,
+    rounds: u32,
+}
+
+impl MoveGrid {
+    /// The bytes of the longest chunk, which a few pieces of a call carry.
+    pub(super) fn longest_bytes(&self) -> usize {
+        let units = self.long.iter().map(|(units, _)| units + 1);
+        units.max().unwrap_or(1) * PEERSUM_UNIT_BYTES as usize
+    }
+}
+
+/// One element; a unit less one, one unit, one more; chunks of whole units and others.
+const SHORT: [Length; 7] = [(0, 1), (1, -1), (1, 0), (1, 1), (20, 0), (65, 1), (130, 3)];
+
+pub(super) fn grid(kind: GridKind) -> MoveGrid {
+    match kind {
+        GridKind::Sanitizer => MoveGrid {
+            short: &[(1, 1), (20, 0), (65, 1)],
+            long: &[(600, 0)],
+            has_all_types: false,
+            rounds: 1,
+        },
+        GridKind::Smoke => MoveGrid {
+            short: &SHORT,
+            long: &[(600, 0), (600, 3)],
+            has_all_types: false,
+            rounds: 2,
+        },
+        GridKind::Full => MoveGrid {
+            short: &SHORT,
+            long: &[(16_384, 0), (16_384, 3)],
+            has_all_types: true,
+            rounds: 4,
+        },
+    }
+}
+
+fn variants(op: GridOp) -> &'static [Variant] {
+    match op {
+        GridOp::Broadcast => &[Variant::Aligned, Variant::Unaligned],
+        _ => &[
+            Variant::Aligned,
+            Variant::Unaligned,
+            Variant::InPlace,
+            Variant::UnalignedInPlace,
+        ],
+    }
+}
+
+/// The elements of a length. None of a type whose unit has no room for the length.
+fn elements(length: Length, dtype: Dtype) -> usize {
+    let (units, more) = length;
+    (units * PEERSUM_UNIT_BYTES as usize / dtype.size_bytes()).saturating_add_signed(more)
+}
+
+/// The configurations that the settings select, in the order in which they run. Modes, roots and
+/// launch shapes take turns, so that each meets every operation and length.
+pub(crate) fn cases(settings: &Settings) -> Vec<MoveCase> {
+    let mut cases = Vec::new();
+    // A group of one launches nothing.
+    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
+        for op in MOVES.into_iter().filter(|op| settings.ops.contains(op)) {
+            cases.extend(cases_of(settings, world_size, op));
+        }
+    }
+    if let Some(filter) = &settings.filter {
+        cases.retain(|case| is_selected(filter, &case.to_string()));
+    }
+    cases
+}
+
+fn cases_of(settings: &Settings, world_size: u32, op: GridOp) -> Vec<MoveCase> {
+    let grid = grid(settings.grid);
+    let (dtypes, variants) = (settings.dtypes_of(op), variants(op));
+    let lengths = || grid.short.iter().chain(grid.long).copied().enumerate();
+    let mut cases = Vec::<MoveCase>::new();
+    for (d, &dtype) in dtypes.iter().enumerate() {
+        for (l, length) in lengths() {
+            for (v, &variant) in variants.iter().enumerate() {
+                let world = world_size as usize;
+                // So that in the smoke grid neither a variant nor a mode has some types alone,
+                // however many types are selected.
+                let is_its_type = (world + 5 * l + l / 2 + v) % dtypes.len() == d;
+                let is_its_variant = (world + d + l) % variants.len() == v;
+                let is_short = l < grid.short.len();
+                if !(grid.has_all_types || is_its_type) || !(is_short || is_its_variant) {
+                    continue;
+                }
+                let turn = l * variants.len() + v;
+                let case = MoveCase {
+                    world_size,
+                    op,
+                    dtype,
+                    elements: elements(length, dtype),
+                    mode: [Mode::Eager, Mode::Graph][(world + l + v) % 2],
+                    variant,
+                    root: match op {
+                        GridOp::Broadcast => turn as u32 % world_size,
+                        _ => 0,
+                    },
+                    rounds: grid.rounds,
+                    shape: world + turn,
+                };
+                // Units of two elements have lengths that are the same.
+                let is_new = |name: String| cases.iter().all(|other| other.to_string() != name);
+                if is_new(case.to_string()) {
+                    cases.push(case);
+                }
+            }
+        }
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::machine::DeviceKind;
+
+    const WORLDS: [u32; 7] = [2, 3, 4, 5, 6, 7, 8];
+
+    fn all(kind: GridKind) -> Vec<MoveCase> {
+        let cases = cases(&Settings::of(DeviceKind::Emulator, kind, WORLDS, 1));
+        let names: HashSet<String> = cases.iter().map(MoveCase::to_string).collect();
+        assert_eq!(names.len(), cases.len(), "each has a name of its own");
+        assert!(cases.iter().all(|case| case.elements > 0));
+        cases
+    }
+
+    /// The different things that configurations are, by `of`.
+    fn kinds<T: Eq + std::hash::Hash>(cases: &[MoveCase], of: impl Fn(&MoveCase) -> T) -> usize {
+        cases.iter().map(of).collect::<HashSet<T>>().len()
+    }
+
+    #[test]
+    fn every_rank_is_a_root_in_every_grid_but_that_for_sanitizers() {
+        for kind in [GridKind::Smoke, GridKind::Full] {
+            let mut broadcasts = all(kind);
+            broadcasts.retain(|case| case.op == GridOp::Broadcast);
+            let roots = kinds(&broadcasts, |case| (case.world_size, case.root));
+            assert_eq!(roots, WORLDS.iter().sum::<u32>() as usize);
+        }
+    }
+
+    #[test]
+    fn the_smoke_grid_has_every_operation_type_variant_and_mode_for_every_world_size() {
+        let all = all(GridKind::Smoke);
+        let types = kinds(&all, |case| (case.world_size, case.op, case.dtype));
+        assert_eq!(types, 7 * (9 + 3 + 9));
+        let ways = kinds(&all, |case| {
+            (case.world_size, case.op, case.variant, case.mode)
+        });
+        assert_eq!(ways, 7 * (4 + 4 + 2) * 2);
+    }
+
+    #[test]
+    fn the_full_grid_has_every_variant_and_mode_of_every_type_for_every_world_size() {
+        let all = all(GridKind::Full);
+        let ways = kinds(&all, |case| {
+            (
+                case.world_size,
+                case.op,
+                case.dtype,
+                case.variant,
+                case.mode,
+            )
+        });
+        assert_eq!(ways, 7 * (9 * 4 + 3 * 4 + 9 * 2) * 2);
+        let most = grid(GridKind::Full).longest_bytes();
+        assert!(all.iter().all(|case| case.chunk_bytes() <= most + 16 * 3));
+    }
+}
