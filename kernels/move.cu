@@ -344,6 +344,6 @@ PEERSUM_DEVICE void broadcast(const PeersumParams& params) {
 
 }  // namespace
 
-PEERSUM_ENTRY(move_all_gather, PEERSUM_MAX_THREADS, PEERSUM_ONE_SHOT_BLOCKS) { all_gather(params); }
+PEERSUM_ENTRY(move_all_gather, PEERSUM_MAX_THREADS, 1) { all_gather(params); }
 
 PEERSUM_ENTRY(move_broadcast, PEERSUM_MAX_THREADS, 1) { broadcast(params); }

@@ -290,6 +290,16 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
+// Two communicators of two ranks can run such blocks on one multiprocessor at once. ptxas keeps to
+// the register limit that follows, without spilling, up to sm_90. (Not if all ranks are one launch,
+// whose entry points have more to do.)
+#if PEERSUM_WORLD_SIZE == 2 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 900 && \
+    !defined(PEERSUM_ONE_LAUNCH)
+#define PEERSUM_ONE_SHOT_BLOCKS 2
+#else
+#define PEERSUM_ONE_SHOT_BLOCKS 1
+#endif
+
 PEERSUM_ENTRY(push_one_shot, PEERSUM_MAX_THREADS, PEERSUM_ONE_SHOT_BLOCKS) { one_shot(params); }
 
 PEERSUM_ENTRY(push_two_shot, PEERSUM_MAX_THREADS, 1) { two_shot(params); }

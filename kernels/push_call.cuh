@@ -4,16 +4,6 @@
 
 #include "slots.cuh"
 
-// Two communicators of two ranks can run such blocks on one multiprocessor at once. ptxas keeps to
-// the register limit that follows, without spilling, up to sm_90. (Not if all ranks are one launch,
-// whose entry points have more to do.)
-#if PEERSUM_WORLD_SIZE == 2 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 900 && \
-    !defined(PEERSUM_ONE_LAUNCH)
-#define PEERSUM_ONE_SHOT_BLOCKS 2
-#else
-#define PEERSUM_ONE_SHOT_BLOCKS 1
-#endif
-
 namespace {
 
 // The low halves of the call's epochs in one register, pull above push.

@@ -76,9 +76,9 @@ PEERSUM_DEVICE void load_wide(const PeersumParams& params, peersum_u32 unit,
         v[step] = ld_global_v4(unit_address(chunk_for(params, step).address, unit));
 }
 
-PEERSUM_DEVICE void send_wide(const PeersumParams& params, peersum_u64 slots,
+// Sends such units, given the offset of this rank's slot for them.
+PEERSUM_DEVICE void send_wide(const PeersumParams& params, peersum_u64 slot,
                               const Unit (&v)[WORLD_SIZE]) {
-    const peersum_u64 slot = send_offset(params, slots);
 #pragma unroll
     for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
         send(params, slot, step, sendable(v[step]));
@@ -97,7 +97,7 @@ PEERSUM_DEVICE bool reduce_scattered(const Call& call) {
         if (next < call.units) {
             Unit following[WORLD_SIZE];
             load_wide(params, next, following);
-            send_wide(params, scatter_slots(call, next), following);
+            send_wide(params, send_offset(params, scatter_slots(call, next)), following);
         }
         const peersum_u64 slots = receive_address(params, scatter_slots(call, unit));
         Unit received[SOURCES];
@@ -121,18 +121,33 @@ PEERSUM_DEVICE void reduce_scatter(const PeersumParams& params) {
     peersum_u64 narrow =
         (params.input | params.output | params.chunk_stride | params.elements * Element::BYTES) %
         PEERSUM_UNIT_BYTES;
+    // At small sizes a thread's first unit is its only one. Compute all that is already known about
+    // it while the block's state is being loaded.
+    peersum_u64 from[WORLD_SIZE];
+    peersum_u64 slot = send_offset(params, params.push_offset + slots_offset(first));
+#pragma unroll
+    for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) {
+        const peersum_u64 chunk = chunk_for(params, step).address;
+        from[step] = reinterpret_cast<peersum_u64>(unit_address(chunk, first));
+        computed_here(from[step]);
+    }
     computed_here(narrow);
+    computed_here(slot);
 
     const Call call = enter(params, position);
     const bool sends = narrow == 0 && first < units && !position.is_signal_thread();
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
     Unit v[WORLD_SIZE];
-    if (sends) load_wide(params, first, v);
+    if (sends) {
+#pragma unroll
+        for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
+            v[step] = ld_global_v4(reinterpret_cast<const void*>(from[step]));
+    }
     if (!position.is_signal_thread()) mark_epoch_read(call);
     const bool lost = is_lost_on_entry(call);
     if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
-    if (sends && !lost) send_wide(params, scatter_slots(call, first), v);
+    if (sends && !lost) send_wide(params, slot + half_offset(call), v);
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
     bool is_whole = false;

@@ -31,6 +31,18 @@ impl Collective {
         self.elements * self.element_bytes()
     }
 
+    /// Checks that there can be so many elements.
+    fn check_bytes(&self, world_size: u32) -> Result<(), Error> {
+        let chunk = self.elements.checked_mul(self.element_bytes());
+        match chunk.and_then(|bytes| bytes.checked_mul(u64::from(world_size))) {
+            Some(_) => Ok(()),
+            None => Err(Error::TooLong {
+                elements: self.elements as usize,
+                element_bytes: self.dtype.size_bytes(),
+            }),
+        }
+    }
+
     /// The kernel.
     fn entry_point(&self) -> (Family, Algorithm) {
         match self.operation {
@@ -125,7 +137,7 @@ impl<D: Device> Communicator<D> {
         buffer: &mut O,
     ) -> Result<(), Error> {
         let elements = self.chunk_of(Operation::AllGather, buffer.len())?;
-        let own = u64::from(self.rank) * elements * size_of::<T>() as u64;
+        let own = self.own_offset::<T>(elements)?;
         self.enqueue_within(Operation::AllGather, buffer, elements, |address| {
             (address + own, address)
         })
@@ -172,7 +184,7 @@ impl<D: Device> Communicator<D> {
         buffer: &mut O,
     ) -> Result<(), Error> {
         let elements = self.chunk_of(Operation::ReduceScatter, buffer.len())?;
-        let own = u64::from(self.rank) * elements * size_of::<T>() as u64;
+        let own = self.own_offset::<T>(elements)?;
         self.enqueue_within(Operation::ReduceScatter, buffer, elements, |address| {
             (address, address + own)
         })
@@ -263,6 +275,16 @@ impl<D: Device> Communicator<D> {
         }
     }
 
+    /// Where this rank's chunk begins in a buffer, in bytes.
+    fn own_offset<T: Scalar>(&self, elements: u64) -> Result<u64, Error> {
+        let before = elements.checked_mul(u64::from(self.rank));
+        let bytes = before.and_then(|before| before.checked_mul(size_of::<T>() as u64));
+        bytes.ok_or(Error::TooLong {
+            elements: elements as usize,
+            element_bytes: size_of::<T>(),
+        })
+    }
+
     fn enqueue_between<T: Scalar, I: Input<T, D>, O: Output<T, D>>(
         &mut self,
         operation: Operation,
@@ -313,6 +335,7 @@ impl<D: Device> Communicator<D> {
 
     fn enqueue_collective(&mut self, call: Collective) -> Result<(), Error> {
         self.admit()?;
+        call.check_bytes(self.world_size)?;
         let Some(connected) = &self.connected else {
             if self.world_size > 1 {
                 let operation = call.operation;
@@ -375,7 +398,12 @@ impl<D: Device> Communicator<D> {
             .forced
             .unwrap_or_else(|| self.table.plan(Placement::Ordinary, bytes));
         let (family, algorithm) = call.entry_point();
-        connected.limits.fit_units(family, algorithm, plan, units)
+        let (blocks, threads) = connected.limits.fit_units(family, algorithm, plan, units);
+        // If threads have several units, no more threads than all have as many.
+        let rounds = units.div_ceil(u64::from(blocks * threads)).max(1);
+        let even = units.div_ceil(u64::from(blocks) * rounds);
+        let whole_warps = even.next_multiple_of(u64::from(abi::PEERSUM_WARP_THREADS));
+        (blocks, whole_warps.min(u64::from(threads)) as u32)
     }
 
     /// Launches one piece. `chunk_stride` is the size of a rank's whole chunk.
