@@ -18,7 +18,7 @@ use crate::norm_sides::{NAN, NormKind, Outcome, Sides};
 const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]));
 
 /// What calls do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum What {
     AllReduce,
     /// With RMSNorm that writes this.
@@ -101,6 +101,13 @@ impl<D: Device> Calls<D> {
     /// Whether the result of a call replaces its input. Such a call has to be prepared each time.
     pub(crate) fn is_in_place(&self) -> bool {
         self.sides.as_ref().is_some_and(Sides::is_in_place)
+    }
+
+    /// Makes a result wrong before it is checked, for a test.
+    pub(crate) fn corrupt(&mut self, corrupts: bool) {
+        if let Some(other) = &mut self.other {
+            other.corrupts = corrupts;
+        }
     }
 
     /// Poisons what the next call writes, and writes what it reads.
