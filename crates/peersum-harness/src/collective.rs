@@ -195,7 +195,7 @@ impl<D: Device> CollectiveCall<D> {
 }
 
 /// Any bits, with marks of empty slots and of escaped units among them.
-fn moved_input(key: Key, elements: usize) -> Vec<bf16> {
+pub(crate) fn moved_input(key: Key, elements: usize) -> Vec<bf16> {
     let mut values: Vec<bf16> = data::input(Content::Special, key, elements);
     for (index, unit) in values.chunks_exact_mut(UNIT).enumerate() {
         let (low, high) = match index % 5 {

@@ -17,9 +17,10 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::{Plan, Route};
 use peersum::{ArenaLayout, Scalar, StartEpochs, control_bytes, initial_control};
-use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
+use peersum_artifact::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
+use super::moves;
 use crate::data::{self, Key, bytes_of};
 use crate::grid::calls::{Call, Place, stride};
 use crate::grid::slot::Slot;
@@ -68,6 +69,11 @@ pub(super) struct Rank {
 }
 
 impl Rank {
+    /// Memory that is read, and memory that is written.
+    pub(super) fn arrays(&self) -> (&Guarded<Cuda>, &Guarded<Cuda>) {
+        (&self.input, &self.output)
+    }
+
     fn memory(&self, place: Place) -> &Guarded<Cuda> {
         match place {
             Place::Input => &self.input,
@@ -108,6 +114,8 @@ pub(super) struct Group {
     pub(super) rows: CudaFunction,
     /// The first of these with a cluster for each row, if the device has clusters.
     pub(super) clustered: Option<CudaFunction>,
+    /// Those of [`moves::KERNELS`].
+    pub(super) moves: Vec<CudaFunction>,
 }
 
 impl Group {
@@ -121,11 +129,18 @@ impl Group {
         let functions = Route::ALL
             .into_iter()
             .map(|route| {
-                let load = (route.family(), route.algorithm());
+                let load = (route.family(), T::DTYPE, route.algorithm());
                 Ok((route, function(args, stream, world_size, load)?))
             })
             .collect::<Result<HashMap<_, _>>>()?;
-        let norm = |algorithm| function(args, stream, world_size, (Family::Norm, algorithm));
+        let norm = |algorithm| {
+            function(
+                args,
+                stream,
+                world_size,
+                (Family::Norm, T::DTYPE, algorithm),
+            )
+        };
         let has_clusters = stream.context().compute_capability()? >= (9, 0);
         let clustered = has_clusters.then(|| norm(Algorithm::Clustered));
         let array = stride(MAX_ELEMENTS, size_of::<T>());
@@ -153,6 +168,10 @@ impl Group {
             fused: norm(Algorithm::OneShot)?,
             rows: norm(Algorithm::Rows)?,
             clustered: clustered.transpose()?,
+            moves: moves::KERNELS
+                .into_iter()
+                .map(|load| function(args, stream, world_size, load))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -275,13 +294,13 @@ fn function(
     args: &GroupArgs,
     stream: &Arc<CudaStream>,
     world_size: u32,
-    (family, algorithm): (Family, Algorithm),
+    (family, dtype, algorithm): (Family, Dtype, Algorithm),
 ) -> Result<CudaFunction> {
     let context = stream.context();
     let (major, minor) = context.compute_capability()?;
     let key = ModuleKey {
         family,
-        dtype: T::DTYPE,
+        dtype,
         world_size: WorldSize::try_from(world_size)?,
     };
     let path = args
