@@ -153,6 +153,8 @@ peersum_u32 moved_bits(peersum_u32 rank, int call, int index) {
 }
 
 peersum_u32 root_of_call(int call) { return static_cast<peersum_u32>(call) % WORLD_SIZE; }
+// Whether a root sends another buffer than it writes.
+bool copies(peersum_u32 rank, int call) { return rank == root_of_call(call) && call % 2 == 1; }
 int chunk_of_call(int call) { return CHUNK[call / 2 % 2]; }
 bool has_chunks(const Kind& kind) { return kind.operation == SCATTER || kind.operation == GATHER; }
 bool moves(const Kind& kind) { return kind.operation == GATHER || kind.operation == BROADCAST; }
@@ -241,8 +243,8 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
     const int elements = has_chunks(kind) ? chunk_of_call(call) : elements_of(kind, call);
     const peersum_u64 bytes = elements * sizeof(float);
     float* source = kind.is_symmetric ? reinterpret_cast<float*>(symmetric[rank]) : input + offset;
-    const bool is_in_place =
-        (kind.algorithm == TWO_SHOT && kind.is_symmetric) || kind.operation == BROADCAST;
+    const bool is_in_place = (kind.algorithm == TWO_SHOT && kind.is_symmetric) ||
+                             (kind.operation == BROADCAST && !copies(rank, call));
     float* target = is_in_place ? source : output + offset;
     write_input(rank, call, kind, source);
 
@@ -310,10 +312,11 @@ Kind lost_kind;
 
 // Whether an element of a lost call is what it must be: NaN, but a root keeps what it has, and what
 // it has sent may have arrived.
-bool is_lost(int call, bool is_root, float element, float expected) {
+bool is_lost(peersum_u32 rank, int call, float element, float expected) {
+    const bool is_broadcast = lost_kind.operation == BROADCAST;
     const bool has_arrived = memcmp(&element, &expected, sizeof element) == 0;
-    if (lost_kind.operation == BROADCAST && is_root) return has_arrived;
-    return element != element || (lost_kind.operation == BROADCAST && has_arrived);
+    const bool keeps = is_broadcast && rank == root_of_call(call) && !copies(rank, call);
+    return (is_broadcast && has_arrived) || (!keeps && element != element);
 }
 
 void* run_until_last_rank_stops(void* argument) {
@@ -326,9 +329,8 @@ void* run_until_last_rank_stops(void* argument) {
         const float* result = run_call(rank, call, lost_kind, PATIENCE_WITH_STOPPED_NS);
         float expected[ELEMENT_CAPACITY];
         expected_of(rank, call, lost_kind, expected);
-        const bool is_root = root_of_call(call) == rank;
         for (int index = 0; index < elements_of(lost_kind, call); ++index)
-            expect(rank, call, is_lost(call, is_root, result[index], expected[index]),
+            expect(rank, call, is_lost(rank, call, result[index], expected[index]),
                    "an output that is not NaN");
         const bool has_status = __atomic_load_n(&statuses[rank].valid, __ATOMIC_ACQUIRE) == 1;
         expect(rank, call, has_status, "no status");
