@@ -1,4 +1,5 @@
-//! The slots of push.cu, move.cu and norm.cu: two calls that can be in progress at once never share a slot.
+//! The slots of push.cu, move.cu and norm.cu: two calls that can be in progress at once never share
+//! a slot.
 //!
 //! The models in `models` have no addresses. Here the kernels themselves run, on a platform that
 //! records each slot that they send to, poll and empty (`push_slots/driver.cpp`). While a rank is

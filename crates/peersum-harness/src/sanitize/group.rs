@@ -20,7 +20,6 @@ use peersum::{ArenaLayout, Scalar, StartEpochs, control_bytes, initial_control};
 use peersum_artifact::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
-use super::moves;
 use crate::data::{self, Key, bytes_of};
 use crate::grid::calls::{Call, Place, stride};
 use crate::grid::slot::Slot;
@@ -47,6 +46,13 @@ pub(crate) struct GroupArgs {
 
 /// The type of all calls. 16-bit elements give units with partial words and tails.
 pub(super) type T = bf16;
+
+/// The kernels of all-gather, reduce-scatter and broadcast: family, type of the module, algorithm.
+pub(super) const MOVES: [(Family, Dtype, Algorithm); 3] = [
+    (Family::Move, Dtype::U8, Algorithm::AllGather),
+    (Family::Push, Dtype::Bf16, Algorithm::ReduceScatter),
+    (Family::Move, Dtype::U8, Algorithm::Broadcast),
+];
 
 const MAX_ELEMENTS: usize = 8192;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
@@ -114,7 +120,7 @@ pub(super) struct Group {
     pub(super) rows: CudaFunction,
     /// The first of these with a cluster for each row, if the device has clusters.
     pub(super) clustered: Option<CudaFunction>,
-    /// Those of [`moves::KERNELS`].
+    /// Those of [`MOVES`].
     pub(super) moves: Vec<CudaFunction>,
 }
 
@@ -168,7 +174,7 @@ impl Group {
             fused: norm(Algorithm::OneShot)?,
             rows: norm(Algorithm::Rows)?,
             clustered: clustered.transpose()?,
-            moves: moves::KERNELS
+            moves: MOVES
                 .into_iter()
                 .map(|load| function(args, stream, world_size, load))
                 .collect::<Result<_>>()?,

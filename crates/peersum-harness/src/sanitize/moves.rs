@@ -3,22 +3,14 @@
 use anyhow::{Context, Result};
 use peersum::dispatch::{Plan, Route};
 use peersum::{Operation, reference};
-use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi::{self, PeersumParams};
 
-use super::group::{Group, T};
+use super::group::{Group, MOVES, T};
 use crate::collective::{Collective, moved_input};
 use crate::data::{self, Content, Key, bytes_of};
 use crate::grid::calls::{Call, Place};
 use crate::grid::case::Variant;
 use crate::grid::slot::Slot;
-
-/// The kernels: family, type of the module, algorithm.
-pub(super) const KERNELS: [(Family, Dtype, Algorithm); 3] = [
-    (Family::Move, Dtype::U8, Algorithm::AllGather),
-    (Family::Push, Dtype::Bf16, Algorithm::ReduceScatter),
-    (Family::Move, Dtype::U8, Algorithm::Broadcast),
-];
 
 /// One call.
 #[derive(Debug, Clone, Copy)]
@@ -102,7 +94,7 @@ impl MoveCall {
             Operation::Broadcast { root } => (abi::PEERSUM_OPERATION_BROADCAST, root),
             _ => (abi::PEERSUM_OPERATION_REDUCE_SCATTER, 0),
         };
-        let (_, dtype, _) = KERNELS[self.kernel()];
+        let (_, dtype, _) = MOVES[self.kernel()];
         let type_bits = u64::from(abi::PEERSUM_HEADER_BYTES_BITS);
         let without_bytes = params.header >> type_bits << type_bits;
         PeersumParams {

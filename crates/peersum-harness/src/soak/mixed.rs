@@ -9,7 +9,7 @@ use peersum::device::Device;
 use peersum::dispatch::{Plan, Route};
 use peersum::loader::LoadPolicy;
 
-use super::Found;
+use super::found::Found;
 use super::turns::Turns;
 use crate::calls::{Calls, What};
 use crate::collective::Collective;

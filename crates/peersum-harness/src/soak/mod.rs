@@ -3,6 +3,7 @@
 //! and the last quarter for calls of all operations behind each other.
 
 mod burst;
+mod found;
 mod mixed;
 mod norms;
 mod turns;
@@ -21,6 +22,7 @@ use crate::machine::{
     DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
 };
 use crate::ranks::{Member, run_threads};
+use found::Found;
 use turns::Turns;
 
 /// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
@@ -71,13 +73,6 @@ struct Progress {
     mismatches: u64,
     /// The first of them, each with its case.
     first: Vec<String>,
-}
-
-/// What a part of a soak has found.
-#[derive(Default)]
-struct Found {
-    calls: u64,
-    wrong: Vec<String>,
 }
 
 impl Soak {
