@@ -337,9 +337,9 @@ PEERSUM_DEVICE void broadcast(const PeersumParams& params) {
     if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
     advance_unlaunched_epochs(call);
     const bool is_whole = !lost && broadcast_units(call, is_root);
-    // In place the root has its data.
-    if (!is_whole && !(is_root && params.output == params.input))
-        fill_units(call, Units{params.output, params.elements});
+    // A root has its data: in place, or because it has copied it.
+    const bool has_data = is_root && (!lost || params.output == params.input);
+    if (!is_whole && !has_data) fill_units(call, Units{params.output, params.elements});
 }
 
 }  // namespace

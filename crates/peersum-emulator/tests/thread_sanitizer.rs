@@ -22,7 +22,15 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// Kinds of calls that the driver knows.
-const KINDS: u32 = 10;
+const KINDS: u32 = 13;
+
+/// Each with its module's type.
+const FAMILIES: [(&str, &str); 4] = [
+    ("push", "f32"),
+    ("pull", "f32"),
+    ("norm", "f32"),
+    ("move", "u8"),
+];
 
 /// `PEERSUM_BREAK` of `call.cuh`.
 const NOTHING: u32 = 0;
@@ -59,7 +67,6 @@ impl Driver {
                 .args(["-fno-exceptions", "-fno-rtti"])
                 .args(["-fno-strict-aliasing", "-ffp-contract=off"])
                 .args([
-                    "-DPEERSUM_DTYPE=f32".to_owned(),
                     format!("-DPEERSUM_WORLD_SIZE={}", build.world_size),
                     format!("-DPEERSUM_BREAK={}", build.broken),
                     "-DPEERSUM_EMULATOR_RELEASED_FLAGS".to_owned(),
@@ -74,12 +81,13 @@ impl Driver {
                 .arg(&path);
             objects.push((compile, path));
         };
-        for family in ["push", "pull", "norm"] {
+        for (family, dtype) in FAMILIES {
             // On a GPU each module is a program of its own.
             let mut flags: Vec<String> = peersum_kernels::exported_device_functions()
                 .map(|function| format!("-D{function}={family}_{function}"))
                 .collect();
             flags.extend(["-include".to_owned(), "platform_emulator.hpp".to_owned()]);
+            flags.push(format!("-DPEERSUM_DTYPE={dtype}"));
             if build.plain_data.contains(&family) {
                 flags.push("-DPEERSUM_EMULATOR_PLAIN_DATA".to_owned());
             }
@@ -87,8 +95,9 @@ impl Driver {
             object(family, source, flags);
         }
         let driver = here.join("tests/thread_sanitizer/driver.cpp");
-        object("driver", driver, Vec::new());
-        object("runtime", here.join("src/cpp/runtime.cpp"), Vec::new());
+        let f32 = vec!["-DPEERSUM_DTYPE=f32".to_owned()];
+        object("driver", driver, f32.clone());
+        object("runtime", here.join("src/cpp/runtime.cpp"), f32);
 
         let mut link = compiler();
         link.args(objects.iter().map(|(_, path)| path))
@@ -203,10 +212,12 @@ fn a_missing_barrier_is_reported_as_a_data_race() {
 
 #[test]
 fn ordinary_accesses_to_slots_are_reported_as_a_data_race() {
-    let driver = Driver::compile(&Build {
-        world_size: 2,
-        broken: NOTHING,
-        plain_data: &["push"],
-    });
-    driver.assert_reports_a_data_race();
+    for plain_data in [&["push"], &["move"]] {
+        let driver = Driver::compile(&Build {
+            world_size: 2,
+            broken: NOTHING,
+            plain_data,
+        });
+        driver.assert_reports_a_data_race();
+    }
 }

@@ -3,6 +3,8 @@
 mod above_range;
 mod arrays;
 mod bench;
+mod calls;
+mod collective;
 mod data;
 mod doctor;
 mod faults;

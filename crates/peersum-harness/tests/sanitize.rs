@@ -55,15 +55,21 @@ fn four_tools_that_find_their_planted_error_and_nothing_else_are_a_success() {
 }
 
 #[test]
-fn ranks_that_are_processes_have_a_grid_with_rmsnorm_too() {
+fn ranks_that_are_processes_have_a_grid_of_each_operation() {
     let flags = ["--ranks", "processes", "--tool", "memcheck,racecheck"];
     let (succeeded, text) = said(&command("sound", &flags).output().unwrap());
     assert!(succeeded, "{text}");
-    let norms = text.lines().filter(|line| line.contains(" norms "));
-    assert_eq!(norms.count(), 2, "{text}");
-    assert!(text.contains("6 of 6 runs passed"), "{text}");
-    // An error in it counts as one in any other grid.
-    let text = fails("unsound", &flags, &["2 of 6 runs"]);
+    for operation in [" all-reduce ", " rms-norm "] {
+        let grids = text.lines().filter(|line| line.contains(operation));
+        assert_eq!(grids.count(), 2, "{text}");
+    }
+    let runs = text.matches("nothing found").count() + 2;
+    assert!(
+        text.contains(&format!("{runs} of {runs} runs passed")),
+        "{text}"
+    );
+    // An error in one of them counts as one in any other grid.
+    let text = fails("unsound", &flags, &[&format!("2 of {runs} runs")]);
     assert!(text.contains(r#""--op" "rms-norm""#), "{text}");
 }
 

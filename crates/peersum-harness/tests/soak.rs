@@ -28,6 +28,8 @@ fn a_soak_finds_no_wrong_bit() {
     }
     let norms = stdout.matches(" calls with RMSNorm, 0 mismatches");
     assert_eq!(norms.count(), 2, "{stdout}");
+    let mixed = stdout.matches(" calls of all operations, 0 mismatches");
+    assert_eq!(mixed.count(), 2, "{stdout}");
 }
 
 #[test]
@@ -36,12 +38,12 @@ fn a_changed_bit_is_found_and_named_with_its_seed() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout.contains("round 1, layer 2"), "{stdout}");
     assert!(stdout.contains("first wrong index 1"), "{stdout}");
-    // Calls with RMSNorm are compared as well.
-    let norms = stdout
-        .lines()
-        .filter(|line| line.contains(" calls with RMSNorm, "));
-    for line in norms {
-        assert!(!line.ends_with(", 0 mismatches"), "{stdout}");
+    // Calls with RMSNorm and those of all operations are compared as well.
+    for what in [" calls with RMSNorm, ", " calls of all operations, "] {
+        let lines = stdout.lines().filter(|line| line.contains(what));
+        for line in lines {
+            assert!(!line.ends_with(", 0 mismatches"), "{stdout}");
+        }
     }
     assert!(stdout.contains("output, element 0: "), "{stdout}");
 }

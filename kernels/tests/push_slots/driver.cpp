@@ -1,8 +1,10 @@
-// driver.cpp - runs the kernels of push.cu, or with RECORD_NORM the fused one of norm.cu, without
-// memory: it records each access to a slot, and each poll finds data.
+// driver.cpp - runs the kernels of push.cu, with RECORD_NORM the fused one of norm.cu, or with
+// RECORD_MOVE those of move.cu, without memory: it records each access to a slot, and each poll
+// finds data.
 //
-// Each line of standard input is one call: "one_shot|two_shot push_half_bytes elements parity
-// blocks threads hidden". Each line of output is its answer: the slots that the call uses at every
+// Each line of standard input is one call: "algorithm push_half_bytes elements parity blocks
+// cluster threads hidden root marked". Of the units of an input every `marked`-th holds empty
+// marks, or none if it is 0. Each line of output is its answer: the slots that the call uses at any
 // rank, as ranges of unit indices counted from the first slot, or an error.
 #define PEERSUM_PLATFORM_PROVIDED
 #include "platform.cuh"
@@ -10,7 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include <map>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -26,11 +28,25 @@ constexpr peersum_u64 PUSH_OFFSET = (sizeof(PeersumControl) + 127) / 128 * 128;
 
 struct Uses {
     int sent, polled, rearmed;
+
+    bool is_any() const { return sent != 0 || polled != 0 || rearmed != 0; }
 };
 
-peersum_u32 tid, ntid, ctaid, nctaid, cluster, parity;
+// A value for each slot that was asked for, and some more.
+template <typename T> struct PerSlot {
+    std::vector<T> values;
+
+    T& operator[](peersum_u64 slot) {
+        if (slot >= values.size()) values.resize(slot + slot / 2 + 1, T{});
+        return values[slot];
+    }
+};
+
+peersum_u32 tid, ntid, ctaid, nctaid, cluster, parity, marked;
 // Indexed by rank, then by slot.
-std::map<peersum_u64, Uses> slots[PEERSUM_MAX_WORLD_SIZE];
+PerSlot<Uses> slots[PEERSUM_MAX_WORLD_SIZE];
+// What was last sent to each slot; zeros if nothing was.
+PerSlot<Unit> sent[PEERSUM_MAX_WORLD_SIZE];
 
 // The arena of a rank begins at (1 + rank) << 40. Nothing is stored there.
 peersum_u64 arena_of(peersum_u32 rank) { return static_cast<peersum_u64>(rank + 1) << 40; }
@@ -47,10 +63,18 @@ bool is_slot(const void* address, peersum_u32* rank, peersum_u64* slot) {
 Unit load(const void* address) {
     peersum_u32 rank;
     peersum_u64 slot;
-    // Either a block's state, or a slot that holds zeros.
+    // Either a block's state or a slot.
     if (!is_slot(address, &rank, &slot)) return Unit{2, 0, parity, 0};
     ++slots[rank][slot].polled;
-    return Unit{0, 0, 0, 0};
+    return sent[rank][slot];
+}
+
+// A unit of the input, which begins at address 0.
+Unit load_input(const void* address) {
+    const peersum_u64 unit = reinterpret_cast<peersum_u64>(address) / PEERSUM_UNIT_BYTES;
+    const bool is_marked = marked != 0 && unit % marked == 0;
+    const peersum_u32 word = is_marked ? PEERSUM_SLOT_EMPTY : 0;
+    return Unit{word, word, word, word};
 }
 
 void store(void* address, Unit v) {
@@ -58,7 +82,12 @@ void store(void* address, Unit v) {
     peersum_u64 slot;
     if (!is_slot(address, &rank, &slot)) return;
     Uses& uses = slots[rank][slot];
-    ++(v.x == PEERSUM_SLOT_EMPTY ? uses.rearmed : uses.sent);
+    if (v.x == PEERSUM_SLOT_EMPTY) {
+        ++uses.rearmed;
+    } else {
+        ++uses.sent;
+        sent[rank][slot] = v;
+    }
 }
 
 }  // namespace recorder
@@ -80,8 +109,10 @@ PEERSUM_DEVICE void griddepcontrol_launch_dependents() {}
 PEERSUM_DEVICE void computed_here(peersum_u64&) {}
 PEERSUM_DEVICE void spin_pause() {}
 
-PEERSUM_DEVICE Unit ld_global_v4(const void*) { return Unit{0, 0, 0, 0}; }
+PEERSUM_DEVICE Unit ld_global_v4(const void* address) { return recorder::load_input(address); }
 PEERSUM_DEVICE void st_global_v4(void*, Unit) {}
+PEERSUM_DEVICE peersum_u32 ld_global_u8(const void*) { return 0; }
+PEERSUM_DEVICE void st_global_u8(void*, peersum_u32) {}
 PEERSUM_DEVICE peersum_u32 ld_global_u16(const void*) { return 0; }
 PEERSUM_DEVICE void st_global_u16(void*, peersum_u32) {}
 PEERSUM_DEVICE peersum_u32 ld_global_u32(const void*) { return 0; }
@@ -138,6 +169,8 @@ PEERSUM_DEVICE float rcp_rn_f32(float a) { return a; }
 PEERSUM_DEVICE float cvt_rn_f32_u32(peersum_u32) { return 0; }
 
 #include "norm.cu"
+#elif defined(RECORD_MOVE)
+#include "move.cu"
 #else
 #include "push.cu"
 #endif
@@ -147,23 +180,30 @@ namespace {
 #define ENTRY(family_algorithm) \
     PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
-void enter_kernel([[maybe_unused]] bool is_two_shot, const PeersumParams& params) {
+bool is(const char* algorithm, const char* name) { return strcmp(algorithm, name) == 0; }
+
+void enter_kernel([[maybe_unused]] const char* algorithm, const PeersumParams& params) {
 #ifdef RECORD_NORM
     recorder::cluster > 1 ? ENTRY(norm_clustered)(params) : ENTRY(norm_one_shot)(params);
+#elif defined(RECORD_MOVE)
+    is(algorithm, "broadcast") ? ENTRY(move_broadcast)(params) : ENTRY(move_all_gather)(params);
 #else
-    is_two_shot ? ENTRY(push_two_shot)(params) : ENTRY(push_one_shot)(params);
+    if (is(algorithm, "reduce_scatter")) return ENTRY(push_reduce_scatter)(params);
+    is(algorithm, "two_shot") ? ENTRY(push_two_shot)(params) : ENTRY(push_one_shot)(params);
 #endif
 }
 
 // Makes the call on every rank. Runs the threads one after another.
-void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, peersum_u32 threads,
-         peersum_u32 hidden) {
+void run(const char* algorithm, peersum_u64 push_half_bytes, peersum_u64 elements,
+         peersum_u32 threads, peersum_u32 hidden, peersum_u64 root) {
     for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank) {
         PeersumParams params = {};
         for (peersum_u32 step = 0; step < PEERSUM_WORLD_SIZE; ++step) {
             params.arena[step] = recorder::arena_of((rank + step) % PEERSUM_WORLD_SIZE);
         }
         params.elements = elements;
+        params.chunk_stride = elements * Element::BYTES;
+        params.header = root << PEERSUM_HEADER_ROOT_SHIFT;
         params.push_offset = recorder::PUSH_OFFSET;
         params.push_half_bytes = push_half_bytes;
         params.hidden = hidden;
@@ -171,20 +211,40 @@ void run(bool is_two_shot, peersum_u64 push_half_bytes, peersum_u64 elements, pe
         params.rank = rank;
         for (recorder::ctaid = 0; recorder::ctaid < recorder::nctaid; ++recorder::ctaid) {
             for (recorder::tid = 0; recorder::tid < threads; ++recorder::tid) {
-                enter_kernel(is_two_shot, params);
+                enter_kernel(algorithm, params);
             }
         }
     }
 }
 
+peersum_u64 slot_count() {
+    peersum_u64 count = 0;
+    for (const auto& slots : recorder::slots)
+        count = slots.values.size() > count ? slots.values.size() : count;
+    return count;
+}
+
+// The ranks at which a slot is used.
+peersum_u32 users_of(peersum_u64 slot) {
+    peersum_u32 users = 0;
+    for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank)
+        users += recorder::slots[rank][slot].is_any();
+    return users;
+}
+
 // Whether each slot was sent to, polled and emptied exactly once, and every rank uses the same
-// slots.
-bool is_sound() {
-    for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank) {
-        if (recorder::slots[rank].size() != recorder::slots[0].size()) return false;
-        for (const auto& [slot, uses] : recorder::slots[rank]) {
-            if (uses.sent != 1 || uses.polled != 1 || uses.rearmed != 1) return false;
-            if (recorder::slots[0].count(slot) == 0) return false;
+// slots. In a broadcast a rank uses those that it needs. A first slot may be polled again once it
+// shows that there is a second one.
+bool is_sound(bool is_broadcast) {
+    for (peersum_u64 slot = 0, count = slot_count(); slot < count; ++slot) {
+        const peersum_u32 users = users_of(slot);
+        if (users == 0) continue;
+        if (users != PEERSUM_WORLD_SIZE && !is_broadcast) return false;
+        for (peersum_u32 rank = 0; rank < PEERSUM_WORLD_SIZE; ++rank) {
+            const recorder::Uses uses = recorder::slots[rank][slot];
+            const bool is_polled_once = uses.polled == 1 || recorder::marked != 0;
+            const bool is_taken = uses.polled != 0 && is_polled_once && uses.rearmed == 1;
+            if (uses.is_any() && (uses.sent != 1 || !is_taken)) return false;
         }
     }
     return true;
@@ -192,7 +252,8 @@ bool is_sound() {
 
 void print_ranges() {
     peersum_u64 begin = 0, end = 0;
-    for (const auto& [slot, uses] : recorder::slots[0]) {
+    for (peersum_u64 slot = 0, count = slot_count(); slot < count; ++slot) {
+        if (users_of(slot) == 0) continue;
         if (slot != end && end != begin) printf("%llu-%llu ", begin, end);
         if (slot != end) begin = slot;
         end = slot + 1;
@@ -205,14 +266,19 @@ void print_ranges() {
 int main() {
     char algorithm[16];
     unsigned long long push_half_bytes, elements;
-    unsigned int threads, hidden;
-    while (scanf("%15s %llu %llu %u %u %u %u %u", algorithm, &push_half_bytes, &elements,
-                 &recorder::parity, &recorder::nctaid, &recorder::cluster, &threads,
-                 &hidden) == 8) {
-        for (auto& slots : recorder::slots) slots.clear();
+    unsigned int threads, hidden, root;
+    while (scanf("%15s %llu %llu %u %u %u %u %u %u %u", algorithm, &push_half_bytes, &elements,
+                 &recorder::parity, &recorder::nctaid, &recorder::cluster, &threads, &hidden, &root,
+                 &recorder::marked) == 10) {
         recorder::ntid = threads + PEERSUM_WORLD_SIZE;
-        run(strcmp(algorithm, "two_shot") == 0, push_half_bytes, elements, threads, hidden);
-        if (is_sound()) {
+        for (auto& sent : recorder::sent) sent.values.clear();
+        // Whether a unit has a second slot depends on what arrives in its first. So the call is
+        // made once to learn what is sent.
+        for (int pass = recorder::marked == 0; pass < 2; ++pass) {
+            for (auto& slots : recorder::slots) slots.values.clear();
+            run(algorithm, push_half_bytes, elements, threads, hidden, root);
+        }
+        if (is_sound(is(algorithm, "broadcast"))) {
             print_ranges();
         } else {
             printf("a slot is not sent to, polled and emptied exactly once\n");

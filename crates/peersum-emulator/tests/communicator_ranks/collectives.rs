@@ -12,7 +12,7 @@ use crate::stage::{
 };
 
 /// A type that calls move, as its bits.
-trait Moved: Scalar {
+pub(crate) trait Moved: Scalar {
     fn from_word(word: u64) -> Self;
     fn word(self) -> u64;
 }
@@ -62,21 +62,21 @@ fn words(seed: u64, rank: u32, len: usize) -> Vec<u64> {
     all
 }
 
-fn moved_input<T: Moved>(seed: u64, rank: u32, len: usize) -> Vec<T> {
+pub(crate) fn moved_input<T: Moved>(seed: u64, rank: u32, len: usize) -> Vec<T> {
     words(seed, rank, len)
         .into_iter()
         .map(T::from_word)
         .collect()
 }
 
-fn moved_inputs<T: Moved>(seed: u64, world_size: u32, len: usize) -> Vec<Vec<T>> {
+pub(crate) fn moved_inputs<T: Moved>(seed: u64, world_size: u32, len: usize) -> Vec<Vec<T>> {
     (0..world_size)
         .map(|rank| moved_input(seed, rank, len))
         .collect()
 }
 
 #[track_caller]
-fn assert_words<T: Moved>(found: &[T], expected: &[T], context: &dyn std::fmt::Debug) {
+pub(crate) fn assert_words<T: Moved>(found: &[T], expected: &[T], context: &dyn std::fmt::Debug) {
     assert_eq!(found.len(), expected.len(), "{context:?}");
     let pairs = found.iter().zip(expected).enumerate();
     for (index, (found, expected)) in pairs {
@@ -88,7 +88,7 @@ fn assert_words<T: Moved>(found: &[T], expected: &[T], context: &dyn std::fmt::D
     }
 }
 
-fn slices<T>(inputs: &[Vec<T>]) -> Vec<&[T]> {
+pub(crate) fn slices<T>(inputs: &[Vec<T>]) -> Vec<&[T]> {
     inputs.iter().map(Vec::as_slice).collect()
 }
 
@@ -96,14 +96,14 @@ fn slices<T>(inputs: &[Vec<T>]) -> Vec<&[T]> {
 const FRAME: u64 = 0x5A5A_5A5A_5A5A_5A5A;
 
 /// A view of a larger buffer.
-struct View<T: Scalar> {
-    buffer: EmulatorBuffer<T>,
+pub(crate) struct View<T: Scalar> {
+    pub(crate) buffer: EmulatorBuffer<T>,
     begin: usize,
     len: usize,
 }
 
 impl<T: Moved> View<T> {
-    fn new(begin: usize, elements: &[T]) -> Self {
+    pub(crate) fn new(begin: usize, elements: &[T]) -> Self {
         let mut all = vec![T::from_word(FRAME); begin];
         all.extend_from_slice(elements);
         all.extend([T::from_word(FRAME); 9]);
@@ -114,12 +114,12 @@ impl<T: Moved> View<T> {
         }
     }
 
-    fn range(&self) -> std::ops::Range<usize> {
+    pub(crate) fn range(&self) -> std::ops::Range<usize> {
         self.begin..self.begin + self.len
     }
 
     #[track_caller]
-    fn take(&self, context: &dyn std::fmt::Debug) -> Vec<T> {
+    pub(crate) fn take(&self, context: &dyn std::fmt::Debug) -> Vec<T> {
         let all = self.buffer.to_vec();
         let outside = all[..self.begin]
             .iter()

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use half::{bf16, f16};
 use peersum::dispatch::Route;
-use peersum::{CallSignature, Error, Failure, Graph};
+use peersum::{CallSignature, Element, Error, Failure, Graph, Operation, Scalar};
 use peersum_artifact::Dtype;
 use peersum_emulator::{Emulator, EmulatorBuffer};
 
 use crate::stage::{
-    Comm, Content, TestElement, assert_bits, expected, failure, input, on_ranks, plan, settings,
+    Comm, Content, assert_bits, expected, failure, input, on_ranks, plan, settings,
 };
 
 /// Beyond any wait here, so that a difference that the headers do not find would be seen as a
@@ -22,44 +22,121 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(40);
 /// A call in which ranks can differ.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Variant {
+    operation: Operation,
     dtype: Dtype,
+    /// Of the message, or of a rank's chunk.
     len: usize,
+    /// Of an all-reduce.
     route: Route,
 }
 
 const BASE: Variant = Variant {
+    operation: Operation::AllReduce,
     dtype: Dtype::F32,
     len: 300,
     route: Route::PushOneShot,
 };
 
+/// Buffers that live as long as the calls that use them.
+type Kept = Vec<Box<dyn Any>>;
+
 impl Variant {
-    /// Launches it, or records it in a capture. Its buffer goes to `kept`.
-    fn call(self, comm: &mut Comm, kept: &mut Vec<Box<dyn Any>>) -> Result<(), Error> {
-        fn of<T: TestElement>(
-            comm: &mut Comm,
-            len: usize,
-            kept: &mut Vec<Box<dyn Any>>,
-        ) -> Result<(), Error> {
-            let mut buffer = EmulatorBuffer::<T>::zeroed(len);
-            let called = comm.all_reduce_in_place(&mut buffer);
-            kept.push(Box::new(buffer));
-            called
-        }
+    /// Launches it, or records it in a capture. Its buffers go to `kept`.
+    fn call(self, comm: &mut Comm, kept: &mut Kept) -> Result<(), Error> {
         comm.force_plan(plan(self.route, 1, 8)).unwrap();
         match self.dtype {
-            Dtype::F16 => of::<f16>(comm, self.len, kept),
-            Dtype::Bf16 => of::<bf16>(comm, self.len, kept),
-            _ => of::<f32>(comm, self.len, kept),
+            Dtype::F16 => self.reduce::<f16>(comm, kept),
+            Dtype::Bf16 => self.reduce::<bf16>(comm, kept),
+            Dtype::F32 => self.reduce::<f32>(comm, kept),
+            Dtype::U8 => self.transfer::<u8>(comm, kept),
+            _ => self.transfer::<u32>(comm, kept),
         }
     }
 
-    fn is(self, signature: &CallSignature) -> bool {
-        signature.dtype == Some(self.dtype)
-            && signature.bytes == (self.len * self.dtype.size_bytes()) as u64
-            && signature.kind.family == self.route.family()
-            && signature.kind.algorithm == self.route.algorithm()
+    fn reduce<T: Element>(self, comm: &mut Comm, kept: &mut Kept) -> Result<(), Error> {
+        let ranks = comm.world_size() as usize;
+        let mut message = EmulatorBuffer::<T>::zeroed(self.len);
+        let mut chunks = EmulatorBuffer::<T>::zeroed(self.len * ranks);
+        let called = match self.operation {
+            Operation::AllReduce => comm.all_reduce_in_place(&mut message),
+            Operation::ReduceScatter => comm.reduce_scatter_in_place(&mut chunks),
+            _ => self.transfer::<T>(comm, kept),
+        };
+        kept.push(Box::new((message, chunks)));
+        called
     }
+
+    fn transfer<T: Scalar>(self, comm: &mut Comm, kept: &mut Kept) -> Result<(), Error> {
+        let ranks = comm.world_size() as usize;
+        let mut message = EmulatorBuffer::<T>::zeroed(self.len);
+        let mut chunks = EmulatorBuffer::<T>::zeroed(self.len * ranks);
+        let called = match self.operation {
+            Operation::Broadcast { root } => comm.broadcast(&mut message, root),
+            _ => comm.all_gather_in_place(&mut chunks),
+        };
+        kept.push(Box::new((message, chunks)));
+        called
+    }
+
+    fn is(self, signature: &CallSignature) -> bool {
+        signature.operation == self.operation
+            && signature.dtype == Some(self.dtype)
+            && signature.bytes == (self.len * self.dtype.size_bytes()) as u64
+            && (self.operation != Operation::AllReduce
+                || signature.kind.family == self.route.family()
+                    && signature.kind.algorithm == self.route.algorithm())
+    }
+}
+
+/// The operations with a header of their own. A broadcast takes any root of the group.
+const OPERATIONS: [Operation; 5] = [
+    Operation::AllReduce,
+    Operation::AllGather,
+    Operation::ReduceScatter,
+    Operation::Broadcast { root: 0 },
+    Operation::Broadcast { root: 1 },
+];
+
+/// Calls that differ from `base`, which is no all-reduce, in one thing. Other operations have as
+/// many bytes.
+fn other_collectives(base: Variant) -> Vec<Variant> {
+    let mut others: Vec<Variant> = OPERATIONS
+        .into_iter()
+        .filter(|operation| *operation != base.operation)
+        .map(|operation| Variant { operation, ..base })
+        .collect();
+    others.extend([
+        Variant {
+            operation: Operation::AllReduce,
+            route: Route::PullTwoShot,
+            ..base
+        },
+        Variant {
+            len: base.len + 1,
+            ..base
+        },
+        Variant { len: 10, ..base },
+        // As many bytes.
+        Variant {
+            dtype: Dtype::F16,
+            len: 2 * base.len,
+            ..base
+        },
+    ]);
+    if base.operation != Operation::ReduceScatter {
+        others.extend([
+            Variant {
+                dtype: Dtype::U32,
+                ..base
+            },
+            Variant {
+                dtype: Dtype::U8,
+                len: 4 * base.len,
+                ..base
+            },
+        ]);
+    }
+    others
 }
 
 /// Calls that differ from `base` in one thing.
@@ -191,6 +268,25 @@ fn ranks_that_call_differently_are_all_told_both_sides_also_when_no_call_follows
             }
             disagree(3, form, &[BASE], &[other], 0);
             disagree(3, form, &[BASE, BASE], &[other, BASE], 2);
+        }
+    }
+}
+
+#[test]
+fn ranks_that_gather_scatter_or_broadcast_differently_are_told_both_sides() {
+    for form in FORMS {
+        for operation in &OPERATIONS[1..] {
+            let base = Variant {
+                operation: *operation,
+                ..BASE
+            };
+            for (index, other) in other_collectives(base).into_iter().enumerate() {
+                // Nothing behind it; an all-reduce; the same calls.
+                let behind = [vec![], vec![BASE], vec![base; 3]][index % 3].clone();
+                let with = |call| [vec![call], behind.clone()].concat();
+                disagree(2, form, &with(base), &with(other), index as u32 % 2);
+                disagree(3, form, &[base], &[other], index as u32 % 3);
+            }
         }
     }
 }

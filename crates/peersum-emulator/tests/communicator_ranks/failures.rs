@@ -15,10 +15,10 @@ use crate::stage::{
 };
 
 const LEN: usize = 500;
-const DEADLINE: Duration = Duration::from_millis(500);
+pub(crate) const DEADLINE: Duration = Duration::from_millis(500);
 /// What a busy machine may add to a deadline. (What a quiet one adds is a figure that
 /// `peersum-harness faults` and `kill` give.)
-const SLACK: Duration = Duration::from_secs(10);
+pub(crate) const SLACK: Duration = Duration::from_secs(10);
 
 const STAGED: [Route; 4] = [
     Route::PushOneShot,
@@ -27,12 +27,12 @@ const STAGED: [Route; 4] = [
     Route::PullTwoShot,
 ];
 
-fn short_lived() -> peersum::CommunicatorBuilder {
+pub(crate) fn short_lived() -> peersum::CommunicatorBuilder {
     settings().timeout(DEADLINE)
 }
 
 /// One call that is good on all ranks, so that a failure is not the first thing to happen.
-fn good_call(comm: &mut Comm) {
+pub(crate) fn good_call(comm: &mut Comm) {
     let mut buffer =
         EmulatorBuffer::from_slice(&input::<f32>(3, comm.rank(), LEN, Content::Ordinary));
     comm.all_reduce_in_place(&mut buffer).unwrap();
@@ -43,7 +43,7 @@ fn good_call(comm: &mut Comm) {
 
 /// Every later call gives the same reason and moves no data.
 #[track_caller]
-fn assert_poisoned(comm: &mut Comm, reason: &Failure) {
+pub(crate) fn assert_poisoned(comm: &mut Comm, reason: &Failure) {
     let mut buffer = EmulatorBuffer::<f32>::from_slice(&[1.0; 8]);
     for _ in 0..2 {
         assert_eq!(&failure(comm.all_reduce_in_place(&mut buffer)), reason);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod clusters;
+mod collective_failures;
 mod collectives;
 mod disagreements;
 mod edges;

@@ -21,6 +21,7 @@
 
 #define ENTRY(family_algorithm) \
     PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
+#define MOVE_ENTRY(family_algorithm) PEERSUM_ENTRY_NAME(family_algorithm, u8, PEERSUM_WORLD_SIZE)
 
 extern "C" void ENTRY(push_one_shot)(PeersumParams);
 extern "C" void ENTRY(push_two_shot)(PeersumParams);
@@ -29,6 +30,9 @@ extern "C" void ENTRY(pull_two_shot)(PeersumParams);
 extern "C" void ENTRY(norm_one_shot)(PeersumParams);
 extern "C" void ENTRY(norm_clustered)(PeersumParams);
 extern "C" void ENTRY(norm_rows)(PeersumParams);
+extern "C" void ENTRY(push_reduce_scatter)(PeersumParams);
+extern "C" void MOVE_ENTRY(move_all_gather)(PeersumParams);
+extern "C" void MOVE_ENTRY(move_broadcast)(PeersumParams);
 
 namespace {
 
@@ -40,10 +44,14 @@ struct Kind {
     peersum_u64 family, algorithm;
     bool is_symmetric;
     Rows rows;
+    peersum_u64 operation = PEERSUM_OPERATION_ALL_REDUCE;
 };
 
 constexpr peersum_u64 PUSH = PEERSUM_FAMILY_PUSH, PULL = PEERSUM_FAMILY_PULL;
 constexpr peersum_u64 ONE_SHOT = PEERSUM_ALGORITHM_ONE_SHOT, TWO_SHOT = PEERSUM_ALGORITHM_TWO_SHOT;
+constexpr peersum_u64 SCATTER = PEERSUM_OPERATION_REDUCE_SCATTER,
+                      GATHER = PEERSUM_OPERATION_ALL_GATHER,
+                      BROADCAST = PEERSUM_OPERATION_BROADCAST;
 constexpr Kind KINDS[] = {
     {ENTRY(push_one_shot), PUSH, ONE_SHOT, false, Rows::NONE},
     {ENTRY(push_two_shot), PUSH, TWO_SHOT, false, Rows::NONE},
@@ -55,13 +63,17 @@ constexpr Kind KINDS[] = {
     {ENTRY(push_two_shot), PUSH, TWO_SHOT, false, Rows::BEHIND},
     {ENTRY(pull_one_shot), PULL, ONE_SHOT, false, Rows::BEHIND},
     {ENTRY(pull_two_shot), PULL, TWO_SHOT, true, Rows::BEHIND},
+    {ENTRY(push_reduce_scatter), PUSH, ONE_SHOT, false, Rows::NONE, SCATTER},
+    {MOVE_ENTRY(move_all_gather), PUSH, ONE_SHOT, false, Rows::NONE, GATHER},
+    {MOVE_ENTRY(move_broadcast), PUSH, ONE_SHOT, false, Rows::NONE, BROADCAST},
 };
 constexpr int KIND_COUNT = sizeof KINDS / sizeof KINDS[0];
-// Every kind behind every other: modulo 11 the ten numbers from 1 on follow each other at every
-// distance.
-constexpr int CALLS = KIND_COUNT * KIND_COUNT;
+// Every kind behind every other: modulo a prime, the multiples of each number follow each other at
+// that distance.
+constexpr int CALLS = KIND_COUNT * (KIND_COUNT - 1);
+static_assert(KIND_COUNT == 13, "a prime");
 constexpr Kind kind_of(int call) {
-    return KINDS[(call % KIND_COUNT + 1) * (call / KIND_COUNT + 1) % 11 - 1];
+    return KINDS[call % KIND_COUNT * (call / KIND_COUNT + 1) % KIND_COUNT];
 }
 
 constexpr peersum_u64 PATIENCE_NS = 60000000000;
@@ -75,6 +87,8 @@ constexpr int ELEMENT_CAPACITY = 352;
 // and one row that a cluster shares if the call is fused.
 constexpr int HIDDEN[] = {24, 48, 48}, ROWS[] = {5, 3, 1};
 constexpr int IN_CLUSTER = 2;
+// Of each rank in an all-gather and a reduce-scatter, by turns: whole units, and a partial one.
+constexpr int CHUNK[] = {108, 110};
 constexpr float EPSILON = 0.5f, WEIGHT_OFFSET = 1.0f;
 // Whole slot groups of both halves (abi.h).
 constexpr peersum_u64 HALF = 3 * 2 * WORLD_SIZE * PEERSUM_SLOT_GROUP * PEERSUM_UNIT_BYTES;
@@ -129,17 +143,65 @@ float weight_value(peersum_u32 rank, int index) {
     return static_cast<float>((index + static_cast<int>(rank)) % 3);
 }
 
+// A value that is moved. Some are the empty mark and the mark of an escaped unit.
+peersum_u32 moved_bits(peersum_u32 rank, int call, int index) {
+    const float number = value(rank, call, index);
+    peersum_u32 bits;
+    memcpy(&bits, &number, sizeof bits);
+    const int place = (index + call) % 23;
+    return place == 3 ? 0xFFFFFFFFu : place == 8 ? 0x7FB5FFA3u : bits;
+}
+
+peersum_u32 root_of_call(int call) { return static_cast<peersum_u32>(call) % WORLD_SIZE; }
+// Whether a root sends another buffer than it writes.
+bool copies(peersum_u32 rank, int call) { return rank == root_of_call(call) && call % 2 == 1; }
+int chunk_of_call(int call) { return CHUNK[call / 2 % 2]; }
+bool has_chunks(const Kind& kind) { return kind.operation == SCATTER || kind.operation == GATHER; }
+bool moves(const Kind& kind) { return kind.operation == GATHER || kind.operation == BROADCAST; }
+
+// Of the result.
 int elements_of(const Kind& kind, int call) {
+    if (kind.operation == SCATTER) return chunk_of_call(call);
+    if (kind.operation == GATHER) return chunk_of_call(call) * static_cast<int>(WORLD_SIZE);
     return kind.rows == Rows::NONE ? ELEMENTS : HIDDEN[call % 3] * ROWS[call % 3];
 }
 
-// What a call must give: the sums, and with RMSNorm the normalised rows of sums and residual.
+// Of what a rank passes in.
+int inputs_of(const Kind& kind, int call) {
+    if (kind.operation == SCATTER) return chunk_of_call(call) * static_cast<int>(WORLD_SIZE);
+    return kind.operation == GATHER ? chunk_of_call(call) : elements_of(kind, call);
+}
+
+void write_input(peersum_u32 rank, int call, const Kind& kind, float* to) {
+    for (int index = 0; index < inputs_of(kind, call); ++index) {
+        const float number = value(rank, call, index);
+        const peersum_u32 bits = moved_bits(rank, call, index);
+        memcpy(to + index, moves(kind) ? static_cast<const void*>(&bits) : &number, sizeof bits);
+    }
+}
+
+// What an all-gather or a broadcast must give.
+void expected_move(int call, const Kind& kind, float* result) {
+    for (int index = 0; index < elements_of(kind, call); ++index) {
+        const int chunk = chunk_of_call(call);
+        const peersum_u32 bits =
+            kind.operation == BROADCAST
+                ? moved_bits(root_of_call(call), call, index)
+                : moved_bits(static_cast<peersum_u32>(index / chunk), call, index % chunk);
+        memcpy(result + index, &bits, sizeof bits);
+    }
+}
+
+// What a call must give: the sums, with RMSNorm the normalised rows of sums and residual, or what
+// was moved.
 void expected_of(peersum_u32 rank, int call, const Kind& kind, float* result) {
+    if (moves(kind)) return expected_move(call, kind, result);
     const int elements = elements_of(kind, call), hidden = HIDDEN[call % 3];
+    const int first_index = kind.operation == SCATTER ? static_cast<int>(rank) * elements : 0;
     for (int index = 0; index < elements; ++index) {
         result[index] = 0;
         for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer)
-            result[index] += value(peer, call, index);
+            result[index] += value(peer, call, first_index + index);
     }
     for (int first = 0; kind.rows != Rows::NONE && first < elements; first += hidden) {
         float squares = 0;
@@ -178,11 +240,13 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
         residual[ELEMENT_CAPACITY], weight[ELEMENT_CAPACITY];
     // Every second buffer is misaligned, on other calls on each rank, unless it holds rows.
     const int offset = kind.rows == Rows::NONE ? (call + static_cast<int>(rank)) % 2 : 0;
-    const int elements = elements_of(kind, call);
+    const int elements = has_chunks(kind) ? chunk_of_call(call) : elements_of(kind, call);
+    const peersum_u64 bytes = elements * sizeof(float);
     float* source = kind.is_symmetric ? reinterpret_cast<float*>(symmetric[rank]) : input + offset;
-    const bool is_in_place = kind.algorithm == TWO_SHOT && kind.is_symmetric;
+    const bool is_in_place = (kind.algorithm == TWO_SHOT && kind.is_symmetric) ||
+                             (kind.operation == BROADCAST && !copies(rank, call));
     float* target = is_in_place ? source : output + offset;
-    for (int index = 0; index < elements; ++index) source[index] = value(rank, call, index);
+    write_input(rank, call, kind, source);
 
     PeersumParams params = {};
     for (peersum_u32 peer = 0; peer < WORLD_SIZE; ++peer) {
@@ -192,7 +256,8 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
     params.flags = PEERSUM_FLAG_SOURCE_ALIGNED;
     params.input = reinterpret_cast<peersum_u64>(input + offset);
     params.output = reinterpret_cast<peersum_u64>(target);
-    params.elements = elements;
+    params.elements = moves(kind) ? bytes : elements;
+    params.chunk_stride = bytes;
     params.push_offset = PUSH_OFFSET;
     params.push_half_bytes = HALF;
     params.staging_offset = STAGING_OFFSET;
@@ -205,7 +270,9 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
                     kind.family << PEERSUM_HEADER_FAMILY_SHIFT |
                     kind.algorithm << PEERSUM_HEADER_ALGORITHM_SHIFT |
                     static_cast<peersum_u64>(PEERSUM_DTYPE_F32) << PEERSUM_HEADER_DTYPE_SHIFT |
-                    elements * sizeof(float);
+                    kind.operation << PEERSUM_HEADER_OPERATION_SHIFT | bytes;
+    if (kind.operation == BROADCAST)
+        params.header |= static_cast<peersum_u64>(root_of_call(call)) << PEERSUM_HEADER_ROOT_SHIFT;
     if (kind.rows != Rows::NONE) add_rows(params, call, residual, weight);
     const peersum_u32 blocks = 1 + static_cast<peersum_u32>(call) % 2;
     const peersum_u32 seed = rank * CALLS + call;
@@ -235,12 +302,22 @@ void* run_all_calls(void* argument) {
         float expected[ELEMENT_CAPACITY];
         expected_of(rank, call, kind, expected);
         for (int index = 0; index < elements_of(kind, call); ++index)
-            expect(rank, call, result[index] == expected[index], "a wrong result");
+            expect(rank, call, memcmp(result + index, expected + index, sizeof(float)) == 0,
+                   "a wrong result");
     }
     return nullptr;
 }
 
 Kind lost_kind;
+
+// Whether an element of a lost call is what it must be: NaN, but a root keeps what it has, and what
+// it has sent may have arrived.
+bool is_lost(peersum_u32 rank, int call, float element, float expected) {
+    const bool is_broadcast = lost_kind.operation == BROADCAST;
+    const bool has_arrived = memcmp(&element, &expected, sizeof element) == 0;
+    const bool keeps = is_broadcast && rank == root_of_call(call) && !copies(rank, call);
+    return (is_broadcast && has_arrived) || (!keeps && element != element);
+}
 
 void* run_until_last_rank_stops(void* argument) {
     const peersum_u32 rank = static_cast<peersum_u32>(reinterpret_cast<peersum_u64>(argument));
@@ -250,8 +327,11 @@ void* run_until_last_rank_stops(void* argument) {
     // The first is lost for want of a peer, the second because the rank is poisoned.
     for (int call = CALLS_BEFORE; call < CALLS_BEFORE + 2; ++call) {
         const float* result = run_call(rank, call, lost_kind, PATIENCE_WITH_STOPPED_NS);
+        float expected[ELEMENT_CAPACITY];
+        expected_of(rank, call, lost_kind, expected);
         for (int index = 0; index < elements_of(lost_kind, call); ++index)
-            expect(rank, call, result[index] != result[index], "an output that is not NaN");
+            expect(rank, call, is_lost(rank, call, result[index], expected[index]),
+                   "an output that is not NaN");
         const bool has_status = __atomic_load_n(&statuses[rank].valid, __ATOMIC_ACQUIRE) == 1;
         expect(rank, call, has_status, "no status");
         const peersum_u32 cause = statuses[rank].cause;

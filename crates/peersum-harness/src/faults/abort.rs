@@ -7,35 +7,29 @@ use anyhow::{Context, Result, bail, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Error, Failure};
 
-use super::calls::Calls;
 use super::stage::{ELEMENTS, HIDDEN, SEED, Stage};
-use crate::norm_output::NormOutput;
+use crate::calls::{Calls, What};
 use crate::ranks::{Member, run_threads};
-
-/// Communicators that are aborted.
-const ABORTS: usize = 8;
 
 /// Time for the calls to be launched and to start waiting.
 const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     let mut longest = [Duration::ZERO; 2];
-    for round in 0..ABORTS {
+    for what in What::ALL {
         let aborted = Mutex::new(None);
-        // Without RMSNorm and with each output of it, by turns.
-        let outputs = [None].into_iter().chain(NormOutput::ALL.map(Some));
-        let output = outputs.cycle().nth(round).flatten();
-        let norm = output.map(|output| (HIDDEN, output));
-        let waits = run_threads(3, 1, |member| abort(member, stage, norm, &aborted))?;
+        let waits = run_threads(3, 1, |member| abort(member, stage, what, &aborted))?;
         for (longest, wait) in longest.iter_mut().zip(waits) {
             *longest = wait.max(*longest);
         }
     }
     let milliseconds = longest.map(|wait| wait.as_secs_f64() * 1e3);
     println!(
-        "  of {ABORTS} aborts: synchronize returned after at most {:.2} ms on the aborted rank, \
+        "  of {} aborts: synchronize returned after at most {:.2} ms on the aborted rank, \
          {:.2} ms on a rank that waited with it",
-        milliseconds[0], milliseconds[1]
+        What::ALL.len(),
+        milliseconds[0],
+        milliseconds[1]
     );
     let limit = Duration::from_millis(stage.args.abort_ms);
     ensure!(
@@ -49,15 +43,14 @@ pub(super) fn aborts<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
 fn abort<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
-    norm: Option<(usize, NormOutput)>,
+    what: What,
     aborted: &Mutex<Option<Instant>>,
 ) -> Result<Duration> {
     let mut communicator = stage.build(member.next_group()?, |builder| {
         builder.timeout(Duration::from_secs(60))
     })?;
     let (rank, peers) = (communicator.rank(), member.peers);
-    let arrays = stage.arrays(&communicator, SEED, ELEMENTS)?;
-    let calls = Calls::new(&communicator, arrays, norm)?;
+    let calls = Calls::new(&communicator, what, SEED, ELEMENTS, HIDDEN)?;
     calls.call(&mut communicator)?;
     communicator.synchronize()?;
     calls.prepare()?;
@@ -94,7 +87,7 @@ fn abort<S: DeviceStream>(
         (1 | 2, Err(Error::Failed(Failure::PeerFailed { origin: 0, .. }))) => {}
         other => bail!("{other:?}"),
     }
-    calls.ensure_nan()?;
+    calls.ensure_lost()?;
     if rank != 2 {
         peers.meet()?;
     }

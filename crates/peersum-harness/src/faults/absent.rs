@@ -6,9 +6,8 @@ use anyhow::{Context, Result, ensure};
 use peersum::device::DeviceStream;
 use peersum::{Communicator, Error, Failure};
 
-use super::calls::Calls;
 use super::stage::{ELEMENTS, HIDDEN, SEED, Stage, TIMEOUT};
-use crate::norm_output::NormOutput;
+use crate::calls::{Calls, What};
 use crate::ranks::Member;
 
 /// The rank that never calls.
@@ -31,18 +30,13 @@ fn names_absent(rank: u32, failure: &Result<(), Error>) -> bool {
 pub(super) fn absent_rank<S: DeviceStream>(
     mut member: Member<'_>,
     stage: &Stage<'_, S>,
-    normalised: Option<NormOutput>,
+    what: What,
 ) -> Result<()> {
     let mut communicator = stage.build(member.next_group()?, |builder| builder)?;
     let rank = communicator.rank();
     let peers = member.peers;
     let calls_of = |communicator: &Communicator<S::Device>| {
-        let arrays = stage.arrays(communicator, SEED, ELEMENTS)?;
-        Calls::new(
-            communicator,
-            arrays,
-            normalised.map(|output| (HIDDEN, output)),
-        )
+        Calls::new(communicator, what, SEED, ELEMENTS, HIDDEN)
     };
     let calls = calls_of(&communicator)?;
     calls.call(&mut communicator)?;
@@ -74,7 +68,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
     if rank != ABSENT {
         peers.meet()?;
     }
-    calls.ensure_nan()?;
+    calls.ensure_lost()?;
     let reason = failure.err().context("checked above")?.to_string();
     println!("  rank {rank} after {took:?}: {reason}");
 

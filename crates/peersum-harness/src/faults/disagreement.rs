@@ -15,13 +15,18 @@ use crate::memory::TestBuffer;
 use crate::norm_output::{Fp8Buffers, NormOutput};
 use crate::ranks::{Member, run_threads};
 
+const RANKS: u32 = 3;
+
 /// The rank whose calls differ from those of the others.
 const ODD: u32 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Called {
     dtype: Dtype,
+    /// Of the message, or of a rank's chunk.
     elements: usize,
+    operation: Operation,
+    /// Of a call that reduces.
     route: Route,
     norm: Option<Norm>,
 }
@@ -39,6 +44,7 @@ struct Norm {
 const A: Called = Called {
     dtype: Dtype::Bf16,
     elements: 3000,
+    operation: Operation::AllReduce,
     route: Route::PushOneShot,
     norm: None,
 };
@@ -96,12 +102,25 @@ const FP8_PER_TOKEN: Norm = Norm {
 };
 
 const fn with_norm(route: Route, norm: Norm) -> Called {
-    let norm = Some(norm);
-    Called { route, norm, ..A }
+    Called {
+        operation: Operation::RmsNorm,
+        route,
+        norm: Some(norm),
+        ..A
+    }
+}
+
+const G: Called = of_operation(Operation::AllGather);
+const S: Called = of_operation(Operation::ReduceScatter);
+const ROOT_0: Called = of_operation(Operation::Broadcast { root: 0 });
+const ROOT_2: Called = of_operation(Operation::Broadcast { root: 2 });
+
+const fn of_operation(operation: Operation) -> Called {
+    Called { operation, ..A }
 }
 
 /// What differs, the calls of most ranks, and those of the odd one.
-const PROGRAMS: [(&str, &[Called], &[Called]); 16] = [
+const PROGRAMS: [(&str, &[Called], &[Called]); 23] = [
     ("size", &[A], &[B]),
     ("type, with calls behind", &[A, A, A], &[TYPE, A, A]),
     ("algorithm", &[A, A], &[ALGORITHM, A]),
@@ -134,7 +153,30 @@ const PROGRAMS: [(&str, &[Called], &[Called]); 16] = [
         &[BEHIND],
         &[Called {
             norm: None,
+            operation: Operation::AllReduce,
             ..BEHIND
+        }],
+    ),
+    ("all-reduce or all-gather", &[A], &[G]),
+    ("all-reduce or broadcast", &[FAMILY, A], &[ROOT_2, A]),
+    ("all-gather or reduce-scatter", &[G, A], &[S, A]),
+    ("the root", &[ROOT_0], &[ROOT_2]),
+    (
+        "the root, with calls behind",
+        &[A, ROOT_2, G],
+        &[A, ROOT_0, G],
+    ),
+    (
+        "the chunk of an all-gather",
+        &[G, S],
+        &[Called { elements: 128, ..G }, S],
+    ),
+    (
+        "the type of a broadcast",
+        &[ROOT_0],
+        &[Called {
+            operation: ROOT_0.operation,
+            ..TYPE
         }],
     ),
 ];
@@ -142,7 +184,7 @@ const PROGRAMS: [(&str, &[Called], &[Called]); 16] = [
 pub(super) fn disagreements<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()> {
     for (what, rest, odd) in PROGRAMS {
         for in_graph in [false, true] {
-            run_threads(3, 1, |member| {
+            run_threads(RANKS, 1, |member| {
                 disagree(member, stage, [rest, odd], in_graph)
                     .with_context(|| format!("{what}, in a graph: {in_graph}"))
             })?;
@@ -153,12 +195,25 @@ pub(super) fn disagreements<S: DeviceStream>(stage: &Stage<'_, S>) -> Result<()>
 }
 
 impl Called {
+    fn has_route(&self) -> bool {
+        matches!(self.operation, Operation::AllReduce | Operation::RmsNorm)
+    }
+
+    /// The elements of its array.
+    fn array(&self) -> usize {
+        match self.operation {
+            Operation::AllGather | Operation::ReduceScatter => RANKS as usize * self.elements,
+            _ => self.elements,
+        }
+    }
+
     fn is(&self, signature: &CallSignature) -> bool {
         signature.dtype == Some(self.dtype)
             && signature.bytes == (self.elements * self.dtype.size_bytes()) as u64
-            && signature.kind.family == self.route.family()
-            && signature.kind.algorithm == self.route.algorithm()
-            && (signature.operation == Operation::RmsNorm) == self.norm.is_some()
+            && signature.operation == self.operation
+            && (!self.has_route()
+                || signature.kind.family == self.route.family()
+                    && signature.kind.algorithm == self.route.algorithm())
             && match (self.norm, &signature.norm) {
                 (Some(norm), Some(told)) => norm.is(told),
                 (None, Some(_)) => false,
@@ -199,7 +254,7 @@ impl<D: Device> Buffers<D> {
             .norm
             .map_or(0, |norm| norm.output.scales(called.elements / norm.hidden));
         Ok(Buffers {
-            array: TestBuffer::new::<T>(device, called.elements)?,
+            array: TestBuffer::new::<T>(device, called.array())?,
             residual: TestBuffer::new::<T>(device, called.elements)?,
             weight: TestBuffer::new::<T>(device, hidden)?,
             fp8_values: TestBuffer::new::<u8>(device, called.elements)?,
@@ -215,7 +270,12 @@ impl<D: Device> Buffers<D> {
     ) -> Result<(), Error> {
         self.array.with::<T, _>(device, |array| {
             let Some(norm) = called.norm else {
-                return communicator.all_reduce_in_place(array);
+                return match called.operation {
+                    Operation::AllGather => communicator.all_gather_in_place(array),
+                    Operation::ReduceScatter => communicator.reduce_scatter_in_place(array),
+                    Operation::Broadcast { root } => communicator.broadcast(array, root),
+                    _ => communicator.all_reduce_in_place(array),
+                };
             };
             self.weight.with::<T, _>(device, |weight| {
                 let numbers = RmsNorm {

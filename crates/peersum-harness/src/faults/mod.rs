@@ -5,7 +5,6 @@
 
 mod abort;
 mod absent;
-mod calls;
 mod captures;
 mod disagreement;
 mod replays;
@@ -18,9 +17,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use peersum::device::DeviceStream;
 
+use crate::calls::What;
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue};
 use crate::names::name_of;
-use crate::norm_output::NormOutput;
 use crate::ranks::{ChildProcess, run_threads, this_program};
 use stage::{Case, Stage};
 
@@ -66,10 +65,9 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
         Case::TwoCommunicators => two_communicators(stage),
         Case::GraphReplays => graph_replays(stage),
         Case::AbsentRank => {
-            for normalised in [None].into_iter().chain(NormOutput::ALL.map(Some)) {
-                run_threads(3, 2, |member| {
-                    absent::absent_rank(member, stage, normalised)
-                })?;
+            for what in What::ALL {
+                println!("  {what}");
+                run_threads(3, 2, |member| absent::absent_rank(member, stage, what))?;
             }
             Ok(())
         }

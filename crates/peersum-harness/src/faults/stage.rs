@@ -12,7 +12,6 @@ use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
 use crate::arrays::Arrays;
 use crate::data::Content;
 use crate::machine::{DeviceChoice, DeviceKind};
-use crate::memory::POISON;
 
 /// How long a call waits for a peer in these cases.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -24,11 +23,6 @@ pub(super) const ELEMENTS: usize = 3000;
 /// The length of their rows with RMSNorm.
 pub(super) const HIDDEN: usize = 600;
 
-/// An element of an output that was not reduced.
-pub(super) const NAN: bf16 = bf16::from_bits(0x7FFF);
-/// An element of memory that was poisoned and not written since.
-pub(super) const POISONED: bf16 = bf16::from_bits(u16::from_ne_bytes([POISON; 2]));
-
 /// One case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
@@ -38,13 +32,13 @@ pub(crate) enum Case {
     /// Four and eight ranks share a GPU and replay a graph without waiting, with and without
     /// programmatic dependent launch, between eager calls.
     GraphReplays,
-    /// A rank never calls, without RMSNorm and with each output of it. The others name it, outputs
-    /// are NaN, an earlier graph is refused and moves no data, and a new communicator works.
+    /// A rank never calls, in each operation. The others name it, outputs are NaN or ones, an
+    /// earlier graph is refused and moves no data, and a new communicator works.
     AbsentRank,
     /// Another thread aborts a rank that waits.
     Abort,
-    /// Ranks call with different sizes, types, algorithms, norms or FP8, in a different order, or
-    /// skip a call; eager and in graphs.
+    /// Ranks call with different operations, roots, sizes, types, algorithms, norms or FP8, in a
+    /// different order, or skip a call; eager and in graphs.
     Disagreement,
     /// The program captures a rank's stream itself; cudarc's event tracking; slices of another GPU.
     /// Uses two GPUs if there are two.

@@ -5,8 +5,9 @@ use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::Placement;
 use peersum::{Communicator, Error, Graph, Rendezvous};
 
-use super::calls::Calls;
 use super::stage::Stage;
+use crate::calls::{Calls, What};
+use crate::collective::Collective;
 use crate::machine::DeviceKind;
 use crate::norm_output::NormOutput;
 use crate::ranks::Member;
@@ -21,10 +22,11 @@ const LOOK_EVERY: usize = 8;
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
 /// One of the two communicators. Of its all-reduces one fills the grid and one is small; of its
-/// calls with RMSNorm one has as many clusters as there may be, and one has large ones.
+/// calls with RMSNorm one has as many clusters as there may be, and one has large ones. The others
+/// are small.
 struct Lane<D: Device> {
     communicator: Communicator<D>,
-    calls: [Calls<D>; 4],
+    calls: [Calls<D>; 7],
 }
 
 /// What the calls of a lane have.
@@ -61,18 +63,19 @@ impl<D: Device> Lane<D> {
         let communicator = stage.build(rendezvous, |builder| {
             builder.max_bytes(4 << 20).pdl(pdl).timeout(PATIENCE)
         })?;
-        let call = |elements: usize, normalised: bool| {
-            let arrays = stage.arrays(&communicator, seed, elements)?;
-            // Calls with FP8 work in place, and would sum their own results.
-            let norm = normalised.then_some((sizes.hidden, NormOutput::Same));
-            Calls::new(&communicator, arrays, norm)
-        };
+        let call = |what, elements| Calls::new(&communicator, what, seed, elements, sizes.hidden);
+        // Calls with FP8 work in place, and would sum their own results.
+        let norm = What::Norm(NormOutput::Same);
+        let [large, small] = sizes.elements;
         let rows = sizes.rows.map(|rows| rows * sizes.hidden);
         let calls = [
-            call(sizes.elements[0], false)?,
-            call(rows[0], true)?,
-            call(sizes.elements[1], false)?,
-            call(rows[1], true)?,
+            call(What::AllReduce, large)?,
+            call(norm, rows[0])?,
+            call(What::AllReduce, small)?,
+            call(norm, rows[1])?,
+            call(What::Other(Collective::AllGather), small)?,
+            call(What::Other(Collective::ReduceScatter), small)?,
+            call(What::Other(Collective::Broadcast { root: 1 }), small)?,
         ];
         Ok(Lane {
             communicator,
@@ -94,8 +97,7 @@ impl<D: Device> Lane<D> {
     }
 
     fn poison(&self) -> Result<()> {
-        let mut arrays = self.calls.iter().map(|call| &call.arrays);
-        arrays.try_for_each(|arrays| arrays.output.poison(&arrays.device))
+        self.calls.iter().try_for_each(Calls::prepare)
     }
 
     fn ensure_results(&self) -> Result<()> {
@@ -153,7 +155,7 @@ pub(super) fn two_communicators<S: DeviceStream>(
                 graphs[index].launch(&mut lane.communicator)?;
             } else {
                 // At least one call of each kind.
-                (0..4 + round % (MOST_CALLS - 3)).try_for_each(|call| lane.call(call))?;
+                (0..7 + round % (MOST_CALLS - 6)).try_for_each(|call| lane.call(call))?;
             }
         }
         if looks {

@@ -126,7 +126,9 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
         }
     };
     let mut work = Work::new(&communicator, scenario, symmetric)?;
-    work.corrupts = has(Plant::Corrupt);
+    if has(Plant::Corrupt) {
+        work.corrupt();
+    }
     arrive(role, Place::Built);
     let failure = match scenario.phase {
         Phase::Teardown => work.calls(&mut communicator, Some(3))?,

@@ -10,6 +10,7 @@ use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
+use crate::collective::Collective;
 use crate::names::{by_name, name_of};
 use crate::norm_output::NormOutput;
 
@@ -62,6 +63,8 @@ pub(crate) struct Scenario {
     pub(crate) victim_first: bool,
     /// What the calls write, if they have RMSNorm.
     pub(crate) normalised: Option<NormOutput>,
+    /// What the calls do, if they are no all-reduces. They have no route.
+    pub(crate) collective: Option<Collective>,
 }
 
 impl fmt::Display for Scenario {
@@ -79,7 +82,10 @@ impl fmt::Display for Scenario {
             Phase::SetUp => write!(f, " (behind {:?})", self.step)?,
             Phase::Rendezvous | Phase::Teardown => {}
             _ => {
-                write!(f, " ({}", self.route.name())?;
+                match self.collective {
+                    Some(collective) => write!(f, " ({collective}")?,
+                    None => write!(f, " ({}", self.route.name())?,
+                }
                 match self.normalised {
                     None => write!(f, ")")?,
                     Some(NormOutput::Same) => write!(f, " with RMSNorm)")?,
@@ -158,11 +164,16 @@ impl Choices {
             delay: LONGEST_DELAY.mul_f64(rng.f64()),
             victim_first: rng.bool(),
             normalised: rng.bool().then_some(NormOutput::Same),
+            collective: None,
         };
         // Calls with FP8 work in place, a symmetric one-shot does not.
         if scenario.route != Route::SymmetricOneShot {
             let output = NormOutput::ALL[rng.usize(..NormOutput::ALL.len())];
             scenario.normalised = scenario.normalised.map(|_| output);
+        }
+        if rng.u8(..5) < 2 {
+            scenario.collective = Some(Collective::any(&mut rng, world_size));
+            (scenario.normalised, scenario.route) = (None, Route::PushOneShot);
         }
         scenario
     }
@@ -200,12 +211,30 @@ mod tests {
 
     #[test]
     fn runs_have_calls_with_every_output_by_every_route_that_has_it() {
-        let seen: std::collections::HashSet<_> = (0..400)
+        let seen: std::collections::HashSet<_> = (0..800)
             .map(|run| choices().scenario(7, run))
+            .filter(|scenario| scenario.collective.is_none())
             .map(|scenario| (scenario.route, scenario.normalised))
             .collect();
         // Without RMSNorm and with each output; a symmetric one-shot has no FP8.
         assert_eq!(seen.len(), Route::ALL.len() * 4 - 2);
+    }
+
+    #[test]
+    fn every_other_operation_is_hit_in_each_phase_with_calls_and_each_root_too() {
+        let seen: std::collections::HashSet<_> = (0..2000)
+            .map(|run| choices().scenario(7, run))
+            .filter_map(|scenario| {
+                let is_root = scenario.collective?
+                    == Collective::Broadcast {
+                        root: scenario.victim,
+                    };
+                let operation = std::mem::discriminant(&scenario.collective?);
+                Some((operation, is_root, name_of(&scenario.phase)))
+            })
+            .collect();
+        // A broadcast comes from the victim and from others.
+        assert_eq!(seen.len(), (2 + 2) * 6);
     }
 
     #[test]

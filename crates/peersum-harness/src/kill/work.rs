@@ -11,6 +11,7 @@ use peersum::{Communicator, Error, Graph, Output, SymmetricBuffer};
 use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
 use crate::arrays::Arrays;
+use crate::collective::CollectiveCall;
 use crate::data::{Content, bytes_of};
 use crate::memory::{POISON, elements_of, lend};
 use crate::norm_sides::{NAN, NormKind, Outcome, Sides};
@@ -42,10 +43,12 @@ pub(super) struct Work<D: Device> {
     symmetric: Option<SymmetricBuffer<bf16, D>>,
     /// Of calls with RMSNorm.
     sides: Option<Sides<D>>,
+    /// Of calls that are no all-reduces.
+    collective: Option<CollectiveCall<D>>,
     /// What the output must hold after a call.
     expected: Vec<bf16>,
     /// Whether a test asked for a wrong result.
-    pub(super) corrupts: bool,
+    corrupts: bool,
 }
 
 impl<D: Device> Work<D> {
@@ -65,6 +68,10 @@ impl<D: Device> Work<D> {
             route: scenario.route,
             symmetric,
             sides: None,
+            collective: match scenario.collective {
+                Some(kind) => Some(CollectiveCall::new(communicator, kind, 5, ELEMENTS)?),
+                None => None,
+            },
             corrupts: false,
         };
         if let Some(output) = scenario.normalised {
@@ -81,6 +88,14 @@ impl<D: Device> Work<D> {
         Ok(work)
     }
 
+    /// Makes results wrong before they are checked, for a test.
+    pub(super) fn corrupt(&mut self) {
+        self.corrupts = true;
+        if let Some(collective) = &mut self.collective {
+            collective.corrupts = true;
+        }
+    }
+
     /// Whether the result of a call replaces its input.
     fn is_in_place(&self) -> bool {
         let has_fp8 = self.sides.as_ref().is_some_and(Sides::is_in_place);
@@ -95,6 +110,9 @@ impl<D: Device> Work<D> {
 
     /// Writes the input again if a call has replaced it, and poisons the output.
     fn prepare(&mut self) -> Result<()> {
+        if let Some(collective) = &self.collective {
+            return collective.prepare();
+        }
         self.arrays.output.poison(&self.arrays.device)?;
         if let Some(address) = self.symmetric_address() {
             let own = bytes_of(&self.arrays.own);
@@ -112,6 +130,9 @@ impl<D: Device> Work<D> {
     }
 
     fn call(&mut self, communicator: &mut Communicator<D>) -> Result<(), Error> {
+        if let Some(collective) = &self.collective {
+            return collective.call(communicator);
+        }
         if self.sides.is_some() {
             return self.call_with_norm(communicator);
         }
@@ -195,9 +216,12 @@ impl<D: Device> Work<D> {
         }
     }
 
-    /// Checks the result: right if the calls succeeded, right or NaN if they failed, the old
+    /// Checks the result: right if the calls succeeded, right, NaN or ones if they failed, the old
     /// contents if nothing was launched.
     fn check(&mut self, outcome: Outcome) -> Result<()> {
+        if let Some(collective) = &self.collective {
+            return collective.check(outcome);
+        }
         for (index, bits) in self.result()?.into_iter().enumerate() {
             let expected = self.expected[index].to_bits();
             let is_right = match outcome {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use peersum::dispatch::{Plan, Route};
 
 use super::group::{Group, GroupArgs};
-use super::rows;
+use super::{moves, rows};
 use crate::grid::calls::Call;
 use crate::grid::case::Variant;
 
@@ -48,6 +48,14 @@ pub(crate) fn run(args: &GroupArgs) -> Result<()> {
                 group
                     .check(plan, &call, order.u64(..))
                     .with_context(|| format!("world size {world_size}, {call:?}"))?;
+                count += 1;
+            }
+            let mut calls = moves::calls(world_size);
+            order.shuffle(&mut calls);
+            for moved in calls {
+                group
+                    .check_move(&moved, order.u64(..))
+                    .with_context(|| format!("world size {world_size}, {moved:?}"))?;
                 count += 1;
             }
             let mut calls = rows::calls(group.clustered.is_some());

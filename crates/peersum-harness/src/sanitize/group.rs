@@ -17,7 +17,7 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing, StatusRecord};
 use peersum::dispatch::{Plan, Route};
 use peersum::{ArenaLayout, Scalar, StartEpochs, control_bytes, initial_control};
-use peersum_artifact::{Algorithm, Family, ModuleKey, WorldSize};
+use peersum_artifact::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
 use crate::data::{self, Key, bytes_of};
@@ -47,6 +47,13 @@ pub(crate) struct GroupArgs {
 /// The type of all calls. 16-bit elements give units with partial words and tails.
 pub(super) type T = bf16;
 
+/// The kernels of all-gather, reduce-scatter and broadcast: family, type of the module, algorithm.
+pub(super) const MOVES: [(Family, Dtype, Algorithm); 3] = [
+    (Family::Move, Dtype::U8, Algorithm::AllGather),
+    (Family::Push, Dtype::Bf16, Algorithm::ReduceScatter),
+    (Family::Move, Dtype::U8, Algorithm::Broadcast),
+];
+
 const MAX_ELEMENTS: usize = 8192;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
 const TIMEOUT_NS: u64 = 20_000_000_000;
@@ -68,6 +75,11 @@ pub(super) struct Rank {
 }
 
 impl Rank {
+    /// Memory that is read, and memory that is written.
+    pub(super) fn arrays(&self) -> (&Guarded<Cuda>, &Guarded<Cuda>) {
+        (&self.input, &self.output)
+    }
+
     fn memory(&self, place: Place) -> &Guarded<Cuda> {
         match place {
             Place::Input => &self.input,
@@ -108,6 +120,8 @@ pub(super) struct Group {
     pub(super) rows: CudaFunction,
     /// The first of these with a cluster for each row, if the device has clusters.
     pub(super) clustered: Option<CudaFunction>,
+    /// Those of [`MOVES`].
+    pub(super) moves: Vec<CudaFunction>,
 }
 
 impl Group {
@@ -121,11 +135,18 @@ impl Group {
         let functions = Route::ALL
             .into_iter()
             .map(|route| {
-                let load = (route.family(), route.algorithm());
+                let load = (route.family(), T::DTYPE, route.algorithm());
                 Ok((route, function(args, stream, world_size, load)?))
             })
             .collect::<Result<HashMap<_, _>>>()?;
-        let norm = |algorithm| function(args, stream, world_size, (Family::Norm, algorithm));
+        let norm = |algorithm| {
+            function(
+                args,
+                stream,
+                world_size,
+                (Family::Norm, T::DTYPE, algorithm),
+            )
+        };
         let has_clusters = stream.context().compute_capability()? >= (9, 0);
         let clustered = has_clusters.then(|| norm(Algorithm::Clustered));
         let array = stride(MAX_ELEMENTS, size_of::<T>());
@@ -153,6 +174,10 @@ impl Group {
             fused: norm(Algorithm::OneShot)?,
             rows: norm(Algorithm::Rows)?,
             clustered: clustered.transpose()?,
+            moves: MOVES
+                .into_iter()
+                .map(|load| function(args, stream, world_size, load))
+                .collect::<Result<_>>()?,
         })
     }
 
@@ -275,13 +300,13 @@ fn function(
     args: &GroupArgs,
     stream: &Arc<CudaStream>,
     world_size: u32,
-    (family, algorithm): (Family, Algorithm),
+    (family, dtype, algorithm): (Family, Dtype, Algorithm),
 ) -> Result<CudaFunction> {
     let context = stream.context();
     let (major, minor) = context.compute_capability()?;
     let key = ModuleKey {
         family,
-        dtype: T::DTYPE,
+        dtype,
         world_size: WorldSize::try_from(world_size)?,
     };
     let path = args

@@ -5,6 +5,7 @@
 mod bounded;
 mod calls;
 mod group;
+mod moves;
 mod planted;
 mod rows;
 mod tool;
@@ -78,20 +79,33 @@ enum Ranks {
 }
 
 /// What a tool runs on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Subject {
     Planted,
-    Grid,
-    /// The grid of calls with RMSNorm, where it is one of its own.
-    Norms,
+    /// The calls of a group that is one grid.
+    Group,
+    /// The test grid of an operation.
+    Grid(Operation),
+}
+
+impl Subject {
+    fn name(self) -> String {
+        match self {
+            Subject::Planted => "planted".to_owned(),
+            Subject::Group => "group".to_owned(),
+            Subject::Grid(operation) => name_of(&operation),
+        }
+    }
 }
 
 impl Ranks {
-    fn subjects(self) -> &'static [Subject] {
-        match self {
-            Ranks::Rows => &[Subject::Planted, Subject::Grid],
-            Ranks::Processes => &[Subject::Planted, Subject::Grid, Subject::Norms],
-        }
+    fn subjects(self) -> Vec<Subject> {
+        let grids = Operation::value_variants().iter().copied();
+        let calls: Vec<Subject> = match self {
+            Ranks::Rows => vec![Subject::Group],
+            Ranks::Processes => grids.map(Subject::Grid).collect(),
+        };
+        [vec![Subject::Planted], calls].concat()
     }
 }
 
@@ -103,14 +117,14 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<bool> {
     let mut failed = 0;
     let subjects = args.ranks.subjects();
     println!(
-        "{:<10} {:<8} {:>7} {:>8}  result",
+        "{:<10} {:<14} {:>7} {:>8}  result",
         "tool", "run", "errors", "seconds"
     );
     for &tool in &args.tool {
-        for subject in subjects {
+        for &subject in &subjects {
             let directory = tempfile::tempdir().context("making a directory for reports")?;
             let report_path = directory.path().join("report");
-            let mut command = command(args, tool, *subject, &report_path)?;
+            let mut command = command(args, tool, subject, &report_path)?;
             let ended = bounded::run(
                 &mut command,
                 directory.path(),
@@ -124,11 +138,11 @@ pub(crate) fn run(args: &SanitizeArgs) -> Result<bool> {
             // Without a report file the report is empty.
             let report = fs::read_to_string(&report_path).unwrap_or_default();
             let errors = tool.errors(&report);
-            let verdict = verdict(tool, *subject, &ended, errors, &report, args.limit);
+            let verdict = verdict(tool, subject, &ended, errors, &report, args.limit);
             println!(
-                "{:<10} {:<8} {:>7} {:>8.1}  {}",
+                "{:<10} {:<14} {:>7} {:>8.1}  {}",
                 name_of(&tool),
-                name_of(subject),
+                subject.name(),
                 errors.map_or("-".to_owned(), |errors| errors.to_string()),
                 ended.took.as_secs_f64(),
                 verdict.as_deref().unwrap_or_else(String::as_str)
@@ -168,11 +182,11 @@ fn verdict(
         ));
     };
     match (subject, errors, status.code()) {
-        (Subject::Grid | Subject::Norms, 0, Some(0)) => Ok("nothing found"),
-        (Subject::Grid | Subject::Norms, 0, _) => {
+        (Subject::Group | Subject::Grid(_), 0, Some(0)) => Ok("nothing found"),
+        (Subject::Group | Subject::Grid(_), 0, _) => {
             Err(format!("nothing found, but the grid ended with {status}"))
         }
-        (Subject::Grid | Subject::Norms, ..) => Err("errors in the kernels".to_owned()),
+        (Subject::Group | Subject::Grid(_), ..) => Err("errors in the kernels".to_owned()),
         (Subject::Planted, 0, _) => Err("the planted error was not found".to_owned()),
         (Subject::Planted, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
             Ok("the planted error was found")
@@ -211,7 +225,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
         Subject::Planted => {
             command.args(["sanitize-planted", "--tool", &name_of(&tool)]);
         }
-        Subject::Grid if args.ranks == Ranks::Rows => {
+        Subject::Group => {
             command
                 .arg("sanitize-group")
                 .arg("--cubins")
@@ -219,11 +233,7 @@ fn command(args: &SanitizeArgs, tool: Tool, subject: Subject, report: &Path) -> 
                 .args(["--world-size", &args.world_size])
                 .args(["--seed", &args.seed.to_string()]);
         }
-        Subject::Grid | Subject::Norms => {
-            let operation = match subject {
-                Subject::Norms => Operation::RmsNorm,
-                _ => Operation::AllReduce,
-            };
+        Subject::Grid(operation) => {
             command
                 .args(["grid", "--device", "cuda", "--grid", "sanitizer"])
                 .args(["--op", &name_of(&operation)])

@@ -1,7 +1,10 @@
 //! A soak: calls of random size, alignment, algorithm, mode and delay for a given time. The bits of
-//! every result are compared. The last quarter of the time is for calls with RMSNorm.
+//! every result are compared. Half of the time is for all-reduces, a quarter for calls with RMSNorm
+//! and the last quarter for calls of all operations behind each other.
 
 mod burst;
+mod found;
+mod mixed;
 mod norms;
 mod turns;
 
@@ -19,6 +22,7 @@ use crate::machine::{
     DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
 };
 use crate::ranks::{Member, run_threads};
+use found::Found;
 use turns::Turns;
 
 /// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
@@ -112,17 +116,18 @@ impl Soak {
         Ok(())
     }
 
-    /// All ranks; then their calls with RMSNorm, in the bursts of `norms`. Returns what is wrong
-    /// with those.
-    fn run_on<M: Machine>(&self, machine: &M, norms: &Turns) -> Result<Vec<String>> {
+    /// All ranks; then their calls with RMSNorm, and those of all operations. Returns what these
+    /// two parts have found.
+    fn run_on<M: Machine>(&self, machine: &M, turns: [&Turns; 2]) -> Result<[Found; 2]> {
         run_threads(self.world_size, 1, |member| self.run(machine, member))?;
-        norms::run(
-            machine,
-            &self.settings,
-            self.world_size,
-            norms,
-            self.corrupt,
-        )
+        let (settings, world_size, [norms, mixed]) = (&self.settings, self.world_size, turns);
+        let wrong = norms::run(machine, settings, world_size, norms, self.corrupt)?;
+        let norms = Found {
+            calls: norms.count() as u64,
+            wrong,
+        };
+        let mixed = mixed::run(machine, settings, world_size, mixed, self.corrupt)?;
+        Ok([norms, mixed])
     }
 }
 
@@ -150,13 +155,15 @@ pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
             },
             world_size,
             corrupt: args.corrupt,
-            turns: Turns::new(Instant::now() + share * 3 / 4),
+            turns: Turns::new(Instant::now() + share / 2),
             progress: Mutex::default(),
         };
-        let norms = Turns::new(Instant::now() + share);
-        let wrong = match device {
-            DeviceKind::Cuda => soak.run_on(&Gpus::open(world_size)?.with_checks()?, &norms),
-            DeviceKind::Emulator => soak.run_on(&Emulators::with_delayed_blocks(), &norms),
+        let norms = Turns::new(Instant::now() + share * 3 / 4);
+        let mixed = Turns::new(Instant::now() + share);
+        let turns = [&norms, &mixed];
+        let found = match device {
+            DeviceKind::Cuda => soak.run_on(&Gpus::open(world_size)?.with_checks()?, turns),
+            DeviceKind::Emulator => soak.run_on(&Emulators::with_delayed_blocks(), turns),
         }
         .with_context(|| format!("ws{world_size}"))?;
         soak.progress(|progress| {
@@ -172,16 +179,18 @@ pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
             calls += progress.calls;
             mismatches += progress.mismatches;
         });
-        println!(
-            "ws{world_size}: {} calls with RMSNorm, {} mismatches",
-            norms.count(),
-            wrong.len()
-        );
-        for mismatch in wrong.iter().take(PRINTED) {
-            println!("  {mismatch}");
+        for (part, what) in found.iter().zip(["with RMSNorm", "of all operations"]) {
+            println!(
+                "ws{world_size}: {} calls {what}, {} mismatches",
+                part.calls,
+                part.wrong.len()
+            );
+            for mismatch in part.wrong.iter().take(PRINTED) {
+                println!("  {mismatch}");
+            }
+            calls += part.calls;
+            mismatches += part.wrong.len() as u64;
         }
-        calls += norms.count() as u64;
-        mismatches += wrong.len() as u64;
     }
     println!("{calls} calls of each rank, {mismatches} mismatches, seed {seed}");
     Ok(mismatches == 0)
