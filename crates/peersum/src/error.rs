@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::call_signature::Operation;
 use crate::device::{BufferError, DeviceError};
 use crate::dispatch::TableError;
 use crate::failure::Failure;
 use crate::norm_error::NormError;
+use crate::operation::Operation;
 use crate::rendezvous::RendezvousError;
 
 /// Any failure of a communicator.

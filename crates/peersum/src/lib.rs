@@ -177,6 +177,7 @@ pub mod nccl_shape;
 #[doc(hidden)]
 pub mod nccl_version;
 mod norm_error;
+mod operation;
 mod privilege;
 mod process_id;
 pub mod reference;
@@ -185,9 +186,7 @@ pub mod rendezvous;
 #[doc(hidden)]
 pub mod shared_library;
 
-pub use call_signature::{
-    CallKind, CallSignature, NormOutput, NormSignature, Operation, SymmetricPart,
-};
+pub use call_signature::{CallKind, CallSignature, NormOutput, NormSignature, SymmetricPart};
 pub use communicator::{
     AbortHandle, CallPath, Capture, Communicator, CommunicatorBuilder, Fp8Output, Fp8PerToken,
     Fp8Static, Graph, Held, HeldFp8Output, RmsNorm, SharedCommunicator, SymmetricBuffer,
@@ -204,4 +203,5 @@ pub use element::{Element, Scalar};
 pub use error::Error;
 pub use failure::{AbsentPeer, Failure, ProcessState};
 pub use norm_error::NormError;
+pub use operation::Operation;
 pub use rendezvous::Rendezvous;

@@ -2,10 +2,10 @@
 
 use super::call::Call;
 use super::state::Communicator;
-use crate::call_signature::Operation;
 use crate::device::Device;
 use crate::element::Element;
 use crate::error::Error;
+use crate::operation::Operation;
 
 impl<D: Device> Communicator<D> {
     /// The bare launch of the kernel of such a call, with parameters that are put together once: a

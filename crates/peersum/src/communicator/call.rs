@@ -5,11 +5,12 @@ use peersum_kernels::abi::{self, PeersumParams};
 
 use super::connected::Connected;
 use super::state::Communicator;
-use crate::call_signature::{CallKind, CallSignature, Operation};
+use crate::call_signature::{CallKind, CallSignature};
 use crate::device::{Device, Input, LaunchShape, Output};
 use crate::dispatch::Plan;
 use crate::element::Element;
 use crate::error::Error;
+use crate::operation::Operation;
 
 /// A call, or one of the pieces that it is launched in.
 #[derive(Clone, Copy)]

@@ -5,8 +5,9 @@ use std::cmp::Reverse;
 use peersum_kernels::abi::{self, PeersumControl};
 
 use super::layout::sequence;
-use crate::call_signature::{CallSignature, Operation, is_detail_of};
+use crate::call_signature::{CallSignature, is_detail_of};
 use crate::failure::Failure;
+use crate::operation::Operation;
 
 /// What a rank told of one of its calls: the header, and the detail and the norm words, or 0 for
 /// those that the call has not or that have not come. A rank that has compared a norm word removes

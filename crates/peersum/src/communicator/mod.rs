@@ -7,6 +7,7 @@ mod bare_launch;
 mod builder;
 mod call;
 mod check;
+mod collective_launch;
 mod collectives;
 mod connected;
 mod fp8;

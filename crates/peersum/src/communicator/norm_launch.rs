@@ -8,12 +8,13 @@ use super::connected::Connected;
 use super::fp8::Fp8Addresses;
 use super::row_shape::{EMULATED_LANES, RowBounds, RowShape};
 use super::state::Communicator;
-use crate::call_signature::{NormOutput, NormSignature, Operation, unit_elements};
+use crate::call_signature::{NormOutput, NormSignature, unit_elements};
 use crate::device::{Device, LaunchShape};
 use crate::dispatch::{FusedShape, LaunchLimits, Placement, Plan, Route, Topology};
 use crate::element::Element;
 use crate::error::Error;
 use crate::norm_error::NormError;
+use crate::operation::Operation;
 
 /// A call with RMSNorm.
 #[derive(Clone, Copy)]

@@ -7,10 +7,10 @@ use peersum_kernels::abi;
 
 use super::call::Call;
 use super::state::Communicator;
-use crate::call_signature::Operation;
 use crate::device::Device;
 use crate::dispatch::{LaunchLimits, Plan, Route};
 use crate::error::Error;
+use crate::operation::Operation;
 
 /// How long the probe's blocks wait for those of the other ranks.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);

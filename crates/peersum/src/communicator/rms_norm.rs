@@ -6,11 +6,12 @@ use super::call::Call;
 use super::fp8::{Fp8Addresses, Fp8Output, NoFp8};
 use super::norm_launch::NormCall;
 use super::state::Communicator;
-use crate::call_signature::{Operation, unit_elements};
+use crate::call_signature::unit_elements;
 use crate::device::{Device, Input, Output};
 use crate::element::Element;
 use crate::error::Error;
 use crate::norm_error::NormError;
+use crate::operation::Operation;
 
 /// An RMSNorm: `n = (r / sqrt(mean(r * r) + epsilon)) * (weight_offset + weight)` for each row `r`,
 /// with the roundings that [`crate::reference::rms_norm`] states.
