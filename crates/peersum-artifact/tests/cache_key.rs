@@ -154,7 +154,7 @@ fn the_key_depends_on_its_inputs_alone() {
     // CACHE_KEY_SCHEMA.
     assert_eq!(
         Inputs::sample().key().to_string(),
-        "16a7ea60cfc0e85c4dcbea37d96ab5d15a6504765c649c91a1a2ef054afada23"
+        "7fb3ee56ded22c9ba997d57b6b2e8e6edb66321a8305c152c83c64adba07d859"
     );
 }
 

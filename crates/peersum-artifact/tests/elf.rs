@@ -345,7 +345,7 @@ fn a_second_kernel_of_a_name_is_refused() {
         .step_by(SYMBOL_BYTES)
         .filter(|symbol| whole[symbol + 4] == 0x12 && whole[symbol + 5] & 0x10 != 0)
         .collect();
-    assert_eq!(kernels.len(), 2);
+    assert_eq!(kernels.len(), 3);
     let mut bytes = whole.clone();
     bytes.copy_within(kernels[0]..kernels[0] + SYMBOL_BYTES, kernels[1]);
     assert!(refusal(&bytes).contains("two kernels peersum_push_"));

@@ -93,6 +93,7 @@ fn names_are_those_of_the_design() {
         key.entry_points(),
         [
             "peersum_push_one_shot_bf16_ws8",
+            "peersum_push_reduce_scatter_bf16_ws8",
             "peersum_push_two_shot_bf16_ws8"
         ]
     );
@@ -138,15 +139,19 @@ fn an_unknown_name_is_refused_with_the_valid_ones() {
     let message = |error: peersum_artifact::ParseNameError| error.to_string();
     assert_eq!(
         "pusj".parse::<Family>().map_err(message),
-        Err("unknown family `pusj`; valid: push, pull, norm".to_owned())
+        Err("unknown family `pusj`; valid: push, pull, norm, move".to_owned())
     );
     assert_eq!(
         "fp16".parse::<Dtype>().map_err(message),
-        Err("unknown dtype `fp16`; valid: f16, bf16, f32".to_owned())
+        Err("unknown dtype `fp16`; valid: f16, bf16, f32, u8, i8, u32, i32, u64, i64".to_owned())
     );
     assert_eq!(
         "3shot".parse::<Algorithm>().map_err(message),
-        Err("unknown algorithm `3shot`; valid: one_shot, two_shot, rows, clustered".to_owned())
+        Err(
+            "unknown algorithm `3shot`; valid: one_shot, two_shot, rows, clustered, \
+             reduce_scatter, all_gather, broadcast"
+                .to_owned()
+        )
     );
     for ranks in [0, 9, 256 + 8, u32::MAX] {
         let error = WorldSize::try_from(ranks).map_err(message).unwrap_err();

@@ -65,12 +65,13 @@ fn a_pull_cubin_under_a_push_name_is_refused_even_with_a_manifest_to_match() {
 
 #[test]
 fn two_files_that_were_swapped_are_both_refused() {
-    let (push, pull) = (data("push.sm_90.cubin"), data("pull.sm_90.cubin"));
+    // Of one length, so that the digest alone tells them apart.
+    let (older, newer) = (data("push.sm_90.cubin"), data("push.sm_90a.cubin"));
     let modules = vec![
-        entry(Family::Push, target("sm_90"), &push),
-        entry(Family::Pull, target("sm_90"), &pull),
+        entry(Family::Push, target("sm_90"), &older),
+        entry(Family::Push, target("sm_90a"), &newer),
     ];
-    let directory = directory(&manifest(modules.clone()), &[&pull, &push]);
+    let directory = directory(&manifest(modules.clone()), &[&newer, &older]);
     for module in &modules {
         assert!(matches!(
             refusal(directory.path(), module),

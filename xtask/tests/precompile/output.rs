@@ -28,6 +28,7 @@ fn the_output_is_the_matrix_and_a_manifest_that_describes_it() {
         entries,
         [
             ("peersum_push_one_shot_bf16_ws3", 512, true),
+            ("peersum_push_reduce_scatter_bf16_ws3", 128, false),
             ("peersum_push_two_shot_bf16_ws3", 256, false)
         ],
         "the second one does not wait for its predecessor"

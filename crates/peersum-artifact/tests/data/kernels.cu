@@ -15,6 +15,12 @@ extern "C" __global__ void JOIN(peersum_, FAMILY, _one_shot_bf16_ws8)(float* out
     FEATURE;
     out[0] = triple(out[1]);
 }
+#if defined(PUSH)
+extern "C" __global__ void JOIN(peersum_, FAMILY, _reduce_scatter_bf16_ws8)(float* out) {
+    FEATURE;
+    out[0] = out[2];
+}
+#endif
 extern "C" __global__ void JOIN(peersum_, FAMILY, _two_shot_bf16_ws8)(float* out) {
     FEATURE;
     out[0] = out[1];

@@ -1,6 +1,6 @@
 //! Putting measured rows over a table.
 
-use peersum::dispatch::Row;
+use peersum::dispatch::{Route, Row};
 
 /// A measurement of at least this size serves every larger message too, and one of at most
 /// [`SMALL_BYTES`] every smaller one.
@@ -75,13 +75,15 @@ pub(super) fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
 }
 
 /// Up to which size the smaller of two measurements serves, and from which size on the larger one.
-/// If both took one route and are close, the larger serves all that is between them: its grid,
+/// If both are pushes of one route and are close, the larger serves all that is between them: its grid,
 /// without the blocks that have no unit, still has a thread for each unit that it had one for. The
 /// smaller one's grid would give its threads a second unit, which takes another round trip.
 /// Otherwise the geometric mean divides them.
 fn dividing_bytes(smaller: &MeasuredRow, larger: &MeasuredRow) -> (u64, u64) {
     let (a, b) = (smaller.bytes, larger.bytes);
-    if smaller.row.route == larger.row.route && b <= a.saturating_mul(4) {
+    let is_one_push = smaller.row.route == larger.row.route
+        && matches!(larger.row.route, Route::PushOneShot | Route::PushTwoShot);
+    if is_one_push && b <= a.saturating_mul(4) {
         return (a, a);
     }
     let mean = (a as f64 * b as f64).sqrt() as u64;
@@ -91,7 +93,7 @@ fn dividing_bytes(smaller: &MeasuredRow, larger: &MeasuredRow) -> (u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use peersum::dispatch::{Origin, Route};
+    use peersum::dispatch::Origin;
 
     fn row(max_bytes: Option<u64>, blocks: u32) -> Row {
         Row {

@@ -82,7 +82,7 @@ impl DispatchTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::{Origin, Placement};
+    use crate::dispatch::{Origin, Placement, Route};
 
     const SM_90: Arch = Arch::plain(9, 0);
 
@@ -96,6 +96,27 @@ mod tests {
                         assert!((2..=8).contains(&on.world_size));
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn larger_groups_take_two_shot_from_where_the_model_says() {
+        // docs/performance.md, "Model": what a small two-shot call takes beyond a one-shot one, in
+        // seconds, and the rate of stores, in bytes a second, both measured of a pair.
+        const MORE: f64 = 1.3e-6;
+        const RATE: f64 = 366e9;
+        let tables = DispatchTables::shipped().unwrap();
+        for world_size in 3..=8 {
+            let table = tables.choose(None, world_size, Topology::Peer).unwrap();
+            let w = f64::from(world_size);
+            let equal = MORE * RATE * w / ((w - 1.0) * (w - 2.0));
+            for placement in Placement::ALL {
+                let route = |bytes: f64| table.plan(placement, bytes as u64).route;
+                assert_eq!(route(equal - 1024.0), Route::PushOneShot, "{world_size}");
+                assert_eq!(route(equal), Route::PushTwoShot, "{world_size}");
+                let rows = table.rows(placement).iter();
+                assert!(rows.clone().all(|row| row.origin == Origin::Modelled));
             }
         }
     }

@@ -10,6 +10,8 @@ pub enum Origin {
     /// It was not measured: a guess from what was measured elsewhere.
     #[default]
     Default,
+    /// It was not measured: the model in docs/performance.md, with what was measured of a pair.
+    Modelled,
     /// It was the fastest of those that were tried.
     Measured(Measurement),
 }

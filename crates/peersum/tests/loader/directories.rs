@@ -68,6 +68,7 @@ fn a_module_of_the_named_directory_is_loaded_with_its_launch_facts() {
         names,
         [
             "peersum_push_one_shot_bf16_ws8",
+            "peersum_push_reduce_scatter_bf16_ws8",
             "peersum_push_two_shot_bf16_ws8"
         ]
     );

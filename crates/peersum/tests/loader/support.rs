@@ -17,7 +17,7 @@ use peersum_artifact::{
 use crate::toolchain;
 
 /// Stand-ins that compile quickly; all else about them is as with the real kernels.
-const SOURCES: [(&str, &str); 4] = [
+const SOURCES: [(&str, &str); 5] = [
     (
         "stand_in.cuh",
         "#define NAME3(family, algorithm, dtype, ws) \\\n\
@@ -31,7 +31,8 @@ const SOURCES: [(&str, &str); 4] = [
     ),
     (
         "push.cu",
-        "#include \"stand_in.cuh\"\nKERNEL(push, one_shot, 1)\nKERNEL(push, two_shot, 2)\n",
+        "#include \"stand_in.cuh\"\nKERNEL(push, one_shot, 1)\nKERNEL(push, two_shot, 2)\n\
+         KERNEL(push, reduce_scatter, 8)\n",
     ),
     (
         "pull.cu",
@@ -42,6 +43,10 @@ const SOURCES: [(&str, &str); 4] = [
         "#include \"stand_in.cuh\"\nKERNEL(norm, rows, 5)\n\
          #if PEERSUM_WORLD_SIZE > 1\nKERNEL(norm, one_shot, 6)\n\
          KERNEL(norm, clustered, 7)\n#endif\n",
+    ),
+    (
+        "move.cu",
+        "#include \"stand_in.cuh\"\nKERNEL(move, all_gather, 9)\nKERNEL(move, broadcast, 10)\n",
     ),
 ];
 
