@@ -75,10 +75,10 @@ pub(super) fn overlay(base: &[Row], measured: &[MeasuredRow]) -> Vec<Row> {
 }
 
 /// Up to which size the smaller of two measurements serves, and from which size on the larger one.
-/// If both are pushes of one route and are close, the larger serves all that is between them: its grid,
-/// without the blocks that have no unit, still has a thread for each unit that it had one for. The
-/// smaller one's grid would give its threads a second unit, which takes another round trip.
-/// Otherwise the geometric mean divides them.
+/// If both are pushes of one route and are close, the larger serves all that is between them: its
+/// grid, without the blocks that have no unit, still has a thread for each unit that it had one
+/// for. The smaller one's grid would give its threads a second unit, which takes another round
+/// trip. Otherwise the geometric mean divides them.
 fn dividing_bytes(smaller: &MeasuredRow, larger: &MeasuredRow) -> (u64, u64) {
     let (a, b) = (smaller.bytes, larger.bytes);
     let is_one_push = smaller.row.route == larger.row.route
