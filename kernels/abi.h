@@ -269,14 +269,10 @@ typedef struct PeersumParams {
     peersum_u32 rank;
     /* PEERSUM_FLAG_... */
     peersum_u32 flags;
-    /* From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input
-     * of a reduce-scatter. A multiple of the size of an element. Unused otherwise. */
-    peersum_u64 chunk_stride;
-    /* The rest is for the entry points of norm.cu alone. It stands last, so that what the other
-     * kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of
-     * `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of
-     * PEERSUM_UNIT_BYTES.
-     * This call's norm words without the sequence. */
+    /* What follows is for the entry points of norm.cu alone. It stands behind, so that what the
+     * other kernels load lies in as few cache lines as possible. It needs `elements` to be a
+     * multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple
+     * of PEERSUM_UNIT_BYTES. This call's norm words without the sequence. */
     peersum_u64 norm_words[PEERSUM_NORM_WORDS];
     /* Read and written in place; 0 if there is none. It overlaps no other buffer. */
     peersum_u64 residual;
@@ -295,6 +291,10 @@ typedef struct PeersumParams {
     peersum_u64 fp8_inverse_scale;
     /* One float32 a row, which the call writes: the scale by which the row was divided. */
     peersum_u64 fp8_row_scales;
+    /* For an all-gather and a reduce-scatter alone. In front of the fields of norm.cu it made calls
+     * with RMSNorm slower. From one rank's chunk to the next, in bytes: in the output of an
+     * all-gather, and in the input of a reduce-scatter. A multiple of the size of an element. */
+    peersum_u64 chunk_stride;
 } PeersumParams;
 
 #endif

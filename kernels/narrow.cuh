@@ -10,33 +10,39 @@ PEERSUM_DEVICE peersum_u32 access_bytes(peersum_u64 address, peersum_u32 bytes) 
     return (bits & 1) != 0 ? 1 : (bits & 2) != 0 ? 2 : 4;
 }
 
-// Loads the first `bytes` bytes of a unit, at most all 16. The rest of it is 0.
+// Loads the first `bytes` bytes of a unit, at most all 16. The rest of it is 0. (The loops are not
+// unrolled: that would be most of what a module takes to compile.)
 extern "C" __device__ __noinline__ Unit peersum_load_narrow(peersum_u64 address,
                                                             peersum_u32 bytes) {
-    peersum_u32 word[4] = {0, 0, 0, 0};
+    peersum_u64 low = 0, high = 0;
     const peersum_u32 apart = access_bytes(address, bytes);
-#pragma unroll
-    for (peersum_u32 at = 0; at < PEERSUM_UNIT_BYTES; ++at) {
-        if (at >= bytes || at % apart != 0) continue;
+#pragma unroll 1
+    for (peersum_u32 at = 0; at < bytes; at += apart) {
         const void* from = reinterpret_cast<const void*>(address + at);
-        const peersum_u32 value = apart == 4   ? ld_global_u32(from)
+        const peersum_u64 value = apart == 4   ? ld_global_u32(from)
                                   : apart == 2 ? ld_global_u16(from)
                                                : ld_global_u8(from);
-        word[at / 4] |= value << at % 4 * 8;
+        const peersum_u64 in_place = value << at % 8 * 8;
+        if (at < 8) {
+            low |= in_place;
+        } else {
+            high |= in_place;
+        }
     }
-    return Unit{word[0], word[1], word[2], word[3]};
+    return Unit{static_cast<peersum_u32>(low), static_cast<peersum_u32>(low >> 32),
+                static_cast<peersum_u32>(high), static_cast<peersum_u32>(high >> 32)};
 }
 
 // Stores the first `bytes` bytes of a unit, at most all 16.
 extern "C" __device__ __noinline__ void peersum_store_narrow(peersum_u64 address, peersum_u32 bytes,
                                                              Unit v) {
-    const peersum_u32 word[4] = {v.x, v.y, v.z, v.w};
+    const peersum_u64 low = static_cast<peersum_u64>(v.y) << 32 | v.x;
+    const peersum_u64 high = static_cast<peersum_u64>(v.w) << 32 | v.z;
     const peersum_u32 apart = access_bytes(address, bytes);
-#pragma unroll
-    for (peersum_u32 at = 0; at < PEERSUM_UNIT_BYTES; ++at) {
-        if (at >= bytes || at % apart != 0) continue;
+#pragma unroll 1
+    for (peersum_u32 at = 0; at < bytes; at += apart) {
         void* to = reinterpret_cast<void*>(address + at);
-        const peersum_u32 value = word[at / 4] >> at % 4 * 8;
+        const peersum_u32 value = static_cast<peersum_u32>((at < 8 ? low : high) >> at % 8 * 8);
         if (apart == 4) {
             st_global_u32(to, value);
         } else if (apart == 2) {

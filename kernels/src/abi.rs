@@ -282,9 +282,7 @@ pub struct PeersumParams {
     pub rank: peersum_u32,
     /// PEERSUM_FLAG_...
     pub flags: peersum_u32,
-    /// From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input of a reduce-scatter. A multiple of the size of an element. Unused otherwise.
-    pub chunk_stride: peersum_u64,
-    /// The rest is for the entry points of norm.cu alone. It stands last, so that what the other kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
+    /// What follows is for the entry points of norm.cu alone. It stands behind, so that what the other kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
     pub norm_words: [peersum_u64; 2usize],
     /// Read and written in place; 0 if there is none. It overlaps no other buffer.
     pub residual: peersum_u64,
@@ -302,6 +300,8 @@ pub struct PeersumParams {
     pub fp8_inverse_scale: peersum_u64,
     /// One float32 a row, which the call writes: the scale by which the row was divided.
     pub fp8_row_scales: peersum_u64,
+    /// For an all-gather and a reduce-scatter alone. In front of the fields of norm.cu it made calls with RMSNorm slower. From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input of a reduce-scatter. A multiple of the size of an element.
+    pub chunk_stride: peersum_u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -353,36 +353,36 @@ const _: () = {
         "Offset of field: PeersumParams::flags",
     ][::core::mem::offset_of!(PeersumParams, flags) - 220usize];
     [
-        "Offset of field: PeersumParams::chunk_stride",
-    ][::core::mem::offset_of!(PeersumParams, chunk_stride) - 224usize];
-    [
         "Offset of field: PeersumParams::norm_words",
-    ][::core::mem::offset_of!(PeersumParams, norm_words) - 232usize];
+    ][::core::mem::offset_of!(PeersumParams, norm_words) - 224usize];
     [
         "Offset of field: PeersumParams::residual",
-    ][::core::mem::offset_of!(PeersumParams, residual) - 248usize];
+    ][::core::mem::offset_of!(PeersumParams, residual) - 240usize];
     [
         "Offset of field: PeersumParams::weight",
-    ][::core::mem::offset_of!(PeersumParams, weight) - 256usize];
+    ][::core::mem::offset_of!(PeersumParams, weight) - 248usize];
     [
         "Offset of field: PeersumParams::hidden",
-    ][::core::mem::offset_of!(PeersumParams, hidden) - 264usize];
+    ][::core::mem::offset_of!(PeersumParams, hidden) - 256usize];
     [
         "Offset of field: PeersumParams::epsilon",
-    ][::core::mem::offset_of!(PeersumParams, epsilon) - 268usize];
+    ][::core::mem::offset_of!(PeersumParams, epsilon) - 260usize];
     [
         "Offset of field: PeersumParams::weight_offset",
-    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 272usize];
+    ][::core::mem::offset_of!(PeersumParams, weight_offset) - 264usize];
     [
         "Offset of field: PeersumParams::rows",
-    ][::core::mem::offset_of!(PeersumParams, rows) - 276usize];
+    ][::core::mem::offset_of!(PeersumParams, rows) - 268usize];
     [
         "Offset of field: PeersumParams::fp8_values",
-    ][::core::mem::offset_of!(PeersumParams, fp8_values) - 280usize];
+    ][::core::mem::offset_of!(PeersumParams, fp8_values) - 272usize];
     [
         "Offset of field: PeersumParams::fp8_inverse_scale",
-    ][::core::mem::offset_of!(PeersumParams, fp8_inverse_scale) - 288usize];
+    ][::core::mem::offset_of!(PeersumParams, fp8_inverse_scale) - 280usize];
     [
         "Offset of field: PeersumParams::fp8_row_scales",
-    ][::core::mem::offset_of!(PeersumParams, fp8_row_scales) - 296usize];
+    ][::core::mem::offset_of!(PeersumParams, fp8_row_scales) - 288usize];
+    [
+        "Offset of field: PeersumParams::chunk_stride",
+    ][::core::mem::offset_of!(PeersumParams, chunk_stride) - 296usize];
 };
