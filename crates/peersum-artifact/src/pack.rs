@@ -192,13 +192,32 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     let (mut index, mut files) = (Vec::new(), Vec::new());
     for module in &manifest.modules {
         let file = verify_file(directory, module)?;
-        let deflated = miniz_oxide::deflate::compress_to_vec(&file, DEFLATE_LEVEL);
+        let deflated = deflate(&file);
         // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block
         // to what it cannot compress.
         index.extend((deflated.len() as u32).to_le_bytes());
         files.extend(deflated);
     }
     Ok(assemble(&manifest.to_json_string(), &index, &files))
+}
+
+#[cfg(feature = "small-pack")]
+fn deflate(file: &[u8]) -> Vec<u8> {
+    let mut compressor = libdeflater::Compressor::new(libdeflater::CompressionLvl::best());
+    let mut deflated = vec![0; compressor.deflate_compress_bound(file.len())];
+    match compressor.deflate_compress(file, &mut deflated) {
+        Ok(bytes) => {
+            deflated.truncate(bytes);
+            deflated
+        }
+        // There is room for whatever it makes.
+        Err(_) => miniz_oxide::deflate::compress_to_vec(file, DEFLATE_LEVEL),
+    }
+}
+
+#[cfg(not(feature = "small-pack"))]
+fn deflate(file: &[u8]) -> Vec<u8> {
+    miniz_oxide::deflate::compress_to_vec(file, DEFLATE_LEVEL)
 }
 
 fn assemble(manifest: &str, index: &[u8], files: &[u8]) -> Vec<u8> {
