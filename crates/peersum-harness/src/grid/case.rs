@@ -7,8 +7,8 @@ use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::op::GridOp;
 use crate::names::name_of;
+use crate::operation::Operation;
 
 /// How the calls of a round are launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
@@ -118,7 +118,7 @@ pub(crate) struct Case {
 #[derive(Debug, Clone)]
 pub(crate) struct Listed {
     pub(crate) name: String,
-    pub(crate) op: GridOp,
+    pub(crate) op: Operation,
     /// The configurations that share a line in the output.
     pub(crate) group: String,
     pub(crate) world_size: u32,
@@ -128,7 +128,7 @@ impl Case {
     pub(crate) fn listed(&self) -> Listed {
         Listed {
             name: self.to_string(),
-            op: GridOp::AllReduce,
+            op: Operation::AllReduce,
             group: self.group(),
             world_size: self.world_size,
         }

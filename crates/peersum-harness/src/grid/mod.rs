@@ -11,7 +11,6 @@ pub(crate) mod moves;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
 pub(crate) mod norm;
-pub(crate) mod op;
 mod plan;
 mod rank;
 mod report;

@@ -11,35 +11,35 @@ use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
 use super::listed::listed;
-use super::op::GridOp;
 use super::report::CaseStatus;
 use super::settings::{GridKind, Settings};
 use super::{runner, workers};
 use crate::machine::{DeviceKind, Emulators};
 use crate::names::name_of;
+use crate::operation::Operation;
 
 /// A race does not show in every run. A sound protocol never fails.
 const ATTEMPTS: u64 = 20;
 
 /// The operations in whose configurations the grid must see a broken protocol.
-fn ops_that_show(broken: Break) -> &'static [GridOp] {
+fn ops_that_show(broken: Break) -> &'static [Operation] {
     match broken {
-        _ if broken.is_of_norm() => &[GridOp::RmsNorm],
+        _ if broken.is_of_norm() => &[Operation::RmsNorm],
         Break::NoRearm | Break::LaneUnchecked | Break::EpochNotAdvanced => &[
-            GridOp::AllReduce,
-            GridOp::AllGather,
-            GridOp::ReduceScatter,
-            GridOp::Broadcast,
+            Operation::AllReduce,
+            Operation::AllGather,
+            Operation::ReduceScatter,
+            Operation::Broadcast,
         ],
-        Break::RankOrderReversed => &[GridOp::AllReduce, GridOp::ReduceScatter],
-        _ => &[GridOp::AllReduce],
+        Break::RankOrderReversed => &[Operation::AllReduce, Operation::ReduceScatter],
+        _ => &[Operation::AllReduce],
     }
 }
 
 /// Runs the smoke grids on every broken protocol, and on the sound one. Returns whether it has seen
 /// each broken one in each operation that it breaks.
 pub(crate) fn run() -> Result<bool> {
-    let sound = fails(GridOp::value_variants(), None, 1)?;
+    let sound = fails(Operation::value_variants(), None, 1)?;
     if let Some(how) = sound {
         bail!("the sound protocols fail: {how}");
     }
@@ -47,7 +47,7 @@ pub(crate) fn run() -> Result<bool> {
     let mut unseen = Vec::new();
     for broken in Break::ALL {
         for op in ops_that_show(broken) {
-            let what = format!("{broken:?} in {}", name_of(op));
+            let what = format!("{broken:?} in {}", op.name());
             let mut attempts = 1..=ATTEMPTS;
             let seen = attempts.find_map(|attempt| {
                 let how = fails(&[*op], Some(broken), attempt).transpose()?;
@@ -70,7 +70,7 @@ pub(crate) fn run() -> Result<bool> {
 }
 
 /// How the grid of these operations fails, if it does: by a wrong result, or by a failed call.
-fn fails(ops: &[GridOp], broken: Option<Break>, seed: u64) -> Result<Option<String>> {
+fn fails(ops: &[Operation], broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     let mut options = EmulatorOptions::default();
     options.broken = broken;
     let defaults = Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed);

@@ -7,9 +7,9 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::case::{Adversarial, Case, Mode, Variant, Work, is_selected};
-use super::op::GridOp;
 use super::settings::{GridKind, Settings};
 use crate::machine::DeviceKind;
+use crate::operation::Operation;
 
 /// What a grid is made of.
 pub(crate) struct Grid {
@@ -129,7 +129,7 @@ pub(crate) fn grid(kind: GridKind) -> Grid {
 /// The configurations that the settings select, in the order in which they run.
 pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     let grid = grid(settings.grid);
-    let dtypes = settings.dtypes_of(GridOp::AllReduce);
+    let dtypes = settings.dtypes_of(Operation::AllReduce);
     let bf16 = dtypes.iter().find(|dtype| **dtype == Dtype::Bf16);
     let preferred = bf16.or(dtypes.first()).copied();
     let mut cases = Vec::new();
@@ -197,12 +197,16 @@ impl Sweep {
 pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
     let mut left_out = Vec::new();
     let has = |op| settings.ops.contains(&op);
-    if has(GridOp::RmsNorm) && settings.grid != GridKind::Full {
+    if has(Operation::RmsNorm) && settings.grid != GridKind::Full {
         left_out.push("more than 3 rows of more than 64 elements: --grid full has them");
     }
-    if [GridOp::AllGather, GridOp::ReduceScatter, GridOp::Broadcast]
-        .map(has)
-        .contains(&true)
+    if [
+        Operation::AllGather,
+        Operation::ReduceScatter,
+        Operation::Broadcast,
+    ]
+    .map(has)
+    .contains(&true)
         && settings.grid != GridKind::Full
     {
         left_out.push(
@@ -210,7 +214,7 @@ pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
              type: --grid full has them",
         );
     }
-    if !has(GridOp::AllReduce) {
+    if !has(Operation::AllReduce) {
         return left_out;
     }
     if settings.device == DeviceKind::Cuda {

@@ -10,11 +10,11 @@ use super::case::{Adversarial, Case, Work};
 use super::event::Event;
 use super::moves::{self, MoveRank};
 use super::norm::{self, NormRank};
-use super::op::GridOp;
 use super::plan;
 use super::session::Session;
 use super::settings::{FaultKind, Settings};
 use crate::machine::{DeviceOf, Machine};
+use crate::operation::Operation;
 
 /// The groups of a world size. Slot 0 is that of most all-reduces; slots 1 and 2 are those of cases
 /// with two communicators.
@@ -50,10 +50,10 @@ pub(crate) fn run<M: Machine>(
         first: 0,
     };
     // In the order of `listed`.
-    if settings.ops.contains(&GridOp::AllReduce) {
+    if settings.ops.contains(&Operation::AllReduce) {
         own.all_reduces()?;
     }
-    if settings.ops.contains(&GridOp::RmsNorm) {
+    if settings.ops.contains(&Operation::RmsNorm) {
         own.norms()?;
     }
     own.moves()

@@ -11,9 +11,9 @@ use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
 use super::case::Listed;
-use super::op::GridOp;
 use crate::machine::{DeviceChoice, DeviceKind};
 use crate::names::{by_name, list_of, name_of};
+use crate::operation::Operation;
 
 /// What a rank is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
@@ -62,7 +62,7 @@ pub(crate) struct Settings {
     /// What the calls do: `all_reduce`, `rms_norm` (all-reduce, residual and RMSNorm in one call),
     /// `all_gather`, `reduce_scatter`, `broadcast`, or `all`.
     #[arg(long = "op", value_name = "LIST", default_value = "all", value_parser = parse_ops)]
-    pub(crate) ops: Box<[GridOp]>,
+    pub(crate) ops: Box<[Operation]>,
     /// World sizes: a number, a range such as 2..8 (inclusive), or a list of these. A group of one
     /// has configurations of `rms_norm` only.
     #[arg(
@@ -172,7 +172,7 @@ impl Settings {
         seed: u64,
     ) -> Settings {
         Settings {
-            ops: GridOp::value_variants().into(),
+            ops: Operation::value_variants().into(),
             world_sizes: world_sizes.into(),
             dtypes: Dtype::ALL.into(),
             routes: Route::ALL.into(),
@@ -190,7 +190,7 @@ impl Settings {
     }
 
     /// The element types of an operation.
-    pub(super) fn dtypes_of(&self, op: GridOp) -> Vec<Dtype> {
+    pub(super) fn dtypes_of(&self, op: Operation) -> Vec<Dtype> {
         let dtypes = self.dtypes.iter().copied();
         dtypes.filter(|&dtype| op.takes(dtype)).collect()
     }
@@ -220,7 +220,7 @@ impl Settings {
             name_of(&self.ranks),
             name_of(&self.grid),
             self.seed,
-            name_of(&case.op)
+            case.op.name()
         );
         match self.sharing {
             MemorySharing::Auto => {}
@@ -286,13 +286,17 @@ fn parse_all_world_sizes(list: &str) -> Result<Box<[u32]>> {
 
 /// Parses a list of operations; `all` is each of them, and dashes may take the place of
 /// underscores.
-fn parse_ops(list: &str) -> Result<Box<[GridOp]>> {
-    let all = GridOp::value_variants();
+fn parse_ops(list: &str) -> Result<Box<[Operation]>> {
+    let all = Operation::value_variants();
     select(all.iter().copied(), list, |name| match name {
         "all" => Ok(all.to_vec()),
         _ => {
-            let op = GridOp::from_str(&name.replace('-', "_"), false);
-            let names = list_of(all);
+            let op = Operation::from_str(&name.replace('_', "-"), false);
+            let names = all
+                .iter()
+                .map(|op| op.name())
+                .collect::<Vec<_>>()
+                .join(", ");
             Ok(vec![op.map_err(|_| anyhow!("there are {names} and all"))?])
         }
     })
@@ -333,9 +337,9 @@ mod tests {
     #[test]
     fn operations_are_a_list_with_underscores_or_dashes() {
         let ops = |list| parse_ops(list).unwrap();
-        assert_eq!(*ops("all"), *GridOp::value_variants());
-        assert_eq!(*ops("rms-norm"), [GridOp::RmsNorm]);
-        let two = [GridOp::AllReduce, GridOp::AllGather];
+        assert_eq!(*ops("all"), *Operation::value_variants());
+        assert_eq!(*ops("rms-norm"), [Operation::RmsNorm]);
+        let two = [Operation::AllReduce, Operation::AllGather];
         assert_eq!(*ops("all_gather,all-reduce,all_gather"), two);
         for bad in ["", "ring", "all_gather,"] {
             let error = parse_ops(bad).unwrap_err().to_string();

@@ -7,18 +7,22 @@ use peersum_kernels::abi::PEERSUM_UNIT_BYTES;
 
 use super::super::calls::LAYERS;
 use super::super::case::{Listed, Mode, Variant, is_selected};
-use super::super::op::GridOp;
 use super::super::settings::{GridKind, Settings};
 use crate::names::name_of;
+use crate::operation::Operation;
 
 /// The operations, in the order in which they run.
-const MOVES: [GridOp; 3] = [GridOp::AllGather, GridOp::ReduceScatter, GridOp::Broadcast];
+const MOVES: [Operation; 3] = [
+    Operation::AllGather,
+    Operation::ReduceScatter,
+    Operation::Broadcast,
+];
 
 /// One configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct MoveCase {
     pub(crate) world_size: u32,
-    pub(crate) op: GridOp,
+    pub(crate) op: Operation,
     pub(crate) dtype: Dtype,
     /// Of a rank's chunk, or of the whole buffer of a broadcast.
     pub(crate) elements: usize,
@@ -45,7 +49,7 @@ impl MoveCase {
 
     /// The group of cases that share a line in the output.
     fn group(&self) -> String {
-        format!("ws{}/{}/{}", self.world_size, self.dtype, name_of(&self.op))
+        format!("ws{}/{}/{}", self.world_size, self.dtype, self.op.name())
     }
 
     pub(super) fn root(&self, layer: usize) -> u32 {
@@ -55,7 +59,7 @@ impl MoveCase {
     /// Whether a rank's call works in place. In the last call of a round every second rank does
     /// not: ranks may differ in it.
     pub(super) fn is_in_place(&self, rank: u32, layer: usize) -> bool {
-        self.op == GridOp::Broadcast
+        self.op == Operation::Broadcast
             || self.variant.is_in_place() && (layer + 1 < LAYERS || rank.is_multiple_of(2))
     }
 
@@ -67,7 +71,7 @@ impl MoveCase {
     /// The bytes of the largest array of a call.
     pub(super) fn most_bytes(&self) -> usize {
         match self.op {
-            GridOp::Broadcast => self.chunk_bytes(),
+            Operation::Broadcast => self.chunk_bytes(),
             _ => self.chunk_bytes() * self.world_size as usize,
         }
     }
@@ -79,7 +83,7 @@ impl fmt::Display for MoveCase {
         let (mode, variant) = (name_of(&self.mode), name_of(&self.variant));
         write!(f, "{}/{}/{mode}/{variant}", self.group(), self.elements)?;
         match self.op {
-            GridOp::Broadcast => write!(f, "/root{}", self.root),
+            Operation::Broadcast => write!(f, "/root{}", self.root),
             _ => Ok(()),
         }
     }
@@ -133,9 +137,9 @@ pub(super) fn grid(kind: GridKind) -> MoveGrid {
     }
 }
 
-fn variants(op: GridOp) -> &'static [Variant] {
+fn variants(op: Operation) -> &'static [Variant] {
     match op {
-        GridOp::Broadcast => &[Variant::Aligned, Variant::Unaligned],
+        Operation::Broadcast => &[Variant::Aligned, Variant::Unaligned],
         _ => &[
             Variant::Aligned,
             Variant::Unaligned,
@@ -167,7 +171,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<MoveCase> {
     cases
 }
 
-fn cases_of(settings: &Settings, world_size: u32, op: GridOp) -> Vec<MoveCase> {
+fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase> {
     let grid = grid(settings.grid);
     let (dtypes, variants) = (settings.dtypes_of(op), variants(op));
     let lengths = || grid.short.iter().chain(grid.long).copied().enumerate();
@@ -193,7 +197,7 @@ fn cases_of(settings: &Settings, world_size: u32, op: GridOp) -> Vec<MoveCase> {
                     mode: [Mode::Eager, Mode::Graph][(world + l + v) % 2],
                     variant,
                     root: match op {
-                        GridOp::Broadcast => turn as u32 % world_size,
+                        Operation::Broadcast => turn as u32 % world_size,
                         _ => 0,
                     },
                     rounds: grid.rounds,
@@ -236,7 +240,7 @@ mod tests {
     fn every_rank_is_a_root_in_every_grid_but_that_for_sanitizers() {
         for kind in [GridKind::Smoke, GridKind::Full] {
             let mut broadcasts = all(kind);
-            broadcasts.retain(|case| case.op == GridOp::Broadcast);
+            broadcasts.retain(|case| case.op == Operation::Broadcast);
             let roots = kinds(&broadcasts, |case| (case.world_size, case.root));
             assert_eq!(roots, WORLDS.iter().sum::<u32>() as usize);
         }

@@ -2,9 +2,9 @@
 
 use peersum::reference;
 
-use super::super::op::GridOp;
 use super::cases::MoveCase;
 use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
+use crate::operation::Operation;
 
 /// What `rank` has in a call, and what the array that it writes must hold after it. `keys` are
 /// those of all ranks.
@@ -14,14 +14,14 @@ pub(super) fn arrays_of(
     rank: u32,
     layer: usize,
 ) -> (Vec<u8>, Vec<u8>) {
-    if case.op == GridOp::ReduceScatter {
+    if case.op == Operation::ReduceScatter {
         return with_element!(case.dtype, T => scattered::<T>(case, keys, rank, layer));
     }
     let all = keys.iter().map(|&key| data::moved(key, case.chunk_bytes()));
     let mut all: Vec<Vec<u8>> = all.collect();
     let slices: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
     let expected = match case.op {
-        GridOp::Broadcast => reference::broadcast(&slices, case.root(layer) as usize),
+        Operation::Broadcast => reference::broadcast(&slices, case.root(layer) as usize),
         _ => reference::all_gather(&slices),
     };
     (all.swap_remove(rank as usize), expected)

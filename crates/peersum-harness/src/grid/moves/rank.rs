@@ -11,7 +11,6 @@ use peersum::{Communicator, Element, Graph, Rendezvous, Scalar};
 use super::super::calls::{Extent, LAYERS, Place, stride};
 use super::super::case::Mode;
 use super::super::event::{Event, Spent};
-use super::super::op::GridOp;
 use super::super::session::SETUP_TIMEOUT;
 use super::super::settings::Settings;
 use super::super::slot::Slot;
@@ -20,6 +19,7 @@ use super::data::arrays_of;
 use crate::data::{Key, case_seed, with_element, with_scalar};
 use crate::machine::{DeviceKind, DeviceOf, Machine};
 use crate::memory::{Guarded, POISON, lend};
+use crate::operation::Operation;
 
 /// One rank with its memory: a slot for each call of a round, between guards.
 pub(crate) struct MoveRank<D: Device> {
@@ -125,7 +125,7 @@ impl<D: Device> MoveRank<D> {
 
     fn mismatch(&self, case: &MoveCase, round: u32, layer: usize, wrong: &str) -> String {
         let root = match case.op {
-            GridOp::Broadcast => format!(" from rank {}", case.root(layer)),
+            Operation::Broadcast => format!(" from rank {}", case.root(layer)),
             _ => String::new(),
         };
         format!(
@@ -162,9 +162,9 @@ impl<D: Device> MoveRank<D> {
 
         let whole = case.elements * case.world_size as usize;
         let (read, written) = match case.op {
-            GridOp::AllGather => (case.elements, whole),
-            GridOp::ReduceScatter if is_in_place => (whole, whole),
-            GridOp::ReduceScatter => (whole, case.elements),
+            Operation::AllGather => (case.elements, whole),
+            Operation::ReduceScatter if is_in_place => (whole, whole),
+            Operation::ReduceScatter => (whole, case.elements),
             _ => (case.elements, case.elements),
         };
         let slot = |memory: &Guarded<D>, place, elements| {
@@ -179,11 +179,11 @@ impl<D: Device> MoveRank<D> {
         let output = slot(&self.output, Place::Output, written);
         let source = match (input, case.op) {
             (Some(input), _) => Some(input.address()),
-            (None, GridOp::AllGather) => {
+            (None, Operation::AllGather) => {
                 Some(output.address() + u64::from(rank) * case.chunk_bytes() as u64)
             }
             // Whatever others hold is overwritten, so it stays poison.
-            (None, GridOp::Broadcast) if case.root(layer) != rank => None,
+            (None, Operation::Broadcast) if case.root(layer) != rank => None,
             (None, _) => Some(output.address()),
         };
         if let Some(source) = source {
@@ -235,7 +235,7 @@ impl<D: Device> MoveRank<D> {
             let plan = plan(self.kind, case.shape + layer);
             self.communicator.force_plan(plan)?;
             match case.op {
-                GridOp::ReduceScatter => {
+                Operation::ReduceScatter => {
                     with_element!(case.dtype, T => self.scatter::<T>(case, arrays)?);
                 }
                 _ => with_scalar!(case.dtype, T => self.move_one::<T>(case, arrays, layer)?),
@@ -276,7 +276,7 @@ impl<D: Device> MoveRank<D> {
         // SAFETY: as in `scatter`.
         let called = unsafe {
             match (case.op, arrays.input.map(|slot| slot.address())) {
-                (GridOp::Broadcast, _) => {
+                (Operation::Broadcast, _) => {
                     lend::<T, D, _>(device, output, case.elements, |buffer| {
                         communicator.broadcast(buffer, case.root(layer))
                     })

@@ -6,10 +6,10 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::super::case::{Listed, is_selected};
-use super::super::op::GridOp;
 use super::super::settings::{GridKind, Settings};
 use crate::data::Content;
 use crate::norm_output::NormOutput;
+use crate::operation::Operation;
 
 /// The lengths of rows, in elements: one unit to the longest.
 const HIDDEN: [usize; 12] = [
@@ -42,7 +42,7 @@ impl NormCase {
     pub(crate) fn listed(&self) -> Listed {
         Listed {
             name: self.to_string(),
-            op: GridOp::RmsNorm,
+            op: Operation::RmsNorm,
             group: format!("ws{}/{}/rms_norm", self.world_size, self.dtype),
             world_size: self.world_size,
         }
@@ -112,7 +112,7 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
-    let dtypes = settings.dtypes_of(GridOp::RmsNorm);
+    let dtypes = settings.dtypes_of(Operation::RmsNorm);
     for &world_size in &settings.world_sizes {
         // A group of one has no route.
         let forced = settings.routes.iter().copied().map(Some);
