@@ -15,7 +15,6 @@ use super::report::CaseStatus;
 use super::settings::{GridKind, Settings};
 use super::{runner, workers};
 use crate::machine::{DeviceKind, Emulators};
-use crate::names::name_of;
 use crate::operation::Operation;
 
 /// A race does not show in every run. A sound protocol never fails.

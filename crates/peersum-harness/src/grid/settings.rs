@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::case::Listed;
 use crate::machine::{DeviceChoice, DeviceKind};
-use crate::names::{by_name, list_of, name_of};
+use crate::names::{by_name, name_of};
 use crate::operation::Operation;
 
 /// What a rank is.
