@@ -32,6 +32,40 @@ impl DeviceStream for EmulatorStream {
     }
 }
 
+impl Emulator {
+    /// A module, whose kernels are linked into the program.
+    fn find(&self, key: ModuleKey) -> Result<(EmulatorModule, LoadReport), DeviceError> {
+        let began = Instant::now();
+        let suffix = self.stream.device().entry_point_suffix();
+        let find = |algorithm| {
+            let name = key.entry_point(algorithm);
+            // A protocol that is broken on purpose is compiled only for modules that tests call.
+            let broken = entry_points::find(&format!("{name}{suffix}"));
+            broken.or_else(|| entry_points::find(&name)).ok_or_else(|| {
+                let message = format!("{name} is not among the kernels compiled for the CPU");
+                misuse("load", message)
+            })
+        };
+        let mut entry_points = [None; Algorithm::ALL.len()];
+        for &algorithm in key.algorithms() {
+            entry_points[algorithm as usize] = Some(find(algorithm)?);
+        }
+        let module = EmulatorModule {
+            entry_points,
+            signal_threads: key.world_size.get(),
+        };
+        let report = LoadReport {
+            module: key,
+            place: Place::Pack,
+            file: None,
+            compilation: None,
+            passed_over: Vec::new(),
+            took: began.elapsed(),
+        };
+        Ok((module, report))
+    }
+}
+
 // SAFETY: addresses are those of mappings that live as long as their `EmulatorAllocation` or
 // `EmulatorMapping`, and `EmulatorStream::synchronize` waits for everything enqueued before.
 unsafe impl Device for Emulator {
@@ -65,36 +99,9 @@ unsafe impl Device for Emulator {
     fn load(
         &self,
         _policy: &LoadPolicy,
-        key: ModuleKey,
-    ) -> Result<(EmulatorModule, LoadReport), DeviceError> {
-        let began = Instant::now();
-        let suffix = self.stream.device().entry_point_suffix();
-        let find = |algorithm| {
-            let name = key.entry_point(algorithm);
-            // A protocol that is broken on purpose is compiled only for modules that tests call.
-            let broken = entry_points::find(&format!("{name}{suffix}"));
-            broken.or_else(|| entry_points::find(&name)).ok_or_else(|| {
-                let message = format!("{name} is not among the kernels compiled for the CPU");
-                misuse("load", message)
-            })
-        };
-        let mut entry_points = [None; Algorithm::ALL.len()];
-        for &algorithm in key.algorithms() {
-            entry_points[algorithm as usize] = Some(find(algorithm)?);
-        }
-        let module = EmulatorModule {
-            entry_points,
-            signal_threads: key.world_size.get(),
-        };
-        let report = LoadReport {
-            module: key,
-            place: Place::Pack,
-            file: None,
-            compilation: None,
-            passed_over: Vec::new(),
-            took: began.elapsed(),
-        };
-        Ok((module, report))
+        keys: &[ModuleKey],
+    ) -> Result<Vec<(EmulatorModule, LoadReport)>, DeviceError> {
+        keys.iter().map(|&key| self.find(key)).collect()
     }
 
     /// Nominal: all blocks of a launch run at once whatever their number.

@@ -146,12 +146,9 @@ fn memory_that_is_too_small_or_of_another_kind_of_device_is_refused() {
 fn a_launch_beyond_the_kernels_bounds_and_a_wait_during_a_capture_are_errors() {
     let world = World::new(2, &Setup::default());
     let emulator = &world.ranks[0].emulator;
-    let (module, _) = emulator
-        .load(
-            &LoadPolicy::default(),
-            world.key::<f32>(peersum_artifact::Family::Push),
-        )
-        .unwrap();
+    let keys = [world.key::<f32>(peersum_artifact::Family::Push)];
+    let modules = emulator.load(&LoadPolicy::default(), &keys).unwrap();
+    let (module, _) = &modules[0];
     let call = kinds()[0];
     let params = world.params(&call, 0, &world.arrays::<f32>(&call, 0, &[1.0]));
     for (blocks, threads) in [(0, 8), (257, 8), (1, 7), (1, 513)] {
@@ -162,7 +159,7 @@ fn a_launch_beyond_the_kernels_bounds_and_a_wait_during_a_capture_are_errors() {
             pdl: false,
         };
         // SAFETY: refused before anything runs.
-        let result = unsafe { emulator.launch(&module, Algorithm::OneShot, shape, &params) };
+        let result = unsafe { emulator.launch(module, Algorithm::OneShot, shape, &params) };
         assert!(
             matches!(result, Err(DeviceError::Driver { call: "launch", .. })),
             "{blocks} x {threads}"
@@ -204,12 +201,12 @@ fn a_launch_for_whose_threads_there_is_no_memory_is_an_error_and_a_smaller_one_r
         pdl: false,
     };
     let emulator = &world.ranks[0].emulator;
-    let (module, _) = emulator
-        .load(&LoadPolicy::default(), world.key::<f32>(call.family))
-        .unwrap();
+    let keys = [world.key::<f32>(call.family)];
+    let modules = emulator.load(&LoadPolicy::default(), &keys).unwrap();
+    let (module, _) = &modules[0];
     let params = world.params(&call, 0, &world.arrays(&call, 0, &inputs[0]));
     // SAFETY: refused before anything runs.
-    let refused = unsafe { emulator.launch(&module, call.algorithm, largest, &params) };
+    let refused = unsafe { emulator.launch(module, call.algorithm, largest, &params) };
     assert!(
         matches!(refused, Err(DeviceError::System { call: "mmap", .. })),
         "{refused:?}"

@@ -374,9 +374,9 @@ impl World {
     /// Enqueues `rank`'s part of a call. A symmetric input is written by the stream beforehand.
     pub(crate) fn launch<T: Element>(&self, call: &Call, rank: usize, arrays: &Arrays<T>) {
         let emulator = &self.ranks[rank].emulator;
-        let (module, _) = emulator
-            .load(&LoadPolicy::default(), self.key::<T>(call.family))
-            .unwrap();
+        let keys = [self.key::<T>(call.family)];
+        let modules = emulator.load(&LoadPolicy::default(), &keys).unwrap();
+        let (module, _) = &modules[0];
         let params = self.params(call, rank, arrays);
         let shape = LaunchShape {
             blocks: call.blocks,
@@ -394,7 +394,7 @@ impl World {
                     .unwrap();
             }
             emulator
-                .launch(&module, call.algorithm, shape, &params)
+                .launch(module, call.algorithm, shape, &params)
                 .unwrap();
             if call.symmetric && call.algorithm == Algorithm::TwoShot {
                 let bytes = arrays.len * size_of::<T>();

@@ -126,13 +126,11 @@ impl CommunicatorBuilder {
             None => LoadPolicy::from_env()
                 .map_err(|error| Error::invalid("environment", error.to_string()))?,
         };
-        let mut modules = Vec::new();
-        let mut reports = Vec::new();
-        for key in Modules::<D>::keys(world_size) {
-            let (module, report) = device.load(&policy, key)?;
+        let keys: Vec<_> = Modules::<D>::keys(world_size).collect();
+        let loaded = device.load(&policy, &keys)?;
+        let (modules, reports): (_, Vec<LoadReport>) = loaded.into_iter().unzip();
+        for report in &reports {
             tracing::debug!(%report, "loaded");
-            modules.push(module);
-            reports.push(report);
         }
         Ok((Modules::new(world_size, modules), reports))
     }

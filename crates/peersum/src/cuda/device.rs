@@ -161,16 +161,21 @@ unsafe impl Device for Cuda {
     fn load(
         &self,
         policy: &LoadPolicy,
-        key: ModuleKey,
-    ) -> Result<(Module, LoadReport), DeviceError> {
+        keys: &[ModuleKey],
+    ) -> Result<Vec<(Module, LoadReport)>, DeviceError> {
         let target = DeviceTarget {
             arch: self.arch,
             driver_version: Some(self.driver_version),
         };
-        let image = loader::load(policy, key, &target)?;
+        let images = loader::load_all(policy, keys, &target)?;
         self.bind()?;
-        let module = Module::load(self.stream.context(), &image, key)?;
-        Ok((module, image.report))
+        let images = images.into_iter().zip(keys);
+        images
+            .map(|(image, &key)| {
+                let module = Module::load(self.stream.context(), &image, key)?;
+                Ok((module, image.report))
+            })
+            .collect()
     }
 
     fn blocks_per_multiprocessor(

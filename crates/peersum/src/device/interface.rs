@@ -129,12 +129,12 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// Who this device is.
     fn identity(&self) -> Result<DeviceIdentity, DeviceError>;
 
-    /// Loads a module, all its entry points, by name.
+    /// Loads modules, all their entry points, by name, in their order.
     fn load(
         &self,
         policy: &LoadPolicy,
-        key: ModuleKey,
-    ) -> Result<(Self::Module, LoadReport), DeviceError>;
+        keys: &[ModuleKey],
+    ) -> Result<Vec<(Self::Module, LoadReport)>, DeviceError>;
 
     /// How many blocks of `threads` threads of this entry point fit one multiprocessor at once.
     fn blocks_per_multiprocessor(

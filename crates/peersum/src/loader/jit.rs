@@ -130,7 +130,7 @@ impl Request<'_> {
         cache_key(&CacheKeyInputs {
             module: self.key,
             target: Target::Cubin(self.device.arch),
-            closure: self.closure,
+            closure: &self.closure,
             prelude: None,
             flags: &nvrtc::compile_flags(self.device.arch),
             defines: &self.key.defines(),

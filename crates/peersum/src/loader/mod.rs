@@ -40,4 +40,4 @@ pub use reason::Reason;
 #[doc(hidden)]
 pub use reason::update_hint;
 pub use report::{Compilation, LoadError, LoadReport, PassedOver};
-pub use search::{load, load_from};
+pub use search::{load, load_all, load_all_from, load_from};

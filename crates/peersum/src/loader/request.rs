@@ -17,7 +17,7 @@ pub(super) struct Request<'a> {
     pub(super) key: ModuleKey,
     pub(super) device: &'a DeviceTarget,
     /// The closure of this build's sources: a module made from others is stale.
-    pub(super) closure: &'a Closure,
+    pub(super) closure: Closure,
     /// The places that did not serve so far.
     pub(super) passed_over: Vec<PassedOver>,
 }

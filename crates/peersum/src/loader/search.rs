@@ -1,6 +1,9 @@
 //! The search for a module, from the first place to the last.
 
-use std::time::Instant;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use peersum_artifact::{ModuleKey, Target, include_closure};
 
@@ -8,7 +11,10 @@ use super::image::{DeviceTarget, KernelSet, LoadedImage};
 use super::place::Place;
 use super::policy::LoadPolicy;
 use super::report::{LoadError, LoadReport, PassedOver};
-use super::request::{ImageKind, Request};
+use super::request::{Found, ImageKind, Request};
+
+/// What a thread has that compiles: NVRTC recurses deeply, and a thread of Rust has 2 MiB.
+const COMPILER_STACK_BYTES: usize = 8 << 20;
 
 /// Finds the module `key` of this build's kernels for `device`.
 ///
@@ -24,8 +30,24 @@ pub fn load(
     key: ModuleKey,
     device: &DeviceTarget,
 ) -> Result<LoadedImage, LoadError> {
+    let mut images = load_all(policy, &[key], device)?;
+    Ok(images.remove(0))
+}
+
+/// As [`load`], for several modules, in their order. Those that must be compiled are compiled at
+/// once, on a thread each: if eight processes do so, one of them compiles each module, and another
+/// one the next.
+///
+/// # Errors
+///
+/// As [`load`], for the first module that is not found.
+pub fn load_all(
+    policy: &LoadPolicy,
+    keys: &[ModuleKey],
+    device: &DeviceTarget,
+) -> Result<Vec<LoadedImage>, LoadError> {
     let Some(build) = policy.harness_build else {
-        return load_from(policy, &KernelSet::embedded(), key, device);
+        return load_all_from(policy, &KernelSet::embedded(), keys, device);
     };
     let sources = build.sources();
     let kernels = KernelSet {
@@ -35,7 +57,7 @@ pub fn load(
             .collect(),
         pack: &[],
     };
-    load_from(policy, &kernels, key, device)
+    load_all_from(policy, &kernels, keys, device)
 }
 
 /// As [`load`], for a given set of kernels.
@@ -49,59 +71,155 @@ pub fn load_from(
     key: ModuleKey,
     device: &DeviceTarget,
 ) -> Result<LoadedImage, LoadError> {
-    let start = Instant::now();
+    let mut images = load_all_from(policy, kernels, &[key], device)?;
+    Ok(images.remove(0))
+}
+
+/// As [`load_all`], for a given set of kernels.
+///
+/// # Errors
+///
+/// As [`load_all`].
+pub fn load_all_from(
+    policy: &LoadPolicy,
+    kernels: &KernelSet<'_>,
+    keys: &[ModuleKey],
+    device: &DeviceTarget,
+) -> Result<Vec<LoadedImage>, LoadError> {
     if !device.arch.runs_kernels() {
         return Err(LoadError::ArchTooOld {
             device: device.arch,
         });
     }
-    let not_found = |passed_over| LoadError::NotFound {
-        module: key,
-        device: device.arch,
-        jit: policy.jit,
-        passed_over,
+    let searches = keys.iter().map(|&key| {
+        let mut search = Search::begin(policy, kernels, key, device)?;
+        search.timed(|request| request.compiled_ahead(ImageKind::Cubin));
+        Ok(search)
+    });
+    let mut searches = searches.collect::<Result<Vec<_>, LoadError>>()?;
+    let missing = searches.iter_mut().filter(|search| search.found.is_none());
+    each_on_a_thread(missing.collect(), |search| {
+        search.timed(|request| {
+            let compiled = request.compiled_here();
+            compiled.or_else(|| request.compiled_ahead(ImageKind::Ptx))
+        });
+    });
+    searches.into_iter().map(Search::end).collect()
+}
+
+/// Calls `work` with every item, on a thread for each. If the system gives fewer threads, those
+/// that there are do the rest.
+fn each_on_a_thread<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
+    let helpers = items.len().saturating_sub(1);
+    let items: Vec<_> = items
+        .into_iter()
+        .map(|item| Mutex::new(Some(item)))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let run = || {
+        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let item = item.lock().map(|mut item| item.take());
+            if let Ok(Some(item)) = item {
+                work(item);
+            }
+        }
     };
-    let closure = include_closure(key.source_root(), &kernels.sources).map_err(|error| {
-        let (place, reason) = (Place::Sources, error.into());
-        not_found(vec![PassedOver { place, reason }])
-    })?;
-    let mut request = Request {
-        policy,
-        kernels,
-        key,
-        device,
-        closure: &closure,
-        passed_over: Vec::new(),
-    };
-    let found = request
-        .compiled_ahead(ImageKind::Cubin)
-        .or_else(|| request.compiled_here())
-        .or_else(|| request.compiled_ahead(ImageKind::Ptx));
-    let passed_over = request.passed_over;
-    let Some(mut found) = found else {
-        return Err(not_found(passed_over));
-    };
-    if matches!(found.entry.target, Target::Ptx(_)) {
-        found.bytes.push(0);
+    thread::scope(|scope| {
+        for _ in 0..helpers {
+            let builder = thread::Builder::new().name("peersum-nvrtc".to_owned());
+            let builder = builder.stack_size(COMPILER_STACK_BYTES);
+            if let Err(error) = builder.spawn_scoped(scope, run) {
+                tracing::debug!(%error, "cannot start a thread that compiles");
+            }
+        }
+        run();
+    });
+}
+
+/// The search for one module.
+struct Search<'a> {
+    request: Request<'a>,
+    found: Option<Found>,
+    /// Time spent on this module.
+    took: Duration,
+}
+
+impl<'a> Search<'a> {
+    fn begin(
+        policy: &'a LoadPolicy,
+        kernels: &'a KernelSet<'a>,
+        key: ModuleKey,
+        device: &'a DeviceTarget,
+    ) -> Result<Search<'a>, LoadError> {
+        let start = Instant::now();
+        let closure = include_closure(key.source_root(), &kernels.sources);
+        let closure = closure.map_err(|error| LoadError::NotFound {
+            module: key,
+            device: device.arch,
+            jit: policy.jit,
+            passed_over: vec![PassedOver {
+                place: Place::Sources,
+                reason: error.into(),
+            }],
+        })?;
+        Ok(Search {
+            request: Request {
+                policy,
+                kernels,
+                key,
+                device,
+                closure,
+                passed_over: Vec::new(),
+            },
+            found: None,
+            took: start.elapsed(),
+        })
     }
-    let report = LoadReport {
-        module: key,
-        place: found.place,
-        file: found.file,
-        compilation: found.compilation,
-        passed_over,
-        took: start.elapsed(),
-    };
-    tracing::debug!(
-        module = %report.module,
-        place = %report.place,
-        took_ms = report.took.as_secs_f64() * 1e3,
-        "loaded a module"
-    );
-    Ok(LoadedImage {
-        bytes: found.bytes.into(),
-        target: found.entry.target,
-        entry_points: found.entry.entry_points,
-        report,
-    })
+
+    fn timed(&mut self, step: impl FnOnce(&mut Request<'a>) -> Option<Found>) {
+        let start = Instant::now();
+        self.found = step(&mut self.request);
+        self.took += start.elapsed();
+    }
+
+    fn end(self) -> Result<LoadedImage, LoadError> {
+        let Request {
+            policy,
+            key,
+            device,
+            passed_over,
+            ..
+        } = self.request;
+        let Some(mut found) = self.found else {
+            return Err(LoadError::NotFound {
+                module: key,
+                device: device.arch,
+                jit: policy.jit,
+                passed_over,
+            });
+        };
+        if matches!(found.entry.target, Target::Ptx(_)) {
+            found.bytes.push(0);
+        }
+        let report = LoadReport {
+            module: key,
+            place: found.place,
+            file: found.file,
+            compilation: found.compilation,
+            passed_over,
+            took: self.took,
+        };
+        tracing::debug!(
+            module = %report.module,
+            place = %report.place,
+            took_ms = report.took.as_secs_f64() * 1e3,
+            "loaded a module"
+        );
+        Ok(LoadedImage {
+            bytes: found.bytes.into(),
+            target: found.entry.target,
+            entry_points: found.entry.entry_points,
+            report,
+        })
+    }
 }

@@ -3,17 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::OsStr;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use peersum::loader::{CacheError, KernelSet, LoadPolicy, Place, Reason, load_from};
+use peersum::loader::{
+    CacheError, KernelSet, LoadPolicy, LoadedImage, Place, Reason, load_all_from, load_from,
+};
 use peersum_artifact::ModuleKey;
 use tempfile::tempdir;
 
 use crate::support::{
-    Module, SM_90, device, faults, jit_policy, kernels, load_push, private_dir, push,
+    Module, SM_90, device, faults, jit_policy, kernels, load_push, private_dir, pull, push,
     write_directory,
 };
 use crate::toolchain;
@@ -87,14 +90,13 @@ fn eight_cold_processes_compile_each_module_exactly_once() {
             (kernels(), ModuleKey::all().collect()),
         ] {
             let policy = policy.clone().jit(peersum::loader::JitMode::Force);
-            for key in keys {
-                let image = load_from(&policy, &kernels, key, &device(SM_90)).unwrap();
-                assert!(
-                    faults(&image.report.passed_over).is_empty(),
-                    "{}",
-                    image.report
-                );
-                tell(key, &image.report.place);
+            // As many at a time as a communicator loads.
+            for keys in keys.chunks(10) {
+                let images = load_all_from(&policy, &kernels, keys, &device(SM_90)).unwrap();
+                for LoadedImage { report, .. } in images {
+                    assert!(faults(&report.passed_over).is_empty(), "{report}");
+                    tell(report.module, &report.place);
+                }
             }
         }
         return;
@@ -121,6 +123,40 @@ fn eight_cold_processes_compile_each_module_exactly_once() {
         let times = 1 + usize::from(real.contains(&key));
         assert_eq!(compiled[&key.name()], times, "{key}");
     }
+}
+
+#[test]
+fn a_module_that_another_process_compiles_holds_up_no_other() {
+    let cache = private_dir();
+    let policy = jit_policy().cache_dir(cache.path());
+    let files = |extension: Option<&str>| -> Vec<_> {
+        let files = std::fs::read_dir(cache.path()).unwrap();
+        let files = files.map(|file| file.unwrap().path());
+        let has_it = |path: &PathBuf| path.extension() == extension.map(OsStr::new);
+        files.filter(has_it).collect()
+    };
+    // Its lock is held by a process that never ends its compilation.
+    load_from(&policy, &kernels(), push(), &device(SM_90)).unwrap();
+    let lock = files(Some("lock")).remove(0);
+    std::fs::remove_dir_all(lock.with_extension("")).unwrap();
+    let held = std::fs::File::open(&lock).unwrap();
+    held.lock().unwrap();
+
+    std::thread::scope(|scope| {
+        let (kernels, keys) = (kernels(), [push(), pull()]);
+        let policy = &policy;
+        let both = scope.spawn(move || load_all_from(policy, &kernels, &keys, &device(SM_90)));
+        // The other module is stored meanwhile.
+        while files(None).is_empty() {
+            assert!(!both.is_finished());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!both.is_finished());
+        drop(held);
+        let images = both.join().unwrap().unwrap();
+        let compiled = images.iter().map(|image| image.report.place.clone());
+        assert_eq!(compiled.collect::<Vec<_>>(), [Place::Nvrtc, Place::Nvrtc]);
+    });
 }
 
 #[test]
