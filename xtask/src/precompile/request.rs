@@ -12,10 +12,10 @@ use std::str::FromStr;
 
 /// Compile the kernel matrix to cubins and a manifest
 ///
-/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8, and norm
-/// for world sizes 1 to 8) and
-/// architecture, and a manifest.json that describes them. Compiles only what has changed. Replaces
-/// the output directory as a whole, so it is complete at any moment.
+/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8, norm also
+/// for world size 1, and move for every type at once) and architecture, and a manifest.json that
+/// describes them. Compiles only what has changed. Replaces the output directory as a whole, so it
+/// is complete at any moment.
 #[derive(Debug, Clone, Default, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Request {
@@ -32,7 +32,7 @@ pub(crate) struct Request {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<WorldSizes>)]
     pub(crate) world_size: Vec<WorldSizes>,
 
-    /// Kernel families, a list: push, pull, norm [default: all]
+    /// Kernel families, a list: push, pull, norm, move [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<Family>)]
     pub(crate) family: Vec<Family>,
 
