@@ -230,7 +230,9 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 
 }  // namespace
 
-PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 1) { norm_rows(params); }
+// Two of the largest blocks fit a multiprocessor, so a seat has room for 512 threads, which keep the
+// units of a row of 8192 elements in registers.
+PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 2) { norm_rows(params); }
 
 #if PEERSUM_WORLD_SIZE > 1
 // With eight ranks' units ptxas spills for the largest block from sm_100 on. So many registers

@@ -328,7 +328,10 @@ impl<D: Device> Communicator<D> {
             }
             _ => None,
         };
-        in_cluster.unwrap_or_else(|| bounds(algorithm).one_block(norm.row_units()))
+        in_cluster.unwrap_or_else(|| match algorithm {
+            Algorithm::Rows => bounds(algorithm).block_of_reduced(norm.row_units()),
+            _ => bounds(algorithm).one_block(norm.row_units()),
+        })
     }
 
     fn most_row_blocks(&self, limits: &LaunchLimits, plan: Option<Plan>) -> u32 {

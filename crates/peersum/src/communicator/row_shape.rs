@@ -67,6 +67,18 @@ impl RowBounds {
         self.shape(row_units, 1, threads, per_thread)
     }
 
+    /// The block of the kernel that only normalises. Each thread has at most two units, which it
+    /// keeps in registers, if a block can be so large. For a row of 4096 elements of two bytes, 256
+    /// threads with two units each are faster than 512 with one.
+    pub(super) fn block_of_reduced(self, row_units: u32) -> RowShape {
+        let threads = self.threads.min(abi::PEERSUM_MAX_THREADS / 2);
+        let half = RowBounds { threads, ..self }.one_block(row_units);
+        match half.per_thread {
+            ..=2 => half,
+            _ => self.one_block(row_units),
+        }
+    }
+
     /// The largest cluster of which every row of a call gets one, if there is one: `clusters` says
     /// how many of a size there may be. Its blocks have a power of two of threads, and none is
     /// without a unit.
@@ -120,6 +132,21 @@ mod tests {
         assert_eq!(of_512[6], (1, 256, 2));
         let of_1024 = [1, 9, 17, 67].map(|rows| shape(1024, rows));
         assert_eq!(of_1024, [(8, 64, 2), (4, 128, 2), (2, 256, 2), (1, 256, 4)]);
+    }
+
+    #[test]
+    fn a_thread_that_only_normalises_has_two_units_at_most_if_the_block_can_be_so_large() {
+        let bounds = RowBounds {
+            threads: 512,
+            ..GPU
+        };
+        let shape = |row_units| {
+            let shape = bounds.block_of_reduced(row_units);
+            (shape.threads, shape.per_thread)
+        };
+        let shapes = [256, 512, 640, 1024, 2048].map(shape);
+        let expected = [(256, 1), (256, 2), (320, 2), (512, 2), (512, 4)];
+        assert_eq!(shapes, expected);
     }
 
     #[test]
