@@ -230,8 +230,8 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 
 }  // namespace
 
-// Two of the largest blocks fit a multiprocessor, so a seat has room for 512 threads, which keep the
-// units of a row of 8192 elements in registers.
+// Two of the largest blocks fit a multiprocessor. So a seat has room for 512 threads, which keep
+// the units of a row of 8192 elements in registers.
 PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 2) { norm_rows(params); }
 
 #if PEERSUM_WORLD_SIZE > 1

@@ -194,16 +194,11 @@ impl<D: Device> CollectiveCall<D> {
     }
 }
 
-/// Any bits, with marks of empty slots and of escaped units among them.
+/// Any bits, with runs of the marks of empty slots and of escaped units.
 pub(crate) fn moved_input(key: Key, elements: usize) -> Vec<bf16> {
-    let mut values: Vec<bf16> = data::input(Content::Special, key, elements);
-    for (index, unit) in values.chunks_exact_mut(UNIT).enumerate() {
-        let (low, high) = match index % 5 {
-            2 => (0xFFFF, 0xFFFF),
-            4 => (0xFFA3, 0x7FB5),
-            _ => continue,
-        };
-        (unit[0], unit[1]) = (bf16::from_bits(low), bf16::from_bits(high));
-    }
+    let bytes = data::moved(key.with_runs_of_marks(), 2 * elements);
+    let values = bytes.chunks_exact(2);
     values
+        .map(|value| bf16::from_ne_bytes([value[0], value[1]]))
+        .collect()
 }

@@ -131,6 +131,11 @@ impl Key {
         Key((word >> 32) as u32)
     }
 
+    /// A key by which [`moved`] has any words and runs of marks.
+    pub(crate) fn with_runs_of_marks(self) -> Key {
+        Key(self.0 & !3 | 2)
+    }
+
     /// The array of `rank` if there is only one call.
     pub(crate) fn of(seed: u64, rank: u32) -> Key {
         Key::new(seed, 0, 0, rank)

@@ -29,6 +29,8 @@ pub struct ArenaLayout {
     pub total_bytes: u64,
 }
 
+/// The most units of a call: their indices fit 31 bits on the device.
+const MOST_UNITS: u64 = (1 << 31) - 1;
 /// Every part starts at a multiple of a cache line.
 const ALIGNMENT: u64 = 128;
 /// The smallest push half. It holds two slot groups of the largest group of ranks.
@@ -83,8 +85,7 @@ impl ArenaLayout {
     /// as a two-shot call has.
     pub(super) fn slot_units(&self, memories: u64) -> u64 {
         let groups = self.push_half_bytes / memories / slot_group_bytes(self.world_size);
-        let most = (1 << 31) - 1;
-        (groups * u64::from(abi::PEERSUM_SLOT_GROUP)).min(most)
+        (groups * u64::from(abi::PEERSUM_SLOT_GROUP)).min(MOST_UNITS)
     }
 
     /// The largest call of a route, in units. The counterpart of what the kernels compute from the
@@ -92,16 +93,14 @@ impl ArenaLayout {
     pub(super) fn capacity_units(&self, route: Route) -> u64 {
         let world_size = u64::from(self.world_size);
         let staging = self.staging_half_bytes / u64::from(abi::PEERSUM_UNIT_BYTES);
-        // Indices of units fit 31 bits on the device.
-        let most = (1 << 31) - 1;
         let capacity = match route {
             // A push call may keep narrow units in a staging half.
             Route::PushOneShot => self.slot_units(1).min(staging),
             Route::PushTwoShot => (self.slot_units(2) * world_size).min(staging),
             Route::PullOneShot | Route::PullTwoShot => staging,
-            Route::SymmetricOneShot | Route::SymmetricTwoShot => most,
+            Route::SymmetricOneShot | Route::SymmetricTwoShot => MOST_UNITS,
         };
-        capacity.min(most)
+        capacity.min(MOST_UNITS)
     }
 }
 
