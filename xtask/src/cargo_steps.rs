@@ -1,20 +1,23 @@
 //! `cargo xtask test` and `cargo xtask ci`: sequences of cargo and xtask steps.
 
 use crate::cargo;
-use crate::precompile::{self, Request, stock_headers};
+use crate::precompile::{self, ArchChoice, Request, stock_headers};
 use crate::test_programs;
 use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, ensure};
 use clap::Args;
-use peersum_artifact::{Dtype, MANIFEST_FILE, RELEASE_SET};
+use peersum_artifact::{Arch, Dtype, MANIFEST_FILE, RELEASE_SET, Target};
+use std::ffi::OsStr;
 use std::path::Path;
 use xshell::{Shell, cmd};
 
 /// Run all tests, with the compiled kernels of this checkout
 ///
-/// Compiles the kernels, runs the tests of the whole workspace, and then the smoke grid on the
-/// emulator. Installs the pinned compiler and NVRTC on first use.
+/// Compiles the kernels that the tests need, into target/test-cubins, runs the tests of the whole
+/// workspace, and then the smoke grid on the emulator. Installs the pinned compiler and NVRTC on
+/// first use. That every module compiles for every architecture without a spill is for `cargo xtask
+/// precompile` and `cargo xtask ci` to show.
 #[derive(Debug, Args)]
 pub(crate) struct TestArgs {
     /// Arguments for `cargo test`, such as `-p peersum-artifact` or `-- --nocapture`
@@ -69,13 +72,38 @@ fn compile(request: Request) -> anyhow::Result<()> {
 /// # Errors
 /// A step cannot be started or fails.
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
-    let cubins = workspace::cubins();
-    compile(Request::default())?;
+    let largest = Request {
+        arch: [Arch::plain(8, 0), Arch::plain(10, 0), Arch::plain(12, 0)]
+            .map(|arch| ArchChoice::Named(Target::Cubin(arch)))
+            .into(),
+        dtype: vec![Dtype::Bf16, Dtype::U8],
+        world_size: vec!["8".parse()?],
+        ..Request::default()
+    };
+    let all = Request {
+        arch: vec![ArchChoice::Named(Target::Cubin(Arch::plain(9, 0)))],
+        ..Request::default()
+    };
+    let mut directories = Vec::new();
+    for (name, request) in [("all", all), ("largest", largest)] {
+        let out = workspace::target().join("test-cubins").join(name);
+        directories.push(out.clone());
+        compile(Request {
+            out: Some(out),
+            ..request
+        })?;
+    }
+    test_with(&std::env::join_paths(directories)?, args)
+}
+
+/// Runs `cargo test` over the workspace, with the modules of these directories: every one for
+/// sm_90, and the largest of each family for the other architectures of the release set.
+fn test_with(cubins: &OsStr, args: &TestArgs) -> anyhow::Result<bool> {
     let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
     let (shell, cargo) = (shell()?, cargo::program());
     let given = &args.cargo_test_args;
     if given.is_empty() {
-        test_workspace(&shell, &cubins, &nvrtc)?;
+        test_workspace(&shell, cubins, &nvrtc)?;
         return Ok(true);
     }
     let names_package = |argument: &String| argument == "-p" || argument.starts_with("--package");
@@ -91,16 +119,18 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
 }
 
 /// All test programs, the examples in the documentation, and the smoke grid.
-fn test_workspace(shell: &Shell, cubins: &Path, nvrtc: &Path) -> anyhow::Result<()> {
+fn test_workspace(shell: &Shell, cubins: &OsStr, nvrtc: &Path) -> anyhow::Result<()> {
     let arguments = [&["test", "--no-run"], &WORKSPACE[..]].concat();
     let built = cargo::artifacts(&arguments).context("the tests do not build")?;
     let examples = cargo::executable(&built, "all_reduce").and_then(Path::parent);
     let environment = [
         ("PEERSUM_TEST_CUBINS", cubins),
-        ("PEERSUM_TEST_NVRTC", nvrtc),
+        ("PEERSUM_TEST_NVRTC", nvrtc.as_os_str()),
         (
             "PEERSUM_TEST_EXAMPLES",
-            examples.context("cargo test builds no examples")?,
+            examples
+                .context("cargo test builds no examples")?
+                .as_os_str(),
         ),
     ];
     test_programs::run(&built, &environment)?;
@@ -143,9 +173,10 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
     cmd!(shell, "{cargo} xtask bindings --check").run()?;
     compile(Request::default())?;
     prelude_matches_stock_headers()?;
-    test(&TestArgs {
+    let args = TestArgs {
         cargo_test_args: Vec::new(),
-    })?;
+    };
+    test_with(workspace::cubins().as_os_str(), &args)?;
     cmd!(shell, "{cargo} xtask dist").run()?;
     cmd!(shell, "{cargo} xtask dist --verify target/dist").run()?;
     Ok(true)

@@ -4,6 +4,7 @@
 use crate::cargo::Artifact;
 use crate::workers;
 use anyhow::{Context as _, ensure};
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -16,7 +17,7 @@ const MAX_AT_ONCE: usize = 4;
 ///
 /// # Errors
 /// Names those that failed.
-pub(crate) fn run(artifacts: &[Artifact], environment: &[(&str, &Path)]) -> anyhow::Result<()> {
+pub(crate) fn run(artifacts: &[Artifact], environment: &[(&str, &OsStr)]) -> anyhow::Result<()> {
     let of_tests = artifacts.iter().filter(|artifact| artifact.profile.test);
     let programs: Vec<(&Path, &Artifact)> = of_tests
         .filter_map(|artifact| Some((artifact.executable.as_deref()?, artifact)))
@@ -38,7 +39,7 @@ pub(crate) fn run(artifacts: &[Artifact], environment: &[(&str, &Path)]) -> anyh
 }
 
 /// Runs one test program as `cargo test` does: in its package's directory.
-fn run_one(path: &Path, artifact: &Artifact, environment: &[(&str, &Path)]) -> anyhow::Result<()> {
+fn run_one(path: &Path, artifact: &Artifact, environment: &[(&str, &OsStr)]) -> anyhow::Result<()> {
     let package = artifact.manifest_path.parent().unwrap_or(Path::new("."));
     let start = Instant::now();
     let output = Command::new(path)

@@ -6,65 +6,62 @@
 #[path = "loader/toolchain.rs"]
 mod toolchain;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use peersum::loader::KernelSet;
 use peersum::loader::nvrtc::{NvrtcLibrary, compile};
 use peersum_artifact::{
-    Arch, Dtype, Manifest, ModuleKey, Target, WorldSize, include_closure, inspect_cubin,
-    text_sections, verify_file,
+    Arch, Dtype, Manifest, ManifestModule, ModuleKey, Target, WorldSize, include_closure,
+    inspect_cubin, text_sections, verify_file,
 };
 
-/// The architecture on which every module is compared. On the others that were precompiled the
+/// The architecture on which every module is compared. On the others of the release set the
 /// largest module of each family is compared.
 const WHOLE_MATRIX: Arch = Arch::plain(9, 0);
 
 #[test]
 fn nvrtc_makes_the_machine_code_of_nvcc_for_every_module() {
     let library = NvrtcLibrary::open(&toolchain::nvrtc()).unwrap();
-    let directory = toolchain::cubins();
-    let manifest = Manifest::read_dir(&directory).unwrap();
     let kernels = KernelSet::embedded();
-    let toolkit = manifest.toolkit.toolkit().unwrap();
-    assert_eq!(
-        toolkit,
-        library.version(),
-        "the cubins are of another CUDA release than NVRTC"
-    );
-
-    let others = manifest
-        .modules
-        .iter()
-        .filter_map(|entry| match entry.target {
-            Target::Cubin(arch)
-                if arch != WHOLE_MATRIX
-                    && entry.key.dtype == Dtype::Bf16
-                    && entry.key.world_size == WorldSize::MAX =>
-            {
-                Some((entry.key, arch))
-            }
-            _ => None,
-        });
-    let pairs: Vec<(ModuleKey, Arch)> = ModuleKey::all()
-        .map(|key| (key, WHOLE_MATRIX))
-        .chain(others)
-        .collect();
-    assert!(pairs.len() >= 73);
+    let mut pairs: Vec<(PathBuf, ManifestModule)> = Vec::new();
+    for directory in toolchain::cubins() {
+        let manifest = Manifest::read_dir(&directory).unwrap();
+        let toolkit = manifest.toolkit.toolkit().unwrap();
+        assert_eq!(
+            toolkit,
+            library.version(),
+            "the cubins are of another CUDA release than NVRTC"
+        );
+        let compared = manifest.modules.into_iter().filter(is_compared);
+        pairs.extend(compared.map(|entry| (directory.clone(), entry)));
+    }
+    for (arch, keys) in [
+        (WHOLE_MATRIX, ModuleKey::all().collect::<Vec<_>>()),
+        (Arch::plain(8, 0), largest().collect()),
+        (Arch::plain(10, 0), largest().collect()),
+        (Arch::plain(12, 0), largest().collect()),
+    ] {
+        for key in keys {
+            let target = Target::Cubin(arch);
+            let is_it = |entry: &ManifestModule| entry.key == key && entry.target == target;
+            let is_there = pairs.iter().any(|(_, entry)| is_it(entry));
+            assert!(is_there, "nvcc's {key} for sm_{arch} is missing");
+        }
+    }
     let next = AtomicUsize::new(0);
     let differences = Mutex::new(Vec::new());
-    let check = |pair| compare(&library, &directory, &manifest, &kernels, pair);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(&pair) = pairs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(difference) = check(pair) {
-                        differences
-                            .lock()
-                            .unwrap()
-                            .push(format!("{} for sm_{}: {difference}", pair.0, pair.1));
+                while let Some((directory, entry)) = pairs.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    if let Err(difference) = compare(&library, directory, &kernels, entry) {
+                        let which = format!("{} for {}", entry.key, entry.target);
+                        let mut differences = differences.lock().unwrap();
+                        differences.push(format!("{which}: {difference}"));
                     }
                 }
             });
@@ -75,17 +72,28 @@ fn nvrtc_makes_the_machine_code_of_nvcc_for_every_module() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
+/// The largest module of each family.
+fn largest() -> impl Iterator<Item = ModuleKey> {
+    let keys = ModuleKey::all().filter(|key| key.world_size == WorldSize::MAX);
+    keys.filter(|key| [Dtype::Bf16, Dtype::U8].contains(&key.dtype))
+}
+
+fn is_compared(entry: &ManifestModule) -> bool {
+    match entry.target {
+        Target::Cubin(WHOLE_MATRIX) => true,
+        Target::Cubin(_) => largest().any(|key| key == entry.key),
+        Target::Ptx(_) => false,
+    }
+}
+
 /// Compares one module of nvcc with NVRTC's.
 fn compare(
     library: &NvrtcLibrary,
     directory: &Path,
-    manifest: &Manifest,
     kernels: &KernelSet,
-    (key, arch): (ModuleKey, Arch),
+    entry: &ManifestModule,
 ) -> Result<(), String> {
-    let entry = manifest
-        .find(key, Target::Cubin(arch))
-        .ok_or(format!("nvcc's cubin for sm_{arch} is missing"))?;
+    let (key, arch) = (entry.key, entry.target.arch());
     let closure =
         include_closure(key.source_root(), &kernels.sources).map_err(|error| error.to_string())?;
     if entry.closure_digest != closure.digest {

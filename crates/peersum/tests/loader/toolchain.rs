@@ -34,22 +34,27 @@ pub(crate) fn nvrtc() -> PathBuf {
         })
 }
 
-/// A directory of compiled modules: `PEERSUM_TEST_CUBINS`, else the one that `cargo xtask
-/// precompile` writes.
+/// Directories of compiled modules: those of `PEERSUM_TEST_CUBINS`, a list as PATH is one, else the
+/// one that `cargo xtask precompile` writes.
 #[allow(
     dead_code,
     reason = "each test program uses what it needs of this file"
 )]
-pub(crate) fn cubins() -> PathBuf {
-    let directory = variable("PEERSUM_TEST_CUBINS")
-        .unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/cubins"));
-    assert!(
-        directory.join("manifest.json").is_file(),
-        "no compiled modules in {}: run `cargo xtask test`, or `cargo xtask precompile`, or name a \
-         directory with PEERSUM_TEST_CUBINS",
-        directory.display()
+pub(crate) fn cubins() -> Vec<PathBuf> {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let directories = variable("PEERSUM_TEST_CUBINS").map_or_else(
+        || vec![here.join("../../target/cubins")],
+        |list| env::split_paths(&list).collect(),
     );
-    directory
+    for directory in &directories {
+        assert!(
+            directory.join("manifest.json").is_file(),
+            "no compiled modules in {}: run `cargo xtask test`, or `cargo xtask precompile`, or \
+             name directories with PEERSUM_TEST_CUBINS",
+            directory.display()
+        );
+    }
+    directories
 }
 
 fn variable(name: &str) -> Option<PathBuf> {
