@@ -274,3 +274,70 @@ fn an_ordinary_buffer_may_be_in_place_on_one_rank_only() {
         assert_bits(&found, &expected, &"ordinary");
     });
 }
+
+#[test]
+fn a_symmetric_buffer_on_one_rank_only_changes_no_sum_of_a_route_that_does_not_read_it() {
+    let row = |blocks, threads| {
+        format!(
+            r#"[{{"max_bytes":null,"route":"pull_one_shot","blocks":{blocks},"threads":{threads}}}]"#
+        )
+    };
+    let (ordinary, symmetric) = (row(3, 8), row(1, 32));
+    let tables = format!(
+        r#"{{"schema":1,"tables":[{{"arch":null,"world_sizes":[3],"link":"emulator",
+        "ordinary":{ordinary},"symmetric":{symmetric},"symmetric_in_place":{symmetric}}}]}}"#
+    );
+    let settings = || settings().dispatch_tables(tables.as_str());
+    on_ranks(3, settings, |comm| {
+        let mut symmetric = comm.symmetric_alloc::<f32>(256).unwrap();
+        for call in 0..50 {
+            let len = [256, 40, 128][call as usize % 3];
+            let own: Vec<f32> = input(call, comm.rank(), len, Content::Ordinary);
+            let found = if comm.rank() == 0 {
+                let mut whole = symmetric.as_view_mut();
+                let mut buffer = whole.slice_mut(0..len);
+                buffer.copy_from_slice(&own);
+                comm.all_reduce_in_place(&mut buffer).unwrap();
+                comm.synchronize().unwrap();
+                buffer.to_vec()
+            } else {
+                let mut buffer = EmulatorBuffer::from_slice(&own);
+                comm.all_reduce_in_place(&mut buffer).unwrap();
+                comm.synchronize().unwrap();
+                buffer.to_vec()
+            };
+            let sum: Vec<f32> = expected(call, 3, len, Content::Ordinary);
+            assert_bits(&found, &sum, &(call, len));
+        }
+    });
+}
+
+#[test]
+fn a_symmetric_buffer_larger_than_max_bytes_is_summed_into_an_output_at_any_address() {
+    // Two staging halves of 4 KiB, in which units of a misaligned output are put together.
+    let settings = || settings().max_bytes(4 << 10);
+    on_ranks(2, settings, |comm| {
+        comm.force_plan(plan(Route::SymmetricOneShot, 2, 16))
+            .unwrap();
+        let len = 20_001;
+        let mut symmetric = comm.symmetric_alloc::<f32>(len).unwrap();
+        for call in 0..4 {
+            let own: Vec<f32> = input(call, comm.rank(), len, Content::Ordinary);
+            symmetric.as_view_mut().copy_from_slice(&own);
+            let poison = vec![f32::from_bits(0x7F80_0001); len + 3];
+            let mut output = EmulatorBuffer::from_slice(&poison);
+            let from = call as usize;
+            comm.all_reduce(
+                &symmetric.as_view_mut(),
+                &mut output.slice_mut(from..from + len),
+            )
+            .unwrap();
+            comm.synchronize().unwrap();
+            let found = output.to_vec();
+            let sum: Vec<f32> = expected(call, 2, len, Content::Ordinary);
+            assert_bits(&found[from..from + len], &sum, &call);
+            assert_bits(&found[..from], &poison[..from], &call);
+            assert_bits(&found[from + len..], &poison[from + len..], &call);
+        }
+    });
+}

@@ -30,7 +30,7 @@ pub struct ArenaLayout {
 }
 
 /// The most units of a call: their indices fit 31 bits on the device.
-const MOST_UNITS: u64 = (1 << 31) - 1;
+pub(super) const MOST_UNITS: u64 = (1 << 31) - 1;
 /// Every part starts at a multiple of a cache line.
 const ALIGNMENT: u64 = 128;
 /// The smallest push half. It holds two slot groups of the largest group of ranks.
@@ -97,8 +97,10 @@ impl ArenaLayout {
             // A push call may keep narrow units in a staging half.
             Route::PushOneShot => self.slot_units(1).min(staging),
             Route::PushTwoShot => (self.slot_units(2) * world_size).min(staging),
-            Route::PullOneShot | Route::PullTwoShot => staging,
-            Route::SymmetricOneShot | Route::SymmetricTwoShot => MOST_UNITS,
+            // The other half holds the units of an output that are not one aligned access. Ranks
+            // need not have such an output alike, so none of them is asked for it.
+            Route::PullOneShot | Route::PullTwoShot | Route::SymmetricOneShot => staging,
+            Route::SymmetricTwoShot => MOST_UNITS,
         };
         capacity.min(MOST_UNITS)
     }
