@@ -1,11 +1,14 @@
 //! Launches of the norm family: alone behind a call, or fused with a one-shot push.
 
+use std::ops::Range;
+
 use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::call::Call;
 use super::connected::Connected;
 use super::fp8::Fp8Addresses;
+use super::layout::MOST_UNITS;
 use super::row_shape::{EMULATED_LANES, RowBounds, RowShape};
 use super::state::Communicator;
 use crate::call_signature::{NormOutput, NormSignature, unit_elements};
@@ -115,6 +118,14 @@ impl<D: Device> Connected<D> {
     }
 }
 
+/// The rows of each launch of the kernel that normalises alone, for a call of `rows` rows: a launch
+/// has no more units than its indices can count.
+fn row_pieces(rows: u64, row_units: u32) -> impl Iterator<Item = Range<u64>> {
+    let most = (MOST_UNITS / u64::from(row_units.max(1))).max(1);
+    let pieces = rows.div_ceil(most);
+    (0..pieces).map(move |piece| piece * most..rows.min((piece + 1) * most))
+}
+
 impl<D: Device> Communicator<D> {
     /// Launches one call with RMSNorm.
     pub(super) fn enqueue_norm(&mut self, norm: NormCall) -> Result<(), Error> {
@@ -156,6 +167,17 @@ impl<D: Device> Communicator<D> {
         bytes: u64,
         plan: Plan,
     ) -> Option<Plan> {
+        if plan.route.is_symmetric() && self.forced.is_none() {
+            // A fused call does not read the symmetric buffer. So it is what a rank makes whose
+            // buffer is ordinary (see `DispatchTable::plan`).
+            let row = self.table.rms_norm.row(placement, bytes);
+            let by_row = row.is_some_and(|row| row.fused.is_some());
+            if !self.fuses.unwrap_or(by_row) {
+                return None;
+            }
+            let (placement, plan) = (Placement::Ordinary, self.plan(Placement::Ordinary, bytes));
+            return self.fused_plan(connected, norm, placement, bytes, plan);
+        }
         let limits = &connected.limits;
         let usual = match self.limiting(Some(plan)) {
             Some(plan) => plan,
@@ -165,7 +187,7 @@ impl<D: Device> Communicator<D> {
                 ..plan
             },
         };
-        let row = self.table.rms_norm.row(placement, bytes);
+        let row = self.table.rms_norm.row(Placement::Ordinary, bytes);
         let row = row.filter(|_| self.forced.is_none());
         let by_row = row.map(|row| row.fused.is_some());
         let by_itself = || {
@@ -291,10 +313,19 @@ impl<D: Device> Communicator<D> {
             pdl: self.pdl,
         };
         let module = modules.get(Family::Norm, norm.call.dtype);
-        // SAFETY: as in `Communicator::launch`; residual and weight are kept valid as the input is.
-        unsafe {
-            self.device
-                .launch(module, Algorithm::Rows, shape, &norm.params(params))?;
+        for rows in row_pieces(norm.rows(), norm.row_units()) {
+            let part = norm.part(rows.start, rows.end - rows.start);
+            let mut params = part.params(params);
+            if rows.start != 0 {
+                // The ranks compare them once a call.
+                params.norm_words = [0; abi::PEERSUM_NORM_WORDS as usize];
+            }
+            // SAFETY: as in `Communicator::launch`; residual and weight are kept valid as the input
+            // is.
+            unsafe {
+                self.device
+                    .launch(module, Algorithm::Rows, shape, &params)?;
+            }
         }
         Ok(())
     }
@@ -351,6 +382,26 @@ impl NormCall {
                 ..self.call
             },
             ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_more_units_than_a_launch_can_count_are_normalised_in_pieces() {
+        assert_eq!(row_pieces(7, 512).collect::<Vec<_>>(), [0..7]);
+        // 128 GiB in rows of one unit, and in rows of 4096 elements of two bytes.
+        for (rows, row_units) in [(1 << 33, 1), (1 << 24, 512), (MOST_UNITS, 1)] {
+            let mut next = 0;
+            for piece in row_pieces(rows, row_units) {
+                assert_eq!(piece.start, next);
+                assert!((piece.end - piece.start) * u64::from(row_units) <= MOST_UNITS);
+                next = piece.end;
+            }
+            assert_eq!(next, rows);
         }
     }
 }

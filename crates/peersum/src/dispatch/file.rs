@@ -122,6 +122,19 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_reads_no_symmetric_buffer_is_that_of_an_ordinary_one() {
+        for table in DispatchTables::shipped().unwrap().tables {
+            for placement in Placement::ALL {
+                for bytes in (0..30).map(|power| (3 << power) / 2) {
+                    let plan = table.plan(placement, bytes);
+                    let ordinary = table.plan(Placement::Ordinary, bytes);
+                    assert!(plan.route.is_symmetric() || plan == ordinary, "{bytes}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn an_architecture_s_own_table_comes_before_the_one_for_all() {
         let tables = DispatchTables::shipped().unwrap();
         let chosen = |arch| tables.choose(arch, 2, Topology::Peer).unwrap().arch;

@@ -118,8 +118,18 @@ impl DispatchTable {
         rows.get(index).or(rows.last())
     }
 
-    /// The plan for a message of `bytes` bytes.
+    /// The plan for a message of `bytes` bytes. A row for symmetric buffers counts only if its route
+    /// reads them. Any other call takes the row of ordinary ones: its header does not say where its
+    /// input is, and ranks whose grids differ cannot meet.
     pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
+        let plan = self.plan_of_row(placement, bytes);
+        match plan.route.is_symmetric() {
+            true => plan,
+            false => self.plan_of_row(Placement::Ordinary, bytes),
+        }
+    }
+
+    fn plan_of_row(&self, placement: Placement, bytes: u64) -> Plan {
         // `check` made sure of a last row without a bound, and plans are made from checked tables
         // only.
         self.row(placement, bytes).map_or(
