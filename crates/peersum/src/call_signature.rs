@@ -11,9 +11,9 @@ use crate::operation::Operation;
 /// Family and algorithm of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallKind {
-    /// Push or pull.
+    /// The family.
     pub family: Family,
-    /// One-shot or two-shot.
+    /// The algorithm.
     pub algorithm: Algorithm,
 }
 
@@ -32,6 +32,18 @@ impl CallKind {
             family: *family.unwrap_or(&Family::Push),
             algorithm: *algorithm.unwrap_or(&Algorithm::OneShot),
         }
+    }
+
+    /// The kernel that carries out a call of this kind with this header: those that move data or
+    /// scatter sums have the kind of a one-shot push.
+    pub(crate) fn of_kernel(self, header: u64) -> CallKind {
+        let (family, algorithm) = match CallSignature::from_header(header).operation {
+            Operation::AllReduce | Operation::RmsNorm => return self,
+            Operation::AllGather => (Family::Move, Algorithm::AllGather),
+            Operation::ReduceScatter => (Family::Push, Algorithm::ReduceScatter),
+            Operation::Broadcast { .. } => (Family::Move, Algorithm::Broadcast),
+        };
+        CallKind { family, algorithm }
     }
 }
 

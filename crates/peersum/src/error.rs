@@ -33,8 +33,11 @@ pub enum Error {
         /// That rank's value.
         other_value: String,
     },
-    /// Input and output have different lengths.
-    #[error("the input has {input} elements and the output {output}; they must be equal")]
+    /// Input and output do not fit each other.
+    #[error(
+        "the input has {input} elements and the output {output}: the {} is too short",
+        if input < output { "input" } else { "output" }
+    )]
     LengthMismatch {
         /// Elements of the input.
         input: usize,

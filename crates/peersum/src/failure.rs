@@ -143,6 +143,7 @@ impl Failure {
     /// Reads the device's record.
     pub(crate) fn from_status(status: &abi::PeersumStatus) -> Failure {
         let algorithm = CallKind::from_abi(status.family, status.algorithm);
+        let algorithm = algorithm.of_kernel(status.own_header);
         let (rank, peer, epoch) = (status.rank, status.peer, status.epoch);
         match status.cause {
             abi::PEERSUM_CAUSE_ABORT => Failure::Aborted {

@@ -176,11 +176,9 @@ pub fn all_gather<T: Copy>(inputs: &[&[T]]) -> Vec<T> {
 pub fn reduce_scatter<T: ReferenceElement>(inputs: &[&[T]], rank: usize) -> Vec<T> {
     let ranks = inputs.len();
     let chunk = inputs[rank].len() / ranks;
-    assert_eq!(
-        chunk * ranks,
-        inputs[rank].len(),
-        "the ranks' chunks differ in length"
-    );
+    for input in inputs {
+        assert_eq!(chunk * ranks, input.len(), "not {ranks} chunks of {chunk}");
+    }
     let own: Vec<&[T]> = inputs
         .iter()
         .map(|input| &input[rank * chunk..(rank + 1) * chunk])

@@ -139,7 +139,11 @@ fn assert_refused(comm: &mut Comm, reason: &Failure) {
 
 /// Whether it is what `rank` must be told when `absent` never calls.
 #[track_caller]
-fn assert_names_absent(reason: &Failure, (rank, world_size, absent): (u32, u32, u32)) {
+fn assert_names_absent(
+    reason: &Failure,
+    operation: Operation,
+    (rank, world_size, absent): (u32, u32, u32),
+) {
     match *reason {
         Failure::PeerTimeout {
             rank: own,
@@ -151,8 +155,12 @@ fn assert_names_absent(reason: &Failure, (rank, world_size, absent): (u32, u32, 
             ..
         } => {
             assert_eq!((own, peer), (rank, absent));
-            assert_eq!(algorithm.family, Family::Push);
-            assert_eq!(algorithm.algorithm, Algorithm::OneShot);
+            let kernel = match operation {
+                Operation::AllGather => (Family::Move, Algorithm::AllGather),
+                Operation::Broadcast { .. } => (Family::Move, Algorithm::Broadcast),
+                _ => (Family::Push, Algorithm::ReduceScatter),
+            };
+            assert_eq!((algorithm.family, algorithm.algorithm), kernel);
             // One good push call came before.
             assert_eq!(epoch, 1);
             assert!(block < 2, "{block}");
@@ -199,7 +207,7 @@ fn a_rank_that_never_calls_is_named_by_every_other_rank_the_root_included() {
                 let took = began.elapsed();
                 done.wait();
                 println!("{operation}, rank {rank} of {world_size} after {took:?}: {reason}");
-                assert_names_absent(&reason, (rank, world_size, absent));
+                assert_names_absent(&reason, operation, (rank, world_size, absent));
                 assert!(took < DEADLINE + SLACK, "{took:?}");
                 check();
                 assert_refused(comm, &reason);

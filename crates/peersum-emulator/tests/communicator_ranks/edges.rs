@@ -209,3 +209,23 @@ fn take_turns(shared: &SharedCommunicator<Emulator>, rank: u32) {
         });
     }
 }
+
+#[test]
+fn a_capture_that_another_thread_tried_to_end_is_still_that_of_its_own_thread() {
+    on_ranks(2, settings, |comm| {
+        let mut buffer = EmulatorBuffer::from_slice(&[1f32; 8]);
+        comm.capture_begin().unwrap();
+        comm.all_reduce_in_place(&mut buffer).unwrap();
+        let refused = std::thread::scope(|scope| {
+            // SAFETY: it fails, so there is no graph.
+            let ended = scope.spawn(|| unsafe { comm.capture_end() }.err());
+            ended.join().unwrap()
+        });
+        assert!(refused.is_some());
+        // SAFETY: the buffer outlives the graph.
+        let graph = unsafe { comm.capture_end() }.unwrap();
+        graph.launch(comm).unwrap();
+        comm.synchronize().unwrap();
+        assert_eq!(buffer.to_vec(), [2.0; 8]);
+    });
+}

@@ -138,6 +138,7 @@ impl<D: Device> Communicator<D> {
             if began.elapsed() > self.timeout {
                 self.poison_all(connected)?;
                 let algorithm = CallSignature::from_header(own.header).kind;
+                let algorithm = algorithm.of_kernel(own.header);
                 return Ok(Some(Failure::PeerTimeout {
                     rank: self.rank,
                     peer,

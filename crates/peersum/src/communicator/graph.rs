@@ -340,7 +340,13 @@ impl<D: Device> Communicator<D> {
         }
         // Asked before it is ended: the driver's own error does not name the remedy.
         let was_spoilt = matches!(self.device.recording(), Ok(Recording::Spoilt));
-        let graph = self.device.capture_end().map_err(|error| {
+        let ended = self.device.capture_end();
+        if ended.is_err() {
+            // Where only the thread that began the capture may end it, it is still open.
+            let recording = self.device.recording();
+            self.capturing = matches!(recording, Ok(Recording::On | Recording::Spoilt));
+        }
+        let graph = ended.map_err(|error| {
             if was_spoilt {
                 tracing::warn!(%error, "a capture was spoilt");
                 return Error::Capture(SPOILT);
