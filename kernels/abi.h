@@ -15,11 +15,12 @@
  * With two ranks there is one source, the peer; larger groups also send to themselves.
  * A two-shot call uses the first half of the push memory in this layout for the units of this
  * rank's chunk, and the second half for the reduced units, with the owner as the source.
+ * All-gathers and broadcasts have their overflow slots in the second half.
  * Every word of the push slots is PEERSUM_SLOT_EMPTY between calls.
  *
- * A staging half holds one rank's input as whole units. Push calls use it as scratch memory for
- * units of the input or output that are not one aligned access. It is at least as large as the
- * largest call of either family.
+ * A staging half holds one rank's input as whole units. All-reduces by push use it as scratch
+ * memory for units of the input or output that are not one aligned access. It is at least as large
+ * as the largest all-reduce of either family, symmetric sources aside.
  */
 #ifndef PEERSUM_ABI_H
 #define PEERSUM_ABI_H
@@ -269,10 +270,11 @@ typedef struct PeersumParams {
     peersum_u32 rank;
     /* PEERSUM_FLAG_... */
     peersum_u32 flags;
-    /* What follows is for the entry points of norm.cu alone. It stands behind, so that what the
-     * other kernels load lies in as few cache lines as possible. It needs `elements` to be a
-     * multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple
-     * of PEERSUM_UNIT_BYTES. This call's norm words without the sequence. */
+    /* What follows, up to fp8_row_scales, is for the entry points of norm.cu alone. It stands
+     * behind, so that what the other kernels load lies in as few cache lines as possible. It needs
+     * `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every
+     * address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
+     */
     peersum_u64 norm_words[PEERSUM_NORM_WORDS];
     /* Read and written in place; 0 if there is none. It overlaps no other buffer. */
     peersum_u64 residual;

@@ -4,7 +4,8 @@
 
 #include "element.cuh"
 
-// The family of this module. push.cu and pull.cu define it before they include this file.
+// The family as which the calls of this module count. The file of each module defines it before it
+// includes this one: norm.cu and move.cu count as push.
 constexpr peersum_u32 FAMILY = PEERSUM_MODULE_FAMILY;
 
 // Build switches of the harness. A shipped module sets none of them.

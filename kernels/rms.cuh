@@ -3,8 +3,8 @@
 // The sum of squares adds adjacent pairs, level by level, in the order of the elements. A row's
 // result depends on its own elements alone: not on the other rows, the block, the grid or the
 // algorithm. The levels are, from the lowest: the elements of a unit, the lanes of a warp, the
-// units of a thread, the warps of the block. Missing elements count as +0, which changes no sum of
-// squares, so they are left out where that is simpler.
+// units of a thread, the warps of the block or of the cluster. Missing elements count as +0, which
+// changes no sum of squares, so they are left out where that is simpler.
 #pragma once
 
 #include "sum.cuh"

@@ -30,9 +30,10 @@ struct Share {
     peersum_u32 period;
 };
 
-// The caller's input or output as whole units. The protocols use 16-byte accesses only. A unit that
-// is not one aligned access (all of a misaligned array; a partial tail) is narrow: the thread that
-// handles it copies it element by element, through scratch memory of this rank.
+// The caller's input or output of an all-reduce as whole units. The protocols use 16-byte accesses
+// only. A unit that is not one aligned access (all of a misaligned array; a partial tail) is
+// narrow: the thread that handles it copies it element by element, through scratch memory of this
+// rank.
 struct Buffer {
     peersum_u64 address;
     peersum_u64 scratch;

@@ -282,7 +282,7 @@ pub struct PeersumParams {
     pub rank: peersum_u32,
     /// PEERSUM_FLAG_...
     pub flags: peersum_u32,
-    /// What follows is for the entry points of norm.cu alone. It stands behind, so that what the other kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
+    /// What follows, up to fp8_row_scales, is for the entry points of norm.cu alone. It stands behind, so that what the other kernels load lies in as few cache lines as possible. It needs `elements` to be a multiple of `hidden`, `hidden` to be a multiple of a unit, and every address to be a multiple of PEERSUM_UNIT_BYTES. This call's norm words without the sequence.
     pub norm_words: [peersum_u64; 2usize],
     /// Read and written in place; 0 if there is none. It overlaps no other buffer.
     pub residual: peersum_u64,

@@ -42,7 +42,7 @@ enum Command {
     Toolchain(toolchain::ToolchainArgs),
     Bindings(bindings::BindingsArgs),
     Test(cargo_steps::TestArgs),
-    /// Test every configuration of the all-reduce on this machine's GPUs, else on the emulator
+    /// Test every configuration of every operation on this machine's GPUs, else on the emulator
     #[command(disable_help_flag = true)]
     TestAllreduce(HarnessArgs),
     /// Find the fastest algorithm and grid for each size, and write this machine's dispatch table
@@ -59,10 +59,11 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Bench {
     Precompile(bench_precompile::BenchPrecompileArgs),
-    /// Time the all-reduce by size, world size and algorithm, against NCCL and the machine's limits
+    /// Time calls by operation, size, world size and algorithm, against NCCL and the machine's
+    /// limits
     #[command(disable_help_flag = true)]
     Allreduce(HarnessArgs),
-    /// Time a row-parallel layer: without an all-reduce, with peersum's and with NCCL's
+    /// Time a row-parallel layer, or a decode step of a Llama (--model): with peersum and with NCCL
     #[command(disable_help_flag = true)]
     Layer(HarnessArgs),
 }

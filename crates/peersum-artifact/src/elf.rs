@@ -25,7 +25,7 @@ const TEXT_PREFIX: &str = ".text.";
 /// ones would need memory and time that grow with the square of the file's size.
 const MAX_NAME_BYTES: usize = 4096;
 
-/// The most kernels of one cubin. peersum's have two.
+/// The most kernels of one cubin. peersum's have up to three.
 const MAX_KERNELS: usize = 256;
 
 /// What the ELF headers of a cubin say.

@@ -227,7 +227,7 @@ impl fmt::Display for WorldSize {
 /// One module of the matrix. Keys sort by family, dtype and world size, as a manifest lists them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ModuleKey {
-    /// How data travels.
+    /// What its kernels do.
     pub family: Family,
     /// The element type.
     pub dtype: Dtype,

@@ -10,7 +10,7 @@
 //! - [`Arch`] and [`Target`]: what a module is compiled for, which device it serves, which driver
 //!   it needs.
 //! - [`Digest`], [`include_closure`] and [`cache_key`]: what makes two compilations the same.
-//! - [`Manifest`]: schema 1, read strictly.
+//! - [`Manifest`]: schema 2, read strictly.
 //! - [`inspect_cubin`] and [`text_sections`]: what the ELF headers of a cubin say.
 //!
 //! Digests detect corruption, not malice: whoever can write the directory can write its manifest

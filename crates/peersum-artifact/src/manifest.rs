@@ -1,4 +1,4 @@
-//! The manifest of a directory of compiled modules, schema 1.
+//! The manifest of a directory of compiled modules, schema 2.
 
 mod model;
 mod read;

@@ -56,8 +56,9 @@ enum Command {
     BenchLayer(Box<bench::layer::LayerArgs>),
     /// Find the fastest algorithm and grid for each message size, and write dispatch tables.
     ///
-    /// A size stands for messages from half to twice its size, 16M also for all larger messages,
-    /// and sizes up to 4K for all smaller ones.
+    /// A size stands for messages from half to twice its size. Between two sizes at most four times
+    /// apart that take the same push, the larger one stands for all. 16M also stands for all larger
+    /// messages, and sizes up to 4K for all smaller ones.
     Tune(tune::TuneArgs),
     /// Write the sources of a build of the kernels that only this program runs.
     #[command(hide = true)]

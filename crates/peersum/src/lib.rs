@@ -33,7 +33,8 @@
 //! Ranks can also be threads of one process ([`Rendezvous::threads`]). Calls can be captured into a
 //! CUDA graph ([`Communicator::capture`]). Buffers of [`Communicator::symmetric_alloc`] are read by
 //! the peers without a staged copy. [`Communicator::into_shared`] gives a handle for several
-//! threads. `examples/` has a program for each.
+//! threads. `examples/` has programs with ranks as processes, with ranks as threads, with a graph,
+//! with RMSNorm and with the other calls.
 //!
 //! # Numbers
 //!
@@ -102,20 +103,22 @@
 //!
 //! A communicator that failed returns the same reason from each later call and moves no data. It
 //! cannot be repaired: drop it and build a new one. The ranks' headers cannot show one mistake: if
-//! a rank skips a call and the calls around it have the same operation, size, type and algorithm,
-//! inputs of two different calls are summed.
+//! a rank skips a call and the calls around it have the same operation, size, type, root and
+//! algorithm, data of two different calls is mixed.
 //!
 //! Set-up compares versions, kernel sources, dispatch tables and sizes; if ranks differ, every rank
 //! gets an error with both values.
 //!
 //! # Memory
 //!
-//! A rank of a group of two or more holds `20992 + 2 x push half + 2 x max_bytes` bytes of device
-//! memory, each part rounded up to 128 bytes, and its symmetric buffers;
+//! A rank of a group of two or more holds `22016 + 2 x push half + 2 x max_bytes` bytes of device
+//! memory, and its symmetric buffers. The push half counts as
+//! [`CommunicatorBuilder::push_half_bytes`] rounds it, and
+//! [`max_bytes`](CommunicatorBuilder::max_bytes) rounded up to 128.
 //! [`Communicator::memory_bytes`] has the number. By default that is 2 x 32 MiB + 2 x 64 MiB. Ranks
 //! that share a device add 16 bytes for each thread of the largest grid. Everything is allocated by
-//! [`CommunicatorBuilder::build`] and [`Communicator::symmetric_alloc`], nothing by a call. Larger
-//! calls than [`CommunicatorBuilder::max_bytes`] are split, not refused.
+//! [`CommunicatorBuilder::build`] and [`Communicator::symmetric_alloc`], nothing by a call. Calls
+//! that do not fit this memory are split, not refused.
 //!
 //! # Environment
 //!

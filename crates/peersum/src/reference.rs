@@ -1,4 +1,4 @@
-//! The numeric contract as plain Rust: the bits that every all-reduce of this crate must return.
+//! The numeric contract as plain Rust: the bits that every call of this crate must return.
 //!
 //! `out = round(((x[0] + x[1]) + x[2]) + ... + x[W-1])`: float32 accumulation in rank order and one
 //! rounding to nearest, ties to even. Signed zeros, infinities and subnormals come out as that

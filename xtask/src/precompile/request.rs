@@ -12,10 +12,10 @@ use std::str::FromStr;
 
 /// Compile the kernel matrix to cubins and a manifest
 ///
-/// Makes one file for each module ({push, pull} x {f16, bf16, f32} x world size 2 to 8, norm also
-/// for world size 1, and move for every type at once) and architecture, and a manifest.json that
-/// describes them. Compiles only what has changed. Replaces the output directory as a whole, so it
-/// is complete at any moment.
+/// Makes one file for each module and architecture, and a manifest.json that describes them. The
+/// modules: {push, pull, norm} x {f16, bf16, f32} x world size 2 to 8, norm for world size 1 too,
+/// and move (u8, for every type) for world size 2 to 8. Compiles only what has changed. Replaces
+/// the output directory as a whole, so it is complete at any moment.
 #[derive(Debug, Clone, Default, Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Request {
@@ -24,7 +24,7 @@ pub(crate) struct Request {
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<ArchChoice>)]
     pub(crate) arch: Vec<ArchChoice>,
 
-    /// Element types, a list: f16, bf16, f32 [default: all]
+    /// Element types, a list: f16, bf16, f32, u8 (the family move) [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = trimmed::<Dtype>)]
     pub(crate) dtype: Vec<Dtype>,
 
@@ -83,7 +83,7 @@ const AFTER_HELP: &str = "\
 Examples:
   cargo xtask precompile                                 the release set, into target/cubins
   cargo xtask precompile --arch native                   only for the GPUs of this machine
-  cargo xtask precompile --arch sm_90 --dtype bf16 --world-size 2,4,8
+  cargo xtask precompile --arch sm_90 --world-size 1,2,4,8
   cargo xtask precompile --check                         is target/cubins complete and up to date?
   cargo xtask precompile --toolkit /usr/local/cuda-12.8  another toolkit, CUDA 12.4 to 13.x
 

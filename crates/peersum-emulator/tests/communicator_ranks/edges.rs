@@ -161,7 +161,7 @@ fn a_shared_communicator_takes_calls_from_several_threads_and_comes_back_alone()
     });
 }
 
-/// Each of the six calls.
+/// One of six all-reduces: without and with RMSNorm and a residual, in place and not.
 fn shared_call(shared: &SharedCommunicator<Emulator>, rank: u32, step: u64) {
     let own = input::<bf16>(step, rank, 64, Content::Special);
     let mut buffer = EmulatorBuffer::from_slice(&own);

@@ -39,7 +39,8 @@ const MOST_FAILURES: usize = 8;
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct TuneArgs {
     /// Which rows of the table. `rms-norm`: those for all-reduce, residual and RMSNorm in one call,
-    /// which say up to which size such calls are fused, and in which shape.
+    /// which say up to which size such calls are fused, and in which shape. The other operations
+    /// take the grids of the all-reduce and are refused.
     #[arg(long, value_enum, default_value = "all-reduce")]
     op: Operation,
     /// Hidden sizes for --op rms-norm: a row of the table is for all. A size of --bytes is measured

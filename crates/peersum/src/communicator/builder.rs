@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::loader::LoadPolicy;
 use crate::rendezvous::Rendezvous;
 
-/// The largest call that is not split, unless set otherwise: 64 MiB.
+/// The largest staged all-reduce that is not split, unless set otherwise: 64 MiB.
 const DEFAULT_MAX_BYTES: u64 = 64 << 20;
 
 /// One half of the push slots, unless set otherwise: 32 MiB, or 16 times `max_bytes` if that is
@@ -75,8 +75,8 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// The largest call that is not split, in bytes, less than 32 GiB. Two staging halves of this
-    /// size are allocated. Default: 64 MiB.
+    /// All-reduces of more bytes are split, except those that pull from a symmetric buffer; less
+    /// than 32 GiB. Two staging halves of this size are allocated. Default: 64 MiB.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes as u64;
         self
@@ -186,8 +186,8 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// Sends calls larger than [`CommunicatorBuilder::max_bytes`] to NCCL, instead of in pieces
-    /// through peersum's kernels; or every call, with
+    /// Sends all-reduces larger than [`CommunicatorBuilder::max_bytes`] to NCCL, instead of in
+    /// pieces through peersum's kernels; or every all-reduce, with
     /// [`Nccl::across_hosts`](crate::nccl::Nccl::across_hosts), which takes the place of a
     /// rendezvous. What differs then is said in [`crate::nccl`]. Default: no NCCL.
     #[cfg(feature = "nccl")]
@@ -208,8 +208,8 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// What carries out calls above the custom range, as the ranks compare it: one rank may have
-    /// been built with the feature `nccl` and another without. Opens NCCL, so that a rank that
+    /// What carries out all-reduces above the custom range, as the ranks compare it: one rank may
+    /// have been built with the feature `nccl` and another without. Opens NCCL, so that a rank that
     /// lacks it fails before any rank waits for it in NCCL.
     pub(super) fn above_range_name(&self, world_size: u32) -> Result<String, Error> {
         #[cfg(feature = "nccl")]

@@ -34,7 +34,7 @@ impl<D: Device> Communicator<D> {
     /// # Errors
     /// [`Error::Failed`] names the first failure of this rank: a peer that did not come within the
     /// timeout, an abort, ranks that called differently, or a peer that failed first. Outputs that
-    /// were not reduced hold NaN.
+    /// were not reduced hold NaN, and those of an all-gather or a broadcast bytes of `0xFF`.
     pub fn synchronize(&mut self) -> Result<(), Error> {
         if self.capturing {
             return Err(Error::Capture(

@@ -1,4 +1,4 @@
-//! What carries out a call of a given size.
+//! What carries out an all-reduce of a given size.
 
 use peersum_artifact::Family;
 use peersum_kernels::abi;
@@ -12,7 +12,7 @@ use crate::dispatch::{Placement, Plan, Route};
 /// staged and pulled, which takes any size up to `max_bytes` in one launch.
 const LEAST_PUSH_PIECE_BYTES: u64 = 1 << 20;
 
-/// What carries out a call. See [`Communicator::path`].
+/// What carries out an all-reduce. See [`Communicator::path`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CallPath {
@@ -22,12 +22,12 @@ pub enum CallPath {
     Copy,
     /// peersum's kernels, by the [`plan`](Communicator::plan).
     Kernels,
-    /// NCCL, which the builder was told to use for such calls. Outside the numeric contract.
+    /// NCCL, which the builder was told to use for such all-reduces. Outside the numeric contract.
     Nccl,
 }
 
 impl<D: Device> Communicator<D> {
-    /// What carries out a call of `bytes` bytes. The same on every rank.
+    /// What carries out an all-reduce of `bytes` bytes. The same on every rank.
     pub fn path(&self, bytes: usize) -> CallPath {
         if bytes == 0 {
             return CallPath::Nothing;

@@ -21,7 +21,7 @@ use crate::rendezvous::{Group, ProcessId};
 /// Communicators of this process so far.
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
-/// One rank of a group that reduces over its peers' GPUs.
+/// One rank of a group, whose calls go over its peers' GPUs.
 ///
 /// `Send`, not `Sync`: it belongs to one stream and one thread at a time. All ranks make the same
 /// calls in the same order, as with every collective library; a call in which they differ is an

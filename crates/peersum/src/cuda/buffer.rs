@@ -1,4 +1,4 @@
-//! cudarc's slices and views as what an all-reduce reads and writes.
+//! cudarc's slices and views as what a call reads and writes.
 
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice,

@@ -32,7 +32,7 @@ pub trait DeviceBuffer<T: Scalar, D: Device> {
     }
 }
 
-/// Device memory that an all-reduce reads: everything of cudarc that is a
+/// Device memory that a call reads: everything of cudarc that is a
 /// [`DevicePtr`](cudarc::driver::DevicePtr), including the slices of a
 /// [`SymmetricBuffer`](crate::SymmetricBuffer).
 ///
@@ -45,7 +45,7 @@ pub unsafe trait Input<T: Scalar, D: Device>: DeviceBuffer<T, D> {
     fn with_input<R>(&self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
 }
 
-/// Device memory that an all-reduce writes: everything of cudarc that is a
+/// Device memory that a call writes: everything of cudarc that is a
 /// [`DevicePtrMut`](cudarc::driver::DevicePtrMut), including the views of a
 /// [`SymmetricBuffer`](crate::SymmetricBuffer).
 ///

@@ -39,7 +39,8 @@ impl FusedShape {
 }
 
 /// The rows for calls with RMSNorm, by placement and rising `max_bytes`. A call beyond the last row
-/// is fused if its all-reduce would be a one-shot push: so are all calls of a table without rows.
+/// is fused if its all-reduce would be a one-shot push and a row fits the registers of the threads
+/// of its block or cluster. The same holds for all calls of a table without rows.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct NormRows {
     /// Ordinary input.

@@ -20,11 +20,11 @@ use peersum_artifact::{
     VerifyError, verify_file,
 };
 
-/// How often a held lock is tried again. A compilation takes about a hundred milliseconds.
+/// How often a held lock is tried again. A compilation takes half a second or more.
 const LOCK_POLL: Duration = Duration::from_millis(2);
 
-/// How many entries are kept: every module for the GPUs of a machine, of a dozen builds of peersum
-/// and NVRTC.
+/// How many entries are kept: every module for one GPU architecture, of seven builds of peersum and
+/// NVRTC.
 const MAX_ENTRIES: usize = 512;
 
 /// Why the JIT cache, or one entry of it, cannot be used. None of these is fatal: the module is

@@ -1,6 +1,6 @@
 //! The manifests that this process has read before.
 //!
-//! A communicator loads up to six modules, and each rank of a process loads its own. A manifest
+//! A communicator loads up to ten modules, and each rank of a process loads its own. A manifest
 //! lists hundreds, so parsing it costs more than all else that a load does. It is known by its
 //! whole text, not by a path or a time stamp: a manifest that has changed is never mistaken for the
 //! one before.

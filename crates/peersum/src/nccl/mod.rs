@@ -1,5 +1,5 @@
-//! NCCL as a second path: for calls above the custom range, or for a group that spans hosts.
-//! Feature `nccl`.
+//! NCCL as a second path: for all-reduces above the custom range, or for those of a group that
+//! spans hosts. Feature `nccl`.
 //!
 //! ```no_run
 //! use peersum::nccl::Nccl;
@@ -10,13 +10,13 @@
 //! let mut communicator = Communicator::builder()
 //!     .rendezvous(Rendezvous::from_env()?)
 //!     .max_bytes(4 << 20)
-//!     .above_range(Nccl::new()) // calls of more than 4 MiB
+//!     .above_range(Nccl::new()) // all-reduces of more than 4 MiB
 //!     .build(&stream)?;
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Which path a call takes depends on its bytes alone
+//! Which path an all-reduce takes depends on its bytes alone
 //! ([`Communicator::path`](crate::Communicator::path)), so all ranks take the same. NCCL works on
 //! the communicator's stream: calls of both paths are in order, and both can be captured into a
 //! graph. What differs:
@@ -55,7 +55,7 @@ pub use link::Link;
 
 use crate::error::Error;
 
-/// NCCL as the path of some or all calls: what
+/// NCCL as the path of some or all all-reduces: what
 /// [`CommunicatorBuilder::above_range`](crate::CommunicatorBuilder::above_range) takes.
 #[derive(Debug, Clone, Default)]
 pub struct Nccl {
@@ -72,14 +72,14 @@ pub(crate) struct AcrossHosts {
 }
 
 impl Nccl {
-    /// NCCL for calls larger than [`max_bytes`](crate::CommunicatorBuilder::max_bytes). The ranks
-    /// pass NCCL's id to each other when they meet.
+    /// NCCL for all-reduces larger than [`max_bytes`](crate::CommunicatorBuilder::max_bytes). The
+    /// ranks pass NCCL's id to each other when they meet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// NCCL for every call, in a group that spans hosts or has more than eight ranks. Such a group
-    /// has no rendezvous and uses none of peersum's kernels.
+    /// NCCL for every all-reduce, in a group that spans hosts or has more than eight ranks. Such a
+    /// group has no rendezvous and uses none of peersum's kernels.
     ///
     /// `id` is the same 128 bytes on every rank: those of [`Nccl::unique_id`], or of
     /// `cudarc::nccl::Id::internal`. One rank makes them, and the engine passes them to the others
