@@ -18,9 +18,9 @@
  * All-gathers and broadcasts have their overflow slots in the second half.
  * Every word of the push slots is PEERSUM_SLOT_EMPTY between calls.
  *
- * A staging half holds one rank's input as whole units. All-reduces by push use it as scratch
- * memory for units of the input or output that are not one aligned access. It is at least as large
- * as the largest all-reduce of either family, symmetric sources aside.
+ * A staging half holds one rank's input as whole units. All-reduces use it as scratch memory
+ * for units of the input or output that are not one aligned access. It is at least as large as the
+ * largest all-reduce, except a two-shot one from a symmetric source, which needs no scratch.
  */
 #ifndef PEERSUM_ABI_H
 #define PEERSUM_ABI_H

@@ -75,8 +75,8 @@ impl CommunicatorBuilder {
         self
     }
 
-    /// All-reduces of more bytes are split, except those that pull from a symmetric buffer; less
-    /// than 32 GiB. Two staging halves of this size are allocated. Default: 64 MiB.
+    /// All-reduces of more bytes are split, except those that replace a symmetric buffer by
+    /// two-shot; less than 32 GiB. Two staging halves of this size are allocated. Default: 64 MiB.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.max_bytes = bytes as u64;
         self
