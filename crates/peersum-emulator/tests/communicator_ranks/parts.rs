@@ -278,9 +278,8 @@ fn an_ordinary_buffer_may_be_in_place_on_one_rank_only() {
 #[test]
 fn a_symmetric_buffer_on_one_rank_only_changes_no_sum_of_a_route_that_does_not_read_it() {
     let row = |blocks, threads| {
-        format!(
-            r#"[{{"max_bytes":null,"route":"pull_one_shot","blocks":{blocks},"threads":{threads}}}]"#
-        )
+        let shape = format!(r#""blocks":{blocks},"threads":{threads}"#);
+        format!(r#"[{{"max_bytes":null,"route":"pull_one_shot",{shape}}}]"#)
     };
     let (ordinary, symmetric) = (row(3, 8), row(1, 32));
     let tables = format!(

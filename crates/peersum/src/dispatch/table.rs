@@ -118,9 +118,11 @@ impl DispatchTable {
         rows.get(index).or(rows.last())
     }
 
-    /// The plan for a message of `bytes` bytes. A row for symmetric buffers counts only if its route
-    /// reads them. Any other call takes the row of ordinary ones: its header does not say where its
-    /// input is, and ranks whose grids differ cannot meet.
+    /// The plan for a message of `bytes` bytes.
+    ///
+    /// A row for symmetric buffers counts only if its route reads them. Any other call takes the
+    /// row of ordinary ones: its header does not say where its input is, and ranks whose grids
+    /// differ cannot meet.
     pub fn plan(&self, placement: Placement, bytes: u64) -> Plan {
         let plan = self.plan_of_row(placement, bytes);
         match plan.route.is_symmetric() {
