@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn rows_of_more_units_than_a_launch_can_count_are_normalised_in_pieces() {
-        assert_eq!(row_pieces(7, 512).collect::<Vec<_>>(), [0..7]);
+        assert!(row_pieces(7, 512).eq(std::iter::once(0..7)));
         // 128 GiB in rows of one unit, and in rows of 4096 elements of two bytes.
         for (rows, row_units) in [(1 << 33, 1), (1 << 24, 512), (MOST_UNITS, 1)] {
             let mut next = 0;
