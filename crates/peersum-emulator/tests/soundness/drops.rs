@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use peersum::device::Device;
 use peersum::{Held, Rendezvous};
-use peersum_emulator::{EmulatorBuffer, EmulatorDevice};
+use peersum_emulator::{Emulator, EmulatorBuffer, EmulatorDevice};
 
 use crate::{
     Comm, LATE, LEN, alone, good_call, in_child, on_processes, on_ranks, ranks_buffer, settings,
@@ -50,6 +50,24 @@ fn a_capture_of_the_program_is_ended_before_memory_is_unmapped() {
             drop(comm);
         },
     );
+}
+
+#[test]
+fn memory_is_leaked_if_something_else_has_a_graph_of_the_communicator_s_calls() {
+    let test = "drops::memory_is_leaked_if_something_else_has_a_graph_of_the_communicator_s_calls";
+    on_processes(test, |mut comm| {
+        let mut buffer = ranks_buffer(comm.rank());
+        comm.capture_begin().unwrap();
+        comm.all_reduce_in_place(&mut buffer).unwrap();
+        let graph = comm.device().capture_end().unwrap();
+        let device = Emulator::open(comm.stream()).unwrap();
+        drop(comm);
+        // SAFETY: the buffer is alive. The program did nothing unsafe to get here on a GPU, where
+        // cudarc ends captures and launches graphs.
+        unsafe { device.launch_graph(&graph).unwrap() };
+        device.synchronize().unwrap();
+        assert_eq!(buffer.to_vec(), [3.0; LEN]);
+    });
 }
 
 #[test]

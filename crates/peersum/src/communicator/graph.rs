@@ -345,6 +345,7 @@ impl<D: Device> Communicator<D> {
             // Where only the thread that began the capture may end it, it is still open.
             let recording = self.device.recording();
             self.capturing = matches!(recording, Ok(Recording::On | Recording::Spoilt));
+            self.lost_a_capture |= matches!(recording, Ok(Recording::Off)) && !was_spoilt;
         }
         let graph = ended.map_err(|error| {
             if was_spoilt {

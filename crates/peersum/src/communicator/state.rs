@@ -56,6 +56,8 @@ pub struct Communicator<D: Device = Cuda> {
     pub(super) handle: AbortHandle,
     /// Whether `capture_begin` has begun a capture that nothing has ended.
     pub(super) capturing: bool,
+    /// Whether something else has ended such a capture, and so may have a graph of its calls.
+    pub(super) lost_a_capture: bool,
     pub(super) allow_outside_capture: bool,
     _stream_claim: StreamClaim,
     not_sync: PhantomData<Cell<()>>,
@@ -96,6 +98,7 @@ impl<D: Device> Communicator<D> {
                 status: None,
             },
             capturing: false,
+            lost_a_capture: false,
             allow_outside_capture: builder.allow_outside_capture,
             _stream_claim: claim,
             not_sync: PhantomData,

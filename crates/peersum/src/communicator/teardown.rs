@@ -4,26 +4,42 @@ use std::mem::forget;
 use std::time::Duration;
 
 use super::state::Communicator;
-use crate::device::Device;
+use crate::device::{Device, Recording};
 
 /// Maximum time that `drop` waits for the peers before it frees memory that they may still map.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for the communicator's stream and then frees its memory. A capture that is open on the
 /// stream is ended, whoever began it. If the stream cannot be waited for, because another thread
-/// began the capture or the device has failed, the memory is leaked: a kernel may still use it.
+/// began the capture or the device has failed, the memory is leaked: a kernel may still use it. So
+/// it is if something else ended a capture of the communicator's calls, and has the graph.
 impl<D: Device> Drop for Communicator<D> {
     fn drop(&mut self) {
         if self.is_inherited() {
             self.leave_to_parent();
             return;
         }
+        let is_open = matches!(
+            self.device.recording(),
+            Ok(Recording::On | Recording::Spoilt)
+        );
+        let lost_a_capture = self.lost_a_capture || self.capturing && !is_open;
         self.end_any_capture();
         #[cfg(feature = "nccl")]
         self.close_nccl();
         let Some(mut connected) = self.connected.take() else {
             return;
         };
+        if lost_a_capture {
+            tracing::warn!(
+                rank = self.rank,
+                bytes = connected.memory_bytes(),
+                "device memory is leaked: something else than the communicator ended a capture \
+                 that has its calls, and may launch the graph"
+            );
+            connected.leak();
+            return;
+        }
         // Every wait of a kernel is bounded, so this returns.
         if let Err(error) = self.device.synchronize() {
             tracing::warn!(
