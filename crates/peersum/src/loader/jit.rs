@@ -156,8 +156,12 @@ impl Request<'_> {
             // The process that held the lock before has probably stored the module.
             Ok(lock) => self.look_up(cache, key).map_err(|_| Some(lock)),
             Err(error) => {
-                self.miss(self.cache_place(), error);
-                Err(None)
+                // The holder may have stored the module and live on, or a child of its with the
+                // lock.
+                self.look_up(cache, key).map_err(|_| {
+                    self.miss(self.cache_place(), error);
+                    None
+                })
             }
         }
     }

@@ -118,7 +118,15 @@ pub enum CacheError {
 #[derive(Debug)]
 pub(super) struct EntryLock {
     key: Digest,
-    _file: File,
+    file: File,
+}
+
+impl Drop for EntryLock {
+    fn drop(&mut self) {
+        // Closing the file would not be enough: a child that fork made meanwhile has it open as
+        // well, and the lock would last until both have closed it.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Checks that `directory` can be the JIT cache. It is created if it is missing.
@@ -241,7 +249,7 @@ impl JitCache {
         let mut told = false;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(EntryLock { key, _file: file }),
+                Ok(()) => return Ok(EntryLock { key, file }),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(source)) => return Err(io_error(source)),
             }
@@ -356,5 +364,23 @@ fn remove(path: &Path) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_with_its_holder_also_if_a_forked_child_has_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = JitCache::open(&directory.path().join("cache")).unwrap();
+        let key = Digest::of(b"an entry");
+        let lock = cache.lock(key, Duration::ZERO).unwrap();
+        // What fork does for a child.
+        let _inherited = lock.file.try_clone().unwrap();
+        cache.lock(key, Duration::ZERO).unwrap_err();
+        drop(lock);
+        cache.lock(key, Duration::ZERO).unwrap();
     }
 }
