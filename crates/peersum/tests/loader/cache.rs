@@ -256,6 +256,24 @@ fn what_a_killed_process_left_half_written_is_cleared_away() {
 }
 
 #[test]
+fn what_killed_processes_left_of_other_modules_is_cleared_away_and_what_living_ones_write_stays() {
+    let (cache, policy) = with_cache();
+    let staged = |key: char| {
+        let entry = cache.path().join(String::from(key).repeat(64));
+        let staged = entry.with_extension("tmp");
+        fs::create_dir(&staged).unwrap();
+        fs::write(staged.join(MANIFEST_FILE), "half").unwrap();
+        (staged, File::create(lock_of(&entry)).unwrap())
+    };
+    let ((left, _), (written, lock)) = (staged('a'), staged('b'));
+    lock.lock().unwrap();
+    let other = cache.path().join("not-an-entry.tmp");
+    fs::write(&other, "").unwrap();
+    assert!(stored(&load_push(&policy).unwrap()).is_some());
+    assert!(!left.exists() && written.exists() && other.exists());
+}
+
+#[test]
 fn force_passes_compiled_modules_over_and_uses_the_cache() {
     let (_cache, jit) = with_cache();
     let directory = tempdir().unwrap();
