@@ -68,12 +68,13 @@ fn wrong_calls<S: DeviceStream>(
         unsafe { device.write(address, &bytes)? };
         // SAFETY: the memory is aligned, holds `len` elements, and outlives the buffer, which is
         // disowned below.
-        let mut buffer = unsafe { device.adopt::<bf16>(address, len) };
+        let mut buffer = unsafe { device.adopt::<bf16>(address, len) }?;
         let result = communicator
             .all_reduce_in_place(&mut buffer)
             .and_then(|()| communicator.synchronize());
-        S::Device::disown(buffer);
+        let disowned = S::Device::disown(buffer);
         result?;
+        disowned?;
         let mut sums = vec![0; bytes.len()];
         // SAFETY: as for the write.
         unsafe { device.read(address, &mut sums)? };

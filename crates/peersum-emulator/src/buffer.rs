@@ -342,14 +342,22 @@ impl<T: Scalar, B: Deref<Target = EmulatorBuffer<T>>> DeviceBuffer<T, Emulator>
 // SAFETY: the address is aligned and valid for `len` elements; the stream is remembered, and waited
 // for before the host uses or frees the memory.
 unsafe impl<T: Scalar> Input<T, Emulator> for EmulatorBuffer<T> {
-    fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
+    fn with_input<R, E: From<BufferError>>(
+        &self,
+        stream: &EmulatorStream,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E> {
         launch(self.lend(stream, 0))
     }
 }
 
 // SAFETY: as above.
 unsafe impl<T: Scalar> Output<T, Emulator> for EmulatorBuffer<T> {
-    fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
+    fn with_output<R, E: From<BufferError>>(
+        &mut self,
+        stream: &EmulatorStream,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E> {
         launch(self.lend(stream, 0))
     }
 }
@@ -359,14 +367,22 @@ unsafe impl<T: Scalar> Output<T, Emulator> for EmulatorBuffer<T> {
 unsafe impl<T: Scalar, B: Deref<Target = EmulatorBuffer<T>>> Input<T, Emulator>
     for EmulatorPart<B>
 {
-    fn with_input<R>(&self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
+    fn with_input<R, E: From<BufferError>>(
+        &self,
+        stream: &EmulatorStream,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E> {
         launch(self.buffer.lend(stream, self.range.start))
     }
 }
 
 // SAFETY: as for the whole buffer, within which the range lies.
 unsafe impl<T: Scalar> Output<T, Emulator> for EmulatorViewMut<'_, T> {
-    fn with_output<R>(&mut self, stream: &EmulatorStream, launch: impl FnOnce(u64) -> R) -> R {
+    fn with_output<R, E: From<BufferError>>(
+        &mut self,
+        stream: &EmulatorStream,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E> {
         launch(self.buffer.lend(stream, self.range.start))
     }
 }

@@ -161,14 +161,19 @@ unsafe impl Device for Emulator {
         mapping.address
     }
 
-    unsafe fn adopt<T: Scalar>(&self, address: u64, len: usize) -> EmulatorBuffer<T> {
+    unsafe fn adopt<T: Scalar>(
+        &self,
+        address: u64,
+        len: usize,
+    ) -> Result<EmulatorBuffer<T>, DeviceError> {
         // SAFETY: the caller answers for the memory until it disowns the buffer.
-        unsafe { EmulatorBuffer::adopt(self.stream.clone(), address, len) }
+        Ok(unsafe { EmulatorBuffer::adopt(self.stream.clone(), address, len) })
     }
 
-    fn disown<T: Scalar>(buffer: EmulatorBuffer<T>) {
+    fn disown<T: Scalar>(buffer: EmulatorBuffer<T>) -> Result<(), DeviceError> {
         // An adopted buffer does not own its memory. Its stream waits for what uses it on others.
         drop(buffer);
+        Ok(())
     }
 
     fn allocate_status(&self) -> Result<StatusRecord, DeviceError> {

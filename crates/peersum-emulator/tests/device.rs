@@ -8,7 +8,7 @@ use std::process::Command;
 use half::bf16;
 use peersum::device::{Device, DeviceError, Export, Import, LaunchShape, MemorySharing};
 use peersum::loader::LoadPolicy;
-use peersum::{DeviceBuffer, Input, Output};
+use peersum::{DeviceBuffer, Error, Input, Output};
 use peersum_artifact::Algorithm;
 use peersum_emulator::{Emulator, EmulatorBuffer, EmulatorDevice};
 use rig::{Setup, World, kinds, random_inputs, seeded};
@@ -237,9 +237,10 @@ fn a_buffer_waits_for_the_streams_that_use_it() {
     for _ in 0..50 {
         let len = DeviceBuffer::<f32, Emulator>::len(&buffer);
         // SAFETY: the range is the buffer's.
-        buffer.with_output(emulator.stream(), |address| unsafe {
-            emulator.fill(address, word, len).unwrap()
+        let filled = buffer.with_output(emulator.stream(), |address| unsafe {
+            Ok::<_, Error>(emulator.fill(address, word, len)?)
         });
+        filled.unwrap();
     }
     assert!(
         buffer
@@ -249,6 +250,6 @@ fn a_buffer_waits_for_the_streams_that_use_it() {
     );
     let view = buffer.slice(3..10);
     assert_eq!(DeviceBuffer::<f32, Emulator>::len(&view), 7);
-    let first = view.with_input(emulator.stream(), |address| address);
-    assert_eq!(first, buffer.address() + 12);
+    let first = view.with_input(emulator.stream(), Ok::<_, Error>);
+    assert_eq!(first.unwrap(), buffer.address() + 12);
 }

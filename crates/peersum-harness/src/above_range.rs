@@ -141,7 +141,7 @@ fn run_type<T: TestElement>(seed: u64, communicator: &mut Communicator) -> Resul
         arrays.ensure_sum(&arrays.output).context("out of place")?;
     }
     for arrays in &all {
-        arrays.input.with::<T, _>(&arrays.device, |buffer| {
+        arrays.input.with::<T, _, _>(&arrays.device, |buffer| {
             communicator.all_reduce_in_place(buffer)
         })?;
     }

@@ -51,8 +51,8 @@ impl<T: TestElement, D: Device> Arrays<T, D> {
     /// Sums the input into the output.
     pub(crate) fn call(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
         let Arrays { device, output, .. } = self;
-        self.input.with::<T, _>(device, |input| {
-            output.with::<T, _>(device, |output| communicator.all_reduce(&*input, output))
+        self.input.with::<T, _, _>(device, |input| {
+            output.with::<T, _, _>(device, |output| communicator.all_reduce(&*input, output))
         })
     }
 

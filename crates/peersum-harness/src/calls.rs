@@ -145,9 +145,9 @@ impl<D: Device> Calls<D> {
             return self.arrays.call(communicator);
         };
         let is_in_place = self.is_in_place();
-        input.with::<bf16, _>(device, |input| {
+        input.with::<bf16, _, _>(device, |input| {
             let input = (!is_in_place).then_some(&*input);
-            output.with::<bf16, _>(device, |output| {
+            output.with::<bf16, _, _>(device, |output| {
                 sides.call(device, communicator, input, output)
             })
         })

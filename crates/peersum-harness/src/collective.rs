@@ -129,14 +129,15 @@ impl<D: Device> CollectiveCall<D> {
 
     pub(crate) fn call(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
         let device = &self.device;
-        self.output.with::<bf16, _>(device, |output| {
+        self.output.with::<bf16, _, _>(device, |output| {
             if let Collective::Broadcast { root } = self.kind {
                 return communicator.broadcast(output, root);
             }
-            self.input.with::<bf16, _>(device, |input| match self.kind {
-                Collective::AllGather => communicator.all_gather(&*input, output),
-                _ => communicator.reduce_scatter(&*input, output),
-            })
+            self.input
+                .with::<bf16, _, _>(device, |input| match self.kind {
+                    Collective::AllGather => communicator.all_gather(&*input, output),
+                    _ => communicator.reduce_scatter(&*input, output),
+                })
         })
     }
 

@@ -1,8 +1,8 @@
 //! Device memory for tests, allocated through the device seam, with guard bytes around each array.
 
 use anyhow::Result;
-use peersum::Scalar;
 use peersum::device::{Device, MemorySharing};
+use peersum::{Error, Scalar};
 
 use crate::data::bytes_of;
 
@@ -95,11 +95,11 @@ impl<D: Device> TestBuffer<D> {
     }
 
     /// Passes the buffer to `call` in the form that the communicator takes.
-    pub(crate) fn with<T: Scalar, R>(
+    pub(crate) fn with<T: Scalar, R, E: From<Error>>(
         &self,
         device: &D,
-        call: impl FnOnce(&mut D::Buffer<T>) -> R,
-    ) -> R {
+        call: impl FnOnce(&mut D::Buffer<T>) -> Result<R, E>,
+    ) -> Result<R, E> {
         let address = self.memory.base() + GUARD_BYTES as u64;
         // SAFETY: the allocation has so many elements, and tests synchronise before they drop it.
         unsafe { lend(device, address, self.bytes / size_of::<T>(), call) }
@@ -111,17 +111,19 @@ impl<D: Device> TestBuffer<D> {
 /// # Safety
 /// `address` is aligned to `T` and holds `len` elements until the stream has passed all that `call`
 /// enqueues.
-pub(crate) unsafe fn lend<T: Scalar, D: Device, R>(
+pub(crate) unsafe fn lend<T: Scalar, D: Device, R, E: From<Error>>(
     device: &D,
     address: u64,
     len: usize,
-    call: impl FnOnce(&mut D::Buffer<T>) -> R,
-) -> R {
+    call: impl FnOnce(&mut D::Buffer<T>) -> Result<R, E>,
+) -> Result<R, E> {
     // SAFETY: the memory is the caller's promise; the adopted buffer is disowned below.
-    let mut buffer = unsafe { device.adopt(address, len) };
+    let mut buffer = unsafe { device.adopt(address, len) }.map_err(Error::from)?;
     let result = call(&mut buffer);
-    D::disown(buffer);
-    result
+    let disowned = D::disown(buffer).map_err(Error::from);
+    let result = result?;
+    disowned?;
+    Ok(result)
 }
 
 /// Elements, as memory holds them.

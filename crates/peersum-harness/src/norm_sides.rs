@@ -125,21 +125,21 @@ impl<D: Device> Sides<D> {
         input: Option<&Buffer<D>>,
         output: &mut Buffer<D>,
     ) -> Result<(), Error> {
-        self.weight.with::<bf16, _>(device, |weight| {
+        self.weight.with::<bf16, _, _>(device, |weight| {
             let norm = RmsNorm {
                 weight: &*weight,
                 epsilon: NUMBERS.epsilon,
                 weight_offset: NUMBERS.weight_offset,
             };
-            self.residual.with::<bf16, _>(device, |residual| {
+            self.residual.with::<bf16, _, _>(device, |residual| {
                 let adds = self.kind.adds;
                 match input {
                     Some(input) if adds => {
                         communicator.all_reduce_add_rms_norm(input, residual, &norm, output)
                     }
                     Some(input) => communicator.all_reduce_rms_norm(input, &norm, output),
-                    None => self.fp8_values.with::<u8, _>(device, |values| {
-                        self.fp8_scales.with::<f32, _>(device, |scales| {
+                    None => self.fp8_values.with::<u8, _, _>(device, |values| {
+                        self.fp8_scales.with::<f32, _, _>(device, |scales| {
                             let fp8 = Fp8Buffers { values, scales };
                             let (kind, residual) = (self.kind.output, adds.then_some(residual));
                             kind.call_in_place(communicator, output, residual, &norm, fp8)

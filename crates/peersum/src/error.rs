@@ -107,7 +107,7 @@ pub enum Error {
     },
     /// A call does not take this buffer.
     #[error(transparent)]
-    Buffer(#[from] BufferError),
+    Buffer(BufferError),
     /// A call with RMSNorm was refused.
     #[error(transparent)]
     Norm(#[from] NormError),

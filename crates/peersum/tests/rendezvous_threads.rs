@@ -9,7 +9,7 @@ use peersum::rendezvous::{
 };
 use rendezvous_stage::{by_hand, exchange_memory, gather};
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,22 @@ fn a_descriptor_reaches_every_rank_each_time_from_the_ranks_that_give_one() {
                 assert!(message.is_empty());
                 assert_eq!(descriptor.is_some(), gives(rank));
             }
+        }
+    });
+}
+
+#[test]
+fn a_rank_whose_descriptor_cannot_be_duplicated_tells_the_others_at_once() {
+    as_ranks(2, |mut group| {
+        // SAFETY: a number that no process has a file under is only looked up and refused.
+        let closed = unsafe { BorrowedFd::borrow_raw(i32::MAX) };
+        let descriptor = (group.rank() == 1).then_some(closed);
+        let error = group
+            .all_gather_fd("memory", b"", descriptor, AMPLE)
+            .unwrap_err();
+        match (group.rank(), error) {
+            (1, RendezvousError::Io { .. }) | (0, RendezvousError::PeerFailed { rank: 1, .. }) => {}
+            (rank, error) => panic!("rank {rank}: {error:?}"),
         }
     });
 }

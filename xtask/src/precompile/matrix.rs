@@ -146,13 +146,17 @@ mod tests {
     fn count(flags: &str) -> usize {
         let flags = ["precompile"].into_iter().chain(flags.split_whitespace());
         let request = Flags::try_parse_from(flags).unwrap().request;
-        artifacts(&request.modules(), &targets(&request.arch).unwrap()).len()
+        artifacts(
+            &request.modules().unwrap(),
+            &targets(&request.arch).unwrap(),
+        )
+        .len()
     }
 
     #[test]
     fn no_flags_select_every_module_for_the_release_set() {
         assert_eq!(count(""), 73 * RELEASE_SET.len());
-        let modules = Request::default().modules();
+        let modules = Request::default().modules().unwrap();
         assert_eq!(modules, ModuleKey::all().collect::<Vec<_>>());
     }
 

@@ -23,7 +23,7 @@ use crate::{workers, workspace};
 use anyhow::bail;
 use fs_err as fs;
 use inputs::Inputs;
-use peersum_artifact::MANIFEST_FILE;
+use peersum_artifact::{MANIFEST_FILE, ModuleKey};
 use plan::Plan;
 use progress::Reporter;
 use run::{Run, Started};
@@ -51,30 +51,33 @@ fn is_output_name(name: &str) -> bool {
 /// The run cannot start, or cannot publish its result.
 pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let started = Started::now();
+    let modules = request.modules()?;
     let out = request.out.clone().unwrap_or_else(workspace::cubins);
     let output = OutputDir::new(&out, &MODULES)?;
     let kernels = request.kernels.clone().unwrap_or_else(workspace::kernels);
     let kernels = fs::canonicalize(&kernels)?;
     let reporter = Reporter::new(request.message_format, request.quiet);
     if request.check {
-        return check(request, &kernels, &output, &reporter);
+        return check(request, &modules, &kernels, &output, &reporter);
     }
     let nvcc = toolchain::resolve(&request.toolkit.clone().unwrap_or_default(), &mut |note| {
         reporter.note(&note)
     })?;
-    compile(request, &nvcc, &kernels, &output, &reporter, started)
+    compile(
+        request, &modules, &nvcc, &kernels, &output, &reporter, started,
+    )
 }
 
 /// `--check`: whether the output is what the request asks for, without a compiler.
 fn check(
     request: &Request,
+    modules: &[ModuleKey],
     kernels: &std::path::Path,
     output: &OutputDir,
     reporter: &Reporter,
 ) -> anyhow::Result<bool> {
-    let modules = request.modules();
-    let artifacts = matrix::artifacts(&modules, &matrix::targets(&request.arch)?);
-    let inputs = Inputs::read(kernels, None, &modules)?;
+    let artifacts = matrix::artifacts(modules, &matrix::targets(&request.arch)?);
+    let inputs = Inputs::read(kernels, None, modules)?;
     let problems = check::problems(output.path(), &artifacts, &inputs)?;
     reporter.checked(
         &output.path().display().to_string(),
@@ -86,6 +89,7 @@ fn check(
 
 fn compile(
     request: &Request,
+    modules: &[ModuleKey],
     nvcc: &Nvcc,
     kernels: &std::path::Path,
     output: &OutputDir,
@@ -95,10 +99,9 @@ fn compile(
     let targets = matrix::targets(&request.arch)?;
     let compiler = format!("{} ({})", nvcc.program.display(), nvcc.toolkit.compiler);
     matrix::ensure_supported(&targets, &compiler, &nvcc.toolkit.gpu_codes)?;
-    let modules = request.modules();
-    let artifacts = matrix::artifacts(&modules, &targets);
+    let artifacts = matrix::artifacts(modules, &targets);
     let prelude: Option<PathBuf> = (!request.stock_headers).then(workspace::prelude);
-    let inputs = Inputs::read(kernels, prelude.as_deref(), &modules)?;
+    let inputs = Inputs::read(kernels, prelude.as_deref(), modules)?;
 
     let locked = output.lock(|waiting| reporter.note(&waiting))?;
     let present_files = locked.file_names()?;

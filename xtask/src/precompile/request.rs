@@ -4,8 +4,10 @@
 use super::matrix::{ArchChoice, WorldSizes};
 use super::progress::MessageFormat;
 use crate::toolchain::ToolkitChoice;
+use anyhow::ensure;
 use clap::Args;
 use peersum_artifact::{Dtype, Family, ModuleKey};
+use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -97,7 +99,10 @@ Exit status: 0 if all is there, 1 if anything failed; the earlier output is then
 
 impl Request {
     /// The modules that it selects, in the manifest's order.
-    pub(super) fn modules(&self) -> Vec<ModuleKey> {
+    ///
+    /// # Errors
+    /// There is none: an output without modules would replace one with them, and pass `--check`.
+    pub(super) fn modules(&self) -> anyhow::Result<Vec<ModuleKey>> {
         fn selects<T: PartialEq>(list: &[T], item: &T) -> bool {
             list.is_empty() || list.contains(item)
         }
@@ -105,11 +110,33 @@ impl Request {
             let mut ranges = self.world_size.iter();
             self.world_size.is_empty() || ranges.any(|range| range.contains(key.world_size))
         };
-        ModuleKey::all()
+        let modules: Vec<ModuleKey> = ModuleKey::all()
             .filter(|key| selects(&self.family, &key.family) && selects(&self.dtype, &key.dtype))
             .filter(selects_size)
-            .collect()
+            .collect();
+        ensure!(
+            !modules.is_empty(),
+            "no module has what --family, --dtype and --world-size ask for together; there are: {}",
+            existing_modules()
+        );
+        Ok(modules)
     }
+}
+
+/// What there is of each family, as in `push: f16, bf16, f32 for world sizes 2 to 8`.
+fn existing_modules() -> String {
+    let of_family = |family: Family| {
+        let dtypes: Vec<String> = family.dtypes().iter().map(Dtype::to_string).collect();
+        let keys = ModuleKey::all().filter(|key| key.family == family);
+        let sizes: BTreeSet<u32> = keys.map(|key| key.world_size.get()).collect();
+        let sizes = match (sizes.first(), sizes.last()) {
+            (Some(first), Some(last)) if first < last => format!("sizes {first} to {last}"),
+            (first, _) => format!("size {}", first.copied().unwrap_or_default()),
+        };
+        format!("{family}: {} for world {sizes}", dtypes.join(", "))
+    };
+    let families = Family::ALL.iter().copied().map(of_family);
+    families.collect::<Vec<_>>().join("; ")
 }
 
 /// Reads an item of a list, which may have spaces around it.

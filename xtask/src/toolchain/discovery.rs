@@ -94,9 +94,10 @@ fn real_nvcc(program: PathBuf) -> PathBuf {
 /// `$NVCC_CCBIN` names no program, or there is none.
 pub(crate) fn host_compiler() -> anyhow::Result<PathBuf> {
     if let Some(name) = variable("NVCC_CCBIN") {
-        // nvcc takes a directory too and looks for its usual compiler there.
+        // nvcc takes a directory too and looks for its usual compiler there. It may run elsewhere.
         if Path::new(&name).is_dir() {
-            return Ok(name.into());
+            return std::path::absolute(&name)
+                .with_context(|| format!("$NVCC_CCBIN is {name:?}, which has no absolute path"));
         }
         return find_program(&name).with_context(|| {
             format!("$NVCC_CCBIN is {name:?}, which is no program; unset it or name a C++ compiler")

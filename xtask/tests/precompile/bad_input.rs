@@ -24,6 +24,32 @@ fn an_unknown_value_is_one_error_that_lists_the_valid_ones() {
 }
 
 #[test]
+fn a_selection_without_modules_is_refused_and_the_output_stays() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = directory.path().join("cubins");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("manifest.json"), "what was there").unwrap();
+    let before = snapshot(&out);
+    for selection in [
+        &["--dtype", "i64"][..],
+        &["--family", "move", "--dtype", "bf16"],
+        &["--family", "push", "--world-size", "1"],
+    ] {
+        for check in [&[][..], &["--check"]] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+            command.args(["precompile", "--arch", "sm_90", "--out"]);
+            command.arg(&out).args(selection).args(check);
+            Answer::of(&mut command).failed_saying(&[
+                "--family, --dtype and --world-size",
+                "push: f16, bf16, f32 for world sizes 2 to 8",
+                "move: u8 for world sizes 2 to 8",
+            ]);
+            assert_eq!(snapshot(&out), before);
+        }
+    }
+}
+
+#[test]
 fn an_architecture_that_the_compiler_does_not_know_is_an_error_with_its_list() {
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile_with("pinned", "sm_81", &[])).failed_saying(&[

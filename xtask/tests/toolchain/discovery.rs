@@ -274,6 +274,18 @@ fn the_host_compiler_is_the_named_one_else_the_usual_ones_in_order() {
 }
 
 #[test]
+fn a_relative_directory_of_the_host_compiler_is_made_absolute() {
+    let machine = Machine::new();
+    let toolkit = machine.toolkit("cuda", "13.0.1");
+    let mut which = machine.toolchain(&["which", "--toolkit"]);
+    which.arg(&toolkit).env("NVCC_CCBIN", "./bin");
+    which.current_dir(machine.path("bin").parent().unwrap());
+    let expected = format!("host compiler  {}\n", machine.path("bin").display());
+    let answer = Answer::of(&mut which).succeeded();
+    assert!(answer.stdout.contains(&expected), "{answer:#?}");
+}
+
+#[test]
 fn no_host_compiler_is_an_error_that_says_what_to_install() {
     let machine = Machine::new();
     let toolkit = machine.toolkit("cuda", "13.0.1");

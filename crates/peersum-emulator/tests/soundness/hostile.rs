@@ -173,7 +173,7 @@ const TABLE: &[Attempt] = &[
             assert!(device.import(Import::Fd(pipe), 4096).is_err());
             assert!(device.import(Import::LegacyIpc([0xFF; 64]), 4096).is_err());
             drop(device.import(Import::SameProcess(0xDEAD_BEEF), 4096));
-            Emulator::disown(EmulatorBuffer::<f32>::zeroed(9));
+            Emulator::disown(EmulatorBuffer::<f32>::zeroed(9)).unwrap();
             comm.stream().wait_for(comm.stream()).unwrap();
         },
     ),

@@ -247,16 +247,16 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
         // SAFETY: each array has at least so many elements, begins at a multiple of 16 bytes, and
         // outlives the wait in `Stopwatch::time`.
         let times = unsafe {
-            lend::<T, D, _>(device, weight, call.hidden as usize, |weight| {
+            lend::<T, D, _, _>(device, weight, call.hidden as usize, |weight| {
                 let norm = RmsNorm {
                     weight: &*weight,
                     epsilon: NUMBERS.epsilon,
                     weight_offset: NUMBERS.weight_offset,
                 };
-                lend::<T, D, _>(device, residual, len, |residual| {
-                    lend::<T, D, _>(device, input, len, |input| {
+                lend::<T, D, _, _>(device, residual, len, |residual| {
+                    lend::<T, D, _, _>(device, input, len, |input| {
                         if !call.is_in_place() {
-                            return lend::<T, D, _>(device, output, len, |output| {
+                            return lend::<T, D, _, _>(device, output, len, |output| {
                                 stopwatch.time(method, |_| {
                                     Ok(communicator.all_reduce_add_rms_norm(
                                         &*input, residual, &norm, output,
@@ -264,8 +264,8 @@ impl<'r, 'a, D: Device> NormRank<'r, 'a, D> {
                                 })
                             });
                         }
-                        lend::<u8, D, _>(device, values, len, |values| {
-                            lend::<f32, D, _>(device, scales, scale_count, |scales| {
+                        lend::<u8, D, _, _>(device, values, len, |values| {
+                            lend::<f32, D, _, _>(device, scales, scale_count, |scales| {
                                 stopwatch.time(method, |_| {
                                     let residual = Some(&mut *residual);
                                     let fp8 = Fp8Buffers {

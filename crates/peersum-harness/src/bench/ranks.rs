@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use peersum::device::{Device, MemorySharing};
 use peersum::dispatch::{Placement, Plan};
 use peersum::loader::LoadPolicy;
-use peersum::{Communicator, CommunicatorBuilder, Element, Output, Rendezvous, SymmetricBuffer};
+use peersum::{
+    Communicator, CommunicatorBuilder, Element, Error, Output, Rendezvous, SymmetricBuffer,
+};
 
 use super::timing::{Method, Stopwatch, Timed, Times};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
@@ -134,7 +136,7 @@ impl<'a, D: Device> Rank<'a, D> {
         let mut symmetric = communicator.symmetric_alloc::<f32>(bytes / size_of::<f32>())?;
         let symmetric_address = symmetric
             .as_view_mut()
-            .with_output(device.stream(), |address| address);
+            .with_output(device.stream(), Ok::<_, Error>)?;
         Ok(Rank {
             memory: Memory {
                 input: device.allocate_shared(bytes, MemorySharing::Auto)?,
@@ -208,8 +210,8 @@ impl<'a, D: Device> Rank<'a, D> {
         // SAFETY: each place has at least as many bytes, aligned for every type, and outlives the
         // wait below; the symmetric buffer itself is not used meanwhile.
         let times = unsafe {
-            lend::<T, D, _>(device, input, len, |input| {
-                lend::<T, D, _>(device, output, len, |output| {
+            lend::<T, D, _, _>(device, input, len, |input| {
+                lend::<T, D, _, _>(device, output, len, |output| {
                     stopwatch.time(method, |_| {
                         Ok(match placement {
                             Placement::SymmetricInPlace => communicator.all_reduce_in_place(input),

@@ -142,8 +142,6 @@ fn event_tracking(mut rank: Rank<'_>) -> Result<()> {
             .map(drop)
     };
     ensure_capture_error(spoilt, "disable_event_tracking")?;
-    // What cudarc noted of its refused wait, and would return from its next call.
-    let _ = context.check_err();
     // Where the ranks share a GPU they share its context.
     rank.peers.meet()?;
     // SAFETY: everything here is used on one stream.

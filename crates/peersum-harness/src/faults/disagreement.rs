@@ -268,7 +268,7 @@ impl<D: Device> Buffers<D> {
         called: &Called,
         communicator: &mut Communicator<D>,
     ) -> Result<(), Error> {
-        self.array.with::<T, _>(device, |array| {
+        self.array.with::<T, _, _>(device, |array| {
             let Some(norm) = called.norm else {
                 return match called.operation {
                     Operation::AllGather => communicator.all_gather_in_place(array),
@@ -277,16 +277,16 @@ impl<D: Device> Buffers<D> {
                     _ => communicator.all_reduce_in_place(array),
                 };
             };
-            self.weight.with::<T, _>(device, |weight| {
+            self.weight.with::<T, _, _>(device, |weight| {
                 let numbers = RmsNorm {
                     weight: &*weight,
                     epsilon: norm.epsilon,
                     weight_offset: norm.weight_offset,
                 };
-                self.residual.with::<T, _>(device, |residual| {
+                self.residual.with::<T, _, _>(device, |residual| {
                     let residual = norm.has_residual.then_some(residual);
-                    self.fp8_values.with::<u8, _>(device, |values| {
-                        self.fp8_scales.with::<f32, _>(device, |scales| {
+                    self.fp8_values.with::<u8, _, _>(device, |values| {
+                        self.fp8_scales.with::<f32, _, _>(device, |scales| {
                             let (output, fp8) = (norm.output, Fp8Buffers { values, scales });
                             output.call_in_place(communicator, array, residual, &numbers, fp8)
                         })

@@ -3,13 +3,13 @@
 
 use anyhow::Result;
 use peersum::device::Device;
-use peersum::{Communicator, Graph, Output, SymmetricBuffer};
+use peersum::{Communicator, Error, Graph, Output, SymmetricBuffer};
 
 use super::calls::{Call, LAYERS, Place, stride};
 use super::device_check::DeviceCheck;
 use super::slot::{Slot, Wrong};
 use crate::data::{self, Key, TestElement, bytes_of};
-use crate::memory::{Guarded, POISON};
+use crate::memory::{Guarded, POISON, lend};
 
 /// The calls of one round, and what they sum.
 pub(crate) struct Round<'a> {
@@ -40,21 +40,26 @@ pub(crate) struct Lane<D: Device> {
 
 impl<D: Device> Lane<D> {
     /// The first byte of all slots of a place.
-    fn base(&mut self, place: Place) -> u64 {
-        match place {
+    fn base(&mut self, place: Place) -> Result<u64> {
+        Ok(match place {
             Place::Input => self.input.base(),
             Place::Output => self.output.base(),
             Place::Symmetric => {
                 let mut view = self.symmetric.as_view_mut();
-                view.with_output(self.device.stream(), |address| address)
+                view.with_output(self.device.stream(), Ok::<_, Error>)?
             }
-        }
+        })
     }
 
-    fn slot<T: TestElement>(&mut self, round: &Round<'_>, layer: usize, place: Place) -> Slot {
-        let base = self.base(place) + (layer * round.stride) as u64;
+    fn slot<T: TestElement>(
+        &mut self,
+        round: &Round<'_>,
+        layer: usize,
+        place: Place,
+    ) -> Result<Slot> {
+        let base = self.base(place)? + (layer * round.stride) as u64;
         let rank = self.communicator.rank();
-        round.calls[layer].slot(base, place, rank, layer, size_of::<T>())
+        Ok(round.calls[layer].slot(base, place, rank, layer, size_of::<T>()))
     }
 
     /// Poisons what the lane's calls write and writes what they read, on the stream.
@@ -66,7 +71,7 @@ impl<D: Device> Lane<D> {
         for place in [Place::Output, Place::Symmetric] {
             let mut calls = layers.iter().map(|&layer| &round.calls[layer]);
             if calls.any(|call| call.source == place || call.target == place) {
-                let (base, word) = (self.base(place), u32::from_ne_bytes([POISON; 4]));
+                let (base, word) = (self.base(place)?, u32::from_ne_bytes([POISON; 4]));
                 let words = LAYERS * round.stride / 4;
                 // SAFETY: the slots of a round lie within the region, which outlives the stream's
                 // work.
@@ -75,7 +80,7 @@ impl<D: Device> Lane<D> {
         }
         for &layer in layers {
             let call = &round.calls[layer];
-            let slot = self.slot::<T>(round, layer, call.source);
+            let slot = self.slot::<T>(round, layer, call.source)?;
             let key = round.keys[layer][self.communicator.rank() as usize];
             match &mut self.check {
                 Some(check) => check.generate(T::DTYPE, call.content, key, &slot)?,
@@ -92,24 +97,21 @@ impl<D: Device> Lane<D> {
     /// Makes one call.
     pub(crate) fn launch<T: TestElement>(&mut self, round: &Round<'_>, layer: usize) -> Result<()> {
         let call = &round.calls[layer];
-        let source = self.slot::<T>(round, layer, call.source).address();
-        let target = self.slot::<T>(round, layer, call.target).address();
+        let source = self.slot::<T>(round, layer, call.source)?.address();
+        let target = self.slot::<T>(round, layer, call.target)?.address();
         let (communicator, device) = (&mut self.communicator, &self.device);
         communicator.force_plan(call.plan)?;
-        // SAFETY: the slot lies within a region that outlives the stream's work, and the buffer is
-        // disowned below.
-        let mut output = unsafe { device.adopt::<T>(target, call.elements) };
-        let launched = if source == target {
-            communicator.all_reduce_in_place(&mut output)
-        } else {
-            // SAFETY: as above.
-            let input = unsafe { device.adopt::<T>(source, call.elements) };
-            let launched = communicator.all_reduce(&input, &mut output);
-            D::disown(input);
-            launched
-        };
-        D::disown(output);
-        Ok(launched?)
+        // SAFETY: the slots lie within regions that outlive the stream's work.
+        unsafe {
+            lend::<T, D, _, _>(device, target, call.elements, |output| {
+                if source == target {
+                    return Ok(communicator.all_reduce_in_place(output)?);
+                }
+                lend::<T, D, _, _>(device, source, call.elements, |input| {
+                    Ok(communicator.all_reduce(&*input, output)?)
+                })
+            })
+        }
     }
 
     /// Captures all calls of a round.
@@ -136,7 +138,7 @@ impl<D: Device> Lane<D> {
         corrupts: bool,
     ) -> Result<Option<Wrong>> {
         let call = &round.calls[layer];
-        let slot = self.slot::<T>(round, layer, call.target);
+        let slot = self.slot::<T>(round, layer, call.target)?;
         let keys = &round.keys[layer];
         if let Some(check) = &mut self.check {
             let place = round.number as usize * LAYERS + layer;

@@ -102,10 +102,11 @@ impl<D: Device> Work<D> {
         self.route == Route::SymmetricTwoShot || has_fp8
     }
 
-    fn symmetric_address(&mut self) -> Option<u64> {
+    fn symmetric_address(&mut self) -> Result<Option<u64>, Error> {
         let stream = self.arrays.device.stream();
-        let mut view = self.symmetric.as_mut()?.as_view_mut();
-        Some(view.with_output(stream, |address| address))
+        let view = self.symmetric.as_mut().map(SymmetricBuffer::as_view_mut);
+        view.map(|mut view| view.with_output(stream, Ok))
+            .transpose()
     }
 
     /// Writes the input again if a call has replaced it, and poisons the output.
@@ -114,7 +115,7 @@ impl<D: Device> Work<D> {
             return collective.prepare();
         }
         self.arrays.output.poison(&self.arrays.device)?;
-        if let Some(address) = self.symmetric_address() {
+        if let Some(address) = self.symmetric_address()? {
             let own = bytes_of(&self.arrays.own);
             // SAFETY: the symmetric buffer has at least as many elements as `own`.
             unsafe { self.arrays.device.write(address, own)? };
@@ -142,7 +143,7 @@ impl<D: Device> Work<D> {
                 communicator.all_reduce_in_place(&mut symmetric.as_view_mut())
             }
             (Route::SymmetricOneShot, Some(symmetric)) => output
-                .with::<bf16, _>(device, |output| {
+                .with::<bf16, _, _>(device, |output| {
                     communicator.all_reduce(&**symmetric, output)
                 }),
             _ => self.arrays.call(communicator),
@@ -150,7 +151,7 @@ impl<D: Device> Work<D> {
     }
 
     fn call_with_norm(&mut self, communicator: &mut Communicator<D>) -> Result<(), Error> {
-        let symmetric = self.symmetric_address();
+        let symmetric = self.symmetric_address()?;
         let Arrays {
             device,
             input,
@@ -163,12 +164,12 @@ impl<D: Device> Work<D> {
         };
         let Some(address) = symmetric else {
             if sides.is_in_place() {
-                return output.with::<bf16, _>(device, |output| {
+                return output.with::<bf16, _, _>(device, |output| {
                     sides.call(device, communicator, None, output)
                 });
             }
-            return input.with::<bf16, _>(device, |input| {
-                output.with::<bf16, _>(device, |output| {
+            return input.with::<bf16, _, _>(device, |input| {
+                output.with::<bf16, _, _>(device, |output| {
                     sides.call(device, communicator, Some(&*input), output)
                 })
             });
@@ -176,9 +177,9 @@ impl<D: Device> Work<D> {
         // SAFETY: the symmetric buffer has at least as many elements, and `self` keeps it until
         // its calls have ended.
         unsafe {
-            lend::<bf16, D, _>(device, address, own.len(), |buffer| match self.route {
+            lend::<bf16, D, _, _>(device, address, own.len(), |buffer| match self.route {
                 Route::SymmetricTwoShot => sides.call(device, communicator, None, buffer),
-                _ => output.with::<bf16, _>(device, |output| {
+                _ => output.with::<bf16, _, _>(device, |output| {
                     sides.call(device, communicator, Some(&*buffer), output)
                 }),
             })
@@ -187,7 +188,7 @@ impl<D: Device> Work<D> {
 
     /// The bits of the array that the call writes.
     fn result(&mut self) -> Result<Vec<u16>> {
-        let values: Vec<bf16> = match self.symmetric_address() {
+        let values: Vec<bf16> = match self.symmetric_address()? {
             Some(address) if self.route == Route::SymmetricTwoShot => {
                 let mut bytes = vec![0; size_of_val(&self.arrays.own[..])];
                 // SAFETY: the symmetric buffer has at least so many elements.

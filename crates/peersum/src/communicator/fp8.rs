@@ -90,7 +90,11 @@ mod sealed {
         /// Whether the buffers are on the stream's device.
         fn check(&self, stream: &D::Stream) -> Result<(), BufferError>;
         fn check_lengths(&self, rows: usize, hidden: usize) -> Result<(), NormError>;
-        fn with_fp8<R>(self, stream: &D::Stream, launch: impl FnOnce(Fp8Addresses) -> R) -> R;
+        fn with_fp8<R, E: From<BufferError>>(
+            self,
+            stream: &D::Stream,
+            launch: impl FnOnce(Fp8Addresses) -> Result<R, E>,
+        ) -> Result<R, E>;
     }
 
     pub trait HeldFp8Buffers<'a, D: Device> {
@@ -113,7 +117,11 @@ impl<D: Device> Fp8Buffers<D> for NoFp8 {
         Ok(())
     }
 
-    fn with_fp8<R>(self, _stream: &D::Stream, launch: impl FnOnce(Fp8Addresses) -> R) -> R {
+    fn with_fp8<R, E: From<BufferError>>(
+        self,
+        _stream: &D::Stream,
+        launch: impl FnOnce(Fp8Addresses) -> Result<R, E>,
+    ) -> Result<R, E> {
         launch(Fp8Addresses::default())
     }
 }
@@ -147,7 +155,11 @@ where
         check_len("inverse scale", self.inverse_scale.len(), 1)
     }
 
-    fn with_fp8<R>(self, stream: &D::Stream, launch: impl FnOnce(Fp8Addresses) -> R) -> R {
+    fn with_fp8<R, E: From<BufferError>>(
+        self,
+        stream: &D::Stream,
+        launch: impl FnOnce(Fp8Addresses) -> Result<R, E>,
+    ) -> Result<R, E> {
         self.inverse_scale.with_input(stream, |inverse_scale| {
             self.values.with_output(stream, |values| {
                 launch(Fp8Addresses {
@@ -176,7 +188,11 @@ where
         check_len("row scales", self.scales.len(), rows)
     }
 
-    fn with_fp8<R>(self, stream: &D::Stream, launch: impl FnOnce(Fp8Addresses) -> R) -> R {
+    fn with_fp8<R, E: From<BufferError>>(
+        self,
+        stream: &D::Stream,
+        launch: impl FnOnce(Fp8Addresses) -> Result<R, E>,
+    ) -> Result<R, E> {
         self.scales.with_output(stream, |row_scales| {
             self.values.with_output(stream, |values| {
                 launch(Fp8Addresses {

@@ -1,7 +1,7 @@
 //! Whether the communicator's stream records, and whose capture that is.
 
 use super::state::Communicator;
-use crate::device::{Device, Recording};
+use crate::device::{BufferError, Device, Recording};
 use crate::error::Error;
 
 /// The program owns the graph of such a capture: it could outlive the communicator, or run on
@@ -45,6 +45,15 @@ impl<D: Device> Communicator<D> {
             self.capturing = false;
             // If it fails, the stream still records, and the next wait for the stream fails.
             let _ = self.device.capture_end();
+        }
+    }
+}
+
+impl From<BufferError> for Error {
+    fn from(error: BufferError) -> Self {
+        match error {
+            BufferError::SpoiltCapture => Error::Capture(SPOILT),
+            error => Error::Buffer(error),
         }
     }
 }

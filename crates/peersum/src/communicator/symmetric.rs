@@ -74,7 +74,7 @@ pub struct SymmetricBuffer<T: Element, D: Device> {
     // Taken in `drop` only.
     buffer: ManuallyDrop<D::Buffer<T>>,
     // Dropped after it: the memory behind `buffer`.
-    _region: Arc<SymmetricRegion<D>>,
+    region: Arc<SymmetricRegion<D>>,
 }
 
 impl<T: Element, D: Device> SymmetricBuffer<T, D> {
@@ -83,7 +83,7 @@ impl<T: Element, D: Device> SymmetricBuffer<T, D> {
     pub(super) unsafe fn new(region: Arc<SymmetricRegion<D>>, buffer: D::Buffer<T>) -> Self {
         SymmetricBuffer {
             buffer: ManuallyDrop::new(buffer),
-            _region: region,
+            region,
         }
     }
 
@@ -104,6 +104,10 @@ impl<T: Element, D: Device> Deref for SymmetricBuffer<T, D> {
 impl<T: Element, D: Device> Drop for SymmetricBuffer<T, D> {
     fn drop(&mut self) {
         // SAFETY: `buffer` is not used again: this is its only take, in drop.
-        D::disown(unsafe { ManuallyDrop::take(&mut self.buffer) });
+        let disowned = D::disown(unsafe { ManuallyDrop::take(&mut self.buffer) });
+        if let Err(error) = disowned {
+            tracing::warn!(%error, "a symmetric buffer is leaked: work on it may go on");
+            std::mem::forget(Arc::clone(&self.region));
+        }
     }
 }

@@ -49,16 +49,40 @@ impl<D: Device> Communicator<D> {
         let device = D::open(self.device.stream())?;
         // Errors are not returned at once: the other ranks must learn of them first.
         let bytes = symmetric_bytes::<T>(len);
-        let own_bytes = *bytes.as_ref().unwrap_or(&0);
+        let own_bytes = *bytes.as_ref().unwrap_or(&0) as u64;
         let own = bytes.and_then(|bytes| {
             self.check_symmetric_limits(bytes as u64)?;
-            Ok(self.device.allocate_shared(bytes, sharing)?)
+            let own = self.device.allocate_shared(bytes, sharing)?;
+            Ok((self.adopt::<T>(&own, len)?, own))
         });
-        let (Some(connected), Some(group)) = (&mut self.connected, &mut self.group) else {
-            let region = SymmetricRegion::new(LentMemory::new(own?, false), device);
-            return Ok(self.adopt(Arc::new(region), len));
+        let (mut buffer, own) = match own {
+            Ok((buffer, own)) => (Some(buffer), Ok(own)),
+            Err(error) => (None, Err(error)),
         };
-        let bytes = own_bytes as u64;
+        let region = self.share_symmetric(own, own_bytes, device);
+        let region = region.inspect_err(|_| {
+            // Nothing has used it.
+            let _ = buffer.take().map(D::disown);
+        })?;
+        let buffer = match buffer {
+            Some(buffer) => buffer,
+            None => self.adopt(region.memory.allocation(), len)?,
+        };
+        // SAFETY: the buffer was adopted from the memory of this region.
+        Ok(unsafe { SymmetricBuffer::new(region, buffer) })
+    }
+
+    /// Gives this rank's memory to the other ranks, if there are any, and maps theirs.
+    fn share_symmetric(
+        &mut self,
+        own: Result<D::Allocation, Error>,
+        bytes: u64,
+        device: D,
+    ) -> Result<Arc<SymmetricRegion<D>>, Error> {
+        let (Some(connected), Some(group)) = (&mut self.connected, &mut self.group) else {
+            let memory = LentMemory::new(own?, false);
+            return Ok(Arc::new(SymmetricRegion::new(memory, device)));
+        };
         let (label, timeout) = ("symmetric buffer", self.setup_timeout);
         let shared = share(&self.device, group, own, bytes, label, timeout)?;
         let region = Arc::new(SymmetricRegion::new(shared.memory, device));
@@ -68,18 +92,14 @@ impl<D: Device> Communicator<D> {
             mappings: shared.mappings,
             bytes,
         });
-        Ok(self.adopt(region, len))
+        Ok(region)
     }
 
-    fn adopt<T: Element>(
-        &self,
-        region: Arc<SymmetricRegion<D>>,
-        len: usize,
-    ) -> SymmetricBuffer<T, D> {
-        let address = self.device.allocation_address(region.memory.allocation());
-        // SAFETY: the region was allocated with `symmetric_bytes::<T>(len)` bytes, aligned to 256.
-        // It lives as long as the buffer, and the buffer disowns it.
-        unsafe { SymmetricBuffer::new(region, self.device.adopt(address, len)) }
+    fn adopt<T: Element>(&self, own: &D::Allocation, len: usize) -> Result<D::Buffer<T>, Error> {
+        let address = self.device.allocation_address(own);
+        // SAFETY: the memory was allocated with `symmetric_bytes::<T>(len)` bytes, aligned to 256.
+        // It lives as long as the symmetric buffer that the result goes into, which disowns it.
+        Ok(unsafe { self.device.adopt(address, len) }?)
     }
 
     /// A call must be able to tell the peers which part of which buffer it uses.

@@ -2,11 +2,15 @@
 
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, CudaViewMut, DevicePtr, DevicePtrMut, DeviceSlice,
+    DriverError, SyncOnDrop,
 };
 use std::sync::Arc;
 
 use super::device::Cuda;
-use crate::device::{AsViewMut, BufferError, DeviceBuffer, Input, Output};
+use super::driver::{bind, describe};
+use super::graph;
+use super::pending::SetAside;
+use crate::device::{AsViewMut, BufferError, DeviceBuffer, Input, Output, Recording};
 use crate::element::Scalar;
 
 impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
@@ -34,19 +38,71 @@ impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
 // SAFETY: `DevicePtr` is a safe trait, but whoever implements it promises cudarc, whose own
 // launches and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the
 // slice's last write, returns an address that is valid for `len()` elements, and its guard, held
-// across `launch`, records the read; freeing is ordered behind both.
+// across `launch`, records the read; freeing is ordered behind both. `launch_in_order` launches only
+// if the wait was enqueued.
 unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
-    fn with_input<R>(&self, stream: &Arc<CudaStream>, launch: impl FnOnce(u64) -> R) -> R {
-        let (address, _guard) = self.device_ptr(stream);
-        launch(address)
+    fn with_input<R, E: From<BufferError>>(
+        &self,
+        stream: &Arc<CudaStream>,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E> {
+        // Another `CudaContext` of the same context may have made the slice and its events.
+        let owner = Arc::clone(DeviceSlice::stream(self).context());
+        let mut errors = SetAside::of([stream.context(), &owner]);
+        launch_in_order(&mut errors, || self.device_ptr(stream), launch)
+            .or_else(|(_, launch)| launch_in_order(&mut errors, || self.device_ptr(stream), launch))
+            .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
     }
 }
 
 // SAFETY: as above, with `device_ptr_mut` waiting for reads as well.
 unsafe impl<T: Scalar, P: DevicePtrMut<T>> Output<T, Cuda> for P {
-    fn with_output<R>(&mut self, stream: &Arc<CudaStream>, launch: impl FnOnce(u64) -> R) -> R {
-        let (address, _guard) = self.device_ptr_mut(stream);
-        launch(address)
+    fn with_output<R, E: From<BufferError>>(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E> {
+        let owner = Arc::clone(DeviceSlice::stream(self).context());
+        let mut errors = SetAside::of([stream.context(), &owner]);
+        launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
+            .or_else(|(_, launch)| {
+                launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
+            })
+            .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
+    }
+}
+
+/// Launches between the waits that `pointer` enqueues and the record that its guard does. Gives
+/// `launch` back if the waits fail: once, that may be the fault of another thread of the program,
+/// whose error came between.
+fn launch_in_order<'p, R, L: FnOnce(u64) -> R>(
+    errors: &mut SetAside<'_>,
+    pointer: impl FnOnce() -> (u64, SyncOnDrop<'p>),
+    launch: L,
+) -> Result<R, (DriverError, L)> {
+    let ((address, guard), waited) = errors.undisturbed(pointer);
+    if let Err(error) = waited {
+        // There is nothing to record.
+        std::mem::forget(guard);
+        return Err((error, launch));
+    }
+    let launched = launch(address);
+    let ((), recorded) = errors.undisturbed(|| drop(guard));
+    if let Err(error) = recorded {
+        // As after every launch of cudarc's own, the program is told by its next call of cudarc.
+        errors.keep(error);
+    }
+    Ok(launched)
+}
+
+/// Why nothing was launched on a stream that could not be made to wait.
+fn refusal(stream: &CudaStream, error: DriverError) -> BufferError {
+    let recording = bind(stream.context()).and_then(|()| graph::recording(stream));
+    match recording {
+        Ok(Recording::Spoilt) => BufferError::SpoiltCapture,
+        _ => BufferError::Unordered {
+            message: describe(error.0),
+        },
     }
 }
 

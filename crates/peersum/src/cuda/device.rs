@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult, CUstream};
-use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut};
+use cudarc::driver::{CudaSlice, CudaStream, CudaViewMut, DriverError};
 use peersum_artifact::{Algorithm, Arch, CudaVersion, ModuleKey};
 use peersum_kernels::abi::PeersumParams;
 
-use super::driver::{arch, attribute, bind, check, device_name, device_uuid};
+use super::driver::{arch, attribute, bind, check, describe, device_name, device_uuid};
 use super::graph::{self, Graph};
 use super::mapping::Mapping;
 use super::memory::Allocation;
 use super::module::Module;
+use super::pending::SetAside;
 use super::{launch, start, status};
 use crate::device::{
     Device, DeviceError, DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing,
@@ -227,13 +228,29 @@ unsafe impl Device for Cuda {
         mapping.address()
     }
 
-    unsafe fn adopt<T: Scalar>(&self, address: u64, len: usize) -> CudaSlice<T> {
-        // SAFETY: the caller vouches for the memory; every bit pattern is a valid element.
-        unsafe { self.stream.upgrade_device_ptr(address, len) }
+    unsafe fn adopt<T: Scalar>(
+        &self,
+        address: u64,
+        len: usize,
+    ) -> Result<CudaSlice<T>, DeviceError> {
+        let context = self.stream.context();
+        let adopt = || {
+            if context.is_event_tracking() {
+                // A slice has two, and cudarc panics if it cannot make them.
+                let _both = (context.new_event(None)?, context.new_event(None)?);
+            }
+            // SAFETY: the caller vouches for the memory; every bit pattern is a valid element.
+            Ok(unsafe { self.stream.upgrade_device_ptr(address, len) })
+        };
+        let (adopted, _) = SetAside::of([context, context]).undisturbed(adopt);
+        adopted
+            .map_err(|error: DriverError| DeviceError::driver("cuEventCreate", describe(error.0)))
     }
 
-    fn disown<T: Scalar>(buffer: CudaSlice<T>) {
-        let _ = buffer.leak();
+    fn disown<T: Scalar>(buffer: CudaSlice<T>) -> Result<(), DeviceError> {
+        let context = Arc::clone(buffer.stream().context());
+        let (_, waited) = SetAside::of([&context, &context]).undisturbed(|| buffer.leak());
+        waited.map_err(|error| DeviceError::driver("cuStreamWaitEvent", describe(error.0)))
     }
 
     fn allocate_status(&self) -> Result<StatusRecord, DeviceError> {

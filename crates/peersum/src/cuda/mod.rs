@@ -16,6 +16,7 @@ mod memory;
 mod module;
 mod open;
 mod owned;
+mod pending;
 mod start;
 mod status;
 mod stream;

@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUevent_flags, CUevent_wait_flags};
 use super::device::{Cuda, STREAM_LEGACY, STREAM_PER_THREAD};
 use super::driver::{bind, check, describe, returned};
 use super::owned::Owned;
+use super::pending::SetAside;
 use crate::device::{DeviceError, DeviceStream};
 
 impl DeviceStream for Arc<CudaStream> {
@@ -20,11 +21,11 @@ impl DeviceStream for Arc<CudaStream> {
         ) {
             return Ok(None);
         }
+        let context = self.context();
         // Non-blocking: not ordered with the legacy stream by itself.
-        let stream = self
-            .context()
-            .new_stream()
-            .map_err(|error| DeviceError::driver("cuStreamCreate", describe(error.0)))?;
+        let (stream, _) = SetAside::of([context, context]).undisturbed(|| context.new_stream());
+        let stream =
+            stream.map_err(|error| DeviceError::driver("cuStreamCreate", describe(error.0)))?;
         Ok(Some(stream))
     }
 

@@ -95,4 +95,16 @@ pub enum BufferError {
         /// Where the communicator's stream is.
         communicator: String,
     },
+    /// The stream could not be made to wait for other work on the buffer.
+    #[error(
+        "the communicator's stream cannot be made to wait for earlier work on the buffer, so \
+         nothing was launched: {message}"
+    )]
+    Unordered {
+        /// The driver's own name and description of the error.
+        message: String,
+    },
+    /// The same while the stream records, which has spoilt the recording.
+    #[error("a wait for earlier work on the buffer has spoilt the capture of the stream")]
+    SpoiltCapture,
 }

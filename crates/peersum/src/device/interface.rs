@@ -42,7 +42,15 @@ pub trait DeviceBuffer<T: Scalar, D: Device> {
 /// earlier and later work on the memory must be held until `launch` has returned.
 pub unsafe trait Input<T: Scalar, D: Device>: DeviceBuffer<T, D> {
     /// Calls `launch` with the address of the first element as the device sees it.
-    fn with_input<R>(&self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
+    ///
+    /// # Errors
+    /// That of `launch`, or a [`BufferError`] if `stream` cannot be made to wait for earlier work
+    /// on the memory: then `launch` is not called.
+    fn with_input<R, E: From<BufferError>>(
+        &self,
+        stream: &D::Stream,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E>;
 }
 
 /// Device memory that a call writes: everything of cudarc that is a
@@ -53,7 +61,14 @@ pub unsafe trait Input<T: Scalar, D: Device>: DeviceBuffer<T, D> {
 /// As for [`Input`], for writing and reading.
 pub unsafe trait Output<T: Scalar, D: Device>: DeviceBuffer<T, D> {
     /// Calls `launch` with the address of the first element as the device sees it.
-    fn with_output<R>(&mut self, stream: &D::Stream, launch: impl FnOnce(u64) -> R) -> R;
+    ///
+    /// # Errors
+    /// As [`Input::with_input`].
+    fn with_output<R, E: From<BufferError>>(
+        &mut self,
+        stream: &D::Stream,
+        launch: impl FnOnce(u64) -> Result<R, E>,
+    ) -> Result<R, E>;
 }
 
 /// A buffer that lends all its elements as a view.
@@ -183,14 +198,18 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// Makes a buffer of memory that this rank has allocated otherwise.
     ///
     /// # Safety
-    /// `address` must be aligned to `T`, and hold `len` elements until the buffer is given to
-    /// [`Device::disown`], which must happen instead of dropping it.
-    unsafe fn adopt<T: Scalar>(&self, address: u64, len: usize) -> Self::Buffer<T>;
+    /// `address` must be aligned to `T`, and hold `len` elements as long as the buffer is used. The
+    /// buffer must be given to [`Device::disown`] instead of being dropped.
+    unsafe fn adopt<T: Scalar>(
+        &self,
+        address: u64,
+        len: usize,
+    ) -> Result<Self::Buffer<T>, DeviceError>;
 
     /// Ends an adopted buffer without freeing its memory. Work on another stream that uses the
     /// buffer is done, or the buffer's own stream waits for it, as far as the device keeps track of
-    /// that.
-    fn disown<T: Scalar>(buffer: Self::Buffer<T>);
+    /// that. If it fails, such work may go on, so the memory must not be freed.
+    fn disown<T: Scalar>(buffer: Self::Buffer<T>) -> Result<(), DeviceError>;
 
     /// Allocates a zeroed status record in host memory that the device maps.
     fn allocate_status(&self) -> Result<StatusRecord, DeviceError>;

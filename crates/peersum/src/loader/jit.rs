@@ -10,7 +10,7 @@ use peersum_artifact::{
 use super::jit_cache::{EntryLock, JitCache};
 use super::nvrtc::{self, NvrtcError, NvrtcFile, NvrtcLibrary};
 use super::place::Place;
-use super::policy::{JitMode, LOCK_PATIENCE};
+use super::policy::JitMode;
 use super::reason::Reason;
 use super::report::Compilation;
 use super::request::{Found, Request};
@@ -151,13 +151,16 @@ impl Request<'_> {
             Err(reason) => reason,
         };
         self.miss(self.cache_place(), reason);
-        let patience = self.policy.lock_patience.unwrap_or(LOCK_PATIENCE);
-        match cache.lock(key, patience) {
+        match cache.lock(key, self.policy.patience(self.at_once)) {
             // The process that held the lock before has probably stored the module.
             Ok(lock) => self.look_up(cache, key).map_err(|_| Some(lock)),
             Err(error) => {
-                self.miss(self.cache_place(), error);
-                Err(None)
+                // The holder may have stored the module and live on, or a child of its with the
+                // lock.
+                self.look_up(cache, key).map_err(|_| {
+                    self.miss(self.cache_place(), error);
+                    None
+                })
             }
         }
     }

@@ -27,6 +27,9 @@ const LOCK_POLL: Duration = Duration::from_millis(2);
 /// NVRTC.
 const MAX_ENTRIES: usize = 512;
 
+/// The extension of an entry that is being written.
+const STAGED: &str = "tmp";
+
 /// Why the JIT cache, or one entry of it, cannot be used. None of these is fatal: the module is
 /// compiled all the same.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +121,15 @@ pub enum CacheError {
 #[derive(Debug)]
 pub(super) struct EntryLock {
     key: Digest,
-    _file: File,
+    file: File,
+}
+
+impl Drop for EntryLock {
+    fn drop(&mut self) {
+        // Closing the file would not be enough: a child that fork made meanwhile has it open as
+        // well, and the lock would last until both have closed it.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Checks that `directory` can be the JIT cache. It is created if it is missing.
@@ -241,7 +252,7 @@ impl JitCache {
         let mut told = false;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(EntryLock { key, _file: file }),
+                Ok(()) => return Ok(EntryLock { key, file }),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(source)) => return Err(io_error(source)),
             }
@@ -291,7 +302,7 @@ impl JitCache {
         };
         // One name suffices, since only the lock's holder writes here. What a killed process left
         // is removed.
-        let staged = entry.with_extension("tmp");
+        let staged = entry.with_extension(STAGED);
         remove(&staged)?;
         DirBuilder::new().mode(0o700).create(&staged)?;
         write_synchronised(&staged.join(module.file_name()), bytes)?;
@@ -306,33 +317,49 @@ impl JitCache {
         remove(entry)?;
         fs::rename(&staged, entry)?;
         File::open(&self.directory)?.sync_all()?;
-        self.prune();
+        let files = fs::read_dir(&self.directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let files: Vec<PathBuf> = files.map(|file| file.path()).collect();
+        self.remove_abandoned(&files);
+        remove_oldest(files);
         Ok(())
     }
 
-    /// Removes the entries that were stored first, down to [`MAX_ENTRIES`]. A process that reads
-    /// one meanwhile finds it damaged and compiles; the next store tries again what cannot be
-    /// removed. Lock files stay: another process may be about to lock one.
-    fn prune(&self) {
-        let is_entry = |name: &std::ffi::OsStr| name.len() == 64;
-        let mut entries: Vec<PathBuf> = fs::read_dir(&self.directory)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter(|file| is_entry(&file.file_name()))
-            .map(|file| file.path())
-            .collect();
-        if entries.len() <= MAX_ENTRIES {
-            return;
-        }
-        // Those whose time cannot be read come first.
-        entries.sort_by_cached_key(|entry| {
-            fs::metadata(entry).and_then(|entry| entry.modified()).ok()
+    /// Removes what killed processes left half written: what has no living writer, whose lock can
+    /// be taken.
+    fn remove_abandoned(&self, files: &[PathBuf]) {
+        let staged = files.iter().filter(|file| {
+            file.extension()
+                .is_some_and(|extension| extension == STAGED)
         });
-        for entry in &entries[..entries.len() - MAX_ENTRIES] {
-            tracing::debug!(entry = %entry.display(), "removed an old entry of the JIT cache");
-            let _ = remove(entry);
+        for staged in staged {
+            let key = staged
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse().ok());
+            let lock = key.and_then(|key| self.lock(key, Duration::ZERO).ok());
+            if let Some(_held) = lock {
+                tracing::debug!(staged = %staged.display(), "removed a half-written entry");
+                let _ = remove(staged);
+            }
         }
+    }
+}
+
+/// Removes the entries that were stored first, down to [`MAX_ENTRIES`]. A process that reads one
+/// meanwhile finds it damaged and compiles; the next store tries again what cannot be removed. Lock
+/// files stay: another process may be about to lock one.
+fn remove_oldest(mut entries: Vec<PathBuf>) {
+    entries.retain(|entry| entry.file_name().is_some_and(|name| name.len() == 64));
+    if entries.len() <= MAX_ENTRIES {
+        return;
+    }
+    // Those whose time cannot be read come first.
+    entries.sort_by_cached_key(|entry| fs::metadata(entry).and_then(|entry| entry.modified()).ok());
+    for entry in &entries[..entries.len() - MAX_ENTRIES] {
+        tracing::debug!(entry = %entry.display(), "removed an old entry of the JIT cache");
+        let _ = remove(entry);
     }
 }
 
@@ -356,5 +383,23 @@ fn remove(path: &Path) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_with_its_holder_also_if_a_forked_child_has_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = JitCache::open(&directory.path().join("cache")).unwrap();
+        let key = Digest::of(b"an entry");
+        let lock = cache.lock(key, Duration::ZERO).unwrap();
+        // What fork does for a child.
+        let _inherited = lock.file.try_clone().unwrap();
+        cache.lock(key, Duration::ZERO).unwrap_err();
+        drop(lock);
+        cache.lock(key, Duration::ZERO).unwrap();
     }
 }

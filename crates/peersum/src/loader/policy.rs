@@ -81,13 +81,14 @@ pub struct LoadPolicy {
     pub(super) cache_dir: Option<PathBuf>,
     pub(super) jit: JitMode,
     pub(super) nvrtc: NvrtcSearch,
-    /// [`LOCK_PATIENCE`] if it was not set.
+    /// See [`LoadPolicy::patience`].
     pub(super) lock_patience: Option<Duration>,
     pub(super) harness_build: Option<HarnessBuild>,
 }
 
-/// Some hundred times what a compilation takes.
-pub(super) const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for another process's compilation, for each module that is compiled at once: a
+/// compilation takes from a tenth of a second to several seconds, where few cores have many to do.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 impl LoadPolicy {
     /// Reads the environment, once: `PEERSUM_CUBIN_DIR`, `PEERSUM_CACHE_DIR`, `PEERSUM_JIT`
@@ -185,12 +186,19 @@ impl LoadPolicy {
         self
     }
 
-    /// How long to wait for another process that compiles the same module, 60 seconds by default.
-    /// After that the module is compiled here as well, and not stored.
+    /// How long to wait for another process that compiles the same module. By default 60 seconds
+    /// for each of the modules that are compiled at once. After that the module is compiled here as
+    /// well, and not stored.
     #[must_use]
     pub fn lock_patience(mut self, patience: Duration) -> Self {
         self.lock_patience = Some(patience);
         self
+    }
+
+    /// How long to wait for another process that compiles the same module as one of `at_once`.
+    pub(super) fn patience(&self, at_once: u32) -> Duration {
+        self.lock_patience
+            .unwrap_or(LOCK_PATIENCE.saturating_mul(at_once.max(1)))
     }
 
     /// Loads another build of the kernels than the shipped one, for the harness's measurements. No
@@ -259,6 +267,15 @@ mod tests {
             ..LoadPolicy::default()
         };
         assert_eq!(policy, default);
+    }
+
+    #[test]
+    fn the_more_modules_are_compiled_at_once_the_longer_one_is_waited_for() {
+        let policy = LoadPolicy::default();
+        assert_eq!(policy.patience(1), LOCK_PATIENCE);
+        assert_eq!(policy.patience(10), 10 * LOCK_PATIENCE);
+        let given = Duration::from_millis(50);
+        assert_eq!(policy.lock_patience(given).patience(10), given);
     }
 
     #[test]

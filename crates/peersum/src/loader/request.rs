@@ -18,6 +18,8 @@ pub(super) struct Request<'a> {
     pub(super) device: &'a DeviceTarget,
     /// The closure of this build's sources: a module made from others is stale.
     pub(super) closure: Closure,
+    /// How many modules this process compiles at once, this one included.
+    pub(super) at_once: u32,
     /// The places that did not serve so far.
     pub(super) passed_over: Vec<PassedOver>,
 }

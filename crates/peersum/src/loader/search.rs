@@ -1,11 +1,13 @@
 //! The search for a module, from the first place to the last.
 
+use std::num::NonZeroUsize;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use peersum_artifact::{ModuleKey, Target, include_closure};
+use tracing::dispatcher;
 
 use super::image::{DeviceTarget, KernelSet, LoadedImage};
 use super::place::Place;
@@ -35,8 +37,8 @@ pub fn load(
 }
 
 /// As [`load`], for several modules, in their order. Those that must be compiled are compiled at
-/// once, on a thread each: if eight processes do so, one of them compiles each module, and another
-/// one the next.
+/// once, as many as there are cores but at least two: if eight processes do so, one of them compiles
+/// each module, and another one the next.
 ///
 /// # Errors
 ///
@@ -98,7 +100,10 @@ pub fn load_all_from(
     });
     let mut searches = searches.collect::<Result<Vec<_>, LoadError>>()?;
     let missing = searches.iter_mut().filter(|search| search.found.is_none());
-    each_on_a_thread(missing.collect(), |search| {
+    let missing: Vec<_> = missing.collect();
+    let at_once = u32::try_from(missing.len()).unwrap_or(u32::MAX);
+    each_on_a_thread(missing, |search| {
+        search.request.at_once = at_once;
         search.timed(|request| {
             let compiled = request.compiled_here();
             compiled.or_else(|| request.compiled_ahead(ImageKind::Ptx))
@@ -107,10 +112,19 @@ pub fn load_all_from(
     searches.into_iter().map(Search::end).collect()
 }
 
-/// Calls `work` with every item, on a thread for each. If the system gives fewer threads, those
-/// that there are do the rest.
+/// The most threads that compile at once. Two also on one core: one of them may wait for another
+/// process meanwhile.
+fn most_threads() -> usize {
+    thread::available_parallelism()
+        .map_or(2, NonZeroUsize::get)
+        .max(2)
+}
+
+/// Calls `work` with every item, on a thread for each, but at most [`most_threads`]. If the system
+/// gives fewer threads, those that there are do the rest. They log where the caller does.
 fn each_on_a_thread<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
-    let helpers = items.len().saturating_sub(1);
+    let helpers = items.len().min(most_threads()).saturating_sub(1);
+    let log = dispatcher::get_default(Clone::clone);
     let items: Vec<_> = items
         .into_iter()
         .map(|item| Mutex::new(Some(item)))
@@ -128,7 +142,8 @@ fn each_on_a_thread<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
         for _ in 0..helpers {
             let builder = thread::Builder::new().name("peersum-nvrtc".to_owned());
             let builder = builder.stack_size(COMPILER_STACK_BYTES);
-            if let Err(error) = builder.spawn_scoped(scope, run) {
+            let helper = || dispatcher::with_default(&log, run);
+            if let Err(error) = builder.spawn_scoped(scope, helper) {
                 tracing::debug!(%error, "cannot start a thread that compiles");
             }
         }
@@ -169,6 +184,7 @@ impl<'a> Search<'a> {
                 key,
                 device,
                 closure,
+                at_once: 1,
                 passed_over: Vec::new(),
             },
             found: None,
@@ -221,5 +237,57 @@ impl<'a> Search<'a> {
             entry_points: found.entry.entry_points,
             report,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Barrier};
+    use tracing::span;
+
+    #[test]
+    fn at_least_two_threads_work_at_once_and_no_more_than_there_are_cores() {
+        let both = Barrier::new(2);
+        each_on_a_thread(vec![(), ()], |()| drop(both.wait()));
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        each_on_a_thread(vec![(); 4 * most_threads()], |()| {
+            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            thread::sleep(Duration::from_millis(5));
+            now.fetch_sub(1, Ordering::SeqCst);
+        });
+        assert!((1..=most_threads()).contains(&most.into_inner()));
+    }
+
+    /// Counts events.
+    #[derive(Clone, Default)]
+    struct Log(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Log {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn enter(&self, _: &span::Id) {}
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn what_is_said_on_every_thread_reaches_the_subscriber_of_the_caller() {
+        let (log, both) = (Log::default(), Barrier::new(2));
+        tracing::subscriber::with_default(log.clone(), || {
+            each_on_a_thread(vec![(), ()], |()| {
+                both.wait();
+                tracing::info!("at work");
+            });
+        });
+        assert_eq!(log.0.load(Ordering::SeqCst), 2);
     }
 }

@@ -132,14 +132,18 @@ impl Group {
                 });
             }
         }
-        let own = (message.to_vec(), descriptor.map(duplicate).transpose()?);
         let step = Step::begin(self.own.rank, label, timeout);
         let world_size = self.world_size();
-        let result = match &mut self.role {
-            Role::Alone => Ok(vec![own]),
-            Role::Hub(hub) => hub.exchange(&step, own),
-            Role::Spoke(spoke) => spoke.exchange(&step, own, world_size),
-        };
+        let own = descriptor.map(duplicate).transpose();
+        // A failure here is told to the others like any other.
+        let result = own.and_then(|own| {
+            let own = (message.to_vec(), own);
+            match &mut self.role {
+                Role::Alone => Ok(vec![own]),
+                Role::Hub(hub) => hub.exchange(&step, own),
+                Role::Spoke(spoke) => spoke.exchange(&step, own, world_size),
+            }
+        });
         result
             .map_err(|error| error.seen_by(&self.whereabouts))
             .inspect_err(|error| self.fail(error.clone()))

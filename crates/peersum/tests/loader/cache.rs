@@ -225,6 +225,24 @@ fn a_lock_that_is_never_released_is_waited_for_only_so_long() {
 }
 
 #[test]
+fn a_module_that_is_stored_while_its_lock_is_never_released_is_used() {
+    let (cache, policy) = with_cache();
+    let entry = stored(&load_push(&policy).unwrap()).unwrap().to_owned();
+    let aside = cache.path().join("aside");
+    fs::rename(&entry, &aside).unwrap();
+    let holder = File::open(lock_of(&entry)).unwrap();
+    holder.lock().unwrap();
+    let patient = policy.lock_patience(Duration::from_secs(2));
+    let image = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| load_push(&patient).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        fs::rename(&aside, &entry).unwrap();
+        loading.join().unwrap()
+    });
+    assert!(cached(&image).starts_with(&entry));
+}
+
+#[test]
 fn what_a_killed_process_left_half_written_is_cleared_away() {
     let (_cache, policy) = with_cache();
     let entry = stored(&load_push(&policy).unwrap()).unwrap().to_owned();
@@ -235,6 +253,24 @@ fn what_a_killed_process_left_half_written_is_cleared_away() {
     assert!(stored(&load_push(&policy).unwrap()).is_some());
     assert!(!staged.exists());
     cached(&load_push(&policy).unwrap());
+}
+
+#[test]
+fn what_killed_processes_left_of_other_modules_is_cleared_away_and_what_living_ones_write_stays() {
+    let (cache, policy) = with_cache();
+    let staged = |key: char| {
+        let entry = cache.path().join(String::from(key).repeat(64));
+        let staged = entry.with_extension("tmp");
+        fs::create_dir(&staged).unwrap();
+        fs::write(staged.join(MANIFEST_FILE), "half").unwrap();
+        (staged, File::create(lock_of(&entry)).unwrap())
+    };
+    let ((left, _), (written, lock)) = (staged('a'), staged('b'));
+    lock.lock().unwrap();
+    let other = cache.path().join("not-an-entry.tmp");
+    fs::write(&other, "").unwrap();
+    assert!(stored(&load_push(&policy).unwrap()).is_some());
+    assert!(!left.exists() && written.exists() && other.exists());
 }
 
 #[test]

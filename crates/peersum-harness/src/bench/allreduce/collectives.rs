@@ -92,8 +92,8 @@ fn time<T: TestElement, D: Device>(
     // SAFETY: each place holds the largest message, aligned for every type, and outlives the wait
     // below.
     let times = unsafe {
-        lend::<T, D, _>(device, input, input_len, |input| {
-            lend::<T, D, _>(device, output, output_len, |output| {
+        lend::<T, D, _, _>(device, input, input_len, |input| {
+            lend::<T, D, _, _>(device, output, output_len, |output| {
                 stopwatch.time(method, |_| {
                     Ok(match operation {
                         Operation::AllGather => communicator.all_gather(&*input, output),

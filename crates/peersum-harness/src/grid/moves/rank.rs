@@ -251,11 +251,11 @@ impl<D: Device> MoveRank<D> {
         // SAFETY: the slots lie within memory that outlives the stream's work.
         let called = unsafe {
             match arrays.input.map(|slot| slot.address()) {
-                None => lend::<T, D, _>(device, output, whole, |buffer| {
+                None => lend::<T, D, _, _>(device, output, whole, |buffer| {
                     communicator.reduce_scatter_in_place(buffer)
                 }),
-                Some(input) => lend::<T, D, _>(device, output, case.elements, |output| {
-                    lend::<T, D, _>(device, input, whole, |input| {
+                Some(input) => lend::<T, D, _, _>(device, output, case.elements, |output| {
+                    lend::<T, D, _, _>(device, input, whole, |input| {
                         communicator.reduce_scatter(&*input, output)
                     })
                 }),
@@ -277,15 +277,15 @@ impl<D: Device> MoveRank<D> {
         let called = unsafe {
             match (case.op, arrays.input.map(|slot| slot.address())) {
                 (Operation::Broadcast, _) => {
-                    lend::<T, D, _>(device, output, case.elements, |buffer| {
+                    lend::<T, D, _, _>(device, output, case.elements, |buffer| {
                         communicator.broadcast(buffer, case.root(layer))
                     })
                 }
-                (_, None) => lend::<T, D, _>(device, output, whole, |buffer| {
+                (_, None) => lend::<T, D, _, _>(device, output, whole, |buffer| {
                     communicator.all_gather_in_place(buffer)
                 }),
-                (_, Some(input)) => lend::<T, D, _>(device, output, whole, |output| {
-                    lend::<T, D, _>(device, input, case.elements, |input| {
+                (_, Some(input)) => lend::<T, D, _, _>(device, output, whole, |output| {
+                    lend::<T, D, _, _>(device, input, case.elements, |input| {
                         communicator.all_gather(&*input, output)
                     })
                 }),

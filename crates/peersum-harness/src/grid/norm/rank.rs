@@ -7,7 +7,7 @@ use peersum::device::Device;
 use peersum::dispatch::Plan;
 use peersum::loader::{JitMode, LoadPolicy};
 use peersum::reference::{self, NormNumbers};
-use peersum::{Communicator, Element, Output, Rendezvous, RmsNorm, Scalar, SymmetricBuffer};
+use peersum::{Communicator, Element, Error, Output, Rendezvous, RmsNorm, Scalar, SymmetricBuffer};
 
 use super::super::event::{Event, Spent};
 use super::super::session::SETUP_TIMEOUT;
@@ -159,7 +159,7 @@ impl<D: Device> NormRank<D> {
         let seconds = began.elapsed().as_secs_f64();
 
         let mut wrong = Vec::new();
-        let output = self.output_address(case);
+        let output = self.output_address(case)?;
         wrong.extend(self.compare(output, &normalised, "output")?);
         let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
         if case.has_residual {
@@ -206,23 +206,23 @@ impl<D: Device> NormRank<D> {
         })
     }
 
-    fn symmetric_address(&mut self) -> u64 {
+    fn symmetric_address(&mut self) -> Result<u64> {
         let mut view = self.symmetric.as_view_mut();
-        view.with_output(self.device.stream(), |address| address)
+        Ok(view.with_output(self.device.stream(), Ok::<_, Error>)?)
     }
 
-    fn output_address(&mut self, case: &NormCase) -> u64 {
+    fn output_address(&mut self, case: &NormCase) -> Result<u64> {
         match case.is_symmetric() && case.in_place {
             true => self.symmetric_address(),
-            false => self.output.base() + GUARD_BYTES as u64,
+            false => Ok(self.output.base() + GUARD_BYTES as u64),
         }
     }
 
-    fn input_address(&mut self, case: &NormCase) -> u64 {
+    fn input_address(&mut self, case: &NormCase) -> Result<u64> {
         match (case.is_symmetric(), case.in_place) {
             (true, _) => self.symmetric_address(),
             (false, true) => self.output_address(case),
-            (false, false) => self.input.base() + GUARD_BYTES as u64,
+            (false, false) => Ok(self.input.base() + GUARD_BYTES as u64),
         }
     }
 
@@ -243,7 +243,7 @@ impl<D: Device> NormRank<D> {
             .write(&self.device, GUARD_BYTES, bytes_of(residual))?;
         self.weight
             .write(&self.device, GUARD_BYTES, bytes_of(weight))?;
-        let input = self.input_address(case);
+        let input = self.input_address(case)?;
         // SAFETY: the array has room for the largest case.
         unsafe { self.device.write(input, bytes_of(own))? };
         Ok(())
@@ -253,7 +253,7 @@ impl<D: Device> NormRank<D> {
         if case.in_place {
             return self.call_in_place::<T>(case);
         }
-        let (input, output) = (self.input_address(case), self.output_address(case));
+        let (input, output) = (self.input_address(case)?, self.output_address(case)?);
         let residual = self.residual.base() + GUARD_BYTES as u64;
         let weight = self.weight.base() + GUARD_BYTES as u64;
         let (device, communicator) = (&self.device, &mut self.communicator);
@@ -261,14 +261,16 @@ impl<D: Device> NormRank<D> {
         // SAFETY: every array has room for the largest case and outlives the stream's work; the
         // buffers are given back before this returns.
         let called = unsafe {
-            lend::<T, D, _>(device, weight, case.hidden, |weight| {
+            lend::<T, D, _, _>(device, weight, case.hidden, |weight| {
                 let norm = norm_of(case, weight);
-                lend::<T, D, _>(device, output, elements, |output| {
-                    lend::<T, D, _>(device, residual, elements, |residual| {
-                        lend::<T, D, _>(device, input, elements, |input| match case.has_residual {
-                            false => communicator.all_reduce_rms_norm(&*input, &norm, output),
-                            true => communicator
-                                .all_reduce_add_rms_norm(&*input, residual, &norm, output),
+                lend::<T, D, _, _>(device, output, elements, |output| {
+                    lend::<T, D, _, _>(device, residual, elements, |residual| {
+                        lend::<T, D, _, _>(device, input, elements, |input| {
+                            match case.has_residual {
+                                false => communicator.all_reduce_rms_norm(&*input, &norm, output),
+                                true => communicator
+                                    .all_reduce_add_rms_norm(&*input, residual, &norm, output),
+                            }
                         })
                     })
                 })
@@ -278,7 +280,7 @@ impl<D: Device> NormRank<D> {
     }
 
     fn call_in_place<T: Element>(&mut self, case: &NormCase) -> Result<()> {
-        let output = self.output_address(case);
+        let output = self.output_address(case)?;
         let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
         let (residual, weight) = (begin(&self.residual), begin(&self.weight));
         let (values, scales) = (begin(&self.fp8_values), begin(&self.fp8_scales));
@@ -286,13 +288,13 @@ impl<D: Device> NormRank<D> {
         let (elements, scale_count) = (case.elements(), case.output.scales(case.rows));
         // SAFETY: as in `call`.
         let called = unsafe {
-            lend::<T, D, _>(device, weight, case.hidden, |weight| {
+            lend::<T, D, _, _>(device, weight, case.hidden, |weight| {
                 let norm = norm_of(case, weight);
-                lend::<T, D, _>(device, output, elements, |rows| {
-                    lend::<T, D, _>(device, residual, elements, |residual| {
+                lend::<T, D, _, _>(device, output, elements, |rows| {
+                    lend::<T, D, _, _>(device, residual, elements, |residual| {
                         let residual = case.has_residual.then_some(residual);
-                        lend::<u8, D, _>(device, values, elements, |values| {
-                            lend::<f32, D, _>(device, scales, scale_count, |scales| {
+                        lend::<u8, D, _, _>(device, values, elements, |values| {
+                            lend::<f32, D, _, _>(device, scales, scale_count, |scales| {
                                 let fp8 = Fp8Buffers { values, scales };
                                 let output = case.output;
                                 output.call_in_place(communicator, rows, residual, &norm, fp8)
