@@ -3,7 +3,7 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 8;
+pub const PEERSUM_ABI_VERSION: u32 = 9;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;
@@ -31,6 +31,8 @@ pub const PEERSUM_HEADER_ROOT_SHIFT: u32 = 35;
 pub const PEERSUM_HEADER_BYTES_BITS: u32 = 35;
 pub const PEERSUM_HEADER_DTYPE_BITS: u32 = 4;
 pub const PEERSUM_HEADER_ROOT_BITS: u32 = 3;
+pub const PEERSUM_ROOT_MORE_PIECES_FOLLOW: u32 = 1;
+pub const PEERSUM_ROOT_FUSED: u32 = 2;
 pub const PEERSUM_HEADER_OPERATION_BITS: u32 = 3;
 pub const PEERSUM_DETAIL_BUFFER_SHIFT: u32 = 36;
 pub const PEERSUM_DETAIL_BUFFER_BITS: u32 = 12;

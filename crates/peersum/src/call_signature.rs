@@ -213,6 +213,10 @@ pub struct CallSignature {
     pub part: Option<SymmetricPart>,
     /// What the call does.
     pub operation: Operation,
+    /// Whether this is a piece of a larger call, and more pieces follow. Not told of a broadcast.
+    pub more_pieces_follow: bool,
+    /// Whether all-reduce and RMSNorm are one kernel.
+    pub fused: bool,
     /// How the sum is normalised; `None` for a call that normalises nothing, and where a rank is
     /// not known to have told it.
     pub norm: Option<NormSignature>,
@@ -248,6 +252,16 @@ impl CallSignature {
     /// Reads a header alone: the part is not in it.
     pub(crate) fn from_header(header: u64) -> CallSignature {
         let field = |shift: u32, bits: u32| (header >> shift) as u32 & ((1 << bits) - 1);
+        let root = field(
+            abi::PEERSUM_HEADER_ROOT_SHIFT,
+            abi::PEERSUM_HEADER_ROOT_BITS,
+        );
+        let operation = field(
+            abi::PEERSUM_HEADER_OPERATION_SHIFT,
+            abi::PEERSUM_HEADER_OPERATION_BITS,
+        );
+        let operation = Operation::from_abi(operation, root);
+        let says = |bit| !matches!(operation, Operation::Broadcast { .. }) && root & bit != 0;
         CallSignature {
             sequence: (header >> abi::PEERSUM_HEADER_SEQUENCE_SHIFT) as u16,
             kind: CallKind::from_abi(
@@ -256,16 +270,9 @@ impl CallSignature {
             ),
             symmetric: field(abi::PEERSUM_HEADER_SOURCE_SHIFT, 1) == abi::PEERSUM_SOURCE_SYMMETRIC,
             part: None,
-            operation: Operation::from_abi(
-                field(
-                    abi::PEERSUM_HEADER_OPERATION_SHIFT,
-                    abi::PEERSUM_HEADER_OPERATION_BITS,
-                ),
-                field(
-                    abi::PEERSUM_HEADER_ROOT_SHIFT,
-                    abi::PEERSUM_HEADER_ROOT_BITS,
-                ),
-            ),
+            operation,
+            more_pieces_follow: says(abi::PEERSUM_ROOT_MORE_PIECES_FOLLOW),
+            fused: says(abi::PEERSUM_ROOT_FUSED),
             norm: None,
             dtype: Dtype::ALL
                 .get(field(
@@ -289,8 +296,21 @@ impl CallSignature {
             | u64::from(family) << abi::PEERSUM_HEADER_FAMILY_SHIFT
             | u64::from(algorithm) << abi::PEERSUM_HEADER_ALGORITHM_SHIFT
             | u64::from(dtype) << abi::PEERSUM_HEADER_DTYPE_SHIFT
-            | u64::from(self.operation.root()) << abi::PEERSUM_HEADER_ROOT_SHIFT
+            | u64::from(self.root_bits()) << abi::PEERSUM_HEADER_ROOT_SHIFT
             | self.bytes
+    }
+
+    fn root_bits(&self) -> u32 {
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        match self.operation {
+            Operation::Broadcast { root } => root,
+            _ => {
+                bit(
+                    self.more_pieces_follow,
+                    abi::PEERSUM_ROOT_MORE_PIECES_FOLLOW,
+                ) | bit(self.fused, abi::PEERSUM_ROOT_FUSED)
+            }
+        }
     }
 
     /// The second word of a call with a symmetric buffer, also without the sequence; 0 for any
@@ -354,6 +374,12 @@ impl fmt::Display for CallSignature {
             None if self.operation == Operation::RmsNorm => f.write_str(", with RMSNorm,")?,
             None => {}
         }
+        if self.fused {
+            f.write_str(" in one kernel")?;
+        }
+        if self.more_pieces_follow {
+            f.write_str(", of which more pieces follow")?;
+        }
         write!(f, " (call {} modulo 65536)", self.sequence)
     }
 }
@@ -369,6 +395,7 @@ mod tests {
             let symmetric = rng.bool();
             let operation = Operation::from_abi(rng.u32(..5), rng.u32(..8));
             let normalised = operation == Operation::RmsNorm;
+            let has_root = matches!(operation, Operation::Broadcast { .. });
             let dtype = Dtype::ALL[rng.usize(..Dtype::ALL.len())];
             let signature = CallSignature {
                 sequence: rng.u16(..),
@@ -382,6 +409,8 @@ mod tests {
                     offset_bytes: rng.u64(..SymmetricPart::MAX_BUFFER_BYTES),
                 }),
                 operation,
+                more_pieces_follow: !has_root && rng.bool(),
+                fused: !has_root && rng.bool(),
                 norm: normalised.then(|| {
                     let unit = unit_elements(dtype);
                     let (numbers, output) = ((rng.f32(), rng.f32()), rng.u32(..3));

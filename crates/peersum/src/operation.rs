@@ -45,13 +45,6 @@ impl Operation {
             Operation::Broadcast { .. } => abi::PEERSUM_OPERATION_BROADCAST,
         }
     }
-
-    pub(crate) fn root(self) -> u32 {
-        match self {
-            Operation::Broadcast { root } => root,
-            _ => 0,
-        }
-    }
 }
 
 impl fmt::Display for Operation {

@@ -16,6 +16,7 @@ mod norm_sides;
 mod norm_tables;
 mod norms;
 mod parts;
+mod pieces;
 mod processes;
 mod results;
 mod seats;

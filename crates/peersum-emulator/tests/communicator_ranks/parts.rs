@@ -31,7 +31,7 @@ struct Symmetric {
 
 /// The peer from which a rank differs, and what the two called.
 #[track_caller]
-fn sides(reason: &Failure) -> (u32, &CallSignature, &CallSignature) {
+pub(crate) fn sides(reason: &Failure) -> (u32, &CallSignature, &CallSignature) {
     let Failure::Disagreement {
         peer, own, theirs, ..
     } = reason

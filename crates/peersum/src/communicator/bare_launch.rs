@@ -37,7 +37,7 @@ impl<D: Device> Communicator<D> {
         if len == 0 || units > connected.layout.capacity_units(plan.route) {
             return None;
         }
-        let (shape, params) = self.prepare(connected, plan, call);
+        let (shape, params) = self.prepare(connected, plan, call, false);
         let module = connected.modules.get(plan.route.family(), call.dtype);
         let algorithm = plan.route.algorithm();
         Some(move || {

@@ -127,11 +127,9 @@ impl<D: Device> Communicator<D> {
     /// Refuses a call once a failure is known, or if the stream's capture is spoilt.
     pub(super) fn admit(&mut self) -> Result<(), Error> {
         self.refuse_if_failed()?;
-        if self.capturing || self.allow_outside_capture {
-            // The buffers' own waits may have spoilt the capture.
-            self.check_recording()?;
-        }
-        Ok(())
+        // The buffers' own waits may have spoilt the capture, or drawn the stream into one of
+        // another stream.
+        self.check_recording()
     }
 
     /// Launches one call.
@@ -198,8 +196,8 @@ impl<D: Device> Communicator<D> {
                 elements,
                 ..call
             };
-            last = self.launch(connected, plan, piece)?;
             done += elements;
+            last = self.launch(connected, plan, piece, done < call.elements)?;
         }
         Ok(last)
     }
@@ -210,8 +208,9 @@ impl<D: Device> Communicator<D> {
         connected: &Connected<D>,
         plan: Plan,
         call: Call,
+        more_pieces_follow: bool,
     ) -> Result<PeersumParams, Error> {
-        let (shape, params) = self.prepare(connected, plan, call);
+        let (shape, params) = self.prepare(connected, plan, call, more_pieces_follow);
         let module = connected.modules.get(plan.route.family(), call.dtype);
         let algorithm = plan.route.algorithm();
         // SAFETY: `params` holds this rank's view of the group's arenas and symmetric buffers,
@@ -229,6 +228,7 @@ impl<D: Device> Communicator<D> {
         connected: &Connected<D>,
         plan: Plan,
         call: Call,
+        more_pieces_follow: bool,
     ) -> (LaunchShape, PeersumParams) {
         let mut params = PeersumParams {
             input: call.input,
@@ -246,6 +246,8 @@ impl<D: Device> Communicator<D> {
             symmetric: plan.route.is_symmetric(),
             part: None,
             operation: call.operation,
+            more_pieces_follow,
+            fused: false,
             norm: None,
             dtype: Some(call.dtype),
             bytes,

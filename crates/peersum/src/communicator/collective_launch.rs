@@ -105,8 +105,9 @@ impl<D: Device> Communicator<D> {
         let mut done = 0;
         while done < call.elements {
             let elements = most.min(call.elements - done);
-            self.launch_collective(connected, call.part(done, elements), call.bytes())?;
+            let part = call.part(done, elements);
             done += elements;
+            self.launch_collective(connected, part, call.bytes(), done < call.elements)?;
         }
         Ok(())
     }
@@ -161,6 +162,7 @@ impl<D: Device> Communicator<D> {
         connected: &Connected<D>,
         call: Collective,
         chunk_stride: u64,
+        more_pieces_follow: bool,
     ) -> Result<(), Error> {
         let (family, algorithm) = call.entry_point();
         let bytes = call.bytes();
@@ -175,6 +177,8 @@ impl<D: Device> Communicator<D> {
             symmetric: false,
             part: None,
             operation: call.operation,
+            more_pieces_follow,
+            fused: false,
             norm: None,
             dtype: Some(call.dtype),
             bytes,

@@ -19,6 +19,9 @@ use crate::error::Error;
 use crate::norm_error::NormError;
 use crate::operation::Operation;
 
+/// The bit by which the header of a fused call differs from that of a one-shot push.
+const FUSED: u64 = (abi::PEERSUM_ROOT_FUSED as u64) << abi::PEERSUM_HEADER_ROOT_SHIFT;
+
 /// A call with RMSNorm.
 #[derive(Clone, Copy)]
 pub(super) struct NormCall {
@@ -251,7 +254,10 @@ impl<D: Device> Communicator<D> {
         while done < norm.rows() {
             let rows = most_rows.min(norm.rows() - done);
             let part = norm.part(done, rows);
-            let (_, params) = self.prepare(connected, plan, part.call);
+            done += rows;
+            let more_follow = done < norm.rows();
+            let (_, mut params) = self.prepare(connected, plan, part.call, more_follow);
+            params.header |= FUSED;
             let params = PeersumParams {
                 norm_words: norm.signature().words(norm.call.dtype),
                 ..part.params(params)
@@ -273,7 +279,6 @@ impl<D: Device> Communicator<D> {
             unsafe {
                 self.device.launch(module, algorithm, shape, &params)?;
             }
-            done += rows;
         }
         Ok(())
     }

@@ -41,6 +41,8 @@ impl<D: Device> Communicator<D> {
 
     /// Ends a capture of the stream, whoever began it, if this thread may.
     pub(super) fn end_any_capture(&mut self) {
+        let recording = self.device.recording();
+        self.lost_a_capture |= self.capturing && matches!(recording, Ok(Recording::Off));
         if self.may_record() {
             self.capturing = false;
             // If it fails, the stream still records, and the next wait for the stream fails.

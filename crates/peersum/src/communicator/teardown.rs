@@ -4,7 +4,7 @@ use std::mem::forget;
 use std::time::Duration;
 
 use super::state::Communicator;
-use crate::device::{Device, Recording};
+use crate::device::Device;
 
 /// Maximum time that `drop` waits for the peers before it frees memory that they may still map.
 const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
@@ -19,18 +19,13 @@ impl<D: Device> Drop for Communicator<D> {
             self.leave_to_parent();
             return;
         }
-        let is_open = matches!(
-            self.device.recording(),
-            Ok(Recording::On | Recording::Spoilt)
-        );
-        let lost_a_capture = self.lost_a_capture || self.capturing && !is_open;
         self.end_any_capture();
         #[cfg(feature = "nccl")]
         self.close_nccl();
         let Some(mut connected) = self.connected.take() else {
             return;
         };
-        if lost_a_capture {
+        if self.lost_a_capture {
             tracing::warn!(
                 rank = self.rank,
                 bytes = connected.memory_bytes(),
