@@ -38,8 +38,8 @@ impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
 // SAFETY: `DevicePtr` is a safe trait, but whoever implements it promises cudarc, whose own
 // launches and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the
 // slice's last write, returns an address that is valid for `len()` elements, and its guard, held
-// across `launch`, records the read; freeing is ordered behind both. `launch_in_order` launches only
-// if the wait was enqueued.
+// across `launch`, records the read; freeing is ordered behind both. `launch_in_order` launches
+// only if the wait was enqueued.
 unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
     fn with_input<R, E: From<BufferError>>(
         &self,

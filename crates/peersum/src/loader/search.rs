@@ -37,8 +37,8 @@ pub fn load(
 }
 
 /// As [`load`], for several modules, in their order. Those that must be compiled are compiled at
-/// once, as many as there are cores but at least two: if eight processes do so, one of them compiles
-/// each module, and another one the next.
+/// once, as many as there are cores but at least two: if eight processes do so, one of them
+/// compiles each module, and another one the next.
 ///
 /// # Errors
 ///
@@ -249,7 +249,9 @@ mod tests {
     #[test]
     fn at_least_two_threads_work_at_once_and_no_more_than_there_are_cores() {
         let both = Barrier::new(2);
-        each_on_a_thread(vec![(), ()], |()| drop(both.wait()));
+        each_on_a_thread(vec![(), ()], |()| {
+            both.wait();
+        });
         let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         each_on_a_thread(vec![(); 4 * most_threads()], |()| {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
