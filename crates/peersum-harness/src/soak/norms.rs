@@ -47,8 +47,10 @@ pub(super) fn run<M: Machine>(
             let (_, found) = rank
                 .call_and_compare(&case, &meet)
                 .with_context(|| format!("seed {}, {case}", rank.seed))?;
+            let (seed, number) = (rank.seed, member.peers.rank());
+            let found = found.into_iter();
             let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
-            wrong.extend(found);
+            wrong.extend(found.map(|found| format!("seed {seed}, rank {number}, {case}: {found}")));
         }
         Ok(())
     })?;
