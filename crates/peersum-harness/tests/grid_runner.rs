@@ -376,3 +376,34 @@ fn the_list_runs_nothing_and_a_filter_that_selects_nothing_is_an_error() {
     assert_eq!(nothing.status.code(), Some(1));
     assert!(text(&nothing).contains("--list"));
 }
+
+#[test]
+fn flags_that_exclude_each_other_are_named_and_so_are_operations_without_any_of_a_type() {
+    for (flags, said) in [
+        (
+            ["--op", "all_reduce", "--world-size", "1"],
+            "--op all_reduce has no --world-size 1",
+        ),
+        (
+            ["--op", "reduce_scatter", "--dtype", "u8,i64"],
+            "--op reduce_scatter has no --dtype u8,i64",
+        ),
+    ] {
+        for more in [&[][..], &["--list"]] {
+            let output = Run::new().output(&[&flags[..], more].concat());
+            assert_eq!(output.status.code(), Some(1));
+            assert!(text(&output).contains(said));
+        }
+    }
+    let run = Run::new();
+    let path = run.directory.path().join("report.json");
+    let (to, flags) = (path.to_str().unwrap(), ["--world-size", "2", "--dtype"]);
+    let output = run.output(&[&flags[..], &["i8", "--report", to]].concat());
+    assert!(output.status.success());
+    let report = report(&path);
+    let left_out = report["left_out"].as_array().unwrap();
+    for op in ["all_reduce", "rms_norm", "reduce_scatter"] {
+        assert!(left_out.contains(&format!("--op {op} has no --dtype i8").into()));
+    }
+    assert!(text(&output).contains("not in this grid: --op rms_norm has no --dtype i8"));
+}
