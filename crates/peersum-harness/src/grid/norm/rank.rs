@@ -196,8 +196,8 @@ impl<D: Device> NormRank<D> {
     /// The plan of a forced route, whose shape also limits the blocks that normalise.
     fn shape(&self, case: &NormCase) -> Option<Plan> {
         let (blocks, threads) = match self.kind {
-            DeviceKind::Emulator => (2, [8, 16, 24][case.numbers % 3]),
-            DeviceKind::Cuda => [(132, 512), (16, 256), (7, 96), (1, 512)][case.numbers % 4],
+            DeviceKind::Emulator => (2, [8, 16, 24][case.shape() % 3]),
+            DeviceKind::Cuda => [(132, 512), (16, 256), (7, 96), (1, 512)][case.shape() % 4],
         };
         case.route.map(|route| Plan {
             route,
