@@ -5,7 +5,7 @@ pub(crate) mod calls;
 pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
-mod lane;
+pub(crate) mod lane;
 mod listed;
 pub(crate) mod moves;
 #[cfg(feature = "negative-controls")]

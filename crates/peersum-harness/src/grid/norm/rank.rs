@@ -161,10 +161,16 @@ impl<D: Device> NormRank<D> {
         let mut wrong = Vec::new();
         let output = self.output_address(case);
         wrong.extend(self.compare(output, &normalised, "output")?);
+        // What no call writes to.
+        if !case.in_place {
+            let input = self.input_address(case);
+            wrong.extend(self.compare(input, &own, "input")?);
+        }
         let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
         if case.has_residual {
             wrong.extend(self.compare(begin(&self.residual), &kept, "residual")?);
         }
+        wrong.extend(self.compare(begin(&self.weight), &weight, "weight")?);
         wrong.extend(self.compare(begin(&self.fp8_values), &values, "FP8 values")?);
         wrong.extend(self.compare(begin(&self.fp8_scales), &scales, "FP8 scales")?);
         Ok((seconds, wrong))
@@ -314,8 +320,10 @@ impl<D: Device> NormRank<D> {
     ) -> Result<Option<String>> {
         let bytes = size_of_val(expected);
         let guarded = [
+            &self.input,
             &self.output,
             &self.residual,
+            &self.weight,
             &self.fp8_values,
             &self.fp8_scales,
         ];
