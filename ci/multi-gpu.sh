@@ -45,7 +45,9 @@ if [[ -n $packages ]]; then
     export LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${libraries%:}
 fi
 # Ranks that share a card need a hardware queue each. What NCCL's variables are stays as it is.
-export CUDA_DEVICE_MAX_CONNECTIONS=32 PEERSUM_CUBIN_DIR=$CUBINS PEERSUM_JIT=deny PEERSUM_GRID_CHECK_DIR=${CHECK:-}
+export CUDA_DEVICE_MAX_CONNECTIONS=32 PEERSUM_CUBIN_DIR=$CUBINS PEERSUM_JIT=deny
+# Without it the grid compares on the host; an empty name would be that of a directory.
+[[ -n ${CHECK:-} ]] && export PEERSUM_GRID_CHECK_DIR=$CHECK
 
 mkdir -p "$OUT/logs"
 : >"$OUT/summary.txt"

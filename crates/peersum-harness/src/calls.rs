@@ -78,6 +78,7 @@ impl<D: Device> Calls<D> {
         let (sides, expected) = match what {
             What::Norm(output) => {
                 let kind = NormKind {
+                    seed,
                     hidden,
                     adds: false,
                     output,

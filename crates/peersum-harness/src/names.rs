@@ -1,6 +1,7 @@
 //! The names of choices, as flags take them.
 
 use clap::ValueEnum;
+use serde::Serialize;
 use serde::de::value::Error;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 
@@ -19,4 +20,10 @@ pub(crate) fn list_of<T: ValueEnum>(choices: &[T]) -> String {
 /// A choice by the name that it has in JSON.
 pub(crate) fn by_name<T: DeserializeOwned>(name: &str) -> Result<T, Error> {
     T::deserialize(name.into_deserializer())
+}
+
+/// The name that [`by_name`] takes.
+pub(crate) fn json_name_of<T: Serialize>(choice: &T) -> String {
+    let value = serde_json::to_value(choice).unwrap_or_default();
+    value.as_str().unwrap_or_default().to_owned()
 }

@@ -17,8 +17,6 @@ pub(crate) const NAN: u16 = 0x7FFF;
 /// The FP8 of such an element.
 const FP8_NAN: u8 = 0x7F;
 
-const SEED: u64 = 6;
-
 /// The inverse of the scale of FP8, if it is given. Few values saturate.
 const INVERSE_SCALE: f32 = 100.0;
 
@@ -33,6 +31,8 @@ type Buffer<D> = <D as Device>::Buffer<bf16>;
 /// Of which kind the calls are.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NormKind {
+    /// Of the weight and the residual. That of the summed data will do.
+    pub(crate) seed: u64,
     /// Elements of a row.
     pub(crate) hidden: usize,
     /// Whether they add a residual.
@@ -71,10 +71,12 @@ impl<D: Device> Sides<D> {
         sum: &[bf16],
         kind: NormKind,
     ) -> Result<(Self, Vec<bf16>)> {
-        let NormKind { hidden, adds, .. } = kind;
+        let NormKind {
+            seed, hidden, adds, ..
+        } = kind;
         let rank = communicator.rank();
         let side = |layer, len| {
-            let key = Key::new(SEED, 0, layer, rank);
+            let key = Key::new(seed, 0, layer, rank);
             data::input::<bf16>(Content::Ordinary, key, len)
         };
         let (own_weight, before) = (side(1, hidden), side(2, sum.len()));

@@ -244,17 +244,15 @@ fn ranks_do_not_outlive_a_runner_that_is_killed() {
     eventually("the end of all ranks", || run.processes().is_empty());
 }
 
-/// Makes a rank compare a wrong result. Returns the line that says so, which the command that is
-/// printed with it must print again.
+/// Makes a rank compare a wrong result. Returns the lines that say so, which the command that is
+/// printed with them must print again.
 fn mismatch(run: &Run, flags: &[&str], rank: u32, case: &str) -> String {
     let fault = format!("corrupt:{rank}:{case}");
     let output = run.output(&[flags, &["--inject", &fault]].concat());
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output);
-    let line = said
-        .lines()
-        .find(|line| line.starts_with("mismatch on"))
-        .unwrap();
+    let wrong = said.lines().filter(|line| line.starts_with("mismatch on"));
+    let wrong: Vec<&str> = wrong.collect();
     let command = said
         .lines()
         .find(|line| line.contains("cargo xtask test-allreduce"))
@@ -268,8 +266,10 @@ fn mismatch(run: &Run, flags: &[&str], rank: u32, case: &str) -> String {
         .unwrap();
     let again = text(&again);
     assert!(again.contains("1 configurations"), "{again}");
-    assert!(again.contains(line), "not the same mismatch:\n{again}");
-    line.to_owned()
+    for line in &wrong {
+        assert!(again.contains(line), "not the same mismatch:\n{again}");
+    }
+    wrong.join("\n")
 }
 
 #[test]
@@ -283,7 +283,9 @@ fn a_mismatch_names_everything_and_its_command_shows_it_again() {
         "1040 elements",
         "graph, aligned",
         "round 1, layer 2",
-        "first wrong index 1:",
+        "layer 2: first wrong index 1:",
+        // What no call writes to is compared too.
+        "layer 2: input, first wrong index 1:",
         "expected bits 0x",
         "actual bits 0x",
         &format!("seed {}", run.seed),
@@ -298,6 +300,7 @@ fn a_mismatch_of_a_call_with_rms_norm_names_everything_and_its_command_shows_it_
     let flags = ["--op", "rms-norm", "--world-size", "2", "--dtype", "bf16"];
     let listed = run.output(&[&flags[..], &["--list"]].concat());
     let listed = String::from_utf8(listed.stdout).unwrap();
+    // Out of place.
     let case = listed.lines().find(|name| name.ends_with("/add")).unwrap();
     let line = mismatch(
         &run,
@@ -306,7 +309,11 @@ fn a_mismatch_of_a_call_with_rms_norm_names_everything_and_its_command_shows_it_
         case,
     );
     let seed = format!("seed {}", run.seed);
-    for part in ["rank 1 of 2", case, "element 0:", "output", &seed] {
+    // The last two are what no call writes to.
+    let arrays =
+        ["output", "residual", "input", "weight"].map(|name| format!("{name}, element 0:"));
+    let parts = ["rank 1 of 2", case, &seed].into_iter();
+    for part in parts.chain(arrays.iter().map(String::as_str)) {
         assert!(line.contains(part), "{part} is not in: {line}");
     }
 }
@@ -375,4 +382,35 @@ fn the_list_runs_nothing_and_a_filter_that_selects_nothing_is_an_error() {
     let nothing = run.output(&["--filter", "ws9"]);
     assert_eq!(nothing.status.code(), Some(1));
     assert!(text(&nothing).contains("--list"));
+}
+
+#[test]
+fn flags_that_exclude_each_other_are_named_and_so_are_operations_without_any_of_a_type() {
+    for (flags, said) in [
+        (
+            ["--op", "all_reduce", "--world-size", "1"],
+            "--op all_reduce has no --world-size 1",
+        ),
+        (
+            ["--op", "reduce_scatter", "--dtype", "u8,i64"],
+            "--op reduce_scatter has no --dtype u8,i64",
+        ),
+    ] {
+        for more in [&[][..], &["--list"]] {
+            let output = Run::new().output(&[&flags[..], more].concat());
+            assert_eq!(output.status.code(), Some(1));
+            assert!(text(&output).contains(said));
+        }
+    }
+    let run = Run::new();
+    let path = run.directory.path().join("report.json");
+    let (to, flags) = (path.to_str().unwrap(), ["--world-size", "2", "--dtype"]);
+    let output = run.output(&[&flags[..], &["i8", "--report", to]].concat());
+    assert!(output.status.success());
+    let report = report(&path);
+    let left_out = report["left_out"].as_array().unwrap();
+    for op in ["all_reduce", "rms_norm", "reduce_scatter"] {
+        assert!(left_out.contains(&format!("--op {op} has no --dtype i8").into()));
+    }
+    assert!(text(&output).contains("not in this grid: --op rms_norm has no --dtype i8"));
 }

@@ -65,6 +65,32 @@ fn a_survivor_that_hangs_leaks_lies_or_litters_is_found_with_the_command_that_re
 }
 
 #[test]
+fn the_command_that_repeats_a_run_makes_the_same_run() {
+    let flags = "--plant hang --phase set-up --signal stop --step mapped --one-device --seed 7 \
+                 --run 1 --world-size 2,3 --timeout-ms 700 --patience-ms 4000";
+    let flags: Vec<&str> = flags.split_whitespace().collect();
+    let repeated = |flags: &[&str]| {
+        let (output, report) = kill(flags);
+        assert_eq!(output.status.code(), Some(1));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let again = text.lines().find_map(|line| line.split_once(" -- kill "));
+        (again.unwrap().1.to_owned(), report)
+    };
+    let (again, report) = repeated(&flags);
+    let without_defaults = again.replace(&format!(" --grace-ms {GRACE_MS}"), "");
+    let flags: Vec<&str> = without_defaults.split_whitespace().collect();
+    let (same, repeated) = repeated(&flags[2..]);
+    assert_eq!(same, again);
+    assert_eq!(repeated["deadlines"], report["deadlines"]);
+    // What was found may be told by another survivor.
+    let scenario = |report: &Value| {
+        let failed = report["failed"][0].as_str().unwrap();
+        failed.split_once(" after its word").unwrap().0.to_owned()
+    };
+    assert_eq!(scenario(&repeated), scenario(&report));
+}
+
+#[test]
 fn a_rank_that_stops_before_the_probe_of_a_shared_device_is_named_instead_of_the_device() {
     let flags = [
         "--phase",

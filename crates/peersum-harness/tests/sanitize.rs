@@ -59,11 +59,21 @@ fn ranks_that_are_processes_have_a_grid_of_each_operation() {
     let flags = ["--ranks", "processes", "--tool", "memcheck,racecheck"];
     let (succeeded, text) = said(&command("sound", &flags).output().unwrap());
     assert!(succeeded, "{text}");
-    for operation in [" all-reduce ", " rms-norm "] {
-        let grids = text.lines().filter(|line| line.contains(operation));
+    let operations = [
+        "all-reduce",
+        "rms-norm",
+        "all-gather",
+        "reduce-scatter",
+        "broadcast",
+    ];
+    for operation in operations {
+        let operation = format!(" {operation} ");
+        let grids = text.lines().filter(|line| line.contains(&operation));
         assert_eq!(grids.count(), 2, "{text}");
     }
-    let runs = text.matches("nothing found").count() + 2;
+    // Each tool has them and its planted error.
+    let runs = 2 * (operations.len() + 1);
+    assert_eq!(text.matches("nothing found").count(), runs - 2, "{text}");
     assert!(
         text.contains(&format!("{runs} of {runs} runs passed")),
         "{text}"

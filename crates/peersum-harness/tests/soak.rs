@@ -38,11 +38,23 @@ fn a_changed_bit_is_found_and_named_with_its_seed() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout.contains("round 1, layer 2"), "{stdout}");
     assert!(stdout.contains("first wrong index 1"), "{stdout}");
-    // Calls with RMSNorm and those of all operations are compared as well.
+    // Calls with RMSNorm and those of all operations are compared as well, for each world size, and
+    // each line behind a count says what to run again.
     for what in [" calls with RMSNorm, ", " calls of all operations, "] {
-        let lines = stdout.lines().filter(|line| line.contains(what));
-        for line in lines {
+        let mut lines = stdout.lines();
+        for world_size in ["ws2: ", "ws3: "] {
+            let line = lines.find(|line| line.starts_with(world_size) && line.contains(what));
+            let line = line.unwrap_or_else(|| panic!("no {world_size}{what}"));
             assert!(!line.ends_with(", 0 mismatches"), "{stdout}");
+            // A seed of a burst, and the rank that was made to have a wrong result.
+            let wrong = lines.next().unwrap().strip_prefix("  seed ").unwrap();
+            let (seed, wrong) = wrong.split_once(", rank 0, ").unwrap();
+            assert!((7..).contains(&seed.parse().unwrap()), "{stdout}");
+            let case = match what.contains("RMSNorm") {
+                true => &world_size[..3],
+                false => "Drawn { what: ",
+            };
+            assert!(wrong.starts_with(case), "{stdout}");
         }
     }
     assert!(stdout.contains("output, element 0: "), "{stdout}");

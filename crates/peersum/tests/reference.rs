@@ -2,7 +2,9 @@
 //! arithmetic.
 
 use half::{bf16, f16};
-use peersum::reference::{ReferenceElement, all_reduce, fp8_per_token, fp8_static};
+use peersum::reference::{
+    NormNumbers, ReferenceElement, add_residual, all_reduce, fp8_per_token, fp8_static, rms_norm,
+};
 
 /// A 16-bit format as its ordered non-negative finite values, exact in f64, and the value of the
 /// next step above the largest: a number that rounds to it is infinity.
@@ -305,4 +307,126 @@ fn the_scale_of_a_row_makes_its_largest_magnitude_the_largest_fp8_value() {
     assert!(scales[1].is_nan());
     assert_eq!(values, [0x7F, 0, 0x7F, 0x7F]);
     assert_eq!(fp8_per_token::<f32>(&[], 0), (Vec::new(), Vec::new()));
+}
+
+const fn numbers(epsilon: f32, weight_offset: f32) -> NormNumbers {
+    NormNumbers {
+        epsilon,
+        weight_offset,
+    }
+}
+
+#[test]
+fn rows_are_divided_by_their_root_mean_square_and_multiplied_by_weight_and_offset() {
+    fn check<T: ReferenceElement>(values: &[f32], numbers: NormNumbers, expected: &[f32]) {
+        let of = |values: &[f32]| -> Vec<T> { values.iter().map(|n| T::round(*n)).collect() };
+        let found = rms_norm(&of(values), &of(&[1.0, -3.0, 0.5]), numbers);
+        let bits = |values: &[T]| values.iter().map(|n| n.raw()).collect::<Vec<_>>();
+        assert_eq!(bits(&found), bits(&of(expected)), "{values:?}, {numbers:?}");
+    }
+    fn check_all<T: ReferenceElement>() {
+        // The mean of the squares is 25 in both rows; with epsilon 64, whose root is 8.
+        let rows = [1.0, 5.0, -7.0, 5.0, 5.0, -5.0];
+        let expected = [0.25, -1.25, -1.3125, 1.25, -1.25, -0.9375];
+        check::<T>(&rows, numbers(39.0, 1.0), &expected);
+        check::<T>(&[2.0, -2.0, 2.0], numbers(0.0, 0.0), &[1.0, 3.0, 0.5]);
+        // Zeros keep the sign of the product; without an epsilon they are divided by zero.
+        check::<T>(&[0.0, 0.0, -0.0], numbers(1e-6, 0.0), &[0.0, -0.0, -0.0]);
+        check::<T>(&[0.0; 3], numbers(0.0, 1.0), &[f32::NAN; 3]);
+    }
+    check_all::<f16>();
+    check_all::<bf16>();
+    check_all::<f32>();
+    assert_eq!(rms_norm::<f32>(&[], &[1.0], numbers(0.0, 0.0)), [0.0; 0]);
+}
+
+#[test]
+fn squares_are_added_in_adjacent_pairs_level_by_level() {
+    let row = [4096.0_f32, 1.0, 1.0, 1.0, 1.0];
+    let found = rms_norm(&row, &[1.0; 5], numbers(0.0, 0.0));
+    // (2^24 + 1) + (1 + 1) is 2^24 + 2, and 1 more a tie whose even side is above. One after the
+    // other, each 1 would be lost.
+    let scale = |sum: f32| 1.0 / (sum / 5.0).sqrt();
+    assert_eq!(found[1], scale(16_777_220.0));
+    assert_ne!(found[1], scale(16_777_216.0));
+}
+
+/// Compares with f64, whose own error is far below the bound. `unit` is half of the distance
+/// between two elements near 1, 0 if float32 needs no rounding, and `least` that near 0.
+fn assert_rms_norm_is_near<T: ReferenceElement>(random: &mut fastrand::Rng, unit: f64, least: f64) {
+    let mut drawn = |count| -> Vec<T> {
+        // Never 0, which is no number without an epsilon.
+        let mut one = || {
+            let sign = if random.bool() { 1.0 } else { -1.0 };
+            sign * (random.f32() + 0.01) * 2.0_f32.powi(random.i32(-4..4))
+        };
+        (0..count).map(|_| T::round(one())).collect()
+    };
+    for hidden in [1_usize, 3, 7, 8, 100, 1000, 2880] {
+        for epsilon in [0.0, 1e-6, 0.5] {
+            for weight_offset in [0.0, 1.0, -0.3] {
+                let (values, weight) = (drawn(3 * hidden), drawn(hidden));
+                let found = rms_norm(&values, &weight, numbers(epsilon, weight_offset));
+                assert_eq!(found.len(), values.len());
+                // Of the square and each level, halved by the root, and of seven operations.
+                let roundings = f64::from(hidden.next_power_of_two().ilog2()) / 2.0 + 8.0;
+                let bound = roundings * 2.0_f64.powi(-24) + unit;
+                let exact = |n: &T| f64::from(n.widen());
+                let roots = values.chunks(hidden).map(|row| {
+                    let squares: f64 = row.iter().map(|n| exact(n) * exact(n)).sum();
+                    (squares / hidden as f64 + f64::from(epsilon)).sqrt()
+                });
+                let roots: Vec<f64> = roots.collect();
+                for (index, found) in found.iter().enumerate() {
+                    let (row, column) = (index / hidden, index % hidden);
+                    let factor = f64::from(weight_offset) + exact(&weight[column]);
+                    let expected = exact(&values[index]) / roots[row] * factor;
+                    let wrong = (exact(found) - expected).abs();
+                    assert!(
+                        wrong <= expected.abs() * bound + least,
+                        "{} of hidden {hidden}, epsilon {epsilon}, offset {weight_offset}, \
+                         element {index}: {:e}, not {expected:e}",
+                        std::any::type_name::<T>(),
+                        found.widen()
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn random_rows_of_any_length_are_normalised_as_f64_does_it_but_for_rounding() {
+    let seed = fastrand::u64(..);
+    println!("seed {seed:#x}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let power = |exponent| 2.0_f64.powi(exponent);
+    assert_rms_norm_is_near::<f16>(&mut random, power(-11), power(-25));
+    assert_rms_norm_is_near::<bf16>(&mut random, power(-8), 0.0);
+    assert_rms_norm_is_near::<f32>(&mut random, 0.0, 0.0);
+}
+
+#[test]
+fn a_residual_is_added_in_float32_and_the_sum_rounded_once() {
+    assert_eq!(add_residual(&[1.5_f32, -2.0], &[0.25, 2.0]), [1.75, 0.0]);
+    let seed = fastrand::u64(..);
+    println!("seed {seed:#x}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut drawn = || -> Vec<bf16> {
+        let bits = (0..100_000).map(|_| random.u16(..));
+        bits.map(bf16::from_bits).collect()
+    };
+    let (sum, residual, format) = (drawn(), drawn(), Format::bf16());
+    let found = add_residual(&sum, &residual);
+    assert_eq!(found.len(), sum.len());
+    for ((found, one), other) in found.iter().zip(&sum).zip(&residual) {
+        let exact = format.round(one.widen() + other.widen());
+        assert_eq!(found.raw(), exact, "{one:?} + {other:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "4 elements are not whole rows of 3")]
+fn a_part_of_a_row_is_refused() {
+    rms_norm(&[1.0_f32; 4], &[1.0; 3], numbers(0.0, 0.0));
 }

@@ -208,6 +208,7 @@ fn every_change(turns: &mut Turns, fault: Fault, exchanges: bool, first: usize) 
             exchanges,
         };
         if !turns.fail_and_repair(disk) {
+            assert!(at > first, "no change was made to fail: {disk:?}");
             println!("{fault:?}: at each of {} changes", at - first);
             return;
         }

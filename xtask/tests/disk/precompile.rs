@@ -120,6 +120,7 @@ fn every_change(fault: Fault, exchanges: bool) {
         turns.assert_the_next_run_repairs();
         if !run.hit {
             assert!(succeeded, "{what}");
+            assert!(at > 1, "no change was made to fail: {disk:?}");
             println!("{fault:?}: at each of {} changes", at - 1);
             return;
         }

@@ -38,6 +38,7 @@ fn every_change(fault: Fault, damaged: bool) {
         assert_eq!(machine.toolchains().len(), 1, "{what}");
         if !run.hit {
             assert!(succeeded, "{what}");
+            assert!(at > 1, "no change was made to fail: {disk:?}");
             println!("{fault:?}: at each of {} changes", at - 1);
             return;
         }

@@ -33,7 +33,7 @@ fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
     let mut killed = 0;
     let mut published = 0;
     let mut wants_second = true;
-    for _ in 0..20 {
+    for turn in 0..20 {
         let is_second = checkout.whole_output() == second;
         if is_second == wants_second {
             wants_second = !wants_second;
@@ -44,7 +44,10 @@ fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
             .stdin(Stdio::null())
             .spawn()
             .unwrap();
-        sleep(whole_run.mul_f64(random.f64() * 1.1));
+        // The first at once, so that one at least is killed however fast a run is.
+        if turn > 0 {
+            sleep(whole_run.mul_f64(random.f64() * 1.1));
+        }
         run.kill().unwrap();
         killed += usize::from(!run.wait().unwrap().success());
         let state = checkout.whole_output();
@@ -54,6 +57,7 @@ fn killed_at_any_moment_a_run_leaves_the_old_state_or_the_new_one() {
         );
         published += usize::from((state == second) == wants_second);
     }
+    assert!(killed > 0);
     println!("{killed} of 20 runs were killed before they ended, {published} had published");
 
     // The next run succeeds and leaves nothing beside the output but the lock.

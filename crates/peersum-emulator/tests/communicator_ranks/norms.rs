@@ -8,7 +8,7 @@ use peersum_emulator::EmulatorBuffer;
 
 use crate::stage::{
     Comm, Content, TestElement, assert_all_nan, assert_bits, expected, failure, input, on_ranks,
-    plan, settings,
+    plan, poison, settings,
 };
 
 const HIDDEN: [usize; 12] = [
@@ -98,14 +98,16 @@ impl Case {
             epsilon: self.numbers.epsilon,
             weight_offset: self.numbers.weight_offset,
         };
-        let poison = vec![T::round(f32::NAN); len];
-        let mut output = EmulatorBuffer::from_slice(if self.in_place { &own } else { &poison });
+        let before = if self.in_place {
+            own.clone()
+        } else {
+            poison(len)
+        };
+        let mut output = EmulatorBuffer::from_slice(&before);
         let input = EmulatorBuffer::from_slice(&own);
         if self.is_symmetric {
-            symmetric
-                .as_view_mut()
-                .slice_mut(0..len)
-                .copy_from_slice(&own);
+            let all = [own.clone(), poison(symmetric.len() - len)].concat();
+            symmetric.as_view_mut().copy_from_slice(&all);
             let mut part = symmetric.as_view_mut();
             let mut part = part.slice_mut(0..len);
             match (self.in_place, self.has_residual) {
@@ -135,12 +137,21 @@ impl Case {
             .unwrap();
         }
         comm.synchronize().unwrap();
-        let found = match self.is_symmetric && self.in_place {
-            true => symmetric.to_vec()[..len].to_vec(),
-            false => output.to_vec(),
-        };
         let (normalised, kept) = self.expected::<T>(rank, comm.world_size());
-        assert_bits(&found, &normalised, &(self, "output", rank));
+        let output = output.to_vec();
+        if self.is_symmetric {
+            // In place the buffer has the rows; otherwise it has what it had.
+            let (buffer, rows) = match self.in_place {
+                true => (normalised, own),
+                false => (own, normalised),
+            };
+            let buffer = [buffer, poison(symmetric.len() - len)].concat();
+            assert_bits(&symmetric.to_vec(), &buffer, &(self, "symmetric", rank));
+            assert_bits(&output, &rows, &(self, "output", rank));
+        } else {
+            assert_bits(&output, &normalised, &(self, "output", rank));
+            assert_bits(&input.to_vec(), &own, &(self, "input", rank));
+        }
         if self.has_residual {
             assert_bits(&residual.to_vec(), &kept, &(self, "residual", rank));
         }
@@ -263,6 +274,14 @@ fn a_row_does_not_depend_on_its_batch() {
         found
     });
     let first = &results[0][0];
+    let sum = reference::all_reduce(&[&row[..], &row]);
+    let weight = input::<bf16>(8, 0, HIDDEN, Content::Ordinary);
+    let numbers = NormNumbers {
+        epsilon: 1e-6,
+        weight_offset: 0.0,
+    };
+    let right = reference::rms_norm(&sum, &weight, numbers);
+    assert_bits(first, &right, &"the row alone");
     for other in results.iter().flatten() {
         assert_bits(other, first, &"the same row in another batch");
     }

@@ -7,7 +7,8 @@ use peersum_artifact::Dtype;
 use peersum_emulator::Emulator;
 
 use crate::stage::{
-    Comm, Content, Framed, TestElement, assert_bits, expected, input, on_ranks, plan, settings,
+    Comm, Content, Framed, TestElement, assert_bits, expected, input, on_ranks, plan, poison,
+    settings,
 };
 
 /// The most elements of a symmetric buffer here.
@@ -88,7 +89,7 @@ impl<T: TestElement> Launched<T> {
             };
         }
         let input = Framed::new(begin, &own);
-        let mut output = Framed::new(output_begin, &vec![T::from_raw(T::SPECIAL[6]); case.len]);
+        let mut output = Framed::new(output_begin, &poison::<T>(case.len));
         let range = output.range();
         comm.all_reduce(
             &input.buffer.slice(input.range()),
@@ -129,20 +130,20 @@ fn symmetric_call<T: TestElement>(
     // The same part on every rank, misaligned now and then.
     let begin = (case.seed % 11) as usize;
     let range = begin..begin + case.len;
-    let mut all = vec![T::CANONICAL_NAN; SYMMETRIC_LEN];
+    let mut all = poison::<T>(SYMMETRIC_LEN);
     all[range.clone()].copy_from_slice(&own);
     // A peer may still read what the last call left here: only a call orders the ranks, and the
     // last one has been waited for on this rank alone. Its closing barrier is what makes this write
     // safe.
     buffer.as_view_mut().copy_from_slice(&all);
     let expected = expected::<T>(case.seed, comm.world_size(), case.len, case.content);
-    let mut output = Framed::new((case.seed % 5) as usize, &own);
     if case.in_place {
         comm.all_reduce_in_place(&mut buffer.as_view_mut().slice_mut(range.clone()))
             .unwrap();
         comm.synchronize().unwrap();
-        assert_bits(&buffer.to_vec()[range], &expected, &case);
+        all[range].copy_from_slice(&expected);
     } else {
+        let mut output = Framed::new((case.seed % 5) as usize, &poison::<T>(case.len));
         let output_range = output.range();
         comm.all_reduce(
             &buffer.slice(range.clone()),
@@ -151,8 +152,8 @@ fn symmetric_call<T: TestElement>(
         .unwrap();
         comm.synchronize().unwrap();
         assert_bits(&output.take(&case), &expected, &case);
-        assert_bits(&buffer.to_vec(), &all, &case);
     }
+    assert_bits(&buffer.to_vec(), &all, &case);
 }
 
 /// The symmetric buffers of one rank, one a type.

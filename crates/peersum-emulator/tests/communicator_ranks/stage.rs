@@ -77,6 +77,7 @@ pub(crate) enum Content {
 /// An element type with what tests need of it.
 pub(crate) trait TestElement: Element {
     const SPECIAL: &'static [Self::Bits];
+    const POISON: Self::Bits;
 }
 
 impl TestElement for f32 {
@@ -98,6 +99,7 @@ impl TestElement for f32 {
         0xFF7F_FFFF,
         0x3F80_0000,
     ];
+    const POISON: u32 = 0xFFC0_BAD5;
 }
 
 impl TestElement for half::bf16 {
@@ -105,6 +107,7 @@ impl TestElement for half::bf16 {
         0, 0x8000, 0x7F80, 0xFF80, 0x7FC0, 0x7FFF, 0xFFFF, 0x7F81, 1, 0x8001, 0x007F, 0x7F7F,
         0xFF7F, 0x3F80,
     ];
+    const POISON: u16 = 0xFFE5;
 }
 
 impl TestElement for half::f16 {
@@ -112,6 +115,7 @@ impl TestElement for half::f16 {
         0, 0x8000, 0x7C00, 0xFC00, 0x7E00, 0x7FFF, 0xFFFF, 0x7C01, 1, 0x8001, 0x03FF, 0x7BFF,
         0xFBFF, 0x3C00,
     ];
+    const POISON: u16 = 0xFEE5;
 }
 
 /// The input of one rank in one call: every rank can make every rank's.
@@ -133,6 +137,12 @@ pub(crate) fn input<T: TestElement>(seed: u64, rank: u32, len: usize, content: C
             Content::NegativeZero => special(1),
         })
         .collect()
+}
+
+/// What a buffer holds before a call writes to it: a NaN with a payload, which is the canonical one
+/// of no type, so no result has it.
+pub(crate) fn poison<T: TestElement>(len: usize) -> Vec<T> {
+    vec![T::from_raw(T::POISON); len]
 }
 
 /// What every rank must have after such a call.

@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use peersum::device::{Device, MemorySharing};
 use peersum::dispatch::{Placement, Plan};
 use peersum::loader::LoadPolicy;
 use peersum::{
     Communicator, CommunicatorBuilder, Element, Error, Output, Rendezvous, SymmetricBuffer,
+    reference,
 };
 
-use super::timing::{Method, Stopwatch, Timed, Times};
+use super::timing::{Launch, Method, Stopwatch, Timed, Times};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::machine::{DeviceKind, DeviceOf};
-use crate::memory::{POISON, lend};
+use crate::memory::{POISON, difference, lend};
 use crate::ranks::{PATIENCE, run_threads};
 
 /// The pattern that inputs repeat, in bytes: making more random numbers than this would take longer
@@ -43,6 +44,8 @@ pub(crate) struct Rank<'a, D: Device> {
     pub(crate) communicator: Communicator<D>,
     memory: Memory<D>,
     pub(crate) stopwatch: Stopwatch<'a, D>,
+    /// Calls whose results were compared.
+    checks: u32,
 }
 
 /// One allocation for each place a message can be in, used for all sizes and types.
@@ -147,6 +150,7 @@ impl<'a, D: Device> Rank<'a, D> {
             },
             communicator,
             stopwatch,
+            checks: 0,
         })
     }
 
@@ -192,6 +196,49 @@ impl<'a, D: Device> Rank<'a, D> {
             )?
         };
         Ok(())
+    }
+
+    /// Makes one call on a poisoned output, with data that no other call has, and compares every
+    /// bit with the reference. The input holds other data after it.
+    ///
+    /// # Errors
+    /// The result is wrong, or the call failed.
+    pub(crate) fn check<T: TestElement>(
+        &mut self,
+        placement: Placement,
+        bytes: usize,
+        plan: Option<Plan>,
+    ) -> Result<()> {
+        self.checks += 1;
+        let bytes = bytes.min(self.memory.bytes);
+        let (own, world_size) = (self.communicator.rank(), self.communicator.world_size());
+        let patterns: Vec<Vec<T>> = (0..world_size)
+            .map(|rank| pattern(Key::new(INPUT_SEED, self.checks, 0, rank), bytes))
+            .collect();
+        let slices: Vec<&[T]> = patterns.iter().map(Vec::as_slice).collect();
+        let expected = reference::all_reduce(&slices);
+        let (device, input) = (&self.stopwatch.device, self.input_address(placement));
+        // SAFETY: the input has at least as many bytes.
+        unsafe { write_repeated(device, input, bytes, slices[own as usize])? };
+        self.poison_output()?;
+        let once = Method {
+            launch: Launch::Eager,
+            calls: 1,
+            warm_up: 0,
+            replays: 1,
+        };
+        self.time::<T>(placement, bytes, plan, once)?;
+        let output = match placement {
+            Placement::SymmetricInPlace => input,
+            _ => self.output_address(),
+        };
+        let mut found = vec![0; bytes / size_of::<T>() * size_of::<T>()];
+        // SAFETY: as above.
+        unsafe { self.stopwatch.device.read(output, &mut found)? };
+        match difference_from_repeated(&found, &expected) {
+            Some(wrong) => bail!("{placement:?} of {bytes} bytes, {plan:?}: {wrong}"),
+            None => Ok(()),
+        }
     }
 
     /// Times calls with `plan`, `None` for what the table says.
@@ -256,6 +303,17 @@ pub(super) fn pattern<T: TestElement>(key: Key, bytes: usize) -> Vec<T> {
     data::input(Content::Ordinary, key, elements)
 }
 
+/// Says which element first differs from repetitions of a pattern, if any.
+fn difference_from_repeated<T: Element>(found: &[u8], pattern: &[T]) -> Option<String> {
+    let pattern = bytes_of(pattern);
+    let parts = found.chunks(pattern.len()).enumerate();
+    let mut wrong = parts.filter_map(|(index, part)| {
+        let wrong = difference::<T>(part, &pattern[..part.len()], "output")?;
+        Some(format!("repetition {index} of its pattern, {wrong}"))
+    });
+    wrong.next()
+}
+
 /// Fills memory with repetitions of a pattern.
 ///
 /// # Safety
@@ -273,4 +331,48 @@ pub(super) unsafe fn write_repeated<T: Element, D: Device>(
         unsafe { device.write(address + at as u64, part)? };
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::machine::Emulators;
+
+    #[test]
+    fn a_checked_call_is_right_whatever_was_called_before_it() {
+        let settings = GroupSettings {
+            world_size: 3,
+            largest_bytes: PATTERN_BYTES + 1024,
+            pdl: true,
+            load_policy: LoadPolicy::default(),
+            max_blocks: None,
+            tables: None,
+        };
+        run_group(&Emulators::default(), &settings, |rank| {
+            for placement in Placement::ALL {
+                for bytes in [16, 1024, settings.largest_bytes] {
+                    rank.check::<bf16>(placement, bytes, None)?;
+                    rank.check::<f32>(placement, bytes, None)?;
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn a_wrong_bit_in_any_repetition_is_found() {
+        let pattern: Vec<bf16> = (0..8).map(bf16::from_bits).collect();
+        let mut found = bytes_of(&pattern).repeat(3);
+        found.truncate(40);
+        assert_eq!(difference_from_repeated(&found, &pattern), None);
+        found[38] ^= 1;
+        let wrong = difference_from_repeated(&found, &pattern).unwrap();
+        assert!(
+            wrong.starts_with("repetition 2 of its pattern, output, element 3"),
+            "{wrong}"
+        );
+    }
 }

@@ -21,7 +21,7 @@ use crate::memory::{GUARD_BYTES, POISON};
 const DIRECTORY_VARIABLE: &str = "PEERSUM_GRID_CHECK_DIR";
 
 /// The most results between two calls of [`DeviceCheck::take`].
-const PLACES: usize = 256;
+pub(crate) const PLACES: usize = 512;
 
 /// In place of an index in what `check.cu` reports.
 const OUTSIDE: u32 = 0xFFFF_FFFE;
@@ -116,8 +116,8 @@ impl DeviceCheck {
         Ok(())
     }
 
-    /// Compares a slot with the sum of all ranks' arrays, and keeps the first difference under
-    /// `place`.
+    /// Compares a slot with the sum of the arrays with these keys, of one with the array itself,
+    /// and keeps the first difference under `place`.
     pub(crate) fn check(
         &mut self,
         dtype: Dtype,

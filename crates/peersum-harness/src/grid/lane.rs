@@ -21,6 +21,41 @@ pub(crate) struct Round<'a> {
     pub(crate) keys: &'a [Vec<Key>],
 }
 
+/// An array of a call that is compared after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Array {
+    Output,
+    /// Not of a call in place.
+    Input,
+}
+
+impl Array {
+    /// Those of the keys of all ranks whose arrays it is the sum of.
+    pub(crate) fn keys(self, all: &[Key], rank: usize) -> &[Key] {
+        match self {
+            Array::Output => all,
+            Array::Input => &all[rank..=rank],
+        }
+    }
+}
+
+/// The place among a device's results of an array of a call.
+fn place_of(round: u32, layer: usize, array: Array) -> usize {
+    (round as usize * LAYERS + layer) * 2 + usize::from(array == Array::Input)
+}
+
+/// The round, layer and array of a place.
+pub(crate) fn at_place(place: usize) -> (u32, usize, Array) {
+    let array = [Array::Output, Array::Input][place % 2];
+    let (round, layer) = (place / 2 / LAYERS, place / 2 % LAYERS);
+    (round as u32, layer, array)
+}
+
+/// The places of so many rounds.
+pub(crate) fn places(rounds: u32) -> usize {
+    place_of(rounds, 0, Array::Output)
+}
+
 /// The bytes of a region: room for the slots of the largest round.
 pub(crate) fn region_bytes(elements: usize) -> usize {
     LAYERS * stride(elements, size_of::<f32>())
@@ -62,13 +97,14 @@ impl<D: Device> Lane<D> {
         Ok(round.calls[layer].slot(base, place, rank, layer, size_of::<T>()))
     }
 
-    /// Poisons what the lane's calls write and writes what they read, on the stream.
+    /// Poisons the arrays of the lane's calls and what is around them, and writes what the calls
+    /// read, on the stream.
     pub(crate) fn prepare<T: TestElement>(
         &mut self,
         round: &Round<'_>,
         layers: &[usize],
     ) -> Result<()> {
-        for place in [Place::Output, Place::Symmetric] {
+        for place in [Place::Input, Place::Output, Place::Symmetric] {
             let mut calls = layers.iter().map(|&layer| &round.calls[layer]);
             if calls.any(|call| call.source == place || call.target == place) {
                 let (base, word) = (self.base(place)?, u32::from_ne_bytes([POISON; 4]));
@@ -129,30 +165,58 @@ impl<D: Device> Lane<D> {
         Ok(graph?)
     }
 
-    /// Compares a call's result, on the host or by enqueuing it on a device that does it itself.
-    /// On the host, `corrupts` changes one of its bits first, for tests.
+    /// Compares a call's result, and its input, which no call writes to: on the host or by
+    /// enqueuing it on a device that does it itself. On the host, `corrupts` changes a bit of each
+    /// first, for tests.
     pub(crate) fn compare<T: TestElement>(
         &mut self,
         round: &Round<'_>,
         layer: usize,
         corrupts: bool,
-    ) -> Result<Option<Wrong>> {
+    ) -> Result<Vec<(Array, Wrong)>> {
         let call = &round.calls[layer];
-        let slot = self.slot::<T>(round, layer, call.target)?;
-        let keys = &round.keys[layer];
-        if let Some(check) = &mut self.check {
-            let place = round.number as usize * LAYERS + layer;
-            check.check(T::DTYPE, call.content, keys, &slot, place)?;
-            return Ok(None);
+        let mut found = Vec::new();
+        for array in [Array::Output, Array::Input] {
+            let place = match array {
+                Array::Output => call.target,
+                Array::Input if call.source == call.target => continue,
+                Array::Input => call.source,
+            };
+            let slot = self.slot::<T>(round, layer, place)?;
+            let keys = array.keys(&round.keys[layer], self.communicator.rank() as usize);
+            if let Some(check) = &mut self.check {
+                let place = place_of(round.number, layer, array);
+                check.check(T::DTYPE, call.content, keys, &slot, place)?;
+                continue;
+            }
+            let mut memory = vec![0; slot.guarded_bytes];
+            // SAFETY: the slot lies within the region.
+            unsafe { self.device.read(slot.base, &mut memory)? };
+            if corrupts {
+                // The second element.
+                memory[slot.start + size_of::<T>()] ^= 1;
+            }
+            let expected = data::expected::<T>(call.content, keys, call.elements);
+            let wrong = slot.compare(&memory, bytes_of(&expected), size_of::<T>());
+            found.extend(wrong.map(|wrong| (array, wrong)));
         }
-        let mut memory = vec![0; slot.guarded_bytes];
-        // SAFETY: the slot lies within the region.
-        unsafe { self.device.read(slot.base, &mut memory)? };
-        if corrupts {
-            // The second element.
-            memory[slot.start + size_of::<T>()] ^= 1;
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_array_of_a_case_has_a_place_of_its_own() {
+        for place in 0..places(16) {
+            let (round, layer, array) = at_place(place);
+            assert!(round < 16 && layer < LAYERS);
+            assert_eq!(place_of(round, layer, array), place);
         }
-        let expected = data::expected::<T>(call.content, keys, call.elements);
-        Ok(slot.compare(&memory, bytes_of(&expected), size_of::<T>()))
+        let keys = [1, 2, 3].map(Key);
+        assert_eq!(*Array::Output.keys(&keys, 1), keys);
+        assert_eq!(*Array::Input.keys(&keys, 1), [Key(2)]);
     }
 }

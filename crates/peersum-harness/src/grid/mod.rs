@@ -5,7 +5,7 @@ pub(crate) mod calls;
 pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
-mod lane;
+pub(crate) mod lane;
 mod listed;
 pub(crate) mod moves;
 #[cfg(feature = "negative-controls")]
@@ -24,7 +24,7 @@ mod workers;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::machine::{decide, give_each_stream_a_queue};
 use crate::names::name_of;
@@ -39,6 +39,7 @@ pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     give_each_stream_a_queue();
     let mut settings = args.settings.clone();
     let cases = listed::listed(&settings);
+    listed::ensure_any(&settings, &cases)?;
     if args.list {
         for case in &cases {
             println!("{}", case.name);
@@ -48,10 +49,6 @@ pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     let decision = decide(args.device, settings.most_ranks())?;
     settings.device = decision.kind;
     let settings = Arc::new(settings);
-    ensure!(
-        !cases.is_empty() || settings.filter.is_none(),
-        "--filter selects no configuration; --list prints the names of all"
-    );
     println!("device: {}", decision.line);
     println!(
         "{} configurations, ranks are {}, seed {}",

@@ -24,7 +24,7 @@ pub(crate) struct Report<'a> {
     /// case again.
     pub(super) first_mismatches: Vec<String>,
     /// What the grid does not have, and why.
-    pub(super) left_out: Vec<&'static str>,
+    pub(super) left_out: Vec<String>,
 }
 
 /// How a case stands.

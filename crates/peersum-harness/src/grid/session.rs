@@ -11,7 +11,7 @@ use super::calls::{LAYERS, delay, late_start, round_calls, stride};
 use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check;
 use super::event::{Event, Spent};
-use super::lane::{Lane, Round, region_bytes};
+use super::lane::{self, Array, Lane, Round, region_bytes};
 use super::plan;
 use super::settings::{GridKind, Settings};
 use super::slot::{Wrong, number_of};
@@ -136,46 +136,58 @@ impl<S: DeviceStream> Session<S> {
             for (layer, call) in calls.iter().enumerate() {
                 let corrupts = self.corrupts && (number, layer) == (1, 2);
                 let lane = &mut self.lanes[call.lane];
-                if let Some(wrong) = lane.compare::<T>(&round, layer, corrupts)? {
-                    emit(self.mismatch(index, case, number, layer, wrong));
+                let found = lane.compare::<T>(&round, layer, corrupts)?;
+                for (array, wrong) in found {
+                    let place = (number, layer, array);
+                    emit(self.mismatch(index, case, place, wrong));
                 }
             }
             spent.check += began.elapsed().as_secs_f64();
         }
         let began = Instant::now();
         for (place, wrong) in self.take_from_devices::<T>(case, &keys)? {
-            let (number, layer) = ((place / LAYERS) as u32, place % LAYERS);
-            emit(self.mismatch(index, case, number, layer, wrong));
+            emit(self.mismatch(index, case, place, wrong));
         }
         spent.run += began.elapsed().as_secs_f64();
         Ok(spent)
     }
 
-    /// What the devices have found in all rounds of a case, by round and call.
+    /// What the devices have found in all rounds of a case, by round, call and array.
     fn take_from_devices<T: TestElement>(
         &mut self,
         case: &Case,
         keys: &[Vec<Vec<Key>>],
-    ) -> Result<Vec<(usize, Wrong)>> {
+    ) -> Result<Vec<((u32, usize, Array), Wrong)>> {
         let settings = &self.settings;
+        let rank = self.rank as usize;
         let expected = |place: usize, index| {
-            let (round, layer) = (place / LAYERS, place % LAYERS);
-            let content = round_calls(settings, case, round as u32)[layer].content;
-            let element = data::expected_at::<T>(content, &keys[round][layer], index);
+            let (round, layer, array) = lane::at_place(place);
+            let content = round_calls(settings, case, round)[layer].content;
+            let keys = &keys[round as usize][layer];
+            let element = data::expected_at::<T>(content, array.keys(keys, rank), index);
             number_of(bytes_of(&[element]))
         };
         let mut all = Vec::new();
         for lane in &mut self.lanes {
             if let Some(check) = &mut lane.check {
                 lane.communicator.synchronize()?;
-                all.extend(check.take(case.rounds as usize * LAYERS, expected)?);
+                let found = check.take(lane::places(case.rounds), expected)?;
+                let found = found.into_iter();
+                all.extend(found.map(|(place, wrong)| (lane::at_place(place), wrong)));
             }
         }
         Ok(all)
     }
 
-    /// A result that is not the reference's. `case` is the place in the plan of `its`.
-    fn mismatch(&self, case: usize, its: &Case, round: u32, layer: usize, wrong: Wrong) -> Event {
+    /// An array that does not hold what it must after a call, named by round, layer and which it
+    /// is. `case` is the place in the plan of `its`.
+    fn mismatch(
+        &self,
+        case: usize,
+        its: &Case,
+        (round, layer, array): (u32, usize, Array),
+        wrong: Wrong,
+    ) -> Event {
         let call = round_calls(&self.settings, its, round)[layer];
         let mode = match its.work {
             Work::Uniform { mode, variant, .. } => {
@@ -185,12 +197,13 @@ impl<S: DeviceStream> Session<S> {
         };
         let text = format!(
             "mismatch on rank {} of {}: {} {}, {} elements, {mode}, round {round}, layer {layer}: \
-             {wrong}; seed {}",
+             {}{wrong}; seed {}",
             self.rank,
             its.world_size,
             call.plan.map_or("table", |plan| plan.route.name()),
             its.dtype,
             call.elements,
+            if array == Array::Input { "input, " } else { "" },
             self.settings.seed
         );
         Event::Mismatch { case, text }
@@ -246,8 +259,11 @@ fn new_lane<M: Machine>(
     let symmetric = communicator.symmetric_alloc::<f32>(bytes.div_ceil(size_of::<f32>()))?;
     let mut check = machine.device_check(rank, &stream)?;
     if let Some(check) = &mut check {
-        device_check::prove(check, &device, world_size)
-            .context("the check on the GPU against peersum::reference")?;
+        // Of the sum, and of an input.
+        for ranks in [world_size, 1] {
+            device_check::prove(check, &device, ranks)
+                .context("the check on the GPU against peersum::reference")?;
+        }
     }
     Ok(Lane {
         input: Guarded::new(&device, bytes, sharing)?,

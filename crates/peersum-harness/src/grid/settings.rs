@@ -142,8 +142,8 @@ pub(crate) enum FaultKind {
     Hang,
     /// Exits with status 0 before it is done.
     Exit,
-    /// Changes one bit of a result before it is compared on the host: the second element, in round
-    /// 1, layer 2.
+    /// Changes one bit of a result, and of other arrays that are compared on the host, before it
+    /// does: of the second element, in round 1, layer 2.
     Corrupt,
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::case::Listed;
 use super::event::{Event, Spent};
+use super::listed::excluded;
 use super::plan::left_out;
 use super::report::{CaseReport, CaseStatus, Counts, Report, SCHEMA, Seconds};
 use super::settings::Settings;
@@ -190,6 +191,11 @@ impl<'a> Tally<'a> {
             calls: self.tallies[index].spent.calls,
         });
         let cases: Vec<CaseReport> = cases.collect();
+        let left_out = left_out(self.settings).into_iter().map(str::to_owned);
+        let left_out = excluded(self.settings)
+            .into_iter()
+            .chain(left_out)
+            .collect();
         let sum = |of: fn(&Spent) -> f64| self.tallies.iter().map(|tally| of(&tally.spent)).sum();
         Report {
             schema: SCHEMA,
@@ -208,7 +214,7 @@ impl<'a> Tally<'a> {
             cases,
             failure: self.failure,
             first_mismatches: self.mismatches,
-            left_out: left_out(self.settings),
+            left_out,
         }
     }
 }

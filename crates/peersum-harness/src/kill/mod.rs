@@ -23,12 +23,15 @@ use serde::Serialize;
 
 use crate::grid::settings::random_seed;
 use crate::machine::{DeviceChoice, DeviceKind, decide};
-use crate::names::{list_of, name_of};
+use crate::names::{json_name_of, list_of, name_of};
 use referee::{Findings, referee};
 use run::{Deadlines, Planted, Run};
 use scenario::{Choices, Scenario};
 
 pub(crate) use rank::run as run_rank;
+
+/// The default of `--patience-ms`.
+const PATIENCE_MS: u64 = 60_000;
 
 /// The flags of `kill`.
 #[derive(Debug, Clone, clap::Args)]
@@ -57,7 +60,7 @@ pub(crate) struct KillArgs {
     #[arg(long, default_value_t = 1000)]
     grace_ms: u64,
     /// Maximum time for steps without a deadline of their own, in milliseconds.
-    #[arg(long, default_value_t = 60_000, hide = true)]
+    #[arg(long, default_value_t = PATIENCE_MS, hide = true)]
     patience_ms: u64,
     /// Write a report in JSON.
     #[arg(long, value_name = "FILE")]
@@ -131,7 +134,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<bool> {
             };
             let outcome = referee(&run);
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-            report.add(&run.scenario, &again(&args.choices, &run, seed), outcome);
+            report.add(&run.scenario, &again(args, &run, seed), outcome);
         }
     };
     std::thread::scope(|scope| {
@@ -149,18 +152,36 @@ pub(crate) fn run(args: &KillArgs) -> Result<bool> {
     Ok(report.failed.is_empty())
 }
 
-/// The command that repeats one run.
-fn again(choices: &Choices, run: &Run, seed: u64) -> String {
+/// The command that repeats one run: with every flag that decides what happens in it.
+fn again(args: &KillArgs, run: &Run, seed: u64) -> String {
+    let choices = &args.choices;
     let sizes: Vec<String> = choices.world_size.iter().map(u32::to_string).collect();
-    format!(
+    let mut command = format!(
         "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {} \
-         --world-size {} --phase {} --signal {}",
+         --world-size {} --phase {} --signal {} --grace-ms {}",
         name_of(&run.device),
         run.scenario.run,
         sizes.join(","),
         list_of(&choices.phase),
-        list_of(&choices.signal)
-    )
+        list_of(&choices.signal),
+        args.grace_ms
+    );
+    if let Some(timeout_ms) = args.timeout_ms {
+        command += &format!(" --timeout-ms {timeout_ms}");
+    }
+    if let Some(step) = &choices.step {
+        command += &format!(" --step {}", json_name_of(step));
+    }
+    if args.patience_ms != PATIENCE_MS {
+        command += &format!(" --patience-ms {}", args.patience_ms);
+    }
+    if args.planted.one_device {
+        command += " --one-device";
+    }
+    if let Some(plant) = &args.planted.plant {
+        command += &format!(" --plant {}", name_of(plant));
+    }
+    command
 }
 
 impl Report {

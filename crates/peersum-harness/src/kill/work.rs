@@ -27,6 +27,9 @@ const HIDDEN: usize = 72;
 /// The elements of a call with RMSNorm: two rows, which on the emulator have one block.
 const ELEMENTS_OF_ROWS: usize = 2 * HIDDEN;
 
+/// The seed of all data.
+const SEED: u64 = 5;
+
 /// Calls of a graph.
 const LAYERS: usize = 4;
 
@@ -61,7 +64,7 @@ impl<D: Device> Work<D> {
             Some(_) => ELEMENTS_OF_ROWS,
             None => ELEMENTS,
         };
-        let arrays = Arrays::new(communicator, 5, elements, Content::Ordinary)?;
+        let arrays = Arrays::new(communicator, SEED, elements, Content::Ordinary)?;
         let mut work = Work {
             expected: arrays.expected.clone(),
             arrays,
@@ -69,13 +72,14 @@ impl<D: Device> Work<D> {
             symmetric,
             sides: None,
             collective: match scenario.collective {
-                Some(kind) => Some(CollectiveCall::new(communicator, kind, 5, ELEMENTS)?),
+                Some(kind) => Some(CollectiveCall::new(communicator, kind, SEED, ELEMENTS)?),
                 None => None,
             },
             corrupts: false,
         };
         if let Some(output) = scenario.normalised {
             let kind = NormKind {
+                seed: SEED,
                 hidden: HIDDEN,
                 // The calls of a graph would add to the same residual one after the other.
                 adds: scenario.phase != Phase::GraphReplay,

@@ -74,6 +74,8 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::grid::device_check::PLACES;
+    use crate::grid::lane;
     use crate::machine::DeviceKind;
 
     #[test]
@@ -83,6 +85,7 @@ mod tests {
         for seed in 0..4000 {
             let case = draw(&settings(seed), 2);
             assert_eq!(case, draw(&settings(seed), 2));
+            assert!(lane::places(case.rounds) <= PLACES);
             match case.work {
                 Work::Adversarial(kind) => {
                     kinds.insert(kind);

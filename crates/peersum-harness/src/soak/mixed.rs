@@ -4,17 +4,18 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use fastrand::Rng;
-use peersum::Communicator;
 use peersum::device::Device;
 use peersum::dispatch::{Plan, Route};
 use peersum::loader::LoadPolicy;
+use peersum::{Communicator, Rendezvous};
 
 use super::found::Found;
 use super::turns::Turns;
 use crate::calls::{Calls, What};
 use crate::collective::Collective;
+use crate::data::case_seed;
 use crate::grid::settings::{GridKind, Settings};
-use crate::machine::Machine;
+use crate::machine::{DeviceOf, Machine};
 use crate::norm_output::NormOutput;
 use crate::ranks::run_threads;
 
@@ -79,6 +80,58 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> [Drawn; CALLS] {
     })
 }
 
+/// One rank's part of a burst. The last round has data and memory of its own, so no other round
+/// can have left what it must.
+struct Burst<D: Device> {
+    drawn: [Drawn; CALLS],
+    /// The calls of all rounds but the last.
+    earlier: Vec<Calls<D>>,
+    last: Vec<Calls<D>>,
+}
+
+/// The seeds of the data in the burst with this seed: for each call that of all rounds but the
+/// last, and that of the last. No two calls of a soak have the same.
+fn data_seeds(seed: u64) -> [[u64; 2]; CALLS] {
+    let of = |call, round| case_seed(seed, &format!("call {call}, {round}"));
+    std::array::from_fn(|call| ["earlier", "last"].map(|round| of(call, round)))
+}
+
+impl<D: Device> Burst<D> {
+    fn new(communicator: &Communicator<D>, settings: &Settings, seed: u64) -> Result<Self> {
+        let drawn = draw(settings, communicator.world_size(), seed);
+        let (mut earlier, mut last) = (Vec::new(), Vec::new());
+        for (drawn, seeds) in drawn.iter().zip(data_seeds(seed)) {
+            let [one, other] = seeds
+                .map(|seed| Calls::new(communicator, drawn.what, seed, drawn.elements, HIDDEN));
+            earlier.push(one?);
+            last.push(other?);
+        }
+        Ok(Burst {
+            drawn,
+            earlier,
+            last,
+        })
+    }
+
+    /// Makes the calls of one round, without a wait.
+    fn call(&self, communicator: &mut Communicator<D>, calls: &[Calls<D>]) -> Result<()> {
+        for (call, drawn) in calls.iter().zip(&self.drawn) {
+            communicator.force_plan(drawn.plan)?;
+            call.call(communicator)?;
+        }
+        Ok(())
+    }
+
+    /// What is wrong with the results of some of its calls.
+    fn wrong(&self, calls: &[Calls<D>]) -> Vec<String> {
+        let errors = calls.iter().zip(&self.drawn).filter_map(|(call, drawn)| {
+            let error = call.ensure_result().err()?;
+            Some(format!("{drawn:?}: {error:#}"))
+        });
+        errors.collect()
+    }
+}
+
 /// One rank's part of a burst: all calls, some rounds of them, without a wait. Returns how many,
 /// and what is wrong.
 fn run_burst<D: Device>(
@@ -87,32 +140,45 @@ fn run_burst<D: Device>(
     seed: u64,
     corrupts: bool,
 ) -> Result<Found> {
-    let drawn = draw(settings, communicator.world_size(), seed);
-    let mut calls = Vec::new();
-    for (seed, drawn) in (seed..).zip(&drawn) {
-        let mut call = Calls::new(communicator, drawn.what, seed, drawn.elements, HIDDEN)?;
-        call.corrupt(corrupts);
-        calls.push(call);
-    }
+    let mut burst = Burst::new(communicator, settings, seed)?;
+    burst
+        .last
+        .iter_mut()
+        .for_each(|call| call.corrupt(corrupts));
     let rounds = match settings.grid {
         GridKind::Full => ROUNDS,
         _ => ROUNDS_EMULATED,
     };
-    for _ in 0..rounds {
-        for (call, drawn) in calls.iter().zip(&drawn) {
-            communicator.force_plan(drawn.plan)?;
-            call.call(communicator)?;
-        }
+    for _ in 1..rounds {
+        burst.call(communicator, &burst.earlier)?;
     }
+    burst.call(communicator, &burst.last)?;
     communicator.synchronize()?;
-    let wrong = calls.iter().zip(&drawn).filter_map(|(call, drawn)| {
-        let error = call.ensure_result().err()?;
-        Some(format!("seed {seed}, {drawn:?}: {error:#}"))
-    });
+    let rank = communicator.rank();
+    let wrong = [&burst.earlier, &burst.last].map(|calls| burst.wrong(calls));
+    let wrong = wrong.into_iter().flatten();
     Ok(Found {
         calls: (rounds * CALLS) as u64,
-        wrong: wrong.collect(),
+        wrong: wrong
+            .map(|wrong| format!("seed {seed}, rank {rank}, {wrong}"))
+            .collect(),
     })
+}
+
+fn build<M: Machine>(
+    machine: &M,
+    settings: &Settings,
+    rendezvous: Rendezvous,
+) -> Result<Communicator<DeviceOf<M>>> {
+    let stream = machine.stream(rendezvous.rank())?;
+    let (push_epoch, pull_epoch) = settings.start_epochs;
+    let builder = Communicator::builder()
+        .rendezvous(rendezvous)
+        .load_policy(LoadPolicy::from_env()?)
+        .max_bytes(4 * MOST)
+        .start_epochs(push_epoch, pull_epoch)
+        .timeout(settings.timeout);
+    Ok(builder.build(&stream)?)
 }
 
 /// Calls in all bursts of `turns`. Returns how many, and the mismatches. With `corrupt` rank 0 has
@@ -127,15 +193,7 @@ pub(super) fn run<M: Machine>(
     let found = Mutex::new(Found::default());
     run_threads(world_size, 1, |mut member| {
         let rank = member.peers.rank();
-        let stream = machine.stream(rank)?;
-        let (push_epoch, pull_epoch) = settings.start_epochs;
-        let mut communicator = Communicator::builder()
-            .rendezvous(member.next_group()?)
-            .load_policy(LoadPolicy::from_env()?)
-            .max_bytes(4 * MOST)
-            .start_epochs(push_epoch, pull_epoch)
-            .timeout(settings.timeout)
-            .build(&stream)?;
+        let mut communicator = build(machine, settings, member.next_group()?)?;
         for burst in (0..).take_while(|burst| turns.enter(*burst)) {
             let seed = settings.seed.wrapping_add(burst as u64);
             let outcome = run_burst(&mut communicator, settings, seed, corrupt && rank == 0);
@@ -154,7 +212,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::machine::DeviceKind;
+    use crate::machine::{DeviceKind, Emulators};
 
     #[test]
     fn bursts_have_every_operation_by_every_plan() {
@@ -170,5 +228,36 @@ mod tests {
         }
         // All-reduces with RMSNorm and without; two operations, and broadcasts from three roots.
         assert_eq!(seen.len(), (2 + 2 + 3) * 5);
+    }
+    #[test]
+    fn no_two_calls_of_a_soak_share_data() {
+        let seeds: Vec<u64> = (0..1000).flat_map(data_seeds).flatten().collect();
+        let different: HashSet<u64> = seeds.iter().copied().collect();
+        assert_eq!(different.len(), seeds.len());
+    }
+
+    #[test]
+    fn what_the_last_round_must_leave_no_other_round_has_left() {
+        let settings = Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2], 1);
+        run_threads(2, 1, |mut member| {
+            let group = member.next_group()?;
+            let mut communicator = build(&Emulators::default(), &settings, group)?;
+            let burst = Burst::new(&communicator, &settings, 1)?;
+            burst.call(&mut communicator, &burst.earlier)?;
+            communicator.synchronize()?;
+            assert_eq!(burst.wrong(&burst.earlier), [""; 0]);
+            // A broadcast leaves its root what it has.
+            let roots = burst.drawn.iter().filter(|drawn| {
+                let root = communicator.rank();
+                drawn.what == What::Other(Collective::Broadcast { root })
+            });
+            let wrong = burst.wrong(&burst.last).len();
+            assert_eq!(wrong + roots.count(), CALLS);
+            burst.call(&mut communicator, &burst.last)?;
+            communicator.synchronize()?;
+            assert_eq!(burst.wrong(&burst.last), [""; 0]);
+            Ok(())
+        })
+        .unwrap();
     }
 }

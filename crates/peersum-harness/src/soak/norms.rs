@@ -8,7 +8,7 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::turns::Turns;
-use crate::grid::norm::{NormCase, NormRank};
+use crate::grid::norm::{NUMBERS, NormCase, NormRank};
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::{DeviceOf, Machine};
 use crate::norm_output::NormOutput;
@@ -47,8 +47,10 @@ pub(super) fn run<M: Machine>(
             let (_, found) = rank
                 .call_and_compare(&case, &meet)
                 .with_context(|| format!("seed {}, {case}", rank.seed))?;
+            let (seed, number) = (rank.seed, member.peers.rank());
+            let found = found.into_iter();
             let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
-            wrong.extend(found);
+            wrong.extend(found.map(|found| format!("seed {seed}, rank {number}, {case}: {found}")));
         }
         Ok(())
     })?;
@@ -90,7 +92,7 @@ fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
         output: if in_place { output } else { NormOutput::Same },
         is_captured: rng.bool(),
         is_special: rng.u8(..4) == 0,
-        numbers: rng.usize(..12),
+        numbers: rng.usize(..NUMBERS),
     }
 }
 

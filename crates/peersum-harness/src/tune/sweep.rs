@@ -187,6 +187,7 @@ impl Sweep<'_> {
             for plan in finalists(&tried, placement, base_plan) {
                 let candidate = Candidate { bytes, plan };
                 if !self.failed.contains(&candidate) {
+                    self.check(rank, candidate, placement)?;
                     timed.push(self.time(rank, candidate, placement, self.method)?);
                 }
             }
@@ -244,6 +245,24 @@ impl Sweep<'_> {
     fn base_plan<D: Device>(&self, rank: &Rank<'_, D>, placement: Placement, bytes: u64) -> Plan {
         let communicator = &rank.communicator;
         communicator.launched(communicator.plan(placement, bytes), bytes)
+    }
+
+    /// Fails unless calls of a candidate give the reference's bits: one that does not must not get
+    /// into a table.
+    fn check<D: Device>(
+        &self,
+        rank: &mut Rank<'_, D>,
+        candidate: Candidate,
+        placement: Placement,
+    ) -> Result<()> {
+        self.note(rank, |progress| progress.trying = Some(candidate));
+        let Candidate { bytes, plan } = candidate;
+        for dtype in self.dtypes {
+            with_element!(
+                dtype, T => rank.check::<T>(placement, bytes as usize, Some(plan))?
+            );
+        }
+        Ok(())
     }
 
     /// The medians of a candidate, the same on all ranks.

@@ -95,6 +95,7 @@ fn every_change(test: &str, fault: Fault, before: Before) {
         lock.push(".lock");
         assert_eq!(names, [key, lock], "{what}");
         if !run.hit {
+            assert!(at > 1, "no change was made to fail: {disk:?}");
             println!("{fault:?}, {before:?}: at each of {} changes", at - 1);
             return;
         }

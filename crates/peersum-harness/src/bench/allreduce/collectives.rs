@@ -25,6 +25,8 @@ pub(super) fn measure<T: TestElement, D: Device>(
 ) -> Result<()> {
     let args = group.args;
     let world_size = group.settings.world_size;
+    // What was measured before had other data.
+    rank.fill::<T>()?;
     for bytes in args.bytes(T::DTYPE) {
         let sent = args.sent_bytes(bytes, world_size);
         let mut plans: Vec<Option<Plan>> = Vec::new();

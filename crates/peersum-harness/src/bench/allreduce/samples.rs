@@ -67,6 +67,7 @@ impl Group<'_> {
                 let from_table = plan.is_none();
                 let chosen =
                     plan.unwrap_or_else(|| rank.communicator.plan(placement, bytes as u64));
+                rank.check::<T>(placement, bytes, plan)?;
                 for &launch in &args.method {
                     let method = args.call.method(launch);
                     let call = Call {

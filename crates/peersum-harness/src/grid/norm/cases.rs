@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::super::case::{Listed, is_selected};
 use super::super::settings::{GridKind, Settings};
-use crate::data::Content;
+use crate::data::{Content, case_seed};
 use crate::norm_output::NormOutput;
 use crate::operation::Operation;
 
@@ -19,6 +20,12 @@ const ROWS: [usize; 9] = [1, 2, 3, 7, 16, 64, 128, 513, 2048];
 
 /// The most elements of a call of the full grid: the reference is computed on the host.
 const MOST_ELEMENTS: usize = 4 << 20;
+
+const EPSILONS: [f32; 3] = [1e-6, 1e-5, 0.0];
+const WEIGHT_OFFSETS: [f32; 2] = [0.0, 1.0];
+/// How often each of these comes: once with every shape, of which there are three or four.
+const SHAPES: usize = 12;
+pub(crate) const NUMBERS: usize = EPSILONS.len() * WEIGHT_OFFSETS.len() * SHAPES;
 
 /// One configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +41,7 @@ pub(crate) struct NormCase {
     pub(crate) output: NormOutput,
     pub(crate) is_captured: bool,
     pub(crate) is_special: bool,
-    /// Which of the epsilons and offsets.
+    /// Which of the epsilons, offsets and launch shapes: below [`NUMBERS`].
     pub(crate) numbers: usize,
 }
 
@@ -53,11 +60,16 @@ impl NormCase {
     }
 
     pub(super) fn epsilon(&self) -> f32 {
-        [1e-6, 1e-5, 0.0][self.numbers % 3]
+        EPSILONS[self.numbers % EPSILONS.len()]
     }
 
     pub(super) fn weight_offset(&self) -> f32 {
-        [0.0, 1.0][self.numbers % 2]
+        WEIGHT_OFFSETS[self.numbers / EPSILONS.len() % WEIGHT_OFFSETS.len()]
+    }
+
+    /// Which of three or four launch shapes.
+    pub(super) fn shape(&self) -> usize {
+        self.numbers / (EPSILONS.len() * WEIGHT_OFFSETS.len())
     }
 
     pub(super) fn content(&self) -> Content {
@@ -107,8 +119,8 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
     }
 }
 
-/// The configurations that the settings select. Forms, contents and numbers take turns, so that
-/// each meets every route, type and size.
+/// The configurations that the settings select. Forms and contents take turns, so that each meets
+/// every route, type and size. The numbers are drawn, so that no form has one of them alone.
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
@@ -142,7 +154,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
                         true => NormOutput::ALL[turn % 3],
                         false => NormOutput::Same,
                     };
-                    cases.push(NormCase {
+                    let mut case = NormCase {
                         world_size,
                         dtype,
                         route,
@@ -153,8 +165,11 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
                         output,
                         is_captured: (turn / 4).is_multiple_of(2),
                         is_special: turn.is_multiple_of(5),
-                        numbers: turn,
-                    });
+                        numbers: 0,
+                    };
+                    let seed = case_seed(settings.seed, &case.to_string());
+                    case.numbers = Rng::with_seed(seed).usize(..NUMBERS);
+                    cases.push(case);
                 }
             }
         }
@@ -202,5 +217,27 @@ mod tests {
         assert_eq!(outputs.len(), 2 * 3 * Route::ALL.len() * 3);
         let names: HashSet<String> = all.iter().map(NormCase::to_string).collect();
         assert_eq!(names.len(), all.len(), "each has a name of its own");
+    }
+    #[test]
+    fn no_form_has_one_epsilon_offset_or_launch_shape_alone() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let settings = Settings::of(
+            DeviceKind::Cuda,
+            GridKind::Full,
+            [2, 3, 4, 5, 6, 7, 8],
+            seed,
+        );
+        let all = cases(&settings);
+        let kinds: HashSet<_> = all
+            .iter()
+            .map(|case| {
+                let numbers = [case.epsilon(), case.weight_offset()].map(f32::to_bits);
+                let form = (case.has_residual, case.in_place, case.output);
+                (form, case.is_captured, numbers, case.shape() % 4)
+            })
+            .collect();
+        // FP8 is in place.
+        assert_eq!(kinds.len(), (2 * 4) * 2 * (3 * 2) * 4);
     }
 }

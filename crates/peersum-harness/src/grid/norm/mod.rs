@@ -3,5 +3,5 @@
 mod cases;
 mod rank;
 
-pub(crate) use cases::{NormCase, cases};
+pub(crate) use cases::{NUMBERS, NormCase, cases};
 pub(crate) use rank::NormRank;

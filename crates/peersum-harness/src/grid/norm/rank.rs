@@ -161,10 +161,16 @@ impl<D: Device> NormRank<D> {
         let mut wrong = Vec::new();
         let output = self.output_address(case)?;
         wrong.extend(self.compare(output, &normalised, "output")?);
+        // What no call writes to.
+        if !case.in_place {
+            let input = self.input_address(case)?;
+            wrong.extend(self.compare(input, &own, "input")?);
+        }
         let begin = |array: &Guarded<D>| array.base() + GUARD_BYTES as u64;
         if case.has_residual {
             wrong.extend(self.compare(begin(&self.residual), &kept, "residual")?);
         }
+        wrong.extend(self.compare(begin(&self.weight), &weight, "weight")?);
         wrong.extend(self.compare(begin(&self.fp8_values), &values, "FP8 values")?);
         wrong.extend(self.compare(begin(&self.fp8_scales), &scales, "FP8 scales")?);
         Ok((seconds, wrong))
@@ -196,8 +202,8 @@ impl<D: Device> NormRank<D> {
     /// The plan of a forced route, whose shape also limits the blocks that normalise.
     fn shape(&self, case: &NormCase) -> Option<Plan> {
         let (blocks, threads) = match self.kind {
-            DeviceKind::Emulator => (2, [8, 16, 24][case.numbers % 3]),
-            DeviceKind::Cuda => [(132, 512), (16, 256), (7, 96), (1, 512)][case.numbers % 4],
+            DeviceKind::Emulator => (2, [8, 16, 24][case.shape() % 3]),
+            DeviceKind::Cuda => [(132, 512), (16, 256), (7, 96), (1, 512)][case.shape() % 4],
         };
         case.route.map(|route| Plan {
             route,
@@ -316,8 +322,10 @@ impl<D: Device> NormRank<D> {
     ) -> Result<Option<String>> {
         let bytes = size_of_val(expected);
         let guarded = [
+            &self.input,
             &self.output,
             &self.residual,
+            &self.weight,
             &self.fp8_values,
             &self.fp8_scales,
         ];
