@@ -20,6 +20,10 @@ use crate::operation::Operation;
 /// A race does not show in every run. A sound protocol never fails.
 const ATTEMPTS: u64 = 20;
 
+/// How long a call waits for a peer, since a broken protocol may show only as a rank that waits in
+/// vain. The same for the sound ones, so that it is no busy machine that shows.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The operations in whose configurations the grid must see a broken protocol.
 fn ops_that_show(broken: Break) -> &'static [Operation] {
     match broken {
@@ -72,7 +76,6 @@ pub(crate) fn run() -> Result<bool> {
 fn fails(ops: &[Operation], broken: Option<Break>, seed: u64) -> Result<Option<String>> {
     let mut options = EmulatorOptions::default();
     options.broken = broken;
-    let defaults = Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed);
     let settings = Arc::new(Settings {
         ops: ops.into(),
         // The broken kernels are compiled for these two sizes; a wrong rank order shows from 3
@@ -81,12 +84,8 @@ fn fails(ops: &[Operation], broken: Option<Break>, seed: u64) -> Result<Option<S
             Some(_) => [Dtype::Bf16].into(),
             None => [Dtype::Bf16, Dtype::F32].into(),
         },
-        timeout: match broken {
-            // Some show only as a rank that waits in vain.
-            Some(_) => Duration::from_secs(1),
-            None => defaults.timeout,
-        },
-        ..defaults
+        timeout: TIMEOUT,
+        ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed)
     });
     let cases = listed(&settings);
     let (sender, receiver) = channel();
