@@ -127,6 +127,25 @@ fn a_stale_error_disturbs_neither_symmetric_buffers_nor_default_streams() {
 }
 
 #[test]
+fn a_slice_of_a_context_object_without_streams_is_ordered_with_the_call() {
+    let test = "a_slice_of_a_context_object_without_streams_is_ordered_with_the_call";
+    with_driver(test, "gpus=1", || {
+        // Its `CudaContext` has the default stream alone, so cudarc makes no waits for it.
+        let owner = open_context(0).unwrap().default_stream();
+        // SAFETY: nothing uses the memory, and the slice is leaked.
+        let mut slice = unsafe { owner.upgrade_device_ptr::<f32>(4096, 8) };
+        let stream = open_context(0).unwrap().new_stream().unwrap();
+        // The call waits for the owner, then the owner for the call. cudarc records the use.
+        let (read, enqueued) =
+            enqueued_by(|| Input::<f32, Cuda>::with_input(&slice, &stream, Ok::<_, Error>));
+        assert_eq!((read.unwrap(), enqueued), (4096, (2, 3)));
+        let (written, enqueued) = enqueued_by(|| slice.with_output(&stream, Ok::<_, Error>));
+        assert_eq!((written.unwrap(), enqueued), (4096, (2, 3)));
+        let _ = slice.leak();
+    });
+}
+
+#[test]
 fn nothing_is_launched_on_a_stream_that_cannot_be_made_to_wait() {
     let test = "nothing_is_launched_on_a_stream_that_cannot_be_made_to_wait";
     with_driver(test, "fails:cuStreamWaitEvent", || {

@@ -10,7 +10,7 @@ use super::device::Cuda;
 use super::driver::{bind, describe};
 use super::graph;
 use super::pending::SetAside;
-use crate::device::{AsViewMut, BufferError, DeviceBuffer, Input, Output, Recording};
+use crate::device::{AsViewMut, BufferError, DeviceBuffer, DeviceStream, Input, Output, Recording};
 use crate::element::Scalar;
 
 impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
@@ -46,12 +46,21 @@ unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
         stream: &Arc<CudaStream>,
         launch: impl FnOnce(u64) -> Result<R, E>,
     ) -> Result<R, E> {
-        // Another `CudaContext` of the same context may have made the slice and its events.
-        let owner = Arc::clone(DeviceSlice::stream(self).context());
-        let mut errors = SetAside::of([stream.context(), &owner]);
-        launch_in_order(&mut errors, || self.device_ptr(stream), launch)
-            .or_else(|(_, launch)| launch_in_order(&mut errors, || self.device_ptr(stream), launch))
-            .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
+        let owner = Arc::clone(DeviceSlice::stream(self));
+        let order = ExplicitOrder::begin(&owner, stream)?;
+        let launched = if is_managed(&owner, stream) {
+            let mut errors = SetAside::of([stream.context(), owner.context()]);
+            launch_in_order(&mut errors, || self.device_ptr(stream), launch)
+                .or_else(|(_, launch)| {
+                    launch_in_order(&mut errors, || self.device_ptr(stream), launch)
+                })
+                .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
+        } else {
+            let (address, _guard) = self.device_ptr(stream);
+            launch(address)
+        }?;
+        order.end()?;
+        Ok(launched)
     }
 }
 
@@ -62,13 +71,60 @@ unsafe impl<T: Scalar, P: DevicePtrMut<T>> Output<T, Cuda> for P {
         stream: &Arc<CudaStream>,
         launch: impl FnOnce(u64) -> Result<R, E>,
     ) -> Result<R, E> {
-        let owner = Arc::clone(DeviceSlice::stream(self).context());
-        let mut errors = SetAside::of([stream.context(), &owner]);
-        launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
-            .or_else(|(_, launch)| {
-                launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
-            })
-            .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
+        let owner = Arc::clone(DeviceSlice::stream(self));
+        let order = ExplicitOrder::begin(&owner, stream)?;
+        let launched = if is_managed(&owner, stream) {
+            let mut errors = SetAside::of([stream.context(), owner.context()]);
+            launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
+                .or_else(|(_, launch)| {
+                    launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
+                })
+                .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
+        } else {
+            let (address, _guard) = self.device_ptr_mut(stream);
+            launch(address)
+        }?;
+        order.end()?;
+        Ok(launched)
+    }
+}
+
+/// Whether cudarc waits for, or records, anything: else it leaves no error, and nothing costs time.
+fn is_managed(owner: &CudaStream, stream: &CudaStream) -> bool {
+    let mut contexts = [owner, stream].into_iter().map(CudaStream::context);
+    contexts.any(|context| context.is_managing_stream_synchronization())
+}
+
+/// The order of a call with the stream of a slice, made by peersum, if cudarc makes none although
+/// events are tracked: a `CudaContext` from which only the default stream was made does not expect
+/// other streams, but the stream of the call is of another `CudaContext` of the same context.
+struct ExplicitOrder<'s>(Option<[&'s Arc<CudaStream>; 2]>);
+
+impl<'s> ExplicitOrder<'s> {
+    /// Makes the call's stream wait for the slice's.
+    fn begin(owner: &'s Arc<CudaStream>, stream: &'s Arc<CudaStream>) -> Result<Self, BufferError> {
+        let context = owner.context();
+        let is_missing = context.is_event_tracking()
+            && !context.is_managing_stream_synchronization()
+            && !Arc::ptr_eq(context, stream.context());
+        let order = ExplicitOrder(is_missing.then_some([stream, owner]));
+        order.wait()?;
+        Ok(order)
+    }
+
+    /// Makes the slice's stream, in whose order the slice is freed, wait for the call.
+    fn end(self) -> Result<(), BufferError> {
+        ExplicitOrder(self.0.map(|[stream, owner]| [owner, stream])).wait()
+    }
+
+    fn wait(&self) -> Result<(), BufferError> {
+        let Some([second, first]) = self.0 else {
+            return Ok(());
+        };
+        let waited = second.wait_for(first);
+        waited.map_err(|error| BufferError::Unordered {
+            message: error.to_string(),
+        })
     }
 }
 
