@@ -39,13 +39,16 @@ impl Array {
     }
 }
 
+/// An array of a case: of which round and call, and which of the call's.
+pub(crate) type ArrayOfCase = (u32, usize, Array);
+
 /// The place among a device's results of an array of a call.
 fn place_of(round: u32, layer: usize, array: Array) -> usize {
     (round as usize * LAYERS + layer) * 2 + usize::from(array == Array::Input)
 }
 
 /// The round, layer and array of a place.
-pub(crate) fn at_place(place: usize) -> (u32, usize, Array) {
+pub(crate) fn at_place(place: usize) -> ArrayOfCase {
     let array = [Array::Output, Array::Input][place % 2];
     let (round, layer) = (place / 2 / LAYERS, place / 2 % LAYERS);
     (round as u32, layer, array)

@@ -11,7 +11,7 @@ use super::calls::{LAYERS, delay, late_start, round_calls, stride};
 use super::case::{Adversarial, Case, Mode, Work};
 use super::device_check;
 use super::event::{Event, Spent};
-use super::lane::{self, Array, Lane, Round, region_bytes};
+use super::lane::{self, Array, ArrayOfCase, Lane, Round, region_bytes};
 use super::plan;
 use super::settings::{GridKind, Settings};
 use super::slot::{Wrong, number_of};
@@ -157,7 +157,7 @@ impl<S: DeviceStream> Session<S> {
         &mut self,
         case: &Case,
         keys: &[Vec<Vec<Key>>],
-    ) -> Result<Vec<((u32, usize, Array), Wrong)>> {
+    ) -> Result<Vec<(ArrayOfCase, Wrong)>> {
         let settings = &self.settings;
         let rank = self.rank as usize;
         let expected = |place: usize, index| {
@@ -185,7 +185,7 @@ impl<S: DeviceStream> Session<S> {
         &self,
         case: usize,
         its: &Case,
-        (round, layer, array): (u32, usize, Array),
+        (round, layer, array): ArrayOfCase,
         wrong: Wrong,
     ) -> Event {
         let call = round_calls(&self.settings, its, round)[layer];
