@@ -148,8 +148,40 @@ fn shared_structures() -> Facts {
     facts
 }
 
-fn constants() -> Facts {
+/// The values that name a kind.
+fn enumerations() -> Facts {
     let mut facts = Facts::new();
+    constants!(
+        facts,
+        PEERSUM_FAMILY_PUSH,
+        PEERSUM_FAMILY_PULL,
+        PEERSUM_ALGORITHM_ONE_SHOT,
+        PEERSUM_ALGORITHM_TWO_SHOT,
+        PEERSUM_DTYPE_F16,
+        PEERSUM_DTYPE_BF16,
+        PEERSUM_DTYPE_F32,
+        PEERSUM_DTYPE_U8,
+        PEERSUM_DTYPE_I8,
+        PEERSUM_DTYPE_U32,
+        PEERSUM_DTYPE_I32,
+        PEERSUM_DTYPE_U64,
+        PEERSUM_DTYPE_I64,
+        PEERSUM_SOURCE_ORDINARY,
+        PEERSUM_SOURCE_SYMMETRIC,
+        PEERSUM_PULL_PHASES,
+        PEERSUM_PULL_PHASE_OPEN,
+        PEERSUM_PULL_PHASE_SECOND,
+        PEERSUM_CAUSE_NONE,
+        PEERSUM_CAUSE_TIMEOUT,
+        PEERSUM_CAUSE_ABORT,
+        PEERSUM_CAUSE_POISON,
+        PEERSUM_CAUSE_DISAGREEMENT,
+    );
+    facts
+}
+
+fn constants() -> Facts {
+    let mut facts = enumerations();
     constants!(
         facts,
         PEERSUM_ABI_VERSION,
@@ -203,29 +235,6 @@ fn constants() -> Facts {
         PEERSUM_OPERATION_BROADCAST,
         PEERSUM_FLAG_SOURCE_ALIGNED,
         PEERSUM_FLAG_ONE_DEVICE,
-        PEERSUM_FAMILY_PUSH,
-        PEERSUM_FAMILY_PULL,
-        PEERSUM_ALGORITHM_ONE_SHOT,
-        PEERSUM_ALGORITHM_TWO_SHOT,
-        PEERSUM_DTYPE_F16,
-        PEERSUM_DTYPE_BF16,
-        PEERSUM_DTYPE_F32,
-        PEERSUM_DTYPE_U8,
-        PEERSUM_DTYPE_I8,
-        PEERSUM_DTYPE_U32,
-        PEERSUM_DTYPE_I32,
-        PEERSUM_DTYPE_U64,
-        PEERSUM_DTYPE_I64,
-        PEERSUM_SOURCE_ORDINARY,
-        PEERSUM_SOURCE_SYMMETRIC,
-        PEERSUM_PULL_PHASES,
-        PEERSUM_PULL_PHASE_OPEN,
-        PEERSUM_PULL_PHASE_SECOND,
-        PEERSUM_CAUSE_NONE,
-        PEERSUM_CAUSE_TIMEOUT,
-        PEERSUM_CAUSE_ABORT,
-        PEERSUM_CAUSE_POISON,
-        PEERSUM_CAUSE_DISAGREEMENT,
     );
     facts
 }
