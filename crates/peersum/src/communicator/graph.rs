@@ -256,7 +256,9 @@ impl<'a, D: Device> Capture<'a, '_, D> {
         self.communicator.broadcast::<T, O>(buffer.buffer, root)
     }
 
-    /// The stream under capture, for kernels of the program between the calls.
+    /// The stream under capture, for kernels of the program between the calls. Their memory is not
+    /// held: it must stay valid as long as the graph, as in any graph of cudarc's. Nothing but the
+    /// communicator may end the capture.
     pub fn stream(&self) -> &D::Stream {
         self.communicator.stream()
     }
