@@ -39,7 +39,8 @@ impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
 // launches and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the
 // slice's last write, returns an address that is valid for `len()` elements, and its guard, held
 // across `launch`, records the read; freeing is ordered behind both. `launch_in_order` launches
-// only if the wait was enqueued.
+// only if the wait was enqueued. Where cudarc makes no waits, `ExplicitOrder` does, or the program
+// has switched them off by an unsafe function and orders its streams itself.
 unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
     fn with_input<R, E: From<BufferError>>(
         &self,
@@ -47,20 +48,9 @@ unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
         launch: impl FnOnce(u64) -> Result<R, E>,
     ) -> Result<R, E> {
         let owner = Arc::clone(DeviceSlice::stream(self));
-        let order = ExplicitOrder::begin(&owner, stream)?;
-        let launched = if is_managed(&owner, stream) {
-            let mut errors = SetAside::of([stream.context(), owner.context()]);
-            launch_in_order(&mut errors, || self.device_ptr(stream), launch)
-                .or_else(|(_, launch)| {
-                    launch_in_order(&mut errors, || self.device_ptr(stream), launch)
-                })
-                .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
-        } else {
-            let (address, _guard) = self.device_ptr(stream);
-            launch(address)
-        }?;
-        order.end()?;
-        Ok(launched)
+        launch_with(&mut &*self, &owner, stream, launch, |slice, stream| {
+            slice.device_ptr(stream)
+        })
     }
 }
 
@@ -72,24 +62,42 @@ unsafe impl<T: Scalar, P: DevicePtrMut<T>> Output<T, Cuda> for P {
         launch: impl FnOnce(u64) -> Result<R, E>,
     ) -> Result<R, E> {
         let owner = Arc::clone(DeviceSlice::stream(self));
-        let order = ExplicitOrder::begin(&owner, stream)?;
-        let launched = if is_managed(&owner, stream) {
-            let mut errors = SetAside::of([stream.context(), owner.context()]);
-            launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
-                .or_else(|(_, launch)| {
-                    launch_in_order(&mut errors, || self.device_ptr_mut(stream), launch)
-                })
-                .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
-        } else {
-            let (address, _guard) = self.device_ptr_mut(stream);
-            launch(address)
-        }?;
-        order.end()?;
-        Ok(launched)
+        launch_with(self, &owner, stream, launch, |slice, stream| {
+            slice.device_ptr_mut(stream)
+        })
     }
 }
 
-/// Whether cudarc waits for, or records, anything: else it leaves no error, and nothing costs time.
+/// Launches with the address that `pointer` gives, in the order that it makes between the stream of
+/// a slice, `owner`, and that of the call.
+fn launch_with<S, R, E: From<BufferError>>(
+    slice: &mut S,
+    owner: &Arc<CudaStream>,
+    stream: &Arc<CudaStream>,
+    launch: impl FnOnce(u64) -> Result<R, E>,
+    pointer: impl for<'p> Fn(&'p mut S, &'p Arc<CudaStream>) -> (u64, SyncOnDrop<'p>),
+) -> Result<R, E> {
+    let order = ExplicitOrder::begin(owner, stream)?;
+    let launched = if is_managed(owner, stream) {
+        let mut errors = SetAside::of([stream.context(), owner.context()]);
+        launch_in_order(&mut errors, || pointer(slice, stream), launch)
+            .or_else(|(_, launch)| {
+                // The first error may be that of another thread of the program.
+                launch_in_order(&mut errors, || pointer(slice, stream), launch)
+            })
+            .unwrap_or_else(|(error, _)| Err(refusal(stream, error).into()))
+    } else {
+        let (address, _guard) = pointer(slice, stream);
+        launch(address)
+    };
+    // Also if the launch failed: a part of it may have been enqueued.
+    let ended = order.end();
+    let launched = launched?;
+    ended?;
+    Ok(launched)
+}
+
+/// Whether cudarc makes waits or records for a call. If not, it can leave no error in a context.
 fn is_managed(owner: &CudaStream, stream: &CudaStream) -> bool {
     let mut contexts = [owner, stream].into_iter().map(CudaStream::context);
     contexts.any(|context| context.is_managing_stream_synchronization())
@@ -128,9 +136,8 @@ impl<'s> ExplicitOrder<'s> {
     }
 }
 
-/// Launches between the waits that `pointer` enqueues and the record that its guard does. Gives
-/// `launch` back if the waits fail: once, that may be the fault of another thread of the program,
-/// whose error came between.
+/// Launches between the waits that `pointer` enqueues and the record that its guard enqueues. If
+/// the waits fail, nothing is launched, and `launch` is given back.
 fn launch_in_order<'p, R, L: FnOnce(u64) -> R>(
     errors: &mut SetAside<'_>,
     pointer: impl FnOnce() -> (u64, SyncOnDrop<'p>),
