@@ -1,5 +1,5 @@
-//! Ranks that make the same pieces of different calls, or one kernel where others make two: the
-//! pieces have equal sizes, and yet every rank is told both sides.
+//! Ranks that make the same pieces of different calls, or one kernel where others make two. The
+//! sizes are equal, and every rank is still told both sides.
 
 use peersum::dispatch::Route;
 use peersum::{CommunicatorBuilder, Error, RmsNorm};
@@ -12,7 +12,7 @@ use crate::stage::{Comm, failure, on_ranks, plan, settings};
 /// Elements of a piece, in which its memory is full.
 const PIECE: usize = 1024;
 
-/// As many elements as so many pieces have, by one call.
+/// Makes one call of as many elements as that many pieces have.
 type Call = fn(&mut Comm, usize) -> Result<(), Error>;
 
 fn all_reduce(comm: &mut Comm, pieces: usize) -> Result<(), Error> {
@@ -29,7 +29,7 @@ fn reduce_scatter(comm: &mut Comm, pieces: usize) -> Result<(), Error> {
     comm.reduce_scatter_in_place(&mut chunks)
 }
 
-/// A staging half holds a piece of an all-reduce, and the slots one of the other calls.
+/// A staging half holds one piece of an all-reduce. The slots hold one piece of another call.
 fn builder(push_half_bytes: usize) -> CommunicatorBuilder {
     let settings = settings().max_bytes(4 * PIECE).timeout(DEADLINE);
     settings.push_half_bytes(push_half_bytes)

@@ -21,7 +21,7 @@ use crate::operation::Operation;
 const ATTEMPTS: u64 = 20;
 
 /// How long a call waits for a peer, since a broken protocol may show only as a rank that waits in
-/// vain. The same for the sound ones, so that it is no busy machine that shows.
+/// vain. The sound ones have the same limit: if a busy machine exceeds it, they fail too.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The operations in whose configurations the grid must see a broken protocol.

@@ -1,6 +1,6 @@
-/* A driver without a GPU behind it, for tests of the doctor and of what is built on cudarc: memory is of the host and travels as real
- * file descriptors between real threads and processes. It runs no kernel. FAKE_CUDA lists what it has and what is broken, for instance
- * "gpus=2 deaf". */
+/* A driver without a GPU behind it, for tests of the doctor and of what is built on cudarc. Its
+ * memory is the host's and travels as real file descriptors between real threads and processes. It
+ * runs no kernel. FAKE_CUDA lists what it has and what is broken, for instance "gpus=2 deaf". */
 
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -150,10 +150,17 @@ int cuStreamCreate(void **stream, unsigned flags) { *stream = malloc(1); return 
 int cuStreamDestroy_v2(void *stream) { free(stream); return OK; }
 int cuStreamSynchronize(void *stream) { return OK; }
 int cuStreamQuery(void *stream) { return OK; }
-int cuStreamIsCapturing(void *stream, int *capturing) { *capturing = has("spoilt") ? 2 : 0; return OK; }
+int cuStreamIsCapturing(void *stream, int *capturing) {
+    *capturing = has("spoilt") ? 2 : 0;
+    return OK;
+}
 /* How many waits and records reached the driver, for tests to read. */
 int fake_waits, fake_records;
-int cuStreamWaitEvent(void *stream, void *event, unsigned flags) { MAY_FAIL(); fake_waits++; return OK; }
+int cuStreamWaitEvent(void *stream, void *event, unsigned flags) {
+    MAY_FAIL();
+    fake_waits++;
+    return OK;
+}
 int cuEventCreate(void **event, unsigned flags) { MAY_FAIL(); *event = malloc(1); return OK; }
 int cuEventRecord(void *event, void *stream) { MAY_FAIL(); fake_records++; return OK; }
 int cuEventDestroy_v2(void *event) { free(event); return OK; }

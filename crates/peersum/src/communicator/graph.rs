@@ -344,7 +344,7 @@ impl<D: Device> Communicator<D> {
         let was_spoilt = matches!(self.device.recording(), Ok(Recording::Spoilt));
         let ended = self.device.capture_end();
         if ended.is_err() {
-            // Where only the thread that began the capture may end it, it is still open.
+            // If another thread began the capture, only that thread may end it: it is still open.
             let recording = self.device.recording();
             self.capturing = matches!(recording, Ok(Recording::On | Recording::Spoilt));
             self.lost_a_capture |= matches!(recording, Ok(Recording::Off)) && !was_spoilt;

@@ -97,8 +97,8 @@ impl ArenaLayout {
             // A push call may keep narrow units in a staging half.
             Route::PushOneShot => self.slot_units(1).min(staging),
             Route::PushTwoShot => (self.slot_units(2) * world_size).min(staging),
-            // The other half holds the units of an output that are not one aligned access. Ranks
-            // need not have such an output alike, so none of them is asked for it.
+            // The other half is scratch for units of the output that are not one aligned access.
+            // Only its own rank knows of such an output, and all ranks must cut a call alike.
             Route::PullOneShot | Route::PullTwoShot | Route::SymmetricOneShot => staging,
             Route::SymmetricTwoShot => MOST_UNITS,
         };

@@ -11,8 +11,8 @@ const TEARDOWN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Waits for the communicator's stream and then frees its memory. A capture that is open on the
 /// stream is ended, whoever began it. If the stream cannot be waited for, because another thread
-/// began the capture or the device has failed, the memory is leaked: a kernel may still use it. So
-/// it is if something else ended a capture of the communicator's calls, and has the graph.
+/// began the capture or the device has failed, the memory is leaked: a kernel may still use it. It
+/// is also leaked if something else ended a capture of the communicator's calls and has the graph.
 impl<D: Device> Drop for Communicator<D> {
     fn drop(&mut self) {
         if self.is_inherited() {

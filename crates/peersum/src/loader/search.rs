@@ -15,9 +15,6 @@ use super::policy::LoadPolicy;
 use super::report::{LoadError, LoadReport, PassedOver};
 use super::request::{Found, ImageKind, Request};
 
-/// What a thread has that compiles: NVRTC recurses deeply, and a thread of Rust has 2 MiB.
-const COMPILER_STACK_BYTES: usize = 8 << 20;
-
 /// Finds the module `key` of this build's kernels for `device`.
 ///
 /// A missing library is no panic. Compiles at most once per machine, if a JIT cache can be used:
@@ -141,7 +138,6 @@ fn each_on_a_thread<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
     thread::scope(|scope| {
         for _ in 0..helpers {
             let builder = thread::Builder::new().name("peersum-nvrtc".to_owned());
-            let builder = builder.stack_size(COMPILER_STACK_BYTES);
             let helper = || dispatcher::with_default(&log, run);
             if let Err(error) = builder.spawn_scoped(scope, helper) {
                 tracing::debug!(%error, "cannot start a thread that compiles");

@@ -23,7 +23,7 @@ const MOST_ELEMENTS: usize = 4 << 20;
 
 const EPSILONS: [f32; 3] = [1e-6, 1e-5, 0.0];
 const WEIGHT_OFFSETS: [f32; 2] = [0.0, 1.0];
-/// How often each of these comes: once with every shape, of which there are three or four.
+/// A multiple of the number of launch shapes, which is three or four.
 const SHAPES: usize = 12;
 pub(crate) const NUMBERS: usize = EPSILONS.len() * WEIGHT_OFFSETS.len() * SHAPES;
 
@@ -120,7 +120,7 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
 }
 
 /// The configurations that the settings select. Forms and contents take turns, so that each meets
-/// every route, type and size. The numbers are drawn, so that no form has one of them alone.
+/// every route, type and size. The numbers are drawn at random, so that no form always has the same ones.
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
