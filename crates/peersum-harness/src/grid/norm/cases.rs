@@ -120,7 +120,8 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
 }
 
 /// The configurations that the settings select. Forms and contents take turns, so that each meets
-/// every route, type and size. The numbers are drawn at random, so that no form always has the same ones.
+/// every route, type and size. The numbers are drawn at random, so that no form always has the same
+/// ones.
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
