@@ -53,12 +53,14 @@ impl Needs {
         }))
     }
 
-    /// The request for all modules into `out`.
-    fn request(&self, out: &Path) -> anyhow::Result<Request> {
+    /// The request for all modules of these world sizes into `out`. A group loads the modules of
+    /// every type, so the types are not narrowed.
+    fn request(&self, world_sizes: &[WorldSizes], out: &Path) -> anyhow::Result<Request> {
         let arch: Result<Vec<ArchChoice>, _> =
             self.architectures.iter().map(|name| name.parse()).collect();
         Ok(Request {
             arch: arch.context("--compile-for")?,
+            world_size: world_sizes.to_vec(),
             out: Some(out.to_path_buf()),
             toolkit: Some(self.toolkit.clone()),
             ..Request::default()
@@ -82,11 +84,7 @@ pub(super) fn grid(
         let directory = workspace::target().join("test-allreduce");
         let cubins = directory.join("cubins");
         let nvcc = needs.nvcc()?;
-        // A group loads the modules of every type, so the types are not narrowed.
-        let request = Request {
-            world_size: parse_world_sizes(&world_sizes)?,
-            ..needs.request(&cubins)?
-        };
+        let request = needs.request(&parse_world_sizes(&world_sizes)?, &cubins)?;
         let (modules, checks) = std::thread::scope(|scope| {
             let checks = scope.spawn(|| {
                 kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory)
@@ -130,11 +128,13 @@ pub(super) fn bench(
         return Ok(Start::Continue(()));
     };
     let directory = workspace::target().join("bench");
+    let world_sizes = flags.value("--world-size").map(parse_world_sizes);
+    let world_sizes = world_sizes.transpose()?.unwrap_or_default();
     if !flags.has("--cubins") {
         // Not the release set's directory, whose contents a run for fewer architectures would
         // replace.
         let cubins = directory.join("cubins");
-        if !precompile::run(&needs.request(&cubins)?)? {
+        if !precompile::run(&needs.request(&world_sizes, &cubins)?)? {
             return Ok(Start::Break(false));
         }
         flags.set("--cubins", &cubins);
@@ -149,7 +149,8 @@ pub(super) fn bench(
         write_sources(harness, build, &sources)?;
         let request = Request {
             kernels: Some(sources),
-            ..needs.request(&cubins)?
+            allow_spills: true,
+            ..needs.request(&world_sizes, &cubins)?
         };
         if !precompile::run(&request)? {
             return Ok(Start::Break(false));

@@ -5,7 +5,7 @@ use super::inputs::Inputs;
 use super::ptx_entries::{PtxEntry, ptx_entries};
 use crate::output::Staging;
 use crate::toolchain::Nvcc;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
 use peersum_artifact::{
     Arch, Digest, EntryPoint, ManifestModule, ModuleKey, PtxasReport, Target, inspect_ptx,
@@ -77,15 +77,17 @@ impl Job {
     /// area.
     ///
     /// # Errors
-    /// The compiler's failure, spilled registers, or a file that cannot be written.
+    /// The compiler's failure, spilled registers unless they are allowed, or a file that cannot be
+    /// written.
     pub(crate) fn run(
         &self,
         nvcc: &Nvcc,
         inputs: &Inputs,
+        allow_spills: bool,
         staging: &Staging,
     ) -> Result<Compiled, Failure> {
         let mut failure = Failure::default();
-        self.compile(nvcc, inputs, staging, &mut failure)
+        self.compile(nvcc, inputs, allow_spills, staging, &mut failure)
             .map_err(|error| Failure {
                 message: format!("{error:#}"),
                 ..failure
@@ -96,24 +98,26 @@ impl Job {
         &self,
         nvcc: &Nvcc,
         inputs: &Inputs,
+        allow_spills: bool,
         staging: &Staging,
         failure: &mut Failure,
     ) -> anyhow::Result<Compiled> {
         let scratch = staging.scratch(&self.label())?;
         let first = self.first_target();
         let command = nvcc_command(nvcc, inputs, self.module, first, &scratch)?;
-        let mut reports = BTreeMap::from([(first, run_compiler(command, failure)?)]);
+        let mut reports = BTreeMap::from([(first, run_compiler(command, allow_spills, failure)?)]);
         let ptx = match first {
             Target::Ptx(_) => scratch.join(first.file_name(&self.module)),
             Target::Cubin(_) => kept_ptx(&scratch)?,
         };
         for target in self.cubins().filter(|target| *target != first) {
             let command = assemble_command(nvcc, inputs, self.module, &ptx, target, &scratch)?;
-            reports.insert(target, run_compiler(command, failure)?);
+            reports.insert(target, run_compiler(command, allow_spills, failure)?);
         }
         // The compiler succeeded, so only its warnings may explain a failure.
         let remarks = reports.values().flat_map(|report| &report.remarks);
-        let remarks: Vec<String> = remarks.cloned().collect();
+        let spills = reports.values().filter_map(spills);
+        let remarks: Vec<String> = remarks.cloned().chain(spills).collect();
         failure.output = remarks.join("\n");
         let modules = self.collect(&ptx, &scratch, &reports, inputs, staging)?;
         // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
@@ -195,10 +199,23 @@ impl Job {
     }
 }
 
-/// Runs one compiler process. Refuses code that spills registers.
+/// Which functions spill registers, in a line.
+fn spills(report: &PtxasReport) -> Option<String> {
+    let spills: Vec<String> = report
+        .spills()
+        .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
+        .collect();
+    (!spills.is_empty()).then(|| format!("registers spill to memory in {}", spills.join(", ")))
+}
+
+/// Runs one compiler process. Refuses code that spills registers unless that is allowed.
 ///
 /// Fills in the command and the output of `failure` as soon as they are known.
-fn run_compiler(mut command: Command, failure: &mut Failure) -> anyhow::Result<PtxasReport> {
+fn run_compiler(
+    mut command: Command,
+    allow_spills: bool,
+    failure: &mut Failure,
+) -> anyhow::Result<PtxasReport> {
     failure.command = shown(&command);
     let output = command
         .output()
@@ -209,16 +226,9 @@ fn run_compiler(mut command: Command, failure: &mut Failure) -> anyhow::Result<P
     let status = output.status;
     ensure!(status.success(), "nvcc failed: {}", ending(status));
     let report = PtxasReport::parse(&failure.output);
-    let spills: Vec<String> = report
-        .spills()
-        .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
-        .collect();
-    ensure!(
-        spills.is_empty(),
-        "registers spill to memory in {}; lower the launch bounds of this world size or hold less \
-         in registers",
-        spills.join(", ")
-    );
+    if let (false, Some(spills)) = (allow_spills, spills(&report)) {
+        bail!("{spills}; lower the launch bounds of this world size or hold less in registers");
+    }
     Ok(report)
 }
 
@@ -246,5 +256,5 @@ fn kept_ptx(scratch: &Path) -> anyhow::Result<PathBuf> {
             return Ok(path);
         }
     }
-    anyhow::bail!("nvcc kept no PTX of the module")
+    bail!("nvcc kept no PTX of the module")
 }

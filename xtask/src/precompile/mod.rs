@@ -130,6 +130,7 @@ fn compile(
     let run = Run {
         nvcc,
         inputs: &inputs,
+        allow_spills: request.allow_spills,
         reporter,
         started,
     };

@@ -62,6 +62,11 @@ pub(crate) struct Request {
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) kernels: Option<PathBuf>,
 
+    /// Keep modules whose registers spill to memory, with a warning. Only for other kernels: those
+    /// of a release must not
+    #[arg(long, hide = true, requires = "kernels")]
+    pub(crate) allow_spills: bool,
+
     /// Verify the output without compiling: exit 0 if all that is asked for is there, undamaged and
     /// up to date, else list what is not and exit 1
     #[arg(long, conflicts_with_all = ["timings", "jobs", "toolkit", "stock_headers"])]

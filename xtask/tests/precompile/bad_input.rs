@@ -170,6 +170,10 @@ fn a_kernel_that_spills_registers_is_refused() {
         "launch bounds",
         "2 built, 0 reused, 2 failed",
     ]);
+    // A kernel that is only measured may.
+    let answer = Answer::of(&mut checkout.precompile(&["--allow-spills"])).succeeded();
+    let warning = "registers spill to memory in `peersum_push_one_shot_bf16_ws2`";
+    assert!(answer.stderr.contains(warning), "{answer:#?}");
 }
 
 #[test]
