@@ -96,13 +96,11 @@ if [[ -n ${UNSAFE:-} ]]; then
     step bench-safety 60 "${bench[@]}" "${tables[@]}" --nccl off --bytes 4K,256K,1M --unsafe-baseline "$UNSAFE" \
         --json "$OUT/bench-safety.json"
 fi
-step bench-layer 60 bench-layer --cubins "$CUBINS" --world-size "$largest" --json "$OUT/bench-layer.json"
 step bench-rms-norm 40 "${bench[@]}" --nccl off --op rms-norm --json "$OUT/bench-rms-norm.json"
 for op in all-gather reduce-scatter broadcast; do
     step "bench-$op" 30 "${bench[@]}" --op "$op" --bytes "$BYTES" --json "$OUT/bench-$op.json"
 done
-step bench-step 30 bench-layer --cubins "$CUBINS" --world-size "$largest" --model 8b \
-    --json "$OUT/bench-step.json"
+step bench-layer 30 bench-layer --cubins "$CUBINS" --world-size "$largest" --json "$OUT/bench-layer.json"
 
 # Then what must hold.
 grid=(grid --device cuda --op all_reduce --world-size "$WORLD_SIZES")
@@ -136,8 +134,8 @@ done
 step soak 60 soak --device cuda --world-size "$largest" --seconds 20
 
 (IFS=,; echo "[${results[*]}]") >"$OUT/summary.json"
-measured=(tune bench-bf16 bench-f16-f32 bench-eager bench-safety bench-layer)
-measured+=(bench-rms-norm bench-all-gather bench-reduce-scatter bench-broadcast bench-step)
+measured=(tune bench-bf16 bench-f16-f32 bench-eager bench-safety)
+measured+=(bench-rms-norm bench-all-gather bench-reduce-scatter bench-broadcast bench-layer)
 for table in "${measured[@]}"; do
     [[ -f $OUT/logs/$table.txt ]] && printf '\n== %s\n' "$table" && cat "$OUT/logs/$table.txt"
 done >>"$OUT/summary.txt"

@@ -40,20 +40,15 @@ struct Cli {
 enum Command {
     /// Measure microseconds per call, against the limits of the machine and NCCL.
     BenchAllreduce(Box<bench::allreduce::BenchArgs>),
-    /// Measure a row-parallel layer without an all-reduce, with that of peersum and of NCCL.
+    /// Measure a decode step of a Llama, with NCCL, with peersum unfused and with peersum fused.
     ///
-    /// Each rank multiplies its shard, [rows, hidden/W] x [hidden/W, hidden] in bf16 with cuBLAS,
-    /// and the partial products are summed in place; the sum is the input of the next layer. All
-    /// layers are one CUDA graph, or are launched one after the other. Layers with and without an
-    /// all-reduce are timed alternately, so `adds` is the difference of two medians of one run.
-    ///
-    /// With `--model` a decode step of a Llama takes the place of these layers: microseconds a step
-    /// and tokens a second with NCCL and a kernel that normalises, with peersum unfused, and with
-    /// peersum fused.
+    /// Prints microseconds a step and tokens a second: with NCCL and a kernel that normalises, with
+    /// peersum's all-reduce and the same kernel, with peersum's fused kernel, and of the products
+    /// alone.
     ///
     /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or
     /// .12, unless the loader knows it.
-    BenchLayer(Box<bench::layer::LayerArgs>),
+    BenchLayer(bench::layer::LayerArgs),
     /// Find the fastest algorithm and grid for each message size, and write dispatch tables.
     ///
     /// A size stands for messages from half to twice its size. Between two sizes at most four times

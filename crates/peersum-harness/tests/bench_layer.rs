@@ -8,13 +8,13 @@ use std::process::Command;
 use harness_run::run;
 
 #[test]
-fn the_help_says_what_a_layer_is_and_where_cublas_is_looked_for() {
+fn the_help_says_what_a_step_is_and_where_cublas_is_looked_for() {
     let directory = tempfile::tempdir().unwrap();
     let output = run("bench-layer", &["--help"], directory.path());
     assert!(output.status.success());
     let help = String::from_utf8(output.stdout).unwrap();
     for part in [
-        "[rows, hidden/W] x [hidden/W, hidden]",
+        "QKV",
         "LD_LIBRARY_PATH",
         "--nccl",
         "--pdl",

@@ -128,7 +128,10 @@ pub(super) fn bench(
         return Ok(Start::Continue(()));
     };
     let directory = workspace::target().join("bench");
-    let world_sizes = flags.value("--world-size").map(parse_world_sizes);
+    let world_sizes = flags.value("--world-size").map(|list| {
+        // A group of one normalises what NCCL has summed.
+        parse_world_sizes(&format!("1,{list}"))
+    });
     let world_sizes = world_sizes.transpose()?.unwrap_or_default();
     if !flags.has("--cubins") {
         // Not the release set's directory, whose contents a run for fewer architectures would

@@ -1,11 +1,10 @@
-//! `bench layer`: a row-parallel layer as an engine runs it, without an all-reduce, with peersum's
-//! and with NCCL's; or a decode step of a model.
+//! `bench layer`: a decode step of a Llama, with NCCL and a norm kernel, with peersum unfused, and
+//! with peersum fused.
 
-mod heading;
+mod decoder;
 mod measure;
+mod model;
 mod report;
-mod stack;
-mod step;
 mod weights;
 
 use std::path::PathBuf;
@@ -15,9 +14,8 @@ use clap::ArgAction;
 use clap::builder::BoolishValueParser;
 
 use self::measure::{Group, measure_group};
+use self::model::{Model, Shape};
 use self::report::Report;
-use self::stack::Shape;
-use self::step::{Model, Steps};
 use super::arguments::{Choices, NcclArgs, RunArgs, launches};
 use super::build::Build;
 use super::cublas::{self, Cublas};
@@ -26,58 +24,44 @@ use super::report::{Run, write_json};
 use super::timing::{Launch, Method};
 use crate::machine::{DeviceKind, Gpus, Machine};
 
-/// The maximum number of layers. Without an all-reduce, each layer divides the values by the square
-/// root of the world size; after so many layers they are still normal numbers.
-const MAX_LAYERS: i64 = 80;
-/// The square layers, unless set otherwise.
-const DEFAULT_LAYERS: u32 = 64;
-
 /// What `bench layer` measures.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LayerArgs {
-    /// Measure a decode step of a Llama in place of square layers: the products of QKV, output,
-    /// gate and up, and down, each rank with its share, and behind output and down a sum over the
-    /// ranks with residual and RMSNorm. There is no attention and no activation.
+    /// The Llamas whose decode step is measured: the products of QKV, output, gate and up, and
+    /// down, each rank with its share, and behind output and down a sum over the ranks with
+    /// residual and RMSNorm. There is no attention and no activation.
     #[arg(
         long,
         value_enum,
         value_name = "LIST",
         value_delimiter = ',',
-        conflicts_with = "hidden"
+        default_value = "8b"
     )]
     model: Vec<Model>,
     /// The number of ranks, which are threads of one process. If there are fewer GPUs, the ranks
     /// share them and NCCL is not measured [default: one rank per GPU, of 2, 4 or 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
     world_size: Option<u32>,
-    /// Hidden sizes: the width of the layer's output, and of its input over all ranks.
+    /// Rows: the tokens of a step.
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "4096,8192",
-        value_parser = clap::value_parser!(u32).range(16..=65536)
-    )]
-    hidden: Vec<u32>,
-    /// Rows: the tokens of a step [default: 1,8,64, or 1,8,32 with --model]
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
+        default_value = "1,8,32",
         value_parser = clap::value_parser!(u32).range(1..=1024)
     )]
     rows: Vec<u32>,
-    /// Replays of a graph, layers launched one after the other, or both [default: both, or graph
-    /// with --model]
-    #[arg(long, value_name = "graph|eager|both", value_parser = launches())]
-    method: Option<Choices<Launch>>,
-    /// Layers in one graph, or in one batch of eager layers. Each has its own weights: with few
-    /// layers all of them may fit in the cache [default: 64, or all of --model]
+    /// All layers in one graph, launched one after the other, or both.
     #[arg(
         long,
-        value_name = "N",
-        value_parser = clap::value_parser!(u32).range(1..=MAX_LAYERS)
+        value_name = "graph|eager|both",
+        default_value = "graph",
+        value_parser = launches()
     )]
+    method: Choices<Launch>,
+    /// Layers of a step. Each has its own weights: with few layers all of them may fit in the
+    /// cache [default: all of the model]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=80))]
     layers: Option<u32>,
     /// Programmatic dependent launch of peersum's kernels.
     #[arg(
@@ -97,76 +81,42 @@ pub(crate) struct LayerArgs {
     run: RunArgs,
 }
 
-impl LayerArgs {
-    fn rows(&self) -> Vec<u32> {
-        match (self.rows.is_empty(), self.model.is_empty()) {
-            (false, _) => self.rows.clone(),
-            (true, true) => vec![1, 8, 64],
-            (true, false) => vec![1, 8, 32],
-        }
-    }
-
-    fn launches(&self) -> Choices<Launch> {
-        match (&self.method, self.model.is_empty()) {
-            (Some(launches), _) => launches.clone(),
-            (None, true) => vec![Launch::Graph, Launch::Eager],
-            (None, false) => vec![Launch::Graph],
-        }
-    }
-}
-
 /// Runs the benchmark, prints its tables and writes the report if that is asked for.
 ///
 /// # Errors
-/// There is no GPU or no cuBLAS, a hidden size does not divide into shards, or something could not
-/// be measured. Everything else was measured and written.
+/// There is no GPU or no cuBLAS, a model does not divide into the ranks, or something could not be
+/// measured. Everything else was measured and written.
 pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     let gpus = Gpus::open(u32::MAX)?;
     let world_size = args
         .world_size
         .unwrap_or_else(|| default_world_size(gpus.devices()));
-    let (rows, launches) = (args.rows(), args.launches());
-    if !args.model.is_empty() {
-        cublas::load()?;
-        let steps = Steps {
-            models: &args.model,
-            world_size,
-            layers: args.layers,
-            rows: &rows,
-            launches: &launches,
-            pdl: args.pdl,
-            run: &args.run,
-            nccl: &args.nccl,
-            json: args.json.as_deref(),
-        };
-        return step::run(&steps, &gpus);
-    }
-    let layers = args.layers.unwrap_or(DEFAULT_LAYERS);
-    let shapes = args
-        .hidden
-        .iter()
-        .map(|&hidden| Shape::new(hidden, world_size, layers))
-        .collect::<Result<Vec<Shape>>>()?;
+    let shapes = args.model.iter().map(|&model| {
+        let shape = Shape::new(model, world_size, args.layers)?;
+        Ok((model, shape))
+    });
+    let shapes = shapes.collect::<Result<Vec<(Model, Shape)>>>()?;
     cublas::load()?;
     let mut report = Report {
         run: Run::new(&gpus, &args.run.cubins, args.run.replays)?,
         world_size,
-        layers,
         pdl: args.pdl,
         cublas: Cublas::new(&gpus.stream(0)?)?.version()?,
         cells: Vec::new(),
     };
     let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
-    let method = |&launch| args.run.method(launch, layers);
-    let methods: Vec<Method> = launches.iter().map(method).collect();
+    let launches = args.method.iter();
+    let methods: Vec<Method> = launches.map(|&launch| args.run.method(launch, 1)).collect();
     let measure = |report: &mut Report, system, nccl: Option<&Nccl>| {
-        for &shape in &shapes {
-            let what = format!("{system} at hidden {}", shape.hidden);
+        for &(model, shape) in &shapes {
+            let what = format!("{system}, a step of {}", model.name());
             eprintln!("{what}, {world_size} ranks");
             let group = Group {
                 load_policy: &load_policy,
+                model,
                 shape,
-                rows: &rows,
+                world_size,
+                rows: &args.rows,
                 methods: &methods,
                 pdl: args.pdl,
             };
@@ -185,7 +135,7 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
     report.run.ensure_all_was_measured()
 }
 
-/// One rank per GPU, limited to the sizes that divide hidden sizes: 2, 4 or 8.
+/// One rank per GPU, limited to the sizes that divide a model: 2, 4 or 8.
 fn default_world_size(gpus: u32) -> u32 {
     let power = gpus.checked_ilog2().unwrap_or(0).clamp(1, 3);
     1 << power
@@ -209,41 +159,28 @@ mod tests {
     }
 
     #[test]
-    fn without_flags_both_hidden_sizes_of_common_models_are_measured_both_ways() {
+    fn a_step_of_the_smaller_model_is_one_graph_of_all_its_layers_unless_said_otherwise() {
         let args = parse("").unwrap();
-        assert_eq!((args.rows(), args.launches().len()), (vec![1, 8, 64], 2));
-        assert_eq!((args.hidden, args.model.len()), (vec![4096, 8192], 0));
+        assert_eq!(
+            (args.model, args.rows, args.method),
+            (vec![Model::Llama8b], vec![1, 8, 32], vec![Launch::Graph])
+        );
         assert_eq!((args.layers, args.run.replays), (None, 9));
         assert_eq!((args.pdl, args.world_size), (true, None));
-    }
-
-    #[test]
-    fn a_step_of_a_model_is_one_graph_of_all_its_layers_unless_said_otherwise() {
-        let args = parse("--model 8b,70b").unwrap();
+        let args = parse("--model 8b,70b --rows 3,4 --method eager --layers 2 --pdl off").unwrap();
         assert_eq!(args.model, [Model::Llama8b, Model::Llama70b]);
-        assert_eq!(
-            (args.rows(), args.launches()),
-            (vec![1, 8, 32], vec![Launch::Graph])
-        );
-        let args = parse("--model 8b --rows 4 --method eager --layers 2").unwrap();
-        assert_eq!(
-            (args.rows(), args.launches()),
-            (vec![4], vec![Launch::Eager])
-        );
-        assert_eq!(args.layers, Some(2));
-        assert!(parse("--model 8b --hidden 4096").is_err());
+        assert_eq!((args.rows, args.method), (vec![3, 4], vec![Launch::Eager]));
+        assert_eq!((args.layers, args.pdl), (Some(2), false));
     }
 
     #[test]
     fn sizes_that_mean_nothing_are_refused() {
-        let args = parse("--rows=3,5 --pdl off").unwrap();
-        assert_eq!((args.rows, args.pdl), (vec![3, 5], false));
         for bad in [
             "--world-size 1",
             "--world-size 9",
             "--rows 0",
             "--rows 1,",
-            "--hidden 8",
+            "--model 13b",
             "--layers 0",
             "--layers 81",
             "--replays 0",

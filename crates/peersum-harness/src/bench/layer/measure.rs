@@ -1,114 +1,123 @@
-//! What the ranks of one group measure: the same layers without an all-reduce and with one, in
-//! turn.
+//! What the ranks of one group measure of a decode step: the products alone, and with sums and
+//! norms.
 
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use half::bf16;
-use peersum::cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
+use peersum::cudarc::driver::CudaView;
 use peersum::device::Device;
-use peersum::dispatch::{Placement, Plan};
+use peersum::dispatch::Placement;
 use peersum::loader::LoadPolicy;
-use peersum::{Communicator, Cuda};
+use peersum::{Communicator, Cuda, Rendezvous, RmsNorm};
 use peersum_artifact::Dtype;
 
-use super::report::{Cell, adds_us};
-use super::stack::{Activations, Shape, Stack};
+use super::decoder::{Activations, Decoder, Sums};
+use super::model::{Model, Shape};
+use super::report::{Cell, Way};
 use crate::bench::nccl::{self, Nccl};
 use crate::bench::ranks::{builder, run_ranks};
-use crate::bench::report::System;
 use crate::bench::timing::{Method, Spread, Stopwatch, Times};
 use crate::machine::{DeviceKind, Gpus};
 
 /// What one group measures.
 pub(super) struct Group<'a> {
     pub(super) load_policy: &'a LoadPolicy,
+    pub(super) model: Model,
     pub(super) shape: Shape,
+    pub(super) world_size: u32,
     pub(super) rows: &'a [u32],
-    /// The calls of each are the layers.
+    /// A call of each is a step.
     pub(super) methods: &'a [Method],
     pub(super) pdl: bool,
 }
 
-/// What follows the product of each layer.
+/// What sums and normalises.
 enum Operation<'a> {
+    /// peersum, in one call.
     Peersum(Box<Communicator<Cuda>>),
-    Nccl(nccl::Communicator<'a>),
+    /// NCCL, and peersum's kernel that normalises, as a group of one calls it.
+    Nccl(nccl::Communicator<'a>, Box<Communicator<Cuda>>),
 }
 
 /// One rank.
 struct Rank<'a> {
-    stack: Stack,
+    decoder: Decoder,
     stopwatch: Stopwatch<'a, Cuda>,
 }
 
-/// Measures a group: with NCCL if it is given, else with peersum.
+/// Measures a group: with NCCL if it is given, else with peersum, unfused and fused.
 ///
 /// # Errors
-/// The group cannot be built, a call failed, or peersum's results are not those of all ranks.
+/// The group cannot be built, a call failed, or peersum's results are not the same on all ranks
+/// and in both ways.
 pub(super) fn measure_group(
     gpus: &Gpus,
     group: &Group<'_>,
     nccl: Option<&Nccl>,
 ) -> Result<Vec<Cell>> {
-    let nccl = nccl.map(|nccl| nccl.group(group.shape.world_size));
-    let nccl = nccl.transpose()?;
-    run_ranks(gpus, group.shape.world_size, |stopwatch, rendezvous| {
+    let nccl = nccl.map(|nccl| nccl.group(group.world_size)).transpose()?;
+    run_ranks(gpus, group.world_size, |stopwatch, rendezvous| {
         let rank = stopwatch.peers.rank();
+        let stream = stopwatch.device.stream();
         // Before the communicator: operations of cuBLAS that affect the whole device must not
         // coincide with another rank's calls.
-        let stack = Stack::new(stopwatch.device.stream(), rank, group.shape)?;
-        let rank = Rank { stack, stopwatch };
+        let decoder = Decoder::new(stream, rank, group.shape)?;
+        let build = |rendezvous| -> Result<Box<Communicator<Cuda>>> {
+            let builder = builder(DeviceKind::Cuda, rendezvous, group.load_policy, group.pdl);
+            Ok(Box::new(builder.build(stream)?))
+        };
         // Dropped first: its teardown waits for the stream, which uses the rest.
         let mut operation = match &nccl {
-            Some(nccl) => Operation::Nccl(nccl.join(&rank.stopwatch)?),
-            None => {
-                // With the default buffer sizes, as in most engines.
-                let builder = builder(DeviceKind::Cuda, rendezvous, group.load_policy, group.pdl);
-                Operation::Peersum(Box::new(builder.build(rank.stopwatch.device.stream())?))
+            Some(nccl) => {
+                let alone = Rendezvous::threads(1).pop().context("a group of one")?;
+                Operation::Nccl(nccl.join(&stopwatch)?, build(alone)?)
             }
+            None => Operation::Peersum(build(rendezvous)?),
         };
-        rank.measure(group, &mut operation)
+        let rank = Rank { decoder, stopwatch };
+        let measured = rank.measure(group, &mut operation);
+        drop(operation);
+        measured
     })
 }
 
 impl Operation<'_> {
-    fn enqueue(&mut self, sums: &mut CudaSlice<bf16>, stream: &Arc<CudaStream>) -> Result<()> {
-        match self {
-            Operation::Peersum(communicator) => Ok(communicator.all_reduce_in_place(sums)?),
-            Operation::Nccl(communicator) => {
-                let (elements, address) = (sums.len(), sums.device_ptr_mut(stream).0);
+    fn enqueue(&mut self, sums: &mut Sums, gamma: CudaView<'_, bf16>) -> Result<()> {
+        let norm = RmsNorm {
+            weight: &gamma,
+            epsilon: 1e-5,
+            weight_offset: 0.0,
+        };
+        let communicator = match self {
+            Operation::Peersum(communicator) => communicator,
+            Operation::Nccl(nccl, alone) => {
+                let (elements, partial) = sums.place(alone.stream());
                 // SAFETY: the slice has so many elements and is freed in the order of the stream,
                 // which is the communicator's.
-                unsafe { communicator.all_reduce(address, address, elements, Dtype::Bf16) }
+                unsafe { nccl.all_reduce(partial, partial, elements, Dtype::Bf16)? };
+                alone
             }
+        };
+        let Sums {
+            partial,
+            residual,
+            normalised,
+        } = sums;
+        Ok(communicator.all_reduce_add_rms_norm(&*partial, residual, &norm, normalised)?)
+    }
+
+    /// The communicator that normalises.
+    fn communicator(&mut self) -> &mut Communicator<Cuda> {
+        match self {
+            Operation::Peersum(communicator) | Operation::Nccl(_, communicator) => communicator,
         }
     }
 
-    /// Waits for all that was enqueued, and reports what failed.
-    fn synchronize(&mut self, device: &Cuda) -> Result<()> {
+    fn ways(&self) -> &'static [Way] {
         match self {
-            Operation::Peersum(communicator) => communicator.synchronize()?,
-            Operation::Nccl(_) => device.synchronize()?,
-        }
-        Ok(())
-    }
-
-    fn system(&self) -> System {
-        match self {
-            Operation::Peersum(_) => System::Peersum,
-            Operation::Nccl(_) => System::Nccl,
-        }
-    }
-
-    /// The plan of the dispatch table for a layer's message.
-    fn plan(&self, bytes: u64) -> Option<Plan> {
-        match self {
-            Operation::Peersum(communicator) => {
-                let plan = communicator.plan(Placement::Ordinary, bytes);
-                Some(communicator.launched(plan, bytes))
-            }
-            Operation::Nccl(_) => None,
+            Operation::Peersum(_) => &[Way::PeersumUnfused, Way::PeersumFused],
+            Operation::Nccl(..) => &[Way::NcclAndNorm],
         }
     }
 }
@@ -117,111 +126,136 @@ impl Rank<'_> {
     fn measure(&self, group: &Group<'_>, operation: &mut Operation<'_>) -> Result<Vec<Cell>> {
         let mut cells = Vec::new();
         for &rows in group.rows {
-            let mut activations = self.stack.activations(rows)?;
+            let mut activations = self.decoder.activations(rows)?;
             self.warm_up(&mut activations, operation)?;
-            let bytes = group.shape.message_bytes(rows) as u64;
             for &method in group.methods {
                 let without = self.time(&mut activations, method, None)?;
-                let with = self
-                    .time_with(&mut activations, method, operation)
-                    .with_context(|| format!("{rows} rows, {}", method.launch.name()))?;
-                // Without an all-reduce no rank waits for another, so a step takes as long as its
-                // slowest rank.
-                let (without_us, with_us) =
-                    (Spread::of(&without.longest()), Spread::of(&with.shortest()));
-                cells.push(Cell {
-                    system: operation.system(),
-                    hidden: group.shape.hidden,
-                    rows,
-                    bytes,
-                    launch: method.launch,
-                    plan: operation.plan(bytes),
-                    without_us,
-                    with_us,
-                    adds_us: adds_us(without_us, with_us),
-                });
+                // Without sums no rank waits for another, so a step takes as long as its slowest.
+                let products_us = Spread::of(&without.longest());
+                let mut left: Option<Vec<u16>> = None;
+                for &way in operation.ways() {
+                    let cell = Cell {
+                        model: group.model,
+                        way,
+                        rows,
+                        bytes: group.shape.message_bytes(rows),
+                        launch: method.launch,
+                        products_us,
+                        ..self.cell(group.shape, rows, way, operation)
+                    };
+                    // As when a row does not fit the slots: there is no such way.
+                    if way == Way::PeersumFused && !cell.is_fused {
+                        continue;
+                    }
+                    let timed = self.time_way(&mut activations, method, way, operation);
+                    let what = || format!("{rows} rows, {}, {way:?}", method.launch.name());
+                    let (times, bits) = timed.with_context(what)?;
+                    let is_same = left.as_ref().is_none_or(|left| *left == bits);
+                    ensure!(is_same, "{}: not the bits of the unfused step", what());
+                    left = Some(bits);
+                    cells.push(Cell {
+                        step_us: Spread::of(&times.shortest()),
+                        ..cell
+                    });
+                }
             }
         }
         Ok(cells)
+    }
+
+    /// How a way is carried out.
+    fn cell(&self, shape: Shape, rows: u32, way: Way, operation: &mut Operation<'_>) -> Cell {
+        let mut cell = Cell::of(way);
+        if let Operation::Peersum(communicator) = operation {
+            let (placement, hidden) = (Placement::Ordinary, shape.hidden);
+            let by_table = communicator.fused_launch::<bf16>(placement, rows, hidden);
+            communicator.force_fused(way.fuses());
+            let fused = communicator.fused_launch::<bf16>(placement, rows, hidden);
+            communicator.force_fused(None);
+            let bytes = shape.message_bytes(rows);
+            let unfused = communicator.launched(communicator.plan(placement, bytes), bytes);
+            cell.plan = Some(fused.unwrap_or(unfused));
+            cell.is_fused = fused.is_some();
+            cell.from_table = fused.is_some() == by_table.is_some();
+        }
+        cell
     }
 
     /// Does what happens once per process or size and is not allowed in a capture: cuBLAS loads its
     /// kernels, NCCL connects.
     fn warm_up(&self, activations: &mut Activations, operation: &mut Operation<'_>) -> Result<()> {
         let device = &self.stopwatch.device;
-        for layer in 0..self.stack.shape().layers {
-            self.stack.enqueue(activations, layer)?;
-        }
+        self.decoder.enqueue(activations, |_, _| Ok(()))?;
         device.synchronize()?;
         // No rank may call while another still loads: loading may wait for all work of the device.
         self.stopwatch.peers.meet()?;
-        if operation.system() == System::Nccl {
-            let output = self.stack.enqueue(activations, 0)?;
-            operation.enqueue(output, device.stream())?;
-            operation.synchronize(device)?;
+        if matches!(operation, Operation::Nccl(..)) {
+            self.decoder
+                .enqueue(activations, |sums, gamma| operation.enqueue(sums, gamma))?;
+            operation.communicator().synchronize()?;
         }
         Ok(())
     }
 
-    /// Times layers with the operation. peersum's result is checked.
-    fn time_with(
+    /// Times steps, and returns the bits that one leaves in poisoned memory.
+    fn time_way(
         &self,
         activations: &mut Activations,
         method: Method,
+        way: Way,
         operation: &mut Operation<'_>,
-    ) -> Result<Times> {
+    ) -> Result<(Times, Vec<u16>)> {
+        operation.communicator().force_fused(way.fuses());
+        self.decoder.poison(activations)?;
+        let once = Method {
+            warm_up: 0,
+            replays: 1,
+            ..method
+        };
+        self.time(activations, once, Some(&mut *operation))?;
+        operation.communicator().synchronize()?;
+        let bits = self.check(activations)?;
         let times = self.time(activations, method, Some(&mut *operation))?;
-        if operation.system() == System::Peersum {
-            self.stack.poison(activations)?;
-            let once = Method {
-                warm_up: 0,
-                replays: 1,
-                ..method
-            };
-            self.time(activations, once, Some(&mut *operation))?;
-            operation.synchronize(&self.stopwatch.device)?;
-            self.check(activations)?;
-        }
-        Ok(times)
+        operation.communicator().synchronize()?;
+        operation.communicator().force_fused(None);
+        Ok((times, bits))
     }
 
-    /// Times layers, each followed by the operation if there is one.
+    /// Times steps, with sums and norms if there is an operation.
     fn time(
         &self,
         activations: &mut Activations,
         method: Method,
         mut operation: Option<&mut Operation<'_>>,
     ) -> Result<Times> {
-        let stream = self.stopwatch.device.stream();
-        // SAFETY: stack and activations outlive this call, at whose end the stream has passed them.
+        // SAFETY: decoder and activations outlive this call, at whose end the stream has passed
+        // them.
         unsafe {
-            self.stopwatch.time(method, |layer| {
-                let output = self.stack.enqueue(activations, layer)?;
-                match &mut operation {
-                    Some(operation) => operation.enqueue(output, stream),
-                    None => Ok(()),
-                }
+            self.stopwatch.time(method, |_| {
+                self.decoder
+                    .enqueue(activations, |sums, gamma| match &mut operation {
+                        Some(operation) => operation.enqueue(sums, gamma),
+                        None => Ok(()),
+                    })
             })
         }
     }
 
-    /// Fails unless the last layer's output is the same on every rank, bit for bit, and made of
-    /// numbers.
-    fn check(&self, activations: &Activations) -> Result<()> {
-        let output = self.stack.read(activations)?;
+    /// The bits that a step has left. Fails unless they are the same on every rank, and numbers.
+    fn check(&self, activations: &Activations) -> Result<Vec<u16>> {
+        let output = self.decoder.read(activations)?;
         let bits: Vec<u16> = output.iter().map(|value| value.to_bits()).collect();
-        let all = self.stopwatch.peers.gather(Arc::new(bits))?;
+        let all = self.stopwatch.peers.gather(Arc::new(bits.clone()))?;
         ensure!(
-            output.iter().all(|value| value.is_finite())
-                && output.iter().any(|value| *value != bf16::ZERO),
-            "the last layer's output is not made of numbers, or of zeros alone"
+            output.iter().all(|value| value.is_finite()),
+            "a step leaves what is no number"
         );
-        let differs = all.iter().position(|other| all.first() != Some(other));
+        let differs = all.iter().position(|other| **other != bits);
         ensure!(
             differs.is_none(),
-            "the last layer's outputs of ranks 0 and {} differ",
+            "this rank and rank {} are left with different values",
             differs.unwrap_or(0)
         );
-        Ok(())
+        Ok(bits)
     }
 }

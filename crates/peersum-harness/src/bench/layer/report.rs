@@ -4,11 +4,42 @@ use anyhow::Result;
 use peersum::dispatch::Plan;
 use serde::Serialize;
 
-use super::heading::heading;
-use crate::bench::report::{Run, System};
+use super::model::Model;
+use crate::bench::report::Run;
 use crate::bench::sizes::bytes_text;
 use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
-use crate::bench::timing::{Launch, Spread, rounded};
+use crate::bench::timing::{Launch, Spread};
+
+/// What sums and normalises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Way {
+    /// NCCL, and a kernel that adds the residual and normalises.
+    NcclAndNorm,
+    /// peersum's all-reduce, and the same kernel.
+    PeersumUnfused,
+    /// peersum's fused kernel.
+    PeersumFused,
+}
+
+impl Way {
+    /// Whether peersum fuses; `None` where it does not sum.
+    pub(super) fn fuses(self) -> Option<bool> {
+        match self {
+            Way::NcclAndNorm => None,
+            Way::PeersumUnfused => Some(false),
+            Way::PeersumFused => Some(true),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Way::NcclAndNorm => "NCCL, norm",
+            Way::PeersumUnfused => "peersum unfused",
+            Way::PeersumFused => "peersum fused",
+        }
+    }
+}
 
 /// One run.
 #[derive(Debug, Serialize)]
@@ -16,8 +47,6 @@ pub(super) struct Report {
     #[serde(flatten)]
     pub(super) run: Run,
     pub(super) world_size: u32,
-    /// Layers in one graph, or in one batch of eager ones.
-    pub(super) layers: u32,
     /// Programmatic dependent launch of peersum's kernels.
     pub(super) pdl: bool,
     /// cuBLAS's version.
@@ -25,163 +54,181 @@ pub(super) struct Report {
     pub(super) cells: Vec<Cell>,
 }
 
-/// One layer with one all-reduce.
+/// One step.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Cell {
-    pub(super) system: System,
-    pub(super) hidden: u32,
+    pub(super) model: Model,
+    pub(super) way: Way,
+    /// The tokens of a step.
     pub(super) rows: u32,
-    /// What the all-reduce sums, in bytes.
+    /// What each sum has, in bytes.
     pub(super) bytes: u64,
     pub(super) launch: Launch,
-    /// The dispatch table's algorithm, and the grid that was launched. `None` for NCCL.
+    /// What is launched of the fused kernel, or else of the all-reduce; `None` for NCCL.
     pub(super) plan: Option<Plan>,
-    /// Microseconds a layer without an all-reduce, of the slowest rank, timed in turn with those
-    /// that have one.
-    pub(super) without_us: Spread,
-    /// Microseconds a layer with it, of the rank that began last.
-    pub(super) with_us: Spread,
-    /// The difference of the medians.
-    pub(super) adds_us: f64,
+    pub(super) is_fused: bool,
+    /// Whether the library does so by itself.
+    pub(super) from_table: bool,
+    /// Microseconds of the products alone, of the slowest rank.
+    pub(super) products_us: Spread,
+    /// Microseconds of a step, of the rank that began last.
+    pub(super) step_us: Spread,
 }
 
-/// What an all-reduce adds to a layer.
-pub(super) fn adds_us(without: Spread, with: Spread) -> f64 {
-    rounded(with.median - without.median)
+impl Cell {
+    /// A cell without figures.
+    pub(super) fn of(way: Way) -> Cell {
+        Cell {
+            model: Model::Llama8b,
+            way,
+            rows: 0,
+            bytes: 0,
+            launch: Launch::Graph,
+            plan: None,
+            is_fused: false,
+            from_table: false,
+            products_us: Spread::of(&[]),
+            step_us: Spread::of(&[]),
+        }
+    }
+
+    fn tokens_a_second(&self) -> f64 {
+        f64::from(self.rows) * 1e6 / self.step_us.median
+    }
+
+    /// What is measured, apart from the way.
+    fn step(&self) -> (Launch, Model, u32) {
+        (self.launch, self.model, self.rows)
+    }
 }
 
 impl Report {
     /// Takes what a group has measured, or why it could not.
     pub(super) fn add(&mut self, what: &str, measured: Result<Vec<Cell>>) {
-        self.cells
-            .extend(self.run.take(what, measured).unwrap_or_default());
-        self.cells
-            .sort_by_key(|cell| (cell.launch, cell.hidden, cell.rows, cell.system));
+        let measured = self.run.take(what, measured);
+        self.cells.extend(measured.unwrap_or_default());
+        self.cells.sort_by_key(|cell| (cell.step(), cell.way));
     }
 
     /// The report as text: the machine, what was not measured, and a table for each way of
     /// launching.
     pub(super) fn to_text(&self) -> String {
         let run = &self.run;
-        let mut text = heading(run, self.world_size, self.pdl, &self.cublas);
+        let mut text = format!(
+            "# {} x {}, {} ranks, bf16, programmatic dependent launch {}; peersum {}, {}; cuBLAS \
+             {}, NCCL {}\n{}",
+            run.device,
+            run.devices,
+            self.world_size,
+            if self.pdl { "on" } else { "off" },
+            run.peersum,
+            run.toolkit,
+            self.cublas,
+            run.nccl.as_deref().unwrap_or("not measured"),
+            run.remarks(),
+        );
         for launch in [Launch::Graph, Launch::Eager] {
-            let rows: Vec<Row> = self
-                .cells
-                .iter()
-                .filter(|cell| cell.launch == launch)
-                .map(|cell| self.row(cell))
-                .collect();
+            let own = self.cells.iter().filter(|cell| cell.launch == launch);
+            let rows: Vec<Row> = own.map(|cell| self.row(cell)).collect();
             let how = match launch {
-                Launch::Graph => format!("{} layers in a graph", self.layers),
-                Launch::Eager => format!("{} layers launched one after the other", self.layers),
+                Launch::Graph => "in one graph",
+                Launch::Eager => "launched one after the other",
             };
-            let title = format!("us a layer, {how}; medians of {} replays", run.replays);
-            let Some(table) = Table::of(title, rows) else {
-                continue;
-            };
-            text += &format!("\n{}", table.to_text());
+            let replays = run.replays;
+            let title = format!("us a decode step, {how}; medians of {replays} replays");
+            if let Some(table) = Table::of(title, rows) {
+                text += &format!("\n{}", table.to_text());
+            }
         }
         text
     }
 
     fn row(&self, cell: &Cell) -> Row {
-        let nccl = self.cells.iter().find(|other| {
-            other.system == System::Nccl
-                && (other.hidden, other.rows, other.launch) == (cell.hidden, cell.rows, cell.launch)
-        });
-        let nccl_adds_us = nccl
-            .filter(|nccl| cell.system != System::Nccl && nccl.adds_us > 0.0)
-            .map(|nccl| nccl.adds_us);
-        let (with, without) = (cell.with_us, cell.without_us);
-        let all_reduce = match cell.system {
-            System::Peersum | System::BareLaunch => "peersum",
-            System::Nccl | System::NcclSymmetric => "NCCL",
+        let other = |way| {
+            let mut cells = self.cells.iter();
+            let found = cells.find(|other| other.way == way && other.step() == cell.step());
+            found.map(|other| other.step_us.median)
+        };
+        let us = cell.step_us.median;
+        let by = match (cell.way, cell.from_table) {
+            (Way::NcclAndNorm, _) => "-",
+            (_, true) => "table",
+            (_, false) => "forced",
         };
         vec![
-            ("all-reduce", all_reduce.to_owned()),
-            ("hidden", cell.hidden.to_string()),
+            ("sum and norm", cell.way.name().to_owned()),
+            ("model", cell.model.name().to_owned()),
             ("rows", cell.rows.to_string()),
             ("message", bytes_text(cell.bytes)),
-            ("none", us_text(without.median)),
-            ("quartiles", quartiles_text(without)),
-            ("with", us_text(with.median)),
-            ("quartiles", quartiles_text(with)),
-            ("adds", us_text(cell.adds_us)),
-            ("with/none", ratio(with.median, without.median)),
-            ("adds/NCCL's", ratio(cell.adds_us, nccl_adds_us)),
+            ("products", us_text(cell.products_us.median)),
+            ("step", us_text(us)),
+            ("quartiles", quartiles_text(cell.step_us)),
+            ("tokens/s", format!("{:.0}", cell.tokens_a_second())),
+            ("of NCCL", ratio(us, other(Way::NcclAndNorm))),
+            ("of unfused", ratio(us, other(Way::PeersumUnfused))),
             algorithm(cell.plan),
             grid(cell.plan),
+            ("by", by.to_owned()),
         ]
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use peersum::dispatch::Route;
-
-    use super::super::heading::made_up_run;
     use super::*;
 
-    fn cell(system: System, launch: Launch, times: [f64; 3]) -> Cell {
-        let without_us = Spread::of(&[10.0, 10.5, 9.5]);
-        let with_us = Spread::of(&times);
-        Cell {
-            system,
-            hidden: 4096,
-            rows: 8,
-            bytes: 65536,
-            launch,
-            plan: (system == System::Peersum).then_some(Plan {
-                route: Route::PushOneShot,
-                blocks: 8,
-                threads: 512,
-            }),
-            without_us,
-            with_us,
-            adds_us: adds_us(without_us, with_us),
-        }
-    }
-
     #[test]
-    fn a_table_sets_what_each_all_reduce_adds_beside_the_layer_without() {
+    fn a_table_sets_each_way_beside_nccl_and_the_unfused_step() {
         let mut report = Report {
-            run: made_up_run(),
+            run: Run {
+                schema: 1,
+                peersum: "0.1.0".to_owned(),
+                toolkit: "nvcc 13.0".to_owned(),
+                device: "a made up card".to_owned(),
+                devices: 2,
+                replays: 3,
+                nccl: Some("2.28.9".to_owned()),
+                notes: Vec::new(),
+                failures: Vec::new(),
+            },
             world_size: 2,
-            layers: 64,
             pdl: true,
             cublas: "13.0.2".to_owned(),
             cells: Vec::new(),
         };
-        report.add(
-            "NCCL",
-            Ok(vec![cell(System::Nccl, Launch::Graph, [20.0, 20.5, 22.0])]),
-        );
-        report.add(
-            "peersum",
-            Ok(vec![
-                cell(System::Peersum, Launch::Eager, [12.0, 12.1, 12.2]),
-                cell(System::Peersum, Launch::Graph, [12.0, 12.1, 12.2]),
-            ]),
+        let cell = |way, us| Cell {
+            rows: 8,
+            bytes: 65536,
+            products_us: Spread::of(&[3000.0]),
+            step_us: Spread::of(&[us]),
+            ..Cell::of(way)
+        };
+        let peersum = vec![
+            cell(Way::PeersumFused, 3200.0),
+            cell(Way::PeersumUnfused, 3400.0),
+        ];
+        report.add("peersum", Ok(peersum));
+        report.add("NCCL", Ok(vec![cell(Way::NcclAndNorm, 4000.0)]));
+        let text = report.to_text();
+        let line = |way: &str| {
+            let line = text.lines().find(|line| line.contains(way)).unwrap();
+            line.split_whitespace().collect::<Vec<_>>().join(" ")
+        };
+        assert!(
+            text.starts_with(
+                "# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; peersum \
+                 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9\n\nus a decode step, in one graph; \
+                 medians of 3 replays\n"
+            ),
+            "{text}"
         );
         assert_eq!(
-            report.to_text(),
-            "# a made up card x 2, 2 ranks, bf16, programmatic dependent launch on; \
-             peersum 0.1.0, nvcc 13.0; cuBLAS 13.0.2, NCCL 2.28.9\n\
-             \n\
-             us a layer, 64 layers in a graph; medians of 3 replays\n\
-             \x20\x20all-reduce  hidden  rows  message  none   quartiles  with   \
-             quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
-             \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
-             12.0..12.2  2.10      1.210        0.200  push_one_shot  8 x 512\n\
-             \x20\x20NCCL          4096     8      64K  10.0  9.50..10.5  20.5  \
-             20.0..22.0  10.5      2.050            -  -                    -\n\
-             \n\
-             us a layer, 64 layers launched one after the other; medians of 3 \
-             replays\n\
-             \x20\x20all-reduce  hidden  rows  message  none   quartiles  with   \
-             quartiles  adds  with/none  adds/NCCL's  algorithm         grid\n\
-             \x20\x20peersum       4096     8      64K  10.0  9.50..10.5  12.1  \
-             12.0..12.2  2.10      1.210            -  push_one_shot  8 x 512\n"
+            line("peersum fused"),
+            "peersum fused 8b 8 64K 3000 3200 3200..3200 2500 0.800 0.941 - - forced"
+        );
+        assert_eq!(
+            line("NCCL, norm"),
+            "NCCL, norm 8b 8 64K 3000 4000 4000..4000 2000 1.000 1.176 - - -"
         );
     }
 }

@@ -7,8 +7,8 @@ use cudarc::cublas::Gemm;
 use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr};
 
-use super::super::weights;
 use super::model::{Product, Products, Shape};
+use super::weights;
 use crate::bench::cublas::Cublas;
 use crate::data::{self, Content, Key};
 

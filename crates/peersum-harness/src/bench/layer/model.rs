@@ -14,7 +14,7 @@ const HEAD: u32 = 128;
 
 /// A model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
-pub(in crate::bench) enum Model {
+pub(super) enum Model {
     /// Llama 8B: hidden size 4096, 32 layers.
     #[value(name = "8b")]
     #[serde(rename = "8b")]
