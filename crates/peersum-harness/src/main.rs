@@ -19,6 +19,7 @@ mod operation;
 mod ranks;
 mod sanitize;
 mod soak;
+mod sum_call;
 mod tune;
 
 use std::process::ExitCode;

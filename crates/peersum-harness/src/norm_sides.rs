@@ -26,7 +26,7 @@ const NUMBERS: NormNumbers = NormNumbers {
 };
 
 /// A buffer as the communicator takes it.
-type Buffer<D> = <D as Device>::Buffer<bf16>;
+pub(crate) type Buffer<D> = <D as Device>::Buffer<bf16>;
 
 /// Of which kind the calls are.
 #[derive(Debug, Clone, Copy)]

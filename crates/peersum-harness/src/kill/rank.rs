@@ -18,7 +18,7 @@ use super::holdings::Holdings;
 use super::run::{Plant, Run};
 use super::scenario::Phase;
 use super::words::{Place, Verdict, Word};
-use super::work::{ELEMENTS, PATIENCE, Work};
+use super::work::{self, ELEMENTS, PATIENCE};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine};
 use crate::ranks::{RankArgs, say};
 
@@ -125,15 +125,13 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
             return Ok(());
         }
     };
-    let mut work = Work::new(&communicator, scenario, symmetric)?;
-    if has(Plant::Corrupt) {
-        work.corrupt();
-    }
+    let mut calls = work::calls_of(&communicator, scenario, symmetric)?;
+    calls.corrupt(has(Plant::Corrupt));
     arrive(role, Place::Built);
     let failure = match scenario.phase {
-        Phase::Teardown => work.calls(&mut communicator, Some(3))?,
-        Phase::GraphReplay => work.replays(&mut communicator)?,
-        _ => work.calls(&mut communicator, None)?,
+        Phase::Teardown => work::make(&calls, &mut communicator, Some(3))?,
+        Phase::GraphReplay => work::replay(&calls, &mut communicator)?,
+        _ => work::make(&calls, &mut communicator, None)?,
     };
     hang();
     match failure {
@@ -148,7 +146,7 @@ fn disturbed<S: DeviceStream>(role: &Role, stream: &S) -> Result<()> {
         }
     }
     if has(Plant::Leak) {
-        std::mem::forget(work);
+        std::mem::forget(calls);
     }
     Ok(())
 }
@@ -165,8 +163,8 @@ fn undisturbed<S: DeviceStream>(
     let stream = stream()?;
     let (mut communicator, symmetric) = build(role, &stream, rendezvous, UNDISTURBED, UNDISTURBED)
         .with_context(|| format!("building group {group:?}"))?;
-    let mut work = Work::new(&communicator, &role.run.scenario, symmetric)?;
-    let failure = work.calls(&mut communicator, Some(2))?;
+    let calls = work::calls_of(&communicator, &role.run.scenario, symmetric)?;
+    let failure = work::make(&calls, &mut communicator, Some(2))?;
     ensure!(failure.is_none(), "group {group:?} got {failure:?}");
     drop(communicator);
     Ok(())

@@ -1,16 +1,14 @@
 //! The third part of a soak: calls of all operations behind each other, several in each burst.
 
-use std::sync::{Mutex, PoisonError};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fastrand::Rng;
 use peersum::device::Device;
 use peersum::dispatch::{Plan, Route};
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Rendezvous};
 
-use super::found::Found;
-use super::turns::Turns;
+use super::Soak;
+use super::part::{Found, Part};
 use crate::calls::{Calls, What};
 use crate::collective::Collective;
 use crate::data::case_seed;
@@ -154,15 +152,14 @@ fn run_burst<D: Device>(
     }
     burst.call(communicator, &burst.last)?;
     communicator.synchronize()?;
-    let rank = communicator.rank();
-    let wrong = [&burst.earlier, &burst.last].map(|calls| burst.wrong(calls));
-    let wrong = wrong.into_iter().flatten();
-    Ok(Found {
+    let mut found = Found {
         calls: (rounds * CALLS) as u64,
-        wrong: wrong
-            .map(|wrong| format!("seed {seed}, rank {rank}, {wrong}"))
-            .collect(),
-    })
+        ..Found::default()
+    };
+    for calls in [&burst.earlier, &burst.last] {
+        found.add(burst.wrong(calls));
+    }
+    Ok(found)
 }
 
 fn build<M: Machine>(
@@ -181,30 +178,18 @@ fn build<M: Machine>(
     Ok(builder.build(&stream)?)
 }
 
-/// Calls in all bursts of `turns`. Returns how many, and the mismatches. With `corrupt` rank 0 has
-/// some.
-pub(super) fn run<M: Machine>(
-    machine: &M,
-    settings: &Settings,
-    world_size: u32,
-    turns: &Turns,
-    corrupt: bool,
-) -> Result<Found> {
-    let found = Mutex::new(Found::default());
-    run_threads(world_size, 1, |mut member| {
+/// Makes the calls of all bursts of the part.
+pub(super) fn run<M: Machine>(machine: &M, soak: &Soak, part: &Part) -> Result<()> {
+    let settings = &soak.settings;
+    run_threads(soak.world_size, 1, |mut member| {
         let rank = member.peers.rank();
         let mut communicator = build(machine, settings, member.next_group()?)?;
-        for burst in (0..).take_while(|burst| turns.enter(*burst)) {
-            let seed = settings.seed.wrapping_add(burst as u64);
-            let outcome = run_burst(&mut communicator, settings, seed, corrupt && rank == 0);
-            let of_burst = outcome.with_context(|| format!("seed {seed}"))?;
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            found.calls += if rank == 0 { of_burst.calls } else { 0 };
-            found.wrong.extend(of_burst.wrong);
-        }
-        Ok(())
+        let corrupts = soak.corrupt && rank == 0;
+        part.bursts(rank, |_, seed| {
+            run_burst(&mut communicator, settings, seed, corrupts)
+        })
     })?;
-    Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(())
 }
 
 #[cfg(test)]

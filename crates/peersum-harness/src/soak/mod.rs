@@ -2,35 +2,25 @@
 //! every result are compared. Half of the time is for all-reduces, a quarter for calls with RMSNorm
 //! and the last quarter for calls of all operations behind each other.
 
-mod burst;
-mod found;
 mod mixed;
 mod norms;
-mod turns;
+mod part;
+mod sums;
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use peersum_artifact::Dtype;
 
-use crate::grid::case::{Adversarial, Case, Work};
-use crate::grid::event::Event;
-use crate::grid::session::Session;
 use crate::grid::settings::{GridKind, Settings, parse_world_sizes, random_seed};
 use crate::machine::{
     DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
 };
-use crate::ranks::{Member, run_threads};
-use found::Found;
-use turns::Turns;
+use part::{Found, Part};
 
 /// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
 const START_EPOCHS: (u32, u64) = (u32::MAX - 20, u32::MAX as u64 - 12);
 /// How long a call may wait for a peer.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Mismatches that are printed; all are counted.
-const PRINTED: usize = 10;
 
 /// The flags of `soak`.
 #[derive(Debug, Clone, clap::Args)]
@@ -62,72 +52,23 @@ struct Soak {
     settings: Settings,
     world_size: u32,
     corrupt: bool,
-    turns: Turns,
-    progress: Mutex<Progress>,
-}
-
-#[derive(Default)]
-struct Progress {
-    /// Calls of rank 0.
-    calls: u64,
-    mismatches: u64,
-    /// The first of them, each with its case.
-    first: Vec<String>,
+    share: Duration,
 }
 
 impl Soak {
-    fn progress<R>(&self, update: impl FnOnce(&mut Progress) -> R) -> R {
-        update(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// One rank.
-    fn run<M: Machine>(&self, machine: &M, mut member: Member<'_>) -> Result<()> {
-        let (world_size, rank) = (self.world_size, member.peers.rank());
-        // Only for its size: no burst has larger calls.
-        let largest = Case {
-            world_size,
-            dtype: Dtype::F32,
-            work: Work::Adversarial(Adversarial::Mixed),
-            rounds: 1,
-        };
-        let mut join = |_, _| member.next_group();
-        let mut session = Session::new(machine, &self.settings, &[&largest], rank, 1, &mut join)?;
-        session.corrupts = self.corrupt && rank == 0;
-        for burst in (0..).take_while(|burst| self.turns.enter(*burst)) {
-            let seed = self.settings.seed.wrapping_add(burst as u64);
-            session.settings.seed = seed;
-            let case = burst::draw(&session.settings, world_size);
-            let emit = |event| match event {
-                Event::Ended { spent, .. } if rank == 0 => {
-                    self.progress(|progress| progress.calls += spent.calls);
-                }
-                Event::Mismatch { text, .. } => self.progress(|progress| {
-                    progress.mismatches += 1;
-                    if progress.first.len() < PRINTED {
-                        progress.first.push(format!("{case}: {text}"));
-                    }
-                }),
-                _ => {}
-            };
-            session
-                .run_case(burst, &case, &emit)
-                .with_context(|| format!("seed {seed}, {case}"))?;
-        }
-        Ok(())
-    }
-
-    /// All ranks; then their calls with RMSNorm, and those of all operations. Returns what these
-    /// two parts have found.
-    fn run_on<M: Machine>(&self, machine: &M, turns: [&Turns; 2]) -> Result<[Found; 2]> {
-        run_threads(self.world_size, 1, |member| self.run(machine, member))?;
-        let (settings, world_size, [norms, mixed]) = (&self.settings, self.world_size, turns);
-        let wrong = norms::run(machine, settings, world_size, norms, self.corrupt)?;
-        let norms = Found {
-            calls: norms.count() as u64,
-            wrong,
-        };
-        let mixed = mixed::run(machine, settings, world_size, mixed, self.corrupt)?;
-        Ok([norms, mixed])
+    /// All parts, one after the other. Returns what each has found.
+    fn run<M: Machine>(&self, machine: &M) -> Result<[(&'static str, Found); 3]> {
+        let began = Instant::now();
+        let part = |quarters| Part::new(self.settings.seed, began + self.share * quarters / 4);
+        let (all_reduces, with_norms, of_all) = (part(2), part(3), part(4));
+        sums::run(machine, self, &all_reduces)?;
+        norms::run(machine, self, &with_norms)?;
+        mixed::run(machine, self, &of_all)?;
+        Ok([
+            ("", all_reduces.into_found()),
+            (" with RMSNorm", with_norms.into_found()),
+            (" of all operations", of_all.into_found()),
+        ])
     }
 }
 
@@ -155,41 +96,23 @@ pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
             },
             world_size,
             corrupt: args.corrupt,
-            turns: Turns::new(Instant::now() + share / 2),
-            progress: Mutex::default(),
+            share,
         };
-        let norms = Turns::new(Instant::now() + share * 3 / 4);
-        let mixed = Turns::new(Instant::now() + share);
-        let turns = [&norms, &mixed];
-        let found = match device {
-            DeviceKind::Cuda => soak.run_on(&Gpus::open(world_size)?.with_checks()?, turns),
-            DeviceKind::Emulator => soak.run_on(&Emulators::with_delayed_blocks(), turns),
+        let parts = match device {
+            DeviceKind::Cuda => soak.run(&Gpus::open(world_size)?.with_checks()?),
+            DeviceKind::Emulator => soak.run(&Emulators::with_delayed_blocks()),
         }
         .with_context(|| format!("ws{world_size}"))?;
-        soak.progress(|progress| {
+        for (what, found) in parts {
             println!(
-                "ws{world_size}: {} calls in {} bursts, {} mismatches",
-                progress.calls,
-                soak.turns.count(),
-                progress.mismatches
+                "ws{world_size}: {} calls{what}, {} mismatches",
+                found.calls, found.mismatches
             );
-            for mismatch in &progress.first {
+            for mismatch in &found.first {
                 println!("  {mismatch}");
             }
-            calls += progress.calls;
-            mismatches += progress.mismatches;
-        });
-        for (part, what) in found.iter().zip(["with RMSNorm", "of all operations"]) {
-            println!(
-                "ws{world_size}: {} calls {what}, {} mismatches",
-                part.calls,
-                part.wrong.len()
-            );
-            for mismatch in part.wrong.iter().take(PRINTED) {
-                println!("  {mismatch}");
-            }
-            calls += part.calls;
-            mismatches += part.wrong.len() as u64;
+            calls += found.calls;
+            mismatches += found.mismatches;
         }
     }
     println!("{calls} calls of each rank, {mismatches} mismatches, seed {seed}");

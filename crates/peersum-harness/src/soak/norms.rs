@@ -1,13 +1,12 @@
 //! The second part of a soak: calls with RMSNorm, one in each burst.
 
-use std::sync::{Mutex, PoisonError};
-
 use anyhow::{Context, Result};
 use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::turns::Turns;
+use super::Soak;
+use super::part::{Found, Part};
 use crate::grid::norm::{NUMBERS, NormCase, NormRank};
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::{DeviceOf, Machine};
@@ -21,40 +20,33 @@ const MOST: usize = 300_000;
 /// The same on the emulator, which is a thousand times slower.
 const MOST_EMULATED: usize = 9000;
 
-/// Calls with RMSNorm in all bursts of `turns`. Returns the mismatches. With `corrupt` rank 0 has
-/// some.
-pub(super) fn run<M: Machine>(
-    machine: &M,
-    settings: &Settings,
-    world_size: u32,
-    turns: &Turns,
-    corrupt: bool,
-) -> Result<Vec<String>> {
-    let wrong = Mutex::new(Vec::new());
+/// Makes the calls of all bursts of the part.
+pub(super) fn run<M: Machine>(machine: &M, soak: &Soak, part: &Part) -> Result<()> {
+    let (settings, world_size) = (&soak.settings, soak.world_size);
     run_threads(world_size, 1, |mut member| {
         let largest = NormCase {
             hidden: HIDDEN[0],
             rows: most(settings) / HIDDEN[0],
             ..draw(settings, world_size, 0)
         };
-        let rendezvous = member.next_group()?;
+        let (rendezvous, number) = (member.next_group()?, member.peers.rank());
         let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, &[&largest])?;
-        rank.corrupts = corrupt && member.peers.rank() == 0;
-        for burst in (0..).take_while(|burst| turns.enter(*burst)) {
-            rank.seed = settings.seed.wrapping_add(burst as u64);
-            let case = draw(settings, world_size, rank.seed);
+        rank.corrupts = soak.corrupt && number == 0;
+        part.bursts(number, |_, seed| {
+            rank.seed = seed;
+            let case = draw(settings, world_size, seed);
             let meet = || drop(member.peers.meet());
-            let (_, found) = rank
-                .call_and_compare(&case, &meet)
-                .with_context(|| format!("seed {}, {case}", rank.seed))?;
-            let (seed, number) = (rank.seed, member.peers.rank());
-            let found = found.into_iter();
-            let mut wrong = wrong.lock().unwrap_or_else(PoisonError::into_inner);
-            wrong.extend(found.map(|found| format!("seed {seed}, rank {number}, {case}: {found}")));
-        }
-        Ok(())
+            let compared = rank.call_and_compare(&case, &meet);
+            let (_, wrong) = compared.with_context(|| case.to_string())?;
+            let mut found = Found {
+                calls: 1,
+                ..Found::default()
+            };
+            found.add(wrong.into_iter().map(|wrong| format!("{case}: {wrong}")));
+            Ok(found)
+        })
     })?;
-    Ok(wrong.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(())
 }
 
 fn most(settings: &Settings) -> usize {

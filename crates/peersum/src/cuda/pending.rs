@@ -5,13 +5,24 @@
 //! that is a wait of one stream for another, the order is not made, and its error is left in turn:
 //! nobody is told. So calls of cudarc that peersum relies on are made while older errors are aside.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError};
 
-/// Held while errors are aside, so that no rank that is a thread of this process takes what another
-/// one's call has just left. (Other threads of the program still can.)
-static ALONE: Mutex<()> = Mutex::new(());
+/// Held while the errors of a device's contexts are aside, so that no rank that is a thread of this
+/// process takes what another one's call has just left. (Other threads of the program still can.)
+/// Ranks on different devices do not wait for each other.
+static ALONE: [Mutex<()>; 16] = [const { Mutex::new(()) }; 16];
+
+type Alone = MutexGuard<'static, ()>;
+
+/// Locks the devices of both contexts, always in the same order.
+fn alone(contexts: [&CudaContext; 2]) -> (Alone, Option<Alone>) {
+    let [first, second] = contexts.map(|context| context.ordinal() % ALONE.len());
+    let lock = |at: usize| ALONE[at].lock().unwrap_or_else(PoisonError::into_inner);
+    let lower = lock(first.min(second));
+    (lower, (first != second).then(|| lock(first.max(second))))
+}
 
 /// The errors that were in two contexts, which may be the same. They are put back when this is
 /// dropped, for the program to see.
@@ -32,7 +43,7 @@ impl<'c> SetAside<'c> {
         &mut self,
         calls: impl FnOnce() -> R,
     ) -> (R, Result<(), DriverError>) {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = alone(self.contexts);
         for (context, error) in self.contexts.iter().zip(&mut self.errors) {
             *error = context.check_err().err().or(*error);
         }
@@ -50,7 +61,10 @@ impl<'c> SetAside<'c> {
 
 impl Drop for SetAside<'_> {
     fn drop(&mut self) {
-        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.errors == [None; 2] {
+            return;
+        }
+        let _alone = alone(self.contexts);
         for (context, error) in self.contexts.iter().zip(self.errors) {
             // A context has room for one: that of another thread meanwhile is the newest.
             if let Some(error) = context.check_err().err().or(error) {

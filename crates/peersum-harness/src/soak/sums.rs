@@ -1,12 +1,20 @@
-//! The calls of a soak. They come in bursts, each a function of its seed, so that all ranks make
-//! the same calls.
+//! The first part of a soak: all-reduces.
 
+use std::cell::RefCell;
+
+use anyhow::{Context, Result};
 use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
+use super::Soak;
+use super::part::{Found, Part};
 use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
+use crate::grid::event::Event;
+use crate::grid::session::Session;
 use crate::grid::settings::{GridKind, Settings};
+use crate::machine::Machine;
+use crate::ranks::run_threads;
 
 /// Rounds of a burst of small calls: as many as the check on the GPU has room for. Other bursts
 /// have fewer rounds and take as long.
@@ -19,8 +27,41 @@ const MOST: usize = 300_001;
 /// The same on the emulator, which is a thousand times slower.
 const MOST_EMULATED: usize = 2000;
 
-/// The calls of the burst whose seed the settings hold.
-pub(crate) fn draw(settings: &Settings, world_size: u32) -> Case {
+/// Makes the calls of all bursts of the part.
+pub(super) fn run<M: Machine>(machine: &M, soak: &Soak, part: &Part) -> Result<()> {
+    let world_size = soak.world_size;
+    run_threads(world_size, 1, |mut member| {
+        let rank = member.peers.rank();
+        // Only for its size: no burst has larger calls.
+        let largest = Case {
+            world_size,
+            dtype: Dtype::F32,
+            work: Work::Adversarial(Adversarial::Mixed),
+            rounds: 1,
+        };
+        let mut join = |_, _| member.next_group();
+        let mut session = Session::new(machine, &soak.settings, &[&largest], rank, 1, &mut join)?;
+        session.corrupts = soak.corrupt && rank == 0;
+        part.bursts(rank, |burst, seed| {
+            session.settings.seed = seed;
+            let case = draw(&session.settings, world_size);
+            let found = RefCell::new(Found::default());
+            let emit = |event| match event {
+                Event::Ended { spent, .. } => found.borrow_mut().calls += spent.calls,
+                Event::Mismatch { text, .. } => found.borrow_mut().add([format!("{case}: {text}")]),
+                _ => {}
+            };
+            let ran = session.run_case(burst, &case, &emit);
+            ran.with_context(|| case.to_string())?;
+            Ok(found.into_inner())
+        })
+    })?;
+    Ok(())
+}
+
+/// The calls of the burst whose seed the settings hold. Each is a function of its seed, so that all
+/// ranks make the same calls.
+fn draw(settings: &Settings, world_size: u32) -> Case {
     let mut rng = Rng::with_seed(settings.seed);
     let emulated = settings.grid != GridKind::Full;
     let most = if emulated { MOST_EMULATED } else { MOST };

@@ -1,0 +1,90 @@
+//! A part of a soak: the bursts of its calls, and what they have found.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+/// The minimum number of bursts, also on a slow machine.
+const LEAST_BURSTS: usize = 8;
+/// Mismatches that are printed; all are counted.
+const PRINTED: usize = 10;
+
+/// What bursts have found.
+#[derive(Default)]
+pub(super) struct Found {
+    /// Calls of each rank.
+    pub(super) calls: u64,
+    pub(super) mismatches: u64,
+    /// A line for each of the first of them.
+    pub(super) first: Vec<String>,
+}
+
+impl Found {
+    pub(super) fn add(&mut self, mismatches: impl IntoIterator<Item = String>) {
+        for mismatch in mismatches {
+            self.mismatches += 1;
+            if self.first.len() < PRINTED {
+                self.first.push(mismatch);
+            }
+        }
+    }
+}
+
+/// The part, which the ranks of one world size share.
+pub(super) struct Part {
+    seed: u64,
+    ends: Instant,
+    /// Bursts that at least one rank has entered.
+    entered: Mutex<usize>,
+    found: Mutex<Found>,
+}
+
+impl Part {
+    pub(super) fn new(seed: u64, ends: Instant) -> Self {
+        Part {
+            seed,
+            ends,
+            entered: Mutex::default(),
+            found: Mutex::default(),
+        }
+    }
+
+    /// All bursts of one rank: `run` gets the number of each and its seed.
+    pub(super) fn bursts(
+        &self,
+        rank: u32,
+        mut run: impl FnMut(usize, u64) -> Result<Found>,
+    ) -> Result<()> {
+        for burst in (0..).take_while(|burst| self.enter(*burst)) {
+            let seed = self.seed.wrapping_add(burst as u64);
+            let of_burst = run(burst, seed).with_context(|| format!("seed {seed}"))?;
+            let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.calls += if rank == 0 { of_burst.calls } else { 0 };
+            found.add(
+                of_burst
+                    .first
+                    .iter()
+                    .map(|line| format!("seed {seed}, rank {rank}, {line}")),
+            );
+            // Those that the burst itself has only counted.
+            found.mismatches += of_burst.mismatches - of_burst.first.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Whether a rank may enter a burst. Ranks ask for each in order, and the first one that asks
+    /// for a new one when the time is up ends the part for all.
+    fn enter(&self, burst: usize) -> bool {
+        let mut entered = self.entered.lock().unwrap_or_else(PoisonError::into_inner);
+        if burst >= *entered && (burst < LEAST_BURSTS || Instant::now() < self.ends) {
+            *entered = burst + 1;
+        }
+        burst < *entered
+    }
+
+    pub(super) fn into_found(self) -> Found {
+        let found = self.found.into_inner();
+        found.unwrap_or_else(PoisonError::into_inner)
+    }
+}
