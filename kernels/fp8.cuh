@@ -1,7 +1,7 @@
 // fp8.cuh - FP8 (E4M3) values of normalised rows, with one given scale or one scale a row.
 //
-// Integer code: the architectures of the release have no common instruction for it. The bits are
-// those of the reference.
+// Before sm_89 there is no instruction for it, so integer code does the same. The bits are those of
+// the reference.
 #pragma once
 
 #include "rms.cuh"
@@ -14,7 +14,13 @@ constexpr float FP8_LARGEST = 448.0f;
 // The least scale, which a row of zeros has too.
 constexpr float FP8_LEAST_SCALE = 1.0f / (512.0f * 448.0f);
 
-// Rounds to nearest even, subnormals included, and saturates at 448, infinity too. NaN gives 0x7F.
+// Two values, each rounded to nearest even, subnormals included, and saturated at 448, infinity too.
+// NaN gives 0x7F.
+#ifdef PEERSUM_HAS_E4M3
+PEERSUM_DEVICE peersum_u32 e4m3x2(float high, float low) {
+    return cvt_rn_satfinite_e4m3x2_f32(high, low);
+}
+#else
 PEERSUM_DEVICE peersum_u32 e4m3(float value) {
     constexpr peersum_u32 SMALLEST_NORMAL = 0x3C800000u;  // 2^-6
     constexpr peersum_u32 REBIAS = (127 - 7) << 23;
@@ -29,6 +35,8 @@ PEERSUM_DEVICE peersum_u32 e4m3(float value) {
     const peersum_u32 finite = rounded < LARGEST ? rounded : LARGEST;
     return magnitude > F32_INFINITY ? 0x7F : sign | finite;
 }
+PEERSUM_DEVICE peersum_u32 e4m3x2(float high, float low) { return e4m3(high) << 8 | e4m3(low); }
+#endif
 
 // The bits of the largest magnitude in a unit. As integers, NaN is the largest of all.
 PEERSUM_DEVICE peersum_u32 largest_of_unit(Unit n) {
@@ -76,7 +84,30 @@ PEERSUM_DEVICE float fp8_scale(peersum_u32 largest) {
     return scale < FP8_LEAST_SCALE ? FP8_LEAST_SCALE : scale;
 }
 
-// What a call's FP8 values are multiplied or divided by.
+// What the values of a row are divided by.
+struct Divisor {
+    // Not read if the inverse alone is given, or if the scale is infinite or NaN: then the product
+    // with the inverse, 0 or NaN, is the quotient.
+    float scale;
+    float inverse;
+    bool is_exact;
+
+    // n / scale for a scale that is not given by its inverse, rounded correctly: two steps by the
+    // remainder (Markstein, "Computation of elementary functions on the IBM RISC System/6000
+    // processor", 1990). One reciprocal serves a whole row. Quotients so small that they are 0 in
+    // FP8 may be less exact.
+    __device__ __forceinline__ float quotient(float n) const {
+        float q = mul_rn_f32(n, inverse);
+        if (!is_exact) return q;
+#pragma unroll
+        for (int step = 0; step < 2; ++step)
+            q = fma_rn_f32(fma_rn_f32(-scale, q, n), inverse, q);
+        // The sign of zero is lost in the sums.
+        return mov_b32_f32((mov_b32_u32(q) & F32_MAGNITUDE) | (mov_b32_u32(n) & ~F32_MAGNITUDE));
+    }
+};
+
+// The FP8 of a call.
 struct Fp8 {
     const PeersumParams& params;
     // The factor of a static scale; not read if each row has a scale.
@@ -85,33 +116,30 @@ struct Fp8 {
     __device__ __forceinline__ bool is_wanted() const { return params.fp8_values != 0; }
     __device__ __forceinline__ bool has_row_scales() const { return params.fp8_row_scales != 0; }
 
-    // The scale of a row, of which `largest` is the bits of this thread's largest magnitude. All
-    // threads that share the row call it; one stores the scale. With a static scale, its inverse.
+    // The divisor of a row, of which `largest` is the bits of this thread's largest magnitude. All
+    // threads that share the row call it; one stores the scale.
     template <typename AnyRows>
-    __device__ __forceinline__ float factor_of_row(const ThreadPosition& position,
-                                                   const AnyRows& rows, BlockMemory memory,
-                                                   peersum_u32 row, peersum_u32 largest) const {
-        if (!has_row_scales()) return inverse_scale;
+    __device__ __forceinline__ Divisor divisor_of_row(const ThreadPosition& position,
+                                                      const AnyRows& rows, BlockMemory memory,
+                                                      peersum_u32 row, peersum_u32 largest) const {
+        if (!has_row_scales()) return Divisor{0, inverse_scale, false};
         const float scale = fp8_scale(largest_of_row(position, rows, memory, largest));
         if (rows.first == 0)
             st_global_u32(reinterpret_cast<void*>(params.fp8_row_scales +
                                                   static_cast<peersum_u64>(row) * sizeof(float)),
                           mov_b32_u32(scale));
-        return scale;
+        return Divisor{scale, rcp_rn_f32(scale), mov_b32_u32(scale) < F32_INFINITY};
     }
 
-    __device__ __forceinline__ void store(peersum_u32 unit, Unit n, float factor) const {
+    __device__ __forceinline__ void store(peersum_u32 unit, Unit n, const Divisor& divisor) const {
         Sum value = unpack(n);
-        if (has_row_scales()) {
-#pragma unroll
-            for (int e = 0; e < PER_UNIT; ++e) value.value[e] = div_rn_f32(value.value[e], factor);
-        } else {
-#pragma unroll
-            for (int e = 0; e < PER_UNIT; ++e) value.value[e] = mul_rn_f32(value.value[e], factor);
-        }
         peersum_u32 word[PER_UNIT / 4] = {};
 #pragma unroll
-        for (int e = 0; e < PER_UNIT; ++e) word[e / 4] |= e4m3(value.value[e]) << e % 4 * 8;
+        for (int e = 0; e < PER_UNIT; e += 2) {
+            const peersum_u32 pair = e4m3x2(divisor.quotient(value.value[e + 1]),
+                                            divisor.quotient(value.value[e]));
+            word[e / 4] |= pair << e % 4 * 8;
+        }
         void* address =
             reinterpret_cast<void*>(params.fp8_values + static_cast<peersum_u64>(unit) * PER_UNIT);
         if constexpr (PER_UNIT == 8) {
@@ -143,10 +171,10 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
         const peersum_u32 other = largest_of_unit(n[k]);
         largest = largest < other ? other : largest;
     }
-    const float factor = fp8.factor_of_row(position, rows, memory, row, largest);
+    const Divisor divisor = fp8.divisor_of_row(position, rows, memory, row, largest);
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
-        if (rows.has(k)) fp8.store(rows.unit(row) + k * LANES, n[k], factor);
+        if (rows.has(k)) fp8.store(rows.unit(row) + k * LANES, n[k], divisor);
     }
 }
 
@@ -163,11 +191,11 @@ PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp
             largest_of_unit(ld_global_v4(unit_address(output, first + k * LANES)));
         largest = largest < other ? other : largest;
     }
-    const float factor = fp8.factor_of_row(position, rows, memory, row, largest);
+    const Divisor divisor = fp8.divisor_of_row(position, rows, memory, row, largest);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k) {
         const peersum_u32 unit = first + k * LANES;
-        fp8.store(unit, ld_global_v4(unit_address(output, unit)), factor);
+        fp8.store(unit, ld_global_v4(unit_address(output, unit)), divisor);
     }
 }
 

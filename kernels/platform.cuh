@@ -20,6 +20,10 @@ struct alignas(16) Unit {
 #define PEERSUM_HAS_CLUSTERS
 #endif
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#define PEERSUM_HAS_E4M3
+#endif
+
 #ifndef PEERSUM_PLATFORM_PROVIDED
 
 #define PEERSUM_DEVICE static __device__ __forceinline__
@@ -448,6 +452,13 @@ PEERSUM_DEVICE float mul_rn_f32(float a, float b) {
     return product;
 }
 
+// a * b + c, rounded once.
+PEERSUM_DEVICE float fma_rn_f32(float a, float b, float c) {
+    float sum;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
+    return sum;
+}
+
 PEERSUM_DEVICE float div_rn_f32(float a, float b) {
     float quotient;
     asm("div.rn.f32 %0, %1, %2;" : "=f"(quotient) : "f"(a), "f"(b));
@@ -513,5 +524,13 @@ PEERSUM_DEVICE peersum_u32 cvt_rn_bf16x2_f32(float high, float low) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
     return pair;
 }
+
+#ifdef PEERSUM_HAS_E4M3
+PEERSUM_DEVICE peersum_u32 cvt_rn_satfinite_e4m3x2_f32(float high, float low) {
+    unsigned short pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+#endif
 
 #endif
