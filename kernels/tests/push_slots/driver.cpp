@@ -163,6 +163,7 @@ PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32, peersum_u32, float, p
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32) { return value; }
 PEERSUM_DEVICE bool vote_any(bool value) { return value; }
 PEERSUM_DEVICE float mul_rn_f32(float a, float) { return a; }
+PEERSUM_DEVICE float fma_rn_f32(float a, float, float) { return a; }
 PEERSUM_DEVICE float div_rn_f32(float a, float) { return a; }
 PEERSUM_DEVICE float sqrt_rn_f32(float a) { return a; }
 PEERSUM_DEVICE float rcp_rn_f32(float a) { return a; }

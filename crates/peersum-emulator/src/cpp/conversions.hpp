@@ -37,6 +37,7 @@ static inline float canonical(float value) {
 // Each is correctly rounded, as IEEE 754 demands of these operations.
 static inline float add(float a, float b) { return canonical(a + b); }
 static inline float mul(float a, float b) { return canonical(a * b); }
+static inline float fma(float a, float b, float c) { return canonical(__builtin_fmaf(a, b, c)); }
 static inline float div(float a, float b) { return canonical(a / b); }
 static inline float sqrt(float value) { return canonical(__builtin_sqrtf(value)); }
 

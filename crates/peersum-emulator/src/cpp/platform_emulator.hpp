@@ -288,6 +288,7 @@ PEERSUM_DEVICE peersum_u32 atom_cas_relaxed_gpu_u32(void* address, peersum_u32 e
 
 PEERSUM_DEVICE float add_rn_f32(float a, float b) { return emulator::add(a, b); }
 PEERSUM_DEVICE float mul_rn_f32(float a, float b) { return emulator::mul(a, b); }
+PEERSUM_DEVICE float fma_rn_f32(float a, float b, float c) { return emulator::fma(a, b, c); }
 PEERSUM_DEVICE float div_rn_f32(float a, float b) { return emulator::div(a, b); }
 PEERSUM_DEVICE float sqrt_rn_f32(float value) { return emulator::sqrt(value); }
 PEERSUM_DEVICE float rcp_rn_f32(float value) { return emulator::div(1.0f, value); }
