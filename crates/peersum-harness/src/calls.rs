@@ -47,7 +47,7 @@ impl fmt::Display for What {
 
 /// A rank's calls of one kind, with their arrays.
 pub(crate) enum Calls<D: Device> {
-    Sum(SumCall<D>),
+    Sum(Box<SumCall<D>>),
     Other(CollectiveCall<D>),
 }
 
@@ -75,7 +75,7 @@ impl<D: Device> Calls<D> {
             }),
         };
         let call = SumCall::new(communicator, norm, seed, elements, None)?;
-        Ok(Calls::Sum(call))
+        Ok(Calls::Sum(Box::new(call)))
     }
 
     /// Whether the result of a call replaces its input. Such a call has to be prepared each time.

@@ -63,7 +63,7 @@ pub(super) fn calls_of<D: Device>(
     let symmetric = symmetric.map(|buffer| Symmetric::new(communicator, buffer, is_in_place));
     let symmetric = symmetric.transpose()?;
     let call = SumCall::new(communicator, norm, SEED, elements, symmetric)?;
-    Ok(Calls::Sum(call))
+    Ok(Calls::Sum(Box::new(call)))
 }
 
 /// Makes and checks `count` calls, or calls until one fails. Returns the error.
