@@ -14,6 +14,7 @@
 //! compressed, because it is read at each start of a program; of the files a program inflates only
 //! those that it loads. No bytes at all are no pack.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -190,15 +191,34 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     // The order in which the manifest is written, which the files follow.
     manifest.modules.sort_by_key(ManifestModule::sort_key);
     let (mut index, mut files) = (Vec::new(), Vec::new());
-    for module in &manifest.modules {
-        let file = verify_file(directory, module)?;
-        let deflated = deflate(&file);
+    for deflated in deflate_all(directory, &manifest.modules)? {
         // A module is at most `MAX_MODULE_BYTES` long, and DEFLATE adds at most a few bytes a block
         // to what it cannot compress.
         index.extend((deflated.len() as u32).to_le_bytes());
         files.extend(deflated);
     }
     Ok(assemble(&manifest.to_json_string(), &index, &files))
+}
+
+/// The modules' files, verified and compressed, on all cores: it takes long.
+fn deflate_all(directory: &Path, modules: &[ManifestModule]) -> Result<Vec<Vec<u8>>, PackError> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let deflate_every = |first: usize| {
+        let own = modules.iter().skip(first).step_by(threads);
+        own.map(|module| Ok(deflate(&verify_file(directory, module)?)))
+            .collect::<Result<Vec<_>, PackError>>()
+    };
+    let mut parts = std::thread::scope(|scope| {
+        let start = |first| scope.spawn(move || deflate_every(first));
+        let workers: Vec<_> = (0..threads).map(start).collect();
+        let ended = workers.into_iter().map(|worker| match worker.join() {
+            Ok(part) => part.map(Vec::into_iter),
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        ended.collect::<Result<Vec<_>, PackError>>()
+    })?;
+    let in_order = (0..modules.len()).filter_map(|index| parts[index % threads].next());
+    Ok(in_order.collect())
 }
 
 #[cfg(feature = "small-pack")]

@@ -9,8 +9,8 @@ use super::unpacked::UnpackedCrate;
 use super::{archive, sums};
 use anyhow::{Context as _, bail, ensure};
 use fs_err as fs;
-use peersum_artifact::MANIFEST_FILE;
-use peersum_artifact::pack::pack_directory;
+use peersum_artifact::pack::Pack;
+use peersum_artifact::{MANIFEST_FILE, Manifest, verify_file};
 use std::path::Path;
 use std::time::Instant;
 
@@ -55,18 +55,28 @@ pub(super) fn run(directory: &Path) -> anyhow::Result<bool> {
 /// Checks every module of the archive against its manifest, and that the crate's pack has the same
 /// files.
 fn ensure_crate_carries_archive(crates: &[UnpackedCrate], archive: &Path) -> anyhow::Result<()> {
-    let expected = pack_directory(archive)
-        .with_context(|| format!("the archive's {MANIFEST_FILE} and files do not fit"))?;
+    let fault = || format!("the archive's {MANIFEST_FILE} and files do not fit");
+    let expected = Manifest::read_dir(archive).with_context(fault)?;
+    for module in &expected.modules {
+        verify_file(archive, module).with_context(fault)?;
+    }
     let carrier = crates
         .iter()
         .find(|unpacked| unpacked.name == PACK_CRATE)
         .with_context(|| format!("the release has no crate {PACK_CRATE}"))?;
+    let fault = || format!("{PACK_CRATE} does not carry the modules of the archive");
     let found = fs::read(carrier.path.join(PACK_FILE))?;
+    let found = Pack::parse(&found).with_context(fault)?;
+    let found = found.with_context(|| format!("{PACK_FILE} is empty"));
+    let found = found.with_context(fault)?;
+    // Its digests say that the files are the same too.
     ensure!(
-        found == expected,
-        "{PACK_CRATE} does not carry the modules of the archive: {PACK_FILE} has {} bytes, not {}",
-        found.len(),
-        expected.len()
+        **found.manifest() == expected,
+        "{}: other manifest",
+        fault()
     );
+    for module in &expected.modules {
+        found.verified(module).with_context(fault)?;
+    }
     Ok(())
 }
