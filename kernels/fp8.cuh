@@ -14,8 +14,8 @@ constexpr float FP8_LARGEST = 448.0f;
 // The least scale, which a row of zeros has too.
 constexpr float FP8_LEAST_SCALE = 1.0f / (512.0f * 448.0f);
 
-// Two values, each rounded to nearest even, subnormals included, and saturated at 448, infinity too.
-// NaN gives 0x7F.
+// Two values, each rounded to nearest even, subnormals included, and saturated at 448, infinity
+// too. NaN gives 0x7F.
 #ifdef PEERSUM_HAS_E4M3
 PEERSUM_DEVICE peersum_u32 e4m3x2(float high, float low) {
     return cvt_rn_satfinite_e4m3x2_f32(high, low);
@@ -100,8 +100,7 @@ struct Divisor {
         float q = mul_rn_f32(n, inverse);
         if (!is_exact) return q;
 #pragma unroll
-        for (int step = 0; step < 2; ++step)
-            q = fma_rn_f32(fma_rn_f32(-scale, q, n), inverse, q);
+        for (int step = 0; step < 2; ++step) q = fma_rn_f32(fma_rn_f32(-scale, q, n), inverse, q);
         // The sign of zero is lost in the sums.
         return mov_b32_f32((mov_b32_u32(q) & F32_MAGNITUDE) | (mov_b32_u32(n) & ~F32_MAGNITUDE));
     }
@@ -136,8 +135,8 @@ struct Fp8 {
         peersum_u32 word[PER_UNIT / 4] = {};
 #pragma unroll
         for (int e = 0; e < PER_UNIT; e += 2) {
-            const peersum_u32 pair = e4m3x2(divisor.quotient(value.value[e + 1]),
-                                            divisor.quotient(value.value[e]));
+            const peersum_u32 pair =
+                e4m3x2(divisor.quotient(value.value[e + 1]), divisor.quotient(value.value[e]));
             word[e / 4] |= pair << e % 4 * 8;
         }
         void* address =

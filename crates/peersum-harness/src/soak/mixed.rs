@@ -7,8 +7,7 @@ use peersum::dispatch::{Plan, Route};
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Rendezvous};
 
-use super::Soak;
-use super::part::{Found, Part};
+use super::part::{Found, Part, Soak};
 use crate::calls::{Calls, What};
 use crate::collective::Collective;
 use crate::data::case_seed;

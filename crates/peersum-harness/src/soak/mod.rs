@@ -15,7 +15,7 @@ use crate::grid::settings::{GridKind, Settings, parse_world_sizes, random_seed};
 use crate::machine::{
     DeviceChoice, DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue,
 };
-use part::{Found, Part};
+use part::{Found, Part, Soak};
 
 /// In the first bursts the counters of both families wrap at 32 bits, and their sum at 16.
 const START_EPOCHS: (u32, u64) = (u32::MAX - 20, u32::MAX as u64 - 12);
@@ -47,29 +47,23 @@ pub(crate) struct SoakArgs {
     corrupt: bool,
 }
 
-/// The soak of one world size, which its ranks share.
-struct Soak {
-    settings: Settings,
-    world_size: u32,
-    corrupt: bool,
-    share: Duration,
-}
-
-impl Soak {
-    /// All parts, one after the other. Returns what each has found.
-    fn run<M: Machine>(&self, machine: &M) -> Result<[(&'static str, Found); 3]> {
-        let began = Instant::now();
-        let part = |quarters| Part::new(self.settings.seed, began + self.share * quarters / 4);
-        let (all_reduces, with_norms, of_all) = (part(2), part(3), part(4));
-        sums::run(machine, self, &all_reduces)?;
-        norms::run(machine, self, &with_norms)?;
-        mixed::run(machine, self, &of_all)?;
-        Ok([
-            ("", all_reduces.into_found()),
-            (" with RMSNorm", with_norms.into_found()),
-            (" of all operations", of_all.into_found()),
-        ])
-    }
+/// All parts of the soak of one world size, one after the other. Returns what each has found.
+fn run_parts<M: Machine>(
+    machine: &M,
+    soak: &Soak,
+    time: Duration,
+) -> Result<[(&'static str, Found); 3]> {
+    let began = Instant::now();
+    let part = |quarters| Part::new(soak.settings.seed, began + time * quarters / 4);
+    let (all_reduces, with_norms, of_all) = (part(2), part(3), part(4));
+    sums::run(machine, soak, &all_reduces)?;
+    norms::run(machine, soak, &with_norms)?;
+    mixed::run(machine, soak, &of_all)?;
+    Ok([
+        ("", all_reduces.into_found()),
+        (" with RMSNorm", with_norms.into_found()),
+        (" of all operations", of_all.into_found()),
+    ])
 }
 
 /// Soaks each world size. Returns whether every result was right.
@@ -96,11 +90,10 @@ pub(crate) fn run(args: &SoakArgs) -> Result<bool> {
             },
             world_size,
             corrupt: args.corrupt,
-            share,
         };
         let parts = match device {
-            DeviceKind::Cuda => soak.run(&Gpus::open(world_size)?.with_checks()?),
-            DeviceKind::Emulator => soak.run(&Emulators::with_delayed_blocks()),
+            DeviceKind::Cuda => run_parts(&Gpus::open(world_size)?.with_checks()?, &soak, share),
+            DeviceKind::Emulator => run_parts(&Emulators::with_delayed_blocks(), &soak, share),
         }
         .with_context(|| format!("ws{world_size}"))?;
         for (what, found) in parts {

@@ -5,8 +5,7 @@ use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::Soak;
-use super::part::{Found, Part};
+use super::part::{Found, Part, Soak};
 use crate::grid::norm::{NUMBERS, NormCase, NormRank};
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::{DeviceOf, Machine};

@@ -5,10 +5,20 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::grid::settings::Settings;
+
 /// The minimum number of bursts, also on a slow machine.
 const LEAST_BURSTS: usize = 8;
 /// Mismatches that are printed; all are counted.
 const PRINTED: usize = 10;
+
+/// The soak of one world size, which its ranks share.
+pub(super) struct Soak {
+    pub(super) settings: Settings,
+    pub(super) world_size: u32,
+    /// For tests: whether results are made wrong before they are compared.
+    pub(super) corrupt: bool,
+}
 
 /// What bursts have found.
 #[derive(Default)]

@@ -7,8 +7,7 @@ use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::Soak;
-use super::part::{Found, Part};
+use super::part::{Found, Part, Soak};
 use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
 use crate::grid::event::Event;
 use crate::grid::session::Session;
