@@ -100,7 +100,10 @@ step bench-rms-norm 40 "${bench[@]}" --nccl off --op rms-norm --json "$OUT/bench
 for op in all-gather reduce-scatter broadcast; do
     step "bench-$op" 30 "${bench[@]}" --op "$op" --bytes "$BYTES" --json "$OUT/bench-$op.json"
 done
-step bench-layer 30 bench-layer --cubins "$CUBINS" --world-size "$largest" --json "$OUT/bench-layer.json"
+# A Llama divides into 2, 4 or 8 ranks.
+divides=2
+for size in 4 8; do ((size <= largest)) && divides=$size; done
+step bench-layer 30 bench-layer --cubins "$CUBINS" --world-size "$divides" --json "$OUT/bench-layer.json"
 
 # Then what must hold.
 grid=(grid --device cuda --op all_reduce --world-size "$WORLD_SIZES")

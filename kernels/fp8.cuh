@@ -94,8 +94,8 @@ struct Divisor {
 
     // n / scale for a scale that is not given by its inverse, rounded correctly: two steps by the
     // remainder (Markstein, "Computation of elementary functions on the IBM RISC System/6000
-    // processor", 1990). One reciprocal serves a whole row. Quotients so small that they are 0 in
-    // FP8 may be less exact.
+    // processor", 1990). One reciprocal serves all of a thread's units of a row. Quotients so small
+    // that they are 0 in FP8 may be less exact.
     __device__ __forceinline__ float quotient(float n) const {
         float q = mul_rn_f32(n, inverse);
         if (!is_exact) return q;

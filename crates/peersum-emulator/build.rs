@@ -74,8 +74,8 @@ fn main() -> io::Result<()> {
     fs::write(out.join("entry_points.rs"), entry_point_table(&modules))
 }
 
-/// Whether clippy asks: cargo then runs this program apart from that of a build, and nothing is
-/// linked with what it makes.
+/// Whether clippy asks: cargo keeps an `OUT_DIR` of its own for it, and nothing is linked with the
+/// contents.
 fn is_for_clippy() -> bool {
     let wrapper = env::var_os("RUSTC_WORKSPACE_WRAPPER").map(PathBuf::from);
     wrapper.is_some_and(|path| path.file_stem().is_some_and(|name| name == "clippy-driver"))

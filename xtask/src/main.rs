@@ -63,7 +63,7 @@ enum Bench {
     /// limits
     #[command(disable_help_flag = true)]
     Allreduce(HarnessArgs),
-    /// Time a row-parallel layer, or a decode step of a Llama (--model): with peersum and with NCCL
+    /// Time a decode step of a Llama, with NCCL and with peersum unfused and fused
     #[command(disable_help_flag = true)]
     Layer(HarnessArgs),
 }

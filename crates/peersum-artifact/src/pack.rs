@@ -200,25 +200,39 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
     Ok(assemble(&manifest.to_json_string(), &index, &files))
 }
 
-/// The modules' files, verified and compressed, on all cores: it takes long.
+/// The modules' files, verified and compressed: on all cores, because compression is slow.
 fn deflate_all(directory: &Path, modules: &[ManifestModule]) -> Result<Vec<Vec<u8>>, PackError> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let deflate_every = |first: usize| {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = cores.min(modules.len()).max(1);
+    let deflate_every = |first: usize| -> Vec<Result<Vec<u8>, PackError>> {
         let own = modules.iter().skip(first).step_by(threads);
         own.map(|module| Ok(deflate(&verify_file(directory, module)?)))
-            .collect::<Result<Vec<_>, PackError>>()
+            .collect()
     };
-    let mut parts = std::thread::scope(|scope| {
-        let start = |first| scope.spawn(move || deflate_every(first));
-        let workers: Vec<_> = (0..threads).map(start).collect();
-        let ended = workers.into_iter().map(|worker| match worker.join() {
-            Ok(part) => part.map(Vec::into_iter),
-            Err(panic) => std::panic::resume_unwind(panic),
+    let mut parts: Vec<_> = std::thread::scope(|scope| {
+        let start = |first| {
+            let thread = std::thread::Builder::new();
+            (
+                first,
+                thread.spawn_scoped(scope, move || deflate_every(first)),
+            )
+        };
+        let workers: Vec<_> = (1..threads).map(start).collect();
+        let own = deflate_every(0);
+        let others = workers.into_iter().map(|(first, worker)| match worker {
+            Ok(worker) => worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // The system starts no more threads.
+            Err(_) => deflate_every(first),
         });
-        ended.collect::<Result<Vec<_>, PackError>>()
-    })?;
+        std::iter::once(own)
+            .chain(others)
+            .map(Vec::into_iter)
+            .collect()
+    });
     let in_order = (0..modules.len()).filter_map(|index| parts[index % threads].next());
-    Ok(in_order.collect())
+    in_order.collect()
 }
 
 #[cfg(feature = "small-pack")]

@@ -153,8 +153,9 @@ impl<D: Device> CollectiveCall<D> {
         }
     }
 
-    /// Fails unless `is_right(index, found, expected)` for each element of the output.
-    fn check_each(&self, is_right: impl Fn(usize, u16, u16) -> bool) -> Result<()> {
+    /// Fails unless `is_right(index, found, expected)` for each element of the output. `demand`
+    /// says what that is.
+    fn check_each(&self, demand: &str, is_right: impl Fn(usize, u16, u16) -> bool) -> Result<()> {
         let (mut found, intact) = self.output.read::<bf16>(&self.device)?;
         ensure!(intact, "memory beside the output was written");
         if self.corrupts {
@@ -164,7 +165,7 @@ impl<D: Device> CollectiveCall<D> {
             let (found, expected) = (found.to_bits(), expected.to_bits());
             ensure!(
                 is_right(index, found, expected),
-                "{}: element {index} is {found:#06x}, the reference {expected:#06x}",
+                "{}: element {index} is {found:#06x}, the reference {expected:#06x} ({demand})",
                 self.kind
             );
         }
@@ -174,11 +175,16 @@ impl<D: Device> CollectiveCall<D> {
     /// Right if the call succeeded, right or lost if it failed, the old contents if it was refused.
     pub(crate) fn check(&self, outcome: Outcome) -> Result<()> {
         let lost = self.lost();
-        self.check_each(|index, found, expected| match (outcome, self.kind) {
-            (Outcome::Succeeded, _) => found == expected,
-            (Outcome::Failed, _) => found == expected || (found == lost && !self.is_root()),
-            (Outcome::Refused, Collective::Broadcast { .. }) => found == self.own[index].to_bits(),
-            (Outcome::Refused, _) => found == u16::from_ne_bytes([POISON; 2]),
+        let demand = format!("{outcome:?}");
+        self.check_each(&demand, |index, found, expected| {
+            match (outcome, self.kind) {
+                (Outcome::Succeeded, _) => found == expected,
+                (Outcome::Failed, _) => found == expected || (found == lost && !self.is_root()),
+                (Outcome::Refused, Collective::Broadcast { .. }) => {
+                    found == self.own[index].to_bits()
+                }
+                (Outcome::Refused, _) => found == u16::from_ne_bytes([POISON; 2]),
+            }
         })
     }
 
@@ -188,7 +194,7 @@ impl<D: Device> CollectiveCall<D> {
     pub(crate) fn ensure_lost(&self) -> Result<()> {
         let (lost, is_root) = (self.lost(), self.is_root());
         let is_broadcast = matches!(self.kind, Collective::Broadcast { .. });
-        self.check_each(|index, found, expected| match is_root {
+        self.check_each("must be lost", |index, found, expected| match is_root {
             true => found == expected,
             false => found == lost || (is_broadcast && index >= UNIT && found == expected),
         })

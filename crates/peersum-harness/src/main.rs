@@ -44,8 +44,8 @@ enum Command {
     /// Measure a decode step of a Llama, with NCCL, with peersum unfused and with peersum fused.
     ///
     /// Prints microseconds a step and tokens a second: with NCCL and a kernel that normalises, with
-    /// peersum's all-reduce and the same kernel, with peersum's fused kernel, and of the products
-    /// alone.
+    /// peersum's all-reduce and the same kernel, and with peersum's fused kernel; and the
+    /// microseconds of the products alone.
     ///
     /// cuBLAS is loaded at run time: LD_LIBRARY_PATH must name the directory of libcublas.so.13 or
     /// .12, unless the loader knows it.

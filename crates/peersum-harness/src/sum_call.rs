@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use half::bf16;
 use peersum::device::Device;
-use peersum::{Communicator, Error, Output, SymmetricBuffer};
+use peersum::{Communicator, DeviceBuffer, Error, Output, SymmetricBuffer};
 
 use crate::arrays::Arrays;
 use crate::data::{Content, bytes_of};
@@ -26,11 +26,12 @@ pub(crate) struct Symmetric<D: Device> {
     // Held for its memory; used by its address.
     _buffer: SymmetricBuffer<bf16, D>,
     address: u64,
+    /// Elements.
+    len: usize,
     is_in_place: bool,
 }
 
 impl<D: Device> Symmetric<D> {
-    /// A buffer of at least as many elements as a call has.
     pub(crate) fn new(
         communicator: &Communicator<D>,
         mut buffer: SymmetricBuffer<bf16, D>,
@@ -39,6 +40,7 @@ impl<D: Device> Symmetric<D> {
         let stream = communicator.stream();
         let address = buffer.as_view_mut().with_output(stream, Ok::<_, Error>)?;
         Ok(Symmetric {
+            len: buffer.len(),
             _buffer: buffer,
             address,
             is_in_place,
@@ -48,6 +50,10 @@ impl<D: Device> Symmetric<D> {
 
 impl<D: Device> SumCall<D> {
     /// Calls of so many elements. All ranks must pass the same arguments.
+    ///
+    /// # Errors
+    /// The symmetric buffer is too small, or the result would not be in place though calls with FP8
+    /// are; or the device refuses.
     pub(crate) fn new(
         communicator: &Communicator<D>,
         norm: Option<NormKind>,
@@ -55,6 +61,11 @@ impl<D: Device> SumCall<D> {
         elements: usize,
         symmetric: Option<Symmetric<D>>,
     ) -> Result<Self> {
+        let is_served = symmetric.as_ref().is_none_or(|symmetric| {
+            let has_fp8 = norm.is_some_and(|norm| norm.output.has_fp8());
+            symmetric.len >= elements && (symmetric.is_in_place || !has_fp8)
+        });
+        ensure!(is_served, "a symmetric buffer that the call cannot use");
         let arrays = Arrays::new(communicator, seed, elements, Content::Ordinary)?;
         let sum = &arrays.expected;
         let (sides, expected) = match norm {
@@ -91,7 +102,8 @@ impl<D: Device> SumCall<D> {
         } = &self.arrays;
         output.poison(device)?;
         match &self.symmetric {
-            // SAFETY: the symmetric buffer has at least as many elements as `own`.
+            // SAFETY: the symmetric buffer has at least as many elements as `own`: `new` has
+            // checked that.
             Some(symmetric) => unsafe { device.write(symmetric.address, bytes_of(own))? },
             None if self.is_in_place() => output.write(device, own)?,
             None => {}
@@ -120,8 +132,8 @@ impl<D: Device> SumCall<D> {
         };
         match &self.symmetric {
             None => input.with::<bf16, _, _>(device, call_between),
-            // SAFETY: the symmetric buffer has at least as many elements, and `self` keeps it until
-            // its calls have ended.
+            // SAFETY: the symmetric buffer has at least as many elements, as `new` has checked, and
+            // `self` keeps it until its calls have ended.
             Some(symmetric) => unsafe {
                 lend::<bf16, D, _, _>(device, symmetric.address, own.len(), call_between)
             },
@@ -153,7 +165,7 @@ impl<D: Device> SumCall<D> {
         let mut values = match &self.symmetric {
             Some(symmetric) if symmetric.is_in_place => {
                 let mut bytes = vec![0; size_of_val(&own[..])];
-                // SAFETY: the symmetric buffer has at least so many elements.
+                // SAFETY: the symmetric buffer has at least so many elements, as `new` has checked.
                 unsafe { device.read(symmetric.address, &mut bytes)? };
                 elements_of(&bytes)
             }
@@ -170,13 +182,14 @@ impl<D: Device> SumCall<D> {
         Ok(values)
     }
 
-    /// Fails unless `is_right(index, found, expected)` for each element of the result.
-    fn check_each(&self, is_right: impl Fn(usize, u16, u16) -> bool) -> Result<()> {
+    /// Fails unless `is_right(index, found, expected)` for each element of the result. `demand`
+    /// says what that is.
+    fn check_each(&self, demand: &str, is_right: impl Fn(usize, u16, u16) -> bool) -> Result<()> {
         for (index, (found, expected)) in self.result()?.iter().zip(&self.expected).enumerate() {
             let (found, expected) = (found.to_bits(), expected.to_bits());
             ensure!(
                 is_right(index, found, expected),
-                "element {index} is {found:#06x}, the reference {expected:#06x}"
+                "element {index} is {found:#06x}, the reference {expected:#06x} ({demand})"
             );
         }
         Ok(())
@@ -185,7 +198,8 @@ impl<D: Device> SumCall<D> {
     /// Right if the call succeeded, right or NaN if it failed, the old contents if it was refused.
     pub(crate) fn check(&self, outcome: Outcome) -> Result<()> {
         let is_in_place = self.is_in_place();
-        self.check_each(|index, found, expected| match outcome {
+        let demand = format!("{outcome:?}");
+        self.check_each(&demand, |index, found, expected| match outcome {
             Outcome::Succeeded => found == expected,
             Outcome::Failed => found == expected || found == NAN,
             Outcome::Refused if is_in_place => found == self.arrays.own[index].to_bits(),
@@ -200,7 +214,7 @@ impl<D: Device> SumCall<D> {
     /// Fails unless all of the output is NaN, and all FP8, as after a call in which a rank had no
     /// part.
     pub(crate) fn ensure_lost(&self) -> Result<()> {
-        self.check_each(|_, found, _| found == NAN)?;
+        self.check_each("must be lost", |_, found, _| found == NAN)?;
         match &self.sides {
             Some(sides) => sides.ensure_fp8_is_nan(&self.arrays.device),
             None => Ok(()),

@@ -38,9 +38,13 @@ fn a_changed_bit_is_found_and_named_with_its_seed() {
     assert_eq!(output.status.code(), Some(1));
     assert!(stdout.contains("round 1, layer 2"), "{stdout}");
     assert!(stdout.contains("first wrong index 1"), "{stdout}");
-    // Calls with RMSNorm and those of all operations are compared as well, for each world size, and
-    // each line behind a count says what to run again.
-    for what in [" calls with RMSNorm, ", " calls of all operations, "] {
+    // The calls of each part are compared, for each world size, and each line behind a count says
+    // what to run again.
+    for what in [
+        " calls, ",
+        " calls with RMSNorm, ",
+        " calls of all operations, ",
+    ] {
         let mut lines = stdout.lines();
         for world_size in ["ws2: ", "ws3: "] {
             let line = lines.find(|line| line.starts_with(world_size) && line.contains(what));
@@ -50,9 +54,9 @@ fn a_changed_bit_is_found_and_named_with_its_seed() {
             let wrong = lines.next().unwrap().strip_prefix("  seed ").unwrap();
             let (seed, wrong) = wrong.split_once(", rank 0, ").unwrap();
             assert!((7..).contains(&seed.parse().unwrap()), "{stdout}");
-            let case = match what.contains("RMSNorm") {
-                true => &world_size[..3],
-                false => "Drawn { what: ",
+            let case = match what.contains("of all") {
+                true => "Drawn { what: ",
+                false => &world_size[..3],
             };
             assert!(wrong.starts_with(case), "{stdout}");
         }

@@ -72,7 +72,7 @@ fn ensure_crate_carries_archive(crates: &[UnpackedCrate], archive: &Path) -> any
     // Its digests say that the files are the same too.
     ensure!(
         **found.manifest() == expected,
-        "{}: other manifest",
+        "{}: its manifest differs",
         fault()
     );
     for module in &expected.modules {

@@ -53,14 +53,12 @@ impl Needs {
         }))
     }
 
-    /// The request for all modules of these world sizes into `out`. A group loads the modules of
-    /// every type, so the types are not narrowed.
-    fn request(&self, world_sizes: &[WorldSizes], out: &Path) -> anyhow::Result<Request> {
+    /// The request for all modules into `out`.
+    fn request(&self, out: &Path) -> anyhow::Result<Request> {
         let arch: Result<Vec<ArchChoice>, _> =
             self.architectures.iter().map(|name| name.parse()).collect();
         Ok(Request {
             arch: arch.context("--compile-for")?,
-            world_size: world_sizes.to_vec(),
             out: Some(out.to_path_buf()),
             toolkit: Some(self.toolkit.clone()),
             ..Request::default()
@@ -84,7 +82,11 @@ pub(super) fn grid(
         let directory = workspace::target().join("test-allreduce");
         let cubins = directory.join("cubins");
         let nvcc = needs.nvcc()?;
-        let request = needs.request(&parse_world_sizes(&world_sizes)?, &cubins)?;
+        // A group loads the modules of every type, so the types are not narrowed.
+        let request = Request {
+            world_size: parse_world_sizes(&world_sizes)?,
+            ..needs.request(&cubins)?
+        };
         let (modules, checks) = std::thread::scope(|scope| {
             let checks = scope.spawn(|| {
                 kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory)
@@ -128,16 +130,11 @@ pub(super) fn bench(
         return Ok(Start::Continue(()));
     };
     let directory = workspace::target().join("bench");
-    let world_sizes = flags.value("--world-size").map(|list| {
-        // A group of one normalises what NCCL has summed.
-        parse_world_sizes(&format!("1,{list}"))
-    });
-    let world_sizes = world_sizes.transpose()?.unwrap_or_default();
     if !flags.has("--cubins") {
         // Not the release set's directory, whose contents a run for fewer architectures would
         // replace.
         let cubins = directory.join("cubins");
-        if !precompile::run(&needs.request(&world_sizes, &cubins)?)? {
+        if !precompile::run(&needs.request(&cubins)?)? {
             return Ok(Start::Break(false));
         }
         flags.set("--cubins", &cubins);
@@ -153,7 +150,7 @@ pub(super) fn bench(
         let request = Request {
             kernels: Some(sources),
             allow_spills: true,
-            ..needs.request(&world_sizes, &cubins)?
+            ..needs.request(&cubins)?
         };
         if !precompile::run(&request)? {
             return Ok(Start::Break(false));

@@ -83,11 +83,10 @@ impl Job {
         &self,
         nvcc: &Nvcc,
         inputs: &Inputs,
-        allow_spills: bool,
         staging: &Staging,
     ) -> Result<Compiled, Failure> {
         let mut failure = Failure::default();
-        self.compile(nvcc, inputs, allow_spills, staging, &mut failure)
+        self.compile(nvcc, inputs, staging, &mut failure)
             .map_err(|error| Failure {
                 message: format!("{error:#}"),
                 ..failure
@@ -98,21 +97,21 @@ impl Job {
         &self,
         nvcc: &Nvcc,
         inputs: &Inputs,
-        allow_spills: bool,
         staging: &Staging,
         failure: &mut Failure,
     ) -> anyhow::Result<Compiled> {
         let scratch = staging.scratch(&self.label())?;
         let first = self.first_target();
         let command = nvcc_command(nvcc, inputs, self.module, first, &scratch)?;
-        let mut reports = BTreeMap::from([(first, run_compiler(command, allow_spills, failure)?)]);
+        let mut reports =
+            BTreeMap::from([(first, run_compiler(command, inputs.allow_spills, failure)?)]);
         let ptx = match first {
             Target::Ptx(_) => scratch.join(first.file_name(&self.module)),
             Target::Cubin(_) => kept_ptx(&scratch)?,
         };
         for target in self.cubins().filter(|target| *target != first) {
             let command = assemble_command(nvcc, inputs, self.module, &ptx, target, &scratch)?;
-            reports.insert(target, run_compiler(command, allow_spills, failure)?);
+            reports.insert(target, run_compiler(command, inputs.allow_spills, failure)?);
         }
         // The compiler succeeded, so only its warnings may explain a failure.
         let remarks = reports.values().flat_map(|report| &report.remarks);

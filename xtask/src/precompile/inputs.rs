@@ -30,6 +30,9 @@ pub(crate) struct Inputs {
     pub(crate) prelude: Option<Prelude>,
     /// The flags common to all modules, in order.
     pub(crate) flags: Vec<String>,
+    /// Whether modules whose registers spill are kept. Part of their keys, so that no other run
+    /// reuses them.
+    pub(crate) allow_spills: bool,
     /// Every source file with its digest, sorted by path.
     pub(crate) sources: Vec<SourceEntry>,
     closures: BTreeMap<&'static str, Closure>,
@@ -79,6 +82,7 @@ impl Inputs {
             kernels_dir: kernels_dir.to_path_buf(),
             prelude,
             flags: FLAGS.map(str::to_owned).to_vec(),
+            allow_spills: false,
             sources,
             closures,
         })

@@ -101,7 +101,8 @@ fn compile(
     matrix::ensure_supported(&targets, &compiler, &nvcc.toolkit.gpu_codes)?;
     let artifacts = matrix::artifacts(modules, &targets);
     let prelude: Option<PathBuf> = (!request.stock_headers).then(workspace::prelude);
-    let inputs = Inputs::read(kernels, prelude.as_deref(), modules)?;
+    let mut inputs = Inputs::read(kernels, prelude.as_deref(), modules)?;
+    inputs.allow_spills = request.allow_spills;
 
     let locked = output.lock(|waiting| reporter.note(&waiting))?;
     let present_files = locked.file_names()?;
@@ -130,7 +131,6 @@ fn compile(
     let run = Run {
         nvcc,
         inputs: &inputs,
-        allow_spills: request.allow_spills,
         reporter,
         started,
     };

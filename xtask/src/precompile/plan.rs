@@ -98,12 +98,14 @@ fn artifact_key(
     let closure = inputs
         .closure(&module)
         .context("a module whose sources were not read")?;
+    let mut flags = inputs.flags.clone();
+    flags.extend(inputs.allow_spills.then(|| "--allow-spills".to_owned()));
     Ok(cache_key(&CacheKeyInputs {
         module,
         target,
         closure,
         prelude: inputs.prelude_digest(),
-        flags: &inputs.flags,
+        flags: &flags,
         defines: &module.defines(),
         compiler,
         entry_points: &module.entry_points(),

@@ -19,7 +19,6 @@ use std::time::Instant;
 pub(crate) struct Run<'a> {
     pub(crate) nvcc: &'a Nvcc,
     pub(crate) inputs: &'a Inputs,
-    pub(crate) allow_spills: bool,
     pub(crate) reporter: &'a Reporter,
     pub(crate) started: Started,
 }
@@ -132,7 +131,7 @@ impl Run<'_> {
         let count = AtomicUsize::new(0);
         let ended = workers::each(&plan.jobs, jobs, |worker, job| {
             let begun = Instant::now();
-            let outcome = job.run(self.nvcc, self.inputs, self.allow_spills, staging);
+            let outcome = job.run(self.nvcc, self.inputs, staging);
             let seconds = begun.elapsed().as_secs_f64();
             let ended = count.fetch_add(1, Ordering::Relaxed) + 1;
             let count = format!("{ended} of {}", plan.jobs.len());

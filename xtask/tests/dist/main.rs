@@ -8,11 +8,13 @@
 mod checkout;
 
 use checkout::{Checkout, cubins, failed_saying, snapshot, succeeded, verify};
+use flate2::Compression;
 use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
 use peersum_artifact::pack::pack_directory;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -147,16 +149,61 @@ fn a_crate_that_carries_other_modules_than_the_archive_is_refused_though_every_s
     let foreign = fs::read(checkout.out().join(name)).unwrap();
 
     succeeded(&mut checkout.dist(cubins().path()));
-    fs::write(checkout.out().join(name), foreign).unwrap();
+    replace(&checkout, name, &foreign);
+    failed_saying(
+        &mut verify(&checkout),
+        &["peersum-kernels does not carry the modules"],
+    );
+}
+
+#[test]
+fn a_module_that_is_damaged_in_the_crate_or_in_the_archive_is_refused_though_every_sum_holds() {
+    let checkout = Checkout::of_this();
+    let cubins = cubins();
+    succeeded(&mut checkout.dist(cubins.path()));
+    let released = |name: &str| fs::read(checkout.out().join(name)).unwrap();
+
+    let name = "peersum-kernels-0.1.0.crate";
+    let whole = released(name);
+    let mut crate_files = Vec::new();
+    GzDecoder::new(&whole[..])
+        .read_to_end(&mut crate_files)
+        .unwrap();
+    // Within the last compressed file.
+    damage(&mut crate_files, &pack_directory(cubins.path()).unwrap());
+    let mut damaged = GzEncoder::new(Vec::new(), Compression::fast());
+    damaged.write_all(&crate_files).unwrap();
+    replace(&checkout, name, &damaged.finish().unwrap());
+    failed_saying(
+        &mut verify(&checkout),
+        &["peersum-kernels does not carry the modules"],
+    );
+    replace(&checkout, name, &whole);
+
+    let name = "peersum-cubins-0.1.0-cuda13.tar.zst";
+    let mut files = zstd::decode_all(&released(name)[..]).unwrap();
+    let module = "peersum_push_bf16_ws8.sm_90.cubin";
+    damage(&mut files, &fs::read(cubins.path().join(module)).unwrap());
+    replace(&checkout, name, &zstd::encode_all(&files[..], 1).unwrap());
+    failed_saying(&mut verify(&checkout), &["the archive's manifest", module]);
+}
+
+/// Changes a byte near the end of one of the files that an archive holds as they are. (The last
+/// bits of a compressed file may mean nothing.)
+fn damage(archive: &mut [u8], file: &[u8]) {
+    let mut places = archive.windows(file.len());
+    let begin = places.position(|place| place == file).unwrap();
+    archive[begin + file.len() - 64] ^= 0xFF;
+}
+
+/// Replaces a file of a release, and its sum.
+fn replace(checkout: &Checkout, name: &str, bytes: &[u8]) {
+    fs::write(checkout.out().join(name), bytes).unwrap();
     let sums = Command::new("sh")
         .args(["-c", "sha256sum peersum-* RELEASE-NOTES.md > SHA256SUMS"])
         .current_dir(checkout.out())
         .status();
     assert!(sums.unwrap().success());
-    failed_saying(
-        &mut verify(&checkout),
-        &["peersum-kernels does not carry the modules"],
-    );
 }
 
 #[test]

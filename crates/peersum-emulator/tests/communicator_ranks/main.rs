@@ -11,6 +11,7 @@ mod examples;
 mod failures;
 mod forgeries;
 mod fp8;
+mod fp8_quotients;
 mod graphs;
 mod norm_sides;
 mod norm_tables;

@@ -88,7 +88,8 @@ pub(super) fn replay<D: Device>(
     for _ in 0..layers {
         calls.call(communicator)?;
     }
-    // SAFETY: the arrays are the caller's, the graph lives until the end of this function.
+    // SAFETY: `calls`, which is borrowed until the end of this function, owns the arrays; the graph
+    // is dropped there.
     let graph: Graph<'static, D> = unsafe { communicator.capture_end()? };
     repeat(calls, communicator, None, &|communicator| {
         graph.launch(communicator)

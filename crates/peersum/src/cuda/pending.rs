@@ -11,7 +11,8 @@ use cudarc::driver::{CudaContext, DriverError};
 
 /// Held while the errors of a device's contexts are aside, so that no rank that is a thread of this
 /// process takes what another one's call has just left. (Other threads of the program still can.)
-/// Ranks on different devices do not wait for each other.
+/// Ranks on different devices do not wait for each other, unless their ordinals are equal modulo
+/// 16, which is more GPUs than a machine has.
 static ALONE: [Mutex<()>; 16] = [const { Mutex::new(()) }; 16];
 
 type Alone = MutexGuard<'static, ()>;

@@ -209,6 +209,11 @@ mod tests {
         ];
         report.add("peersum", Ok(peersum));
         report.add("NCCL", Ok(vec![cell(Way::NcclAndNorm, 4000.0)]));
+        let eager = Cell {
+            launch: Launch::Eager,
+            ..cell(Way::PeersumFused, 5000.0)
+        };
+        report.add("peersum, eager", Ok(vec![eager]));
         let text = report.to_text();
         let line = |way: &str| {
             let line = text.lines().find(|line| line.contains(way)).unwrap();
@@ -226,6 +231,9 @@ mod tests {
             line("peersum fused"),
             "peersum fused 8b 8 64K 3000 3200 3200..3200 2500 0.800 0.941 - - forced"
         );
+        let (graph, eager) = text.split_once("launched one after the other").unwrap();
+        assert_eq!(graph.matches("peersum fused").count(), 1);
+        assert!(eager.contains("peersum fused") && eager.contains("5000"));
         assert_eq!(
             line("NCCL, norm"),
             "NCCL, norm 8b 8 64K 3000 4000 4000..4000 2000 1.000 1.176 - - -"
