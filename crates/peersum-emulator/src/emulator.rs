@@ -260,10 +260,8 @@ unsafe impl Device for Emulator {
     }
 
     fn recording(&self) -> Result<Recording, DeviceError> {
-        Ok(match self.stream.is_capturing() {
-            true => Recording::On,
-            false => Recording::Off,
-        })
+        let capture = self.stream.capture();
+        Ok(capture.map_or(Recording::Off, |capture| Recording::On { capture }))
     }
 
     fn synchronize(&self) -> Result<(), DeviceError> {

@@ -141,8 +141,12 @@ impl Progress {
     }
 }
 
+/// The number of the next capture, of all streams.
+static NEXT_CAPTURE: AtomicU64 = AtomicU64::new(1);
+
 /// What a capture holds, and who may end it.
 struct Recorded {
+    number: u64,
     commands: Vec<Command>,
     /// As with CUDA's thread-local mode, only the thread that began a capture ends it.
     thread: ThreadId,
@@ -259,7 +263,12 @@ impl EmulatorStream {
 
     /// Whether commands are recorded rather than run.
     pub(crate) fn is_capturing(&self) -> bool {
-        self.recording().is_some()
+        self.capture().is_some()
+    }
+
+    /// The number of the capture that records commands, if any does.
+    pub(crate) fn capture(&self) -> Option<u64> {
+        self.recording().as_ref().map(|recorded| recorded.number)
     }
 
     /// Enqueues a command, or records it during a capture.
@@ -290,6 +299,7 @@ impl EmulatorStream {
             return Err(misuse("capture_begin", message));
         }
         *recording = Some(Recorded {
+            number: NEXT_CAPTURE.fetch_add(1, Ordering::Relaxed),
             commands: Vec::new(),
             thread: thread::current().id(),
         });

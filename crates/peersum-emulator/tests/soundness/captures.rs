@@ -65,6 +65,26 @@ fn a_capture_that_something_else_ended_is_told_at_the_next_call() {
 }
 
 #[test]
+fn a_capture_that_something_else_has_begun_in_place_of_the_communicators_ends_without_a_graph() {
+    on_ranks(2, |mut comm| {
+        comm.capture_begin().unwrap();
+        comm.device().capture_end().unwrap();
+        comm.device().capture_begin().unwrap();
+        let outcome = comm.all_reduce_in_place(&mut ranks_buffer(comm.rank()));
+        // SAFETY: the call was refused, so nothing was recorded, and there is no graph.
+        let ended = unsafe { comm.capture_end() }.map(drop);
+        for outcome in [outcome, ended] {
+            assert!(
+                matches!(outcome, Err(Error::Capture(text)) if text.contains("capture_end")),
+                "{outcome:?}"
+            );
+        }
+        assert!(comm.device().capture_end().is_err());
+        good_call(&mut comm);
+    });
+}
+
+#[test]
 fn the_unsafe_setting_lets_a_capture_of_the_program_hold_calls() {
     std::thread::scope(|scope| {
         for rendezvous in Rendezvous::threads(2) {

@@ -71,6 +71,26 @@ fn memory_is_leaked_if_something_else_has_a_graph_of_the_communicator_s_calls() 
 }
 
 #[test]
+fn memory_is_leaked_if_something_else_has_a_graph_of_its_calls_and_has_begun_another_capture() {
+    let test = "drops::memory_is_leaked_if_something_else_has_a_graph_of_its_calls_and_has_begun_\
+                another_capture";
+    on_processes(test, |mut comm| {
+        let device = Emulator::open(comm.stream()).unwrap();
+        let mut buffer = ranks_buffer(comm.rank());
+        comm.capture_begin().unwrap();
+        comm.all_reduce_in_place(&mut buffer).unwrap();
+        let graph = device.capture_end().unwrap();
+        device.capture_begin().unwrap();
+        drop(comm);
+        // SAFETY: as above. The capture of the program was ended, because the memory could not be
+        // given back within it.
+        unsafe { device.launch_graph(&graph).unwrap() };
+        device.synchronize().unwrap();
+        assert_eq!(buffer.to_vec(), [3.0; LEN]);
+    });
+}
+
+#[test]
 fn memory_is_leaked_if_another_thread_began_the_capture() {
     dropped_in_a_call(
         "drops::memory_is_leaked_if_another_thread_began_the_capture",

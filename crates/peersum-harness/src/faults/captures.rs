@@ -58,12 +58,16 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
     }
     for mode in MODES {
         pair(&stage, plain, |rank| refused(rank, mode))?;
+        pair(&stage, plain, |rank| replaced(rank, mode))?;
         pair(&stage, plain, |rank| dropped(rank, mode))?;
         // SAFETY: the graph is launched on the communicator's stream, one launch after the other,
         // while communicator and buffer live, and the last launch is waited for.
         let outside = |builder: CommunicatorBuilder| unsafe { builder.allow_outside_capture() };
         pair(&stage, outside, |rank| allowed(rank, mode))?;
-        println!("  {mode:?}: refused; dropped while it records; allowed by the unsafe setting");
+        println!(
+            "  {mode:?}: refused, also in place of the communicator's own; dropped while it records; \
+             allowed by the unsafe setting"
+        );
     }
     pair(&stage, plain, dropped_elsewhere)?;
     println!("  dropped by another thread while it records: the peer's call ends well");
@@ -175,6 +179,24 @@ fn refused(mut rank: Rank<'_>, mode: CUstreamCaptureMode) -> Result<()> {
     }
     rank.communicator.synchronize()?;
     rank.ensure_holds(rank.communicator.rank() as f32 + 1.0)?;
+    rank.communicator.all_reduce_in_place(&mut rank.buffer)?;
+    rank.communicator.synchronize()?;
+    rank.ensure_holds(3.0)
+}
+
+/// The same if the program ends the communicator's capture and begins one of its own.
+fn replaced(mut rank: Rank<'_>, mode: CUstreamCaptureMode) -> Result<()> {
+    let alone = CAPTURING.lock().unwrap_or_else(PoisonError::into_inner);
+    rank.communicator.capture_begin()?;
+    rank.stream.end_capture(FLAGS)?;
+    rank.stream.begin_capture(mode)?;
+    let called = rank.communicator.all_reduce_in_place(&mut rank.buffer);
+    // SAFETY: the call is refused, so nothing is recorded.
+    let ended = unsafe { rank.communicator.capture_end() }.map(drop);
+    drop(alone);
+    rank.peers.meet()?;
+    ensure_capture_error(called, "capture_end")?;
+    ensure_capture_error(ended, "capture_end")?;
     rank.communicator.all_reduce_in_place(&mut rank.buffer)?;
     rank.communicator.synchronize()?;
     rank.ensure_holds(3.0)

@@ -36,7 +36,7 @@ impl<D: Device> Communicator<D> {
     /// timeout, an abort, ranks that called differently, or a peer that failed first. Outputs that
     /// were not reduced hold NaN, and those of an all-gather or a broadcast bytes of `0xFF`.
     pub fn synchronize(&mut self) -> Result<(), Error> {
-        if self.capturing {
+        if self.capture.is_some() {
             return Err(Error::Capture(
                 "synchronize waits for launches, and a capture only records them: end it first",
             ));

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use super::fp8::HeldFp8Output;
 use super::held::Held;
-use super::recording::SPOILT;
+use super::recording::{ENDED_ELSEWHERE, SPOILT};
 use super::rms_norm::RmsNorm;
 use super::state::Communicator;
 use crate::device::{Device, Input, Output, Recording};
@@ -30,7 +30,7 @@ impl<D: Device> Graph<'_, D> {
         if communicator.id != self.communicator {
             return Err(Error::ForeignGraph);
         }
-        if communicator.capturing {
+        if communicator.capture.is_some() {
             return Err(Error::Capture(
                 "a graph cannot be launched while a capture is open",
             ));
@@ -267,7 +267,7 @@ impl<'a, D: Device> Capture<'a, '_, D> {
 /// Ends the capture in case that the program panics.
 impl<D: Device> Drop for Capture<'_, '_, D> {
     fn drop(&mut self) {
-        if self.communicator.capturing {
+        if self.communicator.capture.is_some() {
             self.communicator.end_any_capture();
         }
     }
@@ -309,7 +309,7 @@ impl<D: Device> Communicator<D> {
     /// [`Error::Capture`] if a capture is open, the communicator's or the program's;
     /// [`Error::Failed`] if the communicator has failed.
     pub fn capture_begin(&mut self) -> Result<(), Error> {
-        if self.capturing {
+        if self.capture.is_some() {
             return Err(Error::Capture("a capture is open already"));
         }
         self.refuse_if_failed()?;
@@ -319,8 +319,17 @@ impl<D: Device> Communicator<D> {
             ));
         }
         self.device.capture_begin()?;
-        self.capturing = true;
-        Ok(())
+        match self.device.recording() {
+            Ok(Recording::On { capture }) => {
+                self.capture = Some(capture);
+                Ok(())
+            }
+            recording => {
+                let _ = self.device.capture_end();
+                recording?;
+                Err(Error::Capture(SPOILT))
+            }
+        }
     }
 
     /// Ends a recording that [`Communicator::capture_begin`] started.
@@ -337,16 +346,25 @@ impl<D: Device> Communicator<D> {
     }
 
     fn end_capture<'a>(&mut self) -> Result<Graph<'a, D>, Error> {
-        if !std::mem::replace(&mut self.capturing, false) {
+        let Some(own) = self.capture.take() else {
             return Err(Error::Capture("no capture is open"));
-        }
+        };
         // Asked before it is ended: the driver's own error does not name the remedy.
-        let was_spoilt = matches!(self.device.recording(), Ok(Recording::Spoilt));
+        let recording = self.device.recording();
+        if matches!(recording, Ok(Recording::On { capture }) if capture != own) {
+            // The program has begun another one. It ends without a graph, so that the stream is
+            // usable again.
+            self.lost_a_capture = true;
+            let _ = self.device.capture_end();
+            return Err(Error::Capture(ENDED_ELSEWHERE));
+        }
+        let was_spoilt = matches!(recording, Ok(Recording::Spoilt));
         let ended = self.device.capture_end();
         if ended.is_err() {
             // If another thread began the capture, only that thread may end it: it is still open.
             let recording = self.device.recording();
-            self.capturing = matches!(recording, Ok(Recording::On | Recording::Spoilt));
+            let is_open = matches!(recording, Ok(Recording::On { .. } | Recording::Spoilt));
+            self.capture = is_open.then_some(own);
             self.lost_a_capture |= matches!(recording, Ok(Recording::Off)) && !was_spoilt;
         }
         let graph = ended.map_err(|error| {

@@ -10,7 +10,7 @@ const NOT_OURS: &str = "the program captures the communicator's stream, so this 
      part of a graph that the communicator does not know; capture with `Communicator::capture`, or \
      with `capture_begin` and `capture_end`, or build the communicator with the unsafe setting \
      `allow_outside_capture`";
-const ENDED_ELSEWHERE: &str = "the capture that `capture_begin` began was not ended by \
+pub(super) const ENDED_ELSEWHERE: &str = "the capture that `capture_begin` began was not ended by \
      `capture_end`; call `capture_end`, which reports it, and let nothing else end a capture of \
      the communicator's stream";
 pub(super) const SPOILT: &str = "something that a capture cannot contain has spoilt the capture \
@@ -25,26 +25,33 @@ impl<D: Device> Communicator<D> {
     /// # Errors
     /// [`Error::Capture`].
     pub(super) fn check_recording(&self) -> Result<(), Error> {
-        match (self.device.recording()?, self.capturing) {
-            (Recording::Off, false) | (Recording::On, true) => Ok(()),
-            (Recording::On, false) if self.allow_outside_capture => Ok(()),
-            (Recording::On, false) => Err(Error::Capture(NOT_OURS)),
-            (Recording::Off, true) => Err(Error::Capture(ENDED_ELSEWHERE)),
+        match (self.device.recording()?, self.capture) {
+            (Recording::Off, None) => Ok(()),
+            (Recording::On { capture }, Some(own)) if capture == own => Ok(()),
+            (Recording::On { .. }, None) if self.allow_outside_capture => Ok(()),
+            (Recording::On { .. }, None) => Err(Error::Capture(NOT_OURS)),
+            (Recording::Off | Recording::On { .. }, Some(_)) => {
+                Err(Error::Capture(ENDED_ELSEWHERE))
+            }
             (Recording::Spoilt, _) => Err(Error::Capture(SPOILT)),
         }
     }
 
     /// Whether the stream may record, so that it cannot be waited for now.
     pub(super) fn may_record(&self) -> bool {
-        self.capturing || !matches!(self.device.recording(), Ok(Recording::Off))
+        self.capture.is_some() || !matches!(self.device.recording(), Ok(Recording::Off))
     }
 
     /// Ends a capture of the stream, whoever began it, if this thread may.
     pub(super) fn end_any_capture(&mut self) {
-        let recording = self.device.recording();
-        self.lost_a_capture |= self.capturing && matches!(recording, Ok(Recording::Off));
+        let is_ended = match (self.device.recording(), self.capture) {
+            (Ok(Recording::Off), Some(_)) => true,
+            (Ok(Recording::On { capture }), Some(own)) => capture != own,
+            _ => false,
+        };
+        self.lost_a_capture |= is_ended;
         if self.may_record() {
-            self.capturing = false;
+            self.capture = None;
             // If it fails, the stream still records, and the next wait for the stream fails.
             let _ = self.device.capture_end();
         }

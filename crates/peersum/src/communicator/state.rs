@@ -54,8 +54,8 @@ pub struct Communicator<D: Device = Cuda> {
     pub(super) setup_timeout: Duration,
     /// What this rank knows of its failure. Other threads have clones.
     pub(super) handle: AbortHandle,
-    /// Whether `capture_begin` has begun a capture that nothing has ended.
-    pub(super) capturing: bool,
+    /// The number of the capture that `capture_begin` has begun and `capture_end` has not ended.
+    pub(super) capture: Option<u64>,
     /// Whether something else has ended such a capture, and so may have a graph of its calls.
     pub(super) lost_a_capture: bool,
     pub(super) allow_outside_capture: bool,
@@ -97,7 +97,7 @@ impl<D: Device> Communicator<D> {
                 failure: Arc::default(),
                 status: None,
             },
-            capturing: false,
+            capture: None,
             lost_a_capture: false,
             allow_outside_capture: builder.allow_outside_capture,
             _stream_claim: claim,

@@ -70,7 +70,7 @@ impl Cuda {
     fn refuse_while_recording(&self, call: &'static str) -> Result<(), DeviceError> {
         match self.recording()? {
             Recording::Off => Ok(()),
-            Recording::On | Recording::Spoilt => Err(DeviceError::driver(
+            Recording::On { .. } | Recording::Spoilt => Err(DeviceError::driver(
                 call,
                 "the stream is recording a graph: end the recording first",
             )),

@@ -1,11 +1,15 @@
 //! Recording the launches of a stream, and running the recording.
 
-use std::sync::Arc;
+use std::ffi::{c_int, c_void};
+use std::ptr::null_mut;
+use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::CudaStream;
-use cudarc::driver::sys::{self, CUgraphExec, CUstreamCaptureMode, CUstreamCaptureStatus};
+use cudarc::driver::sys::{
+    self, CUgraph, CUgraphExec, CUstream, CUstreamCaptureMode, CUstreamCaptureStatus,
+};
 
-use super::driver::{check, returned};
+use super::driver::{check, describe_number, library, returned};
 use super::owned::Owned;
 use crate::device::{DeviceError, Recording};
 
@@ -33,17 +37,65 @@ pub(super) fn begin(stream: &CudaStream) -> Result<(), DeviceError> {
 
 /// Whether a stream of the current context is being recorded, by whomever.
 pub(super) fn recording(stream: &CudaStream) -> Result<Recording, DeviceError> {
-    let off = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
-    // SAFETY: the stream is live, and the place is the status, whose three values cudarc knows.
-    let status = returned("cuStreamIsCapturing", off, |status| unsafe {
-        sys::cuStreamIsCapturing(stream.cu_stream(), status)
-    })?;
+    let (status, capture) = capture_info(stream)?;
     Ok(match status {
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE => Recording::Off,
-        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Recording::On,
+        CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_ACTIVE => Recording::On { capture },
         CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_INVALIDATED => Recording::Spoilt,
     })
 }
+
+/// The status of a stream's capture, and the capture's number.
+fn capture_info(stream: &CudaStream) -> Result<(CUstreamCaptureStatus, u64), DeviceError> {
+    let stream = stream.cu_stream();
+    let mut status = CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE;
+    let mut capture = 0;
+    let Some(get) = get_capture_info() else {
+        // SAFETY: the stream is live, and the place is the status, whose three values cudarc knows.
+        let result = unsafe { sys::cuStreamIsCapturing(stream, &raw mut status) };
+        check("cuStreamIsCapturing", result)?;
+        return Ok((status, capture));
+    };
+    let (status_out, id_out) = (&raw mut status, &raw mut capture);
+    // SAFETY: as above; the other place is the number, and the rest may be null.
+    match unsafe {
+        get(
+            stream,
+            status_out,
+            id_out,
+            null_mut(),
+            null_mut(),
+            null_mut(),
+        )
+    } {
+        0 => Ok((status, capture)),
+        failure => {
+            let call = "cuStreamGetCaptureInfo";
+            Err(DeviceError::driver(call, describe_number(failure)))
+        }
+    }
+}
+
+/// The driver's function. Looked up by hand, because each version of cudarc's bindings has the
+/// variants of its own release only; this one is in every driver from CUDA 11.3 on. `None` if cudarc
+/// has found the driver under another name than ours: then all captures have the same number.
+fn get_capture_info() -> Option<GetCaptureInfo> {
+    static FUNCTION: OnceLock<Option<GetCaptureInfo>> = OnceLock::new();
+    *FUNCTION.get_or_init(|| {
+        // SAFETY: this is the signature in cuda.h since CUDA 11.3.
+        unsafe { library().ok()?.function("cuStreamGetCaptureInfo_v2") }
+    })
+}
+
+// The result is declared as a number: cudarc's enumeration may lack an error of a newer driver.
+type GetCaptureInfo = unsafe extern "C" fn(
+    CUstream,
+    *mut CUstreamCaptureStatus,
+    *mut u64,
+    *mut CUgraph,
+    *mut *const c_void,
+    *mut usize,
+) -> c_int;
 
 impl Graph {
     /// Ends recording on a stream of the current context, and uploads what was recorded.

@@ -93,7 +93,10 @@ pub enum Recording {
     /// It runs what is enqueued.
     Off,
     /// It records, whoever began the capture.
-    On,
+    On {
+        /// The number of the capture, which no other capture of the stream has.
+        capture: u64,
+    },
     /// It records, and something that a capture cannot hold has spoilt the recording.
     Spoilt,
 }
