@@ -65,8 +65,8 @@ pub(super) fn captures(args: &FaultsArgs) -> Result<()> {
         let outside = |builder: CommunicatorBuilder| unsafe { builder.allow_outside_capture() };
         pair(&stage, outside, |rank| allowed(rank, mode))?;
         println!(
-            "  {mode:?}: refused, also in place of the communicator's own; dropped while it records; \
-             allowed by the unsafe setting"
+            "  {mode:?}: refused, also in place of the communicator's own; dropped while it \
+             records; allowed by the unsafe setting"
         );
     }
     pair(&stage, plain, dropped_elsewhere)?;

@@ -77,8 +77,8 @@ fn capture_info(stream: &CudaStream) -> Result<(CUstreamCaptureStatus, u64), Dev
 }
 
 /// The driver's function. Looked up by hand, because each version of cudarc's bindings has the
-/// variants of its own release only; this one is in every driver from CUDA 11.3 on. `None` if cudarc
-/// has found the driver under another name than ours: then all captures have the same number.
+/// variants of its own release only; this one is in every driver from CUDA 11.3 on. `None` if
+/// cudarc has found the driver under another name than ours: then all captures have one number.
 fn get_capture_info() -> Option<GetCaptureInfo> {
     static FUNCTION: OnceLock<Option<GetCaptureInfo>> = OnceLock::new();
     *FUNCTION.get_or_init(|| {
