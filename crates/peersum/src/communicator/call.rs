@@ -129,7 +129,9 @@ impl<D: Device> Communicator<D> {
         self.refuse_if_failed()?;
         // The buffers' own waits may have spoilt the capture, or drawn the stream into one of
         // another stream.
-        self.check_recording()
+        self.check_recording()?;
+        self.capture_has_calls |= self.capture.is_some();
+        Ok(())
     }
 
     /// Launches one call.

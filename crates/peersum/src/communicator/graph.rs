@@ -322,6 +322,7 @@ impl<D: Device> Communicator<D> {
         match self.device.recording() {
             Ok(Recording::On { capture }) => {
                 self.capture = Some(capture);
+                self.capture_has_calls = false;
                 Ok(())
             }
             recording => {
@@ -354,7 +355,7 @@ impl<D: Device> Communicator<D> {
         if matches!(recording, Ok(Recording::On { capture }) if capture != own) {
             // The program has begun another one. It ends without a graph, so that the stream is
             // usable again.
-            self.lost_a_capture = true;
+            self.lost_a_capture |= self.capture_has_calls;
             let _ = self.device.capture_end();
             return Err(Error::Capture(ENDED_ELSEWHERE));
         }
@@ -365,7 +366,8 @@ impl<D: Device> Communicator<D> {
             let recording = self.device.recording();
             let is_open = matches!(recording, Ok(Recording::On { .. } | Recording::Spoilt));
             self.capture = is_open.then_some(own);
-            self.lost_a_capture |= matches!(recording, Ok(Recording::Off)) && !was_spoilt;
+            let is_ended = matches!(recording, Ok(Recording::Off)) && !was_spoilt;
+            self.lost_a_capture |= is_ended && self.capture_has_calls;
         }
         let graph = ended.map_err(|error| {
             if was_spoilt {

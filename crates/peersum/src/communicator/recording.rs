@@ -49,7 +49,7 @@ impl<D: Device> Communicator<D> {
             (Ok(Recording::On { capture }), Some(own)) => capture != own,
             _ => false,
         };
-        self.lost_a_capture |= is_ended;
+        self.lost_a_capture |= is_ended && self.capture_has_calls;
         if self.may_record() {
             self.capture = None;
             // If it fails, the stream still records, and the next wait for the stream fails.

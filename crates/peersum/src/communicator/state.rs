@@ -56,6 +56,8 @@ pub struct Communicator<D: Device = Cuda> {
     pub(super) handle: AbortHandle,
     /// The number of the capture that `capture_begin` has begun and `capture_end` has not ended.
     pub(super) capture: Option<u64>,
+    /// Whether it has calls.
+    pub(super) capture_has_calls: bool,
     /// Whether something else has ended such a capture, and so may have a graph of its calls.
     pub(super) lost_a_capture: bool,
     pub(super) allow_outside_capture: bool,
@@ -98,6 +100,7 @@ impl<D: Device> Communicator<D> {
                 status: None,
             },
             capture: None,
+            capture_has_calls: false,
             lost_a_capture: false,
             allow_outside_capture: builder.allow_outside_capture,
             _stream_claim: claim,
