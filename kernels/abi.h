@@ -29,7 +29,7 @@ typedef unsigned int peersum_u32;
 typedef unsigned long long peersum_u64;
 
 /* Raised whenever a structure below, or the meaning of a value, changes. */
-#define PEERSUM_ABI_VERSION 9
+#define PEERSUM_ABI_VERSION 10
 
 #define PEERSUM_MAX_WORLD_SIZE 8
 /* The largest grid. The per-block words below exist for each of these blocks, launched or not. */
@@ -86,7 +86,8 @@ typedef unsigned long long peersum_u64;
 #define PEERSUM_HEADER_ROOT_BITS 3
 /* What the root's bits say of a call that has no root. The grid of a piece depends on the length of
  * the whole call, and the slots on whether RMSNorm is in the same kernel: without these bits ranks
- * that differ in them would have equal headers. */
+ * that differ in them would have equal headers. Of a broadcast, which has a root and one algorithm,
+ * the algorithm's bit says whether more pieces follow. */
 #define PEERSUM_ROOT_MORE_PIECES_FOLLOW 1
 #define PEERSUM_ROOT_FUSED 2
 #define PEERSUM_HEADER_OPERATION_BITS 3

@@ -3,7 +3,7 @@
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]
 
-pub const PEERSUM_ABI_VERSION: u32 = 9;
+pub const PEERSUM_ABI_VERSION: u32 = 10;
 pub const PEERSUM_MAX_WORLD_SIZE: u32 = 8;
 pub const PEERSUM_MAX_BLOCKS: u32 = 256;
 pub const PEERSUM_MAX_THREADS: u32 = 512;

@@ -213,7 +213,7 @@ pub struct CallSignature {
     pub part: Option<SymmetricPart>,
     /// What the call does.
     pub operation: Operation,
-    /// Whether this is a piece of a larger call, and more pieces follow. Not told of a broadcast.
+    /// Whether this is a piece of a larger call, and more pieces follow.
     pub more_pieces_follow: bool,
     /// Whether all-reduce and RMSNorm are one kernel.
     pub fused: bool,
@@ -261,17 +261,23 @@ impl CallSignature {
             abi::PEERSUM_HEADER_OPERATION_BITS,
         );
         let operation = Operation::from_abi(operation, root);
-        let says = |bit| !matches!(operation, Operation::Broadcast { .. }) && root & bit != 0;
+        let has_root = matches!(operation, Operation::Broadcast { .. });
+        let says = |bit| !has_root && root & bit != 0;
+        let algorithm = field(abi::PEERSUM_HEADER_ALGORITHM_SHIFT, 1);
+        let more_pieces_follow = match has_root {
+            true => algorithm != 0,
+            false => says(abi::PEERSUM_ROOT_MORE_PIECES_FOLLOW),
+        };
         CallSignature {
             sequence: (header >> abi::PEERSUM_HEADER_SEQUENCE_SHIFT) as u16,
             kind: CallKind::from_abi(
                 field(abi::PEERSUM_HEADER_FAMILY_SHIFT, 1),
-                field(abi::PEERSUM_HEADER_ALGORITHM_SHIFT, 1),
+                if has_root { 0 } else { algorithm },
             ),
             symmetric: field(abi::PEERSUM_HEADER_SOURCE_SHIFT, 1) == abi::PEERSUM_SOURCE_SYMMETRIC,
             part: None,
             operation,
-            more_pieces_follow: says(abi::PEERSUM_ROOT_MORE_PIECES_FOLLOW),
+            more_pieces_follow,
             fused: says(abi::PEERSUM_ROOT_FUSED),
             norm: None,
             dtype: Dtype::ALL
@@ -288,7 +294,10 @@ impl CallSignature {
     /// sequence 0.
     pub(crate) fn header(&self) -> u64 {
         let family = self.kind.family as u32;
-        let algorithm = self.kind.algorithm as u32;
+        let algorithm = match self.operation {
+            Operation::Broadcast { .. } => u32::from(self.more_pieces_follow),
+            _ => self.kind.algorithm as u32,
+        };
         let dtype = self.dtype.map_or(UNKNOWN_DTYPE, |dtype| dtype as u32);
         u64::from(self.sequence) << abi::PEERSUM_HEADER_SEQUENCE_SHIFT
             | u64::from(self.operation.abi()) << abi::PEERSUM_HEADER_OPERATION_SHIFT
@@ -401,7 +410,10 @@ mod tests {
                 sequence: rng.u16(..),
                 kind: CallKind {
                     family: Family::ALL[rng.usize(..2)],
-                    algorithm: Algorithm::ALL[rng.usize(..2)],
+                    algorithm: match has_root {
+                        true => Algorithm::OneShot,
+                        false => Algorithm::ALL[rng.usize(..2)],
+                    },
                 },
                 symmetric,
                 part: symmetric.then(|| SymmetricPart {
@@ -409,7 +421,7 @@ mod tests {
                     offset_bytes: rng.u64(..SymmetricPart::MAX_BUFFER_BYTES),
                 }),
                 operation,
-                more_pieces_follow: !has_root && rng.bool(),
+                more_pieces_follow: rng.bool(),
                 fused: !has_root && rng.bool(),
                 norm: normalised.then(|| {
                     let unit = unit_elements(dtype);

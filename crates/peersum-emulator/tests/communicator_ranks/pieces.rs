@@ -29,6 +29,10 @@ fn reduce_scatter(comm: &mut Comm, pieces: usize) -> Result<(), Error> {
     comm.reduce_scatter_in_place(&mut chunks)
 }
 
+fn broadcast(comm: &mut Comm, pieces: usize) -> Result<(), Error> {
+    comm.broadcast(&mut EmulatorBuffer::<f32>::zeroed(pieces * PIECE), 0)
+}
+
 /// A staging half holds one piece of an all-reduce. The slots hold one piece of another call.
 fn builder(push_half_bytes: usize) -> CommunicatorBuilder {
     let settings = settings().max_bytes(4 * PIECE).timeout(DEADLINE);
@@ -38,10 +42,11 @@ fn builder(push_half_bytes: usize) -> CommunicatorBuilder {
 #[test]
 fn ranks_of_which_one_makes_the_same_pieces_of_two_calls_are_told_at_the_first_piece() {
     // In a pair every unit has one slot in each half; an all-gather uses two of the slots.
-    let calls: [(Call, usize, usize); 3] = [
+    let calls: [(Call, usize, usize); 4] = [
         (all_reduce, 2, 64 << 10),
         (all_gather, 2, 8 * PIECE),
         (reduce_scatter, 4, 8 * PIECE),
+        (broadcast, 2, 8 * PIECE),
     ];
     for (call, whole, push_half_bytes) in calls {
         let outcomes = on_ranks(
