@@ -1,11 +1,11 @@
 //! One rank of one group: its communicators and memory, and how a case is run on them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use peersum::Rendezvous;
 use peersum::device::{Device, DeviceStream};
-use peersum::loader::{JitMode, LoadPolicy, Place};
-use peersum::{Communicator, Rendezvous};
+use peersum::loader::Place;
 
 use super::calls::{LAYERS, delay, late_start, round_calls, stride};
 use super::case::{Adversarial, Case, Mode, Work};
@@ -19,11 +19,6 @@ use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
 use crate::machine::{DeviceOf, Machine};
 use crate::memory::Guarded;
 use crate::names::name_of;
-
-/// Maximum time that ranks wait for each other in set-up. It can be long because the runner watches
-/// the ranks, and must be long because ranks of larger groups wait here while the smaller groups
-/// run.
-pub(super) const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The largest grid of each of two communicators that share the devices, and under a sanitizer.
 const FEW_BLOCKS: u32 = 8;
@@ -236,15 +231,10 @@ fn new_lane<M: Machine>(
     let stream = machine.stream(rank)?;
     let device = DeviceOf::<M>::open(&stream)?;
     let (bytes, sharing) = (region_bytes(elements), settings.sharing());
-    let mut builder = Communicator::builder()
-        .rendezvous(rendezvous)
-        .load_policy(LoadPolicy::from_env()?.jit(JitMode::Deny))
+    let mut builder = settings
+        .builder(rendezvous)?
         // Half of the largest message, so that split calls are tested too.
-        .max_bytes((elements * size_of::<f32>() / 2).max(1024))
-        .setup_timeout(SETUP_TIMEOUT)
-        .timeout(settings.timeout)
-        .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
-        .memory_sharing(sharing);
+        .max_bytes((elements * size_of::<f32>() / 2).max(1024));
     if few_blocks {
         builder = builder.max_blocks(FEW_BLOCKS);
     }

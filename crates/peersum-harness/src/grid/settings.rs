@@ -7,6 +7,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
 use peersum::device::MemorySharing;
 use peersum::dispatch::Route;
+use peersum::loader::{JitMode, LoadPolicy};
+use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
@@ -163,7 +165,24 @@ impl std::str::FromStr for Fault {
     }
 }
 
+/// Maximum time that ranks wait for each other in set-up. It can be long because the runner watches
+/// the ranks, and must be long because ranks of larger groups wait here while the smaller groups
+/// run.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(3600);
+
 impl Settings {
+    /// What every communicator of the run is built with.
+    pub(crate) fn builder(&self, rendezvous: Rendezvous) -> Result<CommunicatorBuilder> {
+        let (push_epoch, pull_epoch) = self.start_epochs;
+        Ok(Communicator::builder()
+            .rendezvous(rendezvous)
+            .load_policy(LoadPolicy::from_env()?.jit(JitMode::Deny))
+            .start_epochs(push_epoch, pull_epoch)
+            .setup_timeout(SETUP_TIMEOUT)
+            .timeout(self.timeout)
+            .memory_sharing(self.sharing()))
+    }
+
     /// All configurations of a grid by ranks that are threads.
     pub(crate) fn of(
         device: DeviceKind,

@@ -4,7 +4,6 @@ use anyhow::Result;
 use fastrand::Rng;
 use peersum::device::Device;
 use peersum::dispatch::{Plan, Route};
-use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Rendezvous};
 
 use super::part::{Found, Part, Soak};
@@ -167,13 +166,7 @@ fn build<M: Machine>(
     rendezvous: Rendezvous,
 ) -> Result<Communicator<DeviceOf<M>>> {
     let stream = machine.stream(rendezvous.rank())?;
-    let (push_epoch, pull_epoch) = settings.start_epochs;
-    let builder = Communicator::builder()
-        .rendezvous(rendezvous)
-        .load_policy(LoadPolicy::from_env()?)
-        .max_bytes(4 * MOST)
-        .start_epochs(push_epoch, pull_epoch)
-        .timeout(settings.timeout);
+    let builder = settings.builder(rendezvous)?.max_bytes(4 * MOST);
     Ok(builder.build(&stream)?)
 }
 

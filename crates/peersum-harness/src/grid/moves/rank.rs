@@ -5,13 +5,11 @@ use std::time::Instant;
 use anyhow::Result;
 use peersum::device::Device;
 use peersum::dispatch::{Plan, Route};
-use peersum::loader::{JitMode, LoadPolicy};
 use peersum::{Communicator, Element, Graph, Rendezvous, Scalar};
 
 use super::super::calls::{Extent, LAYERS, Place, stride};
 use super::super::case::Mode;
 use super::super::event::{Event, Spent};
-use super::super::session::SETUP_TIMEOUT;
 use super::super::settings::Settings;
 use super::super::slot::Slot;
 use super::cases::{MoveCase, grid};
@@ -59,17 +57,12 @@ impl<D: Device> MoveRank<D> {
         let sharing = settings.sharing();
         let longest = grid(settings.grid).longest_bytes();
         let world_size = rendezvous.world_size() as usize;
-        let communicator = Communicator::builder()
-            .rendezvous(rendezvous)
-            .load_policy(LoadPolicy::from_env()?.jit(JitMode::Deny))
+        let communicator = settings
+            .builder(rendezvous)?
             .max_bytes(longest)
             // Slots for a fraction of the longest chunk, whatever cases are selected: calls that
             // go in pieces are tested too, and a case that is run again goes in the same pieces.
             .push_half_bytes(longest * world_size / 4)
-            .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
-            .setup_timeout(SETUP_TIMEOUT)
-            .timeout(settings.timeout)
-            .memory_sharing(sharing)
             .build(&stream)?;
         let bytes = cases.iter().map(|case| LAYERS * slot_stride(case)).max();
         let memory = || Guarded::new(&device, bytes.unwrap_or(0), sharing);

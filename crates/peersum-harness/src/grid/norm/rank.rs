@@ -5,12 +5,10 @@ use std::time::Instant;
 use anyhow::Result;
 use peersum::device::Device;
 use peersum::dispatch::Plan;
-use peersum::loader::{JitMode, LoadPolicy};
 use peersum::reference::{self, NormNumbers};
 use peersum::{Communicator, Element, Error, Output, Rendezvous, RmsNorm, Scalar, SymmetricBuffer};
 
 use super::super::event::{Event, Spent};
-use super::super::session::SETUP_TIMEOUT;
 use super::super::settings::Settings;
 use super::cases::NormCase;
 use crate::data::{self, Key, TestElement, bytes_of, case_seed, with_element};
@@ -52,16 +50,11 @@ impl<D: Device> NormRank<D> {
         let bytes = elements * size_of::<f32>();
         let rows = cases.iter().map(|case| case.rows).max().unwrap_or(1);
         let sharing = settings.sharing();
-        let mut communicator = Communicator::builder()
-            .rendezvous(rendezvous)
-            .load_policy(LoadPolicy::from_env()?.jit(JitMode::Deny))
+        let mut communicator = settings
+            .builder(rendezvous)?
             // So that split calls are tested too.
             .max_bytes((bytes / 2).max(1024))
             .push_half_bytes((bytes / 2).max(1024))
-            .start_epochs(settings.start_epochs.0, settings.start_epochs.1)
-            .setup_timeout(SETUP_TIMEOUT)
-            .timeout(settings.timeout)
-            .memory_sharing(sharing)
             .build(&stream)?;
         let symmetric = communicator.symmetric_alloc::<f32>(elements)?;
         let guarded = |bytes| Guarded::new(&device, bytes + 2 * GUARD_BYTES, sharing);
