@@ -165,7 +165,7 @@ impl Calls {
         }
         ensure!(
             calls.commands.len() == 2,
-            "nvcc --dryrun shows no call of cicc and one of ptxas:\n{dryrun}"
+            "nvcc --dryrun does not show exactly one call of cicc and one of ptxas:\n{dryrun}"
         );
         for command in &before_cicc {
             calls.shell(command)?;

@@ -30,6 +30,13 @@ pub(crate) struct TestArgs {
     cargo_test_args: Vec<String>,
 }
 
+#[cfg(test)]
+impl TestArgs {
+    pub(crate) fn given(&self) -> &[String] {
+        &self.cargo_test_args
+    }
+}
+
 /// Run everything that a change must pass
 ///
 /// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the bf16

@@ -18,6 +18,7 @@ mod workspace;
 
 use clap::{Parser, Subcommand};
 use harness::{HarnessArgs, HarnessCommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// The project's own commands.
@@ -69,7 +70,7 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    let command = match Cli::try_parse() {
+    let command = match Cli::try_parse_from(arguments(std::env::args_os())) {
         Ok(cli) => cli.command,
         Err(error) => {
             let _ = error.print();
@@ -98,10 +99,45 @@ fn main() -> ExitCode {
     }))
 }
 
+/// The command line for clap, which drops the `--` of `cargo xtask test -- --nocapture` unless
+/// there is another one.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = given.collect();
+    if let [_, command, dashes, ..] = &arguments[..]
+        && command == "test"
+        && dashes == "--"
+    {
+        arguments.insert(2, "--".into());
+    }
+    arguments
+}
+
 /// The exit status: whether all that was asked for was done. What was not, was reported.
 fn exit_code(done: bool) -> ExitCode {
     match done {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_to_cargo_test_arrives_as_it_was_given() {
+        for given in [
+            &["--", "--nocapture"][..],
+            &["-p", "peersum", "--", "--nocapture"],
+            &["-p", "peersum"],
+            &[],
+        ] {
+            let words = ["xtask", "test"].iter().chain(given);
+            let parsed = Cli::try_parse_from(arguments(words.map(OsString::from))).unwrap();
+            let Command::Test(test) = parsed.command else {
+                panic!("another command");
+            };
+            assert_eq!(test.given(), given);
+        }
     }
 }

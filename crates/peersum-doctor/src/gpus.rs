@@ -98,11 +98,14 @@ impl Gpus<'_> {
             by_arch.entry(arch).or_default().push(ordinal);
         }
         let mut all = true;
+        // All of them: the output of one command takes the place of the one before.
+        let archs: Vec<String> = by_arch.keys().map(|arch| format!("sm_{arch}")).collect();
+        let first_steps = format!(
+            "run `cargo xtask precompile --arch {}` and name its output with PEERSUM_CUBIN_DIR, or \
+             build with a released peersum-kernels, which carries cubins",
+            archs.join(",")
+        );
         for (arch, of_it) in by_arch {
-            let first_steps = format!(
-                "run `cargo xtask precompile --arch sm_{arch}` and name its output with \
-                 PEERSUM_CUBIN_DIR, or build with a released peersum-kernels, which carries cubins"
-            );
             let finding = cubins(self.policy, arch, version, &first_steps);
             all &= finding.verdict != Verdict::Not;
             self.report.push(finding.on(of_it));

@@ -104,8 +104,16 @@ fn main() -> Result<ExitCode> {
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .with_writer(std::io::stderr)
         .init();
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            let _ = error.print();
+            // As every other failure.
+            return Ok(exit_code(!error.use_stderr()));
+        }
+    };
     let done = |()| true;
-    let passed = match Cli::parse().command {
+    let passed = match command {
         Command::BenchAllreduce(args) => bench::allreduce::run(&args).map(done),
         Command::BenchLayer(args) => bench::layer::run(&args).map(done),
         Command::Tune(args) => tune::run(&args).map(done),
@@ -127,8 +135,12 @@ fn main() -> Result<ExitCode> {
         Command::AboveRange(args) => above_range::run(&args).map(done),
         Command::AboveRangeRank(args) => above_range::run_rank(&args).map(done),
     }?;
-    Ok(match passed {
+    Ok(exit_code(passed))
+}
+
+fn exit_code(passed: bool) -> ExitCode {
+    match passed {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
-    })
+    }
 }

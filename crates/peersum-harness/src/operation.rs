@@ -25,12 +25,16 @@ use crate::names::name_of;
 pub(crate) enum Operation {
     /// All-reduce.
     #[default]
+    #[value(alias = "all_reduce")]
     AllReduce,
     /// All-reduce, residual and RMSNorm of each row in one call.
+    #[value(alias = "rms_norm")]
     RmsNorm,
     /// All-gather.
+    #[value(alias = "all_gather")]
     AllGather,
     /// Reduce-scatter.
+    #[value(alias = "reduce_scatter")]
     ReduceScatter,
     /// Broadcast.
     Broadcast,

@@ -139,7 +139,10 @@ fn vendor_dependencies(
     vendor(Some("--offline"))
         .or_else(|_| vendor(None))
         .map(|_| ())
-        .context("cannot get the sources of the program's other dependencies")
+        .context(
+            "cannot get the sources of the program's other dependencies: without a network, run \
+             `cargo fetch` in this checkout where there is one, and copy cargo's home",
+        )
 }
 
 /// Adds the release's crates as a registry would serve them.

@@ -46,7 +46,16 @@ pub(super) fn run(
 ) -> anyhow::Result<bool> {
     let root = workspace::root();
     let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
-    // Check everything that may refuse the release before making anything.
+    // Check everything that may refuse the release before making anything. Its own modules would
+    // wait for its lock.
+    let is_of_modules =
+        cubins.is_none() && std::path::absolute(&out)? == directory_of_modules(arch);
+    ensure!(
+        !is_of_modules,
+        "`{}` is where dist compiles the modules; {}",
+        out.display(),
+        RELEASE.elsewhere
+    );
     let output = OutputDir::new(&out, &RELEASE)?;
     let locked = output.lock(|waiting| eprintln!("note: {waiting}"))?;
     locked.file_names()?;
@@ -83,6 +92,8 @@ pub(super) fn run(
         staging.write(name, bytes)?;
     }
     staging.write(SUMS_FILE, sums.as_bytes())?;
+    // Again, because what came meanwhile would be deleted.
+    locked.file_names()?;
     locked.publish(&staging)?;
 
     files.insert(SUMS_FILE.to_owned(), sums.into_bytes());
@@ -96,10 +107,7 @@ pub(super) fn run(
 /// The default set is where precompile puts it, so that nothing compiles twice. Another set would
 /// replace it there, so it has its own directory.
 fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
-    let directory = match arch {
-        [] => workspace::cubins(),
-        _ => workspace::target().join("dist-cubins"),
-    };
+    let directory = directory_of_modules(arch);
     let request = Request {
         arch: arch.to_vec(),
         toolkit: Some(ToolkitChoice::Pinned),
@@ -107,6 +115,13 @@ fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
         ..Request::default()
     };
     Ok(precompile::run(&request)?.then_some(directory))
+}
+
+fn directory_of_modules(arch: &[ArchChoice]) -> PathBuf {
+    match arch {
+        [] => workspace::cubins(),
+        _ => workspace::target().join("dist-cubins"),
+    }
 }
 
 /// The name and the bytes of the archive of the modules in `pack`.

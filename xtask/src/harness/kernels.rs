@@ -2,6 +2,7 @@
 //! `{stem}.{architecture}.cubin`.
 
 use crate::cargo::captured;
+use crate::precompile::escaped;
 use crate::toolchain::{Nvcc, confine};
 use crate::workspace;
 use anyhow::Context as _;
@@ -38,14 +39,14 @@ pub(super) fn compile(
             .args(["-cubin", "-std=c++17", "-O3"])
             .arg(format!("-arch={architecture}"))
             .arg("-ccbin")
-            .arg(&nvcc.host_compiler)
+            .arg(escaped(&nvcc.host_compiler))
             .arg("-I")
-            .arg(workspace::prelude())
+            .arg(escaped(&workspace::prelude()))
             .arg("-I")
-            .arg(workspace::kernels())
+            .arg(escaped(&workspace::kernels()))
             .arg("-o")
-            .arg(&cubin)
-            .arg(&source);
+            .arg(&name)
+            .arg(escaped(&source));
         confine(&mut command, temporary.path());
         captured(&mut command)?;
         // In one step, because another run may read it at the same time.

@@ -3,7 +3,7 @@
 use super::build::ask_device;
 use super::flags::Flags;
 use super::kernels;
-use crate::precompile::{self, ArchChoice, Request, WorldSizes};
+use crate::precompile::{self, ArchChoice, Request, WorldSizes, quoted};
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
 use crate::workspace;
 use anyhow::{Context as _, bail, ensure};
@@ -80,7 +80,8 @@ pub(super) fn grid(
     if let Some(needs) = Needs::of(harness, flags)? {
         let started = Instant::now();
         let directory = workspace::target().join("test-allreduce");
-        let cubins = directory.join("cubins");
+        // A place for each selection: another run must not take modules away from this one.
+        let cubins = directory.join(format!("cubins-{world_sizes}"));
         let nvcc = needs.nvcc()?;
         // A group loads the modules of every type, so the types are not narrowed.
         let request = Request {
@@ -168,7 +169,8 @@ pub(super) fn bench(
         flags.set("--limits", &limits);
     }
     if needs.for_elsewhere {
-        println!("{}", flags.0.join(" "));
+        let flags: Vec<String> = flags.0.iter().map(|flag| quoted(flag)).collect();
+        println!("{}", flags.join(" "));
         return Ok(Start::Break(true));
     }
     Ok(Start::Continue(()))

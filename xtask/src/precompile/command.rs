@@ -74,7 +74,7 @@ pub(crate) fn assemble_command(
 
 /// A path escaped for nvcc, which passes its arguments to a shell between double quotes and escapes
 /// only quotes.
-pub(super) fn escaped(path: &Path) -> OsString {
+pub(crate) fn escaped(path: &Path) -> OsString {
     let mut escaped = Vec::new();
     for &byte in path.as_os_str().as_bytes() {
         if b"$`\\".contains(&byte) {
@@ -101,7 +101,7 @@ pub(super) fn shown(command: &Command) -> String {
 }
 
 /// A word as a POSIX shell reads it back.
-fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_=./+:,@%".contains(&byte);
     if !word.is_empty() && word.bytes().all(plain) {
         return word.to_owned();

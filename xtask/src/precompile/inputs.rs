@@ -77,7 +77,8 @@ impl Inputs {
             })
         };
         let prelude = prelude_dir.map(read_prelude).transpose();
-        let prelude = prelude.context("--stock-headers does without the prelude")?;
+        let prelude =
+            prelude.context("cannot read the prelude; --stock-headers works without it")?;
         Ok(Self {
             kernels_dir: kernels_dir.to_path_buf(),
             prelude,

@@ -14,6 +14,7 @@ mod run;
 pub(crate) mod stock_headers;
 mod timeline;
 
+pub(crate) use command::{escaped, quoted};
 pub(crate) use matrix::{ArchChoice, WorldSizes};
 pub(crate) use request::Request;
 
@@ -34,7 +35,7 @@ static MODULES: Contents = Contents {
     command: "precompile",
     is_name: is_output_name,
     last: MANIFEST_FILE,
-    elsewhere: "give another place with --out",
+    elsewhere: "give precompile another place with --out",
 };
 
 /// Whether precompile itself could have written a file of this name into its output.
@@ -60,8 +61,11 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     if request.check {
         return check(request, &modules, &kernels, &output, &reporter);
     }
-    let nvcc = toolchain::resolve(&request.toolkit.clone().unwrap_or_default(), &mut |note| {
-        reporter.note(&note)
+    let toolkit = request.toolkit.clone().unwrap_or_default();
+    let nvcc = toolchain::resolve(&toolkit, &mut |note| match request.quiet {
+        // Also then: it may be the licence of what is installed.
+        true => eprintln!("note: {note}"),
+        false => reporter.note(&note),
     })?;
     compile(
         request, &modules, &nvcc, &kernels, &output, &reporter, started,

@@ -158,7 +158,8 @@ pub(crate) fn present_manifest(
             ..
         }) => bail!(
             "`{}` was written by a newer peersum (manifest schema {found}) and is left as it is; \
-             update this checkout, remove the directory, or give another place with --out",
+             update this checkout, remove the directory, or give precompile another place with \
+             --out",
             directory.display()
         ),
         Err(error) => {

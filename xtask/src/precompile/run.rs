@@ -76,6 +76,8 @@ impl Run<'_> {
                 }
                 let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
                 staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
+                // Again, because what came meanwhile would be deleted.
+                locked.file_names()?;
                 locked.publish(&staging)?;
             }
         }

@@ -81,6 +81,7 @@ fn picture(jobs: usize, spans: &[Span]) -> String {
 <style>
 text {{ font: 12px sans-serif; fill: #555; }} line {{ stroke: #ddd; }}
 rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
+.norm {{ fill: #54a24b; }} .move {{ fill: #79706e; }}
 .failed {{ fill: #d62728; }}
 </style>
 <rect width="100%" height="{height}" fill="#fff"/>
@@ -108,8 +109,7 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
     for span in spans {
         let class = match span.status {
             Status::Failed => "failed",
-            _ if span.name.starts_with("peersum_push") => "push",
-            _ => "pull",
+            _ => span.name.split('_').nth(1).unwrap_or_default(),
         };
         let _ = writeln!(
             svg,
@@ -142,7 +142,8 @@ svg {{ width: 100%; }}
 <h1>precompile</h1>
 <p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU).
 The jobs were busy for {share:.0} % of the compile time.</p>
-<p>Each row is a job, each bar a compiler process: blue is push, orange is pull, red has failed.
+<p>Each row is a job, each bar a compiler process: blue is push, orange is pull, green
+is norm, grey is move, red has failed.
 Hover over a bar for its module and time.</p>
 {picture}</html>
 "#,

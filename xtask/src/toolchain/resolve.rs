@@ -69,7 +69,9 @@ pub(super) const COMPILER: WheelSet = WheelSet {
         Ok(())
     },
     ways_out: &[
-        "use a CUDA toolkit of the machine, 12.4 to 13.x: --toolkit PATH, or set NVCC to its nvcc",
+        "copy the directory that PEERSUM_TOOLCHAIN_DIR names from a machine that has installed it; \
+         `precompile`, `test-allreduce`, `bench` and `tune` can use a CUDA toolkit of the machine \
+         instead, 12.4 to 13.x: --toolkit PATH, or set NVCC to its nvcc",
     ],
 };
 

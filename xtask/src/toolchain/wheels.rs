@@ -27,7 +27,7 @@ static UNPACKED: Contents = Contents {
     command: "install",
     is_name: |_| true,
     last: STAMP,
-    elsewhere: "choose another place",
+    elsewhere: "name another place with PEERSUM_TOOLCHAIN_DIR",
 };
 
 /// A set of wheels, all of whose hashes are pinned.

@@ -179,6 +179,23 @@ fn a_kernel_that_spills_registers_is_refused() {
 }
 
 #[test]
+fn a_file_that_comes_into_the_output_during_a_run_is_not_deleted() {
+    let checkout = Checkout::new();
+    Answer::of(&mut checkout.precompile(&[])).succeeded();
+    checkout.edit("push.cu", "out[0] +=", "out[1] +=");
+    // The host compiler writes it.
+    let notes = checkout.out().join("notes.txt");
+    Answer::of(checkout.precompile(&[]).env("CXX_LOG", &notes)).failed_saying(&[
+        "notes.txt",
+        "which precompile did not write",
+        "--out",
+    ]);
+    assert!(notes.exists());
+    fs::remove_file(notes).unwrap();
+    Answer::of(&mut checkout.precompile(&[])).succeeded();
+}
+
+#[test]
 fn a_kernel_without_its_entry_point_is_refused() {
     let checkout = Checkout::new();
     checkout.edit(

@@ -352,12 +352,16 @@ impl<D: Device> Communicator<D> {
         };
         // Asked before it is ended: the driver's own error does not name the remedy.
         let recording = self.device.recording();
-        if matches!(recording, Ok(Recording::On { capture }) if capture != own) {
-            // The program has begun another one. It ends without a graph, so that the stream is
-            // usable again.
-            self.lost_a_capture |= self.capture_has_calls;
-            let _ = self.device.capture_end();
-            return Err(Error::Capture(ENDED_ELSEWHERE));
+        self.note_lost_capture(&recording, own);
+        match recording {
+            Ok(Recording::Off) => return Err(Error::Capture(ENDED_ELSEWHERE)),
+            Ok(Recording::On { capture }) if capture != own => {
+                // The program has begun another one. It ends without a graph, so that the stream is
+                // usable again.
+                let _ = self.device.capture_end();
+                return Err(Error::Capture(ENDED_ELSEWHERE));
+            }
+            _ => {}
         }
         let was_spoilt = matches!(recording, Ok(Recording::Spoilt));
         let ended = self.device.capture_end();
@@ -366,8 +370,6 @@ impl<D: Device> Communicator<D> {
             let recording = self.device.recording();
             let is_open = matches!(recording, Ok(Recording::On { .. } | Recording::Spoilt));
             self.capture = is_open.then_some(own);
-            let is_ended = matches!(recording, Ok(Recording::Off)) && !was_spoilt;
-            self.lost_a_capture |= is_ended && self.capture_has_calls;
         }
         let graph = ended.map_err(|error| {
             if was_spoilt {

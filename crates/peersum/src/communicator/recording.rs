@@ -1,7 +1,7 @@
 //! Whether the communicator's stream records, and whose capture that is.
 
 use super::state::Communicator;
-use crate::device::{BufferError, Device, Recording};
+use crate::device::{BufferError, Device, DeviceError, Recording};
 use crate::error::Error;
 
 /// The program owns the graph of such a capture: it could outlive the communicator, or run on
@@ -42,14 +42,26 @@ impl<D: Device> Communicator<D> {
         self.capture.is_some() || !matches!(self.device.recording(), Ok(Recording::Off))
     }
 
+    /// Notes whether something else may have ended the capture `own`, given what the stream records
+    /// now: it then has a graph of its calls. A spoilt capture has no number, so it may be another.
+    pub(super) fn note_lost_capture(
+        &mut self,
+        recording: &Result<Recording, DeviceError>,
+        own: u64,
+    ) {
+        let may_be_ended = match recording {
+            Ok(Recording::Off | Recording::Spoilt) => true,
+            Ok(Recording::On { capture }) => *capture != own,
+            Err(_) => false,
+        };
+        self.lost_a_capture |= may_be_ended && self.capture_has_calls;
+    }
+
     /// Ends a capture of the stream, whoever began it, if this thread may.
     pub(super) fn end_any_capture(&mut self) {
-        let is_ended = match (self.device.recording(), self.capture) {
-            (Ok(Recording::Off), Some(_)) => true,
-            (Ok(Recording::On { capture }), Some(own)) => capture != own,
-            _ => false,
-        };
-        self.lost_a_capture |= is_ended && self.capture_has_calls;
+        if let Some(own) = self.capture {
+            self.note_lost_capture(&self.device.recording(), own);
+        }
         if self.may_record() {
             self.capture = None;
             // If it fails, the stream still records, and the next wait for the stream fails.

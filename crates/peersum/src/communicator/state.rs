@@ -37,6 +37,8 @@ pub struct Communicator<D: Device = Cuda> {
     pub(super) alone: Result<Alone<D>, String>,
     #[cfg(feature = "nccl")]
     pub(super) nccl: Option<crate::nccl::Link>,
+    // Before the device, which may own the stream: another stream can then get its address.
+    _stream_claim: StreamClaim,
     pub(super) device: D,
     pub(super) group: Option<Group>,
     /// The rank's process. None if the system could not tell.
@@ -61,7 +63,6 @@ pub struct Communicator<D: Device = Cuda> {
     /// Whether something else has ended such a capture, and so may have a graph of its calls.
     pub(super) lost_a_capture: bool,
     pub(super) allow_outside_capture: bool,
-    _stream_claim: StreamClaim,
     not_sync: PhantomData<Cell<()>>,
 }
 

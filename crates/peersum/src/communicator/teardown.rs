@@ -1,8 +1,9 @@
 //! The end of a communicator, and of the copy that a forked child has of it.
 
-use std::mem::forget;
+use std::mem::{forget, replace};
 use std::time::Duration;
 
+use super::connected::Connected;
 use super::state::Communicator;
 use crate::device::Device;
 
@@ -22,32 +23,25 @@ impl<D: Device> Drop for Communicator<D> {
         self.end_any_capture();
         #[cfg(feature = "nccl")]
         self.close_nccl();
+        if self.connected.is_none() && self.alone.is_err() {
+            // No kernel of this rank runs.
+            return;
+        }
+        if let Err(reason) = self.finish_work() {
+            let connected = self.connected.take();
+            let bytes = connected.as_ref().map_or(0, Connected::memory_bytes);
+            tracing::warn!(rank = self.rank, bytes, %reason, "device memory is leaked");
+            // The peers' memory is still mapped here, so this rank does not meet them at the
+            // barrier: they must not free what they lent.
+            if let Some(connected) = connected {
+                connected.leak();
+            }
+            self.leak_alone();
+            return;
+        }
         let Some(mut connected) = self.connected.take() else {
             return;
         };
-        if self.lost_a_capture {
-            tracing::warn!(
-                rank = self.rank,
-                bytes = connected.memory_bytes(),
-                "device memory is leaked: something else than the communicator ended a capture \
-                 that has its calls, and may launch the graph"
-            );
-            connected.leak();
-            return;
-        }
-        // Every wait of a kernel is bounded, so this returns.
-        if let Err(error) = self.device.synchronize() {
-            tracing::warn!(
-                rank = self.rank,
-                bytes = connected.memory_bytes(),
-                %error,
-                "device memory is leaked: the communicator's stream cannot be waited for"
-            );
-            // The peers' memory is still mapped here, so this rank does not meet them at the
-            // barrier: they must not free what they lent.
-            connected.leak();
-            return;
-        }
         connected.close_mappings();
         // Peers may still run kernels that use this rank's memory. What they mapped from a file
         // descriptor stays alive until they unmap it, so this wait is not needed, and a failed
@@ -69,6 +63,26 @@ impl<D: Device> Drop for Communicator<D> {
     }
 }
 
+impl<D: Device> Communicator<D> {
+    /// Waits until no kernel of this rank runs or can be launched. The error says why that cannot
+    /// be.
+    fn finish_work(&self) -> Result<(), String> {
+        if self.lost_a_capture {
+            let reason = "something else than the communicator ended a capture that has its calls, \
+                          and may launch the graph";
+            return Err(reason.to_owned());
+        }
+        // Every wait of a kernel is bounded, so this returns.
+        let waited = self.device.synchronize();
+        waited.map_err(|error| format!("the communicator's stream cannot be waited for: {error}"))
+    }
+
+    /// Leaks the modules of a rank without peers: a kernel may use them.
+    fn leak_alone(&mut self) {
+        forget(replace(&mut self.alone, Err(String::new())));
+    }
+}
+
 /// A communicator in a child that fork made of its rank's process, without executing a program.
 ///
 /// The child has a copy of everything. The GPU, the group and its peers are still the parent's: the
@@ -82,6 +96,7 @@ impl<D: Device> Communicator<D> {
     /// Leaks what the child has of the device. The group detects the fork on its own.
     pub(super) fn leave_to_parent(&mut self) {
         forget(self.connected.take());
+        self.leak_alone();
         #[cfg(feature = "nccl")]
         forget(self.nccl.take());
         // The device has a handle of the stream, which must not be the last one.

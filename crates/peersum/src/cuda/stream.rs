@@ -22,8 +22,13 @@ impl DeviceStream for Arc<CudaStream> {
             return Ok(None);
         }
         let context = self.context();
-        // Non-blocking: not ordered with the legacy stream by itself.
-        let (stream, _) = SetAside::of([context, context]).undisturbed(|| context.new_stream());
+        let mut errors = SetAside::of([context, context]);
+        let ((), _) = errors.undisturbed(|| ());
+        // Not while the errors' lock is held: for a context's first stream cudarc waits for the
+        // device, and so for kernels that may wait for a call that needs the lock. Non-blocking:
+        // not ordered with the legacy stream by itself. The first error may be that of another
+        // thread of the program.
+        let stream = context.new_stream().or_else(|_| context.new_stream());
         let stream =
             stream.map_err(|error| DeviceError::driver("cuStreamCreate", describe(error.0)))?;
         Ok(Some(stream))

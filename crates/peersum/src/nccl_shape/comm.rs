@@ -222,6 +222,9 @@ impl<S: DeviceStream> Comm<S> {
     }
 
     /// The communicator behind it, for everything that `cudarc::nccl` does not have.
+    ///
+    /// It has a stream of its own if [`Comm::from_rank`] was given a default stream. Then only
+    /// cudarc's event tracking orders direct calls with that stream, and nothing orders graphs.
     pub fn communicator(&self) -> &SharedCommunicator<S::Device> {
         &self.communicator
     }
