@@ -86,16 +86,16 @@ PEERSUM_DEVICE float fp8_scale(peersum_u32 largest) {
 
 // What the values of a row are divided by.
 struct Divisor {
-    // Not read if the inverse alone is given, or if the scale is infinite or NaN: then the product
-    // with the inverse, 0 or NaN, is the quotient.
+    // Read only if `is_exact`. It is not if the caller gives the inverse alone, or if the scale is
+    // infinite or NaN: then n * inverse, which is 0 or NaN, is already the quotient.
     float scale;
     float inverse;
     bool is_exact;
 
-    // n / scale for a scale that is not given by its inverse, rounded correctly: two steps by the
-    // remainder (Markstein, "Computation of elementary functions on the IBM RISC System/6000
-    // processor", 1990). One reciprocal serves all of a thread's units of a row. Quotients so small
-    // that they are 0 in FP8 may be less exact.
+    // n * inverse; if `is_exact`, n / scale rounded correctly, by two steps with the remainder
+    // (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor",
+    // 1990). One reciprocal serves all of a thread's units of a row. Quotients so small that they
+    // are 0 in FP8 may be less exact.
     __device__ __forceinline__ float quotient(float n) const {
         float q = mul_rn_f32(n, inverse);
         if (!is_exact) return q;

@@ -27,14 +27,7 @@ pub(crate) struct TestArgs {
         allow_hyphen_values = true,
         value_name = "ARGS"
     )]
-    cargo_test_args: Vec<String>,
-}
-
-#[cfg(test)]
-impl TestArgs {
-    pub(crate) fn given(&self) -> &[String] {
-        &self.cargo_test_args
-    }
+    pub(crate) cargo_test_args: Vec<String>,
 }
 
 /// Run everything that a change must pass

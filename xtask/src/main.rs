@@ -137,7 +137,7 @@ mod tests {
             let Command::Test(test) = parsed.command else {
                 panic!("another command");
             };
-            assert_eq!(test.given(), given);
+            assert_eq!(test.cargo_test_args, given);
         }
     }
 }

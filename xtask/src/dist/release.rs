@@ -46,8 +46,8 @@ pub(super) fn run(
 ) -> anyhow::Result<bool> {
     let root = workspace::root();
     let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
-    // Check everything that may refuse the release before making anything. Its own modules would
-    // wait for its lock.
+    // Check everything that may refuse the release before making anything. dist locks `out`, and
+    // compiling its modules locks their directory, so the two must differ.
     let is_of_modules =
         cubins.is_none() && std::path::absolute(&out)? == directory_of_modules(arch);
     ensure!(

@@ -67,9 +67,8 @@ fn ensure_crate_carries_archive(crates: &[UnpackedCrate], archive: &Path) -> any
     let fault = || format!("{PACK_CRATE} does not carry the modules of the archive");
     let found = fs::read(carrier.path.join(PACK_FILE))?;
     let found = Pack::parse(&found).with_context(fault)?;
-    let found = found.with_context(|| format!("{PACK_FILE} is empty"));
-    let found = found.with_context(fault)?;
-    // Its digests say that the files are the same too.
+    let found = found.with_context(|| format!("{}: {PACK_FILE} is empty", fault()))?;
+    // The manifest has the digest of each file.
     ensure!(
         **found.manifest() == expected,
         "{}: its manifest differs",

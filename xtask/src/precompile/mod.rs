@@ -63,7 +63,7 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     }
     let toolkit = request.toolkit.clone().unwrap_or_default();
     let nvcc = toolchain::resolve(&toolkit, &mut |note| match request.quiet {
-        // Also then: it may be the licence of what is installed.
+        // Shown even with --quiet: it may be the licence of what is installed.
         true => eprintln!("note: {note}"),
         false => reporter.note(&note),
     })?;

@@ -62,8 +62,8 @@ pub(crate) struct Request {
     #[arg(long, value_name = "DIR", hide = true)]
     pub(crate) kernels: Option<PathBuf>,
 
-    /// Keep modules whose registers spill to memory, with a warning. Only for other kernels: those
-    /// of a release must not
+    /// Keep modules whose registers spill to memory, with a warning. Only for kernels that
+    /// are measured: those of a release must not spill
     #[arg(long, hide = true, requires = "kernels")]
     pub(crate) allow_spills: bool,
 

@@ -76,7 +76,7 @@ impl Run<'_> {
                 }
                 let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
                 staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
-                // Again, because what came meanwhile would be deleted.
+                // Check again: publishing would delete a file that someone has added since.
                 locked.file_names()?;
                 locked.publish(&staging)?;
             }

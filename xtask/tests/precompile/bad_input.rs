@@ -174,7 +174,7 @@ fn a_kernel_that_spills_registers_is_refused() {
     let answer = Answer::of(&mut checkout.precompile(&["--allow-spills"])).succeeded();
     let warning = "registers spill to memory in `peersum_push_one_shot_bf16_ws2`";
     assert!(answer.stderr.contains(warning), "{answer:#?}");
-    // Its modules are no others' modules.
+    // A run without the flag does not reuse them.
     Answer::of(&mut checkout.precompile(&[])).failed_saying(&[warning]);
 }
 

@@ -28,8 +28,8 @@ use crate::machine::{DeviceKind, Gpus, Machine};
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct LayerArgs {
     /// The Llamas whose decode step is measured: the products of QKV, output, gate and up, and
-    /// down, each rank with its share, and behind output and down a sum over the ranks with
-    /// residual and RMSNorm. There is no attention and no activation.
+    /// down, of which each rank has its share. After output and after down, the ranks' results
+    /// are summed with residual and RMSNorm. There is no attention and no activation.
     #[arg(
         long,
         value_enum,

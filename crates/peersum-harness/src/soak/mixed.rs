@@ -137,10 +137,9 @@ fn run_burst<D: Device>(
     corrupts: bool,
 ) -> Result<Found> {
     let mut burst = Burst::new(communicator, settings, seed)?;
-    burst
-        .last
-        .iter_mut()
-        .for_each(|call| call.corrupt(corrupts));
+    for call in &mut burst.last {
+        call.corrupt(corrupts);
+    }
     let rounds = match settings.grid {
         GridKind::Full => ROUNDS,
         _ => ROUNDS_EMULATED,
@@ -206,6 +205,7 @@ mod tests {
         // All-reduces with RMSNorm and without; two operations, and broadcasts from three roots.
         assert_eq!(seen.len(), (2 + 2 + 3) * 5);
     }
+
     #[test]
     fn no_two_calls_of_a_soak_share_data() {
         let seeds: Vec<u64> = (0..1000).flat_map(data_seeds).flatten().collect();

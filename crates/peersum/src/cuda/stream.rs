@@ -24,10 +24,10 @@ impl DeviceStream for Arc<CudaStream> {
         let context = self.context();
         let mut errors = SetAside::of([context, context]);
         let ((), _) = errors.undisturbed(|| ());
-        // Not while the errors' lock is held: for a context's first stream cudarc waits for the
-        // device, and so for kernels that may wait for a call that needs the lock. Non-blocking:
-        // not ordered with the legacy stream by itself. The first error may be that of another
-        // thread of the program.
+        // The lock of the errors is released first: when cudarc creates a context's first stream,
+        // it waits for the device's kernels, and they may wait for a call that needs the lock.
+        // Tried twice, because the first error may be one that another thread has left. The stream
+        // is non-blocking: not ordered with the legacy stream by itself.
         let stream = context.new_stream().or_else(|_| context.new_stream());
         let stream =
             stream.map_err(|error| DeviceError::driver("cuStreamCreate", describe(error.0)))?;

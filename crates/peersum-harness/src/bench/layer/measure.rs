@@ -248,7 +248,7 @@ impl Rank<'_> {
         let all = self.stopwatch.peers.gather(Arc::new(bits.clone()))?;
         ensure!(
             output.iter().all(|value| value.is_finite()),
-            "a step leaves what is no number"
+            "a step leaves values that are not finite"
         );
         let differs = all.iter().position(|other| **other != bits);
         ensure!(
