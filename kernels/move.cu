@@ -213,9 +213,9 @@ PEERSUM_DEVICE bool gather_wide(const Call& call, Unit own) {
         // Nothing is taken yet: the other way receives the unit again.
         if (is_any_escaped(received))
             return peersum_gather_rest(params, epochs_of(call), unit, next + stride);
-        rearm(slots);
         if (unit == first) allow_next_kernel();
         store_wide(params, unit, received, own);
+        rearm(slots);
         own = following;
     }
     return true;
@@ -225,30 +225,32 @@ PEERSUM_DEVICE void all_gather(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
     const peersum_u32 units = units_of(params.elements);
     const peersum_u32 first = position.first_unit();
-    peersum_u64 narrow =
-        (params.input | params.output | params.chunk_stride | params.elements) % PEERSUM_UNIT_BYTES;
-    peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
-    peersum_u64 slots = params.push_offset + slots_offset(first);
-    computed_here(narrow);
-    computed_here(from);
-    computed_here(slots);
+    const bool is_wide =
+        (params.input | params.output | params.chunk_stride | params.elements) %
+            PEERSUM_UNIT_BYTES ==
+        0;
+    const peersum_u64 slots = params.push_offset + slots_offset(first);
+    prepare_first_store(params, slots);
 
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
+    const bool sends = is_wide && first < units && !position.is_signal_thread();
     Unit own = EMPTY_UNIT;
-    if (narrow == 0 && first < units && !position.is_signal_thread())
-        own = ld_global_v4(reinterpret_cast<const void*>(from));
+    if (sends) own = ld_global_v4(unit_address(params.input, first));
+    // In front of all else, because the peers wait for it.
+    if (!STRICT_ORDER && sends && call.poison == 0)
+        send_unit(params, slots + half_offset(call), own);
     if (!position.is_signal_thread()) mark_epoch_read(call);
     const bool lost = is_lost_on_entry(call);
     if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
-    if (narrow == 0 && !lost && first < units) send_unit(params, slots + half_offset(call), own);
+    if (STRICT_ORDER && sends && !lost) send_unit(params, slots + half_offset(call), own);
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
     bool is_whole = false;
     if (!lost) {
-        is_whole = narrow == 0 ? gather_wide(call, own)
-                               : peersum_gather_rest(params, epochs_of(call), first, first);
+        is_whole = is_wide ? gather_wide(call, own)
+                           : peersum_gather_rest(params, epochs_of(call), first, first);
     }
     if (!is_whole) peersum_fill_chunks(params, epochs_of(call));
 }

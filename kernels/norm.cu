@@ -160,6 +160,10 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const RowBuffers buffers{params};
     const BlockMemory memory = block_memory();
     if (AnyRows::IN_CLUSTERS) arrive_in_cluster(position, memory);
+    // So that each line of parameters is loaded before the wait.
+    compute_before_wait(params.arena[1] + params.push_offset);
+    compute_before_wait(params.input);
+    compute_before_wait(params.residual);
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.

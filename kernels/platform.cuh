@@ -261,9 +261,17 @@ PEERSUM_DEVICE void griddepcontrol_launch_dependents() {
 #endif
 }
 
-// Forces `value` to be computed before the code that follows, such as a wait, which then hides the
-// latency of the computation.
+// Forces `value` to be computed before the code that follows, unless ptxas moves it.
 PEERSUM_DEVICE void computed_here(peersum_u64& value) { asm volatile("" : "+l"(value)); }
+
+// Computes `value`, which is never all ones, before the wait that follows. Without a branch, ptxas
+// moves the computation behind the wait, and with it the first load of a line of parameters.
+PEERSUM_DEVICE void compute_before_wait([[maybe_unused]] peersum_u64 value) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n\t.reg .pred never;\n\tsetp.eq.u64 never, %0, -1;\n\t@never trap;\n\t}" ::"l"(value));
+#endif
+}
 
 // Nothing to do on a GPU: a spinning thread polls again at once.
 PEERSUM_DEVICE void spin_pause() {}

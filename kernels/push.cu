@@ -96,11 +96,11 @@ PEERSUM_DEVICE bool reduce_last_two(const Call& call, peersum_u32 unit, Unit own
                                          second + call.unit_stride());
         }
     }
-    rearm(first_slot);
-    rearm(second_slot);
     if (unit == call.first_unit()) allow_next_kernel();
     st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
     st_global_v4(unit_address(params.output, second), reduce_received(second_received, second_own));
+    rearm(first_slot);
+    rearm(second_slot);
     return true;
 }
 
@@ -137,9 +137,9 @@ PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
                 return peersum_one_shot_rest(params, epochs_of(call), unit, next + stride);
             }
         }
-        rearm(first_slot);
         if (unit == first) allow_next_kernel();
         st_global_v4(reinterpret_cast<void*>(to), reduce_received(received, own));
+        rearm(first_slot);
         if (next >= call.units) break;
         unit = next;
         own = following;
@@ -155,41 +155,36 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     const peersum_u32 first = position.first_unit();
     const bool is_wide = wide_units(params.input, params.elements) == units &&
                          wide_units(params.output, params.elements) == units;
-    // At small sizes a thread's first unit is its only one. Compute all that is already known about
-    // it while the block's state is being loaded.
-    peersum_u64 from = reinterpret_cast<peersum_u64>(unit_address(params.input, first));
-    peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
-    peersum_u64 slot = send_offset(params, params.push_offset + slots_offset(first));
-    peersum_u64 first_slot = receive_address(params, params.push_offset + slots_offset(first));
-    peersum_u64 narrow = is_wide ? 0 : 1;
-    computed_here(from);
-    computed_here(to);
-    computed_here(slot);
-    computed_here(first_slot);
-    computed_here(narrow);
+    const peersum_u64 slot = send_offset(params, params.push_offset + slots_offset(first));
+    const peersum_u64 first_slot =
+        receive_address(params, params.push_offset + slots_offset(first));
+    prepare_first_store(params, slot);
 
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
+    const bool sends = is_wide && first < units && !position.is_signal_thread();
     Unit own = EMPTY_UNIT;
-    if (narrow == 0 && first < units && !position.is_signal_thread())
-        own = ld_global_v4(reinterpret_cast<const void*>(from));
+    if (sends) own = sendable(ld_global_v4(unit_address(params.input, first)));
+    // In front of all else, because the peers wait for it.
+    if (!STRICT_ORDER && sends && call.poison == 0)
+        send_to_all(params, slot + half_offset(call), own);
     if (!position.is_signal_thread()) mark_epoch_read(call);
     const bool lost = is_lost_on_entry(call);
     if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
     // Separate exits for lost calls and narrow units, so that the common path keeps no registers
     // for them.
-    if (lost || narrow != 0) advance_unlaunched_epochs(call);
+    if (lost || !is_wide) advance_unlaunched_epochs(call);
     if (lost) return fill_output_with_nan(params);
-    if (narrow != 0) {
+    if (!is_wide) {
         if (!peersum_one_shot_rest(params, epochs_of(call), first, first))
             fill_output_with_nan(params);
         return;
     }
-    own = sendable(own);
-    if (first < units) send_to_all(params, slot + half_offset(call), own);
+    if (STRICT_ORDER && sends) send_to_all(params, slot + half_offset(call), own);
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
+    const peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
     if (!reduce_wide(call, own, to, first_slot + half_offset(call))) fill_output_with_nan(params);
 }
 

@@ -107,9 +107,9 @@ PEERSUM_DEVICE bool reduce_scattered(const Call& call) {
             if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS)
                 return peersum_reduce_scatter_rest(params, epochs_of(call), unit, next + stride);
         }
-        rearm(slots);
         if (unit == first) allow_next_kernel();
         st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
+        rearm(slots);
     }
     return true;
 }
@@ -118,9 +118,10 @@ PEERSUM_DEVICE void reduce_scatter(const PeersumParams& params) {
     const ThreadPosition position = position_of_thread();
     const peersum_u32 units = units_of(params.elements);
     const peersum_u32 first = position.first_unit();
-    peersum_u64 narrow =
+    const bool is_wide =
         (params.input | params.output | params.chunk_stride | params.elements * Element::BYTES) %
-        PEERSUM_UNIT_BYTES;
+            PEERSUM_UNIT_BYTES ==
+        0;
     // At small sizes a thread's first unit is its only one. Compute all that is already known about
     // it while the block's state is being loaded.
     peersum_u64 from[WORLD_SIZE];
@@ -131,29 +132,31 @@ PEERSUM_DEVICE void reduce_scatter(const PeersumParams& params) {
         from[step] = reinterpret_cast<peersum_u64>(unit_address(chunk, first));
         computed_here(from[step]);
     }
-    computed_here(narrow);
     computed_here(slot);
+    prepare_first_store(params, slot);
 
     const Call call = enter(params, position);
-    const bool sends = narrow == 0 && first < units && !position.is_signal_thread();
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
+    const bool sends = is_wide && first < units && !position.is_signal_thread();
     Unit v[WORLD_SIZE];
     if (sends) {
 #pragma unroll
         for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
             v[step] = ld_global_v4(reinterpret_cast<const void*>(from[step]));
     }
+    // In front of all else, because the peers wait for it.
+    if (!STRICT_ORDER && sends && call.poison == 0) send_wide(params, slot + half_offset(call), v);
     if (!position.is_signal_thread()) mark_epoch_read(call);
     const bool lost = is_lost_on_entry(call);
     if (position.is_signal_thread()) return run_signal_thread(call, lost, [] {});
-    if (sends && !lost) send_wide(params, slot + half_offset(call), v);
+    if (STRICT_ORDER && sends && !lost) send_wide(params, slot + half_offset(call), v);
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
     bool is_whole = false;
     if (!lost) {
-        is_whole = narrow == 0 ? reduce_scattered(call)
-                               : peersum_reduce_scatter_rest(params, epochs_of(call), first, first);
+        is_whole = is_wide ? reduce_scattered(call)
+                           : peersum_reduce_scatter_rest(params, epochs_of(call), first, first);
     }
     if (!is_whole) peersum_fill_scattered(params, epochs_of(call));
 }

@@ -69,6 +69,13 @@ PEERSUM_DEVICE void send_to_all(const PeersumParams& params, peersum_u64 slot, U
     for (int step = FIRST_STEP; step < WORLD_SIZE; ++step) send(params, slot, step, v);
 }
 
+// Has a pair know where its first unit goes before the call waits for the kernel in front of it.
+// More than that, or the same in a larger group, delays the first store: after a short kernel this
+// one starts late, and the peers wait for all that it does.
+PEERSUM_DEVICE void prepare_first_store(const PeersumParams& params, peersum_u64 slot) {
+    if (KEEPS_OWN) compute_before_wait(params.arena[1] + slot);
+}
+
 // The address of the first of the SOURCES slots in which this rank receives a unit.
 PEERSUM_DEVICE peersum_u64 receive_address(const PeersumParams& params, peersum_u64 slots) {
     return params.arena[0] + slots;

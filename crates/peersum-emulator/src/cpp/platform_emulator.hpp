@@ -86,6 +86,7 @@ PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(valu
 PEERSUM_DEVICE void griddepcontrol_wait() { emulator::current->has_waited = true; }
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {}
 PEERSUM_DEVICE void computed_here(peersum_u64&) {}
+PEERSUM_DEVICE void compute_before_wait(peersum_u64) {}
 PEERSUM_DEVICE void spin_pause() { emulator::yield(); }
 
 namespace emulator {
