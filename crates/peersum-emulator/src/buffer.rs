@@ -7,7 +7,7 @@ use std::ops::{Bound, Deref, Range, RangeBounds};
 use std::ptr::{self, NonNull};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use peersum::device::AsViewMut;
+use peersum::device::{AsViewMut, Waits};
 use peersum::{BufferError, DeviceBuffer, Input, Output, Scalar};
 
 use crate::handles::Emulator;
@@ -315,14 +315,14 @@ impl<T: Scalar> DeviceBuffer<T, Emulator> for EmulatorBuffer<T> {
         self.len
     }
 
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+    fn check(&self, stream: &EmulatorStream) -> Result<Waits, BufferError> {
         let identity = |stream: &EmulatorStream| stream.device().identity.clone();
         match self.adopted_on.as_ref().map(identity) {
             Some(own) if own.uuid != identity(stream).uuid => Err(BufferError::OtherDevice {
                 buffer: own.name,
                 communicator: identity(stream).name,
             }),
-            _ => Ok(()),
+            _ => Ok(Waits::Never),
         }
     }
 }
@@ -334,7 +334,7 @@ impl<T: Scalar, B: Deref<Target = EmulatorBuffer<T>>> DeviceBuffer<T, Emulator>
         self.range.len()
     }
 
-    fn check(&self, stream: &EmulatorStream) -> Result<(), BufferError> {
+    fn check(&self, stream: &EmulatorStream) -> Result<Waits, BufferError> {
         self.buffer.check(stream)
     }
 }

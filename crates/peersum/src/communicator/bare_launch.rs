@@ -10,7 +10,7 @@ use crate::operation::Operation;
 impl<D: Device> Communicator<D> {
     /// The bare launch of the kernel of such a call, with parameters that are put together once: a
     /// benchmark compares [`Communicator::all_reduce`] with it. `None` for a group of one and for a
-    /// call of several launches.
+    /// call of several launches. Launch from the thread that this was called on.
     ///
     /// # Safety
     /// Both addresses must hold `len` elements until the stream has passed every launch. All ranks
@@ -40,6 +40,8 @@ impl<D: Device> Communicator<D> {
         let (shape, params) = self.prepare(connected, plan, call, false);
         let module = connected.modules.get(plan.route.family(), call.dtype);
         let algorithm = plan.route.algorithm();
+        // Makes the device the current one of this thread.
+        self.device.recording().ok()?;
         Some(move || {
             // SAFETY: as in `launch`, but for the caller's arrays, which are the caller's promise.
             unsafe { self.device.launch(module, algorithm, shape, &params)? };

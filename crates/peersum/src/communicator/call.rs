@@ -82,11 +82,8 @@ impl<D: Device> Communicator<D> {
                 output: output.len(),
             });
         }
-        // Checked before the buffers enqueue waits of their own.
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        input.check(&stream)?;
-        output.check(&stream)?;
+        self.check_before_waits(input.check(&stream)? | output.check(&stream)?)?;
         let elements = input.len() as u64;
         input.with_input(&stream, |input| {
             output.with_output(&stream, |output| {
@@ -109,9 +106,8 @@ impl<D: Device> Communicator<D> {
         &mut self,
         buffer: &mut O,
     ) -> Result<(), Error> {
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        buffer.check(&stream)?;
+        self.check_before_waits(buffer.check(&stream)?)?;
         let elements = buffer.len() as u64;
         buffer.with_output(&stream, |address| {
             self.enqueue(Call {

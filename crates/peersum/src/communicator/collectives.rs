@@ -219,11 +219,8 @@ impl<D: Device> Communicator<D> {
         output: &mut O,
         elements: usize,
     ) -> Result<(), Error> {
-        // Checked before the buffers enqueue waits of their own.
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        input.check(&stream)?;
-        output.check(&stream)?;
+        self.check_before_waits(input.check(&stream)? | output.check(&stream)?)?;
         input.with_input(&stream, |input| {
             output.with_output(&stream, |output| {
                 self.enqueue_collective(Collective {
@@ -245,9 +242,8 @@ impl<D: Device> Communicator<D> {
         elements: u64,
         places: impl FnOnce(u64) -> (u64, u64),
     ) -> Result<(), Error> {
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        buffer.check(&stream)?;
+        self.check_before_waits(buffer.check(&stream)?)?;
         buffer.with_output(&stream, |address| {
             let (input, output) = places(address);
             self.enqueue_collective(Collective {

@@ -1,7 +1,7 @@
 //! FP8 outputs of calls with RMSNorm.
 
 use super::held::Held;
-use crate::device::{BufferError, Device, Input, Output};
+use crate::device::{BufferError, Device, Input, Output, Waits};
 use crate::norm_error::NormError;
 
 /// FP8 (E4M3) of the normalised rows, with a scale that the program gives.
@@ -84,11 +84,11 @@ impl Fp8Addresses {
 }
 
 mod sealed {
-    use super::{BufferError, Device, Fp8Addresses, Fp8Output, NormError};
+    use super::{BufferError, Device, Fp8Addresses, Fp8Output, NormError, Waits};
 
     pub trait Fp8Buffers<D: Device> {
-        /// Whether the buffers are on the stream's device.
-        fn check(&self, stream: &D::Stream) -> Result<(), BufferError>;
+        /// As [`DeviceBuffer::check`](crate::DeviceBuffer::check).
+        fn check(&self, stream: &D::Stream) -> Result<Waits, BufferError>;
         fn check_lengths(&self, rows: usize, hidden: usize) -> Result<(), NormError>;
         fn with_fp8<R, E: From<BufferError>>(
             self,
@@ -109,8 +109,8 @@ pub(super) use sealed::{Fp8Buffers, HeldFp8Buffers};
 pub(super) struct NoFp8;
 
 impl<D: Device> Fp8Buffers<D> for NoFp8 {
-    fn check(&self, _stream: &D::Stream) -> Result<(), BufferError> {
-        Ok(())
+    fn check(&self, _stream: &D::Stream) -> Result<Waits, BufferError> {
+        Ok(Waits::Never)
     }
 
     fn check_lengths(&self, _rows: usize, _hidden: usize) -> Result<(), NormError> {
@@ -145,9 +145,8 @@ where
     V: Output<u8, D>,
     S: Input<f32, D>,
 {
-    fn check(&self, stream: &D::Stream) -> Result<(), BufferError> {
-        self.values.check(stream)?;
-        self.inverse_scale.check(stream)
+    fn check(&self, stream: &D::Stream) -> Result<Waits, BufferError> {
+        Ok(self.values.check(stream)? | self.inverse_scale.check(stream)?)
     }
 
     fn check_lengths(&self, rows: usize, hidden: usize) -> Result<(), NormError> {
@@ -178,9 +177,8 @@ where
     V: Output<u8, D>,
     S: Output<f32, D>,
 {
-    fn check(&self, stream: &D::Stream) -> Result<(), BufferError> {
-        self.values.check(stream)?;
-        self.scales.check(stream)
+    fn check(&self, stream: &D::Stream) -> Result<Waits, BufferError> {
+        Ok(self.values.check(stream)? | self.scales.check(stream)?)
     }
 
     fn check_lengths(&self, rows: usize, hidden: usize) -> Result<(), NormError> {

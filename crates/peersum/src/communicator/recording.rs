@@ -1,7 +1,7 @@
 //! Whether the communicator's stream records, and whose capture that is.
 
 use super::state::Communicator;
-use crate::device::{BufferError, Device, DeviceError, Recording};
+use crate::device::{BufferError, Device, DeviceError, Recording, Waits};
 use crate::error::Error;
 
 /// The program owns the graph of such a capture: it could outlive the communicator, or run on
@@ -34,6 +34,15 @@ impl<D: Device> Communicator<D> {
                 Err(Error::Capture(ENDED_ELSEWHERE))
             }
             (Recording::Spoilt, _) => Err(Error::Capture(SPOILT)),
+        }
+    }
+
+    /// [`Communicator::check_recording`] before buffers enqueue waits. If they enqueue none, the
+    /// check of [`Communicator::admit`] is early enough.
+    pub(super) fn check_before_waits(&self, waits: Waits) -> Result<(), Error> {
+        match waits {
+            Waits::Never => Ok(()),
+            Waits::Possible => self.check_recording(),
         }
     }
 

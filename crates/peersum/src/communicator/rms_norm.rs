@@ -75,10 +75,9 @@ impl<D: Device> Communicator<D> {
         W: Input<T, D>,
         O: Output<T, D>,
     {
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        input.check(&stream)?;
-        output.check(&stream)?;
+        let waits = input.check(&stream)? | norm.weight.check(&stream)? | output.check(&stream)?;
+        self.check_before_waits(waits)?;
         check_output_len(input.len(), output.len())?;
         let rows = self.check_norm::<T, W>(norm, input.len())?;
         input.with_input(&stream, |input| {
@@ -118,11 +117,9 @@ impl<D: Device> Communicator<D> {
         W: Input<T, D>,
         O: Output<T, D>,
     {
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        input.check(&stream)?;
-        residual.check(&stream)?;
-        output.check(&stream)?;
+        let waits = input.check(&stream)? | norm.weight.check(&stream)?;
+        self.check_before_waits(waits | residual.check(&stream)? | output.check(&stream)?)?;
         check_output_len(input.len(), output.len())?;
         let rows = self.check_norm::<T, W>(norm, input.len())?;
         rows.check_residual_len(residual.len())?;
@@ -199,10 +196,9 @@ impl<D: Device> Communicator<D> {
         W: Input<T, D>,
         O: Output<T, D>,
     {
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        buffer.check(&stream)?;
-        fp8.check(&stream)?;
+        let waits = buffer.check(&stream)? | norm.weight.check(&stream)? | fp8.check(&stream)?;
+        self.check_before_waits(waits)?;
         let rows = self.check_norm::<T, W>(norm, buffer.len())?;
         fp8.check_lengths(rows.rows(), norm.weight.len())?;
         norm.weight.with_input(&stream, |weight| {
@@ -232,11 +228,9 @@ impl<D: Device> Communicator<D> {
         W: Input<T, D>,
         O: Output<T, D>,
     {
-        self.check_recording()?;
         let stream = self.device.stream().clone();
-        buffer.check(&stream)?;
-        residual.check(&stream)?;
-        fp8.check(&stream)?;
+        let waits = buffer.check(&stream)? | norm.weight.check(&stream)?;
+        self.check_before_waits(waits | residual.check(&stream)? | fp8.check(&stream)?)?;
         let rows = self.check_norm::<T, W>(norm, buffer.len())?;
         rows.check_residual_len(residual.len())?;
         fp8.check_lengths(rows.rows(), norm.weight.len())?;
@@ -257,7 +251,6 @@ impl<D: Device> Communicator<D> {
         norm: &RmsNorm<'_, W>,
         elements: usize,
     ) -> Result<RowsOf, Error> {
-        norm.weight.check(self.device.stream())?;
         let parameter = |name, value, demand| NormError::Parameter {
             name,
             value,

@@ -10,7 +10,9 @@ use super::device::Cuda;
 use super::driver::{bind, describe};
 use super::graph;
 use super::pending::SetAside;
-use crate::device::{AsViewMut, BufferError, DeviceBuffer, DeviceStream, Input, Output, Recording};
+use crate::device::{
+    AsViewMut, BufferError, DeviceBuffer, DeviceStream, Input, Output, Recording, Waits,
+};
 use crate::element::Scalar;
 
 impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
@@ -18,12 +20,13 @@ impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
         DeviceSlice::len(self)
     }
 
-    fn check(&self, stream: &Arc<CudaStream>) -> Result<(), BufferError> {
+    fn check(&self, stream: &Arc<CudaStream>) -> Result<Waits, BufferError> {
         let (owner, context) = (DeviceSlice::stream(self).context(), stream.context());
         // Handles and not devices: memory of another context of the same device is not mapped in
         // this one. Two `CudaContext`s of a device's primary context have the same handle.
         if owner.cu_ctx() == context.cu_ctx() {
-            return Ok(());
+            let waits = is_managed(owner, context) || needs_explicit_order(owner, context);
+            return Ok(if waits { Waits::Possible } else { Waits::Never });
         }
         let name = |context: &CudaContext| {
             format!("GPU {} (context {:p})", context.ordinal(), context.cu_ctx())
@@ -39,7 +42,7 @@ impl<T: Scalar, P: DeviceSlice<T>> DeviceBuffer<T, Cuda> for P {
 // launches and copies rely on it, what is needed here: `device_ptr` makes the stream wait for the
 // slice's last write, returns an address that is valid for `len()` elements, and its guard, held
 // across `launch`, records the read; freeing is ordered behind both. `launch_in_order` launches
-// only if the wait was enqueued. Where cudarc makes no waits, `ExplicitOrder` does, or the program
+// only if the wait was enqueued. Where cudarc makes no waits, `order` does, or the program
 // has switched them off by an unsafe function and orders its streams itself.
 unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
     fn with_input<R, E: From<BufferError>>(
@@ -47,8 +50,7 @@ unsafe impl<T: Scalar, P: DevicePtr<T>> Input<T, Cuda> for P {
         stream: &Arc<CudaStream>,
         launch: impl FnOnce(u64) -> Result<R, E>,
     ) -> Result<R, E> {
-        let owner = Arc::clone(DeviceSlice::stream(self));
-        launch_with(&mut &*self, &owner, stream, launch, |slice, stream| {
+        launch_with(&mut &*self, owner_of, stream, launch, |slice, stream| {
             slice.device_ptr(stream)
         })
     }
@@ -61,25 +63,35 @@ unsafe impl<T: Scalar, P: DevicePtrMut<T>> Output<T, Cuda> for P {
         stream: &Arc<CudaStream>,
         launch: impl FnOnce(u64) -> Result<R, E>,
     ) -> Result<R, E> {
-        let owner = Arc::clone(DeviceSlice::stream(self));
-        launch_with(self, &owner, stream, launch, |slice, stream| {
+        launch_with(self, Self::stream, stream, launch, |slice, stream| {
             slice.device_ptr_mut(stream)
         })
     }
 }
 
-/// Launches with the address that `pointer` gives, in the order that it makes between the stream of
-/// a slice, `owner`, and that of the call.
+/// The stream of a slice that a call only borrows.
+fn owner_of<'s, T, P: DeviceSlice<T>>(slice: &'s &P) -> &'s Arc<CudaStream> {
+    slice.stream()
+}
+
+/// Launches with the address that `pointer` gives, in the order that it makes between the slice's
+/// stream, `owner`, and that of the call.
 fn launch_with<S, R, E: From<BufferError>>(
     slice: &mut S,
-    owner: &Arc<CudaStream>,
+    owner: impl Fn(&S) -> &Arc<CudaStream>,
     stream: &Arc<CudaStream>,
     launch: impl FnOnce(u64) -> Result<R, E>,
     pointer: impl for<'p> Fn(&'p mut S, &'p Arc<CudaStream>) -> (u64, SyncOnDrop<'p>),
 ) -> Result<R, E> {
-    let order = ExplicitOrder::begin(owner, stream)?;
-    let launched = if is_managed(owner, stream) {
-        let mut errors = SetAside::of([stream.context(), owner.context()]);
+    // A clone costs every call something, and few need one.
+    let (owner, context) = (owner(slice), stream.context());
+    let other = needs_explicit_order(owner.context(), context).then(|| Arc::clone(owner));
+    if let Some(other) = &other {
+        order(stream, other)?;
+    }
+    let launched = if is_managed(owner.context(), context) {
+        let owner = Arc::clone(owner.context());
+        let mut errors = SetAside::of([context, &owner]);
         launch_in_order(&mut errors, || pointer(slice, stream), launch)
             .or_else(|(_, launch)| {
                 // The first error may be that of another thread of the program.
@@ -90,50 +102,36 @@ fn launch_with<S, R, E: From<BufferError>>(
         let (address, _guard) = pointer(slice, stream);
         launch(address)
     };
-    // Also if the launch failed: a part of it may have been enqueued.
-    let ended = order.end();
+    // The slice is freed in the order of its own stream. Also if the launch failed: a part of it
+    // may have been enqueued.
+    let ordered = other.map_or(Ok(()), |other| order(&other, stream));
     let launched = launched?;
-    ended?;
+    ordered?;
     Ok(launched)
 }
 
 /// Whether cudarc makes waits or records for a call. If not, it can leave no error in a context.
-fn is_managed(owner: &CudaStream, stream: &CudaStream) -> bool {
-    let mut contexts = [owner, stream].into_iter().map(CudaStream::context);
-    contexts.any(|context| context.is_managing_stream_synchronization())
+fn is_managed(owner: &CudaContext, context: &CudaContext) -> bool {
+    [owner, context]
+        .into_iter()
+        .any(CudaContext::is_managing_stream_synchronization)
 }
 
-/// The order of a call with the stream of a slice, made by peersum, if cudarc makes none although
-/// events are tracked: a `CudaContext` from which only the default stream was made does not expect
-/// other streams, but the stream of the call is of another `CudaContext` of the same context.
-struct ExplicitOrder<'s>(Option<[&'s Arc<CudaStream>; 2]>);
+/// Whether cudarc makes no order between the slice's stream and that of the call although events
+/// are tracked: a `CudaContext` from which only the default stream was made does not expect other
+/// streams, but the stream of the call is of another `CudaContext` of the same context.
+fn needs_explicit_order(owner: &CudaContext, context: &CudaContext) -> bool {
+    owner.is_event_tracking()
+        && !owner.is_managing_stream_synchronization()
+        && !std::ptr::eq(owner, context)
+}
 
-impl<'s> ExplicitOrder<'s> {
-    /// Makes the call's stream wait for the slice's.
-    fn begin(owner: &'s Arc<CudaStream>, stream: &'s Arc<CudaStream>) -> Result<Self, BufferError> {
-        let context = owner.context();
-        let is_missing = context.is_event_tracking()
-            && !context.is_managing_stream_synchronization()
-            && !Arc::ptr_eq(context, stream.context());
-        let order = ExplicitOrder(is_missing.then_some([stream, owner]));
-        order.wait()?;
-        Ok(order)
-    }
-
-    /// Makes the slice's stream, in whose order the slice is freed, wait for the call.
-    fn end(self) -> Result<(), BufferError> {
-        ExplicitOrder(self.0.map(|[stream, owner]| [owner, stream])).wait()
-    }
-
-    fn wait(&self) -> Result<(), BufferError> {
-        let Some([second, first]) = self.0 else {
-            return Ok(());
-        };
-        let waited = second.wait_for(first);
-        waited.map_err(|error| BufferError::Unordered {
-            message: error.to_string(),
-        })
-    }
+/// Makes `second` wait for what `first` has been given so far.
+fn order(second: &Arc<CudaStream>, first: &Arc<CudaStream>) -> Result<(), BufferError> {
+    let ordered = second.wait_for(first);
+    ordered.map_err(|error| BufferError::Unordered {
+        message: error.to_string(),
+    })
 }
 
 /// Launches between the waits that `pointer` enqueues and the record that its guard enqueues. If

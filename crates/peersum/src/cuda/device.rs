@@ -309,7 +309,6 @@ unsafe impl Device for Cuda {
         shape: LaunchShape,
         params: &PeersumParams,
     ) -> Result<(), DeviceError> {
-        self.bind()?;
         // SAFETY: the stream lives as long as `self`, the kernel as long as `module`; addresses and
         // shape are the caller's promise.
         unsafe {

@@ -6,7 +6,7 @@ use peersum_kernels::abi::PeersumParams;
 use super::error::{BufferError, DeviceError};
 use super::status::StatusRecord;
 use super::values::{
-    DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing, Recording,
+    DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing, Recording, Waits,
 };
 use crate::element::Scalar;
 use crate::loader::{LoadPolicy, LoadReport};
@@ -22,13 +22,14 @@ pub trait DeviceBuffer<T: Scalar, D: Device> {
     }
 
     /// Fails for a buffer that a call on `stream` cannot take, because it is memory of another
-    /// device. Enqueues nothing. The default takes every buffer.
+    /// device. Says whether the buffer makes the stream wait. Enqueues nothing. The default takes
+    /// every buffer, and expects waits.
     ///
     /// # Errors
     /// [`BufferError`].
-    fn check(&self, stream: &D::Stream) -> Result<(), BufferError> {
+    fn check(&self, stream: &D::Stream) -> Result<Waits, BufferError> {
         let _ = stream;
-        Ok(())
+        Ok(Waits::Possible)
     }
 }
 
@@ -239,7 +240,8 @@ pub unsafe trait Device: Send + Sized + 'static {
     /// The source must be allocated memory of `bytes.len()` bytes.
     unsafe fn read(&self, source: u64, bytes: &mut [u8]) -> Result<(), DeviceError>;
 
-    /// Enqueues one kernel. Allocates nothing and takes no lock of ours.
+    /// Enqueues one kernel. Allocates nothing and takes no lock of ours. The calling thread has
+    /// made the device its current one by [`Device::recording`]; otherwise the launch may fail.
     ///
     /// # Safety
     /// Every address in `params` must be valid for the kernel until it ends, and `shape` within the
@@ -257,7 +259,7 @@ pub unsafe trait Device: Send + Sized + 'static {
     fn library_stream(&self) -> Result<LibraryStream, DeviceError>;
 
     /// Whether the stream records, also if the program itself began the capture; never waits, and
-    /// is cheap enough for every call.
+    /// is cheap enough for every call. Makes the device the current one of the calling thread.
     fn recording(&self) -> Result<Recording, DeviceError>;
 
     /// Waits until the stream has passed everything enqueued so far.

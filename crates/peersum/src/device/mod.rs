@@ -13,5 +13,5 @@ pub use error::{BufferError, DeviceError};
 pub use interface::{AsViewMut, Device, DeviceBuffer, DeviceStream, Input, Output};
 pub use status::{StatusMemory, StatusRecord};
 pub use values::{
-    DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing, Recording,
+    DeviceIdentity, Export, Import, LaunchShape, LibraryStream, MemorySharing, Recording, Waits,
 };

@@ -87,6 +87,26 @@ pub struct LibraryStream {
     pub is_recording: bool,
 }
 
+/// Whether a buffer makes the stream of a call wait for other work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// It does not.
+    Never,
+    /// It may enqueue waits on the stream, before the call or behind it.
+    Possible,
+}
+
+impl std::ops::BitOr for Waits {
+    type Output = Waits;
+
+    fn bitor(self, other: Waits) -> Waits {
+        match self {
+            Waits::Never => other,
+            Waits::Possible => Waits::Possible,
+        }
+    }
+}
+
 /// Whether a stream records what is enqueued on it instead of running it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Recording {
