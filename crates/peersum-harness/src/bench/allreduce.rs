@@ -2,22 +2,20 @@
 //! the machine's limits and NCCL.
 
 mod arguments;
-mod collectives;
-mod group;
+mod cells;
 mod nccl;
-mod norms;
-mod samples;
 
 use anyhow::Result;
 
 pub(crate) use self::arguments::BenchArgs;
+use self::cells::measure_group;
 use self::nccl::measure_nccl;
-use self::samples::measure_group;
 use super::ranks::GroupSettings;
 use super::report::{Report, Run, Sample, write_json, write_text};
 use super::timing::{Launch, Timed};
 use super::{chart, limits, page, tables};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
+use crate::operation::Operation;
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
@@ -110,6 +108,10 @@ fn measure_ranks<M: Timed>(args: &BenchArgs, machine: &M, report: &mut Report) {
                         let settings = GroupSettings {
                             world_size,
                             largest_bytes: args.largest_bytes(),
+                            largest_rows_bytes: match args.op {
+                                Operation::RmsNorm => args.largest_bytes(),
+                                _ => 0,
+                            },
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,

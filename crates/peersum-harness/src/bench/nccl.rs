@@ -128,45 +128,31 @@ pub(crate) struct Communicator<'a> {
 }
 
 impl Communicator<'_> {
-    /// Enqueues a sum over all ranks, in place if both addresses are the same.
+    /// Enqueues a call of chunks, or whole arrays, of `elements` elements: an all-reduce is in place
+    /// if both addresses are the same.
     ///
     /// # Errors
     /// NCCL refuses.
     ///
     /// # Safety
-    /// Both addresses hold `elements` elements of `dtype` until the stream, which is still there,
-    /// has passed this point.
-    pub(crate) unsafe fn all_reduce(
-        &self,
-        input: u64,
-        output: u64,
-        elements: usize,
-        dtype: Dtype,
-    ) -> Result<()> {
-        // SAFETY: the stream is of this rank's device; the rest is the caller's promise.
-        unsafe {
-            self.link
-                .all_reduce(dtype, input, output, elements as u64, self.stream)?;
-        }
-        Ok(())
-    }
-}
-
-impl Communicator<'_> {
-    /// Enqueues another call than an all-reduce, of chunks (or a buffer) of `elements` elements.
-    ///
-    /// # Errors
-    /// NCCL refuses.
-    ///
-    /// # Safety
-    /// As [`Communicator::all_reduce`], with one chunk for each rank at one of the addresses.
-    pub(crate) unsafe fn other_call(
+    /// Both addresses hold an array until the stream, which is still there, has passed this point:
+    /// where the call has chunks, one of them holds a chunk for each rank.
+    pub(crate) unsafe fn call(
         &self,
         operation: Operation,
         [input, output]: [u64; 2],
         elements: usize,
         dtype: Dtype,
     ) -> Result<()> {
+        if operation.all_reduces() {
+            let elements = elements as u64;
+            // SAFETY: the stream is of this rank's device; the rest is the caller's promise.
+            unsafe {
+                self.link
+                    .all_reduce(dtype, input, output, elements, self.stream)?;
+            }
+            return Ok(());
+        }
         let functions = self.nccl.other_calls.as_ref();
         let functions =
             functions.context("this NCCL lacks all-gather, reduce-scatter, broadcast")?;

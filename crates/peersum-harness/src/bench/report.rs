@@ -133,6 +133,34 @@ pub(crate) struct Call {
     pub(crate) norm: Option<Norm>,
 }
 
+impl Call {
+    /// A call of the shipped build without what peersum's calls have beyond NCCL's.
+    pub(crate) fn new(
+        (system, world_size, link): (System, u32, Topology),
+        (operation, dtype, bytes): (Operation, Dtype, usize),
+        launch: Launch,
+    ) -> Call {
+        Call {
+            system,
+            build: Build::Shipped,
+            world_size,
+            link,
+            operation: match operation {
+                Operation::RmsNorm => Operation::AllReduce,
+                operation => operation,
+            },
+            dtype,
+            bytes: bytes as u64,
+            launch,
+            pdl: false,
+            placement: None,
+            plan: None,
+            from_table: false,
+            norm: None,
+        }
+    }
+}
+
 /// The rows of a call with residual and RMSNorm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Norm {

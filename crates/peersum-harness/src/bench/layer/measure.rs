@@ -95,7 +95,10 @@ impl Operation<'_> {
                 let (elements, partial) = sums.place(alone.stream());
                 // SAFETY: the slice has so many elements and is freed in the order of the stream,
                 // which is the communicator's.
-                unsafe { nccl.all_reduce(partial, partial, elements, Dtype::Bf16)? };
+                unsafe {
+                    let operation = crate::operation::Operation::AllReduce;
+                    nccl.call(operation, [partial, partial], elements, Dtype::Bf16)?;
+                }
                 alone
             }
         };
