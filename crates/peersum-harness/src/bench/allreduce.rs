@@ -26,7 +26,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.from_json {
         let report = Report::read(path)?;
         write(args, &report)?;
-        print(&report);
+        print!("{}", tables::to_text(&report));
         return Ok(());
     }
     let report = match decide(args.call.device, 1)?.kind {
@@ -48,16 +48,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         }
     };
     write(args, &report)?;
-    print(&report);
+    print!("{}", tables::to_text(&report));
     report.run.ensure_all_was_measured()
-}
-
-fn print(report: &Report) {
-    println!("# {}", report.title());
-    print!("{}", report.run.remarks());
-    for table in tables::tables(report) {
-        println!("\n{}", table.to_text());
-    }
 }
 
 fn write(args: &BenchArgs, report: &Report) -> Result<()> {

@@ -39,12 +39,6 @@ pub(crate) fn picture(report: &Report) -> String {
     svg(whole_width, whole_height, &inner)
 }
 
-/// Each panel of a report as a picture of its own.
-pub(crate) fn pictures(report: &Report) -> Vec<String> {
-    let each = |panel: Panel| svg(WIDTH, panel.height, &panel.body);
-    panels(report).into_iter().map(each).collect()
-}
-
 struct Panel {
     height: f64,
     body: String,

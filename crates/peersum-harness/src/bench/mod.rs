@@ -13,7 +13,6 @@ pub(crate) mod layer;
 mod limits;
 mod nccl;
 mod norm_arrays;
-mod norm_table;
 mod page;
 mod rank_calls;
 pub(crate) mod ranks;

@@ -255,7 +255,21 @@ impl Sample {
     }
 }
 
+impl Norm {
+    pub(crate) fn name(&self) -> &'static str {
+        if self.is_fused { "fused" } else { "unfused" }
+    }
+}
+
 impl Cell {
+    /// As flags name it.
+    pub(crate) fn measured_operation(&self) -> Operation {
+        match self.norm {
+            Some(_) => Operation::RmsNorm,
+            None => self.operation,
+        }
+    }
+
     pub(crate) fn is_of_nccl(&self) -> bool {
         matches!(self.system, System::Nccl | System::NcclSymmetric)
     }
@@ -372,7 +386,8 @@ impl Report {
 
     /// What the calls do, each once, sorted.
     pub(crate) fn operations(&self) -> Vec<Operation> {
-        let mut operations: Vec<_> = self.cells.iter().map(|cell| cell.operation).collect();
+        let cells = self.cells.iter();
+        let mut operations: Vec<_> = cells.map(Cell::measured_operation).collect();
         operations.sort();
         operations.dedup();
         operations

@@ -100,7 +100,7 @@ fn name(cell: &Cell, names_pdl: bool) -> String {
         _ => "",
     };
     let norm = cell.norm.map(|norm| {
-        let how = if norm.is_fused { "fused" } else { "unfused" };
+        let how = norm.name();
         let output = match norm.output {
             NormOutput::Same => String::new(),
             output => format!(" {output}"),
