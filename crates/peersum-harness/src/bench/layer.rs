@@ -21,7 +21,7 @@ use super::build::Build;
 use super::cublas::{self, Cublas};
 use super::nccl::Nccl;
 use super::report::{Run, write_json};
-use super::timing::{Launch, Method};
+use super::timing::Launch;
 use crate::machine::{DeviceKind, Gpus, Machine};
 
 /// What `bench layer` measures.
@@ -105,20 +105,16 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         cells: Vec::new(),
     };
     let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
-    let launches = args.method.iter();
-    let methods: Vec<Method> = launches.map(|&launch| args.run.method(launch, 1)).collect();
     let measure = |report: &mut Report, system, nccl: Option<&Nccl>| {
         for &(model, shape) in &shapes {
             let what = format!("{system}, a step of {}", model.name());
             eprintln!("{what}, {world_size} ranks");
             let group = Group {
+                args,
                 load_policy: &load_policy,
                 model,
                 shape,
                 world_size,
-                rows: &args.rows,
-                methods: &methods,
-                pdl: args.pdl,
             };
             report.add(&what, measure_group(&gpus, &group, nccl));
         }

@@ -14,7 +14,7 @@ mod limits;
 mod nccl;
 mod norm_arrays;
 mod page;
-mod rank_calls;
+pub(crate) mod rank_calls;
 pub(crate) mod ranks;
 pub(crate) mod report;
 mod series;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use peersum::device::Device;
 use peersum::dispatch::{Placement, Plan};
-use peersum::{Element, Scalar, reference};
+use peersum::{Communicator, Element, Scalar, reference};
 
 use super::call::{MeasuredCall, ROOT};
 use super::norm_arrays::{INVERSE_SCALE, NUMBERS};
@@ -15,6 +15,7 @@ use crate::norm_output::Fp8Buffers;
 use crate::operation::Operation;
 
 /// What a call launches.
+#[derive(Default)]
 pub(crate) struct Launched {
     /// The fused kernel, or else the kernel that moves or sums.
     pub(crate) plan: Option<Plan>,
@@ -31,51 +32,63 @@ struct Expected<T> {
     fp8_scales: Vec<f32>,
 }
 
-impl<D: Device> Rank<'_, D> {
-    fn force(&mut self, plan: Option<Plan>, fuses: Option<bool>) -> Result<()> {
-        self.communicator.force_plan(plan)?;
-        self.communicator.force_fused(fuses);
-        Ok(())
-    }
-
+impl Launched {
     /// # Errors
     /// The kernels cannot run in the shape that the call asks for.
-    pub(crate) fn launched<T: Element>(&mut self, call: &MeasuredCall) -> Result<Launched> {
-        let fused = |rank: &Self| match call.operation {
+    pub(crate) fn of<T: Element, D: Device>(
+        communicator: &mut Communicator<D>,
+        call: &MeasuredCall,
+    ) -> Result<Launched> {
+        let fused = |communicator: &Communicator<D>| match call.operation {
             Operation::RmsNorm => {
                 let (placement, rows) = (call.placement, call.rows::<T>());
-                let communicator = &rank.communicator;
                 communicator.fused_launch::<T>(placement, rows, call.hidden)
             }
             _ => None,
         };
-        let fuses_by_table = fused(self).is_some();
-        self.force(call.plan, call.fuses)?;
-        let fused = fused(self);
-        let communicator = &self.communicator;
+        let fuses_by_table = fused(communicator).is_some();
+        force(communicator, call.plan, call.fuses)?;
+        let fused = fused(communicator);
         let sent = call.sent_bytes(communicator.world_size()) as u64;
-        let plan = match call.operation {
-            Operation::AllReduce | Operation::RmsNorm => {
+        let moving = match call.operation {
+            Operation::AllGather => Some(peersum::Operation::AllGather),
+            Operation::ReduceScatter => Some(peersum::Operation::ReduceScatter),
+            Operation::Broadcast => Some(peersum::Operation::Broadcast { root: ROOT }),
+            Operation::AllReduce | Operation::RmsNorm => None,
+        };
+        let plan = match moving {
+            Some(operation) => communicator.collective_launch(operation, sent),
+            None => {
                 let of_table = communicator.plan(call.placement, sent);
                 Some(communicator.launched(call.plan.unwrap_or(of_table), sent))
             }
-            Operation::AllGather => {
-                communicator.collective_launch(peersum::Operation::AllGather, sent)
-            }
-            Operation::ReduceScatter => {
-                communicator.collective_launch(peersum::Operation::ReduceScatter, sent)
-            }
-            Operation::Broadcast => {
-                let operation = peersum::Operation::Broadcast { root: ROOT };
-                communicator.collective_launch(operation, sent)
-            }
         };
-        self.force(None, None)?;
+        force(communicator, None, None)?;
         Ok(Launched {
             plan: fused.or(plan),
             is_fused: fused.is_some(),
             by_table: call.plan.is_none() && fused.is_some() == fuses_by_table,
         })
+    }
+}
+
+fn force<D: Device>(
+    communicator: &mut Communicator<D>,
+    plan: Option<Plan>,
+    fuses: Option<bool>,
+) -> Result<()> {
+    communicator.force_plan(plan)?;
+    communicator.force_fused(fuses);
+    Ok(())
+}
+
+impl<D: Device> Rank<'_, D> {
+    /// What a call launches.
+    ///
+    /// # Errors
+    /// The kernels cannot run in the shape that the call asks for.
+    pub(crate) fn launched<T: Element>(&mut self, call: &MeasuredCall) -> Result<Launched> {
+        Launched::of::<T, D>(&mut self.communicator, call)
     }
 
     /// Makes one call, launched as it will be when it is timed, on poisoned outputs, with data that
@@ -217,7 +230,7 @@ impl<D: Device> Rank<'_, D> {
             input_len.max(output_len) * size_of::<T>() <= self.memory.bytes,
             "the message is larger than the largest one"
         );
-        self.force(call.plan, call.fuses)?;
+        force(&mut self.communicator, call.plan, call.fuses)?;
         let input = self.memory.input_address(call.placement);
         let output = self.memory.output.base();
         let (communicator, memory) = (&mut self.communicator, &self.memory);
@@ -267,7 +280,7 @@ impl<D: Device> Rank<'_, D> {
             })
         }?;
         self.communicator.synchronize()?;
-        self.force(None, None)?;
+        force(&mut self.communicator, None, None)?;
         Ok(times)
     }
 

@@ -7,29 +7,28 @@ use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::cudarc::driver::CudaView;
 use peersum::device::Device;
-use peersum::dispatch::Placement;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Cuda, Rendezvous, RmsNorm};
 use peersum_artifact::Dtype;
 
+use super::LayerArgs;
 use super::decoder::{Activations, Decoder, Sums};
 use super::model::{Model, Shape};
 use super::report::{Cell, Way};
+use crate::bench::call::MeasuredCall;
 use crate::bench::nccl::{self, Nccl};
+use crate::bench::rank_calls::Launched;
 use crate::bench::ranks::{builder, run_ranks};
 use crate::bench::timing::{Method, Spread, Stopwatch, Times};
 use crate::machine::{DeviceKind, Gpus};
 
 /// What one group measures.
 pub(super) struct Group<'a> {
+    pub(super) args: &'a LayerArgs,
     pub(super) load_policy: &'a LoadPolicy,
     pub(super) model: Model,
     pub(super) shape: Shape,
     pub(super) world_size: u32,
-    pub(super) rows: &'a [u32],
-    /// A call of each is a step.
-    pub(super) methods: &'a [Method],
-    pub(super) pdl: bool,
 }
 
 /// What sums and normalises.
@@ -64,7 +63,12 @@ pub(super) fn measure_group(
         // coincide with another rank's calls.
         let decoder = Decoder::new(stream, rank, group.shape)?;
         let build = |rendezvous| -> Result<Box<Communicator<Cuda>>> {
-            let builder = builder(DeviceKind::Cuda, rendezvous, group.load_policy, group.pdl);
+            let builder = builder(
+                DeviceKind::Cuda,
+                rendezvous,
+                group.load_policy,
+                group.args.pdl,
+            );
             Ok(Box::new(builder.build(stream)?))
         };
         // Dropped first: its teardown waits for the stream, which uses the rest.
@@ -117,6 +121,18 @@ impl Operation<'_> {
         }
     }
 
+    /// What peersum launches in this way, if it sums.
+    fn launched(&mut self, shape: Shape, rows: u32, way: Way) -> Result<Launched> {
+        let Operation::Peersum(communicator) = self else {
+            return Ok(Launched::default());
+        };
+        let call = MeasuredCall {
+            fuses: way.fuses(),
+            ..MeasuredCall::of_rows(rows, shape.hidden, size_of::<bf16>())
+        };
+        Launched::of::<bf16, _>(communicator, &call)
+    }
+
     fn ways(&self) -> &'static [Way] {
         match self {
             Operation::Peersum(_) => &[Way::PeersumUnfused, Way::PeersumFused],
@@ -128,26 +144,20 @@ impl Operation<'_> {
 impl Rank<'_> {
     fn measure(&self, group: &Group<'_>, operation: &mut Operation<'_>) -> Result<Vec<Cell>> {
         let mut cells = Vec::new();
-        for &rows in group.rows {
+        for &rows in &group.args.rows {
             let mut activations = self.decoder.activations(rows)?;
             self.warm_up(&mut activations, operation)?;
-            for &method in group.methods {
+            for &launch in &group.args.method {
+                // A call is a step.
+                let method = group.args.run.method(launch, 1);
                 let without = self.time(&mut activations, method, None)?;
                 // Without sums no rank waits for another, so a step takes as long as its slowest.
                 let products_us = Spread::of(&without.longest());
                 let mut left: Option<Vec<u16>> = None;
                 for &way in operation.ways() {
-                    let cell = Cell {
-                        model: group.model,
-                        way,
-                        rows,
-                        bytes: group.shape.message_bytes(rows),
-                        launch: method.launch,
-                        products_us,
-                        ..self.cell(group.shape, rows, way, operation)
-                    };
+                    let launched = operation.launched(group.shape, rows, way)?;
                     // As when a row does not fit the slots: there is no such way.
-                    if way == Way::PeersumFused && !cell.is_fused {
+                    if way == Way::PeersumFused && !launched.is_fused {
                         continue;
                     }
                     let timed = self.time_way(&mut activations, method, way, operation);
@@ -157,31 +167,21 @@ impl Rank<'_> {
                     ensure!(is_same, "{}: not the bits of the unfused step", what());
                     left = Some(bits);
                     cells.push(Cell {
+                        model: group.model,
+                        way,
+                        rows,
+                        bytes: group.shape.message_bytes(rows),
+                        launch: method.launch,
+                        plan: launched.plan,
+                        is_fused: launched.is_fused,
+                        from_table: launched.by_table,
+                        products_us,
                         step_us: Spread::of(&times.shortest()),
-                        ..cell
                     });
                 }
             }
         }
         Ok(cells)
-    }
-
-    /// How a way is carried out.
-    fn cell(&self, shape: Shape, rows: u32, way: Way, operation: &mut Operation<'_>) -> Cell {
-        let mut cell = Cell::of(way);
-        if let Operation::Peersum(communicator) = operation {
-            let (placement, hidden) = (Placement::Ordinary, shape.hidden);
-            let by_table = communicator.fused_launch::<bf16>(placement, rows, hidden);
-            communicator.force_fused(way.fuses());
-            let fused = communicator.fused_launch::<bf16>(placement, rows, hidden);
-            communicator.force_fused(None);
-            let bytes = shape.message_bytes(rows);
-            let unfused = communicator.launched(communicator.plan(placement, bytes), bytes);
-            cell.plan = Some(fused.unwrap_or(unfused));
-            cell.is_fused = fused.is_some();
-            cell.from_table = fused.is_some() == by_table.is_some();
-        }
-        cell
     }
 
     /// Does what happens once per process or size and is not allowed in a capture: cuBLAS loads its
