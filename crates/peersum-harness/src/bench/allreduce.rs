@@ -100,10 +100,7 @@ fn measure_ranks<M: Timed>(args: &BenchArgs, machine: &M, report: &mut Report) {
                         let settings = GroupSettings {
                             world_size,
                             largest_bytes: args.largest_bytes(),
-                            largest_rows_bytes: match args.op {
-                                Operation::RmsNorm => args.largest_bytes(),
-                                _ => 0,
-                            },
+                            normalises: args.op == Operation::RmsNorm,
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,

@@ -43,6 +43,9 @@ functions! {
 /// `ncclSum`.
 const SUM: c_int = 0;
 
+/// `ncclUniqueId`.
+type GroupId = [c_char; 128];
+
 /// The library.
 pub(crate) struct Nccl {
     library: &'static Library,
@@ -77,40 +80,30 @@ impl Nccl {
         system == System::NcclSymmetric && self.symmetric.is_none()
     }
 
-    /// A new group, one rank a GPU.
+    /// What the ranks of a new group join, one rank a GPU.
     ///
     /// # Errors
     /// NCCL refuses.
-    pub(crate) fn group(&self, world_size: u32) -> Result<Group<'_>> {
-        Ok(Group {
-            nccl: self,
-            id: self.library.unique_id()?,
-            world_size,
-        })
+    pub(crate) fn group(&self) -> Result<GroupId> {
+        Ok(self.library.unique_id()?)
     }
-}
 
-/// A group that its ranks have not joined yet.
-pub(crate) struct Group<'a> {
-    nccl: &'a Nccl,
-    id: [c_char; 128],
-    world_size: u32,
-}
-
-impl Group<'_> {
     /// Joins as the rank of this thread.
     ///
     /// # Errors
     /// NCCL refuses, or another rank failed.
-    pub(crate) fn join(&self, stopwatch: &Stopwatch<'_, Cuda>) -> Result<Communicator<'_>> {
+    pub(crate) fn join(
+        &self,
+        (id, world_size): (GroupId, u32),
+        stopwatch: &Stopwatch<'_, Cuda>,
+    ) -> Result<Communicator<'_>> {
         let (stream, peers) = (stopwatch.device.stream(), stopwatch.peers);
         stream.context().bind_to_thread()?;
         // NCCL waits for every rank without a limit.
         peers.meet()?;
-        let library = self.nccl.library;
         Ok(Communicator {
-            nccl: self.nccl,
-            link: Link::connect(library, self.id, peers.rank(), self.world_size, 0)?,
+            nccl: self,
+            link: Link::connect(self.library, id, peers.rank(), world_size, 0)?,
             // All calls are launched, or recorded into a graph that is dropped before the link.
             stream: LibraryStream {
                 handle: stream.cu_stream().cast(),

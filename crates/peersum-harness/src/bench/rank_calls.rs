@@ -321,7 +321,7 @@ mod tests {
         let settings = GroupSettings {
             world_size: 3,
             largest_bytes: LARGEST,
-            largest_rows_bytes: 1024,
+            normalises: true,
             pdl: true,
             ..GroupSettings::default()
         };

@@ -27,8 +27,8 @@ pub(crate) struct GroupSettings {
     pub(crate) world_size: u32,
     /// The largest message, in bytes.
     pub(crate) largest_bytes: usize,
-    /// The largest message of a call with RMSNorm, in bytes.
-    pub(crate) largest_rows_bytes: usize,
+    /// Whether there are calls with RMSNorm.
+    pub(crate) normalises: bool,
     pub(crate) pdl: bool,
     pub(crate) load_policy: LoadPolicy,
     /// The largest grid; `None` leaves it to the dispatch table.
@@ -141,7 +141,7 @@ impl<'a, D: Device> Rank<'a, D> {
             output: Guarded::new(device, bytes, MemorySharing::Auto)?,
             _symmetric: symmetric,
             symmetric_address,
-            norm: NormArrays::new(device, settings.largest_rows_bytes.max(64))?,
+            norm: NormArrays::new(device, if settings.normalises { bytes } else { 64 })?,
             bytes,
         };
         // The same in every run. A check writes other data.

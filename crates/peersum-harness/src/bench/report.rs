@@ -1,5 +1,6 @@
 //! What a run has measured, as it is saved and read again.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -384,25 +385,15 @@ impl Report {
         format!("{devices}, peersum {}, {}", run.peersum, run.toolkit)
     }
 
-    /// What the calls do, each once, sorted.
-    pub(crate) fn operations(&self) -> Vec<Operation> {
-        let cells = self.cells.iter();
-        let mut operations: Vec<_> = cells.map(Cell::measured_operation).collect();
-        operations.sort();
-        operations.dedup();
-        operations
+    /// What the calls do.
+    pub(crate) fn operations(&self) -> BTreeSet<Operation> {
+        self.cells.iter().map(Cell::measured_operation).collect()
     }
 
-    /// World sizes and types, each once, sorted.
-    pub(crate) fn groups(&self) -> Vec<(u32, Topology, Dtype)> {
-        let mut groups: Vec<_> = self
-            .cells
-            .iter()
-            .map(|cell| (cell.world_size, cell.link, cell.dtype))
-            .collect();
-        groups.sort();
-        groups.dedup();
-        groups
+    /// World sizes and types.
+    pub(crate) fn groups(&self) -> BTreeSet<(u32, Topology, Dtype)> {
+        let group = |cell: &Cell| (cell.world_size, cell.link, cell.dtype);
+        self.cells.iter().map(group).collect()
     }
 }
 

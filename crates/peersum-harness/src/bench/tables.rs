@@ -1,5 +1,7 @@
 //! A report as tables.
 
+use std::collections::BTreeSet;
+
 use peersum::dispatch::Placement;
 
 use super::build::Build;
@@ -63,9 +65,7 @@ fn measurements(operation: Operation, title: &str, cells: &[&Cell]) -> Option<Ta
         cells.filter(|cell| cell.measured_operation() == operation && !cell.is_of_nccl())
     };
     let message = |cell: &Cell| (cell.norm.map(|norm| (norm.hidden, norm.rows)), cell.bytes);
-    let mut messages: Vec<_> = own().map(message).collect();
-    messages.sort_unstable();
-    messages.dedup();
+    let messages: BTreeSet<_> = own().map(message).collect();
     let mut rows = Vec::new();
     for of_this in messages {
         let same = own().filter(|cell| message(cell) == of_this);

@@ -136,10 +136,7 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
             settings: GroupSettings {
                 world_size,
                 largest_bytes: args.call.largest_bytes(),
-                largest_rows_bytes: match args.op {
-                    Operation::RmsNorm => args.call.largest_bytes(),
-                    _ => 0,
-                },
+                normalises: args.op == Operation::RmsNorm,
                 pdl: true,
                 load_policy: Build::Shipped.load_policy(machine.kind(), cubins)?,
                 max_blocks: Shapes::of(link).max_blocks,

@@ -51,10 +51,10 @@ fn measure(
     system: System,
     world_size: u32,
 ) -> Result<Vec<Sample>> {
-    let group = nccl.group(world_size)?;
+    let group = (nccl.group()?, world_size);
     let largest = args.largest_bytes();
     run_ranks(gpus, world_size, |stopwatch, _| {
-        let communicator = &group.join(&stopwatch)?;
+        let communicator = &nccl.join(group, &stopwatch)?;
         let stream = stopwatch.device.stream();
         let (plain, windows);
         let places = match system {

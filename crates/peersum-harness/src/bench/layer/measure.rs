@@ -55,7 +55,7 @@ pub(super) fn measure_group(
     group: &Group<'_>,
     nccl: Option<&Nccl>,
 ) -> Result<Vec<Cell>> {
-    let nccl = nccl.map(|nccl| nccl.group(group.world_size)).transpose()?;
+    let id = nccl.map(Nccl::group).transpose()?;
     run_ranks(gpus, group.world_size, |stopwatch, rendezvous| {
         let rank = stopwatch.peers.rank();
         let stream = stopwatch.device.stream();
@@ -72,10 +72,13 @@ pub(super) fn measure_group(
             Ok(Box::new(builder.build(stream)?))
         };
         // Dropped first: its teardown waits for the stream, which uses the rest.
-        let mut operation = match &nccl {
-            Some(nccl) => {
+        let mut operation = match nccl.zip(id) {
+            Some((nccl, id)) => {
                 let alone = Rendezvous::threads(1).pop().context("a group of one")?;
-                Operation::Nccl(nccl.join(&stopwatch)?, build(alone)?)
+                Operation::Nccl(
+                    nccl.join((id, group.world_size), &stopwatch)?,
+                    build(alone)?,
+                )
             }
             None => Operation::Peersum(build(rendezvous)?),
         };
