@@ -4,8 +4,8 @@
 use super::report::Report;
 use super::series::{self, Series};
 use super::sizes::bytes_text;
-use super::table::us_text;
 use super::timing::Launch;
+use crate::table::us_text;
 
 const WIDTH: f64 = 460.0;
 /// The borders of the plot within its panel.

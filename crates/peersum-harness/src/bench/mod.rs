@@ -19,6 +19,5 @@ pub(crate) mod ranks;
 pub(crate) mod report;
 mod series;
 pub(crate) mod sizes;
-pub(crate) mod table;
 mod tables;
 pub(crate) mod timing;

@@ -121,8 +121,8 @@ pub(crate) struct Communicator<'a> {
 }
 
 impl Communicator<'_> {
-    /// Enqueues a call of chunks, or whole arrays, of `elements` elements: an all-reduce is in place
-    /// if both addresses are the same.
+    /// Enqueues a call of chunks, or whole arrays, of `elements` elements. An all-reduce is in
+    /// place if both addresses are the same.
     ///
     /// # Errors
     /// NCCL refuses.

@@ -7,9 +7,8 @@ use peersum::{Element, Error, RmsNorm};
 use peersum_kernels::abi;
 
 use super::call::MeasuredCall;
-use super::ranks::write_repeated;
 use crate::data::bytes_of;
-use crate::memory::{Guarded, lend};
+use crate::memory::{Guarded, lend, write_repeated};
 
 /// As in most models.
 pub(super) const NUMBERS: NormNumbers = NormNumbers {
@@ -86,8 +85,8 @@ impl<D: Device> NormArrays<D> {
         let (weight, residual) = (self.weight.base(), self.residual.base());
         let (values, scales) = (self.fp8_values.base(), self.fp8_scales.base());
         let (len, scale_count) = (rows * hidden, call.output.scales(rows));
-        // SAFETY: each array has at least so many elements and begins at a multiple of 16 bytes; the
-        // rest is the caller's promise.
+        // SAFETY: each array has at least so many elements and begins at a multiple of 16 bytes;
+        // the rest is the caller's promise.
         unsafe {
             lend::<T, D, _, _>(device, weight, hidden, |weight| {
                 let norm = RmsNorm {

@@ -7,10 +7,10 @@ use peersum::{Communicator, Element, Scalar, reference};
 
 use super::call::{MeasuredCall, ROOT};
 use super::norm_arrays::{INVERSE_SCALE, NUMBERS};
-use super::ranks::{DATA_SEED, Rank, write_repeated};
+use super::ranks::{DATA_SEED, Rank};
 use super::timing::{Launch, Method, Times};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
-use crate::memory::{difference, lend};
+use crate::memory::{difference, lend, write_repeated};
 use crate::norm_output::Fp8Buffers;
 use crate::operation::Operation;
 

@@ -7,15 +7,13 @@ use half::bf16;
 use peersum::device::{Device, MemorySharing};
 use peersum::dispatch::Placement;
 use peersum::loader::LoadPolicy;
-use peersum::{
-    Communicator, CommunicatorBuilder, Element, Error, Output, Rendezvous, SymmetricBuffer,
-};
+use peersum::{Communicator, CommunicatorBuilder, Error, Output, Rendezvous, SymmetricBuffer};
 
 use super::norm_arrays::NormArrays;
 use super::timing::{Stopwatch, Timed};
-use crate::data::{self, Content, Key, bytes_of};
+use crate::data::{self, Content, Key};
 use crate::machine::{DeviceKind, DeviceOf};
-use crate::memory::Guarded;
+use crate::memory::{Guarded, write_repeated};
 use crate::ranks::{PATIENCE, run_threads};
 
 /// The seed of all arrays.
@@ -167,23 +165,4 @@ impl<D: Device> Memory<D> {
             Placement::Symmetric | Placement::SymmetricInPlace => self.symmetric_address,
         }
     }
-}
-
-/// Fills memory with repetitions of a pattern.
-///
-/// # Safety
-/// `address` is memory of the device with at least `bytes` bytes.
-pub(super) unsafe fn write_repeated<T: Element, D: Device>(
-    device: &D,
-    address: u64,
-    bytes: usize,
-    pattern: &[T],
-) -> Result<()> {
-    let pattern = bytes_of(pattern);
-    for at in (0..bytes).step_by(pattern.len()) {
-        let part = &pattern[..pattern.len().min(bytes - at)];
-        // SAFETY: the caller's promise.
-        unsafe { device.write(address + at as u64, part)? };
-    }
-    Ok(())
 }

@@ -7,11 +7,11 @@ use peersum_artifact::Dtype;
 
 use super::build::Build;
 use super::report::{Cell, Report, System, fastest};
-use super::table::{grid_text, us_text};
 use super::timing::Launch;
 use crate::names::name_of;
 use crate::norm_output::NormOutput;
 use crate::operation::Operation;
+use crate::table::{grid_text, us_text};
 
 /// One curve.
 pub(crate) struct Series {

@@ -7,11 +7,11 @@ use peersum::dispatch::Placement;
 use super::build::Build;
 use super::report::{Call, Cell, Norm, Report, System, fastest};
 use super::sizes::bytes_text;
-use super::table::{Column, Row, Table, algorithm, grid, or_dash, quartiles_text, ratio, us_text};
 use super::timing::Launch;
 use crate::names::name_of;
 use crate::norm_output::NormOutput;
 use crate::operation::Operation;
+use crate::table::{Column, Row, Table, algorithm, grid, or_dash, quartiles_text, ratio, us_text};
 
 /// Everything that a report says.
 pub(crate) fn to_text(report: &Report) -> String {

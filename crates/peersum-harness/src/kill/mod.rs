@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use crate::grid::settings::random_seed;
 use crate::machine::{DeviceChoice, DeviceKind, decide};
+use crate::table::Table;
 use referee::{Findings, referee};
 use run::{Deadlines, Planted, Run};
 use scenario::{Choices, Scenario};
@@ -178,27 +179,22 @@ impl Report {
     }
 
     fn print(&self) {
-        println!(
-            "{:<24} {:>5} {:>7} {:>11}  survivors' errors",
-            "phase/signal", "runs", "passed", "longest ms"
-        );
-        for (key, line) in &self.lines {
-            let errors: Vec<String> = line
-                .errors
-                .iter()
+        let rows = self.lines.iter().map(|(key, line)| {
+            let errors = line.errors.iter();
+            let errors: Vec<String> = errors
                 .map(|(kind, count)| format!("{count} {kind:?}"))
                 .collect();
-            let swept = match line.swept_by_next_run {
-                0 => String::new(),
-                count => format!("; the next run removed files behind {count}"),
-            };
-            println!(
-                "{key:<24} {:>5} {:>7} {:>11.0}  {}{swept}",
-                line.runs,
-                line.passed,
-                line.longest_ms,
-                errors.join(", ")
-            );
+            vec![
+                ("phase/signal", key.clone()),
+                ("runs", line.runs.to_string()),
+                ("passed", line.passed.to_string()),
+                ("longest ms", format!("{:.0}", line.longest_ms)),
+                ("swept by the next run", line.swept_by_next_run.to_string()),
+                ("survivors' errors", errors.join(", ")),
+            ]
+        });
+        if let Some(table) = Table::of("The runs".to_owned(), rows.collect()) {
+            println!("{}", table.to_text());
         }
         println!(
             "{} of {} runs passed, deadlines {:?} (calls), {:?} (set-up) + {:?}, {:.1} s",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, Measurement, NormRow, NormRows, Origin, Placement, Row, Topology,
+    DispatchTable, DispatchTables, Measurement, NormRow, Origin, Placement, Row, Topology,
 };
 use peersum_artifact::Dtype;
 
@@ -211,11 +211,8 @@ impl<M: Timed> Group<'_, M> {
                     })
                 })
             };
-            table.rms_norm = NormRows {
-                ordinary: rows(Placement::Ordinary),
-                symmetric: rows(Placement::Symmetric),
-                symmetric_in_place: rows(Placement::SymmetricInPlace),
-            };
+            let norms = &mut table.rms_norm;
+            [norms.ordinary, norms.symmetric, norms.symmetric_in_place] = Placement::ALL.map(rows);
         } else {
             let rows = |placement| {
                 self.rows(&tuned, placement, base.rows(placement), |way, origin| {
@@ -231,9 +228,7 @@ impl<M: Timed> Group<'_, M> {
                     })
                 })
             };
-            table.ordinary = rows(Placement::Ordinary);
-            table.symmetric = rows(Placement::Symmetric);
-            table.symmetric_in_place = rows(Placement::SymmetricInPlace);
+            [table.ordinary, table.symmetric, table.symmetric_in_place] = Placement::ALL.map(rows);
         }
         Ok((!tuned.is_empty()).then_some(table))
     }
@@ -319,13 +314,8 @@ impl<M: Timed> Group<'_, M> {
     fn print(&self, tuned: &[Tuned]) {
         let world_size = self.settings.world_size;
         let mut ratios = Vec::new();
-        for Tuned {
-            bytes,
-            placement,
-            base,
-            best,
-        } in tuned
-        {
+        for tuned in tuned {
+            let (base, best) = (&tuned.base, &tuned.best);
             let ratio = best.mean() / base.mean();
             let before = match best == base {
                 true => "kept".to_owned(),
@@ -333,8 +323,8 @@ impl<M: Timed> Group<'_, M> {
             };
             println!(
                 "W{world_size} {:>5} {:<18}  {:>8.2} -> {:>8.2}  {ratio:.3}  {}  ({before})",
-                bytes_text(*bytes),
-                placement.name(),
+                bytes_text(tuned.bytes),
+                tuned.placement.name(),
                 base.mean(),
                 best.mean(),
                 best.way,

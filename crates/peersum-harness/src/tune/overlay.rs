@@ -9,7 +9,7 @@ const LARGE_BYTES: u64 = 16 << 20;
 const SMALL_BYTES: u64 = 4 << 10;
 
 /// A row of a table.
-pub(super) trait TableRow: Clone + PartialEq {
+pub(super) trait TableRow {
     fn max_bytes(&self) -> Option<u64>;
 
     /// The same with another bound.
@@ -73,49 +73,42 @@ pub(super) fn overlay<R: TableRow>(base: &[R], measured: &[MeasuredRow<R>]) -> V
     let mut measured: Vec<&MeasuredRow<R>> = measured.iter().filter(|row| row.bytes > 0).collect();
     measured.sort_by_key(|row| row.bytes);
     measured.dedup_by_key(|row| row.bytes);
-    // (above, up to) of each; `u64::MAX` is no bound.
-    let spans: Vec<(u64, u64)> = (0..measured.len())
-        .map(|index| {
-            let own = measured[index];
-            let bytes = own.bytes;
-            let above = match index.checked_sub(1).map(|index| measured[index]) {
-                None if bytes <= SMALL_BYTES => 0,
-                None => bytes / 2,
-                Some(previous) => dividing_bytes(previous, own).1,
-            };
-            let up_to = match measured.get(index + 1) {
-                None if bytes >= LARGE_BYTES => u64::MAX,
-                None => bytes.saturating_mul(2),
-                Some(next) => dividing_bytes(own, next).0,
-            };
-            (above, up_to)
-        })
-        .collect();
-    let bound = |row: &R| row.max_bytes().unwrap_or(u64::MAX);
-    let mut bounds: Vec<u64> = base.iter().map(bound).collect();
-    bounds.extend(spans.iter().flat_map(|(above, up_to)| [*above, *up_to]));
-    bounds.sort_unstable();
-    bounds.dedup();
-    let mut rows: Vec<R> = Vec::new();
-    for up_to in bounds.into_iter().filter(|bound| *bound > 0) {
-        let span = spans
-            .iter()
-            .position(|(above, last)| *above < up_to && up_to <= *last);
-        let source = match span {
-            Some(index) => &measured[index].row,
-            None => match base.iter().find(|row| bound(row) >= up_to) {
-                Some(row) => row,
-                None => continue,
-            },
+    let mut rows = Vec::new();
+    // What every message up to here takes is in `rows`.
+    let mut done = 0;
+    for (index, own) in measured.iter().enumerate() {
+        let above = match index.checked_sub(1) {
+            None if own.bytes <= SMALL_BYTES => 0,
+            None => own.bytes / 2,
+            Some(previous) => dividing_bytes(measured[previous], own).1,
         };
-        let row = source.bounded((up_to != u64::MAX).then_some(up_to));
-        match rows.last_mut() {
-            // One row of the base, or one measurement, that bounds of others had divided.
-            Some(last) if last.bounded(row.max_bytes()) == row => *last = row,
-            _ => rows.push(row),
-        }
+        let up_to = match measured.get(index + 1) {
+            None if own.bytes >= LARGE_BYTES => u64::MAX,
+            None => own.bytes.saturating_mul(2),
+            Some(next) => dividing_bytes(own, next).0,
+        };
+        rows.extend(part_of(base, done, above));
+        rows.push(bounded(&own.row, up_to));
+        done = up_to;
     }
+    rows.extend(part_of(base, done, u64::MAX));
     rows
+}
+
+/// The rows for messages of more than `above` and at most `up_to` bytes.
+fn part_of<R: TableRow>(base: &[R], above: u64, up_to: u64) -> impl Iterator<Item = R> {
+    let mut lower = 0;
+    base.iter().filter_map(move |row| {
+        let bound = row.max_bytes().unwrap_or(u64::MAX);
+        let (first, last) = (lower.max(above), bound.min(up_to));
+        lower = bound;
+        (first < last).then(|| bounded(row, last))
+    })
+}
+
+/// The row for messages of at most `up_to` bytes; `u64::MAX` is no bound.
+fn bounded<R: TableRow>(row: &R, up_to: u64) -> R {
+    row.bounded((up_to != u64::MAX).then_some(up_to))
 }
 
 /// Up to which size the smaller of two measurements serves, and from which size on the larger one.

@@ -8,7 +8,7 @@ use peersum::device::Device;
 use peersum::dispatch::Placement;
 use peersum_artifact::{Arch, Dtype};
 
-use super::ways::{Shapes, SizedCalls, Way, base_way, tried_placement};
+use super::ways::{LARGE_BYTES, Shapes, SizedCalls, Way, base_way, tried_placement};
 use crate::bench::call::MeasuredCall;
 use crate::bench::ranks::Rank;
 use crate::bench::timing::{Method, median, rounded};
@@ -22,8 +22,7 @@ const FINALISTS: usize = 3;
 /// A gain over the base table below this is noise, and the base table's row stays.
 const LEAST_GAIN: f64 = 0.01;
 
-/// Calls above this size take so long that fewer of them are timed.
-pub(super) const LARGE_BYTES: u64 = 1 << 20;
+/// Of calls above [`LARGE_BYTES`], which take so long that fewer of them are timed.
 const CALLS_WHEN_LARGE: u32 = 10;
 
 /// A way for a size.

@@ -8,13 +8,15 @@ use peersum::dispatch::{FusedShape, Placement, Plan, Route, Topology};
 use peersum_artifact::Dtype;
 use peersum_kernels::abi::PEERSUM_MAX_THREADS;
 
-use super::sweep::LARGE_BYTES;
 use crate::bench::call::MeasuredCall;
 use crate::bench::candidates::{candidates, own_placement};
 use crate::bench::ranks::Rank;
-use crate::bench::table::grid_text;
 use crate::data::with_element;
 use crate::operation::Operation;
+use crate::table::grid_text;
+
+/// For messages above this size large grids win.
+pub(super) const LARGE_BYTES: u64 = 1 << 20;
 
 /// The calls of one size: of each type, with each hidden size of which it is whole rows.
 pub(super) type SizedCalls = [(Dtype, MeasuredCall)];
@@ -173,7 +175,7 @@ impl Shapes {
             let shapes = self.for_places(places, max_blocks);
             let launched = |plan| communicator.launched(plan, bytes);
             let mut plans = candidates(route, &shapes, bytes, world_size, launched);
-            // For large messages large grids win, and one block never does.
+            // One block never does.
             if bytes > LARGE_BYTES {
                 plans.reverse();
             }

@@ -11,7 +11,7 @@ use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Cuda, Rendezvous, RmsNorm};
 use peersum_artifact::Dtype;
 
-use super::LayerArgs;
+use super::arguments::LayerArgs;
 use super::decoder::{Activations, Decoder, Sums};
 use super::model::{Model, Shape};
 use super::report::{Cell, Way};

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::model::Model;
 use crate::bench::report::Run;
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
 use crate::bench::timing::{Launch, Spread};
+use crate::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
 
 /// What sums and normalises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -2,7 +2,7 @@
 
 use peersum::dispatch::Plan;
 
-use super::timing::Spread;
+use crate::bench::timing::Spread;
 
 /// Lines of text, the first of which is the head.
 pub(crate) struct Table {
