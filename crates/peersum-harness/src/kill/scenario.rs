@@ -10,6 +10,7 @@ use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
+use super::words::Place;
 use crate::calls::What;
 use crate::collective::Collective;
 use crate::names::{by_name, name_of};
@@ -64,6 +65,19 @@ pub(crate) struct Scenario {
     pub(crate) victim_first: bool,
     /// What the calls do. Only all-reduces have a route.
     pub(crate) what: What,
+}
+
+impl Scenario {
+    /// Where the victim is in the phase.
+    pub(super) fn place(&self) -> Place {
+        match self.phase {
+            Phase::Rendezvous => Place::Joining,
+            Phase::SetUp => Place::SetUp(self.step),
+            Phase::BeforeFirstCall => Place::Built,
+            Phase::InsideCall | Phase::GraphReplay => Place::Calling,
+            Phase::Teardown => Place::Leaving,
+        }
+    }
 }
 
 impl fmt::Display for Scenario {

@@ -231,26 +231,16 @@ mod tests {
         args: BenchArgs,
     }
 
-    fn routes(algo: &str) -> Result<Vec<Route>, String> {
-        let flags = Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
-        let flags = flags.map_err(|error| error.to_string())?;
-        Ok(flags.args.routes().collect())
+    fn routes(algo: &str) -> Vec<Route> {
+        let flags = Flags::parse_from(["bench-allreduce", "--algo", algo]);
+        flags.args.routes().collect()
     }
 
     #[test]
     fn all_names_every_algorithm_and_best_none() {
-        assert_eq!(routes("best,all").unwrap(), Route::ALL);
-        assert_eq!(routes("best").unwrap(), []);
+        assert_eq!(routes("best,all"), Route::ALL);
+        assert_eq!(routes("best"), []);
         let two = [Route::PushOneShot, Route::PullOneShot];
-        assert_eq!(routes("push_one_shot,pull_one_shot").unwrap(), two);
-    }
-
-    #[test]
-    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
-        let error = routes("ring").unwrap_err();
-        assert!(
-            error.contains("ring") && error.contains("pull_two_shot"),
-            "{error}"
-        );
+        assert_eq!(routes("push_one_shot,pull_one_shot"), two);
     }
 }

@@ -65,36 +65,3 @@ pub(crate) struct LayerArgs {
     #[command(flatten)]
     pub(super) run: RunArgs,
 }
-
-#[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        args: LayerArgs,
-    }
-
-    fn parse(flags: &str) -> Result<LayerArgs, clap::Error> {
-        let all = std::iter::once("bench-layer").chain(flags.split_whitespace());
-        Flags::try_parse_from(all).map(|flags| flags.args)
-    }
-
-    #[test]
-    fn a_step_of_the_smaller_model_is_one_graph_of_all_its_layers_unless_said_otherwise() {
-        let args = parse("").unwrap();
-        assert_eq!(
-            (args.model, args.rows, args.method),
-            (vec![Model::Llama8b], vec![1, 8, 32], vec![Launch::Graph])
-        );
-        assert_eq!((args.layers, args.run.replays), (None, 9));
-        assert_eq!((args.pdl, args.world_size), (true, None));
-        let args = parse("--model 8b,70b --rows 3,4 --method eager --layers 2 --pdl off").unwrap();
-        assert_eq!(args.model, [Model::Llama8b, Model::Llama70b]);
-        assert_eq!((args.rows, args.method), (vec![3, 4], vec![Launch::Eager]));
-        assert_eq!((args.layers, args.pdl), (Some(2), false));
-    }
-}
