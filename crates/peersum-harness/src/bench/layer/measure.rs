@@ -21,6 +21,7 @@ use crate::bench::rank_calls::Launched;
 use crate::bench::ranks::{builder, run_ranks};
 use crate::bench::timing::{Method, Spread, Stopwatch, Times};
 use crate::machine::{DeviceKind, Gpus};
+use crate::operation::Operation;
 
 /// What one group measures.
 pub(super) struct Group<'a> {
@@ -32,11 +33,11 @@ pub(super) struct Group<'a> {
 }
 
 /// What sums and normalises.
-enum Operation<'a> {
-    /// peersum, in one call.
-    Peersum(Box<Communicator<Cuda>>),
-    /// NCCL, and peersum's kernel that normalises, as a group of one calls it.
-    Nccl(nccl::Communicator<'a>, Box<Communicator<Cuda>>),
+struct SumAndNorm<'a> {
+    /// NCCL sums. Else peersum does, in the call that normalises.
+    nccl: Option<nccl::Communicator<'a>>,
+    /// Of a group of one, if NCCL sums.
+    communicator: Communicator<Cuda>,
 }
 
 /// One rank.
@@ -62,25 +63,23 @@ pub(super) fn measure_group(
         // Before the communicator: operations of cuBLAS that affect the whole device must not
         // coincide with another rank's calls.
         let decoder = Decoder::new(stream, rank, group.shape)?;
-        let build = |rendezvous| -> Result<Box<Communicator<Cuda>>> {
-            let builder = builder(
-                DeviceKind::Cuda,
-                rendezvous,
-                group.load_policy,
-                group.args.pdl,
-            );
-            Ok(Box::new(builder.build(stream)?))
-        };
-        // Dropped first: its teardown waits for the stream, which uses the rest.
-        let mut operation = match nccl.zip(id) {
+        let (nccl, rendezvous) = match nccl.zip(id) {
             Some((nccl, id)) => {
                 let alone = Rendezvous::threads(1).pop().context("a group of one")?;
-                Operation::Nccl(
-                    nccl.join((id, group.world_size), &stopwatch)?,
-                    build(alone)?,
-                )
+                (Some(nccl.join((id, group.world_size), &stopwatch)?), alone)
             }
-            None => Operation::Peersum(build(rendezvous)?),
+            None => (None, rendezvous),
+        };
+        let builder = builder(
+            DeviceKind::Cuda,
+            rendezvous,
+            group.load_policy,
+            group.args.pdl,
+        );
+        // Dropped first: its teardown waits for the stream, which uses the rest.
+        let mut operation = SumAndNorm {
+            nccl,
+            communicator: builder.build(stream)?,
         };
         let rank = Rank { decoder, stopwatch };
         let measured = rank.measure(group, &mut operation);
@@ -89,26 +88,21 @@ pub(super) fn measure_group(
     })
 }
 
-impl Operation<'_> {
+impl SumAndNorm<'_> {
     fn enqueue(&mut self, sums: &mut Sums, gamma: CudaView<'_, bf16>) -> Result<()> {
         let norm = RmsNorm {
             weight: &gamma,
             epsilon: 1e-5,
             weight_offset: 0.0,
         };
-        let communicator = match self {
-            Operation::Peersum(communicator) => communicator,
-            Operation::Nccl(nccl, alone) => {
-                let (elements, partial) = sums.place(alone.stream());
-                // SAFETY: the slice has so many elements and is freed in the order of the stream,
-                // which is the communicator's.
-                unsafe {
-                    let operation = crate::operation::Operation::AllReduce;
-                    nccl.call(operation, [partial, partial], elements, Dtype::Bf16)?;
-                }
-                alone
-            }
-        };
+        let communicator = &mut self.communicator;
+        if let Some(nccl) = &self.nccl {
+            let (elements, partial) = sums.place(communicator.stream());
+            let operation = Operation::AllReduce;
+            // SAFETY: the slice has so many elements and is freed in the order of the stream, which
+            // is the communicator's.
+            unsafe { nccl.call(operation, [partial, partial], elements, Dtype::Bf16)? };
+        }
         let Sums {
             partial,
             residual,
@@ -117,35 +111,28 @@ impl Operation<'_> {
         Ok(communicator.all_reduce_add_rms_norm(&*partial, residual, &norm, normalised)?)
     }
 
-    /// The communicator that normalises.
-    fn communicator(&mut self) -> &mut Communicator<Cuda> {
-        match self {
-            Operation::Peersum(communicator) | Operation::Nccl(_, communicator) => communicator,
-        }
-    }
-
     /// What peersum launches in this way, if it sums.
     fn launched(&mut self, shape: Shape, rows: u32, way: Way) -> Result<Launched> {
-        let Operation::Peersum(communicator) = self else {
+        if self.nccl.is_some() {
             return Ok(Launched::default());
-        };
+        }
         let call = MeasuredCall {
             fuses: way.fuses(),
             ..MeasuredCall::of_rows(rows, shape.hidden, size_of::<bf16>())
         };
-        Launched::of::<bf16, _>(communicator, &call)
+        Launched::of::<bf16, _>(&mut self.communicator, &call)
     }
 
     fn ways(&self) -> &'static [Way] {
-        match self {
-            Operation::Peersum(_) => &[Way::PeersumUnfused, Way::PeersumFused],
-            Operation::Nccl(..) => &[Way::NcclAndNorm],
+        match self.nccl {
+            None => &[Way::PeersumUnfused, Way::PeersumFused],
+            Some(_) => &[Way::NcclAndNorm],
         }
     }
 }
 
 impl Rank<'_> {
-    fn measure(&self, group: &Group<'_>, operation: &mut Operation<'_>) -> Result<Vec<Cell>> {
+    fn measure(&self, group: &Group<'_>, operation: &mut SumAndNorm<'_>) -> Result<Vec<Cell>> {
         let mut cells = Vec::new();
         for &rows in &group.args.rows {
             let mut activations = self.decoder.activations(rows)?;
@@ -189,16 +176,16 @@ impl Rank<'_> {
 
     /// Does what happens once per process or size and is not allowed in a capture: cuBLAS loads its
     /// kernels, NCCL connects.
-    fn warm_up(&self, activations: &mut Activations, operation: &mut Operation<'_>) -> Result<()> {
+    fn warm_up(&self, activations: &mut Activations, operation: &mut SumAndNorm<'_>) -> Result<()> {
         let device = &self.stopwatch.device;
         self.decoder.enqueue(activations, |_, _| Ok(()))?;
         device.synchronize()?;
         // No rank may call while another still loads: loading may wait for all work of the device.
         self.stopwatch.peers.meet()?;
-        if matches!(operation, Operation::Nccl(..)) {
+        if operation.nccl.is_some() {
             self.decoder
                 .enqueue(activations, |sums, gamma| operation.enqueue(sums, gamma))?;
-            operation.communicator().synchronize()?;
+            operation.communicator.synchronize()?;
         }
         Ok(())
     }
@@ -209,9 +196,9 @@ impl Rank<'_> {
         activations: &mut Activations,
         method: Method,
         way: Way,
-        operation: &mut Operation<'_>,
+        operation: &mut SumAndNorm<'_>,
     ) -> Result<(Times, Vec<u16>)> {
-        operation.communicator().force_fused(way.fuses());
+        operation.communicator.force_fused(way.fuses());
         self.decoder.poison(activations)?;
         let once = Method {
             warm_up: 0,
@@ -219,11 +206,11 @@ impl Rank<'_> {
             ..method
         };
         self.time(activations, once, Some(&mut *operation))?;
-        operation.communicator().synchronize()?;
+        operation.communicator.synchronize()?;
         let bits = self.check(activations)?;
         let times = self.time(activations, method, Some(&mut *operation))?;
-        operation.communicator().synchronize()?;
-        operation.communicator().force_fused(None);
+        operation.communicator.synchronize()?;
+        operation.communicator.force_fused(None);
         Ok((times, bits))
     }
 
@@ -232,7 +219,7 @@ impl Rank<'_> {
         &self,
         activations: &mut Activations,
         method: Method,
-        mut operation: Option<&mut Operation<'_>>,
+        mut operation: Option<&mut SumAndNorm<'_>>,
     ) -> Result<Times> {
         // SAFETY: decoder and activations outlive this call, at whose end the stream has passed
         // them.
