@@ -83,14 +83,6 @@ fn force<D: Device>(
 }
 
 impl<D: Device> Rank<'_, D> {
-    /// What a call launches.
-    ///
-    /// # Errors
-    /// The kernels cannot run in the shape that the call asks for.
-    pub(crate) fn launched<T: Element>(&mut self, call: &MeasuredCall) -> Result<Launched> {
-        Launched::of::<T, D>(&mut self.communicator, call)
-    }
-
     /// Makes one call, launched as it will be when it is timed, on poisoned outputs, with data that
     /// no other call has, and compares every bit with the reference. The input holds other data
     /// after it.

@@ -10,12 +10,13 @@ use peersum_kernels::abi::PEERSUM_MAX_THREADS;
 
 use crate::bench::call::MeasuredCall;
 use crate::bench::candidates::{candidates, own_placement};
+use crate::bench::rank_calls::Launched;
 use crate::bench::ranks::Rank;
 use crate::data::with_element;
 use crate::operation::Operation;
 use crate::table::grid_text;
 
-/// For messages above this size large grids win.
+/// Messages above this size are large.
 pub(super) const LARGE_BYTES: u64 = 1 << 20;
 
 /// The calls of one size: of each type, with each hidden size of which it is whole rows.
@@ -156,10 +157,7 @@ impl Shapes {
         bytes: u64,
         calls: &SizedCalls,
     ) -> Result<Vec<Way>> {
-        let has_rows = calls
-            .iter()
-            .any(|(_, call)| call.operation == Operation::RmsNorm);
-        match has_rows {
+        match have_rows(calls) {
             true => self.ways_of_rows(rank, calls),
             false => Ok(self.ways_of_sums(rank, bytes)),
         }
@@ -175,7 +173,7 @@ impl Shapes {
             let shapes = self.for_places(places, max_blocks);
             let launched = |plan| communicator.launched(plan, bytes);
             let mut plans = candidates(route, &shapes, bytes, world_size, launched);
-            // One block never does.
+            // For large messages large grids win, and one block never does.
             if bytes > LARGE_BYTES {
                 plans.reverse();
             }
@@ -218,6 +216,11 @@ impl Shapes {
     }
 }
 
+fn have_rows(calls: &SizedCalls) -> bool {
+    let mut calls = calls.iter();
+    calls.any(|(_, call)| call.operation == Operation::RmsNorm)
+}
+
 /// The launches of the fused kernel, if all calls are fused.
 fn fused_launches<D: Device>(
     rank: &mut Rank<'_, D>,
@@ -228,7 +231,8 @@ fn fused_launches<D: Device>(
     let mut launches = Vec::new();
     for &(dtype, call) in calls {
         let call = way.of(call, placement);
-        let launched = with_element!(dtype, T => rank.launched::<T>(&call)?);
+        let communicator = &mut rank.communicator;
+        let launched = with_element!(dtype, T => Launched::of::<T, D>(communicator, &call)?);
         launches.push(launched.plan.filter(|_| launched.is_fused));
     }
     Ok(launches.into_iter().collect())
@@ -242,10 +246,7 @@ pub(super) fn base_way<D: Device>(
     calls: &SizedCalls,
     ways: &[Way],
 ) -> Result<Way> {
-    if calls
-        .iter()
-        .all(|(_, call)| call.operation == Operation::AllReduce)
-    {
+    if !have_rows(calls) {
         return Ok(Way::Plan(base_plan(rank, placement, bytes)));
     }
     let launches = fused_launches(rank, Way::ByTable(None), placement, calls)?;

@@ -8,6 +8,7 @@ use super::arguments::BenchArgs;
 use crate::bench::build::Build;
 use crate::bench::call::MeasuredCall;
 use crate::bench::candidates::{candidates, own_placement};
+use crate::bench::rank_calls::Launched;
 use crate::bench::ranks::{GroupSettings, Rank, run_group};
 use crate::bench::report::{Call, Norm, Sample, System};
 use crate::bench::timing::{Launch, Timed};
@@ -58,7 +59,7 @@ impl Group<'_> {
         let (args, settings) = (self.args, self.settings);
         let mut samples = Vec::new();
         for measured in self.calls::<T, D>(rank, operation)? {
-            let launched = rank.launched::<T>(&measured)?;
+            let launched = Launched::of::<T, D>(&mut rank.communicator, &measured)?;
             // Where no row fits the slots, the fused kernel is not what would be measured.
             if measured.fuses == Some(true) && !launched.is_fused {
                 continue;
@@ -181,7 +182,7 @@ impl Group<'_> {
                     fuses: Some(true),
                     ..message
                 };
-                call.plan = rank.launched::<T>(&call)?.plan;
+                call.plan = Launched::of::<T, D>(&mut rank.communicator, &call)?.plan;
                 if !calls.contains(&call) {
                     calls.push(call);
                 }
