@@ -11,6 +11,7 @@ mod cublas;
 pub(crate) mod kernel_sources;
 pub(crate) mod layer;
 mod limits;
+mod measured_limits;
 mod nccl;
 mod norm_arrays;
 mod page;
