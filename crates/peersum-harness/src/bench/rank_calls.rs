@@ -202,6 +202,7 @@ impl<D: Device> Rank<'_, D> {
         unsafe { self.stopwatch.device.read(address, &mut found)? };
         let expected = bytes_of(expected);
         let expected = expected.repeat(found.len().div_ceil(expected.len().max(1)));
+        ensure!(expected.len() >= found.len(), "no reference for {name}");
         match difference::<T>(&found, &expected, name) {
             Some(wrong) => bail!("{wrong}"),
             None => Ok(()),
