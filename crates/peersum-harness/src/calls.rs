@@ -5,6 +5,7 @@ use std::fmt;
 use anyhow::{Context, Result};
 use peersum::device::Device;
 use peersum::{Communicator, Error};
+use serde::{Deserialize, Serialize};
 
 use crate::collective::{Collective, CollectiveCall};
 use crate::norm_output::NormOutput;
@@ -12,7 +13,7 @@ use crate::norm_sides::{NormKind, Outcome};
 use crate::sum_call::SumCall;
 
 /// What calls do.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum What {
     AllReduce,
     /// With RMSNorm that writes this.

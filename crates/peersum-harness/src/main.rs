@@ -20,6 +20,7 @@ mod ranks;
 mod sanitize;
 mod soak;
 mod sum_call;
+mod table;
 mod tune;
 
 use std::process::ExitCode;

@@ -126,6 +126,25 @@ pub(crate) unsafe fn lend<T: Scalar, D: Device, R, E: From<Error>>(
     Ok(result)
 }
 
+/// Fills memory with repetitions of a pattern.
+///
+/// # Safety
+/// `address` is memory of the device with at least `bytes` bytes.
+pub(crate) unsafe fn write_repeated<T: Scalar, D: Device>(
+    device: &D,
+    address: u64,
+    bytes: usize,
+    pattern: &[T],
+) -> Result<()> {
+    let pattern = bytes_of(pattern);
+    for at in (0..bytes).step_by(pattern.len()) {
+        let part = &pattern[..pattern.len().min(bytes - at)];
+        // SAFETY: the caller's promise.
+        unsafe { device.write(address + at as u64, part)? };
+    }
+    Ok(())
+}
+
 /// Elements, as memory holds them.
 pub(crate) fn elements_of<T: Scalar>(bytes: &[u8]) -> Vec<T> {
     let chunks = bytes.chunks_exact(size_of::<T>());

@@ -20,6 +20,11 @@ fn the_help_says_what_a_step_is_and_where_cublas_is_looked_for() {
         "--pdl",
         "--model",
         "There is no attention and no activation",
+        "[default: 8b]",
+        "[default: 1,8,32]",
+        "[default: graph]",
+        "[default: on]",
+        "[default: all of the model]",
     ] {
         assert!(help.contains(part), "no {part} in {help}");
     }

@@ -2,22 +2,20 @@
 //! the machine's limits and NCCL.
 
 mod arguments;
-mod collectives;
-mod group;
+mod cells;
 mod nccl;
-mod norms;
-mod samples;
 
 use anyhow::Result;
 
 pub(crate) use self::arguments::BenchArgs;
+use self::cells::measure_group;
 use self::nccl::measure_nccl;
-use self::samples::measure_group;
 use super::ranks::GroupSettings;
 use super::report::{Report, Run, Sample, write_json, write_text};
 use super::timing::{Launch, Timed};
 use super::{chart, limits, page, tables};
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide};
+use crate::operation::Operation;
 
 /// Runs the benchmark, or reads one, and writes what is asked for.
 ///
@@ -28,7 +26,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(path) = &args.from_json {
         let report = Report::read(path)?;
         write(args, &report)?;
-        print(&report);
+        print!("{}", tables::to_text(&report));
         return Ok(());
     }
     let report = match decide(args.call.device, 1)?.kind {
@@ -50,16 +48,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         }
     };
     write(args, &report)?;
-    print(&report);
+    print!("{}", tables::to_text(&report));
     report.run.ensure_all_was_measured()
-}
-
-fn print(report: &Report) {
-    println!("# {}", report.title());
-    print!("{}", report.run.remarks());
-    for table in tables::tables(report) {
-        println!("\n{}", table.to_text());
-    }
 }
 
 fn write(args: &BenchArgs, report: &Report) -> Result<()> {
@@ -110,6 +100,7 @@ fn measure_ranks<M: Timed>(args: &BenchArgs, machine: &M, report: &mut Report) {
                         let settings = GroupSettings {
                             world_size,
                             largest_bytes: args.largest_bytes(),
+                            normalises: args.op == Operation::RmsNorm,
                             pdl,
                             load_policy,
                             max_blocks: args.max_blocks,

@@ -4,8 +4,8 @@
 use super::report::Report;
 use super::series::{self, Series};
 use super::sizes::bytes_text;
-use super::table::us_text;
 use super::timing::Launch;
+use crate::table::us_text;
 
 const WIDTH: f64 = 460.0;
 /// The borders of the plot within its panel.
@@ -24,50 +24,28 @@ const COLOURS: [&str; 7] = [
 
 /// All panels of a report as one picture.
 pub(crate) fn picture(report: &Report) -> String {
-    let panels = panels(report);
-    let height = panels.iter().map(|panel| panel.height).fold(0.0, f64::max);
+    let groups = report.groups().into_iter();
+    let panels: Vec<_> = groups
+        .map(|group| (group, series::of(report, group)))
+        .collect();
+    let most = panels.iter().map(|(_, all)| all.len()).max().unwrap_or(0);
+    let height = LEGEND + LEGEND_LINE * most as f64;
     let columns = panels.len().clamp(1, PANELS_A_ROW);
     let whole_width = WIDTH * columns as f64;
     let whole_height = height * panels.len().div_ceil(columns) as f64 + 24.0;
     let mut inner = String::new();
-    for (index, panel) in panels.iter().enumerate() {
+    for (index, ((world_size, _, dtype), all)) in panels.iter().enumerate() {
         let x = WIDTH * (index % columns) as f64;
         let y = height * (index / columns) as f64;
-        inner += &format!("<g transform=\"translate({x} {y})\">\n{}</g>\n", panel.body);
+        let body = panel(&format!("{world_size} ranks, {dtype}"), all);
+        inner += &format!("<g transform=\"translate({x} {y})\">\n{body}</g>\n");
     }
     inner += &text(LEFT, whole_height - 8.0, "start", &report.title());
-    svg(whole_width, whole_height, &inner)
-}
-
-/// Each panel of a report as a picture of its own.
-pub(crate) fn pictures(report: &Report) -> Vec<String> {
-    let each = |panel: Panel| svg(WIDTH, panel.height, &panel.body);
-    panels(report).into_iter().map(each).collect()
-}
-
-struct Panel {
-    height: f64,
-    body: String,
-}
-
-fn panels(report: &Report) -> Vec<Panel> {
-    let groups = report.groups().into_iter();
-    let panels = groups.map(|group| {
-        let (world_size, _, dtype) = group;
-        let all = series::of(report, group);
-        Panel {
-            height: LEGEND + LEGEND_LINE * all.len() as f64,
-            body: panel(&format!("{world_size} ranks, {dtype}"), &all),
-        }
-    });
-    panels.collect()
-}
-
-fn svg(width: f64, height: f64, inner: &str) -> String {
     format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-         viewBox=\"0 0 {width} {height}\" font-family=\"system-ui, sans-serif\" font-size=\"11\" \
-         fill=\"#444444\" role=\"img\">\n<title>Time of an all-reduce by message size</title>\n\
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{whole_width}\" \
+         height=\"{whole_height}\" viewBox=\"0 0 {whole_width} {whole_height}\" \
+         font-family=\"system-ui, sans-serif\" font-size=\"11\" fill=\"#444444\" role=\"img\">\n\
+         <title>Time of an all-reduce by message size</title>\n\
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n{inner}</svg>\n"
     )
 }

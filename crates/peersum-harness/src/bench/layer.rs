@@ -1,85 +1,24 @@
 //! `bench layer`: a decode step of a Llama, with NCCL and a norm kernel, with peersum unfused, and
 //! with peersum fused.
 
+mod arguments;
 mod decoder;
 mod measure;
 mod model;
 mod report;
 mod weights;
 
-use std::path::PathBuf;
-
 use anyhow::Result;
-use clap::ArgAction;
-use clap::builder::BoolishValueParser;
 
+pub(crate) use self::arguments::LayerArgs;
 use self::measure::{Group, measure_group};
 use self::model::{Model, Shape};
 use self::report::Report;
-use super::arguments::{Choices, NcclArgs, RunArgs, launches};
 use super::build::Build;
 use super::cublas::{self, Cublas};
 use super::nccl::Nccl;
 use super::report::{Run, write_json};
-use super::timing::{Launch, Method};
 use crate::machine::{DeviceKind, Gpus, Machine};
-
-/// What `bench layer` measures.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct LayerArgs {
-    /// The Llamas whose decode step is measured: the products of QKV, output, gate and up, and
-    /// down, of which each rank has its share. After output and after down, the ranks' results
-    /// are summed with residual and RMSNorm. There is no attention and no activation.
-    #[arg(
-        long,
-        value_enum,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "8b"
-    )]
-    model: Vec<Model>,
-    /// The number of ranks, which are threads of one process. If there are fewer GPUs, the ranks
-    /// share them and NCCL is not measured [default: one rank per GPU, of 2, 4 or 8]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=8))]
-    world_size: Option<u32>,
-    /// Rows: the tokens of a step.
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "1,8,32",
-        value_parser = clap::value_parser!(u32).range(1..=1024)
-    )]
-    rows: Vec<u32>,
-    /// All layers in one graph, launched one after the other, or both.
-    #[arg(
-        long,
-        value_name = "graph|eager|both",
-        default_value = "graph",
-        value_parser = launches()
-    )]
-    method: Choices<Launch>,
-    /// Layers of a step. Each has its own weights: with few layers all of them may fit in the
-    /// cache [default: all of the model]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=80))]
-    layers: Option<u32>,
-    /// Programmatic dependent launch of peersum's kernels.
-    #[arg(
-        long,
-        value_name = "on|off",
-        action = ArgAction::Set,
-        default_value = "on",
-        value_parser = BoolishValueParser::new()
-    )]
-    pdl: bool,
-    /// Write the report.
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    #[command(flatten)]
-    nccl: NcclArgs,
-    #[command(flatten)]
-    run: RunArgs,
-}
 
 /// Runs the benchmark, prints its tables and writes the report if that is asked for.
 ///
@@ -105,20 +44,16 @@ pub(crate) fn run(args: &LayerArgs) -> Result<()> {
         cells: Vec::new(),
     };
     let load_policy = Build::Shipped.load_policy(DeviceKind::Cuda, &args.run.cubins)?;
-    let launches = args.method.iter();
-    let methods: Vec<Method> = launches.map(|&launch| args.run.method(launch, 1)).collect();
     let measure = |report: &mut Report, system, nccl: Option<&Nccl>| {
         for &(model, shape) in &shapes {
             let what = format!("{system}, a step of {}", model.name());
             eprintln!("{what}, {world_size} ranks");
             let group = Group {
+                args,
                 load_policy: &load_policy,
                 model,
                 shape,
                 world_size,
-                rows: &args.rows,
-                methods: &methods,
-                pdl: args.pdl,
             };
             report.add(&what, measure_group(&gpus, &group, nccl));
         }
@@ -143,52 +78,7 @@ fn default_world_size(gpus: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-
-    #[derive(Parser)]
-    struct Flags {
-        #[command(flatten)]
-        args: LayerArgs,
-    }
-
-    fn parse(flags: &str) -> Result<LayerArgs, clap::Error> {
-        let all = std::iter::once("bench-layer").chain(flags.split_whitespace());
-        Flags::try_parse_from(all).map(|flags| flags.args)
-    }
-
-    #[test]
-    fn a_step_of_the_smaller_model_is_one_graph_of_all_its_layers_unless_said_otherwise() {
-        let args = parse("").unwrap();
-        assert_eq!(
-            (args.model, args.rows, args.method),
-            (vec![Model::Llama8b], vec![1, 8, 32], vec![Launch::Graph])
-        );
-        assert_eq!((args.layers, args.run.replays), (None, 9));
-        assert_eq!((args.pdl, args.world_size), (true, None));
-        let args = parse("--model 8b,70b --rows 3,4 --method eager --layers 2 --pdl off").unwrap();
-        assert_eq!(args.model, [Model::Llama8b, Model::Llama70b]);
-        assert_eq!((args.rows, args.method), (vec![3, 4], vec![Launch::Eager]));
-        assert_eq!((args.layers, args.pdl), (Some(2), false));
-    }
-
-    #[test]
-    fn sizes_that_mean_nothing_are_refused() {
-        for bad in [
-            "--world-size 1",
-            "--world-size 9",
-            "--rows 0",
-            "--rows 1,",
-            "--model 13b",
-            "--layers 0",
-            "--layers 81",
-            "--replays 0",
-            "--pdl both",
-        ] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn there_is_a_rank_a_gpu_but_never_fewer_than_two() {

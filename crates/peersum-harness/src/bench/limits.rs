@@ -14,8 +14,8 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, Export, Import, MemorySharing};
 use peersum::dispatch::Topology;
 
+use super::measured_limits::{ByPdl, Copied, Limits};
 use super::ranks::run_ranks;
-use super::report::{ByPdl, Copied, Limits};
 use super::timing::{Launch, Method, Stopwatch, median, rounded};
 use crate::machine::{Gpus, Machine};
 

@@ -43,6 +43,9 @@ functions! {
 /// `ncclSum`.
 const SUM: c_int = 0;
 
+/// `ncclUniqueId`.
+type GroupId = [c_char; 128];
+
 /// The library.
 pub(crate) struct Nccl {
     library: &'static Library,
@@ -77,40 +80,30 @@ impl Nccl {
         system == System::NcclSymmetric && self.symmetric.is_none()
     }
 
-    /// A new group, one rank a GPU.
+    /// What the ranks of a new group join, one rank a GPU.
     ///
     /// # Errors
     /// NCCL refuses.
-    pub(crate) fn group(&self, world_size: u32) -> Result<Group<'_>> {
-        Ok(Group {
-            nccl: self,
-            id: self.library.unique_id()?,
-            world_size,
-        })
+    pub(crate) fn group(&self) -> Result<GroupId> {
+        Ok(self.library.unique_id()?)
     }
-}
 
-/// A group that its ranks have not joined yet.
-pub(crate) struct Group<'a> {
-    nccl: &'a Nccl,
-    id: [c_char; 128],
-    world_size: u32,
-}
-
-impl Group<'_> {
     /// Joins as the rank of this thread.
     ///
     /// # Errors
     /// NCCL refuses, or another rank failed.
-    pub(crate) fn join(&self, stopwatch: &Stopwatch<'_, Cuda>) -> Result<Communicator<'_>> {
+    pub(crate) fn join(
+        &self,
+        (id, world_size): (GroupId, u32),
+        stopwatch: &Stopwatch<'_, Cuda>,
+    ) -> Result<Communicator<'_>> {
         let (stream, peers) = (stopwatch.device.stream(), stopwatch.peers);
         stream.context().bind_to_thread()?;
         // NCCL waits for every rank without a limit.
         peers.meet()?;
-        let library = self.nccl.library;
         Ok(Communicator {
-            nccl: self.nccl,
-            link: Link::connect(library, self.id, peers.rank(), self.world_size, 0)?,
+            nccl: self,
+            link: Link::connect(self.library, id, peers.rank(), world_size, 0)?,
             // All calls are launched, or recorded into a graph that is dropped before the link.
             stream: LibraryStream {
                 handle: stream.cu_stream().cast(),
@@ -128,45 +121,31 @@ pub(crate) struct Communicator<'a> {
 }
 
 impl Communicator<'_> {
-    /// Enqueues a sum over all ranks, in place if both addresses are the same.
+    /// Enqueues a call of chunks, or whole arrays, of `elements` elements. An all-reduce is in
+    /// place if both addresses are the same.
     ///
     /// # Errors
     /// NCCL refuses.
     ///
     /// # Safety
-    /// Both addresses hold `elements` elements of `dtype` until the stream, which is still there,
-    /// has passed this point.
-    pub(crate) unsafe fn all_reduce(
-        &self,
-        input: u64,
-        output: u64,
-        elements: usize,
-        dtype: Dtype,
-    ) -> Result<()> {
-        // SAFETY: the stream is of this rank's device; the rest is the caller's promise.
-        unsafe {
-            self.link
-                .all_reduce(dtype, input, output, elements as u64, self.stream)?;
-        }
-        Ok(())
-    }
-}
-
-impl Communicator<'_> {
-    /// Enqueues another call than an all-reduce, of chunks (or a buffer) of `elements` elements.
-    ///
-    /// # Errors
-    /// NCCL refuses.
-    ///
-    /// # Safety
-    /// As [`Communicator::all_reduce`], with one chunk for each rank at one of the addresses.
-    pub(crate) unsafe fn other_call(
+    /// Both addresses hold an array until the stream, which is still there, has passed this point:
+    /// where the call has chunks, one of them holds a chunk for each rank.
+    pub(crate) unsafe fn call(
         &self,
         operation: Operation,
         [input, output]: [u64; 2],
         elements: usize,
         dtype: Dtype,
     ) -> Result<()> {
+        if operation.all_reduces() {
+            let elements = elements as u64;
+            // SAFETY: the stream is of this rank's device; the rest is the caller's promise.
+            unsafe {
+                self.link
+                    .all_reduce(dtype, input, output, elements, self.stream)?;
+            }
+            return Ok(());
+        }
         let functions = self.nccl.other_calls.as_ref();
         let functions =
             functions.context("this NCCL lacks all-gather, reduce-scatter, broadcast")?;

@@ -7,11 +7,11 @@ use peersum_artifact::Dtype;
 
 use super::build::Build;
 use super::report::{Cell, Report, System, fastest};
-use super::table::{grid_text, us_text};
 use super::timing::Launch;
 use crate::names::name_of;
 use crate::norm_output::NormOutput;
 use crate::operation::Operation;
+use crate::table::{grid_text, us_text};
 
 /// One curve.
 pub(crate) struct Series {
@@ -30,7 +30,7 @@ pub(crate) struct Point {
     pub(crate) note: String,
 }
 
-/// The curves of a group, in an order that depends on nothing but what was measured.
+/// The curves of a group, in the order in which they were measured.
 pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> {
     let cells = || {
         let cells = report.cells.iter();
@@ -43,29 +43,20 @@ pub(crate) fn of(report: &Report, group: (u32, Topology, Dtype)) -> Vec<Series> 
     };
     let measured = |pdl| cells().any(|cell| cell.system == System::Peersum && cell.pdl == pdl);
     let names_pdl = measured(true) && measured(false);
-    let mut curves: BTreeMap<_, Vec<&Cell>> = BTreeMap::new();
+    let mut curves: Vec<(String, Vec<&Cell>)> = Vec::new();
     for cell in cells() {
-        let placement = cell.placement.map(|placement| placement as u8);
-        // The switch means nothing to NCCL.
-        let without_pdl = cell.system == System::Peersum && !cell.pdl;
-        let norm = cell
-            .norm
-            .map(|norm| (norm.hidden, norm.output, norm.is_fused));
-        let key = (
-            (cell.operation, norm),
-            cell.launch,
-            cell.system,
-            placement,
-            without_pdl,
-        );
-        curves.entry(key).or_default().push(cell);
+        let name = name(cell, names_pdl);
+        match curves.iter_mut().find(|(other, _)| *other == name) {
+            Some((_, cells)) => cells.push(cell),
+            None => curves.push((name, vec![cell])),
+        }
     }
-    let curve = |cells: Vec<&Cell>| Series {
-        name: name(cells[0], names_pdl),
+    let curve = |(name, cells): (String, Vec<&Cell>)| Series {
+        name,
         launch: Some(cells[0].launch),
         points: points(cells),
     };
-    let mut all: Vec<Series> = curves.into_values().map(curve).collect();
+    let mut all: Vec<Series> = curves.into_iter().map(curve).collect();
     let mut limits: BTreeMap<u64, f64> = BTreeMap::new();
     for cell in cells().filter(|cell| cell.pdl || !measured(true)) {
         if let Some(us) = cell.limit_us {
@@ -100,7 +91,7 @@ fn name(cell: &Cell, names_pdl: bool) -> String {
         _ => "",
     };
     let norm = cell.norm.map(|norm| {
-        let how = if norm.is_fused { "fused" } else { "unfused" };
+        let how = norm.name();
         let output = match norm.output {
             NormOutput::Same => String::new(),
             output => format!(" {output}"),

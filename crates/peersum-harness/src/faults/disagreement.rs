@@ -1,6 +1,7 @@
 //! Ranks that make different calls.
 
 use anyhow::{Context, Result, bail, ensure};
+use half::bf16;
 use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::{Plan, Route};
 use peersum::{
@@ -9,7 +10,8 @@ use peersum::{
 use peersum_artifact::Dtype;
 
 use super::stage::{ELEMENTS, SEED, Stage};
-use crate::data::with_element;
+use crate::arrays::Arrays;
+use crate::data::{Content, with_element};
 use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
 use crate::norm_output::{Fp8Buffers, NormOutput};
@@ -309,7 +311,7 @@ fn disagree<S: DeviceStream>(
         builder.timeout(std::time::Duration::from_secs(20))
     })?;
     let rank = communicator.rank();
-    let good = stage.arrays(&communicator, SEED, ELEMENTS)?;
+    let good = Arrays::<bf16, _>::new(&communicator, SEED, ELEMENTS, Content::Ordinary)?;
     good.call(&mut communicator)?;
     communicator.synchronize()?;
     let calls = |rank: u32| programs[usize::from(rank == ODD)];

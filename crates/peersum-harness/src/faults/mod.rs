@@ -20,7 +20,7 @@ use peersum::device::DeviceStream;
 use crate::calls::What;
 use crate::machine::{DeviceKind, Emulators, Gpus, Machine, decide, give_each_stream_a_queue};
 use crate::names::name_of;
-use crate::ranks::{ChildProcess, run_threads, this_program};
+use crate::ranks::{ChildProcess, Member, run_threads, this_program};
 use stage::{Case, Stage};
 
 pub(crate) use stage::FaultsArgs;
@@ -62,8 +62,22 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
         stream: &|rank| machine.stream(rank),
     };
     match case {
-        Case::TwoCommunicators => two_communicators(stage),
-        Case::GraphReplays => graph_replays(stage),
+        Case::TwoCommunicators => {
+            let largest = match stage.kind {
+                DeviceKind::Cuda => Gpus::count()?.clamp(2, 8),
+                DeviceKind::Emulator => 3,
+            };
+            let mut world_sizes = vec![2, largest];
+            world_sizes.dedup();
+            run_groups(stage, &world_sizes, 2, two::two_communicators)
+        }
+        Case::GraphReplays => {
+            let world_sizes: &[u32] = match stage.kind {
+                DeviceKind::Cuda => &[4, 8],
+                DeviceKind::Emulator => &[3],
+            };
+            run_groups(stage, world_sizes, 1, replays::graph_replays)
+        }
         Case::AbsentRank => {
             for what in What::ALL {
                 println!("  {what}");
@@ -77,39 +91,21 @@ fn run_case<M: Machine>(case: Case, args: &FaultsArgs, machine: &M) -> Result<()
     }
 }
 
-fn two_communicators<S: DeviceStream + Send>(stage: &Stage<'_, S>) -> Result<()> {
-    let (largest, pdl): (u32, &[bool]) = match stage.kind {
-        DeviceKind::Cuda => (Gpus::count()?.clamp(2, 8), &[true, false]),
-        // The emulator has no programmatic dependent launch.
-        DeviceKind::Emulator => (3, &[false]),
-    };
-    let mut world_sizes = vec![2, largest];
-    world_sizes.dedup();
-    for world_size in world_sizes {
-        for &pdl in pdl {
-            run_threads(world_size, 2, |member| {
-                two::two_communicators(member, stage, pdl)
-            })?;
-            println!(
-                "  world size {world_size}, pdl {pdl}: two communicators at once, all results \
-                 equal to the reference"
-            );
-        }
-    }
-    Ok(())
-}
-
-fn graph_replays<S: DeviceStream + Send>(stage: &Stage<'_, S>) -> Result<()> {
-    let (world_sizes, pdl): (&[u32], &[bool]) = match stage.kind {
-        DeviceKind::Cuda => (&[4, 8], &[true, false]),
-        DeviceKind::Emulator => (&[3], &[false]),
-    };
+/// Runs `body` on each rank of groups of these sizes, which form so many communicators, with and
+/// without programmatic dependent launch, which the emulator does not have.
+fn run_groups<S: DeviceStream + Send>(
+    stage: &Stage<'_, S>,
+    world_sizes: &[u32],
+    groups: usize,
+    body: impl Fn(Member<'_>, &Stage<'_, S>, bool) -> Result<()> + Sync,
+) -> Result<()> {
     for &world_size in world_sizes {
-        for &pdl in pdl {
-            run_threads(world_size, 1, |member| {
-                replays::graph_replays(member, stage, pdl)
-            })?;
-            println!("  world size {world_size}, pdl {pdl}: replays and eager calls, all equal");
+        for pdl in [true, false] {
+            if pdl && stage.kind == DeviceKind::Emulator {
+                continue;
+            }
+            run_threads(world_size, groups, |member| body(member, stage, pdl))?;
+            println!("  world size {world_size}, pdl {pdl}: all results equal to the reference");
         }
     }
     Ok(())

@@ -23,15 +23,12 @@ use serde::Serialize;
 
 use crate::grid::settings::random_seed;
 use crate::machine::{DeviceChoice, DeviceKind, decide};
-use crate::names::{json_name_of, list_of, name_of};
+use crate::table::Table;
 use referee::{Findings, referee};
 use run::{Deadlines, Planted, Run};
 use scenario::{Choices, Scenario};
 
 pub(crate) use rank::run as run_rank;
-
-/// The default of `--patience-ms`.
-const PATIENCE_MS: u64 = 60_000;
 
 /// The flags of `kill`.
 #[derive(Debug, Clone, clap::Args)]
@@ -43,10 +40,15 @@ pub(crate) struct KillArgs {
     #[arg(long, default_value_t = 200)]
     runs: u64,
     /// Run only the run with this number.
-    #[arg(long, conflicts_with = "runs")]
+    #[arg(long, overrides_with_all = ["run", "runs"])]
     run: Option<u64>,
     /// The seed of all random choices [default: a new one, which is printed].
-    #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
+    #[arg(
+        long,
+        default_value_t = random_seed(),
+        hide_default_value = true,
+        overrides_with = "seed"
+    )]
     seed: u64,
     /// Runs at once [default: 4 on the emulator, 1 on GPUs].
     #[arg(long)]
@@ -60,7 +62,7 @@ pub(crate) struct KillArgs {
     #[arg(long, default_value_t = 1000)]
     grace_ms: u64,
     /// Maximum time for steps without a deadline of their own, in milliseconds.
-    #[arg(long, default_value_t = PATIENCE_MS, hide = true)]
+    #[arg(long, default_value_t = 60_000, hide = true)]
     patience_ms: u64,
     /// Write a report in JSON.
     #[arg(long, value_name = "FILE")]
@@ -134,7 +136,7 @@ pub(crate) fn run(args: &KillArgs) -> Result<bool> {
             };
             let outcome = referee(&run);
             let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-            report.add(&run.scenario, &again(args, &run, seed), outcome);
+            report.add(&run.scenario, outcome);
         }
     };
     std::thread::scope(|scope| {
@@ -152,48 +154,18 @@ pub(crate) fn run(args: &KillArgs) -> Result<bool> {
     Ok(report.failed.is_empty())
 }
 
-/// The command that repeats one run: with every flag that decides what happens in it.
-fn again(args: &KillArgs, run: &Run, seed: u64) -> String {
-    let choices = &args.choices;
-    let sizes: Vec<String> = choices.world_size.iter().map(u32::to_string).collect();
-    let mut command = format!(
-        "cargo run -p peersum-harness -- kill --device {} --seed {seed} --run {} \
-         --world-size {} --phase {} --signal {} --grace-ms {}",
-        name_of(&run.device),
-        run.scenario.run,
-        sizes.join(","),
-        list_of(&choices.phase),
-        list_of(&choices.signal),
-        args.grace_ms
-    );
-    if let Some(timeout_ms) = args.timeout_ms {
-        command += &format!(" --timeout-ms {timeout_ms}");
-    }
-    if let Some(step) = &choices.step {
-        command += &format!(" --step {}", json_name_of(step));
-    }
-    if args.patience_ms != PATIENCE_MS {
-        command += &format!(" --patience-ms {}", args.patience_ms);
-    }
-    if args.planted.one_device {
-        command += " --one-device";
-    }
-    if let Some(plant) = &args.planted.plant {
-        command += &format!(" --plant {}", name_of(plant));
-    }
-    command
-}
-
 impl Report {
-    /// Adds a run, and prints the command `again` if it did not pass.
-    fn add(&mut self, scenario: &Scenario, again: &str, outcome: Result<Findings>) {
+    /// Adds a run, and prints the flags that repeat it if it did not pass.
+    fn add(&mut self, scenario: &Scenario, outcome: Result<Findings>) {
         let key = format!("{:?}/{:?}", scenario.phase, scenario.blow);
         let line = self.lines.entry(key).or_default();
         line.runs += 1;
         let findings = match outcome {
             Ok(findings) => findings,
             Err(error) => {
-                println!("FAILED {scenario}: {error:#}\n  again: {again}");
+                let (seed, run) = (self.seed, scenario.run);
+                println!("FAILED {scenario}: {error:#}");
+                println!("  again: the same flags, then --seed {seed} --run {run}");
                 self.failed.push(format!("{scenario}: {error:#}"));
                 return;
             }
@@ -207,27 +179,22 @@ impl Report {
     }
 
     fn print(&self) {
-        println!(
-            "{:<24} {:>5} {:>7} {:>11}  survivors' errors",
-            "phase/signal", "runs", "passed", "longest ms"
-        );
-        for (key, line) in &self.lines {
-            let errors: Vec<String> = line
-                .errors
-                .iter()
+        let rows = self.lines.iter().map(|(key, line)| {
+            let errors = line.errors.iter();
+            let errors: Vec<String> = errors
                 .map(|(kind, count)| format!("{count} {kind:?}"))
                 .collect();
-            let swept = match line.swept_by_next_run {
-                0 => String::new(),
-                count => format!("; the next run removed files behind {count}"),
-            };
-            println!(
-                "{key:<24} {:>5} {:>7} {:>11.0}  {}{swept}",
-                line.runs,
-                line.passed,
-                line.longest_ms,
-                errors.join(", ")
-            );
+            vec![
+                ("phase/signal", key.clone()),
+                ("runs", line.runs.to_string()),
+                ("passed", line.passed.to_string()),
+                ("longest ms", format!("{:.0}", line.longest_ms)),
+                ("swept by the next run", line.swept_by_next_run.to_string()),
+                ("survivors' errors", errors.join(", ")),
+            ]
+        });
+        if let Some(table) = Table::of("The runs".to_owned(), rows.collect()) {
+            println!("{}", table.to_text());
         }
         println!(
             "{} of {} runs passed, deadlines {:?} (calls), {:?} (set-up) + {:?}, {:.1} s",

@@ -13,7 +13,7 @@ use super::leftovers::judge_leftovers;
 use super::ranks::{Rank, Ranks};
 use super::run::Run;
 use super::scenario::{Blow, Phase, Scenario};
-use super::words::{Kind, Place, Word};
+use super::words::{Kind, Word};
 use crate::ranks::meeting_directory;
 
 /// The findings of a run that passed.
@@ -47,14 +47,12 @@ impl Ranks {
     /// survivors' deadlines count: that of the blow, or of the release of the held rank.
     fn strike(&mut self, scenario: &Scenario, patience: Duration) -> Result<Instant> {
         let (victim, held) = (scenario.victim as usize, scenario.held as usize);
-        let (everyone, both) = ((0..self.ranks.len()).collect(), vec![victim, held]);
-        let (awaited, place) = match scenario.phase {
-            Phase::Rendezvous => (everyone, Place::Joining),
-            Phase::SetUp => (both, Place::SetUp(scenario.step)),
-            Phase::BeforeFirstCall => (everyone, Place::Built),
-            Phase::InsideCall | Phase::GraphReplay => (vec![victim], Place::Calling),
-            Phase::Teardown => (both, Place::Leaving),
+        let awaited: Vec<usize> = match scenario.phase {
+            Phase::Rendezvous | Phase::BeforeFirstCall => (0..self.ranks.len()).collect(),
+            Phase::SetUp | Phase::Teardown => vec![victim, held],
+            Phase::InsideCall | Phase::GraphReplay => vec![victim],
         };
+        let place = scenario.place();
         self.await_that("the ranks did not come to their phase", patience, |ranks| {
             awaited.iter().all(|rank| ranks[*rank].is_at(place))
         })?;

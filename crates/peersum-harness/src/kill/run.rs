@@ -78,13 +78,11 @@ impl Run {
 
     /// The place where a rank waits for the referee.
     pub(super) fn held_at(&self, rank: u32) -> Option<Place> {
-        let place = match self.scenario.phase {
-            Phase::Rendezvous => Place::Joining,
-            Phase::SetUp => Place::SetUp(self.scenario.step),
-            Phase::BeforeFirstCall => return Some(Place::Built),
-            Phase::InsideCall | Phase::GraphReplay => return None,
-            Phase::Teardown => Place::Leaving,
+        let is_held = match self.scenario.phase {
+            Phase::BeforeFirstCall => true,
+            Phase::InsideCall | Phase::GraphReplay => false,
+            Phase::Rendezvous | Phase::SetUp | Phase::Teardown => rank == self.scenario.held,
         };
-        (rank == self.scenario.held).then_some(place)
+        is_held.then(|| self.scenario.place())
     }
 }

@@ -10,6 +10,8 @@ use peersum::SetupStep;
 use peersum::dispatch::Route;
 use serde::{Deserialize, Serialize};
 
+use super::words::Place;
+use crate::calls::What;
 use crate::collective::Collective;
 use crate::names::{by_name, name_of};
 use crate::norm_output::NormOutput;
@@ -61,10 +63,21 @@ pub(crate) struct Scenario {
     pub(crate) delay: Duration,
     /// In [`Phase::BeforeFirstCall`]: whether the victim is hit before the others call.
     pub(crate) victim_first: bool,
-    /// What the calls write, if they have RMSNorm.
-    pub(crate) normalised: Option<NormOutput>,
-    /// What the calls do, if they are no all-reduces. They have no route.
-    pub(crate) collective: Option<Collective>,
+    /// What the calls do. Only all-reduces have a route.
+    pub(crate) what: What,
+}
+
+impl Scenario {
+    /// Where the victim is in the phase.
+    pub(super) fn place(&self) -> Place {
+        match self.phase {
+            Phase::Rendezvous => Place::Joining,
+            Phase::SetUp => Place::SetUp(self.step),
+            Phase::BeforeFirstCall => Place::Built,
+            Phase::InsideCall | Phase::GraphReplay => Place::Calling,
+            Phase::Teardown => Place::Leaving,
+        }
+    }
 }
 
 impl fmt::Display for Scenario {
@@ -81,17 +94,10 @@ impl fmt::Display for Scenario {
         match self.phase {
             Phase::SetUp => write!(f, " (behind {:?})", self.step)?,
             Phase::Rendezvous | Phase::Teardown => {}
-            _ => {
-                match self.collective {
-                    Some(collective) => write!(f, " ({collective}")?,
-                    None => write!(f, " ({}", self.route.name())?,
-                }
-                match self.normalised {
-                    None => write!(f, ")")?,
-                    Some(NormOutput::Same) => write!(f, " with RMSNorm)")?,
-                    Some(output) => write!(f, " with RMSNorm, {output})")?,
-                }
-            }
+            _ => match self.what {
+                What::Other(collective) => write!(f, " ({collective})")?,
+                what => write!(f, " ({what} by {})", self.route.name())?,
+            },
         }
         write!(f, ", {:?} after its word", self.delay)
     }
@@ -163,17 +169,19 @@ impl Choices {
             route: Route::ALL[rng.usize(..Route::ALL.len())],
             delay: LONGEST_DELAY.mul_f64(rng.f64()),
             victim_first: rng.bool(),
-            normalised: rng.bool().then_some(NormOutput::Same),
-            collective: None,
+            what: What::AllReduce,
         };
-        // Calls with FP8 work in place, a symmetric one-shot does not.
-        if scenario.route != Route::SymmetricOneShot {
-            let output = NormOutput::ALL[rng.usize(..NormOutput::ALL.len())];
-            scenario.normalised = scenario.normalised.map(|_| output);
+        if rng.bool() {
+            // Calls with FP8 work in place, a symmetric one-shot does not.
+            let outputs = match scenario.route {
+                Route::SymmetricOneShot => 1,
+                _ => NormOutput::ALL.len(),
+            };
+            scenario.what = What::Norm(NormOutput::ALL[rng.usize(..outputs)]);
         }
         if rng.u8(..5) < 2 {
-            scenario.collective = Some(Collective::any(&mut rng, world_size));
-            (scenario.normalised, scenario.route) = (None, Route::PushOneShot);
+            scenario.what = What::Other(Collective::any(&mut rng, world_size));
+            scenario.route = Route::PushOneShot;
         }
         scenario
     }
@@ -213,8 +221,8 @@ mod tests {
     fn runs_have_calls_with_every_output_by_every_route_that_has_it() {
         let seen: std::collections::HashSet<_> = (0..800)
             .map(|run| choices().scenario(7, run))
-            .filter(|scenario| scenario.collective.is_none())
-            .map(|scenario| (scenario.route, scenario.normalised))
+            .filter(|scenario| !matches!(scenario.what, What::Other(_)))
+            .map(|scenario| (scenario.route, scenario.what))
             .collect();
         // Without RMSNorm and with each output; a symmetric one-shot has no FP8.
         assert_eq!(seen.len(), Route::ALL.len() * 4 - 2);
@@ -224,13 +232,14 @@ mod tests {
     fn every_other_operation_is_hit_in_each_phase_with_calls_and_each_root_too() {
         let seen: std::collections::HashSet<_> = (0..2000)
             .map(|run| choices().scenario(7, run))
-            .filter_map(|scenario| {
-                let is_root = scenario.collective?
-                    == Collective::Broadcast {
-                        root: scenario.victim,
-                    };
-                let operation = std::mem::discriminant(&scenario.collective?);
-                Some((operation, is_root, name_of(&scenario.phase)))
+            .filter_map(|scenario| match scenario.what {
+                What::Other(kind) => {
+                    let root = scenario.victim;
+                    let is_root = kind == Collective::Broadcast { root };
+                    let operation = std::mem::discriminant(&kind);
+                    Some((operation, is_root, name_of(&scenario.phase)))
+                }
+                _ => None,
             })
             .collect();
         // A broadcast comes from the victim and from others.

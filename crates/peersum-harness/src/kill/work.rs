@@ -10,7 +10,7 @@ use peersum::{Communicator, Error, Graph, SymmetricBuffer};
 
 use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
-use crate::calls::Calls;
+use crate::calls::{Calls, What};
 use crate::collective::CollectiveCall;
 use crate::norm_sides::{NormKind, Outcome};
 use crate::ranks::say;
@@ -44,20 +44,22 @@ pub(super) fn calls_of<D: Device>(
     scenario: &Scenario,
     symmetric: Option<SymmetricBuffer<bf16, D>>,
 ) -> Result<Calls<D>> {
-    if let Some(kind) = scenario.collective {
-        let call = CollectiveCall::new(communicator, kind, SEED, ELEMENTS)?;
-        return Ok(Calls::Other(call));
-    }
-    let norm = scenario.normalised.map(|output| NormKind {
-        seed: SEED,
-        hidden: HIDDEN,
-        // The calls of a graph would add to the same residual one after the other.
-        adds: scenario.phase != Phase::GraphReplay,
-        output,
-    });
-    let elements = match norm {
-        Some(_) => ELEMENTS_OF_ROWS,
-        None => ELEMENTS,
+    let (elements, norm) = match scenario.what {
+        What::Other(kind) => {
+            let call = CollectiveCall::new(communicator, kind, SEED, ELEMENTS)?;
+            return Ok(Calls::Other(call));
+        }
+        What::AllReduce => (ELEMENTS, None),
+        What::Norm(output) => {
+            let norm = NormKind {
+                seed: SEED,
+                hidden: HIDDEN,
+                // The calls of a graph would add to the same residual one after the other.
+                adds: scenario.phase != Phase::GraphReplay,
+                output,
+            };
+            (ELEMENTS_OF_ROWS, Some(norm))
+        }
     };
     let is_in_place = scenario.route == Route::SymmetricTwoShot;
     let symmetric = symmetric.map(|buffer| Symmetric::new(communicator, buffer, is_in_place));

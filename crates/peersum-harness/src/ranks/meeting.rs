@@ -4,7 +4,7 @@
 use std::any::Any;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 
@@ -69,7 +69,6 @@ impl Meeting {
         rank: u32,
         value: T,
     ) -> Result<Vec<T>> {
-        let deadline = Instant::now() + self.patience;
         let mut state = self.state();
         let meeting = state.held;
         match state.brought.get_mut(rank as usize) {
@@ -82,28 +81,23 @@ impl Meeting {
             state.held += 1;
             self.changed.notify_all();
         }
-        while state.held == meeting {
+        let waits = |state: &mut State| state.held == meeting && state.failures.is_empty();
+        let waited = self.changed.wait_timeout_while(state, self.patience, waits);
+        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        if state.held == meeting {
             if let Some(reason) = state.failures.first() {
                 return Err(Abandoned(reason.clone()).into());
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                let missing: Vec<String> = (0..)
-                    .zip(&state.brought)
-                    .filter(|(_, brought)| brought.is_none())
-                    .map(|(rank, _): (u32, _)| rank.to_string())
-                    .collect();
-                bail!(
-                    "rank {rank} waited {:?} for rank {}",
-                    self.patience,
-                    missing.join(", ")
-                );
-            }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            let brought = state.brought.iter().enumerate();
+            let missing: Vec<String> = brought
+                .filter(|(_, brought)| brought.is_none())
+                .map(|(rank, _)| rank.to_string())
+                .collect();
+            bail!(
+                "rank {rank} waited {:?} for rank {}",
+                self.patience,
+                missing.join(", ")
+            );
         }
         state
             .collected

@@ -70,24 +70,15 @@ pub(crate) fn run_threads<R: Send>(
     body: impl Fn(Member<'_>) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
     let meeting = Meeting::new(world_size, PATIENCE);
-    let mut members: Vec<Member<'_>> = (0..world_size)
-        .map(|rank| Member {
-            peers: Peers {
-                meeting: &meeting,
-                rank,
-            },
-            groups: Vec::new(),
-        })
-        .collect();
-    for _ in 0..groups {
-        for (member, rendezvous) in members.iter_mut().zip(Rendezvous::threads(world_size)) {
-            member.groups.push(rendezvous);
-        }
-    }
     let (meeting, body) = (&meeting, &body);
+    let groups = (0..groups).map(|_| Rendezvous::threads(world_size).into_iter());
+    let mut groups: Vec<_> = groups.collect();
+    let members = (0..world_size).map(|rank| Member {
+        peers: Peers { meeting, rank },
+        groups: groups.iter_mut().filter_map(Iterator::next).collect(),
+    });
     let results: Vec<Option<R>> = std::thread::scope(|scope| {
         let threads: Vec<_> = members
-            .into_iter()
             .map(|member| {
                 let rank = member.peers.rank;
                 scope.spawn(move || {

@@ -1,11 +1,10 @@
 //! `tune`: which algorithm and grid is the fastest on this machine, for each size and kind of
 //! input, and which calls with RMSNorm are fused, as a dispatch table.
 
-mod norm_rows;
-mod norms;
 mod overlay;
 mod sweep;
 mod tables;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,8 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use peersum::dispatch::{
-    DispatchTable, DispatchTables, FusedShape, Measurement, NormRow, NormRows, Origin, Placement,
-    Row, Topology,
+    DispatchTable, DispatchTables, Measurement, NormRow, Origin, Placement, Row, Topology,
 };
 use peersum_artifact::Dtype;
 
@@ -27,10 +25,9 @@ use crate::bench::timing::{Launch, Timed};
 use crate::machine::{DeviceKind, Emulators, Gpus, decide};
 use crate::names::name_of;
 use crate::operation::Operation;
-use norm_rows::{MeasuredNorm, norm_rows};
-use norms::{NormSweep, TunedNorm};
-use overlay::{MeasuredRow, overlay};
-use sweep::{Progress, Shapes, Sweep, Tuned, geometric_mean};
+use overlay::{MeasuredRow, TableRow, overlay};
+use sweep::{Progress, Sweep, Tuned, geometric_mean};
+use ways::{Shapes, Way};
 
 /// How many candidates of one world size may fail before it is given up.
 const MOST_FAILURES: usize = 8;
@@ -94,6 +91,9 @@ pub(crate) fn run(args: &TuneArgs) -> Result<()> {
     if !(args.seconds.is_finite() && args.seconds > 0.0 && args.seconds <= 86_400.0) {
         bail!("--seconds {}: more than 0 and at most 86400", args.seconds);
     }
+    if !args.op.all_reduces() {
+        bail!("{} takes the grids of the all-reduce", name_of(&args.op));
+    }
     match decide(args.call.device, 1)?.kind {
         DeviceKind::Cuda => run_on(args, &Gpus::open(u32::MAX)?),
         DeviceKind::Emulator => {
@@ -136,6 +136,7 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
             settings: GroupSettings {
                 world_size,
                 largest_bytes: args.call.largest_bytes(),
+                normalises: args.op == Operation::RmsNorm,
                 pdl: true,
                 load_policy: Build::Shipped.load_policy(machine.kind(), cubins)?,
                 max_blocks: Shapes::of(link).max_blocks,
@@ -143,12 +144,7 @@ fn run_on<M: Timed>(args: &TuneArgs, machine: &M) -> Result<()> {
             },
             deadline: Instant::now() + left / (world_sizes.len() - index) as u32,
         };
-        let tuned = match args.op {
-            Operation::AllReduce => group.tune(),
-            Operation::RmsNorm => group.tune_norms(),
-            op => bail!("{} takes the grids of the all-reduce", name_of(&op)),
-        };
-        match tuned {
+        match group.tune() {
             Ok(None) => {}
             Ok(Some(table)) => {
                 tables::insert(&mut tables, table);
@@ -199,74 +195,61 @@ impl<M: Timed> Group<'_, M> {
         let world_size = self.settings.world_size;
         let base = self.base.choose(arch, world_size, self.link)?;
         self.print(&tuned);
-        let rows = |placement: Placement| {
-            let measured: Vec<MeasuredRow> = tuned
-                .iter()
-                .filter(|tuned| tuned.placement == placement)
-                .map(|tuned| MeasuredRow {
-                    bytes: tuned.bytes,
-                    row: Row {
-                        max_bytes: None,
-                        route: tuned.best.plan.route,
-                        blocks: tuned.best.plan.blocks,
-                        threads: tuned.best.plan.threads,
-                        origin: self.origin(tuned.bytes, &tuned.best.us),
-                    },
-                })
-                .collect();
-            overlay(base.rows(placement), &measured)
-        };
-        let table = DispatchTable {
+        let mut table = DispatchTable {
             arch: arch.map(|arch| format!("sm_{arch}")),
             world_sizes: vec![world_size],
-            topology: self.link,
-            ordinary: rows(Placement::Ordinary),
-            symmetric: rows(Placement::Symmetric),
-            symmetric_in_place: rows(Placement::SymmetricInPlace),
-            rms_norm: base.rms_norm.clone(),
+            ..base.clone()
         };
+        if self.args.op == Operation::RmsNorm {
+            let rows = |placement| {
+                let base = base.rms_norm.rows(placement);
+                self.rows(&tuned, placement, base, |way, origin| {
+                    Some(NormRow {
+                        max_bytes: None,
+                        fused: way.fused(),
+                        origin,
+                    })
+                })
+            };
+            let norms = &mut table.rms_norm;
+            [norms.ordinary, norms.symmetric, norms.symmetric_in_place] = Placement::ALL.map(rows);
+        } else {
+            let rows = |placement| {
+                self.rows(&tuned, placement, base.rows(placement), |way, origin| {
+                    let Way::Plan(plan) = way else {
+                        return None;
+                    };
+                    Some(Row {
+                        max_bytes: None,
+                        route: plan.route,
+                        blocks: plan.blocks,
+                        threads: plan.threads,
+                        origin,
+                    })
+                })
+            };
+            [table.ordinary, table.symmetric, table.symmetric_in_place] = Placement::ALL.map(rows);
+        }
         Ok((!tuned.is_empty()).then_some(table))
     }
 
-    /// As [`Group::tune`], for calls with RMSNorm.
-    fn tune_norms(&self) -> Result<Option<DispatchTable>> {
-        let sizes: BTreeSet<u64> = self.args.call.bytes.iter().map(|&it| it as u64).collect();
-        let sweep = NormSweep {
-            shapes: Shapes::of(self.link),
-            dtypes: &self.args.dtype,
-            hidden: &self.args.hidden,
-            sizes: Vec::from_iter(sizes),
-            deadline: self.deadline,
-            method: self.args.call.method(Launch::Graph),
-        };
-        let (arch, tuned) = run_group(self.machine, &self.settings, |rank| sweep.run(rank))?;
-        let world_size = self.settings.world_size;
-        let base = self.base.choose(arch, world_size, self.link)?;
-        self.print_norms(&tuned);
-        let rows = |placement: Placement| {
-            let measured = tuned.iter().filter(|tuned| tuned.placement == placement);
-            let measured = measured.map(|tuned| MeasuredNorm {
-                bytes: tuned.bytes,
-                row: NormRow {
-                    max_bytes: None,
-                    fused: tuned.best.fused,
-                    origin: self.origin(tuned.bytes, &tuned.best.us),
-                },
-            });
-            norm_rows(base.rms_norm.rows(placement), &Vec::from_iter(measured))
-        };
-        let rms_norm = NormRows {
-            ordinary: rows(Placement::Ordinary),
-            symmetric: rows(Placement::Symmetric),
-            symmetric_in_place: rows(Placement::SymmetricInPlace),
-        };
-        let table = DispatchTable {
-            arch: arch.map(|arch| format!("sm_{arch}")),
-            world_sizes: vec![world_size],
-            rms_norm,
-            ..base
-        };
-        Ok((!tuned.is_empty()).then_some(table))
+    /// The rows of one kind of input: those of the base with what was measured.
+    fn rows<R: TableRow>(
+        &self,
+        tuned: &[Tuned],
+        placement: Placement,
+        base: &[R],
+        row: impl Fn(Way, Origin) -> Option<R>,
+    ) -> Vec<R> {
+        let own = tuned.iter().filter(|tuned| tuned.placement == placement);
+        let measured = own.filter_map(|tuned| {
+            let Tuned { bytes, best, .. } = tuned;
+            Some(MeasuredRow {
+                bytes: *bytes,
+                row: row(best.way, self.origin(*bytes, &best.us))?,
+            })
+        });
+        overlay(base, &Vec::from_iter(measured))
     }
 
     /// Sweeps all sizes. A candidate that fails ends its group of ranks; another goes on without
@@ -279,7 +262,9 @@ impl<M: Timed> Group<'_, M> {
             let todo: BTreeSet<u64> = sizes.filter(|bytes| !is_done(*bytes)).collect();
             let sweep = Sweep {
                 shapes: Shapes::of(self.link),
+                operation: self.args.op,
                 dtypes: &self.args.dtype,
+                hidden: &self.args.hidden,
                 sizes: Vec::from_iter(todo),
                 deadline: self.deadline,
                 method: self.args.call.method(Launch::Graph),
@@ -295,13 +280,11 @@ impl<M: Timed> Group<'_, M> {
             let Some(candidate) = progress.trying.take() else {
                 return Err(error);
             };
-            let (world_size, plan) = (self.settings.world_size, candidate.plan);
+            let world_size = self.settings.world_size;
             println!(
-                "W{world_size} {} {} {} x {}: left out: {error:#}",
+                "W{world_size} {} {}: left out: {error:#}",
                 bytes_text(candidate.bytes),
-                plan.route.name(),
-                plan.blocks,
-                plan.threads
+                candidate.way
             );
             progress.failed.push(candidate);
             if progress.failed.len() == MOST_FAILURES {
@@ -326,66 +309,33 @@ impl<M: Timed> Group<'_, M> {
         })
     }
 
-    /// Prints a line for each size, kind of input and type: the times before and after, and the
-    /// plan.
+    /// Prints a line for each size and kind of input: the geometric means of the times before and
+    /// after, over the types and hidden sizes, and how the calls are carried out.
     fn print(&self, tuned: &[Tuned]) {
         let world_size = self.settings.world_size;
         let mut ratios = Vec::new();
         for tuned in tuned {
-            let (base, plan) = (&tuned.base, tuned.best.plan);
-            let kept = if plan == base.plan {
-                "kept"
-            } else {
-                base.plan.route.name()
+            let (base, best) = (&tuned.base, &tuned.best);
+            let ratio = best.mean() / base.mean();
+            let before = match best == base {
+                true => "kept".to_owned(),
+                false => base.way.to_string(),
             };
-            let times = base.us.iter().zip(&tuned.best.us);
-            for (dtype, (base_us, us)) in self.args.dtype.iter().zip(times) {
-                println!(
-                    "W{world_size} {:>5} {:<18} {dtype:<4}  {base_us:>8.2} -> {us:>8.2}  {:.3}  \
-                     {:<18} {:>3} x {:<3}  ({kept})",
-                    bytes_text(tuned.bytes),
-                    tuned.placement.name(),
-                    us / base_us,
-                    plan.route.name(),
-                    plan.blocks,
-                    plan.threads,
-                );
-                ratios.push(us / base_us);
-            }
+            println!(
+                "W{world_size} {:>5} {:<18}  {:>8.2} -> {:>8.2}  {ratio:.3}  {}  ({before})",
+                bytes_text(tuned.bytes),
+                tuned.placement.name(),
+                base.mean(),
+                best.mean(),
+                best.way,
+            );
+            ratios.push(ratio);
         }
         if !ratios.is_empty() {
             println!(
-                "W{world_size}: geometric mean {:.3} of the tables before, over {} cells",
+                "W{world_size}: geometric mean {:.3} of the tables before, over {} rows",
                 geometric_mean(&ratios),
                 ratios.len()
-            );
-        }
-    }
-
-    /// Prints a line for each size and kind of input: the geometric means of the times before and
-    /// after, and what is launched.
-    fn print_norms(&self, tuned: &[TunedNorm]) {
-        let world_size = self.settings.world_size;
-        for tuned in tuned {
-            let (base, best) = (&tuned.base, &tuned.best);
-            let means = [base, best].map(|measured| geometric_mean(&measured.us));
-            let how = |fused: Option<FusedShape>| match fused {
-                Some(shape) => format!("fused, at most {} x {}", shape.blocks, shape.threads),
-                None => "unfused".to_owned(),
-            };
-            println!(
-                "W{world_size} {:>5} {:<18}  {:>8.2} -> {:>8.2}  {:.3}  {}  ({})",
-                bytes_text(tuned.bytes),
-                tuned.placement.name(),
-                means[0],
-                means[1],
-                means[1] / means[0],
-                how(best.fused),
-                if best == base {
-                    "kept".to_owned()
-                } else {
-                    how(base.fused)
-                },
             );
         }
     }

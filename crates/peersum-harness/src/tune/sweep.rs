@@ -1,103 +1,41 @@
-//! What the ranks of one group do: try every candidate briefly, then the fast ones properly.
+//! What the ranks of one group do: try every way briefly, then the fast ones properly.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Result;
-use half::bf16;
 use peersum::device::Device;
-use peersum::dispatch::{Placement, Plan, Route, Topology};
+use peersum::dispatch::Placement;
 use peersum_artifact::{Arch, Dtype};
-use peersum_kernels::abi::PEERSUM_MAX_THREADS;
 
-use crate::bench::candidates::{candidates, own_placement};
+use super::ways::{LARGE_BYTES, Shapes, SizedCalls, Way, base_way, tried_placement};
+use crate::bench::call::MeasuredCall;
 use crate::bench::ranks::Rank;
 use crate::bench::timing::{Method, median, rounded};
 use crate::data::with_element;
+use crate::operation::Operation;
 
-/// The grids that are tried.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shapes {
-    /// A group's largest grid is added.
-    blocks: &'static [u32],
-    threads: &'static [u32],
-    /// The largest block of the fused kernel, which is cut to what the kernel allows.
-    most_threads: u32,
-    /// The largest grid of the group. `None` is the default of the library.
-    pub(super) max_blocks: Option<u32>,
-}
-
-impl Shapes {
-    pub(super) fn of(link: Topology) -> Shapes {
-        match link {
-            // An emulated thread is a thread of the host.
-            Topology::Emulator => Shapes {
-                blocks: &[1],
-                threads: &[8, 16],
-                most_threads: 16,
-                max_blocks: Some(2),
-            },
-            Topology::Shared | Topology::Peer => Shapes {
-                blocks: &[1, 2, 4, 8, 16, 24, 32, 48, 64, 96],
-                // Each of the last three is the largest block that fits for some kernel: with the
-                // warp for signals they have 8, 12 and 16 warps, and registers are allocated to
-                // four warps at a time.
-                threads: &[32, 64, 128, 256, 384, 224, 352, 480],
-                most_threads: PEERSUM_MAX_THREADS,
-                max_blocks: None,
-            },
-        }
-    }
-
-    /// The shapes to try for rows, the largest first.
-    pub(super) fn of_rows(self, max_blocks: u32) -> Vec<(u32, u32)> {
-        let (mut blocks, mut threads) = (self.blocks.to_vec(), self.threads.to_vec());
-        blocks.retain(|&blocks| blocks < max_blocks);
-        blocks.push(max_blocks);
-        threads.push(self.most_threads);
-        for list in [&mut blocks, &mut threads] {
-            list.sort_unstable_by(|a, b| b.cmp(a));
-            list.dedup();
-        }
-        let with_blocks = |&threads| blocks.iter().map(move |&blocks| (blocks, threads));
-        threads.iter().flat_map(with_blocks).collect()
-    }
-
-    /// The shapes to try for a call with `places` units to share out. Threads without a unit only
-    /// make a block larger.
-    fn for_places(self, places: u64, max_blocks: u32) -> Vec<(u32, u32)> {
-        let (mut blocks, mut threads) = (self.blocks.to_vec(), self.threads.to_vec());
-        blocks.retain(|&blocks| blocks < max_blocks);
-        blocks.push(max_blocks);
-        let least = self.threads.iter().copied().min().unwrap_or(0);
-        threads.retain(|&threads| threads == least || u64::from(threads) < 2 * places);
-        let with_threads = |&blocks| threads.iter().map(move |&threads| (blocks, threads));
-        blocks.iter().flat_map(with_threads).collect()
-    }
-}
-
-/// How many plans for each kind of input enter the second pass, in addition to that of the base
+/// How many ways for each kind of input enter the second pass, in addition to that of the base
 /// table.
-pub(super) const FINALISTS: usize = 3;
+const FINALISTS: usize = 3;
 
-/// A gain over the plan of the base table below this is noise, and the base table's plan stays.
-pub(super) const LEAST_GAIN: f64 = 0.01;
+/// A gain over the base table below this is noise, and the base table's row stays.
+const LEAST_GAIN: f64 = 0.01;
 
-/// Calls above this size take so long that fewer of them are timed.
-const LARGE_BYTES: u64 = 1 << 20;
+/// Of calls above [`LARGE_BYTES`], which take so long that fewer of them are timed.
 const CALLS_WHEN_LARGE: u32 = 10;
 
-/// A plan for a size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A way for a size.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Candidate {
     pub(super) bytes: u64,
-    pub(super) plan: Plan,
+    pub(super) way: Way,
 }
 
-/// A plan with its times: medians by type, in microseconds.
+/// A way with its times: medians by type and hidden size, in microseconds.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Measured {
-    pub(super) plan: Plan,
+    pub(super) way: Way,
     pub(super) us: Vec<f64>,
 }
 
@@ -125,7 +63,10 @@ pub(super) struct Progress {
 /// The work of one group.
 pub(super) struct Sweep<'a> {
     pub(super) shapes: Shapes,
+    pub(super) operation: Operation,
     pub(super) dtypes: &'a [Dtype],
+    /// Of calls with RMSNorm.
+    pub(super) hidden: &'a [u32],
     pub(super) sizes: Vec<u64>,
     pub(super) deadline: Instant,
     /// Of the second pass.
@@ -139,7 +80,6 @@ impl Sweep<'_> {
     /// Sweeps the sizes until the time is up. All ranks make the same decisions, from rank 0's
     /// clock and from times that they exchange.
     pub(super) fn run<D: Device>(&self, rank: &mut Rank<'_, D>) -> Result<()> {
-        rank.fill::<bf16>()?;
         let arch = rank.communicator.identity().arch;
         self.note(rank, |progress| progress.arch = arch);
         for (index, &bytes) in self.sizes.iter().enumerate() {
@@ -158,6 +98,27 @@ impl Sweep<'_> {
         Ok(())
     }
 
+    /// The calls of a size.
+    fn calls(&self, bytes: u64) -> Vec<(Dtype, MeasuredCall)> {
+        let mut calls = Vec::new();
+        for &dtype in self.dtypes {
+            if self.operation == Operation::AllReduce {
+                let call = MeasuredCall::new(Operation::AllReduce, bytes as usize);
+                calls.push((dtype, call));
+                continue;
+            }
+            for &hidden in self.hidden {
+                let call = MeasuredCall::of_rows(1, hidden, dtype.size_bytes());
+                let row_bytes = call.bytes as u64;
+                if bytes >= row_bytes && bytes.is_multiple_of(row_bytes) {
+                    let bytes = bytes as usize;
+                    calls.push((dtype, MeasuredCall { bytes, ..call }));
+                }
+            }
+        }
+        calls
+    }
+
     fn tune_size<D: Device>(
         &self,
         rank: &mut Rank<'_, D>,
@@ -172,35 +133,43 @@ impl Sweep<'_> {
         if bytes > LARGE_BYTES {
             brief.calls = CALLS_WHEN_LARGE.min(brief.calls);
         }
+        let calls = &self.calls(bytes);
+        if calls.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ways = self.shapes.ways(rank, bytes, calls)?;
         let mut tried = Vec::new();
-        for plan in self.plans(rank, bytes) {
-            let candidate = Candidate { bytes, plan };
-            tried.push(self.time(rank, candidate, own_placement(plan.route), brief)?);
+        for &way in &ways {
+            let candidate = Candidate { bytes, way };
+            if self.failed.contains(&candidate) {
+                continue;
+            }
+            tried.push(self.time(rank, candidate, calls, tried_placement(way), brief)?);
             if is_over(rank, Instant::now() >= until)? {
                 break;
             }
         }
         let mut all = Vec::new();
         for placement in Placement::ALL {
-            let base_plan = self.base_plan(rank, placement, bytes);
+            let base = base_way(rank, placement, bytes, calls, &ways)?;
             let mut timed = Vec::new();
-            for plan in finalists(&tried, placement, base_plan) {
-                let candidate = Candidate { bytes, plan };
+            for way in finalists(&tried, placement, base) {
+                let candidate = Candidate { bytes, way };
                 if !self.failed.contains(&candidate) {
-                    self.check(rank, candidate, placement)?;
-                    timed.push(self.time(rank, candidate, placement, self.method)?);
+                    self.check(rank, candidate, calls, placement)?;
+                    timed.push(self.time(rank, candidate, calls, placement, self.method)?);
                 }
             }
-            // If the plan of the base table fails, any other plan replaces it.
-            let Some(best) = winner(&timed, base_plan) else {
+            // If the way of the base table fails, any other way replaces it.
+            let Some(best) = winner(&timed, base) else {
                 continue;
             };
-            let of_base = timed.iter().find(|measured| measured.plan == base_plan);
+            let of_base = timed.iter().find(|measured| measured.way == base);
             all.push(Tuned {
                 bytes,
                 placement,
                 base: Measured {
-                    plan: base_plan,
+                    way: base,
                     us: of_base.unwrap_or(best).us.clone(),
                 },
                 best: best.clone(),
@@ -209,58 +178,19 @@ impl Sweep<'_> {
         Ok(all)
     }
 
-    /// The plans to try for a size. Those of the base table come first, since time may run out.
-    fn plans<D: Device>(&self, rank: &Rank<'_, D>, bytes: u64) -> Vec<Plan> {
-        let communicator = &rank.communicator;
-        let (world_size, max_blocks) = (communicator.world_size(), communicator.max_blocks());
-        let base_plan = |placement| self.base_plan(rank, placement, bytes);
-        let mut plans = Vec::from(Placement::ALL.map(base_plan));
-        let by_route = Route::ALL.map(|route| {
-            let places = route.places(bytes, world_size);
-            let shapes = self.shapes.for_places(places, max_blocks);
-            let launched = |plan| communicator.launched(plan, bytes);
-            let mut plans = candidates(route, &shapes, bytes, world_size, launched);
-            // For large messages large grids win, and one block never does.
-            if bytes > LARGE_BYTES {
-                plans.reverse();
-            }
-            plans
-        });
-        // One of each algorithm in turn, likewise.
-        let most = by_route.iter().map(Vec::len).max().unwrap_or(0);
-        plans.extend((0..most).flat_map(|at| {
-            by_route
-                .iter()
-                .filter_map(move |plans| plans.get(at).copied())
-        }));
-        let mut seen = Vec::new();
-        plans.retain(|plan| {
-            let is_new = !seen.contains(plan);
-            seen.push(*plan);
-            is_new && !self.failed.contains(&Candidate { bytes, plan: *plan })
-        });
-        plans
-    }
-
-    fn base_plan<D: Device>(&self, rank: &Rank<'_, D>, placement: Placement, bytes: u64) -> Plan {
-        let communicator = &rank.communicator;
-        communicator.launched(communicator.plan(placement, bytes), bytes)
-    }
-
     /// Fails unless calls of a candidate give the reference's bits: one that does not must not get
     /// into a table.
     fn check<D: Device>(
         &self,
         rank: &mut Rank<'_, D>,
         candidate: Candidate,
+        calls: &SizedCalls,
         placement: Placement,
     ) -> Result<()> {
         self.note(rank, |progress| progress.trying = Some(candidate));
-        let Candidate { bytes, plan } = candidate;
-        for dtype in self.dtypes {
-            with_element!(
-                dtype, T => rank.check::<T>(placement, bytes as usize, Some(plan))?
-            );
+        for &(dtype, call) in calls {
+            let call = candidate.way.of(call, placement);
+            with_element!(dtype, T => rank.check::<T>(&call, self.method.launch)?);
         }
         Ok(())
     }
@@ -270,19 +200,19 @@ impl Sweep<'_> {
         &self,
         rank: &mut Rank<'_, D>,
         candidate: Candidate,
+        calls: &SizedCalls,
         placement: Placement,
         method: Method,
     ) -> Result<Measured> {
         self.note(rank, |progress| progress.trying = Some(candidate));
-        let Candidate { bytes, plan } = candidate;
+        let Candidate { way, .. } = candidate;
         let mut us = Vec::new();
-        for dtype in self.dtypes {
-            let times = with_element!(
-                dtype, T => rank.time::<T>(placement, bytes as usize, Some(plan), method)?
-            );
+        for &(dtype, call) in calls {
+            let call = way.of(call, placement);
+            let times = with_element!(dtype, T => rank.time::<T>(&call, method)?);
             us.push(rounded(median(&times.shortest())));
         }
-        Ok(Measured { plan, us })
+        Ok(Measured { way, us })
     }
 
     fn note<D: Device>(&self, rank: &Rank<'_, D>, change: impl FnOnce(&mut Progress)) {
@@ -293,34 +223,36 @@ impl Sweep<'_> {
 }
 
 impl Measured {
-    /// Over the types, which count alike.
-    fn mean(&self) -> f64 {
+    /// Over the types and hidden sizes, which count alike.
+    pub(super) fn mean(&self) -> f64 {
         geometric_mean(&self.us)
     }
 }
 
-/// The plans that go into the second pass: the base's, and the fastest of those that serve the
+/// The ways that go into the second pass: the base's, and the fastest of those that serve the
 /// placement.
-fn finalists(tried: &[Measured], placement: Placement, base_plan: Plan) -> Vec<Plan> {
+fn finalists(tried: &[Measured], placement: Placement, base: Way) -> Vec<Way> {
     let mut fastest: Vec<&Measured> = tried
         .iter()
-        .filter(|tried| tried.plan.route.serves(placement) && tried.plan != base_plan)
+        .filter(|tried| tried.way.route().serves(placement) && tried.way != base)
         .collect();
     fastest.sort_by(|a, b| a.mean().total_cmp(&b.mean()));
-    let fastest = fastest.iter().take(FINALISTS).map(|tried| tried.plan);
-    std::iter::once(base_plan).chain(fastest).collect()
+    let fastest = fastest.iter().take(FINALISTS).map(|tried| tried.way);
+    let unfused = matches!(base, Way::ByTable(Some(_))).then_some(Way::Unfused);
+    let first = [base].into_iter().chain(unfused);
+    first.chain(fastest).collect()
 }
 
 /// The fastest, or the base if nothing gains enough over it.
-fn winner(timed: &[Measured], base_plan: Plan) -> Option<&Measured> {
+fn winner(timed: &[Measured], base: Way) -> Option<&Measured> {
     let best = timed.iter().min_by(|a, b| a.mean().total_cmp(&b.mean()))?;
-    let base = timed.iter().find(|timed| timed.plan == base_plan);
+    let base = timed.iter().find(|timed| timed.way == base);
     let kept = base.filter(|base| best.mean() > base.mean() * (1.0 - LEAST_GAIN));
     Some(kept.unwrap_or(best))
 }
 
 /// Whether `own` is true on rank 0.
-pub(super) fn is_over<D: Device>(rank: &Rank<'_, D>, own: bool) -> Result<bool> {
+fn is_over<D: Device>(rank: &Rank<'_, D>, own: bool) -> Result<bool> {
     Ok(rank.stopwatch.peers.gather(own)?[0])
 }
 
@@ -334,19 +266,22 @@ pub(super) fn geometric_mean(values: &[f64]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use peersum::dispatch::{FusedShape, Plan, Route, Topology};
 
-    fn plan(route: Route, blocks: u32) -> Plan {
-        Plan {
+    use super::*;
+    use crate::bench::timing::Launch;
+
+    fn plan(route: Route, blocks: u32) -> Way {
+        Way::Plan(Plan {
             route,
             blocks,
             threads: 64,
-        }
+        })
     }
 
-    fn measured(plan: Plan, us: impl Into<Vec<f64>>) -> Measured {
+    fn measured(way: Way, us: impl Into<Vec<f64>>) -> Measured {
         let us = us.into();
-        Measured { plan, us }
+        Measured { way, us }
     }
 
     #[test]
@@ -355,7 +290,7 @@ mod tests {
         let other = plan(Route::PushOneShot, 2);
         let won = |us: f64| {
             let timed = [measured(base, [10.0]), measured(other, [us])];
-            winner(&timed, base).unwrap().plan
+            winner(&timed, base).unwrap().way
         };
         assert_eq!(won(9.95), base);
         assert_eq!(won(9.85), other);
@@ -364,23 +299,12 @@ mod tests {
     }
 
     #[test]
-    fn no_block_is_tried_that_has_more_threads_than_twice_the_places() {
-        let shapes = Shapes::of(Topology::Shared);
-        assert_eq!(
-            shapes.for_places(40, 2),
-            [(1, 32), (1, 64), (2, 32), (2, 64)]
-        );
-        assert_eq!(shapes.for_places(1, 1), [(1, 32)]);
-        assert_eq!(shapes.for_places(1 << 20, 132).len(), 11 * 8);
-    }
-
-    #[test]
     fn the_types_count_alike() {
         let base = plan(Route::PushOneShot, 1);
         let other = plan(Route::PushOneShot, 2);
         // A fifth faster in one type, and slower by a tenth in the other.
         let timed = [measured(base, [10.0, 100.0]), measured(other, [8.0, 110.0])];
-        assert_eq!(winner(&timed, base).unwrap().plan, other);
+        assert_eq!(winner(&timed, base).unwrap().way, other);
     }
 
     #[test]
@@ -404,5 +328,47 @@ mod tests {
                 plan(Route::PullOneShot, 4)
             ]
         );
+    }
+
+    #[test]
+    fn of_rows_that_the_table_fuses_the_unfused_way_is_a_finalist_too() {
+        let [narrow, wide] = [32, 64].map(|threads| FusedShape { blocks: 1, threads });
+        let tried = [measured(Way::Fused(narrow), [1.0])];
+        let finalists = |base| finalists(&tried, Placement::Symmetric, base);
+        let fused = Way::ByTable(Some(wide));
+        let all = [fused, Way::Unfused, Way::Fused(narrow)];
+        assert_eq!(finalists(fused), all);
+        let unfused = Way::ByTable(None);
+        assert_eq!(finalists(unfused), [unfused, Way::Fused(narrow)]);
+    }
+
+    #[test]
+    fn a_size_has_the_hidden_sizes_of_which_it_is_whole_rows() {
+        let sweep = Sweep {
+            shapes: Shapes::of(Topology::Peer),
+            operation: Operation::RmsNorm,
+            dtypes: &[Dtype::Bf16, Dtype::F32],
+            hidden: &[4096, 8192, 5120],
+            sizes: Vec::new(),
+            deadline: Instant::now(),
+            method: Method {
+                launch: Launch::Graph,
+                calls: 1,
+                warm_up: 0,
+                replays: 1,
+            },
+            failed: Vec::new(),
+            progress: Mutex::default(),
+        };
+        let rows = |bytes| {
+            let calls = sweep.calls(bytes).into_iter();
+            calls
+                .map(|(dtype, call)| (dtype, call.hidden))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(rows(4096), []);
+        assert_eq!(rows(8192), [(Dtype::Bf16, 4096)]);
+        let both = [(Dtype::Bf16, 4096), (Dtype::Bf16, 8192), (Dtype::F32, 4096)];
+        assert_eq!(rows(16384), both);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 use peersum::dispatch::{DispatchTable, DispatchTables, Placement};
+use serde::Serialize;
 
 /// Puts a table in the place of what served its architecture, topology and world sizes before.
 pub(super) fn insert(tables: &mut DispatchTables, table: DispatchTable) {
@@ -41,20 +42,19 @@ pub(super) fn to_json(tables: &DispatchTables) -> Result<String> {
             serde_json::to_string(&table.world_sizes)?,
             serde_json::to_string(&table.topology)?
         )?;
-        for placement in Placement::ALL {
-            let rows: Vec<String> = table
-                .rows(placement)
-                .iter()
-                .map(|row| Ok(format!("\n        {}", serde_json::to_string(row)?)))
-                .collect::<Result<_>>()?;
-            let (name, rows) = (placement.name(), rows.join(","));
-            write!(text, ",\n      \"{name}\": [{rows}\n      ]")?;
+        for (name, rows) in lists(|placement| table.rows(placement), 8)? {
+            write!(text, ",\n      \"{name}\": {rows}")?;
         }
         if !table.rms_norm.is_empty() {
+            let lists = lists(|placement| table.rms_norm.rows(placement), 10)?.into_iter();
+            let lists: Vec<String> = lists
+                .filter(|(_, rows)| rows.contains('{'))
+                .map(|(name, rows)| format!("\n        \"{name}\": {rows}"))
+                .collect();
             write!(
                 text,
                 ",\n      \"rms_norm\": {{{}\n      }}",
-                norm_rows(table)?
+                lists.join(",")
             )?;
         }
         text += "\n    }";
@@ -63,20 +63,21 @@ pub(super) fn to_json(tables: &DispatchTables) -> Result<String> {
     Ok(text)
 }
 
-/// The rows for calls with RMSNorm, of the placements that have any.
-fn norm_rows(table: &DispatchTable) -> Result<String> {
-    let mut placements = Vec::new();
-    for placement in Placement::ALL {
-        let rows = table.rms_norm.rows(placement).iter();
-        let rows: Vec<String> = rows
-            .map(|row| Ok(format!("\n          {}", serde_json::to_string(row)?)))
+/// The names of the placements with their rows, one a line at this indent.
+fn lists<'a, R: Serialize + 'a>(
+    rows: impl Fn(Placement) -> &'a [R],
+    indent: usize,
+) -> Result<Vec<(&'static str, String)>> {
+    let list = |placement: Placement| {
+        let rows = rows(placement).iter();
+        let lines: Vec<String> = rows
+            .map(|row| Ok(format!("\n{:indent$}{}", "", serde_json::to_string(row)?)))
             .collect::<Result<_>>()?;
-        if !rows.is_empty() {
-            let (name, rows) = (placement.name(), rows.join(","));
-            placements.push(format!("\n        \"{name}\": [{rows}\n        ]"));
-        }
-    }
-    Ok(placements.join(","))
+        let end = indent - 2;
+        let text = format!("[{}\n{:end$}]", lines.join(","), "");
+        Ok((placement.name(), text))
+    };
+    Placement::ALL.into_iter().map(list).collect()
 }
 
 #[cfg(test)]

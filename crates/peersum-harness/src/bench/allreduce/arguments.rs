@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::builder::PossibleValuesParser;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
+use peersum_kernels::abi::PEERSUM_MAX_WORLD_SIZE;
 
 use crate::bench::arguments::{CallArgs, Choices, NcclArgs, contents, launches, one_or_both};
 use crate::bench::build::Build;
+use crate::bench::call::MeasuredCall;
 use crate::bench::sizes::parse_shape;
 use crate::bench::timing::Launch;
 use crate::norm_output::NormOutput;
@@ -162,38 +164,25 @@ impl BenchArgs {
         self.algo.iter().any(|name| name == "best")
     }
 
+    /// The calls with RMSNorm of a type whose elements have so many bytes.
+    pub(super) fn rows_calls(&self, element_bytes: usize) -> impl Iterator<Item = MeasuredCall> {
+        self.hidden.iter().flat_map(move |&hidden| {
+            self.rows.iter().flat_map(move |&rows| {
+                let call = MeasuredCall::of_rows(rows, hidden, element_bytes);
+                let outputs = self.output.iter();
+                outputs.map(move |&output| MeasuredCall { output, ..call })
+            })
+        })
+    }
+
     /// The messages of a type, in bytes.
     pub(super) fn bytes(&self, dtype: Dtype) -> Vec<usize> {
         if self.op != Operation::RmsNorm {
             return self.call.bytes.clone();
         }
-        let of_row = |hidden: u32| hidden as usize * dtype.size_bytes();
-        let rows = || self.rows.iter().map(|&rows| rows as usize);
-        let hidden = self.hidden.iter();
-        let all = hidden.flat_map(|&hidden| rows().map(move |rows| rows * of_row(hidden)));
+        let calls = self.rows_calls(dtype.size_bytes());
         // Different shapes may have the same bytes.
-        Vec::from_iter(all.collect::<BTreeSet<usize>>())
-    }
-
-    /// The messages of the all-reduces that are measured, in bytes.
-    pub(super) fn compared_bytes(&self, dtype: Dtype, world_size: u32) -> Vec<usize> {
-        let bytes = self.bytes(dtype).into_iter();
-        match self.op {
-            // As much to each peer by a one-shot push.
-            Operation::AllGather => bytes
-                .map(|bytes| self.sent_bytes(bytes, world_size))
-                .collect(),
-            _ => bytes.collect(),
-        }
-    }
-
-    /// What a rank sends to each peer in a call that is no all-reduce: its chunk of the message, in
-    /// whole units, or all of a broadcast.
-    pub(super) fn sent_bytes(&self, bytes: usize, world_size: u32) -> usize {
-        match self.op {
-            Operation::Broadcast => bytes,
-            _ => (bytes / world_size as usize / 16).max(1) * 16,
-        }
+        Vec::from_iter(calls.map(|call| call.bytes).collect::<BTreeSet<usize>>())
     }
 
     /// Those of every type.
@@ -202,8 +191,10 @@ impl BenchArgs {
         Vec::from_iter(all.collect::<BTreeSet<usize>>())
     }
 
+    /// Of the messages, of which a chunk has at least one unit.
     pub(super) fn largest_bytes(&self) -> usize {
-        self.all_bytes().into_iter().max().unwrap_or(0)
+        let chunks = PEERSUM_MAX_WORLD_SIZE as usize * 16;
+        self.all_bytes().into_iter().max().unwrap_or(0).max(chunks)
     }
 
     /// The algorithms that `--algo` names.
@@ -240,26 +231,16 @@ mod tests {
         args: BenchArgs,
     }
 
-    fn routes(algo: &str) -> Result<Vec<Route>, String> {
-        let flags = Flags::try_parse_from(["bench-allreduce", "--algo", algo]);
-        let flags = flags.map_err(|error| error.to_string())?;
-        Ok(flags.args.routes().collect())
+    fn routes(algo: &str) -> Vec<Route> {
+        let flags = Flags::parse_from(["bench-allreduce", "--algo", algo]);
+        flags.args.routes().collect()
     }
 
     #[test]
     fn all_names_every_algorithm_and_best_none() {
-        assert_eq!(routes("best,all").unwrap(), Route::ALL);
-        assert_eq!(routes("best").unwrap(), []);
+        assert_eq!(routes("best,all"), Route::ALL);
+        assert_eq!(routes("best"), []);
         let two = [Route::PushOneShot, Route::PullOneShot];
-        assert_eq!(routes("push_one_shot,pull_one_shot").unwrap(), two);
-    }
-
-    #[test]
-    fn an_algorithm_that_is_not_there_is_answered_with_those_that_are() {
-        let error = routes("ring").unwrap_err();
-        assert!(
-            error.contains("ring") && error.contains("pull_two_shot"),
-            "{error}"
-        );
+        assert_eq!(routes("push_one_shot,pull_one_shot"), two);
     }
 }

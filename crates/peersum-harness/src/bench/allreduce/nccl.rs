@@ -7,7 +7,7 @@ use peersum::device::Device;
 use peersum::dispatch::Topology;
 
 use super::arguments::BenchArgs;
-use crate::bench::build::Build;
+use crate::bench::call::MeasuredCall;
 use crate::bench::nccl::{Communicator, Nccl, SymmetricMemory};
 use crate::bench::ranks::run_ranks;
 use crate::bench::report::{Call, Report, Sample, System};
@@ -51,10 +51,10 @@ fn measure(
     system: System,
     world_size: u32,
 ) -> Result<Vec<Sample>> {
-    let group = nccl.group(world_size)?;
+    let group = (nccl.group()?, world_size);
     let largest = args.largest_bytes();
     run_ranks(gpus, world_size, |stopwatch, _| {
-        let communicator = &group.join(&stopwatch)?;
+        let communicator = &nccl.join(group, &stopwatch)?;
         let stream = stopwatch.device.stream();
         let (plain, windows);
         let places = match system {
@@ -95,43 +95,23 @@ fn measure_calls(
     let mut samples = Vec::new();
     for &dtype in &args.dtype {
         for bytes in args.bytes(dtype) {
-            // SAFETY: both places hold the largest message until the caller has waited.
-            let enqueue = || unsafe {
-                match args.op {
-                    op if op.all_reduces() => {
-                        let elements = bytes / dtype.size_bytes();
-                        communicator.all_reduce(input, output, elements, dtype)
-                    }
-                    op => {
-                        let elements = args.sent_bytes(bytes, world_size) / dtype.size_bytes();
-                        communicator.other_call(op, [input, output], elements, dtype)
-                    }
-                }
+            let operation = match args.op {
+                Operation::RmsNorm => Operation::AllReduce,
+                operation => operation,
             };
+            let sent = MeasuredCall::new(operation, bytes).sent_bytes(world_size);
+            let elements = sent / dtype.size_bytes();
+            // SAFETY: both places hold the largest message until the caller has waited.
+            let enqueue =
+                || unsafe { communicator.call(operation, [input, output], elements, dtype) };
             // The first call of a size may connect and allocate, which is not allowed in a capture.
             enqueue()?;
             stream.synchronize()?;
             for &launch in &args.method {
                 // SAFETY: the places and the communicator outlive this call.
                 let times = unsafe { stopwatch.time(args.call.method(launch), |_| enqueue())? };
-                let call = Call {
-                    system,
-                    build: Build::Shipped,
-                    world_size,
-                    link: Topology::Peer,
-                    operation: match args.op {
-                        Operation::RmsNorm => Operation::AllReduce,
-                        op => op,
-                    },
-                    dtype,
-                    bytes: bytes as u64,
-                    launch,
-                    pdl: false,
-                    placement: None,
-                    plan: None,
-                    from_table: false,
-                    norm: None,
-                };
+                let group = (system, world_size, Topology::Peer);
+                let call = Call::new(group, (operation, dtype, bytes), launch);
                 samples.push(Sample::new(call, times));
             }
         }

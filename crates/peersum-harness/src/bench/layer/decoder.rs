@@ -7,7 +7,7 @@ use cudarc::cublas::Gemm;
 use half::bf16;
 use peersum::cudarc::driver::{CudaSlice, CudaStream, CudaView, DevicePtr};
 
-use super::model::{Product, Products, Shape};
+use super::model::{Product, Shape};
 use super::weights;
 use crate::bench::cublas::Cublas;
 use crate::data::{self, Content, Key};
@@ -96,39 +96,29 @@ impl Decoder {
         activations: &mut Activations,
         mut sum: impl FnMut(&mut Sums, CudaView<'_, bf16>) -> Result<()>,
     ) -> Result<()> {
-        let (stream, products) = (&self.stream, self.shape.products());
-        let Products {
-            qkv,
-            output,
-            gate_up,
-            down,
-        } = products;
-        let Activations {
-            rows,
-            embedding,
-            input,
-            qkv: heads,
-            gate_up: gates,
-            sums,
-        } = activations;
+        let [qkv, output, gate_up, down] = self.shape.products();
+        let Activations { rows, sums, .. } = activations;
         let hidden = self.shape.hidden as usize;
-        stream.memcpy_dtod(&*embedding, &mut sums.residual)?;
-        let mut weights = self.weights.as_view();
+        let embedding = &activations.embedding;
+        self.stream.memcpy_dtod(embedding, &mut sums.residual)?;
+        let weights = &mut self.weights.as_view();
+        let mut product = |product, input: &_, output: &mut _| {
+            self.product(product, *rows, weights, input, output)
+        };
         for layer in 0..self.shape.layers as usize {
             let gamma = |norm: usize| {
                 let first = (2 * layer + norm) * hidden;
                 self.gammas.slice(first..first + hidden)
             };
-            let normalised = if layer == 0 {
-                &*input
-            } else {
-                &sums.normalised
+            let normalised = match layer {
+                0 => &activations.input,
+                _ => &sums.normalised,
             };
-            self.product(qkv, *rows, &mut weights, normalised, heads)?;
-            self.product(output, *rows, &mut weights, &*heads, &mut sums.partial)?;
+            product(qkv, normalised, &mut activations.qkv)?;
+            product(output, &activations.qkv, &mut sums.partial)?;
             sum(sums, gamma(0))?;
-            self.product(gate_up, *rows, &mut weights, &sums.normalised, gates)?;
-            self.product(down, *rows, &mut weights, &*gates, &mut sums.partial)?;
+            product(gate_up, &sums.normalised, &mut activations.gate_up)?;
+            product(down, &activations.gate_up, &mut sums.partial)?;
             sum(sums, gamma(1))?;
         }
         Ok(())
@@ -162,13 +152,9 @@ impl Decoder {
     /// # Errors
     /// The driver refuses.
     pub(super) fn poison(&self, activations: &mut Activations) -> Result<()> {
-        let Sums {
-            residual,
-            normalised,
-            ..
-        } = &mut activations.sums;
-        let poison = vec![bf16::NAN; residual.len()];
-        for written in [residual, normalised] {
+        let sums = &mut activations.sums;
+        let poison = vec![bf16::NAN; sums.residual.len()];
+        for written in [&mut sums.residual, &mut sums.normalised] {
             self.stream.memcpy_htod(&poison, written)?;
         }
         self.stream.synchronize()?;

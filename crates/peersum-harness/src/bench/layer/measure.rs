@@ -7,37 +7,37 @@ use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::cudarc::driver::CudaView;
 use peersum::device::Device;
-use peersum::dispatch::Placement;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, Cuda, Rendezvous, RmsNorm};
 use peersum_artifact::Dtype;
 
+use super::arguments::LayerArgs;
 use super::decoder::{Activations, Decoder, Sums};
 use super::model::{Model, Shape};
 use super::report::{Cell, Way};
+use crate::bench::call::MeasuredCall;
 use crate::bench::nccl::{self, Nccl};
+use crate::bench::rank_calls::Launched;
 use crate::bench::ranks::{builder, run_ranks};
 use crate::bench::timing::{Method, Spread, Stopwatch, Times};
 use crate::machine::{DeviceKind, Gpus};
+use crate::operation::Operation;
 
 /// What one group measures.
 pub(super) struct Group<'a> {
+    pub(super) args: &'a LayerArgs,
     pub(super) load_policy: &'a LoadPolicy,
     pub(super) model: Model,
     pub(super) shape: Shape,
     pub(super) world_size: u32,
-    pub(super) rows: &'a [u32],
-    /// A call of each is a step.
-    pub(super) methods: &'a [Method],
-    pub(super) pdl: bool,
 }
 
 /// What sums and normalises.
-enum Operation<'a> {
-    /// peersum, in one call.
-    Peersum(Box<Communicator<Cuda>>),
-    /// NCCL, and peersum's kernel that normalises, as a group of one calls it.
-    Nccl(nccl::Communicator<'a>, Box<Communicator<Cuda>>),
+struct SumAndNorm<'a> {
+    /// NCCL sums. Else peersum does, in the call that normalises.
+    nccl: Option<nccl::Communicator<'a>>,
+    /// Of a group of one, if NCCL sums.
+    communicator: Communicator<Cuda>,
 }
 
 /// One rank.
@@ -56,24 +56,30 @@ pub(super) fn measure_group(
     group: &Group<'_>,
     nccl: Option<&Nccl>,
 ) -> Result<Vec<Cell>> {
-    let nccl = nccl.map(|nccl| nccl.group(group.world_size)).transpose()?;
+    let id = nccl.map(Nccl::group).transpose()?;
     run_ranks(gpus, group.world_size, |stopwatch, rendezvous| {
         let rank = stopwatch.peers.rank();
         let stream = stopwatch.device.stream();
         // Before the communicator: operations of cuBLAS that affect the whole device must not
         // coincide with another rank's calls.
         let decoder = Decoder::new(stream, rank, group.shape)?;
-        let build = |rendezvous| -> Result<Box<Communicator<Cuda>>> {
-            let builder = builder(DeviceKind::Cuda, rendezvous, group.load_policy, group.pdl);
-            Ok(Box::new(builder.build(stream)?))
-        };
-        // Dropped first: its teardown waits for the stream, which uses the rest.
-        let mut operation = match &nccl {
-            Some(nccl) => {
+        let (nccl, rendezvous) = match nccl.zip(id) {
+            Some((nccl, id)) => {
                 let alone = Rendezvous::threads(1).pop().context("a group of one")?;
-                Operation::Nccl(nccl.join(&stopwatch)?, build(alone)?)
+                (Some(nccl.join((id, group.world_size), &stopwatch)?), alone)
             }
-            None => Operation::Peersum(build(rendezvous)?),
+            None => (None, rendezvous),
+        };
+        let builder = builder(
+            DeviceKind::Cuda,
+            rendezvous,
+            group.load_policy,
+            group.args.pdl,
+        );
+        // Dropped first: its teardown waits for the stream, which uses the rest.
+        let mut operation = SumAndNorm {
+            nccl,
+            communicator: builder.build(stream)?,
         };
         let rank = Rank { decoder, stopwatch };
         let measured = rank.measure(group, &mut operation);
@@ -82,23 +88,21 @@ pub(super) fn measure_group(
     })
 }
 
-impl Operation<'_> {
+impl SumAndNorm<'_> {
     fn enqueue(&mut self, sums: &mut Sums, gamma: CudaView<'_, bf16>) -> Result<()> {
         let norm = RmsNorm {
             weight: &gamma,
             epsilon: 1e-5,
             weight_offset: 0.0,
         };
-        let communicator = match self {
-            Operation::Peersum(communicator) => communicator,
-            Operation::Nccl(nccl, alone) => {
-                let (elements, partial) = sums.place(alone.stream());
-                // SAFETY: the slice has so many elements and is freed in the order of the stream,
-                // which is the communicator's.
-                unsafe { nccl.all_reduce(partial, partial, elements, Dtype::Bf16)? };
-                alone
-            }
-        };
+        let communicator = &mut self.communicator;
+        if let Some(nccl) = &self.nccl {
+            let (elements, partial) = sums.place(communicator.stream());
+            let operation = Operation::AllReduce;
+            // SAFETY: the slice has so many elements and is freed in the order of the stream, which
+            // is the communicator's.
+            unsafe { nccl.call(operation, [partial, partial], elements, Dtype::Bf16)? };
+        }
         let Sums {
             partial,
             residual,
@@ -107,44 +111,43 @@ impl Operation<'_> {
         Ok(communicator.all_reduce_add_rms_norm(&*partial, residual, &norm, normalised)?)
     }
 
-    /// The communicator that normalises.
-    fn communicator(&mut self) -> &mut Communicator<Cuda> {
-        match self {
-            Operation::Peersum(communicator) | Operation::Nccl(_, communicator) => communicator,
+    /// What peersum launches in this way, if it sums.
+    fn launched(&mut self, shape: Shape, rows: u32, way: Way) -> Result<Launched> {
+        if self.nccl.is_some() {
+            return Ok(Launched::default());
         }
+        let call = MeasuredCall {
+            fuses: way.fuses(),
+            ..MeasuredCall::of_rows(rows, shape.hidden, size_of::<bf16>())
+        };
+        Launched::of::<bf16, _>(&mut self.communicator, &call)
     }
 
     fn ways(&self) -> &'static [Way] {
-        match self {
-            Operation::Peersum(_) => &[Way::PeersumUnfused, Way::PeersumFused],
-            Operation::Nccl(..) => &[Way::NcclAndNorm],
+        match self.nccl {
+            None => &[Way::PeersumUnfused, Way::PeersumFused],
+            Some(_) => &[Way::NcclAndNorm],
         }
     }
 }
 
 impl Rank<'_> {
-    fn measure(&self, group: &Group<'_>, operation: &mut Operation<'_>) -> Result<Vec<Cell>> {
+    fn measure(&self, group: &Group<'_>, operation: &mut SumAndNorm<'_>) -> Result<Vec<Cell>> {
         let mut cells = Vec::new();
-        for &rows in group.rows {
+        for &rows in &group.args.rows {
             let mut activations = self.decoder.activations(rows)?;
             self.warm_up(&mut activations, operation)?;
-            for &method in group.methods {
+            for &launch in &group.args.method {
+                // A call is a step.
+                let method = group.args.run.method(launch, 1);
                 let without = self.time(&mut activations, method, None)?;
                 // Without sums no rank waits for another, so a step takes as long as its slowest.
                 let products_us = Spread::of(&without.longest());
                 let mut left: Option<Vec<u16>> = None;
                 for &way in operation.ways() {
-                    let cell = Cell {
-                        model: group.model,
-                        way,
-                        rows,
-                        bytes: group.shape.message_bytes(rows),
-                        launch: method.launch,
-                        products_us,
-                        ..self.cell(group.shape, rows, way, operation)
-                    };
+                    let launched = operation.launched(group.shape, rows, way)?;
                     // As when a row does not fit the slots: there is no such way.
-                    if way == Way::PeersumFused && !cell.is_fused {
+                    if way == Way::PeersumFused && !launched.is_fused {
                         continue;
                     }
                     let timed = self.time_way(&mut activations, method, way, operation);
@@ -154,8 +157,16 @@ impl Rank<'_> {
                     ensure!(is_same, "{}: not the bits of the unfused step", what());
                     left = Some(bits);
                     cells.push(Cell {
+                        model: group.model,
+                        way,
+                        rows,
+                        bytes: group.shape.message_bytes(rows),
+                        launch: method.launch,
+                        plan: launched.plan,
+                        is_fused: launched.is_fused,
+                        from_table: launched.by_table,
+                        products_us,
                         step_us: Spread::of(&times.shortest()),
-                        ..cell
                     });
                 }
             }
@@ -163,36 +174,18 @@ impl Rank<'_> {
         Ok(cells)
     }
 
-    /// How a way is carried out.
-    fn cell(&self, shape: Shape, rows: u32, way: Way, operation: &mut Operation<'_>) -> Cell {
-        let mut cell = Cell::of(way);
-        if let Operation::Peersum(communicator) = operation {
-            let (placement, hidden) = (Placement::Ordinary, shape.hidden);
-            let by_table = communicator.fused_launch::<bf16>(placement, rows, hidden);
-            communicator.force_fused(way.fuses());
-            let fused = communicator.fused_launch::<bf16>(placement, rows, hidden);
-            communicator.force_fused(None);
-            let bytes = shape.message_bytes(rows);
-            let unfused = communicator.launched(communicator.plan(placement, bytes), bytes);
-            cell.plan = Some(fused.unwrap_or(unfused));
-            cell.is_fused = fused.is_some();
-            cell.from_table = fused.is_some() == by_table.is_some();
-        }
-        cell
-    }
-
     /// Does what happens once per process or size and is not allowed in a capture: cuBLAS loads its
     /// kernels, NCCL connects.
-    fn warm_up(&self, activations: &mut Activations, operation: &mut Operation<'_>) -> Result<()> {
+    fn warm_up(&self, activations: &mut Activations, operation: &mut SumAndNorm<'_>) -> Result<()> {
         let device = &self.stopwatch.device;
         self.decoder.enqueue(activations, |_, _| Ok(()))?;
         device.synchronize()?;
         // No rank may call while another still loads: loading may wait for all work of the device.
         self.stopwatch.peers.meet()?;
-        if matches!(operation, Operation::Nccl(..)) {
+        if operation.nccl.is_some() {
             self.decoder
                 .enqueue(activations, |sums, gamma| operation.enqueue(sums, gamma))?;
-            operation.communicator().synchronize()?;
+            operation.communicator.synchronize()?;
         }
         Ok(())
     }
@@ -203,9 +196,9 @@ impl Rank<'_> {
         activations: &mut Activations,
         method: Method,
         way: Way,
-        operation: &mut Operation<'_>,
+        operation: &mut SumAndNorm<'_>,
     ) -> Result<(Times, Vec<u16>)> {
-        operation.communicator().force_fused(way.fuses());
+        operation.communicator.force_fused(way.fuses());
         self.decoder.poison(activations)?;
         let once = Method {
             warm_up: 0,
@@ -213,11 +206,11 @@ impl Rank<'_> {
             ..method
         };
         self.time(activations, once, Some(&mut *operation))?;
-        operation.communicator().synchronize()?;
+        operation.communicator.synchronize()?;
         let bits = self.check(activations)?;
         let times = self.time(activations, method, Some(&mut *operation))?;
-        operation.communicator().synchronize()?;
-        operation.communicator().force_fused(None);
+        operation.communicator.synchronize()?;
+        operation.communicator.force_fused(None);
         Ok((times, bits))
     }
 
@@ -226,7 +219,7 @@ impl Rank<'_> {
         &self,
         activations: &mut Activations,
         method: Method,
-        mut operation: Option<&mut Operation<'_>>,
+        mut operation: Option<&mut SumAndNorm<'_>>,
     ) -> Result<Times> {
         // SAFETY: decoder and activations outlive this call, at whose end the stream has passed
         // them.

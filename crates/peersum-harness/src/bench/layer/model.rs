@@ -55,15 +55,6 @@ pub(super) struct Product {
     stride: u32,
 }
 
-/// The products of a layer, in order.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Products {
-    pub(super) qkv: Product,
-    pub(super) output: Product,
-    pub(super) gate_up: Product,
-    pub(super) down: Product,
-}
-
 impl Shape {
     /// # Errors
     /// The heads do not divide into so many ranks.
@@ -92,34 +83,26 @@ impl Shape {
         2 * self.gate
     }
 
-    pub(super) fn products(self) -> Products {
+    /// The products of a layer, in order: QKV, output, gate and up, down.
+    pub(super) fn products(self) -> [Product; 4] {
         let product = |inputs, outputs, stride| Product {
             inputs,
             outputs,
             stride,
         };
-        Products {
-            qkv: product(self.hidden, self.qkv, self.hidden),
+        [
+            product(self.hidden, self.qkv, self.hidden),
             // In place of the attention, which would give as many columns: the queries.
-            output: product(self.query, self.hidden, self.qkv),
-            gate_up: product(self.hidden, self.gate_up(), self.hidden),
+            product(self.query, self.hidden, self.qkv),
+            product(self.hidden, self.gate_up(), self.hidden),
             // In place of the activation, likewise: the gate.
-            down: product(self.gate, self.hidden, self.gate_up()),
-        }
+            product(self.gate, self.hidden, self.gate_up()),
+        ]
     }
 
     /// Elements of the rank's weights of a layer.
     pub(super) fn layer_elements(self) -> usize {
-        let Products {
-            qkv,
-            output,
-            gate_up,
-            down,
-        } = self.products();
-        [qkv, output, gate_up, down]
-            .map(Product::elements)
-            .iter()
-            .sum()
+        self.products().map(Product::elements).iter().sum()
     }
 
     /// Bytes that each sum has.
@@ -172,7 +155,7 @@ mod tests {
     #[test]
     fn a_product_reads_the_columns_that_the_one_before_wrote_for_it() {
         let shape = Shape::new(Model::Llama70b, 4, Some(2)).unwrap();
-        let Products { output, down, .. } = shape.products();
+        let [_, output, _, down] = shape.products();
         assert_eq!((output.inputs, output.stride), (2048, 2560));
         assert_eq!((down.inputs, down.stride), (7168, 14336));
         let gemm = down.gemm(8);

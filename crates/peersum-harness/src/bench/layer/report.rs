@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::model::Model;
 use crate::bench::report::Run;
 use crate::bench::sizes::bytes_text;
-use crate::bench::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
 use crate::bench::timing::{Launch, Spread};
+use crate::table::{Row, Table, algorithm, grid, quartiles_text, ratio, us_text};
 
 /// What sums and normalises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -76,22 +76,6 @@ pub(super) struct Cell {
 }
 
 impl Cell {
-    /// A cell without figures.
-    pub(super) fn of(way: Way) -> Cell {
-        Cell {
-            model: Model::Llama8b,
-            way,
-            rows: 0,
-            bytes: 0,
-            launch: Launch::Graph,
-            plan: None,
-            is_fused: false,
-            from_table: false,
-            products_us: Spread::of(&[]),
-            step_us: Spread::of(&[]),
-        }
-    }
-
     fn tokens_a_second(&self) -> f64 {
         f64::from(self.rows) * 1e6 / self.step_us.median
     }
@@ -197,11 +181,16 @@ mod tests {
             cells: Vec::new(),
         };
         let cell = |way, us| Cell {
+            model: Model::Llama8b,
+            way,
             rows: 8,
             bytes: 65536,
+            launch: Launch::Graph,
+            plan: None,
+            is_fused: false,
+            from_table: false,
             products_us: Spread::of(&[3000.0]),
             step_us: Spread::of(&[us]),
-            ..Cell::of(way)
         };
         let peersum = vec![
             cell(Way::PeersumFused, 3200.0),
