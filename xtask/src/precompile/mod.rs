@@ -140,10 +140,10 @@ fn compile(
     };
     let (summary, spans) = run.carry_out(&plan, &locked, &present_files, present.as_ref(), jobs)?;
     if request.timings {
-        let page = output.beside("-timings.html");
+        let picture = output.beside("-timings.svg");
         let json = output.beside("-timings.json");
-        timeline::write(&json, &page, jobs, &summary, &spans)?;
-        reporter.note(&format!("the timeline is in {}", page.display()));
+        timeline::write(&json, &picture, jobs, &summary, &spans)?;
+        reporter.note(&format!("the timeline is in {}", picture.display()));
     }
     reporter.summary(&summary);
     Ok(summary.failed == 0)
