@@ -119,7 +119,7 @@ mod generator {
                 path.display()
             );
         }
-        let installed = LIBCLANG.install(&mut |note| eprintln!("note: {note}"))?;
+        let installed = LIBCLANG.install()?;
         let program = std::env::current_exe().context("cannot tell the path of xtask")?;
         let error = Command::new(&program)
             .args(std::env::args_os().skip(1))

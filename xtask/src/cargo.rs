@@ -26,7 +26,6 @@ pub(crate) fn cargo(directory: &Path) -> Command {
 /// It cannot be started, or fails.
 pub(crate) fn captured(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     let output = command
-        .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start {command:?}"))?;
     ensure!(

@@ -60,7 +60,7 @@ fn shell() -> anyhow::Result<Shell> {
 /// Compiles what is asked for with the pinned compiler.
 fn compile(request: Request) -> anyhow::Result<()> {
     let request = Request {
-        toolkit: Some(ToolkitChoice::Pinned),
+        toolkit: ToolkitChoice::Pinned,
         ..request
     };
     ensure!(precompile::run(&request)?, "some modules do not compile");
@@ -99,7 +99,7 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
 /// Runs `cargo test` over the workspace, with the modules of these directories: every one for
 /// sm_90, and the largest of each family for the other architectures of the release set.
 fn test_with(cubins: &OsStr, args: &TestArgs) -> anyhow::Result<bool> {
-    let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
+    let nvrtc = toolchain::resolve_nvrtc()?;
     let (shell, cargo) = (shell()?, cargo::program());
     let given = &args.cargo_test_args;
     if given.is_empty() {
@@ -193,9 +193,7 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
 /// If the pinned compiler's headers do not compile with this machine's C library, there is nothing
 /// to compare with; it says so.
 fn prelude_matches_stock_headers() -> anyhow::Result<()> {
-    let nvcc = toolchain::resolve(&ToolkitChoice::Pinned, &mut |note| {
-        eprintln!("note: {note}")
-    })?;
+    let nvcc = toolchain::resolve(&ToolkitChoice::Pinned)?;
     if let Some(fault) = stock_headers::fault(&nvcc, RELEASE_SET[0])? {
         eprintln!("NOT CHECKED: that the prelude changes no code. {fault}");
         return Ok(());

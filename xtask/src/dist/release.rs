@@ -110,7 +110,7 @@ fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
     let directory = directory_of_modules(arch);
     let request = Request {
         arch: arch.to_vec(),
-        toolkit: Some(ToolkitChoice::Pinned),
+        toolkit: ToolkitChoice::Pinned,
         out: Some(directory.clone()),
         ..Request::default()
     };

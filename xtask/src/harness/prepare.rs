@@ -1,12 +1,13 @@
 //! What a command of the harness needs compiled, and how the harness is told where it is.
 
-use super::build::ask_device;
+use super::build::ask_architectures;
 use super::flags::Flags;
 use super::kernels;
-use crate::precompile::{self, ArchChoice, Request, WorldSizes, quoted};
+use crate::cargo::captured;
+use crate::precompile::{self, ArchChoice, Request, quoted};
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
 use crate::workspace;
-use anyhow::{Context as _, bail, ensure};
+use anyhow::Context as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
@@ -35,20 +36,11 @@ impl Needs {
         let for_elsewhere = compile_for.is_some();
         let architectures = match compile_for {
             Some(list) => list.split(',').map(str::to_owned).collect(),
-            None => {
-                let device = ask_device(harness, device)?;
-                if device.kind != "cuda" {
-                    return Ok(None);
-                }
-                device.architectures
-            }
+            None => ask_architectures(harness, device)?,
         };
-        Ok(Some(Self {
+        Ok((!architectures.is_empty()).then_some(Self {
             architectures,
-            toolkit: toolkit
-                .map(|name| name.parse())
-                .transpose()?
-                .unwrap_or_default(),
+            toolkit: toolkit.as_deref().unwrap_or("auto").parse()?,
             for_elsewhere,
         }))
     }
@@ -60,13 +52,13 @@ impl Needs {
         Ok(Request {
             arch: arch.context("--compile-for")?,
             out: Some(out.to_path_buf()),
-            toolkit: Some(self.toolkit.clone()),
+            toolkit: self.toolkit.clone(),
             ..Request::default()
         })
     }
 
     fn nvcc(&self) -> anyhow::Result<Nvcc> {
-        toolchain::resolve(&self.toolkit, &mut |note| eprintln!("note: {note}"))
+        toolchain::resolve(&self.toolkit)
     }
 }
 
@@ -84,17 +76,16 @@ pub(super) fn grid(
         let cubins = directory.join(format!("cubins-{world_sizes}"));
         let nvcc = needs.nvcc()?;
         // A group loads the modules of every type, so the types are not narrowed.
+        let sizes: Result<_, _> = world_sizes.split(',').map(str::parse).collect();
         let request = Request {
-            world_size: parse_world_sizes(&world_sizes)?,
+            world_size: sizes.context("--world-size")?,
             ..needs.request(&cubins)?
         };
-        let (modules, checks) = std::thread::scope(|scope| {
-            let checks = scope.spawn(|| {
-                kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory)
-            });
-            (precompile::run(&request), checks.join())
-        });
-        checks.unwrap_or_else(|_| bail!("compiling the grid's own kernels panicked"))?;
+        let (modules, checks) = rayon_core::join(
+            || precompile::run(&request),
+            || kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory),
+        );
+        checks?;
         if !modules? {
             return Ok(Start::Break(false));
         }
@@ -111,13 +102,6 @@ pub(super) fn grid(
             .env("PEERSUM_JIT", "deny");
     }
     Ok(Start::Continue(()))
-}
-
-fn parse_world_sizes(list: &str) -> anyhow::Result<Vec<WorldSizes>> {
-    let items = list.split(',');
-    items
-        .map(|item| item.parse().context("--world-size"))
-        .collect()
 }
 
 /// Prepares a benchmark: the modules, and for `bench allreduce` the builds that it compares and the
@@ -178,14 +162,8 @@ pub(super) fn bench(
 
 /// Writes the sources of a build that is measured against the shipped one, as the harness has them.
 fn write_sources(harness: &Path, build: &str, directory: &Path) -> anyhow::Result<()> {
-    let status = Command::new(harness)
-        .args(["kernel-sources", build])
-        .arg(directory)
-        .status()
-        .with_context(|| format!("cannot start `{}`", harness.display()))?;
-    ensure!(
-        status.success(),
-        "the sources of the {build} build cannot be written"
-    );
+    let mut command = Command::new(harness);
+    captured(command.args(["kernel-sources", build]).arg(directory))
+        .with_context(|| format!("the sources of the {build} build cannot be written"))?;
     Ok(())
 }

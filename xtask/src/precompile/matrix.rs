@@ -1,6 +1,7 @@
 //! Which files to make: modules times targets.
 
 use super::native::native_archs;
+use crate::toolchain::Nvcc;
 use anyhow::ensure;
 use peersum_artifact::{ModuleKey, ParseNameError, RELEASE_SET, Target, WorldSize};
 use std::collections::BTreeSet;
@@ -104,11 +105,8 @@ pub(crate) fn artifacts(modules: &[ModuleKey], targets: &BTreeSet<Target>) -> Ve
 ///
 /// # Errors
 /// Names each of them and lists what the compiler can do.
-pub(crate) fn ensure_supported(
-    targets: &BTreeSet<Target>,
-    compiler: &str,
-    listed: &[String],
-) -> anyhow::Result<()> {
+pub(crate) fn ensure_supported(targets: &BTreeSet<Target>, nvcc: &Nvcc) -> anyhow::Result<()> {
+    let listed = &nvcc.toolkit.gpu_codes;
     // nvcc lists plain architectures only, but also compiles for their variants, such as sm_90a.
     let is_listed = |name: &String| {
         let plain = name.trim_end_matches(['a', 'f']);
@@ -123,8 +121,10 @@ pub(crate) fn ensure_supported(
         .collect();
     ensure!(
         unknown.is_empty(),
-        "{compiler} does not compile for {}; it lists: {}. Choose among them with --arch, or \
+        "{} ({}) does not compile for {}; it lists: {}. Choose among them with --arch, or \
          another compiler with --toolkit",
+        nvcc.program.display(),
+        nvcc.toolkit.compiler,
         unknown.join(", "),
         listed.join(", ")
     );

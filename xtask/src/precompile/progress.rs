@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 
 /// The form of the messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -37,8 +38,6 @@ pub(crate) struct Summary {
     pub(crate) failed: usize,
     /// Time from start to end, in seconds.
     pub(crate) wall_seconds: f64,
-    /// CPU time of this process and its compilers, in seconds.
-    pub(crate) cpu_seconds: f64,
     /// The module that took longest to compile, and its seconds.
     pub(crate) slowest: Option<(String, f64)>,
     /// The output directory.
@@ -165,7 +164,8 @@ impl Reporter {
     }
 
     /// The result of a check: the problems on stdout, one a line.
-    pub(crate) fn checked(&self, out: &str, modules: usize, problems: &[String]) {
+    pub(crate) fn checked(&self, out: &Path, modules: usize, problems: &[String]) {
+        let out = &*out.to_string_lossy();
         if self.format == MessageFormat::Json {
             for message in problems {
                 json(&Message::Problem { message });
@@ -202,12 +202,8 @@ impl Reporter {
             return;
         }
         let mut text = format!(
-            "{} built, {} reused, {} failed in {:.2} s ({:.1} s CPU)",
-            summary.built,
-            summary.reused,
-            summary.failed,
-            summary.wall_seconds,
-            summary.cpu_seconds
+            "{} built, {} reused, {} failed in {:.2} s",
+            summary.built, summary.reused, summary.failed, summary.wall_seconds
         );
         if let Some((name, seconds)) = &summary.slowest {
             let _ = write!(text, "; slowest {name}, {seconds:.2} s");

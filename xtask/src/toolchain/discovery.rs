@@ -40,8 +40,8 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
 /// The nvccs that the environment names or that are in the usual places, in order of preference,
 /// without duplicates.
 ///
-/// `notes` gets a line for each directory that is ignored.
-pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
+/// Standard error gets a note for each directory that is ignored.
+pub(crate) fn candidates() -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(name) = variable("NVCC") {
         // A bare name is looked up as a shell would. If that fails, the message names it.
@@ -60,10 +60,10 @@ pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
             ));
         } else {
             // The current directory must not decide which compiler is used.
-            notes(format!(
-                "passed over {} (${name}): it must be an absolute path",
+            eprintln!(
+                "note: passed over {} (${name}): it must be an absolute path",
                 dir.display()
-            ));
+            );
         }
     }
     let on_path = programs_on_path(OsStr::new("nvcc"));

@@ -20,10 +20,7 @@ fn plain_lines_name_each_module_and_the_summary_counts_them() {
         summary.starts_with("4 built, 0 reused, 0 failed in "),
         "{summary}"
     );
-    assert!(
-        summary.contains("s CPU") && summary.contains("slowest peersum_"),
-        "{summary}"
-    );
+    assert!(summary.contains("slowest peersum_"), "{summary}");
     assert!(answer.stdout.is_empty(), "{answer:#?}");
 }
 
