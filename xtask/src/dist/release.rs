@@ -13,7 +13,7 @@ use fs_err as fs;
 use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::{Pack, pack_directory};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 /// The name of the release notes.
@@ -48,11 +48,16 @@ pub(super) fn run(
     let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
     // Check everything that may refuse the release before making anything. dist locks `out`, and
     // compiling its modules locks their directory, so the two must differ.
-    let is_of_modules =
-        cubins.is_none() && std::path::absolute(&out)? == directory_of_modules(arch);
+    let modules = match (cubins, arch) {
+        (Some(directory), _) => directory.to_path_buf(),
+        // Where precompile puts the default set, so that nothing compiles twice.
+        (None, []) => workspace::cubins(),
+        // Another set would replace it there.
+        (None, _) => workspace::target().join("dist-cubins"),
+    };
     ensure!(
-        !is_of_modules,
-        "`{}` is where dist compiles the modules; {}",
+        std::path::absolute(&out)? != modules,
+        "`{}` is where the modules are; {}",
         out.display(),
         RELEASE.elsewhere
     );
@@ -68,15 +73,19 @@ pub(super) fn run(
     let changelog = fs::read_to_string(root.join("CHANGELOG.md"))?;
     let notes = notes::of_version(&changelog, version)?;
 
-    let cubins = match cubins {
-        Some(directory) => directory.to_path_buf(),
-        None => match precompile(arch)? {
-            Some(directory) => directory,
-            None => return Ok(false),
-        },
-    };
+    if cubins.is_none() {
+        let request = Request {
+            arch: arch.to_vec(),
+            toolkit: ToolkitChoice::Pinned,
+            out: Some(modules.clone()),
+            ..Request::default()
+        };
+        if !precompile::run(&request)? {
+            return Ok(false);
+        }
+    }
     let begun = Instant::now();
-    let pack = pack_directory(&cubins)?;
+    let pack = pack_directory(&modules)?;
     let (archive_name, archive) = archive(&root, version, &pack)?;
     progress(begun, &format!("packed {} bytes of modules", pack.len()));
 
@@ -100,28 +109,6 @@ pub(super) fn run(
     print_table(&files);
     eprintln!("the release is in {}", output.path().display());
     Ok(true)
-}
-
-/// Compiles and returns the directory. `None` if modules failed, which was reported.
-///
-/// The default set is where precompile puts it, so that nothing compiles twice. Another set would
-/// replace it there, so it has its own directory.
-fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
-    let directory = directory_of_modules(arch);
-    let request = Request {
-        arch: arch.to_vec(),
-        toolkit: ToolkitChoice::Pinned,
-        out: Some(directory.clone()),
-        ..Request::default()
-    };
-    Ok(precompile::run(&request)?.then_some(directory))
-}
-
-fn directory_of_modules(arch: &[ArchChoice]) -> PathBuf {
-    match arch {
-        [] => workspace::cubins(),
-        _ => workspace::target().join("dist-cubins"),
-    }
 }
 
 /// The name and the bytes of the archive of the modules in `pack`.

@@ -105,11 +105,4 @@ mod tests {
             assert!(read_checked(directory.path()).is_err(), "{line}");
         }
     }
-
-    #[test]
-    fn no_sums_are_an_error_that_names_the_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let error = read_checked(directory.path()).unwrap_err().to_string();
-        assert!(error.contains(SUMS_FILE), "{error}");
-    }
 }

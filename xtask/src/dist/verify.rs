@@ -1,6 +1,6 @@
 //! Checks that a release is complete and that a program can be built from it alone.
 
-use super::consumer::Consumer;
+use super::consumer;
 use super::progress::progress;
 use super::release::{ARCHIVE_PREFIX, NOTES_FILE};
 use super::scratch::ScratchDir;
@@ -47,7 +47,7 @@ pub(super) fn run(directory: &Path) -> anyhow::Result<bool> {
     ensure_crate_carries_archive(&crates, &archive)?;
     progress(begun, "the archive and the crate have the same modules");
 
-    Consumer::build(&crates, place.path())?.run()?;
+    consumer::build_and_run(&crates, place.path())?;
     eprintln!("{} is a whole release", directory.display());
     Ok(true)
 }

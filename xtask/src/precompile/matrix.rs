@@ -54,17 +54,16 @@ impl FromStr for WorldSizes {
             Some((first, last)) => (first, last.strip_prefix('=').unwrap_or(last)),
             None => (given, given),
         };
-        let refused = |valid: &str| ParseNameError {
-            what: "world size",
-            given: given.to_owned(),
-            valid: valid.to_owned(),
-        };
         let sizes = Self {
             first: first.parse()?,
             last: last.parse()?,
         };
         if sizes.first > sizes.last {
-            return Err(refused("1 to 8, the smaller end of a range first"));
+            return Err(ParseNameError {
+                what: "world size",
+                given: given.to_owned(),
+                valid: "1 to 8, the smaller end of a range first".to_owned(),
+            });
         }
         Ok(sizes)
     }

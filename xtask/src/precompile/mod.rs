@@ -56,7 +56,10 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     let kernels = fs::canonicalize(&kernels)?;
     let targets = matrix::targets(&request.arch)?;
     let artifacts = matrix::artifacts(&modules, &targets);
-    let reporter = Reporter::new(request.message_format, request.quiet);
+    let reporter = Reporter {
+        format: request.message_format,
+        quiet: request.quiet,
+    };
     if request.check {
         let inputs = Inputs::read(&kernels, None, &modules)?;
         let problems = check::problems(output.path(), &artifacts, &inputs)?;

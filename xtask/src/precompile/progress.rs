@@ -69,24 +69,17 @@ enum Message<'a> {
         problems: usize,
         out: &'a str,
     },
-    Summary {
-        #[serde(flatten)]
-        summary: &'a Summary,
-    },
+    Summary(&'a Summary),
 }
 
 /// Where messages go.
 #[derive(Debug)]
 pub(crate) struct Reporter {
-    format: MessageFormat,
-    quiet: bool,
+    pub(crate) format: MessageFormat,
+    pub(crate) quiet: bool,
 }
 
 impl Reporter {
-    pub(crate) fn new(format: MessageFormat, quiet: bool) -> Self {
-        Self { format, quiet }
-    }
-
     /// Says what the run does.
     pub(crate) fn step(&self, what: &str) {
         if self.format == MessageFormat::Human && !self.quiet {
@@ -196,7 +189,7 @@ impl Reporter {
     /// The last message of a run.
     pub(crate) fn summary(&self, summary: &Summary) {
         if self.format == MessageFormat::Json {
-            return json(&Message::Summary { summary });
+            return json(&Message::Summary(summary));
         }
         if self.quiet && summary.failed == 0 {
             return;

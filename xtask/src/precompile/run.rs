@@ -74,8 +74,8 @@ impl Run<'_> {
             .map(|span| (span.name.clone(), span.seconds));
         summary.wall_seconds = self.started.elapsed().as_secs_f64();
         if self.request.timings {
-            let picture = output.beside("-timings.svg");
-            let json = output.beside("-timings.json");
+            let picture = output.beside("", "-timings.svg");
+            let json = output.beside("", "-timings.json");
             timeline::write(&json, &picture, jobs, &summary, &spans)?;
             let note = format!("the timeline is in {}", picture.display());
             self.reporter.note(&note);

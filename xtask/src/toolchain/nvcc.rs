@@ -208,17 +208,11 @@ fn parse_version(text: &str) -> Option<(String, String)> {
         let (_, rest) = line.split_once("release ")?;
         Some(rest.split_once(", V")?.1.trim().to_owned())
     })?;
-    CudaVersion::of_release(&version)?;
-    let build = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Build "))
-        .map(|build| build.trim().to_owned())
-        // Releases before 11 do not print it; they are refused for their version.
-        .unwrap_or_default();
-    if build.is_empty() && CudaVersion::of_release(&version)? >= OLDEST {
-        return None;
-    }
-    Some((version, build))
+    let release = CudaVersion::of_release(&version)?;
+    let build = text.lines().find_map(|line| line.strip_prefix("Build "));
+    let build = build.unwrap_or_default().trim().to_owned();
+    // Releases before 11 print none; they are refused for their version.
+    (!build.is_empty() || release < OLDEST).then_some((version, build))
 }
 
 /// Whether `program` is an ELF binary in the directory `here`, where nvcc believes to be.
