@@ -38,7 +38,7 @@ pub(crate) struct BenchPrecompileArgs {
 ///
 /// # Errors
 /// There is no compiler, or something that is timed fails.
-pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<()> {
     let nvcc = toolchain::resolve(&ToolkitChoice::Pinned)?;
     let directory = tempfile::tempdir().context("cannot make a directory for the builds")?;
     println!(
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
         median(idle?),
         "(goal: at most 0.030 s)",
     );
-    Ok(true)
+    Ok(())
 }
 
 /// What compiles one preprocessed module.
@@ -103,7 +103,7 @@ fn compiler_calls(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Vec<Calls>> {
         let output = output.context("cannot start nvcc")?;
         let printed = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "nvcc --dryrun: {printed}");
-        Calls::parse(nvcc, &printed, directory)
+        Calls::parse(&printed, directory)
     });
     calls.collect()
 }
@@ -122,7 +122,7 @@ fn floor(modules: &[Calls]) -> anyhow::Result<Duration> {
 
 impl Calls {
     /// Parses the output of `nvcc --dryrun`: first variables, then the commands in order.
-    fn parse(nvcc: &Nvcc, dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
+    fn parse(dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
         let mut calls = Self {
             directory,
             environment: Vec::new(),
@@ -142,12 +142,8 @@ impl Calls {
                 .next()
                 .unwrap_or_default()
                 .trim_matches('"');
-            let is_tool = |tool: &PathBuf| tool.file_name() == Path::new(program).file_name();
-            if [&nvcc.toolkit.cicc, &nvcc.toolkit.ptxas]
-                .into_iter()
-                .flatten()
-                .any(is_tool)
-            {
+            let name = Path::new(program).file_name();
+            if name.is_some_and(|name| name == "cicc" || name == "ptxas") {
                 calls.commands.push(line.to_owned());
             } else if calls.commands.is_empty() {
                 before_cicc.push(line.to_owned());

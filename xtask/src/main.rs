@@ -98,12 +98,13 @@ fn main() -> ExitCode {
         Command::Dist(args) => dist::run(&args),
         Command::Ci => cargo_steps::ci(),
     };
-    // Whether all that was asked for was done. What was not, was reported.
-    let done = outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        false
-    });
-    ExitCode::from(u8::from(!done))
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The command line for clap, which drops the `--` of `cargo xtask test -- --nocapture` unless

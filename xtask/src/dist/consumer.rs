@@ -1,7 +1,6 @@
 //! A program that depends on the release's crates, built and run without access to anything else of
 //! this project.
 
-use super::progress::progress;
 use super::unpacked::UnpackedCrate;
 use crate::cargo::{captured, cargo};
 use crate::toolchain::discovery::find_program;
@@ -12,7 +11,6 @@ use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 /// The program, as a new user of the library would write it.
 const MAIN: &str = include_str!("consumer/main.rs");
@@ -23,20 +21,16 @@ const TOOLS: [&str; 11] = [
     "cc", "c++", "gcc", "g++", "clang", "clang++", "ar", "as", "ld", "ld.lld", "lld",
 ];
 
-/// Builds the program in `place` from `crates` alone, apart from third-party sources at the versions
-/// of Cargo.lock. Then runs it, and it prints what it checked.
+/// Builds the program in `place` from `crates` alone, apart from third-party sources at the
+/// versions of Cargo.lock. Then runs it, and it prints what it checked.
 ///
 /// # Errors
 /// Something is not available or does not build, or the program fails.
 pub(super) fn build_and_run(crates: &[UnpackedCrate], place: &Path) -> anyhow::Result<()> {
-    let begun = Instant::now();
     let sources = place.join("sources");
     vendor_dependencies(crates, &place.join("seed"), &sources)?;
     add_release(crates, &sources)?;
-    progress(
-        begun,
-        "vendored the sources of a program that depends on the crates",
-    );
+    eprintln!("vendored the sources of a program that depends on the crates");
     let home = place.join("home");
     fs::create_dir(&home)?;
     let executable = build(crates, place, &sources, &home)?;
@@ -50,7 +44,6 @@ fn build(
     sources: &Path,
     home: &Path,
 ) -> anyhow::Result<PathBuf> {
-    let begun = Instant::now();
     let project = place.join("consumer");
     write_project(&project, &manifest(crates)?)?;
     fs::create_dir(project.join(".cargo"))?;
@@ -74,12 +67,11 @@ fn build(
         // It runs one small all-reduce: compiling takes longer than running.
         .env("CXXFLAGS", "-O0");
     captured(&mut command).context("the program cannot be built from the release alone")?;
-    progress(begun, "built it, without nvcc");
+    eprintln!("built it, without nvcc");
     Ok(project.join("target/debug/peersum-consumer"))
 }
 
 fn run(executable: &Path, home: &Path) -> anyhow::Result<()> {
-    let begun = Instant::now();
     let mut command = bare(executable, home);
     command
         .env("PATH", "")
@@ -94,7 +86,6 @@ fn run(executable: &Path, home: &Path) -> anyhow::Result<()> {
         .status()
         .with_context(|| format!("cannot start {command:?}"))?;
     ensure!(status.success(), "the program ended with {status}");
-    progress(begun, "ran it");
     Ok(())
 }
 

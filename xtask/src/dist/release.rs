@@ -1,6 +1,5 @@
 //! Making the files of a release.
 
-use super::progress::progress;
 use super::stage::{LICENCES, PACK_CRATE};
 use super::sums::SUMS_FILE;
 use super::{archive, notes, stage, sums};
@@ -14,7 +13,6 @@ use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::{Pack, pack_directory};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 /// The name of the release notes.
 pub(super) const NOTES_FILE: &str = "RELEASE-NOTES.md";
@@ -38,12 +36,12 @@ fn is_release_name(name: &str) -> bool {
 /// `cubins`.
 ///
 /// # Errors
-/// A file cannot be made. If modules do not compile, they are reported and the result is `false`.
+/// A module does not compile, or a file cannot be made.
 pub(super) fn run(
     out: Option<&Path>,
     arch: &[ArchChoice],
     cubins: Option<&Path>,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<()> {
     let root = workspace::root();
     let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
     // Check everything that may refuse the release before making anything. dist locks `out`, and
@@ -74,24 +72,19 @@ pub(super) fn run(
     let notes = notes::of_version(&changelog, version)?;
 
     if cubins.is_none() {
-        let request = Request {
+        precompile::run(&Request {
             arch: arch.to_vec(),
             toolkit: ToolkitChoice::Pinned,
             out: Some(modules.clone()),
             ..Request::default()
-        };
-        if !precompile::run(&request)? {
-            return Ok(false);
-        }
+        })?;
     }
-    let begun = Instant::now();
     let pack = pack_directory(&modules)?;
     let (archive_name, archive) = archive(&root, version, &pack)?;
-    progress(begun, &format!("packed {} bytes of modules", pack.len()));
+    eprintln!("packed {} bytes of modules", pack.len());
 
-    let begun = Instant::now();
     let mut files = stage::package(&packages, &pack)?;
-    progress(begun, &format!("packaged {} crates", files.len()));
+    eprintln!("packaged {} crates", files.len());
 
     files.insert(archive_name, archive);
     files.insert(NOTES_FILE.to_owned(), notes.into_bytes());
@@ -108,7 +101,7 @@ pub(super) fn run(
     files.insert(SUMS_FILE.to_owned(), sums.into_bytes());
     print_table(&files);
     eprintln!("the release is in {}", output.path().display());
-    Ok(true)
+    Ok(())
 }
 
 /// The name and the bytes of the archive of the modules in `pack`.

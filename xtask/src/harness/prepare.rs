@@ -8,13 +8,9 @@ use crate::precompile::{self, ArchChoice, Request, quoted};
 use crate::toolchain::{self, Nvcc, ToolkitChoice};
 use crate::workspace;
 use anyhow::Context as _;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-
-/// Whether the harness is to be started; if not, whether all that was asked for was done.
-pub(super) type Start = ControlFlow<bool>;
 
 /// What to compile for, and with which compiler.
 struct Needs {
@@ -40,7 +36,7 @@ impl Needs {
         };
         Ok((!architectures.is_empty()).then_some(Self {
             architectures,
-            toolkit: toolkit.as_deref().unwrap_or("auto").parse()?,
+            toolkit: toolkit.as_deref().unwrap_or("auto").into(),
             for_elsewhere,
         }))
     }
@@ -63,11 +59,12 @@ impl Needs {
 }
 
 /// Prepares `test-allreduce`: the modules of its world sizes, and the kernels that check sums.
+/// Whether the harness is to run on this machine.
 pub(super) fn grid(
     harness: &Path,
     flags: &mut Flags,
     process: &mut Command,
-) -> anyhow::Result<Start> {
+) -> anyhow::Result<bool> {
     let world_sizes = flags.value("--world-size").unwrap_or("2..8").to_owned();
     if let Some(needs) = Needs::of(harness, flags)? {
         let started = Instant::now();
@@ -85,13 +82,10 @@ pub(super) fn grid(
             || precompile::run(&request),
             || kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory),
         );
-        checks?;
-        if !modules? {
-            return Ok(Start::Break(false));
-        }
+        modules.and(checks)?;
         if needs.for_elsewhere {
             println!("{}", directory.display());
-            return Ok(Start::Break(true));
+            return Ok(false);
         }
         let seconds = started.elapsed().as_secs_f64();
         eprintln!("precompiled in {seconds:.1} s");
@@ -101,27 +95,25 @@ pub(super) fn grid(
             .env("PEERSUM_GRID_CHECK_DIR", directory)
             .env("PEERSUM_JIT", "deny");
     }
-    Ok(Start::Continue(()))
+    Ok(true)
 }
 
 /// Prepares a benchmark: the modules, and for `bench allreduce` the builds that it compares and the
-/// kernels that measure the machine's limits.
+/// kernels that measure the machine's limits. Whether the harness is to run on this machine.
 pub(super) fn bench(
     harness: &Path,
     flags: &mut Flags,
     compares_builds: bool,
-) -> anyhow::Result<Start> {
+) -> anyhow::Result<bool> {
     let Some(needs) = Needs::of(harness, flags)? else {
-        return Ok(Start::Continue(()));
+        return Ok(true);
     };
     let directory = workspace::target().join("bench");
     if !flags.has("--cubins") {
         // Not the release set's directory, whose contents a run for fewer architectures would
         // replace.
         let cubins = directory.join("cubins");
-        if !precompile::run(&needs.request(&cubins)?)? {
-            return Ok(Start::Break(false));
-        }
+        precompile::run(&needs.request(&cubins)?)?;
         flags.set("--cubins", &cubins);
     }
     for build in ["unsafe-baseline", "strict-order"] {
@@ -132,14 +124,11 @@ pub(super) fn bench(
         let sources = directory.join(format!("kernels-{build}"));
         let cubins = directory.join(format!("cubins-{build}"));
         write_sources(harness, build, &sources)?;
-        let request = Request {
+        precompile::run(&Request {
             kernels: Some(sources),
             allow_spills: true,
             ..needs.request(&cubins)?
-        };
-        if !precompile::run(&request)? {
-            return Ok(Start::Break(false));
-        }
+        })?;
         flags.set(&flag, &cubins);
     }
     if compares_builds && !flags.has("--limits") {
@@ -155,9 +144,9 @@ pub(super) fn bench(
     if needs.for_elsewhere {
         let flags: Vec<String> = flags.0.iter().map(|flag| quoted(flag)).collect();
         println!("{}", flags.join(" "));
-        return Ok(Start::Break(true));
+        return Ok(false);
     }
-    Ok(Start::Continue(()))
+    Ok(true)
 }
 
 /// Writes the sources of a build that is measured against the shipped one, as the harness has them.

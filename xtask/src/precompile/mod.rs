@@ -20,6 +20,7 @@ pub(crate) use request::Request;
 
 use crate::output::{Contents, OutputDir};
 use crate::{toolchain, workspace};
+use anyhow::ensure;
 use fs_err as fs;
 use inputs::Inputs;
 use peersum_artifact::MANIFEST_FILE;
@@ -43,11 +44,12 @@ fn is_output_name(name: &str) -> bool {
                 || (name.contains(".compute_") && name.ends_with(".ptx")))
 }
 
-/// Carries out the request. `false` if something failed, which was reported.
+/// Carries out the request.
 ///
 /// # Errors
-/// The run cannot start, or cannot publish its result.
-pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
+/// The run cannot start, a module cannot be compiled, the result cannot be published, or a check
+/// finds a problem.
+pub(crate) fn run(request: &Request) -> anyhow::Result<()> {
     let started = Instant::now();
     let modules = request.modules()?;
     let out = request.out.clone().unwrap_or_else(workspace::cubins);
@@ -63,8 +65,7 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     if request.check {
         let inputs = Inputs::read(&kernels, None, &modules)?;
         let problems = check::problems(output.path(), &artifacts, &inputs)?;
-        reporter.checked(output.path(), artifacts.len(), &problems);
-        return Ok(problems.is_empty());
+        return reporter.checked(output.path(), artifacts.len(), &problems);
     }
     let nvcc = toolchain::resolve(&request.toolkit)?;
     matrix::ensure_supported(&targets, &nvcc)?;
@@ -80,5 +81,10 @@ pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
     };
     let summary = run.carry_out(&artifacts, &output)?;
     reporter.summary(&summary);
-    Ok(summary.failed == 0)
+    ensure!(
+        summary.failed == 0,
+        "nothing was published: {} modules failed",
+        summary.failed
+    );
+    Ok(())
 }

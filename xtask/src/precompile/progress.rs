@@ -2,6 +2,7 @@
 
 use super::compile::{Compiled, Failure, Job};
 use super::matrix::Artifact;
+use anyhow::ensure;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -122,14 +123,12 @@ impl Reporter {
                 self.step(&format!("built {label} in {seconds:.2} s ({count})"));
             }
             Err(failure) if self.format == MessageFormat::Human => {
-                let mut text = format!(
-                    "error: {label}: {}\n  command: {}\n",
+                let lines = failure.output.lines();
+                let output: String = lines.map(|line| format!("\n  | {line}")).collect();
+                line(&format!(
+                    "error: {label}: {}\n  command: {}{output}",
                     failure.message, failure.command
-                );
-                for line in failure.output.lines() {
-                    let _ = writeln!(text, "  | {line}");
-                }
-                line(text.trim_end());
+                ));
             }
             Err(_) => {}
         }
@@ -157,33 +156,41 @@ impl Reporter {
     }
 
     /// The result of a check: the problems on stdout, one a line.
-    pub(crate) fn checked(&self, out: &Path, modules: usize, problems: &[String]) {
+    ///
+    /// # Errors
+    /// There are problems.
+    pub(crate) fn checked(
+        &self,
+        out: &Path,
+        modules: usize,
+        problems: &[String],
+    ) -> anyhow::Result<()> {
         let out = &*out.to_string_lossy();
-        if self.format == MessageFormat::Json {
-            for message in problems {
-                json(&Message::Problem { message });
+        for message in problems {
+            match self.format {
+                MessageFormat::Json => json(&Message::Problem { message }),
+                MessageFormat::Human => {
+                    let _ = writeln!(std::io::stdout().lock(), "{message}");
+                }
             }
+        }
+        if self.format == MessageFormat::Json {
             json(&Message::Check {
                 modules,
                 problems: problems.len(),
                 out,
             });
-            return;
         }
-        for problem in problems {
-            let _ = writeln!(std::io::stdout().lock(), "{problem}");
-        }
-        if !problems.is_empty() {
-            line(&format!(
-                "error: {out} is not what was asked for ({} of {modules} modules); \
-                 `cargo xtask precompile` with the same flags makes it so",
-                problems.len()
-            ));
-        } else {
-            self.step(&format!(
-                "{modules} modules are there, undamaged and up to date; {out}"
-            ));
-        }
+        ensure!(
+            problems.is_empty(),
+            "{out} is not what was asked for ({} of {modules} modules); `cargo xtask precompile` \
+             with the same flags makes it so",
+            problems.len()
+        );
+        self.step(&format!(
+            "{modules} modules are there, undamaged and up to date; {out}"
+        ));
+        Ok(())
     }
 
     /// The last message of a run.

@@ -73,8 +73,8 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
 .failed {{ fill: #d62728; }}
 </style>
 <rect width="100%" height="{height}" fill="#fff"/>
-<text x="{LEFT}%" y="{legend}">Each row is a job, each bar a compiler process. Blue is push, orange is
- pull, green is norm, grey is move, red has failed. Hover over a bar for its module and time.</text>
+<text x="{LEFT}%" y="{legend}">Each row is a job, each bar a compiler process: blue is push,
+ orange is pull, green is norm, grey is move, red has failed.</text>
 "##
     );
     for worker in 0..jobs {

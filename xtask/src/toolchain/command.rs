@@ -53,7 +53,7 @@ struct SetArgs {
 ///
 /// # Errors
 /// One message that says what to do.
-pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<()> {
     match &args.command {
         ToolchainCommand::Install(args) => {
             let dir = args.set()?.install()?;
@@ -78,12 +78,12 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
                     "the pinned toolchain, which is not installed yet: \
                      `cargo xtask toolchain install`"
                 );
-                return Ok(true);
+                return Ok(());
             };
             print_nvcc(&nvcc);
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 impl SetArgs {

@@ -37,8 +37,6 @@ pub(crate) struct Toolkit {
     pub(crate) gpu_codes: Vec<String>,
     /// Its device compiler; `None` if it did not say where it is.
     pub(crate) cicc: Option<PathBuf>,
-    /// Its assembler; `None` if it did not say where it is.
-    pub(crate) ptxas: Option<PathBuf>,
 }
 
 /// Finds out what `program` is, from memory if it is the same file as when it was asked last; no
@@ -133,7 +131,6 @@ pub(crate) fn ask(program: &Path) -> anyhow::Result<(Toolkit, bool)> {
         compiler,
         gpu_codes,
         cicc: value("CICC_PATH").map(|dir| Path::new(dir).join("cicc")),
-        ptxas: here.map(|here| here.join("ptxas")),
     };
     Ok((toolkit, is_binary_of(program, here)))
 }

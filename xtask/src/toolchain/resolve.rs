@@ -5,12 +5,10 @@ use super::nvcc::{self, Toolkit};
 use super::wheels::WheelSet;
 use anyhow::{Context as _, bail};
 use std::borrow::Cow;
-use std::convert::Infallible;
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::str::FromStr;
 use xshell::{Shell, cmd};
 
 /// Which CUDA toolkit to compile with.
@@ -25,16 +23,14 @@ pub(crate) enum ToolkitChoice {
     Path(PathBuf),
 }
 
-impl FromStr for ToolkitChoice {
-    type Err = Infallible;
-
+impl From<&str> for ToolkitChoice {
     /// Reads the value of `--toolkit`: `auto`, `pinned` or a path.
-    fn from_str(value: &str) -> Result<Self, Infallible> {
-        Ok(match value {
+    fn from(value: &str) -> Self {
+        match value {
             "auto" => Self::Auto,
             "pinned" => Self::Pinned,
             path => Self::Path(path.into()),
-        })
+        }
     }
 }
 
@@ -44,7 +40,7 @@ pub(crate) struct Nvcc {
     /// The program, by its absolute path.
     pub(crate) program: PathBuf,
     /// What led to it: `--toolkit`, `$NVCC`, `$CUDA_HOME`, `PATH`, `the pinned toolchain`.
-    pub(crate) origin: String,
+    pub(crate) origin: &'static str,
     /// What it says of itself.
     pub(crate) toolkit: Toolkit,
     /// The value for `-ccbin`.
@@ -189,7 +185,7 @@ pub(super) fn pinned(dir: &Path) -> anyhow::Result<Nvcc> {
     Ok(Nvcc {
         toolkit: nvcc::probe(&program).context("the pinned nvcc cannot be used")?,
         program,
-        origin: "the pinned toolchain".to_owned(),
+        origin: "the pinned toolchain",
         host_compiler: discovery::host_compiler()?,
     })
 }

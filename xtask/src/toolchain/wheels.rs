@@ -20,9 +20,6 @@ pub(crate) const DIRECTORY_VARIABLE: &str = "PEERSUM_TOOLCHAIN_DIR";
 /// The stamp's name within an install.
 const STAMP: &str = "peersum-stamp.json";
 
-/// The form of the stamp.
-const STAMP_SCHEMA: u32 = 1;
-
 static UNPACKED: Contents = Contents {
     command: "install",
     is_name: |_| true,
@@ -52,8 +49,6 @@ pub(crate) struct WheelSet {
 /// What a complete install has. The stamps of earlier versions have more, which is ignored.
 #[derive(Serialize, Deserialize)]
 struct Stamp {
-    schema: u32,
-    requirements: String,
     /// Path within the directory and length in bytes of every file but the stamp.
     files: Vec<(String, u64)>,
 }
@@ -100,15 +95,12 @@ impl WheelSet {
     /// The environment names no place where it could be.
     pub(crate) fn installed(&self) -> anyhow::Result<Option<PathBuf>> {
         let dir = self.dir()?;
-        let Some(stamp) = sealed::read::<Stamp>(&dir.join(STAMP)) else {
-            return Ok(None);
+        let stamp = sealed::read::<Stamp>(&dir.join(STAMP));
+        let is_there = |(path, bytes): &(String, u64)| {
+            let file = fs::metadata(dir.join(path));
+            file.is_ok_and(|file| file.is_file() && file.len() == *bytes)
         };
-        let whole = stamp.schema == STAMP_SCHEMA
-            && stamp.requirements == self.digest()
-            && stamp.files.iter().all(|(path, bytes)| {
-                fs::metadata(dir.join(path))
-                    .is_ok_and(|file| file.is_file() && file.len() == *bytes)
-            });
+        let whole = stamp.is_some_and(|stamp| stamp.files.iter().all(is_there));
         Ok(whole.then_some(dir))
     }
 
@@ -158,12 +150,7 @@ impl WheelSet {
         let mut files = Vec::new();
         sync_and_list(site, site, &mut files)?;
         files.sort();
-        let stamp = Stamp {
-            schema: STAMP_SCHEMA,
-            requirements: self.digest(),
-            files,
-        };
-        sealed::write(&site.join(STAMP), &stamp).context("cannot write the stamp")?;
+        sealed::write(&site.join(STAMP), &Stamp { files }).context("cannot write the stamp")?;
         if fs::symlink_metadata(output.path()).is_ok() {
             // A directory that is not empty cannot be replaced on every file system.
             fs::rename(output.path(), staging.scratch("old")?.join("damaged"))?;
