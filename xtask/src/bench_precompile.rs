@@ -133,29 +133,25 @@ impl Calls {
             let variable = line
                 .split_once('=')
                 .filter(|(name, _)| !name.contains([' ', '"', '/', '-']));
+            let program = line.split_whitespace().next().unwrap_or_default();
             if let Some((name, value)) = variable {
                 calls.environment.push((name.to_owned(), value.to_owned()));
-                continue;
-            }
-            let program = line
-                .split_whitespace()
-                .next()
-                .unwrap_or_default()
-                .trim_matches('"');
-            let name = Path::new(program).file_name();
-            if name.is_some_and(|name| name == "cicc" || name == "ptxas") {
+            } else if ["cicc", "ptxas"]
+                .iter()
+                .any(|tool| program.trim_end_matches('"').ends_with(tool))
+            {
                 calls.commands.push(line.to_owned());
             } else if calls.commands.is_empty() {
-                before_cicc.push(line.to_owned());
+                before_cicc.push(line);
             }
         }
         ensure!(
             calls.commands.len() == 2,
             "nvcc --dryrun does not show exactly one call of cicc and one of ptxas:\n{dryrun}"
         );
-        for command in &before_cicc {
-            calls.shell(command)?;
-        }
+        before_cicc
+            .iter()
+            .try_for_each(|command| calls.shell(command))?;
         Ok(calls)
     }
 

@@ -198,24 +198,14 @@ mod tests {
     fn stale_bindings_are_replaced_whole_and_others_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("abi.rs");
-        assert_eq!(
-            settle(&path, "// generated\n", false).unwrap(),
-            "was regenerated"
-        );
+        let settle = |check| settle(&path, "// generated\n", check).unwrap();
+        assert_eq!(settle(false), "was regenerated");
         assert_eq!(fs::read_to_string(&path).unwrap(), "// generated\n");
 
         let written = fs::metadata(&path).unwrap().modified().unwrap();
-        for check in [false, true] {
-            assert_eq!(
-                settle(&path, "// generated\n", check).unwrap(),
-                "is up to date"
-            );
-        }
+        assert_eq!([false, true].map(settle), ["is up to date"; 2]);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
-        assert_eq!(
-            fs::read_dir(directory.path()).unwrap().count(),
-            1,
-            "something was left behind"
-        );
+        let files = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files, 1, "something was left behind");
     }
 }

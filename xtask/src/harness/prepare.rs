@@ -5,7 +5,7 @@ use super::flags::Flags;
 use super::kernels;
 use crate::cargo::captured;
 use crate::precompile::{self, ArchChoice, Request, quoted};
-use crate::toolchain::{self, Nvcc, ToolkitChoice};
+use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
 use anyhow::Context as _;
 use std::path::Path;
@@ -52,10 +52,6 @@ impl Needs {
             ..Request::default()
         })
     }
-
-    fn nvcc(&self) -> anyhow::Result<Nvcc> {
-        toolchain::resolve(&self.toolkit)
-    }
 }
 
 /// Prepares `test-allreduce`: the modules of its world sizes, and the kernels that check sums.
@@ -71,7 +67,7 @@ pub(super) fn grid(
         let directory = workspace::target().join("test-allreduce");
         // A place for each selection: another run must not take modules away from this one.
         let cubins = directory.join(format!("cubins-{world_sizes}"));
-        let nvcc = needs.nvcc()?;
+        let nvcc = toolchain::resolve(&needs.toolkit)?;
         // A group loads the modules of every type, so the types are not narrowed.
         let sizes: Result<_, _> = world_sizes.split(',').map(str::parse).collect();
         let request = Request {
@@ -133,12 +129,8 @@ pub(super) fn bench(
     }
     if compares_builds && !flags.has("--limits") {
         let limits = directory.join("limits");
-        kernels::compile(
-            &needs.nvcc()?,
-            kernels::LIMITS,
-            &needs.architectures,
-            &limits,
-        )?;
+        let nvcc = toolchain::resolve(&needs.toolkit)?;
+        kernels::compile(&nvcc, kernels::LIMITS, &needs.architectures, &limits)?;
         flags.set("--limits", &limits);
     }
     if needs.for_elsewhere {

@@ -77,7 +77,7 @@ pub(crate) struct Request {
     #[arg(long, conflicts_with_all = ["timings", "jobs", "toolkit", "stock_headers"])]
     pub(crate) check: bool,
 
-    /// Write a timeline of the compiler processes beside the output: {out}-timings.json and .svg
+    /// Write a timeline of the compiler processes beside the output: {out}-timings.svg
     #[arg(long)]
     pub(crate) timings: bool,
 

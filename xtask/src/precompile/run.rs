@@ -12,6 +12,7 @@ use crate::output::{LockedOutput, OutputDir, Staging};
 use crate::toolchain::Nvcc;
 use crate::workers;
 use anyhow::{bail, ensure};
+use fs_err as fs;
 use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule, Target};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,10 +75,9 @@ impl Run<'_> {
             .map(|span| (span.name.clone(), span.seconds));
         summary.wall_seconds = self.started.elapsed().as_secs_f64();
         if self.request.timings {
-            let picture = output.beside("", "-timings.svg");
-            let json = output.beside("", "-timings.json");
-            timeline::write(&json, &picture, jobs, &summary, &spans)?;
-            let note = format!("the timeline is in {}", picture.display());
+            let file = output.beside("", "-timings.svg");
+            fs::write(&file, timeline::picture(jobs, &spans))?;
+            let note = format!("the timeline is in {}", file.display());
             self.reporter.note(&note);
         }
         Ok(summary)

@@ -1,13 +1,10 @@
-//! `--timings`: when each compiler process ran, as JSON and as a picture for a browser.
+//! `--timings`: when each compiler process ran, as a picture for a browser.
 
-use super::progress::{Status, Summary};
-use fs_err as fs;
-use serde::Serialize;
+use super::progress::Status;
 use std::fmt::Write as _;
-use std::path::Path;
 
 /// One compiler process.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub(crate) struct Span {
     /// The module and its target.
     pub(crate) name: String,
@@ -23,37 +20,8 @@ pub(crate) struct Span {
     pub(crate) seconds: f64,
 }
 
-#[derive(Serialize)]
-struct Timings<'a> {
-    jobs: usize,
-    #[serde(flatten)]
-    summary: &'a Summary,
-    processes: &'a [Span],
-}
-
-/// Writes both forms.
-///
-/// # Errors
-/// When a file cannot be written.
-pub(crate) fn write(
-    json: &Path,
-    picture: &Path,
-    jobs: usize,
-    summary: &Summary,
-    spans: &[Span],
-) -> anyhow::Result<()> {
-    let timings = Timings {
-        jobs,
-        summary,
-        processes: spans,
-    };
-    fs::write(json, serde_json::to_string_pretty(&timings)? + "\n")?;
-    fs::write(picture, svg(jobs, spans))?;
-    Ok(())
-}
-
-/// A row for each job, a bar for each process.
-fn svg(jobs: usize, spans: &[Span]) -> String {
+/// The SVG: a row for each job, a bar for each process.
+pub(crate) fn picture(jobs: usize, spans: &[Span]) -> String {
     const ROW: usize = 26;
     const LEFT: f64 = 6.0;
     let ends = spans.iter().map(|span| span.start_seconds + span.seconds);

@@ -236,18 +236,11 @@ mod tests {
                     Built on Thu_Mar_28_02:18:24_PDT_2024\n\
                     Cuda compilation tools, release 12.4, V12.4.131\n\
                     Build cuda_12.4.r12.4/compiler.34097967_0\n";
-        assert_eq!(
-            parse_version(text),
-            Some((
-                "12.4.131".to_owned(),
-                "cuda_12.4.r12.4/compiler.34097967_0".to_owned()
-            ))
-        );
+        let (version, build) = parse_version(text).unwrap();
+        assert_eq!(version, "12.4.131");
+        assert_eq!(build, "cuda_12.4.r12.4/compiler.34097967_0");
         let old = "Cuda compilation tools, release 9.0, V9.0.176\n";
-        assert_eq!(
-            parse_version(old),
-            Some(("9.0.176".to_owned(), String::new()))
-        );
+        assert_eq!(parse_version(old), Some(("9.0.176".into(), String::new())));
     }
 
     #[test]

@@ -75,16 +75,13 @@ fn json_messages_are_one_object_a_line() {
 }
 
 #[test]
-fn timings_go_beside_the_output_as_json_and_one_self_contained_picture() {
+fn timings_go_beside_the_output_as_one_self_contained_picture() {
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile(&["--timings"])).succeeded();
     checkout.whole_output();
-    let json: Value =
-        serde_json::from_slice(&fs::read(checkout.path().join("cubins-timings.json")).unwrap())
-            .unwrap();
-    assert_eq!(json["processes"].as_array().unwrap().len(), 4);
     let picture = fs::read_to_string(checkout.path().join("cubins-timings.svg")).unwrap();
     assert!(picture.starts_with("<svg") && picture.contains("peersum_push_bf16_ws2.sm_90"));
+    assert_eq!(picture.matches("<title>peersum_").count(), 4);
     // The name of the SVG format is the only address in it.
     let addresses = picture.replace("http://www.w3.org/2000/svg", "");
     assert!(
