@@ -1,10 +1,10 @@
 //! pip, which fetches wheels: `python3 -m pip`.
 
+use super::discovery::find_program;
 use crate::cargo::captured;
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use std::env;
 use std::fs::File;
-use std::io;
 use std::path::Path;
 use std::process::Command;
 
@@ -85,26 +85,19 @@ fn pip() -> Command {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn ensure_usable() -> anyhow::Result<()> {
-    let output = match pip().arg("--version").output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("python3 is not on PATH"),
-        output => output.context("python3 cannot be started")?,
-    };
-    let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.success(),
-        "`python3 -m pip` ended with {} ({})",
-        output.status,
-        stderr.trim().lines().next_back().unwrap_or_default()
+        find_program("python3".as_ref()).is_some(),
+        "python3 is not on PATH"
     );
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let version = parse_version(&stdout)
-        .with_context(|| format!("`python3 -m pip --version` printed {:?}", stdout.trim()))?;
-    let shown = |(major, minor)| format!("{major}.{minor}");
+    let output = captured(pip().arg("--version"))?;
+    let text = String::from_utf8_lossy(&output);
+    let (major, minor) = parse_version(&text)
+        .with_context(|| format!("`python3 -m pip --version` printed {:?}", text.trim()))?;
     ensure!(
-        version >= OLDEST_PIP,
-        "`python3 -m pip` is {}, older than {}",
-        shown(version),
-        shown(OLDEST_PIP)
+        (major, minor) >= OLDEST_PIP,
+        "`python3 -m pip` is {major}.{minor}, older than {}.{}",
+        OLDEST_PIP.0,
+        OLDEST_PIP.1
     );
     Ok(())
 }
