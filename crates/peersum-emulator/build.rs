@@ -1,7 +1,6 @@
 //! Compiles the kernels for the CPU: one C++ file a module, made of the module's definitions and
 //! the kernel file itself, and a table from entry point names to functions.
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::{env, fs, io};
 
@@ -97,26 +96,19 @@ impl Module {
 
     /// Writes the file that is compiled: `#define`s and two `#include`s.
     fn write_translation_unit(&self, directory: &Path) -> io::Result<PathBuf> {
-        let mut text = String::new();
-        let mut define = |name: &str, value: &str| {
-            text.push_str(&format!("#define {name} {value}\n"));
-        };
-        for definition in self.key.defines() {
-            if let Some((name, value)) = definition.split_once('=') {
-                define(name, value);
-            }
-        }
         let module = format!("{}{}", self.key.name(), self.suffix());
+        let of_module = self.key.defines().into_iter();
+        let mut defines: Vec<String> = of_module.map(|it| it.replacen('=', " ", 1)).collect();
         // On a GPU each module is a separate program; here all are linked into one.
-        for function in peersum_kernels::exported_device_functions() {
-            define(function, &format!("{module}_{function}"));
-        }
+        let functions = peersum_kernels::exported_device_functions();
+        defines.extend(functions.map(|function| format!("{function} {module}_{function}")));
         if let Some(number) = self.broken {
-            define("PEERSUM_BREAK", &number.to_string());
-            for entry_point in self.key.entry_points() {
-                define(&entry_point, &format!("{entry_point}{}", self.suffix()));
-            }
+            defines.push(format!("PEERSUM_BREAK {number}"));
+            let entry_points = self.key.entry_points().into_iter();
+            defines.extend(entry_points.map(|name| format!("{name} {name}{}", self.suffix())));
         }
+        let lines = defines.iter().map(|define| format!("#define {define}\n"));
+        let mut text: String = lines.collect();
         text.push_str("#include \"platform_emulator.hpp\"\n");
         text.push_str(&format!("#include \"{}\"\n", self.key.source_root()));
 
@@ -147,30 +139,19 @@ fn broken_modules() -> Vec<Module> {
 }
 
 fn entry_point_table(modules: &[Module]) -> String {
-    let names: Vec<String> = modules
-        .iter()
-        .flat_map(|module| {
-            let suffix = module.suffix();
-            module
-                .key
-                .entry_points()
-                .into_iter()
-                .map(move |name| format!("{name}{suffix}"))
-        })
-        .collect();
-    let mut text = String::from("unsafe extern \"C\" {\n");
-    for name in &names {
-        let _ = writeln!(text, "    fn {name}(params: PeersumParams);");
-    }
-    let _ = writeln!(
-        text,
-        "}}\n\n/// Every entry point by its name.\n\
-         pub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [",
-        names.len()
-    );
-    for name in &names {
-        let _ = writeln!(text, "    (\"{name}\", {name} as EntryPoint),");
-    }
-    text.push_str("];\n");
-    text
+    let of_module = |module: &Module| {
+        let suffix = module.suffix();
+        let names = module.key.entry_points().into_iter();
+        names.map(move |name| format!("{name}{suffix}"))
+    };
+    let names: Vec<String> = modules.iter().flat_map(of_module).collect();
+    let declared = |name: &String| format!("    fn {name}(params: PeersumParams);\n");
+    let entry = |name: &String| format!("    (\"{name}\", {name} as EntryPoint),\n");
+    format!(
+        "unsafe extern \"C\" {{\n{}}}\n\n/// Every entry point by its name.\n\
+         pub(crate) static ENTRY_POINTS: [(&str, EntryPoint); {}] = [\n{}];\n",
+        names.iter().map(declared).collect::<String>(),
+        names.len(),
+        names.iter().map(entry).collect::<String>()
+    )
 }

@@ -17,7 +17,7 @@ use fs_err as fs;
 use peersum_artifact::{ModuleKey, Target};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How many runs with nothing to do are timed; each takes milliseconds.
@@ -29,40 +29,32 @@ const IDLE_RUNS: usize = 21;
 /// processes alone, of a cold build of the release set, and of a run with nothing to do.
 #[derive(Debug, Args)]
 pub(crate) struct BenchPrecompileArgs {
-    /// Compiler processes at a time [default: the number of cores]
-    #[arg(long, short, value_name = "N")]
-    jobs: Option<NonZeroUsize>,
-
     /// Runs of the cold build for sm_90 and of the compiler's own processes; the median is printed
     #[arg(long, value_name = "N", default_value = "3")]
     runs: NonZeroUsize,
-
-    /// The CUDA toolkit, as for precompile [default: pinned]
-    #[arg(long, value_name = "pinned|PATH")]
-    toolkit: Option<ToolkitChoice>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// There is no compiler, or something that is timed fails.
-pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
-    let jobs = workers::count(args.jobs);
-    let toolkit = args.toolkit.clone().unwrap_or(ToolkitChoice::Pinned);
-    let nvcc = toolchain::resolve(&toolkit, &mut |note| eprintln!("note: {note}"))?;
+pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<()> {
+    let nvcc = toolchain::resolve(&ToolkitChoice::Pinned)?;
     let directory = tempfile::tempdir().context("cannot make a directory for the builds")?;
     println!(
-        "{}, {jobs} jobs, median of {}",
-        nvcc.toolkit.compiler, args.runs
+        "{}, {} jobs, median of {}",
+        nvcc.toolkit.compiler,
+        workers::count(None),
+        args.runs
     );
 
     let calls = compiler_calls(&nvcc, &directory.path().join("floor"))?;
     let mut floors = Vec::new();
     let mut colds = Vec::new();
     for round in 0..args.runs.get() {
-        floors.push(floor(&calls, jobs)?);
+        floors.push(floor(&calls)?);
         let out = directory.path().join(format!("cold-{round}"));
-        colds.push(precompile(&nvcc, jobs, Some("sm_90"), &out)?);
+        colds.push(precompile(&nvcc, &["sm_90"], &out)?);
     }
     let (floor, cold) = (median(floors), median(colds));
     let show = |what: &str, time: Duration, remark: &str| {
@@ -77,17 +69,17 @@ pub(crate) fn run(args: &BenchPrecompileArgs) -> anyhow::Result<bool> {
     show(&modules, cold, &of_floor(cold, "1.20"));
 
     let full = directory.path().join("full");
-    let cold = precompile(&nvcc, jobs, None, &full)?;
+    let cold = precompile(&nvcc, &[], &full)?;
     show("cold, the release set", cold, &of_floor(cold, "4.40"));
     let idle: Result<Vec<_>, _> = (0..IDLE_RUNS)
-        .map(|_| precompile(&nvcc, jobs, None, &full))
+        .map(|_| precompile(&nvcc, &[], &full))
         .collect();
     show(
         "nothing changed, the release set",
         median(idle?),
         "(goal: at most 0.030 s)",
     );
-    Ok(true)
+    Ok(())
 }
 
 /// What compiles one preprocessed module.
@@ -107,21 +99,19 @@ fn compiler_calls(nvcc: &Nvcc, directory: &Path) -> anyhow::Result<Vec<Calls>> {
         let directory = directory.join(module.name());
         fs::create_dir_all(&directory)?;
         let mut command = nvcc_command(nvcc, &inputs, module, target, &directory)?;
-        let output = command
-            .arg("--dryrun")
-            .output()
-            .context("cannot start nvcc")?;
+        let output = command.arg("--dryrun").output();
+        let output = output.context("cannot start nvcc")?;
         let printed = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "nvcc --dryrun: {printed}");
-        Calls::parse(nvcc, &printed, directory)
+        Calls::parse(&printed, directory)
     });
     calls.collect()
 }
 
-/// Times cicc and ptxas for every module, `jobs` at a time.
-fn floor(modules: &[Calls], jobs: usize) -> anyhow::Result<Duration> {
+/// Times cicc and ptxas for every module, as many at a time as there are cores.
+fn floor(modules: &[Calls]) -> anyhow::Result<Duration> {
     let begun = Instant::now();
-    let outcomes = workers::each(modules, jobs, |_, calls| {
+    let outcomes = workers::each(modules, 0, |_, calls| {
         let mut commands = calls.commands.iter();
         commands.try_for_each(|command| calls.shell(command))
     })?;
@@ -132,7 +122,7 @@ fn floor(modules: &[Calls], jobs: usize) -> anyhow::Result<Duration> {
 
 impl Calls {
     /// Parses the output of `nvcc --dryrun`: first variables, then the commands in order.
-    fn parse(nvcc: &Nvcc, dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
+    fn parse(dryrun: &str, directory: PathBuf) -> anyhow::Result<Self> {
         let mut calls = Self {
             directory,
             environment: Vec::new(),
@@ -143,33 +133,25 @@ impl Calls {
             let variable = line
                 .split_once('=')
                 .filter(|(name, _)| !name.contains([' ', '"', '/', '-']));
+            let program = line.split_whitespace().next().unwrap_or_default();
             if let Some((name, value)) = variable {
                 calls.environment.push((name.to_owned(), value.to_owned()));
-                continue;
-            }
-            let program = line
-                .split_whitespace()
-                .next()
-                .unwrap_or_default()
-                .trim_matches('"');
-            let is_tool = |tool: &PathBuf| tool.file_name() == Path::new(program).file_name();
-            if [&nvcc.toolkit.cicc, &nvcc.toolkit.ptxas]
-                .into_iter()
-                .flatten()
-                .any(is_tool)
+            } else if ["cicc", "ptxas"]
+                .iter()
+                .any(|tool| program.trim_end_matches('"').ends_with(tool))
             {
                 calls.commands.push(line.to_owned());
             } else if calls.commands.is_empty() {
-                before_cicc.push(line.to_owned());
+                before_cicc.push(line);
             }
         }
         ensure!(
             calls.commands.len() == 2,
             "nvcc --dryrun does not show exactly one call of cicc and one of ptxas:\n{dryrun}"
         );
-        for command in &before_cicc {
-            calls.shell(command)?;
-        }
+        before_cicc
+            .iter()
+            .try_for_each(|command| calls.shell(command))?;
         Ok(calls)
     }
 
@@ -182,26 +164,16 @@ impl Calls {
     }
 }
 
-/// Times `precompile` of this binary.
-fn precompile(
-    nvcc: &Nvcc,
-    jobs: usize,
-    arch: Option<&str>,
-    out: &Path,
-) -> anyhow::Result<Duration> {
+/// Times `precompile` of this binary for `arch`, a list; empty is the release set.
+fn precompile(nvcc: &Nvcc, arch: &[&str], out: &Path) -> anyhow::Result<Duration> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
-    command.args(["precompile", "--quiet", "--jobs", &jobs.to_string()]);
+    command.args(["precompile", "--quiet"]);
     command.arg("--toolkit").arg(&nvcc.program);
     command.arg("--out").arg(out);
-    command.args(arch.map(|arch| format!("--arch={arch}")));
+    command.args(arch.iter().map(|arch| format!("--arch={arch}")));
     let begun = Instant::now();
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .with_context(|| format!("cannot start {command:?}"))?;
-    let took = begun.elapsed();
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(took)
+    captured(&mut command)?;
+    Ok(begun.elapsed())
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -24,7 +24,7 @@ pub(crate) struct BindingsArgs {
 /// There is no libclang, the header does not parse, the bindings cannot be written, or with
 /// `--check` they are stale.
 #[cfg(feature = "bindings")]
-pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<()> {
     generator::run(args.check)
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn run(args: &BindingsArgs) -> anyhow::Result<bool> {
 /// # Errors
 /// Cargo cannot be started.
 #[cfg(not(feature = "bindings"))]
-pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(_args: &BindingsArgs) -> anyhow::Result<()> {
     crate::cargo::run_again_with_feature("bindings")
 }
 
@@ -95,7 +95,7 @@ mod generator {
 //! Generated from that file by `cargo xtask bindings`; do not edit.
 #![allow(missing_docs, non_camel_case_types)]";
 
-    pub(super) fn run(check: bool) -> anyhow::Result<bool> {
+    pub(super) fn run(check: bool) -> anyhow::Result<()> {
         if let Err(reason) = clang_sys::load() {
             return with_pinned_libclang(&reason);
         }
@@ -104,14 +104,14 @@ mod generator {
         let generated = generate(&kernels.join("abi.h"))?;
         let outcome = super::settle(&path, &generated, check)?;
         eprintln!("{} {}", path.display(), outcome);
-        Ok(true)
+        Ok(())
     }
 
     /// Installs the pinned libclang and starts this command again with it: clang-sys finds the
     /// library through the environment.
     ///
     /// Returns only if that failed.
-    fn with_pinned_libclang(reason: &str) -> anyhow::Result<bool> {
+    fn with_pinned_libclang(reason: &str) -> anyhow::Result<()> {
         if let Some(path) = std::env::var_os(LIBRARY_VARIABLE) {
             bail!(
                 "no usable libclang in {LIBRARY_VARIABLE}={}: {reason}. Correct it, or unset it to \
@@ -119,7 +119,7 @@ mod generator {
                 path.display()
             );
         }
-        let installed = LIBCLANG.install(&mut |note| eprintln!("note: {note}"))?;
+        let installed = LIBCLANG.install()?;
         let program = std::env::current_exe().context("cannot tell the path of xtask")?;
         let error = Command::new(&program)
             .args(std::env::args_os().skip(1))
@@ -198,24 +198,14 @@ mod tests {
     fn stale_bindings_are_replaced_whole_and_others_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("abi.rs");
-        assert_eq!(
-            settle(&path, "// generated\n", false).unwrap(),
-            "was regenerated"
-        );
+        let settle = |check| settle(&path, "// generated\n", check).unwrap();
+        assert_eq!(settle(false), "was regenerated");
         assert_eq!(fs::read_to_string(&path).unwrap(), "// generated\n");
 
         let written = fs::metadata(&path).unwrap().modified().unwrap();
-        for check in [false, true] {
-            assert_eq!(
-                settle(&path, "// generated\n", check).unwrap(),
-                "is up to date"
-            );
-        }
+        assert_eq!([false, true].map(settle), ["is up to date"; 2]);
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), written);
-        assert_eq!(
-            fs::read_dir(directory.path()).unwrap().count(),
-            1,
-            "something was left behind"
-        );
+        let files = fs::read_dir(directory.path()).unwrap().count();
+        assert_eq!(files, 1, "something was left behind");
     }
 }

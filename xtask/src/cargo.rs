@@ -4,6 +4,8 @@ use crate::workspace;
 use anyhow::{Context as _, ensure};
 use serde::Deserialize;
 use std::ffi::OsString;
+#[cfg(not(all(feature = "bindings", feature = "dist")))]
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -26,7 +28,6 @@ pub(crate) fn cargo(directory: &Path) -> Command {
 /// It cannot be started, or fails.
 pub(crate) fn captured(command: &mut Command) -> anyhow::Result<Vec<u8>> {
     let output = command
-        .stdin(Stdio::null())
         .output()
         .with_context(|| format!("cannot start {command:?}"))?;
     ensure!(
@@ -90,12 +91,13 @@ pub(crate) fn executable<'a>(artifacts: &'a [Artifact], name: &str) -> Option<&'
     found.find_map(|artifact| artifact.executable.as_deref())
 }
 
-/// Builds xtask with one more feature and runs this very command line with it.
+/// Builds xtask with one more feature and runs this very command line with it, in this process's
+/// place.
 ///
 /// # Errors
 /// Cargo cannot be started.
 #[cfg(not(all(feature = "bindings", feature = "dist")))]
-pub(crate) fn run_again_with_feature(feature: &str) -> anyhow::Result<bool> {
+pub(crate) fn run_again_with_feature(feature: &str) -> anyhow::Result<()> {
     // In the present directory: paths on the command line are relative to it.
     let mut cargo = cargo(Path::new("."));
     cargo
@@ -105,9 +107,5 @@ pub(crate) fn run_again_with_feature(feature: &str) -> anyhow::Result<bool> {
         .arg(workspace::root().join("Cargo.toml"))
         .arg("--")
         .args(std::env::args_os().skip(1));
-    let status = cargo
-        .status()
-        .with_context(|| format!("cannot start {cargo:?}"))?;
-    // The inner run has reported what went wrong.
-    Ok(status.success())
+    Err(cargo.exec()).with_context(|| format!("cannot start {cargo:?}"))
 }

@@ -30,14 +30,6 @@ pub(crate) struct TestArgs {
     pub(crate) cargo_test_args: Vec<String>,
 }
 
-/// Run everything that a change must pass
-///
-/// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the bf16
-/// modules for sm_90 with nvcc's stock headers (the bytes must agree), the tests, and a release
-/// with a program built from it alone.
-#[derive(Debug, Args)]
-pub(crate) struct CiArgs {}
-
 /// The whole workspace for cargo: with the protocols that are broken on purpose, which the
 /// tests must notice, and with what xtask builds only when asked.
 const WORKSPACE: [&str; 4] = [
@@ -60,18 +52,17 @@ fn shell() -> anyhow::Result<Shell> {
 /// Compiles what is asked for with the pinned compiler.
 fn compile(request: Request) -> anyhow::Result<()> {
     let request = Request {
-        toolkit: Some(ToolkitChoice::Pinned),
+        toolkit: ToolkitChoice::Pinned,
         ..request
     };
-    ensure!(precompile::run(&request)?, "some modules do not compile");
-    Ok(())
+    precompile::run(&request)
 }
 
 /// Runs `cargo test` over the workspace.
 ///
 /// # Errors
 /// A step cannot be started or fails.
-pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
+pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     let largest = Request {
         arch: [Arch::plain(8, 0), Arch::plain(10, 0), Arch::plain(12, 0)]
             .map(|arch| ArchChoice::Named(Target::Cubin(arch)))
@@ -93,18 +84,16 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<bool> {
             ..request
         })?;
     }
-    test_with(&std::env::join_paths(directories)?, args)
+    test_with(&std::env::join_paths(directories)?, &args.cargo_test_args)
 }
 
 /// Runs `cargo test` over the workspace, with the modules of these directories: every one for
 /// sm_90, and the largest of each family for the other architectures of the release set.
-fn test_with(cubins: &OsStr, args: &TestArgs) -> anyhow::Result<bool> {
-    let nvrtc = toolchain::resolve_nvrtc(&mut |note| eprintln!("note: {note}"))?;
+fn test_with(cubins: &OsStr, given: &[String]) -> anyhow::Result<()> {
+    let nvrtc = toolchain::resolve_nvrtc()?;
     let (shell, cargo) = (shell()?, cargo::program());
-    let given = &args.cargo_test_args;
     if given.is_empty() {
-        test_workspace(&shell, cubins, &nvrtc)?;
-        return Ok(true);
+        return test_workspace(&shell, cubins, &nvrtc);
     }
     let names_package = |argument: &String| argument == "-p" || argument.starts_with("--package");
     let scope: &[&str] = match given.iter().any(names_package) {
@@ -115,7 +104,7 @@ fn test_with(cubins: &OsStr, args: &TestArgs) -> anyhow::Result<bool> {
         .env("PEERSUM_TEST_CUBINS", cubins)
         .env("PEERSUM_TEST_NVRTC", nvrtc)
         .run()?;
-    Ok(true)
+    Ok(())
 }
 
 /// All test programs, the examples in the documentation, and the smoke grid.
@@ -161,7 +150,7 @@ fn test_workspace(shell: &Shell, cubins: &OsStr, nvrtc: &Path) -> anyhow::Result
 ///
 /// # Errors
 /// A step cannot be started or fails.
-pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
+pub(crate) fn ci() -> anyhow::Result<()> {
     let (shell, cargo) = (shell()?, cargo::program());
     // Another command of xtask runs through cargo: `bindings` builds this program with another
     // feature in the same place, so the file that runs here may be gone.
@@ -177,13 +166,10 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
     cmd!(shell, "{cargo} xtask bindings --check").run()?;
     compile(Request::default())?;
     prelude_matches_stock_headers()?;
-    let args = TestArgs {
-        cargo_test_args: Vec::new(),
-    };
-    test_with(workspace::cubins().as_os_str(), &args)?;
+    test_with(workspace::cubins().as_os_str(), &[])?;
     cmd!(shell, "{cargo} xtask dist").run()?;
     cmd!(shell, "{cargo} xtask dist --verify target/dist").run()?;
-    Ok(true)
+    Ok(())
 }
 
 /// Compiles the modules of one element type for one architecture again, without the prelude, and
@@ -193,9 +179,7 @@ pub(crate) fn ci(_args: &CiArgs) -> anyhow::Result<bool> {
 /// If the pinned compiler's headers do not compile with this machine's C library, there is nothing
 /// to compare with; it says so.
 fn prelude_matches_stock_headers() -> anyhow::Result<()> {
-    let nvcc = toolchain::resolve(&ToolkitChoice::Pinned, &mut |note| {
-        eprintln!("note: {note}")
-    })?;
+    let nvcc = toolchain::resolve(&ToolkitChoice::Pinned)?;
     if let Some(fault) = stock_headers::fault(&nvcc, RELEASE_SET[0])? {
         eprintln!("NOT CHECKED: that the prelude changes no code. {fault}");
         return Ok(());

@@ -53,7 +53,12 @@ enum Command {
     #[command(disable_help_flag = true)]
     Doctor(HarnessArgs),
     Dist(dist::DistArgs),
-    Ci(cargo_steps::CiArgs),
+    /// Run everything that a change must pass
+    ///
+    /// Format, lints, the bindings of abi.h, the whole kernel matrix with the pinned compiler, the
+    /// bf16 modules for sm_90 with nvcc's stock headers (the bytes must agree), the tests, and a
+    /// release with a program built from it alone.
+    Ci,
 }
 
 /// Measure the performance that the project promises
@@ -74,7 +79,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli.command,
         Err(error) => {
             let _ = error.print();
-            return exit_code(!error.use_stderr());
+            return ExitCode::from(u8::from(error.use_stderr()));
         }
     };
     let outcome = match command {
@@ -91,12 +96,15 @@ fn main() -> ExitCode {
         Command::Tune(args) => HarnessCommand::Tune.run(&args),
         Command::Doctor(args) => HarnessCommand::Doctor.run(&args),
         Command::Dist(args) => dist::run(&args),
-        Command::Ci(args) => cargo_steps::ci(&args),
+        Command::Ci => cargo_steps::ci(),
     };
-    exit_code(outcome.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        false
-    }))
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The command line for clap, which drops the `--` of `cargo xtask test -- --nocapture` unless
@@ -110,14 +118,6 @@ fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
         arguments.insert(2, "--".into());
     }
     arguments
-}
-
-/// The exit status: whether all that was asked for was done. What was not, was reported.
-fn exit_code(done: bool) -> ExitCode {
-    match done {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
 }
 
 #[cfg(test)]

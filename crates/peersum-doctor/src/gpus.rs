@@ -151,7 +151,9 @@ impl Gpus<'_> {
         let mut faults = Vec::new();
         for &pair in &pairs {
             let ordinals = pair.map(ordinal);
-            match self.exchange(pair)? {
+            let (gpus, patience) = (pair.map(Arc::clone), self.patience);
+            let exchange = move || exchange(&gpus, patience);
+            match self.bounded(STEPS, Subject::SharedMemory, &ordinals, exchange)? {
                 Ok(exchanged) => right.push((ordinals, exchanged)),
                 Err(fault) => faults.push(fault.on(ordinals)),
             }
@@ -175,50 +177,6 @@ impl Gpus<'_> {
             }
         }
         Ok(all)
-    }
-
-    /// What both ranks saw if every byte arrived by file descriptors, else what is wrong.
-    fn exchange(
-        &self,
-        pair: [&Arc<CudaContext>; 2],
-    ) -> Result<Result<Vec<Exchanged>, Finding>, Finding> {
-        let arrived = |exchanged: &[Exchanged]| exchanged.iter().all(Exchanged::all_arrived);
-        let reason = match self.exchange_by(MemorySharing::FileDescriptor, pair)? {
-            Ok(exchanged) if arrived(&exchanged) => return Ok(Ok(exchanged)),
-            Ok(exchanged) => return Ok(Err(wrong_data(&exchanged))),
-            Err(reason) => reason,
-        };
-        let fault = match self.exchange_by(MemorySharing::LegacyIpc, pair)? {
-            Ok(exchanged) if arrived(&exchanged) => shared_by_address(&reason),
-            Ok(exchanged) => wrong_data(&exchanged),
-            Err(other) if other == reason => unshared(reason),
-            Err(other) => unshared(format!("{reason}; by address: {other}")),
-        };
-        Ok(Err(fault))
-    }
-
-    /// What both ranks saw, or the error of one.
-    fn exchange_by(
-        &self,
-        sharing: MemorySharing,
-        pair: [&Arc<CudaContext>; 2],
-    ) -> Result<Result<Vec<Exchanged>, String>, Finding> {
-        let gpus = pair.map(Arc::clone);
-        let patience = self.patience;
-        self.bounded(
-            STEPS,
-            Subject::SharedMemory,
-            &pair.map(ordinal),
-            move || {
-                let on = |rank: usize, error: &dyn std::error::Error| {
-                    format!("GPU {}: {error}", ordinal(&gpus[rank]))
-                };
-                let stream =
-                    |rank: usize| new_stream(&gpus[rank]).map_err(|error| on(rank, &error));
-                exchange_between([&stream(0)?, &stream(1)?], sharing, patience)
-                    .map_err(|(rank, error)| on(rank, &error))
-            },
-        )
     }
 
     /// Keeps what was measured beside what the driver says of the two links.
@@ -286,6 +244,30 @@ impl Gpus<'_> {
                 .blocking(true)
         })
     }
+}
+
+/// What both ranks saw if every byte arrived by file descriptors, else what is wrong.
+fn exchange(gpus: &[Arc<CudaContext>; 2], patience: Duration) -> Result<Vec<Exchanged>, Finding> {
+    let share_by = |sharing| {
+        let on = |rank: usize, error: &dyn std::error::Error| {
+            format!("GPU {}: {error}", ordinal(&gpus[rank]))
+        };
+        let stream = |rank: usize| new_stream(&gpus[rank]).map_err(|error| on(rank, &error));
+        exchange_between([&stream(0)?, &stream(1)?], sharing, patience)
+            .map_err(|(rank, error)| on(rank, &error))
+    };
+    let arrived = |exchanged: &[Exchanged]| exchanged.iter().all(Exchanged::all_arrived);
+    let reason = match share_by(MemorySharing::FileDescriptor) {
+        Ok(exchanged) if arrived(&exchanged) => return Ok(exchanged),
+        Ok(exchanged) => return Err(wrong_data(&exchanged)),
+        Err(reason) => reason,
+    };
+    Err(match share_by(MemorySharing::LegacyIpc) {
+        Ok(exchanged) if arrived(&exchanged) => shared_by_address(&reason),
+        Ok(exchanged) => wrong_data(&exchanged),
+        Err(other) if other == reason => unshared(reason),
+        Err(other) => unshared(format!("{reason}; by address: {other}")),
+    })
 }
 
 fn ordinal(context: &Arc<CudaContext>) -> u32 {

@@ -1,7 +1,6 @@
 //! The system around the process: namespaces, limits, environment, traces of a GPU.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::report::{Finding, Subject};
@@ -9,43 +8,33 @@ use crate::report::{Finding, Subject};
 /// Descriptors that a rank of eight needs at once, with room for a program's own: two a peer at
 /// set-up and one a symmetric buffer.
 const FEW_DESCRIPTORS: u64 = 256;
-/// The numbers of the namespaces that the system starts with, which Linux fixes in `proc_ns.h`.
-const FIRST_IPC_NAMESPACE: u64 = 0xEFFF_FFFF;
-const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+/// The namespaces that the system starts with, whose numbers Linux fixes in `proc_ns.h`.
+const FIRST_NAMESPACES: [&str; 2] = ["pid:[4026531836]", "ipc:[4026531839]"];
 /// Hardware queues that keep the streams of up to 8 ranks apart.
 const ENOUGH_CONNECTIONS: u32 = 32;
 
 /// The PID and IPC namespaces, and what they mean for ranks in several containers.
 pub(crate) fn namespaces() -> Finding {
-    let number = |name: &str| {
-        let namespace = fs::metadata(Path::new("/proc/self/ns").join(name));
-        namespace
-            .map_err(|error| error.to_string())
-            .map(|it| it.ino())
-    };
-    namespaces_finding(number("pid"), number("ipc"))
+    namespaces_finding(["pid", "ipc"].map(|name| {
+        let namespace = fs::read_link(Path::new("/proc/self/ns").join(name));
+        namespace.map_or_else(
+            |error| format!("{name}: {error}"),
+            |link| link.display().to_string(),
+        )
+    }))
 }
 
-fn namespaces_finding(pid: Result<u64, String>, ipc: Result<u64, String>) -> Finding {
-    let are_first = (&pid, &ipc) == (&Ok(FIRST_PID_NAMESPACE), &Ok(FIRST_IPC_NAMESPACE));
-    let whose = |number: Result<u64, String>, first| match number {
-        Ok(number) if number == first => format!("the system's first ({number})"),
-        Ok(number) => format!("one of its own ({number})"),
-        Err(error) => format!("unknown ({error})"),
-    };
-    let seen = format!(
-        "PID namespace {}, IPC namespace {}",
-        whose(pid, FIRST_PID_NAMESPACE),
-        whose(ipc, FIRST_IPC_NAMESPACE)
-    );
-    Finding::works(Subject::Namespaces, seen).meaning(if are_first {
-        ""
-    } else {
+fn namespaces_finding(own: [String; 2]) -> Finding {
+    let seen = own.join(", ");
+    if own == FIRST_NAMESPACES {
+        return Finding::works(Subject::Namespaces, seen + ", the system's first");
+    }
+    Finding::works(Subject::Namespaces, seen).meaning(
         "ranks inside this container reach each other. Ranks in several containers need one user, \
          one rendezvous directory mounted into all, and the same GPUs; their PID and IPC \
          namespaces may differ, unless memory is shared through legacy CUDA IPC (then \
-         `--pid=host --ipc=host`)"
-    })
+         `--pid=host --ipc=host`)",
+    )
 }
 
 /// Open files. `None` is no limit.
@@ -134,19 +123,14 @@ mod tests {
 
     #[test]
     fn a_container_s_namespaces_come_with_what_ranks_in_several_need() {
-        let finding = |pid| namespaces_finding(Ok(pid), Ok(FIRST_IPC_NAMESPACE));
-        assert_eq!(finding(FIRST_PID_NAMESPACE).meaning, "");
-        let own = finding(4_026_532_500);
+        let finding =
+            |pid: &str| namespaces_finding([pid.to_owned(), FIRST_NAMESPACES[1].to_owned()]);
+        assert_eq!(finding(FIRST_NAMESPACES[0]).meaning, "");
+        let own = finding("pid:[4026532500]");
         assert_eq!(own.verdict, Verdict::Works);
-        assert!(
-            own.seen
-                .contains("PID namespace one of its own (4026532500)")
-        );
+        assert!(own.seen.contains("pid:[4026532500]"), "{}", own.seen);
         assert!(own.meaning.contains("namespaces may differ"));
-        assert!(
-            own.meaning
-                .contains("legacy CUDA IPC (then `--pid=host --ipc=host`)")
-        );
+        assert!(own.meaning.contains("`--pid=host --ipc=host`"));
     }
 
     #[test]

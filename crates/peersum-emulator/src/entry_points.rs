@@ -12,17 +12,6 @@ pub(crate) type EntryPoint = unsafe extern "C" fn(PeersumParams);
 /// null. Within [`peersum_emulator_run`] only.
 pub(crate) type Suspend = unsafe extern "C" fn(*const c_void, *const AtomicU32, u32);
 
-/// `emulator::BlockBarriers` of `cpp/runtime.hpp`.
-#[repr(C, align(64))]
-#[derive(Default)]
-pub(crate) struct BlockBarriers {
-    arrived: AtomicU32,
-    generation: AtomicU32,
-    any: [AtomicU32; 2],
-    split_arrived: AtomicU32,
-    split_generation: AtomicU32,
-}
-
 /// The size of `emulator::BlockMemory` in 64-bit words; the C++ side checks it.
 pub(crate) const BLOCK_MEMORY_WORDS: usize = 1032;
 
@@ -34,7 +23,6 @@ pub(crate) struct ThreadIdentity {
     pub(crate) block: u32,
     pub(crate) blocks: u32,
     pub(crate) cluster: u32,
-    pub(crate) barriers: *const BlockBarriers,
     /// [`BLOCK_MEMORY_WORDS`] words.
     pub(crate) memory: *const AtomicU64,
     /// Not 0, which the generator never leaves.

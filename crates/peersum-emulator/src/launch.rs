@@ -7,7 +7,7 @@ use std::time::Duration;
 use peersum_kernels::abi::PeersumParams;
 
 use crate::entry_points::{
-    BLOCK_MEMORY_WORDS, BlockBarriers, EntryPoint, Suspend, ThreadIdentity, peersum_emulator_run,
+    BLOCK_MEMORY_WORDS, EntryPoint, Suspend, ThreadIdentity, peersum_emulator_run,
 };
 
 /// What to run and on how many threads.
@@ -47,7 +47,6 @@ impl ZeroedWords {
 /// A launch in progress.
 pub(crate) struct Running<'l> {
     launch: &'l Launch,
-    barriers: Box<[BlockBarriers]>,
     /// [`BLOCK_MEMORY_WORDS`] for each block.
     memory: ZeroedWords,
     seed: u32,
@@ -57,9 +56,6 @@ impl<'l> Running<'l> {
     pub(crate) fn new(launch: &'l Launch, seed: u32) -> Self {
         Self {
             launch,
-            barriers: (0..launch.blocks)
-                .map(|_| BlockBarriers::default())
-                .collect(),
             memory: ZeroedWords::new(launch.blocks as usize * BLOCK_MEMORY_WORDS),
             seed,
         }
@@ -91,7 +87,6 @@ impl<'l> Running<'l> {
             block,
             blocks: launch.blocks,
             cluster: launch.cluster,
-            barriers: &self.barriers[block as usize],
             memory: self.memory.at(block as usize * BLOCK_MEMORY_WORDS),
             // Odd multipliers spread the seeds; the lowest bit keeps them from being 0.
             random_seed: (self.seed ^ index.wrapping_mul(0x9E37_79B9)) | 1,
@@ -100,7 +95,7 @@ impl<'l> Running<'l> {
             fiber,
         };
         // SAFETY: `Device::launch` makes its caller answer for the addresses in `params`; the
-        // barriers and the memory live as long as `self`; the caller answers for the rest.
+        // blocks' memory lives as long as `self`; the caller answers for the rest.
         unsafe { peersum_emulator_run(launch.entry, &launch.params, &identity) };
     }
 }

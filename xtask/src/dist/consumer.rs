@@ -1,7 +1,6 @@
 //! A program that depends on the release's crates, built and run without access to anything else of
 //! this project.
 
-use super::progress::progress;
 use super::unpacked::UnpackedCrate;
 use crate::cargo::{captured, cargo};
 use crate::toolchain::discovery::find_program;
@@ -12,7 +11,6 @@ use std::fmt::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 /// The program, as a new user of the library would write it.
 const MAIN: &str = include_str!("consumer/main.rs");
@@ -23,84 +21,72 @@ const TOOLS: [&str; 11] = [
     "cc", "c++", "gcc", "g++", "clang", "clang++", "ar", "as", "ld", "ld.lld", "lld",
 ];
 
-/// The program, built.
-pub(super) struct Consumer {
-    executable: PathBuf,
-    home: PathBuf,
+/// Builds the program in `place` from `crates` alone, apart from third-party sources at the
+/// versions of Cargo.lock. Then runs it, and it prints what it checked.
+///
+/// # Errors
+/// Something is not available or does not build, or the program fails.
+pub(super) fn build_and_run(crates: &[UnpackedCrate], place: &Path) -> anyhow::Result<()> {
+    let sources = place.join("sources");
+    vendor_dependencies(crates, &place.join("seed"), &sources)?;
+    add_release(crates, &sources)?;
+    eprintln!("vendored the sources of a program that depends on the crates");
+    let home = place.join("home");
+    fs::create_dir(&home)?;
+    let executable = build(crates, place, &sources, &home)?;
+    run(&executable, &home)
 }
 
-impl Consumer {
-    /// Builds the program in `place` from `crates` alone, apart from third-party sources at the
-    /// versions of Cargo.lock.
-    ///
-    /// # Errors
-    /// Something is not available or does not build.
-    pub(super) fn build(crates: &[UnpackedCrate], place: &Path) -> anyhow::Result<Self> {
-        let begun = Instant::now();
-        let sources = place.join("sources");
-        vendor_dependencies(crates, &place.join("seed"), &sources)?;
-        add_release(crates, &sources)?;
-        progress(
-            begun,
-            "vendored the sources of a program that depends on the crates",
-        );
+/// Builds the program and returns its path.
+fn build(
+    crates: &[UnpackedCrate],
+    place: &Path,
+    sources: &Path,
+    home: &Path,
+) -> anyhow::Result<PathBuf> {
+    let project = place.join("consumer");
+    write_project(&project, &manifest(crates)?)?;
+    fs::create_dir(project.join(".cargo"))?;
+    fs::write(
+        project.join(".cargo/config.toml"),
+        format!(
+            "[source.crates-io]\nreplace-with = \"release\"\n\
+             [source.release]\ndirectory = {}\n",
+            toml_string(sources)?
+        ),
+    )?;
+    let tools = place.join("tools");
+    link_tools(&tools)?;
+    eprintln!("building it offline, which takes a minute or two");
+    let mut command = bare(&tools.join("cargo"), home);
+    command
+        .args(["build", "--offline"])
+        .current_dir(&project)
+        .env("PATH", &tools)
+        .env("CARGO_HOME", home.join("cargo"))
+        // It runs one small all-reduce: compiling takes longer than running.
+        .env("CXXFLAGS", "-O0");
+    captured(&mut command).context("the program cannot be built from the release alone")?;
+    eprintln!("built it, without nvcc");
+    Ok(project.join("target/debug/peersum-consumer"))
+}
 
-        let begun = Instant::now();
-        let project = place.join("consumer");
-        write_project(&project, &manifest(crates)?)?;
-        fs::create_dir(project.join(".cargo"))?;
-        fs::write(
-            project.join(".cargo/config.toml"),
-            format!(
-                "[source.crates-io]\nreplace-with = \"release\"\n\
-                 [source.release]\ndirectory = {}\n",
-                toml_string(&sources)?
-            ),
-        )?;
-        let home = place.join("home");
-        fs::create_dir(&home)?;
-        let tools = place.join("tools");
-        link_tools(&tools)?;
-        eprintln!("building it offline, which takes a minute or two");
-        let mut command = bare(&tools.join("cargo"), &home);
-        command
-            .args(["build", "--offline"])
-            .current_dir(&project)
-            .env("PATH", &tools)
-            .env("CARGO_HOME", home.join("cargo"))
-            // It runs one small all-reduce: compiling takes longer than running.
-            .env("CXXFLAGS", "-O0");
-        captured(&mut command).context("the program cannot be built from the release alone")?;
-        progress(begun, "built it, without nvcc");
-        Ok(Self {
-            executable: project.join("target/debug/peersum-consumer"),
-            home,
-        })
-    }
-
-    /// Runs the program, which prints what it checked.
-    ///
-    /// # Errors
-    /// It fails.
-    pub(super) fn run(&self) -> anyhow::Result<()> {
-        let begun = Instant::now();
-        let mut command = bare(&self.executable, &self.home);
-        command
-            .env("PATH", "")
-            .env("PEERSUM_JIT", "deny")
-            // Ranks that share a GPU need a hardware queue each.
-            .env("CUDA_DEVICE_MAX_CONNECTIONS", "32");
-        // The former may name the driver's place in a container. If NVRTC is there too, the program
-        // finds out whether it is loaded.
-        keep_variables(&mut command, &["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"]);
-        let status = command
-            .stdin(Stdio::null())
-            .status()
-            .with_context(|| format!("cannot start {command:?}"))?;
-        ensure!(status.success(), "the program ended with {status}");
-        progress(begun, "ran it");
-        Ok(())
-    }
+fn run(executable: &Path, home: &Path) -> anyhow::Result<()> {
+    let mut command = bare(executable, home);
+    command
+        .env("PATH", "")
+        .env("PEERSUM_JIT", "deny")
+        // Ranks that share a GPU need a hardware queue each.
+        .env("CUDA_DEVICE_MAX_CONNECTIONS", "32");
+    // The former may name the driver's place in a container. If NVRTC is there too, the program
+    // finds out whether it is loaded.
+    keep_variables(&mut command, &["LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES"]);
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {command:?}"))?;
+    ensure!(status.success(), "the program ended with {status}");
+    Ok(())
 }
 
 /// Fills `sources` with everything else that the program needs, at the versions of this checkout's

@@ -11,8 +11,6 @@ mod consumer;
 #[cfg(feature = "dist")]
 mod notes;
 #[cfg(feature = "dist")]
-mod progress;
-#[cfg(feature = "dist")]
 mod release;
 #[cfg(feature = "dist")]
 mod scratch;
@@ -84,7 +82,7 @@ Exit status: 0 if all is well, else 1; an earlier output is then untouched.";
 /// # Errors
 /// Something is missing, does not compile, or is not what it should be.
 #[cfg(feature = "dist")]
-pub(crate) fn run(args: &DistArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(args: &DistArgs) -> anyhow::Result<()> {
     match &args.verify {
         Some(directory) => verify::run(directory),
         None => release::run(args.out.as_deref(), &args.arch, args.cubins.as_deref()),
@@ -96,6 +94,6 @@ pub(crate) fn run(args: &DistArgs) -> anyhow::Result<bool> {
 /// # Errors
 /// Cargo cannot be started.
 #[cfg(not(feature = "dist"))]
-pub(crate) fn run(_args: &DistArgs) -> anyhow::Result<bool> {
+pub(crate) fn run(_args: &DistArgs) -> anyhow::Result<()> {
     crate::cargo::run_again_with_feature("dist")
 }

@@ -1,6 +1,5 @@
 //! Making the files of a release.
 
-use super::progress::progress;
 use super::stage::{LICENCES, PACK_CRATE};
 use super::sums::SUMS_FILE;
 use super::{archive, notes, stage, sums};
@@ -13,8 +12,7 @@ use fs_err as fs;
 use peersum_artifact::MANIFEST_FILE;
 use peersum_artifact::pack::{Pack, pack_directory};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::Path;
 
 /// The name of the release notes.
 pub(super) const NOTES_FILE: &str = "RELEASE-NOTES.md";
@@ -38,21 +36,26 @@ fn is_release_name(name: &str) -> bool {
 /// `cubins`.
 ///
 /// # Errors
-/// A file cannot be made. If modules do not compile, they are reported and the result is `false`.
+/// A module does not compile, or a file cannot be made.
 pub(super) fn run(
     out: Option<&Path>,
     arch: &[ArchChoice],
     cubins: Option<&Path>,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<()> {
     let root = workspace::root();
     let out = out.map_or_else(|| workspace::target().join("dist"), Path::to_path_buf);
     // Check everything that may refuse the release before making anything. dist locks `out`, and
     // compiling its modules locks their directory, so the two must differ.
-    let is_of_modules =
-        cubins.is_none() && std::path::absolute(&out)? == directory_of_modules(arch);
+    let modules = match (cubins, arch) {
+        (Some(directory), _) => directory.to_path_buf(),
+        // Where precompile puts the default set, so that nothing compiles twice.
+        (None, []) => workspace::cubins(),
+        // Another set would replace it there.
+        (None, _) => workspace::target().join("dist-cubins"),
+    };
     ensure!(
-        !is_of_modules,
-        "`{}` is where dist compiles the modules; {}",
+        std::path::absolute(&out)? != modules,
+        "`{}` is where the modules are; {}",
         out.display(),
         RELEASE.elsewhere
     );
@@ -68,21 +71,20 @@ pub(super) fn run(
     let changelog = fs::read_to_string(root.join("CHANGELOG.md"))?;
     let notes = notes::of_version(&changelog, version)?;
 
-    let cubins = match cubins {
-        Some(directory) => directory.to_path_buf(),
-        None => match precompile(arch)? {
-            Some(directory) => directory,
-            None => return Ok(false),
-        },
-    };
-    let begun = Instant::now();
-    let pack = pack_directory(&cubins)?;
+    if cubins.is_none() {
+        precompile::run(&Request {
+            arch: arch.to_vec(),
+            toolkit: ToolkitChoice::Pinned,
+            out: Some(modules.clone()),
+            ..Request::default()
+        })?;
+    }
+    let pack = pack_directory(&modules)?;
     let (archive_name, archive) = archive(&root, version, &pack)?;
-    progress(begun, &format!("packed {} bytes of modules", pack.len()));
+    eprintln!("packed {} bytes of modules", pack.len());
 
-    let begun = Instant::now();
     let mut files = stage::package(&packages, &pack)?;
-    progress(begun, &format!("packaged {} crates", files.len()));
+    eprintln!("packaged {} crates", files.len());
 
     files.insert(archive_name, archive);
     files.insert(NOTES_FILE.to_owned(), notes.into_bytes());
@@ -99,29 +101,7 @@ pub(super) fn run(
     files.insert(SUMS_FILE.to_owned(), sums.into_bytes());
     print_table(&files);
     eprintln!("the release is in {}", output.path().display());
-    Ok(true)
-}
-
-/// Compiles and returns the directory. `None` if modules failed, which was reported.
-///
-/// The default set is where precompile puts it, so that nothing compiles twice. Another set would
-/// replace it there, so it has its own directory.
-fn precompile(arch: &[ArchChoice]) -> anyhow::Result<Option<PathBuf>> {
-    let directory = directory_of_modules(arch);
-    let request = Request {
-        arch: arch.to_vec(),
-        toolkit: Some(ToolkitChoice::Pinned),
-        out: Some(directory.clone()),
-        ..Request::default()
-    };
-    Ok(precompile::run(&request)?.then_some(directory))
-}
-
-fn directory_of_modules(arch: &[ArchChoice]) -> PathBuf {
-    match arch {
-        [] => workspace::cubins(),
-        _ => workspace::target().join("dist-cubins"),
-    }
+    Ok(())
 }
 
 /// The name and the bytes of the archive of the modules in `pack`.

@@ -38,11 +38,6 @@ pub(super) struct Package {
 }
 
 impl Package {
-    /// `{name}-{version}`: the name of the `.crate` file and of the directory in it.
-    fn stem(&self) -> String {
-        format!("{}-{}", self.name, self.version)
-    }
-
     fn is_publishable(&self) -> bool {
         self.publish.is_none()
     }
@@ -122,7 +117,7 @@ pub(super) fn package(
 
     let mut crates = BTreeMap::new();
     for package in publishable() {
-        let name = format!("{}.crate", package.stem());
+        let name = format!("{}-{}.crate", package.name, package.version);
         let bytes = fs::read(target.join("package").join(&name))?;
         ensure!(
             bytes.len() <= MAX_CRATE_BYTES,

@@ -4,7 +4,6 @@ use anyhow::ensure;
 use fs_err as fs;
 use peersum_artifact::Digest;
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
 
 /// The name of the file.
@@ -22,52 +21,40 @@ pub(super) fn write(files: &BTreeMap<String, Vec<u8>>) -> String {
 /// the sums.
 ///
 /// # Errors
-/// Something cannot be read, a line is not a sum, or files are missing, unlisted or changed: all
-/// that is wrong with the files is reported at once.
+/// Something cannot be read, or files are missing, unlisted or changed: all that is wrong with the
+/// files is reported at once.
 pub(super) fn read_checked(directory: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
-    let listed = parse(&fs::read_to_string(directory.join(SUMS_FILE))?)?;
-
-    let mut faults = Vec::new();
-    let mut files = BTreeMap::new();
-    for (name, digest) in &listed {
-        match fs::read(directory.join(name)) {
-            Ok(bytes) if Digest::of(&bytes) == *digest => {
-                files.insert(name.clone(), bytes);
-            }
-            Ok(_) => faults.push(format!("{name}: not the file that {SUMS_FILE} lists")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                faults.push(format!("{name}: missing"));
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for entry in fs::read_dir(directory)? {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        if name != SUMS_FILE && !listed.contains_key(&*name) {
-            faults.push(format!("{name}: not listed in {SUMS_FILE}"));
-        }
-    }
-    ensure!(faults.is_empty(), "{}", faults.join("\n"));
-    Ok(files)
-}
-
-/// Reads lines `{64 hex digits}  {name}`, whose names are those of files in this directory.
-fn parse(text: &str) -> anyhow::Result<BTreeMap<String, Digest>> {
-    let mut sums = BTreeMap::new();
-    for (index, line) in text.lines().enumerate() {
-        let sum = line.split_once("  ").and_then(|(digest, name)| {
-            let plain = !name.is_empty() && !name.contains('/') && !name.starts_with('.');
-            plain.then_some((name.to_owned(), digest.parse::<Digest>().ok()?))
-        });
-        let new = sum.is_some_and(|(name, digest)| sums.insert(name, digest).is_none());
+    let text = fs::read_to_string(directory.join(SUMS_FILE))?;
+    let mut listed = BTreeMap::new();
+    for line in text.lines() {
+        let sum = line.split_once("  ");
+        let is_new = sum.is_some_and(|(digest, name)| listed.insert(name, digest).is_none());
         ensure!(
-            new,
-            "line {} of {SUMS_FILE} is not the sum of one more file in this directory: `{line}`",
-            index + 1
+            is_new,
+            "a line of {SUMS_FILE} is not the sum of one more file: `{line}`"
         );
     }
-    Ok(sums)
+    let mut faults = Vec::new();
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == SUMS_FILE {
+            continue;
+        }
+        let Some(digest) = listed.remove(&*name) else {
+            faults.push(format!("{name}: not listed in {SUMS_FILE}"));
+            continue;
+        };
+        let bytes = fs::read(entry.path())?;
+        if Digest::of(&bytes).to_string() != digest {
+            faults.push(format!("{name}: not the file that {SUMS_FILE} lists"));
+        }
+        files.insert(name, bytes);
+    }
+    faults.extend(listed.keys().map(|name| format!("{name}: missing")));
+    ensure!(faults.is_empty(), "{}", faults.join("\n"));
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -101,22 +88,21 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_could_lead_out_of_the_directory_or_says_a_name_twice_is_refused() {
+    fn a_line_that_is_no_sum_or_says_a_name_twice_or_leads_out_of_the_directory_is_refused() {
+        let directory = release();
+        let sums = directory.path().join(SUMS_FILE);
+        let whole = fs::read_to_string(&sums).unwrap();
         let digest = Digest::of(b"");
-        for name in ["../a", "/etc/passwd", "", ".hidden", "a\n{}  a"] {
-            let text = format!("{digest}  {name}\n").replace("{}", &digest.to_string());
-            let error = parse(&text).unwrap_err().to_string();
-            assert!(error.contains("of SHA256SUMS is not the sum"), "{error}");
+        for line in [
+            whole.lines().next().unwrap(),
+            "",
+            "abc",
+            &format!("{digest} a"),
+            &format!("{digest}  ../a"),
+            &format!("{digest}  /etc/passwd"),
+        ] {
+            fs::write(&sums, format!("{whole}{line}\n")).unwrap();
+            assert!(read_checked(directory.path()).is_err(), "{line}");
         }
-        for text in ["", "\n", "abc  a\n", &format!("{digest} a\n")] {
-            assert_eq!(parse(text).is_ok(), text.is_empty(), "{text}");
-        }
-    }
-
-    #[test]
-    fn no_sums_are_an_error_that_names_the_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let error = read_checked(directory.path()).unwrap_err().to_string();
-        assert!(error.contains(SUMS_FILE), "{error}");
     }
 }

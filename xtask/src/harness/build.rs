@@ -1,16 +1,15 @@
 //! The harness's executable, and what it says about this machine.
 
-use crate::cargo;
-use anyhow::{Context as _, bail};
+use crate::cargo::{self, captured};
+use anyhow::Context as _;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// What the harness says about `--device`.
 #[derive(Debug, Deserialize)]
-pub(super) struct Device {
-    pub(super) kind: String,
-    pub(super) architectures: Vec<String>,
+struct Device {
+    architectures: Vec<String>,
 }
 
 /// Builds the harness in release mode and returns its path, as cargo tells it.
@@ -27,15 +26,12 @@ pub(super) fn release_binary() -> anyhow::Result<PathBuf> {
     Ok(harness.to_owned())
 }
 
-/// Asks what `--device choice` means on this machine.
-pub(super) fn ask_device(harness: &Path, choice: &str) -> anyhow::Result<Device> {
-    let output = Command::new(harness)
-        .args(["device", "--device", choice])
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start `{}`", harness.display()))?;
-    if !output.status.success() {
-        bail!("--device {choice} is not possible on this machine");
-    }
-    serde_json::from_slice(&output.stdout).context("the harness does not say what device it has")
+/// Asks which architectures the GPUs of `--device choice` have; none on the emulator.
+pub(super) fn ask_architectures(harness: &Path, choice: &str) -> anyhow::Result<Vec<String>> {
+    let mut command = Command::new(harness);
+    let output = captured(command.args(["device", "--device", choice]))
+        .with_context(|| format!("--device {choice} is not possible on this machine"))?;
+    let device: Device =
+        serde_json::from_slice(&output).context("the harness does not say what device it has")?;
+    Ok(device.architectures)
 }

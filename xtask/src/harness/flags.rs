@@ -73,16 +73,6 @@ mod tests {
     }
 
     #[test]
-    fn the_value_of_a_flag_is_read_in_both_its_forms() {
-        for text in ["--device emulator", "--grid full --device=emulator"] {
-            assert_eq!(flags(text).value("--device"), Some("emulator"), "{text}");
-        }
-        for text in ["", "--device", "--devices 2"] {
-            assert_eq!(flags(text).value("--device"), None, "{text}");
-        }
-    }
-
-    #[test]
     fn a_build_is_compiled_here_only_where_no_directory_is_given() {
         for text in ["--unsafe-baseline", "--unsafe-baseline --pdl on"] {
             let mut given = flags(text);

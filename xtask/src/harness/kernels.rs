@@ -2,13 +2,11 @@
 //! `{stem}.{architecture}.cubin`.
 
 use crate::cargo::captured;
-use crate::precompile::escaped;
-use crate::toolchain::{Nvcc, confine};
+use crate::toolchain::{Nvcc, escaped};
 use crate::workspace;
 use anyhow::Context as _;
 use fs_err as fs;
 use std::path::Path;
-use std::process::Command;
 
 /// The kernels that make and compare the grid's data.
 pub(super) const CHECK: &str = "crates/peersum-harness/src/grid/check.cu";
@@ -34,21 +32,14 @@ pub(super) fn compile(
         let temporary =
             tempfile::tempdir_in(directory).context("cannot make a temporary directory")?;
         let cubin = temporary.path().join(&name);
-        let mut command = Command::new(&nvcc.program);
+        let mut command = nvcc.command(temporary.path())?;
         command
             .args(["-cubin", "-std=c++17", "-O3"])
-            .arg(format!("-arch={architecture}"))
-            .arg("-ccbin")
-            .arg(escaped(&nvcc.host_compiler))
-            .arg("-I")
-            .arg(escaped(&workspace::prelude()))
-            .arg("-I")
-            .arg(escaped(&workspace::kernels()))
-            .arg("-o")
-            .arg(&name)
-            .arg(escaped(&source));
-        confine(&mut command, temporary.path());
-        captured(&mut command)?;
+            .arg(format!("-arch={architecture}"));
+        for include in [workspace::prelude(), workspace::kernels()] {
+            command.arg("-I").arg(escaped(&include));
+        }
+        captured(command.args(["-o", &name]).arg(escaped(&source)))?;
         // In one step, because another run may read it at the same time.
         fs::rename(&cubin, directory.join(&name))?;
     }

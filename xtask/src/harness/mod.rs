@@ -6,12 +6,12 @@ mod flags;
 mod kernels;
 mod prepare;
 
+use crate::cargo::captured;
 use crate::workspace;
 use anyhow::Context as _;
 use clap::Args;
 use flags::Flags;
 use peersum_artifact::MANIFEST_FILE;
-use prepare::Start;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -60,22 +60,22 @@ impl HarnessCommand {
     ///
     /// # Errors
     /// The harness or the kernels cannot be built.
-    pub(crate) fn run(self, args: &HarnessArgs) -> anyhow::Result<bool> {
+    pub(crate) fn run(self, args: &HarnessArgs) -> anyhow::Result<()> {
         let harness = build::release_binary()?;
         let mut process = Command::new(&harness);
         process.arg(self.name());
         let mut flags = Flags(args.flags.clone());
         if flags.has("--help") || flags.has("-h") {
-            let status = process
-                .args(&flags.0)
-                .status()
-                .context("cannot start the harness")?;
+            print!(
+                "{}",
+                String::from_utf8_lossy(&captured(process.args(&flags.0))?)
+            );
             if self != Self::Doctor {
                 println!("{XTASK_FLAGS}");
             }
-            return Ok(status.success());
+            return Ok(());
         }
-        let start = match self {
+        let runs_here = match self {
             Self::Doctor => {
                 // It reports what is there, and must work where nothing can be compiled.
                 let named = std::env::var_os("PEERSUM_CUBIN_DIR").is_some();
@@ -83,14 +83,14 @@ impl HarnessCommand {
                 if !named && !flags.has("--cubins") && cubins.join(MANIFEST_FILE).is_file() {
                     flags.set("--cubins", &cubins);
                 }
-                Start::Continue(())
+                true
             }
             Self::TestAllreduce => prepare::grid(&harness, &mut flags, &mut process)?,
             Self::BenchAllreduce => prepare::bench(&harness, &mut flags, true)?,
             Self::BenchLayer | Self::Tune => prepare::bench(&harness, &mut flags, false)?,
         };
-        if let Start::Break(done) = start {
-            return Ok(done);
+        if !runs_here {
+            return Ok(());
         }
         // Ranks that share a GPU need a hardware queue each.
         if self != Self::Doctor && std::env::var_os("CUDA_DEVICE_MAX_CONNECTIONS").is_none() {

@@ -1,19 +1,16 @@
 //! What a command of the harness needs compiled, and how the harness is told where it is.
 
-use super::build::ask_device;
+use super::build::ask_architectures;
 use super::flags::Flags;
 use super::kernels;
-use crate::precompile::{self, ArchChoice, Request, WorldSizes, quoted};
-use crate::toolchain::{self, Nvcc, ToolkitChoice};
+use crate::cargo::captured;
+use crate::precompile::{self, ArchChoice, Request, quoted};
+use crate::toolchain::{self, ToolkitChoice};
 use crate::workspace;
-use anyhow::{Context as _, bail, ensure};
-use std::ops::ControlFlow;
+use anyhow::Context as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
-
-/// Whether the harness is to be started; if not, whether all that was asked for was done.
-pub(super) type Start = ControlFlow<bool>;
 
 /// What to compile for, and with which compiler.
 struct Needs {
@@ -35,20 +32,11 @@ impl Needs {
         let for_elsewhere = compile_for.is_some();
         let architectures = match compile_for {
             Some(list) => list.split(',').map(str::to_owned).collect(),
-            None => {
-                let device = ask_device(harness, device)?;
-                if device.kind != "cuda" {
-                    return Ok(None);
-                }
-                device.architectures
-            }
+            None => ask_architectures(harness, device)?,
         };
-        Ok(Some(Self {
+        Ok((!architectures.is_empty()).then_some(Self {
             architectures,
-            toolkit: toolkit
-                .map(|name| name.parse())
-                .transpose()?
-                .unwrap_or_default(),
+            toolkit: toolkit.as_deref().unwrap_or("auto").into(),
             for_elsewhere,
         }))
     }
@@ -60,47 +48,40 @@ impl Needs {
         Ok(Request {
             arch: arch.context("--compile-for")?,
             out: Some(out.to_path_buf()),
-            toolkit: Some(self.toolkit.clone()),
+            toolkit: self.toolkit.clone(),
             ..Request::default()
         })
-    }
-
-    fn nvcc(&self) -> anyhow::Result<Nvcc> {
-        toolchain::resolve(&self.toolkit, &mut |note| eprintln!("note: {note}"))
     }
 }
 
 /// Prepares `test-allreduce`: the modules of its world sizes, and the kernels that check sums.
+/// Whether the harness is to run on this machine.
 pub(super) fn grid(
     harness: &Path,
     flags: &mut Flags,
     process: &mut Command,
-) -> anyhow::Result<Start> {
+) -> anyhow::Result<bool> {
     let world_sizes = flags.value("--world-size").unwrap_or("2..8").to_owned();
     if let Some(needs) = Needs::of(harness, flags)? {
         let started = Instant::now();
         let directory = workspace::target().join("test-allreduce");
         // A place for each selection: another run must not take modules away from this one.
         let cubins = directory.join(format!("cubins-{world_sizes}"));
-        let nvcc = needs.nvcc()?;
+        let nvcc = toolchain::resolve(&needs.toolkit)?;
         // A group loads the modules of every type, so the types are not narrowed.
+        let sizes: Result<_, _> = world_sizes.split(',').map(str::parse).collect();
         let request = Request {
-            world_size: parse_world_sizes(&world_sizes)?,
+            world_size: sizes.context("--world-size")?,
             ..needs.request(&cubins)?
         };
-        let (modules, checks) = std::thread::scope(|scope| {
-            let checks = scope.spawn(|| {
-                kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory)
-            });
-            (precompile::run(&request), checks.join())
-        });
-        checks.unwrap_or_else(|_| bail!("compiling the grid's own kernels panicked"))?;
-        if !modules? {
-            return Ok(Start::Break(false));
-        }
+        let (modules, checks) = rayon_core::join(
+            || precompile::run(&request),
+            || kernels::compile(&nvcc, kernels::CHECK, &needs.architectures, &directory),
+        );
+        modules.and(checks)?;
         if needs.for_elsewhere {
             println!("{}", directory.display());
-            return Ok(Start::Break(true));
+            return Ok(false);
         }
         let seconds = started.elapsed().as_secs_f64();
         eprintln!("precompiled in {seconds:.1} s");
@@ -110,34 +91,25 @@ pub(super) fn grid(
             .env("PEERSUM_GRID_CHECK_DIR", directory)
             .env("PEERSUM_JIT", "deny");
     }
-    Ok(Start::Continue(()))
-}
-
-fn parse_world_sizes(list: &str) -> anyhow::Result<Vec<WorldSizes>> {
-    let items = list.split(',');
-    items
-        .map(|item| item.parse().context("--world-size"))
-        .collect()
+    Ok(true)
 }
 
 /// Prepares a benchmark: the modules, and for `bench allreduce` the builds that it compares and the
-/// kernels that measure the machine's limits.
+/// kernels that measure the machine's limits. Whether the harness is to run on this machine.
 pub(super) fn bench(
     harness: &Path,
     flags: &mut Flags,
     compares_builds: bool,
-) -> anyhow::Result<Start> {
+) -> anyhow::Result<bool> {
     let Some(needs) = Needs::of(harness, flags)? else {
-        return Ok(Start::Continue(()));
+        return Ok(true);
     };
     let directory = workspace::target().join("bench");
     if !flags.has("--cubins") {
         // Not the release set's directory, whose contents a run for fewer architectures would
         // replace.
         let cubins = directory.join("cubins");
-        if !precompile::run(&needs.request(&cubins)?)? {
-            return Ok(Start::Break(false));
-        }
+        precompile::run(&needs.request(&cubins)?)?;
         flags.set("--cubins", &cubins);
     }
     for build in ["unsafe-baseline", "strict-order"] {
@@ -148,44 +120,31 @@ pub(super) fn bench(
         let sources = directory.join(format!("kernels-{build}"));
         let cubins = directory.join(format!("cubins-{build}"));
         write_sources(harness, build, &sources)?;
-        let request = Request {
+        precompile::run(&Request {
             kernels: Some(sources),
             allow_spills: true,
             ..needs.request(&cubins)?
-        };
-        if !precompile::run(&request)? {
-            return Ok(Start::Break(false));
-        }
+        })?;
         flags.set(&flag, &cubins);
     }
     if compares_builds && !flags.has("--limits") {
         let limits = directory.join("limits");
-        kernels::compile(
-            &needs.nvcc()?,
-            kernels::LIMITS,
-            &needs.architectures,
-            &limits,
-        )?;
+        let nvcc = toolchain::resolve(&needs.toolkit)?;
+        kernels::compile(&nvcc, kernels::LIMITS, &needs.architectures, &limits)?;
         flags.set("--limits", &limits);
     }
     if needs.for_elsewhere {
         let flags: Vec<String> = flags.0.iter().map(|flag| quoted(flag)).collect();
         println!("{}", flags.join(" "));
-        return Ok(Start::Break(true));
+        return Ok(false);
     }
-    Ok(Start::Continue(()))
+    Ok(true)
 }
 
 /// Writes the sources of a build that is measured against the shipped one, as the harness has them.
 fn write_sources(harness: &Path, build: &str, directory: &Path) -> anyhow::Result<()> {
-    let status = Command::new(harness)
-        .args(["kernel-sources", build])
-        .arg(directory)
-        .status()
-        .with_context(|| format!("cannot start `{}`", harness.display()))?;
-    ensure!(
-        status.success(),
-        "the sources of the {build} build cannot be written"
-    );
+    let mut command = Command::new(harness);
+    captured(command.args(["kernel-sources", build]).arg(directory))
+        .with_context(|| format!("the sources of the {build} build cannot be written"))?;
     Ok(())
 }

@@ -53,23 +53,21 @@ impl OutputDir {
         let path = match fs::canonicalize(path) {
             Ok(path) => path,
             Err(error) if error.kind() == io::ErrorKind::NotFound => std::path::absolute(path)?,
-            Err(error) => {
-                return Err(error).context(contents.elsewhere);
-            }
+            Err(error) => return Err(error).context(contents.elsewhere),
         };
-        match (path.parent(), path.file_name()) {
-            (Some(parent), Some(name)) => Ok(Self {
-                contents,
-                parent: parent.to_path_buf(),
-                name: name.to_os_string(),
-                path,
-            }),
-            _ => bail!(
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            bail!(
                 "`{}` cannot be the output: {} replaces the directory, and this one has no parent",
                 path.display(),
                 contents.command
-            ),
-        }
+            )
+        };
+        Ok(Self {
+            contents,
+            parent: parent.to_path_buf(),
+            name: name.to_os_string(),
+            path,
+        })
     }
 
     /// The directory itself.
@@ -77,18 +75,12 @@ impl OutputDir {
         &self.path
     }
 
-    /// A file beside the directory: `cubins-timings.json` for the suffix `-timings.json`.
-    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
-        let mut name = self.name.clone();
-        name.push(suffix);
-        self.parent.join(name)
-    }
-
-    fn hidden(&self, suffix: &str) -> OsString {
-        let mut name = OsString::from(".");
+    /// A path beside the directory: `.cubins.lock` for the prefix `.` and the suffix `.lock`.
+    pub(crate) fn beside(&self, prefix: &str, suffix: &str) -> PathBuf {
+        let mut name = OsString::from(prefix);
         name.push(&self.name);
         name.push(suffix);
-        name
+        self.parent.join(name)
     }
 
     /// Takes the lock beside the directory and removes what killed runs left. If another process
@@ -98,7 +90,7 @@ impl OutputDir {
     /// The parent directory cannot be written.
     pub(crate) fn lock(&self, waiting: impl FnOnce(String)) -> anyhow::Result<LockedOutput<'_>> {
         fs::create_dir_all(&self.parent).with_context(|| self.unwritable())?;
-        let lock_path = self.parent.join(self.hidden(".lock"));
+        let lock_path = self.beside(".", ".lock");
         let waiting = || {
             waiting(format!(
                 "waiting for another {} into `{}` (it holds `{}`)",
@@ -118,16 +110,14 @@ impl OutputDir {
 
     /// The staging areas of running and killed runs.
     pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
-        let prefix = self.hidden(STAGING);
+        let prefix = self.beside(".", STAGING).into_os_string();
         let entries = fs::read_dir(&self.parent).into_iter().flatten().flatten();
-        let is_left = |name: OsString| {
-            name.as_encoded_bytes()
-                .starts_with(prefix.as_encoded_bytes())
+        let is_left = |path: &PathBuf| {
+            let path = path.as_os_str().as_encoded_bytes();
+            path.starts_with(prefix.as_encoded_bytes())
         };
-        entries
-            .filter(|entry| is_left(entry.file_name()))
-            .map(|entry| entry.path())
-            .collect()
+        let paths = entries.map(|entry| entry.path());
+        paths.filter(is_left).collect()
     }
 
     fn unwritable(&self) -> String {
@@ -196,11 +186,8 @@ impl LockedOutput<'_> {
     pub(crate) fn stage(&self) -> anyhow::Result<Staging> {
         // The process id is in the name because a compiler may outlive its killed parent: it must
         // not write into the directories of a later run.
-        let root = self
-            .dir
-            .parent
-            .join(self.dir.hidden(&format!("{STAGING}{}", std::process::id())));
-        Staging::new(root).with_context(|| self.dir.unwritable())
+        let suffix = format!("{STAGING}{}", std::process::id());
+        Staging::new(self.dir.beside(".", &suffix)).with_context(|| self.dir.unwritable())
     }
 
     /// Puts the staged state in the directory's place.

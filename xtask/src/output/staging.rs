@@ -1,5 +1,6 @@
 //! The staging area, which holds the whole next state of an output directory, and the exchange.
 
+use anyhow::Context as _;
 use fs_err::{self as fs, File};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
@@ -34,7 +35,7 @@ impl Staging {
 
     /// Puts the next state in the place of `path`, the file `last` at the end if the files can only
     /// be replaced one by one.
-    pub(super) fn replace(&self, path: &Path, last: &str) -> io::Result<()> {
+    pub(super) fn replace(&self, path: &Path, last: &str) -> anyhow::Result<()> {
         sync(&self.next)?;
         if !exchange(&self.next, path)? {
             replace_file_by_file(&self.next, path, last)?;
@@ -84,7 +85,7 @@ impl Drop for Staging {
 
 /// Exchanges two directories by one rename. `false` if they cannot be exchanged; then nothing
 /// happened.
-fn exchange(next: &Path, path: &Path) -> io::Result<bool> {
+fn exchange(next: &Path, path: &Path) -> anyhow::Result<bool> {
     match renameat_with(CWD, next, CWD, path, RenameFlags::EXCHANGE) {
         Ok(()) => Ok(true),
         Err(Errno::NOENT) => {
@@ -95,11 +96,7 @@ fn exchange(next: &Path, path: &Path) -> io::Result<bool> {
         Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::BUSY | Errno::XDEV) => {
             Ok(false)
         }
-        Err(error) => {
-            let error = io::Error::from(error);
-            let message = format!("cannot replace `{}`: {error}", path.display());
-            Err(io::Error::new(error.kind(), message))
-        }
+        Err(error) => Err(error).with_context(|| format!("cannot replace `{}`", path.display())),
     }
 }
 

@@ -1,13 +1,10 @@
 //! The nvcc commands that compile a module, and how they are shown to people.
 
 use super::inputs::Inputs;
-use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc, confine};
+use crate::toolchain::{HIDDEN_FLAG_VARIABLES, Nvcc, escaped};
 use peersum_artifact::{ModuleKey, Target};
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
 use std::process::Command;
-use xshell::{Shell, cmd};
 
 /// The command that makes a target of a module from its source, to be run in `directory`.
 ///
@@ -20,32 +17,20 @@ pub(crate) fn nvcc_command(
     target: Target,
     directory: &Path,
 ) -> anyhow::Result<Command> {
-    let shell = Shell::new()?;
-    let program = &nvcc.program;
-    let kind = format!("-{}", target.kind());
-    let arch = format!("-arch={target}");
-    let flags = &inputs.flags;
-    let host_compiler = escaped(&nvcc.host_compiler);
-    let defines = module
-        .defines()
-        .into_iter()
-        .map(|define| format!("-D{define}"));
-    // First on the include path, so that nvcc's implicit include finds it.
-    let prelude = inputs
-        .prelude
-        .iter()
-        .flat_map(|prelude| ["-I".into(), escaped(&prelude.dir)]);
-    let file = target.file_name(&module);
-    let source = escaped(&inputs.kernels_dir.join(module.source_root()));
-    // `--keep` keeps the PTX, which is read afterwards; nvcc writes it to a file anyway.
-    let command = cmd!(
-        shell,
-        "{program} {kind} {arch} {flags...} -ccbin {host_compiler} {prelude...} {defines...}"
-    )
-    .args(["--keep", "-o", &file])
-    .arg(source);
-    let mut command = Command::from(command);
-    confine(&mut command, directory);
+    let mut command = nvcc.command(directory)?;
+    command
+        .args([format!("-{}", target.kind()), format!("-arch={target}")])
+        .args(&inputs.flags);
+    if let Some(prelude) = &inputs.prelude {
+        // First on the include path, so that nvcc's implicit include finds it.
+        command.arg("-I").arg(escaped(&prelude.dir));
+    }
+    let defines = module.defines().into_iter();
+    command
+        .args(defines.map(|define| format!("-D{define}")))
+        // It keeps the PTX, which is read afterwards; nvcc writes it to a file anyway.
+        .args(["--keep", "-o", &target.file_name(&module)])
+        .arg(escaped(&inputs.kernels_dir.join(module.source_root())));
     Ok(command)
 }
 
@@ -61,28 +46,13 @@ pub(crate) fn assemble_command(
     target: Target,
     directory: &Path,
 ) -> anyhow::Result<Command> {
-    let shell = Shell::new()?;
-    let program = &nvcc.program;
-    let arch = format!("-arch={target}");
-    let flags = &inputs.flags;
-    let file = target.file_name(&module);
-    let command = cmd!(shell, "{program} -cubin {arch} {flags...} -o {file}").arg(escaped(ptx));
-    let mut command = Command::from(command);
-    confine(&mut command, directory);
+    let mut command = nvcc.command(directory)?;
+    command
+        .args(["-cubin", &format!("-arch={target}")])
+        .args(&inputs.flags)
+        .args(["-o", &target.file_name(&module)])
+        .arg(escaped(ptx));
     Ok(command)
-}
-
-/// A path escaped for nvcc, which passes its arguments to a shell between double quotes and escapes
-/// only quotes.
-pub(crate) fn escaped(path: &Path) -> OsString {
-    let mut escaped = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        if b"$`\\".contains(&byte) {
-            escaped.push(b'\\');
-        }
-        escaped.push(byte);
-    }
-    OsString::from_vec(escaped)
 }
 
 /// The command as it can be pasted into a shell.

@@ -14,21 +14,19 @@ mod run;
 pub(crate) mod stock_headers;
 mod timeline;
 
-pub(crate) use command::{escaped, quoted};
-pub(crate) use matrix::{ArchChoice, WorldSizes};
+pub(crate) use command::quoted;
+pub(crate) use matrix::ArchChoice;
 pub(crate) use request::Request;
 
 use crate::output::{Contents, OutputDir};
-use crate::toolchain::{self, Nvcc};
-use crate::{workers, workspace};
-use anyhow::bail;
+use crate::{toolchain, workspace};
+use anyhow::ensure;
 use fs_err as fs;
 use inputs::Inputs;
-use peersum_artifact::{MANIFEST_FILE, ModuleKey};
-use plan::Plan;
+use peersum_artifact::MANIFEST_FILE;
 use progress::Reporter;
-use run::{Run, Started};
-use std::path::PathBuf;
+use run::Run;
+use std::time::Instant;
 
 /// Cubins, PTX and their manifest.
 static MODULES: Contents = Contents {
@@ -46,105 +44,47 @@ fn is_output_name(name: &str) -> bool {
                 || (name.contains(".compute_") && name.ends_with(".ptx")))
 }
 
-/// Carries out the request. `false` if something failed, which was reported.
+/// Carries out the request.
 ///
 /// # Errors
-/// The run cannot start, or cannot publish its result.
-pub(crate) fn run(request: &Request) -> anyhow::Result<bool> {
-    let started = Started::now();
+/// The run cannot start, a module cannot be compiled, the result cannot be published, or a check
+/// finds a problem.
+pub(crate) fn run(request: &Request) -> anyhow::Result<()> {
+    let started = Instant::now();
     let modules = request.modules()?;
     let out = request.out.clone().unwrap_or_else(workspace::cubins);
     let output = OutputDir::new(&out, &MODULES)?;
     let kernels = request.kernels.clone().unwrap_or_else(workspace::kernels);
     let kernels = fs::canonicalize(&kernels)?;
-    let reporter = Reporter::new(request.message_format, request.quiet);
-    if request.check {
-        return check(request, &modules, &kernels, &output, &reporter);
-    }
-    let toolkit = request.toolkit.clone().unwrap_or_default();
-    let nvcc = toolchain::resolve(&toolkit, &mut |note| match request.quiet {
-        // Shown even with --quiet: it may be the licence of what is installed.
-        true => eprintln!("note: {note}"),
-        false => reporter.note(&note),
-    })?;
-    compile(
-        request, &modules, &nvcc, &kernels, &output, &reporter, started,
-    )
-}
-
-/// `--check`: whether the output is what the request asks for, without a compiler.
-fn check(
-    request: &Request,
-    modules: &[ModuleKey],
-    kernels: &std::path::Path,
-    output: &OutputDir,
-    reporter: &Reporter,
-) -> anyhow::Result<bool> {
-    let artifacts = matrix::artifacts(modules, &matrix::targets(&request.arch)?);
-    let inputs = Inputs::read(kernels, None, modules)?;
-    let problems = check::problems(output.path(), &artifacts, &inputs)?;
-    reporter.checked(
-        &output.path().display().to_string(),
-        artifacts.len(),
-        &problems,
-    );
-    Ok(problems.is_empty())
-}
-
-fn compile(
-    request: &Request,
-    modules: &[ModuleKey],
-    nvcc: &Nvcc,
-    kernels: &std::path::Path,
-    output: &OutputDir,
-    reporter: &Reporter,
-    started: Started,
-) -> anyhow::Result<bool> {
     let targets = matrix::targets(&request.arch)?;
-    let compiler = format!("{} ({})", nvcc.program.display(), nvcc.toolkit.compiler);
-    matrix::ensure_supported(&targets, &compiler, &nvcc.toolkit.gpu_codes)?;
-    let artifacts = matrix::artifacts(modules, &targets);
-    let prelude: Option<PathBuf> = (!request.stock_headers).then(workspace::prelude);
-    let mut inputs = Inputs::read(kernels, prelude.as_deref(), modules)?;
-    inputs.allow_spills = request.allow_spills;
-
-    let locked = output.lock(|waiting| reporter.note(&waiting))?;
-    let present_files = locked.file_names()?;
-    let (present, files) = rayon_core::join(
-        || plan::present_manifest(output.path(), |note| reporter.note(note)),
-        || plan::file_states(output.path(), &present_files),
-    );
-    let (present, files) = (present?, files?);
-    let plan = Plan::new(
-        &artifacts,
-        &inputs,
-        &nvcc.toolkit.compiler,
-        present.as_ref(),
-        &files,
-    )?;
-    if request.stock_headers && !plan.jobs.is_empty() {
-        // Before the first module, whose error would be repeated for each.
-        let fault = targets
-            .first()
-            .map(|&target| stock_headers::fault(nvcc, target));
-        if let Some(fault) = fault.transpose()?.flatten() {
-            bail!("{fault}");
-        }
+    let artifacts = matrix::artifacts(&modules, &targets);
+    let reporter = Reporter {
+        format: request.message_format,
+        quiet: request.quiet,
+    };
+    if request.check {
+        let inputs = Inputs::read(&kernels, None, &modules)?;
+        let problems = check::problems(output.path(), &artifacts, &inputs)?;
+        return reporter.checked(output.path(), artifacts.len(), &problems);
     }
-    let jobs = workers::count(request.jobs).min(plan.jobs.len().max(1));
+    let nvcc = toolchain::resolve(&request.toolkit)?;
+    matrix::ensure_supported(&targets, &nvcc)?;
+    let prelude = (!request.stock_headers).then(workspace::prelude);
+    let mut inputs = Inputs::read(&kernels, prelude.as_deref(), &modules)?;
+    inputs.allow_spills = request.allow_spills;
     let run = Run {
-        nvcc,
+        request,
+        nvcc: &nvcc,
         inputs: &inputs,
-        reporter,
+        reporter: &reporter,
         started,
     };
-    let (summary, spans) = run.carry_out(&plan, &locked, &present_files, present.as_ref(), jobs)?;
-    if request.timings {
-        let page = output.beside("-timings.html");
-        let json = output.beside("-timings.json");
-        timeline::write(&json, &page, jobs, &summary, &spans)?;
-        reporter.note(&format!("the timeline is in {}", page.display()));
-    }
+    let summary = run.carry_out(&artifacts, &output)?;
     reporter.summary(&summary);
-    Ok(summary.failed == 0)
+    ensure!(
+        summary.failed == 0,
+        "nothing was published: {} modules failed",
+        summary.failed
+    );
+    Ok(())
 }

@@ -2,10 +2,12 @@
 
 use super::compile::{Compiled, Failure, Job};
 use super::matrix::Artifact;
+use anyhow::ensure;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
 
 /// The form of the messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -37,8 +39,6 @@ pub(crate) struct Summary {
     pub(crate) failed: usize,
     /// Time from start to end, in seconds.
     pub(crate) wall_seconds: f64,
-    /// CPU time of this process and its compilers, in seconds.
-    pub(crate) cpu_seconds: f64,
     /// The module that took longest to compile, and its seconds.
     pub(crate) slowest: Option<(String, f64)>,
     /// The output directory.
@@ -70,24 +70,17 @@ enum Message<'a> {
         problems: usize,
         out: &'a str,
     },
-    Summary {
-        #[serde(flatten)]
-        summary: &'a Summary,
-    },
+    Summary(&'a Summary),
 }
 
 /// Where messages go.
 #[derive(Debug)]
 pub(crate) struct Reporter {
-    format: MessageFormat,
-    quiet: bool,
+    pub(crate) format: MessageFormat,
+    pub(crate) quiet: bool,
 }
 
 impl Reporter {
-    pub(crate) fn new(format: MessageFormat, quiet: bool) -> Self {
-        Self { format, quiet }
-    }
-
     /// Says what the run does.
     pub(crate) fn step(&self, what: &str) {
         if self.format == MessageFormat::Human && !self.quiet {
@@ -130,14 +123,12 @@ impl Reporter {
                 self.step(&format!("built {label} in {seconds:.2} s ({count})"));
             }
             Err(failure) if self.format == MessageFormat::Human => {
-                let mut text = format!(
-                    "error: {label}: {}\n  command: {}\n",
+                let lines = failure.output.lines();
+                let output: String = lines.map(|line| format!("\n  | {line}")).collect();
+                line(&format!(
+                    "error: {label}: {}\n  command: {}{output}",
                     failure.message, failure.command
-                );
-                for line in failure.output.lines() {
-                    let _ = writeln!(text, "  | {line}");
-                }
-                line(text.trim_end());
+                ));
             }
             Err(_) => {}
         }
@@ -165,49 +156,54 @@ impl Reporter {
     }
 
     /// The result of a check: the problems on stdout, one a line.
-    pub(crate) fn checked(&self, out: &str, modules: usize, problems: &[String]) {
-        if self.format == MessageFormat::Json {
-            for message in problems {
-                json(&Message::Problem { message });
+    ///
+    /// # Errors
+    /// There are problems.
+    pub(crate) fn checked(
+        &self,
+        out: &Path,
+        modules: usize,
+        problems: &[String],
+    ) -> anyhow::Result<()> {
+        let out = &*out.to_string_lossy();
+        for message in problems {
+            match self.format {
+                MessageFormat::Json => json(&Message::Problem { message }),
+                MessageFormat::Human => {
+                    let _ = writeln!(std::io::stdout().lock(), "{message}");
+                }
             }
+        }
+        if self.format == MessageFormat::Json {
             json(&Message::Check {
                 modules,
                 problems: problems.len(),
                 out,
             });
-            return;
         }
-        for problem in problems {
-            let _ = writeln!(std::io::stdout().lock(), "{problem}");
-        }
-        if !problems.is_empty() {
-            line(&format!(
-                "error: {out} is not what was asked for ({} of {modules} modules); \
-                 `cargo xtask precompile` with the same flags makes it so",
-                problems.len()
-            ));
-        } else {
-            self.step(&format!(
-                "{modules} modules are there, undamaged and up to date; {out}"
-            ));
-        }
+        ensure!(
+            problems.is_empty(),
+            "{out} is not what was asked for ({} of {modules} modules); `cargo xtask precompile` \
+             with the same flags makes it so",
+            problems.len()
+        );
+        self.step(&format!(
+            "{modules} modules are there, undamaged and up to date; {out}"
+        ));
+        Ok(())
     }
 
     /// The last message of a run.
     pub(crate) fn summary(&self, summary: &Summary) {
         if self.format == MessageFormat::Json {
-            return json(&Message::Summary { summary });
+            return json(&Message::Summary(summary));
         }
         if self.quiet && summary.failed == 0 {
             return;
         }
         let mut text = format!(
-            "{} built, {} reused, {} failed in {:.2} s ({:.1} s CPU)",
-            summary.built,
-            summary.reused,
-            summary.failed,
-            summary.wall_seconds,
-            summary.cpu_seconds
+            "{} built, {} reused, {} failed in {:.2} s",
+            summary.built, summary.reused, summary.failed, summary.wall_seconds
         );
         if let Some((name, seconds)) = &summary.slowest {
             let _ = write!(text, "; slowest {name}, {seconds:.2} s");

@@ -49,8 +49,13 @@ pub(crate) struct Request {
 
     /// The CUDA toolkit: `pinned`, or the path of a toolkit or an nvcc
     /// [default: $NVCC, $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda, else the pinned one]
-    #[arg(long, value_name = "pinned|PATH")]
-    pub(crate) toolkit: Option<ToolkitChoice>,
+    #[arg(
+        long,
+        value_name = "pinned|PATH",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    pub(crate) toolkit: ToolkitChoice,
 
     /// Use nvcc's own implicit header instead of the short prelude: same code, twice the time. Use
     /// it if a new toolkit rejects the prelude. It cannot work if the toolkit's headers contradict
@@ -72,8 +77,7 @@ pub(crate) struct Request {
     #[arg(long, conflicts_with_all = ["timings", "jobs", "toolkit", "stock_headers"])]
     pub(crate) check: bool,
 
-    /// Write a timeline of the compiler processes beside the output: {out}-timings.json, .html and
-    /// .svg
+    /// Write a timeline of the compiler processes beside the output: {out}-timings.svg
     #[arg(long)]
     pub(crate) timings: bool,
 

@@ -2,56 +2,51 @@
 
 use super::compile::Job;
 use super::inputs::Inputs;
-use super::plan::Plan;
+use super::matrix::Artifact;
+use super::plan::{self, Plan};
 use super::progress::{Reporter, Status, Summary};
-use super::timeline::Span;
-use crate::output::{LockedOutput, Staging};
+use super::request::Request;
+use super::stock_headers;
+use super::timeline::{self, Span};
+use crate::output::{LockedOutput, OutputDir, Staging};
 use crate::toolchain::Nvcc;
 use crate::workers;
-use anyhow::ensure;
-use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
+use anyhow::{bail, ensure};
+use fs_err as fs;
+use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule, Target};
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// What a run works with.
 pub(crate) struct Run<'a> {
+    pub(crate) request: &'a Request,
     pub(crate) nvcc: &'a Nvcc,
     pub(crate) inputs: &'a Inputs,
     pub(crate) reporter: &'a Reporter,
-    pub(crate) started: Started,
-}
-
-/// When a run began, and the CPU time that this process had used by then, for instance for a build.
-#[derive(Clone, Copy)]
-pub(crate) struct Started {
-    at: Instant,
-    cpu_seconds: f64,
-}
-
-impl Started {
-    pub(crate) fn now() -> Started {
-        Started {
-            at: Instant::now(),
-            cpu_seconds: cpu_seconds().unwrap_or(0.0),
-        }
-    }
+    pub(crate) started: Instant,
 }
 
 impl Run<'_> {
-    /// Compiles what the plan asks for and publishes everything, or nothing.
+    /// Compiles those of the artifacts that the output does not have yet, and publishes everything
+    /// or nothing.
     ///
     /// # Errors
-    /// The output cannot be staged or published; it then stays as it was.
+    /// The output cannot be read, staged or published; it then stays as it was.
     pub(crate) fn carry_out(
         &self,
-        plan: &Plan,
-        locked: &LockedOutput<'_>,
-        present_files: &BTreeSet<String>,
-        present: Option<&Manifest>,
-        jobs: usize,
-    ) -> anyhow::Result<(Summary, Vec<Span>)> {
+        artifacts: &[Artifact],
+        output: &OutputDir,
+    ) -> anyhow::Result<Summary> {
+        let locked = output.lock(|waiting| self.reporter.note(&waiting))?;
+        let present_files = locked.file_names()?;
+        let (present, files) = rayon_core::join(
+            || plan::present_manifest(output.path(), |note| self.reporter.note(note)),
+            || plan::file_states(output.path(), &present_files),
+        );
+        let (present, files) = (present?, files?);
+        let compiler = &self.nvcc.toolkit.compiler;
+        let plan = Plan::new(artifacts, self.inputs, compiler, present.as_ref(), &files)?;
         for entry in &plan.reused {
             let artifact = entry.sort_key();
             self.reporter.module(artifact, Status::Reused, None, None);
@@ -59,35 +54,52 @@ impl Run<'_> {
         let mut spans = Vec::new();
         let mut summary = Summary {
             reused: plan.reused.len(),
-            out: locked.path().display().to_string(),
+            out: output.path().display().to_string(),
             ..Summary::default()
         };
-        if !plan.jobs.is_empty() || !self.is_published(plan, present_files, present) {
+        let jobs = workers::count(self.request.jobs).min(plan.jobs.len().max(1));
+        if !plan.jobs.is_empty() || !self.is_published(&plan, &present_files, present) {
             let staging = locked.stage()?;
             let built;
-            (built, spans) = self.compile(plan, &staging, jobs)?;
+            (built, spans) = self.compile(&plan, &staging, jobs)?;
             let failed = spans.iter().filter(|span| span.status == Status::Failed);
             summary.failed = failed.map(|span| span.files).sum();
             summary.built = built.len();
             if summary.failed == 0 {
-                self.ensure_sources_unchanged(&plan.jobs)?;
-                for entry in &plan.reused {
-                    staging.keep(locked.path(), &entry.file_name())?;
-                }
-                let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
-                staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
-                // Check again: publishing would delete a file that someone has added since.
-                locked.file_names()?;
-                locked.publish(&staging)?;
+                self.publish(&plan, built, &locked, &staging)?;
             }
         }
         summary.slowest = spans
             .iter()
             .max_by(|a, b| a.seconds.total_cmp(&b.seconds))
             .map(|span| (span.name.clone(), span.seconds));
-        summary.wall_seconds = self.started.at.elapsed().as_secs_f64();
-        summary.cpu_seconds = (cpu_seconds().unwrap_or(0.0) - self.started.cpu_seconds).max(0.0);
-        Ok((summary, spans))
+        summary.wall_seconds = self.started.elapsed().as_secs_f64();
+        if self.request.timings {
+            let file = output.beside("", "-timings.svg");
+            fs::write(&file, timeline::picture(jobs, &spans))?;
+            let note = format!("the timeline is in {}", file.display());
+            self.reporter.note(&note);
+        }
+        Ok(summary)
+    }
+
+    /// Puts what was built and what is reused in the place of the output.
+    fn publish(
+        &self,
+        plan: &Plan,
+        built: Vec<ManifestModule>,
+        locked: &LockedOutput<'_>,
+        staging: &Staging,
+    ) -> anyhow::Result<()> {
+        self.ensure_sources_unchanged(&plan.jobs)?;
+        for entry in &plan.reused {
+            staging.keep(locked.path(), &entry.file_name())?;
+        }
+        let manifest = self.manifest(plan.reused.iter().cloned().chain(built).collect());
+        staging.write(MANIFEST_FILE, manifest.to_json_string().as_bytes())?;
+        // Check again: publishing would delete a file that someone has added since.
+        locked.file_names()?;
+        locked.publish(staging)
     }
 
     /// Whether the output is already exactly what the plan, which compiles nothing, would publish.
@@ -95,13 +107,12 @@ impl Run<'_> {
         &self,
         plan: &Plan,
         present_files: &BTreeSet<String>,
-        present: Option<&Manifest>,
+        present: Option<Manifest>,
     ) -> bool {
         let mut wanted: BTreeSet<String> =
             plan.reused.iter().map(ManifestModule::file_name).collect();
         wanted.insert(MANIFEST_FILE.to_owned());
-        wanted == *present_files
-            && present.is_some_and(|present| *present == self.manifest(plan.reused.clone()))
+        wanted == *present_files && present == Some(self.manifest(plan.reused.clone()))
     }
 
     fn manifest(&self, mut modules: Vec<ManifestModule>) -> Manifest {
@@ -122,8 +133,14 @@ impl Run<'_> {
         staging: &Staging,
         jobs: usize,
     ) -> anyhow::Result<(Vec<ManifestModule>, Vec<Span>)> {
-        if plan.jobs.is_empty() {
+        let Some(first) = plan.jobs.first() else {
             return Ok((Vec::new(), Vec::new()));
+        };
+        if self.request.stock_headers {
+            // Before the first module, whose error would be repeated for each.
+            if let Some(fault) = stock_headers::fault(self.nvcc, Target::Ptx(first.ptx_arch))? {
+                bail!("{fault}");
+            }
         }
         self.reporter.step(&format!(
             "compiling with {} ({}), {jobs} at a time",
@@ -147,7 +164,7 @@ impl Run<'_> {
                 files: job.files.len(),
                 status,
                 worker,
-                start_seconds: begun.duration_since(self.started.at).as_secs_f64(),
+                start_seconds: begun.duration_since(self.started).as_secs_f64(),
                 seconds,
             };
             (modules, span)
@@ -174,19 +191,4 @@ impl Run<'_> {
         );
         Ok(())
     }
-}
-
-/// CPU time of this process and of the children it has waited for, in seconds.
-fn cpu_seconds() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // Field 2 is the program's name in parentheses and may hold spaces; utime, stime, cutime,
-    // cstime are 14 to 17.
-    let (_, fields) = stat.rsplit_once(')')?;
-    let ticks: u64 = fields
-        .split_whitespace()
-        .skip(11)
-        .take(4)
-        .map(|field| field.parse::<u64>().unwrap_or(0))
-        .sum();
-    Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }

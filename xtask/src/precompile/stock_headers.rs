@@ -5,12 +5,10 @@
 //! 13.0 with glibc 2.42, `sinpi` and `cospi` of CUDA 12.8 with glibc 2.41. The prelude includes
 //! neither.
 
-use super::command::escaped;
-use crate::toolchain::{Nvcc, confine};
+use crate::toolchain::Nvcc;
 use anyhow::Context as _;
 use fs_err as fs;
 use peersum_artifact::Target;
-use std::process::Command;
 
 /// What nvcc prints about two contradicting declarations of one function.
 const CONTRADICTION: &str = "exception specification is incompatible";
@@ -20,21 +18,12 @@ const CONTRADICTION: &str = "exception specification is incompatible";
 /// # Errors
 /// nvcc does not start, or there is no place for a temporary file.
 pub(crate) fn fault(nvcc: &Nvcc, target: Target) -> anyhow::Result<Option<String>> {
-    if !nvcc.toolkit.stock_headers {
-        return Ok(Some(format!(
-            "{} has no cuda_runtime.h beside it, so --stock-headers cannot work with it",
-            nvcc.program.display()
-        )));
-    }
     let directory = tempfile::tempdir().context("cannot make a temporary directory")?;
     fs::write(directory.path().join("empty.cu"), "\n")?;
-    let mut command = Command::new(&nvcc.program);
-    command
-        .args(["-ptx", "-std=c++17", &format!("-arch={target}"), "-ccbin"])
-        .arg(escaped(&nvcc.host_compiler))
-        .args(["-o", "empty.ptx", "empty.cu"]);
-    confine(&mut command, directory.path());
-    let output = command
+    let output = nvcc
+        .command(directory.path())?
+        .args(["-ptx", "-std=c++17", &format!("-arch={target}")])
+        .args(["-o", "empty.ptx", "empty.cu"])
         .output()
         .with_context(|| format!("cannot start {}", nvcc.program.display()))?;
     if output.status.success() {

@@ -1,14 +1,10 @@
-//! `--timings`: when each compiler process ran, as JSON, as one self-contained page, and as the
-//! page's picture alone.
+//! `--timings`: when each compiler process ran, as a picture for a browser.
 
-use super::progress::{Status, Summary};
-use fs_err as fs;
-use serde::Serialize;
+use super::progress::Status;
 use std::fmt::Write as _;
-use std::path::Path;
 
 /// One compiler process.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub(crate) struct Span {
     /// The module and its target.
     pub(crate) name: String,
@@ -24,55 +20,15 @@ pub(crate) struct Span {
     pub(crate) seconds: f64,
 }
 
-#[derive(Serialize)]
-struct Timings<'a> {
-    jobs: usize,
-    #[serde(flatten)]
-    summary: &'a Summary,
-    processes: &'a [Span],
-}
-
-/// Writes all three forms: `page` and, beside it, the picture.
-///
-/// # Errors
-/// When a file cannot be written.
-pub(crate) fn write(
-    json: &Path,
-    page: &Path,
-    jobs: usize,
-    summary: &Summary,
-    spans: &[Span],
-) -> anyhow::Result<()> {
-    let timings = Timings {
-        jobs,
-        summary,
-        processes: spans,
-    };
-    let mut text = serde_json::to_string_pretty(&timings)?;
-    text.push('\n');
-    fs::write(json, text)?;
-    let picture = picture(jobs, spans);
-    fs::write(page.with_extension("svg"), &picture)?;
-    fs::write(page, html(jobs, summary, spans, &picture))?;
-    Ok(())
-}
-
-fn end_seconds(spans: &[Span]) -> f64 {
-    spans
-        .iter()
-        .map(|span| span.start_seconds + span.seconds)
-        .fold(0.001, f64::max)
-}
-
-/// A row for each job, a bar for each process. Horizontal places are percentages, so the page can
-/// stretch the picture to its own width.
-fn picture(jobs: usize, spans: &[Span]) -> String {
+/// The SVG: a row for each job, a bar for each process.
+pub(crate) fn picture(jobs: usize, spans: &[Span]) -> String {
     const ROW: usize = 26;
     const LEFT: f64 = 6.0;
-    let end = end_seconds(spans);
+    let ends = spans.iter().map(|span| span.start_seconds + span.seconds);
+    let end = ends.fold(0.001, f64::max);
     let scale = (99.0 - LEFT) / end;
     let bottom = ROW * jobs;
-    let height = bottom + 30;
+    let (height, legend) = (bottom + 50, bottom + 40);
 
     // The background keeps the picture readable on a dark page.
     let mut svg = format!(
@@ -85,6 +41,8 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
 .failed {{ fill: #d62728; }}
 </style>
 <rect width="100%" height="{height}" fill="#fff"/>
+<text x="{LEFT}%" y="{legend}">Each row is a job, each bar a compiler process: blue is push,
+ orange is pull, green is norm, grey is move, red has failed.</text>
 "##
     );
     for worker in 0..jobs {
@@ -125,33 +83,4 @@ rect {{ stroke: #fff; }} .push {{ fill: #4c78a8; }} .pull {{ fill: #f58518; }}
     }
     svg.push_str("</svg>\n");
     svg
-}
-
-/// The page: the picture and what it shows.
-fn html(jobs: usize, summary: &Summary, spans: &[Span], picture: &str) -> String {
-    let busy: f64 = spans.iter().map(|span| span.seconds).sum();
-    let end = end_seconds(spans);
-    format!(
-        r#"<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>peersum precompile timings</title>
-<style>
-body {{ font: 14px sans-serif; margin: 1em; }}
-svg {{ width: 100%; }}
-</style>
-<h1>precompile</h1>
-<p>{built} built, {reused} reused, {failed} failed in {wall:.2} s with {jobs} jobs ({cpu:.1} s CPU).
-The jobs were busy for {share:.0} % of the compile time.</p>
-<p>Each row is a job, each bar a compiler process: blue is push, orange is pull, green
-is norm, grey is move, red has failed.
-Hover over a bar for its module and time.</p>
-{picture}</html>
-"#,
-        built = summary.built,
-        reused = summary.reused,
-        failed = summary.failed,
-        wall = summary.wall_seconds,
-        cpu = summary.cpu_seconds,
-        share = 100.0 * busy / (end * jobs.max(1) as f64),
-    )
 }

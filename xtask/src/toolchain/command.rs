@@ -28,8 +28,13 @@ enum ToolchainCommand {
     Which {
         /// `pinned`, an nvcc or a toolkit's directory
         /// [default: $NVCC, $CUDA_HOME, $CUDA_PATH, PATH, /usr/local/cuda, else the pinned one]
-        #[arg(long, value_name = "pinned|PATH")]
-        toolkit: Option<ToolkitChoice>,
+        #[arg(
+            long,
+            value_name = "pinned|PATH",
+            default_value = "auto",
+            hide_default_value = true
+        )]
+        toolkit: ToolkitChoice,
     },
 }
 
@@ -48,11 +53,10 @@ struct SetArgs {
 ///
 /// # Errors
 /// One message that says what to do.
-pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
-    let mut notes = |note: String| eprintln!("note: {note}");
+pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<()> {
     match &args.command {
         ToolchainCommand::Install(args) => {
-            let dir = args.set()?.install(&mut notes)?;
+            let dir = args.set()?.install()?;
             println!("{}", dir.display());
         }
         ToolchainCommand::Path(args) => {
@@ -64,7 +68,7 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
             println!("{}", dir.display());
         }
         ToolchainCommand::Which { toolkit } => {
-            let found = find(&toolkit.clone().unwrap_or_default(), &mut notes)?;
+            let found = find(toolkit)?;
             let nvcc = if let Some(nvcc) = found {
                 nvcc
             } else if let Some(dir) = COMPILER.installed()? {
@@ -74,12 +78,12 @@ pub(crate) fn run(args: &ToolchainArgs) -> anyhow::Result<bool> {
                     "the pinned toolchain, which is not installed yet: \
                      `cargo xtask toolchain install`"
                 );
-                return Ok(true);
+                return Ok(());
             };
             print_nvcc(&nvcc);
         }
     }
-    Ok(true)
+    Ok(())
 }
 
 impl SetArgs {
@@ -103,6 +107,4 @@ fn print_nvcc(nvcc: &Nvcc) {
     println!("build          {}", toolkit.compiler.build);
     println!("host compiler  {}", nvcc.host_compiler.display());
     println!("targets        {}", toolkit.gpu_codes.join(" "));
-    let stock_headers = if toolkit.stock_headers { "yes" } else { "no" };
-    println!("stock headers  {stock_headers}");
 }

@@ -12,16 +12,16 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     /// What led to it, as in "nvcc of {origin}": `$CUDA_HOME`, `PATH`.
-    pub(crate) origin: String,
+    pub(crate) origin: &'static str,
     pub(crate) program: PathBuf,
     /// Whether the user asked for this one, so that no other may replace it.
     pub(crate) explicit: bool,
 }
 
 impl Candidate {
-    fn new(origin: impl Into<String>, program: PathBuf, explicit: bool) -> Self {
+    fn new(origin: &'static str, program: PathBuf, explicit: bool) -> Self {
         Self {
-            origin: origin.into(),
+            origin,
             program: real_nvcc(program),
             explicit,
         }
@@ -40,30 +40,26 @@ pub(crate) fn of_path(path: &Path) -> Candidate {
 /// The nvccs that the environment names or that are in the usual places, in order of preference,
 /// without duplicates.
 ///
-/// `notes` gets a line for each directory that is ignored.
-pub(crate) fn candidates(notes: &mut dyn FnMut(String)) -> Vec<Candidate> {
+/// Standard error gets a note for each directory that is ignored.
+pub(crate) fn candidates() -> Vec<Candidate> {
     let mut candidates = Vec::new();
     if let Some(name) = variable("NVCC") {
         // A bare name is looked up as a shell would. If that fails, the message names it.
         let program = find_program(&name).unwrap_or_else(|| name.into());
         candidates.push(Candidate::new("$NVCC", program, true));
     }
-    for name in ["CUDA_HOME", "CUDA_PATH"] {
-        let Some(dir) = variable(name).map(PathBuf::from) else {
+    for origin in ["$CUDA_HOME", "$CUDA_PATH"] {
+        let Some(dir) = variable(&origin[1..]).map(PathBuf::from) else {
             continue;
         };
         if dir.is_absolute() {
-            candidates.push(Candidate::new(
-                format!("${name}"),
-                dir.join("bin/nvcc"),
-                false,
-            ));
+            candidates.push(Candidate::new(origin, dir.join("bin/nvcc"), false));
         } else {
             // The current directory must not decide which compiler is used.
-            notes(format!(
-                "passed over {} (${name}): it must be an absolute path",
+            eprintln!(
+                "note: passed over {} ({origin}): it must be an absolute path",
                 dir.display()
-            ));
+            );
         }
     }
     let on_path = programs_on_path(OsStr::new("nvcc"));

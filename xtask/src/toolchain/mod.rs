@@ -12,5 +12,5 @@ mod sealed;
 pub(crate) mod wheels;
 
 pub(crate) use command::{ToolchainArgs, run};
-pub(crate) use nvcc::{HIDDEN_FLAG_VARIABLES, confine};
-pub(crate) use resolve::{Nvcc, ToolkitChoice, resolve, resolve_nvrtc};
+pub(crate) use nvcc::HIDDEN_FLAG_VARIABLES;
+pub(crate) use resolve::{Nvcc, ToolkitChoice, escaped, resolve, resolve_nvrtc};

@@ -25,7 +25,7 @@ const LAST_MAJOR: u32 = 13;
 pub(crate) const HIDDEN_FLAG_VARIABLES: [&str; 2] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS"];
 
 /// The version of the form in which answers are remembered.
-const MEMORY_SCHEMA: u32 = 2;
+const MEMORY_SCHEMA: u32 = 3;
 
 /// What an nvcc says about itself and its toolkit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -37,10 +37,6 @@ pub(crate) struct Toolkit {
     pub(crate) gpu_codes: Vec<String>,
     /// Its device compiler; `None` if it did not say where it is.
     pub(crate) cicc: Option<PathBuf>,
-    /// Its assembler; `None` if it did not say where it is.
-    pub(crate) ptxas: Option<PathBuf>,
-    /// Whether it has `cuda_runtime.h` and what that includes of `crt/`.
-    pub(crate) stock_headers: bool,
 }
 
 /// Finds out what `program` is, from memory if it is the same file as when it was asked last; no
@@ -131,25 +127,12 @@ pub(crate) fn ask(program: &Path) -> anyhow::Result<(Toolkit, bool)> {
         values.find(|value| !value.is_empty())
     };
     let here = value("_HERE_").map(Path::new);
-    let includes = value("INCLUDES").unwrap_or_default().split('"');
-    let mut include_dirs = includes
-        .filter_map(|word| word.strip_prefix("-I"))
-        .chain(["/usr/include"]);
     let toolkit = Toolkit {
         compiler,
         gpu_codes,
         cicc: value("CICC_PATH").map(|dir| Path::new(dir).join("cicc")),
-        ptxas: here.map(|here| here.join("ptxas")),
-        // If it does not say where it looks, it may have them.
-        stock_headers: here.is_none() || include_dirs.any(has_stock_headers),
     };
     Ok((toolkit, is_binary_of(program, here)))
-}
-
-/// Whether nvcc's implicit header and the headers that it includes are in `dir`.
-fn has_stock_headers(dir: &str) -> bool {
-    let dir = Path::new(dir);
-    dir.join("cuda_runtime.h").is_file() && dir.join("crt/host_config.h").is_file()
 }
 
 /// What `program` compiles for.
@@ -208,17 +191,11 @@ fn run(program: &Path, arguments: &[&str]) -> io::Result<Output> {
 }
 
 /// Takes from an nvcc's command what no one sees: hidden flags and standard input.
-fn isolate(command: &mut Command) {
+pub(super) fn isolate(command: &mut Command) {
     for variable in HIDDEN_FLAG_VARIABLES {
         command.env_remove(variable);
     }
     command.stdin(Stdio::null());
-}
-
-/// Lets an nvcc's command work in `directory` alone, with no flags but those that it shows.
-pub(crate) fn confine(command: &mut Command, directory: &Path) {
-    isolate(command);
-    command.current_dir(directory).env("TMPDIR", directory);
 }
 
 /// Reads `Cuda compilation tools, release 13.0, V13.0.88` and `Build
@@ -228,17 +205,11 @@ fn parse_version(text: &str) -> Option<(String, String)> {
         let (_, rest) = line.split_once("release ")?;
         Some(rest.split_once(", V")?.1.trim().to_owned())
     })?;
-    CudaVersion::of_release(&version)?;
-    let build = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Build "))
-        .map(|build| build.trim().to_owned())
-        // Releases before 11 do not print it; they are refused for their version.
-        .unwrap_or_default();
-    if build.is_empty() && CudaVersion::of_release(&version)? >= OLDEST {
-        return None;
-    }
-    Some((version, build))
+    let release = CudaVersion::of_release(&version)?;
+    let build = text.lines().find_map(|line| line.strip_prefix("Build "));
+    let build = build.unwrap_or_default().trim().to_owned();
+    // Releases before 11 print none; they are refused for their version.
+    (!build.is_empty() || release < OLDEST).then_some((version, build))
 }
 
 /// Whether `program` is an ELF binary in the directory `here`, where nvcc believes to be.
@@ -265,18 +236,11 @@ mod tests {
                     Built on Thu_Mar_28_02:18:24_PDT_2024\n\
                     Cuda compilation tools, release 12.4, V12.4.131\n\
                     Build cuda_12.4.r12.4/compiler.34097967_0\n";
-        assert_eq!(
-            parse_version(text),
-            Some((
-                "12.4.131".to_owned(),
-                "cuda_12.4.r12.4/compiler.34097967_0".to_owned()
-            ))
-        );
+        let (version, build) = parse_version(text).unwrap();
+        assert_eq!(version, "12.4.131");
+        assert_eq!(build, "cuda_12.4.r12.4/compiler.34097967_0");
         let old = "Cuda compilation tools, release 9.0, V9.0.176\n";
-        assert_eq!(
-            parse_version(old),
-            Some(("9.0.176".to_owned(), String::new()))
-        );
+        assert_eq!(parse_version(old), Some(("9.0.176".into(), String::new())));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! pip, which fetches wheels: `python3 -m pip`.
 
-use anyhow::{Context as _, bail, ensure};
+use super::discovery::find_program;
+use crate::cargo::captured;
+use anyhow::{Context as _, ensure};
 use std::env;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// The first pip that knows the manylinux2014 tag of NVIDIA's wheels.
 const OLDEST_PIP: (u32, u32) = (19, 3);
@@ -46,13 +47,7 @@ const PIP_VARIABLES_OFF: &[&str] = &["PIP_DRY_RUN", "PIP_REQUIRE_VIRTUALENV", "P
 ///
 /// # Errors
 /// pip could not be run, or it failed; then the error has all that it printed.
-pub(crate) fn install(
-    requirements: &Path,
-    target: &Path,
-    lock: File,
-    notes: &mut dyn FnMut(String),
-) -> anyhow::Result<()> {
-    let (reader, writer) = io::pipe().context("cannot make a pipe")?;
+pub(crate) fn install(requirements: &Path, target: &Path, lock: File) -> anyhow::Result<()> {
     let mut command = pip();
     command
         .args(["install", "--progress-bar=off"])
@@ -64,30 +59,8 @@ pub(crate) fn install(
         .arg(target)
         .arg("--requirement")
         .arg(requirements)
-        .stdin(lock)
-        .stdout(writer.try_clone().context("cannot share a pipe")?)
-        .stderr(writer);
-    let described = format!("{command:?}");
-    let cannot_run = || format!("cannot run {described}");
-
-    let mut child = command.spawn().with_context(cannot_run)?;
-    // The output ends when no process has the other end of the pipe.
-    drop(command);
-    let mut output = String::new();
-    for line in BufReader::new(reader).split(b'\n') {
-        let line = line.with_context(cannot_run)?;
-        let line = String::from_utf8_lossy(&line);
-        if is_progress(&line) {
-            notes(line.trim().to_owned());
-        }
-        output = output + &line + "\n";
-    }
-    let status = child.wait().with_context(cannot_run)?;
-    ensure!(
-        status.success(),
-        "the installer ended with {status}. The command was\n  {described}\nand it printed\n{}",
-        output.trim_end()
-    );
+        .stdin(lock);
+    captured(&mut command)?;
     Ok(())
 }
 
@@ -112,26 +85,19 @@ fn pip() -> Command {
 /// # Errors
 /// What is wrong with it.
 pub(crate) fn ensure_usable() -> anyhow::Result<()> {
-    let output = match pip().arg("--version").stdin(Stdio::null()).output() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => bail!("python3 is not on PATH"),
-        output => output.context("python3 cannot be started")?,
-    };
-    let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(
-        output.status.success(),
-        "`python3 -m pip` ended with {} ({})",
-        output.status,
-        stderr.trim().lines().next_back().unwrap_or_default()
+        find_program("python3".as_ref()).is_some(),
+        "python3 is not on PATH"
     );
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    let version = parse_version(&stdout)
-        .with_context(|| format!("`python3 -m pip --version` printed {:?}", stdout.trim()))?;
-    let shown = |(major, minor)| format!("{major}.{minor}");
+    let output = captured(pip().arg("--version"))?;
+    let text = String::from_utf8_lossy(&output);
+    let (major, minor) = parse_version(&text)
+        .with_context(|| format!("`python3 -m pip --version` printed {:?}", text.trim()))?;
     ensure!(
-        version >= OLDEST_PIP,
-        "`python3 -m pip` is {}, older than {}",
-        shown(version),
-        shown(OLDEST_PIP)
+        (major, minor) >= OLDEST_PIP,
+        "`python3 -m pip` is {major}.{minor}, older than {}.{}",
+        OLDEST_PIP.0,
+        OLDEST_PIP.1
     );
     Ok(())
 }
@@ -148,13 +114,6 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
             .unwrap_or_default()
     });
     Some((major, minor.parse().ok()?))
-}
-
-/// Whether a line of pip's output is worth showing while it works.
-fn is_progress(line: &str) -> bool {
-    ["Downloading ", "Using cached ", "Installing collected "]
-        .iter()
-        .any(|start| line.trim_start().starts_with(start))
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@ use super::nvcc::{self, Toolkit};
 use super::wheels::WheelSet;
 use anyhow::{Context as _, bail};
 use std::borrow::Cow;
-use std::convert::Infallible;
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::process::Command;
+use xshell::{Shell, cmd};
 
 /// Which CUDA toolkit to compile with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,15 +23,14 @@ pub(crate) enum ToolkitChoice {
     Path(PathBuf),
 }
 
-impl FromStr for ToolkitChoice {
-    type Err = Infallible;
-
-    /// Reads the value of `--toolkit`: `pinned` or a path.
-    fn from_str(value: &str) -> Result<Self, Infallible> {
-        Ok(match value {
+impl From<&str> for ToolkitChoice {
+    /// Reads the value of `--toolkit`: `auto`, `pinned` or a path.
+    fn from(value: &str) -> Self {
+        match value {
+            "auto" => Self::Auto,
             "pinned" => Self::Pinned,
             path => Self::Path(path.into()),
-        })
+        }
     }
 }
 
@@ -39,11 +40,39 @@ pub(crate) struct Nvcc {
     /// The program, by its absolute path.
     pub(crate) program: PathBuf,
     /// What led to it: `--toolkit`, `$NVCC`, `$CUDA_HOME`, `PATH`, `the pinned toolchain`.
-    pub(crate) origin: String,
+    pub(crate) origin: &'static str,
     /// What it says of itself.
     pub(crate) toolkit: Toolkit,
     /// The value for `-ccbin`.
     pub(crate) host_compiler: PathBuf,
+}
+
+impl Nvcc {
+    /// A command that works in `directory` alone, with no flags but those that it shows.
+    ///
+    /// # Errors
+    /// The current directory is gone.
+    pub(crate) fn command(&self, directory: &Path) -> anyhow::Result<Command> {
+        let shell = Shell::new()?;
+        let (program, host_compiler) = (&self.program, escaped(&self.host_compiler));
+        let mut command = Command::from(cmd!(shell, "{program} -ccbin {host_compiler}"));
+        nvcc::isolate(&mut command);
+        command.current_dir(directory).env("TMPDIR", directory);
+        Ok(command)
+    }
+}
+
+/// A path escaped for nvcc, which passes its arguments to a shell between double quotes and escapes
+/// only quotes.
+pub(crate) fn escaped(path: &Path) -> OsString {
+    let mut escaped = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        if b"$`\\".contains(&byte) {
+            escaped.push(b'\\');
+        }
+        escaped.push(byte);
+    }
+    OsString::from_vec(escaped)
 }
 
 /// Shown before anything of NVIDIA's is installed.
@@ -91,21 +120,18 @@ pub(super) const NVRTC: WheelSet = WheelSet {
 
 /// Finds the nvcc to compile with; installs the pinned one if there is no other.
 ///
-/// `notes` gets one line for each nvcc that is passed over, and lines about an install.
+/// Standard error gets a note for each nvcc that is passed over, and notes about an install.
 ///
 /// # Errors
 /// An nvcc that was asked for cannot be used, the machine has no C++ compiler, or the pinned
 /// toolchain cannot be installed.
-pub(crate) fn resolve(
-    choice: &ToolkitChoice,
-    notes: &mut dyn FnMut(String),
-) -> anyhow::Result<Nvcc> {
-    if let Some(nvcc) = find(choice, notes)? {
+pub(crate) fn resolve(choice: &ToolkitChoice) -> anyhow::Result<Nvcc> {
+    if let Some(nvcc) = find(choice)? {
         return Ok(nvcc);
     }
     // Nothing is downloaded for a machine that cannot compile.
     discovery::host_compiler()?;
-    pinned(&COMPILER.install(notes)?)
+    pinned(&COMPILER.install()?)
 }
 
 /// The path of the pinned `libnvrtc.so.13`, installed on first use. Its builtins library lies
@@ -113,19 +139,16 @@ pub(crate) fn resolve(
 ///
 /// # Errors
 /// It is not there and cannot be installed.
-pub(crate) fn resolve_nvrtc(notes: &mut dyn FnMut(String)) -> anyhow::Result<PathBuf> {
-    Ok(NVRTC.install(notes)?.join(WHEEL_NVRTC))
+pub(crate) fn resolve_nvrtc() -> anyhow::Result<PathBuf> {
+    Ok(NVRTC.install()?.join(WHEEL_NVRTC))
 }
 
 /// The nvcc of this machine to use; `None` if that is the pinned one. Installs nothing.
-pub(super) fn find(
-    choice: &ToolkitChoice,
-    notes: &mut dyn FnMut(String),
-) -> anyhow::Result<Option<Nvcc>> {
+pub(super) fn find(choice: &ToolkitChoice) -> anyhow::Result<Option<Nvcc>> {
     let candidates = match choice {
         ToolkitChoice::Pinned => return Ok(None),
         ToolkitChoice::Path(path) => vec![discovery::of_path(path)],
-        ToolkitChoice::Auto => discovery::candidates(notes),
+        ToolkitChoice::Auto => discovery::candidates(),
     };
     for candidate in candidates {
         let (origin, program) = (candidate.origin, candidate.program);
@@ -146,10 +169,10 @@ pub(super) fn find(
             Err(fault) => {
                 let fault = format!("{fault:#}");
                 let reason = fault.lines().next().unwrap_or_default();
-                notes(format!(
-                    "passed over {} ({origin}): {reason}",
+                eprintln!(
+                    "note: passed over {} ({origin}): {reason}",
                     program.display()
-                ));
+                );
             }
         }
     }
@@ -162,7 +185,7 @@ pub(super) fn pinned(dir: &Path) -> anyhow::Result<Nvcc> {
     Ok(Nvcc {
         toolkit: nvcc::probe(&program).context("the pinned nvcc cannot be used")?,
         program,
-        origin: "the pinned toolchain".to_owned(),
+        origin: "the pinned toolchain",
         host_compiler: discovery::host_compiler()?,
     })
 }

@@ -20,9 +20,6 @@ pub(crate) const DIRECTORY_VARIABLE: &str = "PEERSUM_TOOLCHAIN_DIR";
 /// The stamp's name within an install.
 const STAMP: &str = "peersum-stamp.json";
 
-/// The form of the stamp.
-const STAMP_SCHEMA: u32 = 1;
-
 static UNPACKED: Contents = Contents {
     command: "install",
     is_name: |_| true,
@@ -52,8 +49,6 @@ pub(crate) struct WheelSet {
 /// What a complete install has. The stamps of earlier versions have more, which is ignored.
 #[derive(Serialize, Deserialize)]
 struct Stamp {
-    schema: u32,
-    requirements: String,
     /// Path within the directory and length in bytes of every file but the stamp.
     files: Vec<(String, u64)>,
 }
@@ -100,29 +95,26 @@ impl WheelSet {
     /// The environment names no place where it could be.
     pub(crate) fn installed(&self) -> anyhow::Result<Option<PathBuf>> {
         let dir = self.dir()?;
-        let Some(stamp) = sealed::read::<Stamp>(&dir.join(STAMP)) else {
-            return Ok(None);
+        let stamp = sealed::read::<Stamp>(&dir.join(STAMP));
+        let is_there = |(path, bytes): &(String, u64)| {
+            let file = fs::metadata(dir.join(path));
+            file.is_ok_and(|file| file.is_file() && file.len() == *bytes)
         };
-        let whole = stamp.schema == STAMP_SCHEMA
-            && stamp.requirements == self.digest()
-            && stamp.files.iter().all(|(path, bytes)| {
-                fs::metadata(dir.join(path))
-                    .is_ok_and(|file| file.is_file() && file.len() == *bytes)
-            });
+        let whole = stamp.is_some_and(|stamp| stamp.files.iter().all(is_there));
         Ok(whole.then_some(dir))
     }
 
     /// Installs the set unless it is there and complete, and returns its directory.
     ///
-    /// It is checked before any other process can see it. `notes` gets a line for each wait,
+    /// It is checked before any other process can see it. Standard error gets a note for each wait,
     /// download and licence.
     ///
     /// # Errors
     /// There is no installer, it fails, the wheels do not pass the check, or the file system fails.
     /// What was installed before stays as it was.
-    pub(crate) fn install(&self, notes: &mut dyn FnMut(String)) -> anyhow::Result<PathBuf> {
+    pub(crate) fn install(&self) -> anyhow::Result<PathBuf> {
         let dir = self.dir()?;
-        self.put_in(&dir, notes).with_context(|| {
+        self.put_in(&dir).with_context(|| {
             format!(
                 "cannot install {} in {}, for which {DIRECTORY_VARIABLE} names another place",
                 self.name,
@@ -132,22 +124,22 @@ impl WheelSet {
         Ok(dir)
     }
 
-    fn put_in(&self, dir: &Path, notes: &mut dyn FnMut(String)) -> anyhow::Result<()> {
+    fn put_in(&self, dir: &Path) -> anyhow::Result<()> {
         let output = OutputDir::new(dir, &UNPACKED)?;
         if self.installed()?.is_some() {
             // An install that was killed after its last step has left something too. This may be
             // the only chance to remove it, and does not matter if the disk cannot be written.
             if !output.leftovers().is_empty() {
-                let _ = output.lock(&mut *notes);
+                let _ = output.lock(note);
             }
             return Ok(());
         }
-        let locked = output.lock(&mut *notes)?;
+        let locked = output.lock(note)?;
         if self.installed()?.is_some() {
             return Ok(());
         }
         let staging = locked.stage()?;
-        self.fetch(&locked, &staging, notes)?;
+        self.fetch(&locked, &staging)?;
         let site = &staging.next;
         let missing = self.files.iter().find(|file| !site.join(file).is_file());
         let checked = match missing {
@@ -158,12 +150,7 @@ impl WheelSet {
         let mut files = Vec::new();
         sync_and_list(site, site, &mut files)?;
         files.sort();
-        let stamp = Stamp {
-            schema: STAMP_SCHEMA,
-            requirements: self.digest(),
-            files,
-        };
-        sealed::write(&site.join(STAMP), &stamp).context("cannot write the stamp")?;
+        sealed::write(&site.join(STAMP), &Stamp { files }).context("cannot write the stamp")?;
         if fs::symlink_metadata(output.path()).is_ok() {
             // A directory that is not empty cannot be replaced on every file system.
             fs::rename(output.path(), staging.scratch("old")?.join("damaged"))?;
@@ -172,12 +159,7 @@ impl WheelSet {
     }
 
     /// Fetches the wheels into the staging area.
-    fn fetch(
-        &self,
-        locked: &LockedOutput<'_>,
-        staging: &Staging,
-        notes: &mut dyn FnMut(String),
-    ) -> anyhow::Result<()> {
+    fn fetch(&self, locked: &LockedOutput<'_>, staging: &Staging) -> anyhow::Result<()> {
         let with_ways_out = |error: anyhow::Error, first: &str| {
             let items = [first].into_iter().chain(self.ways_out.iter().copied());
             let items = items.map(|item| format!("\n  - {item}"));
@@ -190,19 +172,19 @@ impl WheelSet {
                  in an environment of uv: uv pip install pip)",
             )
         })?;
-        notes(format!(
+        note(format!(
             "installing {} into {} ({} to fetch, once)",
             self.name,
             locked.path().display(),
             self.download
         ));
         if let Some(licence) = self.licence {
-            notes(licence.to_owned());
+            note(licence.to_owned());
         }
         let requirements = staging.scratch("pip")?.join("requirements.txt");
         fs::write(&requirements, &*self.requirements)?;
         let lock = locked.share_lock().context("cannot share the lock")?;
-        pip::install(&requirements, &staging.next, lock, notes).map_err(|error| {
+        pip::install(&requirements, &staging.next, lock).map_err(|error| {
             with_ways_out(
                 error,
                 "if the package index could not be reached, configure another or a proxy for pip \
@@ -222,6 +204,10 @@ impl WheelSet {
         }
         Digest::of(text.as_bytes()).to_string()
     }
+}
+
+fn note(text: String) {
+    eprintln!("note: {text}");
 }
 
 /// Lists the files under `dir` by their path in `site`, and syncs each of them to the disk before

@@ -20,10 +20,7 @@ fn plain_lines_name_each_module_and_the_summary_counts_them() {
         summary.starts_with("4 built, 0 reused, 0 failed in "),
         "{summary}"
     );
-    assert!(
-        summary.contains("s CPU") && summary.contains("slowest peersum_"),
-        "{summary}"
-    );
+    assert!(summary.contains("slowest peersum_"), "{summary}");
     assert!(answer.stdout.is_empty(), "{answer:#?}");
 }
 
@@ -78,25 +75,17 @@ fn json_messages_are_one_object_a_line() {
 }
 
 #[test]
-fn timings_go_beside_the_output_as_json_one_self_contained_page_and_its_picture() {
+fn timings_go_beside_the_output_as_one_self_contained_picture() {
     let checkout = Checkout::new();
     Answer::of(&mut checkout.precompile(&["--timings"])).succeeded();
     checkout.whole_output();
-    let json: Value =
-        serde_json::from_slice(&fs::read(checkout.path().join("cubins-timings.json")).unwrap())
-            .unwrap();
-    assert_eq!(json["processes"].as_array().unwrap().len(), 4);
-    let page = fs::read_to_string(checkout.path().join("cubins-timings.html")).unwrap();
-    assert!(page.contains("<svg") && page.contains("peersum_push_bf16_ws2.sm_90"));
     let picture = fs::read_to_string(checkout.path().join("cubins-timings.svg")).unwrap();
-    assert!(page.contains(&picture));
+    assert!(picture.starts_with("<svg") && picture.contains("peersum_push_bf16_ws2.sm_90"));
+    assert_eq!(picture.matches("<title>peersum_").count(), 4);
     // The name of the SVG format is the only address in it.
-    let addresses = page.replace("http://www.w3.org/2000/svg", "");
+    let addresses = picture.replace("http://www.w3.org/2000/svg", "");
     assert!(
-        !addresses.contains("http")
-            && !page.contains("<script src")
-            && !page.contains("<link")
-            && !page.contains("url("),
+        !addresses.contains("http") && !picture.contains("<script") && !picture.contains("url("),
         "it loads nothing"
     );
 }

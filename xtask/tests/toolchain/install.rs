@@ -262,7 +262,7 @@ fn an_install_that_lost_something_is_not_used_and_is_made_anew() {
         ("an edited stamp", |dir| {
             let stamp = dir.join("peersum-stamp.json");
             let text = fs::read_to_string(&stamp).unwrap();
-            fs::write(stamp, text.replace(":1,", ": 1,")).unwrap();
+            fs::write(stamp, text.replace("],", "], ")).unwrap();
         }),
         ("no cicc", |dir| {
             fs::remove_file(dir.join("nvidia/cu13/nvvm/bin/cicc")).unwrap();

@@ -35,10 +35,14 @@ PEERSUM_DEVICE void bar_sync() { emulator::block_barrier(false); }
 // Every thread arrives by itself, so that a grid may have fewer of them.
 constexpr peersum_u32 WARP_THREADS = 1;
 PEERSUM_DEVICE void barrier_cta_arrive(peersum_u32 threads) {
-    emulator::split_barrier_arrive(threads);
+    emulator::arrive(emulator::current->memory->split, threads);
 }
-PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) { emulator::split_barrier_sync(threads); }
-PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32 threads) { emulator::data_barrier(threads); }
+PEERSUM_DEVICE void barrier_cta_sync(peersum_u32 threads) {
+    emulator::meet(emulator::current->memory->split, threads);
+}
+PEERSUM_DEVICE void barrier_cta_sync_data(peersum_u32 threads) {
+    emulator::meet(emulator::current->memory->data, threads);
+}
 constexpr peersum_u32 LANES = emulator::WARP;
 PEERSUM_DEVICE float shfl_bfly_f32(float value, peersum_u32 mask) {
     return emulator::exchange_with_lane(value, mask);
@@ -64,21 +68,26 @@ PEERSUM_DEVICE peersum_u32 cluster_nctarank() { return emulator::current->cluste
 PEERSUM_DEVICE peersum_u32 cluster_ctarank() { return ctaid_x() % cluster_nctarank(); }
 PEERSUM_DEVICE peersum_u32 clusterid_x() { return ctaid_x() / cluster_nctarank(); }
 PEERSUM_DEVICE peersum_u32 nclusterid_x() { return nctaid_x() / cluster_nctarank(); }
-PEERSUM_DEVICE void barrier_cluster_arrive() { emulator::cluster_barrier_arrive(); }
-PEERSUM_DEVICE void barrier_cluster_wait() { emulator::cluster_barrier_wait(); }
+PEERSUM_DEVICE void barrier_cluster_arrive() {
+    emulator::arrive(emulator::memory_in_cluster(0)->cluster, cluster_nctarank() * ntid_x());
+}
+PEERSUM_DEVICE void barrier_cluster_wait() {
+    emulator::await_next(emulator::memory_in_cluster(0)->cluster, 0);
+}
 // A barrier's memory is zeroed at first, as it should be.
 PEERSUM_DEVICE void mbarrier_init(BlockMemory, peersum_u32) {}
 PEERSUM_DEVICE void mbarrier_arrive_expect_tx(BlockMemory, peersum_u32 barrier, peersum_u32 bytes) {
-    emulator::mbarrier_arrive(emulator::current->memory->mbarriers[barrier], bytes);
+    emulator::add_to_phase(emulator::current->memory->mbarriers[barrier],
+                           emulator::COMPLETE - bytes);
 }
 PEERSUM_DEVICE void mbarrier_wait(BlockMemory, peersum_u32 barrier) {
-    emulator::mbarrier_wait(emulator::current->memory->mbarriers[barrier]);
+    emulator::await_next(emulator::current->memory->mbarriers[barrier], 0);
 }
 PEERSUM_DEVICE void st_async_f32(BlockMemory, peersum_u32 block, peersum_u32 index, float value,
                                  peersum_u32 barrier) {
     emulator::BlockMemory& memory = *emulator::memory_in_cluster(block);
     memory.floats[index] = value;
-    emulator::mbarrier_complete(memory.mbarriers[barrier], sizeof value);
+    emulator::add_to_phase(memory.mbarriers[barrier], sizeof value);
 }
 PEERSUM_DEVICE bool bar_red_or(bool value) { return emulator::block_barrier(value); }
 // Launches of a stream never overlap here. Before its wait a thread loads nothing of use, and what

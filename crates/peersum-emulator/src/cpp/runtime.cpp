@@ -24,110 +24,70 @@ static void suspend(const peersum_u32* word, peersum_u32 last) {
     current = self;
 }
 
-// Lets all go on that wait for the generation. Fibers see it by themselves.
-static void begin_next(peersum_u32& arrived, peersum_u32& generation, peersum_u32 next) {
-    __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
-    __atomic_store_n(&generation, next, __ATOMIC_RELEASE);
+// Lets all go on that wait at the barrier. Fibers see it by themselves.
+static void begin_next(Barrier& barrier, peersum_u32 next) {
+    __atomic_store_n(&barrier.arrived, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&barrier.generation, next, __ATOMIC_RELEASE);
     if (current->suspend == nullptr)
-        syscall(SYS_futex, &generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+        syscall(SYS_futex, &barrier.generation, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Waits until the generation is another than `last`.
-static void await_next(peersum_u32& generation, peersum_u32 last) {
-    for (int turn = 0; __atomic_load_n(&generation, __ATOMIC_ACQUIRE) == last; ++turn) {
+static peersum_u32 generation_of(const Barrier& barrier) {
+    return __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
+}
+
+void await_next(Barrier& barrier, peersum_u32 last) {
+    for (int turn = 0; generation_of(barrier) == last; ++turn) {
         if (current->suspend != nullptr) {
-            suspend(&generation, last);
+            suspend(&barrier.generation, last);
         } else if (turn < YIELDS_BEFORE_SLEEP) {
             yield();
         } else {
-            syscall(SYS_futex, &generation, FUTEX_WAIT_PRIVATE, last, nullptr, nullptr, 0);
+            syscall(SYS_futex, &barrier.generation, FUTEX_WAIT_PRIVATE, last, nullptr, nullptr, 0);
         }
     }
 }
 
+bool arrive(Barrier& barrier, peersum_u32 threads) {
+    const peersum_u32 last = generation_of(barrier);
+    if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) != threads) return false;
+    begin_next(barrier, last + 1);
+    return true;
+}
+
+void meet(Barrier& barrier, peersum_u32 threads) {
+    const peersum_u32 last = generation_of(barrier);
+    if (!arrive(barrier, threads)) await_next(barrier, last);
+}
+
 bool block_barrier(bool value) {
-    BlockBarriers& barrier = *current->barriers;
-    const peersum_u32 generation = __atomic_load_n(&barrier.generation, __ATOMIC_ACQUIRE);
-    peersum_u32& any = barrier.any[generation & 1];
+    BlockMemory& memory = *current->memory;
+    const peersum_u32 generation = generation_of(memory.whole);
+    peersum_u32& any = memory.any[generation & 1];
     if (value) __atomic_store_n(&any, 1, __ATOMIC_RELAXED);
-    if (__atomic_add_fetch(&barrier.arrived, 1, __ATOMIC_ACQ_REL) == current->ntid) {
+    if (__atomic_add_fetch(&memory.whole.arrived, 1, __ATOMIC_ACQ_REL) == current->ntid) {
         // All have arrived, so all have read the other word: it is free for the next use.
-        __atomic_store_n(&barrier.any[(generation + 1) & 1], 0, __ATOMIC_RELAXED);
-        begin_next(barrier.arrived, barrier.generation, generation + 1);
+        __atomic_store_n(&memory.any[(generation + 1) & 1], 0, __ATOMIC_RELAXED);
+        begin_next(memory.whole, generation + 1);
     } else {
-        await_next(barrier.generation, generation);
+        await_next(memory.whole, generation);
     }
     return __atomic_load_n(&any, __ATOMIC_RELAXED) != 0;
 }
 
-// Whether this thread was the last.
-static bool arrives_last(BlockBarriers& barriers, peersum_u32 generation, peersum_u32 threads) {
-    if (__atomic_add_fetch(&barriers.split_arrived, 1, __ATOMIC_ACQ_REL) != threads) return false;
-    begin_next(barriers.split_arrived, barriers.split_generation, generation + 1);
-    return true;
+void add_to_phase(Barrier& barrier, peersum_u32 value) {
+    if (__atomic_add_fetch(&barrier.arrived, value, __ATOMIC_ACQ_REL) == COMPLETE)
+        begin_next(barrier, 1);
 }
-
-void split_barrier_arrive(peersum_u32 threads) {
-    BlockBarriers& barriers = *current->barriers;
-    arrives_last(barriers, __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE), threads);
-}
-
-void split_barrier_sync(peersum_u32 threads) {
-    BlockBarriers& barriers = *current->barriers;
-    const peersum_u32 generation = __atomic_load_n(&barriers.split_generation, __ATOMIC_ACQUIRE);
-    if (!arrives_last(barriers, generation, threads))
-        await_next(barriers.split_generation, generation);
-}
-
-static void meet(peersum_u32& arrived, peersum_u32& generation, peersum_u32 threads) {
-    const peersum_u32 last = __atomic_load_n(&generation, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == threads) {
-        begin_next(arrived, generation, last + 1);
-    } else {
-        await_next(generation, last);
-    }
-}
-
-void data_barrier(peersum_u32 threads) {
-    meet(current->memory->data_arrived, current->memory->data_generation, threads);
-}
-
-void cluster_barrier_arrive() {
-    BlockMemory& memory = *memory_in_cluster(0);
-    if (__atomic_add_fetch(&memory.cluster_arrived, 1, __ATOMIC_ACQ_REL) ==
-        current->cluster_nctarank * current->ntid)
-        begin_next(memory.cluster_arrived, memory.cluster_generation, 1);
-}
-
-void cluster_barrier_wait() { await_next(memory_in_cluster(0)->cluster_generation, 0); }
-
-// A phase has ended at this state: the arrival adds it, less the bytes that it expects, and each
-// byte adds 1.
-constexpr peersum_u32 COMPLETE = 1u << 31;
-
-static void add_to_phase(BlockMemory::Mbarrier& barrier, peersum_u32 value) {
-    if (__atomic_add_fetch(&barrier.state, value, __ATOMIC_ACQ_REL) == COMPLETE)
-        begin_next(barrier.state, barrier.generation, 1);
-}
-
-void mbarrier_arrive(BlockMemory::Mbarrier& barrier, peersum_u32 expected_bytes) {
-    add_to_phase(barrier, COMPLETE - expected_bytes);
-}
-
-void mbarrier_complete(BlockMemory::Mbarrier& barrier, peersum_u32 bytes) {
-    add_to_phase(barrier, bytes);
-}
-
-void mbarrier_wait(BlockMemory::Mbarrier& barrier) { await_next(barrier.generation, 0); }
 
 float exchange_with_lane(float value, peersum_u32 mask) {
     BlockMemory::Warp& warp = current->memory->warps[current->tid / WARP];
     const peersum_u32 lane = current->tid % WARP;
     // A thread that still reads these values has not arrived at the next exchange, which uses the
     // other half.
-    float* values = warp.values[__atomic_load_n(&warp.generation, __ATOMIC_ACQUIRE) & 1];
+    float* values = warp.values[generation_of(warp.barrier) & 1];
     values[lane] = value;
-    meet(warp.arrived, warp.generation, WARP);
+    meet(warp.barrier, WARP);
     return values[lane ^ mask];
 }
 

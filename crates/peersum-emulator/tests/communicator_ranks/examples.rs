@@ -79,16 +79,6 @@ fn the_shell_loop_of_emulated_graph_runs() {
     }
 }
 
-#[test]
-fn emulated_threads_runs() {
-    let output = Command::new(example("emulated_threads")).output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{said}");
-    for rank in 0..4 {
-        assert!(said.contains(&format!("rank {rank}: 10")), "{said}");
-    }
-}
-
 /// An example that compares its ranks with the reference itself.
 #[track_caller]
 fn assert_both_ranks_have_the_bits_of_the_reference(name: &str) {

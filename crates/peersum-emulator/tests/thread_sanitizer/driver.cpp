@@ -115,14 +115,12 @@ void* run_thread(void* argument) {
 
 void launch(void (*entry)(PeersumParams), const PeersumParams& params, peersum_u32 blocks,
             peersum_u32 cluster, peersum_u32 seed) {
-    emulator::BlockBarriers barriers[2] = {};
     emulator::BlockMemory memory[2] = {};
     EmulatedThread threads[2 * THREADS];
     pthread_t handles[2 * THREADS];
     for (peersum_u32 t = 0; t < blocks * THREADS; ++t) {
         const peersum_u32 block = t / THREADS;
-        const emulator::Thread identity{t % THREADS,    THREADS,          block,
-                                        blocks,         cluster,          &barriers[block],
+        const emulator::Thread identity{t % THREADS,    THREADS,          block, blocks, cluster,
                                         &memory[block], seed * 64 + t + 1};
         threads[t] = EmulatedThread{entry, &params, identity};
         if (pthread_create(&handles[t], nullptr, run_thread, &threads[t]) != 0) abort();
