@@ -107,6 +107,7 @@ PEERSUM_DEVICE bool bar_red_or(bool value) { return value; }
 PEERSUM_DEVICE void griddepcontrol_wait() {}
 PEERSUM_DEVICE void griddepcontrol_launch_dependents() {}
 PEERSUM_DEVICE void computed_here(peersum_u64&) {}
+PEERSUM_DEVICE void compute_before_wait(peersum_u64) {}
 PEERSUM_DEVICE void spin_pause() {}
 
 PEERSUM_DEVICE Unit ld_global_v4(const void* address) { return recorder::load_input(address); }
