@@ -12,15 +12,16 @@ mod grid;
 mod kill;
 mod machine;
 mod memory;
+mod message;
 mod names;
+mod norm_data;
 mod norm_output;
-mod norm_sides;
 mod operation;
 mod ranks;
 mod sanitize;
 mod soak;
-mod sum_call;
 mod tune;
+mod written;
 
 use std::process::ExitCode;
 

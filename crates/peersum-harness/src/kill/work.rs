@@ -10,11 +10,9 @@ use peersum::{Communicator, Error, Graph, SymmetricBuffer};
 
 use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
-use crate::calls::Calls;
-use crate::collective::CollectiveCall;
-use crate::norm_sides::{NormKind, Outcome};
+use crate::calls::{Calls, Rows, Symmetric, What};
 use crate::ranks::say;
-use crate::sum_call::{SumCall, Symmetric};
+use crate::written::Outcome;
 
 /// Odd, so that the last unit is partial; large enough for several units per thread on the
 /// emulator.
@@ -45,25 +43,22 @@ pub(super) fn calls_of<D: Device>(
     symmetric: Option<SymmetricBuffer<bf16, D>>,
 ) -> Result<Calls<D>> {
     if let Some(kind) = scenario.collective {
-        let call = CollectiveCall::new(communicator, kind, SEED, ELEMENTS)?;
-        return Ok(Calls::Other(call));
+        return Calls::collective(communicator, kind, SEED, ELEMENTS);
     }
-    let norm = scenario.normalised.map(|output| NormKind {
-        seed: SEED,
+    let (what, elements) = match scenario.normalised {
+        Some(output) => (What::Norm(output), ELEMENTS_OF_ROWS),
+        None => (What::AllReduce, ELEMENTS),
+    };
+    let rows = Rows {
         hidden: HIDDEN,
         // The calls of a graph would add to the same residual one after the other.
         adds: scenario.phase != Phase::GraphReplay,
-        output,
-    });
-    let elements = match norm {
-        Some(_) => ELEMENTS_OF_ROWS,
-        None => ELEMENTS,
     };
-    let is_in_place = scenario.route == Route::SymmetricTwoShot;
-    let symmetric = symmetric.map(|buffer| Symmetric::new(communicator, buffer, is_in_place));
-    let symmetric = symmetric.transpose()?;
-    let call = SumCall::new(communicator, norm, SEED, elements, symmetric)?;
-    Ok(Calls::Sum(Box::new(call)))
+    let symmetric = symmetric.map(|buffer| Symmetric {
+        buffer,
+        is_in_place: scenario.route == Route::SymmetricTwoShot,
+    });
+    Calls::sum(communicator, what, SEED, elements, rows, symmetric)
 }
 
 /// Makes and checks `count` calls, or calls until one fails. Returns the error.

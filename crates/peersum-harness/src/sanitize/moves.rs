@@ -1,13 +1,13 @@
 //! All-gathers, reduce-scatters and broadcasts of a group that is one grid.
 
 use anyhow::{Context, Result};
+use peersum::Operation;
 use peersum::dispatch::{Plan, Route};
-use peersum::{Operation, reference};
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::group::{Group, MOVES, T};
-use crate::collective::{Collective, moved_input};
-use crate::data::{self, Content, Key, bytes_of};
+use crate::collective::Collective;
+use crate::data::{Content, bytes_of};
 use crate::grid::calls::{Call, Place};
 use crate::grid::case::Variant;
 use crate::grid::slot::Slot;
@@ -62,30 +62,6 @@ impl MoveCall {
         }
     }
 
-    /// What each rank passes in.
-    fn inputs(&self, seed: u64, world_size: u32) -> Vec<Vec<T>> {
-        let input = |key| match self.kind {
-            Collective::ReduceScatter => {
-                data::input(Content::Special, key, self.elements * world_size as usize)
-            }
-            _ => moved_input(key, self.elements),
-        };
-        Key::of_all(seed, world_size)
-            .into_iter()
-            .map(input)
-            .collect()
-    }
-
-    /// What a rank must receive.
-    fn expected(&self, inputs: &[Vec<T>], rank: usize) -> Vec<T> {
-        let inputs: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
-        match self.kind {
-            Collective::AllGather => reference::all_gather(&inputs),
-            Collective::ReduceScatter => reference::reduce_scatter(&inputs, rank),
-            Collective::Broadcast { root } => reference::broadcast(&inputs, root as usize),
-        }
-    }
-
     /// `params` of an all-reduce with what this call needs.
     fn params(&self, params: PeersumParams, [input, output]: [Slot; 2]) -> PeersumParams {
         let bytes = (self.elements * size_of::<T>()) as u64;
@@ -114,7 +90,10 @@ impl MoveCall {
 impl Group {
     /// Makes one call and compares every bit.
     pub(super) fn check_move(&self, call: &MoveCall, seed: u64) -> Result<()> {
-        let inputs = call.inputs(seed, self.ranks.len() as u32);
+        let world_size = self.ranks.len() as u32;
+        let inputs = call
+            .kind
+            .inputs(Content::Special, seed, world_size, call.elements);
         let is_broadcast = matches!(call.kind, Collective::Broadcast { .. });
         let mut slots = Vec::new();
         for (index, (rank, input)) in self.ranks.iter().zip(&inputs).enumerate() {
@@ -123,7 +102,7 @@ impl Group {
                 let array = call.array(elements);
                 array.slot(base, place, index as u32, 0, size_of::<T>())
             };
-            let results = call.expected(&inputs, index).len();
+            let results = call.kind.lengths(call.elements, world_size).1;
             let output = place(target.base(), Place::Output, results);
             source.poison(&self.device)?;
             target.poison(&self.device)?;
@@ -141,7 +120,7 @@ impl Group {
         };
         self.launch(&self.moves[call.kernel()], call.plan, 1, params)?;
         for (index, [_, output]) in slots.iter().enumerate() {
-            self.compare(index, *output, &call.expected(&inputs, index))
+            self.compare(index, *output, &call.kind.expected(&inputs, index as u32))
                 .with_context(|| format!("seed {seed}"))?;
         }
         Ok(())
