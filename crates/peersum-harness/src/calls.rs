@@ -5,16 +5,16 @@ use std::fmt;
 use anyhow::{Context, Result, ensure};
 use half::bf16;
 use peersum::device::Device;
-use peersum::{Communicator, Error, SymmetricBuffer};
-use peersum_kernels::abi::PEERSUM_UNIT_BYTES;
+use peersum::{Communicator, Error, Scalar, SymmetricBuffer};
 
+use crate::call::{
+    Array, CallKind, INVERSE_SCALE, Loss, MoveCall, NUMBERS, NormKind, Outcome, RankCall, Role,
+    SumCall, norm_call,
+};
 use crate::collective::Collective;
-use crate::data::{self, Content, Key};
-use crate::memory::{TestBuffer, elements_of};
-use crate::message::{Message, NormArrays};
-use crate::norm_data::{INVERSE_SCALE, NUMBERS, NormData, NormKind};
+use crate::data::{Content, Key};
+use crate::memory::TestBuffer;
 use crate::norm_output::NormOutput;
-use crate::written::{Outcome, Written};
 
 /// What calls do.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -68,42 +68,13 @@ pub(crate) struct Symmetric<D: Device> {
 /// A rank's calls of one kind, with their arrays. A call may be made any number of times.
 pub(crate) struct Calls<D: Device> {
     device: D,
+    rank: u32,
     what: What,
-    norm: Option<NormKind>,
-    elements: usize,
-    /// `None`: the calls work in place.
-    input: Option<TestBuffer<D>>,
-    weight: TestBuffer<D>,
-    output: Written<D>,
-    residual: Written<D>,
-    fp8_values: Written<D>,
-    fp8_scales: Written<D>,
+    call: RankCall,
+    /// One for each array of the call.
+    buffers: Vec<TestBuffer<D>>,
     /// Whether a test asked for a wrong result.
     corrupts: bool,
-}
-
-/// An element of an output that was not reduced.
-fn is_nan(element: &[u8]) -> bool {
-    element == 0x7FFF_u16.to_ne_bytes()
-}
-
-/// An element of an output to which nothing was moved.
-fn is_ones(element: &[u8]) -> bool {
-    element == [0xFF; 2]
-}
-
-/// The FP8 of an element that was not reduced.
-fn is_fp8_nan(element: &[u8]) -> bool {
-    element == [0x7F]
-}
-
-fn is_nan_scale(element: &[u8]) -> bool {
-    elements_of::<f32>(element)[0].is_nan()
-}
-
-/// Of what no call writes to.
-fn is_never(_: &[u8]) -> bool {
-    false
 }
 
 impl<D: Device> Calls<D> {
@@ -116,24 +87,17 @@ impl<D: Device> Calls<D> {
         elements: usize,
         hidden: usize,
     ) -> Result<Self> {
-        let rows = Rows {
-            hidden,
-            adds: false,
-        };
-        match what {
-            What::Other(kind) => Self::collective(communicator, kind, seed, elements),
-            What::AllReduce | What::Norm(_) => {
-                Self::sum(communicator, what, seed, elements, rows, None)
-            }
-        }
+        let adds = false;
+        let rows = Rows { hidden, adds };
+        Self::with(communicator, what, seed, elements, rows, None)
     }
 
-    /// All-reduces, with RMSNorm or without.
+    /// The same with a residual, or with a symmetric buffer.
     ///
     /// # Errors
     /// The symmetric buffer is too small, or the result would not be in place though calls with FP8
     /// are; or the device refuses.
-    pub(crate) fn sum(
+    pub(crate) fn with(
         communicator: &Communicator<D>,
         what: What,
         seed: u64,
@@ -142,119 +106,56 @@ impl<D: Device> Calls<D> {
         symmetric: Option<Symmetric<D>>,
     ) -> Result<Self> {
         let device = D::open(communicator.stream())?;
-        let rank = communicator.rank();
-        let keys = Key::of_all(seed, communicator.world_size());
-        let own = data::input::<bf16>(Content::Ordinary, keys[rank as usize], elements);
-        let sum = data::expected::<bf16>(Content::Ordinary, &keys, elements);
-        let norm = match what {
-            What::Norm(output) => Some(NormKind {
-                seed,
-                content: Content::Ordinary,
-                hidden: rows.hidden,
-                adds: rows.adds,
-                output,
-                numbers: NUMBERS,
-                inverse_scale: INVERSE_SCALE,
-            }),
-            _ => None,
-        };
-        let has_fp8 = norm.is_some_and(|norm| norm.output.has_fp8());
+        let (rank, world_size) = (communicator.rank(), communicator.world_size());
+        let keys = Key::of_all(seed, world_size);
+        let has_fp8 = matches!(what, What::Norm(output) if output.has_fp8());
         let is_in_place = symmetric.as_ref().map_or(has_fp8, |it| it.is_in_place);
         ensure!(is_in_place || !has_fp8, "FP8 is made in place only");
-        let symmetric = symmetric.map(|it| TestBuffer::symmetric(&device, it.buffer, elements));
-        let memory = || TestBuffer::new::<bf16>(&device, elements);
-        let (input, output) = match (is_in_place, symmetric.transpose()?) {
-            (true, symmetric) => (None, symmetric.map_or_else(memory, Ok)?),
-            (false, symmetric) => (Some(symmetric.map_or_else(memory, Ok)?), memory()?),
+        let content = Content::Ordinary;
+        let sum = SumCall::aligned(None, elements, symmetric.is_some(), is_in_place, content);
+        let call = match what {
+            What::AllReduce => sum.of_rank(bf16::DTYPE, &keys, rank),
+            What::Norm(output) => {
+                let kind = NormKind {
+                    seed,
+                    content,
+                    hidden: rows.hidden,
+                    adds: rows.adds,
+                    output,
+                    numbers: NUMBERS,
+                    inverse_scale: INVERSE_SCALE,
+                };
+                norm_call(&sum, bf16::DTYPE, kind, &keys, rank)
+            }
+            What::Other(kind) => {
+                let kind = kind.of(world_size);
+                let call = MoveCall {
+                    kind,
+                    dtype: bf16::DTYPE,
+                    elements,
+                    is_unaligned: false,
+                    in_place: matches!(kind, Collective::Broadcast { .. }),
+                    content,
+                };
+                let keys = keys.into_iter();
+                let keys: Vec<Key> = match kind {
+                    Collective::ReduceScatter => keys.collect(),
+                    _ => keys.map(Key::with_runs_of_marks).collect(),
+                };
+                call.of_rank(&keys, rank)
+            }
         };
-        if let Some(input) = &input {
-            input.write(&device, &own)?;
-        }
-        let data = norm.map(|kind| NormData::new(&kind, &sum, rank));
-        let expected = data.as_ref().map_or(&sum, |data| &data.output);
-        let before = is_in_place.then_some(&own[..]);
-        let output = Written::new("output", output, before, expected, is_nan);
-        Self::prepared(device, what, elements, input, output, norm.zip(data))
-    }
-
-    /// A rank's message has `elements` elements, or its chunk. A root that the group does not have
-    /// stands for another.
-    pub(crate) fn collective(
-        communicator: &Communicator<D>,
-        kind: Collective,
-        seed: u64,
-        elements: usize,
-    ) -> Result<Self> {
-        let device = D::open(communicator.stream())?;
-        let (rank, world_size) = (communicator.rank(), communicator.world_size());
-        let kind = kind.of(world_size);
-        let inputs = kind.inputs(Content::Ordinary, seed, world_size, elements);
-        let (own, expected) = (&inputs[rank as usize], kind.expected(&inputs, rank));
-        let output = TestBuffer::new::<bf16>(&device, expected.len())?;
-        let is_broadcast = matches!(kind, Collective::Broadcast { .. });
-        let is_lost = match kind {
-            Collective::ReduceScatter => is_nan,
-            // It keeps what it has.
-            Collective::Broadcast { root } if root == rank => is_never,
-            _ => is_ones,
+        let mut symmetric = symmetric;
+        let buffer = |array: &Array| match symmetric.take_if(|_| array.is_symmetric) {
+            Some(it) => TestBuffer::symmetric(&device, it.buffer, array.elements),
+            None => TestBuffer::new::<u8>(&device, array.bytes()),
         };
-        let before = is_broadcast.then_some(&own[..]);
-        let mut output = Written::new("output", output, before, &expected, is_lost);
-        let input = match is_broadcast {
-            true => None,
-            false => Some(TestBuffer::new::<bf16>(&device, own.len())?),
-        };
-        if let Some(input) = &input {
-            input.write(&device, own)?;
-        }
-        output.right_from = match kind {
-            Collective::Broadcast { root } if root == rank => 0,
-            // Others may have received all but the first unit.
-            Collective::Broadcast { .. } => PEERSUM_UNIT_BYTES as usize / size_of::<bf16>(),
-            _ => usize::MAX,
-        };
-        Self::prepared(device, What::Other(kind), elements, input, output, None)
-    }
-
-    fn prepared(
-        device: D,
-        what: What,
-        elements: usize,
-        input: Option<TestBuffer<D>>,
-        output: Written<D>,
-        norm: Option<(NormKind, NormData<bf16>)>,
-    ) -> Result<Self> {
-        let (norm, data) = norm.unzip();
-        let data = data.unwrap_or_default();
-        let buffer = |len| TestBuffer::new::<bf16>(&device, len);
-        let weight = buffer(data.weight.len())?;
-        weight.write(&device, &data.weight)?;
-        let (residual, kept) = (&data.residual, &data.kept);
-        let memory = buffer(residual.len())?;
-        let mut residual = Written::new("residual", memory, Some(residual), kept, is_nan);
-        residual.may_stay = true;
-        let values = &data.fp8_values;
-        let memory = TestBuffer::new::<u8>(&device, values.len())?;
-        let fp8_values = Written::new("FP8", memory, None, values, is_fp8_nan);
-        let scales = &data.fp8_scales;
-        let memory = TestBuffer::new::<f32>(&device, scales.len())?;
-        let mut fp8_scales = Written::new("scales", memory, None, scales, is_nan_scale);
-        if norm.is_some_and(|norm| norm.output == NormOutput::Fp8Static) {
-            let memory = fp8_scales.buffer;
-            fp8_scales = Written::new("scale", memory, Some(scales), scales, is_never);
-            fp8_scales.right_from = 0;
-        }
         let calls = Calls {
+            buffers: call.arrays.iter().map(buffer).collect::<Result<_>>()?,
             device,
+            rank,
             what,
-            norm,
-            elements,
-            input,
-            weight,
-            output,
-            residual,
-            fp8_values,
-            fp8_scales,
+            call,
             corrupts: false,
         };
         calls.prepare()?;
@@ -264,7 +165,7 @@ impl<D: Device> Calls<D> {
     /// Whether the result of a call replaces the data that all ranks sum. Such a call has to be
     /// prepared each time.
     pub(crate) fn is_in_place(&self) -> bool {
-        self.input.is_none() && !matches!(self.what, What::Other(_))
+        self.call.array(Role::Input).is_none() && !matches!(self.call.kind, CallKind::Other(_))
     }
 
     /// Makes results wrong before they are checked, for a test.
@@ -272,62 +173,70 @@ impl<D: Device> Calls<D> {
         self.corrupts = corrupts;
     }
 
-    fn written(&self) -> [&Written<D>; 4] {
-        [
-            &self.output,
-            &self.residual,
-            &self.fp8_values,
-            &self.fp8_scales,
-        ]
+    fn arrays(&self) -> impl Iterator<Item = (&Array, &TestBuffer<D>)> {
+        self.call.arrays.iter().zip(&self.buffers)
     }
 
     /// Poisons what the next call writes, and writes what it reads.
     pub(crate) fn prepare(&self) -> Result<()> {
-        let mut written = self.written().into_iter();
-        written.try_for_each(|array| array.prepare(&self.device))
+        for (array, buffer) in self.arrays() {
+            buffer.poison(&self.device)?;
+            buffer.write(&self.device, &array.before())?;
+        }
+        Ok(())
     }
 
     pub(crate) fn call(&self, communicator: &mut Communicator<D>) -> Result<(), Error> {
-        let message = Message {
-            device: &self.device,
-            input: self.input.as_ref().map(TestBuffer::address),
-            output: self.output.buffer.address(),
-            elements: self.elements,
+        let address = |wanted: &Array| {
+            let mut arrays = self.arrays().filter(|(array, _)| array.role == wanted.role);
+            arrays.next().map_or(0, |(_, buffer)| buffer.address())
         };
-        // SAFETY: each array has as many elements as its constructor has given it for these calls,
-        // and `self` keeps it until they have ended.
-        unsafe {
-            match (self.what, self.norm) {
-                (What::Other(Collective::ReduceScatter), _) => {
-                    message.reduce_scatter::<bf16>(communicator)
-                }
-                (What::Other(kind), _) => message.move_data::<bf16>(communicator, kind),
-                (_, None) => message.all_reduce::<bf16>(communicator),
-                (_, Some(kind)) => {
-                    let arrays = NormArrays {
-                        weight: self.weight.address(),
-                        residual: kind.adds.then(|| self.residual.buffer.address()),
-                        fp8_values: self.fp8_values.buffer.address(),
-                        fp8_scales: self.fp8_scales.buffer.address(),
-                        output: kind.output,
-                        hidden: kind.hidden,
-                        numbers: kind.numbers,
-                    };
-                    message.rms_norm::<bf16>(communicator, arrays)
-                }
+        // SAFETY: each buffer is as large as its array, and `self` keeps it until its calls have
+        // ended.
+        unsafe { self.call.launch(&self.device, communicator, address) }
+    }
+
+    /// Fails unless `is_right(loss, index, found, before, after)` for each element of each array.
+    /// `demand` says what that is.
+    fn check_each(
+        &self,
+        demand: &str,
+        is_right: impl Fn(&Loss, usize, &[u8], &[u8], &[u8]) -> bool,
+    ) -> Result<()> {
+        for (array, buffer) in self.arrays() {
+            let (what, role, bytes) = (self.what, array.role, array.element_bytes);
+            let loss = Loss::of(&self.call, array, self.rank);
+            let (mut found, intact) = buffer.read::<u8>(&self.device)?;
+            ensure!(intact, "{what}: memory beside the {role} was written");
+            if self.corrupts && role == Role::Output {
+                found[0] ^= 1;
+            }
+            let (before, after) = (array.before(), array.after.bytes());
+            let old = before.chunks_exact(bytes);
+            let new = after.chunks_exact(bytes);
+            let elements = found.chunks_exact(bytes).zip(old.zip(new)).enumerate();
+            for (index, (found, (before, after))) in elements {
+                ensure!(
+                    is_right(&loss, index, found, before, after),
+                    "{what}: element {index} of the {role} has the bytes {found:02x?}, those of \
+                     the reference are {after:02x?} ({demand})"
+                );
             }
         }
+        Ok(())
     }
 
     /// Checks the result: right if the calls succeeded, right or lost if they failed, the old
     /// contents if nothing was launched. The residual may also stay if they failed.
     pub(crate) fn check(&self, outcome: Outcome) -> Result<()> {
-        let mut written = self.written().into_iter().enumerate();
-        let checked = written.try_for_each(|(index, array)| {
-            let corrupts = self.corrupts && index == 0;
-            array.check(&self.device, outcome, corrupts)
-        });
-        checked.context(self.what)
+        let demand = format!("{outcome:?}");
+        self.check_each(&demand, |loss, _, found, before, after| match outcome {
+            Outcome::Succeeded => found == after,
+            Outcome::Failed => {
+                found == after || (loss.is_lost)(found) || loss.may_stay && found == before
+            }
+            Outcome::Refused => found == before,
+        })
     }
 
     pub(crate) fn ensure_result(&self) -> Result<()> {
@@ -338,8 +247,9 @@ impl<D: Device> Calls<D> {
     /// part: NaN, or ones in all bits. Of a broadcast the root keeps what it has, and others may
     /// have received all but the first unit.
     pub(crate) fn ensure_lost(&self) -> Result<()> {
-        let mut written = self.written().into_iter();
-        let lost = written.try_for_each(|array| array.ensure_lost(&self.device));
+        let lost = self.check_each("must be lost", |loss, index, found, _, after| {
+            loss.may_stay || (loss.is_lost)(found) || index >= loss.right_from && found == after
+        });
         lost.context("an output that was not reduced")
     }
 

@@ -1,13 +1,9 @@
-//! All-gathers, reduce-scatters and broadcasts: what ranks pass in, and what they must receive.
+//! All-gathers, reduce-scatters and broadcasts.
 
 use std::fmt;
 
-use half::bf16;
-use peersum::{Operation, reference};
+use peersum::Operation;
 use serde::{Deserialize, Serialize};
-
-use crate::data::{self, Content, Key};
-use crate::memory::elements_of;
 
 /// A call that is no all-reduce.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -47,33 +43,6 @@ impl Collective {
             Collective::AllGather => (elements, all),
             Collective::ReduceScatter => (all, elements),
             Collective::Broadcast { .. } => (elements, elements),
-        }
-    }
-
-    /// What each rank passes in. `content` is that of what is summed.
-    pub(crate) fn inputs(
-        self,
-        content: Content,
-        seed: u64,
-        world_size: u32,
-        elements: usize,
-    ) -> Vec<Vec<bf16>> {
-        let (sent, _) = self.lengths(elements, world_size);
-        let keys = Key::of_all(seed, world_size).into_iter();
-        keys.map(|key| match self {
-            Collective::ReduceScatter => data::input(content, key, sent),
-            _ => elements_of(&data::moved(key.with_runs_of_marks(), 2 * sent)),
-        })
-        .collect()
-    }
-
-    /// What `rank` must receive.
-    pub(crate) fn expected(self, inputs: &[Vec<bf16>], rank: u32) -> Vec<bf16> {
-        let inputs: Vec<&[bf16]> = inputs.iter().map(Vec::as_slice).collect();
-        match self {
-            Collective::AllGather => reference::all_gather(&inputs),
-            Collective::ReduceScatter => reference::reduce_scatter(&inputs, rank as usize),
-            Collective::Broadcast { root } => reference::broadcast(&inputs, root as usize),
         }
     }
 

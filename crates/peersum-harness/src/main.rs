@@ -3,6 +3,7 @@
 mod above_range;
 mod arrays;
 mod bench;
+mod call;
 mod calls;
 mod collective;
 mod data;
@@ -12,16 +13,13 @@ mod grid;
 mod kill;
 mod machine;
 mod memory;
-mod message;
 mod names;
-mod norm_data;
 mod norm_output;
 mod operation;
 mod ranks;
 mod sanitize;
 mod soak;
 mod tune;
-mod written;
 
 use std::process::ExitCode;
 

@@ -13,7 +13,7 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing};
 use peersum_artifact::Dtype;
 
-use super::slot::{Slot, Wrong};
+use crate::call::{Slot, Wrong};
 use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
 use crate::memory::{GUARD_BYTES, POISON};
 

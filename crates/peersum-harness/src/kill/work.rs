@@ -10,9 +10,9 @@ use peersum::{Communicator, Error, Graph, SymmetricBuffer};
 
 use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
+use crate::call::Outcome;
 use crate::calls::{Calls, Rows, Symmetric, What};
 use crate::ranks::say;
-use crate::written::Outcome;
 
 /// Odd, so that the last unit is partial; large enough for several units per thread on the
 /// emulator.
@@ -43,7 +43,7 @@ pub(super) fn calls_of<D: Device>(
     symmetric: Option<SymmetricBuffer<bf16, D>>,
 ) -> Result<Calls<D>> {
     if let Some(kind) = scenario.collective {
-        return Calls::collective(communicator, kind, SEED, ELEMENTS);
+        return Calls::new(communicator, What::Other(kind), SEED, ELEMENTS, HIDDEN);
     }
     let (what, elements) = match scenario.normalised {
         Some(output) => (What::Norm(output), ELEMENTS_OF_ROWS),
@@ -58,7 +58,7 @@ pub(super) fn calls_of<D: Device>(
         buffer,
         is_in_place: scenario.route == Route::SymmetricTwoShot,
     });
-    Calls::sum(communicator, what, SEED, elements, rows, symmetric)
+    Calls::with(communicator, what, SEED, elements, rows, symmetric)
 }
 
 /// Makes and checks `count` calls, or calls until one fails. Returns the error.

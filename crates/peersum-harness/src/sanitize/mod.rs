@@ -5,6 +5,7 @@
 mod bounded;
 mod calls;
 mod group;
+mod group_run;
 mod moves;
 mod planted;
 mod rows;
@@ -24,8 +25,8 @@ use crate::operation::Operation;
 use bounded::Ended;
 use tool::Tool;
 
-pub(crate) use calls::run as run_group;
 pub(crate) use group::GroupArgs;
+pub(crate) use group_run::run as run_group;
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
 /// The exit status of compute-sanitizer if it found errors. Neither it nor the harness uses this
