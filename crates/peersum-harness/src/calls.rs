@@ -105,7 +105,6 @@ impl<D: Device> Calls<D> {
         rows: Rows,
         symmetric: Option<Symmetric<D>>,
     ) -> Result<Self> {
-        let device = D::open(communicator.stream())?;
         let (rank, world_size) = (communicator.rank(), communicator.world_size());
         let keys = Key::of_all(seed, world_size);
         let has_fp8 = matches!(what, What::Norm(output) if output.has_fp8());
@@ -137,15 +136,20 @@ impl<D: Device> Calls<D> {
                     in_place: matches!(kind, Collective::Broadcast { .. }),
                     content,
                 };
-                let keys = keys.into_iter();
-                let keys: Vec<Key> = match kind {
-                    Collective::ReduceScatter => keys.collect(),
-                    _ => keys.map(Key::with_runs_of_marks).collect(),
-                };
-                call.of_rank(&keys, rank)
+                call.with_marks(&keys, rank)
             }
         };
-        let mut symmetric = symmetric;
+        Self::of(communicator, what, call, symmetric)
+    }
+
+    /// This call of this rank.
+    pub(crate) fn of(
+        communicator: &Communicator<D>,
+        what: What,
+        call: RankCall,
+        mut symmetric: Option<Symmetric<D>>,
+    ) -> Result<Self> {
+        let device = D::open(communicator.stream())?;
         let buffer = |array: &Array| match symmetric.take_if(|_| array.is_symmetric) {
             Some(it) => TestBuffer::symmetric(&device, it.buffer, array.elements),
             None => TestBuffer::new::<u8>(&device, array.bytes()),
@@ -153,7 +157,7 @@ impl<D: Device> Calls<D> {
         let calls = Calls {
             buffers: call.arrays.iter().map(buffer).collect::<Result<_>>()?,
             device,
-            rank,
+            rank: communicator.rank(),
             what,
             call,
             corrupts: false,

@@ -1,7 +1,6 @@
 //! The harness of peersum: all commands that run ranks. `cargo xtask` builds and starts it.
 
 mod above_range;
-mod arrays;
 mod bench;
 mod call;
 mod calls;

@@ -49,17 +49,35 @@ impl fmt::Display for Role {
     }
 }
 
+/// The sum of the arrays with these keys; of one, that array itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Sum {
+    pub(crate) dtype: Dtype,
+    pub(crate) content: Content,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) elements: usize,
+}
+
+impl Sum {
+    fn bytes(&self) -> Vec<u8> {
+        with_element!(self.dtype, T => {
+            bytes_of(&data::expected::<T>(self.content, &self.keys, self.elements)).to_vec()
+        })
+    }
+
+    /// The bits of one element.
+    pub(crate) fn bits_at(&self, index: u32) -> u64 {
+        with_element!(self.dtype, T => {
+            number_of(bytes_of(&[data::expected_at::<T>(self.content, &self.keys, index)]))
+        })
+    }
+}
+
 /// What an array holds.
 #[derive(Debug, Clone)]
 pub(crate) enum Values {
     Bytes(Vec<u8>),
-    /// The sum of the arrays with these keys; of one, that array itself.
-    Sum {
-        dtype: Dtype,
-        content: Content,
-        keys: Vec<Key>,
-        elements: usize,
-    },
+    Sum(Sum),
 }
 
 impl Values {
@@ -70,29 +88,7 @@ impl Values {
     pub(crate) fn bytes(&self) -> Cow<'_, [u8]> {
         match self {
             Values::Bytes(bytes) => Cow::Borrowed(bytes),
-            Values::Sum {
-                dtype,
-                content,
-                keys,
-                elements,
-            } => with_element!(*dtype, T => {
-                Cow::Owned(bytes_of(&data::expected::<T>(*content, keys, *elements)).to_vec())
-            }),
-        }
-    }
-
-    /// The bits of one element of a sum.
-    pub(crate) fn bits_of_sum(&self, index: u32) -> u64 {
-        match self {
-            Values::Bytes(_) => 0,
-            Values::Sum {
-                dtype,
-                content,
-                keys,
-                ..
-            } => with_element!(*dtype, T => {
-                number_of(bytes_of(&[data::expected_at::<T>(*content, keys, index)]))
-            }),
+            Values::Sum(sum) => Cow::Owned(sum.bytes()),
         }
     }
 }

@@ -11,7 +11,7 @@ mod rank_call;
 mod slot;
 mod sum;
 
-pub(crate) use array::{Array, Role, Values, stride};
+pub(crate) use array::{Array, Role, Sum, Values, stride};
 pub(crate) use loss::{Loss, Outcome};
 pub(crate) use moved::MoveCall;
 pub(crate) use norm::norm_call;

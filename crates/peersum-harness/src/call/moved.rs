@@ -67,6 +67,15 @@ impl MoveCall {
         }
     }
 
+    /// The same with runs of marks in what is only moved.
+    pub(crate) fn with_marks(&self, keys: &[Key], rank: u32) -> RankCall {
+        let with_marks = |key: &Key| match self.kind {
+            Collective::ReduceScatter => *key,
+            _ => key.with_runs_of_marks(),
+        };
+        self.of_rank(&keys.iter().map(with_marks).collect::<Vec<_>>(), rank)
+    }
+
     /// What `rank` has, and what the array that it writes must hold after the call.
     fn values(&self, keys: &[Key], rank: u32) -> (Vec<u8>, Vec<u8>) {
         if self.kind == Collective::ReduceScatter {

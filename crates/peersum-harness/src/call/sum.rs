@@ -7,7 +7,7 @@ use fastrand::Rng;
 use peersum::dispatch::{Plan, Route};
 use peersum_artifact::Dtype;
 
-use super::array::{Array, Role, Values};
+use super::array::{Array, Role, Sum, Values};
 use super::rank_call::{CallKind, RankCall};
 use crate::data::{Content, Key};
 
@@ -63,7 +63,7 @@ impl Variant {
     }
 }
 
-/// One call of a round. Equal on all ranks.
+/// One all-reduce, equal on all ranks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SumCall {
     /// Which communicator makes it.
@@ -120,11 +120,13 @@ impl SumCall {
 
     /// The call as `rank` makes it. `keys` are those of all ranks.
     pub(crate) fn of_rank(&self, dtype: Dtype, keys: &[Key], rank: u32) -> RankCall {
-        let values = |keys: &[Key]| Values::Sum {
-            dtype,
-            content: self.content,
-            keys: keys.to_vec(),
-            elements: self.elements,
+        let values = |keys: &[Key]| {
+            Values::Sum(Sum {
+                dtype,
+                content: self.content,
+                keys: keys.to_vec(),
+                elements: self.elements,
+            })
         };
         let array = |role, before, after, is_symmetric| Array {
             role,

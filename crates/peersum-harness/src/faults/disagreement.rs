@@ -9,6 +9,7 @@ use peersum::{
 use peersum_artifact::Dtype;
 
 use super::stage::{ELEMENTS, SEED, Stage};
+use crate::calls::{Calls, What};
 use crate::data::with_element;
 use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
@@ -309,7 +310,7 @@ fn disagree<S: DeviceStream>(
         builder.timeout(std::time::Duration::from_secs(20))
     })?;
     let rank = communicator.rank();
-    let good = stage.arrays(&communicator, SEED, ELEMENTS)?;
+    let good = Calls::new(&communicator, What::AllReduce, SEED, ELEMENTS, 0)?;
     good.call(&mut communicator)?;
     communicator.synchronize()?;
     let calls = |rank: u32| programs[usize::from(rank == ODD)];
@@ -317,7 +318,7 @@ fn disagree<S: DeviceStream>(
         DeviceKind::Cuda => (4, 128),
         DeviceKind::Emulator => (1, 8),
     };
-    let device = &good.device;
+    let device = &S::Device::open(communicator.stream())?;
     let arrays = calls(rank)
         .iter()
         .map(|called| with_element!(called.dtype, T => Buffers::new::<T>(device, called)));

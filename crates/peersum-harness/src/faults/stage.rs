@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
-use half::bf16;
 use peersum::device::DeviceStream;
 use peersum::loader::LoadPolicy;
 use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
 
-use crate::arrays::Arrays;
-use crate::data::Content;
 use crate::machine::{DeviceChoice, DeviceKind};
 
 /// How long a call waits for a peer in these cases.
@@ -96,15 +93,5 @@ impl<S: DeviceStream> Stage<'_, S> {
             builder = builder.max_blocks(1);
         }
         Ok(settings(builder).build(&stream)?)
-    }
-
-    /// A rank's arrays. All ranks must ask for the same.
-    pub(super) fn arrays(
-        &self,
-        communicator: &Communicator<S::Device>,
-        seed: u64,
-        elements: usize,
-    ) -> Result<Arrays<bf16, S::Device>> {
-        Arrays::new(communicator, seed, elements, Content::Ordinary)
     }
 }

@@ -1,4 +1,4 @@
-//! What the grid knows of a configuration, whatever its calls do.
+//! A configuration as the grid knows it, whatever its calls do, and what a filter selects.
 
 use std::time::Duration;
 

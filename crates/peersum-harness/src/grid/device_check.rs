@@ -13,7 +13,7 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing};
 use peersum_artifact::Dtype;
 
-use crate::call::{Slot, Wrong};
+use crate::call::{Slot, Sum, Wrong};
 use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
 use crate::memory::{GUARD_BYTES, POISON};
 
@@ -92,40 +92,27 @@ fn shape(elements: u64) -> LaunchConfig {
 }
 
 impl DeviceCheck {
-    /// Writes one rank's array.
-    pub(crate) fn generate(
-        &mut self,
-        dtype: Dtype,
-        content: Content,
-        key: Key,
-        slot: &Slot,
-    ) -> Result<()> {
-        let elements = (slot.bytes / dtype.size_bytes()) as u64;
-        let (address, number) = (slot.address(), dtype as u32);
-        let special = u32::from(content == Content::Special);
+    /// Writes one rank's array, the sum of a single one.
+    pub(crate) fn generate(&mut self, own: &Sum, slot: &Slot) -> Result<()> {
+        let elements = own.elements as u64;
+        let (address, number, key) = (slot.address(), own.dtype as u32, own.keys[0].0);
+        let special = u32::from(own.content == Content::Special);
         let mut launch = self.stream.launch_builder(&self.module.generate);
         launch
             .arg(&address)
             .arg(&elements)
             .arg(&number)
             .arg(&special)
-            .arg(&key.0);
+            .arg(&key);
         // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the
         // array's address on; the slot holds them.
         unsafe { launch.launch(shape(elements))? };
         Ok(())
     }
 
-    /// Compares a slot with the sum of the arrays with these keys, of one with the array itself,
-    /// and keeps the first difference under `place`.
-    pub(crate) fn check(
-        &mut self,
-        dtype: Dtype,
-        content: Content,
-        keys: &[Key],
-        slot: &Slot,
-        place: usize,
-    ) -> Result<()> {
+    /// Compares a slot with a sum, and keeps the first difference under `place`.
+    pub(crate) fn check(&mut self, sum: &Sum, slot: &Slot, place: usize) -> Result<()> {
+        let keys = &sum.keys;
         ensure!(
             place < PLACES && keys.len() <= 8,
             "no place for result {place}"
@@ -134,10 +121,10 @@ impl DeviceCheck {
         let all = Keys(std::array::from_fn(|rank| {
             keys.get(rank).map_or(0, |key| key.0)
         }));
-        let elements = (slot.bytes / dtype.size_bytes()) as u64;
+        let elements = sum.elements as u64;
         let (start, guarded) = (slot.start as u64, slot.guarded_bytes as u64);
-        let (number, world_size) = (dtype as u32, keys.len() as u32);
-        let special = u32::from(content == Content::Special);
+        let (number, world_size) = (sum.dtype as u32, keys.len() as u32);
+        let special = u32::from(sum.content == Content::Special);
         let result = {
             let (address, _guard) = self.results.device_ptr(&self.stream);
             address + (place * size_of::<u64>()) as u64
@@ -209,9 +196,16 @@ fn prove_typed<T: TestElement, D: Device>(
     content: Content,
 ) -> Result<()> {
     const ELEMENTS: usize = 20_001;
-    let keys: Vec<Key> = (0..world_size)
-        .map(|rank| Key::new(7, 1, 2, rank))
-        .collect();
+    let sum = Sum {
+        dtype: T::DTYPE,
+        content,
+        keys: Key::of_call(7, 1, 2, world_size),
+        elements: ELEMENTS,
+    };
+    let own = Sum {
+        keys: sum.keys[..1].to_vec(),
+        ..sum.clone()
+    };
     let start = GUARD_BYTES + size_of::<T>();
     let bytes = ELEMENTS * size_of::<T>();
     let guarded_bytes = (start + bytes + GUARD_BYTES).next_multiple_of(4);
@@ -231,25 +225,28 @@ fn prove_typed<T: TestElement, D: Device>(
     let what = || format!("{} {content:?} of {world_size} ranks", T::DTYPE);
     let first_wrong = |check: &mut DeviceCheck, memory: &[u8]| -> Result<Option<Wrong>> {
         set(memory)?;
-        check.check(T::DTYPE, content, &keys, &slot, 0)?;
+        check.check(&sum, &slot, 0)?;
         let found = check.take(1, |_, _| 0)?;
         Ok(found.first().map(|(_, wrong)| *wrong))
     };
 
     set(&memory)?;
-    check.generate(T::DTYPE, content, keys[0], &slot)?;
+    check.generate(&own, &slot)?;
     let mut made = vec![0; guarded_bytes];
     // SAFETY: as above.
     unsafe { device.read(slot.base, &mut made)? };
-    memory[start..start + bytes]
-        .copy_from_slice(bytes_of(&data::input::<T>(content, keys[0], ELEMENTS)));
+    memory[start..start + bytes].copy_from_slice(bytes_of(&data::input::<T>(
+        content,
+        own.keys[0],
+        ELEMENTS,
+    )));
     ensure!(
         made == memory,
         "{}: the card makes other data than the host",
         what()
     );
 
-    let expected = data::expected::<T>(content, &keys, ELEMENTS);
+    let expected = data::expected::<T>(content, &sum.keys, ELEMENTS);
     memory[start..start + bytes].copy_from_slice(bytes_of(&expected));
     if let Some(found) = first_wrong(check, &memory)? {
         bail!(

@@ -1,7 +1,7 @@
 //! One communicator of a rank with its memory: the arrays of each round lie in it, one slot a layer
 //! in a region for each role, every slot between guards.
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use peersum::device::Device;
@@ -11,7 +11,7 @@ use peersum::{Communicator, Error, Graph, Output, Rendezvous, SymmetricBuffer};
 use super::case::{GroupKind, Room};
 use super::device_check::{self, DeviceCheck};
 use super::settings::{GridKind, Settings};
-use crate::call::{Array, RankCall, Role, Slot, Values, stride};
+use crate::call::{Array, RankCall, Role, Slot, Sum, Values, stride};
 use crate::machine::{DeviceOf, Machine};
 use crate::memory::{Guarded, POISON};
 
@@ -36,6 +36,13 @@ impl Round {
         }
     }
 
+    /// The arrays of the calls of one communicator, each with the place of its call.
+    fn arrays(&self, lane: usize) -> impl Iterator<Item = (usize, &Array)> {
+        let calls = self.calls.iter().enumerate();
+        let own = calls.filter(move |(_, call)| call.lane == lane);
+        own.flat_map(|(layer, call)| call.arrays.iter().map(move |array| (layer, array)))
+    }
+
     /// How a report names an array of a call.
     fn name(&self, layer: usize, role: Role) -> String {
         let label = &self.calls[layer].label;
@@ -43,20 +50,40 @@ impl Round {
     }
 }
 
-/// One communicator with its memory.
-pub(super) struct Lane<D: Device> {
-    // Dropped first: its teardown waits for the stream, which uses what follows.
-    pub(super) communicator: Communicator<D>,
-    /// A second handle on the same stream: the communicator keeps its own.
+/// The memory of one communicator's calls.
+struct Memory<D: Device> {
     device: D,
-    check: Option<DeviceCheck>,
-    /// The arrays that the device compares, by name, and what they must hold.
-    pending: Vec<(String, Values)>,
+    rank: u32,
     /// One for each role.
     regions: Vec<Guarded<D>>,
     /// Held for its memory; used by its address.
     _symmetric: Option<SymmetricBuffer<f32, D>>,
     symmetric_base: u64,
+}
+
+impl<D: Device> Memory<D> {
+    /// The first byte of all slots that the array may have.
+    fn base(&self, array: &Array) -> u64 {
+        match array.is_symmetric {
+            true => self.symmetric_base,
+            false => self.regions[array.role as usize].base(),
+        }
+    }
+
+    fn slot(&self, round: &Round, layer: usize, array: &Array) -> Slot {
+        let base = self.base(array) + (layer * round.stride) as u64;
+        array.slot(base, self.rank, layer)
+    }
+}
+
+/// One communicator with its memory.
+pub(super) struct Lane<D: Device> {
+    // Dropped first: its teardown waits for the stream, which uses what follows.
+    pub(super) communicator: Communicator<D>,
+    check: Option<DeviceCheck>,
+    /// The arrays that the device compares, by name, and what they must hold.
+    pending: Vec<(String, Sum)>,
+    memory: Memory<D>,
 }
 
 impl<D: Device> Lane<D> {
@@ -112,27 +139,17 @@ impl<D: Device> Lane<D> {
             Guarded::new(&device, bytes.max(1), settings.sharing())
         };
         Ok(Lane {
-            regions: Role::ALL.into_iter().map(region).collect::<Result<_>>()?,
-            _symmetric: symmetric,
-            symmetric_base,
+            memory: Memory {
+                regions: Role::ALL.into_iter().map(region).collect::<Result<_>>()?,
+                _symmetric: symmetric,
+                symmetric_base,
+                rank,
+                device,
+            },
             check,
             pending: Vec::new(),
             communicator,
-            device,
         })
-    }
-
-    /// The first byte of all slots that the array may have.
-    fn base(&self, array: &Array) -> u64 {
-        match array.is_symmetric {
-            true => self.symmetric_base,
-            false => self.regions[array.role as usize].base(),
-        }
-    }
-
-    fn slot(&self, round: &Round, layer: usize, array: &Array) -> Slot {
-        let base = self.base(array) + (layer * round.stride) as u64;
-        array.slot(base, self.communicator.rank(), layer)
     }
 
     /// Whether results are compared on the device, and waited for once, at the end of a case.
@@ -140,49 +157,25 @@ impl<D: Device> Lane<D> {
         self.check.is_some()
     }
 
-    /// Poisons the arrays of these calls and what is around them, and writes what the calls read,
-    /// on the stream.
-    pub(super) fn prepare(&mut self, round: &Round, layers: &[usize]) -> Result<()> {
-        let arrays = |layer: &usize| round.calls[*layer].arrays.iter();
-        let mut bases: Vec<u64> = layers
-            .iter()
-            .flat_map(arrays)
-            .map(|it| self.base(it))
-            .collect();
-        bases.sort_unstable();
-        bases.dedup();
-        for base in bases {
-            let words = round.calls.len() * round.stride / 4;
+    /// Poisons the arrays of the calls of communicator `lane` and what is around them, and writes
+    /// what the calls read, on the stream.
+    pub(super) fn prepare(&mut self, round: &Round, lane: usize) -> Result<()> {
+        let (memory, words) = (&self.memory, round.calls.len() * round.stride / 4);
+        let bases = round.arrays(lane).map(|(_, array)| memory.base(array));
+        for base in bases.collect::<BTreeSet<u64>>() {
+            let poison = u32::from_ne_bytes([POISON; 4]);
             // SAFETY: the slots of a round lie within the region, which outlives the stream's work.
-            unsafe {
-                self.device
-                    .fill(base, u32::from_ne_bytes([POISON; 4]), words)?
-            };
+            unsafe { memory.device.fill(base, poison, words)? };
         }
-        for (layer, array) in layers
-            .iter()
-            .flat_map(|layer| arrays(layer).map(move |it| (*layer, it)))
-        {
-            let Some((first, values)) = &array.before else {
-                continue;
-            };
-            let slot = self.slot(round, layer, array);
-            match (&mut self.check, values) {
-                (
-                    Some(check),
-                    Values::Sum {
-                        dtype,
-                        content,
-                        keys,
-                        ..
-                    },
-                ) => {
-                    check.generate(*dtype, *content, keys[0], &slot)?;
-                }
-                _ => {
+        for (layer, array) in round.arrays(lane) {
+            let slot = memory.slot(round, layer, array);
+            match (&array.before, &mut self.check) {
+                (None, _) => {}
+                (Some((_, Values::Sum(own))), Some(check)) => check.generate(own, &slot)?,
+                (Some((first, values)), _) => {
                     let address = slot.address() + (first * array.element_bytes) as u64;
                     // SAFETY: the array lies within the region.
-                    unsafe { self.device.write(address, &values.bytes())? };
+                    unsafe { memory.device.write(address, &values.bytes())? };
                 }
             }
         }
@@ -191,16 +184,12 @@ impl<D: Device> Lane<D> {
 
     /// Makes one call.
     pub(super) fn launch(&mut self, round: &Round, layer: usize) -> Result<()> {
-        let call = &round.calls[layer];
-        self.communicator.force_plan(call.plan)?;
-        let base = |array: &Array| self.base(array) + (layer * round.stride) as u64;
-        let rank = self.communicator.rank();
-        let addresses = call.arrays.iter();
-        let addresses = addresses.map(|it| (it.role, it.slot(base(it), rank, layer).address()));
-        let addresses: HashMap<Role, u64> = addresses.collect();
-        let (device, communicator) = (&self.device, &mut self.communicator);
+        let (call, memory) = (&round.calls[layer], &self.memory);
+        let communicator = &mut self.communicator;
+        communicator.force_plan(call.plan)?;
+        let address = |array: &Array| memory.slot(round, layer, array).address();
         // SAFETY: the arrays lie within regions that outlive the stream's work.
-        unsafe { call.launch(device, communicator, |array| addresses[&array.role])? };
+        unsafe { call.launch(&memory.device, communicator, address)? };
         Ok(())
     }
 
@@ -227,25 +216,16 @@ impl<D: Device> Lane<D> {
     ) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for array in &round.calls[layer].arrays {
-            let slot = self.slot(round, layer, array);
+            let slot = self.memory.slot(round, layer, array);
             let name = round.name(layer, array.role);
-            if let (
-                Some(check),
-                Values::Sum {
-                    dtype,
-                    content,
-                    keys,
-                    ..
-                },
-            ) = (&mut self.check, &array.after)
-            {
-                check.check(*dtype, *content, keys, &slot, self.pending.len())?;
-                self.pending.push((name, array.after.clone()));
+            if let (Some(check), Values::Sum(sum)) = (&mut self.check, &array.after) {
+                check.check(sum, &slot, self.pending.len())?;
+                self.pending.push((name, sum.clone()));
                 continue;
             }
             let mut memory = vec![0; slot.guarded_bytes];
             // SAFETY: the slot lies within the region.
-            unsafe { self.device.read(slot.base, &mut memory)? };
+            unsafe { self.memory.device.read(slot.base, &mut memory)? };
             if corrupts {
                 memory[slot.start + array.element_bytes] ^= 1;
             }
@@ -262,7 +242,7 @@ impl<D: Device> Lane<D> {
             return Ok(Vec::new());
         };
         self.communicator.synchronize()?;
-        let expected = |place: usize, index| pending[place].1.bits_of_sum(index);
+        let expected = |place: usize, index| pending[place].1.bits_at(index);
         let found = check.take(pending.len(), expected)?;
         let text = |(place, wrong): &(usize, _)| format!("{}, {wrong}", pending[*place].0);
         Ok(found.iter().map(text).collect())

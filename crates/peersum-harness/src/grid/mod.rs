@@ -5,10 +5,10 @@ pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
 mod lane;
-pub(crate) mod moves;
+mod moves;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
-pub(crate) mod norm;
+pub(crate) mod norms;
 mod rank;
 mod report;
 mod runner;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use peersum_artifact::Dtype;
 
 use super::case::{Case, is_selected};
-use super::norm::{self, NormCase};
+use super::norms::{self, NormCase};
 use super::settings::{GridKind, Settings};
 use super::{moves, sums};
 use crate::machine::DeviceKind;
@@ -15,7 +15,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     let sums = sums::cases(settings).into_iter();
     let moves = moves::cases(settings).into_iter();
     let mut all: Vec<Case> = sums.map(|case| case.case(settings)).collect();
-    all.extend(norm::cases(settings).into_iter().map(NormCase::case));
+    all.extend(norms::cases(settings).into_iter().map(NormCase::case));
     all.extend(moves.map(|case| case.case(settings)));
     all.retain(|case| {
         let is_selected = |filter: &String| is_selected(filter, &case.name);
@@ -59,47 +59,41 @@ pub(super) fn ensure_any(settings: &Settings, cases: &[Case]) -> Result<()> {
 
 /// What the grids do not contain although a reader might expect it, with the reason.
 pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
-    let mut left_out = Vec::new();
     let has = |op| settings.ops.contains(&op);
-    if has(Operation::RmsNorm) && settings.grid != GridKind::Full {
-        left_out.push("more than 3 rows of more than 64 elements: --grid full has them");
-    }
-    if [
+    let moves = [
         Operation::AllGather,
         Operation::ReduceScatter,
         Operation::Broadcast,
-    ]
-    .map(has)
-    .contains(&true)
-        && settings.grid != GridKind::Full
-    {
-        left_out.push(
+    ];
+    let (grid, sums) = (settings.grid, has(Operation::AllReduce));
+    let all = [
+        (
+            has(Operation::RmsNorm) && grid != GridKind::Full,
+            "more than 3 rows of more than 64 elements: --grid full has them",
+        ),
+        (
+            moves.into_iter().any(has) && grid != GridKind::Full,
             "calls that move data or scatter a sum: chunks above 10 KB, every length with every \
              type: --grid full has them",
-        );
-    }
-    if !has(Operation::AllReduce) {
-        return left_out;
-    }
-    if settings.device == DeviceKind::Cuda {
-        left_out.push(
+        ),
+        (
+            sums && settings.device == DeviceKind::Cuda,
             "delays injected per block: the kernels have no switch for it; the emulator delays \
              blocks, here ranks are delayed",
-        );
-    }
-    if settings.grid == GridKind::Sanitizer {
-        left_out.push(
+        ),
+        (
+            sums && grid == GridKind::Sanitizer,
             "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, \
              two communicators: --grid smoke and --grid full have them",
-        );
-    }
-    if settings.grid == GridKind::Smoke {
-        left_out.push(
+        ),
+        (
+            sums && grid == GridKind::Smoke,
             "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart: \
              --grid full has them",
-        );
-    }
-    left_out
+        ),
+    ];
+    let left_out = all.into_iter().filter(|(is_left_out, _)| *is_left_out);
+    left_out.map(|(_, what)| what).collect()
 }
 
 #[cfg(test)]

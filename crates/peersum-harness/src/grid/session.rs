@@ -59,21 +59,23 @@ impl<D: Device> Session<D> {
         meet: &dyn Fn(),
         emit: &dyn Fn(Event),
     ) -> Result<()> {
-        let mismatch = |seed: u64, rank: u32, wrong: String| Event::Mismatch {
+        let (rank, seed) = (self.rank, self.settings.seed);
+        let Case {
+            name, world_size, ..
+        } = case;
+        let mismatch = |wrong: String| Event::Mismatch {
             case: index,
-            text: format!(
-                "mismatch on rank {rank} of {}: {}, {wrong}; seed {seed}",
-                case.world_size, case.name
-            ),
+            text: format!("mismatch on rank {rank} of {world_size}: {name}, {wrong}; seed {seed}"),
         };
-        let (seed, rank) = (self.settings.seed, self.rank);
         let meets = !self.kind.is_sum();
         let mut spent = Spent::default();
         let mut graph = None;
         for number in 0..case.rounds {
             let began = Instant::now();
             let round = Round::new(number, case.calls(&self.settings, rank, number));
-            self.prepare(&round)?;
+            for (index, lane) in self.lanes.iter_mut().enumerate() {
+                lane.prepare(&round, index)?;
+            }
             spent.check += began.elapsed().as_secs_f64();
 
             let began = Instant::now();
@@ -113,7 +115,7 @@ impl<D: Device> Session<D> {
                 let place = ((case.rounds - 1).min(1), (round.calls.len() - 1).min(2));
                 let corrupts = self.corrupts && (number, layer) == place;
                 for wrong in self.lanes[call.lane].compare(&round, layer, corrupts)? {
-                    emit(mismatch(seed, rank, wrong));
+                    emit(mismatch(wrong));
                 }
             }
             spent.check += began.elapsed().as_secs_f64();
@@ -121,7 +123,7 @@ impl<D: Device> Session<D> {
         let began = Instant::now();
         for lane in &mut self.lanes {
             for wrong in lane.take()? {
-                emit(mismatch(seed, rank, wrong));
+                emit(mismatch(wrong));
             }
         }
         spent.run += began.elapsed().as_secs_f64();
@@ -130,17 +132,6 @@ impl<D: Device> Session<D> {
             meet();
         }
         emit(Event::Ended { case: index, spent });
-        Ok(())
-    }
-
-    fn prepare(&mut self, round: &Round) -> Result<()> {
-        for (index, lane) in self.lanes.iter_mut().enumerate() {
-            let layers = 0..round.calls.len();
-            let own: Vec<usize> = layers
-                .filter(|&layer| round.calls[layer].lane == index)
-                .collect();
-            lane.prepare(round, &own)?;
-        }
         Ok(())
     }
 }

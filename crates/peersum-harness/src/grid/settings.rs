@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use peersum::device::MemorySharing;
 use peersum::dispatch::Route;
@@ -308,15 +308,7 @@ fn parse_ops(list: &str) -> Result<Box<[Operation]>> {
     let all = Operation::value_variants();
     select(all.iter().copied(), list, |name| match name {
         "all" => Ok(all.to_vec()),
-        _ => {
-            let op = Operation::from_str(&name.replace('_', "-"), false);
-            let names = all
-                .iter()
-                .map(|op| op.name())
-                .collect::<Vec<_>>()
-                .join(", ");
-            Ok(vec![op.map_err(|_| anyhow!("there are {names} and all"))?])
-        }
+        _ => Ok(vec![by_name(&name.replace('-', "_"))?]),
     })
 }
 

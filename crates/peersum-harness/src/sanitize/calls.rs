@@ -40,7 +40,7 @@ impl GroupCall {
     pub(super) fn of_rank(&self, keys: &[Key], rank: u32, seed: u64) -> RankCall {
         match self.form {
             Form::Sum(call) => call.of_rank(T::DTYPE, keys, rank),
-            Form::Moved(call) => call.of_rank(keys, rank),
+            Form::Moved(call) => call.with_marks(keys, rank),
             Form::Rows {
                 sum,
                 hidden,

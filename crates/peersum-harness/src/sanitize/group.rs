@@ -89,15 +89,22 @@ pub(super) struct Group {
     stream: Arc<CudaStream>,
     ranks: Vec<Rank>,
     layout: ArenaLayout,
-    /// The entry point of each route.
-    functions: HashMap<Route, CudaFunction>,
-    /// The one-shot push that normalises, and the kernel that normalises behind another.
-    fused: CudaFunction,
-    rows: CudaFunction,
-    /// The first of these with a cluster for each row, if the device has clusters.
-    pub(super) clustered: Option<CudaFunction>,
-    /// Those of [`MOVES`].
-    moves: Vec<CudaFunction>,
+    kernels: HashMap<Kernel, CudaFunction>,
+    /// Whether a row may have a cluster.
+    pub(super) has_clusters: bool,
+}
+
+/// A kernel: its family, the type of its module, and its algorithm.
+type Kernel = (Family, Dtype, Algorithm);
+
+/// Of two kernels of rows, one normalises what it has summed, the other what another has.
+const FUSED: Kernel = (Family::Norm, T::DTYPE, Algorithm::OneShot);
+const ROWS: Kernel = (Family::Norm, T::DTYPE, Algorithm::Rows);
+/// The first of these with a cluster for each row.
+const CLUSTERED: Kernel = (Family::Norm, T::DTYPE, Algorithm::Clustered);
+
+fn kernel_of_route(route: Route) -> Kernel {
+    (route.family(), T::DTYPE, route.algorithm())
 }
 
 impl Group {
@@ -108,23 +115,15 @@ impl Group {
     ) -> Result<Group> {
         let device = <Cuda as Device>::open(stream)?;
         let layout = layout(world_size);
-        let functions = Route::ALL
-            .into_iter()
-            .map(|route| {
-                let load = (route.family(), T::DTYPE, route.algorithm());
-                Ok((route, function(args, stream, world_size, load)?))
-            })
-            .collect::<Result<HashMap<_, _>>>()?;
-        let norm = |algorithm| {
-            function(
-                args,
-                stream,
-                world_size,
-                (Family::Norm, T::DTYPE, algorithm),
-            )
-        };
         let has_clusters = stream.context().compute_capability()? >= (9, 0);
-        let clustered = has_clusters.then(|| norm(Algorithm::Clustered));
+        let kernels = Route::ALL.map(kernel_of_route).into_iter().chain(MOVES);
+        let norms = [FUSED, ROWS].into_iter();
+        let norms = norms.chain(has_clusters.then_some(CLUSTERED));
+        let kernels = kernels.chain(norms).map(|kernel| {
+            let function = function(args, stream, world_size, kernel)?;
+            Ok((kernel, function))
+        });
+        let kernels = kernels.collect::<Result<_>>()?;
         let array = || memory(&device, stride(MAX_ELEMENTS * size_of::<T>()));
         let ranks = (0..world_size)
             .map(|_| {
@@ -144,14 +143,8 @@ impl Group {
             stream: stream.clone(),
             ranks,
             layout,
-            functions,
-            fused: norm(Algorithm::OneShot)?,
-            rows: norm(Algorithm::Rows)?,
-            clustered: clustered.transpose()?,
-            moves: MOVES
-                .into_iter()
-                .map(|load| function(args, stream, world_size, load))
-                .collect::<Result<_>>()?,
+            kernels,
+            has_clusters,
         })
     }
 
@@ -187,16 +180,13 @@ impl Group {
                 CallKind::Other(kind) => move_params(params, kind),
             }
         };
-        let of_route = &self.functions[&plan.route];
+        let of_route = kernel_of_route(plan.route);
         match calls[0].kind {
-            CallKind::Other(kind) => self.launch(&self.moves[kernel_of(kind)], plan, 1, params),
+            CallKind::Other(kind) => self.launch(kernel_of(kind), plan, 1, params),
             CallKind::AllReduce => self.launch(of_route, plan, 1, params),
-            CallKind::Norm(_) if cluster > 1 => {
-                let clustered = self.clustered.as_ref().context("a device with clusters")?;
-                self.launch(clustered, plan, cluster, params)
-            }
+            CallKind::Norm(_) if cluster > 1 => self.launch(CLUSTERED, plan, cluster, params),
             CallKind::Norm(_) if plan.route == Route::PushOneShot => {
-                self.launch(&self.fused, plan, 1, params)
+                self.launch(FUSED, plan, 1, params)
             }
             CallKind::Norm(_) => {
                 self.launch(of_route, plan, 1, params)?;
@@ -207,7 +197,7 @@ impl Group {
                         ..params
                     }
                 };
-                self.launch(&self.rows, plan, 1, of_output)
+                self.launch(ROWS, plan, 1, of_output)
             }
         }
     }
@@ -238,10 +228,10 @@ impl Group {
         }
     }
 
-    /// Launches an entry point for all ranks, in clusters of so many blocks, and waits for it.
+    /// Launches a kernel for all ranks, in clusters of so many blocks, and waits for it.
     fn launch(
         &self,
-        function: &CudaFunction,
+        kernel: Kernel,
         plan: Plan,
         cluster: u32,
         params_of: impl Fn(usize) -> PeersumParams,
@@ -251,6 +241,7 @@ impl Group {
             *params = params_of(index);
         }
         let world_size = self.ranks.len() as u32;
+        let function = &self.kernels[&kernel];
         let (stream, function) = (self.stream.cu_stream(), function.cu_function());
         let grid = [plan.blocks, world_size, cluster];
         let threads = plan.threads + world_size;
@@ -320,7 +311,7 @@ fn function(
     args: &GroupArgs,
     stream: &Arc<CudaStream>,
     world_size: u32,
-    (family, dtype, algorithm): (Family, Dtype, Algorithm),
+    (family, dtype, algorithm): Kernel,
 ) -> Result<CudaFunction> {
     let context = stream.context();
     let (major, minor) = context.compute_capability()?;

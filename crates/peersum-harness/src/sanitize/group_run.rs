@@ -17,7 +17,7 @@ pub(crate) fn run(args: &GroupArgs) -> Result<()> {
         let group = Group::new(args, &stream, world_size)?;
         let mut count = 0;
         for _ in 0..PASSES {
-            let rows = rows(group.clustered.is_some());
+            let rows = rows(group.has_clusters);
             for mut calls in [sums(), moves(world_size), rows] {
                 order.shuffle(&mut calls);
                 for call in calls {

@@ -14,11 +14,11 @@ pub(super) const MOVES: [(Family, Dtype, Algorithm); 3] = [
 ];
 
 /// Which of [`MOVES`] carries out a call.
-pub(super) fn kernel_of(kind: Collective) -> usize {
+pub(super) fn kernel_of(kind: Collective) -> (Family, Dtype, Algorithm) {
     match kind {
-        Collective::AllGather => 0,
-        Collective::ReduceScatter => 1,
-        Collective::Broadcast { .. } => 2,
+        Collective::AllGather => MOVES[0],
+        Collective::ReduceScatter => MOVES[1],
+        Collective::Broadcast { .. } => MOVES[2],
     }
 }
 
@@ -29,7 +29,7 @@ pub(super) fn move_params(params: PeersumParams, kind: Collective) -> PeersumPar
         Operation::Broadcast { root } => (abi::PEERSUM_OPERATION_BROADCAST, root),
         _ => (abi::PEERSUM_OPERATION_REDUCE_SCATTER, 0),
     };
-    let (_, dtype, _) = MOVES[kernel_of(kind)];
+    let (_, dtype, _) = kernel_of(kind);
     let bytes = params.elements * Dtype::Bf16.size_bytes() as u64;
     PeersumParams {
         elements: bytes / dtype.size_bytes() as u64,

@@ -6,7 +6,7 @@ use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
 use super::part::{Part, Soak};
-use crate::grid::norm::{NUMBERS, NormCase};
+use crate::grid::norms::{NUMBERS, NormCase};
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::Machine;
 use crate::norm_output::NormOutput;

@@ -89,8 +89,8 @@ impl Part {
         Ok(())
     }
 
-    /// The bursts of all ranks, each a configuration of the grid. `draw` makes it from the settings,
-    /// which hold the seed of the burst. No case is larger than `largest`.
+    /// The bursts of all ranks, each a configuration of the grid. `draw` makes it from the
+    /// settings, which hold the seed of the burst. No case is larger than `largest`.
     pub(super) fn run_cases<M: Machine>(
         &self,
         machine: &M,

@@ -1,4 +1,4 @@
-//! The configurations of all-gather, reduce-scatter and broadcast.
+//! The configurations of all-gather, reduce-scatter and broadcast, and their calls.
 
 use std::fmt;
 
@@ -6,8 +6,8 @@ use peersum::dispatch::{Plan, Route};
 use peersum_artifact::Dtype;
 use peersum_kernels::abi::PEERSUM_UNIT_BYTES;
 
-use super::super::case::{Case, Form, GroupKind, LAYERS, Mode, Room};
-use super::super::settings::{GridKind, Settings};
+use super::case::{Case, Form, GroupKind, LAYERS, Mode, Room};
+use super::settings::{GridKind, Settings};
 use crate::call::{MoveCall, RankCall, Variant, stride};
 use crate::collective::Collective;
 use crate::data::{Content, Key};

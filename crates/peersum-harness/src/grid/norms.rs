@@ -1,4 +1,4 @@
-//! The configurations of calls with RMSNorm.
+//! The configurations of calls with RMSNorm, and their calls.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use peersum::dispatch::{Plan, Route};
 use peersum::reference::NormNumbers;
 use peersum_artifact::Dtype;
 
-use super::super::case::{Case, Form, GroupKind, Room};
-use super::super::settings::{GridKind, Settings};
+use super::case::{Case, Form, GroupKind, Room};
+use super::settings::{GridKind, Settings};
 use crate::call::{NormKind, RankCall, SumCall, norm_call, stride};
 use crate::data::{Content, Key, case_seed};
 use crate::machine::DeviceKind;
@@ -74,6 +74,7 @@ impl NormCase {
             threads,
         })
     }
+
     pub(crate) fn case(self) -> Case {
         let bytes = self.hidden * self.rows * size_of::<f32>();
         let half = (bytes / 2).max(1024);
@@ -158,9 +159,8 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
     }
 }
 
-/// The configurations. Forms and contents take turns, so that each meets
-/// every route, type and size. The numbers are drawn at random, so that no form always has the same
-/// ones.
+/// The configurations. Forms and contents take turns, so that each meets every route, type and
+/// size. The numbers are drawn at random, so that no form always has the same ones.
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
