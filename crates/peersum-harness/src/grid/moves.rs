@@ -1,5 +1,6 @@
 //! The configurations of all-gather, reduce-scatter and broadcast, and their calls.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use peersum::dispatch::{Plan, Route};
@@ -207,17 +208,21 @@ fn plan(kind: DeviceKind, turn: usize) -> Option<Plan> {
 /// The configurations, in the order in which they run. Modes, roots and launch shapes take turns,
 /// so that each meets every operation and length.
 pub(crate) fn cases(settings: &Settings) -> Vec<MoveCase> {
+    let mut cases = Vec::new();
     // A group of one launches nothing.
-    let world_sizes = settings.world_sizes.iter().filter(|size| **size > 1);
-    let of_size = |&size| MOVES.map(|op| cases_of(settings, size, op)).concat();
-    world_sizes.flat_map(of_size).collect()
+    for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
+        for op in MOVES.into_iter().filter(|op| settings.ops.contains(op)) {
+            cases.extend(cases_of(settings, world_size, op));
+        }
+    }
+    cases
 }
 
 fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase> {
     let grid = grid(settings.grid);
     let (dtypes, variants) = (settings.dtypes_of(op), variants(op));
     let lengths = || grid.short.iter().chain(grid.long).copied().enumerate();
-    let mut cases = Vec::<MoveCase>::new();
+    let (mut cases, mut names) = (Vec::new(), HashSet::new());
     for (d, &dtype) in dtypes.iter().enumerate() {
         for (l, length) in lengths() {
             for (v, &variant) in variants.iter().enumerate() {
@@ -246,8 +251,7 @@ fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase
                     shape: world + turn,
                 };
                 // Units of two elements have lengths that are the same.
-                let is_new = |name: String| cases.iter().all(|other| other.to_string() != name);
-                if is_new(case.to_string()) {
+                if names.insert(case.to_string()) {
                     cases.push(case);
                 }
             }
@@ -258,8 +262,6 @@ fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
 
     const WORLDS: [u32; 7] = [2, 3, 4, 5, 6, 7, 8];
