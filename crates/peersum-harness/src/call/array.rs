@@ -59,7 +59,7 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         with_element!(self.dtype, T => {
             bytes_of(&data::expected::<T>(self.content, &self.keys, self.elements)).to_vec()
         })

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use peersum::Rendezvous;
 use peersum::device::Device;
+use peersum::{Graph, Rendezvous};
 
 use super::case::{Case, GroupKind, Room};
 use super::event::{Event, Spent};
@@ -67,7 +67,6 @@ impl<D: Device> Session<D> {
             case: index,
             text: format!("mismatch on rank {rank} of {world_size}: {name}, {wrong}; seed {seed}"),
         };
-        let meets = !self.kind.is_sum();
         let mut spent = Spent::default();
         let mut graph = None;
         for number in 0..case.rounds {
@@ -79,30 +78,7 @@ impl<D: Device> Session<D> {
             spent.check += began.elapsed().as_secs_f64();
 
             let began = Instant::now();
-            if case.is_captured {
-                let lane = &mut self.lanes[0];
-                let graph = match &mut graph {
-                    Some(graph) => graph,
-                    none => {
-                        let graph = none.insert(lane.capture(&round)?);
-                        // The driver may wait for the device while it makes a graph or frees one,
-                        // and so for kernels of other ranks of this process on the same device,
-                        // which wait for this rank.
-                        if meets {
-                            meet();
-                        }
-                        graph
-                    }
-                };
-                graph.launch(&mut lane.communicator)?;
-            } else {
-                for (layer, call) in round.calls.iter().enumerate() {
-                    if !call.delay.is_zero() {
-                        std::thread::sleep(call.delay);
-                    }
-                    self.lanes[call.lane].launch(&round, layer)?;
-                }
-            }
+            self.launch(case, &round, &mut graph, meet)?;
             spent.calls += round.calls.len() as u64;
             for lane in self.lanes.iter_mut().filter(|lane| !lane.checks_itself()) {
                 lane.communicator.synchronize()?;
@@ -127,11 +103,45 @@ impl<D: Device> Session<D> {
             }
         }
         spent.run += began.elapsed().as_secs_f64();
-        if graph.is_some() && meets {
-            // As before the launch of a graph.
-            meet();
+        if graph.is_some() {
+            self.meet(meet);
         }
         emit(Event::Ended { case: index, spent });
         Ok(())
+    }
+    /// Makes the calls of a round, or launches the graph of them.
+    fn launch(
+        &mut self,
+        case: &Case,
+        round: &Round,
+        graph: &mut Option<Graph<'static, D>>,
+        meet: &dyn Fn(),
+    ) -> Result<()> {
+        if !case.is_captured {
+            for (layer, call) in round.calls.iter().enumerate() {
+                if !call.delay.is_zero() {
+                    std::thread::sleep(call.delay);
+                }
+                self.lanes[call.lane].launch(round, layer)?;
+            }
+            return Ok(());
+        }
+        let graph = match graph {
+            Some(graph) => graph,
+            none => {
+                let graph = none.insert(self.lanes[0].capture(round)?);
+                self.meet(meet);
+                graph
+            }
+        };
+        Ok(graph.launch(&mut self.lanes[0].communicator)?)
+    }
+
+    /// The driver may wait for the device while it makes a graph or frees one, and so for kernels
+    /// of other ranks of this process on the same device, which wait for this rank.
+    fn meet(&self, meet: &dyn Fn()) {
+        if !self.kind.is_sum() {
+            meet();
+        }
     }
 }
