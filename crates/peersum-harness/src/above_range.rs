@@ -15,8 +15,9 @@ use peersum::nccl::Nccl;
 use peersum::{CallPath, Communicator, CommunicatorBuilder, Error, Rendezvous};
 use peersum_artifact::Dtype;
 
-use crate::arrays::Arrays;
-use crate::data::{Content, TestElement, with_element};
+use crate::call::SumCall;
+use crate::calls::{Calls, What};
+use crate::data::{Content, Key};
 use crate::machine::{Gpus, Machine};
 use crate::ranks::{ChildProcess, RankArgs, meeting_directory, rank_command};
 
@@ -97,7 +98,7 @@ pub(crate) fn run_rank(args: &RankArgs) -> Result<()> {
     let mut communicator = builder(meet("nccl"), Nccl::new())?.build(&stream)?;
     let mut calls = 0;
     for &dtype in Dtype::REDUCED {
-        calls += with_element!(dtype, T => run_type::<T>(seed, &mut communicator)?);
+        calls += run_type(dtype, seed, &mut communicator)?;
     }
     println!(
         "rank {}: {calls} calls through peersum's kernels and through NCCL",
@@ -117,8 +118,7 @@ fn builder(rendezvous: Rendezvous, nccl: Nccl) -> Result<CommunicatorBuilder> {
 }
 
 /// Makes calls of every size, out of place, in place and in a graph. Returns how many.
-fn run_type<T: TestElement>(seed: u64, communicator: &mut Communicator) -> Result<usize> {
-    let mut all = Vec::new();
+fn run_type(dtype: Dtype, seed: u64, communicator: &mut Communicator) -> Result<usize> {
     for bytes in BYTES {
         let wanted = if bytes > MAX_BYTES {
             CallPath::Nccl
@@ -127,44 +127,41 @@ fn run_type<T: TestElement>(seed: u64, communicator: &mut Communicator) -> Resul
         };
         let path = communicator.path(bytes);
         ensure!(path == wanted, "{bytes} bytes go by {path:?}");
-        let (seed, elements) = (seed ^ bytes as u64, bytes / size_of::<T>());
-        let arrays = Arrays::<T, Cuda>::new(communicator, seed, elements, Content::Whole)?;
-        all.push(arrays);
     }
-
-    // Out of place, then in place, both paths one after the other on the stream.
-    for arrays in &all {
-        arrays.call(communicator)?;
-    }
-    communicator.synchronize()?;
-    for arrays in &all {
-        arrays.ensure_sum(&arrays.output).context("out of place")?;
-    }
-    for arrays in &all {
-        arrays.input.with::<T, _, _>(&arrays.device, |buffer| {
-            communicator.all_reduce_in_place(buffer)
-        })?;
-    }
-    communicator.synchronize()?;
-    for arrays in &all {
-        arrays.ensure_sum(&arrays.input).context("in place")?;
+    let (rank, world_size) = (communicator.rank(), communicator.world_size());
+    let calls = |in_place| -> Result<Vec<Calls<Cuda>>> {
+        let of_size = |bytes: usize| {
+            let keys = Key::of_all(seed ^ bytes as u64, world_size);
+            let elements = bytes / dtype.size_bytes();
+            let sum = SumCall::aligned(None, elements, false, in_place, Content::Whole);
+            let call = sum.of_rank(dtype, &keys, rank);
+            Calls::of(communicator, What::AllReduce, call, None)
+        };
+        BYTES.into_iter().map(of_size).collect()
+    };
+    let (beside, in_place) = (calls(false)?, calls(true)?);
+    // Both paths one after the other on the stream.
+    for (calls, how) in [(&beside, "out of place"), (&in_place, "in place")] {
+        let mut all = calls.iter();
+        all.try_for_each(|call| call.call(communicator))?;
+        communicator.synchronize()?;
+        let mut all = calls.iter();
+        all.try_for_each(Calls::ensure_result).context(how)?;
     }
 
     communicator.capture_begin()?;
-    for arrays in &all {
-        arrays.call(communicator)?;
+    for call in &beside {
+        call.call(communicator)?;
     }
-    // SAFETY: `all` lives to the end of this function, and the graph is launched here only.
+    // SAFETY: `beside` lives to the end of this function, and the graph is launched here only.
     let graph = unsafe { communicator.capture_end()? };
     for _ in 0..REPLAYS {
-        for arrays in &all {
-            arrays.reset()?;
-        }
+        beside.iter().try_for_each(Calls::prepare)?;
         graph.launch(communicator)?;
         communicator.synchronize()?;
-        for arrays in &all {
-            arrays.ensure_sum(&arrays.output).context("in a graph")?;
-        }
+        let mut all = beside.iter();
+        all.try_for_each(Calls::ensure_result)
+            .context("in a graph")?;
     }
-    Ok((2 + REPLAYS) * all.len())
+    Ok((2 + REPLAYS) * BYTES.len())
 }

@@ -143,7 +143,15 @@ impl Key {
 
     /// Those of all ranks.
     pub(crate) fn of_all(seed: u64, world_size: u32) -> Vec<Key> {
-        (0..world_size).map(|rank| Key::of(seed, rank)).collect()
+        Key::of_call(seed, 0, 0, world_size)
+    }
+
+    /// Those of all ranks in one of several calls.
+    pub(crate) fn of_call(seed: u64, round: u32, layer: u32, world_size: u32) -> Vec<Key> {
+        let ranks = 0..world_size;
+        ranks
+            .map(|rank| Key::new(seed, round, layer, rank))
+            .collect()
     }
 }
 

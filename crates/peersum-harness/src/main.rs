@@ -1,8 +1,8 @@
 //! The harness of peersum: all commands that run ranks. `cargo xtask` builds and starts it.
 
 mod above_range;
-mod arrays;
 mod bench;
+mod call;
 mod calls;
 mod collective;
 mod data;
@@ -14,12 +14,10 @@ mod machine;
 mod memory;
 mod names;
 mod norm_output;
-mod norm_sides;
 mod operation;
 mod ranks;
 mod sanitize;
 mod soak;
-mod sum_call;
 mod table;
 mod tune;
 

@@ -1,8 +1,9 @@
 //! Device memory for tests, allocated through the device seam, with guard bytes around each array.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use half::bf16;
 use peersum::device::{Device, MemorySharing};
-use peersum::{Error, Scalar};
+use peersum::{DeviceBuffer, Error, Output, Scalar, SymmetricBuffer};
 
 use crate::data::bytes_of;
 
@@ -55,8 +56,17 @@ impl<D: Device> Guarded<D> {
 
 /// An array in memory of its own.
 pub(crate) struct TestBuffer<D: Device> {
-    memory: Guarded<D>,
+    memory: Memory<D>,
     bytes: usize,
+}
+
+enum Memory<D: Device> {
+    Guarded(Guarded<D>),
+    /// Without guards. Held for its memory; used by its address.
+    Symmetric {
+        _buffer: SymmetricBuffer<bf16, D>,
+        address: u64,
+    },
 }
 
 impl<D: Device> TestBuffer<D> {
@@ -65,12 +75,44 @@ impl<D: Device> TestBuffer<D> {
         let bytes = len * size_of::<T>();
         let memory = Guarded::new(device, 2 * GUARD_BYTES + bytes, MemorySharing::Auto)?;
         memory.poison(device)?;
+        let memory = Memory::Guarded(memory);
         Ok(TestBuffer { memory, bytes })
     }
 
-    /// Poisons the elements and what is around them.
+    /// The first `len` elements of a symmetric buffer.
+    pub(crate) fn symmetric(
+        device: &D,
+        mut buffer: SymmetricBuffer<bf16, D>,
+        len: usize,
+    ) -> Result<Self> {
+        ensure!(len <= buffer.len(), "a symmetric buffer that is too small");
+        let address = {
+            let mut view = buffer.as_view_mut();
+            view.with_output(device.stream(), Ok::<_, Error>)?
+        };
+        Ok(TestBuffer {
+            memory: Memory::Symmetric {
+                _buffer: buffer,
+                address,
+            },
+            bytes: len * size_of::<bf16>(),
+        })
+    }
+
+    /// The address of the first element.
+    pub(crate) fn address(&self) -> u64 {
+        match &self.memory {
+            Memory::Guarded(memory) => memory.base + GUARD_BYTES as u64,
+            Memory::Symmetric { address, .. } => *address,
+        }
+    }
+
+    /// Poisons the elements and what is around them. A symmetric buffer stays as it is.
     pub(crate) fn poison(&self, device: &D) -> Result<()> {
-        self.memory.poison(device)
+        match &self.memory {
+            Memory::Guarded(memory) => memory.poison(device),
+            Memory::Symmetric { .. } => Ok(()),
+        }
     }
 
     /// Writes all elements.
@@ -80,16 +122,22 @@ impl<D: Device> TestBuffer<D> {
             self.bytes,
             "a test writes whole buffers"
         );
-        self.memory.write(device, GUARD_BYTES, bytes_of(values))
+        // SAFETY: the memory holds so many bytes.
+        unsafe { device.write(self.address(), bytes_of(values))? };
+        Ok(())
     }
 
     /// Reads all elements. Also returns whether the guards are untouched.
     pub(crate) fn read<T: Scalar>(&self, device: &D) -> Result<(Vec<T>, bool)> {
-        let mut memory = vec![0; self.memory.bytes];
-        // SAFETY: the range is the allocation.
-        unsafe { device.read(self.memory.base, &mut memory)? };
-        let behind = memory.split_off(GUARD_BYTES + self.bytes);
-        let array = memory.split_off(GUARD_BYTES);
+        let (base, guard, all) = match &self.memory {
+            Memory::Guarded(memory) => (memory.base, GUARD_BYTES, memory.bytes),
+            Memory::Symmetric { address, .. } => (*address, 0, self.bytes),
+        };
+        let mut memory = vec![0; all];
+        // SAFETY: the range is the allocation, or lies within the symmetric buffer.
+        unsafe { device.read(base, &mut memory)? };
+        let behind = memory.split_off(guard + self.bytes);
+        let array = memory.split_off(guard);
         let intact = memory.iter().chain(&behind).all(|byte| *byte == POISON);
         Ok((elements_of(&array), intact))
     }
@@ -100,9 +148,8 @@ impl<D: Device> TestBuffer<D> {
         device: &D,
         call: impl FnOnce(&mut D::Buffer<T>) -> Result<R, E>,
     ) -> Result<R, E> {
-        let address = self.memory.base() + GUARD_BYTES as u64;
-        // SAFETY: the allocation has so many elements, and tests synchronise before they drop it.
-        unsafe { lend(device, address, self.bytes / size_of::<T>(), call) }
+        // SAFETY: the memory has so many elements, and tests synchronise before they drop it.
+        unsafe { lend(device, self.address(), self.bytes / size_of::<T>(), call) }
     }
 }
 

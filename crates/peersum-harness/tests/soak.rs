@@ -61,5 +61,5 @@ fn a_changed_bit_is_found_and_named_with_its_seed() {
             assert!(wrong.starts_with(case), "{stdout}");
         }
     }
-    assert!(stdout.contains("output, element 0: "), "{stdout}");
+    assert!(stdout.contains("output, first wrong index 1: "), "{stdout}");
 }

@@ -1,7 +1,6 @@
 //! Ranks that make different calls.
 
 use anyhow::{Context, Result, bail, ensure};
-use half::bf16;
 use peersum::device::{Device, DeviceStream};
 use peersum::dispatch::{Plan, Route};
 use peersum::{
@@ -10,8 +9,8 @@ use peersum::{
 use peersum_artifact::Dtype;
 
 use super::stage::{ELEMENTS, SEED, Stage};
-use crate::arrays::Arrays;
-use crate::data::{Content, with_element};
+use crate::calls::{Calls, What};
+use crate::data::with_element;
 use crate::machine::DeviceKind;
 use crate::memory::TestBuffer;
 use crate::norm_output::{Fp8Buffers, NormOutput};
@@ -311,7 +310,7 @@ fn disagree<S: DeviceStream>(
         builder.timeout(std::time::Duration::from_secs(20))
     })?;
     let rank = communicator.rank();
-    let good = Arrays::<bf16, _>::new(&communicator, SEED, ELEMENTS, Content::Ordinary)?;
+    let good = Calls::new(&communicator, What::AllReduce, SEED, ELEMENTS, 0)?;
     good.call(&mut communicator)?;
     communicator.synchronize()?;
     let calls = |rank: u32| programs[usize::from(rank == ODD)];
@@ -319,7 +318,7 @@ fn disagree<S: DeviceStream>(
         DeviceKind::Cuda => (4, 128),
         DeviceKind::Emulator => (1, 8),
     };
-    let device = &good.device;
+    let device = &S::Device::open(communicator.stream())?;
     let arrays = calls(rank)
         .iter()
         .map(|called| with_element!(called.dtype, T => Buffers::new::<T>(device, called)));

@@ -1,14 +1,16 @@
-//! One configuration of the grid: what it is, its name, and what a filter selects.
+//! A configuration as the grid knows it, whatever its calls do, and what a filter selects.
 
-use std::fmt;
+use std::time::Duration;
 
 use clap::ValueEnum;
-use fastrand::Rng;
-use peersum::dispatch::Route;
-use peersum_artifact::Dtype;
 
-use crate::names::name_of;
+use super::settings::Settings;
+use crate::call::{RankCall, Role};
+use crate::data::case_seed;
 use crate::operation::Operation;
+
+/// Calls of a round, back to back. A configuration of RMSNorm has one.
+pub(crate) const LAYERS: usize = 4;
 
 /// How the calls of a round are launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
@@ -20,143 +22,114 @@ pub(crate) enum Mode {
     Graph,
 }
 
-/// Where the arrays of a call lie and what they hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum Variant {
-    /// Aligned, out of place. The symmetric two-shot is always in place.
-    Aligned,
-    /// Views that begin at a different element on every rank; in a symmetric buffer, at an odd
-    /// element.
-    Unaligned,
-    /// Aligned, in place.
-    InPlace,
-    /// In place, at a different element on every rank.
-    UnalignedInPlace,
-    /// NaN, infinities, zeros of both signs, subnormals and the words that the slots use, aligned.
-    Special,
-    /// The same, at a different element on every rank.
-    SpecialUnaligned,
+/// The configurations of one kind and world size share communicators and memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GroupKind {
+    /// All-reduces on one communicator.
+    Sums,
+    /// The same on two communicators.
+    SumsOnTwo,
+    Norms,
+    Moves,
 }
 
-impl Variant {
-    /// A random variant that the route supports.
-    pub(crate) fn any(route: Route, rng: &mut Rng) -> Variant {
-        let all = Variant::value_variants();
-        loop {
-            let any = all[rng.usize(..all.len())];
-            if any.serves(route) {
-                return any;
-            }
+impl GroupKind {
+    pub(crate) const ALL: [GroupKind; 4] = [
+        GroupKind::Sums,
+        GroupKind::SumsOnTwo,
+        GroupKind::Norms,
+        GroupKind::Moves,
+    ];
+
+    /// The first of its slots among the groups of a world size. It has one for each communicator.
+    pub(crate) fn slot(self) -> usize {
+        match self {
+            GroupKind::Sums => 0,
+            GroupKind::SumsOnTwo => 1,
+            GroupKind::Norms => 3,
+            GroupKind::Moves => 4,
         }
     }
 
-    /// Whether a route supports the variant.
-    pub(crate) fn serves(self, route: Route) -> bool {
-        !route.is_symmetric() || !matches!(self, Variant::InPlace | Variant::UnalignedInPlace)
+    /// How many communicators a rank has.
+    pub(super) fn lanes(self) -> usize {
+        1 + usize::from(self == GroupKind::SumsOnTwo)
     }
 
-    pub(crate) fn is_unaligned(self) -> bool {
-        matches!(
-            self,
-            Variant::Unaligned | Variant::UnalignedInPlace | Variant::SpecialUnaligned
-        )
+    pub(super) fn is_sum(self) -> bool {
+        matches!(self, GroupKind::Sums | GroupKind::SumsOnTwo)
     }
 
-    pub(crate) fn is_in_place(self) -> bool {
-        matches!(self, Variant::InPlace | Variant::UnalignedInPlace)
+    pub(super) fn has_symmetric(self) -> bool {
+        self != GroupKind::Moves
     }
 
-    pub(crate) fn is_special(self) -> bool {
-        matches!(self, Variant::Special | Variant::SpecialUnaligned)
+    /// Whether any call has an array of this role.
+    pub(super) fn has(self, role: Role) -> bool {
+        self == GroupKind::Norms || matches!(role, Role::Input | Role::Output)
     }
 }
 
-/// Cases that aim at the weak points of the protocols.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum Adversarial {
-    /// Each rank sleeps for a random time before every call.
-    Delays,
-    /// The ranks start at different times.
-    LateStart,
-    /// A new size in every call; the dispatch table chooses the plan.
-    Sizes,
-    /// A new algorithm in every call.
-    Mixed,
-    /// A new launch shape in every call.
-    Grids,
-    /// Two communicators on two streams, called in turn.
-    TwoCommunicators,
+/// What a rank must have for a configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// The slots of all arrays of a round that have the same role.
+    pub(super) region_bytes: usize,
+    /// Settings of the communicator, so small that split calls are tested too.
+    pub(super) max_bytes: usize,
+    pub(super) push_half_bytes: Option<usize>,
 }
 
-/// What the ranks do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Work {
-    /// The same call, `LAYERS` times a round.
-    Uniform {
-        route: Route,
-        elements: usize,
-        mode: Mode,
-        variant: Variant,
-    },
-    /// Calls that differ.
-    Adversarial(Adversarial),
+impl Room {
+    /// What is enough for both.
+    pub(super) fn max(self, other: Room) -> Room {
+        Room {
+            region_bytes: self.region_bytes.max(other.region_bytes),
+            max_bytes: self.max_bytes.max(other.max_bytes),
+            push_half_bytes: self.push_half_bytes.max(other.push_half_bytes),
+        }
+    }
 }
 
 /// One configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Case {
-    pub(crate) world_size: u32,
-    pub(crate) dtype: Dtype,
-    pub(crate) work: Work,
-    /// Rounds of fresh data, each `LAYERS` calls.
-    pub(crate) rounds: u32,
+    pub(crate) name: String,
+    pub(super) op: Operation,
+    /// The configurations that share a line in the output.
+    pub(super) group: String,
+    pub(super) world_size: u32,
+    pub(super) kind: GroupKind,
+    /// Rounds of fresh data.
+    pub(super) rounds: u32,
+    /// Whether the calls of a round are captured once and replayed in every round.
+    pub(super) is_captured: bool,
+    pub(super) room: Room,
+    pub(super) form: Box<dyn Form>,
 }
 
-/// A configuration as the runner and the report know it.
-#[derive(Debug, Clone)]
-pub(crate) struct Listed {
-    pub(crate) name: String,
-    pub(crate) op: Operation,
-    /// The configurations that share a line in the output.
-    pub(crate) group: String,
-    pub(crate) world_size: u32,
+/// What an operation knows of its configuration.
+pub(crate) trait Form: Send + Sync {
+    /// The calls of a round as `rank` makes them. `seed` is that of the case.
+    fn calls(&self, settings: &Settings, seed: u64, rank: u32, round: u32) -> Vec<RankCall>;
+
+    /// How long a rank sleeps before it joins the group.
+    fn late_start(&self, _settings: &Settings, _seed: u64, _rank: u32) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl Case {
-    pub(crate) fn listed(&self) -> Listed {
-        Listed {
-            name: self.to_string(),
-            op: Operation::AllReduce,
-            group: self.group(),
-            world_size: self.world_size,
-        }
+    fn seed(&self, settings: &Settings) -> u64 {
+        case_seed(settings.seed, &self.name)
     }
 
-    /// The group of cases that share a line in the output.
-    fn group(&self) -> String {
-        let kind = match self.work {
-            Work::Uniform { route, .. } => route.name(),
-            Work::Adversarial(_) => "adversarial",
-        };
-        format!("ws{}/{}/{kind}", self.world_size, self.dtype)
+    pub(super) fn calls(&self, settings: &Settings, rank: u32, round: u32) -> Vec<RankCall> {
+        let seed = self.seed(settings);
+        self.form.calls(settings, seed, rank, round)
     }
-}
 
-/// `ws4/bf16/push_one_shot/1040/eager/aligned`, or `ws4/bf16/adversarial/delays`.
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/", self.group())?;
-        match self.work {
-            Work::Uniform {
-                elements,
-                mode,
-                variant,
-                ..
-            } => write!(f, "{elements}/{}/{}", name_of(&mode), name_of(&variant)),
-            Work::Adversarial(kind) => f.write_str(&name_of(&kind)),
-        }
+    pub(super) fn late_start(&self, settings: &Settings, rank: u32) -> Duration {
+        self.form.late_start(settings, self.seed(settings), rank)
     }
 }
 
@@ -179,28 +152,14 @@ pub(crate) fn is_selected(filter: &str, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn case() -> Case {
-        Case {
-            world_size: 4,
-            dtype: Dtype::Bf16,
-            work: Work::Uniform {
-                route: Route::PushOneShot,
-                elements: 1040,
-                mode: Mode::Eager,
-                variant: Variant::Unaligned,
-            },
-            rounds: 1,
-        }
-    }
+    const NAME: &str = "ws4/bf16/push_one_shot/1040/eager/unaligned";
 
     #[test]
     fn a_name_selects_exactly_its_configuration() {
-        let name = case().to_string();
-        assert_eq!(name, "ws4/bf16/push_one_shot/1040/eager/unaligned");
-        assert!(is_selected(&name, &name));
+        assert!(is_selected(NAME, NAME));
         for other in ["1040/eager/unaligned_in_place", "10400/eager/unaligned"] {
             assert!(!is_selected(
-                &name,
+                NAME,
                 &format!("ws4/bf16/push_one_shot/{other}")
             ));
         }
@@ -208,8 +167,7 @@ mod tests {
 
     #[test]
     fn a_filter_may_leave_parts_open() {
-        let name = case().to_string();
-        let selects = |filter| is_selected(filter, &name);
+        let selects = |filter| is_selected(filter, NAME);
         assert!(selects("ws4/*/push_one_shot"));
         assert!(selects("ws4/"));
         assert!(selects("1040"));

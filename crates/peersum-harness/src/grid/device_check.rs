@@ -13,8 +13,8 @@ use peersum::cudarc::nvrtc::Ptx;
 use peersum::device::{Device, MemorySharing};
 use peersum_artifact::Dtype;
 
-use super::slot::{Slot, Wrong};
-use crate::data::{self, Content, Key, TestElement, bytes_of, with_element};
+use crate::call::{Slot, Sum, Wrong};
+use crate::data::{Content, Key};
 use crate::memory::{GUARD_BYTES, POISON};
 
 /// Names the directory with the cubins of `check.cu`, `check.sm_90.cubin` and so on.
@@ -92,40 +92,27 @@ fn shape(elements: u64) -> LaunchConfig {
 }
 
 impl DeviceCheck {
-    /// Writes one rank's array.
-    pub(crate) fn generate(
-        &mut self,
-        dtype: Dtype,
-        content: Content,
-        key: Key,
-        slot: &Slot,
-    ) -> Result<()> {
-        let elements = (slot.bytes / dtype.size_bytes()) as u64;
-        let (address, number) = (slot.address(), dtype as u32);
-        let special = u32::from(content == Content::Special);
+    /// Writes one rank's array, the sum of a single one.
+    pub(crate) fn generate(&mut self, own: &Sum, slot: &Slot) -> Result<()> {
+        let elements = own.elements as u64;
+        let (address, number, key) = (slot.address(), own.dtype as u32, own.keys[0].0);
+        let special = u32::from(own.content == Content::Special);
         let mut launch = self.stream.launch_builder(&self.module.generate);
         launch
             .arg(&address)
             .arg(&elements)
             .arg(&number)
             .arg(&special)
-            .arg(&key.0);
+            .arg(&key);
         // SAFETY: the arguments are those of the kernel, which writes `elements` elements from the
         // array's address on; the slot holds them.
         unsafe { launch.launch(shape(elements))? };
         Ok(())
     }
 
-    /// Compares a slot with the sum of the arrays with these keys, of one with the array itself,
-    /// and keeps the first difference under `place`.
-    pub(crate) fn check(
-        &mut self,
-        dtype: Dtype,
-        content: Content,
-        keys: &[Key],
-        slot: &Slot,
-        place: usize,
-    ) -> Result<()> {
+    /// Compares a slot with a sum, and keeps the first difference under `place`.
+    pub(crate) fn check(&mut self, sum: &Sum, slot: &Slot, place: usize) -> Result<()> {
+        let keys = &sum.keys;
         ensure!(
             place < PLACES && keys.len() <= 8,
             "no place for result {place}"
@@ -134,10 +121,10 @@ impl DeviceCheck {
         let all = Keys(std::array::from_fn(|rank| {
             keys.get(rank).map_or(0, |key| key.0)
         }));
-        let elements = (slot.bytes / dtype.size_bytes()) as u64;
+        let elements = sum.elements as u64;
         let (start, guarded) = (slot.start as u64, slot.guarded_bytes as u64);
-        let (number, world_size) = (dtype as u32, keys.len() as u32);
-        let special = u32::from(content == Content::Special);
+        let (number, world_size) = (sum.dtype as u32, keys.len() as u32);
+        let special = u32::from(sum.content == Content::Special);
         let result = {
             let (address, _guard) = self.results.device_ptr(&self.stream);
             address + (place * size_of::<u64>()) as u64
@@ -191,29 +178,27 @@ impl DeviceCheck {
     }
 }
 
-/// Tests a check against [`data`] and `peersum::reference`: it must make the same data, accept the
+/// Tests a check against the data and sums of the host: it must make the same data, accept the
 /// reference's sums, and find one changed bit anywhere and one changed byte beside the array.
 pub(crate) fn prove<D: Device>(check: &mut DeviceCheck, device: &D, world_size: u32) -> Result<()> {
     for content in [Content::Ordinary, Content::Special] {
         for &dtype in Dtype::REDUCED {
-            with_element!(dtype, T => prove_typed::<T, D>(check, device, world_size, content)?);
+            let of_ranks = |ranks| Sum {
+                dtype,
+                content,
+                keys: Key::of_call(7, 1, 2, ranks),
+                elements: 20_001,
+            };
+            prove_sum(check, device, &of_ranks(world_size), &of_ranks(1))?;
         }
     }
     Ok(())
 }
 
-fn prove_typed<T: TestElement, D: Device>(
-    check: &mut DeviceCheck,
-    device: &D,
-    world_size: u32,
-    content: Content,
-) -> Result<()> {
-    const ELEMENTS: usize = 20_001;
-    let keys: Vec<Key> = (0..world_size)
-        .map(|rank| Key::new(7, 1, 2, rank))
-        .collect();
-    let start = GUARD_BYTES + size_of::<T>();
-    let bytes = ELEMENTS * size_of::<T>();
+fn prove_sum<D: Device>(check: &mut DeviceCheck, device: &D, sum: &Sum, own: &Sum) -> Result<()> {
+    let element_bytes = sum.dtype.size_bytes();
+    let start = GUARD_BYTES + element_bytes;
+    let bytes = sum.elements * element_bytes;
     let guarded_bytes = (start + bytes + GUARD_BYTES).next_multiple_of(4);
     let allocation = device.allocate_shared(guarded_bytes, MemorySharing::Auto)?;
     let slot = Slot {
@@ -228,37 +213,36 @@ fn prove_typed<T: TestElement, D: Device>(
         unsafe { device.write(slot.base, memory)? };
         Ok(())
     };
-    let what = || format!("{} {content:?} of {world_size} ranks", T::DTYPE);
+    let (ranks, content) = (sum.keys.len(), sum.content);
+    let what = || format!("{} {content:?} of {ranks} ranks", sum.dtype);
     let first_wrong = |check: &mut DeviceCheck, memory: &[u8]| -> Result<Option<Wrong>> {
         set(memory)?;
-        check.check(T::DTYPE, content, &keys, &slot, 0)?;
+        check.check(sum, &slot, 0)?;
         let found = check.take(1, |_, _| 0)?;
         Ok(found.first().map(|(_, wrong)| *wrong))
     };
 
     set(&memory)?;
-    check.generate(T::DTYPE, content, keys[0], &slot)?;
+    check.generate(own, &slot)?;
     let mut made = vec![0; guarded_bytes];
     // SAFETY: as above.
     unsafe { device.read(slot.base, &mut made)? };
-    memory[start..start + bytes]
-        .copy_from_slice(bytes_of(&data::input::<T>(content, keys[0], ELEMENTS)));
+    memory[start..start + bytes].copy_from_slice(&own.bytes());
     ensure!(
         made == memory,
         "{}: the card makes other data than the host",
         what()
     );
 
-    let expected = data::expected::<T>(content, &keys, ELEMENTS);
-    memory[start..start + bytes].copy_from_slice(bytes_of(&expected));
+    memory[start..start + bytes].copy_from_slice(&sum.bytes());
     if let Some(found) = first_wrong(check, &memory)? {
         bail!(
             "{}: the card's sum is not the reference's: {found:?}",
             what()
         );
     }
-    for index in [0, 1, ELEMENTS / 2, ELEMENTS - 1] {
-        let at = start + index * size_of::<T>();
+    for index in [0, 1, sum.elements / 2, sum.elements - 1] {
+        let at = start + index * element_bytes;
         memory[at] ^= 1;
         let found = first_wrong(check, &memory)?;
         ensure!(

@@ -1,23 +1,21 @@
 //! The test grid: every configuration of every operation, on GPUs or the emulator, compared with
 //! the reference bit for bit.
 
-pub(crate) mod calls;
 pub(crate) mod case;
 pub(crate) mod device_check;
 pub(crate) mod event;
-pub(crate) mod lane;
-mod listed;
-pub(crate) mod moves;
+mod lane;
+mod moves;
 #[cfg(feature = "negative-controls")]
 pub(crate) mod negative_controls;
-pub(crate) mod norm;
-mod plan;
+pub(crate) mod norms;
 mod rank;
 mod report;
 mod runner;
+mod selection;
 pub(crate) mod session;
 pub(crate) mod settings;
-pub(crate) mod slot;
+pub(crate) mod sums;
 mod tally;
 mod workers;
 
@@ -38,8 +36,8 @@ pub(crate) fn run(args: &GridArgs) -> Result<bool> {
     let began = Instant::now();
     give_each_stream_a_queue();
     let mut settings = args.settings.clone();
-    let cases = listed::listed(&settings);
-    listed::ensure_any(&settings, &cases)?;
+    let cases = selection::cases(&settings);
+    selection::ensure_any(&settings, &cases)?;
     if args.list {
         for case in &cases {
             println!("{}", case.name);

@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use peersum_artifact::Dtype;
 use peersum_emulator::{Break, EmulatorOptions};
 
-use super::listed::listed;
 use super::report::CaseStatus;
+use super::selection::cases;
 use super::settings::{GridKind, Settings};
 use super::{runner, workers};
 use crate::machine::{DeviceKind, Emulators};
@@ -87,7 +87,7 @@ fn fails(ops: &[Operation], broken: Option<Break>, seed: u64) -> Result<Option<S
         timeout: TIMEOUT,
         ..Settings::of(DeviceKind::Emulator, GridKind::Smoke, [2, 3], seed)
     });
-    let cases = listed(&settings);
+    let cases = cases(&settings);
     let (sender, receiver) = channel();
     let machine = Arc::new(Emulators { options });
     let workers = workers::start_threads(&machine, &settings, &sender)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::case::Listed;
+use super::case::Case;
 use super::event::Event;
 use super::settings::{RankKind, Settings};
 use super::tally::Tally;
@@ -29,7 +29,7 @@ const LAST_WORDS: Duration = Duration::from_millis(1500);
 /// Runs all cases. `progress` gets the line of each group when the group is complete.
 pub(crate) fn run<'a>(
     settings: &'a Arc<Settings>,
-    cases: &'a [Listed],
+    cases: &'a [Case],
     progress: &mut dyn FnMut(&str),
 ) -> Result<Tally<'a>> {
     let (sender, events) = channel();
@@ -56,7 +56,7 @@ pub(crate) fn run<'a>(
 /// to report. No process is left running.
 pub(crate) fn watch<'a>(
     settings: &'a Settings,
-    cases: &'a [Listed],
+    cases: &'a [Case],
     mut workers: Vec<Worker>,
     sender: Sender<Heard<Event>>,
     events: &Receiver<Heard<Event>>,

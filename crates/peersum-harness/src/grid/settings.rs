@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use peersum::device::MemorySharing;
 use peersum::dispatch::Route;
@@ -12,7 +12,6 @@ use peersum::{Communicator, CommunicatorBuilder, Rendezvous};
 use peersum_artifact::Dtype;
 use serde::{Deserialize, Serialize};
 
-use super::case::Listed;
 use crate::machine::{DeviceChoice, DeviceKind};
 use crate::names::{by_name, name_of};
 use crate::operation::Operation;
@@ -232,14 +231,14 @@ impl Settings {
     }
 
     /// The command that runs one configuration again with the same data.
-    pub(super) fn reproduce(&self, case: &Listed) -> String {
+    pub(super) fn reproduce(&self, op: Operation, name: &str) -> String {
         let mut command = format!(
             "cargo xtask test-allreduce --device {} --ranks {} --grid {} --seed {} --op {}",
             name_of(&self.device),
             name_of(&self.ranks),
             name_of(&self.grid),
             self.seed,
-            case.op.name()
+            op.name()
         );
         match self.sharing {
             MemorySharing::Auto => {}
@@ -255,7 +254,7 @@ impl Settings {
             let dtypes: Vec<String> = self.dtypes.iter().map(Dtype::to_string).collect();
             command += &format!(" --dtype {}", dtypes.join(","));
         }
-        command + &format!(" --filter {}", case.name)
+        command + &format!(" --filter {name}")
     }
 }
 
@@ -309,15 +308,7 @@ fn parse_ops(list: &str) -> Result<Box<[Operation]>> {
     let all = Operation::value_variants();
     select(all.iter().copied(), list, |name| match name {
         "all" => Ok(all.to_vec()),
-        _ => {
-            let op = Operation::from_str(&name.replace('_', "-"), false);
-            let names = all
-                .iter()
-                .map(|op| op.name())
-                .collect::<Vec<_>>()
-                .join(", ");
-            Ok(vec![op.map_err(|_| anyhow!("there are {names} and all"))?])
-        }
+        _ => Ok(vec![by_name(&name.replace('-', "_"))?]),
     })
 }
 

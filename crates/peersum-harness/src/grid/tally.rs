@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::case::Listed;
+use super::case::Case;
 use super::event::{Event, Spent};
-use super::listed::excluded;
-use super::plan::left_out;
 use super::report::{CaseReport, CaseStatus, Counts, Report, SCHEMA, Seconds};
+use super::selection::{excluded, left_out};
 use super::settings::Settings;
 
 /// The most mismatches that are kept and shown; all are counted.
@@ -45,7 +44,7 @@ enum Doing {
 /// Everything that the runner knows of a run.
 pub(crate) struct Tally<'a> {
     settings: &'a Settings,
-    cases: &'a [Listed],
+    cases: &'a [Case],
     tallies: Vec<CaseTally>,
     groups: BTreeMap<String, Group>,
     set_up: BTreeMap<(u32, usize), f64>,
@@ -57,7 +56,7 @@ pub(crate) struct Tally<'a> {
 }
 
 impl<'a> Tally<'a> {
-    pub(crate) fn new(settings: &'a Settings, cases: &'a [Listed], ranks: usize) -> Tally<'a> {
+    pub(crate) fn new(settings: &'a Settings, cases: &'a [Case], ranks: usize) -> Tally<'a> {
         let mut groups = BTreeMap::<_, Group>::new();
         for case in cases {
             groups.entry(case.group.clone()).or_default().open += 1;
@@ -107,7 +106,8 @@ impl<'a> Tally<'a> {
             Event::Mismatch { case, ref text } => {
                 self.tallies[case].mismatches += 1;
                 if self.mismatches.len() < MISMATCHES_KEPT {
-                    let command = self.settings.reproduce(&self.cases[case]);
+                    let case = &self.cases[case];
+                    let command = self.settings.reproduce(case.op, &case.name);
                     self.mismatches.push(format!("{text}\n  {command}"));
                 }
             }

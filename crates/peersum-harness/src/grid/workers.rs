@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use peersum::Rendezvous;
 
+use super::case::GroupKind;
 use super::event::Event;
-use super::rank::{self, Links, SLOTS};
+use super::rank::{self, Links};
 use super::settings::Settings;
 use crate::machine::{CONNECTIONS_VARIABLE, DeviceKind, Emulators, Gpus, Machine};
 use crate::ranks::{ChildProcess, Heard, RankArgs, listen, rank_command, say};
@@ -64,7 +65,7 @@ pub(crate) fn start_threads<M: Machine>(
     let mut groups: Vec<HashMap<(u32, usize), Rendezvous>> = Vec::new();
     groups.resize_with(settings.most_ranks() as usize, HashMap::new);
     for &world_size in &settings.world_sizes {
-        for slot in 0..SLOTS {
+        for slot in 0..=GroupKind::Moves.slot() {
             let all = Rendezvous::threads(world_size);
             for (groups, rendezvous) in groups.iter_mut().zip(all) {
                 groups.insert((world_size, slot), rendezvous);

@@ -10,11 +10,9 @@ use peersum::{Communicator, Error, Graph, SymmetricBuffer};
 
 use super::scenario::{Phase, Scenario};
 use super::words::{Place, Word};
-use crate::calls::{Calls, What};
-use crate::collective::CollectiveCall;
-use crate::norm_sides::{NormKind, Outcome};
+use crate::call::Outcome;
+use crate::calls::{Calls, Rows, Symmetric, What};
 use crate::ranks::say;
-use crate::sum_call::{SumCall, Symmetric};
 
 /// Odd, so that the last unit is partial; large enough for several units per thread on the
 /// emulator.
@@ -44,28 +42,20 @@ pub(super) fn calls_of<D: Device>(
     scenario: &Scenario,
     symmetric: Option<SymmetricBuffer<bf16, D>>,
 ) -> Result<Calls<D>> {
-    let (elements, norm) = match scenario.what {
-        What::Other(kind) => {
-            let call = CollectiveCall::new(communicator, kind, SEED, ELEMENTS)?;
-            return Ok(Calls::Other(call));
-        }
-        What::AllReduce => (ELEMENTS, None),
-        What::Norm(output) => {
-            let norm = NormKind {
-                seed: SEED,
-                hidden: HIDDEN,
-                // The calls of a graph would add to the same residual one after the other.
-                adds: scenario.phase != Phase::GraphReplay,
-                output,
-            };
-            (ELEMENTS_OF_ROWS, Some(norm))
-        }
+    let elements = match scenario.what {
+        What::Norm(_) => ELEMENTS_OF_ROWS,
+        What::AllReduce | What::Other(_) => ELEMENTS,
     };
-    let is_in_place = scenario.route == Route::SymmetricTwoShot;
-    let symmetric = symmetric.map(|buffer| Symmetric::new(communicator, buffer, is_in_place));
-    let symmetric = symmetric.transpose()?;
-    let call = SumCall::new(communicator, norm, SEED, elements, symmetric)?;
-    Ok(Calls::Sum(Box::new(call)))
+    let rows = Rows {
+        hidden: HIDDEN,
+        // The calls of a graph would add to the same residual one after the other.
+        adds: scenario.phase != Phase::GraphReplay,
+    };
+    let symmetric = symmetric.map(|buffer| Symmetric {
+        buffer,
+        is_in_place: scenario.route == Route::SymmetricTwoShot,
+    });
+    Calls::with(communicator, scenario.what, SEED, elements, rows, symmetric)
 }
 
 /// Makes and checks `count` calls, or calls until one fails. Returns the error.

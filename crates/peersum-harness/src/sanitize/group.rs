@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use half::bf16;
 use peersum::cuda::{Cuda, launch_function};
 use peersum::cudarc::driver::{CudaFunction, CudaStream};
 use peersum::cudarc::nvrtc::Ptx;
@@ -20,9 +19,11 @@ use peersum::{ArenaLayout, Scalar, StartEpochs, control_bytes, initial_control};
 use peersum_artifact::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 use peersum_kernels::abi::{self, PeersumParams};
 
-use crate::data::{self, Key, bytes_of};
-use crate::grid::calls::{Call, Place, stride};
-use crate::grid::slot::Slot;
+use super::calls::{GroupCall, T};
+use super::moves::{MOVES, kernel_of, move_params};
+use super::rows::norm_params;
+use crate::call::{Array, CallKind, RankCall, Role, Slot, stride};
+use crate::data::Key;
 use crate::memory::Guarded;
 
 /// Flags of `sanitize-group`.
@@ -44,16 +45,6 @@ pub(crate) struct GroupArgs {
     pub(super) seed: u64,
 }
 
-/// The type of all calls. 16-bit elements give units with partial words and tails.
-pub(super) type T = bf16;
-
-/// The kernels of all-gather, reduce-scatter and broadcast: family, type of the module, algorithm.
-pub(super) const MOVES: [(Family, Dtype, Algorithm); 3] = [
-    (Family::Move, Dtype::U8, Algorithm::AllGather),
-    (Family::Push, Dtype::Bf16, Algorithm::ReduceScatter),
-    (Family::Move, Dtype::U8, Algorithm::Broadcast),
-];
-
 const MAX_ELEMENTS: usize = 8192;
 const UNIT_BYTES: usize = abi::PEERSUM_UNIT_BYTES as usize;
 const TIMEOUT_NS: u64 = 20_000_000_000;
@@ -62,35 +53,20 @@ const TIMEOUT_NS: u64 = 20_000_000_000;
 #[repr(C)]
 struct AllParams([PeersumParams; abi::PEERSUM_MAX_WORLD_SIZE as usize]);
 
-pub(super) struct Rank {
+struct Rank {
     arena: Guarded<Cuda>,
     symmetric: Guarded<Cuda>,
-    input: Guarded<Cuda>,
-    output: Guarded<Cuda>,
-    pub(super) residual: Guarded<Cuda>,
-    pub(super) weight: Guarded<Cuda>,
-    pub(super) fp8_values: Guarded<Cuda>,
-    pub(super) fp8_scales: Guarded<Cuda>,
+    /// One for each role.
+    regions: Vec<Guarded<Cuda>>,
     status: StatusRecord,
 }
 
 impl Rank {
-    /// Memory that is read, and memory that is written.
-    pub(super) fn arrays(&self) -> (&Guarded<Cuda>, &Guarded<Cuda>) {
-        (&self.input, &self.output)
-    }
-
-    fn memory(&self, place: Place) -> &Guarded<Cuda> {
-        match place {
-            Place::Input => &self.input,
-            Place::Output => &self.output,
-            Place::Symmetric => &self.symmetric,
+    fn memory(&self, array: &Array) -> &Guarded<Cuda> {
+        match array.is_symmetric {
+            true => &self.symmetric,
+            false => &self.regions[array.role as usize],
         }
-    }
-
-    pub(super) fn slot(&self, rank: usize, call: &Call, place: Place) -> Slot {
-        let base = self.memory(place).base();
-        call.slot(base, place, rank as u32, 0, size_of::<T>())
     }
 }
 
@@ -109,19 +85,26 @@ fn layout(world_size: u32) -> ArenaLayout {
 }
 
 pub(super) struct Group {
-    pub(super) device: Cuda,
+    device: Cuda,
     stream: Arc<CudaStream>,
-    pub(super) ranks: Vec<Rank>,
+    ranks: Vec<Rank>,
     layout: ArenaLayout,
-    /// The entry point of each route.
-    pub(super) functions: HashMap<Route, CudaFunction>,
-    /// The one-shot push that normalises, and the kernel that normalises behind another.
-    pub(super) fused: CudaFunction,
-    pub(super) rows: CudaFunction,
-    /// The first of these with a cluster for each row, if the device has clusters.
-    pub(super) clustered: Option<CudaFunction>,
-    /// Those of [`MOVES`].
-    pub(super) moves: Vec<CudaFunction>,
+    kernels: HashMap<Kernel, CudaFunction>,
+    /// Whether a row may have a cluster.
+    pub(super) has_clusters: bool,
+}
+
+/// A kernel: its family, the type of its module, and its algorithm.
+type Kernel = (Family, Dtype, Algorithm);
+
+/// Of two kernels of rows, one normalises what it has summed, the other what another has.
+const FUSED: Kernel = (Family::Norm, T::DTYPE, Algorithm::OneShot);
+const ROWS: Kernel = (Family::Norm, T::DTYPE, Algorithm::Rows);
+/// The first of these with a cluster for each row.
+const CLUSTERED: Kernel = (Family::Norm, T::DTYPE, Algorithm::Clustered);
+
+fn kernel_of_route(route: Route) -> Kernel {
+    (route.family(), T::DTYPE, route.algorithm())
 }
 
 impl Group {
@@ -132,35 +115,25 @@ impl Group {
     ) -> Result<Group> {
         let device = <Cuda as Device>::open(stream)?;
         let layout = layout(world_size);
-        let functions = Route::ALL
-            .into_iter()
-            .map(|route| {
-                let load = (route.family(), T::DTYPE, route.algorithm());
-                Ok((route, function(args, stream, world_size, load)?))
-            })
-            .collect::<Result<HashMap<_, _>>>()?;
-        let norm = |algorithm| {
-            function(
-                args,
-                stream,
-                world_size,
-                (Family::Norm, T::DTYPE, algorithm),
-            )
-        };
         let has_clusters = stream.context().compute_capability()? >= (9, 0);
-        let clustered = has_clusters.then(|| norm(Algorithm::Clustered));
-        let array = stride(MAX_ELEMENTS, size_of::<T>());
+        let kernels = Route::ALL.map(kernel_of_route).into_iter().chain(MOVES);
+        let norms = [FUSED, ROWS].into_iter();
+        let norms = norms.chain(has_clusters.then_some(CLUSTERED));
+        let kernels = kernels.chain(norms).map(|kernel| {
+            let function = function(args, stream, world_size, kernel)?;
+            Ok((kernel, function))
+        });
+        let kernels = kernels.collect::<Result<_>>()?;
+        let array = || memory(&device, stride(MAX_ELEMENTS * size_of::<T>()));
         let ranks = (0..world_size)
             .map(|_| {
                 Ok(Rank {
                     arena: armed(&device, &layout)?,
-                    symmetric: memory(&device, array)?,
-                    input: memory(&device, array)?,
-                    output: memory(&device, array)?,
-                    residual: memory(&device, array)?,
-                    weight: memory(&device, array)?,
-                    fp8_values: memory(&device, array)?,
-                    fp8_scales: memory(&device, array)?,
+                    symmetric: array()?,
+                    regions: Role::ALL
+                        .map(|_| array())
+                        .into_iter()
+                        .collect::<Result<_>>()?,
                     status: device.allocate_status()?,
                 })
             })
@@ -170,67 +143,95 @@ impl Group {
             stream: stream.clone(),
             ranks,
             layout,
-            functions,
-            fused: norm(Algorithm::OneShot)?,
-            rows: norm(Algorithm::Rows)?,
-            clustered: clustered.transpose()?,
-            moves: MOVES
-                .into_iter()
-                .map(|load| function(args, stream, world_size, load))
-                .collect::<Result<_>>()?,
+            kernels,
+            has_clusters,
         })
     }
 
     /// Makes one call and compares every bit.
-    pub(super) fn check(&self, plan: Plan, call: &Call, seed: u64) -> Result<()> {
+    pub(super) fn check(&self, call: &GroupCall, seed: u64) -> Result<()> {
         let keys = Key::of_all(seed, self.ranks.len() as u32);
-        let expected: Vec<T> = data::expected(call.content, &keys, call.elements);
-        self.write_inputs(call, &keys)?;
-        let function = &self.functions[&plan.route];
-        self.launch(function, plan, 1, |own| self.params(plan.route, call, own))?;
-        for (index, rank) in self.ranks.iter().enumerate() {
-            self.compare(index, rank.slot(index, call, call.target), &expected)
-                .with_context(|| format!("seed {seed}"))?;
+        let of_rank = |rank| call.of_rank(&keys, rank, seed);
+        let calls: Vec<RankCall> = (0..keys.len() as u32).map(of_rank).collect();
+        for (index, array) in arrays(&calls) {
+            let memory = self.ranks[index].memory(array);
+            memory.poison(&self.device)?;
+            if let Some((first, values)) = &array.before {
+                let start = self.slot(index, array).start + first * array.element_bytes;
+                memory.write(&self.device, start, &values.bytes())?;
+            }
+        }
+        self.launch_all(call, &calls)?;
+        for (index, array) in arrays(&calls) {
+            self.compare(index, array)
+                .with_context(|| format!("the {}; seed {seed}", array.role))?;
         }
         Ok(())
     }
 
-    /// Poisons what the call reads and writes, and writes its inputs.
-    pub(super) fn write_inputs(&self, call: &Call, keys: &[Key]) -> Result<()> {
-        for ((index, rank), &key) in self.ranks.iter().enumerate().zip(keys) {
-            let input: Vec<T> = data::input(call.content, key, call.elements);
-            rank.memory(call.target).poison(&self.device)?;
-            let source = rank.memory(call.source);
-            source.poison(&self.device)?;
-            let start = rank.slot(index, call, call.source).start;
-            source.write(&self.device, start, bytes_of(&input))?;
+    fn launch_all(&self, call: &GroupCall, calls: &[RankCall]) -> Result<()> {
+        let (plan, cluster) = (call.plan, call.cluster);
+        let params = |own: usize| {
+            let address = |role| self.address(own, &calls[own], role);
+            let params = self.params(plan.route, calls, own);
+            match calls[own].kind {
+                CallKind::AllReduce => params,
+                CallKind::Norm(kind) => norm_params(params, &kind, address),
+                CallKind::Other(kind) => move_params(params, kind),
+            }
+        };
+        let of_route = kernel_of_route(plan.route);
+        match calls[0].kind {
+            CallKind::Other(kind) => self.launch(kernel_of(kind), plan, 1, params),
+            CallKind::AllReduce => self.launch(of_route, plan, 1, params),
+            CallKind::Norm(_) if cluster > 1 => self.launch(CLUSTERED, plan, cluster, params),
+            CallKind::Norm(_) if plan.route == Route::PushOneShot => {
+                self.launch(FUSED, plan, 1, params)
+            }
+            CallKind::Norm(_) => {
+                self.launch(of_route, plan, 1, params)?;
+                let of_output = |own: usize| {
+                    let params = params(own);
+                    PeersumParams {
+                        input: params.output,
+                        ..params
+                    }
+                };
+                self.launch(ROWS, plan, 1, of_output)
+            }
         }
-        Ok(())
     }
 
-    /// Fails unless the rank's call has succeeded and its array in this slot is as expected.
-    pub(super) fn compare<E: Scalar>(
-        &self,
-        index: usize,
-        slot: Slot,
-        expected: &[E],
-    ) -> Result<()> {
-        if let Some(failure) = self.ranks[index].status.failure() {
-            bail!("rank {index} failed: {failure:?}");
+    fn slot(&self, rank: usize, array: &Array) -> Slot {
+        let base = self.ranks[rank].memory(array).base();
+        array.slot(base, rank as u32, 0)
+    }
+
+    /// Where a rank's array of this role lies, if its call has one.
+    fn address(&self, rank: usize, call: &RankCall, role: Role) -> Option<u64> {
+        let array = call.array(role)?;
+        Some(self.slot(rank, array).address())
+    }
+
+    /// Fails unless the rank's call has succeeded and its array is as expected.
+    fn compare(&self, rank: usize, array: &Array) -> Result<()> {
+        if let Some(failure) = self.ranks[rank].status.failure() {
+            bail!("rank {rank} failed: {failure:?}");
         }
+        let slot = self.slot(rank, array);
         let mut memory = vec![0; slot.guarded_bytes];
         // SAFETY: the slot lies within its memory.
         unsafe { self.device.read(slot.base, &mut memory)? };
-        if let Some(wrong) = slot.compare(&memory, bytes_of(expected), size_of::<E>()) {
-            bail!("rank {index}: {wrong}");
+        match slot.compare(&memory, &array.after.bytes(), array.element_bytes) {
+            Some(wrong) => bail!("rank {rank}: {wrong}"),
+            None => Ok(()),
         }
-        Ok(())
     }
 
-    /// Launches an entry point for all ranks, in clusters of so many blocks, and waits for it.
-    pub(super) fn launch(
+    /// Launches a kernel for all ranks, in clusters of so many blocks, and waits for it.
+    fn launch(
         &self,
-        function: &CudaFunction,
+        kernel: Kernel,
         plan: Plan,
         cluster: u32,
         params_of: impl Fn(usize) -> PeersumParams,
@@ -240,6 +241,7 @@ impl Group {
             *params = params_of(index);
         }
         let world_size = self.ranks.len() as u32;
+        let function = &self.kernels[&kernel];
         let (stream, function) = (self.stream.cu_stream(), function.cu_function());
         let grid = [plan.blocks, world_size, cluster];
         let threads = plan.threads + world_size;
@@ -252,15 +254,17 @@ impl Group {
         Ok(())
     }
 
-    pub(super) fn params(&self, route: Route, call: &Call, own: usize) -> PeersumParams {
+    /// What a call has of an all-reduce by this route.
+    fn params(&self, route: Route, calls: &[RankCall], own: usize) -> PeersumParams {
         let mut arena = [0; abi::PEERSUM_MAX_WORLD_SIZE as usize];
         let mut source = arena;
         let count = self.ranks.len();
         for (index, peer) in self.ranks.iter().enumerate() {
             arena[(index + count - own) % count] = peer.arena.base();
-            source[index] = match route.is_symmetric() {
-                true => peer.slot(index, call, Place::Symmetric).address(),
-                false => peer.arena.base(),
+            let mut arrays = calls[index].arrays.iter();
+            source[index] = match arrays.find(|array| array.is_symmetric) {
+                Some(array) => self.slot(index, array).address(),
+                None => peer.arena.base(),
             };
         }
         let is_aligned = |address: &u64| address.is_multiple_of(UNIT_BYTES as u64);
@@ -268,14 +272,15 @@ impl Group {
         if route.is_symmetric() && source[..count].iter().all(is_aligned) {
             flags |= abi::PEERSUM_FLAG_SOURCE_ALIGNED;
         }
-        let rank = &self.ranks[own];
+        let (rank, call) = (&self.ranks[own], &calls[own]);
+        let output = self.slot(own, call.output()).address();
         let bit = |set: bool, shift: u32| u64::from(set) << shift;
         let is_pull = route.family() == Family::Pull;
         PeersumParams {
             arena,
             source,
-            input: rank.slot(own, call, call.source).address(),
-            output: rank.slot(own, call, call.target).address(),
+            input: self.address(own, call, Role::Input).unwrap_or(output),
+            output,
             elements: call.elements as u64,
             push_offset: self.layout.push_offset,
             push_half_bytes: self.layout.push_half_bytes,
@@ -296,11 +301,17 @@ impl Group {
     }
 }
 
+/// All arrays of a call, each with its rank.
+fn arrays(calls: &[RankCall]) -> impl Iterator<Item = (usize, &Array)> {
+    let calls = calls.iter().enumerate();
+    calls.flat_map(|(rank, call)| call.arrays.iter().map(move |array| (rank, array)))
+}
+
 fn function(
     args: &GroupArgs,
     stream: &Arc<CudaStream>,
     world_size: u32,
-    (family, dtype, algorithm): (Family, Dtype, Algorithm),
+    (family, dtype, algorithm): Kernel,
 ) -> Result<CudaFunction> {
     let context = stream.context();
     let (major, minor) = context.compute_capability()?;

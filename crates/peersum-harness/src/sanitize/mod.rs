@@ -5,6 +5,7 @@
 mod bounded;
 mod calls;
 mod group;
+mod group_run;
 mod moves;
 mod planted;
 mod rows;
@@ -24,8 +25,8 @@ use crate::operation::Operation;
 use bounded::Ended;
 use tool::Tool;
 
-pub(crate) use calls::run as run_group;
 pub(crate) use group::GroupArgs;
+pub(crate) use group_run::run as run_group;
 pub(crate) use planted::{PlantedArgs, run as run_planted};
 
 /// The exit status of compute-sanitizer if it found errors. Neither it nor the harness uses this
@@ -181,20 +182,19 @@ fn verdict(
             "it ended with {status} and no summary, so nothing was checked"
         ));
     };
-    match (subject, errors, status.code()) {
-        (Subject::Group | Subject::Grid(_), 0, Some(0)) => Ok("nothing found"),
-        (Subject::Group | Subject::Grid(_), 0, _) => {
-            Err(format!("nothing found, but the grid ended with {status}"))
-        }
-        (Subject::Group | Subject::Grid(_), ..) => Err("errors in the kernels".to_owned()),
-        (Subject::Planted, 0, _) => Err("the planted error was not found".to_owned()),
-        (Subject::Planted, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
+    let is_planted = subject == Subject::Planted;
+    match (is_planted, errors, status.code()) {
+        (false, 0, Some(0)) => Ok("nothing found"),
+        (false, 0, _) => Err(format!("nothing found, but the grid ended with {status}")),
+        (false, ..) => Err("errors in the kernels".to_owned()),
+        (true, 0, _) => Err("the planted error was not found".to_owned()),
+        (true, _, Some(FOUND)) if report.contains(tool.planted_kernel()) => {
             Ok("the planted error was found")
         }
-        (Subject::Planted, _, Some(FOUND)) => {
+        (true, _, Some(FOUND)) => {
             Err("errors were found, but none in the kernel that has one".to_owned())
         }
-        (Subject::Planted, ..) => Err(format!(
+        (true, ..) => Err(format!(
             "it ended with {status} and not with {FOUND}, the status for errors"
         )),
     }

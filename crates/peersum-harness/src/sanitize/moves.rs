@@ -1,149 +1,42 @@
 //! All-gathers, reduce-scatters and broadcasts of a group that is one grid.
 
-use anyhow::{Context, Result};
-use peersum::dispatch::{Plan, Route};
-use peersum::{Operation, reference};
+use peersum::Operation;
+use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi::{self, PeersumParams};
 
-use super::group::{Group, MOVES, T};
-use crate::collective::{Collective, moved_input};
-use crate::data::{self, Content, Key, bytes_of};
-use crate::grid::calls::{Call, Place};
-use crate::grid::case::Variant;
-use crate::grid::slot::Slot;
+use crate::collective::Collective;
 
-/// One call.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct MoveCall {
-    kind: Collective,
-    plan: Plan,
-    /// Of the message, or of a rank's chunk.
-    elements: usize,
-    variant: Variant,
+/// Their kernels: family, type of the module, algorithm.
+pub(super) const MOVES: [(Family, Dtype, Algorithm); 3] = [
+    (Family::Move, Dtype::U8, Algorithm::AllGather),
+    (Family::Push, Dtype::Bf16, Algorithm::ReduceScatter),
+    (Family::Move, Dtype::U8, Algorithm::Broadcast),
+];
+
+/// Which of [`MOVES`] carries out a call.
+pub(super) fn kernel_of(kind: Collective) -> (Family, Dtype, Algorithm) {
+    match kind {
+        Collective::AllGather => MOVES[0],
+        Collective::ReduceScatter => MOVES[1],
+        Collective::Broadcast { .. } => MOVES[2],
+    }
 }
 
-/// Each operation in several shapes. Threads have one unit, several, or none.
-pub(super) fn calls(world_size: u32) -> Vec<MoveCall> {
-    let shapes = [
-        (1, Variant::Aligned, 1, 32),
-        (37, Variant::Unaligned, 2, 32),
-        (1000, Variant::Aligned, 2, 32),
-        (1003, Variant::Unaligned, 3, 64),
-        (1001, Variant::Aligned, 1, 96),
-    ];
-    let roots = [0, world_size - 1].map(|root| Collective::Broadcast { root });
-    let kinds = [Collective::AllGather, Collective::ReduceScatter];
-    let of_kind = |kind| {
-        shapes.map(|(elements, variant, blocks, threads)| MoveCall {
-            kind,
-            plan: Plan {
-                route: Route::PushOneShot,
-                blocks,
-                threads,
-            },
-            elements,
-            variant,
-        })
+/// `params` of an all-reduce with what this call needs.
+pub(super) fn move_params(params: PeersumParams, kind: Collective) -> PeersumParams {
+    let (operation, root) = match kind.operation() {
+        Operation::AllGather => (abi::PEERSUM_OPERATION_ALL_GATHER, 0),
+        Operation::Broadcast { root } => (abi::PEERSUM_OPERATION_BROADCAST, root),
+        _ => (abi::PEERSUM_OPERATION_REDUCE_SCATTER, 0),
     };
-    kinds.into_iter().chain(roots).flat_map(of_kind).collect()
-}
-
-impl MoveCall {
-    /// An array of this call with so many elements.
-    fn array(&self, elements: usize) -> Call {
-        Call::new(self.plan.route, self.plan, elements, self.variant)
-    }
-
-    fn kernel(&self) -> usize {
-        match self.kind {
-            Collective::AllGather => 0,
-            Collective::ReduceScatter => 1,
-            Collective::Broadcast { .. } => 2,
-        }
-    }
-
-    /// What each rank passes in.
-    fn inputs(&self, seed: u64, world_size: u32) -> Vec<Vec<T>> {
-        let input = |key| match self.kind {
-            Collective::ReduceScatter => {
-                data::input(Content::Special, key, self.elements * world_size as usize)
-            }
-            _ => moved_input(key, self.elements),
-        };
-        Key::of_all(seed, world_size)
-            .into_iter()
-            .map(input)
-            .collect()
-    }
-
-    /// What a rank must receive.
-    fn expected(&self, inputs: &[Vec<T>], rank: usize) -> Vec<T> {
-        let inputs: Vec<&[T]> = inputs.iter().map(Vec::as_slice).collect();
-        match self.kind {
-            Collective::AllGather => reference::all_gather(&inputs),
-            Collective::ReduceScatter => reference::reduce_scatter(&inputs, rank),
-            Collective::Broadcast { root } => reference::broadcast(&inputs, root as usize),
-        }
-    }
-
-    /// `params` of an all-reduce with what this call needs.
-    fn params(&self, params: PeersumParams, [input, output]: [Slot; 2]) -> PeersumParams {
-        let bytes = (self.elements * size_of::<T>()) as u64;
-        let (operation, root) = match self.kind.operation() {
-            Operation::AllGather => (abi::PEERSUM_OPERATION_ALL_GATHER, 0),
-            Operation::Broadcast { root } => (abi::PEERSUM_OPERATION_BROADCAST, root),
-            _ => (abi::PEERSUM_OPERATION_REDUCE_SCATTER, 0),
-        };
-        let (_, dtype, _) = MOVES[self.kernel()];
-        let type_bits = u64::from(abi::PEERSUM_HEADER_BYTES_BITS);
-        let without_bytes = params.header >> type_bits << type_bits;
-        PeersumParams {
-            input: input.address(),
-            output: output.address(),
-            elements: bytes / dtype.size_bytes() as u64,
-            chunk_stride: bytes,
-            header: without_bytes
-                | u64::from(operation) << abi::PEERSUM_HEADER_OPERATION_SHIFT
-                | u64::from(root) << abi::PEERSUM_HEADER_ROOT_SHIFT
-                | bytes,
-            ..params
-        }
-    }
-}
-
-impl Group {
-    /// Makes one call and compares every bit.
-    pub(super) fn check_move(&self, call: &MoveCall, seed: u64) -> Result<()> {
-        let inputs = call.inputs(seed, self.ranks.len() as u32);
-        let is_broadcast = matches!(call.kind, Collective::Broadcast { .. });
-        let mut slots = Vec::new();
-        for (index, (rank, input)) in self.ranks.iter().zip(&inputs).enumerate() {
-            let (source, target) = rank.arrays();
-            let place = |base, place, elements| {
-                let array = call.array(elements);
-                array.slot(base, place, index as u32, 0, size_of::<T>())
-            };
-            let results = call.expected(&inputs, index).len();
-            let output = place(target.base(), Place::Output, results);
-            source.poison(&self.device)?;
-            target.poison(&self.device)?;
-            // A broadcast has one array.
-            let (memory, from) = match is_broadcast {
-                true => (target, output),
-                false => (source, place(source.base(), Place::Input, input.len())),
-            };
-            memory.write(&self.device, from.start, bytes_of(input))?;
-            slots.push([from, output]);
-        }
-        let params = |own: usize| {
-            let params = self.params(call.plan.route, &call.array(call.elements), own);
-            call.params(params, slots[own])
-        };
-        self.launch(&self.moves[call.kernel()], call.plan, 1, params)?;
-        for (index, [_, output]) in slots.iter().enumerate() {
-            self.compare(index, *output, &call.expected(&inputs, index))
-                .with_context(|| format!("seed {seed}"))?;
-        }
-        Ok(())
+    let (_, dtype, _) = kernel_of(kind);
+    let bytes = params.elements * Dtype::Bf16.size_bytes() as u64;
+    PeersumParams {
+        elements: bytes / dtype.size_bytes() as u64,
+        chunk_stride: bytes,
+        header: params.header
+            | u64::from(operation) << abi::PEERSUM_HEADER_OPERATION_SHIFT
+            | u64::from(root) << abi::PEERSUM_HEADER_ROOT_SHIFT,
+        ..params
     }
 }

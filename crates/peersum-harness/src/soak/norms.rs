@@ -1,16 +1,15 @@
 //! The second part of a soak: calls with RMSNorm, one in each burst.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::part::{Found, Part, Soak};
-use crate::grid::norm::{NUMBERS, NormCase, NormRank};
+use super::part::{Part, Soak};
+use crate::grid::norms::{NUMBERS, NormCase};
 use crate::grid::settings::{GridKind, Settings};
-use crate::machine::{DeviceOf, Machine};
+use crate::machine::Machine;
 use crate::norm_output::NormOutput;
-use crate::ranks::run_threads;
 
 /// The lengths of rows, in elements of 16 bits: one unit to the longest.
 const HIDDEN: [usize; 9] = [8, 64, 200, 1024, 2880, 4096, 8192, 12288, 32768];
@@ -21,31 +20,13 @@ const MOST_EMULATED: usize = 9000;
 
 /// Makes the calls of all bursts of the part.
 pub(super) fn run<M: Machine>(machine: &M, soak: &Soak, part: &Part) -> Result<()> {
-    let (settings, world_size) = (&soak.settings, soak.world_size);
-    run_threads(world_size, 1, |mut member| {
-        let largest = NormCase {
-            hidden: HIDDEN[0],
-            rows: most(settings) / HIDDEN[0],
-            ..draw(settings, world_size, 0)
-        };
-        let (rendezvous, number) = (member.next_group()?, member.peers.rank());
-        let mut rank = NormRank::<DeviceOf<M>>::new(machine, settings, rendezvous, &[&largest])?;
-        rank.corrupts = soak.corrupt && number == 0;
-        part.bursts(number, |_, seed| {
-            rank.seed = seed;
-            let case = draw(settings, world_size, seed);
-            let meet = || drop(member.peers.meet());
-            let compared = rank.call_and_compare(&case, &meet);
-            let (_, wrong) = compared.with_context(|| case.to_string())?;
-            let mut found = Found {
-                calls: 1,
-                ..Found::default()
-            };
-            found.add(wrong.into_iter().map(|wrong| format!("{case}: {wrong}")));
-            Ok(found)
-        })
-    })?;
-    Ok(())
+    let largest = NormCase {
+        hidden: HIDDEN[0],
+        rows: most(&soak.settings) / HIDDEN[0],
+        ..draw(&soak.settings, soak.world_size)
+    };
+    let draw = |settings: &_, world_size| draw(settings, world_size).case();
+    part.run_cases(machine, soak, &largest.case(), draw)
 }
 
 fn most(settings: &Settings) -> usize {
@@ -55,9 +36,9 @@ fn most(settings: &Settings) -> usize {
     }
 }
 
-/// The call of the burst with this seed.
-fn draw(settings: &Settings, world_size: u32, seed: u64) -> NormCase {
-    let mut rng = Rng::with_seed(seed);
+/// The call of the burst whose seed the settings hold.
+fn draw(settings: &Settings, world_size: u32) -> NormCase {
+    let mut rng = Rng::with_seed(settings.seed);
     let hidden: Vec<usize> = HIDDEN
         .into_iter()
         .filter(|&hidden| hidden <= most(settings))
@@ -96,11 +77,12 @@ mod tests {
 
     #[test]
     fn bursts_have_every_route_type_and_form_and_no_call_is_larger_than_its_arrays() {
-        let settings = Settings::of(DeviceKind::Cuda, GridKind::Full, [2], 1);
+        let mut settings = Settings::of(DeviceKind::Cuda, GridKind::Full, [2], 1);
         let mut seen = HashSet::new();
         for seed in 0..4000 {
-            let case = draw(&settings, 2, seed);
-            assert_eq!(case, draw(&settings, 2, seed));
+            settings.seed = seed;
+            let case = draw(&settings, 2);
+            assert_eq!(case, draw(&settings, 2));
             assert!(case.rows * case.hidden <= MOST);
             seen.insert((case.dtype, case.route, case.has_residual, case.output));
         }

@@ -1,11 +1,17 @@
 //! A part of a soak: the bursts of its calls, and what they have found.
 
+use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::grid::case::Case;
+use crate::grid::event::Event;
+use crate::grid::session::Session;
 use crate::grid::settings::Settings;
+use crate::machine::{DeviceOf, Machine};
+use crate::ranks::run_threads;
 
 /// The minimum number of bursts, also on a slow machine.
 const LEAST_BURSTS: usize = 8;
@@ -80,6 +86,42 @@ impl Part {
             // Those that the burst itself has only counted.
             found.mismatches += of_burst.mismatches - of_burst.first.len() as u64;
         }
+        Ok(())
+    }
+
+    /// The bursts of all ranks, each a configuration of the grid. `draw` makes it from the
+    /// settings, which hold the seed of the burst. No case is larger than `largest`.
+    pub(super) fn run_cases<M: Machine>(
+        &self,
+        machine: &M,
+        soak: &Soak,
+        largest: &Case,
+        draw: impl Fn(&Settings, u32) -> Case + Sync,
+    ) -> Result<()> {
+        let (settings, world_size) = (&soak.settings, soak.world_size);
+        run_threads(world_size, 1, |mut member| {
+            let rank = member.peers.rank();
+            let mut join = |_, _| member.next_group();
+            let mut session =
+                Session::<DeviceOf<M>>::new(machine, settings, &[largest], rank, &mut join)?;
+            session.corrupts = soak.corrupt && rank == 0;
+            let meet = || drop(member.peers.meet());
+            self.bursts(rank, |burst, seed| {
+                session.settings.seed = seed;
+                let case = draw(&session.settings, world_size);
+                let found = RefCell::new(Found::default());
+                let emit = |event| match event {
+                    Event::Ended { spent, .. } => found.borrow_mut().calls += spent.calls,
+                    Event::Mismatch { text, .. } => {
+                        found.borrow_mut().add([format!("{}: {text}", case.name)]);
+                    }
+                    _ => {}
+                };
+                let ran = session.run_case(burst, &case, &meet, &emit);
+                ran.with_context(|| case.name.clone())?;
+                Ok(found.into_inner())
+            })
+        })?;
         Ok(())
     }
 

@@ -1,19 +1,16 @@
 //! The first part of a soak: all-reduces.
 
-use std::cell::RefCell;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fastrand::Rng;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::part::{Found, Part, Soak};
-use crate::grid::case::{Adversarial, Case, Mode, Variant, Work};
-use crate::grid::event::Event;
-use crate::grid::session::Session;
+use super::part::{Part, Soak};
+use crate::call::Variant;
+use crate::grid::case::Mode;
 use crate::grid::settings::{GridKind, Settings};
+use crate::grid::sums::{Adversarial, SumCase, Work};
 use crate::machine::Machine;
-use crate::ranks::run_threads;
 
 /// Rounds of a burst of small calls: as many as the check on the GPU has room for. Other bursts
 /// have fewer rounds and take as long.
@@ -28,39 +25,20 @@ const MOST_EMULATED: usize = 2000;
 
 /// Makes the calls of all bursts of the part.
 pub(super) fn run<M: Machine>(machine: &M, soak: &Soak, part: &Part) -> Result<()> {
-    let world_size = soak.world_size;
-    run_threads(world_size, 1, |mut member| {
-        let rank = member.peers.rank();
-        // Only for its size: no burst has larger calls.
-        let largest = Case {
-            world_size,
-            dtype: Dtype::F32,
-            work: Work::Adversarial(Adversarial::Mixed),
-            rounds: 1,
-        };
-        let mut join = |_, _| member.next_group();
-        let mut session = Session::new(machine, &soak.settings, &[&largest], rank, 1, &mut join)?;
-        session.corrupts = soak.corrupt && rank == 0;
-        part.bursts(rank, |burst, seed| {
-            session.settings.seed = seed;
-            let case = draw(&session.settings, world_size);
-            let found = RefCell::new(Found::default());
-            let emit = |event| match event {
-                Event::Ended { spent, .. } => found.borrow_mut().calls += spent.calls,
-                Event::Mismatch { text, .. } => found.borrow_mut().add([format!("{case}: {text}")]),
-                _ => {}
-            };
-            let ran = session.run_case(burst, &case, &emit);
-            ran.with_context(|| case.to_string())?;
-            Ok(found.into_inner())
-        })
-    })?;
-    Ok(())
+    // Only for its size: no burst has larger calls.
+    let largest = SumCase {
+        world_size: soak.world_size,
+        dtype: Dtype::F32,
+        work: Work::Adversarial(Adversarial::Mixed),
+        rounds: 1,
+    };
+    let draw = |settings: &_, world_size| draw(settings, world_size).case(settings);
+    part.run_cases(machine, soak, &largest.case(&soak.settings), draw)
 }
 
 /// The calls of the burst whose seed the settings hold. Each is a function of its seed, so that all
 /// ranks make the same calls.
-fn draw(settings: &Settings, world_size: u32) -> Case {
+fn draw(settings: &Settings, world_size: u32) -> SumCase {
     let mut rng = Rng::with_seed(settings.seed);
     let emulated = settings.grid != GridKind::Full;
     let most = if emulated { MOST_EMULATED } else { MOST };
@@ -72,7 +50,7 @@ fn draw(settings: &Settings, world_size: u32) -> Case {
         }
     };
     let dtype = Dtype::REDUCED[rng.usize(..Dtype::REDUCED.len())];
-    let adversarial = |kind, rounds| Case {
+    let adversarial = |kind, rounds| SumCase {
         world_size,
         dtype,
         work: Work::Adversarial(kind),
@@ -96,7 +74,7 @@ fn draw(settings: &Settings, world_size: u32) -> Case {
     let digits = rng.u32(0..=bound.ilog2());
     let elements = rng.usize(1..=2 << digits).min(bound);
     let mode = if rng.bool() { Mode::Eager } else { Mode::Graph };
-    Case {
+    SumCase {
         world_size,
         dtype,
         work: Work::Uniform {
@@ -114,8 +92,8 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
+    use crate::grid::case::LAYERS;
     use crate::grid::device_check::PLACES;
-    use crate::grid::lane;
     use crate::machine::DeviceKind;
 
     #[test]
@@ -125,7 +103,8 @@ mod tests {
         for seed in 0..4000 {
             let case = draw(&settings(seed), 2);
             assert_eq!(case, draw(&settings(seed), 2));
-            assert!(lane::places(case.rounds) <= PLACES);
+            // An input and an output of each call.
+            assert!(case.rounds as usize * LAYERS * 2 <= PLACES);
             match case.work {
                 Work::Adversarial(kind) => {
                     kinds.insert(kind);

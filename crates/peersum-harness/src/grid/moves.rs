@@ -1,13 +1,18 @@
-//! The configurations of all-gather, reduce-scatter and broadcast.
+//! The configurations of all-gather, reduce-scatter and broadcast, and their calls.
 
+use std::collections::HashSet;
 use std::fmt;
 
+use peersum::dispatch::{Plan, Route};
 use peersum_artifact::Dtype;
 use peersum_kernels::abi::PEERSUM_UNIT_BYTES;
 
-use super::super::calls::LAYERS;
-use super::super::case::{Listed, Mode, Variant, is_selected};
-use super::super::settings::{GridKind, Settings};
+use super::case::{Case, Form, GroupKind, LAYERS, Mode, Room};
+use super::settings::{GridKind, Settings};
+use crate::call::{MoveCall, RankCall, Variant, stride};
+use crate::collective::Collective;
+use crate::data::{Content, Key};
+use crate::machine::DeviceKind;
 use crate::names::name_of;
 use crate::operation::Operation;
 
@@ -38,42 +43,69 @@ pub(crate) struct MoveCase {
 }
 
 impl MoveCase {
-    pub(crate) fn listed(&self) -> Listed {
-        Listed {
-            name: self.to_string(),
-            op: self.op,
-            group: self.group(),
-            world_size: self.world_size,
+    fn kind(&self, layer: usize) -> Collective {
+        match self.op {
+            Operation::AllGather => Collective::AllGather,
+            Operation::ReduceScatter => Collective::ReduceScatter,
+            _ => Collective::Broadcast {
+                root: (self.root + layer as u32) % self.world_size,
+            },
         }
-    }
-
-    /// The group of cases that share a line in the output.
-    fn group(&self) -> String {
-        format!("ws{}/{}/{}", self.world_size, self.dtype, self.op.name())
-    }
-
-    pub(super) fn root(&self, layer: usize) -> u32 {
-        (self.root + layer as u32) % self.world_size
     }
 
     /// Whether a rank's call works in place. In the last call of a round every second rank does
     /// not: ranks may differ in it.
-    pub(super) fn is_in_place(&self, rank: u32, layer: usize) -> bool {
+    fn is_in_place(&self, rank: u32, layer: usize) -> bool {
         self.op == Operation::Broadcast
             || self.variant.is_in_place() && (layer + 1 < LAYERS || rank.is_multiple_of(2))
     }
-
-    /// The bytes of a rank's chunk, or of the buffer of a broadcast.
-    pub(super) fn chunk_bytes(&self) -> usize {
-        self.elements * self.dtype.size_bytes()
+    fn group(&self) -> String {
+        format!("ws{}/{}/{}", self.world_size, self.dtype, self.op.name())
     }
 
-    /// The bytes of the largest array of a call.
-    pub(super) fn most_bytes(&self) -> usize {
-        match self.op {
-            Operation::Broadcast => self.chunk_bytes(),
-            _ => self.chunk_bytes() * self.world_size as usize,
+    pub(crate) fn case(self, settings: &Settings) -> Case {
+        let (sent, received) = self.kind(0).lengths(self.elements, self.world_size);
+        let most_bytes = sent.max(received) * self.dtype.size_bytes();
+        let longest = longest_bytes(settings.grid);
+        Case {
+            name: self.to_string(),
+            op: self.op,
+            group: self.group(),
+            world_size: self.world_size,
+            kind: GroupKind::Moves,
+            rounds: self.rounds,
+            is_captured: self.mode == Mode::Graph,
+            room: Room {
+                region_bytes: LAYERS * stride(most_bytes),
+                max_bytes: longest,
+                // Slots for a fraction of the longest chunk, whatever cases are selected: a case
+                // that is run again goes in the same pieces.
+                push_half_bytes: Some(longest * self.world_size as usize / 4),
+            },
+            form: Box::new(self),
         }
+    }
+}
+
+impl Form for MoveCase {
+    fn calls(&self, settings: &Settings, seed: u64, rank: u32, round: u32) -> Vec<RankCall> {
+        let of_layer = |layer: usize| {
+            let keys = Key::of_call(seed, round, layer as u32, self.world_size);
+            let call = MoveCall {
+                kind: self.kind(layer),
+                dtype: self.dtype,
+                elements: self.elements,
+                is_unaligned: self.variant.is_unaligned(),
+                in_place: self.is_in_place(rank, layer),
+                // Sums of special values are often the same whatever is added.
+                content: [Content::Ordinary, Content::Special][layer % 2],
+            };
+            RankCall {
+                plan: plan(settings.device, self.shape + layer),
+                ..call.of_rank(&keys, rank)
+            }
+        };
+        (0..LAYERS).map(of_layer).collect()
     }
 }
 
@@ -93,7 +125,7 @@ impl fmt::Display for MoveCase {
 type Length = (usize, isize);
 
 /// What a grid is made of.
-pub(super) struct MoveGrid {
+struct MoveGrid {
     /// Around units; chunks of whole units; chunks that begin within units. Each in every variant.
     short: &'static [Length],
     /// More than the slots hold. Each in one of the variants by turns.
@@ -103,18 +135,16 @@ pub(super) struct MoveGrid {
     rounds: u32,
 }
 
-impl MoveGrid {
-    /// The bytes of the longest chunk, which a few pieces of a call carry.
-    pub(super) fn longest_bytes(&self) -> usize {
-        let units = self.long.iter().map(|(units, _)| units + 1);
-        units.max().unwrap_or(1) * PEERSUM_UNIT_BYTES as usize
-    }
+/// The bytes of the longest chunk, which a few pieces of a call carry.
+fn longest_bytes(kind: GridKind) -> usize {
+    let units = grid(kind).long.iter().map(|(units, _)| units + 1);
+    units.max().unwrap_or(1) * PEERSUM_UNIT_BYTES as usize
 }
 
 /// One element; a unit less one, one unit, one more; chunks of whole units and others.
 const SHORT: [Length; 7] = [(0, 1), (1, -1), (1, 0), (1, 1), (20, 0), (65, 1), (130, 3)];
 
-pub(super) fn grid(kind: GridKind) -> MoveGrid {
+fn grid(kind: GridKind) -> MoveGrid {
     match kind {
         GridKind::Sanitizer => MoveGrid {
             short: &[(1, 1), (20, 0), (65, 1)],
@@ -155,8 +185,28 @@ fn elements(length: Length, dtype: Dtype) -> usize {
     (units * PEERSUM_UNIT_BYTES as usize / dtype.size_bytes()).saturating_add_signed(more)
 }
 
-/// The configurations that the settings select, in the order in which they run. Modes, roots and
-/// launch shapes take turns, so that each meets every operation and length.
+/// The launch shape of a call: another one in every call, and that of the table among them.
+fn plan(kind: DeviceKind, turn: usize) -> Option<Plan> {
+    let shape = match kind {
+        DeviceKind::Emulator => Some([(2, 8), (1, 12), (3, 9), (2, 17)][turn % 4]),
+        DeviceKind::Cuda => [
+            Some((132, 512)),
+            Some((16, 256)),
+            Some((7, 96)),
+            Some((1, 512)),
+            None,
+        ][turn % 5],
+    };
+    shape.map(|(blocks, threads)| Plan {
+        // Any but those of symmetric buffers: these calls take its shape alone.
+        route: Route::PushOneShot,
+        blocks,
+        threads,
+    })
+}
+
+/// The configurations, in the order in which they run. Modes, roots and launch shapes take turns,
+/// so that each meets every operation and length.
 pub(crate) fn cases(settings: &Settings) -> Vec<MoveCase> {
     let mut cases = Vec::new();
     // A group of one launches nothing.
@@ -165,9 +215,6 @@ pub(crate) fn cases(settings: &Settings) -> Vec<MoveCase> {
             cases.extend(cases_of(settings, world_size, op));
         }
     }
-    if let Some(filter) = &settings.filter {
-        cases.retain(|case| is_selected(filter, &case.to_string()));
-    }
     cases
 }
 
@@ -175,7 +222,7 @@ fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase
     let grid = grid(settings.grid);
     let (dtypes, variants) = (settings.dtypes_of(op), variants(op));
     let lengths = || grid.short.iter().chain(grid.long).copied().enumerate();
-    let mut cases = Vec::<MoveCase>::new();
+    let (mut cases, mut names) = (Vec::new(), HashSet::new());
     for (d, &dtype) in dtypes.iter().enumerate() {
         for (l, length) in lengths() {
             for (v, &variant) in variants.iter().enumerate() {
@@ -204,8 +251,7 @@ fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase
                     shape: world + turn,
                 };
                 // Units of two elements have lengths that are the same.
-                let is_new = |name: String| cases.iter().all(|other| other.to_string() != name);
-                if is_new(case.to_string()) {
+                if names.insert(case.to_string()) {
                     cases.push(case);
                 }
             }
@@ -216,17 +262,12 @@ fn cases_of(settings: &Settings, world_size: u32, op: Operation) -> Vec<MoveCase
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
-
     use super::*;
-    use crate::machine::DeviceKind;
 
     const WORLDS: [u32; 7] = [2, 3, 4, 5, 6, 7, 8];
 
     fn all(kind: GridKind) -> Vec<MoveCase> {
         let cases = cases(&Settings::of(DeviceKind::Emulator, kind, WORLDS, 1));
-        let names: HashSet<String> = cases.iter().map(MoveCase::to_string).collect();
-        assert_eq!(names.len(), cases.len(), "each has a name of its own");
         assert!(cases.iter().all(|case| case.elements > 0));
         cases
     }
@@ -270,7 +311,8 @@ mod tests {
             )
         });
         assert_eq!(ways, 7 * (9 * 4 + 3 * 4 + 9 * 2) * 2);
-        let most = grid(GridKind::Full).longest_bytes();
-        assert!(all.iter().all(|case| case.chunk_bytes() <= most + 16 * 3));
+        let most = longest_bytes(GridKind::Full) + 16 * 3;
+        let chunk_bytes = |case: &MoveCase| case.elements * case.dtype.size_bytes();
+        assert!(all.iter().all(|case| chunk_bytes(case) <= most));
     }
 }

@@ -1,14 +1,17 @@
-//! The configurations of calls with RMSNorm.
+//! The configurations of calls with RMSNorm, and their calls.
 
 use std::fmt;
 
 use fastrand::Rng;
-use peersum::dispatch::Route;
+use peersum::dispatch::{Plan, Route};
+use peersum::reference::NormNumbers;
 use peersum_artifact::Dtype;
 
-use super::super::case::{Listed, is_selected};
-use super::super::settings::{GridKind, Settings};
-use crate::data::{Content, case_seed};
+use super::case::{Case, Form, GroupKind, Room};
+use super::settings::{GridKind, Settings};
+use crate::call::{NormKind, RankCall, SumCall, norm_call, stride};
+use crate::data::{Content, Key, case_seed};
+use crate::machine::DeviceKind;
 use crate::norm_output::NormOutput;
 use crate::operation::Operation;
 
@@ -46,41 +49,78 @@ pub(crate) struct NormCase {
 }
 
 impl NormCase {
-    pub(crate) fn listed(&self) -> Listed {
-        Listed {
-            name: self.to_string(),
-            op: Operation::RmsNorm,
-            group: format!("ws{}/{}/rms_norm", self.world_size, self.dtype),
-            world_size: self.world_size,
-        }
-    }
-
-    pub(super) fn elements(&self) -> usize {
-        self.hidden * self.rows
-    }
-
-    pub(super) fn epsilon(&self) -> f32 {
+    fn epsilon(&self) -> f32 {
         EPSILONS[self.numbers % EPSILONS.len()]
     }
 
-    pub(super) fn weight_offset(&self) -> f32 {
+    fn weight_offset(&self) -> f32 {
         WEIGHT_OFFSETS[self.numbers / EPSILONS.len() % WEIGHT_OFFSETS.len()]
     }
 
     /// Which of three or four launch shapes.
-    pub(super) fn shape(&self) -> usize {
+    fn shape(&self) -> usize {
         self.numbers / (EPSILONS.len() * WEIGHT_OFFSETS.len())
     }
 
-    pub(super) fn content(&self) -> Content {
-        match self.is_special {
-            true => Content::Special,
-            false => Content::Ordinary,
-        }
+    /// The plan of a forced route, whose shape also limits the blocks that normalise.
+    fn plan(&self, device: DeviceKind) -> Option<Plan> {
+        let (blocks, threads) = match device {
+            DeviceKind::Emulator => (2, [8, 16, 24][self.shape() % 3]),
+            DeviceKind::Cuda => [(132, 512), (16, 256), (7, 96), (1, 512)][self.shape() % 4],
+        };
+        self.route.map(|route| Plan {
+            route,
+            blocks,
+            threads,
+        })
     }
 
-    pub(super) fn is_symmetric(&self) -> bool {
-        self.route.is_some_and(Route::is_symmetric)
+    pub(crate) fn case(self) -> Case {
+        let bytes = self.hidden * self.rows * size_of::<f32>();
+        let half = (bytes / 2).max(1024);
+        Case {
+            name: self.to_string(),
+            op: Operation::RmsNorm,
+            group: format!("ws{}/{}/rms_norm", self.world_size, self.dtype),
+            world_size: self.world_size,
+            kind: GroupKind::Norms,
+            rounds: 1,
+            is_captured: self.is_captured,
+            room: Room {
+                region_bytes: stride(bytes),
+                max_bytes: half,
+                push_half_bytes: Some(half),
+            },
+            form: Box::new(self),
+        }
+    }
+}
+
+impl Form for NormCase {
+    fn calls(&self, settings: &Settings, seed: u64, rank: u32, _round: u32) -> Vec<RankCall> {
+        let content = match self.is_special {
+            true => Content::Special,
+            false => Content::Ordinary,
+        };
+        let kind = NormKind {
+            seed,
+            content,
+            hidden: self.hidden,
+            adds: self.has_residual,
+            output: self.output,
+            numbers: NormNumbers {
+                epsilon: self.epsilon(),
+                weight_offset: self.weight_offset(),
+            },
+            // Few values saturate.
+            inverse_scale: 100.0 + seed as u8 as f32,
+        };
+        let plan = self.plan(settings.device);
+        let is_symmetric = self.route.is_some_and(Route::is_symmetric);
+        let elements = self.hidden * self.rows;
+        let sum = SumCall::aligned(plan, elements, is_symmetric, self.in_place, content);
+        let keys = Key::of_all(seed, self.world_size);
+        vec![norm_call(&sum, self.dtype, kind, &keys, rank)]
     }
 }
 
@@ -119,9 +159,8 @@ fn sizes(grid: GridKind) -> Vec<(usize, usize)> {
     }
 }
 
-/// The configurations that the settings select. Forms and contents take turns, so that each meets
-/// every route, type and size. The numbers are drawn at random, so that no form always has the same
-/// ones.
+/// The configurations. Forms and contents take turns, so that each meets every route, type and
+/// size. The numbers are drawn at random, so that no form always has the same ones.
 pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
     let mut cases = Vec::new();
     let sizes = sizes(settings.grid);
@@ -175,9 +214,6 @@ pub(crate) fn cases(settings: &Settings) -> Vec<NormCase> {
             }
         }
     }
-    if let Some(filter) = &settings.filter {
-        cases.retain(|case| is_selected(filter, &case.to_string()));
-    }
     cases
 }
 
@@ -186,7 +222,6 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::machine::DeviceKind;
 
     #[test]
     fn the_smoke_grid_has_every_hidden_size_and_every_row_count_for_every_world_size() {
@@ -216,9 +251,8 @@ mod tests {
             .map(|case| (case.world_size, case.dtype, case.route, case.output))
             .collect();
         assert_eq!(outputs.len(), 2 * 3 * Route::ALL.len() * 3);
-        let names: HashSet<String> = all.iter().map(NormCase::to_string).collect();
-        assert_eq!(names.len(), all.len(), "each has a name of its own");
     }
+
     #[test]
     fn no_form_has_one_epsilon_offset_or_launch_shape_alone() {
         let seed = fastrand::u64(..);

@@ -6,9 +6,10 @@ use clap::ValueEnum;
 use peersum::dispatch::Route;
 use peersum_artifact::Dtype;
 
-use super::case::{Adversarial, Case, Mode, Variant, Work, is_selected};
-use super::settings::{GridKind, Settings};
-use crate::machine::DeviceKind;
+use super::super::case::Mode;
+use super::super::settings::{GridKind, Settings};
+use super::case::{Adversarial, SumCase, Work};
+use crate::call::Variant;
 use crate::operation::Operation;
 
 /// What a grid is made of.
@@ -126,8 +127,8 @@ pub(crate) fn grid(kind: GridKind) -> Grid {
     }
 }
 
-/// The configurations that the settings select, in the order in which they run.
-pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
+/// The configurations, in the order in which they run.
+pub(crate) fn cases(settings: &Settings) -> Vec<SumCase> {
     let grid = grid(settings.grid);
     let dtypes = settings.dtypes_of(Operation::AllReduce);
     let bf16 = dtypes.iter().find(|dtype| **dtype == Dtype::Bf16);
@@ -136,7 +137,7 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
     // A group of one launches nothing.
     for &world_size in settings.world_sizes.iter().filter(|size| **size > 1) {
         let mut push = |dtype, work, rounds| {
-            cases.push(Case {
+            cases.push(SumCase {
                 world_size,
                 dtype,
                 work,
@@ -162,9 +163,6 @@ pub(crate) fn cases(settings: &Settings) -> Vec<Case> {
                 }
             }
         }
-    }
-    if let Some(filter) = &settings.filter {
-        cases.retain(|case| is_selected(filter, &case.to_string()));
     }
     cases
 }
@@ -193,75 +191,19 @@ impl Sweep {
     }
 }
 
-/// What the grids do not contain although a reader might expect it, with the reason.
-pub(crate) fn left_out(settings: &Settings) -> Vec<&'static str> {
-    let mut left_out = Vec::new();
-    let has = |op| settings.ops.contains(&op);
-    if has(Operation::RmsNorm) && settings.grid != GridKind::Full {
-        left_out.push("more than 3 rows of more than 64 elements: --grid full has them");
-    }
-    if [
-        Operation::AllGather,
-        Operation::ReduceScatter,
-        Operation::Broadcast,
-    ]
-    .map(has)
-    .contains(&true)
-        && settings.grid != GridKind::Full
-    {
-        left_out.push(
-            "calls that move data or scatter a sum: chunks above 10 KB, every length with every \
-             type: --grid full has them",
-        );
-    }
-    if !has(Operation::AllReduce) {
-        return left_out;
-    }
-    if settings.device == DeviceKind::Cuda {
-        left_out.push(
-            "delays injected per block: the kernels have no switch for it; the emulator delays \
-             blocks, here ranks are delayed",
-        );
-    }
-    if settings.grid == GridKind::Sanitizer {
-        left_out.push(
-            "sizes above 2000 elements, more than one round, launches above 8 blocks, delays, \
-             two communicators: --grid smoke and --grid full have them",
-        );
-    }
-    if settings.grid == GridKind::Smoke {
-        left_out.push(
-            "sizes above 4096 elements, more than 3 rounds, ranks that start seconds apart: \
-             --grid full has them",
-        );
-    }
-    left_out
-}
-
-/// The largest array of any of the cases, in elements.
-pub(crate) fn largest_elements(settings: &Settings, cases: &[&Case]) -> usize {
-    let elements = |case: &&Case| match case.work {
-        Work::Uniform { elements, .. } => elements,
-        Work::Adversarial(_) => grid(settings.grid).adversarial_elements,
-    };
-    cases.iter().map(elements).max().unwrap_or(1)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::machine::DeviceKind;
 
     /// The rounds of each configuration of a grid, by its name.
     fn rounds(grid: GridKind) -> BTreeMap<String, u32> {
         let world_sizes = [2, 3, 4, 5, 6, 7, 8];
         let cases = cases(&Settings::of(DeviceKind::Emulator, grid, world_sizes, 1));
-        let rounds: BTreeMap<_, _> = cases
-            .iter()
-            .map(|case| (case.to_string(), case.rounds))
-            .collect();
-        assert_eq!(rounds.len(), cases.len(), "each has a name of its own");
-        rounds
+        let of_case = |case: &SumCase| (case.to_string(), case.rounds);
+        cases.iter().map(of_case).collect()
     }
 
     #[test]
@@ -292,13 +234,6 @@ mod tests {
                 let case = format!("ws2/bf16/{route}/1040/{mode}/aligned");
                 assert!(rounds.contains_key(&case), "{case}");
             }
-        }
-    }
-
-    #[test]
-    fn every_configuration_has_a_name_of_its_own() {
-        for grid in [GridKind::Smoke, GridKind::Full, GridKind::Sanitizer] {
-            assert!(!rounds(grid).is_empty());
         }
     }
 }
