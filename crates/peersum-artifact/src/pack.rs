@@ -381,14 +381,11 @@ mod tests {
                 sha256: digest,
                 closure_digest: digest,
                 cache_key: digest,
-                entry_points: Vec::from_iter(key.entry_points().into_iter().map(|name| {
-                    EntryPoint {
-                        name,
-                        resources: None,
-                        max_threads: 512,
-                        pdl: true,
-                    }
-                })),
+                entry_points: Vec::from_iter(
+                    key.entry_points()
+                        .into_iter()
+                        .map(|name| EntryPoint { name, pdl: true }),
+                ),
             })
             .collect();
         // An index whose first file is longer than all that follows.

@@ -132,10 +132,8 @@ impl Kernel {
             function,
             pdl: entry_point.pdl,
             signal_threads,
-            // PTX is compiled here, and may need more registers than its manifest could know.
-            max_threads: entry_point
-                .max_threads
-                .min(u32::try_from(bound).unwrap_or(0))
+            max_threads: u32::try_from(bound)
+                .unwrap_or(0)
                 .saturating_sub(signal_threads),
         })
     }
