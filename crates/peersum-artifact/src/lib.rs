@@ -30,7 +30,7 @@ mod ptx;
 mod ptxas;
 mod vocabulary;
 
-pub use arch::{Arch, ArchVariant, RELEASE_SET, Target};
+pub use arch::{Arch, RELEASE_SET, Target};
 pub use cache_key::{CACHE_KEY_SCHEMA, CacheKeyInputs, CompilerId, CompilerKind, cache_key};
 pub use closure::{Closure, ClosureError, include_closure};
 pub use cuda_version::{CudaVersion, PtxVersion, driver_branch_floor};

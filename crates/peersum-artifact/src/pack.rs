@@ -203,36 +203,21 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
 /// The modules' files, verified and compressed: on all cores, because compression is slow.
 fn deflate_all(directory: &Path, modules: &[ManifestModule]) -> Result<Vec<Vec<u8>>, PackError> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = cores.min(modules.len()).max(1);
-    let deflate_every = |first: usize| -> Vec<Result<Vec<u8>, PackError>> {
-        let own = modules.iter().skip(first).step_by(threads);
-        own.map(|module| Ok(deflate(&verify_file(directory, module)?)))
+    let deflate_each = |part: &[ManifestModule]| -> Result<Vec<Vec<u8>>, PackError> {
+        let files = part.iter();
+        files
+            .map(|module| Ok(deflate(&verify_file(directory, module)?)))
             .collect()
     };
-    let mut parts: Vec<_> = std::thread::scope(|scope| {
-        let start = |first| {
-            let thread = std::thread::Builder::new();
-            (
-                first,
-                thread.spawn_scoped(scope, move || deflate_every(first)),
-            )
-        };
-        let workers: Vec<_> = (1..threads).map(start).collect();
-        let own = deflate_every(0);
-        let others = workers.into_iter().map(|(first, worker)| match worker {
-            Ok(worker) => worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            // The system starts no more threads.
-            Err(_) => deflate_every(first),
-        });
-        std::iter::once(own)
-            .chain(others)
-            .map(Vec::into_iter)
+    let parts: Result<Vec<_>, PackError> = std::thread::scope(|scope| {
+        let parts = modules.chunks(modules.len().div_ceil(cores).max(1));
+        let start = |part| scope.spawn(move || deflate_each(part));
+        let workers: Vec<_> = parts.map(start).collect();
+        let ends = workers.into_iter().map(|worker| worker.join());
+        ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
     });
-    let in_order = (0..modules.len()).filter_map(|index| parts[index % threads].next());
-    in_order.collect()
+    Ok(parts?.concat())
 }
 
 #[cfg(feature = "small-pack")]

@@ -75,7 +75,6 @@ fn each_input_changes_the_key() {
             inputs.module.world_size = WorldSize::MIN
         }),
         ("architecture", |inputs| inputs.target = target("sm_80")),
-        ("variant", |inputs| inputs.target = target("sm_90a")),
         ("kind", |inputs| inputs.target = target("compute_90")),
         ("a file's text", |inputs| {
             inputs.closure.files[0].1 = Digest::of(b"edited")

@@ -34,8 +34,7 @@ fn a_whole_module_passes_and_its_bytes_are_given() {
         (Family::Push, "sm_80", "push.sm_80.cubin"),
         (Family::Push, "sm_90", "push.sm_90.cubin"),
         (Family::Pull, "sm_90", "pull.sm_90.cubin"),
-        (Family::Push, "sm_90a", "push.sm_90a.cubin"),
-        (Family::Push, "sm_100f", "push.sm_100f.cubin"),
+        (Family::Push, "sm_100", "push.sm_100f.cubin"),
         (Family::Push, "sm_90", "push.cuda12.sm_90.cubin"),
         (Family::Push, "compute_80", "push.compute_80.ptx"),
     ] {
@@ -69,7 +68,7 @@ fn two_files_that_were_swapped_are_both_refused() {
     let (older, newer) = (data("push.sm_90.cubin"), data("push.sm_90a.cubin"));
     let modules = vec![
         entry(Family::Push, target("sm_90"), &older),
-        entry(Family::Push, target("sm_90a"), &newer),
+        entry(Family::Push, target("sm_100"), &newer),
     ];
     let directory = directory(&manifest(modules.clone()), &[&newer, &older]);
     for module in &modules {
@@ -85,10 +84,7 @@ fn a_cubin_of_another_architecture_is_refused_even_with_a_manifest_to_match() {
     for (name, file) in [
         ("sm_90", "push.sm_80.cubin"),
         ("sm_80", "push.sm_90.cubin"),
-        ("sm_90a", "push.sm_90.cubin"),
-        ("sm_90", "push.sm_90a.cubin"),
-        ("sm_90", "push.cuda12.sm_90a.cubin"),
-        ("sm_100a", "push.sm_100f.cubin"),
+        ("sm_90", "push.sm_100f.cubin"),
         ("compute_90", "push.compute_80.ptx"),
     ] {
         let (directory, module) = module(Family::Push, name, &data(file));
@@ -159,6 +155,24 @@ fn a_truncated_cubin_is_refused_even_with_a_manifest_to_match() {
         ),
         "{error:?}"
     );
+}
+
+#[test]
+fn a_cubin_for_one_architecture_alone_is_refused_even_with_a_manifest_to_match() {
+    for file in ["push.sm_90a.cubin", "push.cuda12.sm_90a.cubin"] {
+        let (directory, module) = module(Family::Push, "sm_90", &data(file));
+        let error = refusal(directory.path(), &module);
+        assert!(
+            matches!(
+                error,
+                VerifyError::Elf {
+                    error: ElfError::Specific { .. },
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
 }
 
 #[test]

@@ -175,7 +175,7 @@ pub fn verify_bytes(bytes: &[u8], module: &ManifestModule) -> Result<(), VerifyE
                 file: file(),
                 error,
             })?;
-            if !cubin.is_for(expected) {
+            if cubin.arch != expected {
                 return Err(VerifyError::Architecture {
                     file: file(),
                     found: cubin.arch,

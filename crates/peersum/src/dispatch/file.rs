@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use crate::dispatch::{Origin, Placement, Route};
 
-    const SM_90: Arch = Arch::plain(9, 0);
+    const SM_90: Arch = Arch::new(9, 0);
 
     #[test]
     fn every_measured_row_says_on_what() {
@@ -139,7 +139,7 @@ mod tests {
         let tables = DispatchTables::shipped().unwrap();
         let chosen = |arch| tables.choose(arch, 2, Topology::Peer).unwrap().arch;
         assert_eq!(chosen(Some(SM_90)).as_deref(), Some("sm_90"));
-        assert_eq!(chosen(Some(Arch::plain(99, 9))), None);
+        assert_eq!(chosen(Some(Arch::new(99, 9))), None);
         assert_eq!(chosen(None), None);
     }
 
@@ -148,11 +148,11 @@ mod tests {
         let tables = DispatchTables::shipped().unwrap();
         for arch in [
             None,
-            Some(Arch::plain(8, 0)),
+            Some(Arch::new(8, 0)),
             Some(SM_90),
-            Some(Arch::plain(10, 0)),
-            Some(Arch::plain(12, 0)),
-            Some(Arch::plain(99, 9)),
+            Some(Arch::new(10, 0)),
+            Some(Arch::new(12, 0)),
+            Some(Arch::new(99, 9)),
         ] {
             for world_size in 2..=8 {
                 for topology in [Topology::Shared, Topology::Peer, Topology::Emulator] {

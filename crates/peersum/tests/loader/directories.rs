@@ -245,7 +245,7 @@ fn the_nearest_architecture_serves_and_a_lower_one_when_it_is_damaged() {
             &policy,
             &kernels(),
             push(),
-            &device(peersum_artifact::Arch::plain(8, 9)),
+            &device(peersum_artifact::Arch::new(8, 9)),
         )
     };
     assert_eq!(load().unwrap().target, Target::Cubin(SM_86));

@@ -57,7 +57,7 @@ fn check_modules() -> Outcome<()> {
                     .jit(JitMode::Allow)
                     .nvrtc_library("/nonexistent/libnvrtc.so");
                 let device = DeviceTarget {
-                    arch: Arch::plain(99, 0),
+                    arch: Arch::new(99, 0),
                     driver_version: None,
                 };
                 let image = load(&policy, module.key, &device)?;
