@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use peersum_artifact::{
-    Digest, ElfError, Family, FileError, MAX_MODULE_BYTES, ManifestModule, VerifyError,
-    verify_bytes, verify_file,
+    Digest, ElfError, Family, FileError, FileProblem, MAX_MODULE_BYTES, ManifestModule,
+    VerifyError, verify_bytes, verify_file,
 };
 use tempfile::TempDir;
 
@@ -19,13 +19,13 @@ fn module(family: Family, name: &str, bytes: &[u8]) -> (TempDir, ManifestModule)
     (directory(&manifest(vec![module.clone()]), &[bytes]), module)
 }
 
-fn refusal(directory: &Path, module: &ManifestModule) -> VerifyError {
+fn refusal(directory: &Path, module: &ManifestModule) -> FileProblem {
     let error = verify_file(directory, module).unwrap_err();
     assert!(
         error.to_string().contains(&module.file_name()),
         "the file is not named: {error}"
     );
-    error
+    error.problem
 }
 
 #[test]
@@ -52,9 +52,7 @@ fn a_whole_module_passes_and_its_bytes_are_given() {
 fn a_pull_cubin_under_a_push_name_is_refused_even_with_a_manifest_to_match() {
     let (directory, module) = module(Family::Push, "sm_90", &data("pull.sm_90.cubin"));
     match refusal(directory.path(), &module) {
-        VerifyError::EntryPoints {
-            found, expected, ..
-        } => {
+        FileProblem::EntryPoints { found, expected } => {
             assert_eq!(found[0], "peersum_pull_one_shot_bf16_ws8");
             assert_eq!(expected[0], "peersum_push_one_shot_bf16_ws8");
         }
@@ -74,7 +72,7 @@ fn two_files_that_were_swapped_are_both_refused() {
     for module in &modules {
         assert!(matches!(
             refusal(directory.path(), module),
-            VerifyError::Digest { .. }
+            FileProblem::Digest { .. }
         ));
     }
 }
@@ -91,7 +89,7 @@ fn a_cubin_of_another_architecture_is_refused_even_with_a_manifest_to_match() {
         assert!(
             matches!(
                 refusal(directory.path(), &module),
-                VerifyError::Architecture { .. }
+                FileProblem::Architecture { .. }
             ),
             "{file} as {name}"
         );
@@ -110,7 +108,10 @@ fn every_flipped_bit_is_found() {
         assert!(
             matches!(
                 verify_bytes(&bytes, &module),
-                Err(VerifyError::Digest { .. })
+                Err(VerifyError {
+                    problem: FileProblem::Digest { .. },
+                    ..
+                })
             ),
             "byte {at}"
         );
@@ -130,9 +131,7 @@ fn a_truncated_or_longer_file_is_found_by_its_length() {
     ] {
         std::fs::write(&path, bytes).unwrap();
         match refusal(directory.path(), &module) {
-            VerifyError::Length {
-                found, expected, ..
-            } => {
+            FileProblem::Length { found, expected } => {
                 assert_eq!((found, expected), (bytes.len() as u64, whole.len() as u64));
             }
             other => panic!("{other:?}"),
@@ -146,13 +145,7 @@ fn a_truncated_cubin_is_refused_even_with_a_manifest_to_match() {
     let (directory, module) = module(Family::Push, "sm_90", &whole[..whole.len() - 1]);
     let error = refusal(directory.path(), &module);
     assert!(
-        matches!(
-            error,
-            VerifyError::Elf {
-                error: ElfError::Truncated { .. },
-                ..
-            }
-        ),
+        matches!(error, FileProblem::Elf(ElfError::Truncated { .. })),
         "{error:?}"
     );
 }
@@ -163,13 +156,7 @@ fn a_cubin_for_one_architecture_alone_is_refused_even_with_a_manifest_to_match()
         let (directory, module) = module(Family::Push, "sm_90", &data(file));
         let error = refusal(directory.path(), &module);
         assert!(
-            matches!(
-                error,
-                VerifyError::Elf {
-                    error: ElfError::Specific { .. },
-                    ..
-                }
-            ),
+            matches!(error, FileProblem::Elf(ElfError::Specific { .. })),
             "{error:?}"
         );
     }
@@ -184,7 +171,7 @@ fn a_ptx_version_other_than_the_manifests_is_refused() {
     let (directory, module) = module(Family::Push, "compute_80", newer.as_bytes());
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::PtxVersion { .. }
+        FileProblem::PtxVersion { .. }
     ));
 }
 
@@ -193,15 +180,12 @@ fn a_cubin_under_a_ptx_name_and_the_reverse_are_refused() {
     let (directory, cubin) = module(Family::Push, "compute_90", &data("push.sm_90.cubin"));
     assert!(matches!(
         refusal(directory.path(), &cubin),
-        VerifyError::Ptx { .. }
+        FileProblem::Ptx(_)
     ));
     let (directory, ptx) = module(Family::Push, "sm_80", &data("push.compute_80.ptx"));
     assert!(matches!(
         refusal(directory.path(), &ptx),
-        VerifyError::Elf {
-            error: ElfError::NotElf,
-            ..
-        }
+        FileProblem::Elf(ElfError::NotElf)
     ));
 }
 
@@ -215,7 +199,7 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
     let error = refusal(directory.path(), &module);
     assert!(matches!(
         &error,
-        VerifyError::File { error: FileError::Io(io), .. }
+        FileProblem::Read(FileError::Io(io))
             if io.kind() == std::io::ErrorKind::NotFound
     ));
 
@@ -223,20 +207,14 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
     std::os::unix::fs::symlink(data_path("push.sm_90.cubin"), &path).unwrap();
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::SymbolicLink,
-            ..
-        }
+        FileProblem::Read(FileError::SymbolicLink)
     ));
 
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::NotRegular,
-            ..
-        }
+        FileProblem::Read(FileError::NotRegular)
     ));
 
     std::fs::remove_dir(&path).unwrap();
@@ -247,10 +225,7 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
     assert!(made.success());
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::NotRegular,
-            ..
-        }
+        FileProblem::Read(FileError::NotRegular)
     ));
 
     std::fs::remove_file(&path).unwrap();
@@ -260,10 +235,7 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
         .unwrap();
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::TooLarge { .. },
-            ..
-        }
+        FileProblem::Read(FileError::TooLarge { .. })
     ));
 }
 

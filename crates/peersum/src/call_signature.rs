@@ -194,6 +194,23 @@ impl NormSignature {
     }
 }
 
+impl fmt::Display for NormSignature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let with = if self.has_residual { "with a" } else { "no" };
+        let fp8 = match self.output {
+            NormOutput::Rows => "",
+            NormOutput::Fp8Static => ", FP8 with a static scale",
+            NormOutput::Fp8PerToken => ", FP8 with a scale for each row",
+        };
+        let (hidden, epsilon, offset) = (self.hidden, self.epsilon(), self.weight_offset());
+        write!(
+            f,
+            ", with RMSNorm of rows of {hidden}, {with} residual, epsilon {epsilon}, \
+             weight offset {offset}{fp8},"
+        )
+    }
+}
+
 /// Elements of a unit.
 pub(crate) fn unit_elements(dtype: Dtype) -> u32 {
     abi::PEERSUM_UNIT_BYTES / dtype.size_bytes() as u32
@@ -343,43 +360,22 @@ impl fmt::Display for CallSignature {
             Operation::AllReduce | Operation::RmsNorm => write!(f, "{}", self.kind)?,
             operation => write!(f, "{operation}")?,
         }
-        write!(f, " of {} bytes", self.bytes)?;
-        if matches!(
-            self.operation,
-            Operation::AllGather | Operation::ReduceScatter
-        ) {
-            f.write_str(" a rank")?;
-        }
-        f.write_str(" of ")?;
-        match self.dtype {
-            Some(dtype) => write!(f, "{dtype}")?,
-            None => f.write_str("an unknown type")?,
-        }
+        let each = match self.operation {
+            Operation::AllGather | Operation::ReduceScatter => " a rank",
+            _ => "",
+        };
+        let dtype = self.dtype.map_or("an unknown type", Dtype::as_str);
+        write!(f, " of {} bytes{each} of {dtype}", self.bytes)?;
         match self.part {
-            Some(SymmetricPart {
-                buffer,
-                offset_bytes,
-            }) => write!(
-                f,
-                " in symmetric buffer {buffer} from byte {offset_bytes} on"
-            )?,
+            Some(part) => {
+                let (buffer, from) = (part.buffer, part.offset_bytes);
+                write!(f, " in symmetric buffer {buffer} from byte {from} on")?;
+            }
             None if self.symmetric => f.write_str(" in a symmetric buffer")?,
             None => {}
         }
         match self.norm {
-            Some(norm) => write!(
-                f,
-                ", with RMSNorm of rows of {}, {} residual, epsilon {}, weight offset {}{},",
-                norm.hidden,
-                if norm.has_residual { "with a" } else { "no" },
-                norm.epsilon(),
-                norm.weight_offset(),
-                match norm.output {
-                    NormOutput::Rows => "",
-                    NormOutput::Fp8Static => ", FP8 with a static scale",
-                    NormOutput::Fp8PerToken => ", FP8 with a scale for each row",
-                }
-            )?,
+            Some(norm) => write!(f, "{norm}")?,
             None if self.operation == Operation::RmsNorm => f.write_str(", with RMSNorm,")?,
             None => {}
         }

@@ -5,8 +5,8 @@ use std::fs;
 use peersum::loader::{JitMode, KernelSet, Place, Reason, load, load_from};
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{
-    CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError,
-    include_closure,
+    CudaVersion, Digest, FileProblem, MANIFEST_FILE, ManifestError, SchemaError, Target,
+    VerifyError, include_closure,
 };
 use tempfile::tempdir;
 
@@ -79,10 +79,13 @@ fn a_module_of_the_named_directory_is_loaded_with_its_launch_facts() {
 fn a_pull_cubin_under_a_push_name_is_named_and_passed_over() {
     let swapped = Module::compile(push(), SM_90).with_bytes(Module::compile(pull(), SM_90).bytes);
     let reason = reason_for(&swapped, |_| {});
+    let Reason::File(VerifyError { problem, .. }) = reason else {
+        panic!("{reason}");
+    };
     assert!(
-        matches!(&reason, Reason::File(VerifyError::EntryPoints { found, .. })
+        matches!(&problem, FileProblem::EntryPoints { found, .. }
             if found[0] == "peersum_pull_one_shot_bf16_ws8"),
-        "{reason}"
+        "{problem}"
     );
 }
 
@@ -90,10 +93,13 @@ fn a_pull_cubin_under_a_push_name_is_named_and_passed_over() {
 fn a_cubin_of_another_architecture_under_this_ones_name_is_named_and_passed_over() {
     let other = Module::compile(push(), SM_90).with_bytes(Module::compile(push(), SM_80).bytes);
     let reason = reason_for(&other, |_| {});
+    let Reason::File(VerifyError { problem, .. }) = reason else {
+        panic!("{reason}");
+    };
     assert!(
-        matches!(&reason, Reason::File(VerifyError::Architecture { found, expected, .. })
-            if (*found, *expected) == (SM_80, SM_90)),
-        "{reason}"
+        matches!(problem, FileProblem::Architecture { found, expected }
+            if (found, expected) == (SM_80, SM_90)),
+        "{problem}"
     );
 }
 
@@ -149,7 +155,13 @@ fn a_flipped_bit_is_noticed_wherever_it_is() {
     for seed in seed..seed + 8 {
         let reason = reason_for(&module, |directory| flip_bit(&module.path(directory), seed));
         assert!(
-            matches!(reason, Reason::File(VerifyError::Digest { .. })),
+            matches!(
+                reason,
+                Reason::File(VerifyError {
+                    problem: FileProblem::Digest { .. },
+                    ..
+                })
+            ),
             "{reason}"
         );
     }
@@ -163,14 +175,26 @@ fn a_truncated_cubin_is_named_and_passed_over() {
         fs::write(module.path(directory), &half).unwrap();
     });
     assert!(
-        matches!(reason, Reason::File(VerifyError::Length { .. })),
+        matches!(
+            reason,
+            Reason::File(VerifyError {
+                problem: FileProblem::Length { .. },
+                ..
+            })
+        ),
         "{reason}"
     );
 
     // A manifest that agrees to the truncation does not help: the ELF itself must be whole.
     let reason = reason_for(&module.with_bytes(half), |_| {});
     assert!(
-        matches!(reason, Reason::File(VerifyError::Elf { .. })),
+        matches!(
+            reason,
+            Reason::File(VerifyError {
+                problem: FileProblem::Elf(_),
+                ..
+            })
+        ),
         "{reason}"
     );
 }
@@ -256,7 +280,10 @@ fn the_nearest_architecture_serves_and_a_lower_one_when_it_is_damaged() {
     assert!(
         matches!(
             faults(&image.report.passed_over)[..],
-            [Reason::File(VerifyError::Digest { .. })]
+            [Reason::File(VerifyError {
+                problem: FileProblem::Digest { .. },
+                ..
+            })]
         ),
         "{}",
         image.report
@@ -423,7 +450,13 @@ fn a_manifest_that_was_rewritten_counts_at_the_next_load() {
     assert!(
         matches!(
             faults(&passed_over)[..],
-            [Reason::File(VerifyError::Digest { .. }), ..]
+            [
+                Reason::File(VerifyError {
+                    problem: FileProblem::Digest { .. },
+                    ..
+                }),
+                ..
+            ]
         ),
         "{text}"
     );
