@@ -312,25 +312,15 @@ mod tests {
     fn what_this_version_cannot_read_is_refused_by_name() {
         let parse = |pack: Vec<u8>| Pack::parse(&pack).unwrap_err();
         assert!(matches!(parse(with(0, b"PEER")), PackError::NotAPack));
-        assert!(matches!(
-            parse(with(8, &[2])),
-            PackError::Version { found: 2 }
-        ));
-        assert!(matches!(
-            parse(with(12, &[2])),
-            PackError::Compression { method: 2 }
-        ));
+        let (version, method) = (parse(with(8, &[2])), parse(with(12, &[2])));
+        assert!(matches!(version, PackError::Version { found: 2 }));
+        assert!(matches!(method, PackError::Compression { method: 2 }));
     }
 
     #[test]
     fn huge_and_contradictory_lengths_are_refused() {
-        for length in [
-            u64::MAX,
-            u64::MAX / 2,
-            1 << 40,
-            1 + empty_pack().len() as u64,
-            0,
-        ] {
+        let too_long = 1 + empty_pack().len() as u64;
+        for length in [u64::MAX, u64::MAX / 2, 1 << 40, too_long, 0] {
             for at in [16, 24] {
                 let pack = with(at, &length.to_le_bytes());
                 let error = Pack::parse(&pack).unwrap_err();
@@ -356,6 +346,7 @@ mod tests {
         let digest = Digest::of(b"");
         let mut manifest = Manifest::parse(EMPTY).unwrap();
         let keys = ModuleKey::all().take(2);
+        let entry_point = |name| EntryPoint { name, pdl: true };
         manifest.modules = keys
             .map(|key| ManifestModule {
                 key,
@@ -366,11 +357,7 @@ mod tests {
                 sha256: digest,
                 closure_digest: digest,
                 cache_key: digest,
-                entry_points: Vec::from_iter(
-                    key.entry_points()
-                        .into_iter()
-                        .map(|name| EntryPoint { name, pdl: true }),
-                ),
+                entry_points: key.entry_points().into_iter().map(entry_point).collect(),
             })
             .collect();
         // An index whose first file is longer than all that follows.

@@ -144,7 +144,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::{Arc, Barrier};
     use std::time::Duration;
-    use tracing::span;
 
     #[test]
     fn at_least_two_threads_work_at_once_and_no_more_than_there_are_cores() {
@@ -161,35 +160,18 @@ mod tests {
         assert!((1..=most_threads()).contains(&most.into_inner()));
     }
 
-    /// Counts events.
-    #[derive(Clone, Default)]
-    struct Log(Arc<AtomicUsize>);
-
-    impl tracing::Subscriber for Log {
-        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-            true
-        }
-        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-            span::Id::from_u64(1)
-        }
-        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-        fn event(&self, _: &tracing::Event<'_>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-        fn enter(&self, _: &span::Id) {}
-        fn exit(&self, _: &span::Id) {}
-    }
-
     #[test]
     fn what_is_said_on_every_thread_reaches_the_subscriber_of_the_caller() {
-        let (log, both) = (Log::default(), Barrier::new(2));
-        tracing::subscriber::with_default(log.clone(), || {
+        let (log, both) = (tempfile::NamedTempFile::new().unwrap(), Barrier::new(2));
+        let file = Arc::new(log.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(file);
+        tracing::subscriber::with_default(subscriber.finish(), || {
             each_on_a_thread(vec![(), ()], |()| {
                 both.wait();
                 tracing::info!("at work");
             });
         });
-        assert_eq!(log.0.load(Ordering::SeqCst), 2);
+        let log = std::fs::read_to_string(log.path()).unwrap();
+        assert_eq!(log.matches("at work").count(), 2, "{log}");
     }
 }
