@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use thiserror::Error;
 
-use crate::digest::{Digest, Encoder};
+use crate::digest::Digest;
 
 /// A source file and everything it includes, directly or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Closure {
     /// The paths and the digests of their texts, sorted by path.
     pub files: Vec<(String, Digest)>,
@@ -87,20 +88,8 @@ pub fn include_closure(root: &str, sources: &[(&str, &str)]) -> Result<Closure, 
         .into_iter()
         .map(|(path, digest)| (path.to_owned(), digest))
         .collect();
-    let mut encoder = Encoder::new("peersum include closure 1");
-    encode_files(&mut encoder, &files);
-    Ok(Closure {
-        digest: encoder.finish(),
-        files,
-    })
-}
-
-pub(crate) fn encode_files(encoder: &mut Encoder, files: &[(String, Digest)]) {
-    encoder.count(files.len());
-    for (path, digest) in files {
-        encoder.text(path);
-        encoder.digest(digest);
-    }
+    let digest = Digest::of_json(&files);
+    Ok(Closure { files, digest })
 }
 
 /// The file that a line includes, if it includes one.

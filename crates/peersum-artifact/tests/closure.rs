@@ -119,12 +119,10 @@ fn digests_are_those_of_the_texts() {
         closure.files,
         [("abi.h".to_owned(), Digest::of(b"typedef int x;\n"))]
     );
-    // SHA-256 over length and bytes of the domain, the count, then length and bytes of each path
-    // with the text's digest, lengths as little-endian 64-bit numbers; computed with Python's
-    // hashlib.
+    // SHA-256 of the JSON of all pairs of path and digest; computed with Python's hashlib.
     assert_eq!(
         closure.digest.to_string(),
-        "7b5baeb093766a2fca6a2c8a41a8554f800f582231fcd7e9149e675c83651314"
+        "fc5ad117d46acc15d824f25d5ab0888a5e864b864c15273b751263dc94d45ba6"
     );
 }
 
