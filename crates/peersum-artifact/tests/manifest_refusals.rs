@@ -152,7 +152,20 @@ fn a_newer_schema_asks_to_update_before_anything_else_is_looked_at() {
 }
 
 #[test]
-fn a_source_outside_the_directory_is_refused() {
+fn a_file_outside_the_directory_is_refused() {
+    // A module's file has the module's name, which is one of the matrix.
+    for escape in [
+        "/etc/passwd",
+        "../peersum_push_bf16_ws8",
+        "..",
+        "",
+        "sub/peersum_push_bf16_ws8",
+        "peersum_push_bf16_ws8\0",
+    ] {
+        let (place, problem) = refused_with("/modules/1/module", json!(escape));
+        assert_eq!(place, "modules[1].module");
+        assert!(problem.contains("unknown module"), "{problem}");
+    }
     for escape in [
         "/abs.h",
         "../abi.h",

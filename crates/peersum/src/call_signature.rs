@@ -63,6 +63,9 @@ const _: () = {
     assert!(Dtype::U64 as u32 == abi::PEERSUM_DTYPE_U64);
     assert!(Dtype::I64 as u32 == abi::PEERSUM_DTYPE_I64);
     assert!(Dtype::ALL.len() <= UNKNOWN_DTYPE as usize);
+    assert!(NormOutput::Rows as u32 == abi::PEERSUM_NORM_OUTPUT_ROWS);
+    assert!(NormOutput::Fp8Static as u32 == abi::PEERSUM_NORM_OUTPUT_FP8_STATIC);
+    assert!(NormOutput::Fp8PerToken as u32 == abi::PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN);
 };
 
 /// A header's number for a type that no rank of this version sends.
@@ -102,14 +105,6 @@ impl NormOutput {
             abi::PEERSUM_NORM_OUTPUT_ROWS => NormOutput::Rows,
             abi::PEERSUM_NORM_OUTPUT_FP8_STATIC => NormOutput::Fp8Static,
             _ => NormOutput::Fp8PerToken,
-        }
-    }
-
-    fn abi(self) -> u32 {
-        match self {
-            NormOutput::Rows => abi::PEERSUM_NORM_OUTPUT_ROWS,
-            NormOutput::Fp8Static => abi::PEERSUM_NORM_OUTPUT_FP8_STATIC,
-            NormOutput::Fp8PerToken => abi::PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN,
         }
     }
 }
@@ -162,7 +157,7 @@ impl NormSignature {
         let units = self.hidden / unit_elements(dtype);
         [
             mark | u64::from(units) << shift | u64::from(self.epsilon_bits),
-            mark | u64::from(self.output.abi()) << abi::PEERSUM_NORM_OUTPUT_SHIFT
+            mark | (self.output as u64) << abi::PEERSUM_NORM_OUTPUT_SHIFT
                 | u64::from(self.has_residual) << shift
                 | u64::from(self.weight_offset_bits),
         ]
