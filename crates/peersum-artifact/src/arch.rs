@@ -110,7 +110,7 @@ impl Target {
         }
     }
 
-    /// `cubin` or `ptx`: nvcc's option, and the file extension.
+    /// `cubin` or `ptx`: the kind in a manifest, and the file extension.
     #[must_use]
     pub const fn kind(self) -> &'static str {
         match self {

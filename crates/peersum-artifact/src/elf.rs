@@ -34,6 +34,9 @@ pub struct CubinInfo {
     /// The architecture that the code is for. Code for a family, such as `100f`, leaves the marks
     /// of the plain one.
     pub arch: Arch,
+    /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8
+    /// throughout.
+    pub abi_version: u8,
     /// The names of the kernels, sorted.
     pub entry_points: Vec<String>,
 }
@@ -75,11 +78,17 @@ pub enum ElfError {
         arch: Arch,
     },
     /// A part of the file lies beyond its end.
-    #[error("truncated: {0} lies beyond the file's end")]
-    Truncated(String),
+    #[error("truncated: {part} lies beyond the file's end")]
+    Truncated {
+        /// Which part.
+        part: String,
+    },
     /// The tables contradict each other.
-    #[error("malformed ELF: {0}")]
-    Malformed(String),
+    #[error("malformed ELF: {problem}")]
+    Malformed {
+        /// What is wrong.
+        problem: String,
+    },
 }
 
 /// Reads the headers of a cubin, and checks that all they refer to lies within the file.
@@ -91,6 +100,7 @@ pub fn inspect_cubin(bytes: &[u8]) -> Result<CubinInfo, ElfError> {
     let cubin = Cubin::parse(bytes)?;
     Ok(CubinInfo {
         arch: arch(&cubin)?,
+        abi_version: cubin.header.e_ident.abi_version,
         entry_points: entry_points(&cubin)?,
     })
 }
@@ -119,11 +129,13 @@ pub fn text_sections(bytes: &[u8]) -> Result<Vec<(&str, &[u8])>, ElfError> {
 type SectionHeader64 = <Header as FileHeader>::SectionHeader;
 
 fn truncated(part: impl Into<String>) -> ElfError {
-    ElfError::Truncated(part.into())
+    ElfError::Truncated { part: part.into() }
 }
 
 fn malformed(problem: impl Into<String>) -> ElfError {
-    ElfError::Malformed(problem.into())
+    ElfError::Malformed {
+        problem: problem.into(),
+    }
 }
 
 /// What `object` finds wrong with a table.
@@ -240,7 +252,7 @@ fn is_code(section: &SectionHeader64) -> bool {
 }
 
 /// Where each ABI version keeps the architecture in the header's flags, and its bit for the `a`
-/// variant. CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8 throughout.
+/// variant.
 const ABI_LAYOUTS: &[(u8, u32, u32)] = &[(7, 0, 0x800), (8, 8, 0x8)];
 
 fn arch(cubin: &Cubin<'_>) -> Result<Arch, ElfError> {

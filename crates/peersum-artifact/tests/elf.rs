@@ -53,14 +53,18 @@ fn section_headers(bytes: &[u8]) -> Vec<usize> {
 
 #[test]
 fn the_architecture_is_read_from_either_layout() {
-    for (name, arch) in [
-        ("push.sm_80.cubin", "80"),
-        ("push.sm_90.cubin", "90"),
-        ("push.sm_100f.cubin", "100"),
-        ("push.cuda12.sm_90.cubin", "90"),
+    for (name, arch, abi_version) in [
+        ("push.sm_80.cubin", "80", 8),
+        ("push.sm_90.cubin", "90", 8),
+        ("push.sm_100f.cubin", "100", 8),
+        ("push.cuda12.sm_90.cubin", "90", 7),
     ] {
         let cubin = inspect_cubin(&data(name)).unwrap();
-        assert_eq!(cubin.arch.to_string(), arch, "{name}");
+        assert_eq!(
+            (cubin.arch.to_string().as_str(), cubin.abi_version),
+            (arch, abi_version),
+            "{name}"
+        );
     }
 }
 
@@ -158,7 +162,7 @@ fn a_section_that_reaches_past_the_end_is_refused() {
             // A size that is added to an offset of 64 or more; an empty section may lie anywhere up
             // to the end.
             let error = inspect_cubin(&bytes).unwrap_err();
-            assert!(matches!(error, ElfError::Truncated(_)), "{error}");
+            assert!(matches!(error, ElfError::Truncated { .. }), "{error}");
             tried += 1;
         }
     }
@@ -172,7 +176,9 @@ fn a_segment_that_reaches_past_the_end_is_refused() {
     bytes[segment + 0x20..segment + 0x28].copy_from_slice(&(1_u64 << 40).to_le_bytes());
     assert_eq!(
         inspect_cubin(&bytes),
-        Err(ElfError::Truncated("segment 1".to_owned()))
+        Err(ElfError::Truncated {
+            part: "segment 1".to_owned()
+        })
     );
 }
 
@@ -222,12 +228,15 @@ fn a_kernel_without_its_section_is_refused() {
         .unwrap();
     let mut bytes = whole.clone();
     bytes[at + 6] = b'q';
-    assert!(matches!(inspect_cubin(&bytes), Err(ElfError::Malformed(_))));
+    assert!(matches!(
+        inspect_cubin(&bytes),
+        Err(ElfError::Malformed { .. })
+    ));
 }
 
 fn refusal(bytes: &[u8]) -> String {
     let error = inspect_cubin(bytes).unwrap_err();
-    assert!(text_sections(bytes).is_err() || matches!(error, ElfError::Malformed(_)));
+    assert!(text_sections(bytes).is_err() || matches!(error, ElfError::Malformed { .. }));
     error.to_string()
 }
 

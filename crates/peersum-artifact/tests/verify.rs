@@ -145,7 +145,7 @@ fn a_truncated_cubin_is_refused_even_with_a_manifest_to_match() {
     let (directory, module) = module(Family::Push, "sm_90", &whole[..whole.len() - 1]);
     let error = refusal(directory.path(), &module);
     assert!(
-        matches!(error, FileProblem::Elf(ElfError::Truncated(_))),
+        matches!(error, FileProblem::Elf(ElfError::Truncated { .. })),
         "{error:?}"
     );
 }

@@ -128,6 +128,12 @@ pub struct EntryPoint {
 }
 
 impl ManifestModule {
+    /// The module's name.
+    #[must_use]
+    pub fn name(&self) -> String {
+        self.key.name()
+    }
+
     /// The file's name in the manifest's directory.
     #[must_use]
     pub fn file_name(&self) -> String {
