@@ -6,8 +6,8 @@
 //! | 4 | the version of this format, little-endian as all numbers here: [`PACK_VERSION`] |
 //! | 4 | the manifest's length |
 //!
-//! Then comes the manifest; then, in the manifest's order, the compressed length of each module's
-//! file in 4 bytes; then the files, compressed by DEFLATE, one after the other. The manifest is not
+//! Then come the manifest; then, in the manifest's order, the compressed length of each
+//! module's file in 4 bytes; then the files, compressed by DEFLATE, one after the other. The manifest is not
 //! compressed, because it is read at each start of a program; of the files a program inflates only
 //! those that it loads. No bytes at all are no pack.
 

@@ -317,21 +317,21 @@ fn a_field_that_is_given_twice_is_refused_even_with_one_value() {
 
 #[test]
 fn a_text_of_more_values_than_any_matrix_has_is_refused_as_it_is_read() {
-    let list = format!("{{\"schema\": 3, \"flags\": [{}0]}}", "0,".repeat(1 << 17));
+    let list = format!("{{\"schema\": 2, \"flags\": [{}0]}}", "0,".repeat(1 << 17));
     let error = Manifest::parse(&list).unwrap_err();
     assert!(error.to_string().contains("131072 values"), "{error}");
 }
 
 #[test]
 fn what_is_no_json_is_refused() {
-    for text in ["", "{", "not json", "{\"schema\": 3}garbage"] {
+    for text in ["", "{", "not json", "{\"schema\": 2}garbage"] {
         assert!(
             matches!(Manifest::parse(text), Err(SchemaError::Json(_))),
             "{text}"
         );
     }
     // Deep nesting ends in an error, not in an overflow of the stack.
-    for start in ["", "{\"schema\": 3, \"flags\": "] {
+    for start in ["", "{\"schema\": 2, \"flags\": "] {
         assert!(matches!(
             Manifest::parse(&(start.to_owned() + &"[".repeat(1 << 20))),
             Err(SchemaError::Json(_))
@@ -339,7 +339,7 @@ fn what_is_no_json_is_refused() {
     }
     let closed = "[".repeat(1 << 20) + &"]".repeat(1 << 20);
     for field in ["flags", "later"] {
-        let text = format!("{{\"schema\": 3, \"{field}\": {closed}}}");
+        let text = format!("{{\"schema\": 2, \"{field}\": {closed}}}");
         assert!(Manifest::parse(&text).is_err());
     }
     let whole = sample_manifest().to_json_string();

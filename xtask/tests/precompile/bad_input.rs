@@ -271,15 +271,15 @@ fn the_output_of_a_newer_peersum_is_left_alone() {
     let manifest = checkout.out().join("manifest.json");
     let newer = fs::read_to_string(&manifest)
         .unwrap()
-        .replace("\"schema\": 3", "\"schema\": 4");
+        .replace("\"schema\": 2", "\"schema\": 3");
     fs::write(&manifest, newer).unwrap();
     let before = snapshot(&checkout.out());
     Answer::of(&mut checkout.precompile(&[])).failed_saying(&[
         "newer peersum",
-        "schema 4",
+        "schema 3",
         "--out",
     ]);
-    Answer::of(&mut checkout.check()).failed_saying(&["schema 4"]);
+    Answer::of(&mut checkout.check()).failed_saying(&["schema 3"]);
     assert_eq!(snapshot(&checkout.out()), before);
 }
 
