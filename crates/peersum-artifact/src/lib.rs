@@ -10,7 +10,7 @@
 //! - [`Arch`] and [`Target`]: what a module is compiled for, which device it serves, which driver
 //!   it needs.
 //! - [`Digest`], [`include_closure`] and [`cache_key`]: what makes two compilations the same.
-//! - [`Manifest`]: schema 3, read strictly.
+//! - [`Manifest`]: schema 2, read strictly.
 //! - [`inspect_cubin`] and [`text_sections`]: what the ELF headers of a cubin say.
 //!
 //! Digests detect corruption, not malice: whoever can write the directory can write its manifest
@@ -39,7 +39,7 @@ pub use elf::{CubinInfo, ElfError, inspect_cubin, text_sections};
 pub use key::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 pub use manifest::{
     EntryPoint, FileError, FileProblem, MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES,
-    MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule, Schema, SchemaError, SourceEntry,
+    MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule, SchemaError, SourceEntry,
     VerifyError, verify_bytes, verify_file,
 };
 pub use ptx::{PtxError, PtxInfo, inspect_ptx};

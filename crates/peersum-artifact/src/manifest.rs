@@ -1,4 +1,4 @@
-//! The manifest of a directory of compiled modules, schema 3.
+//! The manifest of a directory of compiled modules, schema 2.
 
 mod model;
 mod read;
@@ -6,7 +6,7 @@ mod verify;
 
 pub use model::{
     EntryPoint, MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES, MAX_MODULE_BYTES, Manifest,
-    ManifestModule, Schema, SourceEntry,
+    ManifestModule, SourceEntry,
 };
 pub use read::{ManifestError, SchemaError};
 pub use verify::{FileError, FileProblem, VerifyError, verify_bytes, verify_file};

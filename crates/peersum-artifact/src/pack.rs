@@ -4,10 +4,13 @@
 //! | --- | --- |
 //! | 8 | the magic [`MAGIC`] |
 //! | 4 | the version of this format, little-endian as all numbers here: [`PACK_VERSION`] |
-//! | 4 | the manifest's length |
+//! | 1 | how each module's file is compressed: 1 is DEFLATE, the only way so far |
+//! | 3 | zero |
+//! | 8 | the manifest's length |
+//! | 8 | the payload's length |
 //!
-//! Then come the manifest; then, in the manifest's order, the compressed length of each
-//! module's file in 4 bytes; then the files, compressed by DEFLATE, one after the other. The manifest is not
+//! The payload is the manifest; then, in the manifest's order, the compressed length of each
+//! module's file in 4 bytes; then the compressed files, one after the other. The manifest is not
 //! compressed, because it is read at each start of a program; of the files a program inflates only
 //! those that it loads. No bytes at all are no pack.
 
@@ -26,9 +29,12 @@ use crate::manifest::{
 pub const MAGIC: [u8; 8] = *b"peersum\xff";
 
 /// The version of the format that this crate writes, and the only one that it reads.
-pub const PACK_VERSION: u32 = 2;
+pub const PACK_VERSION: u32 = 1;
 
-const HEADER_BYTES: usize = 16;
+const HEADER_BYTES: usize = 32;
+
+/// The compression's number.
+const DEFLATE: u8 = 1;
 
 /// The highest level of the compressor that is worth its time.
 const DEFLATE_LEVEL: u8 = 9;
@@ -47,6 +53,12 @@ pub enum PackError {
     Version {
         /// The pack's version.
         found: u32,
+    },
+    /// A compression that this crate does not know.
+    #[error("the pack is compressed by method {method}, which this version of peersum cannot read")]
+    Compression {
+        /// The method's number.
+        method: u8,
     },
     /// Its parts do not add up to its length.
     #[error("the pack is damaged: {part} takes {expected} bytes where {found} are there")]
@@ -102,18 +114,26 @@ impl<'a> Pack<'a> {
         if !bytes.starts_with(&MAGIC) {
             return Err(PackError::NotAPack);
         }
-        let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        let Some((header, payload)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
             return Err(length("the header", HEADER_BYTES as u64, bytes.len()));
         };
         let version = u32::from_le_bytes(field(header, 8));
         if version != PACK_VERSION {
             return Err(PackError::Version { found: version });
         }
-        let manifest_bytes = u32::from_le_bytes(field(header, 12)).into();
-        if manifest_bytes > MAX_MANIFEST_BYTES {
-            return Err(length("the manifest", manifest_bytes, rest.len()));
+        let [method] = field(header, 12);
+        if method != DEFLATE {
+            return Err(PackError::Compression { method });
         }
-        let (manifest, rest) = split(rest, manifest_bytes, "the manifest")?;
+        let manifest_bytes = u64::from_le_bytes(field(header, 16));
+        let payload_bytes = u64::from_le_bytes(field(header, 24));
+        if payload_bytes != payload.len() as u64 {
+            return Err(length("the payload", payload_bytes, payload.len()));
+        }
+        if manifest_bytes > MAX_MANIFEST_BYTES {
+            return Err(length("the manifest", manifest_bytes, payload.len()));
+        }
+        let (manifest, rest) = split(payload, manifest_bytes, "the manifest")?;
         let manifest = parse(std::str::from_utf8(manifest).map_err(|_| SchemaError::NotText)?)?;
         let index_bytes = manifest.modules.len() as u64 * size_of::<u32>() as u64;
         let (index, mut rest) = split(rest, index_bytes, "the index")?;
@@ -221,10 +241,13 @@ fn deflate(file: &[u8]) -> Vec<u8> {
 
 fn assemble(manifest: &str, index: &[u8], files: &[u8]) -> Vec<u8> {
     let manifest = manifest.as_bytes();
+    let payload_bytes = manifest.len() + index.len() + files.len();
     [
         &MAGIC[..],
         &PACK_VERSION.to_le_bytes(),
-        &(manifest.len() as u32).to_le_bytes(),
+        &[DEFLATE, 0, 0, 0],
+        &(manifest.len() as u64).to_le_bytes(),
+        &(payload_bytes as u64).to_le_bytes(),
         manifest,
         index,
         files,
@@ -263,7 +286,7 @@ mod tests {
     use crate::{Arch, Digest, ModuleKey, PtxVersion, Target};
 
     /// A manifest of no modules.
-    const EMPTY: &str = r#"{"schema": 3, "peersum_version": "0.1.0",
+    const EMPTY: &str = r#"{"schema": 2, "peersum_version": "0.1.0",
         "toolkit": {"compiler": "nvcc", "version": "13.0.88", "build": "b"},
         "flags": [], "sources": [], "modules": []}"#;
 
@@ -289,27 +312,33 @@ mod tests {
     fn what_this_version_cannot_read_is_refused_by_name() {
         let parse = |pack: Vec<u8>| Pack::parse(&pack).unwrap_err();
         assert!(matches!(parse(with(0, b"PEER")), PackError::NotAPack));
-        let error = parse(with(8, &[1]));
-        assert!(matches!(error, PackError::Version { found: 1 }), "{error}");
+        let (version, method) = (parse(with(8, &[2])), parse(with(12, &[2])));
+        assert!(matches!(version, PackError::Version { found: 2 }));
+        assert!(matches!(method, PackError::Compression { method: 2 }));
     }
 
     #[test]
     fn huge_and_contradictory_lengths_are_refused() {
-        let too_long = 1 + EMPTY.len() as u32;
-        for length in [u32::MAX, u32::MAX / 2, too_long, 0] {
-            let error = Pack::parse(&with(12, &length.to_le_bytes())).unwrap_err();
-            assert!(
-                matches!(error, PackError::Length { .. } | PackError::Manifest(_)),
-                "{length}: {error}"
-            );
+        let too_long = 1 + empty_pack().len() as u64;
+        for length in [u64::MAX, u64::MAX / 2, 1 << 40, too_long, 0] {
+            for at in [16, 24] {
+                let pack = with(at, &length.to_le_bytes());
+                let error = Pack::parse(&pack).unwrap_err();
+                assert!(
+                    matches!(error, PackError::Length { .. } | PackError::Manifest(_)),
+                    "{length} at {at}: {error}"
+                );
+            }
         }
         let mut longer = empty_pack();
         longer.push(0);
-        let error = Pack::parse(&longer).unwrap_err();
-        assert!(
-            error.to_string().contains("follows the last module"),
-            "{error}"
-        );
+        assert!(matches!(
+            Pack::parse(&longer),
+            Err(PackError::Length {
+                part: "the payload",
+                ..
+            })
+        ));
     }
 
     #[test]

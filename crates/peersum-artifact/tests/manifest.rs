@@ -1,4 +1,4 @@
-//! Manifest schema 3: written one way only, and read back.
+//! Manifest schema 2: written one way only, and read back.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot set up fails")]
 

@@ -9,7 +9,7 @@ use crate::output::{LockedOutput, Staging};
 use crate::toolchain::Nvcc;
 use crate::workers;
 use anyhow::ensure;
-use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule, Schema};
+use peersum_artifact::{MANIFEST_FILE, Manifest, ManifestModule};
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -107,7 +107,6 @@ impl Run<'_> {
     fn manifest(&self, mut modules: Vec<ManifestModule>) -> Manifest {
         modules.sort_by_key(ManifestModule::sort_key);
         Manifest {
-            schema: Schema,
             peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
             toolkit: self.nvcc.toolkit.compiler.clone(),
             flags: self.inputs.flags.clone(),

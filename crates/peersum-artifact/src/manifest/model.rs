@@ -1,4 +1,8 @@
 //! The manifest as data, and its JSON: every field is written in one order and checked when read.
+//!
+//! Each public type that differs from its JSON has a private counterpart (`...Json`) with the
+//! fields of the JSON. serde reads and writes the counterpart; `TryFrom` checks what a type alone
+//! cannot say, so an error stands at the place of the value that is wrong.
 
 use std::collections::BTreeSet;
 use std::path::{Component, Path};
@@ -10,13 +14,13 @@ use crate::arch::Target;
 use crate::cache_key::CompilerId;
 use crate::cuda_version::PtxVersion;
 use crate::digest::Digest;
-use crate::key::ModuleKey;
+use crate::key::{Dtype, Family, ModuleKey, WorldSize};
 
 /// The manifest's file name in its directory.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 /// The schema that this crate writes, and the only one that it reads.
-pub const MANIFEST_SCHEMA: u64 = 3;
+pub const MANIFEST_SCHEMA: u64 = 2;
 
 /// The largest manifest that is read, in bytes. The whole matrix for ten architectures takes about
 /// one MiB.
@@ -27,10 +31,8 @@ pub const MAX_MODULE_BYTES: u64 = 64 << 20;
 
 /// What a directory of compiled modules holds, and what it was made from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(expecting = "an object")]
+#[serde(try_from = "ManifestJson", into = "ManifestJson")]
 pub struct Manifest {
-    /// The schema, of which there is one.
-    pub schema: Schema,
     /// The version of peersum that wrote it.
     pub peersum_version: String,
     /// The compiler.
@@ -44,25 +46,62 @@ pub struct Manifest {
     pub modules: Vec<ManifestModule>,
 }
 
-/// [`MANIFEST_SCHEMA`], the number that every manifest has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u64", into = "u64")]
-pub struct Schema;
+#[derive(Serialize, Deserialize)]
+#[serde(expecting = "an object")]
+struct ManifestJson {
+    schema: u64,
+    peersum_version: String,
+    toolkit: CompilerId,
+    flags: Vec<String>,
+    sources: Vec<SourceEntry>,
+    modules: Vec<ManifestModule>,
+}
 
-impl From<Schema> for u64 {
-    fn from(_: Schema) -> u64 {
-        MANIFEST_SCHEMA
+impl From<Manifest> for ManifestJson {
+    fn from(mut manifest: Manifest) -> Self {
+        manifest.modules.sort_by_key(ManifestModule::sort_key);
+        Self {
+            schema: MANIFEST_SCHEMA,
+            peersum_version: manifest.peersum_version,
+            toolkit: manifest.toolkit,
+            flags: manifest.flags,
+            sources: manifest.sources,
+            modules: manifest.modules,
+        }
     }
 }
 
-impl TryFrom<u64> for Schema {
+impl TryFrom<ManifestJson> for Manifest {
     type Error = String;
 
-    fn try_from(found: u64) -> Result<Self, String> {
-        match found == MANIFEST_SCHEMA {
-            true => Ok(Schema),
-            false => Err(format!("it is {found}, but must be {MANIFEST_SCHEMA}")),
+    fn try_from(json: ManifestJson) -> Result<Self, String> {
+        if json.schema != MANIFEST_SCHEMA {
+            return Err(format!(
+                "`schema` is {}, but must be {MANIFEST_SCHEMA}",
+                json.schema
+            ));
         }
+        let mut paths = BTreeSet::new();
+        let doubled = |source: &&SourceEntry| !paths.insert(source.path.clone());
+        if let Some(source) = json.sources.iter().find(doubled) {
+            return Err(format!("two entries for the source `{}`", source.path));
+        }
+        // Usually the modules are in order, and then duplicates would be neighbours.
+        let in_order =
+            |one: &ManifestModule, next: &ManifestModule| one.sort_key() < next.sort_key();
+        let mut keys = BTreeSet::new();
+        if !json.modules.is_sorted_by(in_order)
+            && let Some(module) = json.modules.iter().find(|m| !keys.insert(m.sort_key()))
+        {
+            return Err(format!("two entries for `{}`", module.file_name()));
+        }
+        Ok(Self {
+            peersum_version: json.peersum_version,
+            toolkit: json.toolkit,
+            flags: json.flags,
+            sources: json.sources,
+            modules: json.modules,
+        })
     }
 }
 
@@ -83,37 +122,145 @@ fn relative_path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D
     let is_name = |part| matches!(part, Component::Normal(_));
     let is_within = Path::new(&path).components().all(is_name);
     if path.is_empty() || path.contains(['\0', '\\']) || !is_within {
-        let path = path.escape_debug();
-        return Err(D::Error::custom(format!(
-            "`{path}` leads out of its directory"
-        )));
+        return Err(D::Error::custom(leads_out(&path)));
     }
     Ok(path)
 }
 
+fn leads_out(path: &str) -> String {
+    format!("`{}` leads out of its directory", path.escape_debug())
+}
+
 /// One compiled module. Its name and file name follow from [`key`](Self::key) and
-/// [`target`](Self::target), so they cannot disagree with them, and no file lies elsewhere.
+/// [`target`](Self::target), so they cannot disagree with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(expecting = "an object")]
+#[serde(try_from = "ModuleJson", into = "ModuleJson")]
 pub struct ManifestModule {
-    /// Which module; `module` in JSON.
-    #[serde(rename = "module")]
+    /// Which module.
     pub key: ModuleKey,
     /// What it is compiled for.
     pub target: Target,
     /// The ISA version of PTX; `None` for a cubin.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ptx_version: Option<PtxVersion>,
-    /// The file's length, at most [`MAX_MODULE_BYTES`].
+    /// The file's length.
     pub bytes: u64,
     /// The file's digest.
     pub sha256: Digest,
     /// The digest of what it was compiled from; see [`Closure::digest`](crate::Closure::digest).
     pub closure_digest: Digest,
-    /// The key it was compiled under; see [`cache_key`](crate::cache_key()).
+    /// The key it was compiled under; see [`cache_key`](crate::cache_key()). The field `key` in
+    /// JSON.
     pub cache_key: Digest,
     /// The kernels, in the order of [`ModuleKey::entry_points`].
     pub entry_points: Vec<EntryPoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(expecting = "an object")]
+struct ModuleJson {
+    name: String,
+    family: Family,
+    dtype: Dtype,
+    world_size: WorldSize,
+    arch: Target,
+    kind: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ptx_version: Option<PtxVersion>,
+    file: String,
+    bytes: u64,
+    sha256: Digest,
+    closure_digest: Digest,
+    key: Digest,
+    entry_points: Vec<EntryPoint>,
+}
+
+impl From<ManifestModule> for ModuleJson {
+    fn from(module: ManifestModule) -> Self {
+        Self {
+            name: module.name(),
+            family: module.key.family,
+            dtype: module.key.dtype,
+            world_size: module.key.world_size,
+            arch: module.target,
+            kind: module.target.kind().to_owned(),
+            ptx_version: module.ptx_version,
+            file: module.file_name(),
+            bytes: module.bytes,
+            sha256: module.sha256,
+            closure_digest: module.closure_digest,
+            key: module.cache_key,
+            entry_points: module.entry_points,
+        }
+    }
+}
+
+impl TryFrom<ModuleJson> for ManifestModule {
+    type Error = String;
+
+    fn try_from(json: ModuleJson) -> Result<Self, String> {
+        let key = ModuleKey {
+            family: json.family,
+            dtype: json.dtype,
+            world_size: json.world_size,
+        };
+        if !key.exists() {
+            return Err(format!("there is no module `{}`", key.name()));
+        }
+        let target = json.arch;
+        must_be("name", &json.name, &key.name())?;
+        must_be("kind", &json.kind, target.kind())?;
+        // This gets its own error: a path that leads out is an attack or a serious bug.
+        let file = json.file.as_str();
+        if ["", ".", ".."].contains(&file) || file.contains(['/', '\\', '\0']) {
+            return Err(format!("`file`: {}", leads_out(file)));
+        }
+        must_be("file", file, &target.file_name(&key))?;
+        if json.bytes > MAX_MODULE_BYTES {
+            return Err(format!(
+                "`bytes` is {}, but at most {MAX_MODULE_BYTES} are read",
+                json.bytes
+            ));
+        }
+        let is_cubin = matches!(target, Target::Cubin(_));
+        if !is_cubin && json.ptx_version.is_none() {
+            return Err("missing field `ptx_version`, which PTX must have".to_owned());
+        }
+        check_entry_points(&json.entry_points, key)?;
+        Ok(Self {
+            key,
+            target,
+            ptx_version: json.ptx_version.filter(|_| !is_cubin),
+            bytes: json.bytes,
+            sha256: json.sha256,
+            closure_digest: json.closure_digest,
+            cache_key: json.key,
+            entry_points: json.entry_points,
+        })
+    }
+}
+
+/// The entry points must be those of the module.
+fn check_entry_points(found: &[EntryPoint], key: ModuleKey) -> Result<(), String> {
+    let names = key.entry_points();
+    if found.len() != names.len() {
+        return Err(format!(
+            "`entry_points` has {} entries, but must have {}: {}",
+            found.len(),
+            names.len(),
+            names.join(", ")
+        ));
+    }
+    let mut pairs = found.iter().zip(&names).enumerate();
+    pairs.try_for_each(|(index, (found, name))| {
+        must_be(&format!("entry_points[{index}].name"), &found.name, name)
+    })
+}
+
+fn must_be(field: &str, found: &str, expected: &str) -> Result<(), String> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(format!("`{field}` is `{found}`, but must be `{expected}`")),
+    }
 }
 
 /// One kernel of a module.
@@ -146,52 +293,9 @@ impl ManifestModule {
     pub fn sort_key(&self) -> (ModuleKey, Target) {
         (self.key, self.target)
     }
-
-    /// What the types of the fields alone do not rule out.
-    fn check(&self) -> Result<(), String> {
-        if self.bytes > MAX_MODULE_BYTES {
-            let bytes = self.bytes;
-            return Err(format!(
-                "`bytes` is {bytes}, but at most {MAX_MODULE_BYTES} are read"
-            ));
-        }
-        match (self.target, self.ptx_version) {
-            (Target::Ptx(_), None) => return Err("missing field `ptx_version`".to_owned()),
-            (Target::Cubin(_), Some(_)) => return Err("a cubin with a `ptx_version`".to_owned()),
-            _ => {}
-        }
-        let expected = self.key.entry_points();
-        if !self.entry_points.iter().map(|it| &it.name).eq(&expected) {
-            let expected = expected.join(", ");
-            return Err(format!(
-                "`entry_points` must be those of {}: {expected}",
-                self.key
-            ));
-        }
-        Ok(())
-    }
 }
 
 impl Manifest {
-    /// What the types of the fields alone do not rule out: the place and the problem.
-    pub(super) fn check(&self) -> Result<(), (String, String)> {
-        for (index, module) in self.modules.iter().enumerate() {
-            let checked = module.check();
-            checked.map_err(|problem| (format!("modules[{index}]"), problem))?;
-        }
-        let mut paths = BTreeSet::new();
-        if let Some(twice) = self.sources.iter().find(|it| !paths.insert(&it.path)) {
-            let problem = format!("two entries for the source `{}`", twice.path);
-            return Err((".".to_owned(), problem));
-        }
-        let mut keys = BTreeSet::new();
-        if let Some(twice) = self.modules.iter().find(|it| !keys.insert(it.sort_key())) {
-            let problem = format!("two entries for `{}`", twice.file_name());
-            return Err((".".to_owned(), problem));
-        }
-        Ok(())
-    }
-
     /// The manifest as it is written to [`MANIFEST_FILE`]: the same manifest gives the same bytes.
     #[must_use]
     #[expect(
@@ -199,9 +303,7 @@ impl Manifest {
         reason = "names and numbers serialise to memory without failing"
     )]
     pub fn to_json_string(&self) -> String {
-        let mut sorted = self.clone();
-        sorted.modules.sort_by_key(ManifestModule::sort_key);
-        let mut json = serde_json::to_string_pretty(&sorted).expect("a manifest is plain data");
+        let mut json = serde_json::to_string_pretty(self).expect("a manifest is plain data");
         json.push('\n');
         json
     }

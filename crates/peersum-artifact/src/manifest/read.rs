@@ -40,7 +40,7 @@ pub enum ManifestError {
     },
 }
 
-/// Why a text is not a manifest of schema 3.
+/// Why a text is not a manifest of schema 2.
 #[derive(Debug, Error)]
 pub enum SchemaError {
     /// Not UTF-8.
@@ -87,7 +87,7 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// The text is not a manifest of schema 3 that is complete and consistent in itself.
+    /// The text is not a manifest of schema 2 that is complete and consistent in itself.
     pub fn parse(text: &str) -> Result<Manifest, SchemaError> {
         // Every value but the first of a list or an object follows a comma.
         if text.bytes().filter(|byte| *byte == b',').count() >= MAX_VALUES {
@@ -96,18 +96,14 @@ impl Manifest {
                 problem: format!("it has more than {MAX_VALUES} values"),
             });
         }
-        let manifest: Manifest =
-            serde_json::from_str(text).map_err(|error| explain(text, error))?;
-        let checked = manifest.check();
-        checked.map_err(|(place, problem)| SchemaError::Invalid { place, problem })?;
-        Ok(manifest)
+        serde_json::from_str(text).map_err(|error| explain(text, error))
     }
 
     /// Reads the manifest of a directory.
     ///
     /// # Errors
     ///
-    /// There is none, or it cannot be read, or it is not one of schema 3. Every message names the
+    /// There is none, or it cannot be read, or it is not one of schema 2. Every message names the
     /// path.
     pub fn read_dir(directory: &Path) -> Result<Manifest, ManifestError> {
         Manifest::read_dir_with(directory, Manifest::parse)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use peersum_artifact::{
     CompilerId, CompilerKind, Digest, Dtype, EntryPoint, Family, MANIFEST_FILE, Manifest,
-    ManifestModule, ModuleKey, Schema, SourceEntry, Target, WorldSize,
+    ManifestModule, ModuleKey, SourceEntry, Target, WorldSize,
 };
 use tempfile::TempDir;
 
@@ -68,7 +68,6 @@ pub(crate) fn manifest(modules: Vec<ManifestModule>) -> Manifest {
         sha256: Digest::of(path.as_bytes()),
     };
     Manifest {
-        schema: Schema,
         peersum_version: "0.1.0".to_owned(),
         toolkit: compiler(),
         flags: vec!["-std=c++17".to_owned(), "-O3".to_owned()],

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use peersum_artifact::{
     Arch, CompilerId, Digest, MANIFEST_FILE, Manifest, ManifestError, ManifestModule, ModuleKey,
-    Schema, VerifyError, verify_file,
+    VerifyError, verify_file,
 };
 
 /// How often a held lock is tried again. A compilation takes half a second or more.
@@ -292,7 +292,6 @@ impl JitCache {
         bytes: &[u8],
     ) -> io::Result<()> {
         let manifest = Manifest {
-            schema: Schema,
             peersum_version: env!("CARGO_PKG_VERSION").to_owned(),
             toolkit: compiler.clone(),
             flags: Vec::new(),

@@ -113,7 +113,7 @@ fn the_dearest_texts_of_the_largest_size_take_less_than_64_mib() {
     for around in [
         "[%]",
         concat!(
-            r#"{"schema":3,"peersum_version":"","#,
+            r#"{"schema":2,"peersum_version":"","#,
             r#""toolkit":{"compiler":"nvcc","version":"","build":""},"flags":[%]}"#
         ),
     ] {

@@ -94,7 +94,7 @@ fn record_manifests() {
     write(
         "manifest",
         "refused.field_twice.json",
-        br#"{"schema":3,"schema":3}"#,
+        br#"{"schema":2,"schema":2}"#,
     );
 }
 

@@ -204,7 +204,7 @@ fn a_manifest_of_a_newer_schema_is_named_and_passed_over() {
     let reason = reason_for(&Module::compile(push(), SM_90), |directory| {
         let path = directory.join(MANIFEST_FILE);
         let text = fs::read_to_string(&path).unwrap();
-        let newer = text.replace("\"schema\": 3,", "\"schema\": 4,");
+        let newer = text.replace("\"schema\": 2,", "\"schema\": 3,");
         assert_ne!(newer, text);
         fs::write(path, newer).unwrap();
     });
@@ -212,7 +212,7 @@ fn a_manifest_of_a_newer_schema_is_named_and_passed_over() {
         matches!(
             reason,
             Reason::Manifest(ManifestError::Schema {
-                error: SchemaError::NewerSchema { found: 4 },
+                error: SchemaError::NewerSchema { found: 3 },
                 ..
             })
         ),

@@ -11,7 +11,7 @@ use peersum::loader::{
 };
 use peersum_artifact::{
     Arch, CompilerId, CompilerKind, Digest, EntryPoint, MANIFEST_FILE, Manifest, ManifestModule,
-    ModuleKey, PtxVersion, Schema, Target, include_closure,
+    ModuleKey, PtxVersion, Target, include_closure,
 };
 
 use crate::toolchain;
@@ -172,7 +172,6 @@ pub(crate) fn write_directory(directory: &Path, modules: &[Module]) {
         fs::write(module.path(directory), &module.bytes).unwrap();
     }
     let manifest = Manifest {
-        schema: Schema,
         peersum_version: "0.1.0".to_owned(),
         toolkit: CompilerId {
             kind: CompilerKind::Nvcc,
