@@ -38,9 +38,9 @@ pub use digest::Digest;
 pub use elf::{CubinInfo, ElfError, inspect_cubin, text_sections};
 pub use key::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 pub use manifest::{
-    EntryPoint, FileError, FileProblem, MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES,
-    MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule, SchemaError, SourceEntry,
-    VerifyError, verify_bytes, verify_file,
+    EntryPoint, FileError, FileProblem, KernelResources, MANIFEST_FILE, MANIFEST_SCHEMA,
+    MAX_MANIFEST_BYTES, MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule, SchemaError,
+    SourceEntry, VerifyError, verify_bytes, verify_file,
 };
 pub use ptx::{PtxError, PtxInfo, inspect_ptx};
 pub use ptxas::PtxasReport;

@@ -346,7 +346,12 @@ mod tests {
         let digest = Digest::of(b"");
         let mut manifest = Manifest::parse(EMPTY).unwrap();
         let keys = ModuleKey::all().take(2);
-        let entry_point = |name| EntryPoint { name, pdl: true };
+        let entry_point = |name| EntryPoint {
+            name,
+            resources: None,
+            max_threads: 512,
+            pdl: true,
+        };
         manifest.modules = keys
             .map(|key| ManifestModule {
                 key,

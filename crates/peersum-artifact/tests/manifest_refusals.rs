@@ -274,6 +274,10 @@ fn a_length_beyond_any_real_module_is_refused() {
         );
     }
     assert!(parse_with("/modules/0/bytes", json!(64 << 20)).is_ok());
+    let registers = "/modules/1/entry_points/0/registers";
+    let (place, problem) = refused_with(registers, json!(1_u64 << 32));
+    assert_eq!(place, as_written(registers));
+    assert!(problem.contains("4294967296"), "{problem}");
 }
 
 #[test]
@@ -294,7 +298,13 @@ fn a_second_entry_for_a_module_or_a_source_is_refused() {
 fn a_field_that_is_given_twice_is_refused_even_with_one_value() {
     let whole = sample_manifest().to_json_string();
     for field in [
-        "schema", "toolkit", "version", "modules", "file", "sha256", "pdl",
+        "schema",
+        "toolkit",
+        "version",
+        "modules",
+        "file",
+        "sha256",
+        "registers",
     ] {
         let name = format!("\"{field}\":");
         let (before, behind) = whole.split_once(&name).unwrap();

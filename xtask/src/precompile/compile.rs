@@ -2,7 +2,7 @@
 
 use super::command::{assemble_command, nvcc_command, shown};
 use super::inputs::Inputs;
-use super::ptx_entries::ptx_entries;
+use super::ptx_entries::{PtxEntry, ptx_entries};
 use crate::output::Staging;
 use crate::toolchain::Nvcc;
 use anyhow::{Context as _, bail, ensure};
@@ -103,21 +103,22 @@ impl Job {
         let scratch = staging.scratch(&self.label())?;
         let first = self.first_target();
         let command = nvcc_command(nvcc, inputs, self.module, first, &scratch)?;
-        let mut reports = vec![run_compiler(command, inputs.allow_spills, failure)?];
+        let mut reports =
+            BTreeMap::from([(first, run_compiler(command, inputs.allow_spills, failure)?)]);
         let ptx = match first {
             Target::Ptx(_) => scratch.join(first.file_name(&self.module)),
             Target::Cubin(_) => kept_ptx(&scratch)?,
         };
         for target in self.cubins().filter(|target| *target != first) {
             let command = assemble_command(nvcc, inputs, self.module, &ptx, target, &scratch)?;
-            reports.push(run_compiler(command, inputs.allow_spills, failure)?);
+            reports.insert(target, run_compiler(command, inputs.allow_spills, failure)?);
         }
         // The compiler succeeded, so only its warnings may explain a failure.
-        let remarks = reports.iter().flat_map(|report| &report.remarks);
-        let spills = reports.iter().filter_map(spills);
+        let remarks = reports.values().flat_map(|report| &report.remarks);
+        let spills = reports.values().filter_map(spills);
         let remarks: Vec<String> = remarks.cloned().chain(spills).collect();
         failure.output = remarks.join("\n");
-        let modules = self.collect(&ptx, &scratch, inputs, staging)?;
+        let modules = self.collect(&ptx, &scratch, &reports, inputs, staging)?;
         // The rest of the matrix needs the disk space. If it cannot be removed now, it goes with
         // the staging area.
         let _ = fs::remove_dir_all(&scratch);
@@ -129,6 +130,7 @@ impl Job {
         &self,
         ptx: &Path,
         scratch: &Path,
+        reports: &BTreeMap<Target, PtxasReport>,
         inputs: &Inputs,
         staging: &Staging,
     ) -> anyhow::Result<Vec<ManifestModule>> {
@@ -143,9 +145,9 @@ impl Job {
         let mut modules = Vec::new();
         for &(target, cache_key) in &self.files {
             let file = target.file_name(&self.module);
-            let (bytes, ptx_version) = match target {
-                Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version)),
-                Target::Cubin(_) => (fs::read(scratch.join(&file))?, None),
+            let (bytes, ptx_version, report) = match target {
+                Target::Ptx(_) => (ptx.clone().into_bytes(), Some(version), None),
+                Target::Cubin(_) => (fs::read(scratch.join(&file))?, None, reports.get(&target)),
             };
             let module = ManifestModule {
                 key: self.module,
@@ -155,7 +157,7 @@ impl Job {
                 sha256: Digest::of(&bytes),
                 closure_digest: closure.digest,
                 cache_key,
-                entry_points: self.entry_points(&entries)?,
+                entry_points: self.entry_points(report, &entries)?,
             };
             verify_bytes(&bytes, &module)
                 .context("the compiler's output is not what was asked for")?;
@@ -165,19 +167,32 @@ impl Job {
         Ok(modules)
     }
 
-    /// The module's kernels, of which `pdl` says whether each waits for the kernel before it.
-    fn entry_points(&self, pdl: &BTreeMap<String, bool>) -> anyhow::Result<Vec<EntryPoint>> {
+    /// `report` is that of a cubin.
+    fn entry_points(
+        &self,
+        report: Option<&PtxasReport>,
+        entries: &BTreeMap<String, PtxEntry>,
+    ) -> anyhow::Result<Vec<EntryPoint>> {
         self.module
             .entry_points()
             .into_iter()
             .map(|name| {
-                let pdl = *pdl.get(&name).with_context(|| {
+                let ptx = entries.get(&name).with_context(|| {
                     format!(
                         "`{}` has no entry point `{name}`",
                         self.module.source_root()
                     )
                 })?;
-                Ok(EntryPoint { name, pdl })
+                let resources = report.map(|report| {
+                    let resources = report.functions.get(&name).copied();
+                    resources.with_context(|| format!("ptxas reported nothing on `{name}`"))
+                });
+                Ok(EntryPoint {
+                    name,
+                    resources: resources.transpose()?,
+                    max_threads: ptx.max_threads,
+                    pdl: ptx.waits_for_predecessor,
+                })
             })
             .collect()
     }
@@ -186,8 +201,7 @@ impl Job {
 /// Which functions spill registers, in a line.
 fn spills(report: &PtxasReport) -> Option<String> {
     let spills: Vec<String> = report
-        .spills
-        .iter()
+        .spills()
         .map(|(name, bytes)| format!("`{name}` {bytes} bytes"))
         .collect();
     (!spills.is_empty()).then(|| format!("registers spill to memory in {}", spills.join(", ")))

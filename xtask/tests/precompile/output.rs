@@ -22,17 +22,19 @@ fn the_output_is_the_matrix_and_a_manifest_that_describes_it() {
     let entries: Vec<_> = cubin
         .entry_points
         .iter()
-        .map(|entry| (&*entry.name, entry.pdl))
+        .map(|entry| (&*entry.name, entry.max_threads, entry.pdl))
         .collect();
     assert_eq!(
         entries,
         [
-            ("peersum_push_one_shot_bf16_ws3", true),
-            ("peersum_push_reduce_scatter_bf16_ws3", false),
-            ("peersum_push_two_shot_bf16_ws3", false)
+            ("peersum_push_one_shot_bf16_ws3", 512, true),
+            ("peersum_push_reduce_scatter_bf16_ws3", 128, false),
+            ("peersum_push_two_shot_bf16_ws3", 256, false)
         ],
         "the second one does not wait for its predecessor"
     );
+    let resources = cubin.entry_points[0].resources.unwrap();
+    assert!(resources.registers > 0 && resources.spill_bytes == 0);
     assert!(
         !manifest.find(push, target("sm_80")).unwrap().entry_points[0].pdl,
         "sm_80 has no such wait"

@@ -225,7 +225,6 @@ impl TryFrom<ModuleJson> for ManifestModule {
         if !is_cubin && json.ptx_version.is_none() {
             return Err("missing field `ptx_version`, which PTX must have".to_owned());
         }
-        check_entry_points(&json.entry_points, key)?;
         Ok(Self {
             key,
             target,
@@ -234,13 +233,17 @@ impl TryFrom<ModuleJson> for ManifestModule {
             sha256: json.sha256,
             closure_digest: json.closure_digest,
             cache_key: json.key,
-            entry_points: json.entry_points,
+            entry_points: checked_entry_points(json.entry_points, key, is_cubin)?,
         })
     }
 }
 
-/// The entry points must be those of the module.
-fn check_entry_points(found: &[EntryPoint], key: ModuleKey) -> Result<(), String> {
+/// The entry points, which must be those of the module, with resources for a cubin only.
+fn checked_entry_points(
+    mut found: Vec<EntryPoint>,
+    key: ModuleKey,
+    is_cubin: bool,
+) -> Result<Vec<EntryPoint>, String> {
     let names = key.entry_points();
     if found.len() != names.len() {
         return Err(format!(
@@ -250,10 +253,23 @@ fn check_entry_points(found: &[EntryPoint], key: ModuleKey) -> Result<(), String
             names.join(", ")
         ));
     }
-    let mut pairs = found.iter().zip(&names).enumerate();
-    pairs.try_for_each(|(index, (found, name))| {
-        must_be(&format!("entry_points[{index}].name"), &found.name, name)
-    })
+    for (index, (entry_point, name)) in found.iter_mut().zip(&names).enumerate() {
+        must_be(
+            &format!("entry_points[{index}].name"),
+            &entry_point.name,
+            name,
+        )?;
+        match is_cubin {
+            true if entry_point.resources.is_none() => {
+                return Err(format!(
+                    "missing field `entry_points[{index}].registers`, which a cubin must have"
+                ));
+            }
+            true => {}
+            false => entry_point.resources = None,
+        }
+    }
+    Ok(found)
 }
 
 fn must_be(field: &str, found: &str, expected: &str) -> Result<(), String> {
@@ -265,13 +281,79 @@ fn must_be(field: &str, found: &str, expected: &str) -> Result<(), String> {
 
 /// One kernel of a module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(expecting = "an object")]
+#[serde(try_from = "EntryPointJson", into = "EntryPointJson")]
 pub struct EntryPoint {
     /// The name by which it is found.
     pub name: String,
+    /// What it uses of a multiprocessor. `None` for PTX, where the driver decides; the fields are
+    /// then absent in JSON.
+    pub resources: Option<KernelResources>,
+    /// The largest block, in threads, that it may be launched with.
+    pub max_threads: u32,
     /// Whether it may be launched with programmatic stream serialization: it then waits for the
     /// kernel before it.
     pub pdl: bool,
+}
+
+/// What ptxas reports of a kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KernelResources {
+    /// Registers a thread.
+    pub registers: u32,
+    /// Bytes a thread that spilled into local memory, stores and loads together.
+    pub spill_bytes: u32,
+    /// Static shared memory a block, in bytes.
+    pub shared_bytes: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(expecting = "an object")]
+struct EntryPointJson {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registers: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spill_bytes: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared_bytes: Option<u32>,
+    max_threads: u32,
+    pdl: bool,
+}
+
+impl From<EntryPoint> for EntryPointJson {
+    fn from(entry_point: EntryPoint) -> Self {
+        let resources = entry_point.resources;
+        Self {
+            name: entry_point.name,
+            registers: resources.map(|used| used.registers),
+            spill_bytes: resources.map(|used| used.spill_bytes),
+            shared_bytes: resources.map(|used| used.shared_bytes),
+            max_threads: entry_point.max_threads,
+            pdl: entry_point.pdl,
+        }
+    }
+}
+
+impl TryFrom<EntryPointJson> for EntryPoint {
+    type Error = String;
+
+    fn try_from(json: EntryPointJson) -> Result<Self, String> {
+        let missing = |field| move || format!("missing field `{field}`");
+        let resources = match (json.registers, json.spill_bytes, json.shared_bytes) {
+            (None, None, None) => None,
+            (registers, spill_bytes, shared_bytes) => Some(KernelResources {
+                registers: registers.ok_or_else(missing("registers"))?,
+                spill_bytes: spill_bytes.ok_or_else(missing("spill_bytes"))?,
+                shared_bytes: shared_bytes.ok_or_else(missing("shared_bytes"))?,
+            }),
+        };
+        Ok(Self {
+            name: json.name,
+            resources,
+            max_threads: json.max_threads,
+            pdl: json.pdl,
+        })
+    }
 }
 
 impl ManifestModule {

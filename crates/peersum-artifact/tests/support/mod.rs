@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use peersum_artifact::{
-    CompilerId, CompilerKind, Digest, Dtype, EntryPoint, Family, MANIFEST_FILE, Manifest,
-    ManifestModule, ModuleKey, SourceEntry, Target, WorldSize,
+    CompilerId, CompilerKind, Digest, Dtype, EntryPoint, Family, KernelResources, MANIFEST_FILE,
+    Manifest, ManifestModule, ModuleKey, SourceEntry, Target, WorldSize,
 };
 use tempfile::TempDir;
 
@@ -48,6 +48,12 @@ pub(crate) fn entry(family: Family, target: Target, bytes: &[u8]) -> ManifestMod
     let key = key(family);
     let entry_point = |name| EntryPoint {
         name,
+        resources: is_cubin.then_some(KernelResources {
+            registers: 8,
+            spill_bytes: 0,
+            shared_bytes: 0,
+        }),
+        max_threads: 512,
         pdl: target.arch().major >= 9,
     };
     ManifestModule {

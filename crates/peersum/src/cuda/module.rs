@@ -132,8 +132,10 @@ impl Kernel {
             function,
             pdl: entry_point.pdl,
             signal_threads,
-            max_threads: u32::try_from(bound)
-                .unwrap_or(0)
+            // PTX is compiled here, and may need more registers than its manifest could know.
+            max_threads: entry_point
+                .max_threads
+                .min(u32::try_from(bound).unwrap_or(0))
                 .saturating_sub(signal_threads),
         })
     }

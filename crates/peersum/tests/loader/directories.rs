@@ -72,7 +72,12 @@ fn a_module_of_the_named_directory_is_loaded_with_its_launch_facts() {
             "peersum_push_two_shot_bf16_ws8"
         ]
     );
-    assert!(image.entry_points.iter().all(|entry_point| entry_point.pdl));
+    assert!(
+        image
+            .entry_points
+            .iter()
+            .all(|entry_point| entry_point.pdl && entry_point.max_threads == 384)
+    );
 }
 
 #[test]

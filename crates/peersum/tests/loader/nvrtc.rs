@@ -23,7 +23,9 @@ fn a_module_is_compiled_from_sources_in_memory_to_a_cubin_for_the_architecture_a
         assert_eq!(cubin.arch, arch);
         assert_eq!(cubin.entry_points, push().entry_points());
         for entry_point in &module.entry_points {
+            assert_eq!(entry_point.max_threads, 384);
             assert_eq!(entry_point.pdl, arch == SM_90);
+            assert!(entry_point.resources.unwrap().registers > 0);
         }
     }
 }

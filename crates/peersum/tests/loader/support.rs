@@ -130,7 +130,12 @@ impl Module {
         let entry_points = key
             .entry_points()
             .into_iter()
-            .map(|name| EntryPoint { name, pdl: false })
+            .map(|name| EntryPoint {
+                name,
+                resources: None,
+                max_threads: 1024,
+                pdl: false,
+            })
             .collect();
         let mut module = Self::new(key, Target::Ptx(SM_80), text.into_bytes(), entry_points);
         module.entry.ptx_version = Some(PtxVersion { major: 9, minor: 0 });

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use peersum_artifact::{Arch, EntryPoint, ModuleKey, Target};
+use peersum_artifact::{Arch, EntryPoint, ModuleKey, PtxasReport, Target};
 
 use super::error::NvrtcError;
+use super::launch_bounds::launch_bound;
 use super::library::NvrtcLibrary;
 use super::program::OpenProgram;
 
@@ -22,6 +23,8 @@ pub struct Compiled {
 /// The first compute capability with programmatic dependent launch. From there on the kernels wait
 /// for the kernel before them.
 const FIRST_PDL_ARCH: u16 = 90;
+/// The largest block of a kernel without launch bounds.
+const MAX_THREADS_OF_A_BLOCK: u32 = 1024;
 
 /// NVRTC's options besides the defines, in order. They make the machine code that
 /// `nvcc -std=c++17 -O3` makes: NVRTC always optimises at level 3 and rejects the option.
@@ -29,6 +32,7 @@ pub fn compile_flags(arch: Arch) -> Vec<String> {
     vec![
         format!("-arch={}", Target::Cubin(arch)),
         "-std=c++17".to_owned(),
+        "--ptxas-options=-v".to_owned(),
     ]
 }
 
@@ -67,13 +71,11 @@ pub fn compile(
     let log = program.log()?;
     match compiled {
         Ok(()) => {
-            let entry_point = |name| EntryPoint {
-                name,
-                pdl: arch.number() >= FIRST_PDL_ARCH,
-            };
+            let cubin = program.cubin()?;
+            let entry_points = entry_points(key, arch, &cubin, &log);
             Ok(Compiled {
-                cubin: program.cubin()?,
-                entry_points: key.entry_points().into_iter().map(entry_point).collect(),
+                cubin,
+                entry_points,
                 took,
             })
         }
@@ -87,4 +89,18 @@ pub fn compile(
         }),
         Err(other) => Err(other),
     }
+}
+
+/// What a launch must know of the module's kernels.
+fn entry_points(key: ModuleKey, arch: Arch, cubin: &[u8], log: &str) -> Vec<EntryPoint> {
+    let report = PtxasReport::parse(log);
+    let names = key.entry_points().into_iter();
+    names
+        .map(|name| EntryPoint {
+            resources: Some(report.functions.get(&name).copied().unwrap_or_default()),
+            max_threads: launch_bound(cubin, &name).unwrap_or(MAX_THREADS_OF_A_BLOCK),
+            pdl: arch.number() >= FIRST_PDL_ARCH,
+            name,
+        })
+        .collect()
 }

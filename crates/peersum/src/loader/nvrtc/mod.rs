@@ -7,6 +7,7 @@
 mod build_id;
 mod compile;
 mod error;
+mod launch_bounds;
 mod library;
 mod locate;
 mod program;
