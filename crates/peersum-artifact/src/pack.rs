@@ -211,11 +211,19 @@ fn deflate_all(directory: &Path, modules: &[ManifestModule]) -> Result<Vec<Vec<u
     };
     let parts: Result<Vec<_>, PackError> = std::thread::scope(|scope| {
         let parts = modules.chunks(modules.len().div_ceil(cores).max(1));
-        let start = |part| scope.spawn(move || deflate_each(part));
+        let start = |part| {
+            let thread = std::thread::Builder::new();
+            (part, thread.spawn_scoped(scope, move || deflate_each(part)))
+        };
         let workers: Vec<_> = parts.map(start).collect();
-        let ends = workers.into_iter().map(|worker| worker.join());
-        ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
+        let ends = workers.into_iter().map(|(part, worker)| match worker {
+            Ok(worker) => worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            // The system starts no more threads.
+            Err(_) => deflate_each(part),
+        });
+        ends.collect()
     });
     Ok(parts?.concat())
 }
