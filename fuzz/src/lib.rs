@@ -98,7 +98,7 @@ pub fn dispatch_table(input: &[u8]) -> bool {
     let mut accepted = false;
     for (arch, world_size, topology) in [
         (None, 2, Topology::Shared),
-        (Some(Arch::plain(9, 0)), 8, Topology::Peer),
+        (Some(Arch::new(9, 0)), 8, Topology::Peer),
         (None, 3, Topology::Emulator),
     ] {
         let table = match tables.choose(arch, world_size, topology) {

@@ -64,7 +64,7 @@ fn compile(request: Request) -> anyhow::Result<()> {
 /// A step cannot be started or fails.
 pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
     let largest = Request {
-        arch: [Arch::plain(8, 0), Arch::plain(10, 0), Arch::plain(12, 0)]
+        arch: [Arch::new(8, 0), Arch::new(10, 0), Arch::new(12, 0)]
             .map(|arch| ArchChoice::Named(Target::Cubin(arch)))
             .into(),
         dtype: vec![Dtype::Bf16, Dtype::U8],
@@ -72,7 +72,7 @@ pub(crate) fn test(args: &TestArgs) -> anyhow::Result<()> {
         ..Request::default()
     };
     let all = Request {
-        arch: vec![ArchChoice::Named(Target::Cubin(Arch::plain(9, 0)))],
+        arch: vec![ArchChoice::Named(Target::Cubin(Arch::new(9, 0)))],
         ..Request::default()
     };
     let mut directories = Vec::new();

@@ -1,38 +1,27 @@
 //! Architectures, compilation targets, and which target serves which device.
 
-use std::cmp::Reverse;
 use std::fmt;
 use std::str::FromStr;
 
 use crate::key::ModuleKey;
 use crate::vocabulary::{ParseNameError, name_traits};
 
-/// Which features code for an architecture may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ArchVariant {
-    /// Compatible within the major version, from its own minor version on.
-    Plain,
-    /// `f`: features of the architecture's family.
-    F,
-    /// `a`: features of exactly this architecture.
-    A,
-}
-
-/// A compute capability, e.g. `90`, `90a` or `100f`. Sorts by number, then plain, `f`, `a`.
+/// A compute capability, e.g. `90`. Sorts by number.
+///
+/// Not one of the variants that NVIDIA's compilers also know, such as `90a`: code for those runs on
+/// fewer devices, and the kernels gain nothing by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Arch {
     /// The major version: 9 of `90`.
     pub major: u8,
     /// The minor version, 0 to 9: 0 of `90`.
     pub minor: u8,
-    /// The suffix.
-    pub variant: ArchVariant,
 }
 
 impl Arch {
     /// The oldest architecture that the kernels can be compiled for, and the oldest device that
     /// can run them: compute capability 8.0.
-    pub const OLDEST: Arch = Arch::plain(8, 0);
+    pub const OLDEST: Arch = Arch::new(8, 0);
 
     /// Whether a device of this compute capability can run the kernels.
     #[must_use]
@@ -40,63 +29,32 @@ impl Arch {
         self.number() >= Arch::OLDEST.number()
     }
 
-    /// A plain architecture, as a device reports its compute capability.
+    /// The architecture of this compute capability.
     #[must_use]
-    pub const fn plain(major: u8, minor: u8) -> Arch {
-        Arch {
-            major,
-            minor,
-            variant: ArchVariant::Plain,
-        }
+    pub const fn new(major: u8, minor: u8) -> Arch {
+        Arch { major, minor }
     }
 
-    /// The architecture as one number: 90 of `90a`.
+    /// The architecture as one number: 90 of 9.0.
     #[must_use]
     pub const fn number(self) -> u16 {
         self.major as u16 * 10 + self.minor as u16
     }
 
-    /// Whether a cubin made for this architecture runs on `device`, whose variant is ignored.
+    /// Whether a cubin made for this architecture runs on `device`: one of the same major version
+    /// and an equal or higher minor one.
     ///
-    /// A plain or `f` cubin serves the same major version and an equal or higher minor one, an `a`
-    /// cubin its own number alone. This is the rule among discrete GPUs. NVIDIA does not promise it
-    /// between discrete GPUs and Tegra.
+    /// This is the rule among discrete GPUs. NVIDIA does not promise it between discrete GPUs and
+    /// Tegra.
     #[must_use]
     pub fn cubin_serves(self, device: Arch) -> bool {
-        match self.variant {
-            ArchVariant::Plain | ArchVariant::F => {
-                self.major == device.major && self.minor <= device.minor
-            }
-            ArchVariant::A => self.number() == device.number(),
-        }
-    }
-
-    /// Whether PTX made for this architecture can be compiled for `device`, whose variant is
-    /// ignored.
-    ///
-    /// Plain PTX serves its own number and every higher one; `f` and `a` serve what their cubins
-    /// serve.
-    #[must_use]
-    pub fn ptx_serves(self, device: Arch) -> bool {
-        match self.variant {
-            ArchVariant::Plain => self.number() <= device.number(),
-            ArchVariant::F | ArchVariant::A => self.cubin_serves(device),
-        }
-    }
-
-    fn text(&self) -> String {
-        let suffix = match self.variant {
-            ArchVariant::Plain => "",
-            ArchVariant::F => "f",
-            ArchVariant::A => "a",
-        };
-        format!("{}{}{suffix}", self.major, self.minor)
+        self.major == device.major && self.minor <= device.minor
     }
 }
 
 impl fmt::Display for Arch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.text())
+        f.pad(&self.number().to_string())
     }
 }
 
@@ -104,28 +62,20 @@ impl FromStr for Arch {
     type Err = ParseNameError;
 
     fn from_str(given: &str) -> Result<Self, Self::Err> {
-        let valid = "a compute capability without its dot, such as 80, 90, 90a, 100f or 120";
+        let valid = "a compute capability without its dot, such as 80, 90 or 120";
         parse_arch(given).ok_or_else(|| ParseNameError::new("architecture", given, valid))
     }
 }
 
 fn parse_arch(given: &str) -> Option<Arch> {
-    let number = given.trim_end_matches(['a', 'f']);
-    let variant = match &given[number.len()..] {
-        "" => ArchVariant::Plain,
-        "f" => ArchVariant::F,
-        "a" => ArchVariant::A,
-        _ => return None,
-    };
-    let all_digits = number.bytes().all(|byte| byte.is_ascii_digit());
-    if !all_digits || !(2..=3).contains(&number.len()) || number.starts_with('0') {
+    let all_digits = given.bytes().all(|byte| byte.is_ascii_digit());
+    if !all_digits || !(2..=3).contains(&given.len()) || given.starts_with('0') {
         return None;
     }
-    let number: u16 = number.parse().ok()?;
+    let number: u16 = given.parse().ok()?;
     Some(Arch {
         major: u8::try_from(number / 10).ok()?,
         minor: u8::try_from(number % 10).ok()?,
-        variant,
     })
 }
 
@@ -144,11 +94,11 @@ pub enum Target {
 /// What a release holds: cubins for every data-centre and workstation generation since Ampere, and
 /// PTX for the rest.
 pub const RELEASE_SET: [Target; 5] = [
-    Target::Ptx(Arch::plain(8, 0)),
-    Target::Cubin(Arch::plain(8, 0)),
-    Target::Cubin(Arch::plain(9, 0)),
-    Target::Cubin(Arch::plain(10, 0)),
-    Target::Cubin(Arch::plain(12, 0)),
+    Target::Ptx(Arch::new(8, 0)),
+    Target::Cubin(Arch::new(8, 0)),
+    Target::Cubin(Arch::new(9, 0)),
+    Target::Cubin(Arch::new(10, 0)),
+    Target::Cubin(Arch::new(12, 0)),
 ];
 
 impl Target {
@@ -180,7 +130,8 @@ impl Target {
     pub fn serves(self, device: Arch) -> bool {
         match self {
             Target::Cubin(arch) => arch.cubin_serves(device),
-            Target::Ptx(arch) => arch.ptx_serves(device),
+            // PTX serves every newer device as well.
+            Target::Ptx(arch) => arch <= device,
         }
     }
 
@@ -189,20 +140,14 @@ impl Target {
             Target::Cubin(arch) => ("sm_", arch),
             Target::Ptx(arch) => ("compute_", arch),
         };
-        [prefix, &arch.text()].concat()
+        format!("{prefix}{arch}")
     }
 }
 
 impl Ord for Target {
-    /// By number, then cubins before PTX, then variant: the order of a manifest.
+    /// By number, then cubins before PTX: the order of a manifest.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        let order = |target: &Target| {
-            (
-                target.arch().number(),
-                Reverse(matches!(target, Target::Cubin(_))),
-                target.arch().variant,
-            )
-        };
+        let order = |target: &Target| (target.arch(), matches!(target, Target::Ptx(_)));
         order(self).cmp(&order(other))
     }
 }

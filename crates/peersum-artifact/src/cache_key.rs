@@ -5,15 +5,15 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Target;
-use crate::closure::{Closure, encode_files};
+use crate::closure::Closure;
 use crate::cuda_version::CudaVersion;
-use crate::digest::{Digest, Encoder};
+use crate::digest::Digest;
 use crate::key::ModuleKey;
 use crate::vocabulary::vocabulary;
 
-/// The version of the key's layout. It enters every key, so raising it makes all older entries
+/// The version of the key's layout, which is that of [`CacheKeyInputs`]. It enters every key, so raising it makes all older entries
 /// misses.
-pub const CACHE_KEY_SCHEMA: u32 = 1;
+pub const CACHE_KEY_SCHEMA: u32 = 2;
 
 /// Which compiler made a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,7 +56,7 @@ impl fmt::Display for CompilerId {
 
 /// Everything that decides the code of one module, and nothing else: no path, host compiler or
 /// time.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct CacheKeyInputs<'a> {
     /// The module.
     pub module: ModuleKey,
@@ -79,28 +79,5 @@ pub struct CacheKeyInputs<'a> {
 /// The key under which a compiled module is stored and found again.
 #[must_use]
 pub fn cache_key(inputs: &CacheKeyInputs<'_>) -> Digest {
-    // Taken apart field by field, so that a new input cannot be forgotten here.
-    let CacheKeyInputs {
-        module,
-        target,
-        closure,
-        prelude,
-        flags,
-        defines,
-        compiler,
-        entry_points,
-    } = inputs;
-    let mut encoder = Encoder::new("peersum module");
-    encoder.count(CACHE_KEY_SCHEMA as usize);
-    encoder.text(&module.name());
-    encoder.text(&target.to_string());
-    encode_files(&mut encoder, &closure.files);
-    encoder.optional_digest(prelude.as_ref());
-    encoder.texts(flags);
-    encoder.texts(defines);
-    encoder.text(compiler.kind.as_str());
-    encoder.text(&compiler.version);
-    encoder.text(&compiler.build);
-    encoder.texts(entry_points);
-    encoder.finish()
+    Digest::of_json(&(CACHE_KEY_SCHEMA, inputs))
 }

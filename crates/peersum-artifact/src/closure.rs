@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use thiserror::Error;
 
-use crate::digest::{Digest, Encoder};
+use crate::digest::Digest;
 
 /// A source file and everything it includes, directly or not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Closure {
     /// The paths and the digests of their texts, sorted by path.
     pub files: Vec<(String, Digest)>,
@@ -26,43 +27,15 @@ pub enum ClosureError {
         /// The known sources.
         known: String,
     },
-    /// An included file is not among the sources.
-    #[error(
-        "{file}:{line}: includes `{included}`, which is not among the kernels' sources ({known})"
-    )]
-    MissingFile {
+    /// A directive that does not lead to another source: kernels include nothing but each other.
+    #[error("{file}:{line}: {problem}")]
+    Include {
         /// The file with the directive.
         file: String,
         /// The line of the directive, from 1.
         line: usize,
-        /// The name it includes.
-        included: String,
-        /// The known sources.
-        known: String,
-    },
-    /// A `#include <...>`: kernels include nothing but each other.
-    #[error(
-        "{file}:{line}: includes the system header <{included}>; kernels include only each other"
-    )]
-    SystemHeader {
-        /// The file with the directive.
-        file: String,
-        /// The line of the directive, from 1.
-        line: usize,
-        /// The header's name.
-        included: String,
-    },
-    /// A directive whose text alone does not tell the file.
-    #[error(
-        "{file}:{line}: `{directive}` is not of the form #include \"file\", the only one allowed"
-    )]
-    Unsupported {
-        /// The file with the directive.
-        file: String,
-        /// The line of the directive, from 1.
-        line: usize,
-        /// The line's text.
-        directive: String,
+        /// What is wrong with it.
+        problem: String,
     },
 }
 
@@ -92,34 +65,22 @@ pub fn include_closure(root: &str, sources: &[(&str, &str)]) -> Result<Closure, 
         if closure.insert(path, Digest::of(text.as_bytes())).is_some() {
             continue;
         }
-        for (index, text) in text.lines().enumerate() {
-            let (file, line) = (path.to_owned(), index + 1);
-            match include_directive(text) {
-                None => {}
-                Some(Directive::Local(included)) => {
-                    let entry = texts.get_key_value(included);
-                    pending.push(entry.ok_or_else(|| ClosureError::MissingFile {
-                        file,
-                        line,
-                        included: included.to_owned(),
-                        known: known(),
-                    })?);
-                }
-                Some(Directive::System(included)) => {
-                    return Err(ClosureError::SystemHeader {
-                        file,
-                        line,
-                        included: included.to_owned(),
-                    });
-                }
-                Some(Directive::Unsupported) => {
-                    return Err(ClosureError::Unsupported {
-                        file,
-                        line,
-                        directive: text.trim().to_owned(),
-                    });
-                }
-            }
+        for (index, line) in text.lines().enumerate() {
+            let source = match included_file(line) {
+                Ok(None) => continue,
+                Ok(Some(included)) => texts.get_key_value(included).ok_or_else(|| {
+                    format!(
+                        "includes `{included}`, which is not among the kernels' sources ({})",
+                        known()
+                    )
+                }),
+                Err(problem) => Err(problem),
+            };
+            pending.push(source.map_err(|problem| ClosureError::Include {
+                file: path.to_owned(),
+                line: index + 1,
+                problem,
+            })?);
         }
     }
 
@@ -127,38 +88,36 @@ pub fn include_closure(root: &str, sources: &[(&str, &str)]) -> Result<Closure, 
         .into_iter()
         .map(|(path, digest)| (path.to_owned(), digest))
         .collect();
-    let mut encoder = Encoder::new("peersum include closure 1");
-    encode_files(&mut encoder, &files);
-    Ok(Closure {
-        digest: encoder.finish(),
-        files,
-    })
+    let digest = Digest::of_json(&files);
+    Ok(Closure { files, digest })
 }
 
-pub(crate) fn encode_files(encoder: &mut Encoder, files: &[(String, Digest)]) {
-    encoder.count(files.len());
-    for (path, digest) in files {
-        encoder.text(path);
-        encoder.digest(digest);
-    }
-}
-
-enum Directive<'a> {
-    Local(&'a str),
-    System(&'a str),
-    Unsupported,
-}
-
-/// The directive of a line that includes a file.
-fn include_directive(line: &str) -> Option<Directive<'_>> {
-    let directive = line.trim_start().strip_prefix('#')?.trim_start();
+/// The file that a line includes, if it includes one.
+fn included_file(line: &str) -> Result<Option<&str>, String> {
+    let directive = line.trim_start().strip_prefix('#').map(str::trim_start);
     // `include_next` and `import` also include a file, so neither may be ignored.
-    if directive.starts_with("import") {
-        return Some(Directive::Unsupported);
+    let including = |text: &&str| text.starts_with("include") || text.starts_with("import");
+    let Some(directive) = directive.filter(including) else {
+        return Ok(None);
+    };
+    let operand = directive.strip_prefix("include").unwrap_or_default();
+    let delimited = |open, close| {
+        Some(
+            operand
+                .trim_start()
+                .strip_prefix(open)?
+                .split_once(close)?
+                .0,
+        )
+    };
+    if let Some(system) = delimited('<', '>') {
+        return Err(format!(
+            "includes the system header <{system}>; kernels include only each other"
+        ));
     }
-    let operand = directive.strip_prefix("include")?.trim_start();
-    let delimited = |open, close| Some(operand.strip_prefix(open)?.split_once(close)?.0);
-    let local = delimited('"', '"').map(Directive::Local);
-    let found = local.or_else(|| delimited('<', '>').map(Directive::System));
-    Some(found.unwrap_or(Directive::Unsupported))
+    let local = delimited('"', '"').map(Some);
+    local.ok_or_else(|| {
+        let line = line.trim();
+        format!("`{line}` is not of the form #include \"file\", the only one allowed")
+    })
 }

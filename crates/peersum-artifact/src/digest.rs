@@ -1,8 +1,9 @@
-//! SHA-256 digests, and an encoder that hashes structured data without ambiguity.
+//! SHA-256 digests.
 
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::vocabulary::{ParseNameError, name_traits};
@@ -16,6 +17,15 @@ impl Digest {
     #[must_use]
     pub fn of(bytes: &[u8]) -> Digest {
         Digest(Sha256::digest(bytes).into())
+    }
+
+    /// The digest of data as JSON, in which no two different values of one type look the same.
+    #[expect(
+        clippy::expect_used,
+        reason = "names and numbers serialise to memory without failing"
+    )]
+    pub(crate) fn of_json(data: &impl Serialize) -> Digest {
+        Digest::of(&serde_json::to_vec(data).expect("plain data"))
     }
 }
 
@@ -63,47 +73,3 @@ fn digit(byte: u8) -> Option<u8> {
 }
 
 name_traits!(Digest);
-
-/// Hashes a sequence of fields so that no two different sequences feed the same bytes: every
-/// variable-length field is preceded by its length, every list by its count, every optional by a
-/// flag.
-pub(crate) struct Encoder(Sha256);
-
-impl Encoder {
-    /// Starts with a domain name, which separates digests of different meaning and of different
-    /// schemas.
-    pub(crate) fn new(domain: &str) -> Encoder {
-        let mut encoder = Encoder(Sha256::new());
-        encoder.text(domain);
-        encoder
-    }
-
-    pub(crate) fn count(&mut self, count: usize) {
-        self.0.update((count as u64).to_le_bytes());
-    }
-
-    pub(crate) fn text(&mut self, text: &str) {
-        self.count(text.len());
-        self.0.update(text);
-    }
-
-    pub(crate) fn texts(&mut self, texts: &[String]) {
-        self.count(texts.len());
-        texts.iter().for_each(|text| self.text(text));
-    }
-
-    pub(crate) fn digest(&mut self, digest: &Digest) {
-        self.0.update(digest.0);
-    }
-
-    pub(crate) fn optional_digest(&mut self, digest: Option<&Digest>) {
-        self.count(usize::from(digest.is_some()));
-        if let Some(digest) = digest {
-            self.digest(digest);
-        }
-    }
-
-    pub(crate) fn finish(self) -> Digest {
-        Digest(self.0.finalize().into())
-    }
-}

@@ -14,7 +14,7 @@ use object::read::elf::{FileHeader, ProgramHeader, SectionHeader, SectionTable, 
 use object::{SectionIndex, elf::SHT_SYMTAB};
 use thiserror::Error;
 
-use crate::arch::{Arch, ArchVariant};
+use crate::arch::Arch;
 
 type Header = FileHeader64<LittleEndian>;
 const ENDIAN: LittleEndian = LittleEndian;
@@ -31,26 +31,14 @@ const MAX_KERNELS: usize = 256;
 /// What the ELF headers of a cubin say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CubinInfo {
-    /// The architecture that the code needs. Never `f`, which leaves no mark in the file; see
-    /// [`CubinInfo::is_for`].
+    /// The architecture that the code is for. Code for a family, such as `100f`, leaves the marks of
+    /// the plain one.
     pub arch: Arch,
     /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8
     /// throughout.
     pub abi_version: u8,
     /// The names of the kernels, sorted.
     pub entry_points: Vec<String>,
-}
-
-impl CubinInfo {
-    /// Whether the file can be what a compilation for `target` produced.
-    ///
-    /// A family target such as `100f` leaves the marks of the plain one, so either passes for the
-    /// other.
-    #[must_use]
-    pub fn is_for(&self, target: Arch) -> bool {
-        let is_specific = |arch: Arch| arch.variant == ArchVariant::A;
-        self.arch.number() == target.number() && is_specific(self.arch) == is_specific(target)
-    }
 }
 
 /// Why bytes are not a usable cubin.
@@ -82,6 +70,12 @@ pub enum ElfError {
     NoArchitecture {
         /// The flags.
         flags: u32,
+    },
+    /// The code is for exactly one architecture, as that of `sm_90a` is.
+    #[error("a cubin for sm_{arch}a alone, which no module of peersum is")]
+    Specific {
+        /// The architecture.
+        arch: Arch,
     },
     /// A part of the file lies beyond its end.
     #[error("truncated: {part} lies beyond the file's end")]
@@ -273,15 +267,11 @@ fn arch(cubin: &Cubin<'_>) -> Result<Arch, ElfError> {
     if major == 0 {
         return Err(ElfError::NoArchitecture { flags });
     }
-    let variant = match flags & accelerator_bit != 0 || compat_says_specific(cubin)? {
-        true => ArchVariant::A,
-        false => ArchVariant::Plain,
-    };
-    Ok(Arch {
-        major,
-        minor,
-        variant,
-    })
+    let arch = Arch { major, minor };
+    match flags & accelerator_bit != 0 || compat_says_specific(cubin)? {
+        true => Err(ElfError::Specific { arch }),
+        false => Ok(arch),
+    }
 }
 
 const COMPAT_SECTION: &str = ".nv.compat";

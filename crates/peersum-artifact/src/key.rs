@@ -204,17 +204,9 @@ impl FromStr for WorldSize {
 impl WorldSize {
     /// As [`Display`](fmt::Display) writes it. Reading a manifest builds a thousand names, and the
     /// formatting machinery would take most of that time.
-    const fn digit(self) -> &'static str {
-        match self.0 {
-            1 => "1",
-            2 => "2",
-            3 => "3",
-            4 => "4",
-            5 => "5",
-            6 => "6",
-            7 => "7",
-            _ => "8",
-        }
+    fn digit(self) -> &'static str {
+        let index = usize::from(self.0) - 1;
+        &"12345678"[index..=index]
     }
 }
 
@@ -267,31 +259,24 @@ impl ModuleKey {
     /// The module's name, e.g. `peersum_push_bf16_ws8`. No two keys share one.
     #[must_use]
     pub fn name(&self) -> String {
-        [
-            "peersum_",
-            self.family.as_str(),
-            "_",
-            self.dtype.as_str(),
-            "_ws",
-            self.world_size.digit(),
-        ]
-        .concat()
+        let (family, dtype, ranks) = self.words();
+        ["peersum_", family, "_", dtype, "_ws", ranks].concat()
     }
 
     /// The name of one entry point, e.g. `peersum_push_one_shot_bf16_ws8`. No other module has it.
     #[must_use]
     pub fn entry_point(&self, algorithm: Algorithm) -> String {
-        [
-            "peersum_",
-            self.family.as_str(),
-            "_",
-            algorithm.as_str(),
-            "_",
-            self.dtype.as_str(),
-            "_ws",
-            self.world_size.digit(),
-        ]
-        .concat()
+        let ((family, dtype, ranks), algorithm) = (self.words(), algorithm.as_str());
+        ["peersum_", family, "_", algorithm, "_", dtype, "_ws", ranks].concat()
+    }
+
+    fn words(&self) -> (&'static str, &'static str, &'static str) {
+        let Self {
+            family,
+            dtype,
+            world_size,
+        } = self;
+        (family.as_str(), dtype.as_str(), world_size.digit())
     }
 
     /// The names of all entry points, in the order of [`ModuleKey::algorithms`].

@@ -30,7 +30,7 @@ mod ptx;
 mod ptxas;
 mod vocabulary;
 
-pub use arch::{Arch, ArchVariant, RELEASE_SET, Target};
+pub use arch::{Arch, RELEASE_SET, Target};
 pub use cache_key::{CACHE_KEY_SCHEMA, CacheKeyInputs, CompilerId, CompilerKind, cache_key};
 pub use closure::{Closure, ClosureError, include_closure};
 pub use cuda_version::{CudaVersion, PtxVersion, driver_branch_floor};
@@ -38,9 +38,9 @@ pub use digest::Digest;
 pub use elf::{CubinInfo, ElfError, inspect_cubin, text_sections};
 pub use key::{Algorithm, Dtype, Family, ModuleKey, WorldSize};
 pub use manifest::{
-    EntryPoint, FileError, KernelResources, MANIFEST_FILE, MANIFEST_SCHEMA, MAX_MANIFEST_BYTES,
-    MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule, SchemaError, SourceEntry,
-    VerifyError, verify_bytes, verify_file,
+    EntryPoint, FileError, FileProblem, KernelResources, MANIFEST_FILE, MANIFEST_SCHEMA,
+    MAX_MANIFEST_BYTES, MAX_MODULE_BYTES, Manifest, ManifestError, ManifestModule, SchemaError,
+    SourceEntry, VerifyError, verify_bytes, verify_file,
 };
 pub use ptx::{PtxError, PtxInfo, inspect_ptx};
 pub use ptxas::PtxasReport;

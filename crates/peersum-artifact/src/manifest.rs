@@ -9,4 +9,4 @@ pub use model::{
     MAX_MODULE_BYTES, Manifest, ManifestModule, SourceEntry,
 };
 pub use read::{ManifestError, SchemaError};
-pub use verify::{FileError, VerifyError, verify_bytes, verify_file};
+pub use verify::{FileError, FileProblem, VerifyError, verify_bytes, verify_file};

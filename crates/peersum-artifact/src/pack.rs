@@ -203,36 +203,29 @@ pub fn pack_directory(directory: &Path) -> Result<Vec<u8>, PackError> {
 /// The modules' files, verified and compressed: on all cores, because compression is slow.
 fn deflate_all(directory: &Path, modules: &[ManifestModule]) -> Result<Vec<Vec<u8>>, PackError> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let threads = cores.min(modules.len()).max(1);
-    let deflate_every = |first: usize| -> Vec<Result<Vec<u8>, PackError>> {
-        let own = modules.iter().skip(first).step_by(threads);
-        own.map(|module| Ok(deflate(&verify_file(directory, module)?)))
+    let deflate_each = |part: &[ManifestModule]| -> Result<Vec<Vec<u8>>, PackError> {
+        let files = part.iter();
+        files
+            .map(|module| Ok(deflate(&verify_file(directory, module)?)))
             .collect()
     };
-    let mut parts: Vec<_> = std::thread::scope(|scope| {
-        let start = |first| {
+    let parts: Result<Vec<_>, PackError> = std::thread::scope(|scope| {
+        let parts = modules.chunks(modules.len().div_ceil(cores).max(1));
+        let start = |part| {
             let thread = std::thread::Builder::new();
-            (
-                first,
-                thread.spawn_scoped(scope, move || deflate_every(first)),
-            )
+            (part, thread.spawn_scoped(scope, move || deflate_each(part)))
         };
-        let workers: Vec<_> = (1..threads).map(start).collect();
-        let own = deflate_every(0);
-        let others = workers.into_iter().map(|(first, worker)| match worker {
+        let workers: Vec<_> = parts.map(start).collect();
+        let ends = workers.into_iter().map(|(part, worker)| match worker {
             Ok(worker) => worker
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
             // The system starts no more threads.
-            Err(_) => deflate_every(first),
+            Err(_) => deflate_each(part),
         });
-        std::iter::once(own)
-            .chain(others)
-            .map(Vec::into_iter)
-            .collect()
+        ends.collect()
     });
-    let in_order = (0..modules.len()).filter_map(|index| parts[index % threads].next());
-    in_order.collect()
+    Ok(parts?.concat())
 }
 
 #[cfg(feature = "small-pack")]
@@ -327,25 +320,15 @@ mod tests {
     fn what_this_version_cannot_read_is_refused_by_name() {
         let parse = |pack: Vec<u8>| Pack::parse(&pack).unwrap_err();
         assert!(matches!(parse(with(0, b"PEER")), PackError::NotAPack));
-        assert!(matches!(
-            parse(with(8, &[2])),
-            PackError::Version { found: 2 }
-        ));
-        assert!(matches!(
-            parse(with(12, &[2])),
-            PackError::Compression { method: 2 }
-        ));
+        let (version, method) = (parse(with(8, &[2])), parse(with(12, &[2])));
+        assert!(matches!(version, PackError::Version { found: 2 }));
+        assert!(matches!(method, PackError::Compression { method: 2 }));
     }
 
     #[test]
     fn huge_and_contradictory_lengths_are_refused() {
-        for length in [
-            u64::MAX,
-            u64::MAX / 2,
-            1 << 40,
-            1 + empty_pack().len() as u64,
-            0,
-        ] {
+        let too_long = 1 + empty_pack().len() as u64;
+        for length in [u64::MAX, u64::MAX / 2, 1 << 40, too_long, 0] {
             for at in [16, 24] {
                 let pack = with(at, &length.to_le_bytes());
                 let error = Pack::parse(&pack).unwrap_err();
@@ -371,6 +354,12 @@ mod tests {
         let digest = Digest::of(b"");
         let mut manifest = Manifest::parse(EMPTY).unwrap();
         let keys = ModuleKey::all().take(2);
+        let entry_point = |name| EntryPoint {
+            name,
+            resources: None,
+            max_threads: 512,
+            pdl: true,
+        };
         manifest.modules = keys
             .map(|key| ManifestModule {
                 key,
@@ -381,14 +370,7 @@ mod tests {
                 sha256: digest,
                 closure_digest: digest,
                 cache_key: digest,
-                entry_points: Vec::from_iter(key.entry_points().into_iter().map(|name| {
-                    EntryPoint {
-                        name,
-                        resources: None,
-                        max_threads: 512,
-                        pdl: true,
-                    }
-                })),
+                entry_points: key.entry_points().into_iter().map(entry_point).collect(),
             })
             .collect();
         // An index whose first file is longer than all that follows.

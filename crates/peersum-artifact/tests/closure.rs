@@ -119,12 +119,10 @@ fn digests_are_those_of_the_texts() {
         closure.files,
         [("abi.h".to_owned(), Digest::of(b"typedef int x;\n"))]
     );
-    // SHA-256 over length and bytes of the domain, the count, then length and bytes of each path
-    // with the text's digest, lengths as little-endian 64-bit numbers; computed with Python's
-    // hashlib.
+    // SHA-256 of the JSON of all pairs of path and digest; computed with Python's hashlib.
     assert_eq!(
         closure.digest.to_string(),
-        "7b5baeb093766a2fca6a2c8a41a8554f800f582231fcd7e9149e675c83651314"
+        "fc5ad117d46acc15d824f25d5ab0888a5e864b864c15273b751263dc94d45ba6"
     );
 }
 
@@ -132,17 +130,8 @@ fn digests_are_those_of_the_texts() {
 fn a_missing_file_is_named_with_its_place() {
     let error = include_closure("k.cu", &[("k.cu", "\n#include \"gone.cuh\"\n")]).unwrap_err();
     assert_eq!(
-        error,
-        ClosureError::MissingFile {
-            file: "k.cu".to_owned(),
-            line: 2,
-            included: "gone.cuh".to_owned(),
-            known: "k.cu".to_owned(),
-        }
-    );
-    assert!(
-        error.to_string().starts_with("k.cu:2: includes `gone.cuh`"),
-        "{error}"
+        error.to_string(),
+        "k.cu:2: includes `gone.cuh`, which is not among the kernels' sources (k.cu)"
     );
     assert!(matches!(
         include_closure("x.cu", SOURCES),
@@ -155,23 +144,17 @@ fn paths_are_not_normalised_so_no_spelling_leads_out() {
     for spelling in ["../abi.h", "./abi.h", "/abi.h", "ABI.h", ""] {
         let text = format!("#include \"{spelling}\"\n");
         let sources = [("k.cu", text.as_str()), ("abi.h", "")];
-        assert!(
-            matches!(
-                include_closure("k.cu", &sources),
-                Err(ClosureError::MissingFile { .. })
-            ),
-            "{spelling}"
-        );
+        let error = include_closure("k.cu", &sources).unwrap_err().to_string();
+        let complaint = format!("k.cu:1: includes `{spelling}`, which is not among");
+        assert!(error.starts_with(&complaint), "{error}");
     }
 }
 
 #[test]
 fn a_system_header_is_refused() {
     let error = include_closure("k.cu", &[("k.cu", "#include <cuda_fp16.h>")]).unwrap_err();
-    assert!(matches!(
-        &error,
-        ClosureError::SystemHeader { line: 1, included, .. } if included == "cuda_fp16.h"
-    ));
+    let complaint = "k.cu:1: includes the system header <cuda_fp16.h>";
+    assert!(error.to_string().starts_with(complaint), "{error}");
 }
 
 #[test]
@@ -186,11 +169,9 @@ fn a_directive_that_text_alone_cannot_resolve_is_refused() {
         "#include \\",
     ] {
         let sources = [("k.cu", directive), ("abi.h", "")];
-        let result = include_closure("k.cu", &sources);
-        assert!(
-            matches!(result, Err(ClosureError::Unsupported { .. })),
-            "{directive}: {result:?}"
-        );
+        let error = include_closure("k.cu", &sources).unwrap_err().to_string();
+        let complaint = format!("k.cu:1: `{directive}` is not of the form");
+        assert!(error.starts_with(&complaint), "{error}");
     }
 }
 

@@ -90,7 +90,7 @@ fn as_written(pointer: &str) -> String {
 fn each_missing_field_is_named() {
     let mut all = Vec::new();
     fields(&sample(), "", &mut all);
-    assert!(all.len() > 50, "{}", all.len());
+    assert!(all.len() >= 50, "{}", all.len());
     for pointer in all {
         let mut edited = sample();
         let (parent, name) = pointer.rsplit_once('/').unwrap();

@@ -12,16 +12,7 @@ use support::{compiler, key, target};
 
 /// The release set, and every other kind of target beside it.
 fn targets() -> Vec<Target> {
-    let others = [
-        "sm_86",
-        "sm_90a",
-        "sm_100a",
-        "sm_100f",
-        "sm_103",
-        "compute_90",
-        "compute_90a",
-        "compute_100f",
-    ];
+    let others = ["sm_86", "sm_103", "compute_90", "compute_100"];
     RELEASE_SET.into_iter().chain(others.map(target)).collect()
 }
 

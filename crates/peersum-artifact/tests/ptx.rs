@@ -16,12 +16,12 @@ fn version_target_and_kernels_are_read_from_real_ptx() {
 #[test]
 fn comments_and_longer_words_are_not_directives() {
     let text = "// .version 1.0\n.versions 2.0\n.version 9.1 // current\n\
-                .target sm_90a, texmode_independent\n.address_size 64\n\
+                .target sm_90, texmode_independent\n.address_size 64\n\
                 // .visible .entry no()\n.visible .entry yes(\n)\n{ ret; }\n\
                 .entry bare() { ret; }\n";
     let ptx = inspect_ptx(text.as_bytes()).unwrap();
     assert_eq!(ptx.version.to_string(), "9.1");
-    assert_eq!(ptx.target, target("compute_90a"));
+    assert_eq!(ptx.target, target("compute_90"));
     assert_eq!(ptx.entry_points, ["bare", "yes"]);
 }
 

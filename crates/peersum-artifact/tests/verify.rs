@@ -5,8 +5,8 @@
 use std::path::Path;
 
 use peersum_artifact::{
-    Digest, ElfError, Family, FileError, MAX_MODULE_BYTES, ManifestModule, VerifyError,
-    verify_bytes, verify_file,
+    Digest, ElfError, Family, FileError, FileProblem, MAX_MODULE_BYTES, ManifestModule,
+    VerifyError, verify_bytes, verify_file,
 };
 use tempfile::TempDir;
 
@@ -19,13 +19,13 @@ fn module(family: Family, name: &str, bytes: &[u8]) -> (TempDir, ManifestModule)
     (directory(&manifest(vec![module.clone()]), &[bytes]), module)
 }
 
-fn refusal(directory: &Path, module: &ManifestModule) -> VerifyError {
+fn refusal(directory: &Path, module: &ManifestModule) -> FileProblem {
     let error = verify_file(directory, module).unwrap_err();
     assert!(
         error.to_string().contains(&module.file_name()),
         "the file is not named: {error}"
     );
-    error
+    error.problem
 }
 
 #[test]
@@ -34,8 +34,7 @@ fn a_whole_module_passes_and_its_bytes_are_given() {
         (Family::Push, "sm_80", "push.sm_80.cubin"),
         (Family::Push, "sm_90", "push.sm_90.cubin"),
         (Family::Pull, "sm_90", "pull.sm_90.cubin"),
-        (Family::Push, "sm_90a", "push.sm_90a.cubin"),
-        (Family::Push, "sm_100f", "push.sm_100f.cubin"),
+        (Family::Push, "sm_100", "push.sm_100f.cubin"),
         (Family::Push, "sm_90", "push.cuda12.sm_90.cubin"),
         (Family::Push, "compute_80", "push.compute_80.ptx"),
     ] {
@@ -53,9 +52,7 @@ fn a_whole_module_passes_and_its_bytes_are_given() {
 fn a_pull_cubin_under_a_push_name_is_refused_even_with_a_manifest_to_match() {
     let (directory, module) = module(Family::Push, "sm_90", &data("pull.sm_90.cubin"));
     match refusal(directory.path(), &module) {
-        VerifyError::EntryPoints {
-            found, expected, ..
-        } => {
+        FileProblem::EntryPoints { found, expected } => {
             assert_eq!(found[0], "peersum_pull_one_shot_bf16_ws8");
             assert_eq!(expected[0], "peersum_push_one_shot_bf16_ws8");
         }
@@ -69,13 +66,13 @@ fn two_files_that_were_swapped_are_both_refused() {
     let (older, newer) = (data("push.sm_90.cubin"), data("push.sm_90a.cubin"));
     let modules = vec![
         entry(Family::Push, target("sm_90"), &older),
-        entry(Family::Push, target("sm_90a"), &newer),
+        entry(Family::Push, target("sm_100"), &newer),
     ];
     let directory = directory(&manifest(modules.clone()), &[&newer, &older]);
     for module in &modules {
         assert!(matches!(
             refusal(directory.path(), module),
-            VerifyError::Digest { .. }
+            FileProblem::Digest { .. }
         ));
     }
 }
@@ -85,17 +82,14 @@ fn a_cubin_of_another_architecture_is_refused_even_with_a_manifest_to_match() {
     for (name, file) in [
         ("sm_90", "push.sm_80.cubin"),
         ("sm_80", "push.sm_90.cubin"),
-        ("sm_90a", "push.sm_90.cubin"),
-        ("sm_90", "push.sm_90a.cubin"),
-        ("sm_90", "push.cuda12.sm_90a.cubin"),
-        ("sm_100a", "push.sm_100f.cubin"),
+        ("sm_90", "push.sm_100f.cubin"),
         ("compute_90", "push.compute_80.ptx"),
     ] {
         let (directory, module) = module(Family::Push, name, &data(file));
         assert!(
             matches!(
                 refusal(directory.path(), &module),
-                VerifyError::Architecture { .. }
+                FileProblem::Architecture { .. }
             ),
             "{file} as {name}"
         );
@@ -114,7 +108,10 @@ fn every_flipped_bit_is_found() {
         assert!(
             matches!(
                 verify_bytes(&bytes, &module),
-                Err(VerifyError::Digest { .. })
+                Err(VerifyError {
+                    problem: FileProblem::Digest { .. },
+                    ..
+                })
             ),
             "byte {at}"
         );
@@ -134,9 +131,7 @@ fn a_truncated_or_longer_file_is_found_by_its_length() {
     ] {
         std::fs::write(&path, bytes).unwrap();
         match refusal(directory.path(), &module) {
-            VerifyError::Length {
-                found, expected, ..
-            } => {
+            FileProblem::Length { found, expected } => {
                 assert_eq!((found, expected), (bytes.len() as u64, whole.len() as u64));
             }
             other => panic!("{other:?}"),
@@ -150,15 +145,21 @@ fn a_truncated_cubin_is_refused_even_with_a_manifest_to_match() {
     let (directory, module) = module(Family::Push, "sm_90", &whole[..whole.len() - 1]);
     let error = refusal(directory.path(), &module);
     assert!(
-        matches!(
-            error,
-            VerifyError::Elf {
-                error: ElfError::Truncated { .. },
-                ..
-            }
-        ),
+        matches!(error, FileProblem::Elf(ElfError::Truncated { .. })),
         "{error:?}"
     );
+}
+
+#[test]
+fn a_cubin_for_one_architecture_alone_is_refused_even_with_a_manifest_to_match() {
+    for file in ["push.sm_90a.cubin", "push.cuda12.sm_90a.cubin"] {
+        let (directory, module) = module(Family::Push, "sm_90", &data(file));
+        let error = refusal(directory.path(), &module);
+        assert!(
+            matches!(error, FileProblem::Elf(ElfError::Specific { .. })),
+            "{error:?}"
+        );
+    }
 }
 
 #[test]
@@ -170,7 +171,7 @@ fn a_ptx_version_other_than_the_manifests_is_refused() {
     let (directory, module) = module(Family::Push, "compute_80", newer.as_bytes());
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::PtxVersion { .. }
+        FileProblem::PtxVersion { .. }
     ));
 }
 
@@ -179,15 +180,12 @@ fn a_cubin_under_a_ptx_name_and_the_reverse_are_refused() {
     let (directory, cubin) = module(Family::Push, "compute_90", &data("push.sm_90.cubin"));
     assert!(matches!(
         refusal(directory.path(), &cubin),
-        VerifyError::Ptx { .. }
+        FileProblem::Ptx(_)
     ));
     let (directory, ptx) = module(Family::Push, "sm_80", &data("push.compute_80.ptx"));
     assert!(matches!(
         refusal(directory.path(), &ptx),
-        VerifyError::Elf {
-            error: ElfError::NotElf,
-            ..
-        }
+        FileProblem::Elf(ElfError::NotElf)
     ));
 }
 
@@ -201,7 +199,7 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
     let error = refusal(directory.path(), &module);
     assert!(matches!(
         &error,
-        VerifyError::File { error: FileError::Io(io), .. }
+        FileProblem::Read(FileError::Io(io))
             if io.kind() == std::io::ErrorKind::NotFound
     ));
 
@@ -209,20 +207,14 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
     std::os::unix::fs::symlink(data_path("push.sm_90.cubin"), &path).unwrap();
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::SymbolicLink,
-            ..
-        }
+        FileProblem::Read(FileError::SymbolicLink)
     ));
 
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::NotRegular,
-            ..
-        }
+        FileProblem::Read(FileError::NotRegular)
     ));
 
     std::fs::remove_dir(&path).unwrap();
@@ -233,10 +225,7 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
     assert!(made.success());
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::NotRegular,
-            ..
-        }
+        FileProblem::Read(FileError::NotRegular)
     ));
 
     std::fs::remove_file(&path).unwrap();
@@ -246,10 +235,7 @@ fn what_is_no_regular_file_of_the_directory_is_refused_without_being_read() {
         .unwrap();
     assert!(matches!(
         refusal(directory.path(), &module),
-        VerifyError::File {
-            error: FileError::TooLarge { .. },
-            ..
-        }
+        FileProblem::Read(FileError::TooLarge { .. })
     ));
 }
 

@@ -52,8 +52,8 @@ fn a_sweep_writes_tables_whose_rows_say_what_was_measured_and_that_a_communicato
     // What was not swept is as it was shipped.
     let shipped = DispatchTables::shipped().unwrap();
     for (arch, world_size, link) in [
-        (Some(Arch::plain(9, 0)), 2, Topology::Peer),
-        (Some(Arch::plain(9, 0)), 8, Topology::Shared),
+        (Some(Arch::new(9, 0)), 2, Topology::Peer),
+        (Some(Arch::new(9, 0)), 8, Topology::Shared),
     ] {
         assert_eq!(
             tables.choose(arch, world_size, link).unwrap(),

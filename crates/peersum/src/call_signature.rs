@@ -63,6 +63,9 @@ const _: () = {
     assert!(Dtype::U64 as u32 == abi::PEERSUM_DTYPE_U64);
     assert!(Dtype::I64 as u32 == abi::PEERSUM_DTYPE_I64);
     assert!(Dtype::ALL.len() <= UNKNOWN_DTYPE as usize);
+    assert!(NormOutput::Rows as u32 == abi::PEERSUM_NORM_OUTPUT_ROWS);
+    assert!(NormOutput::Fp8Static as u32 == abi::PEERSUM_NORM_OUTPUT_FP8_STATIC);
+    assert!(NormOutput::Fp8PerToken as u32 == abi::PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN);
 };
 
 /// A header's number for a type that no rank of this version sends.
@@ -102,14 +105,6 @@ impl NormOutput {
             abi::PEERSUM_NORM_OUTPUT_ROWS => NormOutput::Rows,
             abi::PEERSUM_NORM_OUTPUT_FP8_STATIC => NormOutput::Fp8Static,
             _ => NormOutput::Fp8PerToken,
-        }
-    }
-
-    fn abi(self) -> u32 {
-        match self {
-            NormOutput::Rows => abi::PEERSUM_NORM_OUTPUT_ROWS,
-            NormOutput::Fp8Static => abi::PEERSUM_NORM_OUTPUT_FP8_STATIC,
-            NormOutput::Fp8PerToken => abi::PEERSUM_NORM_OUTPUT_FP8_PER_TOKEN,
         }
     }
 }
@@ -162,7 +157,7 @@ impl NormSignature {
         let units = self.hidden / unit_elements(dtype);
         [
             mark | u64::from(units) << shift | u64::from(self.epsilon_bits),
-            mark | u64::from(self.output.abi()) << abi::PEERSUM_NORM_OUTPUT_SHIFT
+            mark | (self.output as u64) << abi::PEERSUM_NORM_OUTPUT_SHIFT
                 | u64::from(self.has_residual) << shift
                 | u64::from(self.weight_offset_bits),
         ]
@@ -191,6 +186,23 @@ impl NormSignature {
             has_residual: field(offset) & 1 != 0,
             output: NormOutput::from_abi(output),
         })
+    }
+}
+
+impl fmt::Display for NormSignature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let with = if self.has_residual { "with a" } else { "no" };
+        let fp8 = match self.output {
+            NormOutput::Rows => "",
+            NormOutput::Fp8Static => ", FP8 with a static scale",
+            NormOutput::Fp8PerToken => ", FP8 with a scale for each row",
+        };
+        let (hidden, epsilon, offset) = (self.hidden, self.epsilon(), self.weight_offset());
+        write!(
+            f,
+            ", with RMSNorm of rows of {hidden}, {with} residual, epsilon {epsilon}, \
+             weight offset {offset}{fp8},"
+        )
     }
 }
 
@@ -343,43 +355,22 @@ impl fmt::Display for CallSignature {
             Operation::AllReduce | Operation::RmsNorm => write!(f, "{}", self.kind)?,
             operation => write!(f, "{operation}")?,
         }
-        write!(f, " of {} bytes", self.bytes)?;
-        if matches!(
-            self.operation,
-            Operation::AllGather | Operation::ReduceScatter
-        ) {
-            f.write_str(" a rank")?;
-        }
-        f.write_str(" of ")?;
-        match self.dtype {
-            Some(dtype) => write!(f, "{dtype}")?,
-            None => f.write_str("an unknown type")?,
-        }
+        let each = match self.operation {
+            Operation::AllGather | Operation::ReduceScatter => " a rank",
+            _ => "",
+        };
+        let dtype = self.dtype.map_or("an unknown type", Dtype::as_str);
+        write!(f, " of {} bytes{each} of {dtype}", self.bytes)?;
         match self.part {
-            Some(SymmetricPart {
-                buffer,
-                offset_bytes,
-            }) => write!(
-                f,
-                " in symmetric buffer {buffer} from byte {offset_bytes} on"
-            )?,
+            Some(part) => {
+                let (buffer, from) = (part.buffer, part.offset_bytes);
+                write!(f, " in symmetric buffer {buffer} from byte {from} on")?;
+            }
             None if self.symmetric => f.write_str(" in a symmetric buffer")?,
             None => {}
         }
         match self.norm {
-            Some(norm) => write!(
-                f,
-                ", with RMSNorm of rows of {}, {} residual, epsilon {}, weight offset {}{},",
-                norm.hidden,
-                if norm.has_residual { "with a" } else { "no" },
-                norm.epsilon(),
-                norm.weight_offset(),
-                match norm.output {
-                    NormOutput::Rows => "",
-                    NormOutput::Fp8Static => ", FP8 with a static scale",
-                    NormOutput::Fp8PerToken => ", FP8 with a scale for each row",
-                }
-            )?,
+            Some(norm) => write!(f, "{norm}")?,
             None if self.operation == Operation::RmsNorm => f.write_str(", with RMSNorm,")?,
             None => {}
         }

@@ -145,6 +145,9 @@ impl Failure {
         let algorithm = CallKind::from_abi(status.family, status.algorithm);
         let algorithm = algorithm.of_kernel(status.own_header);
         let (rank, peer, epoch) = (status.rank, status.peer, status.epoch);
+        let call = |header, detail, norm_words| {
+            Box::new(CallSignature::from_words(header, detail, norm_words))
+        };
         match status.cause {
             abi::PEERSUM_CAUSE_ABORT => Failure::Aborted {
                 rank,
@@ -161,16 +164,12 @@ impl Failure {
             abi::PEERSUM_CAUSE_DISAGREEMENT => Failure::Disagreement {
                 rank,
                 peer,
-                own: Box::new(CallSignature::from_words(
-                    status.own_header,
-                    status.own_detail,
-                    status.own_norm_words,
-                )),
-                theirs: Box::new(CallSignature::from_words(
+                own: call(status.own_header, status.own_detail, status.own_norm_words),
+                theirs: call(
                     status.peer_header,
                     status.peer_detail,
                     status.peer_norm_words,
-                )),
+                ),
             },
             // A cause that this version does not know would still be a wait that ended.
             _ => Failure::PeerTimeout {

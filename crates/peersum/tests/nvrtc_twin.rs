@@ -19,7 +19,7 @@ use peersum_artifact::{
 
 /// The architecture on which every module is compared. On the others of the release set the
 /// largest module of each family is compared.
-const WHOLE_MATRIX: Arch = Arch::plain(9, 0);
+const WHOLE_MATRIX: Arch = Arch::new(9, 0);
 
 #[test]
 fn nvrtc_makes_the_machine_code_of_nvcc_for_every_module() {
@@ -39,9 +39,9 @@ fn nvrtc_makes_the_machine_code_of_nvcc_for_every_module() {
     }
     for (arch, keys) in [
         (WHOLE_MATRIX, ModuleKey::all().collect::<Vec<_>>()),
-        (Arch::plain(8, 0), largest().collect()),
-        (Arch::plain(10, 0), largest().collect()),
-        (Arch::plain(12, 0), largest().collect()),
+        (Arch::new(8, 0), largest().collect()),
+        (Arch::new(10, 0), largest().collect()),
+        (Arch::new(12, 0), largest().collect()),
     ] {
         for key in keys {
             let target = Target::Cubin(arch);

@@ -106,17 +106,10 @@ pub(crate) fn artifacts(modules: &[ModuleKey], targets: &BTreeSet<Target>) -> Ve
 /// Names each of them and lists what the compiler can do.
 pub(crate) fn ensure_supported(targets: &BTreeSet<Target>, nvcc: &Nvcc) -> anyhow::Result<()> {
     let listed = &nvcc.toolkit.gpu_codes;
-    // nvcc lists plain architectures only, but also compiles for their variants, such as sm_90a.
-    let is_listed = |name: &String| {
-        let plain = name.trim_end_matches(['a', 'f']);
-        listed
-            .iter()
-            .any(|listed| listed == name || listed == plain)
-    };
     let unknown: Vec<String> = targets
         .iter()
         .map(Target::to_string)
-        .filter(|name| !is_listed(name))
+        .filter(|name| !listed.contains(name))
         .collect();
     ensure!(
         unknown.is_empty(),

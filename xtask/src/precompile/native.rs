@@ -45,3 +45,15 @@ fn parse_compute_capabilities(text: &str) -> BTreeSet<Arch> {
         .filter_map(|line| line.trim().replace('.', "").parse().ok())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_and_other_text_is_not() {
+        let expected = BTreeSet::from([Arch::new(8, 9), Arch::new(9, 0)]);
+        assert_eq!(parse_compute_capabilities("9.0\n9.0\n8.9\n"), expected);
+        assert!(parse_compute_capabilities("No devices were found\n").is_empty());
+    }
+}

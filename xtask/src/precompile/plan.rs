@@ -6,8 +6,8 @@ use super::matrix::Artifact;
 use crate::workers;
 use anyhow::{Context as _, bail};
 use peersum_artifact::{
-    Arch, ArchVariant, CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest,
-    ManifestError, ManifestModule, SchemaError, Target, cache_key,
+    Arch, CacheKeyInputs, CompilerId, Digest, MAX_MODULE_BYTES, Manifest, ManifestError,
+    ManifestModule, SchemaError, Target, cache_key,
 };
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -73,18 +73,14 @@ impl Plan {
 
 /// The architecture of the PTX that a target is, or is assembled from.
 ///
-/// From sm_100 on the kernels' source and cicc's code are the same for every plain architecture, so
+/// From sm_100 on the kernels' source and cicc's code are the same for every architecture, so
 /// one run of cicc serves them all; ptxas then makes the same machine code. The test
 /// `nvrtc_makes_the_machine_code_of_nvcc_for_every_module` compares it with code that was compiled
 /// from the source for its own architecture.
 fn ptx_arch(target: Target) -> Arch {
-    const SHARED: Arch = Arch::plain(10, 0);
+    const SHARED: Arch = Arch::new(10, 0);
     match target {
-        Target::Cubin(arch)
-            if arch.variant == ArchVariant::Plain && arch.number() >= SHARED.number() =>
-        {
-            SHARED
-        }
+        Target::Cubin(arch) if arch >= SHARED => SHARED,
         Target::Cubin(arch) | Target::Ptx(arch) => arch,
     }
 }

@@ -32,8 +32,7 @@ const MEMORY_SCHEMA: u32 = 3;
 pub(crate) struct Toolkit {
     /// Version and build, as they go into cache keys and the manifest.
     pub(crate) compiler: CompilerId,
-    /// What `--list-gpu-code` and `--list-gpu-arch` print: `sm_80`, ..., `compute_80`, ... It never
-    /// lists those with a suffix (`sm_90a`), but compiles for them if it lists the plain one.
+    /// What `--list-gpu-code` and `--list-gpu-arch` print: `sm_80`, ..., `compute_80`, ...
     pub(crate) gpu_codes: Vec<String>,
     /// Its device compiler; `None` if it did not say where it is.
     pub(crate) cicc: Option<PathBuf>,

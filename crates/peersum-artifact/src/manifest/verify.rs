@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -37,25 +37,28 @@ pub enum FileError {
     },
 }
 
-/// Why a file is not what its manifest entry says.
+/// A file is not what its manifest entry says.
 #[derive(Debug, Error)]
-pub enum VerifyError {
+#[error("{file} {problem}")]
+pub struct VerifyError {
+    /// The file's name, with its directory if it was read from one.
+    pub file: String,
+    /// What is wrong with it.
+    pub problem: FileProblem,
+}
+
+/// What differs between a file and its manifest entry.
+#[derive(Debug, Error)]
+pub enum FileProblem {
     /// The file cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
-    File {
-        /// The file's path.
-        path: PathBuf,
-        /// Why.
-        error: FileError,
-    },
+    #[error("cannot be read: {0}")]
+    Read(FileError),
     /// The length differs.
     #[error(
-        "{file} has {found} bytes, but its manifest says {expected}: truncated or replaced; \
-         precompile again"
+        "has {found} bytes, but its manifest says {expected}: truncated or replaced; precompile \
+         again"
     )]
     Length {
-        /// The file's name.
-        file: String,
         /// The file's length.
         found: u64,
         /// The manifest's.
@@ -63,48 +66,32 @@ pub enum VerifyError {
     },
     /// The digest differs.
     #[error(
-        "{file} has SHA-256 {found}, but its manifest says {expected}: corrupt or replaced; \
-         precompile again"
+        "has SHA-256 {found}, but its manifest says {expected}: corrupt or replaced; precompile \
+         again"
     )]
     Digest {
-        /// The file's name.
-        file: String,
         /// The file's digest.
         found: Digest,
         /// The manifest's.
         expected: Digest,
     },
     /// Not a whole cubin.
-    #[error("{file} is not a usable cubin: {error}")]
-    Elf {
-        /// The file's name.
-        file: String,
-        /// Why.
-        error: ElfError,
-    },
+    #[error("is not a usable cubin: {0}")]
+    Elf(#[from] ElfError),
     /// Not a whole PTX file.
-    #[error("{file} is not usable PTX: {error}")]
-    Ptx {
-        /// The file's name.
-        file: String,
-        /// Why.
-        error: PtxError,
-    },
+    #[error("is not usable PTX: {0}")]
+    Ptx(#[from] PtxError),
     /// Made for another architecture than the name says.
-    #[error("{file} is made for architecture {found}, not for {expected}")]
+    #[error("is made for architecture {found}, not for {expected}")]
     Architecture {
-        /// The file's name.
-        file: String,
         /// What it is made for.
         found: Arch,
         /// What its name says.
         expected: Arch,
     },
     /// Another PTX version than the manifest says.
-    #[error("{file} is PTX of version {found}, but its manifest says {expected}")]
+    #[error("is PTX of version {found}, but its manifest says {expected}")]
     PtxVersion {
-        /// The file's name.
-        file: String,
         /// The file's version.
         found: PtxVersion,
         /// The manifest's.
@@ -112,13 +99,11 @@ pub enum VerifyError {
     },
     /// The kernels of another module.
     #[error(
-        "{file} has the entry points [{}] instead of [{}]: it is another module",
+        "has the entry points [{}] instead of [{}]: it is another module",
         found.join(", "),
         expected.join(", ")
     )]
     EntryPoints {
-        /// The file's name.
-        file: String,
         /// The kernels it has.
         found: Vec<String>,
         /// The kernels it should have.
@@ -136,10 +121,15 @@ pub enum VerifyError {
 /// names the file.
 pub fn verify_file(directory: &Path, module: &ManifestModule) -> Result<Vec<u8>, VerifyError> {
     let path = directory.join(module.file_name());
-    let bytes = read_regular_file(&path, MAX_MODULE_BYTES)
-        .map_err(|error| VerifyError::File { path, error })?;
-    verify_bytes(&bytes, module)?;
-    Ok(bytes)
+    let read = || -> Result<Vec<u8>, FileProblem> {
+        let bytes = read_regular_file(&path, MAX_MODULE_BYTES).map_err(FileProblem::Read)?;
+        check(&bytes, module)?;
+        Ok(bytes)
+    };
+    read().map_err(|problem| VerifyError {
+        file: path.display().to_string(),
+        problem,
+    })
 }
 
 /// Checks a module's bytes: length, digest, architecture and entry points.
@@ -151,72 +141,46 @@ pub fn verify_file(directory: &Path, module: &ManifestModule) -> Result<Vec<u8>,
 ///
 /// The bytes are not what the entry says.
 pub fn verify_bytes(bytes: &[u8], module: &ManifestModule) -> Result<(), VerifyError> {
-    let file = || module.file_name();
-    if bytes.len() as u64 != module.bytes {
-        return Err(VerifyError::Length {
-            file: file(),
-            found: bytes.len() as u64,
-            expected: module.bytes,
-        });
+    check(bytes, module).map_err(|problem| VerifyError {
+        file: module.file_name(),
+        problem,
+    })
+}
+
+fn check(bytes: &[u8], module: &ManifestModule) -> Result<(), FileProblem> {
+    let (found, expected) = (bytes.len() as u64, module.bytes);
+    if found != expected {
+        return Err(FileProblem::Length { found, expected });
     }
-    let found = Digest::of(bytes);
-    if found != module.sha256 {
-        return Err(VerifyError::Digest {
-            file: file(),
-            found,
-            expected: module.sha256,
-        });
+    let (found, expected) = (Digest::of(bytes), module.sha256);
+    if found != expected {
+        return Err(FileProblem::Digest { found, expected });
     }
 
-    let expected = module.target.arch();
-    let entry_points = match module.target {
+    let (arch, entry_points) = match module.target {
         Target::Cubin(_) => {
-            let cubin = inspect_cubin(bytes).map_err(|error| VerifyError::Elf {
-                file: file(),
-                error,
-            })?;
-            if !cubin.is_for(expected) {
-                return Err(VerifyError::Architecture {
-                    file: file(),
-                    found: cubin.arch,
-                    expected,
-                });
-            }
-            cubin.entry_points
+            let cubin = inspect_cubin(bytes)?;
+            (cubin.arch, cubin.entry_points)
         }
         Target::Ptx(_) => {
-            let ptx = inspect_ptx(bytes).map_err(|error| VerifyError::Ptx {
-                file: file(),
-                error,
-            })?;
-            if ptx.target != module.target {
-                return Err(VerifyError::Architecture {
-                    file: file(),
-                    found: ptx.target.arch(),
-                    expected,
-                });
+            let ptx = inspect_ptx(bytes)?;
+            let found = ptx.version;
+            match module.ptx_version {
+                Some(expected) if expected != found => {
+                    return Err(FileProblem::PtxVersion { found, expected });
+                }
+                _ => (ptx.target.arch(), ptx.entry_points),
             }
-            if let Some(expected) = module
-                .ptx_version
-                .filter(|expected| *expected != ptx.version)
-            {
-                return Err(VerifyError::PtxVersion {
-                    file: file(),
-                    found: ptx.version,
-                    expected,
-                });
-            }
-            ptx.entry_points
         }
     };
+    let (found, expected) = (arch, module.target.arch());
+    if found != expected {
+        return Err(FileProblem::Architecture { found, expected });
+    }
     // Names of one module sort as its algorithms do, so both sides are sorted.
-    let expected = module.key.entry_points();
-    if entry_points != expected {
-        return Err(VerifyError::EntryPoints {
-            file: file(),
-            found: entry_points,
-            expected,
-        });
+    let (found, expected) = (entry_points, module.key.entry_points());
+    if found != expected {
+        return Err(FileProblem::EntryPoints { found, expected });
     }
     Ok(())
 }

@@ -87,7 +87,7 @@ mod tests {
     use peersum_artifact::Arch;
 
     const SHIPPED: &str = include_str!("../../../peersum/src/dispatch/tables.json");
-    const SM_90: Option<Arch> = Some(Arch::plain(9, 0));
+    const SM_90: Option<Arch> = Some(Arch::new(9, 0));
 
     #[test]
     fn the_shipped_file_has_the_form_that_is_written() {
@@ -116,7 +116,7 @@ mod tests {
         left.world_sizes = before.world_sizes.clone();
         assert_eq!(left, before);
         // Other architectures and topologies are not touched.
-        let other = Some(Arch::plain(8, 0));
+        let other = Some(Arch::new(8, 0));
         assert_eq!(chosen(&tables, other, 4), chosen(&shipped, other, 4));
     }
 

@@ -212,7 +212,7 @@ mod tests {
         DeviceIdentity {
             name: "gpu".to_owned(),
             uuid: [number; 16],
-            arch: Some(peersum_artifact::Arch::plain(9, 0)),
+            arch: Some(peersum_artifact::Arch::new(9, 0)),
             multiprocessors,
         }
     }

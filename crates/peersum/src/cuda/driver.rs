@@ -149,7 +149,7 @@ pub fn arch(device: CUdevice) -> Result<Arch, DeviceError> {
             DeviceError::driver("cuDeviceGetAttribute", message)
         })
     };
-    Ok(Arch::plain(
+    Ok(Arch::new(
         part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
         part(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
     ))

@@ -82,9 +82,9 @@ impl DispatchTables {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dispatch::{Origin, Placement, Route};
+    use crate::dispatch::{Origin, Placement, Route, Row};
 
-    const SM_90: Arch = Arch::plain(9, 0);
+    const SM_90: Arch = Arch::new(9, 0);
 
     #[test]
     fn every_measured_row_says_on_what() {
@@ -139,21 +139,16 @@ mod tests {
         let tables = DispatchTables::shipped().unwrap();
         let chosen = |arch| tables.choose(arch, 2, Topology::Peer).unwrap().arch;
         assert_eq!(chosen(Some(SM_90)).as_deref(), Some("sm_90"));
-        assert_eq!(chosen(Some(Arch::plain(99, 9))), None);
+        assert_eq!(chosen(Some(Arch::new(99, 9))), None);
         assert_eq!(chosen(None), None);
     }
 
     #[test]
     fn every_architecture_world_size_and_topology_has_a_shipped_table() {
         let tables = DispatchTables::shipped().unwrap();
-        for arch in [
-            None,
-            Some(Arch::plain(8, 0)),
-            Some(SM_90),
-            Some(Arch::plain(10, 0)),
-            Some(Arch::plain(12, 0)),
-            Some(Arch::plain(99, 9)),
-        ] {
+        let archs = [(8, 0), (9, 0), (10, 0), (12, 0), (99, 9)];
+        let archs = archs.map(|(major, minor)| Some(Arch::new(major, minor)));
+        for arch in archs.into_iter().chain([None]) {
             for world_size in 2..=8 {
                 for topology in [Topology::Shared, Topology::Peer, Topology::Emulator] {
                     tables.choose(arch, world_size, topology).unwrap();
@@ -166,20 +161,11 @@ mod tests {
     fn a_message_takes_the_first_row_that_it_fits() {
         let tables = DispatchTables::shipped().unwrap();
         let table = tables.choose(None, 2, Topology::Peer).unwrap();
-        let bound = table.ordinary[0].max_bytes.unwrap();
-        assert_eq!(table.plan(Placement::Ordinary, 1), table.ordinary[0].plan());
-        assert_eq!(
-            table.plan(Placement::Ordinary, bound),
-            table.ordinary[0].plan()
-        );
-        assert_eq!(
-            table.plan(Placement::Ordinary, bound + 1),
-            table.ordinary[1].plan()
-        );
-        assert_eq!(
-            table.plan(Placement::Ordinary, u64::MAX),
-            table.ordinary.last().unwrap().plan()
-        );
+        let (first, second) = (&table.ordinary[0], &table.ordinary[1]);
+        let last = table.ordinary.last().unwrap();
+        let bound = first.max_bytes.unwrap();
+        let plans = [1, bound, bound + 1, u64::MAX].map(|it| table.plan(Placement::Ordinary, it));
+        assert_eq!(plans, [first, first, second, last].map(Row::plan));
     }
 
     #[test]
@@ -201,29 +187,27 @@ mod tests {
         let good = file(1, &row("push_one_shot", 4, "null"));
         assert!(choose(&good, Topology::Peer).is_ok());
         assert!(refusal(file(2, &row("push_one_shot", 4, "null"))).contains("schema 2"));
-        assert!(refusal(file(1, "")).contains("no row"));
-        assert!(refusal(file(1, &row("push_one_shot", 4, "64"))).contains("last row"));
-        assert!(refusal(file(1, &row("push_one_shot", 0, "null"))).contains("0 blocks"));
-        assert!(refusal(file(1, &row("push_one_shot", 257, "null"))).contains("257 blocks"));
-        assert!(
-            refusal(file(1, &row("symmetric_two_shot", 4, "null"))).contains("SymmetricTwoShot")
-        );
         // A warp on a GPU either handles units or carries signals. An emulated thread stands alone.
         let part_of_a_warp =
             r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"threads":40}"#;
-        assert!(refusal(file(1, part_of_a_warp)).contains("40 threads a block"));
         let emulated = file(1, part_of_a_warp).replace("peer", "emulator");
         assert!(choose(&emulated, Topology::Emulator).is_ok());
-        let falling = [
-            row("push_one_shot", 4, "64"),
-            row("push_one_shot", 4, "64"),
-            row("push_one_shot", 4, "null"),
-        ]
-        .join(",");
-        assert!(refusal(file(1, &falling)).contains("rise"));
+        let falling = ["64", "64", "null"].map(|max| row("push_one_shot", 4, max));
         let twice =
             r#"{"max_bytes":null,"route":"push_one_shot","blocks":4,"blocks":4,"threads":8}"#;
-        assert!(refusal(file(1, twice)).contains("duplicate field `blocks`"));
+        for (ordinary, rule) in [
+            ("", "no row"),
+            (&row("push_one_shot", 4, "64"), "last row"),
+            (&row("push_one_shot", 0, "null"), "0 blocks"),
+            (&row("push_one_shot", 257, "null"), "257 blocks"),
+            (&row("symmetric_two_shot", 4, "null"), "SymmetricTwoShot"),
+            (part_of_a_warp, "40 threads a block"),
+            (&falling.join(","), "rise"),
+            (twice, "duplicate field `blocks`"),
+        ] {
+            let text = refusal(file(1, ordinary));
+            assert!(text.contains(rule), "{text}");
+        }
         // However deep: refused, and not by an exhausted stack.
         assert!(refusal("[".repeat(1 << 20)).contains("not valid"));
         let deep = format!(r#"{{"schema":1,"tables":{}"#, "[".repeat(1 << 20));

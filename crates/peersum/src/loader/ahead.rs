@@ -11,12 +11,12 @@ use super::known;
 use super::place::Place;
 use super::policy::{Environment, JitMode};
 use super::reason::Reason;
-use super::request::{Found, ImageKind, Request};
+use super::search::{Found, ImageKind, Search};
 
 /// What reads and verifies the file of an entry.
 type Read<'a> = Box<dyn Fn(&ManifestModule) -> Result<Vec<u8>, VerifyError> + 'a>;
 
-impl<'a> Request<'a> {
+impl<'a> Search<'a> {
     /// Looks for a cubin or for PTX in the directories and the pack.
     pub(super) fn compiled_ahead(&mut self, kind: ImageKind) -> Option<Found> {
         let policy = self.policy;

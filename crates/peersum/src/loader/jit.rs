@@ -13,9 +13,9 @@ use super::place::Place;
 use super::policy::JitMode;
 use super::reason::Reason;
 use super::report::Compilation;
-use super::request::{Found, Request};
+use super::search::{Found, Search};
 
-impl Request<'_> {
+impl Search<'_> {
     /// Takes the module from the JIT cache or compiles it with the first NVRTC that can.
     pub(super) fn compiled_here(&mut self) -> Option<Found> {
         let policy = self.policy;
@@ -184,7 +184,7 @@ impl Request<'_> {
         library: &NvrtcLibrary,
         key: Digest,
     ) -> Result<(ManifestModule, Vec<u8>, Duration), Reason> {
-        let device = Arch::plain(self.device.arch.major, self.device.arch.minor);
+        let device = Arch::new(self.device.arch.major, self.device.arch.minor);
         let supported = library.supported_archs()?;
         let arch = nearest(supported, device).unwrap_or(device);
         let compiled = nvrtc::compile(library, self.key, arch, &self.kernels.sources);
@@ -223,10 +223,10 @@ mod tests {
     #[test]
     fn a_device_newer_than_nvrtc_gets_the_nearest_lower_architecture_of_its_major() {
         let supported = ["75", "80", "86", "90", "100", "120"].map(|arch| arch.parse().unwrap());
-        let nearest = |major, minor| nearest(supported.to_vec(), Arch::plain(major, minor));
-        assert_eq!(nearest(9, 0), Some(Arch::plain(9, 0)));
-        assert_eq!(nearest(10, 3), Some(Arch::plain(10, 0)));
-        assert_eq!(nearest(8, 9), Some(Arch::plain(8, 6)));
+        let nearest = |major, minor| nearest(supported.to_vec(), Arch::new(major, minor));
+        assert_eq!(nearest(9, 0), Some(Arch::new(9, 0)));
+        assert_eq!(nearest(10, 3), Some(Arch::new(10, 0)));
+        assert_eq!(nearest(8, 9), Some(Arch::new(8, 6)));
         assert_eq!(nearest(11, 0), None);
     }
 }

@@ -278,15 +278,13 @@ impl JitCache {
         bytes: &[u8],
     ) -> Result<PathBuf, CacheError> {
         let entry = self.entry(lock.key);
-        self.write_entry(&entry, compiler, module, bytes)
-            .map_err(|source| CacheError::Write {
-                entry: entry.clone(),
-                source,
-            })?;
-        Ok(entry)
+        match self.write(&entry, compiler, module, bytes) {
+            Ok(()) => Ok(entry),
+            Err(source) => Err(CacheError::Write { entry, source }),
+        }
     }
 
-    fn write_entry(
+    fn write(
         &self,
         entry: &Path,
         compiler: &CompilerId,

@@ -13,7 +13,7 @@
 //! use peersum_artifact::Arch;
 //!
 //! let key = "peersum_push_bf16_ws8".parse()?;
-//! let device = DeviceTarget { arch: Arch::plain(9, 0), driver_version: None };
+//! let device = DeviceTarget { arch: Arch::new(9, 0), driver_version: None };
 //! let image = load(&LoadPolicy::from_env()?, key, &device)?;
 //! println!("{}", image.report);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -24,20 +24,20 @@ mod image;
 mod jit;
 mod jit_cache;
 mod known;
+mod load;
 pub mod nvrtc;
 mod place;
 mod policy;
 mod reason;
 mod report;
-mod request;
 mod search;
 
 pub use image::{DeviceTarget, KernelSet, LoadedImage};
 pub use jit_cache::{CacheError, probe as probe_cache};
+pub use load::{load, load_all, load_all_from, load_from};
 pub use place::Place;
 pub use policy::{JitMode, LoadPolicy, ParseJitModeError};
 pub use reason::Reason;
 #[doc(hidden)]
 pub use reason::update_hint;
 pub use report::{Compilation, LoadError, LoadReport, PassedOver};
-pub use search::{load, load_all, load_all_from, load_from};

@@ -1,167 +1,40 @@
-//! The search for a module, from the first place to the last.
+//! The search for one module: what is looked for, what was found, what was passed over.
 
-use std::num::NonZeroUsize;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use peersum_artifact::{ModuleKey, Target, include_closure};
-use tracing::dispatcher;
+use peersum_artifact::{Closure, ManifestModule, ModuleKey, Target, include_closure};
 
 use super::image::{DeviceTarget, KernelSet, LoadedImage};
 use super::place::Place;
 use super::policy::LoadPolicy;
-use super::report::{LoadError, LoadReport, PassedOver};
-use super::request::{Found, ImageKind, Request};
-
-/// Finds the module `key` of this build's kernels for `device`.
-///
-/// A missing library is no panic. Compiles at most once per machine, if a JIT cache can be used:
-/// processes that need the same module at the same time wait for the first.
-///
-/// # Errors
-///
-/// [`LoadError::NotFound`] if no place has the module and none can make it; it lists every place
-/// and the reason. [`LoadError::ArchTooOld`] for a device that no kernel can be compiled for.
-pub fn load(
-    policy: &LoadPolicy,
-    key: ModuleKey,
-    device: &DeviceTarget,
-) -> Result<LoadedImage, LoadError> {
-    let mut images = load_all(policy, &[key], device)?;
-    Ok(images.remove(0))
-}
-
-/// As [`load`], for several modules, in their order. Those that must be compiled are compiled at
-/// once, as many as there are cores but at least two: if eight processes do so, one of them
-/// compiles each module, and another one the next.
-///
-/// # Errors
-///
-/// As [`load`], for the first module that is not found.
-pub fn load_all(
-    policy: &LoadPolicy,
-    keys: &[ModuleKey],
-    device: &DeviceTarget,
-) -> Result<Vec<LoadedImage>, LoadError> {
-    let Some(build) = policy.harness_build else {
-        return load_all_from(policy, &KernelSet::embedded(), keys, device);
-    };
-    let sources = build.sources();
-    let kernels = KernelSet {
-        sources: sources
-            .iter()
-            .map(|(path, text)| (*path, &**text))
-            .collect(),
-        pack: &[],
-    };
-    load_all_from(policy, &kernels, keys, device)
-}
-
-/// As [`load`], for a given set of kernels.
-///
-/// # Errors
-///
-/// As [`load`].
-pub fn load_from(
-    policy: &LoadPolicy,
-    kernels: &KernelSet<'_>,
-    key: ModuleKey,
-    device: &DeviceTarget,
-) -> Result<LoadedImage, LoadError> {
-    let mut images = load_all_from(policy, kernels, &[key], device)?;
-    Ok(images.remove(0))
-}
-
-/// As [`load_all`], for a given set of kernels.
-///
-/// # Errors
-///
-/// As [`load_all`].
-pub fn load_all_from(
-    policy: &LoadPolicy,
-    kernels: &KernelSet<'_>,
-    keys: &[ModuleKey],
-    device: &DeviceTarget,
-) -> Result<Vec<LoadedImage>, LoadError> {
-    if !device.arch.runs_kernels() {
-        return Err(LoadError::ArchTooOld {
-            device: device.arch,
-        });
-    }
-    let searches = keys.iter().map(|&key| {
-        let mut search = Search::begin(policy, kernels, key, device)?;
-        search.timed(|request| request.compiled_ahead(ImageKind::Cubin));
-        Ok(search)
-    });
-    let mut searches = searches.collect::<Result<Vec<_>, LoadError>>()?;
-    let missing = searches.iter_mut().filter(|search| search.found.is_none());
-    let missing: Vec<_> = missing.collect();
-    let at_once = u32::try_from(missing.len()).unwrap_or(u32::MAX);
-    each_on_a_thread(missing, |search| {
-        search.request.at_once = at_once;
-        search.timed(|request| {
-            let compiled = request.compiled_here();
-            compiled.or_else(|| request.compiled_ahead(ImageKind::Ptx))
-        });
-    });
-    searches.into_iter().map(Search::end).collect()
-}
-
-/// The most threads that compile at once. Two also on one core: one of them may wait for another
-/// process meanwhile.
-fn most_threads() -> usize {
-    thread::available_parallelism()
-        .map_or(2, NonZeroUsize::get)
-        .max(2)
-}
-
-/// Calls `work` with every item, on a thread for each, but at most [`most_threads`]. If the system
-/// gives fewer threads, those that there are do the rest. They log where the caller does.
-fn each_on_a_thread<T: Send>(items: Vec<T>, work: impl Fn(T) + Sync) {
-    let helpers = items.len().min(most_threads()).saturating_sub(1);
-    let log = dispatcher::get_default(Clone::clone);
-    let items: Vec<_> = items
-        .into_iter()
-        .map(|item| Mutex::new(Some(item)))
-        .collect();
-    let next = AtomicUsize::new(0);
-    let run = || {
-        while let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let item = item.lock().map(|mut item| item.take());
-            if let Ok(Some(item)) = item {
-                work(item);
-            }
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..helpers {
-            let builder = thread::Builder::new().name("peersum-nvrtc".to_owned());
-            let helper = || dispatcher::with_default(&log, run);
-            if let Err(error) = builder.spawn_scoped(scope, helper) {
-                tracing::debug!(%error, "cannot start a thread that compiles");
-            }
-        }
-        run();
-    });
-}
+use super::reason::Reason;
+use super::report::{Compilation, LoadError, LoadReport, PassedOver};
 
 /// The search for one module.
-struct Search<'a> {
-    request: Request<'a>,
-    found: Option<Found>,
+pub(super) struct Search<'a> {
+    pub(super) policy: &'a LoadPolicy,
+    pub(super) kernels: &'a KernelSet<'a>,
+    pub(super) key: ModuleKey,
+    pub(super) device: &'a DeviceTarget,
+    /// The closure of this build's sources: a module made from others is stale.
+    pub(super) closure: Closure,
+    /// How many modules this process compiles at once, this one included.
+    pub(super) at_once: u32,
+    pub(super) found: Option<Found>,
+    /// The places that did not serve so far.
+    passed_over: Vec<PassedOver>,
     /// Time spent on this module.
     took: Duration,
 }
 
 impl<'a> Search<'a> {
-    fn begin(
+    pub(super) fn begin(
         policy: &'a LoadPolicy,
         kernels: &'a KernelSet<'a>,
         key: ModuleKey,
         device: &'a DeviceTarget,
-    ) -> Result<Search<'a>, LoadError> {
+    ) -> Result<Self, LoadError> {
         let start = Instant::now();
         let closure = include_closure(key.source_root(), &kernels.sources);
         let closure = closure.map_err(|error| LoadError::NotFound {
@@ -173,52 +46,43 @@ impl<'a> Search<'a> {
                 reason: error.into(),
             }],
         })?;
-        Ok(Search {
-            request: Request {
-                policy,
-                kernels,
-                key,
-                device,
-                closure,
-                at_once: 1,
-                passed_over: Vec::new(),
-            },
+        Ok(Self {
+            policy,
+            kernels,
+            key,
+            device,
+            closure,
+            at_once: 1,
             found: None,
+            passed_over: Vec::new(),
             took: start.elapsed(),
         })
     }
 
-    fn timed(&mut self, step: impl FnOnce(&mut Request<'a>) -> Option<Found>) {
+    pub(super) fn timed(&mut self, step: impl FnOnce(&mut Self) -> Option<Found>) {
         let start = Instant::now();
-        self.found = step(&mut self.request);
+        self.found = step(self);
         self.took += start.elapsed();
     }
 
-    fn end(self) -> Result<LoadedImage, LoadError> {
-        let Request {
-            policy,
-            key,
-            device,
-            passed_over,
-            ..
-        } = self.request;
+    pub(super) fn end(self) -> Result<LoadedImage, LoadError> {
         let Some(mut found) = self.found else {
             return Err(LoadError::NotFound {
-                module: key,
-                device: device.arch,
-                jit: policy.jit,
-                passed_over,
+                module: self.key,
+                device: self.device.arch,
+                jit: self.policy.jit,
+                passed_over: self.passed_over,
             });
         };
         if matches!(found.entry.target, Target::Ptx(_)) {
             found.bytes.push(0);
         }
         let report = LoadReport {
-            module: key,
+            module: self.key,
             place: found.place,
             file: found.file,
             compilation: found.compilation,
-            passed_over,
+            passed_over: self.passed_over,
             took: self.took,
         };
         tracing::debug!(
@@ -234,58 +98,35 @@ impl<'a> Search<'a> {
             report,
         })
     }
+
+    /// Notes that a place did not serve.
+    pub(super) fn miss(&mut self, place: Place, reason: impl Into<Reason>) {
+        let reason = reason.into();
+        let passed = PassedOver { place, reason };
+        // That nothing is there is no news; that something is there and cannot be used is.
+        if passed.reason.is_absence() {
+            tracing::debug!(module = %self.key, %passed, "passed over");
+        } else {
+            tracing::warn!(module = %self.key, %passed, "passed over");
+        }
+        self.passed_over.push(passed);
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::{Arc, Barrier};
-    use tracing::span;
+/// What an image is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ImageKind {
+    /// Machine code.
+    Cubin,
+    /// Text that the driver compiles.
+    Ptx,
+}
 
-    #[test]
-    fn at_least_two_threads_work_at_once_and_no_more_than_there_are_cores() {
-        let both = Barrier::new(2);
-        each_on_a_thread(vec![(), ()], |()| {
-            both.wait();
-        });
-        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        each_on_a_thread(vec![(); 4 * most_threads()], |()| {
-            most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            thread::sleep(Duration::from_millis(5));
-            now.fetch_sub(1, Ordering::SeqCst);
-        });
-        assert!((1..=most_threads()).contains(&most.into_inner()));
-    }
-
-    /// Counts events.
-    #[derive(Clone, Default)]
-    struct Log(Arc<AtomicUsize>);
-
-    impl tracing::Subscriber for Log {
-        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-            true
-        }
-        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-            span::Id::from_u64(1)
-        }
-        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
-        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
-        fn event(&self, _: &tracing::Event<'_>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-        fn enter(&self, _: &span::Id) {}
-        fn exit(&self, _: &span::Id) {}
-    }
-
-    #[test]
-    fn what_is_said_on_every_thread_reaches_the_subscriber_of_the_caller() {
-        let (log, both) = (Log::default(), Barrier::new(2));
-        tracing::subscriber::with_default(log.clone(), || {
-            each_on_a_thread(vec![(), ()], |()| {
-                both.wait();
-                tracing::info!("at work");
-            });
-        });
-        assert_eq!(log.0.load(Ordering::SeqCst), 2);
-    }
+/// A module that was found and verified.
+pub(super) struct Found {
+    pub(super) place: Place,
+    pub(super) file: Option<PathBuf>,
+    pub(super) compilation: Option<Compilation>,
+    pub(super) entry: ManifestModule,
+    pub(super) bytes: Vec<u8>,
 }

@@ -32,6 +32,9 @@ pub(super) struct Directory {
     handle: OwnedFd,
     path: PathBuf,
     group: String,
+    /// The names of the group's files.
+    socket: String,
+    lock: String,
 }
 
 impl Directory {
@@ -67,24 +70,18 @@ impl Directory {
             handle,
             path,
             group: group.to_owned(),
+            socket: format!("{group}.sock"),
+            lock: format!("{group}.lock"),
         })
     }
 
     /// The file of the group's socket, if there is one.
     pub(super) fn socket_file(&self) -> Option<FileId> {
-        FileId::named(self.as_fd(), Path::new(&self.socket_name()))
-    }
-
-    fn socket_name(&self) -> String {
-        format!("{}.sock", self.group)
-    }
-
-    fn lock_name(&self) -> String {
-        format!("{}.lock", self.group)
+        FileId::named(self.as_fd(), Path::new(&self.socket))
     }
 
     pub(super) fn socket_path(&self) -> PathBuf {
-        self.path.join(self.socket_name())
+        self.path.join(&self.socket)
     }
 
     /// The address of the group's socket, short enough whatever the directory's path.
@@ -94,7 +91,7 @@ impl Directory {
         let address = if path.as_os_str().len() <= ADDRESS_BYTES {
             SocketAddrUnix::new(&path)
         } else if through_handle.exists() {
-            SocketAddrUnix::new(through_handle.join(self.socket_name()))
+            SocketAddrUnix::new(through_handle.join(&self.socket))
         } else {
             return Err(RendezvousError::PathTooLong { path });
         };
@@ -103,7 +100,7 @@ impl Directory {
 
     /// Keeps all other ranks, also those of other groups, from making or removing files in the
     /// directory until the guard is dropped.
-    fn lock(&self, deadline: Instant) -> Result<DirectoryLock<'_>, RendezvousError> {
+    fn locked(&self, deadline: Instant) -> Result<DirectoryLock<'_>, RendezvousError> {
         loop {
             match rustix::fs::flock(&self.handle, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(DirectoryLock(self)),
@@ -125,7 +122,7 @@ impl Directory {
         let deadline = deadline.min(Instant::now() + CLAIM_PATIENCE);
         loop {
             let attempt = {
-                let _lock = self.lock(deadline)?;
+                let _lock = self.locked(deadline)?;
                 self.try_claim(true)?
             };
             match attempt {
@@ -153,13 +150,13 @@ impl Directory {
     pub(super) fn sweep(&self, patience: Duration) {
         let deadline = Instant::now() + patience;
         loop {
-            let Ok(locked) = self.lock(Instant::now() + SWEEP_PATIENCE) else {
+            let Ok(locked) = self.locked(Instant::now() + SWEEP_PATIENCE) else {
                 return;
             };
             match self.try_claim(false) {
                 Ok(Attempt::Locked(_lock)) => {
-                    locked.remove(&self.socket_name());
-                    locked.remove(&self.lock_name());
+                    locked.remove(&self.socket);
+                    locked.remove(&self.lock);
                     return;
                 }
                 // The dying rank 0 holds the lock, or another survivor that does the same, or the
@@ -174,9 +171,8 @@ impl Directory {
     }
 
     fn try_claim(&self, create: bool) -> Result<Attempt, RendezvousError> {
-        let name = self.lock_name();
-        LockFile::attempt(self.as_fd(), Path::new(&name), create)
-            .map_err(|error| RendezvousError::io_at("lock", &self.path.join(name), error))
+        LockFile::attempt(self.as_fd(), Path::new(&self.lock), create)
+            .map_err(|error| RendezvousError::io_at("lock", &self.path.join(&self.lock), error))
     }
 }
 
@@ -258,8 +254,8 @@ impl Claim {
         let socket = socket::new()?;
         let open = socket::duplicate(socket.as_fd())?;
         {
-            let locked = self.directory.lock(Instant::now() + CLAIM_PATIENCE)?;
-            if locked.remove(&self.directory.socket_name()) {
+            let locked = self.directory.locked(Instant::now() + CLAIM_PATIENCE)?;
+            if locked.remove(&self.directory.socket) {
                 let path = path.display();
                 tracing::info!(%path, "replaced the socket that an earlier run left behind");
             }
@@ -275,12 +271,12 @@ impl Claim {
 impl Drop for Claim {
     fn drop(&mut self) {
         // If the files were removed meanwhile, a successor may have files of these names.
-        match self.directory.lock(Instant::now() + CLAIM_PATIENCE) {
+        match self.directory.locked(Instant::now() + CLAIM_PATIENCE) {
             Ok(locked) => {
                 if let Some(socket) = &self.socket {
-                    locked.remove_if(&self.directory.socket_name(), socket.file);
+                    locked.remove_if(&self.directory.socket, socket.file);
                 }
-                locked.remove_if(&self.directory.lock_name(), self.lock.id());
+                locked.remove_if(&self.directory.lock, self.lock.id());
             }
             Err(error) => tracing::warn!(%error, "the files of a group are left behind"),
         }
@@ -304,7 +300,7 @@ mod tests {
         let mut old = claim(&path).unwrap();
         let _listener = old.listen().unwrap();
         let successor = Directory::open(&path, "group").unwrap();
-        let locked = successor.lock(Instant::now()).unwrap();
+        let locked = successor.locked(Instant::now()).unwrap();
         std::thread::scope(|scope| {
             let ending = scope.spawn(|| drop(old));
             std::thread::sleep(CLAIM_PATIENCE / 10);

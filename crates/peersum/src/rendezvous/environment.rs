@@ -146,15 +146,11 @@ impl LaunchedRank {
     }
 
     fn describe(&self) -> String {
-        let Launcher {
-            rank,
-            world_size,
-            local_rank,
-            ..
-        } = self.launcher;
-        let mut text = format!("{rank}={}, {world_size}={}", self.rank, self.world_size);
-        if let Some(number) = self.local_rank {
-            text += &format!(", {local_rank}={number}");
+        let names = self.launcher;
+        let (rank, world_size) = (self.rank, self.world_size);
+        let mut text = format!("{}={rank}, {}={world_size}", names.rank, names.world_size);
+        if let Some(local_rank) = self.local_rank {
+            text += &format!(", {}={local_rank}", names.local_rank);
         }
         text
     }

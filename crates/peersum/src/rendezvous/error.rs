@@ -267,21 +267,11 @@ pub struct Whereabouts {
 
 impl std::fmt::Display for Whereabouts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            directory,
-            group,
-            rank,
-            world_size,
-        } = self;
-        match directory {
-            Some(directory) => {
-                let directory = directory.display();
-                write!(
-                    f,
-                    "rank {rank} of {world_size} of group {group:?} in {directory}"
-                )
-            }
-            None => write!(f, "rank {rank} of {world_size}, a thread of this process"),
+        let (rank, world_size, group) = (self.rank, self.world_size, &self.group);
+        write!(f, "rank {rank} of {world_size}")?;
+        match &self.directory {
+            Some(directory) => write!(f, " of group {group:?} in {}", directory.display()),
+            None => f.write_str(", a thread of this process"),
         }
     }
 }

@@ -100,11 +100,7 @@ impl Hub {
     ) -> Result<Vec<Peer>, RendezvousError> {
         let others = 1..admission.group.world_size;
         self.next_notice = Some(Instant::now());
-        let mut forming = Forming {
-            hub: self,
-            admission,
-        };
-        step.run(&mut forming, |Forming { hub, admission }| {
+        step.run(&mut (&mut *self, admission), |(hub, admission)| {
             let arrivals = admission.advance()?;
             for (peer, connection) in arrivals.candidates {
                 hub.admit(peer, connection);
@@ -222,7 +218,6 @@ impl Hub {
     fn wait_for(&mut self, missing: Vec<u32>, waits: impl Fn(u32) -> bool) -> Progress<()> {
         if missing.is_empty() {
             self.next_notice = None;
-            return Progress::Done(());
         }
         let now = Instant::now();
         if self.next_notice.is_some_and(|moment| now >= moment) {
@@ -239,7 +234,7 @@ impl Hub {
                 }
             }
         }
-        Progress::Missing(missing)
+        Progress::without(missing)
     }
 
     /// Sends all that is queued. A rank that has everything may leave, or begin the next exchange.
@@ -261,10 +256,7 @@ impl Hub {
                     }
                 }
             }
-            Ok(match missing.is_empty() {
-                true => Progress::Done(()),
-                false => Progress::Missing(missing),
-            })
+            Ok(Progress::without(missing))
         })
     }
 
@@ -285,19 +277,6 @@ impl Watch for Hub {
         for member in &self.members {
             member.connection.watch(wakeup);
         }
-    }
-}
-
-/// Rank 0 while the group forms.
-struct Forming<'a> {
-    hub: &'a mut Hub,
-    admission: &'a mut Admission,
-}
-
-impl Watch for Forming<'_> {
-    fn watch<'a>(&'a self, wakeup: &mut Wakeup<'a>) {
-        self.hub.watch(wakeup);
-        self.admission.watch(wakeup);
     }
 }
 

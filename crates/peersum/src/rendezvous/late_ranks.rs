@@ -6,7 +6,7 @@ use super::error::RendezvousError;
 use super::peer::Peer;
 use super::reasons::Refusal;
 use super::socket;
-use super::step::{Progress, Step, Wakeup, Watch};
+use super::step::{Progress, Step};
 use std::time::Duration;
 
 /// Answers until it is dropped, so that a late process learns why it cannot join.
@@ -21,13 +21,9 @@ pub(super) struct LateRankAnswerer {
 impl LateRankAnswerer {
     pub(super) fn spawn(admission: Admission, holders: Vec<Peer>) -> Result<Self, RendezvousError> {
         let (stop, stopped) = socket::pair()?;
-        let answering = Answering {
-            admission,
-            stopped: Connection::new(stopped),
-        };
         let thread = std::thread::Builder::new()
             .name("peersum-late".into())
-            .spawn(move || answering.run(&holders))
+            .spawn(move || answer(admission, Connection::new(stopped), &holders))
             .map_err(|error| {
                 RendezvousError::io("start the thread that answers late ranks", error)
             })?;
@@ -49,38 +45,27 @@ impl Drop for LateRankAnswerer {
     }
 }
 
-struct Answering {
-    admission: Admission,
-    stopped: Connection,
-}
-
-impl Answering {
-    fn run(mut self, holders: &[Peer]) {
-        let until_stopped = Step::begin(0, "late ranks", Duration::MAX);
-        let result = until_stopped.run(&mut self, |own| {
-            if own.stopped.pump().is_err() || own.stopped.is_lost() {
+fn answer(mut admission: Admission, mut stopped: Connection, holders: &[Peer]) {
+    let until_stopped = Step::begin(0, "late ranks", Duration::MAX);
+    let result = until_stopped.run(
+        &mut (&mut admission, &mut stopped),
+        |(admission, stopped)| {
+            if stopped.pump().is_err() || stopped.is_lost() {
                 return Ok(Progress::Done(()));
             }
-            for (peer, connection) in own.admission.advance()?.candidates {
+            for (peer, connection) in admission.advance()?.candidates {
                 let holder = holders.get(peer.rank as usize);
                 let refusal = Refusal::AlreadyFormed {
-                    group: own.admission.group.name.clone(),
+                    group: admission.group.name.clone(),
                     rank: peer.rank,
                     pid: holder.map_or(0, |holder| holder.process.pid),
                 };
                 refuse(connection, refusal);
             }
             Ok(Progress::Missing(Vec::new()))
-        });
-        if let Err(error) = result {
-            tracing::warn!(%error, "late ranks are no longer answered");
-        }
-    }
-}
-
-impl Watch for Answering {
-    fn watch<'a>(&'a self, wakeup: &mut Wakeup<'a>) {
-        self.stopped.watch(wakeup);
-        self.admission.watch(wakeup);
+        },
+    );
+    if let Err(error) = result {
+        tracing::warn!(%error, "late ranks are no longer answered");
     }
 }

@@ -22,6 +22,16 @@ pub(super) enum Progress<T> {
     Missing(Vec<u32>),
 }
 
+impl Progress<()> {
+    /// A step that waits for these ranks, and is done if there is none.
+    pub(super) fn without(missing: Vec<u32>) -> Self {
+        match missing.is_empty() {
+            true => Self::Done(()),
+            false => Self::Missing(missing),
+        }
+    }
+}
+
 impl<'a> Step<'a> {
     /// A step of `rank` that begins now.
     pub(super) fn begin(rank: u32, label: &'a str, timeout: Duration) -> Self {
@@ -97,6 +107,13 @@ impl<'a> Step<'a> {
 /// Something that has sockets to wait for.
 pub(super) trait Watch {
     fn watch<'a>(&'a self, wakeup: &mut Wakeup<'a>);
+}
+
+impl<A: Watch, B: Watch> Watch for (&mut A, &mut B) {
+    fn watch<'a>(&'a self, wakeup: &mut Wakeup<'a>) {
+        self.0.watch(wakeup);
+        self.1.watch(wakeup);
+    }
 }
 
 /// What ends a sleep: an event on one of the sockets, or a moment.

@@ -69,7 +69,7 @@ fn read(name: &str) -> Vec<u8> {
 fn record_cubins() {
     for name in [
         "push.sm_80.cubin",
-        "push.cuda12.sm_90a.cubin",
+        "push.cuda12.sm_90.cubin",
         "pull.sm_90.cubin",
     ] {
         write("cubin", name, &read(name));

@@ -5,8 +5,8 @@ use std::fs;
 use peersum::loader::{JitMode, KernelSet, Place, Reason, load, load_from};
 use peersum_artifact::pack::pack_directory;
 use peersum_artifact::{
-    CudaVersion, Digest, MANIFEST_FILE, ManifestError, SchemaError, Target, VerifyError,
-    include_closure,
+    CudaVersion, Digest, FileProblem, MANIFEST_FILE, ManifestError, SchemaError, Target,
+    VerifyError, include_closure,
 };
 use tempfile::tempdir;
 
@@ -84,10 +84,13 @@ fn a_module_of_the_named_directory_is_loaded_with_its_launch_facts() {
 fn a_pull_cubin_under_a_push_name_is_named_and_passed_over() {
     let swapped = Module::compile(push(), SM_90).with_bytes(Module::compile(pull(), SM_90).bytes);
     let reason = reason_for(&swapped, |_| {});
+    let Reason::File(VerifyError { problem, .. }) = reason else {
+        panic!("{reason}");
+    };
     assert!(
-        matches!(&reason, Reason::File(VerifyError::EntryPoints { found, .. })
+        matches!(&problem, FileProblem::EntryPoints { found, .. }
             if found[0] == "peersum_pull_one_shot_bf16_ws8"),
-        "{reason}"
+        "{problem}"
     );
 }
 
@@ -95,10 +98,13 @@ fn a_pull_cubin_under_a_push_name_is_named_and_passed_over() {
 fn a_cubin_of_another_architecture_under_this_ones_name_is_named_and_passed_over() {
     let other = Module::compile(push(), SM_90).with_bytes(Module::compile(push(), SM_80).bytes);
     let reason = reason_for(&other, |_| {});
+    let Reason::File(VerifyError { problem, .. }) = reason else {
+        panic!("{reason}");
+    };
     assert!(
-        matches!(&reason, Reason::File(VerifyError::Architecture { found, expected, .. })
-            if (*found, *expected) == (SM_80, SM_90)),
-        "{reason}"
+        matches!(problem, FileProblem::Architecture { found, expected }
+            if (found, expected) == (SM_80, SM_90)),
+        "{problem}"
     );
 }
 
@@ -154,7 +160,13 @@ fn a_flipped_bit_is_noticed_wherever_it_is() {
     for seed in seed..seed + 8 {
         let reason = reason_for(&module, |directory| flip_bit(&module.path(directory), seed));
         assert!(
-            matches!(reason, Reason::File(VerifyError::Digest { .. })),
+            matches!(
+                reason,
+                Reason::File(VerifyError {
+                    problem: FileProblem::Digest { .. },
+                    ..
+                })
+            ),
             "{reason}"
         );
     }
@@ -168,14 +180,26 @@ fn a_truncated_cubin_is_named_and_passed_over() {
         fs::write(module.path(directory), &half).unwrap();
     });
     assert!(
-        matches!(reason, Reason::File(VerifyError::Length { .. })),
+        matches!(
+            reason,
+            Reason::File(VerifyError {
+                problem: FileProblem::Length { .. },
+                ..
+            })
+        ),
         "{reason}"
     );
 
     // A manifest that agrees to the truncation does not help: the ELF itself must be whole.
     let reason = reason_for(&module.with_bytes(half), |_| {});
     assert!(
-        matches!(reason, Reason::File(VerifyError::Elf { .. })),
+        matches!(
+            reason,
+            Reason::File(VerifyError {
+                problem: FileProblem::Elf(_),
+                ..
+            })
+        ),
         "{reason}"
     );
 }
@@ -250,7 +274,7 @@ fn the_nearest_architecture_serves_and_a_lower_one_when_it_is_damaged() {
             &policy,
             &kernels(),
             push(),
-            &device(peersum_artifact::Arch::plain(8, 9)),
+            &device(peersum_artifact::Arch::new(8, 9)),
         )
     };
     assert_eq!(load().unwrap().target, Target::Cubin(SM_86));
@@ -261,7 +285,10 @@ fn the_nearest_architecture_serves_and_a_lower_one_when_it_is_damaged() {
     assert!(
         matches!(
             faults(&image.report.passed_over)[..],
-            [Reason::File(VerifyError::Digest { .. })]
+            [Reason::File(VerifyError {
+                problem: FileProblem::Digest { .. },
+                ..
+            })]
         ),
         "{}",
         image.report
@@ -428,7 +455,13 @@ fn a_manifest_that_was_rewritten_counts_at_the_next_load() {
     assert!(
         matches!(
             faults(&passed_over)[..],
-            [Reason::File(VerifyError::Digest { .. }), ..]
+            [
+                Reason::File(VerifyError {
+                    problem: FileProblem::Digest { .. },
+                    ..
+                }),
+                ..
+            ]
         ),
         "{text}"
     );

@@ -58,11 +58,11 @@ fn a_compile_error_carries_the_whole_log() {
 
 #[test]
 fn an_architecture_that_nvrtc_does_not_know_is_an_error_with_its_list() {
-    let error = compile(library(), push(), Arch::plain(8, 1), &kernels().sources).unwrap_err();
+    let error = compile(library(), push(), Arch::new(8, 1), &kernels().sources).unwrap_err();
     let NvrtcError::ArchUnsupported { supported, .. } = &error else {
         panic!("{error}")
     };
-    let knows = |major, minor| supported.contains(&Arch::plain(major, minor));
+    let knows = |major, minor| supported.contains(&Arch::new(major, minor));
     assert!(knows(9, 0) && !knows(8, 1));
     assert!(
         error.to_string().contains("sm_80, ") && error.to_string().contains("sm_81"),
@@ -72,7 +72,7 @@ fn an_architecture_that_nvrtc_does_not_know_is_an_error_with_its_list() {
 
 #[test]
 fn an_old_gpu_is_refused_with_what_the_kernels_need_before_any_place_is_looked_at() {
-    for arch in [Arch::plain(7, 5), Arch::plain(6, 1)] {
+    for arch in [Arch::new(7, 5), Arch::new(6, 1)] {
         // Sources that no compiler takes: nothing may be compiled.
         let sources = [("push.cu", "mistake")];
         let error = compile(library(), push(), arch, &sources).unwrap_err();

@@ -50,9 +50,9 @@ const SOURCES: [(&str, &str); 5] = [
     ),
 ];
 
-pub(crate) const SM_80: Arch = Arch::plain(8, 0);
-pub(crate) const SM_86: Arch = Arch::plain(8, 6);
-pub(crate) const SM_90: Arch = Arch::plain(9, 0);
+pub(crate) const SM_80: Arch = Arch::new(8, 0);
+pub(crate) const SM_86: Arch = Arch::new(8, 6);
+pub(crate) const SM_90: Arch = Arch::new(9, 0);
 
 pub(crate) fn kernels() -> KernelSet<'static> {
     KernelSet {

@@ -44,7 +44,7 @@ fn check_modules() -> Outcome<()> {
     for module in modules {
         let (policy, arch, place) = match module.target {
             Target::Cubin(arch) => (&policy, arch, Place::Pack),
-            Target::Ptx(_) => (&without_nvrtc, Arch::plain(99, 0), Place::Ptx(None)),
+            Target::Ptx(_) => (&without_nvrtc, Arch::new(99, 0), Place::Ptx(None)),
         };
         let device = DeviceTarget {
             arch,

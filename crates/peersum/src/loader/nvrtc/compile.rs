@@ -54,7 +54,7 @@ pub fn compile(
         return Err(NvrtcError::ArchTooOld { arch });
     }
     let supported = library.supported_archs()?;
-    if !supported.contains(&Arch::plain(arch.major, arch.minor)) {
+    if !supported.contains(&Arch::new(arch.major, arch.minor)) {
         return Err(NvrtcError::ArchUnsupported {
             library: library.path().to_owned(),
             version: library.version(),
