@@ -11,8 +11,8 @@ use crate::digest::Digest;
 use crate::key::ModuleKey;
 use crate::vocabulary::vocabulary;
 
-/// The version of the key's layout, which is that of [`CacheKeyInputs`]. It enters every key, so raising it makes all older entries
-/// misses.
+/// The version of the key's layout, which is that of [`CacheKeyInputs`]. It enters every key, so
+/// raising it makes all older entries misses.
 pub const CACHE_KEY_SCHEMA: u32 = 2;
 
 /// Which compiler made a module.

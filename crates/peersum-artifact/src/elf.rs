@@ -31,8 +31,8 @@ const MAX_KERNELS: usize = 256;
 /// What the ELF headers of a cubin say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CubinInfo {
-    /// The architecture that the code is for. Code for a family, such as `100f`, leaves the marks of
-    /// the plain one.
+    /// The architecture that the code is for. Code for a family, such as `100f`, leaves the marks
+    /// of the plain one.
     pub arch: Arch,
     /// The ELF's ABI version: CUDA 12 writes 7 up to sm_90 and 8 from sm_100 on, CUDA 13 writes 8
     /// throughout.
