@@ -269,7 +269,7 @@ PEERSUM_DEVICE void computed_here(peersum_u64& value) { asm volatile("" : "+l"(v
 PEERSUM_DEVICE void compute_before_wait([[maybe_unused]] peersum_u64 value) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "{\n\t.reg .pred never;\n\tsetp.eq.u64 never, %0, -1;\n\t@never trap;\n\t}" ::"l"(value));
+        "{\n\t.reg .pred never;\n\tsetp.eq.u64 never, %0, -1;\n\t@never exit;\n\t}" ::"l"(value));
 #endif
 }
 
