@@ -213,9 +213,11 @@ PEERSUM_DEVICE bool gather_wide(const Call& call, Unit own) {
         // Nothing is taken yet: the other way receives the unit again.
         if (is_any_escaped(received))
             return peersum_gather_rest(params, epochs_of(call), unit, next + stride);
+        // Where a thread has many units, larger groups lose by the order of a pair.
+        if (!KEEPS_OWN) rearm(slots);
         if (unit == first) allow_next_kernel();
         store_wide(params, unit, received, own);
-        rearm(slots);
+        if (KEEPS_OWN) rearm(slots);
         own = following;
     }
     return true;

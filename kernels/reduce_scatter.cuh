@@ -107,9 +107,11 @@ PEERSUM_DEVICE bool reduce_scattered(const Call& call) {
             if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS)
                 return peersum_reduce_scatter_rest(params, epochs_of(call), unit, next + stride);
         }
+        // Where a thread has many units, larger groups lose by the order of a pair.
+        if (!KEEPS_OWN) rearm(slots);
         if (unit == first) allow_next_kernel();
         st_global_v4(unit_address(params.output, unit), reduce_received(received, own));
-        rearm(slots);
+        if (KEEPS_OWN) rearm(slots);
     }
     return true;
 }
