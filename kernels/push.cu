@@ -7,6 +7,7 @@
 // may change from call to call.
 #define PEERSUM_MODULE_FAMILY PEERSUM_FAMILY_PUSH
 #include "push_call.cuh"
+#include "push_rest.cuh"
 #include "reduce_scatter.cuh"
 #include "sum.cuh"
 #include "units.cuh"
@@ -29,54 +30,6 @@ PEERSUM_DEVICE Buffer output_of(const Call& call) {
     return buffer_at(call.params.output, scratch(call), call.params.elements);
 }
 
-}  // namespace
-
-// Finishes this thread's part of a one-shot call, from unit `awaited` on; the units below `unsent`
-// are already sent. Used by calls with narrow units, before anything is sent, and by threads that
-// have polled for long without success. Not inlined, and little code follows a call of it: so a
-// call in which no rank is late keeps no register for this case, and two blocks fit on a
-// multiprocessor. False if a wait was given up.
-extern "C" __device__ __noinline__ bool peersum_one_shot_rest(const PeersumParams& params,
-                                                              peersum_u32 epochs,
-                                                              peersum_u32 awaited,
-                                                              peersum_u32 unsent) {
-    const ThreadPosition position = position_of_thread();
-    const Call call = rebuild_call(params, position, epochs);
-    const peersum_u32 units = call.units;
-    const Buffer input = input_of(call), output = output_of(call);
-    const Share share{units, units};
-    const peersum_u64 slots = params.push_offset + half_offset(call);
-    const peersum_u32 stride = position.unit_stride();
-    if (unsent == awaited) load_narrow_units(call, input, share);
-#pragma unroll 1
-    for (; awaited < units; awaited += stride) {
-        // While this thread waits for one unit, the next is on its way to the peers.
-#pragma unroll 1
-        for (; unsent <= awaited + stride && unsent < units; unsent += stride) {
-            send_to_all(params, send_offset(params, slots + slots_offset(unsent)),
-                        sendable(ld_global_v4(input.at(unsent))));
-        }
-        Unit received[SOURCES];
-        if (!collect(call, receive_address(params, slots + slots_offset(awaited)), received))
-            return false;
-        if (awaited == position.first_unit()) allow_next_kernel();
-        Unit own = EMPTY_UNIT;
-        if (KEEPS_OWN) own = ld_global_v4(input.at(awaited));
-        st_global_v4(output.at(awaited), reduce_received(received, own));
-    }
-    store_narrow_units(call, output, units, share, false);
-    return true;
-}
-
-namespace {
-
-// Fills this thread's part of the output with NaN.
-PEERSUM_DEVICE void fill_output_with_nan(const PeersumParams& params) {
-    const peersum_u32 units = units_of(params.elements);
-    peersum_copy_narrow(params.output, params.elements, 0, params.elements, 0, units,
-                        Share{units, units});
-}
-
 // Finishes the last two units of a thread, `unit` and the next, which are both sent. They are
 // polled together: one after the other, the second would cost another round trip to memory. False
 // if a wait was given up.
@@ -92,8 +45,7 @@ PEERSUM_DEVICE bool reduce_last_two(const Call& call, peersum_u32 unit, Unit own
     while (!(poll(first_slot, received) & poll(second_slot, second_received))) {
         spin_pause();
         if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS) {
-            return peersum_one_shot_rest(params, epochs_of(call), unit,
-                                         second + call.unit_stride());
+            return peersum_push_rest(params, epochs_of(call), unit, second + call.unit_stride());
         }
     }
     if (unit == call.first_unit()) allow_next_kernel();
@@ -134,7 +86,7 @@ PEERSUM_DEVICE bool reduce_wide(const Call& call, Unit own, peersum_u64 to,
         while (!poll(first_slot, received)) {
             spin_pause();
             if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS) {
-                return peersum_one_shot_rest(params, epochs_of(call), unit, next + stride);
+                return peersum_push_rest(params, epochs_of(call), unit, next + stride);
             }
         }
         if (unit == first) allow_next_kernel();
@@ -175,17 +127,18 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     // Separate exits for lost calls and narrow units, so that the common path keeps no registers
     // for them.
     if (lost || !is_wide) advance_unlaunched_epochs(call);
-    if (lost) return fill_output_with_nan(params);
+    if (lost) return peersum_fill_output(params, epochs_of(call));
     if (!is_wide) {
-        if (!peersum_one_shot_rest(params, epochs_of(call), first, first))
-            fill_output_with_nan(params);
+        if (!peersum_push_rest(params, epochs_of(call), first, first))
+            peersum_fill_output(params, epochs_of(call));
         return;
     }
     if (STRICT_ORDER && sends) send_to_all(params, slot + half_offset(call), own);
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
     const peersum_u64 to = reinterpret_cast<peersum_u64>(unit_address(params.output, first));
-    if (!reduce_wide(call, own, to, first_slot + half_offset(call))) fill_output_with_nan(params);
+    if (!reduce_wide(call, own, to, first_slot + half_offset(call)))
+        peersum_fill_output(params, epochs_of(call));
 }
 
 // Sends place `i` of every chunk to the chunk's owner.
@@ -285,9 +238,9 @@ PEERSUM_DEVICE void two_shot(const PeersumParams& params) {
 
 }  // namespace
 
-// Two communicators of two ranks can run such blocks on one multiprocessor at once. ptxas keeps to
-// the register limit that follows, without spilling, up to sm_90. (Not if all ranks are one launch,
-// whose entry points have more to do.)
+// So that a pair's largest blocks have seats. ptxas keeps to the register limit that follows,
+// without spilling, up to sm_90. (Not if all ranks are one launch, whose entry points have more to
+// do.)
 #if PEERSUM_WORLD_SIZE == 2 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ <= 900 && \
     !defined(PEERSUM_ONE_LAUNCH)
 #define PEERSUM_ONE_SHOT_BLOCKS 2

@@ -5,66 +5,7 @@
 // counted from the first element of each chunk, so all ranks cut a chunk into the same units.
 #pragma once
 
-#include "narrow.cuh"
-#include "push_call.cuh"
-#include "sum.cuh"
-
-namespace {
-
-// This rank's input for the `step`-th peer.
-PEERSUM_DEVICE Units chunk_for(const PeersumParams& params, int step) {
-    return Units{params.input + rank_of_step(params, step) * params.chunk_stride,
-                 params.elements * Element::BYTES};
-}
-
-PEERSUM_DEVICE Units scattered_output(const PeersumParams& params) {
-    return Units{params.output, params.elements * Element::BYTES};
-}
-
-PEERSUM_DEVICE peersum_u64 scatter_slots(const Call& call, peersum_u32 unit) {
-    return call.params.push_offset + half_offset(call) + slots_offset(unit);
-}
-
-}  // namespace
-
-// Finishes this thread's part of a reduce-scatter, from unit `awaited` on; the units below `unsent`
-// are already sent. For narrow units, and for threads that have polled for long without success.
-// False if a wait was given up.
-extern "C" __device__ __noinline__ bool peersum_reduce_scatter_rest(const PeersumParams& params,
-                                                                    peersum_u32 epochs,
-                                                                    peersum_u32 awaited,
-                                                                    peersum_u32 unsent) {
-    const Call call = rebuild_call(params, position_of_thread(), epochs);
-    const peersum_u32 stride = call.unit_stride();
-#pragma unroll 1
-    for (; awaited < call.units; awaited += stride) {
-        // While this thread waits for one unit, the next is on its way to the peers.
-#pragma unroll 1
-        for (; unsent <= awaited + stride && unsent < call.units; unsent += stride) {
-            const peersum_u64 slot = send_offset(params, scatter_slots(call, unsent));
-#pragma unroll 1
-            for (int step = FIRST_STEP; step < WORLD_SIZE; ++step)
-                send(params, slot, step, sendable(chunk_for(params, step).load(unsent)));
-        }
-        Unit received[SOURCES];
-        if (!collect(call, receive_address(params, scatter_slots(call, awaited)), received))
-            return false;
-        if (awaited == call.first_unit()) allow_next_kernel();
-        Unit own = EMPTY_UNIT;
-        if (KEEPS_OWN) own = chunk_for(params, 0).load(awaited);
-        scattered_output(params).store(awaited, reduce_received(received, own));
-    }
-    return true;
-}
-
-// Fills this thread's part of the output with NaN.
-extern "C" __device__ __noinline__ void peersum_fill_scattered(const PeersumParams& params,
-                                                               peersum_u32 epochs) {
-    const Call call = rebuild_call(params, position_of_thread(), epochs);
-#pragma unroll 1
-    for (peersum_u32 unit = call.first_unit(); unit < call.units; unit += call.unit_stride())
-        scattered_output(params).store(unit, nan_unit());
-}
+#include "push_rest.cuh"
 
 namespace {
 
@@ -97,15 +38,15 @@ PEERSUM_DEVICE bool reduce_scattered(const Call& call) {
         if (next < call.units) {
             Unit following[WORLD_SIZE];
             load_wide(params, next, following);
-            send_wide(params, send_offset(params, scatter_slots(call, next)), following);
+            send_wide(params, send_offset(params, push_slots(call, next)), following);
         }
-        const peersum_u64 slots = receive_address(params, scatter_slots(call, unit));
+        const peersum_u64 slots = receive_address(params, push_slots(call, unit));
         Unit received[SOURCES];
         peersum_u32 polls = 0;
         while (!poll(slots, received)) {
             spin_pause();
             if (GUARDED && ++polls == POLLS_BETWEEN_LOOKS)
-                return peersum_reduce_scatter_rest(params, epochs_of(call), unit, next + stride);
+                return peersum_push_rest(params, epochs_of(call), unit, next + stride);
         }
         // Where a thread has many units, larger groups lose by the order of a pair.
         if (!KEEPS_OWN) rearm(slots);
@@ -158,9 +99,9 @@ PEERSUM_DEVICE void reduce_scatter(const PeersumParams& params) {
     bool is_whole = false;
     if (!lost) {
         is_whole = is_wide ? reduce_scattered(call)
-                           : peersum_reduce_scatter_rest(params, epochs_of(call), first, first);
+                           : peersum_push_rest(params, epochs_of(call), first, first);
     }
-    if (!is_whole) peersum_fill_scattered(params, epochs_of(call));
+    if (!is_whole) peersum_fill_output(params, epochs_of(call));
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ pub const SOURCES: &[Source] = sources![
     "pull.cu",
     "push.cu",
     "push_call.cuh",
+    "push_rest.cuh",
     "pushed_rows.cuh",
     "reduce_scatter.cuh",
     "rms.cuh",
