@@ -152,11 +152,14 @@ PEERSUM_DEVICE void advance_unlaunched_epochs(const Call& call) {
 #define PEERSUM_PASTE_6(a, b, c, d, e, f) a##b##c##d##e##f
 #define PEERSUM_ENTRY_NAME(family_algorithm, dtype, world_size) \
     PEERSUM_PASTE_6(peersum_, family_algorithm, _, dtype, _ws, world_size)
-// `threads` is the most threads of a block that handle units. `blocks` is how many blocks of that
-// size must fit on a multiprocessor. With 1 a block may use all registers. Without a number ptxas
-// aims for two blocks on some architectures, and spills.
-#define PEERSUM_KERNEL(family_algorithm, threads, blocks)                                \
-    extern "C" __global__ void __launch_bounds__((threads) + PEERSUM_WORLD_SIZE, blocks) \
+// `threads` is the most threads of a block that handle units. `blocks` is how many such blocks must
+// find room on a multiprocessor: with 2 a block has a seat. With 1 it may use all registers.
+// Without a number ptxas aims for two blocks on some architectures, and spills. A block counts as a
+// multiple of four warps, because each warp has its registers in one of four parts of the
+// multiprocessor.
+#define PEERSUM_KERNEL(family_algorithm, threads, blocks)           \
+    extern "C" __global__ void __launch_bounds__(                   \
+        ((threads) + PEERSUM_WORLD_SIZE + 127) / 128 * 128, blocks) \
         PEERSUM_ENTRY_NAME(family_algorithm, PEERSUM_DTYPE, PEERSUM_WORLD_SIZE)
 
 // PEERSUM_ONE_LAUNCH: the ranks of a group are the rows of one grid, for tools that allow only one

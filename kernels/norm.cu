@@ -16,18 +16,9 @@
 
 // The whole call of a signal thread. Not inlined, so that the threads that handle units keep no
 // registers for it.
-extern "C" __device__ __noinline__ void peersum_norm_signal_thread(const PeersumParams& params,
-                                                                   peersum_u64 pull_epoch,
-                                                                   peersum_u32 push_epoch,
-                                                                   bool lost) {
-    const Call call{position_of_thread(),
-                    params,
-                    reinterpret_cast<PeersumControl*>(params.arena[0]),
-                    pull_epoch,
-                    push_epoch,
-                    0,
-                    units_of(params.elements),
-                    (pull_epoch + push_epoch) << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
+extern "C" __device__ __noinline__ void peersum_norm_signal_thread(const PeersumParams& params) {
+    const Call call = enter(params, position_of_thread());
+    const bool lost = is_lost_on_entry(call);
     if (lost) exchange_norm_words(call, true);
     run_signal_thread(call, lost, [&] { exchange_norm_words(call, false); });
 }
@@ -56,12 +47,8 @@ PEERSUM_DEVICE bool poll_units(const PushedRows<AnyRows>& rows, peersum_u32 row,
 // The most units of a row that a thread keeps in registers: larger groups have fewer to spare.
 constexpr int MOST_UNITS = KEEPS_OWN ? PEERSUM_KEPT_ROW_UNITS_OF_PAIR : PEERSUM_KEPT_ROW_UNITS;
 
-// The most units that a thread polls at once: as many as ptxas has registers for.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
+// The most units that a thread polls at once.
 constexpr int MOST_POLLED = KEEPS_OWN ? 2 : 1;
-#else
-constexpr int MOST_POLLED = KEEPS_OWN ? 4 : 1;
-#endif
 
 template <int UNITS, typename AnyRows>
 PEERSUM_DEVICE void send_row(const PushedRows<AnyRows>& rows, peersum_u32 row) {
@@ -83,7 +70,7 @@ template <int UNITS, typename AnyRows>
 PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& buffers,
                                           BlockMemory memory, PushedRows<AnyRows> rows,
                                           const Unit (&loaded)[MOST_UNITS]) {
-    const peersum_u32 epochs = epochs_of(call);
+    peersum_u32 progress = first_progress(call, AnyRows::IN_CLUSTERS);
     peersum_u32 row = rows.begin();
     if (row < rows.count) {
 #pragma unroll
@@ -93,26 +80,22 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     }
     // Done while the peers' data is on its way.
     advance_unlaunched_epochs(call);
-    bool is_odd = false;
 #pragma unroll 1
-    for (peersum_u32 next; row < rows.count; row = next) {
-        next = row + rows.stride();
+    for (; row < rows.count; row += rows.stride()) {
         // A row is on its way while the one before it is awaited.
-        if (next < rows.count) send_row<UNITS>(rows, next);
-        Unit r[UNITS], weight[UNITS];
+        if (row + rows.stride() < rows.count) send_row<UNITS>(rows, row + rows.stride());
+        Unit r[UNITS], own[UNITS], residual[UNITS], weight[UNITS];
+        // What r needs besides is on its way while the peers' units are awaited.
+#pragma unroll
+        for (int k = 0; k < UNITS; ++k) {
+            own[k] = residual[k] = r[k] = weight[k] = Unit{0, 0, 0, 0};
+            if (KEEPS_OWN && rows.has(k)) own[k] = rows.own_unit(row, k);
+            if (buffers.has_residual() && rows.has(k))
+                residual[k] = ld_global_v4(rows.nth(buffers.residual(rows.unit(row)), k));
+        }
         constexpr int AT_ONCE = UNITS < MOST_POLLED ? UNITS : MOST_POLLED;
 #pragma unroll
         for (int begin = 0; begin < UNITS; begin += AT_ONCE) {
-            // What r needs besides is on its way while the peers' units are awaited.
-            Unit own[AT_ONCE], residual[AT_ONCE];
-#pragma unroll
-            for (int k = 0; k < AT_ONCE; ++k) {
-                const int at = begin + k;
-                own[k] = residual[k] = r[at] = weight[at] = Unit{0, 0, 0, 0};
-                if (KEEPS_OWN && rows.has(at)) own[k] = rows.own_unit(row, at);
-                if (buffers.has_residual() && rows.has(at))
-                    residual[k] = ld_global_v4(rows.nth(buffers.residual(rows.unit(row)), at));
-            }
             Unit received[AT_ONCE][SOURCES];
             const bool arrived = poll_units(rows, row, begin, received);
             // A warp goes together, because its threads exchange their sums.
@@ -122,9 +105,8 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                     if (k < begin && rows.has(k))
                         st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r[k]);
                 }
-                return leave_rest<AnyRows>(
-                    call.params, memory, epochs, row,
-                    PROGRESS_SENT | PROGRESS_NEXT_SENT | begin | (is_odd ? PROGRESS_ODD : 0));
+                return peersum_norm_rest(call.params, memory, row,
+                                         progress | PROGRESS_SENT | PROGRESS_NEXT_SENT | begin);
             }
             if (begin == 0 && row == rows.begin() && rows.has(0)) allow_next_kernel();
 #pragma unroll
@@ -132,9 +114,9 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                 const int at = begin + k;
                 if (!rows.has(at)) break;
                 rearm(receive_address(call.params, rows.slots(row, at)));
-                r[at] = reduce_received(received[k], own[k]);
+                r[at] = reduce_received(received[k], own[at]);
                 if (!buffers.has_residual()) continue;
-                r[at] = add_residual(r[at], residual[k]);
+                r[at] = add_residual(r[at], residual[at]);
                 st_global_v4(rows.nth(buffers.residual(rows.unit(row)), at), r[at]);
             }
         }
@@ -143,13 +125,14 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS <= 2 && rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
+        const bool is_odd = (progress & PROGRESS_ODD) != 0;
         const float sum = sum_over_row(call, rows, memory, squares_of_warp(call, r), is_odd);
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
             if (UNITS > 2 && rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
         store_row(call, buffers, rows, memory, row, r, weight, sum);
-        is_odd = !is_odd;
+        progress ^= PROGRESS_ODD;
     }
 }
 
@@ -164,6 +147,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     compute_before_wait(params.arena[1] + params.push_offset);
     compute_before_wait(params.input);
     compute_before_wait(params.residual);
+    if (position.is_signal_thread()) return peersum_norm_signal_thread(params);
     const Call call = enter(params, position);
     // Loaded together with the block's state. A poisoned call may read its own input; it must not
     // store.
@@ -175,17 +159,17 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
             if (rows.has(k)) own[k] = ld_global_v4(rows.nth(first, k));
         }
     }
-    if (!position.is_signal_thread()) mark_epoch_read(call);
-    const bool lost = is_lost_on_entry(call);
-    if (position.is_signal_thread())
-        return peersum_norm_signal_thread(params, call.pull_epoch, call.push_epoch, lost);
+    mark_epoch_read(call);
+    const bool lost = is_lost(call);
     // Before this thread stores to the memory of another block of its row.
     if (AnyRows::IN_CLUSTERS) barrier_cluster_wait();
     const bool warp_is_lost = vote_any(lost);
     if (warp_is_lost || rows.per_thread > MOST_UNITS) {
+        leave_if_poisoned(call);
         advance_unlaunched_epochs(call);
-        return leave_rest<AnyRows>(params, memory, epochs_of(call), rows.begin(),
-                                   warp_is_lost ? PROGRESS_LOST : 0);
+        return peersum_norm_rest(
+            params, memory, rows.begin(),
+            first_progress(call, AnyRows::IN_CLUSTERS) | (warp_is_lost ? PROGRESS_LOST : 0));
     }
     const auto pushed = pushed_rows(rows, params, call.push_epoch);
     if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, buffers, memory, pushed, own);
@@ -199,6 +183,38 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 #endif
 
 namespace {
+
+// Normalises a block's rows of `input`, of which each thread has up to `KEPT` units. They stay in
+// registers from the sum of squares to the result.
+template <int KEPT>
+PEERSUM_DEVICE void normalise_kept_rows(const ThreadPosition& position, const RowBuffers& buffers,
+                                        const BlockRows& rows, BlockMemory memory) {
+    bool is_odd = false;
+#pragma unroll 1
+    for (peersum_u32 row = rows.begin(); row < rows.count; row += rows.stride()) {
+        Unit r[KEPT], residual[KEPT], weight[KEPT];
+        // All loads are in flight together.
+#pragma unroll
+        for (int k = 0; k < KEPT; ++k) {
+            r[k] = residual[k] = weight[k] = Unit{0, 0, 0, 0};
+            if (rows.has(k)) r[k] = ld_global_v4(rows.nth(buffers.input(rows.unit(row)), k));
+            if (rows.has(k) && buffers.has_residual())
+                residual[k] = ld_global_v4(rows.nth(buffers.residual(rows.unit(row)), k));
+            if (rows.has(k)) weight[k] = buffers.weight(rows, k);
+        }
+#pragma unroll
+        for (int k = 0; k < KEPT; ++k) {
+            if (!rows.has(k) || !buffers.has_residual()) continue;
+            r[k] = add_residual(r[k], residual[k]);
+            st_global_v4(rows.nth(buffers.residual(rows.unit(row)), k), r[k]);
+        }
+        const float squares =
+            rows.per_thread == 1 ? squares_of_warp(position, r[0]) : squares_of_warp(position, r);
+        const float sum = sum_over_row(position, rows, memory, squares, is_odd);
+        store_row(position, buffers, rows, memory, row, r, weight, sum);
+        is_odd = !is_odd;
+    }
+}
 
 // Normalises rows of `input`, which an earlier kernel has reduced. Behind a call of several ranks
 // it also exchanges that call's norm words, so it allows no next kernel before it ends: until then
@@ -221,12 +237,14 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     griddepcontrol_wait();
     if (position.is_signal_thread()) return;
 #endif
+    if (rows.per_thread <= 2) return normalise_kept_rows<2>(position, buffers, rows, memory);
+    if (rows.per_thread == 4) return normalise_kept_rows<4>(position, buffers, rows, memory);
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = rows.begin(); row < rows.count; row += rows.stride()) {
-        normalise_row<true>(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
-            const void* first = unit_address(params.input, rows.unit(row));
-            return buffers.apply_residual(rows, row, k, ld_global_v4(rows.nth(first, k)));
+        normalise_row(position, buffers, rows, memory, row, is_odd, [&](peersum_u32 k) {
+            const Unit s = ld_global_v4(rows.nth(buffers.input(rows.unit(row)), k));
+            return buffers.apply_residual(rows, row, k, s);
         });
         is_odd = !is_odd;
     }
@@ -234,32 +252,27 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
 
 }  // namespace
 
-// Two of the largest blocks fit a multiprocessor. So a seat has room for 512 threads, which keep
-// the units of a row of 8192 elements in registers.
-PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_THREADS, 2) { norm_rows(params); }
+// Twelve warps, one of which carries signals: so a thread may have 80 registers, and a row of 8192
+// elements of two bytes stays in those of 256 threads.
+#define PEERSUM_MAX_ROW_THREADS 352
+
+PEERSUM_ENTRY(norm_rows, PEERSUM_MAX_ROW_THREADS, 2) { norm_rows(params); }
 
 #if PEERSUM_WORLD_SIZE > 1
-// With eight ranks' units ptxas spills for the largest block from sm_100 on. So many registers
-// leave no seat for one anyway.
-#if PEERSUM_WORLD_SIZE == 8 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900
-#define PEERSUM_ONE_SHOT_THREADS 384
+// From sm_100 on ptxas spills for these sizes if the largest blocks must have seats.
+#if (PEERSUM_WORLD_SIZE == 2 || PEERSUM_WORLD_SIZE >= 7) && defined(__CUDA_ARCH__) && \
+    __CUDA_ARCH__ > 900
+#define PEERSUM_PUSHED_ROWS_BLOCKS 1
 #else
-#define PEERSUM_ONE_SHOT_THREADS PEERSUM_MAX_THREADS
+#define PEERSUM_PUSHED_ROWS_BLOCKS 2
 #endif
 
-PEERSUM_ENTRY(norm_one_shot, PEERSUM_ONE_SHOT_THREADS, 1) { one_shot<BlockRows>(params); }
-
-// With seven ranks' units ptxas spills if two of the largest blocks must fit, and with eight from
-// sm_100 on.
-#if PEERSUM_WORLD_SIZE == 7 || \
-    (PEERSUM_WORLD_SIZE == 8 && defined(__CUDA_ARCH__) && __CUDA_ARCH__ > 900)
-#define PEERSUM_CLUSTERED_BLOCKS 1
-#else
-#define PEERSUM_CLUSTERED_BLOCKS 2
-#endif
+PEERSUM_ENTRY(norm_one_shot, PEERSUM_MAX_ROW_THREADS, PEERSUM_PUSHED_ROWS_BLOCKS) {
+    one_shot<BlockRows>(params);
+}
 
 // The same for a launch in which every row has a cluster. Below sm_90 it is never launched.
-PEERSUM_ENTRY(norm_clustered, PEERSUM_MAX_CLUSTERED_THREADS, PEERSUM_CLUSTERED_BLOCKS) {
+PEERSUM_ENTRY(norm_clustered, PEERSUM_MAX_CLUSTERED_THREADS, PEERSUM_PUSHED_ROWS_BLOCKS) {
 #ifdef PEERSUM_HAS_CLUSTERS
     one_shot<ClusterRows>(params);
 #endif

@@ -5,10 +5,6 @@
 
 namespace {
 
-// The most units of a row that a thread keeps in registers from the sum of squares to the result.
-// With more it stores r where the call keeps it anyway, and loads it again.
-constexpr peersum_u32 KEPT_UNITS = 2;
-
 // The parameters of a call that concern rows, by unit.
 struct RowBuffers {
     const PeersumParams& params;
@@ -18,6 +14,9 @@ struct RowBuffers {
 #endif
 
     __device__ __forceinline__ bool has_residual() const { return params.residual != 0; }
+    __device__ __forceinline__ const void* input(peersum_u32 unit) const {
+        return unit_address(params.input, unit);
+    }
     __device__ __forceinline__ void* output(peersum_u32 unit) const {
         return unit_address(params.output, unit);
     }
@@ -72,43 +71,23 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
     }
 }
 
-// Normalises one row. `next_r(k)` gives r of the thread's k-th unit, in ascending order. With
-// MAY_KEEP, few units stay in registers meanwhile.
-template <bool MAY_KEEP, typename AnyRows, typename NextR>
+// Normalises one row, of any number of units. `next_r(k)` gives r of the thread's k-th unit, in
+// ascending order; it is stored where the call keeps it anyway, and loaded again.
+template <typename AnyRows, typename NextR>
 PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffers& buffers,
                                   const AnyRows& rows, BlockMemory memory, peersum_u32 row,
                                   bool is_odd, NextR next_r) {
-    const bool is_kept = MAY_KEEP && rows.per_thread <= KEPT_UNITS;
-    Unit kept[KEPT_UNITS];
-    Unit weight[KEPT_UNITS];
-    float sum;
-    if (is_kept) {
-#pragma unroll
-        for (peersum_u32 k = 0; k < KEPT_UNITS; ++k) {
-            kept[k] = weight[k] = Unit{0, 0, 0, 0};
-            if (rows.has(k)) weight[k] = buffers.weight(rows, k);
-        }
-#pragma unroll
-        for (peersum_u32 k = 0; k < KEPT_UNITS; ++k) {
-            if (rows.has(k)) kept[k] = next_r(k);
-        }
-        sum = rows.per_thread == 1 ? squares_of_warp(position, kept[0])
-                                   : squares_of_warp(position, kept);
-    } else {
-        UnitSums sums;
+    UnitSums sums;
 #pragma unroll 1
-        for (peersum_u32 k = 0; k < rows.per_thread; ++k) {
-            Unit r{0, 0, 0, 0};
-            if (rows.has(k)) {
-                r = next_r(k);
-                st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r);
-            }
-            sums.push(k, squares_of_warp(position, r));
+    for (peersum_u32 k = 0; k < rows.per_thread; ++k) {
+        Unit r{0, 0, 0, 0};
+        if (rows.has(k)) {
+            r = next_r(k);
+            st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r);
         }
-        sum = sums.total(rows.per_thread);
+        sums.push(k, squares_of_warp(position, r));
     }
-    sum = sum_over_row(position, rows, memory, sum, is_odd);
-    if (is_kept) return store_row(position, buffers, rows, memory, row, kept, weight, sum);
+    const float sum = sum_over_row(position, rows, memory, sums.total(rows.per_thread), is_odd);
     const float scale = scale_of_row(buffers.params, sum);
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k) {

@@ -180,10 +180,10 @@ PEERSUM_DEVICE peersum_u32 nclusterid_x() {
     return value;
 }
 
-// Once every thread of the cluster has arrived, what each did before its arrival is ordered before
-// what a thread does behind its wait. A thread need not wait.
+// Every thread of the cluster has arrived when the wait of any of them ends. Relaxed: before they
+// arrive, threads only make barriers, which mbarrier_init orders.
 PEERSUM_DEVICE void barrier_cluster_arrive() {
-    asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 
 PEERSUM_DEVICE void barrier_cluster_wait() {

@@ -26,12 +26,17 @@ PEERSUM_DEVICE Call rebuild_call(const PeersumParams& params, const ThreadPositi
                 sequence << PEERSUM_HEADER_SEQUENCE_SHIFT | params.header};
 }
 
-// Checks, before the call's first store to a peer, whether the call is lost. A poisoned rank
-// leaves.
-PEERSUM_DEVICE bool is_lost_on_entry(const Call& call) {
+// Checks, before the call's first store to a peer, whether the call is lost. A poisoned rank must
+// then leave.
+PEERSUM_DEVICE bool is_lost(const Call& call) {
     const bool lost = call.poison != 0;
-    if (lost) leave_if_poisoned(call);
     return STRICT_ORDER ? bar_red_or(lost) || !acquire_previous_call(call) : lost;
+}
+
+// The same, and leaves.
+PEERSUM_DEVICE bool is_lost_on_entry(const Call& call) {
+    leave_if_poisoned(call);
+    return is_lost(call);
 }
 
 // Call once this thread's first unit has arrived from every rank. Every peer's block with this

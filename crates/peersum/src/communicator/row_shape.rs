@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn a_thread_that_only_normalises_has_two_units_at_most_if_the_block_can_be_so_large() {
         let bounds = RowBounds {
-            threads: 512,
+            threads: 352,
             ..GPU
         };
         let shape = |row_units| {
@@ -145,7 +145,7 @@ mod tests {
             (shape.threads, shape.per_thread)
         };
         let shapes = [256, 512, 640, 1024, 2048].map(shape);
-        let expected = [(256, 1), (256, 2), (320, 2), (512, 2), (512, 4)];
+        let expected = [(256, 1), (256, 2), (320, 2), (256, 4), (256, 8)];
         assert_eq!(shapes, expected);
     }
 
