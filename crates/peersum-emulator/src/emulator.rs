@@ -105,13 +105,13 @@ unsafe impl Device for Emulator {
     }
 
     /// Nominal: all blocks of a launch run at once whatever their number.
-    fn blocks_per_multiprocessor(
+    fn fits_seat(
         &self,
         _module: &EmulatorModule,
         _algorithm: Algorithm,
         threads: u32,
-    ) -> Result<u32, DeviceError> {
-        Ok(PEERSUM_MAX_THREADS / threads.clamp(PEERSUM_MIN_THREADS, PEERSUM_MAX_THREADS))
+    ) -> Result<bool, DeviceError> {
+        Ok(threads <= PEERSUM_MAX_THREADS / 2)
     }
 
     /// Nominal, too: every cluster finds room.

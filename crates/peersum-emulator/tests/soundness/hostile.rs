@@ -159,7 +159,7 @@ const TABLE: &[Attempt] = &[
         },
     ),
     (
-        "Device::{allocate_shared, import, blocks_per_multiprocessor, disown}, \
+        "Device::{allocate_shared, import, fits_seat, disown}, \
          DeviceStream::wait_for",
         "sizes that no memory has, descriptors that are no memory, a stream that waits for itself",
         |comm| {

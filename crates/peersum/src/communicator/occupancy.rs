@@ -4,11 +4,12 @@
 //! peer's block from running, the ranks deadlock. So a device has a fixed number of seats, each
 //! block has one, and the communicators of this process never hold more than there are.
 //!
-//! A seat is half a multiprocessor, whatever the size of the block. No block is larger (see
-//! [`thread_limits`]), so a multiprocessor with fewer than two blocks has room for any other one,
-//! in whatever order blocks of different sizes come. A larger block would have to wait until a
-//! whole multiprocessor is empty, which never happens if another communicator keeps a small block
-//! on each.
+//! A seat is half of each of the four parts of a multiprocessor, in which the registers lie. No
+//! block is larger (see [`thread_limits`]), so a multiprocessor with fewer than two blocks has room
+//! for any other one, whatever their kernels, in whatever order they come. Half of all registers
+//! would not do: the warps of two different kernels may need more than one of the parts has. A
+//! larger block would have to wait until a whole multiprocessor is empty, which never happens if
+//! another communicator keeps a small block on each.
 //!
 //! The blocks of a cluster need their seats in one part of the device, a graphics processing
 //! cluster. [`Device::clusters`] says how many always find them.
@@ -186,16 +187,19 @@ fn largest_block<D: Device>(
     family: Family,
     algorithm: Algorithm,
 ) -> Result<u32, DeviceError> {
-    let whole_warps = (1..=abi::PEERSUM_MAX_THREADS / abi::PEERSUM_WARP_THREADS).rev();
+    let most = match algorithm {
+        Algorithm::Clustered => abi::PEERSUM_MAX_CLUSTERED_THREADS,
+        _ => abi::PEERSUM_MAX_THREADS,
+    };
+    let whole_warps = (1..=most / abi::PEERSUM_WARP_THREADS).rev();
     for threads in whole_warps.map(|warps| warps * abi::PEERSUM_WARP_THREADS) {
-        let blocks = device.blocks_per_multiprocessor(module, algorithm, threads)?;
-        if blocks >= SEATS_PER_MULTIPROCESSOR {
+        if device.fits_seat(module, algorithm, threads)? {
             return Ok(threads);
         }
     }
     let message = format!(
-        "two blocks of the {family} {algorithm} kernel do not fit one multiprocessor, even with {} \
-         threads each",
+        "a block of the {family} {algorithm} kernel does not fit half a multiprocessor, even with \
+         {} threads",
         abi::PEERSUM_WARP_THREADS
     );
     let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";

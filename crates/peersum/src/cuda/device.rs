@@ -179,14 +179,14 @@ unsafe impl Device for Cuda {
             .collect()
     }
 
-    fn blocks_per_multiprocessor(
+    fn fits_seat(
         &self,
         module: &Module,
         algorithm: Algorithm,
         threads: u32,
-    ) -> Result<u32, DeviceError> {
+    ) -> Result<bool, DeviceError> {
         self.bind()?;
-        module.blocks_per_multiprocessor(algorithm, threads)
+        module.fits_seat(algorithm, threads)
     }
 
     fn clusters(

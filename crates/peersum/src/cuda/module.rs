@@ -9,10 +9,13 @@ use cudarc::driver::sys::{
 };
 use peersum_artifact::{Algorithm, ModuleKey};
 
-use super::driver::{describe, load_function, returned};
+use super::driver::{check, describe, load_function, returned};
 use super::owned::Owned;
 use crate::device::DeviceError;
 use crate::loader::LoadedImage;
+
+/// One warp in each of the four parts of a multiprocessor.
+const THREADS_OF_A_WARP_IN_EACH_PART: u32 = 4 * 32;
 
 /// The entry points of one module, loaded onto the device. Unloaded when dropped, at which time
 /// no launch of it may be in flight.
@@ -70,25 +73,30 @@ impl Module {
         })
     }
 
-    /// How many blocks of `threads` threads fit one multiprocessor at once.
-    pub(super) fn blocks_per_multiprocessor(
+    /// Whether a block of `threads` threads fits a half of each part of a multiprocessor.
+    pub(super) fn fits_seat(
         &self,
         algorithm: Algorithm,
         threads: u32,
-    ) -> Result<u32, DeviceError> {
+    ) -> Result<bool, DeviceError> {
         let kernel = self.entry_point(algorithm)?;
         // The driver answers for blocks beyond the launch bound as well; a launch of one fails.
         if threads > kernel.max_threads {
-            return Ok(0);
+            return Ok(false);
         }
         // A launched block has threads that carry signals as well.
-        let threads = (threads + kernel.signal_threads).cast_signed();
+        let threads = counted_threads(threads + kernel.signal_threads);
         let call = "cuOccupancyMaxActiveBlocksPerMultiprocessor";
         // SAFETY: the place is one int, the function is live.
         let blocks = returned(call, 0, |blocks| unsafe {
-            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel.function, threads, 0)
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                blocks,
+                kernel.function,
+                threads.cast_signed(),
+                0,
+            )
         })?;
-        Ok(u32::try_from(blocks).unwrap_or(0))
+        Ok(blocks >= 2)
     }
 }
 
@@ -127,6 +135,7 @@ impl Kernel {
         let bound = returned("cuFuncGetAttribute", 0, |bound| unsafe {
             sys::cuFuncGetAttribute(bound, which, function)
         })?;
+        prefer_shared_memory(function)?;
         let signal_threads = key.world_size.get();
         Ok(Self {
             function,
@@ -139,6 +148,26 @@ impl Kernel {
                 .saturating_sub(signal_threads),
         })
     }
+}
+
+/// The threads as which a block counts. Its warps are spread evenly over the parts of a
+/// multiprocessor. The driver says how many equal blocks fit, and these can complement each other:
+/// a part with more warps of one has fewer of the next. Blocks of two kernels may not. So a block
+/// counts as if each part had as many warps as the fullest.
+fn counted_threads(launched: u32) -> u32 {
+    launched.next_multiple_of(THREADS_OF_A_WARP_IN_EACH_PART)
+}
+
+/// Asks for the largest part of a multiprocessor's L1 cache as shared memory. A multiprocessor that
+/// runs a block never enlarges that part, so a block of a kernel that asks for more waits until all
+/// others end. All kernels of all communicators ask for the same, so none waits for another.
+fn prefer_shared_memory(function: CUfunction) -> Result<(), DeviceError> {
+    let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+    let percent = 100;
+    // SAFETY: the function is live.
+    check("cuFuncSetAttribute", unsafe {
+        sys::cuFuncSetAttribute(function, which, percent)
+    })
 }
 
 /// Hands the image to the driver, with room for the messages of its compiler.
@@ -179,4 +208,62 @@ fn load_image(image: &LoadedImage, key: ModuleKey) -> Result<CUmodule, DeviceErr
         if log.is_empty() { "" } else { ": " },
     );
     Err(DeviceError::driver("cuModuleLoadData", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::counted_threads;
+
+    /// Registers of a part, in warps of one register.
+    const PART: u32 = 16_384 / 32;
+
+    /// Registers that a block needs of each part if its first warp lies in the `first`-th.
+    fn needs((warps, registers): (u32, u32), first: u32) -> [u32; 4] {
+        [0, 1, 2, 3].map(|part| {
+            let before = (part + 4 - first) % 4;
+            (warps + 3 - before) / 4 * registers
+        })
+    }
+
+    fn fit_together(block: (u32, u32), first: u32, other: (u32, u32), other_first: u32) -> bool {
+        let mut parts = needs(block, first)
+            .into_iter()
+            .zip(needs(other, other_first));
+        parts.all(|(needed, by_other)| needed + by_other <= PART)
+    }
+
+    /// How many blocks of so many warps the driver says fit.
+    fn driver_says(warps: u32, registers: u32) -> u32 {
+        PART / registers * 4 / warps
+    }
+
+    fn has_seat((warps, registers): (u32, u32)) -> bool {
+        driver_says(counted_threads(warps * 32) / 32, registers) >= 2
+    }
+
+    #[test]
+    fn blocks_of_any_two_kernels_that_have_seats_fit_wherever_their_warps_begin() {
+        let sizes = (1..=17).flat_map(|warps| (1..=31).map(move |step| (warps, 8 * step)));
+        let blocks: Vec<_> = sizes.filter(|&block| has_seat(block)).collect();
+        assert!(blocks.contains(&(17, 48)) && blocks.contains(&(12, 80)));
+        for &block in &blocks {
+            for &other in &blocks {
+                for (first, other_first) in (0..16).map(|both| (both / 4, both % 4)) {
+                    assert!(
+                        fit_together(block, first, other, other_first),
+                        "{block:?} {other:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Measured on an H200: neither starts beside the other.
+    #[test]
+    fn twelve_warps_of_80_registers_and_17_of_56_never_fit_though_two_of_each_do() {
+        let (pull, rows) = ((12, 80), (17, 56));
+        assert!(driver_says(12, 80) >= 2 && driver_says(17, 56) >= 2);
+        let never = (0..4).all(|first| !fit_together(pull, 0, rows, first));
+        assert!(never && has_seat(pull) && !has_seat(rows));
+    }
 }

@@ -152,13 +152,14 @@ pub unsafe trait Device: Send + Sized + 'static {
         keys: &[ModuleKey],
     ) -> Result<Vec<(Self::Module, LoadReport)>, DeviceError>;
 
-    /// How many blocks of `threads` threads of this entry point fit one multiprocessor at once.
-    fn blocks_per_multiprocessor(
+    /// Whether a block of `threads` threads of this entry point fits a seat: a half of each part of
+    /// a multiprocessor, so that any two such blocks fit one multiprocessor.
+    fn fits_seat(
         &self,
         module: &Self::Module,
         algorithm: Algorithm,
         threads: u32,
-    ) -> Result<u32, DeviceError>;
+    ) -> Result<bool, DeviceError>;
 
     /// How many clusters of `size` blocks of `threads` threads of this entry point run at once
     /// whatever other blocks run, as long as those leave `seats` seats: of the device's seats, half
