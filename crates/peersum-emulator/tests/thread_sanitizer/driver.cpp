@@ -255,7 +255,7 @@ const float* run_call(peersum_u32 rank, int call, const Kind& kind, peersum_u64 
     params.input = reinterpret_cast<peersum_u64>(input + offset);
     params.output = reinterpret_cast<peersum_u64>(target);
     params.elements = moves(kind) ? bytes : elements;
-    params.chunk_stride = bytes;
+    params.chunk_stride = has_chunks(kind) ? bytes : 0;
     params.push_offset = PUSH_OFFSET;
     params.push_half_bytes = HALF;
     params.staging_offset = STAGING_OFFSET;

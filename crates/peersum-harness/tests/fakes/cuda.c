@@ -305,6 +305,7 @@ int cuMemFreeHost(void *memory) { free(memory); return OK; }
 
 #define ABSENT(name) int name(void) { return NOT_SUPPORTED; }
 ABSENT(cuFuncGetAttribute)
+ABSENT(cuFuncSetAttribute)
 ABSENT(cuGraphDestroy)
 ABSENT(cuGraphExecDestroy)
 ABSENT(cuGraphInstantiateWithFlags)
