@@ -105,8 +105,8 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                     if (k < begin && rows.has(k))
                         st_global_v4(rows.nth(buffers.kept(rows.unit(row)), k), r[k]);
                 }
-                return peersum_norm_rest(call.params, memory, row,
-                                         progress | PROGRESS_SENT | PROGRESS_NEXT_SENT | begin);
+                return leave_rest<AnyRows>(call.params, memory, row,
+                                           progress | PROGRESS_SENT | PROGRESS_NEXT_SENT | begin);
             }
             if (begin == 0 && row == rows.begin() && rows.has(0)) allow_next_kernel();
 #pragma unroll
@@ -167,7 +167,7 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
     if (warp_is_lost || rows.per_thread > MOST_UNITS) {
         leave_if_poisoned(call);
         advance_unlaunched_epochs(call);
-        return peersum_norm_rest(
+        return leave_rest<AnyRows>(
             params, memory, rows.begin(),
             first_progress(call, AnyRows::IN_CLUSTERS) | (warp_is_lost ? PROGRESS_LOST : 0));
     }
@@ -184,18 +184,19 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
 
 namespace {
 
-// Normalises a block's rows of `input`, of which each thread has up to `KEPT` units. They stay in
-// registers from the sum of squares to the result.
-template <int KEPT>
+// The most units of a row that a thread keeps in registers from the sum of squares to the result.
+constexpr int MOST_KEPT = 4;
+
+// Normalises a block's rows of `input`, of which each thread has no more units than that.
 PEERSUM_DEVICE void normalise_kept_rows(const ThreadPosition& position, const RowBuffers& buffers,
                                         const BlockRows& rows, BlockMemory memory) {
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = rows.begin(); row < rows.count; row += rows.stride()) {
-        Unit r[KEPT], residual[KEPT], weight[KEPT];
+        Unit r[MOST_KEPT], residual[MOST_KEPT], weight[MOST_KEPT];
         // All loads are in flight together.
 #pragma unroll
-        for (int k = 0; k < KEPT; ++k) {
+        for (int k = 0; k < MOST_KEPT; ++k) {
             r[k] = residual[k] = weight[k] = Unit{0, 0, 0, 0};
             if (rows.has(k)) r[k] = ld_global_v4(rows.nth(buffers.input(rows.unit(row)), k));
             if (rows.has(k) && buffers.has_residual())
@@ -203,7 +204,7 @@ PEERSUM_DEVICE void normalise_kept_rows(const ThreadPosition& position, const Ro
             if (rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
 #pragma unroll
-        for (int k = 0; k < KEPT; ++k) {
+        for (int k = 0; k < MOST_KEPT; ++k) {
             if (!rows.has(k) || !buffers.has_residual()) continue;
             r[k] = add_residual(r[k], residual[k]);
             st_global_v4(rows.nth(buffers.residual(rows.unit(row)), k), r[k]);
@@ -237,8 +238,7 @@ PEERSUM_DEVICE void norm_rows(const PeersumParams& params) {
     griddepcontrol_wait();
     if (position.is_signal_thread()) return;
 #endif
-    if (rows.per_thread <= 2) return normalise_kept_rows<2>(position, buffers, rows, memory);
-    if (rows.per_thread == 4) return normalise_kept_rows<4>(position, buffers, rows, memory);
+    if (rows.per_thread <= MOST_KEPT) return normalise_kept_rows(position, buffers, rows, memory);
     bool is_odd = false;
 #pragma unroll 1
     for (peersum_u32 row = rows.begin(); row < rows.count; row += rows.stride()) {

@@ -118,8 +118,19 @@ extern "C" __device__ __noinline__ bool peersum_await_unit(const PeersumParams& 
                                                            peersum_u64 first_slot,
                                                            peersum_u32 progress) {
     const Call call = rebuild_call(params, position_of_thread(), epochs_of_progress(progress));
-    Unit received[SOURCES];
-    return await_slots(call, first_slot, received);
+    Wait wait;
+#pragma unroll 1
+    for (peersum_u32 source = 0; source < SOURCES; ++source) {
+        const void* slot = slot_address(first_slot, source);
+#pragma unroll 1
+        while (largest_word(ld_relaxed_sys_v4(slot)) == PEERSUM_SLOT_EMPTY) {
+            spin_pause();
+            if (!is_time_to_look(wait)) continue;
+            wait.start_ns = peersum_look_at_slots(params, call.header, first_slot, wait.start_ns);
+            if (wait.start_ns == 0) return false;
+        }
+    }
+    return true;
 }
 
 // Waits for this thread's units of a row, from the first that is not taken on, and keeps r of each.
@@ -177,25 +188,59 @@ extern "C" __device__ __noinline__ void peersum_normalise_kept_row_of_cluster(
 }
 #endif
 
-// Finishes a block's rows from `row` on: rows of many units, those of a lost call, and those of a
-// warp that has polled for long without success. Not inlined, and nothing follows a call of it: so
-// a call in which no rank is late keeps no register for these cases.
-extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& params,
-                                                          BlockMemory memory, peersum_u32 row,
-                                                          peersum_u32 progress) {
+namespace {
+
+// Finishes a block's rows from `row` on.
+template <typename AnyRows>
+PEERSUM_DEVICE void finish_rows(const PeersumParams& params, BlockMemory memory, peersum_u32 row,
+                                peersum_u32 progress) {
 #pragma unroll 1
     while (row < params.rows) {
         const peersum_u32 next = peersum_send_rows(params, row, progress);
         if (!peersum_await_row(params, row, progress)) progress |= PROGRESS_LOST;
         const bool is_odd = (progress & PROGRESS_ODD) != 0;
-        if ((progress & PROGRESS_IN_CLUSTERS) == 0) {
-            peersum_normalise_kept_row(params, memory, row, is_odd);
-        } else {
+        if constexpr (AnyRows::IN_CLUSTERS) {
 #ifdef PEERSUM_HAS_CLUSTERS
             peersum_normalise_kept_row_of_cluster(params, memory, row, is_odd);
 #endif
+        } else {
+            peersum_normalise_kept_row(params, memory, row, is_odd);
         }
         progress = ((progress & ~(PROGRESS_ODD - 1)) ^ PROGRESS_ODD) | PROGRESS_SENT;
         row = next;
     }
 }
+
+}  // namespace
+
+// Both are for rows of many units, for lost calls, and for warps that have polled for long without
+// success. Not inlined, and nothing follows a call of them: so a call in which no rank is late
+// keeps no register for these cases.
+extern "C" __device__ __noinline__ void peersum_norm_rest(const PeersumParams& params,
+                                                          BlockMemory memory, peersum_u32 row,
+                                                          peersum_u32 progress) {
+    finish_rows<BlockRows>(params, memory, row, progress);
+}
+
+#ifdef PEERSUM_HAS_CLUSTERS
+extern "C" __device__ __noinline__ void peersum_norm_rest_of_cluster(const PeersumParams& params,
+                                                                     BlockMemory memory,
+                                                                     peersum_u32 row,
+                                                                     peersum_u32 progress) {
+    finish_rows<ClusterRows>(params, memory, row, progress);
+}
+#endif
+
+namespace {
+
+template <typename AnyRows>
+PEERSUM_DEVICE void leave_rest(const PeersumParams& params, BlockMemory memory, peersum_u32 row,
+                               peersum_u32 progress) {
+#ifdef PEERSUM_HAS_CLUSTERS
+    if constexpr (AnyRows::IN_CLUSTERS)
+        return peersum_norm_rest_of_cluster(params, memory, row, progress);
+#endif
+    peersum_norm_rest(params, memory, row, progress);
+}
+
+}  // namespace

@@ -125,8 +125,8 @@ PEERSUM_DEVICE void rearm(peersum_u64 first_slot) {
         st_relaxed_sys_v4(slot_address(first_slot, source), EMPTY_UNIT);
 }
 
-// Polls a unit's slots until all have arrived. False if the wait was given up.
-PEERSUM_DEVICE bool await_slots(const Call& call, peersum_u64 first_slot, Unit (&v)[SOURCES]) {
+// Polls a unit's slots until all have arrived, then re-arms them. False if the wait was given up.
+PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[SOURCES]) {
     Wait wait;
     while (!poll(first_slot, v)) {
         spin_pause();
@@ -136,12 +136,6 @@ PEERSUM_DEVICE bool await_slots(const Call& call, peersum_u64 first_slot, Unit (
             if (wait.start_ns == 0) return false;
         }
     }
-    return true;
-}
-
-// The same, then re-arms them.
-PEERSUM_DEVICE bool collect(const Call& call, peersum_u64 first_slot, Unit (&v)[SOURCES]) {
-    if (!await_slots(call, first_slot, v)) return false;
     rearm(first_slot);
     return true;
 }

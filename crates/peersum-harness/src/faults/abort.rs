@@ -51,6 +51,7 @@ fn abort<S: DeviceStream>(
     })?;
     let (rank, peers) = (communicator.rank(), member.peers);
     let calls = Calls::new(&communicator, what, SEED, ELEMENTS, HIDDEN)?;
+    peers.meet()?;
     calls.call(&mut communicator)?;
     communicator.synchronize()?;
     calls.prepare()?;

@@ -39,6 +39,7 @@ pub(super) fn absent_rank<S: DeviceStream>(
         Calls::new(communicator, what, SEED, ELEMENTS, HIDDEN)
     };
     let calls = calls_of(&communicator)?;
+    peers.meet()?;
     calls.call(&mut communicator)?;
     communicator.synchronize()?;
     communicator.capture_begin()?;

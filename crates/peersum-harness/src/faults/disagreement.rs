@@ -311,6 +311,7 @@ fn disagree<S: DeviceStream>(
     })?;
     let rank = communicator.rank();
     let good = Calls::new(&communicator, What::AllReduce, SEED, ELEMENTS, 0)?;
+    member.peers.meet()?;
     good.call(&mut communicator)?;
     communicator.synchronize()?;
     let calls = |rank: u32| programs[usize::from(rank == ODD)];

@@ -137,8 +137,6 @@ pub(super) fn two_communicators<S: DeviceStream>(
         let [first, second] = &mut lanes;
         [first.capture()?, second.capture()?]
     };
-    // If the ranks share a GPU, the driver can make a rank that allocates wait for the running
-    // kernels of the others.
     member.peers.meet()?;
     for round in 0..rounds {
         let looks = round % LOOK_EVERY == LOOK_EVERY - 1;

@@ -64,6 +64,8 @@ fn run_group<M: Machine>(
     let began = Instant::now();
     let mut session = Session::<DeviceOf<M>>::new(machine, settings, &of_group, rank, links.join)
         .with_context(|| format!("set-up of rank {rank} of {world_size}"))?;
+    // The driver can make a rank that allocates wait for the running kernels of another.
+    (links.meet)(world_size);
     emit(Event::Built {
         world_size,
         slot,

@@ -23,7 +23,8 @@ impl Peers<'_> {
         self.rank
     }
 
-    /// Waits for all ranks.
+    /// Waits for all ranks. Call it between allocations and the first call: if the ranks share a
+    /// GPU, the driver can make a rank that allocates wait for the running kernels of the others.
     ///
     /// # Errors
     /// A rank failed or did not come in time.

@@ -13,7 +13,7 @@ use crate::data::case_seed;
 use crate::grid::settings::{GridKind, Settings};
 use crate::machine::{DeviceOf, Machine};
 use crate::norm_output::NormOutput;
-use crate::ranks::run_threads;
+use crate::ranks::{Peers, run_threads};
 
 /// Different calls of a burst.
 const CALLS: usize = 6;
@@ -135,8 +135,10 @@ fn run_burst<D: Device>(
     settings: &Settings,
     seed: u64,
     corrupts: bool,
+    peers: &Peers<'_>,
 ) -> Result<Found> {
     let mut burst = Burst::new(communicator, settings, seed)?;
+    peers.meet()?;
     for call in &mut burst.last {
         call.corrupt(corrupts);
     }
@@ -177,7 +179,7 @@ pub(super) fn run<M: Machine>(machine: &M, soak: &Soak, part: &Part) -> Result<(
         let mut communicator = build(machine, settings, member.next_group()?)?;
         let corrupts = soak.corrupt && rank == 0;
         part.bursts(rank, |_, seed| {
-            run_burst(&mut communicator, settings, seed, corrupts)
+            run_burst(&mut communicator, settings, seed, corrupts, &member.peers)
         })
     })?;
     Ok(())

@@ -106,6 +106,7 @@ impl Part {
                 Session::<DeviceOf<M>>::new(machine, settings, &[largest], rank, &mut join)?;
             session.corrupts = soak.corrupt && rank == 0;
             let meet = || drop(member.peers.meet());
+            meet();
             self.bursts(rank, |burst, seed| {
                 session.settings.seed = seed;
                 let case = draw(&session.settings, world_size);
