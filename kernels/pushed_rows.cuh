@@ -147,6 +147,7 @@ extern "C" __device__ __noinline__ bool peersum_await_row(const PeersumParams& p
         Unit r = nan_unit();
         if (!lost) {
             allow_next_kernel();
+            // All words are there: a later load of a word never sees an earlier value.
             Unit received[SOURCES];
             poll(slots, received);
             rearm(slots);
