@@ -299,10 +299,7 @@ typedef struct PeersumParams {
     peersum_u64 fp8_inverse_scale;
     /* One float32 a row, which the call writes: the scale by which the row was divided. */
     peersum_u64 fp8_row_scales;
-    /* From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input
-     * of a reduce-scatter. A multiple of the size of an element. 0 in an all-reduce, whose chunks
-     * are all the whole input. In front of the fields of norm.cu it made calls with RMSNorm slower.
-     */
+    /* Bytes from one rank's chunk to the next: whole elements, 0 in an all-reduce (README.md). */
     peersum_u64 chunk_stride;
 } PeersumParams;
 

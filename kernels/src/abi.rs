@@ -302,7 +302,7 @@ pub struct PeersumParams {
     pub fp8_inverse_scale: peersum_u64,
     /// One float32 a row, which the call writes: the scale by which the row was divided.
     pub fp8_row_scales: peersum_u64,
-    /// From one rank's chunk to the next, in bytes: in the output of an all-gather, and in the input of a reduce-scatter. A multiple of the size of an element. 0 in an all-reduce, whose chunks are all the whole input. In front of the fields of norm.cu it made calls with RMSNorm slower.
+    /// Bytes from one rank's chunk to the next: whole elements, 0 in an all-reduce (README.md).
     pub chunk_stride: peersum_u64,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]

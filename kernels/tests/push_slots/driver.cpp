@@ -33,8 +33,7 @@ struct Uses {
 };
 
 // A value for each slot that was asked for, and some more.
-template <typename T>
-struct PerSlot {
+template <typename T> struct PerSlot {
     std::vector<T> values;
 
     T& operator[](peersum_u64 slot) {
