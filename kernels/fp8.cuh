@@ -86,25 +86,52 @@ PEERSUM_DEVICE float fp8_scale(peersum_u32 largest) {
 
 // What the values of a row are divided by.
 struct Divisor {
-    // Read only if `is_exact`. It is not if the caller gives the inverse alone, or if the scale is
-    // infinite or NaN: then n * inverse, which is 0 or NaN, is already the quotient.
+    // 0 if the caller gives the inverse alone, or if the scale is infinite or NaN: then n *
+    // inverse, which is 0 or NaN, is already the quotient.
     float scale;
     float inverse;
-    bool is_exact;
 
-    // n * inverse; if `is_exact`, n / scale rounded correctly, by two steps with the remainder
+    // n * inverse; with a scale, n / scale rounded correctly, by two steps with the remainder
     // (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor",
     // 1990). One reciprocal serves all of a thread's units of a row. Quotients so small that they
     // are 0 in FP8 may be less exact.
     __device__ __forceinline__ float quotient(float n) const {
         float q = mul_rn_f32(n, inverse);
-        if (!is_exact) return q;
+        if (scale == 0) return q;
 #pragma unroll
         for (int step = 0; step < 2; ++step) q = fma_rn_f32(fma_rn_f32(-scale, q, n), inverse, q);
         // The sign of zero is lost in the sums.
         return mov_b32_f32((mov_b32_u32(q) & F32_MAGNITUDE) | (mov_b32_u32(n) & ~F32_MAGNITUDE));
     }
 };
+
+// Stores a unit as FP8.
+PEERSUM_DEVICE void store_fp8(peersum_u64 address, Unit n, const Divisor& divisor) {
+    const Sum value = unpack(n);
+    peersum_u32 word[PER_UNIT / 4] = {};
+#pragma unroll
+    for (int e = 0; e < PER_UNIT; e += 2) {
+        const peersum_u32 pair =
+            e4m3x2(divisor.quotient(value.value[e + 1]), divisor.quotient(value.value[e]));
+        word[e / 4] |= pair << e % 4 * 8;
+    }
+    void* place = reinterpret_cast<void*>(address);
+    if constexpr (PER_UNIT == 8) {
+        st_global_u64(place, static_cast<peersum_u64>(word[PER_UNIT / 4 - 1]) << 32 | word[0]);
+    } else {
+        st_global_u32(place, word[0]);
+    }
+}
+
+}  // namespace
+
+// Not inlined: so a thread has registers for many units.
+extern "C" __device__ __noinline__ void peersum_store_fp8(peersum_u64 address, Unit n,
+                                                          Divisor divisor) {
+    store_fp8(address, n, divisor);
+}
+
+namespace {
 
 // The FP8 of a call.
 struct Fp8 {
@@ -121,32 +148,18 @@ struct Fp8 {
     __device__ __forceinline__ Divisor divisor_of_row(const ThreadPosition& position,
                                                       const AnyRows& rows, BlockMemory memory,
                                                       peersum_u32 row, peersum_u32 largest) const {
-        if (!has_row_scales()) return Divisor{0, inverse_scale, false};
+        if (!has_row_scales()) return Divisor{0, inverse_scale};
         const float scale = fp8_scale(largest_of_row(position, rows, memory, largest));
         if (rows.first == 0)
             st_global_u32(reinterpret_cast<void*>(params.fp8_row_scales +
                                                   static_cast<peersum_u64>(row) * sizeof(float)),
                           mov_b32_u32(scale));
-        return Divisor{scale, rcp_rn_f32(scale), mov_b32_u32(scale) < F32_INFINITY};
+        const bool is_finite = mov_b32_u32(scale) < F32_INFINITY;
+        return Divisor{is_finite ? scale : 0, rcp_rn_f32(scale)};
     }
 
-    __device__ __forceinline__ void store(peersum_u32 unit, Unit n, const Divisor& divisor) const {
-        Sum value = unpack(n);
-        peersum_u32 word[PER_UNIT / 4] = {};
-#pragma unroll
-        for (int e = 0; e < PER_UNIT; e += 2) {
-            const peersum_u32 pair =
-                e4m3x2(divisor.quotient(value.value[e + 1]), divisor.quotient(value.value[e]));
-            word[e / 4] |= pair << e % 4 * 8;
-        }
-        void* address =
-            reinterpret_cast<void*>(params.fp8_values + static_cast<peersum_u64>(unit) * PER_UNIT);
-        if constexpr (PER_UNIT == 8) {
-            st_global_u64(address,
-                          static_cast<peersum_u64>(word[PER_UNIT / 4 - 1]) << 32 | word[0]);
-        } else {
-            st_global_u32(address, word[0]);
-        }
+    __device__ __forceinline__ peersum_u64 address(peersum_u32 unit) const {
+        return params.fp8_values + static_cast<peersum_u64>(unit) * PER_UNIT;
     }
 };
 
@@ -173,7 +186,13 @@ PEERSUM_DEVICE void quantise_row(const ThreadPosition& position, const Fp8& fp8,
     const Divisor divisor = fp8.divisor_of_row(position, rows, memory, row, largest);
 #pragma unroll
     for (int k = 0; k < UNITS; ++k) {
-        if (rows.has(k)) fp8.store(rows.unit(row) + k * LANES, n[k], divisor);
+        if (!rows.has(k)) continue;
+        const peersum_u64 address = fp8.address(rows.unit(row) + k * LANES);
+        if constexpr (UNITS <= 2) {
+            store_fp8(address, n[k], divisor);
+        } else {
+            peersum_store_fp8(address, n[k], divisor);
+        }
     }
 }
 
@@ -194,7 +213,7 @@ PEERSUM_DEVICE void quantise_stored_row(const ThreadPosition& position, const Fp
 #pragma unroll 1
     for (peersum_u32 k = 0; k < rows.own; ++k) {
         const peersum_u32 unit = first + k * LANES;
-        fp8.store(unit, ld_global_v4(unit_address(output, unit)), divisor);
+        peersum_store_fp8(fp8.address(unit), ld_global_v4(unit_address(output, unit)), divisor);
     }
 }
 

@@ -172,10 +172,10 @@ PEERSUM_DEVICE void one_shot(const PeersumParams& params) {
             first_progress(call, AnyRows::IN_CLUSTERS) | (warp_is_lost ? PROGRESS_LOST : 0));
     }
     const auto pushed = pushed_rows(rows, params, call.push_epoch);
-    if (rows.per_thread == 1) return normalise_pushed_rows<1>(call, buffers, memory, pushed, own);
-    if (MOST_UNITS > 2 && rows.per_thread == 2)
-        return normalise_pushed_rows<2>(call, buffers, memory, pushed, own);
-    normalise_pushed_rows<MOST_UNITS>(call, buffers, memory, pushed, own);
+    if (MOST_UNITS > 2 && rows.per_thread > 2)
+        return normalise_pushed_rows<MOST_UNITS>(call, buffers, memory, pushed, own);
+    if (rows.per_thread == 2) return normalise_pushed_rows<2>(call, buffers, memory, pushed, own);
+    normalise_pushed_rows<1>(call, buffers, memory, pushed, own);
 }
 
 }  // namespace

@@ -3,36 +3,7 @@
 
 #include "fp8.cuh"
 
-// Makes FP8 of a row that the call has stored. Not inlined: several places of a kernel need it, and
-// none has it on its common path.
-extern "C" __device__ __noinline__ void peersum_quantise_stored_row(const PeersumParams& params,
-                                                                    BlockMemory memory,
-                                                                    peersum_u32 row) {
-    const ThreadPosition position = position_of_thread();
-    const auto rows = rows_of<BlockRows>(params, position);
-    quantise_stored_row(position, fp8_of(params), memory, rows, row);
-}
-
-#ifdef PEERSUM_HAS_CLUSTERS
-extern "C" __device__ __noinline__ void peersum_quantise_stored_row_of_cluster(
-    const PeersumParams& params, BlockMemory memory, peersum_u32 row) {
-    const ThreadPosition position = position_of_thread();
-    const auto rows = rows_of<ClusterRows>(params, position);
-    quantise_stored_row(position, fp8_of(params), memory, rows, row);
-}
-#endif
-
 namespace {
-
-template <typename AnyRows>
-PEERSUM_DEVICE void quantise_stored(const PeersumParams& params, BlockMemory memory,
-                                    peersum_u32 row) {
-#ifdef PEERSUM_HAS_CLUSTERS
-    if constexpr (AnyRows::IN_CLUSTERS)
-        return peersum_quantise_stored_row_of_cluster(params, memory, row);
-#endif
-    peersum_quantise_stored_row(params, memory, row);
-}
 
 // The parameters of a call that concern rows, by unit.
 struct RowBuffers {
@@ -91,13 +62,7 @@ PEERSUM_DEVICE void store_row(const ThreadPosition& position, const RowBuffers& 
         n[k] = normalise(buffers.params, r[k], scale, weight[k]);
         st_global_v4(rows.nth(buffers.output(rows.unit(row)), k), n[k]);
     }
-    if (!fp8.is_wanted()) return;
-    // Of many units, FP8 is made one by one: ptxas has no registers for them at once.
-    if constexpr (UNITS <= 2) {
-        quantise_row(position, fp8, memory, rows, row, n);
-    } else {
-        quantise_stored<AnyRows>(buffers.params, memory, row);
-    }
+    if (fp8.is_wanted()) quantise_row(position, fp8, memory, rows, row, n);
 }
 
 // Normalises one row, of any number of units. `next_r(k)` gives r of the thread's k-th unit, in
@@ -124,7 +89,8 @@ PEERSUM_DEVICE void normalise_row(const ThreadPosition& position, const RowBuffe
         st_global_v4(rows.nth(buffers.output(rows.unit(row)), k),
                      normalise(buffers.params, r, scale, buffers.weight(rows, k)));
     }
-    if (buffers.params.fp8_values != 0) quantise_stored<AnyRows>(buffers.params, memory, row);
+    const Fp8 fp8 = fp8_of(buffers.params);
+    if (fp8.is_wanted()) quantise_stored_row(position, fp8, memory, rows, row);
 }
 
 }  // namespace
