@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use peersum_artifact::{Arch, EntryPoint, ModuleKey, PtxasReport, Target};
+use peersum_artifact::{Arch, CudaVersion, EntryPoint, ModuleKey, PtxasReport, Target};
 
 use super::error::NvrtcError;
 use super::launch_bounds::launch_bound;
@@ -23,6 +23,12 @@ pub struct Compiled {
 /// The first compute capability with programmatic dependent launch. From there on the kernels wait
 /// for the kernel before them.
 const FIRST_PDL_ARCH: u16 = 90;
+/// The first NVRTC that optimises a module's functions on as many threads as there are cores. The
+/// machine code is the same, so this is none of the [`compile_flags`].
+const FIRST_TO_SPLIT: CudaVersion = CudaVersion {
+    major: 13,
+    minor: 0,
+};
 /// The largest block of a kernel without launch bounds.
 const MAX_THREADS_OF_A_BLOCK: u32 = 1024;
 
@@ -65,6 +71,9 @@ pub fn compile(
     let program = OpenProgram::create(library, key.source_root(), sources)?;
     let mut options = compile_flags(arch);
     options.extend(key.defines().iter().map(|define| format!("-D{define}")));
+    if library.version() >= FIRST_TO_SPLIT {
+        options.push("--split-compile=0".to_owned());
+    }
     let start = Instant::now();
     let compiled = program.compile(&options);
     let took = start.elapsed();
