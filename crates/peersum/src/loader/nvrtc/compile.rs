@@ -23,8 +23,9 @@ pub struct Compiled {
 /// The first compute capability with programmatic dependent launch. From there on the kernels wait
 /// for the kernel before them.
 const FIRST_PDL_ARCH: u16 = 90;
-/// The first NVRTC that optimises a module's functions on as many threads as there are cores. The
-/// machine code is the same, so this is none of the [`compile_flags`].
+/// The first NVRTC whose ptxas is known to compile a module's functions on as many threads as there
+/// are cores. It makes the same machine code, so this is none of the [`compile_flags`]. NVRTC's own
+/// `--split-compile` does not: it also splits what comes before ptxas.
 const FIRST_TO_SPLIT: CudaVersion = CudaVersion {
     major: 13,
     minor: 0,
@@ -72,7 +73,7 @@ pub fn compile(
     let mut options = compile_flags(arch);
     options.extend(key.defines().iter().map(|define| format!("-D{define}")));
     if library.version() >= FIRST_TO_SPLIT {
-        options.push("--split-compile=0".to_owned());
+        options.push("--ptxas-options=-split-compile=0".to_owned());
     }
     let start = Instant::now();
     let compiled = program.compile(&options);
