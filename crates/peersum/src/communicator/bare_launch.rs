@@ -37,7 +37,8 @@ impl<D: Device> Communicator<D> {
         if len == 0 || units > connected.layout.capacity_units(plan.route) {
             return None;
         }
-        let (shape, params) = self.prepare(connected, plan, call, false);
+        let mut params = connected.params;
+        let shape = self.prepare(connected, plan, call, false, &mut params);
         let module = connected.modules.get(plan.route.family(), call.dtype);
         let algorithm = plan.route.algorithm();
         // Makes the device the current one of this thread.

@@ -150,7 +150,7 @@ impl<D: Device> Communicator<D> {
         if call.elements == 0 {
             return Ok(());
         }
-        self.reduce(connected, call).map(drop)
+        self.reduce(connected, call, &mut { connected.params })
     }
 
     /// The plan of a call.
@@ -173,18 +173,18 @@ impl<D: Device> Communicator<D> {
     }
 
     /// Launches the kernels of one all-reduce, in pieces if it is larger than what its route holds.
-    /// Returns the parameters of the last piece.
+    /// `params` are those of any call; afterwards they are those of the last piece.
     pub(super) fn reduce(
         &self,
         connected: &Connected<D>,
         call: Call,
-    ) -> Result<PeersumParams, Error> {
+        params: &mut PeersumParams,
+    ) -> Result<(), Error> {
         let plan = self.plan_of(connected, &call)?;
         let element_bytes = call.dtype.size_bytes() as u64;
         let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
         let piece = connected.layout.capacity_units(plan.route) * unit_elements;
         let mut done = 0;
-        let mut last = connected.params;
         while done < call.elements {
             let elements = piece.min(call.elements - done);
             let offset = done * element_bytes;
@@ -195,9 +195,9 @@ impl<D: Device> Communicator<D> {
                 ..call
             };
             done += elements;
-            last = self.launch(connected, plan, piece, done < call.elements)?;
+            self.launch(connected, plan, piece, done < call.elements, params)?;
         }
-        Ok(last)
+        Ok(())
     }
 
     /// Launches one piece of a call.
@@ -207,8 +207,9 @@ impl<D: Device> Communicator<D> {
         plan: Plan,
         call: Call,
         more_pieces_follow: bool,
-    ) -> Result<PeersumParams, Error> {
-        let (shape, params) = self.prepare(connected, plan, call, more_pieces_follow);
+        params: &mut PeersumParams,
+    ) -> Result<(), Error> {
+        let shape = self.prepare(connected, plan, call, more_pieces_follow, params);
         let module = connected.modules.get(plan.route.family(), call.dtype);
         let algorithm = plan.route.algorithm();
         // SAFETY: `params` holds this rank's view of the group's arenas and symmetric buffers,
@@ -216,24 +217,24 @@ impl<D: Device> Communicator<D> {
         // `Output` keep valid for what is enqueued here; the status record is held by `connected`.
         // The shape is within the table's checked bounds. Teardown waits for the stream before any
         // of it is unmapped.
-        unsafe { self.device.launch(module, algorithm, shape, &params)? };
-        Ok(params)
+        unsafe { self.device.launch(module, algorithm, shape, params)? };
+        Ok(())
     }
 
-    /// The grid and the parameters of one launch.
+    /// The grid of one launch. Its parameters replace those of another call in `params`: they are
+    /// large, so a call copies them once.
     pub(super) fn prepare(
         &self,
         connected: &Connected<D>,
         plan: Plan,
         call: Call,
         more_pieces_follow: bool,
-    ) -> (LaunchShape, PeersumParams) {
-        let mut params = PeersumParams {
-            input: call.input,
-            output: call.output,
-            elements: call.elements,
-            ..connected.params
-        };
+        params: &mut PeersumParams,
+    ) -> LaunchShape {
+        params.input = call.input;
+        params.output = call.output;
+        params.elements = call.elements;
+        params.flags = connected.params.flags;
         let bytes = call.elements * call.dtype.size_bytes() as u64;
         let mut signature = CallSignature {
             sequence: 0,
@@ -268,12 +269,11 @@ impl<D: Device> Communicator<D> {
         let Plan {
             blocks, threads, ..
         } = connected.limits.launched(plan, bytes, self.world_size);
-        let shape = LaunchShape {
+        LaunchShape {
             blocks,
             threads,
             cluster: 1,
             pdl: self.pdl,
-        };
-        (shape, params)
+        }
     }
 }

@@ -155,7 +155,8 @@ impl<D: Device> Communicator<D> {
                 return self.launch_fused(connected, norm, fused, shape, rows);
             }
         }
-        let reduced = self.reduce(connected, call)?;
+        let mut reduced = connected.params;
+        self.reduce(connected, call, &mut reduced)?;
         self.normalise_rows(norm.of_output(), Some((plan, reduced)))
     }
 
@@ -256,7 +257,8 @@ impl<D: Device> Communicator<D> {
             let part = norm.part(done, rows);
             done += rows;
             let more_follow = done < norm.rows();
-            let (_, mut params) = self.prepare(connected, plan, part.call, more_follow);
+            let mut params = connected.params;
+            self.prepare(connected, plan, part.call, more_follow, &mut params);
             params.header |= FUSED;
             let params = PeersumParams {
                 norm_words: norm.signature().words(norm.call.dtype),
