@@ -75,7 +75,7 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
     if (row < rows.count) {
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
-            if (rows.has(k)) rows.send(rows.slots(row, k), sendable(loaded[k]));
+            if (rows.has(k)) rows.send(rows.slots(row, k), loaded[k]);
         }
     }
     // Done while the peers' data is on its way.
@@ -85,13 +85,15 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
         // A row is on its way while the one before it is awaited.
         if (row + rows.stride() < rows.count) send_row<UNITS>(rows, row + rows.stride());
         Unit r[UNITS], own[UNITS], residual[UNITS], weight[UNITS];
-        // What r needs besides is on its way while the peers' units are awaited.
+        // What else the row needs is on its way while the peers' units are awaited; not the weight
+        // of many units, for which there are no registers.
 #pragma unroll
         for (int k = 0; k < UNITS; ++k) {
             own[k] = residual[k] = r[k] = weight[k] = Unit{0, 0, 0, 0};
             if (KEEPS_OWN && rows.has(k)) own[k] = rows.own_unit(row, k);
             if (buffers.has_residual() && rows.has(k))
                 residual[k] = ld_global_v4(rows.nth(buffers.residual(rows.unit(row)), k));
+            if (UNITS <= 2 && rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
         constexpr int AT_ONCE = UNITS < MOST_POLLED ? UNITS : MOST_POLLED;
 #pragma unroll
@@ -119,11 +121,6 @@ PEERSUM_DEVICE void normalise_pushed_rows(const Call& call, const RowBuffers& bu
                 r[at] = add_residual(r[at], residual[at]);
                 st_global_v4(rows.nth(buffers.residual(rows.unit(row)), at), r[at]);
             }
-        }
-        // On its way while the row is summed, if there are registers for it.
-#pragma unroll
-        for (int k = 0; k < UNITS; ++k) {
-            if (UNITS <= 2 && rows.has(k)) weight[k] = buffers.weight(rows, k);
         }
         const bool is_odd = (progress & PROGRESS_ODD) != 0;
         const float sum = sum_over_row(call, rows, memory, squares_of_warp(call, r), is_odd);

@@ -16,7 +16,7 @@ struct PushedRows : AnyRows {
 
     // The k-th unit of this thread in a row.
     __device__ __forceinline__ Unit own_unit(peersum_u32 row, peersum_u32 k) const {
-        return sendable(ld_global_v4(this->nth(unit_address(params.input, this->unit(row)), k)));
+        return ld_global_v4(this->nth(unit_address(params.input, this->unit(row)), k));
     }
     // The offset of the slots of that unit.
     __device__ __forceinline__ peersum_u64 slots(peersum_u32 row, peersum_u32 k) const {
@@ -29,7 +29,7 @@ struct PushedRows : AnyRows {
         return half + slots_offset(first + k * LANES);
     }
     __device__ __forceinline__ void send(peersum_u64 slots, Unit own) const {
-        send_to_all(params, send_offset(params, slots), own);
+        send_to_all(params, send_offset(params, slots), sendable(own));
     }
 };
 
