@@ -14,6 +14,12 @@ use crate::memory::{difference, lend, write_repeated};
 use crate::norm_output::Fp8Buffers;
 use crate::operation::Operation;
 
+/// The layer of the data that is the residual; that of the input is 0.
+const RESIDUAL: u32 = 1;
+/// What input and weight are multiplied by in calls with RMSNorm. Each call adds to the residual: by
+/// whole values the f16 one would overflow in the timed calls, and what is not finite takes longer.
+const SMALL: f32 = 1.0 / 16384.0;
+
 /// What a call launches.
 #[derive(Default)]
 pub(crate) struct Launched {
@@ -107,7 +113,13 @@ impl<D: Device> Rank<'_, D> {
         let (device, memory, checks) = (&self.stopwatch.device, &self.memory, self.checks);
         let pattern = |layer, rank, len| -> Vec<T> {
             let key = Key::new(DATA_SEED, checks, layer, rank);
-            data::input(Content::Ordinary, key, len)
+            let mut values: Vec<T> = data::input(Content::Ordinary, key, len);
+            if call.operation == Operation::RmsNorm && layer != RESIDUAL {
+                for value in &mut values {
+                    *value = T::round(value.widen() * SMALL);
+                }
+            }
+            values
         };
         let [len, _] = call.lengths::<T>(world_size);
         let period = call.period::<T>(len);
@@ -144,7 +156,7 @@ impl<D: Device> Rank<'_, D> {
         };
         if call.operation == Operation::RmsNorm {
             let hidden = call.hidden as usize;
-            let (residual, weight) = (pattern(1, own, period), pattern(2, own, hidden));
+            let (residual, weight) = (pattern(RESIDUAL, own, period), pattern(2, own, hidden));
             memory.norm.prepare(device, len, &residual, &weight)?;
             expected.residual = reference::add_residual(&expected.output, &residual);
             expected.output = reference::rms_norm(&expected.residual, &weight, NUMBERS);
