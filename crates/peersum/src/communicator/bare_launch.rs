@@ -1,6 +1,6 @@
 //! The bare launch of a call's kernel, for the benchmark that shows the overhead of a call.
 
-use super::call::Call;
+use super::prepared::Call;
 use super::state::Communicator;
 use crate::device::Device;
 use crate::element::Element;

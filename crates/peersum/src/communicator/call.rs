@@ -1,9 +1,9 @@
 //! Calls: from the program's buffers to the launches of one call.
 
-use peersum_artifact::Dtype;
 use peersum_kernels::abi::{self, PeersumParams};
 
 use super::connected::Connected;
+use super::prepared::{Call, Cause, PreparedCall};
 use super::state::Communicator;
 use crate::call_signature::{CallKind, CallSignature};
 use crate::device::{Device, Input, LaunchShape, Output};
@@ -11,30 +11,6 @@ use crate::dispatch::Plan;
 use crate::element::Element;
 use crate::error::Error;
 use crate::operation::Operation;
-
-/// A call, or one of the pieces that it is launched in.
-#[derive(Clone, Copy)]
-pub(super) struct Call {
-    pub(super) dtype: Dtype,
-    pub(super) input: u64,
-    pub(super) output: u64,
-    pub(super) elements: u64,
-    /// An all-reduce, with or without RMSNorm, as the header says.
-    pub(super) operation: Operation,
-}
-
-impl Call {
-    /// The size of one buffer.
-    pub(super) fn bytes(&self) -> Result<u64, Error> {
-        let element_bytes = self.dtype.size_bytes();
-        self.elements
-            .checked_mul(element_bytes as u64)
-            .ok_or(Error::TooLong {
-                elements: self.elements as usize,
-                element_bytes,
-            })
-    }
-}
 
 impl<D: Device> Communicator<D> {
     /// Sums `input` over all ranks into `output`, in rank order in float32 with one rounding (see
@@ -150,7 +126,46 @@ impl<D: Device> Communicator<D> {
         if call.elements == 0 {
             return Ok(());
         }
-        self.reduce(connected, call, &mut { connected.params })
+        let cause = Cause {
+            call,
+            forced: self.forced,
+            timeout_ns: connected.params.timeout_ns,
+            symmetric_buffers: connected.symmetric.len(),
+        };
+        if self.latest.as_ref().is_none_or(|it| it.cause != cause) {
+            self.latest = self.prepare_whole(connected, cause)?;
+        }
+        let Some(latest) = &self.latest else {
+            return self.reduce(connected, call, &mut { connected.params });
+        };
+        let module = connected.modules.get(latest.family, call.dtype);
+        let (algorithm, shape, params) = (latest.algorithm, latest.shape, &latest.params);
+        // SAFETY: as in `launch`. They were made for the same addresses and the same state of
+        // `connected`.
+        unsafe { self.device.launch(module, algorithm, shape, params)? };
+        Ok(())
+    }
+
+    /// What a call needs that is launched once. `None` if it takes several launches.
+    fn prepare_whole(
+        &self,
+        connected: &Connected<D>,
+        cause: Cause,
+    ) -> Result<Option<PreparedCall>, Error> {
+        let call = cause.call;
+        let plan = self.plan_of(connected, &call)?;
+        if call.elements > connected.most_elements(plan.route, call.dtype) {
+            return Ok(None);
+        }
+        let mut params = connected.params;
+        let shape = self.prepare(connected, plan, call, false, &mut params);
+        Ok(Some(PreparedCall {
+            cause,
+            family: plan.route.family(),
+            algorithm: plan.route.algorithm(),
+            shape,
+            params,
+        }))
     }
 
     /// The plan of a call.
@@ -182,8 +197,7 @@ impl<D: Device> Communicator<D> {
     ) -> Result<(), Error> {
         let plan = self.plan_of(connected, &call)?;
         let element_bytes = call.dtype.size_bytes() as u64;
-        let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / element_bytes;
-        let piece = connected.layout.capacity_units(plan.route) * unit_elements;
+        let piece = connected.most_elements(plan.route, call.dtype);
         let mut done = 0;
         while done < call.elements {
             let elements = piece.min(call.elements - done);

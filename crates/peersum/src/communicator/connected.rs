@@ -3,6 +3,7 @@
 use std::mem::offset_of;
 use std::sync::Arc;
 
+use peersum_artifact::Dtype;
 use peersum_kernels::abi::{self, PeersumBlockState, PeersumControl, PeersumParams};
 
 use super::layout::{ArenaLayout, RANKS};
@@ -14,7 +15,7 @@ use super::sharing::SharedMemory;
 use super::symmetric::SymmetricRegion;
 use crate::call_signature::SymmetricPart;
 use crate::device::{Device, MemorySharing, StatusRecord};
-use crate::dispatch::{LaunchLimits, Placement};
+use crate::dispatch::{LaunchLimits, Placement, Route};
 use crate::loader::LoadReport;
 
 /// A symmetric buffer on every rank.
@@ -114,6 +115,12 @@ impl<D: Device> Connected<D> {
                 addresses: buffer.addresses.map(|base| base.wrapping_add(offset)),
             })
         })
+    }
+
+    /// The most elements that one launch of a route reduces.
+    pub(super) fn most_elements(&self, route: Route, dtype: Dtype) -> u64 {
+        let unit_elements = u64::from(abi::PEERSUM_UNIT_BYTES) / dtype.size_bytes() as u64;
+        self.layout.capacity_units(route) * unit_elements
     }
 
     /// The kind of source and destination of a call whose buffers have `bytes` bytes.

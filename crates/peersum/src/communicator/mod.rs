@@ -22,6 +22,7 @@ mod nccl_path;
 mod norm_launch;
 mod occupancy;
 mod path;
+mod prepared;
 mod probe;
 mod processes;
 mod recording;

@@ -4,7 +4,7 @@ use core::ffi::c_char;
 
 use super::agreement::gather;
 use super::builder::CommunicatorBuilder;
-use super::call::Call;
+use super::prepared::Call;
 use super::state::Communicator;
 use super::stream_claim::StreamClaim;
 use crate::device::{Device, DeviceStream};

@@ -5,10 +5,10 @@ use std::ops::Range;
 use peersum_artifact::{Algorithm, Dtype, Family};
 use peersum_kernels::abi::{self, PeersumParams};
 
-use super::call::Call;
 use super::connected::Connected;
 use super::fp8::Fp8Addresses;
 use super::layout::MOST_UNITS;
+use super::prepared::Call;
 use super::row_shape::{EMULATED_LANES, RowBounds, RowShape};
 use super::state::Communicator;
 use crate::call_signature::{NormOutput, NormSignature, unit_elements};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use peersum_artifact::Dtype;
 use peersum_kernels::abi;
 
-use super::call::Call;
+use super::prepared::Call;
 use super::state::Communicator;
 use crate::device::Device;
 use crate::dispatch::{LaunchLimits, Plan, Route};

@@ -2,9 +2,9 @@
 
 use peersum_kernels::abi;
 
-use super::call::Call;
 use super::fp8::{Fp8Addresses, Fp8Output, NoFp8};
 use super::norm_launch::NormCall;
+use super::prepared::Call;
 use super::state::Communicator;
 use crate::call_signature::unit_elements;
 use crate::device::{Device, Input, Output};

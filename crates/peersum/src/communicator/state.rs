@@ -10,6 +10,7 @@ use super::abort::AbortHandle;
 use super::alone::Alone;
 use super::builder::CommunicatorBuilder;
 use super::connected::Connected;
+use super::prepared::PreparedCall;
 use super::stream_claim::StreamClaim;
 use crate::cuda::Cuda;
 use crate::device::{Device, DeviceIdentity};
@@ -52,6 +53,8 @@ pub struct Communicator<D: Device = Cuda> {
     /// Whether calls with RMSNorm are fused; `None`: as the plan says.
     pub(super) fuses: Option<bool>,
     pub(super) pdl: bool,
+    /// The latest all-reduce, if one launch carried it out.
+    pub(super) latest: Option<PreparedCall>,
     pub(super) timeout: Duration,
     pub(super) setup_timeout: Duration,
     /// What this rank knows of its failure. Other threads have clones.
@@ -93,6 +96,7 @@ impl<D: Device> Communicator<D> {
             forced: None,
             fuses: None,
             pdl: builder.pdl,
+            latest: None,
             timeout: builder.timeout,
             setup_timeout: builder.setup_timeout,
             handle: AbortHandle {
