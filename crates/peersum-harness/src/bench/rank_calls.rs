@@ -16,8 +16,8 @@ use crate::operation::Operation;
 
 /// The layer of the data that is the residual; that of the input is 0.
 const RESIDUAL: u32 = 1;
-/// What input and weight are multiplied by in calls with RMSNorm. Each call adds to the residual: by
-/// whole values the f16 one would overflow in the timed calls, and what is not finite takes longer.
+/// What input and weight are multiplied by in calls with RMSNorm. Each call adds to the residual:
+/// otherwise that of f16 would overflow in the timed calls, and what is not finite takes longer.
 const SMALL: f32 = 1.0 / 16384.0;
 
 /// What a call launches.
