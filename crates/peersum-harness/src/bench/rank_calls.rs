@@ -6,19 +6,13 @@ use peersum::dispatch::{Placement, Plan};
 use peersum::{Communicator, Element, Scalar, reference};
 
 use super::call::{MeasuredCall, ROOT};
-use super::norm_arrays::{INVERSE_SCALE, NUMBERS};
+use super::norm_arrays::{INVERSE_SCALE, NUMBERS, small};
 use super::ranks::{DATA_SEED, Rank};
 use super::timing::{Launch, Method, Times};
 use crate::data::{self, Content, Key, TestElement, bytes_of};
 use crate::memory::{difference, lend, write_repeated};
 use crate::norm_output::Fp8Buffers;
 use crate::operation::Operation;
-
-/// The layer of the data that is the residual; that of the input is 0.
-const RESIDUAL: u32 = 1;
-/// What input and weight are multiplied by in calls with RMSNorm. Each call adds to the residual:
-/// otherwise that of f16 would overflow in the timed calls, and what is not finite takes longer.
-const SMALL: f32 = 1.0 / 16384.0;
 
 /// What a call launches.
 #[derive(Default)]
@@ -113,19 +107,16 @@ impl<D: Device> Rank<'_, D> {
         let (device, memory, checks) = (&self.stopwatch.device, &self.memory, self.checks);
         let pattern = |layer, rank, len| -> Vec<T> {
             let key = Key::new(DATA_SEED, checks, layer, rank);
-            let mut values: Vec<T> = data::input(Content::Ordinary, key, len);
-            if call.operation == Operation::RmsNorm && layer != RESIDUAL {
-                for value in &mut values {
-                    *value = T::round(value.widen() * SMALL);
-                }
-            }
-            values
+            data::input(Content::Ordinary, key, len)
         };
         let [len, _] = call.lengths::<T>(world_size);
         let period = call.period::<T>(len);
         let mut inputs: Vec<Vec<T>> = (0..world_size)
             .map(|rank| pattern(0, rank, period))
             .collect();
+        if call.operation == Operation::RmsNorm {
+            inputs = inputs.into_iter().map(small).collect();
+        }
         if !call.operation.all_reduces() {
             // What its output has does not repeat.
             for input in &mut inputs {
@@ -156,7 +147,7 @@ impl<D: Device> Rank<'_, D> {
         };
         if call.operation == Operation::RmsNorm {
             let hidden = call.hidden as usize;
-            let (residual, weight) = (pattern(RESIDUAL, own, period), pattern(2, own, hidden));
+            let (residual, weight) = (pattern(1, own, period), small(pattern(2, own, hidden)));
             memory.norm.prepare(device, len, &residual, &weight)?;
             expected.residual = reference::add_residual(&expected.output, &residual);
             expected.output = reference::rms_norm(&expected.residual, &weight, NUMBERS);
