@@ -29,11 +29,25 @@ impl Default for Folded {
 
 impl Hasher for Folded {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
+        // Whole words apart: a copy of known length is one load.
+        let (words, rest) = bytes.as_chunks();
+        for &word in words {
             self.write_u64(u64::from_le_bytes(word));
         }
+        if !rest.is_empty() {
+            let mut word = [0; 8];
+            word[..rest.len()].copy_from_slice(rest);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+    fn write_u8(&mut self, byte: u8) {
+        self.write_u64(byte.into());
+    }
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+    fn write_isize(&mut self, word: isize) {
+        self.write_u64(word as u64);
     }
     fn write_u64(&mut self, word: u64) {
         // A factor is 0 only by chance. If one is, nothing is lost: the earlier value is in both.
