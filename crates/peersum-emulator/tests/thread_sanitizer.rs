@@ -16,8 +16,10 @@
 //! one that is relaxed by mistake is not seen (the models in kernels/tests/models see it).
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use tempfile::TempDir;
 
@@ -38,106 +40,172 @@ const NO_CLOSING_BARRIER: u32 = 2;
 const NO_OPENING_BARRIER: u32 = 5;
 const NO_ROW_BARRIER: u32 = 7;
 
+/// A program: the driver with all families.
 struct Build {
     world_size: u32,
-    broken: u32,
+    /// The family that is broken on purpose, and how.
+    broken: Option<(&'static str, u32)>,
     /// Families whose accesses that carry elements are ordinary ones.
     plain_data: &'static [&'static str],
 }
 
-/// The driver with all families.
+/// What one source is compiled with. Programs share the objects that are the same in them.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Object {
+    source: &'static str,
+    dtype: &'static str,
+    world_size: u32,
+    broken: u32,
+    has_plain_data: bool,
+}
+
+impl Object {
+    fn file_name(&self) -> String {
+        let data = if self.has_plain_data {
+            "plain"
+        } else {
+            "atomic"
+        };
+        format!(
+            "{}.{}.{}.{data}.o",
+            self.source, self.world_size, self.broken
+        )
+    }
+}
+
+impl Build {
+    fn objects(&self) -> impl Iterator<Item = Object> {
+        let object = |source, dtype, broken, has_plain_data| Object {
+            source,
+            dtype,
+            world_size: self.world_size,
+            broken,
+            has_plain_data,
+        };
+        let families = FAMILIES.map(|(family, dtype)| {
+            let of_family = self.broken.filter(|(broken, _)| *broken == family);
+            let broken = of_family.map_or(NOTHING, |(_, broken)| broken);
+            object(family, dtype, broken, self.plain_data.contains(&family))
+        });
+        let others = ["driver", "runtime"].map(|source| object(source, "f32", NOTHING, false));
+        families.into_iter().chain(others)
+    }
+}
+
+/// An object's path, and the command that made it.
+type Compiled = (PathBuf, String);
+
+/// The objects that are compiled, each once. They are there while a test uses them.
+struct Objects {
+    directory: TempDir,
+    compiled: Mutex<HashMap<Object, Arc<OnceLock<Compiled>>>>,
+}
+
+impl Objects {
+    fn shared() -> Arc<Objects> {
+        static SHARED: Mutex<Weak<Objects>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap();
+        shared.upgrade().unwrap_or_else(|| {
+            let directory = tempfile::tempdir().unwrap();
+            for source in peersum_kernels::SOURCES {
+                std::fs::write(directory.path().join(source.path), source.text).unwrap();
+            }
+            let compiled = Mutex::default();
+            let new = Arc::new(Objects {
+                directory,
+                compiled,
+            });
+            *shared = Arc::downgrade(&new);
+            new
+        })
+    }
+
+    fn get(&self, object: &Object) -> Compiled {
+        let mut compiled = self.compiled.lock().unwrap();
+        let entry = Arc::clone(compiled.entry(object.clone()).or_default());
+        drop(compiled);
+        let compile = || {
+            let path = self.directory.path().join(object.file_name());
+            let mut command = self.compile(object, &path);
+            check(&command.output().unwrap(), &[format!("{command:?}")]);
+            (path, format!("{command:?}"))
+        };
+        entry.get_or_init(compile).clone()
+    }
+
+    fn compile(&self, object: &Object, path: &Path) -> Command {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let kernels = self.directory.path();
+        let mut compile = compiler();
+        compile
+            .args(["-std=c++17", "-O1", "-g", "-w", "-c", "-x", "c++"])
+            .args(["-fno-exceptions", "-fno-rtti"])
+            .args(["-fno-strict-aliasing", "-ffp-contract=off"])
+            .args([
+                format!("-DPEERSUM_WORLD_SIZE={}", object.world_size),
+                format!("-DPEERSUM_BREAK={}", object.broken),
+                format!("-DPEERSUM_DTYPE={}", object.dtype),
+                "-DPEERSUM_EMULATOR_RELEASED_FLAGS".to_owned(),
+            ])
+            .arg("-I")
+            .arg(kernels)
+            .arg("-I")
+            .arg(here.join("src/cpp"));
+        if object.has_plain_data {
+            compile.arg("-DPEERSUM_EMULATOR_PLAIN_DATA");
+        }
+        let source = match object.source {
+            "driver" => here.join("tests/thread_sanitizer/driver.cpp"),
+            "runtime" => here.join("src/cpp/runtime.cpp"),
+            family => {
+                // On a GPU each module is a program of its own.
+                let functions = peersum_kernels::exported_device_functions();
+                compile.args(functions.map(|name| format!("-D{name}={family}_{name}")));
+                compile.args(["-include", "platform_emulator.hpp"]);
+                kernels.join(format!("{family}.cu"))
+            }
+        };
+        compile.arg(source).arg("-o").arg(path);
+        compile
+    }
+}
+
+/// A program that is linked.
 struct Driver {
     directory: TempDir,
     commands: Vec<String>,
+    _objects: Arc<Objects>,
 }
 
 impl Driver {
-    fn compile(build: &Build) -> Driver {
+    fn link(build: &Build) -> Driver {
+        let objects = Objects::shared();
+        let compiled: Vec<Compiled> = std::thread::scope(|scope| {
+            let compile = |object: Object| {
+                scope.spawn({
+                    let objects = &objects;
+                    move || objects.get(&object)
+                })
+            };
+            let compiles: Vec<_> = build.objects().map(compile).collect();
+            compiles.into_iter().map(|it| it.join().unwrap()).collect()
+        });
         let directory = tempfile::tempdir().unwrap();
-        for source in peersum_kernels::SOURCES {
-            std::fs::write(directory.path().join(source.path), source.text).unwrap();
-        }
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut objects: Vec<(Command, PathBuf)> = Vec::new();
-        let mut object = |name: &str, source: PathBuf, flags: Vec<String>| {
-            let path = directory.path().join(name).with_extension("o");
-            let mut compile = compiler();
-            compile
-                .args(["-std=c++17", "-O1", "-g", "-w", "-c", "-x", "c++"])
-                .args(["-fno-exceptions", "-fno-rtti"])
-                .args(["-fno-strict-aliasing", "-ffp-contract=off"])
-                .args([
-                    format!("-DPEERSUM_WORLD_SIZE={}", build.world_size),
-                    format!("-DPEERSUM_BREAK={}", build.broken),
-                    "-DPEERSUM_EMULATOR_RELEASED_FLAGS".to_owned(),
-                ])
-                .arg("-I")
-                .arg(directory.path())
-                .arg("-I")
-                .arg(here.join("src/cpp"))
-                .args(flags)
-                .arg(source)
-                .arg("-o")
-                .arg(&path);
-            objects.push((compile, path));
-        };
-        for (family, dtype) in FAMILIES {
-            // On a GPU each module is a program of its own.
-            let mut flags: Vec<String> = peersum_kernels::exported_device_functions()
-                .map(|function| format!("-D{function}={family}_{function}"))
-                .collect();
-            flags.extend(["-include".to_owned(), "platform_emulator.hpp".to_owned()]);
-            flags.push(format!("-DPEERSUM_DTYPE={dtype}"));
-            if build.plain_data.contains(&family) {
-                flags.push("-DPEERSUM_EMULATOR_PLAIN_DATA".to_owned());
-            }
-            let source = directory.path().join(format!("{family}.cu"));
-            object(family, source, flags);
-        }
-        let driver = here.join("tests/thread_sanitizer/driver.cpp");
-        let f32 = vec!["-DPEERSUM_DTYPE=f32".to_owned()];
-        object("driver", driver, f32.clone());
-        object("runtime", here.join("src/cpp/runtime.cpp"), f32);
-
         let mut link = compiler();
-        link.args(objects.iter().map(|(_, path)| path))
+        link.args(compiled.iter().map(|(path, _)| path))
             .arg("-o")
             .arg(directory.path().join("driver"));
-        let commands = objects
-            .iter()
-            .map(|(compile, _)| format!("{compile:?}"))
+        let commands: Vec<String> = compiled
+            .into_iter()
+            .map(|(_, command)| command)
             .chain([format!("{link:?}")])
             .collect();
-        let compiles: Vec<_> = objects
-            .into_iter()
-            .map(|(mut compile, _)| compile.stderr(Stdio::piped()).spawn())
-            .collect();
-        let driver = Driver {
+        check(&link.output().unwrap(), &commands);
+        Driver {
             directory,
             commands,
-        };
-        for compile in compiles {
-            driver.check(
-                &compile
-                    .and_then(|compile| compile.wait_with_output())
-                    .unwrap(),
-            );
+            _objects: objects,
         }
-        driver.check(&link.output().unwrap());
-        driver
-    }
-
-    fn check(&self, output: &Output) {
-        assert!(
-            output.status.success(),
-            "the compiler and its ThreadSanitizer library are needed here\n{}",
-            self.report(output)
-        );
-    }
-
-    fn report(&self, output: &Output) -> String {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        format!("{}\n{stderr}", self.commands.join("\n"))
     }
 
     fn run(&self, arguments: &[String]) -> Output {
@@ -150,17 +218,32 @@ impl Driver {
 
     fn assert_clean(&self, arguments: &[String]) {
         let output = self.run(arguments);
-        assert!(output.status.success(), "{}", self.report(&output));
+        let report = report(&output, &self.commands);
+        assert!(output.status.success(), "{report}");
     }
 
     fn assert_reports_a_data_race(&self) {
         let output = self.run(&[]);
-        let report = self.report(&output);
+        let report = report(&output, &self.commands);
         assert!(
             !output.status.success() && report.contains("ThreadSanitizer: data race"),
             "{report}"
         );
     }
+}
+
+#[track_caller]
+fn check(output: &Output, commands: &[String]) {
+    assert!(
+        output.status.success(),
+        "the compiler and its ThreadSanitizer library are needed here\n{}",
+        report(output, commands)
+    );
+}
+
+fn report(output: &Output, commands: &[String]) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    format!("{}\n{stderr}", commands.join("\n"))
 }
 
 fn compiler() -> Command {
@@ -172,9 +255,9 @@ fn compiler() -> Command {
 #[test]
 fn calls_of_all_kinds_behind_each_other_have_no_data_race() {
     for world_size in [2, 3] {
-        let driver = Driver::compile(&Build {
+        let driver = Driver::link(&Build {
             world_size,
-            broken: NOTHING,
+            broken: None,
             plain_data: &["pull"],
         });
         driver.assert_clean(&[]);
@@ -185,9 +268,9 @@ fn calls_of_all_kinds_behind_each_other_have_no_data_race() {
 fn calls_that_are_lost_have_no_data_race() {
     for world_size in [2, 3] {
         // Status and poison words are as wide as elements: ordinary accesses would be to both.
-        let driver = Driver::compile(&Build {
+        let driver = Driver::link(&Build {
             world_size,
-            broken: NOTHING,
+            broken: None,
             plain_data: &[],
         });
         for kind in 0..KINDS {
@@ -198,11 +281,15 @@ fn calls_that_are_lost_have_no_data_race() {
 
 #[test]
 fn a_missing_barrier_is_reported_as_a_data_race() {
-    for broken in [NO_OPENING_BARRIER, NO_CLOSING_BARRIER, NO_ROW_BARRIER] {
+    for broken in [
+        ("pull", NO_OPENING_BARRIER),
+        ("pull", NO_CLOSING_BARRIER),
+        ("norm", NO_ROW_BARRIER),
+    ] {
         for world_size in [2, 3] {
-            let driver = Driver::compile(&Build {
+            let driver = Driver::link(&Build {
                 world_size,
-                broken,
+                broken: Some(broken),
                 plain_data: &["pull"],
             });
             driver.assert_reports_a_data_race();
@@ -213,9 +300,9 @@ fn a_missing_barrier_is_reported_as_a_data_race() {
 #[test]
 fn ordinary_accesses_to_slots_are_reported_as_a_data_race() {
     for plain_data in [&["push"], &["move"]] {
-        let driver = Driver::compile(&Build {
+        let driver = Driver::link(&Build {
             world_size: 2,
-            broken: NOTHING,
+            broken: None,
             plain_data,
         });
         driver.assert_reports_a_data_race();
