@@ -56,7 +56,7 @@ fn main() -> io::Result<()> {
         .flag("-Wno-sign-compare")
         // Optimise debug builds too: tests should spend their time in the waits of the protocols,
         // not in slow code. More than this saves them less than it costs the build.
-        .opt_level(1)
+        .opt_level_str("g")
         .debug(false)
         .include(&kernels)
         .include("src/cpp")
