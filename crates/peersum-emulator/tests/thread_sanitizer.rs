@@ -120,6 +120,7 @@ impl Objects {
         })
     }
 
+    /// Compiles an object unless a program has it already.
     fn get(&self, object: &Object) -> Compiled {
         let mut compiled = self.compiled.lock().unwrap();
         let entry = Arc::clone(compiled.entry(object.clone()).or_default());

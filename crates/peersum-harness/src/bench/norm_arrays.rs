@@ -19,8 +19,8 @@ pub(super) const NUMBERS: NormNumbers = NormNumbers {
 /// With which few FP8 values saturate.
 pub(super) const INVERSE_SCALE: f32 = 100.0;
 
-/// Input and weight of calls with RMSNorm. Each call adds to the residual: otherwise that of f16
-/// would overflow in the timed calls, and what is not finite takes longer.
+/// Makes an input or a weight small. Each timed call adds to the residual, which would otherwise
+/// overflow in f16, and calls with values that are not finite take longer.
 pub(super) fn small<T: Element>(mut values: Vec<T>) -> Vec<T> {
     for value in &mut values {
         *value = T::round(value.widen() / 16384.0);

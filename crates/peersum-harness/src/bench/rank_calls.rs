@@ -105,6 +105,7 @@ impl<D: Device> Rank<'_, D> {
         self.checks += 1;
         let (own, world_size) = (self.communicator.rank(), self.communicator.world_size());
         let (device, memory, checks) = (&self.stopwatch.device, &self.memory, self.checks);
+        // Layers: 0 is the input, 1 the residual, 2 the weight.
         let pattern = |layer, rank, len| -> Vec<T> {
             let key = Key::new(DATA_SEED, checks, layer, rank);
             data::input(Content::Ordinary, key, len)
